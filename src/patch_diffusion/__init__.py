@@ -1,0 +1,73 @@
+"""Train image diffusion models from scratch by Patch Diffusion, and sample whole images from them.
+
+The public names below are imported when they are first used, so that ``import patch_diffusion`` is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from patch_diffusion.config import Config as Config
+    from patch_diffusion.data.sources import ImageSet as ImageSet
+    from patch_diffusion.data.sources import open_images as open_images
+    from patch_diffusion.denoise.denoiser import Denoiser as Denoiser
+    from patch_diffusion.denoise.loss import denoising_loss as denoising_loss
+    from patch_diffusion.denoise.networks.unet import UNet as UNet
+    from patch_diffusion.denoise.noise import NoiseLevels as NoiseLevels
+    from patch_diffusion.errors import InputError as InputError
+    from patch_diffusion.evaluation.denoising import whole_image_loss as whole_image_loss
+    from patch_diffusion.patches.coords import coordinate_grid as coordinate_grid
+    from patch_diffusion.patches.crop import Patch as Patch
+    from patch_diffusion.patches.crop import random_patches as random_patches
+    from patch_diffusion.patches.crop import whole_image as whole_image
+    from patch_diffusion.patches.schedule import PatchSchedule as PatchSchedule
+    from patch_diffusion.presets import PRESETS as PRESETS
+    from patch_diffusion.sampling.generate import Sample as Sample
+    from patch_diffusion.sampling.generate import generate as generate
+    from patch_diffusion.sampling.pictures import picture_grid as picture_grid
+    from patch_diffusion.sampling.schedules import karras_sigmas as karras_sigmas
+    from patch_diffusion.sampling.solvers import euler as euler
+    from patch_diffusion.sampling.solvers import heun as heun
+    from patch_diffusion.training.launch import train as train
+    from patch_diffusion.training.run import describe as describe
+    from patch_diffusion.training.run import load as load
+    from patch_diffusion.training.trainer import Trainer as Trainer
+
+_HOME = {
+    "config": ("Config",),
+    "data.sources": ("ImageSet", "open_images"),
+    "denoise.denoiser": ("Denoiser",),
+    "denoise.loss": ("denoising_loss",),
+    "denoise.networks.unet": ("UNet",),
+    "denoise.noise": ("NoiseLevels",),
+    "errors": ("InputError",),
+    "evaluation.denoising": ("whole_image_loss",),
+    "patches.coords": ("coordinate_grid",),
+    "patches.crop": ("Patch", "random_patches", "whole_image"),
+    "patches.schedule": ("PatchSchedule",),
+    "presets": ("PRESETS",),
+    "sampling.generate": ("Sample", "generate"),
+    "sampling.pictures": ("picture_grid",),
+    "sampling.schedules": ("karras_sigmas",),
+    "sampling.solvers": ("euler", "heun"),
+    "training.launch": ("train",),
+    "training.run": ("describe", "load"),
+    "training.trainer": ("Trainer",),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = sorted([*_MODULE_OF, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'patch_diffusion' has no attribute '{name}'")
+    return getattr(import_module(f"patch_diffusion.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

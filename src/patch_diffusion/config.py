@@ -1,0 +1,243 @@
+"""Every option of a run, typed: what is asked for on the command line, what is stored with the run.
+
+One frozen dataclass per group; a field, a command-line option and a JSON key are the same word. This file imports no
+heavy library, so that ``--help`` is quick. Ranges are checked by the objects that use the values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from patch_diffusion.errors import InputError, did_you_mean
+
+_STRICT = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images."""
+
+    __pydantic_config__ = _STRICT
+
+    source: str = ""
+    """A folder, a zip, or the built-in "digits". The command line's DATA."""
+    resolution: Annotated[int | tuple[int, int] | None, tyro.conf.arg(aliases=["--resolution"])] = None
+    """Side, or height and width, to which images are cropped and resized. None: as they are, all the same."""
+    classes: bool | None = None
+    """Train on class labels, from dataset.json or the names of the sub-folders. None: on those that come with the
+    data (dataset.json, digits)."""
+    mode: Literal["auto", "L", "RGB", "RGBA"] = "auto"
+    """Channels to convert files to. auto: L where all files are grey, RGBA where all are transparent, else RGB."""
+
+
+@dataclass(frozen=True)
+class Patches:
+    """What the network is trained on: whole images and patches of them."""
+
+    __pydantic_config__ = _STRICT
+
+    whole: float = 0.5
+    """Probability p of a step on whole images."""
+    sizes: dict[str, float] = field(default_factory=lambda: {"1/2": 3 / 5, "1/4": 2 / 5})
+    """Patch sizes and their shares of the other steps. A size is a fraction of the image ("1/2") or the pixels of its
+    shorter side ("32")."""
+    kind: Literal["stochastic", "progressive", "fixed"] = "stochastic"
+    """stochastic: a size is drawn per step. progressive: from small to large as the budget is spent. fixed: one size."""
+    growth: Literal["linear", "area", "none"] = "linear"
+    """How the batch grows for a patch s of an image R: R/s, (R/s)^2 (equal pixels), or not."""
+    weight: Literal["patch", "area"] = "patch"
+    """Weight of a patch in the loss. patch: mean over its pixels. area: sum, as in the published implementation."""
+    coords: bool = True
+    """Give the network the coordinates of its pixels."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Noise levels of training, and the range of sampling."""
+
+    __pydantic_config__ = _STRICT
+
+    p_mean: float = -1.2
+    """Mean of ln(sigma)."""
+    p_std: float = 1.2
+    """Standard deviation of ln(sigma)."""
+    sigma_data: float | None = None
+    """Standard deviation of the images in [-1, 1]. None: measured from the data."""
+    sigma_min: float = 0.002
+    """Lowest noise level of sampling."""
+    sigma_max: float = 80.0
+    """Highest noise level of sampling."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """The network."""
+
+    __pydantic_config__ = _STRICT
+
+    kind: Literal["unet", "custom"] = "unet"
+    """unet: a U-Net of the DDPM++ kind. custom: a module of your own, which only Python can give."""
+    width: int = 64
+    """Channels at full resolution."""
+    multipliers: tuple[int, ...] = (1, 2, 2)
+    """Channels of each level as multiples of the width; every level after the first halves height and width."""
+    blocks: int = 2
+    """Residual blocks per level."""
+    attention: tuple[int, ...] | None = None
+    """Levels with self-attention, 0 being full resolution. None: the level above the lowest."""
+    dropout: float = 0.1
+    """Probability of dropout in the residual blocks."""
+    label_dropout: float = 0.1
+    """Probability of hiding a class label in training; without it there is no guidance in sampling."""
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """How the weights move."""
+
+    __pydantic_config__ = _STRICT
+
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Decay rates of Adam's moments."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of AdamW."""
+    warmup: float = 0.02
+    """Fraction of the budget over which the learning rate rises from zero."""
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls from the end of the warm-up to zero at the end of the budget; constant: it stays."""
+
+
+@dataclass(frozen=True)
+class Ema:
+    """The running average of the weights that is sampled from."""
+
+    __pydantic_config__ = _STRICT
+
+    half_life_images: float = 500_000
+    """Images after which a weight's share in the average has halved."""
+    ramp: float = 0.05
+    """Upper limit of the half-life as a fraction of the images seen so far, so that short runs average well too."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The hardware."""
+
+    __pydantic_config__ = _STRICT
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps. auto: a GPU where there is one."""
+    threads: int | None = None
+    """CPU threads. None: as torch chooses."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that determines a run."""
+
+    __pydantic_config__ = _STRICT
+
+    data: Data = Data()
+    patches: Patches = field(default_factory=Patches)
+    noise: Noise = Noise()
+    network: Network = Network()
+    optimizer: Optimizer = Optimizer()
+    ema: Ema = Ema()
+    engine: Engine = Engine()
+
+    batch: int = 64
+    """Whole images per step; steps on small patches take more, see patches.growth."""
+    seed: int = 0
+    """Everything random follows from it."""
+    steps: int | None = None
+    """Budget in optimizer steps."""
+    images: int | None = None
+    """Budget in images drawn from the data."""
+    minutes: float | None = None
+    """Budget in minutes of training, over all continuations."""
+    checkpoints: int = 10
+    """Checkpoints to keep, evenly over the budget."""
+    checkpoint_minutes: float = 10.0
+    """Save at least this often; what is saved between two kept checkpoints is replaced by the next."""
+    samples: int = 10
+    """Pictures of samples, evenly over the budget."""
+    log_every: int = 20
+    """Steps per line of log.jsonl."""
+
+
+# Options that may differ when a run continues: they do not change what the finished part of the run was.
+MAY_CHANGE = {"engine", "steps", "images", "minutes", "checkpoints", "checkpoint_minutes", "samples", "log_every"}
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The config as nested dicts, lists and numbers, ready for JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(options: dict[str, Any], *, base: Config | None = None, where: str = "the config") -> Config:
+    """Nested options, as from JSON or YAML, laid over ``base``.
+
+    Args:
+        options: nested dicts with the field names of `Config`; unknown names are refused with the nearest known one.
+        base: what options that are not given fall back to; the defaults where there is none.
+        where: names the file in errors.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    merged = _merge(to_dict(base or Config()), options, where, ())
+    try:
+        return TypeAdapter(Config).validate_python(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{where}: {name} is {first['input']!r}: {first['msg'].lower()}") from None
+
+
+def read_yaml(path: str | Path, base: Config | None = None) -> Config:
+    """A YAML file of options laid over ``base``."""
+    import yaml
+
+    try:
+        options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the config file {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if options is None:
+        options = {}
+    if not isinstance(options, dict):
+        raise InputError(f"{path} must hold options by name, such as 'batch: 64', but holds a {type(options).__name__}")
+    return from_dict(options, base=base, where=str(path))
+
+
+def changed_options(before: Config, after: Config) -> list[str]:
+    """Names of the options that differ and that a continued run may not change."""
+    names = []
+    old, new = to_dict(before), to_dict(after)
+    for name in old.keys() - MAY_CHANGE:
+        if isinstance(old[name], dict):
+            names += [f"{name}.{key}" for key in old[name] if old[name][key] != new[name][key]]
+        elif old[name] != new[name]:
+            names.append(name)
+    return sorted(names)
+
+
+def _merge(base: dict[str, Any], options: dict[str, Any], where: str, path: tuple[str, ...]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in options.items():
+        name = ".".join((*path, str(key)))
+        if key not in base:
+            raise InputError(f"{where}: there is no option '{name}'{did_you_mean(str(key), base)}")
+        is_group = isinstance(base[key], dict) and name != "patches.sizes"
+        if is_group and not isinstance(value, dict):
+            raise InputError(f"{where}: {name} is a group of options, not {value!r}")
+        merged[key] = _merge(base[key], value, where, (*path, str(key))) if is_group else value
+    return merged

@@ -1,0 +1,1 @@
+"""Images from wherever they are, in an order that can be computed."""

@@ -1,0 +1,68 @@
+"""The order of the images, as a pure function of (seed, epoch, slot)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patch_diffusion.errors import InputError
+from patch_diffusion.streams import stream_key
+
+_ROUNDS = 6
+
+
+@dataclass(frozen=True)
+class SampleOrder:
+    """Every image once per epoch, each epoch in a new order, forever.
+
+    The order is a keyed permutation, computed where it is asked for, not a shuffled list: it needs no memory, and a
+    continued run asks for the next position.
+
+    >>> SampleOrder(num_images=5, seed=0).indices(0, 10).tolist()
+    [1, 0, 2, 3, 4, 1, 2, 0, 3, 4]
+    """
+
+    num_images: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_images < 1:
+            raise InputError("there are no images to train on")
+
+    def indices(self, start: int, count: int) -> NDArray[np.int64]:
+        """The images at positions ``start`` to ``start + count`` of the endless sequence."""
+        positions = np.arange(start, start + count, dtype=np.uint64)
+        epochs, slots = np.divmod(positions, np.uint64(self.num_images))
+        images = np.empty(count, np.int64)
+        for epoch in np.unique(epochs):
+            of_epoch = epochs == epoch
+            images[of_epoch] = _permute(slots[of_epoch], self.num_images, self.seed, int(epoch))
+        return images
+
+
+def _permute(slots: NDArray[np.uint64], domain: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """A pseudo-random permutation of [0, domain): a Feistel network over the next power of four, with cycle walking."""
+    half = np.uint64(max(1, (max(domain - 1, 1).bit_length() + 1) // 2))
+    mask = np.uint64((1 << int(half)) - 1)
+    keys = [np.uint64(stream_key(seed, "order", epoch, index)) for index in range(_ROUNDS)]
+
+    def scramble(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        left, right = values >> half, values & mask
+        for key in keys:
+            left, right = right, left ^ (_mix(right ^ key) & mask)
+        return (left << half) | right
+
+    result = scramble(slots)
+    # What falls outside the domain is sent on along its cycle, which comes back inside.
+    while (outside := result >= np.uint64(domain)).any():
+        result[outside] = scramble(result[outside])
+    return result.astype(np.int64)
+
+
+def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Finaliser of SplitMix64 (Steele et al. 2014); products wrap around."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

@@ -1,0 +1,1 @@
+"""The model: a network, its preconditioning, noise levels and loss."""

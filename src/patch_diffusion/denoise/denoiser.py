@@ -1,0 +1,131 @@
+"""The denoiser: preconditioning around any network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from patch_diffusion.config import Noise
+from patch_diffusion.errors import InputError
+
+
+class Denoiser(nn.Module):
+    """D(x; sigma, coords) = c_skip x + c_out F(cat(c_in x, coords); c_noise), the best guess of the clean image.
+
+    EDM preconditioning (arXiv 2206.00364, table 1) around any network F. The coordinates are an input only, not scaled
+    and not denoised (Patch Diffusion, arXiv 2304.12526, section 3.1).
+
+    Args:
+        network: a callable ``network(x, c_noise, labels)`` that takes ``x`` (n, c + 2, h, w), or (n, c, h, w) where
+            ``coords`` is off, ``c_noise`` (n,) = ln(sigma) / 4 and integer ``labels`` (n,) or None, -1 being "no class",
+            and returns (n, c, h, w). Its attributes ``image_channels``, ``num_classes``, ``label_dropout`` and ``stride``
+            (the number that every height and width must be a multiple of) are read where it has them.
+        sigma_data: standard deviation of the data in model space.
+        coords: whether the network is given the coordinates.
+        resolution: height and width of the images it is trained on; the trainer fills it in.
+        sigma_min, sigma_max: the range of noise levels to sample over.
+
+    >>> denoiser = Denoiser(lambda x, c_noise, labels: x[:, :3], sigma_data=0.5)
+    >>> denoiser(torch.zeros(2, 3, 8, 8), torch.ones(2), torch.zeros(2, 8, 8)).shape
+    torch.Size([2, 3, 8, 8])
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., Tensor],
+        sigma_data: float = 0.5,
+        *,
+        coords: bool = True,
+        resolution: tuple[int, int] | None = None,
+        sigma_min: float = Noise.sigma_min,
+        sigma_max: float = Noise.sigma_max,
+    ) -> None:
+        super().__init__()
+        if not sigma_data > 0:
+            raise InputError(f"noise.sigma_data is a standard deviation above 0, not {sigma_data}")
+        if not 0 < sigma_min < sigma_max:
+            raise InputError(f"noise.sigma_min and sigma_max must be 0 < {sigma_min} < {sigma_max}")
+        self.network = network
+        self.sigma_data = float(sigma_data)
+        self.coords = coords
+        self.resolution = resolution
+        self.sigma_min = sigma_min
+        self.sigma_max = sigma_max
+
+    @property
+    def stride(self) -> int:
+        """The number that every height and width must be a multiple of."""
+        return getattr(self.network, "stride", 1)
+
+    @property
+    def image_channels(self) -> int | None:
+        """Channels of the images, where the network says so."""
+        return getattr(self.network, "image_channels", None)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that the network tells apart; 0 where it knows none."""
+        return getattr(self.network, "num_classes", 0)
+
+    @property
+    def label_dropout(self) -> float:
+        """Share of the labels that training hides; above 0 the model can also sample without a class."""
+        return getattr(self.network, "label_dropout", 0.0)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+
+    def forward(self, noisy: Tensor, sigma: Tensor | float, coords: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Denoise.
+
+        Args:
+            noisy: clean + sigma * noise, (n, c, h, w).
+            sigma: noise levels (n,), or one for all.
+            coords: (2, h, w) or (n, 2, h, w).
+            labels: classes (n,) for a class-conditional network; -1 or None is "no class".
+
+        Returns:
+            The denoised images (n, c, h, w).
+        """
+        num, _, height, width = noisy.shape
+        sigma = torch.as_tensor(sigma, dtype=noisy.dtype, device=noisy.device).expand(num)
+        x_sigma = sigma[:, None, None, None]
+        total = (x_sigma.square() + self.sigma_data**2).sqrt()
+        c_skip = (self.sigma_data / total).square()
+        c_out = x_sigma * self.sigma_data / total
+        c_in = 1 / total
+        c_noise = sigma.log() / 4
+        network_input = c_in * noisy
+        if self.coords:
+            if coords.shape[-3:] != (2, height, width):
+                raise ValueError(
+                    f"coords {tuple(coords.shape)} do not belong to images {tuple(noisy.shape)}: "
+                    f"expected (2, {height}, {width}) or ({num}, 2, {height}, {width})"
+                )
+            network_input = torch.cat([network_input, coords.to(noisy).expand(num, -1, -1, -1)], dim=1)
+        return c_skip * noisy + c_out * self.network(network_input, c_noise, labels)
+
+    def score(self, noisy: Tensor, sigma: Tensor | float, coords: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Gradient of the log-density of the noisy images, (D(x; sigma) - x) / sigma^2 (EDM, equation 3)."""
+        sigma = torch.as_tensor(sigma, dtype=noisy.dtype, device=noisy.device).expand(len(noisy))
+        return (self(noisy, sigma, coords, labels) - noisy) / sigma.square()[:, None, None, None]
+
+    def loss_weight(self, sigma: Tensor) -> Tensor:
+        """lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2, so that every level counts alike at the start."""
+        return (sigma.square() + self.sigma_data**2) / (sigma * self.sigma_data).square()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout inside the block; the model's mode is as before after it."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

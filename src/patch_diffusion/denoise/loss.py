@@ -1,0 +1,42 @@
+"""The denoising loss. It does not know what a patch is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from patch_diffusion.denoise.denoiser import Denoiser
+
+
+def denoising_loss(
+    denoiser: Denoiser,
+    clean: Tensor,
+    coords: Tensor,
+    sigma: Tensor,
+    labels: Tensor | None = None,
+    *,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """lambda(sigma) (D(clean + sigma noise) - clean)^2, the mean over channels and pixels of each sample: ``(n,)``.
+
+    The expectation of EDM, arXiv 2206.00364, equation 2, on the image channels only (Patch Diffusion, arXiv 2304.12526,
+    equation 4).
+
+    Args:
+        denoiser: see `Denoiser`.
+        clean: images or patches (n, c, h, w) in model space, [-1, 1] for pixels.
+        coords: their coordinates, (2, h, w) or (n, 2, h, w).
+        sigma: noise levels (n,).
+        labels: classes (n,), -1 where hidden.
+        noise: standard normal numbers like ``clean``; drawn with ``generator`` where not given.
+    """
+    if noise is None:
+        device = generator.device if generator is not None else clean.device
+        noise = torch.randn(clean.shape, generator=generator, device=device).to(clean)
+    sigma = sigma.to(clean)
+    denoised = denoiser(clean + sigma[:, None, None, None] * noise, sigma, coords, labels)
+    return denoiser.loss_weight(sigma) * (denoised - clean).square().mean(dim=(1, 2, 3))

@@ -1,0 +1,1 @@
+"""Networks; each in one file without package imports, so that an export can carry it."""

@@ -1,0 +1,48 @@
+"""How well whole images are denoised: the plainest number by which two models can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from patch_diffusion.data.codec import PixelCodec
+from patch_diffusion.data.sources import ImageSet
+from patch_diffusion.denoise.denoiser import Denoiser, evaluating
+from patch_diffusion.denoise.loss import denoising_loss
+from patch_diffusion.errors import InputError
+from patch_diffusion.patches.coords import coordinate_grid
+from patch_diffusion.streams import slot_normal
+
+SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
+"""Noise levels from where only texture is missing to where only the layout is left."""
+
+
+def whole_image_loss(
+    model: Denoiser, images: ImageSet, *, sigmas: Sequence[float] = SIGMAS, seed: int = 0, batch: int = 64
+) -> dict[float, float]:
+    """The denoising loss of whole images at fixed noise levels, with fixed noise: sigma to mean loss.
+
+    Images that the model was not trained on tell how well it has learned; the noise of an image depends on the seed,
+    its place in the data set and the level alone, so two models are compared on the same noise.
+    """
+    if images.channels != model.image_channels:
+        raise InputError(f"the model takes {model.image_channels} channels, but the images have {images.channels}")
+    height, width = images.resolution
+    device, codec = model.device, PixelCodec()
+    coords = coordinate_grid(height, width, device=device)
+    losses = {}
+    with evaluating(model), torch.inference_mode():
+        for level, sigma in enumerate(sigmas):
+            total = 0.0
+            for start in range(0, len(images), batch):
+                slots = range(start, min(start + batch, len(images)))
+                pixels, labels = images.batch(np.asarray(slots, np.int64))
+                clean = codec.encode(pixels.to(device))
+                noise = slot_normal(seed, "evaluation", level, slots, tuple(clean.shape[1:]), device)
+                classes = labels.to(device) if labels is not None and model.num_classes else None
+                levels = torch.full((len(slots),), sigma, device=device)
+                total += denoising_loss(model, clean, coords, levels, classes, noise=noise).double().sum().item()
+            losses[float(sigma)] = total / len(images)
+    return losses

@@ -1,0 +1,1 @@
+"""The method: where a patch lies, how it is cut, and which sizes a step takes."""

@@ -1,0 +1,74 @@
+"""Patches: pixels and their coordinates, cut from whole images by the same indices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from patch_diffusion.errors import InputError
+from patch_diffusion.patches.coords import coordinate_grid
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A batch of patches of one size, each cut at its own place.
+
+    ``pixels`` (n, c, h, w) keep the type of the images they were cut from. ``coords`` (n, 2, h, w) are their places in
+    the whole image, see `coordinate_grid`. ``top`` and ``left`` (n,) are the pixel indices of the first row and column.
+    """
+
+    pixels: Tensor
+    coords: Tensor
+    top: Tensor
+    left: Tensor
+
+
+def random_patches(
+    images: Tensor,
+    size: int | tuple[int, int],
+    *,
+    generator: torch.Generator | None = None,
+    places: Tensor | None = None,
+) -> Patch:
+    """Cut one patch out of every image, each at a place of its own, all places equally likely.
+
+    Args:
+        images: whole images (n, c, H, W) of any type, on any device.
+        size: height and width of the patches in pixels; a single number is both.
+        generator: draws the places; torch's default generator where none is given.
+        places: the places themselves, (n, 2) uniform in [0, 1) for y and x, instead of drawing them.
+
+    Raises:
+        InputError: a patch of this size does not fit in the images.
+
+    >>> patch = random_patches(torch.zeros(4, 3, 32, 48), size=16)
+    >>> patch.pixels.shape, patch.coords.shape
+    (torch.Size([4, 3, 16, 16]), torch.Size([4, 2, 16, 16]))
+    """
+    num, _, image_height, image_width = images.shape
+    height, width = (size, size) if isinstance(size, int) else size
+    if not (0 < height <= image_height and 0 < width <= image_width):
+        raise InputError(f"a patch of {height}x{width} does not fit an image of {image_height}x{image_width}")
+    if places is None:
+        device = generator.device if generator is not None else images.device
+        places = torch.rand(num, 2, generator=generator, device=device)
+    free = torch.tensor([image_height - height, image_width - width])
+    # Rounding may take a place just below 1 to the number of choices itself.
+    top, left = (places.cpu() * (free + 1)).long().minimum(free).to(images.device, non_blocking=True).unbind(1)
+    grid = coordinate_grid(image_height, image_width, device=images.device).expand(num, -1, -1, -1)
+    return Patch(_cut(images, top, left, height, width), _cut(grid, top, left, height, width), top, left)
+
+
+def whole_image(images: Tensor) -> Patch:
+    """The images themselves, with the whole coordinate grid: the patch of full size."""
+    return random_patches(images, (images.shape[-2], images.shape[-1]))
+
+
+def _cut(images: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
+    """One gather; the result (n, c, height, width) lies in memory channels last."""
+    sample = torch.arange(len(images), device=images.device)[:, None, None]
+    rows = (top[:, None] + torch.arange(height, device=images.device))[:, :, None]
+    columns = (left[:, None] + torch.arange(width, device=images.device))[:, None, :]
+    return images.permute(0, 2, 3, 1)[sample, rows, columns].permute(0, 3, 1, 2)

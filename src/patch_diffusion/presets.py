@@ -1,0 +1,29 @@
+"""Settings that go together."""
+
+from __future__ import annotations
+
+from patch_diffusion.config import Config, Ema, Network, Optimizer, Patches
+
+PRESETS: dict[str, Config] = {
+    # Half an hour on a laptop's CPU gives first pictures at 32 x 32; a GPU wants more minutes and a larger width.
+    "small": Config(minutes=30),
+    # The built-in digits: recognisable in three minutes on two CPU cores.
+    "digits": Config(
+        network=Network(width=32, multipliers=(1, 2), blocks=1, dropout=0.0),
+        optimizer=Optimizer(learning_rate=2e-3),
+        minutes=3,
+        samples=6,
+        checkpoints=3,
+    ),
+    # The published recipe (Patch Diffusion, arXiv 2304.12526; EDM, arXiv 2206.00364, table 7), for 64 x 64 images.
+    "paper": Config(
+        patches=Patches(weight="area"),
+        network=Network(width=128, multipliers=(1, 2, 2, 2), blocks=4, dropout=0.05),
+        optimizer=Optimizer(learning_rate=2e-4, betas=(0.9, 0.999), warmup=0.05, decay="constant"),
+        ema=Ema(half_life_images=500_000, ramp=0.05),
+        batch=256,
+        images=200_000_000,
+    ),
+}
+
+DEFAULT_PRESET = "small"

@@ -1,0 +1,1 @@
+"""Guidance: a denoise around a denoise."""

@@ -1,0 +1,52 @@
+"""Random numbers as pure functions of (seed, name, index).
+
+Training draws nothing from a generator that lives on: every random number is computed from the seed, a name for its use
+and the step (and sample slot) it belongs to. A continued run therefore needs no saved generator state, and the number of
+processes that share a batch does not change what is drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+# Noise is drawn for this many neighbouring slots at once: few calls on a device, little waste at the ends of a range.
+SLOTS_PER_DRAW = 8
+
+
+def stream_key(seed: int, name: str, *index: int) -> int:
+    """A 63-bit key, the same on every machine, for the random numbers called ``name`` at ``index``."""
+    digest = hashlib.blake2b(repr((seed, name, *index)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def uniform(seed: int, name: str, *index: int) -> float:
+    """One number, uniform in [0, 1)."""
+    return (stream_key(seed, name, *index) >> 10) / 2**53
+
+
+def generator(seed: int, name: str, *index: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A fresh generator for the random numbers called ``name`` at ``index``."""
+    import torch
+
+    return torch.Generator(device).manual_seed(stream_key(seed, name, *index))
+
+
+def slot_normal(
+    seed: int, name: str, step: int, slots: range, shape: tuple[int, ...], device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """Standard normal numbers ``(len(slots), *shape)``; a slot's numbers do not depend on which other slots are asked."""
+    import torch
+
+    first, last = slots.start // SLOTS_PER_DRAW, (slots.stop - 1) // SLOTS_PER_DRAW
+    draws = [
+        torch.randn(
+            (SLOTS_PER_DRAW, *shape), generator=generator(seed, name, step, group, device=device), device=device
+        )
+        for group in range(first, last + 1)
+    ]
+    offset = slots.start - first * SLOTS_PER_DRAW
+    return torch.cat(draws)[offset : offset + len(slots)]

@@ -1,0 +1,1 @@
+"""One run: steps, averages, checkpoints, and what the user sees of them."""

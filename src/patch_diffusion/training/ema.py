@@ -1,0 +1,34 @@
+"""The running average of the weights, which is what is sampled from."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from patch_diffusion.config import Ema
+from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.errors import InputError
+
+
+class WeightAverage:
+    """An exponential moving average with a half-life in images, so that it does not depend on the batch.
+
+    While few images have been seen the half-life is at most ``ramp`` times their number (EDM, arXiv 2206.00364,
+    appendix F.2). ``denoiser`` is the averaged model, in evaluation mode.
+    """
+
+    def __init__(self, denoiser: Denoiser, options: Ema) -> None:
+        if not options.half_life_images > 0 or not options.ramp > 0:
+            raise InputError(f"ema.half_life_images and ema.ramp are above 0, not {options.half_life_images}, {options.ramp}")
+        self.options = options
+        self.denoiser = copy.deepcopy(denoiser).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, denoiser: Denoiser, num_images: int, images_seen: int) -> None:
+        """Move towards ``denoiser``, which has just trained on ``num_images``, ``images_seen`` in all."""
+        half_life = min(self.options.half_life_images, self.options.ramp * images_seen)
+        weights, averages = list(denoiser.parameters()), list(self.denoiser.parameters())
+        torch._foreach_lerp_(averages, weights, 1 - 0.5 ** (num_images / half_life))
+        for average, buffer in zip(self.denoiser.buffers(), denoiser.buffers(), strict=True):
+            average.copy_(buffer)

@@ -1,0 +1,48 @@
+"""From a config to a trained run."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+import torch
+
+from patch_diffusion.config import Config
+from patch_diffusion.data.sources import open_images
+from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.patches.schedule import PatchSchedule
+from patch_diffusion.streams import stream_key
+from patch_diffusion.training.budget import Budget
+from patch_diffusion.training.run import build_network
+from patch_diffusion.training.trainer import Trainer
+
+
+def train(config: Config, out: str | PathLike[str], *, show: bool = True) -> Denoiser:
+    """Train what the config describes into the run folder ``out``, or continue a stopped run there.
+
+    What the command line's ``train`` calls. See `Trainer` for the errors and `Trainer.fit` for the result.
+    """
+    budget = Budget(config.steps, config.images, config.minutes)
+    patches = {name: value for name, value in vars(config.patches).items() if name != "coords"}
+    schedule = PatchSchedule(**patches, seed=config.seed)
+    data = config.data
+    images = open_images(data.source, resolution=data.resolution, classes=data.classes, mode=data.mode)
+    torch.manual_seed(stream_key(config.seed, "weights"))
+    network = build_network(config.network, images.channels, images.num_classes, coords=config.patches.coords)
+    sigma_data = images.standard_deviation if config.noise.sigma_data is None else config.noise.sigma_data
+    trainer = Trainer(
+        Denoiser(network, sigma_data, coords=config.patches.coords),
+        images,
+        schedule,
+        out=out,
+        batch=config.batch,
+        noise=config.noise,
+        optimizer=config.optimizer,
+        ema=config.ema,
+        engine=config.engine,
+        checkpoints=config.checkpoints,
+        checkpoint_minutes=config.checkpoint_minutes,
+        samples=config.samples,
+        log_every=config.log_every,
+        show=show,
+    )
+    return trainer.fit(**vars(budget))

@@ -1,0 +1,194 @@
+"""The run folder: what lies where in it, and the model that comes out of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import patch_diffusion
+from patch_diffusion.config import Config, Network, from_dict, to_dict
+from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.denoise.networks.unet import UNet
+from patch_diffusion.errors import InputError
+from patch_diffusion.training.checkpoint import read_json, read_tensors, write_text
+from patch_diffusion.training.engine import choose_device
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the config does not say and rebuilding the model needs: what the data turned out to be."""
+
+    image_channels: int
+    resolution: tuple[int, int]
+    num_classes: int
+    class_names: tuple[str, ...]
+    num_images: int
+    sigma_data: float
+    parameters: int
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """``config.json``, ``model.safetensors``, ``checkpoints/step-NNNNNNNN/``, ``log.jsonl``, ``samples/``."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """Options of the run and facts of the model."""
+        return self.path / "config.json"
+
+    @property
+    def model_file(self) -> Path:
+        """The averaged weights."""
+        return self.path / "model.safetensors"
+
+    @property
+    def log_file(self) -> Path:
+        """One JSON object a line."""
+        return self.path / "log.jsonl"
+
+    def sample_file(self, step: int) -> Path:
+        """The picture of samples made after ``step`` steps."""
+        return self.path / "samples" / f"step-{step:08d}.png"
+
+    def checkpoint(self, step: int) -> Path:
+        """The checkpoint after ``step`` steps."""
+        return self.path / "checkpoints" / f"step-{step:08d}"
+
+    def checkpoints(self) -> list[Path]:
+        """All complete checkpoints, oldest first."""
+        return sorted(path for path in self.path.glob("checkpoints/step-*") if path.name[5:].isdigit())
+
+    def is_run(self) -> bool:
+        """Whether there is a run here."""
+        return self.config_file.exists()
+
+    def check_free(self) -> None:
+        """Refuse a place that holds something else."""
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path} is a file: give a folder for the run")
+        others = sorted(entry.name for entry in self.path.iterdir()) if self.path.is_dir() else []
+        if others:
+            raise InputError(
+                f"{self.path} holds other files ({others[0]}{', ...' if len(others) > 1 else ''}) and no config.json of a "
+                "run: choose a new or an empty folder"
+            )
+
+    def write_config(self, config: Config, facts: ModelFacts) -> None:
+        """Store what runs."""
+        content = {"version": patch_diffusion.__version__, **to_dict(config), "model": asdict(facts)}
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise InputError(f"{self.path} lies below a file: choose another place") from None
+        write_text(self.config_file, json.dumps(content, indent=1))
+
+    def read_config(self) -> tuple[Config, ModelFacts]:
+        """What `write_config` stored."""
+        if not self.is_run():
+            missing = "holds no run (no config.json)" if self.path.is_dir() else "does not exist"
+            raise InputError(f"{self.path} {missing}: give the --out folder of a training run")
+        content = read_json(self.config_file)
+        content.pop("version", None)
+        facts = content.pop("model", None)
+        config = from_dict(content, where=str(self.config_file))
+        try:
+            facts = ModelFacts(**facts)
+            height, width = facts.resolution
+        except (TypeError, ValueError):
+            raise InputError(f"{self.config_file} is damaged: its 'model' is not that of a run") from None
+        return config, ModelFacts(**{**vars(facts), "resolution": (height, width), "class_names": tuple(facts.class_names)})
+
+
+def build_network(options: Network, image_channels: int, num_classes: int, *, coords: bool) -> UNet:
+    """The network that the options describe."""
+    if options.kind == "custom":
+        raise InputError("this run's network is a module of your own: give it as network=..., from Python")
+    settings = {name: value for name, value in vars(options).items() if name != "kind"}
+    try:
+        return UNet(image_channels, num_classes=num_classes, coords=coords, **settings)
+    # The network's own file imports nothing of the package, so it raises Python's error.
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def load(
+    run: str | os.PathLike[str],
+    *,
+    checkpoint: int | None = None,
+    device: str = "auto",
+    network: nn.Module | None = None,
+) -> Denoiser:
+    """The model of a run, with averaged weights, ready to sample from. Nothing is unpickled.
+
+    Args:
+        run: the run folder, or one of its checkpoints.
+        checkpoint: the step of a checkpoint, instead of the newest weights.
+        device: see `choose_device`.
+        network: for a run that trained a module of your own: such a module, to be filled with the weights.
+
+    Raises:
+        InputError: no run there, or a damaged one.
+    """
+    path = Path(run).expanduser()
+    if path.parent.name == "checkpoints":
+        folder, weights = RunFolder(path.parent.parent), path / "ema.safetensors"
+    else:
+        folder = RunFolder(path)
+        weights = folder.model_file if checkpoint is None else folder.checkpoint(checkpoint) / "ema.safetensors"
+    config, facts = folder.read_config()
+    if not weights.exists():
+        steps = [str(int(path.name[5:])) for path in folder.checkpoints()]
+        raise InputError(
+            f"{weights} is missing: "
+            + (f"there are checkpoints of the steps {', '.join(steps)}" if steps else "the run has no checkpoint yet")
+        )
+    if network is None:
+        network = build_network(config.network, facts.image_channels, facts.num_classes, coords=config.patches.coords)
+    model = Denoiser(
+        network,
+        facts.sigma_data,
+        coords=config.patches.coords,
+        resolution=facts.resolution,
+        sigma_min=config.noise.sigma_min,
+        sigma_max=config.noise.sigma_max,
+    )
+    restore_weights(network, read_tensors(weights), str(weights))
+    return model.to(choose_device(device), memory_format=torch.channels_last).eval()
+
+
+def restore_weights(network: nn.Module, weights: dict[str, torch.Tensor], where: str) -> None:
+    """Fill a network, or say why these weights are not its own."""
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{where} does not fit the network that config.json describes: {reason}") from None
+
+
+def describe(run: str | os.PathLike[str]) -> dict[str, Any]:
+    """What is in a run folder: options, facts of the model, checkpoints, and the last line of the log."""
+    folder = RunFolder(Path(run).expanduser())
+    config, facts = folder.read_config()
+    lines = folder.log_file.read_text(encoding="utf-8").splitlines() if folder.log_file.exists() else []
+    measured = [line for line in lines if '"loss"' in line]
+    try:
+        progress = json.loads(measured[-1]) if measured else {}
+    except ValueError:
+        raise InputError(f"{folder.log_file} is damaged: its last line is not JSON") from None
+    return {
+        "run": str(folder.path),
+        "model": asdict(facts),
+        "options": to_dict(config),
+        "progress": progress,
+        "checkpoints": [int(path.name[5:]) for path in folder.checkpoints()],
+        "pictures": [str(path) for path in sorted(folder.path.glob("samples/*.png"))],
+        "complete": progress.get("spent", 0) >= 1,
+    }

@@ -1,0 +1,341 @@
+"""Training: a run, and one step of it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from patch_diffusion.config import Config, Ema, Engine, Network, Noise, Optimizer, Patches, changed_options
+from patch_diffusion.data.codec import PixelCodec
+from patch_diffusion.data.order import SampleOrder
+from patch_diffusion.data.sources import ImageSet
+from patch_diffusion.denoise.denoiser import Denoiser, evaluating
+from patch_diffusion.denoise.loss import denoising_loss
+from patch_diffusion.denoise.noise import NoiseLevels
+from patch_diffusion.errors import InputError
+from patch_diffusion.patches.crop import random_patches
+from patch_diffusion.patches.schedule import PatchSchedule, PatchSize
+from patch_diffusion.sampling.generate import generate
+from patch_diffusion.sampling.pictures import picture_grid, write_picture
+from patch_diffusion.streams import generator, slot_normal, stream_key
+from patch_diffusion.training import checkpoint
+from patch_diffusion.training.budget import Budget, Seen
+from patch_diffusion.training.ema import WeightAverage
+from patch_diffusion.training.engine import start
+from patch_diffusion.training.optimizers import learning_rate, make_optimizer
+from patch_diffusion.training.progress import Progress
+from patch_diffusion.training.run import ModelFacts, RunFolder, restore_weights
+
+
+class Trainer:
+    """Trains a denoiser on images by patches, into a run folder.
+
+    Everything that can be wrong with the options is refused here, before anything is written.
+
+    Args:
+        denoiser: what is trained; its network is any ``torch.nn.Module``, see `Denoiser`.
+        images: see `open_images`.
+        schedule: sizes of the steps; its seed is the seed of the run.
+        out: the run folder: new or empty, or that of a stopped run of the same options, which then continues.
+        batch: whole images per step.
+        noise, optimizer, ema, engine: options, see `config`.
+        checkpoints, checkpoint_minutes, samples, log_every: see `Config`.
+        show: progress on stderr.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        images: ImageSet,
+        schedule: PatchSchedule | None = None,
+        *,
+        out: str | PathLike[str],
+        batch: int = Config.batch,
+        noise: Noise | None = None,
+        optimizer: Optimizer | None = None,
+        ema: Ema | None = None,
+        engine: Engine | None = None,
+        checkpoints: int = Config.checkpoints,
+        checkpoint_minutes: float = Config.checkpoint_minutes,
+        samples: int = Config.samples,
+        log_every: int = Config.log_every,
+        show: bool = True,
+    ) -> None:
+        noise, optimizer, ema, engine = noise or Noise(), optimizer or Optimizer(), ema or Ema(), engine or Engine()
+        for name, value, least in (
+            ("batch", batch, 1),
+            ("checkpoints", checkpoints, 1),
+            ("samples", samples, 0),
+            ("log_every", log_every, 1),
+        ):
+            if value < least:
+                raise InputError(f"{name} is at least {least}, not {value}")
+        if not checkpoint_minutes > 0:
+            raise InputError(f"checkpoint_minutes is above 0, not {checkpoint_minutes}")
+        network = denoiser.network
+        if not isinstance(network, nn.Module):
+            raise InputError("to be trained, the denoiser's network must be a torch.nn.Module")
+        if denoiser.image_channels not in (None, images.channels):
+            raise InputError(f"the network takes {denoiser.image_channels} channels, but the images have {images.channels}")
+        if denoiser.num_classes and denoiser.num_classes != images.num_classes:
+            raise InputError(
+                f"the network knows {denoiser.num_classes} classes, but the images have {images.num_classes or 'none'}"
+            )
+        self.schedule = schedule or PatchSchedule()
+        self.sizes = self.schedule.sizes_for(images.resolution, denoiser.stride)
+
+        self.images = images
+        self.batch = batch
+        self.options = optimizer
+        self.log_every, self.samples, self.checkpoint_minutes = log_every, samples, checkpoint_minutes
+        self.num_checkpoints = checkpoints
+        self.device = start(engine)
+        denoiser.resolution = images.resolution
+        denoiser.sigma_min, denoiser.sigma_max = noise.sigma_min, noise.sigma_max
+        self.denoiser = denoiser.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.network = network
+        self.codec = PixelCodec()
+        self.order = SampleOrder(len(images), self.schedule.seed)
+        self.noise_levels = NoiseLevels(noise.p_mean, noise.p_std)
+        self.optimizer = make_optimizer(network.parameters(), optimizer)
+        self.average = WeightAverage(denoiser, ema)
+        self.seen = Seen()
+        self.flops = {size: self._count_flops(size) for size in self.sizes}
+
+        self.run = RunFolder(Path(out).expanduser())
+        self.facts = ModelFacts(
+            image_channels=images.channels,
+            resolution=images.resolution,
+            num_classes=denoiser.num_classes,
+            class_names=images.class_names if denoiser.num_classes else (),
+            num_images=len(images),
+            sigma_data=denoiser.sigma_data,
+            parameters=sum(parameter.numel() for parameter in network.parameters()),
+        )
+        settings = getattr(network, "settings", None)
+        self.config = Config(
+            data=images.options,
+            patches=Patches(
+                whole=self.schedule.whole,
+                sizes={str(size): share for size, share in self.schedule.sizes.items()},
+                kind=self.schedule.kind,
+                growth=self.schedule.growth,
+                weight=self.schedule.weight,
+                coords=denoiser.coords,
+            ),
+            noise=replace(noise, sigma_data=denoiser.sigma_data),
+            network=Network(kind="custom") if settings is None else Network(**settings),
+            optimizer=optimizer,
+            ema=ema,
+            engine=engine,
+            batch=batch,
+            seed=self.schedule.seed,
+            checkpoints=checkpoints,
+            checkpoint_minutes=checkpoint_minutes,
+            samples=samples,
+            log_every=log_every,
+        )
+        self.progress = Progress(self.run.log_file, show=show)
+        self._check_out()
+
+    def fit(self, *, steps: int | None = None, images: int | None = None, minutes: float | None = None) -> Denoiser:
+        """Train until the budget is spent; the same call continues a stopped run.
+
+        Args:
+            steps, images, minutes: the budget, one of them: optimizer steps, images drawn from the data, or minutes of
+                training over all continuations.
+
+        Returns:
+            The averaged model, to sample from.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is written. A second one stops at once.
+        """
+        budget = Budget(steps, images, minutes)
+        self._open_run(budget)
+        began, seconds_before = time.monotonic(), self.seen.seconds
+        last_save = began
+        spent = budget.spent(self.seen)
+        with self.progress, _interruptible() as interrupted:
+            while spent < 1 and not interrupted.is_set():
+                size, loss = self.train_step(spent)
+                self.progress.record(str(size), loss)
+                self.seen.seconds = seconds_before + time.monotonic() - began
+                spent, before = budget.spent(self.seen), spent
+                if self.seen.step % self.log_every == 0 or spent >= 1:
+                    self.progress.log(self.seen, spent, self.optimizer.param_groups[0]["lr"])
+                self.progress.show(self.seen, spent)
+                if _crosses(before, spent, self.samples):
+                    self.write_samples()
+                keep = _crosses(before, spent, self.num_checkpoints)
+                if keep or interrupted.is_set() or time.monotonic() - last_save > 60 * self.checkpoint_minutes:
+                    self.save(keep=keep)
+                    last_save = time.monotonic()
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        return self.average.denoiser
+
+    def train_step(self, spent: float = 0.0) -> tuple[PatchSize, Tensor]:
+        """One optimizer step on patches of one size.
+
+        Everything random is a function of the seed, the number of the step and the slot of a sample in the batch.
+
+        Args:
+            spent: the fraction of the budget that is spent.
+
+        Returns:
+            The size, and the mean loss over its patches, still on the device.
+        """
+        step, seed = self.seen.step, self.schedule.seed
+        size = self.schedule.size_at(step, self.images.resolution, spent)
+        num = size.num_images(self.batch)
+
+        images, labels = self.images.batch(self.order.indices(self.seen.images, num))
+        draws = generator(seed, "draws", step)
+        places, hidden = torch.rand(num, 2, generator=draws), torch.rand(num, generator=draws)
+        sigma = self.noise_levels.draw(num, generator=draws).to(self.device, non_blocking=True)
+        if labels is not None:
+            labels = labels.where(hidden >= self.denoiser.label_dropout, -1) if self.denoiser.num_classes else None
+            labels = None if labels is None else labels.to(self.device, non_blocking=True)
+
+        patch = random_patches(images.to(self.device, non_blocking=True), (size.height, size.width), places=places)
+        clean = self.codec.encode(patch.pixels)
+        noise = slot_normal(seed, "noise", step, range(num), tuple(clean.shape[1:]), self.device)
+        torch.manual_seed(stream_key(seed, "dropout", step))  # modules with dropout draw from torch's own generator
+        loss = denoising_loss(self.denoiser, clean, patch.coords, sigma, labels, noise=noise).mean()
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.options, spent)
+        (loss * size.weight).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.seen.add(size, num, self.images.resolution, self.flops[size])
+        self.average.update(self.denoiser, num, self.seen.images)
+        return size, loss.detach()
+
+    def save(self, *, keep: bool = True) -> Path:
+        """Write a checkpoint and the model; one that need not be kept is removed when the next is written."""
+        average = self.average.denoiser.network.state_dict()
+        names = [name for name, _ in self.network.named_parameters()]
+        tensors = {
+            "weights": self.network.state_dict(),
+            "ema": average,
+            "optimizer": checkpoint.optimizer_tensors(self.optimizer, names),
+        }
+        state = {"seen": self.seen.as_dict(), "pending": self.progress.pending(), "keep": keep}
+        earlier = self.run.checkpoints()
+        folder = self.run.checkpoint(self.seen.step)
+        checkpoint.write_checkpoint(folder, tensors, state)
+        checkpoint.write_tensors(self.run.model_file, average)
+        for path in earlier[-1:]:
+            if path != folder and not checkpoint.read_json(path / checkpoint.STATE_FILE).get("keep", True):
+                checkpoint.remove_checkpoint(path)
+        return folder
+
+    def restore(self, folder: Path) -> None:
+        """Go back to a checkpoint."""
+        tensors, state = checkpoint.read_checkpoint(folder)
+        try:
+            restore_weights(self.network, tensors["weights"], str(folder))
+            restore_weights(self.average.denoiser.network, tensors["ema"], str(folder))
+            names = [name for name, _ in self.network.named_parameters()]
+            checkpoint.restore_optimizer(self.optimizer, names, tensors["optimizer"])
+            self.seen = Seen(**state["seen"])
+            self.progress.restore(state["pending"])
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{folder} is damaged ({error}): remove it to continue from the checkpoint before") from None
+
+    def write_samples(self) -> None:
+        """A picture of samples from fixed seeds."""
+        if self.images.channels not in (1, 3, 4):
+            return
+        num = self.denoiser.num_classes
+        seeds = range(min(num, 10) * 2 if num else 16)
+        pictures = [sample.pixels for sample in generate(self.average.denoiser, seeds)]
+        write_picture(picture_grid(pictures, columns=len(seeds) // 2 if num else None), self.run.sample_file(self.seen.step))
+
+    def _check_out(self) -> None:
+        """The run folder is free, or holds a run of the same options."""
+        if not self.run.is_run():
+            self.run.check_free()
+            return
+        config, facts = self.run.read_config()
+        changed = changed_options(config, self.config)
+        if changed:
+            raise InputError(
+                f"{self.run.path} holds a run with other options ({', '.join(changed)}): continue it with its own, or choose "
+                "another folder"
+            )
+        if facts != self.facts:
+            names = [name for name, value in vars(facts).items() if value != getattr(self.facts, name)]
+            raise InputError(f"{self.run.path} holds a run on other data or another network ({', '.join(names)} differ)")
+
+    def _open_run(self, budget: Budget) -> None:
+        """Write the config, and go to where a stopped run was."""
+        held = 4 * 4 * self.facts.parameters  # weights, average and two moments, in float32
+        checkpoint.check_room(self.run.path, 2 * held)
+        self.config = replace(self.config, **vars(budget))
+        self.run.write_config(self.config, self.facts)
+        existing = self.run.checkpoints()
+        if existing:
+            self.restore(existing[-1])
+        self.progress.continue_log(self.seen.step)
+        if existing:
+            self.progress.note(f"continuing at step {self.seen.step:,}", self.seen.step)
+        else:
+            for note in self.images.notes:
+                self.progress.note(note, 0)
+
+    def _count_flops(self, size: PatchSize) -> int:
+        """Of one training step on one image of this size: three times the forward pass."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        channels, labels = self.images.channels, torch.zeros(1, dtype=torch.long, device=self.device)
+        zeros = torch.zeros(1, channels + 2, size.height, size.width, device=self.device)
+        with evaluating(self.denoiser), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            self.denoiser(
+                zeros[:, :channels], torch.ones(1, device=self.device), zeros[:, channels:], labels if self.denoiser.num_classes else None
+            )
+        return 3 * counter.get_total_flops()
+
+
+def _crosses(before: float, spent: float, parts: int) -> bool:
+    """Whether one of ``parts`` even marks of the budget, the end among them, lies in (before, spent]."""
+    return parts > 0 and int(min(spent, 1.0) * parts + 1e-9) > int(before * parts + 1e-9)
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Inside, the first SIGINT or SIGTERM sets the event, so that the step is finished; the second acts as usual."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
+        yield event
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.getsignal(number) for number in signals}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def stop(*_: object) -> None:
+        event.set()
+        restore()
+
+    for number in signals:
+        signal.signal(number, stop)
+    try:
+        yield event
+    finally:
+        restore()
