@@ -19,14 +19,31 @@ from patch_diffusion.errors import InputError, did_you_mean
 _STRICT = {"extra": "forbid"}
 
 
+def _parse_shares(words: list[str]) -> dict[str, float]:
+    pairs = [word.partition("=") for word in words]
+    if any(not equals for _, equals, _ in pairs):
+        raise ValueError(f"give each size its share, as in 1/2=0.6 1/4=0.4, not {' '.join(words)}")
+    return {size: float(share) for size, _, share in pairs}
+
+
+# On the command line: --patches.sizes 1/2=0.6 1/4=0.4
+_SHARES = tyro.constructors.PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="SIZE=SHARE ...",
+    instance_from_str=_parse_shares,
+    is_instance=lambda instance: isinstance(instance, dict),
+    str_from_instance=lambda shares: [f"{size}={share:g}" for size, share in shares.items()],
+)
+
+
 @dataclass(frozen=True)
 class Data:
     """The images."""
 
     __pydantic_config__ = _STRICT
 
-    source: str = ""
-    """A folder, a zip, or the built-in "digits". The command line's DATA."""
+    source: Annotated[str, tyro.conf.Suppress] = ""
+    """A folder, a zip, or the built-in "digits"; DATA on the command line."""
     resolution: Annotated[int | tuple[int, int] | None, tyro.conf.arg(aliases=["--resolution"])] = None
     """Side, or height and width, to which images are cropped and resized. None: as they are, all the same."""
     classes: bool | None = None
@@ -44,11 +61,11 @@ class Patches:
 
     whole: float = 0.5
     """Probability p of a step on whole images."""
-    sizes: dict[str, float] = field(default_factory=lambda: {"1/2": 3 / 5, "1/4": 2 / 5})
-    """Patch sizes and their shares of the other steps. A size is a fraction of the image ("1/2") or the pixels of its
-    shorter side ("32")."""
+    sizes: Annotated[dict[str, float], _SHARES] = field(default_factory=lambda: {"1/2": 3 / 5, "1/4": 2 / 5})
+    """Patch sizes and their shares of the other steps. A size is a fraction of the image (1/2) or the pixels of its
+    shorter side (32)."""
     kind: Literal["stochastic", "progressive", "fixed"] = "stochastic"
-    """stochastic: a size is drawn per step. progressive: from small to large as the budget is spent. fixed: one size."""
+    """stochastic: a size is drawn per step. progressive: from small to large as the budget is spent. fixed: one."""
     growth: Literal["linear", "area", "none"] = "linear"
     """How the batch grows for a patch s of an image R: R/s, (R/s)^2 (equal pixels), or not."""
     weight: Literal["patch", "area"] = "patch"

@@ -9,7 +9,7 @@ PRESETS: dict[str, Config] = {
     "small": Config(minutes=30),
     # The built-in digits: recognisable in three minutes on two CPU cores.
     "digits": Config(
-        network=Network(width=32, multipliers=(1, 2), blocks=1, dropout=0.0),
+        network=Network(width=32, multipliers=(1, 2), blocks=1, attention=(1,), dropout=0.0),
         optimizer=Optimizer(learning_rate=2e-3),
         minutes=3,
         samples=6,

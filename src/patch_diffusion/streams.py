@@ -1,8 +1,8 @@
 """Random numbers as pure functions of (seed, name, index).
 
-Training draws nothing from a generator that lives on: every random number is computed from the seed, a name for its use
-and the step (and sample slot) it belongs to. A continued run therefore needs no saved generator state, and the number of
-processes that share a batch does not change what is drawn.
+Training draws nothing from a generator that lives on: every random number is computed from the seed, a name for its
+use and the step (and sample slot) it belongs to. A continued run therefore needs no saved generator state, and the
+number of processes that share a batch does not change what is drawn.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def generator(seed: int, name: str, *index: int, device: torch.device | str = "c
 def slot_normal(
     seed: int, name: str, step: int, slots: range, shape: tuple[int, ...], device: torch.device | str = "cpu"
 ) -> torch.Tensor:
-    """Standard normal numbers ``(len(slots), *shape)``; a slot's numbers do not depend on which other slots are asked."""
+    """Standard normal numbers ``(len(slots), *shape)``; those of a slot do not depend on the other slots asked for."""
     import torch
 
     first, last = slots.start // SLOTS_PER_DRAW, (slots.stop - 1) // SLOTS_PER_DRAW

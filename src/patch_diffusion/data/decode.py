@@ -82,13 +82,17 @@ def decode_files(files: Sequence[ImageFile], resolution: tuple[int, int] | None,
         if resolution is None:
             resolution = _common_size(files, headers)
         elif resized := sum(header.size != resolution for header in headers.values()):
-            notes.append(f"{resized:,} of {len(headers):,} images cropped and resized to {resolution[0]}x{resolution[1]}")
+            notes.append(
+                f"{resized:,} of {len(headers):,} images cropped and resized to {resolution[0]}x{resolution[1]}"
+            )
         num_transparent = sum(header.transparent for header in headers.values())
         if mode == "auto":
             all_grey = all(header.grey for header in headers.values())
             mode = "RGBA" if num_transparent == len(headers) else "L" if all_grey else "RGB"
         if num_transparent and mode != "RGBA":
-            notes.append(f"{num_transparent:,} transparent images laid over white (--data.mode RGBA keeps transparency)")
+            notes.append(
+                f"{num_transparent:,} transparent images laid over white (--data.mode RGBA keeps transparency)"
+            )
 
         height, width = resolution
         channels = len(Image.new(mode, (1, 1)).getbands())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from importlib import resources
 from pathlib import Path, PurePosixPath
@@ -33,13 +33,14 @@ class ImageSet:
     pixels: Tensor
     labels: Tensor | None = None
     class_names: tuple[str, ...] = ()
-    options: Data = Data()
+    options: Data = field(default_factory=Data)
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.dtype != torch.uint8:
             raise InputError(
-                f"images are uint8 tensors (n, channels, height, width), not {tuple(self.pixels.shape)} {self.pixels.dtype}"
+                "images are uint8 tensors (n, channels, height, width), "
+                f"not {self.pixels.dtype} {tuple(self.pixels.shape)}"
             )
         if len(self.pixels) == 0:
             raise InputError("there are no images")
@@ -129,7 +130,9 @@ def open_images(
 
 def _read(names: list[str], open_file, shape: tuple[int, int] | None, options: Data) -> ImageSet:
     """Decode the images among the names and give them their labels."""
-    visible = [name for name in names if not any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)]
+    visible = [
+        name for name in names if not any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
+    ]
     Image.init()
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     images = [name for name in visible if PurePosixPath(name).suffix.lower() in endings]
@@ -188,7 +191,9 @@ def _read_labels_file(content: bytes, source: str) -> dict[str, int]:
         raise InputError(f'{LABELS_FILE} in {source} is not of the form {{"labels": [["a.png", 0], ...]}}') from None
     wrong = [name for name, label in labels.items() if type(label) is not int or label < 0]
     if wrong:
-        raise InputError(f"{LABELS_FILE} in {source}: the label of {wrong[0]} is {labels[wrong[0]]!r}, not a class number")
+        raise InputError(
+            f"{LABELS_FILE} in {source}: the label of {wrong[0]} is {labels[wrong[0]]!r}, not a class number"
+        )
     return labels
 
 

@@ -20,9 +20,9 @@ class Denoiser(nn.Module):
 
     Args:
         network: a callable ``network(x, c_noise, labels)`` that takes ``x`` (n, c + 2, h, w), or (n, c, h, w) where
-            ``coords`` is off, ``c_noise`` (n,) = ln(sigma) / 4 and integer ``labels`` (n,) or None, -1 being "no class",
-            and returns (n, c, h, w). Its attributes ``image_channels``, ``num_classes``, ``label_dropout`` and ``stride``
-            (the number that every height and width must be a multiple of) are read where it has them.
+            ``coords`` is off, ``c_noise`` (n,) = ln(sigma) / 4 and integer ``labels`` (n,) or None, -1 being "no
+            class", and returns (n, c, h, w). Its attributes ``image_channels``, ``num_classes``, ``label_dropout`` and
+            ``stride`` (what every height and width must be a multiple of) are read where it has them.
         sigma_data: standard deviation of the data in model space.
         coords: whether the network is given the coordinates.
         resolution: height and width of the images it is trained on; the trainer fills it in.
@@ -54,6 +54,13 @@ class Denoiser(nn.Module):
         self.resolution = resolution
         self.sigma_min = sigma_min
         self.sigma_max = sigma_max
+
+    @property
+    def module(self) -> nn.Module:
+        """The network, where it is a torch module and so has weights."""
+        if not isinstance(self.network, nn.Module):
+            raise InputError("to have weights, the denoiser's network must be a torch.nn.Module")
+        return self.network
 
     @property
     def stride(self) -> int:
@@ -116,7 +123,7 @@ class Denoiser(nn.Module):
         return (self(noisy, sigma, coords, labels) - noisy) / sigma.square()[:, None, None, None]
 
     def loss_weight(self, sigma: Tensor) -> Tensor:
-        """lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2, so that every level counts alike at the start."""
+        """lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2: at the start every level counts alike."""
         return (sigma.square() + self.sigma_data**2) / (sigma * self.sigma_data).square()
 
 

@@ -19,5 +19,7 @@ def coordinate_grid(height: int, width: int, *, device: torch.device | str | Non
     """
     if height < 1 or width < 1:
         raise ValueError(f"an image has at least one pixel, not {height} x {width}")
-    y, x = (torch.linspace(-1, 1, n, device=device) if n > 1 else torch.zeros(1, device=device) for n in (height, width))
+    y, x = (
+        torch.linspace(-1, 1, n, device=device) if n > 1 else torch.zeros(1, device=device) for n in (height, width)
+    )
     return torch.stack([x.expand(height, width), y[:, None].expand(height, width)])

@@ -64,7 +64,7 @@ class PatchSchedule:
     """
 
     whole: float = Patches.whole
-    sizes: Mapping[str | int, float] = field(default_factory=lambda: dict(Patches().sizes))
+    sizes: Mapping[str, float] = field(default_factory=lambda: dict(Patches().sizes))
     kind: Kind = Patches.kind
     growth: Growth = Patches.growth
     weight: Weight = Patches.weight
@@ -72,10 +72,9 @@ class PatchSchedule:
 
     def __post_init__(self) -> None:
         for name, choices in (("kind", Kind), ("growth", Growth), ("weight", Weight)):
-            if getattr(self, name) not in get_args(choices):
-                raise InputError(
-                    f"patches.{name} is '{getattr(self, name)}'{did_you_mean(str(getattr(self, name)), get_args(choices))}"
-                )
+            value = str(getattr(self, name))
+            if value not in get_args(choices):
+                raise InputError(f"patches.{name} cannot be '{value}'{did_you_mean(value, get_args(choices))}")
         if not 0 <= self.whole <= 1:
             raise InputError(f"patches.whole is a probability between 0 and 1, not {self.whole}")
         for size, share in self.sizes.items():
@@ -140,7 +139,9 @@ def _parse_size(size: str | int) -> Fraction | int:
     except (ValueError, ZeroDivisionError):
         parsed = 0
     if parsed <= 0 or (isinstance(parsed, Fraction) and parsed >= 1):
-        raise InputError(f"patch size '{size}' is neither a fraction of the image such as '1/2' nor pixels such as '32'")
+        raise InputError(
+            f"patch size '{size}' is neither a fraction of the image such as '1/2' nor pixels such as '32'"
+        )
     return parsed
 
 
@@ -166,22 +167,23 @@ def _check_stride(height: int, width: int, resolution: tuple[int, int], stride: 
     if height % stride == 0 and width % stride == 0:
         return
     whole_height, whole_width = resolution
+    halves = f"halves them {stride.bit_length() - 1} times and needs multiples of {stride}"
     if (height, width) == resolution:
         below = f"{max(height // stride, 1) * stride}x{max(width // stride, 1) * stride}"
         raise InputError(
-            f"images of {height}x{width} cannot pass the network, which halves them {stride.bit_length() - 1} times and "
-            f"needs multiples of {stride}: set data.resolution, for example to {below}, or take fewer network.multipliers"
+            f"images of {height}x{width} cannot pass the network, which {halves}: set data.resolution, for example to "
+            f"{below}, or take fewer network.multipliers"
         )
     shorter, longer = sorted(resolution)
-    fitting = [s for s in range(stride, shorter, stride) if longer * s % shorter == 0 and longer * s // shorter % stride == 0]
+    fitting = [side for side in range(stride, shorter, stride) if longer * side % (shorter * stride) == 0]
     choice = f"patch sizes that fit are {', '.join(map(str, fitting))}" if fitting else "no smaller patch fits"
     raise InputError(
-        f"patches of {height}x{width} cannot pass the network, which halves them {stride.bit_length() - 1} times and needs "
-        f"multiples of {stride}: for images of {whole_height}x{whole_width} {choice} (patches.sizes, in pixels of the "
-        "shorter side); or take fewer network.multipliers"
+        f"patches of {height}x{width} cannot pass the network, which {halves}: for images of "
+        f"{whole_height}x{whole_width} {choice} (patches.sizes, in pixels of the shorter side); or take fewer "
+        "network.multipliers"
     )
 
 
-def _rescaled(sizes: Mapping[str | int, float], total: float) -> str:
+def _rescaled(sizes: Mapping[str, float], total: float) -> str:
     shares = [1 / len(sizes)] * len(sizes) if total <= 0 and sizes else [share / total for share in sizes.values()]
     return ", ".join(f"{size}: {share:.3g}" for size, share in zip(sizes, shares, strict=True)) or "1/2: 1"

@@ -145,13 +145,13 @@ def _resolution(model: Denoiser, resolution: int | tuple[int, int] | None) -> tu
     if shape is None:
         raise InputError("this model does not know the resolution of its images: give resolution=(height, width)")
     if min(shape) < 1 or shape[0] % model.stride or shape[1] % model.stride:
-        raise InputError(f"height and width must be multiples of {model.stride} for this network, not {shape[0]}x{shape[1]}")
+        raise InputError(
+            f"height and width must be multiples of {model.stride} for this network, not {shape[0]}x{shape[1]}"
+        )
     return shape
 
 
-def _jobs(
-    model: Denoiser, seeds: Iterable[int], labels: int | Iterable[int] | None
-) -> list[tuple[int, int | None]]:
+def _jobs(model: Denoiser, seeds: Iterable[int], labels: int | Iterable[int] | None) -> list[tuple[int, int | None]]:
     """Seeds with their classes."""
     chosen = list(seeds)
     if any(seed < 0 for seed in chosen):

@@ -7,6 +7,7 @@ Each is a pure function ``solver(denoise, noisy, sigmas)``: from an image at noi
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -18,7 +19,7 @@ Solver = Callable[[Denoise, Tensor, Tensor], Tensor]
 
 def euler(denoise: Denoise, noisy: Tensor, sigmas: Tensor) -> Tensor:
     """First order, one evaluation a step; the same as DDIM (arXiv 2010.02502)."""
-    for sigma, next_sigma in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, next_sigma in pairwise(sigmas):
         slope = (noisy - denoise(noisy, sigma)) / sigma
         noisy = noisy + (next_sigma - sigma) * slope
     return noisy
@@ -26,7 +27,7 @@ def euler(denoise: Denoise, noisy: Tensor, sigmas: Tensor) -> Tensor:
 
 def heun(denoise: Denoise, noisy: Tensor, sigmas: Tensor) -> Tensor:
     """Second order, two evaluations a step but for the last one to 0 (EDM, algorithm 1)."""
-    for sigma, next_sigma in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, next_sigma in pairwise(sigmas):
         slope = (noisy - denoise(noisy, sigma)) / sigma
         predicted = noisy + (next_sigma - sigma) * slope
         if next_sigma > 0:

@@ -1,41 +1,11 @@
-"""What a run may cost, and what it has cost so far."""
+"""What a run may cost."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from patch_diffusion.errors import InputError
-from patch_diffusion.patches.schedule import PatchSize
-
-
-@dataclass
-class Seen:
-    """What training has seen and spent, counted exactly.
-
-    ``step`` optimizer steps; ``images`` drawn from the data, each shown whole or as one patch; ``patches``, how many of
-    them were not whole; ``pixels`` per channel that went through the network; ``flops`` of the matrix products and
-    convolutions, a training step counted as three times its forward pass; ``seconds`` of the clock.
-    """
-
-    step: int = 0
-    images: int = 0
-    patches: int = 0
-    pixels: int = 0
-    flops: int = 0
-    seconds: float = 0.0
-
-    def add(self, size: PatchSize, num_images: int, resolution: tuple[int, int], flops_per_image: int) -> None:
-        """Count one step."""
-        self.step += 1
-        self.images += num_images
-        self.patches += num_images * ((size.height, size.width) != resolution)
-        self.pixels += num_images * size.height * size.width
-        self.flops += num_images * flops_per_image
-
-    def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return asdict(self)
+from patch_diffusion.training.cost import Seen
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
+from torch import Tensor
 
 from patch_diffusion.config import Ema
 from patch_diffusion.denoise.denoiser import Denoiser
@@ -20,7 +21,9 @@ class WeightAverage:
 
     def __init__(self, denoiser: Denoiser, options: Ema) -> None:
         if not options.half_life_images > 0 or not options.ramp > 0:
-            raise InputError(f"ema.half_life_images and ema.ramp are above 0, not {options.half_life_images}, {options.ramp}")
+            raise InputError(
+                f"ema.half_life_images and ema.ramp are above 0, not {options.half_life_images}, {options.ramp}"
+            )
         self.options = options
         self.denoiser = copy.deepcopy(denoiser).eval().requires_grad_(False)
 
@@ -28,7 +31,9 @@ class WeightAverage:
     def update(self, denoiser: Denoiser, num_images: int, images_seen: int) -> None:
         """Move towards ``denoiser``, which has just trained on ``num_images``, ``images_seen`` in all."""
         half_life = min(self.options.half_life_images, self.options.ramp * images_seen)
-        weights, averages = list(denoiser.parameters()), list(self.denoiser.parameters())
-        torch._foreach_lerp_(averages, weights, 1 - 0.5 ** (num_images / half_life))
+        weights: list[Tensor] = list(denoiser.parameters())
+        averages: list[Tensor] = list(self.denoiser.parameters())
+        decay = 0.5 ** (num_images / half_life)
+        torch._foreach_lerp_(averages, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         for average, buffer in zip(self.denoiser.buffers(), denoiser.buffers(), strict=True):
             average.copy_(buffer)

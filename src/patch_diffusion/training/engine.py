@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from patch_diffusion.config import Engine
+from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError
 
 
@@ -15,6 +16,11 @@ def start(options: Engine) -> torch.device:
             raise InputError(f"engine.threads is at least 1, not {options.threads}")
         torch.set_num_threads(options.threads)
     return choose_device(options.device)
+
+
+def place(denoiser: Denoiser, device: torch.device) -> Denoiser:
+    """Move a denoiser to a device; its convolution weights lie channels last, as the patches do."""
+    return denoiser.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def choose_device(name: str = "auto") -> torch.device:

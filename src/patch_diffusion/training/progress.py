@@ -16,7 +16,7 @@ from rich.progress import Progress as Bar
 from torch import Tensor
 
 from patch_diffusion.errors import InputError
-from patch_diffusion.training.budget import Seen
+from patch_diffusion.training.cost import Seen
 
 _SECONDS_PER_PLAIN_LINE = 10
 
@@ -47,7 +47,9 @@ class Progress:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.stop()
 
     def continue_log(self, step: int) -> None:
@@ -63,9 +65,13 @@ class Progress:
                 continue  # the last line of a run that was killed while writing it
         self._log_file.write_text("".join(kept), encoding="utf-8")
 
-    def note(self, text: str, step: int) -> None:
-        """Tell the user something, once, and keep it in the log."""
+    def say(self, text: str) -> None:
+        """Tell the user something."""
         self._console.print(text, markup=False)
+
+    def note(self, text: str, step: int) -> None:
+        """Tell the user something, and keep it in the log."""
+        self.say(text)
         self._write({"step": step, "note": text})
 
     def record(self, size: str, loss: Tensor) -> None:
@@ -129,4 +135,3 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-

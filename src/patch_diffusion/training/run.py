@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-import patch_diffusion
-from patch_diffusion.config import Config, Network, from_dict, to_dict
+from patch_diffusion.config import Config, Network, changed_options, from_dict, to_dict
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.networks.unet import UNet
 from patch_diffusion.errors import InputError
 from patch_diffusion.training.checkpoint import read_json, read_tensors, write_text
-from patch_diffusion.training.engine import choose_device
+from patch_diffusion.training.engine import choose_device, place
 
 
 @dataclass(frozen=True)
@@ -70,20 +70,33 @@ class RunFolder:
         """Whether there is a run here."""
         return self.config_file.exists()
 
-    def check_free(self) -> None:
-        """Refuse a place that holds something else."""
+    def check(self, config: Config, facts: ModelFacts) -> None:
+        """Refuse a place that holds something else, or a run with other options, data or network."""
+        if self.is_run():
+            stored, stored_facts = self.read_config()
+            if changed := changed_options(stored, config):
+                raise InputError(
+                    f"{self.path} holds a run with other options ({', '.join(changed)}): continue it with its own, or "
+                    "choose another folder"
+                )
+            if changed := [name for name, value in vars(facts).items() if value != getattr(stored_facts, name)]:
+                raise InputError(
+                    f"{self.path} holds a run on other data or another network ({', '.join(changed)} differ): choose "
+                    "another folder"
+                )
+            return
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file: give a folder for the run")
         others = sorted(entry.name for entry in self.path.iterdir()) if self.path.is_dir() else []
         if others:
+            more = ", ..." if len(others) > 1 else ""
             raise InputError(
-                f"{self.path} holds other files ({others[0]}{', ...' if len(others) > 1 else ''}) and no config.json of a "
-                "run: choose a new or an empty folder"
+                f"{self.path} holds other files ({others[0]}{more}) and no run: choose a new or an empty folder"
             )
 
     def write_config(self, config: Config, facts: ModelFacts) -> None:
         """Store what runs."""
-        content = {"version": patch_diffusion.__version__, **to_dict(config), "model": asdict(facts)}
+        content = {"version": version("patch_diffusion"), **to_dict(config), "model": asdict(facts)}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
@@ -104,7 +117,9 @@ class RunFolder:
             height, width = facts.resolution
         except (TypeError, ValueError):
             raise InputError(f"{self.config_file} is damaged: its 'model' is not that of a run") from None
-        return config, ModelFacts(**{**vars(facts), "resolution": (height, width), "class_names": tuple(facts.class_names)})
+        return config, ModelFacts(
+            **{**vars(facts), "resolution": (height, width), "class_names": tuple(facts.class_names)}
+        )
 
 
 def build_network(options: Network, image_channels: int, num_classes: int, *, coords: bool) -> UNet:
@@ -161,7 +176,7 @@ def load(
         sigma_max=config.noise.sigma_max,
     )
     restore_weights(network, read_tensors(weights), str(weights))
-    return model.to(choose_device(device), memory_format=torch.channels_last).eval()
+    return place(model, choose_device(device)).eval()
 
 
 def restore_weights(network: nn.Module, weights: dict[str, torch.Tensor], where: str) -> None:

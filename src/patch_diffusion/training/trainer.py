@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from patch_diffusion.config import Config, Ema, Engine, Network, Noise, Optimizer, Patches, changed_options
+from patch_diffusion.config import Config, Ema, Engine, Network, Noise, Optimizer, Patches
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.order import SampleOrder
 from patch_diffusion.data.sources import ImageSet
-from patch_diffusion.denoise.denoiser import Denoiser, evaluating
+from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.loss import denoising_loss
 from patch_diffusion.denoise.noise import NoiseLevels
 from patch_diffusion.errors import InputError
@@ -28,9 +24,11 @@ from patch_diffusion.sampling.generate import generate
 from patch_diffusion.sampling.pictures import picture_grid, write_picture
 from patch_diffusion.streams import generator, slot_normal, stream_key
 from patch_diffusion.training import checkpoint
-from patch_diffusion.training.budget import Budget, Seen
+from patch_diffusion.training.budget import Budget
+from patch_diffusion.training.cost import Seen, training_flops
 from patch_diffusion.training.ema import WeightAverage
-from patch_diffusion.training.engine import start
+from patch_diffusion.training.engine import place, start
+from patch_diffusion.training.interrupts import interruptible
 from patch_diffusion.training.optimizers import learning_rate, make_optimizer
 from patch_diffusion.training.progress import Progress
 from patch_diffusion.training.run import ModelFacts, RunFolder, restore_weights
@@ -81,11 +79,10 @@ class Trainer:
                 raise InputError(f"{name} is at least {least}, not {value}")
         if not checkpoint_minutes > 0:
             raise InputError(f"checkpoint_minutes is above 0, not {checkpoint_minutes}")
-        network = denoiser.network
-        if not isinstance(network, nn.Module):
-            raise InputError("to be trained, the denoiser's network must be a torch.nn.Module")
         if denoiser.image_channels not in (None, images.channels):
-            raise InputError(f"the network takes {denoiser.image_channels} channels, but the images have {images.channels}")
+            raise InputError(
+                f"the network takes {denoiser.image_channels} channels, but the images have {images.channels}"
+            )
         if denoiser.num_classes and denoiser.num_classes != images.num_classes:
             raise InputError(
                 f"the network knows {denoiser.num_classes} classes, but the images have {images.num_classes or 'none'}"
@@ -101,15 +98,15 @@ class Trainer:
         self.device = start(engine)
         denoiser.resolution = images.resolution
         denoiser.sigma_min, denoiser.sigma_max = noise.sigma_min, noise.sigma_max
-        self.denoiser = denoiser.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        self.network = network
+        self.denoiser = place(denoiser, self.device).train()
+        self.network = denoiser.module
         self.codec = PixelCodec()
         self.order = SampleOrder(len(images), self.schedule.seed)
         self.noise_levels = NoiseLevels(noise.p_mean, noise.p_std)
-        self.optimizer = make_optimizer(network.parameters(), optimizer)
+        self.optimizer = make_optimizer(self.network.parameters(), optimizer)
         self.average = WeightAverage(denoiser, ema)
         self.seen = Seen()
-        self.flops = {size: self._count_flops(size) for size in self.sizes}
+        self.flops = {size: training_flops(denoiser, images.channels, size) for size in self.sizes}
 
         self.run = RunFolder(Path(out).expanduser())
         self.facts = ModelFacts(
@@ -119,9 +116,9 @@ class Trainer:
             class_names=images.class_names if denoiser.num_classes else (),
             num_images=len(images),
             sigma_data=denoiser.sigma_data,
-            parameters=sum(parameter.numel() for parameter in network.parameters()),
+            parameters=sum(parameter.numel() for parameter in self.network.parameters()),
         )
-        settings = getattr(network, "settings", None)
+        settings = getattr(self.network, "settings", None)
         self.config = Config(
             data=images.options,
             patches=Patches(
@@ -145,7 +142,7 @@ class Trainer:
             log_every=log_every,
         )
         self.progress = Progress(self.run.log_file, show=show)
-        self._check_out()
+        self.run.check(self.config, self.facts)
 
     def fit(self, *, steps: int | None = None, images: int | None = None, minutes: float | None = None) -> Denoiser:
         """Train until the budget is spent; the same call continues a stopped run.
@@ -165,7 +162,7 @@ class Trainer:
         began, seconds_before = time.monotonic(), self.seen.seconds
         last_save = began
         spent = budget.spent(self.seen)
-        with self.progress, _interruptible() as interrupted:
+        with self.progress, interruptible() as interrupted:
             while spent < 1 and not interrupted.is_set():
                 size, loss = self.train_step(spent)
                 self.progress.record(str(size), loss)
@@ -180,7 +177,7 @@ class Trainer:
                 if keep or interrupted.is_set() or time.monotonic() - last_save > 60 * self.checkpoint_minutes:
                     self.save(keep=keep)
                     last_save = time.monotonic()
-        if interrupted.is_set():
+        if spent < 1:
             raise KeyboardInterrupt
         return self.average.denoiser
 
@@ -200,12 +197,12 @@ class Trainer:
         num = size.num_images(self.batch)
 
         images, labels = self.images.batch(self.order.indices(self.seen.images, num))
+        labels = labels if self.denoiser.num_classes else None
         draws = generator(seed, "draws", step)
         places, hidden = torch.rand(num, 2, generator=draws), torch.rand(num, generator=draws)
         sigma = self.noise_levels.draw(num, generator=draws).to(self.device, non_blocking=True)
         if labels is not None:
-            labels = labels.where(hidden >= self.denoiser.label_dropout, -1) if self.denoiser.num_classes else None
-            labels = None if labels is None else labels.to(self.device, non_blocking=True)
+            labels = labels.masked_fill(hidden < self.denoiser.label_dropout, -1).to(self.device, non_blocking=True)
 
         patch = random_patches(images.to(self.device, non_blocking=True), (size.height, size.width), places=places)
         clean = self.codec.encode(patch.pixels)
@@ -224,7 +221,7 @@ class Trainer:
 
     def save(self, *, keep: bool = True) -> Path:
         """Write a checkpoint and the model; one that need not be kept is removed when the next is written."""
-        average = self.average.denoiser.network.state_dict()
+        average = self.average.denoiser.module.state_dict()
         names = [name for name, _ in self.network.named_parameters()]
         tensors = {
             "weights": self.network.state_dict(),
@@ -246,7 +243,7 @@ class Trainer:
         tensors, state = checkpoint.read_checkpoint(folder)
         try:
             restore_weights(self.network, tensors["weights"], str(folder))
-            restore_weights(self.average.denoiser.network, tensors["ema"], str(folder))
+            restore_weights(self.average.denoiser.module, tensors["ema"], str(folder))
             names = [name for name, _ in self.network.named_parameters()]
             checkpoint.restore_optimizer(self.optimizer, names, tensors["optimizer"])
             self.seen = Seen(**state["seen"])
@@ -254,7 +251,9 @@ class Trainer:
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"{folder} is damaged ({error}): remove it to continue from the checkpoint before") from None
+            raise InputError(
+                f"{folder} is damaged ({error}): remove it to continue from the checkpoint before"
+            ) from None
 
     def write_samples(self) -> None:
         """A picture of samples from fixed seeds."""
@@ -263,79 +262,42 @@ class Trainer:
         num = self.denoiser.num_classes
         seeds = range(min(num, 10) * 2 if num else 16)
         pictures = [sample.pixels for sample in generate(self.average.denoiser, seeds)]
-        write_picture(picture_grid(pictures, columns=len(seeds) // 2 if num else None), self.run.sample_file(self.seen.step))
-
-    def _check_out(self) -> None:
-        """The run folder is free, or holds a run of the same options."""
-        if not self.run.is_run():
-            self.run.check_free()
-            return
-        config, facts = self.run.read_config()
-        changed = changed_options(config, self.config)
-        if changed:
-            raise InputError(
-                f"{self.run.path} holds a run with other options ({', '.join(changed)}): continue it with its own, or choose "
-                "another folder"
-            )
-        if facts != self.facts:
-            names = [name for name, value in vars(facts).items() if value != getattr(self.facts, name)]
-            raise InputError(f"{self.run.path} holds a run on other data or another network ({', '.join(names)} differ)")
+        write_picture(
+            picture_grid(pictures, columns=len(seeds) // 2 if num else None), self.run.sample_file(self.seen.step)
+        )
 
     def _open_run(self, budget: Budget) -> None:
         """Write the config, and go to where a stopped run was."""
-        held = 4 * 4 * self.facts.parameters  # weights, average and two moments, in float32
-        checkpoint.check_room(self.run.path, 2 * held)
+        one_checkpoint = 4 * 4 * self.facts.parameters  # weights, their average and two moments, in float32
+        checkpoint.check_room(self.run.path, 2 * one_checkpoint)
         self.config = replace(self.config, **vars(budget))
         self.run.write_config(self.config, self.facts)
         existing = self.run.checkpoints()
         if existing:
             self.restore(existing[-1])
         self.progress.continue_log(self.seen.step)
-        if existing:
-            self.progress.note(f"continuing at step {self.seen.step:,}", self.seen.step)
+        if budget.spent(self.seen) >= 1:
+            self.progress.say(
+                f"this run is complete, after {self.seen.step:,} steps; a larger budget would continue it"
+            )
+        elif existing:
+            self.progress.say(f"continuing after step {self.seen.step:,}")
         else:
-            for note in self.images.notes:
+            for note in (self._summary(), *self.images.notes):
                 self.progress.note(note, 0)
 
-    def _count_flops(self, size: PatchSize) -> int:
-        """Of one training step on one image of this size: three times the forward pass."""
-        from torch.utils.flop_counter import FlopCounterMode
-
-        channels, labels = self.images.channels, torch.zeros(1, dtype=torch.long, device=self.device)
-        zeros = torch.zeros(1, channels + 2, size.height, size.width, device=self.device)
-        with evaluating(self.denoiser), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            self.denoiser(
-                zeros[:, :channels], torch.ones(1, device=self.device), zeros[:, channels:], labels if self.denoiser.num_classes else None
-            )
-        return 3 * counter.get_total_flops()
+    def _summary(self) -> str:
+        """What is about to be trained, in one line."""
+        height, width = self.images.resolution
+        sizes = ", ".join(f"{size} {size.probability:.0%}" for size in self.sizes)
+        classes = f", {self.denoiser.num_classes} classes" if self.denoiser.num_classes else ""
+        return (
+            f"{len(self.images):,} images {height}x{width}, {self.images.channels} channels{classes}; "
+            f"{self.facts.parameters:,} parameters on {self.device}; steps on {sizes}; "
+            f"sigma_data {self.denoiser.sigma_data:.3f}"
+        )
 
 
 def _crosses(before: float, spent: float, parts: int) -> bool:
     """Whether one of ``parts`` even marks of the budget, the end among them, lies in (before, spent]."""
     return parts > 0 and int(min(spent, 1.0) * parts + 1e-9) > int(before * parts + 1e-9)
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Inside, the first SIGINT or SIGTERM sets the event, so that the step is finished; the second acts as usual."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
-        yield event
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.getsignal(number) for number in signals}
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    def stop(*_: object) -> None:
-        event.set()
-        restore()
-
-    for number in signals:
-        signal.signal(number, stop)
-    try:
-        yield event
-    finally:
-        restore()

@@ -223,11 +223,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) to the same shape."""
         num, channels, height, width = x.shape
-        # Channels of qkv lie as (channel, q | k | v).
-        qkv = self.qkv(self.norm(x)).reshape(num, channels, 3, height * width)
-        q, k, v = (part.transpose(1, 2)[:, None] for part in qkv.unbind(2))
+        # Channels of qkv lie as (channel, q | k | v). The fast kernels want each of the three contiguous; the pixels of
+        # an image in channels-last memory are its tokens already.
+        qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).reshape(num, 1, height * width, channels, 3)
+        q, k, v = qkv.permute(4, 0, 1, 2, 3).contiguous()
         out = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(out[:, 0].transpose(1, 2).reshape(num, channels, height, width))
+        return self.proj(out.reshape(num, height, width, channels).permute(0, 3, 1, 2))
 
 
 class NoiseEmbedding(nn.Module):

@@ -1,0 +1,52 @@
+"""What a step costs, and what a run has cost so far."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from patch_diffusion.denoise.denoiser import Denoiser, evaluating
+from patch_diffusion.patches.coords import coordinate_grid
+from patch_diffusion.patches.schedule import PatchSize
+
+
+@dataclass
+class Seen:
+    """What training has seen and spent, counted exactly.
+
+    ``step`` optimizer steps; ``images`` drawn from the data, each shown whole or as one patch; ``patches``, how many of
+    them were not whole; ``pixels`` that went through the network; ``flops`` of the matrix products and convolutions;
+    ``seconds`` of the clock.
+    """
+
+    step: int = 0
+    images: int = 0
+    patches: int = 0
+    pixels: int = 0
+    flops: int = 0
+    seconds: float = 0.0
+
+    def add(self, size: PatchSize, num_images: int, resolution: tuple[int, int], flops_per_image: int) -> None:
+        """Count one step."""
+        self.step += 1
+        self.images += num_images
+        self.patches += num_images * ((size.height, size.width) != resolution)
+        self.pixels += num_images * size.height * size.width
+        self.flops += num_images * flops_per_image
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return asdict(self)
+
+
+def training_flops(denoiser: Denoiser, channels: int, size: PatchSize) -> int:
+    """Floating-point operations of a training step on one image of this size: three times the forward pass."""
+    device = denoiser.device
+    noisy = torch.zeros(1, channels, size.height, size.width, device=device)
+    labels = torch.zeros(1, dtype=torch.long, device=device) if denoiser.num_classes else None
+    with evaluating(denoiser), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        denoiser(noisy, 1.0, coordinate_grid(size.height, size.width, device=device), labels)
+    return 3 * counter.get_total_flops()
