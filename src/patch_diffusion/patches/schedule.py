@@ -102,6 +102,8 @@ class PatchSchedule:
             stride: the number that the network needs every height and width to be a multiple of.
         """
         whole_height, whole_width = resolution
+        # Sampling is on whole images, also where training never sees one.
+        _check_stride(whole_height, whole_width, resolution, stride)
         shares: dict[tuple[int, int], float] = {}
         if self.whole > 0:
             shares[resolution] = self.whole
@@ -110,8 +112,7 @@ class PatchSchedule:
                 if share > 0:
                     shape = _pixels(size, resolution)
                     shares[shape] = shares.get(shape, 0.0) + share * (1 - self.whole)
-        # Sampling and previews are on whole images, also where training never sees one.
-        for height, width in {resolution: 1.0, **shares}:
+        for height, width in shares:
             _check_stride(height, width, resolution, stride)
         sizes = []
         for (height, width), probability in sorted(shares.items(), key=lambda item: item[0][0] * item[0][1]):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from patch_diffusion.errors import InputError
 
@@ -112,19 +112,24 @@ def check_room(folder: Path, num_bytes: int) -> None:
         )
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """The optimizer's state by parameter name: ``weight.exp_avg`` and so on. ``names`` are in the parameters' order."""
-    state = optimizer.state_dict()["state"]
-    return {f"{names[index]}.{key}": tensor for index, values in state.items() for key, tensor in values.items()}
+def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's state by parameter name: ``first.weight.exp_avg`` and so on."""
+    return {
+        f"{name}.{key}": tensor
+        for name, parameter in network.named_parameters()
+        for key, tensor in optimizer.state[parameter].items()
+    }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, Tensor]) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Undo `optimizer_tensors`."""
-    state: dict[int, dict[str, Tensor]] = {}
+    parameters = dict(network.named_parameters())
     for name, tensor in tensors.items():
-        parameter, _, key = name.rpartition(".")
-        state.setdefault(names.index(parameter), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        parameter = parameters[name.rpartition(".")[0]]
+        # A fused optimizer walks parameter and moments side by side, so they must lie alike in memory, channels last.
+        like = parameter if tensor.shape == parameter.shape else tensor
+        alike = torch.empty_like(like, device=parameter.device)
+        optimizer.state[parameter][name.rpartition(".")[2]] = alike.copy_(tensor)
 
 
 def _sync(path: Path) -> None:

@@ -97,10 +97,7 @@ class RunFolder:
     def write_config(self, config: Config, facts: ModelFacts) -> None:
         """Store what runs."""
         content = {"version": version("patch_diffusion"), **to_dict(config), "model": asdict(facts)}
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            raise InputError(f"{self.path} lies below a file: choose another place") from None
+        self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.config_file, json.dumps(content, indent=1))
 
     def read_config(self) -> tuple[Config, ModelFacts]:

@@ -222,11 +222,10 @@ class Trainer:
     def save(self, *, keep: bool = True) -> Path:
         """Write a checkpoint and the model; one that need not be kept is removed when the next is written."""
         average = self.average.denoiser.module.state_dict()
-        names = [name for name, _ in self.network.named_parameters()]
         tensors = {
             "weights": self.network.state_dict(),
             "ema": average,
-            "optimizer": checkpoint.optimizer_tensors(self.optimizer, names),
+            "optimizer": checkpoint.optimizer_tensors(self.optimizer, self.network),
         }
         state = {"seen": self.seen.as_dict(), "pending": self.progress.pending(), "keep": keep}
         earlier = self.run.checkpoints()
@@ -244,8 +243,7 @@ class Trainer:
         try:
             restore_weights(self.network, tensors["weights"], str(folder))
             restore_weights(self.average.denoiser.module, tensors["ema"], str(folder))
-            names = [name for name, _ in self.network.named_parameters()]
-            checkpoint.restore_optimizer(self.optimizer, names, tensors["optimizer"])
+            checkpoint.restore_optimizer(self.optimizer, self.network, tensors["optimizer"])
             self.seen = Seen(**state["seen"])
             self.progress.restore(state["pending"])
         except (KeyError, TypeError, ValueError) as error:

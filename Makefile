@@ -1,0 +1,42 @@
+# Everything happens in .venv, made from nothing but Python, pip and make.
+PYTHON ?= python3
+BIN := .venv/bin
+# A folder of wheels that pip is configured to look into, if any, is looked into by uv too.
+export UV_FIND_LINKS ?= $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
+# Without such a folder, uv takes the build of torch that fits the machine: CPU where there is no GPU.
+ifeq ($(strip $(UV_FIND_LINKS)),)
+export UV_TORCH_BACKEND ?= auto
+endif
+
+.PHONY: demo test lint clean constraints
+
+demo: .venv/installed  ## Train on the built-in digits, sample them, and have them recognised: about five minutes.
+	$(BIN)/patch-diffusion train digits --preset digits --out runs/digits
+	$(BIN)/patch-diffusion sample runs/digits --seeds 0-299 --out runs/digits/generated --grid runs/digits/digits.png
+	$(BIN)/python examples/recognise_digits.py runs/digits/generated
+	@echo "the run is in runs/digits, the pictures in runs/digits/generated, all in one in runs/digits/digits.png"
+
+test: .venv/installed  ## The whole test suite.
+	$(BIN)/pytest -n auto
+
+lint: .venv/installed  ## Format, lint, types, and the direction of imports.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+clean:  ## Remove the environment and what the demo made.
+	rm -rf .venv runs
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet uv --constraint constraints.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+constraints:  ## Newest versions that fit together, with torch and pillow as they are.
+	grep -E '^(#|uv==|torch==)' constraints.txt > constraints.new
+	grep -E '^(torch|pillow)==' constraints.txt | $(BIN)/uv pip compile pyproject.toml --extra dev --universal \
+		--python-version 3.10 --no-annotate --no-header --quiet --constraint - \
+		| grep -vE '^(nvidia|cuda|triton|torch)' >> constraints.new
+	mv constraints.new constraints.txt

@@ -1,0 +1,62 @@
+"""What tests share: one thread per process, small pictures, a small trainer."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from PIL import Image
+
+import patch_diffusion as pd
+
+torch.set_num_threads(1)
+settings.register_profile("default", deadline=None, max_examples=50)
+settings.load_profile("default")
+
+
+@pytest.fixture
+def make_folder(tmp_path):
+    """``make_folder(num, size, mode)``: a folder of random pictures."""
+
+    def make(num=8, size=(8, 8), mode="RGB", name="pictures", subfolder=""):
+        folder = tmp_path / name / subfolder
+        folder.mkdir(parents=True, exist_ok=True)
+        random = np.random.default_rng(0)
+        channels = len(Image.new(mode, (1, 1)).getbands())
+        for index in range(num):
+            array = random.integers(0, 256, (*size, channels), dtype=np.uint8)
+            Image.fromarray(array.squeeze(-1) if channels == 1 else array, mode).save(folder / f"{index:03d}.png")
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture
+def images():
+    """64 random 8 x 12 pictures of three channels and two classes."""
+    pixels = torch.randint(0, 256, (64, 3, 8, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return pd.ImageSet(pixels, torch.arange(64) % 2)
+
+
+@pytest.fixture
+def make_trainer(images, tmp_path):
+    """``make_trainer(**options)``: a trainer of a tiny network; ``network`` and ``schedule`` are options of theirs."""
+
+    def make(out="run", network=None, schedule=None, images=images, coords=True, **options):
+        torch.manual_seed(0)
+        settings = {
+            "width": 8,
+            "multipliers": (1, 2),
+            "blocks": 1,
+            "num_classes": images.num_classes,
+            **(network or {}),
+        }
+        unet = pd.UNet(images.channels, coords=coords, **settings)
+        plan = pd.PatchSchedule(**{"sizes": {"1/2": 1.0}, **(schedule or {})})
+        options = {"batch": 4, "samples": 0, "checkpoints": 1, "show": False, **options}
+        return pd.Trainer(pd.Denoiser(unet, 0.5, coords=coords), images, plan, out=tmp_path / out, **options)
+
+    return make

@@ -1,0 +1,286 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from patch_diffusion.cli import main
+
+TINY = (
+    "--network.width 8 --network.multipliers 1 2 --network.blocks 1 --batch 4 --samples 1 --checkpoints 2 --log-every 1"
+)
+
+
+@pytest.fixture
+def run(capsys):
+    """``run("train ...")``: exit status, stdout and stderr."""
+
+    def call(line, **places):
+        words = [str(places.get(word, word)) for word in line.split()]
+        status = main(words)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    assert main(["train", "digits", "--out", str(folder), "--steps", "4", *TINY.split()]) == 0
+    return folder
+
+
+def one_line(text):
+    return len(text.strip().splitlines()) == 1 and "Traceback" not in text
+
+
+def test_help_and_version_are_quick_because_torch_is_not_imported():
+    for arguments in (["--help"], ["--version"], ["train", "--help"], ["sample", "--help"], ["info", "--help"]):
+        code = (
+            "import sys; from patch_diffusion.cli import main\n"
+            f"try: main({arguments!r})\nexcept SystemExit: pass\n"
+            "assert 'torch' not in sys.modules and 'PIL' not in sys.modules and 'pydantic' not in sys.modules"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_help_shows_every_option(run, capsys):
+    import dataclasses
+
+    from patch_diffusion.config import Config
+
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(Config):
+        group = getattr(Config(), field.name)
+        names = dataclasses.fields(group) if dataclasses.is_dataclass(group) else [None]
+        for name in names:
+            option = field.name if name is None else f"{field.name}.{name.name}"
+            assert option == "data.source" or f"--{option.replace('_', '-')}" in text, option
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_overview(run):
+    for line, status in (("", 2), ("--help", 0)):
+        found, out, _ = run(line)
+        assert found == status and "train" in out and "sample" in out and "info" in out
+    assert run("--version")[1].startswith("patch-diffusion ")
+
+
+def test_train_sample_info(trained, run, tmp_path):
+    assert sorted(path.name for path in trained.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "log.jsonl",
+        "model.safetensors",
+        "samples",
+    ]
+    out = tmp_path / "pictures"
+    status, text, _ = run(
+        "sample RUN --seeds 0-2,7 --out OUT --steps 2 --grid GRID --json", RUN=trained, OUT=out, GRID=tmp_path / "g.png"
+    )
+    assert status == 0 and json.loads(text) == {"samples": 4, "out": str(out), "grid": str(tmp_path / "g.png")}
+    assert sorted(path.name for path in out.iterdir()) == [f"{seed:06d}.png" for seed in (0, 1, 2, 7)] + [
+        "samples.json"
+    ]
+    entries = json.loads((out / "samples.json").read_text())["samples"]
+    assert [(entry["seed"], entry["class"], entry["class_name"]) for entry in entries] == [
+        (0, 0, "0"),
+        (1, 1, "1"),
+        (2, 2, "2"),
+        (7, 7, "7"),
+    ]
+    assert entries[0]["settings"]["steps"] == 2 and entries[0]["settings"]["resolution"] == [16, 16]
+    status, text, _ = run("info RUN --json", RUN=trained)
+    found = json.loads(text)
+    assert found["complete"] and found["checkpoints"] == [2, 4] and found["model"]["num_images"] == 1797
+    status, text, _ = run("info RUN", RUN=trained)
+    assert status == 0 and "1,797 images" in text and "4 steps" in text
+
+
+def sampled(run, trained, out, options=""):
+    assert run(f"sample RUN --seeds 3 --out OUT --steps 3 {options}", RUN=trained, OUT=out)[0] == 0
+    return np.asarray(Image.open(out / "000003.png"))
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--class 5", "--steps 2", "--solver euler", "--guidance 4", "--resolution 8", "--resolution 8 20"],
+)
+def test_every_sampling_option_changes_the_picture(trained, run, tmp_path, option):
+    plain, other = sampled(run, trained, tmp_path / "a"), sampled(run, trained, tmp_path / "b", option)
+    assert plain.shape != other.shape or not np.array_equal(plain, other)
+
+
+def test_sampling_from_a_checkpoint_and_in_other_batches(trained, run, tmp_path):
+    plain = sampled(run, trained, tmp_path / "a")
+    early = sampled(run, trained / "checkpoints" / "step-00000002", tmp_path / "b")
+    batch = sampled(run, trained, tmp_path / "c", "--batch 1 --device cpu --class 3")
+    assert not np.array_equal(plain, early)
+    assert abs(plain.astype(int) - batch).max() <= 1
+
+
+def test_more_samples_join_those_that_are_there(trained, run, tmp_path):
+    sampled(run, trained, tmp_path / "a")
+    run("sample RUN --seeds 1 --out OUT --steps 1", RUN=trained, OUT=tmp_path / "a")
+    entries = json.loads((tmp_path / "a" / "samples.json").read_text())["samples"]
+    assert [(entry["seed"], entry["settings"]["steps"]) for entry in entries] == [(1, 1), (3, 3)]
+
+
+def test_train_continues(trained, run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    status, text, err = run("train --out RUN --json", RUN=folder)
+    assert status == 0 and "this run is complete" in err and json.loads(text)["progress"]["step"] == 4
+    status, text, err = run("train --out RUN --steps 6 --json", RUN=folder)
+    assert status == 0 and "continuing after step 4" in err and json.loads(text)["progress"]["step"] == 6
+    status, text, err = run(f"train digits --out RUN --images 40 {TINY}", RUN=folder)
+    assert status == 0 and "this run is complete" in err
+    status, _, err = run("train --out RUN --patches.whole 0.3", RUN=folder)
+    assert status == 1 and "other options (patches.whole)" in err and one_line(err)
+
+
+def test_a_config_file_a_preset_and_options(run, tmp_path):
+    (tmp_path / "options.yaml").write_text("data: {source: digits}\nsteps: 1\nbatch: 9\npatches: {whole: 0.9}\n")
+    status, text, _ = run(
+        f"train --config FILE --preset digits --out RUN {TINY} --patches.sizes 1/2=0.3 4=0.7 --json",
+        FILE=tmp_path / "options.yaml",
+        RUN=tmp_path / "run",
+    )
+    options = json.loads(text)["options"]
+    assert status == 0
+    assert (options["steps"], options["minutes"], options["batch"]) == (1, None, 4)
+    assert options["patches"]["whole"] == 0.9 and options["patches"]["sizes"] == {"1/2": 0.3, "4": 0.7}
+    assert options["network"]["dropout"] == 0.0  # the preset's
+    assert options["noise"]["sigma_data"] == pytest.approx(0.695, abs=1e-3)
+
+
+def test_an_interrupted_run_continues(tmp_path):
+    """As a user: Ctrl-C, exit status 130, and the advice works."""
+    folder = tmp_path / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "patch_diffusion",
+        "train",
+        "digits",
+        "--out",
+        str(folder),
+        "--steps",
+        "100000",
+        *TINY.split(),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    log = folder / "log.jsonl"
+    for _ in range(600):
+        if log.exists() and '"loss"' in log.read_text():
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"continue with: patch-diffusion train --out {folder}" in err
+    step = int(sorted((folder / "checkpoints").iterdir())[-1].name[5:])
+    assert main(["train", "--out", str(folder), "--steps", str(step + 1)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "message"),
+    [
+        ("trian", 2, "did you mean 'train'"),
+        ("--verion", 2, "did you mean '--version'"),
+        ("train digits", 2, "needs --out RUN"),
+        ("train --out NEW", 2, "there is no run to continue in"),
+        ("train digits --out NEW --patches.whol 0.3", 2, "perhaps you meant --patches.whole"),
+        ("train digits --out NEW --batch few", 2, "--batch"),
+        ("train digits --out NEW --network.kind unett", 2, "Expected one of"),
+        ("train digits --out NEW --patches.sizes 1/2", 2, "as in 1/2=0.6 1/4=0.4"),
+        ("train digits --out NEW --preset smol", 2, "did you mean 'small'"),
+        ("train digits --out NEW --config NEW", 2, "cannot read the config file"),
+        ("train digits --out NEW --patches.whole 1.2", 1, "between 0 and 1, not 1.2"),
+        ("train digits --out NEW --network.width 7", 1, "network.width is a multiple of 4"),
+        ("train digits --out NEW --network.kind custom", 1, "from Python"),
+        ("train digits --out NEW --resolution 9", 1, "cannot pass the network"),
+        ("train digits --out NEW --steps 3 --minutes 2", 1, "not steps and minutes together"),
+        ("train digits --out NEW --engine.device abacus", 1, "'abacus' is not there"),
+        ("train NOWHERE --out NEW", 1, "there is no data at"),
+        ("train EMPTY --out NEW", 1, "is empty"),
+        ("train digits --out OTHER", 1, "holds other files (thesis.tex) and no run"),
+        ("train digits --out FILE", 1, "is a file"),
+        ("train digits --out FILE/run", 1, "Not a directory"),
+        ("sample NOWHERE --out NEW", 1, "does not exist"),
+        ("sample EMPTY --out NEW", 1, "holds no run"),
+        ("sample RUN --out NEW --seeds 1-x", 1, "not '1-x'"),
+        ("sample RUN --out NEW --seeds 5-1", 1, "names no seed"),
+        ("sample RUN --out NEW --class eleven", 1, "there is no class 'eleven'"),
+        ("sample RUN --out NEW --class 11", 1, "classes 0 to 9"),
+        ("sample RUN --out NEW --solver hune", 1, "there is no solver 'hune'"),
+        ("sample RUN --out NEW --resolution 7", 1, "multiples of 2"),
+        ("sample RUN --out FILE", 1, "is a file"),
+        ("sample RUN", 2, "--out"),
+        ("info NOWHERE", 1, "does not exist"),
+    ],
+)
+def test_mistakes_get_one_line_and_nothing_is_written(trained, run, tmp_path, line, status, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    for file in ("file", "other/thesis.tex"):
+        (tmp_path / file).write_text("")
+    places = {name.upper(): tmp_path / name for name in ("new", "nowhere", "empty", "other", "file", "file/run")}
+    places["FILE/run"] = tmp_path / "file" / "run"
+    before = sorted(tmp_path.rglob("*"))
+    found, out, err = run(line, RUN=trained, **places)
+    assert found == status and message in err and one_line(err) and not out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_truncated_picture_is_named_in_the_log(run, make_folder, tmp_path):
+    folder = make_folder(120, (8, 8))
+    broken = folder / "033.png"
+    broken.write_bytes(broken.read_bytes()[:80])
+    status, _, err = run(
+        f"train PICTURES --out RUN --steps 1 {TINY} --patches.sizes 1/2=1", PICTURES=folder, RUN=tmp_path / "run"
+    )
+    assert status == 0 and "skipped 033.png" in err
+    assert "skipped 033.png" in (tmp_path / "run" / "log.jsonl").read_text()
+
+
+def test_damaged_runs(trained, run, tmp_path):
+    for file, line in (
+        ("config.json", "info RUN"),
+        ("model.safetensors", "sample RUN --out OUT"),
+        ("config.json", "train --out RUN"),
+    ):
+        folder = tmp_path / "run"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(trained, folder)
+        content = (folder / file).read_bytes()
+        (folder / file).write_bytes(content[: len(content) // 2])
+        status, _, err = run(line, RUN=folder, OUT=tmp_path / "out")
+        assert status in (1, 2) and f"{folder / file} is damaged" in err and one_line(err)
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0 or not shutil.which("mount"), reason="mounts a tiny disk"
+)
+def test_a_disk_without_room(run, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a disk")
+    try:
+        status, _, err = run(f"train digits --out RUN --steps 2 {TINY}", RUN=disk / "run")
+        assert status == 1 and "MB of room" in err and one_line(err)
+        assert not list(disk.iterdir())
+    finally:
+        subprocess.run(["umount", disk], check=True)

@@ -1,0 +1,113 @@
+import pytest
+import torch
+
+import parity
+import patch_diffusion as pd
+
+
+def zero_network(x, c_noise, labels):
+    return torch.zeros_like(x[:, :3])
+
+
+def test_without_a_network_it_is_the_gaussian_s_best_guess():
+    """With F = 0, D = c_skip x: the posterior mean of data ~ N(0, sigma_data^2)."""
+    denoiser = pd.Denoiser(zero_network, sigma_data=0.7)
+    noisy, sigma = torch.randn(4, 3, 2, 2), torch.tensor([0.1, 0.7, 2.0, 50.0])
+    expected = noisy * (0.49 / (0.49 + sigma**2))[:, None, None, None]
+    coords = pd.coordinate_grid(2, 2)
+    torch.testing.assert_close(denoiser(noisy, sigma, coords), expected)
+    # and the score is that of N(0, sigma_data^2 + sigma^2)
+    expected = -noisy / (0.49 + sigma**2)[:, None, None, None]
+    torch.testing.assert_close(denoiser.score(noisy, sigma, coords), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_what_the_network_is_given():
+    given = {}
+
+    def network(x, c_noise, labels):
+        given.update(x=x, c_noise=c_noise, labels=labels)
+        return x[:, :1]
+
+    coords = pd.coordinate_grid(3, 4)
+    noisy, labels = torch.full((2, 1, 3, 4), 10.0), torch.tensor([1, -1])
+    pd.Denoiser(network, sigma_data=3.0)(noisy, 4.0, coords, labels)
+    torch.testing.assert_close(given["x"][:, :1], noisy / 5)  # c_in = 1 / sqrt(sigma^2 + sigma_data^2)
+    assert torch.equal(given["x"][:, 1:], coords.expand(2, -1, -1, -1))  # not scaled
+    torch.testing.assert_close(given["c_noise"], torch.full((2,), 4.0).log() / 4)
+    assert given["labels"] is labels
+    pd.Denoiser(network, sigma_data=3.0, coords=False)(noisy, 4.0, coords)
+    assert given["x"].shape == (2, 1, 3, 4) and given["labels"] is None
+
+
+def test_coords_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"expected \(2, 8, 8\)"):
+        pd.Denoiser(zero_network)(torch.zeros(1, 3, 8, 8), 1.0, pd.coordinate_grid(4, 8))
+
+
+@pytest.mark.parametrize(
+    "options", [{"sigma_data": 0.0}, {"sigma_data": float("nan")}, {"sigma_min": 3, "sigma_max": 2}]
+)
+def test_impossible_settings_are_refused(options):
+    with pytest.raises(pd.InputError, match="sigma"):
+        pd.Denoiser(zero_network, **options)
+
+
+def test_the_loss_weight_makes_levels_count_alike():
+    """With F = 0 and unit data of sigma_data, the expected loss is 1 at every level."""
+    generator = torch.Generator().manual_seed(0)
+    denoiser = pd.Denoiser(zero_network, sigma_data=0.5)
+    clean = 0.5 * torch.randn(4, 3, 100, 100, generator=generator)
+    sigma = torch.tensor([0.01, 0.1, 1.0, 10.0])
+    losses = pd.denoising_loss(denoiser, clean, pd.coordinate_grid(100, 100), sigma, generator=generator)
+    torch.testing.assert_close(losses, torch.ones(4), atol=0.05, rtol=0)
+
+
+def test_noise_levels_are_log_normal():
+    logs = pd.NoiseLevels(-0.5, 0.3).draw(50_000, generator=torch.Generator().manual_seed(0)).log()
+    assert abs(logs.mean() + 0.5) < 0.01 and abs(logs.std() - 0.3) < 0.01
+    with pytest.raises(pd.InputError, match="p_std"):
+        pd.NoiseLevels(p_std=-1)
+
+
+@pytest.mark.parametrize("name", ["ddpmpp.safetensors", "ddpmpp-class-augment.safetensors"])
+@pytest.mark.parametrize("kind", ["full", "half"])
+def test_loss_weighting_equals_the_reference(name, kind):
+    """On the recorded denoised images, whatever network made them."""
+    tensors, _ = parity.read(name)
+    sigma, clean = tensors["sigma"], tensors[f"{kind}.clean"]
+    weight = pd.Denoiser(zero_network).loss_weight(sigma)[:, None, None, None]
+    weighted = weight * (tensors[f"{kind}.denoised"] - clean).square()
+    torch.testing.assert_close(weighted, tensors[f"{kind}.weighted_loss"], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["full", "half"])
+def test_network_denoiser_and_loss_equal_the_reference(kind):
+    """The published implementation's DDPM++ weights in our U-Net."""
+    tensors, metadata = parity.read("ddpmpp.safetensors")
+    network = pd.UNet(3, width=16, multipliers=(1, 2), blocks=1, attention=(1,)).eval()
+    network.load_state_dict(parity.unet_weights(tensors, metadata))
+    denoiser = pd.Denoiser(network, sigma_data=0.5)
+    clean, noise, coords, sigma = (
+        *(tensors[f"{kind}.{key}"] for key in ("clean", "noise", "coords")),
+        tensors["sigma"],
+    )
+    with torch.no_grad():
+        denoised = denoiser(clean + sigma[:, None, None, None] * noise, sigma, coords)
+        losses = pd.denoising_loss(denoiser, clean, coords, sigma, noise=noise)
+    torch.testing.assert_close(denoised, tensors[f"{kind}.denoised"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(losses, tensors[f"{kind}.weighted_loss"].mean((1, 2, 3)), atol=1e-5, rtol=1e-5)
+
+
+def test_heun_equals_the_reference():
+    tensors, metadata = parity.read("ddpmpp.safetensors")
+    network = pd.UNet(3, width=16, multipliers=(1, 2), blocks=1, attention=(1,)).eval()
+    network.load_state_dict(parity.unet_weights(tensors, metadata))
+    denoiser, coords = pd.Denoiser(network, sigma_data=0.5), pd.coordinate_grid(16, 16)
+    sigmas = pd.karras_sigmas(18, 0.002, 80)
+
+    def denoise(noisy, sigma):
+        return denoiser(noisy.float(), sigma.float(), coords).double()
+
+    with torch.no_grad():
+        images = pd.heun(denoise, tensors["sample.latents"] * sigmas[0], sigmas)
+    torch.testing.assert_close(images, tensors["sample.heun18"], atol=1e-4, rtol=0)

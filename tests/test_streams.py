@@ -1,0 +1,38 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from patch_diffusion import streams
+
+
+def test_keys_are_fixed_for_ever():
+    assert streams.stream_key(0, "noise", 1, 2) == KEY
+
+
+KEY = 5938781660159604271
+
+
+def test_uniform():
+    numbers = torch.tensor([streams.uniform(0, "test", index) for index in range(20_000)], dtype=torch.float64)
+    assert 0 <= numbers.min() and numbers.max() < 1
+    assert abs(numbers.mean() - 0.5) < 0.01 and abs(numbers.var() - 1 / 12) < 0.002
+
+
+@given(st.integers(0, 40), st.integers(1, 40))
+def test_a_slot_has_its_noise_in_any_range(start, count):
+    everything = streams.slot_normal(0, "noise", 5, range(80), (2,))
+    part = streams.slot_normal(0, "noise", 5, range(start, start + count), (2,))
+    assert torch.equal(part, everything[start : start + count])
+
+
+@pytest.mark.parametrize("other", [(1, "noise", 5), (0, "sound", 5), (0, "noise", 6)])
+def test_seed_name_and_step_matter(other):
+    assert not torch.equal(
+        streams.slot_normal(0, "noise", 5, range(4), (3,)), streams.slot_normal(*other, range(4), (3,))
+    )
+
+
+def test_normal():
+    noise = streams.slot_normal(0, "noise", 0, range(1000), (100,))
+    assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02

@@ -1,0 +1,419 @@
+import json
+import math
+import os
+import signal
+import threading
+
+import pytest
+import torch
+
+import patch_diffusion as pd
+from patch_diffusion.config import Ema, Engine, Noise, Optimizer
+from patch_diffusion.training.checkpoint import read_checkpoint, read_tensors
+
+
+def lines(trainer):
+    return [json.loads(line) for line in trainer.run.log_file.read_text().splitlines()]
+
+
+def losses(trainer):
+    return [line["loss"] for line in lines(trainer) if "loss" in line]
+
+
+def test_golden_curve(make_trainer):
+    """Losses of 20 steps, as they were when this was written: a change that is not numerical leaves them alone."""
+    trainer = make_trainer(log_every=1)
+    trainer.fit(steps=20)
+    found = [next(iter(line.items())) for line in losses(trainer)]
+    assert [size for size, _ in found] == [size for size, _ in GOLDEN]
+    assert [loss for _, loss in found] == pytest.approx([loss for _, loss in GOLDEN], rel=2e-3)
+
+
+GOLDEN = [
+    ("8x12", 1.219848),
+    ("4x6", 1.322474),
+    ("4x6", 1.098219),
+    ("8x12", 1.127086),
+    ("8x12", 1.098971),
+    ("4x6", 1.094068),
+    ("4x6", 1.191149),
+    ("8x12", 1.145715),
+    ("4x6", 1.153873),
+    ("4x6", 1.053423),
+    ("8x12", 1.13544),
+    ("4x6", 1.18695),
+    ("8x12", 1.134344),
+    ("4x6", 1.144109),
+    ("4x6", 1.180986),
+    ("4x6", 1.132056),
+    ("4x6", 1.045889),
+    ("4x6", 1.145942),
+    ("8x12", 1.160709),
+    ("8x12", 1.114016),
+]
+
+
+def test_two_runs_are_equal_bit_for_bit(make_trainer):
+    first, second = make_trainer("first"), make_trainer("second")
+    for trainer in (first, second):
+        torch.manual_seed(os.getpid())  # what the user's own draws do is of no consequence
+        torch.rand(1)
+        trainer.fit(steps=6)
+    for name in ("weights", "ema", "optimizer"):
+        one, two = (read_tensors(trainer.run.checkpoint(6) / f"{name}.safetensors") for trainer in (first, second))
+        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_run_continues_as_if_it_had_not_been(make_trainer, monkeypatch):
+    """10 steps == 5 + checkpoint + 2 lost steps + continue: weights, average, optimizer, counters and log."""
+    whole = make_trainer("whole", log_every=3, checkpoints=2)
+    whole.fit(steps=10)
+    killed = make_trainer("killed", log_every=3, checkpoints=2)
+    step = killed.train_step
+
+    def die(spent):
+        if killed.seen.step == 7:
+            raise Killed
+        return step(spent)
+
+    monkeypatch.setattr(killed, "train_step", die)
+    with pytest.raises(Killed):
+        killed.fit(steps=10)
+    continued = make_trainer("killed", log_every=3, checkpoints=2)
+    continued.fit(steps=10)
+    (tensors, state), (expected, expected_state) = (read_checkpoint(t.run.checkpoint(10)) for t in (continued, whole))
+    for group in expected:
+        assert expected[group].keys() == tensors[group].keys()
+        assert all(torch.equal(tensors[group][key], expected[group][key]) for key in expected[group])
+    for each in (state, expected_state):
+        del each["seen"]["seconds"]
+    assert state == expected_state
+
+    def untimed(trainer):
+        return [{key: value for key, value in line.items() if key != "seconds"} for line in lines(trainer)]
+
+    assert untimed(continued) == untimed(whole)
+
+
+def test_ctrl_c_writes_a_checkpoint(make_trainer, monkeypatch):
+    trainer = make_trainer()
+    step = trainer.train_step
+
+    def interrupt(spent):
+        if trainer.seen.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(spent)
+
+    monkeypatch.setattr(trainer, "train_step", interrupt)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(steps=100)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert [path.name for path in trainer.run.checkpoints()] == ["step-00000004"]
+    assert pd.load(trainer.run.path).resolution == (8, 12)
+
+
+def test_training_outside_the_main_thread(make_trainer):
+    trainer = make_trainer()
+    thread = threading.Thread(target=lambda: trainer.fit(steps=1))
+    thread.start()
+    thread.join()
+    assert trainer.seen.step == 1
+
+
+def test_it_learns(make_trainer):
+    """A picture that is always the same: the loss falls far below where it began."""
+    pixels = torch.zeros(8, 3, 8, 12, dtype=torch.uint8)
+    pixels[..., 6:] = 255
+    same = pd.ImageSet(pixels)
+    options = {"network": {"dropout": 0.0}, "optimizer": Optimizer(learning_rate=1e-2)}
+    trainer = make_trainer(images=same, batch=16, log_every=15, **options)
+    trainer.fit(steps=150)
+    found = losses(trainer)
+    assert found[-1]["8x12"] < 0.6 * found[0]["8x12"] and found[-1]["4x6"] < 0.6 * found[0]["4x6"]
+
+
+def test_the_averaged_model_is_returned_stored_and_loaded(make_trainer):
+    trainer = make_trainer()
+    model = trainer.fit(steps=3)
+    loaded = pd.load(trainer.run.path, device="cpu")
+    for (name, weight), other in zip(model.state_dict().items(), loaded.state_dict().values(), strict=True):
+        assert torch.equal(weight, other), name
+    assert (loaded.resolution, loaded.sigma_data, loaded.num_classes, loaded.training) == ((8, 12), 0.5, 2, False)
+    noisy, coords = torch.randn(1, 3, 8, 12), pd.coordinate_grid(8, 12)
+    assert torch.equal(model(noisy, 1.0, coords), loaded(noisy, 1.0, coords))
+
+
+def test_counts_are_exact(make_trainer):
+    trainer = make_trainer(schedule={"growth": "linear", "whole": 0.5}, batch=4)
+    sizes = [trainer.train_step()[0] for _ in range(30)]
+    halves = sum(str(size) == "4x6" for size in sizes)
+    assert 0 < halves < 30
+    assert trainer.seen.step == 30
+    assert trainer.seen.images == 4 * (30 - halves) + 8 * halves
+    assert trainer.seen.patches == 8 * halves
+    assert trainer.seen.pixels == 4 * (30 - halves) * 96 + 8 * halves * 24
+    flops = {str(size): value for size, value in trainer.flops.items()}
+    assert trainer.seen.flops == 4 * (30 - halves) * flops["8x12"] + 8 * halves * flops["4x6"]
+    assert flops["8x12"] > 3 * flops["4x6"] > 0
+
+
+def test_coordinates_go_with_the_pixels(make_trainer, images):
+    """Whatever the network is given in training, its pixels lie where its coordinates say."""
+    ramp = (pd.coordinate_grid(8, 12) * 127.5 + 127.5).round().to(torch.uint8)
+    pixels = torch.cat([ramp, ramp[:1]])[None].expand(16, -1, -1, -1).contiguous()
+    trainer = make_trainer(images=pd.ImageSet(pixels), noise=Noise(p_mean=-12.0, p_std=0.0))
+    given = []
+    trainer.network.register_forward_pre_hook(lambda module, args: given.append(args[0]))
+    for _ in range(6):
+        trainer.train_step()
+    for x in given:
+        clean, coords = x[:, :3] * 0.5, x[:, 3:]  # c_in = 1 / sigma_data at hardly any noise
+        torch.testing.assert_close(clean[:, :2], coords, atol=0.02, rtol=0)
+    assert {tuple(x.shape[2:]) for x in given} == {(8, 12), (4, 6)}
+
+
+def test_labels_are_dropped_as_often_as_asked(make_trainer):
+    trainer = make_trainer(network={"label_dropout": 0.3}, batch=256)
+    given = []
+    trainer.network.register_forward_pre_hook(lambda module, args: given.append(args[2]))
+    for _ in range(8):
+        trainer.train_step()
+    labels = torch.cat(given)
+    assert abs((labels == -1).float().mean() - 0.3) < 0.04
+    assert set(labels.tolist()) == {-1, 0, 1}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"schedule": {"whole": 0.1}},
+        {"schedule": {"sizes": {"4": 1.0}, "whole": 0.0}},
+        {"schedule": {"kind": "progressive"}},
+        {"schedule": {"growth": "none"}},
+        {"schedule": {"weight": "area"}},
+        {"schedule": {"seed": 1}},
+        {"coords": False},
+        {"network": {"width": 12}},
+        {"network": {"multipliers": (1, 1)}},
+        {"network": {"blocks": 2}},
+        {"network": {"attention": (1,)}},
+        {"network": {"dropout": 0.5}},
+        {"network": {"label_dropout": 0.9}},
+        {"batch": 5},
+        {"noise": Noise(p_mean=0.0)},
+        {"noise": Noise(p_std=0.5)},
+        {"optimizer": Optimizer(learning_rate=1e-2)},
+        {"optimizer": Optimizer(betas=(0.5, 0.9))},
+        {"optimizer": Optimizer(weight_decay=1.0)},
+        {"optimizer": Optimizer(warmup=0.5)},
+        {"optimizer": Optimizer(decay="linear")},
+        {"optimizer": Optimizer(decay="constant")},
+        {"ema": Ema(half_life_images=1.0)},
+        {"ema": Ema(ramp=5.0)},
+    ],
+    ids=str,
+)
+def test_every_option_changes_the_result(make_trainer, changed):
+    plain = make_trainer("plain")
+    plain.fit(steps=8)
+    other = make_trainer("other", **changed)
+    other.fit(steps=8)
+    one, two = (read_tensors(trainer.run.model_file) for trainer in (plain, other))
+    assert one.keys() != two.keys() or any(
+        one[key].shape != two[key].shape or not torch.equal(one[key], two[key]) for key in one
+    )
+
+
+def test_intervals(make_trainer):
+    trainer = make_trainer(checkpoints=4, samples=2, log_every=3)
+    trainer.fit(steps=8)
+    assert [path.name for path in trainer.run.checkpoints()] == [f"step-{step:08d}" for step in (2, 4, 6, 8)]
+    assert sorted(path.name for path in trainer.run.path.glob("samples/*")) == [
+        "step-00000004.png",
+        "step-00000008.png",
+    ]
+    assert [line["step"] for line in lines(trainer) if "loss" in line] == [3, 6, 8]
+
+
+def test_timed_checkpoints_replace_each_other(make_trainer):
+    trainer = make_trainer(checkpoints=2, checkpoint_minutes=1e-9)
+    trainer.fit(steps=8)
+    assert [path.name for path in trainer.run.checkpoints()] == ["step-00000004", "step-00000008"]
+
+
+@pytest.mark.parametrize(("budget", "spent"), [({"steps": 7}, 7), ({"images": 30}, None), ({"minutes": 0.01}, None)])
+def test_budgets(make_trainer, budget, spent):
+    trainer = make_trainer()
+    trainer.fit(**budget)
+    last = lines(trainer)[-1]
+    assert last["spent"] >= 1 and last["learning_rate"] < 2e-4
+    if "images" in budget:
+        assert 30 <= trainer.seen.images < 30 + 8
+    if spent:
+        assert trainer.seen.step == spent
+
+
+def test_a_complete_run_is_left_alone_and_a_larger_budget_continues(make_trainer):
+    make_trainer().fit(steps=2)
+    again = make_trainer()
+    again.fit(steps=2)
+    assert again.seen.step == 2
+    more = make_trainer()
+    more.fit(steps=4)
+    assert more.seen.step == 4 and [line["step"] for line in lines(more) if "loss" in line] == [2, 4]
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(make_trainer):
+    trainer = make_trainer(log_every=1, checkpoints=4)
+    trainer.fit(steps=2)
+    broken = make_trainer(log_every=1, checkpoints=4)
+    broken.restore(broken.run.checkpoints()[-1])
+    step = broken.train_step
+
+    def explode(spent):
+        with torch.no_grad():
+            broken.network.last.weight.fill_(math.nan)
+        return step(spent)
+
+    broken.train_step = explode
+    with pytest.raises(pd.InputError, match="the loss on .* became nan"):
+        broken.fit(steps=4)
+    assert [path.name for path in broken.run.checkpoints()] == ["step-00000001", "step-00000002"]
+    assert all(weight.isfinite().all() for weight in read_tensors(broken.run.model_file).values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch": 0}, "batch is at least 1"),
+        ({"log_every": 0}, "log_every is at least 1"),
+        ({"checkpoints": 0}, "checkpoints is at least 1"),
+        ({"samples": -1}, "samples is at least 0"),
+        ({"checkpoint_minutes": 0}, "checkpoint_minutes"),
+        ({"schedule": {"sizes": {"1/4": 1.0}}}, "patches of 2x3 cannot pass"),
+        ({"network": {"num_classes": 3}}, "knows 3 classes, but the images have 2"),
+        ({"optimizer": Optimizer(learning_rate=0.0)}, "learning_rate"),
+        ({"optimizer": Optimizer(betas=(1.0, 0.9))}, "betas"),
+        ({"optimizer": Optimizer(warmup=1.0)}, "warmup"),
+        ({"optimizer": Optimizer(weight_decay=-1.0)}, "weight_decay"),
+        ({"ema": Ema(half_life_images=0)}, "ema"),
+        ({"noise": Noise(p_std=-1)}, "p_std"),
+        ({"engine": Engine(device="abacus")}, "the device 'abacus' is not there"),
+        ({"engine": Engine(threads=0)}, "threads"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_written(make_trainer, tmp_path, options, message):
+    with pytest.raises(pd.InputError, match=message):
+        make_trainer(**options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("budget", [{}, {"steps": 0}, {"steps": 3, "minutes": 1.0}, {"minutes": -1.0}])
+def test_impossible_budgets(make_trainer, tmp_path, budget):
+    with pytest.raises(pd.InputError, match="budget|give one of steps"):
+        make_trainer().fit(**budget)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_the_run_folder_may_hold(make_trainer, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("")
+    with pytest.raises(pd.InputError, match=r"holds other files \(thesis\.tex\) and no run"):
+        make_trainer()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(pd.InputError, match="is a file"):
+        make_trainer("file")
+    make_trainer("old").fit(steps=1)
+    with pytest.raises(pd.InputError, match=r"other options \(batch, patches\.whole\)"):
+        make_trainer("old", batch=7, schedule={"whole": 0.3})
+    with pytest.raises(pd.InputError, match="num_images differ"):
+        make_trainer("old", images=pd.ImageSet(torch.zeros(9, 3, 8, 12, dtype=torch.uint8), torch.arange(9) % 2))
+
+
+def test_a_network_of_one_s_own(images, tmp_path):
+    class Mine(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution = torch.nn.Conv2d(5, 3, 3, padding=1)
+
+        def forward(self, x, c_noise, labels):
+            return self.convolution(x)
+
+    trainer = pd.Trainer(pd.Denoiser(Mine()), images, out=tmp_path / "run", samples=0, batch=4, show=False)
+    trainer.fit(steps=2)
+    with pytest.raises(pd.InputError, match="module of your own"):
+        pd.load(trainer.run.path)
+    model = pd.load(trainer.run.path, network=Mine())
+    assert torch.equal(model.network.convolution.weight, trainer.average.denoiser.network.convolution.weight)
+    with pytest.raises(pd.InputError, match="does not fit the network"):
+        pd.load(trainer.run.path, network=torch.nn.Conv2d(5, 3, 1))
+    with pytest.raises(pd.InputError, match=r"must be a torch\.nn\.Module"):
+        pd.Trainer(pd.Denoiser(lambda x, c_noise, labels: x), images, out=tmp_path / "other")
+
+
+def test_damage_is_named(make_trainer):
+    trainer = make_trainer()
+    trainer.fit(steps=1)
+    run = trainer.run
+    for file in (run.model_file, run.config_file, run.checkpoint(1) / "ema.safetensors"):
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) // 2])
+        where = run.checkpoint(1) if "checkpoints" in str(file) else run.path
+        with pytest.raises(pd.InputError, match=f"{file} is damaged"):
+            pd.load(where)
+        file.write_bytes(content)
+    (run.checkpoint(1) / "state.json").write_text("{}")
+    with pytest.raises(pd.InputError, match="remove it to continue from the checkpoint before"):
+        make_trainer().fit(steps=2)
+    run.model_file.unlink()
+    with pytest.raises(pd.InputError, match="checkpoints of the steps 1"):
+        pd.load(run.path)
+    with pytest.raises(pd.InputError, match="does not exist"):
+        pd.load(run.path / "nowhere")
+
+
+def test_a_full_disk_leaves_nothing_half_written(make_trainer, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    with pytest.raises(pd.InputError, match="MB of room"):
+        make_trainer().fit(steps=1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_that_fills_during_a_save(make_trainer, monkeypatch):
+    from patch_diffusion.training import checkpoint
+
+    trainer = make_trainer(checkpoints=2)
+    write = checkpoint.write_tensors
+
+    def full(path, tensors):
+        if "step-00000004" in str(path) and path.name == "optimizer.safetensors":
+            raise OSError(28, "No space left on device", str(path))
+        write(path, tensors)
+
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.fit(steps=4)
+    assert [path.name for path in (trainer.run.path / "checkpoints").iterdir()] == ["step-00000002"]
+    monkeypatch.undo()
+    continued = make_trainer(checkpoints=2)
+    continued.fit(steps=4)
+    assert continued.seen.step == 4
+
+
+def test_the_step_never_asks_a_tensor_for_its_value(make_trainer, monkeypatch):
+    """On a GPU every such question would wait for all that is queued."""
+    trainer = make_trainer()
+
+    def asked(tensor, *_):
+        raise AssertionError("the step waits for a value")
+
+    for question in ("item", "tolist", "__bool__", "__float__", "__int__", "numpy"):
+        monkeypatch.setattr(torch.Tensor, question, asked)
+    _, loss = trainer.train_step()
+    monkeypatch.undo()
+    assert loss.isfinite() and not loss.requires_grad

@@ -1,0 +1,104 @@
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import patch_diffusion as pd
+
+
+@settings(max_examples=15)
+@given(
+    st.sampled_from([1, 3, 5]),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.sampled_from([(1,), (1, 2), (2, 1, 2)]),
+    st.integers(1, 2),
+)
+def test_any_shape_passes(channels, height, width, multipliers, blocks):
+    network = pd.UNet(channels, 8, multipliers, blocks)
+    shape = (height * network.stride, width * network.stride)
+    assert network(torch.randn(2, channels + 2, *shape), torch.zeros(2)).shape == (2, channels, *shape)
+
+
+def test_a_shape_that_cannot_be_halved_is_refused():
+    with pytest.raises(ValueError, match="multiples of 2, not 8 x 7"):
+        pd.UNet(1, 8, (1, 1))(torch.zeros(1, 3, 8, 7), torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"multipliers": ()}, "multipliers"),
+        ({"width": 6}, "multiple of 4"),
+        ({"blocks": 0}, "blocks"),
+        ({"attention": (2,)}, "levels 0 to 1"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"label_dropout": -0.1}, "label_dropout"),
+    ],
+)
+def test_impossible_settings_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        pd.UNet(1, **{"width": 8, "multipliers": (1, 2), **options})
+
+
+def test_settings_rebuild_it():
+    network = pd.UNet(3, 8, (1, 2), 1, (0, 1), 0.2, num_classes=4, label_dropout=0.3)
+    again = pd.UNet(3, num_classes=4, **network.settings)
+    again.load_state_dict(network.state_dict())
+    assert again.label_dropout == 0.3 and again.encoder[0].dropout.p == 0.2
+
+
+def excite(network):
+    """Give the branches that start at nothing some weight, so that everything matters."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return network.eval()
+
+
+def test_it_starts_as_nothing():
+    network = pd.UNet(3, 8, (1, 2), 1).eval()
+    assert network(torch.randn(2, 5, 8, 8), torch.zeros(2)).abs().max() < 1e-3
+
+
+def test_labels_matter_and_no_class_is_no_label():
+    torch.manual_seed(0)
+    network = excite(pd.UNet(1, 8, (1, 2), 1, num_classes=3))
+    x, c_noise = torch.randn(1, 3, 8, 8).expand(4, -1, -1, -1), torch.zeros(4)
+    out = network(x, c_noise, torch.tensor([0, 1, 2, -1]))
+    assert all((out[i] - out[j]).abs().max() > 1e-3 for i in range(4) for j in range(i))
+    torch.testing.assert_close(network(x[:1], c_noise[:1], None), out[3:])
+
+
+def test_noise_level_and_coordinates_matter():
+    torch.manual_seed(0)
+    network = excite(pd.UNet(1, 8, (1, 2), 1))
+    x = torch.randn(1, 3, 8, 8)
+    moved = torch.cat([x[:, :1], x[:, 1:] + 1], dim=1)
+    assert (network(x, torch.zeros(1)) - network(x, torch.ones(1))).abs().max() > 1e-3
+    assert (network(x, torch.zeros(1)) - network(moved, torch.zeros(1))).abs().max() > 1e-3
+
+
+def test_attention_sees_all_pixels():
+    """A pixel far outside the reach of the convolutions changes the answer, through the middle's attention."""
+    torch.manual_seed(0)
+    network = excite(pd.UNet(1, 8, (1,), 1, attention=()))
+    x = torch.zeros(1, 3, 64, 64)
+    touched = x.clone()
+    touched[..., 0, 0] = 100.0
+    assert (network(x, torch.zeros(1)) - network(touched, torch.zeros(1)))[..., -1, -1].abs().max() > 1e-6
+
+
+def test_one_file_without_package_imports():
+    """So that an export can carry it: it runs as a file of its own."""
+    source = importlib.util.find_spec("patch_diffusion.denoise.networks.unet").origin
+    spec = importlib.util.spec_from_file_location("carried", source)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["carried"] = module
+    spec.loader.exec_module(module)
+    assert "import patch_diffusion" not in Path(source).read_text() and "from patch" not in Path(source).read_text()
+    assert module.UNet(1, 8, (1,), 1)(torch.zeros(1, 3, 4, 4), torch.zeros(1)).shape == (1, 1, 4, 4)
