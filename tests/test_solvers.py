@@ -1,6 +1,7 @@
 """Oracles: closed-form denoisers, so the exact answers are known."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def test_order_of_convergence_on_a_gaussian(name):
         sigmas = pd.karras_sigmas(steps + 1, 0.01, 10.0)[:-1]  # without the last step to 0
         exact = gaussian_answer(noisy, 10.0, 0.01)
         errors.append((solver(gaussian, noisy, sigmas) - exact).abs().max().item())
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in pairwise(errors):
         assert math.log2(coarse / fine) == pytest.approx(order, abs=0.15)
 
 

@@ -15,7 +15,7 @@ KEY = 5938781660159604271
 
 def test_uniform():
     numbers = torch.tensor([streams.uniform(0, "test", index) for index in range(20_000)], dtype=torch.float64)
-    assert 0 <= numbers.min() and numbers.max() < 1
+    assert numbers.min() >= 0 and numbers.max() < 1
     assert abs(numbers.mean() - 0.5) < 0.01 and abs(numbers.var() - 1 / 12) < 0.002
 
 

@@ -1,0 +1,33 @@
+import subprocess
+import sys
+
+import pytest
+
+import patch_diffusion as pd
+
+
+def test_every_public_name_is_there_and_documented():
+    for name in pd.__all__:
+        value = getattr(pd, name)
+        assert isinstance(value, str | dict) or value.__doc__, name
+
+
+def test_the_type_checker_is_told_the_same_names():
+    import ast
+    import inspect
+
+    tree = ast.parse(inspect.getsource(pd))
+    told = {alias.asname for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names} - {
+        None
+    }
+    assert told | {"__version__"} == set(pd.__all__)
+
+
+def test_an_unknown_name():
+    with pytest.raises(AttributeError, match="no attribute 'Unet'"):
+        pd.Unet  # noqa: B018  # the access itself is tested
+
+
+def test_importing_the_package_is_quick_because_torch_is_not_imported():
+    code = "import sys, patch_diffusion; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,49 @@
+"""The README's examples, executed."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from patch_diffusion.cli import main
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_python_example(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("python")
+    exec(compile(code, "README.md", "exec"), {})
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [f"{seed:06d}.png" for seed in range(4)]
+
+
+def test_the_commands(tmp_path, monkeypatch, make_folder):
+    """With a budget and a network that suit a test."""
+    make_folder(6, (70, 80), name="photos")
+    monkeypatch.chdir(tmp_path)
+    commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("patch-diffusion")]
+    assert len(commands) == 4
+    for line in commands:
+        line = line.replace("--minutes 60", "--steps 1 --batch 1 --network.width 8 --network.blocks 1 --samples 0")
+        line = line.replace("--seeds 0-63", "--seeds 0-1 --steps 2")
+        assert main(shlex.split(line, comments=True)[1:]) == 0, line
+    assert (tmp_path / "grid.png").exists()
+
+
+def test_the_make_targets():
+    makefile = (Path(__file__).parents[1] / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
+    for block in blocks("sh"):
+        assert set(re.findall(r"^make (\w+)", block, re.MULTILINE)) <= targets
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md"])
+def test_links_lead_somewhere(page):
+    path = Path(__file__).parents[1] / page
+    for link in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
+        assert link.startswith("https://") or (path.parent / link).exists(), link
