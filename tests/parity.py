@@ -39,10 +39,11 @@ def unet_weights(tensors, metadata):
     names |= {f"enc.{name}": f"encoder.{index}" for index, name in enumerate(encoder)}
     low = sides[-1]
     names |= {f"dec.{low}x{low}_in0": "middle.0", f"dec.{low}x{low}_in1": "middle.1"}
+    decoder = []
     for depth, side in enumerate(reversed(sides)):
-        names |= {f"dec.{side}x{side}_block{index}": f"decoder.{depth}.{index}" for index in range(blocks + 1)}
-        if depth:
-            names[f"dec.{side}x{side}_up"] = f"up.{depth - 1}"
+        decoder += [f"{side}x{side}_up"] if depth else []
+        decoder += [f"{side}x{side}_block{index}" for index in range(blocks + 1)]
+    names |= {f"dec.{name}": f"decoder.{index}" for index, name in enumerate(decoder)}
     parts = {"norm2": "attention.norm", "qkv": "attention.qkv", "proj": "attention.proj"}
     weights = {}
     for key, tensor in tensors.items():

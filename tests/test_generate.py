@@ -116,9 +116,10 @@ def test_save_and_grid(model, tmp_path):
     assert [sample.save(tmp_path / "out").name for sample in samples] == ["000003.png", "000012.png"]
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "000003.png")), samples[0].pixels.permute(1, 2, 0))
     grid = pd.picture_grid([sample.pixels for sample in samples])
-    scale = grid.width // 24
-    assert grid.size == (24 * scale, 8 * scale) and grid.width >= 512
-    assert grid.getpixel((13 * scale, 0)) == tuple(samples[1].pixels[:, 0, 1].tolist())
+    scale = grid.width // 25
+    assert grid.size == (25 * scale, 8 * scale) and grid.width >= 512
+    assert grid.getpixel((12 * scale, 0)) == (128, 128, 128)
+    assert grid.getpixel((14 * scale, 0)) == tuple(samples[1].pixels[:, 0, 1].tolist())
 
 
 def test_pictures_that_cannot_be_written(tmp_path):

@@ -163,7 +163,7 @@ def info(command: Info) -> dict[str, Any]:
         rows = [
             ("run", f"{found['run']}, {'complete' if found['complete'] else 'not complete'}"),
             ("data", f"{options['data']['source'] or 'given in Python'}, {model['num_images']:,} images"),
-            ("images", f"{height}x{width}, {model['image_channels']} channels, {model['num_classes'] or 'no'} classes"),
+            ("images", f"{height}x{width}x{model['image_channels']}, {model['num_classes'] or 'no'} classes"),
             ("network", f"{options['network']['kind']}, {model['parameters']:,} parameters"),
             ("patches", f"whole {options['patches']['whole']:g}, the rest {sizes} ({options['patches']['kind']})"),
         ]

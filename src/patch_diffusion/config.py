@@ -16,6 +16,8 @@ import tyro
 
 from patch_diffusion.errors import InputError, did_you_mean
 
+Mode = Literal["auto", "L", "RGB", "RGBA"]
+
 _STRICT = {"extra": "forbid"}
 
 
@@ -49,7 +51,7 @@ class Data:
     classes: bool | None = None
     """Train on class labels, from dataset.json or the names of the sub-folders. None: on those that come with the
     data (dataset.json, digits)."""
-    mode: Literal["auto", "L", "RGB", "RGBA"] = "auto"
+    mode: Mode = "auto"
     """Channels to convert files to. auto: L where all files are grey, RGBA where all are transparent, else RGB."""
 
 

@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import IO, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from rich.console import Console
+from rich.progress import track
 
 from patch_diffusion.errors import InputError
 
@@ -25,13 +27,15 @@ _GREY = {"1", "L", "LA", "La"}
 _DEEP = ("I", "F")  # modes of more than 8 bits a channel begin so
 _EXIF_ORIENTATION = 0x0112
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class ImageFile:
     """An image that can be opened: its name within the data set, and how."""
 
     name: str
-    open: Callable[[], BinaryIO]
+    open: Callable[[], IO[bytes]]
 
 
 @dataclass
@@ -50,21 +54,28 @@ class _Header:
     transparent: bool
 
 
-def decode_files(files: Sequence[ImageFile], resolution: tuple[int, int] | None, mode: str = "auto") -> Decoded:
+def decode_files(
+    files: Sequence[ImageFile], resolution: tuple[int, int] | None, mode: str = "auto", *, show: bool = False
+) -> Decoded:
     """Decode all files, upright, to the same size and channels.
 
     Args:
         files: what to read, in order.
         resolution: height and width to crop (centred, to the aspect) and resize to; None where all are the same.
         mode: "L", "RGB", "RGBA", or "auto": the least of them that keeps what all files have.
+        show: a progress bar, on a terminal.
 
     Raises:
         InputError: files of several sizes and no resolution, or more than 1 % of the files unusable, by name.
     """
     unusable: dict[int, str] = {}
+    notes: list[str] = []
+    console = Console(stderr=True)
 
-    def run(task: Callable[[int], object], indices: Sequence[int]) -> dict[int, object]:
-        def guarded(index: int) -> object:
+    def run(what: str, task: Callable[[int], T], indices: Sequence[int]) -> dict[int, T]:
+        """The task's results for all usable files; the others are put down as unusable."""
+
+        def guarded(index: int) -> T | None:
             try:
                 return task(index)
             # Pillow's readers raise many kinds of errors on broken files.
@@ -72,21 +83,21 @@ def decode_files(files: Sequence[ImageFile], resolution: tuple[int, int] | None,
                 unusable[index] = _reason(error)
                 return None
 
-        results = dict(zip(indices, pool.map(guarded, indices), strict=True))
+        hidden = not (show and console.is_terminal)
+        done = track(pool.map(guarded, indices), what, len(indices), console=console, transient=True, disable=hidden)
+        results = dict(zip(indices, done, strict=True))
         _refuse_many_unusable(files, unusable)
-        return {index: result for index, result in results.items() if index not in unusable}
+        return {index: cast("T", result) for index, result in results.items() if index not in unusable}
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        headers: dict[int, _Header] = run(lambda i: _read_header(files[i], resolution), range(len(files)))  # type: ignore[assignment]
-        notes = []
+        headers = run("looking at images", lambda index: _read_header(files[index], resolution), range(len(files)))
         if resolution is None:
             resolution = _common_size(files, headers)
-        elif resized := sum(header.size != resolution for header in headers.values()):
-            notes.append(
-                f"{resized:,} of {len(headers):,} images cropped and resized to {resolution[0]}x{resolution[1]}"
-            )
+        else:
+            notes += _changes(list(headers.values()), resolution)
         num_transparent = sum(header.transparent for header in headers.values())
-        if mode == "auto":
+        chosen = mode == "auto"
+        if chosen:
             all_grey = all(header.grey for header in headers.values())
             mode = "RGBA" if num_transparent == len(headers) else "L" if all_grey else "RGB"
         if num_transparent and mode != "RGBA":
@@ -102,11 +113,11 @@ def decode_files(files: Sequence[ImageFile], resolution: tuple[int, int] | None,
             with files[index].open() as stream, Image.open(stream) as image:
                 pixels[index] = _to_array(image, (height, width), mode)
 
-        kept = np.array(list(run(decode, list(headers))), np.int64)
+        kept = np.array(list(run("reading images", decode, list(headers))), np.int64)
 
     if len(kept) < len(files):
         pixels = pixels[kept]
-    if mode == "RGBA" and (pixels[:, 3] == 255).all():
+    if chosen and mode == "RGBA" and (pixels[:, 3] == 255).all():
         pixels = pixels[:, :3]
         notes.append("an alpha channel that is opaque in every image was left out")
     notes += [f"skipped {files[index].name}: {reason}" for index, reason in sorted(unusable.items())]
@@ -123,6 +134,17 @@ def _read_header(file: ImageFile, resolution: tuple[int, int] | None) -> _Header
         if resolution and (MOST_ENLARGED * height < resolution[0] or MOST_ENLARGED * width < resolution[1]):
             raise InputError(f"{height}x{width} is too small to enlarge to {resolution[0]}x{resolution[1]}")
         return _Header((height, width), image.mode in _GREY, image.has_transparency_data)
+
+
+def _changes(headers: Sequence[_Header], resolution: tuple[int, int]) -> list[str]:
+    """What bringing images to a resolution does to them."""
+    height, width = resolution
+    resized = [header.size for header in headers if header.size != resolution]
+    cropped = sum(h * width != w * height for h, w in resized)
+    if not resized:
+        return []
+    how = f", {cropped:,} of them cropped to its aspect," if cropped else ""
+    return [f"{len(resized):,} of {len(headers):,} images{how} resized to {height}x{width}"]
 
 
 def _common_size(files: Sequence[ImageFile], headers: dict[int, _Header]) -> tuple[int, int]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from importlib import resources
 from pathlib import Path, PurePosixPath
+from typing import IO, get_args
 
 import numpy as np
 import torch
@@ -16,11 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from patch_diffusion.config import Data
+from patch_diffusion.config import Data, Mode
 from patch_diffusion.data.decode import ImageFile, decode_files
 from patch_diffusion.errors import InputError
 
 LABELS_FILE = "dataset.json"
+
+OpenFile = Callable[[str], IO[bytes]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +91,8 @@ def open_images(
     *,
     resolution: int | tuple[int, int] | None = None,
     classes: bool | None = None,
-    mode: str = "auto",
+    mode: Mode = "auto",
+    show: bool = False,
 ) -> ImageSet:
     """Read all images of a data set into memory.
 
@@ -99,6 +103,7 @@ def open_images(
         classes: True asks for labels, from ``dataset.json`` (StyleGAN's and EDM's layout) or else the names of the
             sub-folders; False leaves them; None takes those of ``dataset.json`` and of the digits.
         mode: "L", "RGB", "RGBA", or "auto", see `decode_files`.
+        show: a progress bar, on a terminal.
 
     Raises:
         InputError: nothing usable there; the sentence says what and how to mend it.
@@ -106,9 +111,9 @@ def open_images(
     >>> open_images("digits").resolution
     (16, 16)
     """
-    options = Data(str(source), resolution, classes, mode)  # type: ignore[arg-type]
-    if mode not in ("auto", "L", "RGB", "RGBA"):
-        raise InputError(f"data.mode is one of auto, L, RGB, RGBA, not '{mode}'")
+    options = Data(str(source), resolution, classes, mode)
+    if mode not in get_args(Mode):
+        raise InputError(f"data.mode is one of {', '.join(get_args(Mode))}, not '{mode}'")
     shape = (resolution, resolution) if isinstance(resolution, int) else resolution
     if shape is not None and min(shape) < 1:
         raise InputError(f"data.resolution is at least 1 pixel, not {resolution}")
@@ -118,17 +123,17 @@ def open_images(
     path = Path(source).expanduser()
     if path.is_dir():
         names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-        return _read(names, lambda name: (path / name).open("rb"), shape, options)
+        return _read(names, lambda name: (path / name).open("rb"), shape, options, show)
     if not path.exists():
         raise InputError(f"there is no data at {source}: give a folder or a zip of images, or 'digits'")
     if not zipfile.is_zipfile(path):
         raise InputError(f"{source} is neither a folder nor a zip of images")
     with zipfile.ZipFile(path) as archive:
         names = sorted(info.filename for info in archive.infolist() if not info.is_dir())
-        return _read(names, archive.open, shape, options)
+        return _read(names, archive.open, shape, options, show)
 
 
-def _read(names: list[str], open_file, shape: tuple[int, int] | None, options: Data) -> ImageSet:
+def _read(names: list[str], open_file: OpenFile, shape: tuple[int, int] | None, options: Data, show: bool) -> ImageSet:
     """Decode the images among the names and give them their labels."""
     visible = [
         name for name in names if not any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
@@ -142,7 +147,8 @@ def _read(names: list[str], open_file, shape: tuple[int, int] | None, options: D
         raise InputError(f"{options.source} {found}: give a folder or a zip of images")
 
     labels, class_names = _labels(images, visible, open_file, options)
-    decoded = decode_files([ImageFile(name, partial(open_file, name)) for name in images], shape, options.mode)
+    files = [ImageFile(name, partial(open_file, name)) for name in images]
+    decoded = decode_files(files, shape, options.mode, show=show)
     notes = decoded.notes
     if others:
         notes.append(f"{len(others):,} files that are not images left aside (first: {others[0]})")
@@ -156,7 +162,7 @@ def _read(names: list[str], open_file, shape: tuple[int, int] | None, options: D
 
 
 def _labels(
-    images: Sequence[str], names: Sequence[str], open_file, options: Data
+    images: Sequence[str], names: Sequence[str], open_file: OpenFile, options: Data
 ) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
     if options.classes is False:
         return None, ()

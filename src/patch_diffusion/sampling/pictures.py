@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor
 from torch import Tensor
 
 from patch_diffusion.errors import InputError
@@ -24,7 +24,7 @@ def to_image(pixels: Tensor) -> Image.Image:
 
 
 def picture_grid(pictures: Sequence[Tensor], columns: int | None = None) -> Image.Image:
-    """Pictures (c, h, w) side by side, row by row; a near-square grid where ``columns`` is not given.
+    """Pictures (c, h, w) side by side, row by row, a grey pixel between them; near-square without ``columns``.
 
     Small pictures are enlarged by a whole number, so that the grid can be looked at.
     """
@@ -35,9 +35,10 @@ def picture_grid(pictures: Sequence[Tensor], columns: int | None = None) -> Imag
     rows = -(-len(pictures) // columns)
     cells = [to_image(picture) for picture in pictures]
     width, height = cells[0].size
-    grid = Image.new(cells[0].mode, (columns * width, rows * height))
+    size = (columns * (width + 1) - 1, rows * (height + 1) - 1)
+    grid = Image.new(cells[0].mode, size, ImageColor.getcolor("grey", cells[0].mode))
     for index, cell in enumerate(cells):
-        grid.paste(cell, (index % columns * width, index // columns * height))
+        grid.paste(cell, (index % columns * (width + 1), index // columns * (height + 1)))
     scale = max(1, -(-_SMALLEST_GRID // max(grid.size)))
     return grid.resize((grid.width * scale, grid.height * scale), Image.Resampling.NEAREST)
 

@@ -25,7 +25,7 @@ def train(config: Config, out: str | PathLike[str], *, show: bool = True) -> Den
     patches = {name: value for name, value in vars(config.patches).items() if name != "coords"}
     schedule = PatchSchedule(**patches, seed=config.seed)
     data = config.data
-    images = open_images(data.source, resolution=data.resolution, classes=data.classes, mode=data.mode)
+    images = open_images(data.source, resolution=data.resolution, classes=data.classes, mode=data.mode, show=show)
     torch.manual_seed(stream_key(config.seed, "weights"))
     network = build_network(config.network, images.channels, images.num_classes, coords=config.patches.coords)
     sigma_data = images.standard_deviation if config.noise.sigma_data is None else config.noise.sigma_data

@@ -290,7 +290,7 @@ class Trainer:
         sizes = ", ".join(f"{size} {size.probability:.0%}" for size in self.sizes)
         classes = f", {self.denoiser.num_classes} classes" if self.denoiser.num_classes else ""
         return (
-            f"{len(self.images):,} images {height}x{width}, {self.images.channels} channels{classes}; "
+            f"{len(self.images):,} images {height}x{width}x{self.images.channels}{classes}; "
             f"{self.facts.parameters:,} parameters on {self.device}; steps on {sizes}; "
             f"sigma_data {self.denoiser.sigma_data:.3f}"
         )

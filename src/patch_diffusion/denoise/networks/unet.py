@@ -104,18 +104,15 @@ class UNet(nn.Module):
 
         self.middle = nn.ModuleList([block(channels, channels, attends=True), block(channels, channels)])
 
-        # Per level: the blocks that are fed an encoder output each, and the way up that follows them.
+        # Every decoder block is fed an encoder output, but for those that enlarge.
         self.decoder = nn.ModuleList()
-        self.up = nn.ModuleList()
         for level, multiplier in reversed(list(enumerate(multipliers))):
-            level_blocks = nn.ModuleList()
             for index in range(blocks + 1):
                 attends = level in attention and index == blocks
-                level_blocks.append(block(channels + skips.pop(), width * multiplier, attends=attends))
+                self.decoder.append(block(channels + skips.pop(), width * multiplier, attends=attends))
                 channels = width * multiplier
-            self.decoder.append(level_blocks)
             if level > 0:
-                self.up.append(block(channels, channels, resample="up"))
+                self.decoder.append(block(channels, channels, resample="up"))
 
         self.last_norm = group_norm(channels)
         self.last = nn.Conv2d(channels, image_channels, 3, padding=1)
@@ -146,11 +143,10 @@ class UNet(nn.Module):
             skips.append(x)
         for block in self.middle:
             x = block(x, embedding)
-        for depth, level_blocks in enumerate(self.decoder):
-            if depth > 0:
-                x = self.up[depth - 1](x, embedding)
-            for block in level_blocks:  # type: ignore[union-attr]  # a ModuleList of ModuleLists
-                x = block(torch.cat([x, skips.pop()], dim=1), embedding)
+        for block in self.decoder:
+            if not block.enlarges:
+                x = torch.cat([x, skips.pop()], dim=1)
+            x = block(x, embedding)
         return self.last(F.silu(self.last_norm(x)))
 
     def _one_hot(self, labels: Tensor | None, num: int, like: Tensor) -> Tensor:
@@ -190,6 +186,7 @@ class ResidualBlock(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.enlarges = resample == "up"
         self.resample = {"": nn.Identity(), "down": nn.AvgPool2d(2), "up": nn.Upsample(scale_factor=2)}[resample]
         self.norm0 = group_norm(in_channels)
         self.conv0 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
