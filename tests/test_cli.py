@@ -76,6 +76,13 @@ def test_overview(run):
     assert run("--version")[1].startswith("patch-diffusion ")
 
 
+def test_a_reader_that_has_seen_enough_is_no_error():
+    for arguments in ("train --help", "--help"):
+        command = f"{sys.executable} -m patch_diffusion {arguments} | head -1"
+        done = subprocess.run(command, shell=True, capture_output=True, text=True)
+        assert done.stdout.startswith("usage") and not done.stderr
+
+
 def test_train_sample_info(trained, run, tmp_path):
     assert sorted(path.name for path in trained.iterdir()) == [
         "checkpoints",

@@ -9,7 +9,8 @@ import torch
 
 import patch_diffusion as pd
 from patch_diffusion.config import Ema, Engine, Noise, Optimizer
-from patch_diffusion.training.checkpoint import read_checkpoint, read_tensors
+from patch_diffusion.files import read_tensors
+from patch_diffusion.training.checkpoint import read_checkpoint
 
 
 def lines(trainer):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from patch_diffusion.patches.crop import whole_image as whole_image
     from patch_diffusion.patches.schedule import PatchSchedule as PatchSchedule
     from patch_diffusion.presets import PRESETS as PRESETS
+    from patch_diffusion.sampling.folder import write_samples as write_samples
     from patch_diffusion.sampling.generate import Sample as Sample
     from patch_diffusion.sampling.generate import generate as generate
     from patch_diffusion.sampling.pictures import picture_grid as picture_grid
@@ -50,6 +51,7 @@ _HOME = {
     "patches.crop": ("Patch", "random_patches", "whole_image"),
     "patches.schedule": ("PatchSchedule",),
     "presets": ("PRESETS",),
+    "sampling.folder": ("write_samples",),
     "sampling.generate": ("Sample", "generate"),
     "sampling.pictures": ("picture_grid",),
     "sampling.schedules": ("karras_sigmas",),

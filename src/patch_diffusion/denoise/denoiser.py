@@ -26,6 +26,7 @@ class Denoiser(nn.Module):
         sigma_data: standard deviation of the data in model space.
         coords: whether the network is given the coordinates.
         resolution: height and width of the images it is trained on; the trainer fills it in.
+        class_names: names of the classes, where they have any; the trainer fills them in.
         sigma_min, sigma_max: the range of noise levels to sample over.
 
     >>> denoiser = Denoiser(lambda x, c_noise, labels: x[:, :3], sigma_data=0.5)
@@ -40,6 +41,7 @@ class Denoiser(nn.Module):
         *,
         coords: bool = True,
         resolution: tuple[int, int] | None = None,
+        class_names: tuple[str, ...] = (),
         sigma_min: float = Noise.sigma_min,
         sigma_max: float = Noise.sigma_max,
     ) -> None:
@@ -52,6 +54,7 @@ class Denoiser(nn.Module):
         self.sigma_data = float(sigma_data)
         self.coords = coords
         self.resolution = resolution
+        self.class_names = class_names
         self.sigma_min = sigma_min
         self.sigma_max = sigma_max
 

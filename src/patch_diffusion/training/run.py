@@ -16,7 +16,7 @@ from patch_diffusion.config import Config, Network, changed_options, from_dict, 
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.networks.unet import UNet
 from patch_diffusion.errors import InputError
-from patch_diffusion.training.checkpoint import read_json, read_tensors, write_text
+from patch_diffusion.files import read_json, read_tensors, write_json
 from patch_diffusion.training.engine import choose_device, place
 
 
@@ -98,7 +98,7 @@ class RunFolder:
         """Store what runs."""
         content = {"version": version("patch_diffusion"), **to_dict(config), "model": asdict(facts)}
         self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.config_file, json.dumps(content, indent=1))
+        write_json(self.config_file, content)
 
     def read_config(self) -> tuple[Config, ModelFacts]:
         """What `write_config` stored."""
@@ -169,6 +169,7 @@ def load(
         facts.sigma_data,
         coords=config.patches.coords,
         resolution=facts.resolution,
+        class_names=facts.class_names,
         sigma_min=config.noise.sigma_min,
         sigma_max=config.noise.sigma_max,
     )

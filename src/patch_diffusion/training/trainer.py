@@ -18,6 +18,7 @@ from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.loss import denoising_loss
 from patch_diffusion.denoise.noise import NoiseLevels
 from patch_diffusion.errors import InputError
+from patch_diffusion.files import check_room, read_json, write_tensors
 from patch_diffusion.patches.crop import random_patches
 from patch_diffusion.patches.schedule import PatchSchedule, PatchSize
 from patch_diffusion.sampling.generate import generate
@@ -97,6 +98,7 @@ class Trainer:
         self.num_checkpoints = checkpoints
         self.device = start(engine)
         denoiser.resolution = images.resolution
+        denoiser.class_names = images.class_names if denoiser.num_classes else ()
         denoiser.sigma_min, denoiser.sigma_max = noise.sigma_min, noise.sigma_max
         self.denoiser = place(denoiser, self.device).train()
         self.network = denoiser.module
@@ -113,7 +115,7 @@ class Trainer:
             image_channels=images.channels,
             resolution=images.resolution,
             num_classes=denoiser.num_classes,
-            class_names=images.class_names if denoiser.num_classes else (),
+            class_names=denoiser.class_names,
             num_images=len(images),
             sigma_data=denoiser.sigma_data,
             parameters=sum(parameter.numel() for parameter in self.network.parameters()),
@@ -231,9 +233,9 @@ class Trainer:
         earlier = self.run.checkpoints()
         folder = self.run.checkpoint(self.seen.step)
         checkpoint.write_checkpoint(folder, tensors, state)
-        checkpoint.write_tensors(self.run.model_file, average)
+        write_tensors(self.run.model_file, average)
         for path in earlier[-1:]:
-            if path != folder and not checkpoint.read_json(path / checkpoint.STATE_FILE).get("keep", True):
+            if path != folder and not read_json(path / checkpoint.STATE_FILE).get("keep", True):
                 checkpoint.remove_checkpoint(path)
         return folder
 
@@ -267,7 +269,7 @@ class Trainer:
     def _open_run(self, budget: Budget) -> None:
         """Write the config, and go to where a stopped run was."""
         one_checkpoint = 4 * 4 * self.facts.parameters  # weights, their average and two moments, in float32
-        checkpoint.check_room(self.run.path, 2 * one_checkpoint)
+        check_room(self.run.path, 2 * one_checkpoint)
         self.config = replace(self.config, **vars(budget))
         self.run.write_config(self.config, self.facts)
         existing = self.run.checkpoints()

@@ -1,0 +1,108 @@
+"""The command line: ``patch-diffusion VERB``. Each verb has a file, with its options, and calls one public function.
+
+Results go to stdout, progress and messages to stderr. Exit status 0: done; 1: failed, with a one-line reason; 2: wrong
+usage; 130: interrupted, in training after a checkpoint was written. Heavy libraries are imported only when a verb runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import patch_diffusion
+from patch_diffusion.cli.info import Info
+from patch_diffusion.cli.sample import Sample
+from patch_diffusion.cli.train import Train
+from patch_diffusion.errors import InputError, did_you_mean
+
+
+class Verb(Protocol):
+    """What a verb's options can do."""
+
+    @property
+    def json(self) -> bool:
+        """Print the result as JSON."""
+        ...
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> Verb:
+        """From words."""
+        ...
+
+    def run(self) -> dict[str, Any]:
+        """Do it."""
+        ...
+
+    def message(self, result: dict[str, Any]) -> str:
+        """What the user is told at the end."""
+        ...
+
+    def after_interrupt(self) -> str:
+        """What the user is told after Ctrl-C."""
+        ...
+
+
+VERBS: dict[str, type[Verb]] = {"train": Train, "sample": Sample, "info": Info}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    try:
+        status = _run(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
+
+
+def _run(arguments: Sequence[str]) -> int:
+    verb = arguments[0] if arguments else "--help"
+    if verb in ("-h", "--help"):
+        print(_overview())
+        return 0 if arguments else 2
+    if verb == "--version":
+        print(f"patch-diffusion {patch_diffusion.__version__}")
+        return 0
+    if verb not in VERBS:
+        what = "option" if verb.startswith("-") else "verb"
+        return _fail(2, "patch-diffusion", f"there is no {what} '{verb}'", did_you_mean(verb, [*VERBS, "--version"]))
+    name = f"patch-diffusion {verb}"
+    try:
+        command = VERBS[verb].parse(arguments[1:])
+    except InputError as error:
+        return _fail(2, name, str(error))
+    try:
+        result = command.run()
+        if command.json:
+            print(json.dumps(result, indent=1))
+        elif message := command.message(result):
+            print(message, file=sys.stderr)
+    except InputError as error:
+        return _fail(1, name, str(error))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        return _fail(1, name, error.strerror or str(error), f": {error.filename}" if error.filename else "")
+    except KeyboardInterrupt:
+        return _fail(130, name, "interrupted", command.after_interrupt())
+    return 0
+
+
+def _fail(status: int, name: str, *reason: str) -> int:
+    print(f"{name}: {''.join(reason)}", file=sys.stderr)
+    return status
+
+
+def _overview() -> str:
+    verbs = "\n".join(f"  {verb:<8} {(kind.__doc__ or '').splitlines()[0]}" for verb, kind in VERBS.items())
+    return (
+        "usage: patch-diffusion VERB ...\n\n"
+        "Train image diffusion models from scratch by Patch Diffusion, and sample whole\nimages from them.\n\n"
+        f"{verbs}\n\n"
+        "  patch-diffusion VERB --help   all options of a verb\n"
+        "  patch-diffusion --version"
+    )

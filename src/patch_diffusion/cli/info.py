@@ -1,0 +1,70 @@
+"""``patch-diffusion info``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+import patch_diffusion
+from patch_diffusion.cli.parsing import parse
+
+
+@dataclass(frozen=True)
+class Info:
+    """Tell what is in a run folder.
+
+    patch-diffusion info runs/photos
+    """
+
+    source: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The run folder."""
+    json: bool = False
+    """Print all of it as JSON on stdout."""
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> Info:
+        """From words."""
+        return parse(cls, "info", arguments)
+
+    def run(self) -> dict[str, Any]:
+        """Read the run; its main points go to stdout, unless all of it does."""
+        found = patch_diffusion.describe(self.source)
+        if not self.json:
+            for name, value in _main_points(found):
+                print(f"{name:<12} {value}")
+        return found
+
+    def message(self, result: dict[str, Any]) -> str:
+        """Nothing more is said."""
+        return ""
+
+    def after_interrupt(self) -> str:
+        """Nothing is left behind."""
+        return ""
+
+
+def _main_points(found: dict[str, Any]) -> list[tuple[str, str]]:
+    model, options, progress = found["model"], found["options"], found["progress"]
+    height, width = model["resolution"]
+    sizes = ", ".join(f"{size}: {share:.3g}" for size, share in options["patches"]["sizes"].items())
+    points = [
+        ("run", f"{found['run']}, {'complete' if found['complete'] else 'not complete'}"),
+        ("data", f"{options['data']['source'] or 'given in Python'}, {model['num_images']:,} images"),
+        ("images", f"{height}x{width}x{model['image_channels']}, {model['num_classes'] or 'no'} classes"),
+        ("network", f"{options['network']['kind']}, {model['parameters']:,} parameters"),
+        ("patches", f"whole {options['patches']['whole']:g}, the rest {sizes} ({options['patches']['kind']})"),
+    ]
+    if progress:
+        points += [
+            ("seen", f"{progress['step']:,} steps, {progress['images']:,} images"),
+            ("trained", f"{progress['seconds'] / 60:,.1f} minutes"),
+            ("loss", ", ".join(f"{size} {loss:.3f}" for size, loss in progress["loss"].items())),
+        ]
+    points.append(("checkpoints", ", ".join(f"{step:,}" for step in found["checkpoints"]) or "none yet"))
+    if found["pictures"]:
+        points.append(("samples", found["pictures"][-1]))
+    return points

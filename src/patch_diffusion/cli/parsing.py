@@ -1,0 +1,65 @@
+"""Words of the command line to typed options; a wrong one is an error of one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from itertools import pairwise, zip_longest
+from typing import Any, TypeVar
+
+import tyro
+
+from patch_diffusion.errors import InputError
+
+T = TypeVar("T")
+
+
+def parse(kind: type[T], verb: str, arguments: Sequence[str], default: T | None = None) -> T:
+    """Options of a verb as its dataclass. What tyro says of a wrong one, in boxes of many lines, becomes one line."""
+    errors = io.StringIO()
+    known: dict[str, Any] = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(kind, prog=f"patch-diffusion {verb}", args=arguments, **known)
+    except SystemExit as stopped:
+        if not stopped.code:  # --help
+            raise
+        raise InputError(f"{_first_paragraph(errors.getvalue())}; see patch-diffusion {verb} --help") from None
+
+
+def value_of(option: str, arguments: Sequence[str]) -> str | None:
+    """The value of one option, before the others can be parsed."""
+    for word, following in zip_longest(arguments, arguments[1:]):
+        if word == option:
+            return following
+        if word.startswith(option + "="):
+            return word.partition("=")[2]
+    return None
+
+
+def parse_seeds(text: str) -> list[int]:
+    """``0-63`` or ``3,5,8-11``."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise InputError(f"--seeds are numbers and ranges such as 0-63 or 3,5,8-11, not '{text}'")
+        seeds += range(int(first), int(last or first) + 1)
+    if not seeds:
+        raise InputError(f"--seeds {text} names no seed: the first of a range is the smaller")
+    return seeds
+
+
+def _first_paragraph(boxed: str) -> str:
+    """What a box says, with the first suggestion."""
+    lines = [line.strip("│╭╮╰╯ ").strip() for line in boxed.splitlines()]
+    text, suggestion = [], ""
+    for line in lines[1:]:
+        if set(line) == {"─"} or not line:
+            break
+        text.append(line)
+    for line, following in pairwise(lines):
+        if line.startswith("Perhaps you meant"):
+            suggestion = f"; perhaps you meant {following.split()[0].rstrip(',')}"
+    return (" ".join(text) or " ".join(lines)).rstrip(".") + suggestion

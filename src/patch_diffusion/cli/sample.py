@@ -1,0 +1,95 @@
+"""``patch-diffusion sample``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+import patch_diffusion
+from patch_diffusion.cli.parsing import parse, parse_seeds
+from patch_diffusion.errors import InputError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Sample whole images from a run, as PNG files named by their seeds.
+
+    patch-diffusion sample runs/photos --seeds 0-63 --out pictures --grid grid.png
+    """
+
+    source: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The run folder, or one of its checkpoints."""
+    out: Annotated[Path, arg(metavar="DIR")]
+    """Folder for 000000.png ... and samples.json."""
+    seeds: Annotated[str, arg(metavar="0-63")] = "0-15"
+    """Seeds, as in 0-63 or 3,5,8-11. A seed always gives the same picture."""
+    label: Annotated[str | None, arg(name="class", metavar="K")] = None
+    """Class, by number or name. Without it, seed k gets class k mod classes."""
+    steps: int = 18
+    """Solver steps."""
+    solver: Annotated[str, arg(metavar="heun|euler")] = "heun"
+    """heun evaluates the network twice a step, euler once."""
+    guidance: float = 1.0
+    """Scale of classifier-free guidance; 1 is none."""
+    resolution: int | tuple[int, int] | None = None
+    """Side, or height and width. None: that of the training images."""
+    grid: Annotated[Path | None, arg(metavar="FILE.png")] = None
+    """One picture of the first 100 samples, sorted by class."""
+    batch: int = 64
+    """Images at a time."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    json: bool = False
+    """Print the result as JSON on stdout."""
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> Sample:
+        """From words."""
+        return parse(cls, "sample", arguments)
+
+    def run(self) -> dict[str, Any]:
+        """Sample and write the pictures."""
+        from rich.console import Console
+        from rich.progress import track
+
+        seeds = parse_seeds(self.seeds)
+        model = patch_diffusion.load(self.source, device=self.device)
+        samples = patch_diffusion.generate(
+            model,
+            seeds,
+            steps=self.steps,
+            solver=self.solver,
+            labels=_class_number(self.label, model.class_names),
+            guidance=self.guidance,
+            resolution=self.resolution,
+            batch=self.batch,
+        )
+        console = Console(stderr=True)
+        shown = track(samples, "sampling", len(seeds), console=console, disable=not console.is_terminal)
+        source = str(self.source)
+        num = patch_diffusion.write_samples(
+            shown, self.out, class_names=model.class_names, source=source, grid=self.grid
+        )
+        return {"samples": num, "out": str(self.out), "grid": None if self.grid is None else str(self.grid)}
+
+    def message(self, result: dict[str, Any]) -> str:
+        """What the user is told at the end."""
+        return f"{result['samples']} pictures in {self.out}" + (f", a grid in {self.grid}" if self.grid else "")
+
+    def after_interrupt(self) -> str:
+        """What the user is told after Ctrl-C."""
+        return f"; what was sampled is in {self.out}" if self.out.exists() else ""
+
+
+def _class_number(text: str | None, names: Sequence[str]) -> int | None:
+    if text is None:
+        return None
+    if text in names:
+        return list(names).index(text)
+    if text.isdigit():
+        return int(text)
+    raise InputError(f"there is no class '{text}'" + (did_you_mean(text, names) if names else ": give its number"))

@@ -1,0 +1,96 @@
+"""``patch-diffusion train``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+import patch_diffusion
+from patch_diffusion.cli.parsing import parse, value_of
+from patch_diffusion.config import Config, read_yaml
+from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.presets import DEFAULT_PRESET, PRESETS
+
+_BUDGETS = ("steps", "images", "minutes")
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model on images, or continue a stopped run.
+
+    patch-diffusion train photos.zip --resolution 64 --out runs/photos
+
+    patch-diffusion train --out runs/photos
+    """
+
+    source: Annotated[Positional[str], arg(metavar="DATA")] = ""
+    """A folder, a zip, or "digits". Not needed to continue."""
+    out: Annotated[Path | None, arg(metavar="RUN")] = None
+    """The run folder."""
+    preset: Annotated[str, arg(metavar="|".join(PRESETS))] = DEFAULT_PRESET
+    """Settings to start from."""
+    config: Annotated[Path | None, arg(metavar="FILE.yaml")] = None
+    """A file of options that go before the preset's."""
+    json: bool = False
+    """Print the result as JSON on stdout."""
+    options: Annotated[Config, arg(name="")] = field(default_factory=Config)
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> Train:
+        """From words: over the preset and the config file, or over the stored config of a run that continues."""
+        base = _preset_and_file(arguments)
+        command = parse(cls, "train", arguments, cls(options=base))
+        if command.out is None:
+            raise InputError("train needs --out RUN, the folder for the run")
+        source = command.source or base.data.source
+        if not source:
+            base = _stored(command.out)
+            command = parse(cls, "train", arguments, cls(options=base))
+            source = base.data.source
+        options = replace(command.options, data=replace(command.options.data, source=source))
+        return replace(command, options=_one_budget(base, options))
+
+    def run(self) -> dict[str, Any]:
+        """Train, then tell what is in the run."""
+        assert self.out is not None  # parse has seen to it
+        patch_diffusion.train(self.options, self.out)
+        return patch_diffusion.describe(self.out)
+
+    def message(self, result: dict[str, Any]) -> str:
+        """What the user is told at the end."""
+        return f"the model is in {self.out}; to sample from it: patch-diffusion sample {self.out} --out pictures"
+
+    def after_interrupt(self) -> str:
+        """What the user is told after Ctrl-C."""
+        started = self.out is not None and (self.out / "config.json").exists()
+        return f"; continue with: patch-diffusion train --out {self.out}" if started else ""
+
+
+def _preset_and_file(arguments: Sequence[str]) -> Config:
+    preset = value_of("--preset", arguments) or DEFAULT_PRESET
+    if preset not in PRESETS:
+        raise InputError(f"there is no preset '{preset}'{did_you_mean(preset, PRESETS)}")
+    file = value_of("--config", arguments)
+    return PRESETS[preset] if file is None else _one_budget(PRESETS[preset], read_yaml(file, PRESETS[preset]))
+
+
+def _stored(out: Path) -> Config:
+    from patch_diffusion.training.run import RunFolder
+
+    run = RunFolder(out.expanduser())
+    if not run.is_run():
+        raise InputError(f"there is no run to continue in {out}: give DATA to train on, a folder, a zip, or digits")
+    config, _ = run.read_config()
+    if not config.data.source:
+        raise InputError(f"the images of {out} were given in Python: continue it from there")
+    return config
+
+
+def _one_budget(base: Config, options: Config) -> Config:
+    """A budget that was given takes the place of one of another kind that was not."""
+    given = {name for name in _BUDGETS if getattr(options, name) not in (None, getattr(base, name))}
+    return replace(options, **{name: None for name in _BUDGETS if name not in given}) if given else options

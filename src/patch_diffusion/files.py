@@ -1,0 +1,91 @@
+"""Files that are never half-written, and errors that name them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from patch_diffusion.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file under another name, sync it, rename it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    partial = path.with_name(path.name + ".tmp")
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
+        sync(partial)
+        partial.replace(path)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file under another name, sync it, rename it."""
+    partial = path.with_name(path.name + ".tmp")
+    try:
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        sync(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing") from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged: it holds a {type(content).__name__}, not an object")
+    return content
+
+
+def check_room(folder: Path, num_bytes: int) -> None:
+    """Refuse to start what the disk has no room for."""
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise InputError(
+            f"the disk of {folder} has {free / 1e6:,.1f} MB of room, and {num_bytes / 1e6:,.1f} MB are needed: "
+            "make room or choose another place"
+        )
+
+
+def sync(path: Path) -> None:
+    """Make sure that a file, or the names in a folder, are on the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows cannot open a folder
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,69 @@
+"""A folder of samples: a picture each, and what made them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from patch_diffusion.errors import InputError
+from patch_diffusion.files import read_json, write_json
+from patch_diffusion.sampling.generate import Sample
+from patch_diffusion.sampling.pictures import picture_grid, write_picture
+
+MOST_IN_GRID = 100
+
+
+def write_samples(
+    samples: Iterable[Sample],
+    folder: str | Path,
+    *,
+    class_names: Sequence[str] = (),
+    source: str = "",
+    grid: str | Path | None = None,
+) -> int:
+    """Write samples as ``000000.png`` ... named by seed, and ``samples.json`` with seed, class and settings of each.
+
+    Samples that are there already stay, but for those of the same seed. The index is written at the end, also when the
+    end is an interruption.
+
+    Args:
+        samples: from `generate`.
+        folder: made where it is not there.
+        class_names: names for the index.
+        source: where the model comes from, for the index.
+        grid: a picture of the first 100 samples, sorted by class.
+
+    Returns:
+        The number of samples.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: give a folder for the pictures")
+    index = folder / "samples.json"
+    entries: dict[int, dict[str, Any]] = {}
+    if index.exists():
+        entries = {entry["seed"]: entry for entry in read_json(index).get("samples", [])}
+    shown: list[tuple[int, int, Tensor]] = []
+    num = 0
+    try:
+        for num, sample in enumerate(samples, start=1):
+            name = class_names[sample.label] if class_names and sample.label is not None else None
+            entries[sample.seed] = {
+                "file": sample.save(folder).name,
+                "seed": sample.seed,
+                "class": sample.label,
+                "class_name": name,
+                "source": source,
+                "settings": sample.settings,
+            }
+            if grid is not None and num <= MOST_IN_GRID:
+                shown.append((sample.label or 0, sample.seed, sample.pixels))
+    finally:
+        if num:
+            write_json(index, {"samples": [entries[seed] for seed in sorted(entries)]})
+    if grid is not None:
+        write_picture(picture_grid([pixels for _, _, pixels in sorted(shown, key=lambda each: each[:2])]), grid)
+    return num

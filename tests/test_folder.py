@@ -1,0 +1,50 @@
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+import patch_diffusion as pd
+
+
+def sample(seed, label=None):
+    return pd.Sample(torch.full((1, 2, 2), seed, dtype=torch.uint8), seed, label, {"steps": 1})
+
+
+def test_pictures_and_index(tmp_path):
+    assert pd.write_samples([sample(5, 1), sample(3, 0)], tmp_path, class_names=("cat", "dog"), source="runs/a") == 2
+    assert Image.open(tmp_path / "000005.png").getpixel((0, 0)) == 5
+    first, second = json.loads((tmp_path / "samples.json").read_text())["samples"]
+    assert first == {
+        "file": "000003.png",
+        "seed": 3,
+        "class": 0,
+        "class_name": "cat",
+        "source": "runs/a",
+        "settings": {"steps": 1},
+    }
+    assert (second["seed"], second["class_name"]) == (5, "dog")
+
+
+def test_the_grid_is_sorted_by_class(tmp_path):
+    pd.write_samples([sample(1, 2), sample(2, 0), sample(3, 2), sample(4, 0)], tmp_path, grid=tmp_path / "grid.png")
+    grid = Image.open(tmp_path / "grid.png")
+    scale = grid.width // 5
+    assert [grid.getpixel((x * scale, y * scale)) for y in (0, 3) for x in (0, 3)] == [2, 4, 1, 3]
+
+
+def test_an_interruption_leaves_an_index_of_what_is_there(tmp_path):
+    def interrupted():
+        yield sample(1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pd.write_samples(interrupted(), tmp_path)
+    assert [entry["seed"] for entry in json.loads((tmp_path / "samples.json").read_text())["samples"]] == [1]
+
+
+def test_a_damaged_index_is_named_before_anything_is_written(tmp_path):
+    (tmp_path / "samples.json").write_text("{")
+    with pytest.raises(pd.InputError, match=r"samples\.json is damaged"):
+        pd.write_samples([sample(1)], tmp_path)
+    assert not (tmp_path / "000001.png").exists()
