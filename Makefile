@@ -8,6 +8,8 @@ ifeq ($(strip $(UV_FIND_LINKS)),)
 export UV_TORCH_BACKEND ?= auto
 endif
 
+INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
+
 .PHONY: demo test lint clean constraints
 
 demo: .venv/installed  ## Train on the built-in digits, sample them, and have them recognised: about five minutes.
@@ -19,7 +21,7 @@ demo: .venv/installed  ## Train on the built-in digits, sample them, and have th
 test: .venv/installed  ## The whole test suite.
 	$(BIN)/pytest -n auto
 
-lint: .venv/installed  ## Format, lint, types, and the direction of imports.
+lint: .venv/linters  ## Format, lint, types, and the direction of imports.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
@@ -31,7 +33,11 @@ clean:  ## Remove the environment and what the demo made.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet uv --constraint constraints.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	$(INSTALL) --editable '.[test]'
+	touch $@
+
+.venv/linters: .venv/installed
+	$(INSTALL) --editable '.[dev]'
 	touch $@
 
 constraints:  ## Newest versions that fit together, with torch and pillow as they are.

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import patch_diffusion as pd
-from patch_diffusion.config import Ema, Engine, Noise, Optimizer
+from patch_diffusion.config import Ema, Engine, Optimizer
 from patch_diffusion.files import read_tensors
 from patch_diffusion.training.checkpoint import read_checkpoint
 
@@ -167,7 +167,7 @@ def test_coordinates_go_with_the_pixels(make_trainer, images):
     """Whatever the network is given in training, its pixels lie where its coordinates say."""
     ramp = (pd.coordinate_grid(8, 12) * 127.5 + 127.5).round().to(torch.uint8)
     pixels = torch.cat([ramp, ramp[:1]])[None].expand(16, -1, -1, -1).contiguous()
-    trainer = make_trainer(images=pd.ImageSet(pixels), noise=Noise(p_mean=-12.0, p_std=0.0))
+    trainer = make_trainer(images=pd.ImageSet(pixels), noise=pd.NoiseLevels(p_mean=-12.0, p_std=0.0))
     given = []
     trainer.network.register_forward_pre_hook(lambda module, args: given.append(args[0]))
     for _ in range(6):
@@ -206,8 +206,8 @@ def test_labels_are_dropped_as_often_as_asked(make_trainer):
         {"network": {"dropout": 0.5}},
         {"network": {"label_dropout": 0.9}},
         {"batch": 5},
-        {"noise": Noise(p_mean=0.0)},
-        {"noise": Noise(p_std=0.5)},
+        {"noise": pd.NoiseLevels(p_mean=0.0)},
+        {"noise": pd.NoiseLevels(p_std=0.5)},
         {"optimizer": Optimizer(learning_rate=1e-2)},
         {"optimizer": Optimizer(betas=(0.5, 0.9))},
         {"optimizer": Optimizer(weight_decay=1.0)},
@@ -303,7 +303,6 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(ma
         ({"optimizer": Optimizer(warmup=1.0)}, "warmup"),
         ({"optimizer": Optimizer(weight_decay=-1.0)}, "weight_decay"),
         ({"ema": Ema(half_life_images=0)}, "ema"),
-        ({"noise": Noise(p_std=-1)}, "p_std"),
         ({"engine": Engine(device="abacus")}, "the device 'abacus' is not there"),
         ({"engine": Engine(threads=0)}, "threads"),
     ],

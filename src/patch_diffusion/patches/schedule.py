@@ -94,6 +94,11 @@ class PatchSchedule:
                 "or to 0 with one size of share 1"
             )
 
+    def options(self, *, coords: bool) -> Patches:
+        """As options of a config; the seed is one of the whole run, and ``coords`` is the denoiser's."""
+        sizes = {str(size): share for size, share in self.sizes.items()}
+        return Patches(self.whole, sizes, self.kind, self.growth, self.weight, coords)
+
     def sizes_for(self, resolution: tuple[int, int], stride: int = 1) -> tuple[PatchSize, ...]:
         """The sizes in pixels, from small to large, that have a share of the steps.
 

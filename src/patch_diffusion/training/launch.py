@@ -9,6 +9,7 @@ import torch
 from patch_diffusion.config import Config
 from patch_diffusion.data.sources import open_images
 from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.denoise.noise import NoiseLevels
 from patch_diffusion.patches.schedule import PatchSchedule
 from patch_diffusion.streams import stream_key
 from patch_diffusion.training.budget import Budget
@@ -28,14 +29,21 @@ def train(config: Config, out: str | PathLike[str], *, show: bool = True) -> Den
     images = open_images(data.source, resolution=data.resolution, classes=data.classes, mode=data.mode, show=show)
     torch.manual_seed(stream_key(config.seed, "weights"))
     network = build_network(config.network, images.channels, images.num_classes, coords=config.patches.coords)
-    sigma_data = images.standard_deviation if config.noise.sigma_data is None else config.noise.sigma_data
+    noise = config.noise
+    denoiser = Denoiser(
+        network,
+        images.standard_deviation if noise.sigma_data is None else noise.sigma_data,
+        coords=config.patches.coords,
+        sigma_min=noise.sigma_min,
+        sigma_max=noise.sigma_max,
+    )
     trainer = Trainer(
-        Denoiser(network, sigma_data, coords=config.patches.coords),
+        denoiser,
         images,
         schedule,
         out=out,
         batch=config.batch,
-        noise=config.noise,
+        noise=NoiseLevels(noise.p_mean, noise.p_std),
         optimizer=config.optimizer,
         ema=config.ema,
         engine=config.engine,

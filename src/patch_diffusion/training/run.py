@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from patch_diffusion.config import Config, Network, changed_options, from_dict, to_dict
+from patch_diffusion.data.sources import ImageSet
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.networks.unet import UNet
 from patch_diffusion.errors import InputError
@@ -31,6 +32,19 @@ class ModelFacts:
     num_images: int
     sigma_data: float
     parameters: int
+
+    @classmethod
+    def of(cls, denoiser: Denoiser, images: ImageSet) -> ModelFacts:
+        """Those of a denoiser for some images."""
+        return cls(
+            image_channels=images.channels,
+            resolution=images.resolution,
+            num_classes=denoiser.num_classes,
+            class_names=images.class_names if denoiser.num_classes else (),
+            num_images=len(images),
+            sigma_data=denoiser.sigma_data,
+            parameters=sum(parameter.numel() for parameter in denoiser.parameters()),
+        )
 
 
 @dataclass(frozen=True)

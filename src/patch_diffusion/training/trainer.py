@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from patch_diffusion.config import Config, Ema, Engine, Network, Noise, Optimizer, Patches
+from patch_diffusion.config import Config, Ema, Engine, Network, Noise, Optimizer
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.order import SampleOrder
 from patch_diffusion.data.sources import ImageSet
@@ -46,8 +46,8 @@ class Trainer:
         schedule: sizes of the steps; its seed is the seed of the run.
         out: the run folder: new or empty, or that of a stopped run of the same options, which then continues.
         batch: whole images per step.
-        noise, optimizer, ema, engine: options, see `config`.
-        checkpoints, checkpoint_minutes, samples, log_every: see `Config`.
+        noise: noise levels to train on.
+        optimizer, ema, engine, checkpoints, checkpoint_minutes, samples, log_every: see `Config`.
         show: progress on stderr.
     """
 
@@ -59,7 +59,7 @@ class Trainer:
         *,
         out: str | PathLike[str],
         batch: int = Config.batch,
-        noise: Noise | None = None,
+        noise: NoiseLevels | None = None,
         optimizer: Optimizer | None = None,
         ema: Ema | None = None,
         engine: Engine | None = None,
@@ -69,7 +69,8 @@ class Trainer:
         log_every: int = Config.log_every,
         show: bool = True,
     ) -> None:
-        noise, optimizer, ema, engine = noise or Noise(), optimizer or Optimizer(), ema or Ema(), engine or Engine()
+        noise, optimizer = noise or NoiseLevels(), optimizer or Optimizer()
+        ema, engine = ema or Ema(), engine or Engine()
         for name, value, least in (
             ("batch", batch, 1),
             ("checkpoints", checkpoints, 1),
@@ -80,14 +81,7 @@ class Trainer:
                 raise InputError(f"{name} is at least {least}, not {value}")
         if not checkpoint_minutes > 0:
             raise InputError(f"checkpoint_minutes is above 0, not {checkpoint_minutes}")
-        if denoiser.image_channels not in (None, images.channels):
-            raise InputError(
-                f"the network takes {denoiser.image_channels} channels, but the images have {images.channels}"
-            )
-        if denoiser.num_classes and denoiser.num_classes != images.num_classes:
-            raise InputError(
-                f"the network knows {denoiser.num_classes} classes, but the images have {images.num_classes or 'none'}"
-            )
+        _check_network(denoiser, images)
         self.schedule = schedule or PatchSchedule()
         self.sizes = self.schedule.sizes_for(images.resolution, denoiser.stride)
 
@@ -99,39 +93,23 @@ class Trainer:
         self.device = start(engine)
         denoiser.resolution = images.resolution
         denoiser.class_names = images.class_names if denoiser.num_classes else ()
-        denoiser.sigma_min, denoiser.sigma_max = noise.sigma_min, noise.sigma_max
         self.denoiser = place(denoiser, self.device).train()
         self.network = denoiser.module
         self.codec = PixelCodec()
         self.order = SampleOrder(len(images), self.schedule.seed)
-        self.noise_levels = NoiseLevels(noise.p_mean, noise.p_std)
+        self.noise = noise
         self.optimizer = make_optimizer(self.network.parameters(), optimizer)
         self.average = WeightAverage(denoiser, ema)
         self.seen = Seen()
         self.flops = {size: training_flops(denoiser, images.channels, size) for size in self.sizes}
 
         self.run = RunFolder(Path(out).expanduser())
-        self.facts = ModelFacts(
-            image_channels=images.channels,
-            resolution=images.resolution,
-            num_classes=denoiser.num_classes,
-            class_names=denoiser.class_names,
-            num_images=len(images),
-            sigma_data=denoiser.sigma_data,
-            parameters=sum(parameter.numel() for parameter in self.network.parameters()),
-        )
+        self.facts = ModelFacts.of(denoiser, images)
         settings = getattr(self.network, "settings", None)
         self.config = Config(
             data=images.options,
-            patches=Patches(
-                whole=self.schedule.whole,
-                sizes={str(size): share for size, share in self.schedule.sizes.items()},
-                kind=self.schedule.kind,
-                growth=self.schedule.growth,
-                weight=self.schedule.weight,
-                coords=denoiser.coords,
-            ),
-            noise=replace(noise, sigma_data=denoiser.sigma_data),
+            patches=self.schedule.options(coords=denoiser.coords),
+            noise=Noise(noise.p_mean, noise.p_std, denoiser.sigma_data, denoiser.sigma_min, denoiser.sigma_max),
             network=Network(kind="custom") if settings is None else Network(**settings),
             optimizer=optimizer,
             ema=ema,
@@ -202,7 +180,7 @@ class Trainer:
         labels = labels if self.denoiser.num_classes else None
         draws = generator(seed, "draws", step)
         places, hidden = torch.rand(num, 2, generator=draws), torch.rand(num, generator=draws)
-        sigma = self.noise_levels.draw(num, generator=draws).to(self.device, non_blocking=True)
+        sigma = self.noise.draw(num, generator=draws).to(self.device, non_blocking=True)
         if labels is not None:
             labels = labels.masked_fill(hidden < self.denoiser.label_dropout, -1).to(self.device, non_blocking=True)
 
@@ -295,6 +273,16 @@ class Trainer:
             f"{len(self.images):,} images {height}x{width}x{self.images.channels}{classes}; "
             f"{self.facts.parameters:,} parameters on {self.device}; steps on {sizes}; "
             f"sigma_data {self.denoiser.sigma_data:.3f}"
+        )
+
+
+def _check_network(denoiser: Denoiser, images: ImageSet) -> None:
+    """The network takes such images."""
+    if denoiser.image_channels not in (None, images.channels):
+        raise InputError(f"the network takes {denoiser.image_channels} channels, but the images have {images.channels}")
+    if denoiser.num_classes and denoiser.num_classes != images.num_classes:
+        raise InputError(
+            f"the network knows {denoiser.num_classes} classes, but the images have {images.num_classes or 'none'}"
         )
 
 
