@@ -23,7 +23,7 @@ def losses(trainer):
 
 def test_golden_curve(make_trainer):
     """Losses of 20 steps, as they were when this was written: a change that is not numerical leaves them alone."""
-    trainer = make_trainer(log_every=1)
+    trainer = make_trainer(log_every=1, optimizer=Optimizer(learning_rate=1e-2, warmup=0.0))
     trainer.fit(steps=20)
     found = [next(iter(line.items())) for line in losses(trainer)]
     assert [size for size, _ in found] == [size for size, _ in GOLDEN]
@@ -31,26 +31,26 @@ def test_golden_curve(make_trainer):
 
 
 GOLDEN = [
-    ("8x12", 1.219848),
-    ("4x6", 1.322474),
-    ("4x6", 1.098219),
-    ("8x12", 1.127086),
-    ("8x12", 1.098971),
-    ("4x6", 1.094068),
-    ("4x6", 1.191149),
-    ("8x12", 1.145715),
-    ("4x6", 1.153873),
-    ("4x6", 1.053423),
-    ("8x12", 1.13544),
-    ("4x6", 1.18695),
-    ("8x12", 1.134344),
-    ("4x6", 1.144109),
-    ("4x6", 1.180986),
-    ("4x6", 1.132056),
-    ("4x6", 1.045889),
-    ("4x6", 1.145942),
-    ("8x12", 1.160709),
-    ("8x12", 1.114016),
+    ("8x12", 1.219849),
+    ("4x6", 1.322297),
+    ("4x6", 1.09747),
+    ("8x12", 1.131662),
+    ("8x12", 1.112993),
+    ("4x6", 1.104456),
+    ("4x6", 1.202275),
+    ("8x12", 1.13909),
+    ("4x6", 1.141369),
+    ("4x6", 1.070542),
+    ("8x12", 1.157983),
+    ("4x6", 1.200038),
+    ("8x12", 1.140997),
+    ("4x6", 1.141725),
+    ("4x6", 1.187187),
+    ("4x6", 1.138704),
+    ("4x6", 1.050545),
+    ("4x6", 1.155841),
+    ("8x12", 1.161934),
+    ("8x12", 1.114964),
 ]
 
 
