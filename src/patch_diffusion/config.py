@@ -49,8 +49,7 @@ class Data:
     resolution: Annotated[int | tuple[int, int] | None, tyro.conf.arg(aliases=["--resolution"])] = None
     """Side, or height and width, to which images are cropped and resized. None: as they are, all the same."""
     classes: bool | None = None
-    """Train on class labels, from dataset.json or the names of the sub-folders. None: on those that come with the
-    data (dataset.json, digits)."""
+    """Train on classes, from dataset.json or the names of sub-folders. None: from dataset.json, where there is one."""
     mode: Mode = "auto"
     """Channels to convert files to. auto: L where all files are grey, RGBA where all are transparent, else RGB."""
 
@@ -64,8 +63,7 @@ class Patches:
     whole: float = 0.5
     """Probability p of a step on whole images."""
     sizes: Annotated[dict[str, float], _SHARES] = field(default_factory=lambda: {"1/2": 3 / 5, "1/4": 2 / 5})
-    """Patch sizes and their shares of the other steps. A size is a fraction of the image (1/2) or the pixels of its
-    shorter side (32)."""
+    """Other sizes and their shares of the rest: fractions of the image (1/2) or pixels of its shorter side (32)."""
     kind: Literal["stochastic", "progressive", "fixed"] = "stochastic"
     """stochastic: a size is drawn per step. progressive: from small to large as the budget is spent. fixed: one."""
     growth: Literal["linear", "area", "none"] = "linear"
