@@ -13,7 +13,8 @@ from PIL import Image
 from patch_diffusion.cli import main
 
 TINY = (
-    "--network.width 8 --network.multipliers 1 2 --network.blocks 1 --batch 4 --samples 1 --checkpoints 2 --log-every 1"
+    "--network.width 8 --network.multipliers 1 2 --network.attention 1 --network.blocks 1 "
+    "--optimizer.learning-rate 0.03 --batch 4 --samples 1 --checkpoints 2 --log-every 1"
 )
 
 
