@@ -24,6 +24,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     found = pd.describe(arguments.run)
+    options = found["options"]
     height, width = found["model"]["resolution"]
     images = pd.open_images(arguments.data, resolution=(height, width), classes=found["model"]["num_classes"] > 0)
     rows = []
@@ -45,7 +46,7 @@ def main() -> None:
             "hardware": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
             "torch": torch.__version__,
             "held_out_images": len(images),
-            "options": {**found["options"], "data": {**found["options"]["data"], "source": arguments.data.name}},
+            "options": {**options, "data": {**options["data"], "source": Path(options["data"]["source"]).name}},
             "checkpoints": rows,
         }
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
