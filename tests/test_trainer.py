@@ -75,11 +75,13 @@ class Killed(Exception):
     pass
 
 
-def test_a_killed_run_continues_as_if_it_had_not_been(make_trainer, monkeypatch):
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_killed_run_continues_as_if_it_had_not_been(make_trainer, monkeypatch, kind):
     """10 steps == 5 + checkpoint + 2 lost steps + continue: weights, average, optimizer, counters and log."""
-    whole = make_trainer("whole", log_every=3, checkpoints=2)
+    options = {"log_every": 3, "checkpoints": 2, "optimizer": Optimizer(kind=kind)}
+    whole = make_trainer("whole", **options)
     whole.fit(steps=10)
-    killed = make_trainer("killed", log_every=3, checkpoints=2)
+    killed = make_trainer("killed", **options)
     step = killed.train_step
 
     def die(spent):
@@ -90,7 +92,7 @@ def test_a_killed_run_continues_as_if_it_had_not_been(make_trainer, monkeypatch)
     monkeypatch.setattr(killed, "train_step", die)
     with pytest.raises(Killed):
         killed.fit(steps=10)
-    continued = make_trainer("killed", log_every=3, checkpoints=2)
+    continued = make_trainer("killed", **options)
     continued.fit(steps=10)
     (tensors, state), (expected, expected_state) = (read_checkpoint(t.run.checkpoint(10)) for t in (continued, whole))
     for group in expected:
@@ -214,6 +216,7 @@ def test_labels_are_dropped_as_often_as_asked(make_trainer):
         {"batch": 5},
         {"noise": pd.NoiseLevels(p_mean=0.0)},
         {"noise": pd.NoiseLevels(p_std=0.5)},
+        {"optimizer": Optimizer(kind="muon")},
         {"optimizer": Optimizer(learning_rate=1e-2)},
         {"optimizer": Optimizer(betas=(0.5, 0.9))},
         {"optimizer": Optimizer(weight_decay=1.0)},

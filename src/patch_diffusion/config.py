@@ -120,12 +120,14 @@ class Optimizer:
 
     __pydantic_config__ = _STRICT
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """muon: for convolutions and matrices, with AdamW for the rest; learns more per image."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.99)
-    """Decay rates of Adam's moments."""
+    """Decay rates of AdamW's moments; the first is Muon's momentum too."""
     weight_decay: float = 0.0
-    """Decoupled weight decay of AdamW."""
+    """Decoupled weight decay."""
     warmup: float = 0.02
     """Fraction of the budget over which the learning rate rises from zero."""
     decay: Literal["cosine", "linear", "constant"] = "cosine"

@@ -7,13 +7,15 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.optim import AdamW
 
 from patch_diffusion.config import Optimizer
 from patch_diffusion.errors import InputError
+from patch_diffusion.training.muon import Muon
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], options: Optimizer) -> torch.optim.Optimizer:
-    """AdamW."""
+    """The optimizer of that kind."""
     if not options.learning_rate > 0:
         raise InputError(f"optimizer.learning_rate is above 0, not {options.learning_rate}")
     if not 0 <= options.warmup < 1:
@@ -22,9 +24,8 @@ def make_optimizer(parameters: Iterable[nn.Parameter], options: Optimizer) -> to
         raise InputError(f"optimizer.betas are in [0, 1), not {options.betas}")
     if options.weight_decay < 0:
         raise InputError(f"optimizer.weight_decay is at least 0, not {options.weight_decay}")
-    return torch.optim.AdamW(
-        parameters, lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay, fused=True
-    )
+    settings = {"lr": options.learning_rate, "betas": options.betas, "weight_decay": options.weight_decay}
+    return Muon(parameters, **settings) if options.kind == "muon" else AdamW(parameters, **settings, fused=True)
 
 
 def learning_rate(options: Optimizer, spent: float) -> float:

@@ -1,0 +1,120 @@
+"""Muon: momentum whose every direction moves alike (Jordan et al., 2024, kellerjordan.github.io/posts/muon).
+
+The update of a weight matrix is its momentum with all singular values brought near 1, so that directions with small
+gradients are learned as fast as those with large ones. Written here because torch's own takes two axes only, while
+almost all weights of a U-Net are convolutions, and goes through matrices one by one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# The quintic of Jordan et al.: steep at 0, so that five rounds lift singular values from 0.001 to about 1.
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+ROUNDS = 5
+
+# Below this the matrix has too few directions to level: the last convolution, for instance, has one per image channel.
+SMALLEST_SIDE = 8
+
+
+class Muon(torch.optim.AdamW):
+    """Muon for convolutions and matrices, AdamW for all other parameters, at one learning rate.
+
+    Updates are scaled to the size that AdamW's have, 0.2 sqrt(max(rows, columns)) (Liu et al., arXiv 2502.16982,
+    section 2.2), which lets both share it. A convolution's matrix is (out channels, in channels x height x width).
+
+    Args:
+        parameters: of the network.
+        lr, weight_decay: of both.
+        betas: decay rates of AdamW's moments; the first is Muon's (Nesterov) momentum too.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float,
+        betas: tuple[float, float] = (0.95, 0.99),
+        weight_decay: float = 0.0,
+    ) -> None:
+        groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+        for parameter in parameters:
+            groups[_is_matrix(parameter)].append(parameter)
+        super().__init__(
+            [{"params": group, "orthogonalise": matrices} for matrices, group in groups.items()],
+            lr=lr,
+            betas=betas,
+            weight_decay=weight_decay,
+            fused=True,
+        )
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Move all parameters that have gradients; those of matrices are used up."""
+        for group in self.param_groups:
+            if group["orthogonalise"]:
+                self._move_matrices(group)
+        super().step()
+
+    def _move_matrices(self, group: dict[str, Any]) -> None:
+        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if not parameters:
+            return
+        rate, momentum = group["lr"], group["betas"][0]
+        gradients = [parameter.grad for parameter in parameters]
+        velocities = [self._velocity(parameter) for parameter in parameters]
+        torch._foreach_mul_(velocities, momentum)
+        torch._foreach_add_(velocities, gradients)
+        ahead = torch._foreach_add(gradients, velocities, alpha=momentum)
+        updates = orthogonalise([update.flatten(1) for update in ahead])
+        torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
+        for parameter, update in zip(parameters, updates, strict=True):
+            parameter.add_(update.reshape(parameter.shape), alpha=-rate * 0.2 * math.sqrt(max(update.shape)))
+            parameter.grad = None  # so that AdamW leaves it alone
+
+    def _velocity(self, parameter: nn.Parameter) -> Tensor:
+        state = self.state[parameter]
+        if "velocity" not in state:
+            state["velocity"] = torch.zeros_like(parameter)
+        return state["velocity"]
+
+
+def orthogonalise(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Bring all singular values of each matrix near 1.
+
+    The Newton-Schulz iteration X <- (a + b XX' + c (XX')^2) X runs on the small square XX' alone, and X is multiplied
+    once at the end, by the product of all the polynomials: a third of the arithmetic for a 3x3 convolution, and squares
+    of one size go through together, whatever the other sides.
+    """
+    wide = [matrix.T if matrix.shape[0] > matrix.shape[1] else matrix for matrix in matrices]
+    wide = [matrix / (torch.linalg.vector_norm(matrix) + 1e-7) for matrix in wide]
+    alike: dict[int, list[int]] = defaultdict(list)
+    for index, matrix in enumerate(wide):
+        alike[len(matrix)].append(index)
+    for indices in alike.values():
+        squares = torch.stack([wide[index] @ wide[index].T for index in indices])
+        for index, product in zip(indices, _polynomials(squares), strict=True):
+            wide[index] = product @ wide[index]
+    return [after.T if after.shape != before.shape else after for after, before in zip(wide, matrices, strict=True)]
+
+
+def _polynomials(squares: Tensor) -> Tensor:
+    """What the iteration multiplies each X by, from its XX': ``(n, side, side)``."""
+    a, b, c = COEFFICIENTS
+    product = None
+    for _ in range(ROUNDS):
+        polynomial = torch.baddbmm(squares, squares, squares, beta=b, alpha=c)
+        polynomial.diagonal(dim1=1, dim2=2).add_(a)
+        product = polynomial if product is None else polynomial @ product
+        squares = polynomial @ squares @ polynomial
+    assert product is not None
+    return product
+
+
+def _is_matrix(parameter: nn.Parameter) -> bool:
+    return parameter.ndim >= 2 and min(len(parameter), parameter[0].numel()) >= SMALLEST_SIDE

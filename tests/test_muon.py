@@ -1,0 +1,66 @@
+import pytest
+import torch
+from torch import nn
+
+from patch_diffusion.training.muon import Muon, orthogonalise
+
+
+@pytest.mark.parametrize("shape", [(64, 576), (576, 64), (16, 16), (8, 100)])
+def test_singular_values_come_near_one(shape):
+    torch.manual_seed(0)
+    left, values, right = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    matrix = left @ torch.diag(torch.logspace(0, -1.5, len(values))) @ right
+    (result,) = orthogonalise([matrix])
+    assert result.shape == matrix.shape
+    after = torch.linalg.svdvals(result)
+    assert after.min() > 0.6
+    assert after.max() < 1.3
+
+
+def test_directions_stay():
+    """U S V' becomes U S' V' with a positive diagonal S'."""
+    torch.manual_seed(0)
+    matrix = torch.randn(12, 30, dtype=torch.float64)
+    (result,) = orthogonalise([matrix])
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    after = left.T @ result @ right.T
+    assert torch.allclose(after, torch.diag(after.diagonal()), atol=1e-6)
+    assert (after.diagonal() > 0).all()
+
+
+def test_matrices_that_go_through_together_do_not_mix():
+    torch.manual_seed(0)
+    matrices = [torch.randn(shape) for shape in [(16, 40), (16, 90), (40, 16), (32, 32)]]
+    alone = [orthogonalise([matrix])[0] for matrix in matrices]
+    for together, one in zip(orthogonalise(matrices), alone, strict=True):
+        assert torch.allclose(together, one, atol=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon of its own to compare with")
+def test_equals_the_one_of_torch_on_matrices():
+    torch.manual_seed(0)
+    start = torch.randn(24, 60)
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    optimizers = {
+        ours: Muon([ours], lr=0.02, betas=(0.9, 0.99), weight_decay=0.1),
+        theirs: torch.optim.Muon([theirs], lr=0.02, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    }
+    for _ in range(3):
+        gradient = torch.randn(24, 60)
+        for parameter, optimizer in optimizers.items():
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    moved, expected = (ours - start).norm(), (theirs - start).norm()
+    assert (ours - theirs).norm() < 0.02 * expected  # theirs iterates in bfloat16
+    assert moved > 0
+
+
+def test_small_parameters_are_left_to_adamw():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(8, 16, 3), nn.GroupNorm(4, 16), nn.Conv2d(16, 3, 3))
+    optimizer = Muon(network.parameters(), lr=1e-3)
+    network(torch.randn(2, 8, 8, 8)).square().mean().backward()
+    optimizer.step()
+    states = {name: set(optimizer.state[parameter]) for name, parameter in network.named_parameters()}
+    assert states.pop("0.weight") == {"velocity"}
+    assert all(state == {"step", "exp_avg", "exp_avg_sq"} for state in states.values())
