@@ -80,16 +80,18 @@ class Noise:
 
     __pydantic_config__ = _STRICT
 
-    p_mean: float = -1.2
-    """Mean of ln(sigma)."""
-    p_std: float = 1.2
-    """Standard deviation of ln(sigma)."""
+    process: Literal["edm", "ve", "vp"] = "edm"
+    """How noise is added and the network preconditioned: as EDM, variance exploding, or variance preserving."""
+    p_mean: float | None = None
+    """Mean of ln(sigma) in training. None, with p_std: the process' own distribution; edm's is -1.2."""
+    p_std: float | None = None
+    """Standard deviation of ln(sigma) in training; edm's is 1.2."""
     sigma_data: float | None = None
     """Standard deviation of the images in [-1, 1]. None: measured from the data."""
-    sigma_min: float = 0.002
-    """Lowest noise level of sampling."""
-    sigma_max: float = 80.0
-    """Highest noise level of sampling."""
+    sigma_min: float | None = None
+    """Lowest noise level of sampling. None: the process' own; edm's is 0.002."""
+    sigma_max: float | None = None
+    """Highest noise level of sampling. None: the process' own; edm's is 80."""
 
 
 @dataclass(frozen=True)
@@ -98,20 +100,26 @@ class Network:
 
     __pydantic_config__ = _STRICT
 
-    kind: Literal["unet", "custom"] = "unet"
-    """unet: a U-Net of the DDPM++ kind. custom: a module of your own, which only Python can give."""
-    width: int = 64
-    """Channels at full resolution."""
-    multipliers: tuple[int, ...] = (1, 2, 2)
-    """Channels of each level as multiples of the width; every level after the first halves height and width."""
-    blocks: int = 2
-    """Residual blocks per level."""
-    attention: tuple[int, ...] | None = None
-    """Levels with self-attention, 0 being full resolution. None: the level above the lowest."""
-    dropout: float = 0.1
-    """Probability of dropout in the residual blocks."""
-    label_dropout: float = 0.1
+    kind: Literal["ddpmpp", "ncsnpp", "adm", "dit", "custom"] = "ddpmpp"
+    """U-Nets as published: ddpmpp, ncsnpp, adm. dit: a transformer. custom: your own module, which only Python gives."""
+    width: int | None = None
+    """Channels at full resolution; of all tokens in a dit."""
+    dropout: float | None = None
+    """Probability of dropout."""
+    label_dropout: float | None = None
     """Probability of hiding a class label in training; without it there is no guidance in sampling."""
+    multipliers: tuple[int, ...] | None = None
+    """U-Nets: channels of each level as multiples of the width; each level after the first halves height and width."""
+    blocks: int | None = None
+    """U-Nets: residual blocks per level."""
+    attention: tuple[int, ...] | None = None
+    """U-Nets: levels with self-attention, 0 being full resolution. None: the level above the lowest."""
+    depth: int | None = None
+    """dit: layers."""
+    heads: int | None = None
+    """dit: attention heads."""
+    token: int | None = None
+    """dit: side of a token in pixels."""
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from patch_diffusion.config import Config, Ema, Network, Noise, Optimizer, Patches
 
+# For a laptop's CPU, where small steps of a small network learn most per minute: ten minutes give blurry pictures at
+# 32 x 32. A GPU wants a larger batch and width.
+SMALL = Config(
+    network=Network(width=16, multipliers=(1, 2, 4), blocks=1, attention=(2,), dropout=0.0),
+    noise=Noise(p_mean=0.0),
+    optimizer=Optimizer(kind="muon", learning_rate=5e-3, betas=(0.95, 0.99)),
+    batch=16,
+    minutes=30,
+    samples=5,
+)
+
+PAPER = Config(
+    patches=Patches(weight="area"),
+    network=Network(width=128, multipliers=(1, 2, 2, 2), blocks=4, attention=(2,), dropout=0.05),
+    optimizer=Optimizer(learning_rate=2e-4, betas=(0.9, 0.999), warmup=0.05, decay="constant"),
+    ema=Ema(half_life_images=500_000, ramp=0.05),
+    batch=256,
+    images=200_000_000,
+)
+
 PRESETS: dict[str, Config] = {
-    # For a laptop's CPU, where small steps of a small network learn most per minute: ten minutes give blurry pictures
-    # at 32 x 32. A GPU wants a larger batch and width.
-    "small": Config(
-        network=Network(width=16, multipliers=(1, 2, 4), blocks=1, attention=(2,), dropout=0.0),
-        noise=Noise(p_mean=0.0),
-        optimizer=Optimizer(kind="muon", learning_rate=5e-3, betas=(0.95, 0.99)),
-        batch=16,
-        minutes=30,
-        samples=5,
-    ),
+    "small": SMALL,
     # The built-in digits: recognisable in three minutes on two CPU cores. So few pixels hold little but layout, which
     # is decided at higher noise than a photograph's.
     "digits": Config(
@@ -26,15 +39,34 @@ PRESETS: dict[str, Config] = {
         samples=6,
         checkpoints=3,
     ),
-    # The published recipe (Patch Diffusion, arXiv 2304.12526; EDM, arXiv 2206.00364, table 7), for 64 x 64 images.
-    "paper": Config(
-        patches=Patches(weight="area"),
-        network=Network(width=128, multipliers=(1, 2, 2, 2), blocks=4, dropout=0.05),
-        optimizer=Optimizer(learning_rate=2e-4, betas=(0.9, 0.999), warmup=0.05, decay="constant"),
-        ema=Ema(half_life_images=500_000, ramp=0.05),
-        batch=256,
-        images=200_000_000,
+    # Small ones of the other networks, for the same laptop.
+    "ncsnpp-small": replace(SMALL, network=replace(SMALL.network, kind="ncsnpp")),
+    "adm-small": replace(SMALL, network=replace(SMALL.network, kind="adm")),
+    "dit-small": replace(SMALL, network=Network(kind="dit", width=128, depth=6, heads=4, token=4, dropout=0.0)),
+    # The networks of EDM (arXiv 2206.00364, table 7), trained by patches as published.
+    "ddpmpp-64": PAPER,
+    "ncsnpp-64": replace(PAPER, network=replace(PAPER.network, kind="ncsnpp")),
+    "adm-64": replace(
+        PAPER,
+        network=Network(
+            kind="adm", width=192, multipliers=(1, 2, 3, 4), blocks=3, attention=(1, 2, 3), dropout=0.1
+        ),
+        optimizer=replace(PAPER.optimizer, learning_rate=1e-4),
+        ema=Ema(half_life_images=50_000_000, ramp=0.05),
+        batch=4096,
+        images=2_500_000_000,
     ),
+    # For latents of 4 x 32 x 32, whole or halves (Patch Diffusion, section 4).
+    "adm-latent-32": replace(
+        PAPER,
+        patches=Patches(weight="area", sizes={"1/2": 1.0}),
+        network=Network(
+            kind="adm", width=192, multipliers=(1, 2, 3, 4), blocks=3, attention=(1, 2, 3), dropout=0.1
+        ),
+        optimizer=replace(PAPER.optimizer, learning_rate=1e-4),
+    ),
+    # The published recipe as a whole (Patch Diffusion, arXiv 2304.12526), for 64 x 64 images.
+    "paper": PAPER,
 }
 
 DEFAULT_PRESET = "small"

@@ -8,26 +8,28 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from patch_diffusion.config import Noise
+from patch_diffusion.denoise.process import EDM, Process
 from patch_diffusion.errors import InputError
 
 
 class Denoiser(nn.Module):
     """D(x; sigma, coords) = c_skip x + c_out F(cat(c_in x, coords); c_noise), the best guess of the clean image.
 
-    EDM preconditioning (arXiv 2206.00364, table 1) around any network F. The coordinates are an input only, not scaled
-    and not denoised (Patch Diffusion, arXiv 2304.12526, section 3.1).
+    The factors are those of a noise process (EDM, arXiv 2206.00364, table 1), around any network F. The coordinates are an
+    input only, not scaled and not denoised (Patch Diffusion, arXiv 2304.12526, section 3.1).
 
     Args:
         network: a callable ``network(x, c_noise, labels)`` that takes ``x`` (n, c + 2, h, w), or (n, c, h, w) where
-            ``coords`` is off, ``c_noise`` (n,) = ln(sigma) / 4 and integer ``labels`` (n,) or None, -1 being "no
-            class", and returns (n, c, h, w). Its attributes ``image_channels``, ``num_classes``, ``label_dropout`` and
-            ``stride`` (what every height and width must be a multiple of) are read where it has them.
+            ``coords`` is off, ``c_noise`` (n,), which is ln(sigma) / 4 for the EDM process, and integer ``labels``
+            (n,) or None, -1 being "no class", and returns (n, c, h, w). Its attributes ``image_channels``,
+            ``num_classes``, ``label_dropout``, ``augment_channels`` and ``stride`` (what every height and width must
+            be a multiple of) are read where it has them.
         sigma_data: standard deviation of the data in model space.
+        process: noise process, `EDM`, `VE` or `VP`.
         coords: whether the network is given the coordinates.
         resolution: height and width of the images it is trained on; the trainer fills it in.
         class_names: names of the classes, where they have any; the trainer fills them in.
-        sigma_min, sigma_max: the range of noise levels to sample over.
+        sigma_min, sigma_max: the range of noise levels to sample over; the process' own where None.
 
     >>> denoiser = Denoiser(lambda x, c_noise, labels: x[:, :3], sigma_data=0.5)
     >>> denoiser(torch.zeros(2, 3, 8, 8), torch.ones(2), torch.zeros(2, 8, 8)).shape
@@ -39,13 +41,17 @@ class Denoiser(nn.Module):
         network: Callable[..., Tensor],
         sigma_data: float = 0.5,
         *,
+        process: Process | None = None,
         coords: bool = True,
         resolution: tuple[int, int] | None = None,
         class_names: tuple[str, ...] = (),
-        sigma_min: float = Noise.sigma_min,
-        sigma_max: float = Noise.sigma_max,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
     ) -> None:
         super().__init__()
+        self.process = process or EDM()
+        sigma_min = self.process.sigma_min if sigma_min is None else sigma_min
+        sigma_max = self.process.sigma_max if sigma_max is None else sigma_max
         if not sigma_data > 0:
             raise InputError(f"noise.sigma_data is a standard deviation above 0, not {sigma_data}")
         if not 0 < sigma_min < sigma_max:
@@ -86,11 +92,23 @@ class Denoiser(nn.Module):
         return getattr(self.network, "label_dropout", 0.0)
 
     @property
+    def augment_channels(self) -> int:
+        """Numbers that tell the network how an image was augmented; 0 where it is not told."""
+        return getattr(self.network, "augment_channels", 0)
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
 
-    def forward(self, noisy: Tensor, sigma: Tensor | float, coords: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        noisy: Tensor,
+        sigma: Tensor | float,
+        coords: Tensor,
+        labels: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
         """Denoise.
 
         Args:
@@ -98,18 +116,15 @@ class Denoiser(nn.Module):
             sigma: noise levels (n,), or one for all.
             coords: (2, h, w) or (n, 2, h, w).
             labels: classes (n,) for a class-conditional network; -1 or None is "no class".
+            augment: how the images were augmented (n, augment_channels), for a network that is told; None is "not".
 
         Returns:
             The denoised images (n, c, h, w).
         """
         num, _, height, width = noisy.shape
         sigma = torch.as_tensor(sigma, dtype=noisy.dtype, device=noisy.device).expand(num)
-        x_sigma = sigma[:, None, None, None]
-        total = (x_sigma.square() + self.sigma_data**2).sqrt()
-        c_skip = (self.sigma_data / total).square()
-        c_out = x_sigma * self.sigma_data / total
-        c_in = 1 / total
-        c_noise = sigma.log() / 4
+        factors = self.process.preconditioning(sigma, self.sigma_data)
+        c_skip, c_out, c_in = (factor[:, None, None, None] for factor in factors[:3])
         network_input = c_in * noisy
         if self.coords:
             if coords.shape[-3:] != (2, height, width):
@@ -118,7 +133,8 @@ class Denoiser(nn.Module):
                     f"expected (2, {height}, {width}) or ({num}, 2, {height}, {width})"
                 )
             network_input = torch.cat([network_input, coords.to(noisy).expand(num, -1, -1, -1)], dim=1)
-        return c_skip * noisy + c_out * self.network(network_input, c_noise, labels)
+        conditions = (labels,) if augment is None else (labels, augment)
+        return c_skip * noisy + c_out * self.network(network_input, factors.c_noise, *conditions)
 
     def score(self, noisy: Tensor, sigma: Tensor | float, coords: Tensor, labels: Tensor | None = None) -> Tensor:
         """Gradient of the log-density of the noisy images, (D(x; sigma) - x) / sigma^2 (EDM, equation 3)."""
@@ -126,8 +142,8 @@ class Denoiser(nn.Module):
         return (self(noisy, sigma, coords, labels) - noisy) / sigma.square()[:, None, None, None]
 
     def loss_weight(self, sigma: Tensor) -> Tensor:
-        """lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2: at the start every level counts alike."""
-        return (sigma.square() + self.sigma_data**2) / (sigma * self.sigma_data).square()
+        """lambda(sigma), the weight of the squared error: that of the process."""
+        return self.process.loss_weight(sigma, self.sigma_data)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from patch_diffusion.config import Config
 from patch_diffusion.data.sources import open_images
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.noise import NoiseLevels
+from patch_diffusion.denoise.process import PROCESSES
 from patch_diffusion.patches.schedule import PatchSchedule
 from patch_diffusion.streams import stream_key
 from patch_diffusion.training.budget import Budget
@@ -29,10 +30,11 @@ def train(config: Config, out: str | PathLike[str], *, show: bool = True) -> Den
     images = open_images(data.source, resolution=data.resolution, classes=data.classes, mode=data.mode, show=show)
     torch.manual_seed(stream_key(config.seed, "weights"))
     network = build_network(config.network, images.channels, images.num_classes, coords=config.patches.coords)
-    noise = config.noise
+    noise, process = config.noise, PROCESSES[config.noise.process]
     denoiser = Denoiser(
         network,
         images.standard_deviation if noise.sigma_data is None else noise.sigma_data,
+        process=process,
         coords=config.patches.coords,
         sigma_min=noise.sigma_min,
         sigma_max=noise.sigma_max,
@@ -43,7 +45,7 @@ def train(config: Config, out: str | PathLike[str], *, show: bool = True) -> Den
         schedule,
         out=out,
         batch=config.batch,
-        noise=NoiseLevels(noise.p_mean, noise.p_std),
+        noise=NoiseLevels(noise.p_mean, noise.p_std, process),
         optimizer=config.optimizer,
         ema=config.ema,
         engine=config.engine,

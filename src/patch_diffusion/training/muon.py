@@ -5,6 +5,7 @@ gradients are learned as fast as those with large ones. Written here because tor
 almost all weights of a U-Net are convolutions, and goes through matrices one by one.
 """
 
+# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 import math

@@ -15,7 +15,8 @@ from torch import nn
 from patch_diffusion.config import Config, Network, changed_options, from_dict, to_dict
 from patch_diffusion.data.sources import ImageSet
 from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.denoise.networks.unet import UNet
+from patch_diffusion.denoise.networks.unet import STYLES, UNet
+from patch_diffusion.denoise.process import PROCESSES
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_json, read_tensors, write_json
 from patch_diffusion.training.engine import choose_device, place
@@ -32,6 +33,7 @@ class ModelFacts:
     num_images: int
     sigma_data: float
     parameters: int
+    augment_channels: int = 0
 
     @classmethod
     def of(cls, denoiser: Denoiser, images: ImageSet) -> ModelFacts:
@@ -44,6 +46,7 @@ class ModelFacts:
             num_images=len(images),
             sigma_data=denoiser.sigma_data,
             parameters=sum(parameter.numel() for parameter in denoiser.parameters()),
+            augment_channels=denoiser.augment_channels,
         )
 
 
@@ -133,14 +136,27 @@ class RunFolder:
         )
 
 
-def build_network(options: Network, image_channels: int, num_classes: int, *, coords: bool) -> UNet:
+# The class of each kind of network, and the options that others have and it has not.
+_UNET_ONLY, _DIT_ONLY = {"multipliers", "blocks", "attention"}, {"depth", "heads", "token"}
+
+
+def build_network(
+    options: Network, image_channels: int, num_classes: int, *, augment_channels: int = 0, coords: bool
+) -> nn.Module:
     """The network that the options describe."""
     if options.kind == "custom":
         raise InputError("this run's network is a module of your own: give it as network=..., from Python")
-    settings = {name: value for name, value in vars(options).items() if name != "kind"}
+    given = {name: value for name, value in vars(options).items() if value is not None and name != "kind"}
+    for name in (_DIT_ONLY if options.kind in STYLES else _UNET_ONLY) & given.keys():
+        raise InputError(f"network.{name} has no meaning for network.kind {options.kind}: leave it out")
+    given |= {"num_classes": num_classes, "coords": coords}
     try:
-        return UNet(image_channels, num_classes=num_classes, coords=coords, **settings)
-    # The network's own file imports nothing of the package, so it raises Python's error.
+        if options.kind in STYLES:
+            return UNet(image_channels, kind=options.kind, augment_channels=augment_channels, **given)
+        from patch_diffusion.denoise.networks.dit import DiT
+
+        return DiT(image_channels, **given)
+    # The networks' own files import nothing of the package, so they raise Python's error.
     except ValueError as error:
         raise InputError(str(error)) from None
 
@@ -177,10 +193,17 @@ def load(
             + (f"there are checkpoints of the steps {', '.join(steps)}" if steps else "the run has no checkpoint yet")
         )
     if network is None:
-        network = build_network(config.network, facts.image_channels, facts.num_classes, coords=config.patches.coords)
+        network = build_network(
+            config.network,
+            facts.image_channels,
+            facts.num_classes,
+            augment_channels=facts.augment_channels,
+            coords=config.patches.coords,
+        )
     model = Denoiser(
         network,
         facts.sigma_data,
+        process=PROCESSES[config.noise.process],
         coords=config.patches.coords,
         resolution=facts.resolution,
         class_names=facts.class_names,

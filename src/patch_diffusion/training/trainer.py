@@ -69,7 +69,7 @@ class Trainer:
         log_every: int = Config.log_every,
         show: bool = True,
     ) -> None:
-        noise, optimizer = noise or NoiseLevels(), optimizer or Optimizer()
+        noise, optimizer = noise or NoiseLevels(process=denoiser.process), optimizer or Optimizer()
         ema, engine = ema or Ema(), engine or Engine()
         for name, value, least in (
             ("batch", batch, 1),
@@ -81,6 +81,8 @@ class Trainer:
                 raise InputError(f"{name} is at least {least}, not {value}")
         if not checkpoint_minutes > 0:
             raise InputError(f"checkpoint_minutes is above 0, not {checkpoint_minutes}")
+        if noise.process != denoiser.process:
+            raise InputError(f"noise levels of the {noise.process.name} process, denoiser of {denoiser.process.name}")
         _check_network(denoiser, images)
         self.schedule = schedule or PatchSchedule()
         self.sizes = self.schedule.sizes_for(images.resolution, denoiser.stride)
@@ -109,7 +111,14 @@ class Trainer:
         self.config = Config(
             data=images.options,
             patches=self.schedule.options(coords=denoiser.coords),
-            noise=Noise(noise.p_mean, noise.p_std, denoiser.sigma_data, denoiser.sigma_min, denoiser.sigma_max),
+            noise=Noise(
+                process=denoiser.process.name,
+                p_mean=noise.p_mean,
+                p_std=noise.p_std,
+                sigma_data=denoiser.sigma_data,
+                sigma_min=denoiser.sigma_min,
+                sigma_max=denoiser.sigma_max,
+            ),
             network=Network(kind="custom") if settings is None else Network(**settings),
             optimizer=optimizer,
             ema=ema,

@@ -1,17 +1,54 @@
-"""A U-Net of the DDPM++ kind (score-SDE, arXiv 2011.13456; EDM, arXiv 2206.00364, table 7).
+"""The U-Nets of the literature, from one residual block: DDPM++, NCSN++ and ADM.
 
-It takes images of any height and width divisible by its stride, and patches of them, with their coordinates as two more
-input channels.
+DDPM++ and NCSN++ are score-SDE's (arXiv 2011.13456), ADM is Dhariwal and Nichol's (arXiv 2105.05233), all with the settings
+of EDM (arXiv 2206.00364, table 7). They take images of any height and width divisible by their stride, and patches of
+them, with their coordinates as two more input channels.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Style:
+    """What tells the published U-Nets apart."""
+
+    norm_epsilon: float = 1e-6
+    residual_scale: float = math.sqrt(0.5)  # of every sum of two, so that its variance stays
+    fourier: bool = False  # noise levels as random Fourier features, not as sines and cosines of fixed frequencies
+    side_branch: bool = False  # the image runs beside the encoder and is added at each lower level
+    filter: tuple[int, ...] = (1, 1)  # that images are resized with
+    scale_and_shift: bool = False  # how the embedding enters a block: after the norm, as factor and summand
+    head_channels: int | None = None  # channels of an attention head; one head where None
+    attends_in_whole_decoder: bool = False  # or in the last block of a level only
+    plain_resampling: bool = False  # no convolution on the skip path of a block that resizes
+    cosines_first: bool = False  # before the sines, and the last frequency left out
+    late_label: bool = False  # the label joins the embedding after its two layers, not before
+    xavier: bool = True  # initial weights; PyTorch's own where False
+
+
+STYLES = {
+    "ddpmpp": Style(),
+    "ncsnpp": Style(fourier=True, side_branch=True, filter=(1, 3, 3, 1)),
+    "adm": Style(
+        norm_epsilon=1e-5,
+        residual_scale=1.0,
+        scale_and_shift=True,
+        head_channels=64,
+        attends_in_whole_decoder=True,
+        plain_resampling=True,
+        cosines_first=True,
+        late_label=True,
+        xavier=False,
+    ),
+}
 
 
 class UNet(nn.Module):
@@ -26,8 +63,10 @@ class UNet(nn.Module):
         attention: levels with self-attention, 0 being full resolution; the level above the lowest where None. The
             middle of the network always has it.
         dropout: probability of dropout in the residual blocks.
+        kind: "ddpmpp", "ncsnpp" or "adm", see `Style`.
         num_classes: classes it is conditioned on; 0 for none.
         label_dropout: share of the labels that the trainer hides, which makes guidance possible.
+        augment_channels: numbers that tell how an image was augmented (EDM, appendix F.2); 0 for none.
         coords: whether the input has the two coordinate channels.
 
     >>> network = UNet(image_channels=3, width=16, multipliers=(1, 2))
@@ -44,12 +83,16 @@ class UNet(nn.Module):
         attention: Sequence[int] | None = None,
         dropout: float = 0.1,
         *,
+        kind: str = "ddpmpp",
         num_classes: int = 0,
         label_dropout: float = 0.1,
+        augment_channels: int = 0,
         coords: bool = True,
     ) -> None:
         super().__init__()
         levels = len(multipliers)
+        if kind not in STYLES:
+            raise ValueError(f"network.kind of a U-Net is one of {', '.join(STYLES)}, not {kind}")
         if levels < 1 or min(multipliers) < 1:
             raise ValueError(f"network.multipliers need one number of at least 1 per level, not {tuple(multipliers)}")
         if width < 4 or width % 4:
@@ -67,8 +110,10 @@ class UNet(nn.Module):
         self.image_channels = image_channels
         self.num_classes = num_classes
         self.label_dropout = label_dropout if num_classes else 0.0
+        self.augment_channels = augment_channels
         self.stride = 2 ** (levels - 1)
         self.settings = {  # what rebuilds it: the options of config.Network
+            "kind": kind,
             "width": width,
             "multipliers": tuple(multipliers),
             "blocks": blocks,
@@ -76,26 +121,34 @@ class UNet(nn.Module):
             "dropout": dropout,
             "label_dropout": label_dropout,
         }
+        self.style = style = STYLES[kind]
 
-        embedding_width = 4 * width
-        self.embed_noise = NoiseEmbedding(width)
-        self.embed_label = nn.Linear(num_classes, width) if num_classes else None
+        noise_width, embedding_width = (2 if style.fourier else 1) * width, 4 * width
+        self.embed_noise = FourierFeatures(width) if style.fourier else Sinusoids(width, cosines_first=style.cosines_first)
+        self.embed_augment = nn.Linear(augment_channels, noise_width, bias=False) if augment_channels else None
+        label_width = embedding_width if style.late_label else noise_width
+        self.embed_label = nn.Linear(num_classes, label_width, bias=not style.late_label) if num_classes else None
         self.embed = nn.Sequential(
-            nn.Linear(width, embedding_width), nn.SiLU(), nn.Linear(embedding_width, embedding_width), nn.SiLU()
+            nn.Linear(noise_width, embedding_width), nn.SiLU(), nn.Linear(embedding_width, embedding_width), nn.SiLU()
         )
 
-        def block(in_channels: int, out_channels: int, *, attends: bool = False, resample: str = "") -> ResidualBlock:
+        def block(in_channels: int, out_channels: int, *, attends: bool = False, resize: str = "") -> ResidualBlock:
             return ResidualBlock(
-                in_channels, out_channels, embedding_width, attends=attends, resample=resample, dropout=dropout
+                in_channels, out_channels, embedding_width, style, attends=attends, resize=resize, dropout=dropout
             )
 
         channels = width
-        self.first = nn.Conv2d(image_channels + 2 * coords, channels, 3, padding=1)
+        input_channels = image_channels + 2 * coords
+        self.first = nn.Conv2d(input_channels, channels, 3, padding=1)
         self.encoder = nn.ModuleList()
-        skips = [channels]
+        self.side = nn.ModuleList()
+        skips, side_channels = [channels], input_channels
         for level, multiplier in enumerate(multipliers):
             if level > 0:
-                self.encoder.append(block(channels, channels, resample="down"))
+                self.encoder.append(block(channels, channels, resize="down"))
+                if style.side_branch:
+                    self.side.append(SideConv(side_channels, channels, style.filter))
+                    side_channels = channels
                 skips.append(channels)
             for _ in range(blocks):
                 self.encoder.append(block(channels, width * multiplier, attends=level in attention))
@@ -108,38 +161,41 @@ class UNet(nn.Module):
         self.decoder = nn.ModuleList()
         for level, multiplier in reversed(list(enumerate(multipliers))):
             for index in range(blocks + 1):
-                attends = level in attention and index == blocks
+                attends = level in attention and (index == blocks or style.attends_in_whole_decoder)
                 self.decoder.append(block(channels + skips.pop(), width * multiplier, attends=attends))
                 channels = width * multiplier
             if level > 0:
-                self.decoder.append(block(channels, channels, resample="up"))
+                self.decoder.append(block(channels, channels, resize="up"))
 
-        self.last_norm = group_norm(channels)
+        self.last_norm = group_norm(channels, style.norm_epsilon)
         self.last = nn.Conv2d(channels, image_channels, 3, padding=1)
         self._initialise()
 
-    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
         """Run the network.
 
         Args:
             x: images and coordinates (n, image_channels + 2, h, w); h and w multiples of ``stride``.
             c_noise: the noise level as the network sees it (n,).
             labels: classes (n,), -1 for "no class"; None for no class at all.
+            augment: how each image was augmented (n, augment_channels); None for not at all, which is all zeros.
 
         Returns:
             (n, image_channels, h, w)
         """
         if x.shape[-2] % self.stride or x.shape[-1] % self.stride:
             raise ValueError(f"height and width must be multiples of {self.stride}, not {x.shape[-2]} x {x.shape[-1]}")
-        embedding = self.embed_noise(c_noise)
-        if self.embed_label is not None:
-            embedding = embedding + self.embed_label(self._one_hot(labels, len(x), embedding))
-        embedding = self.embed(embedding)
+        embedding = self._embedding(c_noise, labels, augment)
 
+        beside, side = x, iter(self.side)
         x = self.first(x)
         skips = [x]
         for block in self.encoder:
             x = block(x, embedding)
+            if block.reduces and self.style.side_branch:
+                beside = x = (x + next(side)(beside)) * math.sqrt(0.5)
             skips.append(x)
         for block in self.middle:
             x = block(x, embedding)
@@ -149,15 +205,40 @@ class UNet(nn.Module):
             x = block(x, embedding)
         return self.last(F.silu(self.last_norm(x)))
 
+    def _embedding(self, c_noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
+        """Noise level, class and augmentation as one vector for each sample: (n, 4 width)."""
+        embedding = self.embed_noise(c_noise)
+        if self.embed_augment is not None and augment is not None:
+            embedding = embedding + self.embed_augment(augment.to(embedding))
+        label = None if self.embed_label is None else self.embed_label(self._one_hot(labels, len(c_noise), embedding))
+        if label is not None and not self.style.late_label:
+            embedding = embedding + label
+        first, activation, second, last_activation = self.embed
+        embedding = second(activation(first(embedding)))
+        if label is not None and self.style.late_label:
+            embedding = embedding + label
+        return last_activation(embedding)
+
     def _one_hot(self, labels: Tensor | None, num: int, like: Tensor) -> Tensor:
-        """(n, num_classes), scaled to unit variance; all zero for "no class"."""
+        """(n, num_classes), of unit variance where the label joins the noise level; all zero for "no class"."""
         if labels is None:
             return like.new_zeros(num, self.num_classes)
         classes = torch.arange(self.num_classes, device=like.device)
-        return (labels[:, None] == classes).to(like) * math.sqrt(self.num_classes)
+        one_hot = (labels[:, None] == classes).to(like)
+        return one_hot if self.style.late_label else one_hot * math.sqrt(self.num_classes)
 
     def _initialise(self) -> None:
-        """As in score-SDE's DDPM++: Xavier uniform; what ends a residual branch starts at nearly nothing."""
+        """Xavier uniform for DDPM++ and NCSN++, PyTorch's own for ADM; what ends a residual branch starts at nothing.
+
+        Nearly nothing in score-SDE, which keeps its gradients from being exactly zero.
+        """
+        if not self.style.xavier:
+            for module in self.modules():
+                ends = {ResidualBlock: ("conv1",), Attention: ("proj",), UNet: ("last",)}.get(type(module), ())
+                for name in ends:
+                    nn.init.zeros_(getattr(module, name).weight)
+                    nn.init.zeros_(getattr(module, name).bias)
+            return
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -173,78 +254,163 @@ class UNet(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions beside a skip path, with the noise embedding added in between; then, if asked, attention."""
+    """Two convolutions beside a skip path, with the embedding entering in between; then, if asked, attention."""
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
         embedding_width: int,
+        style: Style,
         *,
         attends: bool = False,
-        resample: str = "",
+        resize: str = "",
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.enlarges = resample == "up"
-        self.resample = {"": nn.Identity(), "down": nn.AvgPool2d(2), "up": nn.Upsample(scale_factor=2)}[resample]
-        self.norm0 = group_norm(in_channels)
+        self.reduces, self.enlarges = resize == "down", resize == "up"
+        self.style = style
+        self.resize = {"": nn.Identity, "down": Reduce, "up": Enlarge}[resize](style.filter)
+        self.norm0 = group_norm(in_channels, style.norm_epsilon)
         self.conv0 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.affine = nn.Linear(embedding_width, out_channels)
-        self.norm1 = group_norm(out_channels)
+        self.affine = nn.Linear(embedding_width, out_channels * (2 if style.scale_and_shift else 1))
+        self.norm1 = group_norm(out_channels, style.norm_epsilon)
         self.dropout = nn.Dropout(dropout)
         self.conv1 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        plain = in_channels == out_channels and not resample
+        plain = in_channels == out_channels and (not resize or style.plain_resampling)
         self.skip = nn.Identity() if plain else nn.Conv2d(in_channels, out_channels, 1)
-        self.attention = Attention(out_channels) if attends else None
+        self.attention = Attention(out_channels, style) if attends else None
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """(n, in_channels, h, w) and (n, embedding_width) to (n, out_channels, h', w')."""
-        h = self.conv0(self.resample(F.silu(self.norm0(x))))
-        h = h + self.affine(embedding)[:, :, None, None]
-        h = self.conv1(self.dropout(F.silu(self.norm1(h))))
-        # The variance of the sum of two is halved again after each of the two residual sums.
-        x = (self.skip(self.resample(x)) + h) * math.sqrt(0.5)
-        return x if self.attention is None else (x + self.attention(x)) * math.sqrt(0.5)
+        h = self.conv0(self.resize(F.silu(self.norm0(x))))
+        influence = self.affine(embedding)[:, :, None, None]
+        if self.style.scale_and_shift:
+            scale, shift = influence.chunk(2, dim=1)
+            h = self.norm1(h) * (1 + scale) + shift
+        else:
+            h = self.norm1(h + influence)
+        h = self.conv1(self.dropout(F.silu(h)))
+        x = (self.skip(self.resize(x)) + h) * self.style.residual_scale
+        return x if self.attention is None else (x + self.attention(x)) * self.style.residual_scale
 
 
 class Attention(nn.Module):
-    """Self-attention among all pixels, one head."""
+    """Self-attention among all pixels."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, style: Style) -> None:
         super().__init__()
-        self.norm = group_norm(channels)
+        self.heads = 1 if style.head_channels is None else max(channels // style.head_channels, 1)
+        if channels % self.heads:
+            raise ValueError(
+                f"attention with heads of {style.head_channels} channels cannot split {channels}: choose network.width "
+                "and network.multipliers so that their product divides"
+            )
+        self.norm = group_norm(channels, style.norm_epsilon)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) to the same shape."""
         num, channels, height, width = x.shape
-        # Channels of qkv lie as (channel, q | k | v). The fast kernels want each of the three contiguous; the pixels of
-        # an image in channels-last memory are its tokens already.
-        qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).reshape(num, 1, height * width, channels, 3)
-        q, k, v = qkv.permute(4, 0, 1, 2, 3).contiguous()
-        out = F.scaled_dot_product_attention(q, k, v)
+        # Channels of qkv lie as (head, channel, q | k | v). The fast kernels want each of the three contiguous; the
+        # pixels of an image in channels-last memory are its tokens already.
+        qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).reshape(num, height * width, self.heads, -1, 3)
+        q, k, v = qkv.permute(4, 0, 2, 1, 3).contiguous()
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
         return self.proj(out.reshape(num, height, width, channels).permute(0, 3, 1, 2))
 
 
-class NoiseEmbedding(nn.Module):
-    """Sines and cosines of the noise level, at frequencies from 1 down to 1/10000."""
+class Reduce(nn.Module):
+    """Half the height and width: a filter, and every second pixel of what it gives."""
+
+    kernel: Tensor
+
+    def __init__(self, taps: tuple[int, ...], padding: int | None = None) -> None:
+        super().__init__()
+        self.register_buffer("kernel", _kernel(taps), persistent=False)
+        self.padding = (len(taps) - 1) // 2 if padding is None else padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) to (n, c, h / 2, w / 2)."""
+        if self.kernel.shape[-1] == 2:
+            return F.avg_pool2d(x, 2)
+        channels = x.shape[1]
+        kernel = self.kernel.to(x.dtype).expand(channels, 1, -1, -1)
+        return F.conv2d(x, kernel, stride=2, padding=self.padding, groups=channels)
+
+
+class Enlarge(nn.Module):
+    """Twice the height and width, by the same filter."""
+
+    kernel: Tensor
+
+    def __init__(self, taps: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("kernel", 4 * _kernel(taps), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) to (n, c, 2 h, 2 w)."""
+        side, channels = self.kernel.shape[-1], x.shape[1]
+        if side == 2:
+            return F.interpolate(x, scale_factor=2.0)
+        kernel = self.kernel.to(x.dtype).expand(channels, 1, -1, -1)
+        return F.conv_transpose2d(x, kernel, stride=2, padding=(side - 1) // 2, groups=channels)
+
+
+class SideConv(nn.Conv2d):
+    """What brings NCSN++'s side branch to the next level: a convolution, then half the height and width."""
+
+    def __init__(self, in_channels: int, out_channels: int, taps: tuple[int, ...]) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1 + (len(taps) - 1) // 2)
+        self.reduce = Reduce(taps, padding=0)
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """(n, in_channels, h, w) to (n, out_channels, h / 2, w / 2)."""
+        return self.reduce(super().forward(x))
+
+
+class Sinusoids(nn.Module):
+    """Sines and cosines of the noise level, at frequencies from 1 down to 1/10000; with cosines first, one short of it."""
 
     frequencies: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, cosines_first: bool = False) -> None:
         super().__init__()
-        exponents = torch.arange(width // 2, dtype=torch.float32) / (width // 2 - 1)
+        exponents = torch.arange(width // 2, dtype=torch.float32) / (width // 2 - (0 if cosines_first else 1))
         self.register_buffer("frequencies", 1e-4**exponents, persistent=False)
+        self.cosines_first = cosines_first
 
     def forward(self, c_noise: Tensor) -> Tensor:
         """(n,) to (n, width)."""
         angles = c_noise.to(self.frequencies)[:, None] * self.frequencies
+        waves = [angles.sin(), angles.cos()]
+        return torch.cat(waves[::-1] if self.cosines_first else waves, dim=1)
+
+
+class FourierFeatures(nn.Module):
+    """Sines and cosines of the noise level at random frequencies, which are part of the weights."""
+
+    frequencies: Tensor
+
+    def __init__(self, width: int, scale: float = 16.0) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.randn(width) * scale)
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        """(n,) to (n, 2 width)."""
+        angles = 2 * math.pi * c_noise.to(self.frequencies)[:, None] * self.frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int, epsilon: float) -> nn.GroupNorm:
     """Groups of at least 4 channels, at most 32 groups; fewer where these do not divide the channels."""
     groups = max(n for n in range(1, max(1, min(32, channels // 4)) + 1) if channels % n == 0)
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+    return nn.GroupNorm(groups, channels, eps=epsilon)
+
+
+def _kernel(taps: tuple[int, ...]) -> Tensor:
+    """The outer product of a filter with itself, of sum 1: (1, 1, len, len)."""
+    line = torch.tensor(taps, dtype=torch.float32)
+    square = torch.outer(line, line)
+    return (square / square.sum())[None, None]

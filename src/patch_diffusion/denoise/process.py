@@ -1,0 +1,209 @@
+"""Noise processes: how an image turns into noise, and what a network that undoes it is given.
+
+A process is a schedule of the noise level sigma(t) and of a scale s(t): the noisy image at time t is
+x_t = s(t) (clean + sigma(t) noise). All else follows (EDM, arXiv 2206.00364, appendix B.1 to B.3):
+
+- drift f(x, t) = x s'(t) / s(t) and diffusion g(t) = s(t) sqrt(2 sigma'(t) sigma(t)) of dx = f dt + g dw;
+- probability-flow ODE dx = [f - g^2 score / 2] dt and reverse SDE dx = [f - g^2 score] dt + g dw,
+  where score = (D(x / s; sigma) - x / s) / (s sigma^2).
+
+Denoisers, losses and solvers work on the unscaled image x / s at noise level sigma, where all processes are alike; what
+differs is the preconditioning of the network and the noise levels it is trained on (EDM, table 1).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Preconditioning(NamedTuple):
+    """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise): the four factors, like sigma."""
+
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+
+
+@dataclass(frozen=True)
+class Process(ABC):
+    """A noise process. Times, noise levels and scales are tensors of any shape.
+
+    ``sigma_min`` and ``sigma_max`` are the noise levels that it is sampled between.
+    """
+
+    name: ClassVar[str]
+    sigma_min: ClassVar[float]
+    sigma_max: ClassVar[float]
+
+    @abstractmethod
+    def sigma(self, time: Tensor) -> Tensor:
+        """Noise level at a time."""
+
+    @abstractmethod
+    def time(self, sigma: Tensor) -> Tensor:
+        """Time of a noise level."""
+
+    @abstractmethod
+    def scale(self, time: Tensor) -> Tensor:
+        """s(t)."""
+
+    @abstractmethod
+    def drift(self, noisy: Tensor, time: Tensor) -> Tensor:
+        """f(x, t)."""
+
+    @abstractmethod
+    def diffusion(self, time: Tensor) -> Tensor:
+        """g(t)."""
+
+    @abstractmethod
+    def preconditioning(self, sigma: Tensor, sigma_data: float) -> Preconditioning:
+        """What the network's input and output are multiplied by."""
+
+    @abstractmethod
+    def loss_weight(self, sigma: Tensor, sigma_data: float) -> Tensor:
+        """lambda(sigma), the weight of the squared error."""
+
+    @abstractmethod
+    def draw(self, num: int, generator: torch.Generator | None = None) -> Tensor:
+        """``(num,)`` noise levels as published for training, on the generator's device."""
+
+
+@dataclass(frozen=True)
+class EDM(Process):
+    """sigma(t) = t, s(t) = 1 (EDM, table 1, last column)."""
+
+    name = "edm"
+    sigma_min = 0.002
+    sigma_max = 80.0
+
+    def sigma(self, time: Tensor) -> Tensor:
+        return time
+
+    def time(self, sigma: Tensor) -> Tensor:
+        return sigma
+
+    def scale(self, time: Tensor) -> Tensor:
+        return torch.ones_like(time)
+
+    def drift(self, noisy: Tensor, time: Tensor) -> Tensor:
+        return torch.zeros_like(noisy)
+
+    def diffusion(self, time: Tensor) -> Tensor:
+        return (2 * time).sqrt()
+
+    def preconditioning(self, sigma: Tensor, sigma_data: float) -> Preconditioning:
+        total = (sigma.square() + sigma_data**2).sqrt()
+        return Preconditioning(
+            c_skip=(sigma_data / total).square(),
+            c_out=sigma * sigma_data / total,
+            c_in=1 / total,
+            c_noise=sigma.log() / 4,
+        )
+
+    def loss_weight(self, sigma: Tensor, sigma_data: float) -> Tensor:
+        """At the start of the training every level counts alike."""
+        return (sigma.square() + sigma_data**2) / (sigma * sigma_data).square()
+
+    def draw(self, num: int, generator: torch.Generator | None = None) -> Tensor:
+        """ln(sigma) ~ N(-1.2, 1.2^2)."""
+        return (_normal(num, generator) * 1.2 - 1.2).exp()
+
+
+@dataclass(frozen=True)
+class VE(Process):
+    """Variance exploding, the continuous SMLD: sigma(t) = sqrt(t), s(t) = 1 (EDM, table 1; score-SDE, 2011.13456)."""
+
+    name = "ve"
+    sigma_min = 0.02
+    sigma_max = 100.0
+
+    def sigma(self, time: Tensor) -> Tensor:
+        return time.sqrt()
+
+    def time(self, sigma: Tensor) -> Tensor:
+        return sigma.square()
+
+    def scale(self, time: Tensor) -> Tensor:
+        return torch.ones_like(time)
+
+    def drift(self, noisy: Tensor, time: Tensor) -> Tensor:
+        return torch.zeros_like(noisy)
+
+    def diffusion(self, time: Tensor) -> Tensor:
+        return torch.ones_like(time)
+
+    def preconditioning(self, sigma: Tensor, sigma_data: float) -> Preconditioning:
+        one = torch.ones_like(sigma)
+        return Preconditioning(c_skip=one, c_out=sigma, c_in=one, c_noise=(sigma / 2).log())
+
+    def loss_weight(self, sigma: Tensor, sigma_data: float) -> Tensor:
+        return 1 / sigma.square()
+
+    def draw(self, num: int, generator: torch.Generator | None = None) -> Tensor:
+        """ln(sigma) uniform between the two ends."""
+        return self.sigma_min * (self.sigma_max / self.sigma_min) ** _uniform(num, generator)
+
+
+@dataclass(frozen=True)
+class VP(Process):
+    """Variance preserving, the continuous DDPM: s(t) = 1 / sqrt(1 + sigma(t)^2), t in [0, 1].
+
+    sigma(t)^2 = exp(beta_d t^2 / 2 + beta_min t) - 1 (EDM, table 1; score-SDE, 2011.13456). ``sigma_max`` is sigma(1).
+    """
+
+    name = "vp"
+    sigma_min = 0.010486  # sigma(1e-3)
+    sigma_max = 152.167  # sigma(1)
+    beta_d: ClassVar[float] = 19.9
+    beta_min: ClassVar[float] = 0.1
+    num_times: ClassVar[int] = 1000  # the network is given t (num_times - 1)
+    least_time: ClassVar[float] = 1e-5  # of training
+
+    def sigma(self, time: Tensor) -> Tensor:
+        return (self.beta_d * time.square() / 2 + self.beta_min * time).expm1().sqrt()
+
+    def time(self, sigma: Tensor) -> Tensor:
+        log = sigma.square().log1p()
+        # The root of beta_d t^2 / 2 + beta_min t = log, in the form that does not cancel where sigma is small.
+        return 2 * log / ((self.beta_min**2 + 2 * self.beta_d * log).sqrt() + self.beta_min)
+
+    def scale(self, time: Tensor) -> Tensor:
+        return (-(self.beta_d * time.square() / 4 + self.beta_min * time / 2)).exp()
+
+    def drift(self, noisy: Tensor, time: Tensor) -> Tensor:
+        return -(self.beta_min + self.beta_d * time) / 2 * noisy
+
+    def diffusion(self, time: Tensor) -> Tensor:
+        return (self.beta_min + self.beta_d * time).sqrt()
+
+    def preconditioning(self, sigma: Tensor, sigma_data: float) -> Preconditioning:
+        return Preconditioning(
+            c_skip=torch.ones_like(sigma),
+            c_out=-sigma,
+            c_in=1 / (sigma.square() + 1).sqrt(),
+            c_noise=(self.num_times - 1) * self.time(sigma),
+        )
+
+    def loss_weight(self, sigma: Tensor, sigma_data: float) -> Tensor:
+        return 1 / sigma.square()
+
+    def draw(self, num: int, generator: torch.Generator | None = None) -> Tensor:
+        """t uniform in [1e-5, 1]."""
+        return self.sigma(1 + _uniform(num, generator) * (self.least_time - 1))
+
+
+PROCESSES: dict[str, Process] = {process.name: process for process in (EDM(), VE(), VP())}
+
+
+def _normal(num: int, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(num, generator=generator, device=None if generator is None else generator.device)
+
+
+def _uniform(num: int, generator: torch.Generator | None) -> Tensor:
+    return torch.rand(num, generator=generator, device=None if generator is None else generator.device)
