@@ -8,18 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import patch_diffusion as pd
+from patch_diffusion.denoise.networks.unet import Enlarge, Reduce
+
+KINDS = ["ddpmpp", "ncsnpp", "adm"]
 
 
-@settings(max_examples=15)
+@settings(max_examples=25)
 @given(
     st.sampled_from([1, 3, 5]),
     st.integers(1, 4),
     st.integers(1, 4),
     st.sampled_from([(1,), (1, 2), (2, 1, 2)]),
     st.integers(1, 2),
+    st.sampled_from(KINDS),
 )
-def test_any_shape_passes(channels, height, width, multipliers, blocks):
-    network = pd.UNet(channels, 8, multipliers, blocks)
+def test_any_shape_passes(channels, height, width, multipliers, blocks, kind):
+    network = pd.UNet(channels, 8, multipliers, blocks, kind=kind)
     shape = (height * network.stride, width * network.stride)
     assert network(torch.randn(2, channels + 2, *shape), torch.zeros(2)).shape == (2, channels, *shape)
 
@@ -38,6 +42,8 @@ def test_a_shape_that_cannot_be_halved_is_refused():
         ({"attention": (2,)}, "levels 0 to 1"),
         ({"dropout": 1.0}, "dropout"),
         ({"label_dropout": -0.1}, "label_dropout"),
+        ({"kind": "adn"}, "one of ddpmpp, ncsnpp, adm, not adn"),
+        ({"kind": "adm", "width": 100, "multipliers": (1, 2)}, "heads of 64 channels cannot split 200"),
     ],
 )
 def test_impossible_settings_are_refused(options, message):
@@ -45,8 +51,9 @@ def test_impossible_settings_are_refused(options, message):
         pd.UNet(1, **{"width": 8, "multipliers": (1, 2), **options})
 
 
-def test_settings_rebuild_it():
-    network = pd.UNet(3, 8, (1, 2), 1, (0, 1), 0.2, num_classes=4, label_dropout=0.3)
+@pytest.mark.parametrize("kind", KINDS)
+def test_settings_rebuild_it(kind):
+    network = pd.UNet(3, 8, (1, 2), 1, (0, 1), 0.2, kind=kind, num_classes=4, label_dropout=0.3)
     again = pd.UNet(3, num_classes=4, **network.settings)
     again.load_state_dict(network.state_dict())
     assert again.label_dropout == 0.3 and again.encoder[0].dropout.p == 0.2
@@ -60,27 +67,52 @@ def excite(network):
     return network.eval()
 
 
-def test_it_starts_as_nothing():
-    network = pd.UNet(3, 8, (1, 2), 1).eval()
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_starts_as_nothing(kind):
+    network = pd.UNet(3, 8, (1, 2), 1, kind=kind).eval()
     assert network(torch.randn(2, 5, 8, 8), torch.zeros(2)).abs().max() < 1e-3
 
 
-def test_labels_matter_and_no_class_is_no_label():
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_matter_and_no_class_is_no_label(kind):
     torch.manual_seed(0)
-    network = excite(pd.UNet(1, 8, (1, 2), 1, num_classes=3))
+    network = excite(pd.UNet(1, 8, (1, 2), 1, kind=kind, num_classes=3))
     x, c_noise = torch.randn(1, 3, 8, 8).expand(4, -1, -1, -1), torch.zeros(4)
     out = network(x, c_noise, torch.tensor([0, 1, 2, -1]))
     assert all((out[i] - out[j]).abs().max() > 1e-3 for i in range(4) for j in range(i))
     torch.testing.assert_close(network(x[:1], c_noise[:1], None), out[3:])
 
 
-def test_noise_level_and_coordinates_matter():
+@pytest.mark.parametrize("kind", KINDS)
+def test_augmentation_matters_and_none_is_all_zeros(kind):
     torch.manual_seed(0)
-    network = excite(pd.UNet(1, 8, (1, 2), 1))
+    network = excite(pd.UNet(1, 8, (1, 2), 1, kind=kind, augment_channels=9))
+    x, c_noise = torch.randn(2, 3, 8, 8), torch.zeros(2)
+    augment = torch.randn(2, 9)
+    plain = network(x, c_noise)
+    assert (network(x, c_noise, None, augment) - plain).abs().max() > 1e-3
+    assert torch.equal(network(x, c_noise, None, torch.zeros(2, 9)), plain)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_noise_level_and_coordinates_matter(kind):
+    torch.manual_seed(0)
+    network = excite(pd.UNet(1, 8, (1, 2), 1, kind=kind))
     x = torch.randn(1, 3, 8, 8)
     moved = torch.cat([x[:, :1], x[:, 1:] + 1], dim=1)
     assert (network(x, torch.zeros(1)) - network(x, torch.ones(1))).abs().max() > 1e-3
     assert (network(x, torch.zeros(1)) - network(moved, torch.zeros(1))).abs().max() > 1e-3
+
+
+def test_resizing_keeps_what_is_flat():
+    """Filters have sum 1 when reducing, 4 when enlarging; borders aside, where nothing is beyond."""
+    flat = torch.ones(2, 3, 8, 12)
+    for taps in [(1, 1), (1, 3, 3, 1)]:
+        small, large = Reduce(taps)(flat), Enlarge(taps)(flat)
+        assert small.shape == (2, 3, 4, 6)
+        assert large.shape == (2, 3, 16, 24)
+        assert torch.allclose(small[..., 1:-1, 1:-1], torch.ones(1))
+        assert torch.allclose(large[..., 1:-1, 1:-1], torch.ones(1))
 
 
 def test_attention_sees_all_pixels():

@@ -101,7 +101,7 @@ class Network:
     __pydantic_config__ = _STRICT
 
     kind: Literal["ddpmpp", "ncsnpp", "adm", "dit", "custom"] = "ddpmpp"
-    """U-Nets as published: ddpmpp, ncsnpp, adm. dit: a transformer. custom: your own module, which only Python gives."""
+    """Published U-Nets: ddpmpp, ncsnpp, adm. dit: a transformer. custom: your own module, from Python only."""
     width: int | None = None
     """Channels at full resolution; of all tokens in a dit."""
     dropout: float | None = None

@@ -48,9 +48,7 @@ PRESETS: dict[str, Config] = {
     "ncsnpp-64": replace(PAPER, network=replace(PAPER.network, kind="ncsnpp")),
     "adm-64": replace(
         PAPER,
-        network=Network(
-            kind="adm", width=192, multipliers=(1, 2, 3, 4), blocks=3, attention=(1, 2, 3), dropout=0.1
-        ),
+        network=Network(kind="adm", width=192, multipliers=(1, 2, 3, 4), blocks=3, attention=(1, 2, 3), dropout=0.1),
         optimizer=replace(PAPER.optimizer, learning_rate=1e-4),
         ema=Ema(half_life_images=50_000_000, ramp=0.05),
         batch=4096,
@@ -60,9 +58,7 @@ PRESETS: dict[str, Config] = {
     "adm-latent-32": replace(
         PAPER,
         patches=Patches(weight="area", sizes={"1/2": 1.0}),
-        network=Network(
-            kind="adm", width=192, multipliers=(1, 2, 3, 4), blocks=3, attention=(1, 2, 3), dropout=0.1
-        ),
+        network=Network(kind="adm", width=192, multipliers=(1, 2, 3, 4), blocks=3, attention=(1, 2, 3), dropout=0.1),
         optimizer=replace(PAPER.optimizer, learning_rate=1e-4),
     ),
     # The published recipe as a whole (Patch Diffusion, arXiv 2304.12526), for 64 x 64 images.

@@ -15,8 +15,8 @@ from patch_diffusion.errors import InputError
 class Denoiser(nn.Module):
     """D(x; sigma, coords) = c_skip x + c_out F(cat(c_in x, coords); c_noise), the best guess of the clean image.
 
-    The factors are those of a noise process (EDM, arXiv 2206.00364, table 1), around any network F. The coordinates are an
-    input only, not scaled and not denoised (Patch Diffusion, arXiv 2304.12526, section 3.1).
+    The factors are those of a noise process (EDM, arXiv 2206.00364, table 1), around any network F. The coordinates are
+    an input only, not scaled and not denoised (Patch Diffusion, arXiv 2304.12526, section 3.1).
 
     Args:
         network: a callable ``network(x, c_noise, labels)`` that takes ``x`` (n, c + 2, h, w), or (n, c, h, w) where

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ class NoiseLevels:
 
     p_mean: float | None = None
     p_std: float | None = None
-    process: Process = EDM()
+    process: Process = field(default_factory=EDM)
 
     def __post_init__(self) -> None:
         if self.p_std is not None and self.p_std < 0:

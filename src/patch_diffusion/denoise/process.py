@@ -15,10 +15,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 
 class Preconditioning(NamedTuple):
@@ -37,7 +38,7 @@ class Process(ABC):
     ``sigma_min`` and ``sigma_max`` are the noise levels that it is sampled between.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[Literal["edm", "ve", "vp"]]
     sigma_min: ClassVar[float]
     sigma_max: ClassVar[float]
 
@@ -82,21 +83,27 @@ class EDM(Process):
     sigma_min = 0.002
     sigma_max = 80.0
 
+    @override
     def sigma(self, time: Tensor) -> Tensor:
         return time
 
+    @override
     def time(self, sigma: Tensor) -> Tensor:
         return sigma
 
+    @override
     def scale(self, time: Tensor) -> Tensor:
         return torch.ones_like(time)
 
+    @override
     def drift(self, noisy: Tensor, time: Tensor) -> Tensor:
         return torch.zeros_like(noisy)
 
+    @override
     def diffusion(self, time: Tensor) -> Tensor:
         return (2 * time).sqrt()
 
+    @override
     def preconditioning(self, sigma: Tensor, sigma_data: float) -> Preconditioning:
         total = (sigma.square() + sigma_data**2).sqrt()
         return Preconditioning(
@@ -106,10 +113,12 @@ class EDM(Process):
             c_noise=sigma.log() / 4,
         )
 
+    @override
     def loss_weight(self, sigma: Tensor, sigma_data: float) -> Tensor:
         """At the start of the training every level counts alike."""
         return (sigma.square() + sigma_data**2) / (sigma * sigma_data).square()
 
+    @override
     def draw(self, num: int, generator: torch.Generator | None = None) -> Tensor:
         """ln(sigma) ~ N(-1.2, 1.2^2)."""
         return (_normal(num, generator) * 1.2 - 1.2).exp()
@@ -123,28 +132,36 @@ class VE(Process):
     sigma_min = 0.02
     sigma_max = 100.0
 
+    @override
     def sigma(self, time: Tensor) -> Tensor:
         return time.sqrt()
 
+    @override
     def time(self, sigma: Tensor) -> Tensor:
         return sigma.square()
 
+    @override
     def scale(self, time: Tensor) -> Tensor:
         return torch.ones_like(time)
 
+    @override
     def drift(self, noisy: Tensor, time: Tensor) -> Tensor:
         return torch.zeros_like(noisy)
 
+    @override
     def diffusion(self, time: Tensor) -> Tensor:
         return torch.ones_like(time)
 
+    @override
     def preconditioning(self, sigma: Tensor, sigma_data: float) -> Preconditioning:
         one = torch.ones_like(sigma)
         return Preconditioning(c_skip=one, c_out=sigma, c_in=one, c_noise=(sigma / 2).log())
 
+    @override
     def loss_weight(self, sigma: Tensor, sigma_data: float) -> Tensor:
         return 1 / sigma.square()
 
+    @override
     def draw(self, num: int, generator: torch.Generator | None = None) -> Tensor:
         """ln(sigma) uniform between the two ends."""
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** _uniform(num, generator)
@@ -165,23 +182,29 @@ class VP(Process):
     num_times: ClassVar[int] = 1000  # the network is given t (num_times - 1)
     least_time: ClassVar[float] = 1e-5  # of training
 
+    @override
     def sigma(self, time: Tensor) -> Tensor:
         return (self.beta_d * time.square() / 2 + self.beta_min * time).expm1().sqrt()
 
+    @override
     def time(self, sigma: Tensor) -> Tensor:
         log = sigma.square().log1p()
         # The root of beta_d t^2 / 2 + beta_min t = log, in the form that does not cancel where sigma is small.
         return 2 * log / ((self.beta_min**2 + 2 * self.beta_d * log).sqrt() + self.beta_min)
 
+    @override
     def scale(self, time: Tensor) -> Tensor:
         return (-(self.beta_d * time.square() / 4 + self.beta_min * time / 2)).exp()
 
+    @override
     def drift(self, noisy: Tensor, time: Tensor) -> Tensor:
         return -(self.beta_min + self.beta_d * time) / 2 * noisy
 
+    @override
     def diffusion(self, time: Tensor) -> Tensor:
         return (self.beta_min + self.beta_d * time).sqrt()
 
+    @override
     def preconditioning(self, sigma: Tensor, sigma_data: float) -> Preconditioning:
         return Preconditioning(
             c_skip=torch.ones_like(sigma),
@@ -190,9 +213,11 @@ class VP(Process):
             c_noise=(self.num_times - 1) * self.time(sigma),
         )
 
+    @override
     def loss_weight(self, sigma: Tensor, sigma_data: float) -> Tensor:
         return 1 / sigma.square()
 
+    @override
     def draw(self, num: int, generator: torch.Generator | None = None) -> Tensor:
         """t uniform in [1e-5, 1]."""
         return self.sigma(1 + _uniform(num, generator) * (self.least_time - 1))

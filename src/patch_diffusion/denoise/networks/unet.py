@@ -1,7 +1,7 @@
 """The U-Nets of the literature, from one residual block: DDPM++, NCSN++ and ADM.
 
-DDPM++ and NCSN++ are score-SDE's (arXiv 2011.13456), ADM is Dhariwal and Nichol's (arXiv 2105.05233), all with the settings
-of EDM (arXiv 2206.00364, table 7). They take images of any height and width divisible by their stride, and patches of
+DDPM++ and NCSN++ are score-SDE's (arXiv 2011.13456), ADM is Dhariwal and Nichol's (arXiv 2105.05233), all as EDM uses
+them (arXiv 2206.00364, table 7). They take images of any height and width divisible by their stride, and patches of
 them, with their coordinates as two more input channels.
 """
 
@@ -124,7 +124,9 @@ class UNet(nn.Module):
         self.style = style = STYLES[kind]
 
         noise_width, embedding_width = (2 if style.fourier else 1) * width, 4 * width
-        self.embed_noise = FourierFeatures(width) if style.fourier else Sinusoids(width, cosines_first=style.cosines_first)
+        self.embed_noise = (
+            FourierFeatures(width) if style.fourier else Sinusoids(width, cosines_first=style.cosines_first)
+        )
         self.embed_augment = nn.Linear(augment_channels, noise_width, bias=False) if augment_channels else None
         label_width = embedding_width if style.late_label else noise_width
         self.embed_label = nn.Linear(num_classes, label_width, bias=not style.late_label) if num_classes else None
@@ -371,7 +373,7 @@ class SideConv(nn.Conv2d):
 
 
 class Sinusoids(nn.Module):
-    """Sines and cosines of the noise level, at frequencies from 1 down to 1/10000; with cosines first, one short of it."""
+    """Sines and cosines of the noise level, at frequencies from 1 down to 1/10000; cosines first, one short of it."""
 
     frequencies: Tensor
 
