@@ -166,7 +166,7 @@ def test_counts_are_exact(make_trainer):
     assert trainer.seen.images == 4 * (30 - halves) + 8 * halves
     assert trainer.seen.patches == 8 * halves
     assert trainer.seen.pixels == 4 * (30 - halves) * 96 + 8 * halves * 24
-    flops = {str(size): value for size, value in trainer.flops.items()}
+    flops = {"{}x{}".format(*shape): value for shape, value in trainer.flops.items()}
     assert trainer.seen.flops == 4 * (30 - halves) * flops["8x12"] + 8 * halves * flops["4x6"]
     assert flops["8x12"] > 3 * flops["4x6"] > 0
 

@@ -12,7 +12,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from patch_diffusion.config import Config as Config
-    from patch_diffusion.data.sources import ImageSet as ImageSet
+    from patch_diffusion.data.images import ImageBuckets as ImageBuckets
+    from patch_diffusion.data.images import ImageSet as ImageSet
     from patch_diffusion.data.sources import open_images as open_images
     from patch_diffusion.denoise.denoiser import Denoiser as Denoiser
     from patch_diffusion.denoise.loss import denoising_loss as denoising_loss
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     "config": ("Config",),
-    "data.sources": ("ImageSet", "open_images"),
+    "data.images": ("ImageBuckets", "ImageSet"),
+    "data.sources": ("open_images",),
     "denoise.denoiser": ("Denoiser",),
     "denoise.loss": ("denoising_loss",),
     "denoise.networks.unet": ("UNet",),

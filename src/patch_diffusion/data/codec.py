@@ -1,18 +1,64 @@
-"""Bytes to model space and back."""
+"""Values of the data to model space and back."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from patch_diffusion.errors import InputError
 
+DTYPES = {"uint8": torch.uint8, "uint16": torch.uint16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
 class PixelCodec:
-    """Pixels 0 to 255 are -1 to 1 in model space."""
+    """Pixels from ``low`` to ``high`` are -1 to 1 in model space.
+
+    Args:
+        dtype: type of the pixels, "uint8", "uint16" or "float32".
+        low, high: the values that become -1 and 1; 0 and the type's largest where not given. Floats need both.
+
+    >>> PixelCodec("uint16", 0, 4095).encode(torch.full((1, 1, 2, 2), 4095).to(torch.uint16)).max()
+    tensor(1.)
+    """
+
+    dtype: str = "uint8"
+    low: float | None = None
+    high: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise InputError(f"pixels are {', '.join(DTYPES)}, not {self.dtype}")
+        if self.dtype == "float32" and (self.low is None or self.high is None):
+            raise InputError("the range of float pixels must be given: low and high")
+        largest = {"uint8": 255.0, "uint16": 65535.0}.get(self.dtype, 1.0)
+        object.__setattr__(self, "low", 0.0 if self.low is None else float(self.low))
+        object.__setattr__(self, "high", largest if self.high is None else float(self.high))
+        if not self.range[0] < self.range[1]:
+            raise InputError(f"data.range goes from a lower to a higher value, not from {self.low} to {self.high}")
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The values that are -1 and 1 in model space."""
+        assert self.low is not None and self.high is not None
+        return self.low, self.high
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """uint8 (n, c, h, w) to float32 in [-1, 1]."""
-        return pixels.float() / 127.5 - 1
+        """Pixels (n, c, h, w) to float32, [low, high] to [-1, 1]."""
+        low, high = self.range
+        return (pixels.float() - low) / ((high - low) / 2) - 1
 
     def decode(self, images: Tensor) -> Tensor:
-        """Floats to the nearest uint8; what lies outside [-1, 1] is clipped."""
-        return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        """Model space to pixels. Whole numbers are the nearest within [low, high]; floats are not clipped."""
+        low, high = self.range
+        values = (images + 1) * ((high - low) / 2) + low
+        if self.dtype != "float32":
+            values = values.round().clamp(low, high)
+        return values.to(DTYPES[self.dtype])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {"dtype": self.dtype, "low": self.range[0], "high": self.range[1]}

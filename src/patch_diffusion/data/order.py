@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from patch_diffusion.errors import InputError
-from patch_diffusion.streams import stream_key
+from patch_diffusion.streams import stream_key, uniform
 
 _ROUNDS = 6
 
@@ -40,6 +41,16 @@ class SampleOrder:
             of_epoch = epochs == epoch
             images[of_epoch] = _permute(slots[of_epoch], self.num_images, self.seed, int(epoch))
         return images
+
+
+def bucket_at(seed: int, step: int, lengths: Sequence[int]) -> int:
+    """The bucket that a step takes its images from, each as often as it has images."""
+    place = uniform(seed, "bucket", step) * sum(lengths)
+    for bucket, length in enumerate(lengths):
+        place -= length
+        if place < 0:
+            return bucket
+    return len(lengths) - 1
 
 
 def _permute(slots: NDArray[np.uint64], domain: int, seed: int, epoch: int) -> NDArray[np.int64]:

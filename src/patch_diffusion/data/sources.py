@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import IO, get_args
@@ -15,75 +15,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from patch_diffusion.config import Data, Mode
 from patch_diffusion.data.decode import ImageFile, decode_files
+from patch_diffusion.data.images import ImageSet
 from patch_diffusion.errors import InputError
 
 LABELS_FILE = "dataset.json"
 
 OpenFile = Callable[[str], IO[bytes]]
-
-
-@dataclass(frozen=True, eq=False)
-class ImageSet:
-    """Images in memory, once: ``pixels`` (n, c, h, w) uint8 and, where there are classes, ``labels`` (n,) integers.
-
-    ``options`` are what it was opened with, ``notes`` what the user should know of the reading.
-    """
-
-    pixels: Tensor
-    labels: Tensor | None = None
-    class_names: tuple[str, ...] = ()
-    options: Data = field(default_factory=Data)
-    notes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.pixels.ndim != 4 or self.pixels.dtype != torch.uint8:
-            raise InputError(
-                "images are uint8 tensors (n, channels, height, width), "
-                f"not {self.pixels.dtype} {tuple(self.pixels.shape)}"
-            )
-        if len(self.pixels) == 0:
-            raise InputError("there are no images")
-        if self.labels is not None and (self.labels.shape != (len(self.pixels),) or self.labels.min() < 0):
-            raise InputError("labels are integers from 0, one per image")
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    @property
-    def channels(self) -> int:
-        """Channels of an image."""
-        return self.pixels.shape[1]
-
-    @property
-    def resolution(self) -> tuple[int, int]:
-        """Height and width of an image."""
-        return self.pixels.shape[2], self.pixels.shape[3]
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes; 0 without labels."""
-        if self.labels is None:
-            return 0
-        return len(self.class_names) or int(self.labels.max()) + 1
-
-    def batch(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
-        """Pixels and labels of some images."""
-        chosen = torch.from_numpy(indices)
-        return self.pixels[chosen], None if self.labels is None else self.labels[chosen]
-
-    @cached_property
-    def standard_deviation(self) -> float:
-        """Of all pixels in model space, [-1, 1]: the sigma_data of the denoiser."""
-        counts = np.zeros(256)
-        for start in range(0, len(self), 1024):
-            counts += np.bincount(self.pixels[start : start + 1024].numpy().ravel(), minlength=256)
-        values = np.arange(256) / 127.5 - 1
-        mean = np.average(values, weights=counts)
-        return float(np.sqrt(np.average((values - mean) ** 2, weights=counts)))
 
 
 def open_images(

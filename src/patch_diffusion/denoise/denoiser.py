@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.denoise.process import EDM, Process
 from patch_diffusion.errors import InputError
 
@@ -29,6 +30,7 @@ class Denoiser(nn.Module):
         coords: whether the network is given the coordinates.
         resolution: height and width of the images it is trained on; the trainer fills it in.
         class_names: names of the classes, where they have any; the trainer fills them in.
+        codec: between model space and the values of the images; the trainer fills it in.
         sigma_min, sigma_max: the range of noise levels to sample over; the process' own where None.
 
     >>> denoiser = Denoiser(lambda x, c_noise, labels: x[:, :3], sigma_data=0.5)
@@ -45,6 +47,7 @@ class Denoiser(nn.Module):
         coords: bool = True,
         resolution: tuple[int, int] | None = None,
         class_names: tuple[str, ...] = (),
+        codec: PixelCodec | None = None,
         sigma_min: float | None = None,
         sigma_max: float | None = None,
     ) -> None:
@@ -61,6 +64,7 @@ class Denoiser(nn.Module):
         self.coords = coords
         self.resolution = resolution
         self.class_names = class_names
+        self.codec = codec or PixelCodec()
         self.sigma_min = sigma_min
         self.sigma_max = sigma_max
 

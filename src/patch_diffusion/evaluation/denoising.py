@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from patch_diffusion.data.codec import PixelCodec
-from patch_diffusion.data.sources import ImageSet
+from patch_diffusion.data.images import ImageSet
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.denoise.loss import denoising_loss
 from patch_diffusion.errors import InputError
@@ -30,7 +29,7 @@ def whole_image_loss(
     if images.channels != model.image_channels:
         raise InputError(f"the model takes {model.image_channels} channels, but the images have {images.channels}")
     height, width = images.resolution
-    device, codec = model.device, PixelCodec()
+    device, codec = model.device, images.codec
     coords = coordinate_grid(height, width, device=device)
     losses = {}
     with evaluating(model), torch.inference_mode():

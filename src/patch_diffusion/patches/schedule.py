@@ -30,6 +30,11 @@ class PatchSize:
     growth: float
     weight: float
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.height, self.width
+
     def num_images(self, batch: int) -> int:
         """Images in a step of this size, for ``batch`` whole images."""
         return max(1, round(batch * self.growth))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ class Seen:
 
     ``step`` optimizer steps; ``images`` drawn from the data, each shown whole or as one patch; ``patches``, how many of
     them were not whole; ``pixels`` that went through the network; ``flops`` of the matrix products and convolutions;
-    ``seconds`` of the clock.
+    ``seconds`` of the clock; ``by_resolution``, the images of each size of the data ("64x48").
     """
 
     step: int = 0
@@ -28,25 +28,31 @@ class Seen:
     pixels: int = 0
     flops: int = 0
     seconds: float = 0.0
+    by_resolution: dict[str, int] = field(default_factory=dict)
 
     def add(self, size: PatchSize, num_images: int, resolution: tuple[int, int], flops_per_image: int) -> None:
         """Count one step."""
         self.step += 1
         self.images += num_images
+        self.by_resolution["{}x{}".format(*resolution)] = self.drawn(resolution) + num_images
         self.patches += num_images * ((size.height, size.width) != resolution)
         self.pixels += num_images * size.height * size.width
         self.flops += num_images * flops_per_image
+
+    def drawn(self, resolution: tuple[int, int]) -> int:
+        """Images of this size drawn so far."""
+        return self.by_resolution.get("{}x{}".format(*resolution), 0)
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
         return asdict(self)
 
 
-def training_flops(denoiser: Denoiser, channels: int, size: PatchSize) -> int:
-    """Floating-point operations of a training step on one image of this size: three times the forward pass."""
+def training_flops(denoiser: Denoiser, channels: int, shape: tuple[int, int]) -> int:
+    """Floating-point operations of a training step on one image of this shape: three times the forward pass."""
     device = denoiser.device
-    noisy = torch.zeros(1, channels, size.height, size.width, device=device)
+    noisy = torch.zeros(1, channels, *shape, device=device)
     labels = torch.zeros(1, dtype=torch.long, device=device) if denoiser.num_classes else None
     with evaluating(denoiser), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        denoiser(noisy, 1.0, coordinate_grid(size.height, size.width, device=device), labels)
+        denoiser(noisy, 1.0, coordinate_grid(*shape, device=device), labels)
     return 3 * counter.get_total_flops()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from patch_diffusion.config import Config, Network, changed_options, from_dict, to_dict
-from patch_diffusion.data.sources import ImageSet
+from patch_diffusion.data.codec import PixelCodec
+from patch_diffusion.data.images import Images
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.networks.unet import STYLES, UNet
 from patch_diffusion.denoise.process import PROCESSES
@@ -34,9 +35,10 @@ class ModelFacts:
     sigma_data: float
     parameters: int
     augment_channels: int = 0
+    codec: dict[str, Any] = field(default_factory=lambda: PixelCodec().as_dict())
 
     @classmethod
-    def of(cls, denoiser: Denoiser, images: ImageSet) -> ModelFacts:
+    def of(cls, denoiser: Denoiser, images: Images) -> ModelFacts:
         """Those of a denoiser for some images."""
         return cls(
             image_channels=images.channels,
@@ -47,6 +49,7 @@ class ModelFacts:
             sigma_data=denoiser.sigma_data,
             parameters=sum(parameter.numel() for parameter in denoiser.parameters()),
             augment_channels=denoiser.augment_channels,
+            codec=images.codec.as_dict(),
         )
 
 
@@ -207,6 +210,7 @@ def load(
         coords=config.patches.coords,
         resolution=facts.resolution,
         class_names=facts.class_names,
+        codec=PixelCodec(**facts.codec),
         sigma_min=config.noise.sigma_min,
         sigma_max=config.noise.sigma_max,
     )

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from patch_diffusion.config import Config, Ema, Engine, Network, Noise, Optimizer
-from patch_diffusion.data.codec import PixelCodec
-from patch_diffusion.data.order import SampleOrder
-from patch_diffusion.data.sources import ImageSet
+from patch_diffusion.data.images import Images
+from patch_diffusion.data.order import SampleOrder, bucket_at
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.loss import denoising_loss
 from patch_diffusion.denoise.noise import NoiseLevels
@@ -54,7 +53,7 @@ class Trainer:
     def __init__(
         self,
         denoiser: Denoiser,
-        images: ImageSet,
+        images: Images,
         schedule: PatchSchedule | None = None,
         *,
         out: str | PathLike[str],
@@ -85,7 +84,9 @@ class Trainer:
             raise InputError(f"noise levels of the {noise.process.name} process, denoiser of {denoiser.process.name}")
         _check_network(denoiser, images)
         self.schedule = schedule or PatchSchedule()
-        self.sizes = self.schedule.sizes_for(images.resolution, denoiser.stride)
+        sizes = {
+            bucket.resolution: self.schedule.sizes_for(bucket.resolution, denoiser.stride) for bucket in images.buckets
+        }
 
         self.images = images
         self.batch = batch
@@ -95,15 +96,16 @@ class Trainer:
         self.device = start(engine)
         denoiser.resolution = images.resolution
         denoiser.class_names = images.class_names if denoiser.num_classes else ()
+        denoiser.codec = images.codec
         self.denoiser = place(denoiser, self.device).train()
         self.network = denoiser.module
-        self.codec = PixelCodec()
-        self.order = SampleOrder(len(images), self.schedule.seed)
+        self.orders = [SampleOrder(len(bucket), self.schedule.seed) for bucket in images.buckets]
         self.noise = noise
         self.optimizer = make_optimizer(self.network.parameters(), optimizer)
         self.average = WeightAverage(denoiser, ema)
         self.seen = Seen()
-        self.flops = {size: training_flops(denoiser, images.channels, size) for size in self.sizes}
+        shapes = {size.shape for of_bucket in sizes.values() for size in of_bucket}
+        self.flops = {shape: training_flops(denoiser, images.channels, shape) for shape in shapes}
 
         self.run = RunFolder(Path(out).expanduser())
         self.facts = ModelFacts.of(denoiser, images)
@@ -182,10 +184,12 @@ class Trainer:
             The size, and the mean loss over its patches, still on the device.
         """
         step, seed = self.seen.step, self.schedule.seed
-        size = self.schedule.size_at(step, self.images.resolution, spent)
+        bucket = bucket_at(seed, step, [len(bucket) for bucket in self.images.buckets])
+        images = self.images.buckets[bucket]
+        size = self.schedule.size_at(step, images.resolution, spent)
         num = size.num_images(self.batch)
 
-        images, labels = self.images.batch(self.order.indices(self.seen.images, num))
+        pixels, labels = images.batch(self.orders[bucket].indices(self.seen.drawn(images.resolution), num))
         labels = labels if self.denoiser.num_classes else None
         draws = generator(seed, "draws", step)
         places, hidden = torch.rand(num, 2, generator=draws), torch.rand(num, generator=draws)
@@ -193,8 +197,8 @@ class Trainer:
         if labels is not None:
             labels = labels.masked_fill(hidden < self.denoiser.label_dropout, -1).to(self.device, non_blocking=True)
 
-        patch = random_patches(images.to(self.device, non_blocking=True), (size.height, size.width), places=places)
-        clean = self.codec.encode(patch.pixels)
+        patch = random_patches(pixels.to(self.device, non_blocking=True), size.shape, places=places)
+        clean = images.codec.encode(patch.pixels)
         noise = slot_normal(seed, "noise", step, range(num), tuple(clean.shape[1:]), self.device)
         torch.manual_seed(stream_key(seed, "dropout", step))  # modules with dropout draw from torch's own generator
         loss = denoising_loss(self.denoiser, clean, patch.coords, sigma, labels, noise=noise).mean()
@@ -204,7 +208,7 @@ class Trainer:
         (loss * size.weight).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.seen.add(size, num, self.images.resolution, self.flops[size])
+        self.seen.add(size, num, images.resolution, self.flops[size.shape])
         self.average.update(self.denoiser, num, self.seen.images)
         return size, loss.detach()
 
@@ -244,8 +248,6 @@ class Trainer:
 
     def write_samples(self) -> None:
         """A picture of samples from fixed seeds."""
-        if self.images.channels not in (1, 3, 4):
-            return
         num = self.denoiser.num_classes
         seeds = range(min(num, 10) * 2 if num else 16)
         pictures = [sample.pixels for sample in generate(self.average.denoiser, seeds)]
@@ -276,16 +278,19 @@ class Trainer:
     def _summary(self) -> str:
         """What is about to be trained, in one line."""
         height, width = self.images.resolution
-        sizes = ", ".join(f"{size} {size.probability:.0%}" for size in self.sizes)
+        sizes = self.schedule.sizes_for((height, width), self.denoiser.stride)
+        sizes = ", ".join(f"{size} {size.probability:.0%}" for size in sizes)
         classes = f", {self.denoiser.num_classes} classes" if self.denoiser.num_classes else ""
+        others = len(self.images.buckets) - 1
+        shapes = f" and {others} other shapes" if others else ""
         return (
-            f"{len(self.images):,} images {height}x{width}x{self.images.channels}{classes}; "
+            f"{len(self.images):,} images {height}x{width}x{self.images.channels}{shapes}{classes}; "
             f"{self.facts.parameters:,} parameters on {self.device}; steps on {sizes}; "
             f"sigma_data {self.denoiser.sigma_data:.3f}"
         )
 
 
-def _check_network(denoiser: Denoiser, images: ImageSet) -> None:
+def _check_network(denoiser: Denoiser, images: Images) -> None:
     """The network takes such images."""
     if denoiser.image_channels not in (None, images.channels):
         raise InputError(f"the network takes {denoiser.image_channels} channels, but the images have {images.channels}")

@@ -1,0 +1,142 @@
+"""Images ready to train on, in memory or memory-mapped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from patch_diffusion.config import Data
+from patch_diffusion.data.codec import DTYPES, PixelCodec
+from patch_diffusion.errors import InputError
+
+_MEASURED = 16_384
+"""Images that the standard deviation is measured on, evenly over the data set; all where there are fewer."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images of one size: ``pixels`` (n, c, h, w) and, where there are classes, ``labels`` (n,) integers.
+
+    ``pixels`` are uint8, uint16 or float32, in memory once or mapped from a file, of which only what is asked for is
+    read. ``options`` are what they were opened with, ``notes`` what the user should know of the reading, ``codec`` what
+    brings pixels to model space.
+    """
+
+    pixels: Tensor
+    labels: Tensor | None = None
+    class_names: tuple[str, ...] = ()
+    options: Data = field(default_factory=Data)
+    notes: tuple[str, ...] = ()
+    codec: PixelCodec = field(default_factory=PixelCodec)
+
+    def __post_init__(self) -> None:
+        if self.pixels.ndim != 4 or self.pixels.dtype != DTYPES[self.codec.dtype]:
+            raise InputError(
+                f"images are {self.codec.dtype} tensors (n, channels, height, width), "
+                f"not {self.pixels.dtype} {tuple(self.pixels.shape)}"
+            )
+        if len(self.pixels) == 0:
+            raise InputError("there are no images")
+        if self.labels is not None and (self.labels.shape != (len(self.pixels),) or self.labels.min() < 0):
+            raise InputError("labels are integers from 0, one per image")
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def buckets(self) -> tuple[ImageSet, ...]:
+        """The sets of equal size that it consists of: itself."""
+        return (self,)
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        return self.pixels.shape[1]
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """Height and width of an image."""
+        return self.pixels.shape[2], self.pixels.shape[3]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 without labels."""
+        if self.labels is None:
+            return 0
+        return len(self.class_names) or int(self.labels.max()) + 1
+
+    def batch(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
+        """Pixels and labels of some images."""
+        chosen = torch.from_numpy(indices)
+        return self.pixels[chosen], None if self.labels is None else self.labels[chosen]
+
+    @cached_property
+    def standard_deviation(self) -> float:
+        """Of pixels in model space, [-1, 1]: the sigma_data of the denoiser."""
+        return _standard_deviation([self])
+
+
+@dataclass(frozen=True, eq=False)
+class ImageBuckets:
+    """Images of several sizes, in one set for each. A step of the training takes all its images from one of them."""
+
+    buckets: tuple[ImageSet, ...]
+    options: Data = field(default_factory=Data)
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return sum(map(len, self.buckets))
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        return self.buckets[0].channels
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """Height and width of the largest bucket's images, which is what is sampled unless another is asked for."""
+        return max(self.buckets, key=len).resolution
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, where they have any."""
+        return self.buckets[0].class_names
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 without labels."""
+        return max(bucket.num_classes for bucket in self.buckets)
+
+    @property
+    def codec(self) -> PixelCodec:
+        """What brings pixels to model space."""
+        return self.buckets[0].codec
+
+    @cached_property
+    def standard_deviation(self) -> float:
+        """Of pixels in model space, [-1, 1]: the sigma_data of the denoiser."""
+        return _standard_deviation(self.buckets)
+
+
+Images = ImageSet | ImageBuckets
+
+
+def _standard_deviation(buckets: Sequence[ImageSet]) -> float:
+    """Of all pixels of a fixed choice of images, in double precision."""
+    total = sum(map(len, buckets))
+    count, first, second = 0, 0.0, 0.0
+    for bucket in buckets:
+        num = max(1, min(len(bucket), round(_MEASURED * len(bucket) / total)))
+        chosen = np.unique(np.linspace(0, len(bucket) - 1, num).astype(np.int64))
+        for start in range(0, len(chosen), 256):
+            values = bucket.codec.encode(bucket.batch(chosen[start : start + 256])[0]).double()
+            count += values.numel()
+            first += values.sum().item()
+            second += values.square().sum().item()
+    return float(max(second / count - (first / count) ** 2, 0.0) ** 0.5)
