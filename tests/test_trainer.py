@@ -377,13 +377,67 @@ def test_damage_is_named(make_trainer):
             pd.load(where)
         file.write_bytes(content)
     (run.checkpoint(1) / "state.json").write_text("{}")
-    with pytest.raises(pd.InputError, match="remove it to continue from the checkpoint before"):
+    with pytest.raises(pd.InputError, match="no checkpoint of .* can be read.*does not match its checksum"):
         make_trainer().fit(steps=2)
     run.model_file.unlink()
     with pytest.raises(pd.InputError, match="checkpoints of the steps 1"):
         pd.load(run.path)
     with pytest.raises(pd.InputError, match="does not exist"):
         pd.load(run.path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["weights", "ema", "optimizer", "state"])
+@pytest.mark.parametrize("damage", ["flipped", "missing"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(make_trainer, name, damage):
+    whole = make_trainer("whole", checkpoints=2)
+    whole.fit(steps=4)
+    trainer = make_trainer(checkpoints=2)
+    trainer.fit(steps=4)
+    (file,) = trainer.run.checkpoint(4).glob(f"{name}.*")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content) if damage == "flipped" else file.unlink()
+    continued = make_trainer(checkpoints=2)
+    continued.fit(steps=4)
+    warning = [line["note"] for line in lines(continued) if "WARNING" in line.get("note", "")]
+    assert len(warning) == 1 and str(file) in warning[0]
+    assert not trainer.run.checkpoint(4).with_name("step-00000004.damaged.tmp").exists()
+    one, two = (read_tensors(run.checkpoint(4) / "weights.safetensors") for run in (whole.run, continued.run))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_two_trainers_in_one_folder(make_trainer, monkeypatch):
+    first, second = make_trainer(), make_trainer()
+    step = first.train_step
+
+    def meanwhile(spent):
+        with pytest.raises(pd.InputError, match=f"is being trained by process {os.getpid()}"):
+            second.fit(steps=2)
+        return step(spent)
+
+    monkeypatch.setattr(first, "train_step", meanwhile)
+    first.fit(steps=1)
+    second.fit(steps=2)
+
+
+def test_a_save_that_fails_on_the_way_does_not_stop_the_run(make_trainer, monkeypatch):
+    from patch_diffusion.training import checkpoint
+
+    trainer = make_trainer(checkpoints=4)
+    write = checkpoint.write_tensors
+
+    def full(path, tensors):
+        if "step-00000002" in str(path):
+            raise OSError(28, "No space left on device", str(path))
+        write(path, tensors)
+
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
+    trainer.fit(steps=4)
+    assert [path.name for path in trainer.run.checkpoints()] == [f"step-{step:08d}" for step in (1, 3, 4)]
+    assert any(
+        "No space left" in line.get("note", "") and "the last good one is step-00000001" in line["note"]
+        for line in lines(trainer)
+    )
 
 
 def test_a_full_disk_leaves_nothing_half_written(make_trainer, tmp_path, monkeypatch):

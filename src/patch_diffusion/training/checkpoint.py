@@ -1,7 +1,12 @@
-"""The state of a run on disk: tensors in safetensors files, numbers in JSON, nothing pickled, nothing half-written."""
+"""The state of a run on disk: tensors in safetensors files, numbers in JSON, nothing pickled, nothing half-written.
+
+``state.json`` holds the checksum of every other file and of its own content, so that damage is never trained on.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_room, read_json, read_tensors, sync, write_json, write_tensors
 
 STATE_FILE = "state.json"
@@ -25,9 +31,13 @@ def write_checkpoint(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], 
     check_room(folder.parent, sum(tensor.nbytes for group in tensors.values() for tensor in group.values()))
     try:
         partial.mkdir(parents=True)
+        checksums = {}
         for name, group in tensors.items():
-            write_tensors(partial / f"{name}.safetensors", group)
-        write_json(partial / STATE_FILE, state)
+            file = partial / f"{name}.safetensors"
+            write_tensors(file, group)
+            checksums[file.name] = _file_checksum(file)
+        content = {**state, "checksums": checksums}
+        write_json(partial / STATE_FILE, {**content, "checksum": _checksum(content)})
         if folder.exists():
             remove_checkpoint(folder)
         partial.rename(folder)
@@ -38,14 +48,37 @@ def write_checkpoint(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], 
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """What `write_checkpoint` wrote."""
+    """What `write_checkpoint` wrote.
+
+    Raises:
+        InputError: a file is missing, or is not what was written.
+    """
     state = read_json(folder / STATE_FILE)
-    return {file.stem: read_tensors(file) for file in sorted(folder.glob("*.safetensors"))}, state
+    checksum, checksums = state.pop("checksum", None), state.get("checksums", {})
+    if checksum != _checksum(state):
+        raise InputError(f"{folder / STATE_FILE} is damaged: its content does not match its checksum")
+    tensors = {}
+    for name, expected in checksums.items():
+        file = folder / name
+        if not file.exists():
+            raise InputError(f"{file} is missing")
+        if _file_checksum(file) != expected:
+            raise InputError(f"{file} is damaged: its content does not match its checksum")
+        tensors[file.stem] = read_tensors(file)
+    del state["checksums"]
+    return tensors, state
 
 
 def remove_checkpoint(folder: Path) -> None:
     """Remove a checkpoint; under another name first, so that a part of one is never taken for a whole."""
     shutil.rmtree(folder.rename(folder.with_name(folder.name + ".old")))
+
+
+def set_aside(folder: Path) -> None:
+    """Rename a damaged checkpoint, so that it is neither used nor lost."""
+    aside = folder.with_name(folder.name + ".damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
@@ -66,3 +99,15 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, tens
         like = parameter if tensor.shape == parameter.shape else tensor
         alike = torch.empty_like(like, device=parameter.device)
         optimizer.state[parameter][name.rpartition(".")[2]] = alike.copy_(tensor)
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _file_checksum(file: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,11 +26,13 @@ from patch_diffusion.sampling.generate import generate
 from patch_diffusion.sampling.pictures import picture_grid, write_picture
 from patch_diffusion.streams import generator, slot_normal, stream_key
 from patch_diffusion.training import checkpoint
+from patch_diffusion.training.background import BackgroundWriter
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.cost import Seen, training_flops
 from patch_diffusion.training.ema import WeightAverage
 from patch_diffusion.training.engine import place, start
 from patch_diffusion.training.interrupts import interruptible
+from patch_diffusion.training.lock import locked
 from patch_diffusion.training.optimizers import learning_rate, make_optimizer
 from patch_diffusion.training.progress import Progress
 from patch_diffusion.training.run import ModelFacts, RunFolder, restore_weights
@@ -133,6 +137,7 @@ class Trainer:
             log_every=log_every,
         )
         self.progress = Progress(self.run.log_file, show=show)
+        self.writer = BackgroundWriter()
         self.run.check(self.config, self.facts)
 
     def fit(self, *, steps: int | None = None, images: int | None = None, minutes: float | None = None) -> Denoiser:
@@ -149,7 +154,12 @@ class Trainer:
             KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is written. A second one stops at once.
         """
         budget = Budget(steps, images, minutes)
-        self._open_run(budget)
+        self._write_config(budget)
+        with locked(self.run.path):
+            self._continue(budget)
+            return self._fit(budget)
+
+    def _fit(self, budget: Budget) -> Denoiser:
         began, seconds_before = time.monotonic(), self.seen.seconds
         last_save = began
         spent = budget.spent(self.seen)
@@ -165,8 +175,9 @@ class Trainer:
                 if _crosses(before, spent, self.samples):
                     self.write_samples()
                 keep = _crosses(before, spent, self.num_checkpoints)
-                if keep or interrupted.is_set() or time.monotonic() - last_save > 60 * self.checkpoint_minutes:
-                    self.save(keep=keep)
+                last = spent >= 1 or interrupted.is_set()
+                if keep or last or time.monotonic() - last_save > 60 * self.checkpoint_minutes:
+                    self.save(keep=keep, wait=last)
                     last_save = time.monotonic()
         if spent < 1:
             raise KeyboardInterrupt
@@ -212,27 +223,49 @@ class Trainer:
         self.average.update(self.denoiser, num, self.seen.images)
         return size, loss.detach()
 
-    def save(self, *, keep: bool = True) -> Path:
-        """Write a checkpoint and the model; one that need not be kept is removed when the next is written."""
-        average = self.average.denoiser.module.state_dict()
+    def save(self, *, keep: bool = True, wait: bool = True) -> Path:
+        """Write a checkpoint and the model; one that need not be kept is removed when the next is written.
+
+        Args:
+            keep: whether it stays when the next is written.
+            wait: return when all is on the disk, and raise what goes wrong. Else training goes on while a copy is
+                written, and a failure is told and leaves the checkpoint before.
+        """
         tensors = {
-            "weights": self.network.state_dict(),
-            "ema": average,
-            "optimizer": checkpoint.optimizer_tensors(self.optimizer, self.network),
+            "weights": _copies(self.network.state_dict()),
+            "ema": _copies(self.average.denoiser.module.state_dict()),
+            "optimizer": _copies(checkpoint.optimizer_tensors(self.optimizer, self.network)),
         }
         state = {"seen": self.seen.as_dict(), "pending": self.progress.pending(), "keep": keep}
-        earlier = self.run.checkpoints()
         folder = self.run.checkpoint(self.seen.step)
-        checkpoint.write_checkpoint(folder, tensors, state)
-        write_tensors(self.run.model_file, average)
-        for path in earlier[-1:]:
-            if path != folder and not read_json(path / checkpoint.STATE_FILE).get("keep", True):
-                checkpoint.remove_checkpoint(path)
+
+        def write() -> None:
+            earlier = self.run.checkpoints()
+            checkpoint.write_checkpoint(folder, tensors, state)
+            write_tensors(self.run.model_file, tensors["ema"])
+            for path in earlier[-1:]:
+                if path != folder and not read_json(path / checkpoint.STATE_FILE).get("keep", True):
+                    checkpoint.remove_checkpoint(path)
+
+        try:
+            self.writer.wait()
+        except (OSError, InputError) as error:
+            good = [path.name for path in self.run.checkpoints()[-1:]]
+            self.progress.note(
+                f"a checkpoint could not be written ({error}); training goes on, the last good one is "
+                + (good[0] if good else "none"),
+                self.seen.step,
+            )
+        self.writer.start(write)
+        if wait:
+            self.writer.wait()
         return folder
 
     def restore(self, folder: Path) -> None:
         """Go back to a checkpoint."""
-        tensors, state = checkpoint.read_checkpoint(folder)
+        self._restore(folder, *checkpoint.read_checkpoint(folder))
+
+    def _restore(self, folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         try:
             restore_weights(self.network, tensors["weights"], str(folder))
             restore_weights(self.average.denoiser.module, tensors["ema"], str(folder))
@@ -242,9 +275,7 @@ class Trainer:
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(
-                f"{folder} is damaged ({error}): remove it to continue from the checkpoint before"
-            ) from None
+            raise InputError(f"{folder} is damaged: {error}") from None
 
     def write_samples(self) -> None:
         """A picture of samples from fixed seeds."""
@@ -255,16 +286,33 @@ class Trainer:
             picture_grid(pictures, columns=len(seeds) // 2 if num else None), self.run.sample_file(self.seen.step)
         )
 
-    def _open_run(self, budget: Budget) -> None:
-        """Write the config, and go to where a stopped run was."""
+    def _write_config(self, budget: Budget) -> None:
+        """Make the run folder and store what runs, where there is room for it."""
         one_checkpoint = 4 * 4 * self.facts.parameters  # weights, their average and two moments, in float32
         check_room(self.run.path, 2 * one_checkpoint)
         self.config = replace(self.config, **vars(budget))
         self.run.write_config(self.config, self.facts)
+
+    def _continue(self, budget: Budget) -> None:
+        """Go to where a stopped run was: its newest checkpoint that is not damaged."""
         existing = self.run.checkpoints()
-        if existing:
-            self.restore(existing[-1])
+        damaged: dict[Path, str] = {}
+        for folder in reversed(existing):
+            try:
+                content = checkpoint.read_checkpoint(folder)
+            except InputError as error:
+                damaged[folder] = str(error)
+                continue
+            self._restore(folder, *content)
+            break
+        if existing and len(damaged) == len(existing):
+            raise InputError(
+                f"no checkpoint of {self.run.path} can be read: {'; '.join(damaged.values())}; choose another folder"
+            )
         self.progress.continue_log(self.seen.step)
+        for folder, reason in damaged.items():
+            checkpoint.set_aside(folder)
+            self.progress.note(f"WARNING: {reason}; going back to the checkpoint before", self.seen.step)
         if budget.spent(self.seen) >= 1:
             self.progress.say(
                 f"this run is complete, after {self.seen.step:,} steps; a larger budget would continue it"
@@ -303,3 +351,8 @@ def _check_network(denoiser: Denoiser, images: Images) -> None:
 def _crosses(before: float, spent: float, parts: int) -> bool:
     """Whether one of ``parts`` even marks of the budget, the end among them, lies in (before, spent]."""
     return parts > 0 and int(min(spent, 1.0) * parts + 1e-9) > int(before * parts + 1e-9)
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """In the host's memory, so that training can go on while they are written."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
