@@ -220,6 +220,7 @@ def test_labels_are_dropped_as_often_as_asked(make_trainer):
         {"optimizer": Optimizer(learning_rate=1e-2)},
         {"optimizer": Optimizer(betas=(0.5, 0.9))},
         {"optimizer": Optimizer(weight_decay=1.0)},
+        {"optimizer": Optimizer(clip=1e-3)},
         {"optimizer": Optimizer(warmup=0.5)},
         {"optimizer": Optimizer(decay="linear")},
         {"optimizer": Optimizer(decay="constant")},

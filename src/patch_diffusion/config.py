@@ -17,6 +17,9 @@ import tyro
 from patch_diffusion.errors import InputError, did_you_mean
 
 Mode = Literal["auto", "L", "RGB", "RGBA"]
+Fit = Literal["crop", "stretch", "bucket"]
+Layout = Literal["auto", "channels_first", "channels_last"]
+Cache = Literal["auto", "memory", "disk"]
 
 _STRICT = {"extra": "forbid"}
 
@@ -45,13 +48,25 @@ class Data:
     __pydantic_config__ = _STRICT
 
     source: Annotated[str, tyro.conf.Suppress] = ""
-    """A folder, a zip, or the built-in "digits"; DATA on the command line."""
+    """What the images are read from, see `open_images`; DATA on the command line."""
     resolution: Annotated[int | tuple[int, int] | None, tyro.conf.arg(aliases=["--resolution"])] = None
-    """Side, or height and width, to which images are cropped and resized. None: as they are, all the same."""
+    """Side, or height and width, to which images are brought. None: as they are, all the same."""
     classes: bool | None = None
-    """Train on classes, from dataset.json or the names of sub-folders. None: from dataset.json, where there is one."""
+    """Train on classes, those of the data or the names of sub-folders. None: those of the data, where it has any."""
     mode: Mode = "auto"
     """Channels to convert files to. auto: L where all files are grey, RGBA where all are transparent, else RGB."""
+    fit: Fit = "crop"
+    """How: crop to the shape, stretch to it, or bucket: several shapes of resolution^2 pixels, each image its nearest."""
+    range: tuple[float, float] | None = None
+    """The values that become -1 and 1. None: all that whole numbers can be, or, of floats, what is found."""
+    labels: str | None = None
+    """Where the classes are: a CSV of file,label for image files; the name of an array or a column for others."""
+    key: str | None = None
+    """Where the images are: the name of an array in a file, of a column, or the ending of images in shards."""
+    layout: Layout = "auto"
+    """Where the channels of arrays are. auto: as their shape tells."""
+    cache: Cache = "auto"
+    """Where decoded images are kept: in memory, on disk, mapped, or, for auto, on disk where they are many."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +151,8 @@ class Optimizer:
     """Decay rates of AdamW's moments; the first is Muon's momentum too."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
+    clip: float | None = None
+    """Largest norm of the gradients; larger ones are scaled down to it. None: as they are."""
     warmup: float = 0.02
     """Fraction of the budget over which the learning rate rises from zero."""
     decay: Literal["cosine", "linear", "constant"] = "cosine"
@@ -163,7 +180,15 @@ class Engine:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps. auto: a GPU where there is one."""
     threads: int | None = None
-    """CPU threads. None: as torch chooses."""
+    """CPU threads of each process. None: as torch chooses."""
+    processes: int | None = None
+    """Processes on this machine that share each batch, one per GPU. None: one, or as torchrun says."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format of the network; its weights stay fp32. auto: bf16 on GPUs that have it."""
+    compile: bool = False
+    """Compile the network, once per patch size; takes minutes at the start."""
+    accumulation: int = 1
+    """Parts that a process computes its share of a batch in, one after the other, to save memory."""
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ LOCK_FILE = ".lock"
 def locked(folder: Path) -> Iterator[None]:
     """Inside, no other process can train into the folder.
 
-    The operating system frees the lock when the process ends, however it ends, so a killed run leaves none behind. Where
-    it has no such locks (Windows), there is none.
+    The operating system frees the lock when the process ends, however it ends, so a killed run leaves none behind.
+    Where it has no such locks (Windows), there is none.
 
     Raises:
         InputError: another process holds the lock; which one.

@@ -24,6 +24,8 @@ def make_optimizer(parameters: Iterable[nn.Parameter], options: Optimizer) -> to
         raise InputError(f"optimizer.betas are in [0, 1), not {options.betas}")
     if options.weight_decay < 0:
         raise InputError(f"optimizer.weight_decay is at least 0, not {options.weight_decay}")
+    if options.clip is not None and not options.clip > 0:
+        raise InputError(f"optimizer.clip is a norm above 0, not {options.clip}")
     settings = {"lr": options.learning_rate, "betas": options.betas, "weight_decay": options.weight_decay}
     return Muon(parameters, **settings) if options.kind == "muon" else AdamW(parameters, **settings, fused=True)
 

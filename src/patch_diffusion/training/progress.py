@@ -24,10 +24,10 @@ _SECONDS_PER_PLAIN_LINE = 10
 class Progress:
     """Keeps the losses on the device until a line is due, so that a step never waits for the host.
 
-    Use as a context manager around the steps.
+    Use as a context manager around the steps. Without a file nothing is logged.
     """
 
-    def __init__(self, log_file: Path, *, show: bool = True) -> None:
+    def __init__(self, log_file: Path | None, *, show: bool = True) -> None:
         self._log_file = log_file
         self._losses: list[tuple[str, Tensor]] = []
         self._console = Console(stderr=True, quiet=not show, highlight=False, soft_wrap=True)
@@ -54,7 +54,7 @@ class Progress:
 
     def continue_log(self, step: int) -> None:
         """Drop lines of steps after ``step``: a stopped run may have logged more than its checkpoint holds."""
-        if not self._log_file.exists():
+        if self._log_file is None or not self._log_file.exists():
             return
         kept = []
         for line in self._log_file.read_text(encoding="utf-8").splitlines():
@@ -125,6 +125,8 @@ class Progress:
         self._loss = f"  loss {mean:.3f}"
 
     def _write(self, line: dict[str, Any]) -> None:
+        if self._log_file is None:
+            return
         with self._log_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -12,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patch_diffusion.config import Config, Ema, Engine, Network, Noise, Optimizer
-from patch_diffusion.data.images import Images
+from patch_diffusion.config import Config, Ema, Network, Noise, Optimizer
+from patch_diffusion.config import Engine as EngineOptions
+from patch_diffusion.data.images import Images, ImageSet
 from patch_diffusion.data.order import SampleOrder, bucket_at
 from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.denoise.loss import denoising_loss
 from patch_diffusion.denoise.noise import NoiseLevels
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_room, read_json, write_tensors
@@ -24,13 +25,13 @@ from patch_diffusion.patches.crop import random_patches
 from patch_diffusion.patches.schedule import PatchSchedule, PatchSize
 from patch_diffusion.sampling.generate import generate
 from patch_diffusion.sampling.pictures import picture_grid, write_picture
-from patch_diffusion.streams import generator, slot_normal, stream_key
+from patch_diffusion.streams import slot_normal, stream_key
 from patch_diffusion.training import checkpoint
 from patch_diffusion.training.background import BackgroundWriter
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.cost import Seen, training_flops
 from patch_diffusion.training.ema import WeightAverage
-from patch_diffusion.training.engine import place, start
+from patch_diffusion.training.engine import Engine
 from patch_diffusion.training.interrupts import interruptible
 from patch_diffusion.training.lock import locked
 from patch_diffusion.training.optimizers import learning_rate, make_optimizer
@@ -65,7 +66,7 @@ class Trainer:
         noise: NoiseLevels | None = None,
         optimizer: Optimizer | None = None,
         ema: Ema | None = None,
-        engine: Engine | None = None,
+        engine: EngineOptions | None = None,
         checkpoints: int = Config.checkpoints,
         checkpoint_minutes: float = Config.checkpoint_minutes,
         samples: int = Config.samples,
@@ -73,7 +74,7 @@ class Trainer:
         show: bool = True,
     ) -> None:
         noise, optimizer = noise or NoiseLevels(process=denoiser.process), optimizer or Optimizer()
-        ema, engine = ema or Ema(), engine or Engine()
+        ema, engine = ema or Ema(), engine or EngineOptions()
         for name, value, least in (
             ("batch", batch, 1),
             ("checkpoints", checkpoints, 1),
@@ -97,12 +98,17 @@ class Trainer:
         self.options = optimizer
         self.log_every, self.samples, self.checkpoint_minutes = log_every, samples, checkpoint_minutes
         self.num_checkpoints = checkpoints
-        self.device = start(engine)
+        self.engine = Engine(engine)
+        if batch < self.engine.world * engine.accumulation:
+            raise InputError(
+                f"a batch of {batch} cannot be shared out to {self.engine.world} processes in {engine.accumulation} "
+                "parts each: give a larger batch, or lower engine.accumulation"
+            )
         denoiser.resolution = images.resolution
         denoiser.class_names = images.class_names if denoiser.num_classes else ()
         denoiser.codec = images.codec
-        self.denoiser = place(denoiser, self.device).train()
-        self.network = denoiser.module
+        self.loss = self.engine.prepare(denoiser).train()
+        self.denoiser, self.network = denoiser, denoiser.module
         self.orders = [SampleOrder(len(bucket), self.schedule.seed) for bucket in images.buckets]
         self.noise = noise
         self.optimizer = make_optimizer(self.network.parameters(), optimizer)
@@ -136,7 +142,7 @@ class Trainer:
             samples=samples,
             log_every=log_every,
         )
-        self.progress = Progress(self.run.log_file, show=show)
+        self.progress = Progress(self.run.log_file if self.engine.first else None, show=show and self.engine.first)
         self.writer = BackgroundWriter()
         self.run.check(self.config, self.facts)
 
@@ -154,31 +160,35 @@ class Trainer:
             KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is written. A second one stops at once.
         """
         budget = Budget(steps, images, minutes)
-        self._write_config(budget)
-        with locked(self.run.path):
+        self.engine.wait()  # until all have looked at the folder
+        with self._opened(budget):
+            self.engine.wait()
             self._continue(budget)
             return self._fit(budget)
 
     def _fit(self, budget: Budget) -> Denoiser:
         began, seconds_before = time.monotonic(), self.seen.seconds
-        last_save = began
+        last_save = seconds_before
         spent = budget.spent(self.seen)
         with self.progress, interruptible() as interrupted:
-            while spent < 1 and not interrupted.is_set():
+            stop = False
+            while spent < 1 and not stop:
                 size, loss = self.train_step(spent)
                 self.progress.record(str(size), loss)
-                self.seen.seconds = seconds_before + time.monotonic() - began
+                seconds = seconds_before + time.monotonic() - began
+                self.seen.seconds, stop = self.engine.agree(seconds, interrupted.is_set())
                 spent, before = budget.spent(self.seen), spent
                 if self.seen.step % self.log_every == 0 or spent >= 1:
                     self.progress.log(self.seen, spent, self.optimizer.param_groups[0]["lr"])
                 self.progress.show(self.seen, spent)
-                if _crosses(before, spent, self.samples):
+                if _crosses(before, spent, self.samples) and self.engine.first:
                     self.write_samples()
                 keep = _crosses(before, spent, self.num_checkpoints)
-                last = spent >= 1 or interrupted.is_set()
-                if keep or last or time.monotonic() - last_save > 60 * self.checkpoint_minutes:
+                last = spent >= 1 or stop
+                if (keep or last or seconds - last_save > 60 * self.checkpoint_minutes) and self.engine.first:
                     self.save(keep=keep, wait=last)
-                    last_save = time.monotonic()
+                    last_save = seconds
+        self.engine.wait()
         if spent < 1:
             raise KeyboardInterrupt
         return self.average.denoiser
@@ -194,34 +204,52 @@ class Trainer:
         Returns:
             The size, and the mean loss over its patches, still on the device.
         """
-        step, seed = self.seen.step, self.schedule.seed
-        bucket = bucket_at(seed, step, [len(bucket) for bucket in self.images.buckets])
+        step = self.seen.step
+        bucket = bucket_at(self.schedule.seed, step, [len(images) for images in self.images.buckets])
         images = self.images.buckets[bucket]
         size = self.schedule.size_at(step, images.resolution, spent)
         num = size.num_images(self.batch)
 
-        pixels, labels = images.batch(self.orders[bucket].indices(self.seen.drawn(images.resolution), num))
-        labels = labels if self.denoiser.num_classes else None
-        draws = generator(seed, "draws", step)
-        places, hidden = torch.rand(num, 2, generator=draws), torch.rand(num, generator=draws)
-        sigma = self.noise.draw(num, generator=draws).to(self.device, non_blocking=True)
-        if labels is not None:
-            labels = labels.masked_fill(hidden < self.denoiser.label_dropout, -1).to(self.device, non_blocking=True)
-
-        patch = random_patches(pixels.to(self.device, non_blocking=True), size.shape, places=places)
-        clean = images.codec.encode(patch.pixels)
-        noise = slot_normal(seed, "noise", step, range(num), tuple(clean.shape[1:]), self.device)
-        torch.manual_seed(stream_key(seed, "dropout", step))  # modules with dropout draw from torch's own generator
-        loss = denoising_loss(self.denoiser, clean, patch.coords, sigma, labels, noise=noise).mean()
+        total = torch.zeros((), device=self.engine.device)
+        shares = self.engine.shares(num)
+        for part, slots in enumerate(shares):
+            inputs = self._inputs(images, self.orders[bucket], size, num, slots)
+            torch.manual_seed(self._key("dropout") + slots.start)  # modules with dropout draw from torch's own generator
+            with self.engine.accumulating(self.loss, last=part == len(shares) - 1), self.engine.computing():
+                loss = self.loss(*inputs).sum() / num
+                self.engine.backward(loss * size.weight)
+            total += loss.detach()
 
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.options, spent)
-        (loss * size.weight).backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.engine.step(self.optimizer, self.options.clip)
         self.seen.add(size, num, images.resolution, self.flops[size.shape])
         self.average.update(self.denoiser, num, self.seen.images)
-        return size, loss.detach()
+        return size, self.engine.total(total)
+
+    def _inputs(
+        self, images: ImageSet, order: SampleOrder, size: PatchSize, num: int, slots: range
+    ) -> tuple[Tensor | None, ...]:
+        """Clean patches, coordinates, noise levels, labels and noise of some of the ``num`` samples of this step."""
+        device, chosen = self.engine.device, slice(slots.start, slots.stop)
+        first = self.seen.drawn(images.resolution) + slots.start
+        pixels, labels = images.batch(order.indices(first, len(slots)))
+
+        draws = torch.Generator().manual_seed(self._key("draws"))
+        places, hidden = torch.rand(num, 2, generator=draws)[chosen], torch.rand(num, generator=draws)[chosen]
+        sigma = self.noise.draw(num, generator=draws)[chosen].to(device, non_blocking=True)
+        labels = labels if self.denoiser.num_classes else None
+        if labels is not None:
+            labels = labels.masked_fill(hidden < self.denoiser.label_dropout, -1).to(device, non_blocking=True)
+
+        patch = random_patches(pixels.to(device, non_blocking=True), size.shape, places=places)
+        clean = images.codec.encode(patch.pixels)
+        noise = slot_normal(self.schedule.seed, "noise", self.seen.step, slots, tuple(clean.shape[1:]), device)
+        return clean, patch.coords, sigma, labels, noise
+
+    def _key(self, name: str) -> int:
+        """Of the random numbers of this step with that name."""
+        return stream_key(self.schedule.seed, name, self.seen.step)
 
     def save(self, *, keep: bool = True, wait: bool = True) -> Path:
         """Write a checkpoint and the model; one that need not be kept is removed when the next is written.
@@ -286,12 +314,19 @@ class Trainer:
             picture_grid(pictures, columns=len(seeds) // 2 if num else None), self.run.sample_file(self.seen.step)
         )
 
-    def _write_config(self, budget: Budget) -> None:
-        """Make the run folder and store what runs, where there is room for it."""
+    @contextmanager
+    def _opened(self, budget: Budget) -> Iterator[None]:
+        """Inside, the run folder is there, holds what runs, and is this run's alone."""
         one_checkpoint = 4 * 4 * self.facts.parameters  # weights, their average and two moments, in float32
         check_room(self.run.path, 2 * one_checkpoint)
         self.config = replace(self.config, **vars(budget))
-        self.run.write_config(self.config, self.facts)
+        if not self.engine.first:
+            yield
+            return
+        self.run.path.mkdir(parents=True, exist_ok=True)
+        with locked(self.run.path):
+            self.run.write_config(self.config, self.facts)
+            yield
 
     def _continue(self, budget: Budget) -> None:
         """Go to where a stopped run was: its newest checkpoint that is not damaged."""
@@ -310,8 +345,10 @@ class Trainer:
                 f"no checkpoint of {self.run.path} can be read: {'; '.join(damaged.values())}; choose another folder"
             )
         self.progress.continue_log(self.seen.step)
+        self.engine.wait()
         for folder, reason in damaged.items():
-            checkpoint.set_aside(folder)
+            if self.engine.first:
+                checkpoint.set_aside(folder)
             self.progress.note(f"WARNING: {reason}; going back to the checkpoint before", self.seen.step)
         if budget.spent(self.seen) >= 1:
             self.progress.say(
@@ -333,7 +370,7 @@ class Trainer:
         shapes = f" and {others} other shapes" if others else ""
         return (
             f"{len(self.images):,} images {height}x{width}x{self.images.channels}{shapes}{classes}; "
-            f"{self.facts.parameters:,} parameters on {self.device}; steps on {sizes}; "
+            f"{self.facts.parameters:,} parameters on {self.engine.device}; steps on {sizes}; "
             f"sigma_data {self.denoiser.sigma_data:.3f}"
         )
 

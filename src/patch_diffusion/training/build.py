@@ -1,0 +1,53 @@
+"""From options and images to a trainer."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+import torch
+
+from patch_diffusion.config import Config
+from patch_diffusion.data.images import Images
+from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.denoise.noise import NoiseLevels
+from patch_diffusion.denoise.process import PROCESSES
+from patch_diffusion.patches.schedule import PatchSchedule
+from patch_diffusion.streams import stream_key
+from patch_diffusion.training.run import build_network
+from patch_diffusion.training.trainer import Trainer
+
+
+def build_trainer(config: Config, images: Images, out: str | PathLike[str], *, show: bool = True) -> Trainer:
+    """The trainer that the options describe, with fresh weights that follow from the seed.
+
+    What `train` fits; nothing is written before it does. See `Trainer` for the errors.
+    """
+    patches = {name: value for name, value in vars(config.patches).items() if name != "coords"}
+    schedule = PatchSchedule(**patches, seed=config.seed)
+    torch.manual_seed(stream_key(config.seed, "weights"))
+    network = build_network(config.network, images.channels, images.num_classes, coords=config.patches.coords)
+    noise, process = config.noise, PROCESSES[config.noise.process]
+    denoiser = Denoiser(
+        network,
+        images.standard_deviation if noise.sigma_data is None else noise.sigma_data,
+        process=process,
+        coords=config.patches.coords,
+        sigma_min=noise.sigma_min,
+        sigma_max=noise.sigma_max,
+    )
+    return Trainer(
+        denoiser,
+        images,
+        schedule,
+        out=out,
+        batch=config.batch,
+        noise=NoiseLevels(noise.p_mean, noise.p_std, process),
+        optimizer=config.optimizer,
+        ema=config.ema,
+        engine=config.engine,
+        checkpoints=config.checkpoints,
+        checkpoint_minutes=config.checkpoint_minutes,
+        samples=config.samples,
+        log_every=config.log_every,
+        show=show,
+    )

@@ -1,0 +1,217 @@
+"""What a run will take in minutes and memory, from a few steps of it."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.patches.coords import coordinate_grid
+from patch_diffusion.patches.schedule import PatchSize
+from patch_diffusion.sampling.generate import generate
+from patch_diffusion.training.trainer import Trainer
+
+SECONDS = 15.0
+"""That the timed steps may take, about."""
+
+WORKSPACE = 1.3
+"""Of what is kept for the backward pass, with the gradients of activations and the buffers of convolutions."""
+
+COPIES_OF_WEIGHTS = 5
+"""The weights, their gradients, their average, and two moments."""
+
+_TIMED_STEPS = 4  # of each size, beside the first, in which memory is allocated
+_PICTURES, _EVALUATIONS = 16, 35  # of a picture of samples: images, and how often the network sees each
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run costs on this machine.
+
+    Args:
+        device: where it was measured.
+        parameters: of the network.
+        seconds: of a step of each size.
+        shares: of the steps, of each size.
+        images: in a step of each size.
+        seconds_per_picture: of the samples that are made now and then.
+        pictures: how many times they are made.
+        memory: bytes on the device, for weights, their gradients and moments, and the largest step.
+    """
+
+    device: str
+    parameters: int
+    seconds: Mapping[str, float]
+    shares: Mapping[str, float]
+    images: Mapping[str, int]
+    seconds_per_picture: float
+    pictures: int
+    memory: int
+
+    @property
+    def images_per_second(self) -> float:
+        """Images drawn from the data, without the time for pictures of samples."""
+        return self._mean(self.images) / self._mean(self.seconds)
+
+    def images_in(self, minutes: float) -> int:
+        """Images that training sees in a budget of minutes."""
+        seconds = max(60 * minutes - self.pictures * self.seconds_per_picture, 0.0)
+        return round(seconds * self.images_per_second)
+
+    def minutes_for(self, *, steps: float | None = None, images: float | None = None) -> float:
+        """Minutes that so many steps, or images, take."""
+        if images is not None:
+            steps = images / self._mean(self.images)
+        assert steps is not None
+        return (steps * self._mean(self.seconds) + self.pictures * self.seconds_per_picture) / 60
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {**asdict(self), "images_per_second": self.images_per_second}
+
+    def _mean(self, of_size: Mapping[str, float] | Mapping[str, int]) -> float:
+        return sum(share * of_size[size] for size, share in self.shares.items())
+
+
+def forecast(trainer: Trainer, *, seconds: float = SECONDS) -> Forecast:
+    """Run some steps of a fresh trainer and time them; it is not to be used afterwards.
+
+    Sizes that did not come up are counted by their floating-point operations. Where a step of the whole batch would
+    take too long, or more memory than there is, fewer images are timed and the rest is counted like them.
+
+    Args:
+        trainer: what would be fitted. Nothing is written.
+        seconds: to spend on it, about; a single step may take longer.
+    """
+    batch = trainer.batch
+    buckets = trainer.images.buckets
+    sizes: dict[str, PatchSize] = {}
+    shares: dict[str, float] = {}
+    for bucket in buckets:
+        for size in trainer.schedule.sizes_for(bucket.resolution, trainer.denoiser.stride):
+            sizes[str(size)] = size
+            share = size.probability * len(bucket) / len(trainer.images)
+            shares[str(size)] = shares.get(str(size), 0.0) + share
+    images = {name: size.num_images(batch) for name, size in sizes.items()}
+    memory = _memory(trainer, sizes)
+    try:
+        trainer.batch = _batch_to_time(trainer, sizes, memory, seconds)
+        measured = _time_steps(trainer, sizes, seconds)
+        # Times of a part of the batch stand for all of it.
+        timed = {name: (num, measured[name]) for name, num in _images(sizes, trainer.batch).items() if name in measured}
+    finally:
+        trainer.batch = batch
+    per_image = {name: spent / num for name, (num, spent) in timed.items()}
+    per_flop = statistics.fmean(per_image[name] / trainer.flops[sizes[name].shape] for name in per_image)
+    return Forecast(
+        device=str(trainer.denoiser.device),
+        parameters=trainer.facts.parameters,
+        seconds={
+            name: images[name] * per_image.get(name, per_flop * trainer.flops[size.shape])
+            for name, size in sizes.items()
+        },
+        shares=shares,
+        images=images,
+        seconds_per_picture=_time_evaluation(trainer) * _EVALUATIONS,
+        pictures=trainer.samples,
+        memory=memory,
+    )
+
+
+def memory_of(device: torch.device) -> int | None:
+    """Bytes of memory that a device has in all, where that is known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _images(sizes: Mapping[str, PatchSize], batch: int) -> dict[str, int]:
+    return {name: size.num_images(batch) for name, size in sizes.items()}
+
+
+def _memory(trainer: Trainer, sizes: Mapping[str, PatchSize]) -> int:
+    """Bytes that training takes on the device at its largest step."""
+    weights = COPIES_OF_WEIGHTS * 4 * trainer.facts.parameters
+    images = _images(sizes, trainer.batch)
+    kept = {name: _kept_for_backward(trainer, size.shape) for name, size in sizes.items()}
+    return weights + round(WORKSPACE * max(images[name] * kept[name] for name in sizes))
+
+
+def _kept_for_backward(trainer: Trainer, shape: tuple[int, int]) -> int:
+    """Bytes of activations that an image of this shape leaves for the backward pass."""
+    denoiser: Denoiser = trainer.denoiser
+    weights = {parameter.untyped_storage().data_ptr() for parameter in denoiser.parameters()}
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    noisy = torch.zeros(1, trainer.images.channels, *shape, device=trainer.denoiser.device)
+    labels = torch.zeros(1, dtype=torch.long, device=trainer.denoiser.device) if denoiser.num_classes else None
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        denoised = denoiser(noisy, 1.0, coordinate_grid(*shape, device=trainer.denoiser.device), labels)
+    del denoised
+    return sum(kept.values())
+
+
+def _batch_to_time(trainer: Trainer, sizes: Mapping[str, PatchSize], memory: int, seconds: float) -> int:
+    """The batch, or the part of it that fits into half the memory and of which some steps take no longer than asked."""
+    batch, room = trainer.batch, memory_of(trainer.denoiser.device)
+    largest = batch if room is None else max(1, min(batch, int(batch * room / 2 / memory)))
+    trainer.batch = 1
+    _step(trainer, 0.5)
+    while trainer.batch < largest:
+        size, spent = _step(trainer, 0.5)
+        flops = {name: num * trainer.flops[sizes[name].shape] for name, num in _images(sizes, trainer.batch).items()}
+        slowest = spent * max(flops.values()) / flops[size]
+        if 2 * slowest * _TIMED_STEPS * len(sizes) > seconds:
+            break
+        trainer.batch = min(2 * trainer.batch, largest)
+    return trainer.batch
+
+
+def _time_steps(trainer: Trainer, sizes: Mapping[str, PatchSize], seconds: float) -> dict[str, float]:
+    """Median seconds of a step, of the sizes that came up."""
+    times: dict[str, list[float]] = {name: [] for name in sizes}
+    end = time.monotonic() + seconds
+    index = 0
+    while time.monotonic() < end and any(len(found) <= _TIMED_STEPS for found in times.values()):
+        index += 1
+        # Stochastic sizes follow the number of the step; progressive ones the spent part of the budget, of which this
+        # goes evenly through all.
+        trainer.seen.step = index
+        size, spent = _step(trainer, index * _GOLDEN % 1)
+        times[size].append(spent)
+    return {name: statistics.median(found[1:] or found) for name, found in times.items() if found}
+
+
+def _step(trainer: Trainer, spent: float) -> tuple[str, float]:
+    """A step: its size, and the seconds it took."""
+    began = time.monotonic()
+    size, loss = trainer.train_step(spent)
+    loss.item()  # waits for the device
+    return str(size), time.monotonic() - began
+
+
+def _time_evaluation(trainer: Trainer) -> float:
+    """Seconds that the network takes for the images of a picture of samples, once."""
+    model = trainer.average.denoiser
+    list(generate(model, range(2), steps=1))
+    began = time.monotonic()
+    list(generate(model, range(_PICTURES), steps=1))
+    return time.monotonic() - began

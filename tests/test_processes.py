@@ -1,0 +1,155 @@
+"""Several processes that share the batches of one run, on CPU."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+import patch_diffusion as pd
+from patch_diffusion.config import Config, Data, Engine, Network, Optimizer, Patches
+from patch_diffusion.files import read_tensors
+from patch_diffusion.training.engine import DenoisingLoss
+from patch_diffusion.training.engine import Engine as Process
+
+SMALL = Config(
+    data=Data("digits", resolution=8),
+    network=Network(width=8, multipliers=(1, 2), blocks=1, attention=(1,), dropout=0.0),
+    patches=Patches(sizes={"1/2": 1.0}),
+    optimizer=Optimizer(learning_rate=1e-3),
+    engine=Engine(device="cpu", threads=1),
+    batch=6,
+    steps=6,
+    samples=0,
+    checkpoints=1,
+    log_every=1,
+)
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def train(folder, **engine):
+    pd.train(replace(SMALL, engine=replace(SMALL.engine, **engine)), folder, show=False)
+    return losses(folder), read_tensors(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("alone") / "run")
+
+
+def assert_equal(found, expected):
+    """The same sizes at every step, losses to 1e-5, weights to a little more."""
+    assert [list(line) for line in found[0]] == [list(line) for line in expected[0]]
+    for one, two in zip(found[0], expected[0], strict=True):
+        assert one == pytest.approx(two, rel=1e-5)
+    for key, tensor in expected[1].items():
+        torch.testing.assert_close(found[1][key], tensor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_equal_one_with_the_joined_batch(alone, tmp_path, processes):
+    assert_equal(train(tmp_path / "run", processes=processes), alone)
+
+
+def test_accumulation_changes_nothing_but_memory(alone, tmp_path):
+    assert_equal(train(tmp_path / "run", accumulation=4), alone)
+
+
+def test_a_run_of_two_processes_continues_with_one(alone, tmp_path):
+    half = replace(SMALL, steps=3, optimizer=replace(SMALL.optimizer, decay="constant", warmup=0.0))
+    whole = replace(half, steps=6)
+    pd.train(whole, tmp_path / "whole", show=False)
+    pd.train(replace(half, engine=replace(SMALL.engine, processes=2)), tmp_path / "run", show=False)
+    pd.train(whole, tmp_path / "run", show=False)
+    found, expected = losses(tmp_path / "run"), losses(tmp_path / "whole")
+    assert len(found) == 6
+    for one, two in zip(found, expected, strict=True):
+        assert one == pytest.approx(two, rel=1e-5)
+
+
+def test_what_goes_wrong_in_a_process_is_one_line(tmp_path):
+    with pytest.raises(pd.InputError, match="a batch of 6 cannot be shared out to 7 processes"):
+        pd.train(replace(SMALL, engine=replace(SMALL.engine, processes=7)), tmp_path / "run", show=False)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(pd.InputError, match="processes is at least 1"):
+        pd.train(replace(SMALL, engine=replace(SMALL.engine, processes=0)), tmp_path / "run", show=False)
+
+
+def test_sigterm_saves_in_all_processes(tmp_path):
+    out = tmp_path / "run"
+    options = "--engine.processes 2 --steps 100000 --batch 4 --samples 0 --resolution 8 --engine.device cpu"
+    options += " --network.width 8 --network.multipliers 1 2 --network.attention 1 --patches.sizes 1/2=1"
+    command = [sys.executable, "-m", "patch_diffusion", "train", "digits", "--out", str(out), *options.split()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    deadline = time.monotonic() + 120
+    while not (out / "log.jsonl").exists() or "loss" not in (out / "log.jsonl").read_text():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "continue with: patch-diffusion train --out" in err
+    assert "Traceback" not in err
+    assert len(list((out / "checkpoints").iterdir())) == 1
+
+
+def test_parts_cover_every_sample_once():
+    for world, accumulation, num in [(1, 1, 5), (1, 3, 7), (2, 2, 9), (3, 1, 8)]:
+        seen = []
+        for rank in range(world):
+            process = object.__new__(Process)
+            process.rank, process.world, process.options = rank, world, Engine(accumulation=accumulation)
+            parts = process.shares(num)
+            assert len(parts) == accumulation and min(map(len, parts)) >= 1
+            seen += [slot for part in parts for slot in part]
+        assert seen == list(range(num))
+
+
+def test_bf16_on_cpu_is_close_to_fp32(alone, tmp_path):
+    found, _ = train(tmp_path / "run", precision="bf16")
+    assert found != alone[0]
+    for one, two in zip(found, alone[0], strict=True):
+        assert one == pytest.approx(two, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "fp16"}, "fp16 is for CUDA"),
+        ({"accumulation": 0}, "accumulation is at least 1"),
+        ({"accumulation": 7}, "cannot be shared out"),
+        ({"threads": 0}, "threads is at least 1"),
+    ],
+)
+def test_impossible_options_are_refused(tmp_path, options, message):
+    with pytest.raises(pd.InputError, match=message):
+        train(tmp_path / "run", **options)
+
+
+def test_the_loss_is_one_graph_for_each_size():
+    """What engine.compile asks for: no graph breaks, and no recompilation when a size comes again."""
+    torch._dynamo.reset()
+    loss = DenoisingLoss(pd.Denoiser(pd.UNet(3, 8, (1, 2), 1, dropout=0.0)))
+    loss.compile(dynamic=False, backend="aot_eager", fullgraph=True)
+    torch._dynamo.utils.counters.clear()
+    for _ in range(2):
+        for size in (8, 16):
+            clean = torch.randn(2, 3, size, size)
+            coords = pd.coordinate_grid(size, size).expand(2, -1, -1, -1)
+            loss(clean, coords, torch.ones(2), None, torch.randn_like(clean)).sum().backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+    torch._dynamo.reset()
+
+
+def test_a_clip_of_nothing_is_refused(make_trainer):
+    with pytest.raises(pd.InputError, match="clip is a norm above 0"):
+        make_trainer("other", optimizer=Optimizer(clip=0.0))
