@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from patch_diffusion.denoise.noise import NoiseLevels as NoiseLevels
     from patch_diffusion.errors import InputError as InputError
     from patch_diffusion.evaluation.denoising import whole_image_loss as whole_image_loss
+    from patch_diffusion.interop.reference import import_model as import_model
     from patch_diffusion.patches.coords import coordinate_grid as coordinate_grid
     from patch_diffusion.patches.crop import Patch as Patch
     from patch_diffusion.patches.crop import random_patches as random_patches
@@ -49,6 +50,7 @@ _HOME = {
     "denoise.noise": ("NoiseLevels",),
     "errors": ("InputError",),
     "evaluation.denoising": ("whole_image_loss",),
+    "interop.reference": ("import_model",),
     "patches.coords": ("coordinate_grid",),
     "patches.crop": ("Patch", "random_patches", "whole_image"),
     "patches.schedule": ("PatchSchedule",),

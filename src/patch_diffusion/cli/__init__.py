@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import patch_diffusion
+from patch_diffusion.cli.import_ import Import
 from patch_diffusion.cli.info import Info
 from patch_diffusion.cli.sample import Sample
 from patch_diffusion.cli.train import Train
@@ -45,7 +46,7 @@ class Verb(Protocol):
         ...
 
 
-VERBS: dict[str, type[Verb]] = {"train": Train, "sample": Sample, "info": Info}
+VERBS: dict[str, type[Verb]] = {"train": Train, "sample": Sample, "info": Info, "import": Import}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

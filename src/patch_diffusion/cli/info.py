@@ -51,11 +51,15 @@ def _main_points(found: dict[str, Any]) -> list[tuple[str, str]]:
     model, options, progress = found["model"], found["options"], found["progress"]
     height, width = model["resolution"]
     sizes = ", ".join(f"{size}: {share:.3g}" for size, share in options["patches"]["sizes"].items())
+    images = f"{height}x{width}x{model['image_channels']}, {model['num_classes'] or 'no'} classes"
+    network = f"{options['network']['kind']}, {model['parameters']:,} parameters"
+    if not model["num_images"]:
+        return [("run", f"{found['run']}, imported"), ("images", images), ("network", network)]
     points = [
         ("run", f"{found['run']}, {'complete' if found['complete'] else 'not complete'}"),
         ("data", f"{options['data']['source'] or 'given in Python'}, {model['num_images']:,} images"),
-        ("images", f"{height}x{width}x{model['image_channels']}, {model['num_classes'] or 'no'} classes"),
-        ("network", f"{options['network']['kind']}, {model['parameters']:,} parameters"),
+        ("images", images),
+        ("network", network),
         ("patches", f"whole {options['patches']['whole']:g}, the rest {sizes} ({options['patches']['kind']})"),
     ]
     if progress:
