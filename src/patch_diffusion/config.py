@@ -169,6 +169,8 @@ class Ema:
     """Images after which a weight's share in the average has halved."""
     ramp: float = 0.05
     """Upper limit of the half-life as a fraction of the images seen so far, so that short runs average well too."""
+    lengths: tuple[float, ...] = ()
+    """Power-function averages to keep in checkpoints, such as 0.05 0.1, from which any length is made afterwards."""
 
 
 @dataclass(frozen=True)

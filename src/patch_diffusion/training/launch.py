@@ -12,9 +12,9 @@ from patch_diffusion.data.sources import open_images
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.noise import NoiseLevels
 from patch_diffusion.denoise.process import PROCESSES
+from patch_diffusion.errors import InputError
 from patch_diffusion.patches.schedule import PatchSchedule
 from patch_diffusion.streams import stream_key
-from patch_diffusion.errors import InputError
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.processes import run_processes, started_by_launcher
 from patch_diffusion.training.run import build_network, load

@@ -7,9 +7,10 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from multiprocessing import get_context
 from typing import Any
 
-import torch.multiprocessing as multiprocessing
+from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 from patch_diffusion.errors import InputError
 
@@ -33,14 +34,15 @@ def run_processes(num: int, function: Callable[..., Any], *arguments: Any) -> No
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    answers = multiprocessing.get_context("spawn").SimpleQueue()
-    context = multiprocessing.start_processes(
+    answers = get_context("spawn").SimpleQueue()
+    context = start_processes(
         _one_process, (num, port, answers, function, arguments), num, join=False, start_method="spawn"
     )
     assert context is not None
+    started: list[Any] = context.processes
 
     def pass_on(number: int, *_: object) -> None:
-        for process in context.processes:
+        for process in started:
             if process.is_alive() and process.pid is not None:
                 os.kill(process.pid, number)
 
@@ -54,7 +56,7 @@ def run_processes(num: int, function: Callable[..., Any], *arguments: Any) -> No
     try:
         while not context.join():
             pass
-    except multiprocessing.ProcessExitedException as error:
+    except ProcessExitedException as error:
         raise InputError(f"process {error.error_index} of the run died ({error})") from None
     finally:
         for number, handler in previous.items():

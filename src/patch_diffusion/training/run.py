@@ -21,6 +21,7 @@ from patch_diffusion.denoise.process import PROCESSES
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_json, read_tensors, write_json
 from patch_diffusion.training.engine import choose_device, place
+from patch_diffusion.training.power_ema import combination, combine
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,7 @@ def load(
     run: str | os.PathLike[str],
     *,
     checkpoint: int | None = None,
+    ema_length: float | None = None,
     device: str = "auto",
     network: nn.Module | None = None,
 ) -> Denoiser:
@@ -176,6 +178,8 @@ def load(
     Args:
         run: the run folder, or one of its checkpoints.
         checkpoint: the step of a checkpoint, instead of the newest weights.
+        ema_length: length of a power-function average, put together from those that ``ema.lengths`` kept in the
+            checkpoints so far, see `power_ema`; the ordinary average where None.
         device: see `choose_device`.
         network: for a run that trained a module of your own: such a module, to be filled with the weights.
 
@@ -214,8 +218,28 @@ def load(
         sigma_min=config.noise.sigma_min,
         sigma_max=config.noise.sigma_max,
     )
-    restore_weights(network, read_tensors(weights), str(weights))
+    tensors = read_tensors(weights) if ema_length is None else _average(folder, config, weights, ema_length)
+    restore_weights(network, tensors, str(weights))
     return place(model, choose_device(device)).eval()
+
+
+def average_name(length: float) -> str:
+    """What a power-function average is called in a checkpoint."""
+    return f"ema-{length:g}"
+
+
+def _average(folder: RunFolder, config: Config, weights: Path, length: float) -> dict[str, torch.Tensor]:
+    """The power-function average of this length at the checkpoint of ``weights``, or at the newest."""
+    lengths = config.ema.lengths
+    if not lengths:
+        raise InputError(f"{folder.path} has kept no averages of other lengths: train with --ema.lengths 0.05 0.1")
+    checkpoints = folder.checkpoints()
+    if weights.parent in checkpoints:
+        checkpoints = checkpoints[: checkpoints.index(weights.parent) + 1]
+    times = [int(read_json(path / "state.json")["seen"]["images"]) for path in checkpoints for _ in lengths]
+    kept = [path / f"{average_name(each)}.safetensors" for path in checkpoints for each in lengths]
+    shares = combination(times, list(lengths) * len(checkpoints), length, times[-1])
+    return combine([read_tensors(path) for path in kept], list(shares))
 
 
 def restore_weights(network: nn.Module, weights: dict[str, torch.Tensor], where: str) -> None:

@@ -35,8 +35,9 @@ from patch_diffusion.training.engine import Engine
 from patch_diffusion.training.interrupts import interruptible
 from patch_diffusion.training.lock import locked
 from patch_diffusion.training.optimizers import learning_rate, make_optimizer
+from patch_diffusion.training.power_ema import PowerAverage
 from patch_diffusion.training.progress import Progress
-from patch_diffusion.training.run import ModelFacts, RunFolder, restore_weights
+from patch_diffusion.training.run import ModelFacts, RunFolder, average_name, restore_weights
 
 
 class Trainer:
@@ -113,6 +114,7 @@ class Trainer:
         self.noise = noise
         self.optimizer = make_optimizer(self.network.parameters(), optimizer)
         self.average = WeightAverage(denoiser, ema)
+        self.power_averages = {average_name(length): PowerAverage(denoiser, length) for length in ema.lengths}
         self.seen = Seen()
         shapes = {size.shape for of_bucket in sizes.values() for size in of_bucket}
         self.flops = {shape: training_flops(denoiser, images.channels, shape) for shape in shapes}
@@ -214,7 +216,9 @@ class Trainer:
         shares = self.engine.shares(num)
         for part, slots in enumerate(shares):
             inputs = self._inputs(images, self.orders[bucket], size, num, slots)
-            torch.manual_seed(self._key("dropout") + slots.start)  # modules with dropout draw from torch's own generator
+            torch.manual_seed(
+                self._key("dropout") + slots.start
+            )  # modules with dropout draw from torch's own generator
             with self.engine.accumulating(self.loss, last=part == len(shares) - 1), self.engine.computing():
                 loss = self.loss(*inputs).sum() / num
                 self.engine.backward(loss * size.weight)
@@ -224,7 +228,8 @@ class Trainer:
             group["lr"] = learning_rate(self.options, spent)
         self.engine.step(self.optimizer, self.options.clip)
         self.seen.add(size, num, images.resolution, self.flops[size.shape])
-        self.average.update(self.denoiser, num, self.seen.images)
+        for average in (self.average, *self.power_averages.values()):
+            average.update(self.denoiser, num, self.seen.images)
         return size, self.engine.total(total)
 
     def _inputs(
@@ -263,6 +268,7 @@ class Trainer:
             "weights": _copies(self.network.state_dict()),
             "ema": _copies(self.average.denoiser.module.state_dict()),
             "optimizer": _copies(checkpoint.optimizer_tensors(self.optimizer, self.network)),
+            **{name: _copies(average.tensors) for name, average in self.power_averages.items()},
         }
         state = {"seen": self.seen.as_dict(), "pending": self.progress.pending(), "keep": keep}
         folder = self.run.checkpoint(self.seen.step)
@@ -297,6 +303,8 @@ class Trainer:
         try:
             restore_weights(self.network, tensors["weights"], str(folder))
             restore_weights(self.average.denoiser.module, tensors["ema"], str(folder))
+            for name, average in self.power_averages.items():
+                average.restore(tensors[name])
             checkpoint.restore_optimizer(self.optimizer, self.network, tensors["optimizer"])
             self.seen = Seen(**state["seen"])
             self.progress.restore(state["pending"])
@@ -317,7 +325,8 @@ class Trainer:
     @contextmanager
     def _opened(self, budget: Budget) -> Iterator[None]:
         """Inside, the run folder is there, holds what runs, and is this run's alone."""
-        one_checkpoint = 4 * 4 * self.facts.parameters  # weights, their average and two moments, in float32
+        # Weights, their averages and two moments, in float32.
+        one_checkpoint = (4 + len(self.power_averages)) * 4 * self.facts.parameters
         check_room(self.run.path, 2 * one_checkpoint)
         self.config = replace(self.config, **vars(budget))
         if not self.engine.first:

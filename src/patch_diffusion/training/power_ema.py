@@ -1,0 +1,102 @@
+"""Averages of the weights of any length, after the run (EDM2, arXiv 2312.02696, section 3 and appendix C).
+
+A power-function average at time t weighs the weights of time tau by tau^gamma. Its *length* is the standard deviation
+of that profile as a share of t: 0.1 means that mostly the last tenth of the training counts. Two such averages, kept in
+every checkpoint, are enough to put together that of another length: the best linear combination of all that were kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.errors import InputError
+
+LONGEST = 1 / 12**0.5
+"""The length of the plain mean of all weights, gamma = 0."""
+
+
+class PowerAverage:
+    """A power-function average of a denoiser's weights; time is measured in images, so the batch does not matter.
+
+    Args:
+        denoiser: whose weights are averaged.
+        length: in (0, 0.288].
+
+    >>> round(exponent(0.05), 2)
+    16.97
+    """
+
+    def __init__(self, denoiser: Denoiser, length: float) -> None:
+        self.gamma = exponent(length)
+        self.length = length
+        self.tensors = {name: tensor.detach().clone() for name, tensor in denoiser.module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, denoiser: Denoiser, num_images: int, images_seen: int) -> None:
+        """Move towards ``denoiser``, which has just trained on ``num_images``, ``images_seen`` in all."""
+        share = 1 - (1 - num_images / images_seen) ** (self.gamma + 1)
+        weights = denoiser.module.state_dict()
+        floats = [name for name, tensor in weights.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+            [self.tensors[name] for name in floats], [weights[name] for name in floats], share
+        )
+        for name in weights.keys() - set(floats):
+            self.tensors[name].copy_(weights[name])
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go back to the average of a checkpoint."""
+        for name, tensor in self.tensors.items():
+            tensor.copy_(tensors[name])
+
+
+def exponent(length: float) -> float:
+    """The gamma of a length: the positive root of length^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3))."""
+    if not 0 < length <= LONGEST + 1e-9:
+        raise InputError(f"the length of an average is a share of the training in (0, {LONGEST:.3f}], not {length}")
+    # (gamma + 2)^2 (gamma + 3) - (gamma + 1) / length^2 = 0
+    roots = np.roots([1, 7, 16 - length**-2, 12 - length**-2])
+    return float(max(root.real for root in roots if abs(root.imag) < 1e-6))
+
+
+def combination(times: Sequence[float], lengths: Sequence[float], length: float, time: float) -> NDArray[np.float64]:
+    """The weights, one per average that was kept, whose sum is nearest to the average of ``length`` at ``time``.
+
+    Args:
+        times, lengths: of each average, as many of the one as of the other.
+        length, time: of the average that is wanted.
+    """
+    gammas = np.array([exponent(each) for each in lengths])
+    ends = np.asarray(times, np.float64)
+    wanted = np.array([exponent(length)])
+    overlaps = _overlap(ends[:, None], gammas[:, None], ends, gammas)
+    with_wanted = _overlap(ends[:, None], gammas[:, None], np.array([float(time)]), wanted)
+    return np.linalg.lstsq(overlaps, with_wanted[:, 0], rcond=1e-12)[0]
+
+
+def combine(averages: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
+    """The weighted sum of averages, in double precision; whole numbers are the last one's."""
+    result = {}
+    for name, last in averages[-1].items():
+        if not last.is_floating_point():
+            result[name] = last
+            continue
+        total = torch.zeros_like(last, dtype=torch.float64)
+        for average, weight in zip(averages, weights, strict=True):
+            total.add_(average[name].double(), alpha=float(weight))
+        result[name] = total.to(last.dtype)
+    return result
+
+
+def _overlap(
+    time: NDArray[np.float64], gamma: NDArray[np.float64], other_time: NDArray[np.float64], other: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The integral of the product of two profiles, (gamma + 1) tau^gamma / time^(gamma + 1) up to their times."""
+    least = np.minimum(time, other_time)
+    ratio = (least / time) ** gamma * (least / other_time) ** other / np.maximum(time, other_time)
+    return (gamma + 1) * (other + 1) / (gamma + other + 1) * ratio
