@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -85,7 +86,7 @@ def test_a_reader_that_has_seen_enough_is_no_error():
 
 
 def test_train_sample_info(trained, run, tmp_path):
-    assert sorted(path.name for path in trained.iterdir()) == [
+    assert sorted(path.name for path in trained.glob("[!.]*")) == [
         "checkpoints",
         "config.json",
         "log.jsonl",
@@ -122,11 +123,51 @@ def sampled(run, trained, out, options=""):
 
 @pytest.mark.parametrize(
     "option",
-    ["--class 5", "--steps 2", "--solver euler", "--guidance 4", "--resolution 8", "--resolution 8 20"],
+    [
+        "--class 5",
+        "--steps 2",
+        "--solver euler",
+        "--solver ancestral",
+        "--schedule vp",
+        "--sigma-min 0.3",
+        "--sigma-max 5",
+        "--rho 2",
+        "--guidance 4",
+        "--resolution 8",
+        "--resolution 8 20",
+    ],
 )
 def test_every_sampling_option_changes_the_picture(trained, run, tmp_path, option):
     plain, other = sampled(run, trained, tmp_path / "a"), sampled(run, trained, tmp_path / "b", option)
     assert plain.shape != other.shape or not np.array_equal(plain, other)
+
+
+@pytest.mark.parametrize(
+    ("solver", "option"),
+    [
+        ("stochastic_heun", "--churn 0.3"),
+        ("stochastic_heun", "--churn-min 1"),
+        ("stochastic_heun", "--churn-max 1"),
+        ("stochastic_heun", "--churn-noise 0.5"),
+        ("ancestral", "--eta 0.4"),
+    ],
+)
+def test_every_option_of_a_solver_changes_the_picture(trained, run, tmp_path, solver, option):
+    plain = sampled(run, trained, tmp_path / "a", f"--solver {solver}")
+    assert not np.array_equal(plain, sampled(run, trained, tmp_path / "b", f"--solver {solver} {option}"))
+    settings = json.loads((tmp_path / "b" / "samples.json").read_text())["samples"][0]["settings"]
+    name, value = option.removeprefix("--").replace("-", "_").split()
+    assert settings["solver"] == solver and settings[name] == float(value)
+
+
+def test_sample_help_names_every_solver_and_schedule(capsys):
+    from patch_diffusion.sampling.choices import SOLVERS
+    from patch_diffusion.sampling.schedules import SCHEDULES
+
+    with pytest.raises(SystemExit):
+        main(["sample", "--help"])
+    words = set(re.findall(r"\w+", capsys.readouterr().out))
+    assert words >= SOLVERS.keys() | SCHEDULES.keys()
 
 
 def test_sampling_from_a_checkpoint_and_in_other_batches(trained, run, tmp_path):
@@ -232,6 +273,11 @@ def test_an_interrupted_run_continues(tmp_path):
         ("sample RUN --out NEW --class eleven", 1, "there is no class 'eleven'"),
         ("sample RUN --out NEW --class 11", 1, "classes 0 to 9"),
         ("sample RUN --out NEW --solver hune", 1, "there is no solver 'hune'"),
+        ("sample RUN --out NEW --schedule kara", 1, "there is no schedule 'kara'; did you mean 'karras'"),
+        ("sample RUN --out NEW --churn 3", 1, "churn is not an option of the solver 'heun', only of 'stochastic_heun'"),
+        ("sample RUN --out NEW --schedule ve --rho 3", 1, "rho is not an option of the schedule 've'"),
+        ("sample RUN --out NEW --solver ancestral --eta 2", 1, "eta is between 0 (no noise) and 1, not 2.0"),
+        ("sample RUN --out NEW --sigma-min 0", 1, "0 < sigma_min"),
         ("sample RUN --out NEW --resolution 7", 1, "multiples of 2"),
         ("sample RUN --out FILE", 1, "is a file"),
         ("sample RUN", 2, "--out"),

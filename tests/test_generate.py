@@ -1,10 +1,16 @@
+from itertools import combinations, pairwise
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import patch_diffusion as pd
+from patch_diffusion.data.codec import PixelCodec
+from patch_diffusion.denoise.process import PROCESSES
+from patch_diffusion.sampling.choices import SOLVERS
 from patch_diffusion.sampling.pictures import write_picture
+from patch_diffusion.sampling.schedules import SCHEDULES
 
 
 @pytest.fixture
@@ -30,6 +36,79 @@ def test_a_seed_gives_the_same_picture_in_any_batch(model):
     assert not torch.equal(together[0].pixels, together[4].pixels)
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_seed_gives_the_same_picture_with_every_solver(model, solver):
+    together, again = (list(pd.generate(model, [4, 0, 7], steps=6, solver=solver)) for _ in range(2))
+    alone = list(pd.generate(model, [7, 4], steps=6, solver=solver, batch=1))
+    assert all(torch.equal(first.pixels, second.pixels) for first, second in zip(together, again, strict=True))
+    for first, second in ((together[2], alone[0]), (together[0], alone[1])):
+        assert (first.pixels.int() - second.pixels.int()).abs().max() <= 1
+    assert not torch.equal(alone[0].pixels, alone[1].pixels)
+
+
+def test_noise_of_steps_is_independent_of_the_start_and_of_other_steps_and_seeds(model):
+    """Where nothing is known of the data, the noisy images are the noise itself."""
+
+    class Nothing(pd.Denoiser):
+        image_channels = 1
+
+        def forward(self, noisy, sigma, coords, labels=None):
+            return torch.zeros_like(noisy)
+
+    steps = []
+    oracle = Nothing(lambda *_: None, resolution=(32, 32))
+    list(pd.generate(oracle, [0, 1], steps=4, solver="ancestral", callback=steps.append))
+    drawn = [steps[0].noisy / steps[0].sigma]
+    for before, after in pairwise(steps):
+        ratio = after.sigma / before.sigma
+        drawn.append((after.noisy - before.noisy * ratio**2) / (after.sigma * (1 - ratio**2).sqrt()))
+    values = torch.cat(drawn).flatten(1)
+    assert values.shape == (8, 1024)
+    products = values @ values.mT / 1024
+    assert (products - torch.eye(8)).abs().max() < 0.2
+
+
+def test_the_callback_sees_every_step_of_every_batch(model):
+    steps = []
+    samples = list(pd.generate(model, range(3), steps=4, batch=2, callback=steps.append))
+    assert [step.index for step in steps] == [0, 1, 2, 3] * 2
+    assert [len(step.noisy) for step in steps] == [2] * 4 + [1] * 4
+    assert [step.sigma.item() for step in steps[:4]] == pd.karras_sigmas(4, 0.002, 80)[:-1].tolist()
+    assert torch.equal(PixelCodec().decode(steps[-1].denoised)[0], samples[2].pixels)
+
+
+def test_settings_are_told_with_the_sample(model):
+    settings = next(
+        pd.generate(model, [0], steps=2, solver="ancestral", schedule="exponential", sigma_max=9.0)
+    ).settings
+    assert settings == {
+        "steps": 2,
+        "solver": "ancestral",
+        "eta": 1.0,
+        "schedule": "exponential",
+        "rho": 1.0,
+        "guidance": 1.0,
+        "resolution": [8, 12],
+        "sigma_min": pytest.approx(0.002),
+        "sigma_max": pytest.approx(9.0),
+    }
+
+
+def test_the_reverse_sde_is_in_the_process_of_the_model():
+    class Oracle(pd.Denoiser):
+        image_channels = 1
+
+        def forward(self, noisy, sigma, coords, labels=None):
+            return 0.3 * noisy / (0.3 + sigma**2)
+
+    def picture(process):
+        oracle = Oracle(lambda *_: None, resolution=(8, 8), process=process)
+        return next(pd.generate(oracle, [0], steps=8, solver="euler_maruyama", sigma_min=0.02, sigma_max=20.0)).pixels
+
+    pictures = [picture(process) for process in PROCESSES.values()]
+    assert all(not torch.equal(first, second) for first, second in combinations(pictures, 2))
+
+
 def test_classes(model):
     assert [sample.label for sample in pd.generate(model, range(2, 8), steps=1)] == [2, 3, 0, 1, 2, 3]
     assert [sample.label for sample in pd.generate(model, range(3), steps=1, labels=2)] == [2, 2, 2]
@@ -45,7 +124,9 @@ def test_every_setting_matters(model):
     plain = pixels()
     for settings in (
         {"steps": 3},
-        {"solver": "euler"},
+        *({"solver": solver} for solver in SOLVERS if solver != "heun"),
+        *({"schedule": schedule} for schedule in SCHEDULES if schedule != "karras"),
+        {"schedule": "exponential", "rho": 2.0},
         {"guidance": 3.0},
         {"sigma_min": 0.2},
         {"sigma_max": 10.0},
@@ -70,6 +151,14 @@ def test_dropout_is_off_and_the_mode_is_kept(model):
     ("settings", "message"),
     [
         ({"solver": "heum"}, "did you mean 'heun'"),
+        ({"schedule": "karas"}, "did you mean 'karras'"),
+        ({"churn": 1.0}, "not an option of the solver 'heun', only of 'stochastic_heun'"),
+        ({"solver": "euler_maruyama", "eta": 1.0}, "eta is not an option of the solver 'euler_maruyama'"),
+        ({"solver": "ancestral", "eta": 2.0}, "eta is between 0"),
+        ({"solver": "stochastic_heun", "churn": -1.0}, "at least 0, not -1.0"),
+        ({"schedule": "vp", "rho": 3.0}, "rho is not an option of the schedule 'vp', only of 'karras', 'exponential'"),
+        ({"rho": -3.0}, "rho is a number above 0"),
+        ({"sigma_min": 0.0}, "0 < sigma_min"),
         ({"steps": 0}, "at least 1 step"),
         ({"labels": 4}, "classes 0 to 3"),
         ({"labels": [1]}, "2 seeds need as many labels"),

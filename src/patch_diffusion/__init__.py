@@ -17,8 +17,13 @@ if TYPE_CHECKING:
     from patch_diffusion.data.sources import open_images as open_images
     from patch_diffusion.denoise.denoiser import Denoiser as Denoiser
     from patch_diffusion.denoise.loss import denoising_loss as denoising_loss
+    from patch_diffusion.denoise.networks.adapters import DiffusersNetwork as DiffusersNetwork
+    from patch_diffusion.denoise.networks.dit import DiT as DiT
     from patch_diffusion.denoise.networks.unet import UNet as UNet
     from patch_diffusion.denoise.noise import NoiseLevels as NoiseLevels
+    from patch_diffusion.denoise.process import EDM as EDM
+    from patch_diffusion.denoise.process import VE as VE
+    from patch_diffusion.denoise.process import VP as VP
     from patch_diffusion.errors import InputError as InputError
     from patch_diffusion.evaluation.denoising import whole_image_loss as whole_image_loss
     from patch_diffusion.interop.reference import import_model as import_model
@@ -28,13 +33,27 @@ if TYPE_CHECKING:
     from patch_diffusion.patches.crop import whole_image as whole_image
     from patch_diffusion.patches.schedule import PatchSchedule as PatchSchedule
     from patch_diffusion.presets import PRESETS as PRESETS
+    from patch_diffusion.sampling.choices import SOLVERS as SOLVERS
+    from patch_diffusion.sampling.encode import decode as decode
+    from patch_diffusion.sampling.encode import encode as encode
     from patch_diffusion.sampling.folder import write_samples as write_samples
     from patch_diffusion.sampling.generate import Sample as Sample
     from patch_diffusion.sampling.generate import generate as generate
+    from patch_diffusion.sampling.likelihood import bits_per_dimension as bits_per_dimension
+    from patch_diffusion.sampling.likelihood import log_density as log_density
     from patch_diffusion.sampling.pictures import picture_grid as picture_grid
+    from patch_diffusion.sampling.schedules import SCHEDULES as SCHEDULES
+    from patch_diffusion.sampling.schedules import exponential_sigmas as exponential_sigmas
     from patch_diffusion.sampling.schedules import karras_sigmas as karras_sigmas
+    from patch_diffusion.sampling.schedules import ve_sigmas as ve_sigmas
+    from patch_diffusion.sampling.schedules import vp_sigmas as vp_sigmas
+    from patch_diffusion.sampling.solvers import dpm_solver_2m as dpm_solver_2m
+    from patch_diffusion.sampling.solvers import dpm_solver_3m as dpm_solver_3m
     from patch_diffusion.sampling.solvers import euler as euler
     from patch_diffusion.sampling.solvers import heun as heun
+    from patch_diffusion.sampling.stochastic import ancestral as ancestral
+    from patch_diffusion.sampling.stochastic import euler_maruyama as euler_maruyama
+    from patch_diffusion.sampling.stochastic import stochastic_heun as stochastic_heun
     from patch_diffusion.training.launch import train as train
     from patch_diffusion.training.run import describe as describe
     from patch_diffusion.training.run import load as load
@@ -46,8 +65,11 @@ _HOME = {
     "data.sources": ("open_images",),
     "denoise.denoiser": ("Denoiser",),
     "denoise.loss": ("denoising_loss",),
+    "denoise.networks.adapters": ("DiffusersNetwork",),
+    "denoise.networks.dit": ("DiT",),
     "denoise.networks.unet": ("UNet",),
     "denoise.noise": ("NoiseLevels",),
+    "denoise.process": ("EDM", "VE", "VP"),
     "errors": ("InputError",),
     "evaluation.denoising": ("whole_image_loss",),
     "interop.reference": ("import_model",),
@@ -55,11 +77,15 @@ _HOME = {
     "patches.crop": ("Patch", "random_patches", "whole_image"),
     "patches.schedule": ("PatchSchedule",),
     "presets": ("PRESETS",),
+    "sampling.choices": ("SOLVERS",),
+    "sampling.encode": ("decode", "encode"),
     "sampling.folder": ("write_samples",),
     "sampling.generate": ("Sample", "generate"),
+    "sampling.likelihood": ("bits_per_dimension", "log_density"),
     "sampling.pictures": ("picture_grid",),
-    "sampling.schedules": ("karras_sigmas",),
-    "sampling.solvers": ("euler", "heun"),
+    "sampling.schedules": ("SCHEDULES", "exponential_sigmas", "karras_sigmas", "ve_sigmas", "vp_sigmas"),
+    "sampling.solvers": ("dpm_solver_2m", "dpm_solver_3m", "euler", "heun"),
+    "sampling.stochastic": ("ancestral", "euler_maruyama", "stochastic_heun"),
     "training.launch": ("train",),
     "training.run": ("describe", "load"),
     "training.trainer": ("Trainer",),

@@ -31,10 +31,31 @@ class Sample:
     """Class, by number or name. Without it, seed k gets class k mod classes."""
     steps: int = 18
     """Solver steps."""
-    solver: Annotated[str, arg(metavar="heun|euler")] = "heun"
-    """heun evaluates the network twice a step, euler once."""
+    solver: Annotated[str, arg(metavar="NAME")] = "heun"
+    """euler, heun, dpm_solver_2m, dpm_solver_3m; or, adding noise and so needing more steps, stochastic_heun,
+    ancestral, euler_maruyama. heun and stochastic_heun evaluate the network twice a step, the others once."""
+    schedule: Annotated[str, arg(metavar="NAME")] = "karras"
+    """Where the steps are small: karras, vp, ve, exponential."""
+    sigma_min: float | None = None
+    """Lowest noise level. None: the model's own."""
+    sigma_max: float | None = None
+    """Highest noise level. None: the model's own."""
+    rho: float | None = None
+    """For karras (7) and exponential (1): the larger, the more of the levels are low."""
+    churn: float | None = None
+    """For stochastic_heun (40): how much noise is added."""
+    churn_min: float | None = None
+    """For stochastic_heun (0.05): lowest noise level at which noise is added."""
+    churn_max: float | None = None
+    """For stochastic_heun (50): highest noise level at which noise is added."""
+    churn_noise: float | None = None
+    """For stochastic_heun (1.003): standard deviation of what is added."""
+    eta: float | None = None
+    """For ancestral (1): how much of the noise is fresh, from 0 to 1."""
     guidance: float = 1.0
     """Scale of classifier-free guidance; 1 is none."""
+    ema_length: Annotated[float | None, arg(metavar="0.1")] = None
+    """Average the weights over this share of the training, where --ema.lengths kept what it takes."""
     resolution: int | tuple[int, int] | None = None
     """Side, or height and width. None: that of the training images."""
     grid: Annotated[Path | None, arg(metavar="FILE.png")] = None
@@ -57,12 +78,21 @@ class Sample:
         from rich.progress import track
 
         seeds = parse_seeds(self.seeds)
-        model = patch_diffusion.load(self.source, device=self.device)
+        model = patch_diffusion.load(self.source, ema_length=self.ema_length, device=self.device)
         samples = patch_diffusion.generate(
             model,
             seeds,
             steps=self.steps,
             solver=self.solver,
+            schedule=self.schedule,
+            sigma_min=self.sigma_min,
+            sigma_max=self.sigma_max,
+            rho=self.rho,
+            churn=self.churn,
+            churn_min=self.churn_min,
+            churn_max=self.churn_max,
+            churn_noise=self.churn_noise,
+            eta=self.eta,
             labels=_class_number(self.label, model.class_names),
             guidance=self.guidance,
             resolution=self.resolution,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
-from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.errors import InputError
 from patch_diffusion.patches.coords import coordinate_grid
+from patch_diffusion.sampling.bind import bind, noise_range, wide
+from patch_diffusion.sampling.choices import SOLVERS, options_of
 from patch_diffusion.sampling.guidance.classifier_free import classifier_free
 from patch_diffusion.sampling.pictures import to_image, write_picture
-from patch_diffusion.sampling.schedules import karras_sigmas
-from patch_diffusion.sampling.solvers import SOLVERS, Denoise
+from patch_diffusion.sampling.schedules import SCHEDULES
+from patch_diffusion.sampling.step import Callback
+from patch_diffusion.streams import generator
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One generated image: ``pixels`` (c, h, w) uint8, the ``seed`` it comes from, its class, and the settings."""
+    """One generated image: ``pixels`` (c, h, w), the ``seed`` it comes from, its class, and the settings.
+
+    The pixels are such as the model was trained on, uint8 for ordinary pictures.
+    """
 
     pixels: Tensor
     seed: int
@@ -49,35 +55,51 @@ def generate(
     *,
     steps: int = 18,
     solver: str = "heun",
+    schedule: str = "karras",
     labels: int | Iterable[int] | None = None,
     guidance: float = 1.0,
     resolution: int | tuple[int, int] | None = None,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
-    rho: float = 7.0,
+    rho: float | None = None,
+    churn: float | None = None,
+    churn_min: float | None = None,
+    churn_max: float | None = None,
+    churn_noise: float | None = None,
+    eta: float | None = None,
     batch: int = 64,
+    callback: Callback | None = None,
 ) -> Iterator[Sample]:
     """Sample whole images, one per seed, batch by batch as they are asked for.
 
-    A seed's noise is drawn by a generator of its own on the CPU, so a seed gives the same picture in any batch.
+    A seed's noise, also that of every step of a stochastic solver, is drawn by a generator of its own on the CPU, so a
+    seed gives the same picture in any batch.
 
     Args:
         model: from `load`, or any `Denoiser`.
         seeds: integers of at least 0.
-        steps: solver steps; "heun" evaluates the network 2 * steps - 1 times, "euler" steps times.
-        solver: "heun" or "euler".
+        steps: solver steps; "heun" and "stochastic_heun" evaluate the network 2 * steps - 1 times, all others steps
+            times.
+        solver: "heun", "euler", "dpm_solver_2m" or "dpm_solver_3m" (see `solvers`); or one that adds noise and so needs
+            more steps: "stochastic_heun", "ancestral" or "euler_maruyama", in the model's process (see `stochastic`).
+        schedule: where the steps are small: "karras", "vp", "ve" or "exponential" (see `schedules`).
         labels: a class for all, or one per seed. None: seed k gets class k mod classes where the model has classes.
         guidance: scale of classifier-free guidance; 1 is none. Refused where labels were never dropped in training.
         resolution: side, or height and width; that of the training images where None. Any that the network takes.
-        sigma_min, sigma_max, rho: noise levels, see `karras_sigmas`; the model's own range where None.
+        sigma_min, sigma_max: range of noise levels; the model's own where None.
+        rho: option of "karras" and "exponential"; theirs where None.
+        churn, churn_min, churn_max, churn_noise: options of `stochastic_heun`; its own where None.
+        eta: option of `ancestral`; its own where None.
         batch: images at a time.
+        callback: called with every `Step` of every batch, as for a look at what the picture is becoming.
 
     Raises:
-        InputError: at once, when settings do not suit the model.
+        InputError: at once, when settings do not suit the model or each other.
     """
     height, width = _resolution(model, resolution)
-    if solver not in SOLVERS:
-        raise InputError(f"there is no solver '{solver}'{did_you_mean(solver, SOLVERS)}")
+    churning = {"churn": churn, "churn_min": churn_min, "churn_max": churn_max, "churn_noise": churn_noise}
+    solver_options = options_of("solver", solver, SOLVERS, {**churning, "eta": eta})
+    schedule_options = options_of("schedule", schedule, SCHEDULES, {"rho": rho})
     if guidance != 1 and not model.num_classes:
         raise InputError("guidance needs a class-conditional model, and this one has no classes")
     if guidance != 1 and not model.label_dropout:
@@ -90,54 +112,51 @@ def generate(
     channels = model.image_channels
     if channels is None:
         raise InputError("the network does not say how many channels its images have: set its attribute image_channels")
-    sigmas = karras_sigmas(steps, sigma_min or model.sigma_min, sigma_max or model.sigma_max, rho)
+    sigmas = SCHEDULES[schedule](steps, *noise_range(model, sigma_min, sigma_max), **schedule_options)
     jobs = _jobs(model, seeds, labels)
     settings = {
         "steps": steps,
         "solver": solver,
+        **solver_options,
+        "schedule": schedule,
+        **schedule_options,
         "guidance": guidance,
         "resolution": [height, width],
         "sigma_min": float(sigmas[-2]),
         "sigma_max": float(sigmas[0]),
-        "rho": rho,
     }
+    if solver == "euler_maruyama":
+        solver_options["process"] = model.process
+    solve = partial(SOLVERS[solver], **solver_options)
+    # One level is no step: what the solver has against its options, it says now.
+    solve(lambda noisy, sigma: noisy, sigmas[:1], sigmas[:1], noise=lambda index: sigmas[:1])
 
     def run() -> Iterator[Sample]:
         coords = coordinate_grid(height, width, device=model.device)
-        levels = sigmas.to(_wide(model.device))
+        levels = sigmas.to(wide(model.device))  # on the CPU: a solver that looks at one need not wait for the device
         waiting = iter(jobs)
         while now := list(islice(waiting, batch)):
-            noise = torch.stack([_seed_noise(seed, (channels, height, width)) for seed, _ in now]).to(
-                model.device, levels.dtype
-            )
+            noise = partial(_noise, [seed for seed, _ in now], (channels, height, width), model.device)
             classes = [label for _, label in now]
-            bound = _bind(model, coords, None if classes[0] is None else torch.tensor(classes, device=model.device))
+            denoise = bind(model, coords, None if classes[0] is None else torch.tensor(classes, device=model.device))
             if guidance != 1:
-                bound = classifier_free(bound, _bind(model, coords, None), guidance)
+                denoise = classifier_free(denoise, bind(model, coords), guidance)
             with evaluating(model), torch.inference_mode():
-                pixels = PixelCodec().decode(SOLVERS[solver](bound, noise * levels[0], levels)).cpu()
+                images = solve(denoise, noise(None) * levels[0], levels, noise=noise, callback=callback)
+                pixels = model.codec.decode(images).cpu()
             for (seed, label), picture in zip(now, pixels, strict=True):
                 yield Sample(picture, seed, label, settings)
 
     return run()
 
 
-def _bind(model: Denoiser, coords: Tensor, labels: Tensor | None) -> Denoise:
-    """``denoise(noisy, sigma)``; the solver's state stays in its own, wider type."""
-
-    def denoise(noisy: Tensor, sigma: Tensor) -> Tensor:
-        return model(noisy.float(), sigma.float(), coords, labels).to(noisy)
-
-    return denoise
-
-
-def _seed_noise(seed: int, shape: tuple[int, ...]) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _wide(device: torch.device) -> torch.dtype:
-    """float64, but for devices that have none."""
-    return torch.float32 if device.type == "mps" else torch.float64
+def _noise(seeds: Sequence[int], shape: tuple[int, ...], device: torch.device, index: int | None) -> Tensor:
+    """Standard normal numbers (n, *shape) of a step, or of the start where None, each image's from its own seed."""
+    generators = [
+        torch.Generator().manual_seed(seed) if index is None else generator(seed, "sampling", index) for seed in seeds
+    ]
+    drawn = [torch.randn(shape, generator=each, dtype=torch.float64) for each in generators]
+    return torch.stack(drawn).to(device, wide(device))
 
 
 def _resolution(model: Denoiser, resolution: int | tuple[int, int] | None) -> tuple[int, int]:

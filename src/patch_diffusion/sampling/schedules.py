@@ -1,22 +1,68 @@
-"""Noise levels to sample at, from high to low."""
+"""Noise levels to sample at, from high to low.
+
+Each schedule is ``steps`` levels from sigma_max to sigma_min, then 0: ``(steps + 1,)`` float64. They differ in where
+the steps are small.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from patch_diffusion.denoise.process import VP
 from patch_diffusion.errors import InputError
 
 
 def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
-    """``steps`` levels from sigma_max to sigma_min, even in sigma^(1/rho), then 0: ``(steps + 1,)`` float64.
+    """Even in sigma^(1/rho): the larger rho, the more of them are low (EDM, arXiv 2206.00364, equation 5)."""
+    ramp = _ramp(steps, sigma_min, sigma_max, rho)
+    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return _ending_with_zero((high + ramp * (low - high)) ** rho)
 
-    EDM, arXiv 2206.00364, equation 5.
+
+def vp_sigmas(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+    """Even in the time of the variance-preserving process (EDM, table 1; score-SDE, arXiv 2011.13456)."""
+    ramp = _ramp(steps, sigma_min, sigma_max)
+    process = VP()
+    last, first = process.time(torch.tensor([sigma_min, sigma_max], dtype=torch.float64))
+    return _ending_with_zero(process.sigma(first + ramp * (last - first)))
+
+
+def ve_sigmas(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+    """Geometric in sigma^2, the time of the variance-exploding process (EDM, table 1; score-SDE, arXiv 2011.13456)."""
+    ramp = _ramp(steps, sigma_min, sigma_max)
+    return _ending_with_zero(sigma_max * (sigma_min / sigma_max) ** ramp)
+
+
+def exponential_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 1.0) -> Tensor:
+    """Even in ln(sigma), as `ve_sigmas`, where rho is 1; ln(sigma) falls as (1 - i / (steps - 1))^rho.
+
+    A rho above 1 has more low levels, one below 1 more high ones.
     """
+    ramp = _ramp(steps, sigma_min, sigma_max, rho)
+    return _ending_with_zero(sigma_min * (sigma_max / sigma_min) ** ((1 - ramp) ** rho))
+
+
+SCHEDULES: dict[str, Callable[..., Tensor]] = {
+    "karras": karras_sigmas,
+    "vp": vp_sigmas,
+    "ve": ve_sigmas,
+    "exponential": exponential_sigmas,
+}
+
+
+def _ramp(steps: int, sigma_min: float, sigma_max: float, rho: float = 1.0) -> Tensor:
+    """``steps`` numbers from 0 to 1."""
     if steps < 1:
         raise InputError(f"sampling takes at least 1 step, not {steps}")
     if not 0 < sigma_min <= sigma_max:
         raise InputError(f"noise levels must be 0 < sigma_min <= sigma_max, not {sigma_min} and {sigma_max}")
-    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
-    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    return torch.cat([(high + ramp * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)])
+    if not rho > 0:
+        raise InputError(f"rho is a number above 0, not {rho}")
+    return torch.linspace(0, 1, steps, dtype=torch.float64)
+
+
+def _ending_with_zero(sigmas: Tensor) -> Tensor:
+    return torch.cat([sigmas, torch.zeros(1, dtype=torch.float64)])

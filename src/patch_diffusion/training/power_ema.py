@@ -76,7 +76,7 @@ def combination(times: Sequence[float], lengths: Sequence[float], length: float,
     wanted = np.array([exponent(length)])
     overlaps = _overlap(ends[:, None], gammas[:, None], ends, gammas)
     with_wanted = _overlap(ends[:, None], gammas[:, None], np.array([float(time)]), wanted)
-    return np.linalg.lstsq(overlaps, with_wanted[:, 0], rcond=1e-12)[0]
+    return np.asarray(np.linalg.lstsq(overlaps, with_wanted[:, 0], rcond=1e-12)[0], np.float64)
 
 
 def combine(averages: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from patch_diffusion.config import Config, Network, changed_options, from_dict, 
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.images import Images
 from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.denoise.networks.dit import DiT
 from patch_diffusion.denoise.networks.unet import STYLES, UNet
 from patch_diffusion.denoise.process import PROCESSES
 from patch_diffusion.errors import InputError
@@ -153,12 +154,10 @@ def build_network(
     given = {name: value for name, value in vars(options).items() if value is not None and name != "kind"}
     for name in (_DIT_ONLY if options.kind in STYLES else _UNET_ONLY) & given.keys():
         raise InputError(f"network.{name} has no meaning for network.kind {options.kind}: leave it out")
-    given |= {"num_classes": num_classes, "coords": coords}
+    given |= {"num_classes": num_classes, "augment_channels": augment_channels, "coords": coords}
     try:
         if options.kind in STYLES:
-            return UNet(image_channels, kind=options.kind, augment_channels=augment_channels, **given)
-        from patch_diffusion.denoise.networks.dit import DiT
-
+            return UNet(image_channels, kind=options.kind, **given)
         return DiT(image_channels, **given)
     # The networks' own files import nothing of the package, so they raise Python's error.
     except ValueError as error:

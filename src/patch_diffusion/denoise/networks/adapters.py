@@ -1,0 +1,96 @@
+"""Adapters: networks of other libraries, called as the denoiser calls its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from patch_diffusion.errors import InputError
+
+
+class DiffusersNetwork(nn.Module):
+    """A diffusers ``UNet2DModel`` as the network of a `Denoiser`.
+
+    The model is yours to build, so this package needs no diffusers. It stays a diffusers model: ``network.unet`` can be
+    saved as one. A run of it is opened by ``load(run, network=...)``.
+
+    The model expects timesteps of about 0 to 1000, of which it makes sines and cosines with periods from 6 upwards. The
+    EDM process' c_noise = ln(sigma) / 4 runs from -1.6 to 1.1 and would look like a single timestep; a thousand times
+    that is what the model was made for (below zero does not matter to a sine).
+
+    Args:
+        unet: a ``UNet2DModel`` whose ``in_channels`` are those of the images and two of coordinates, whose
+            ``out_channels`` are those of the images, and whose ``num_class_embeds``, if it has classes, is their number
+            and one more, for "no class".
+        num_classes: classes it is conditioned on; 0 for none.
+        label_dropout: share of the labels that the trainer hides, which makes guidance possible.
+        timestep_scale: what c_noise is multiplied by to be the timestep. 1000 suits the EDM process, 250 the VE
+            process; 1 the VP process, whose c_noise is a timestep already.
+        coords: whether the input has the two coordinate channels.
+
+    Raises:
+        InputError: the model is not built so.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        *,
+        num_classes: int = 0,
+        label_dropout: float = 0.1,
+        timestep_scale: float = 1000.0,
+        coords: bool = True,
+    ) -> None:
+        super().__init__()
+        if "UNet2DModel" not in (kind.__name__ for kind in type(unet).__mro__):
+            raise InputError(f"DiffusersNetwork takes a diffusers UNet2DModel, not a {type(unet).__name__}")
+        if not 0 <= label_dropout < 1:
+            raise InputError(f"network.label_dropout is a probability in [0, 1), not {label_dropout}")
+        config: Any = unet.config
+        _check(config, num_classes, coords=coords)
+        self.unet = unet
+        self.image_channels: int = config.out_channels
+        self.num_classes = num_classes
+        self.label_dropout = label_dropout if num_classes else 0.0
+        self.timestep_scale = timestep_scale
+        self.stride = 2 ** (len(config.block_out_channels) - 1)
+
+    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Run the network.
+
+        Args:
+            x: images and coordinates (n, image_channels + 2, h, w); h and w multiples of ``stride``.
+            c_noise: the noise level as the network sees it (n,).
+            labels: classes (n,), -1 for "no class"; None for no class at all.
+
+        Returns:
+            (n, image_channels, h, w)
+        """
+        if self.num_classes:
+            labels = torch.full_like(c_noise, -1, dtype=torch.long) if labels is None else labels
+            labels = labels.where(labels >= 0, self.num_classes)
+        return self.unet(x, timestep=self.timestep_scale * c_noise, class_labels=labels).sample
+
+
+def _check(config: Any, num_classes: int, *, coords: bool) -> None:
+    """The model was built for such images, classes and noise levels."""
+    expected = {
+        "in_channels": config.out_channels + 2 * coords,
+        "num_class_embeds": num_classes + 1 if num_classes else None,
+        "class_embed_type": None,
+        # The other kinds turn noise levels, not their logarithms, or whole numbers only into an embedding.
+        "time_embedding_type": "positional",
+    }
+    reasons = {
+        "in_channels": f"the {config.out_channels} channels of the images" + " and 2 of coordinates" * coords,
+        "num_class_embeds": f"{num_classes} classes" + " and one embedding for 'no class'" * (num_classes > 0),
+        "class_embed_type": "classes by number",
+        "time_embedding_type": "continuous noise levels",
+    }
+    for name, value in expected.items():
+        if (found := getattr(config, name)) != value:
+            raise InputError(
+                f"the UNet2DModel was built with {name}={found!r}: build it with {name}={value!r}, for {reasons[name]}"
+            )

@@ -1,0 +1,208 @@
+"""A diffusion transformer (DiT, arXiv 2212.09748): tokens instead of pixels, attention instead of convolutions.
+
+It takes images of any height and width divisible by the side of a token, and patches of them. The coordinates of its
+pixels tell a token where in the image it lies, so a patch's tokens know their place as those of the whole image do.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Lowest and highest angular frequency, and their number, of the sines and cosines of a coordinate in [-1, 1] and of a
+# noise level. Coordinates from a period of 4, which tells the whole image apart, to one of 1/16, which tells the tokens
+# of a row of 64 apart. Noise levels are about -1.6 to 1.1 for the EDM process, and up to 999 for VP.
+COORDINATE_BANDS = (math.pi / 2, 32 * math.pi, 8)
+NOISE_BANDS = (1e-3, 8.0, 32)
+
+
+class DiT(nn.Module):
+    """Maps scaled noisy images and their coordinates to the raw network output F of the denoiser.
+
+    Called as `UNet` is. Transformer blocks with adaptive normalisation that start as the identity ("adaLN-Zero",
+    DiT, section 3.2), and normalised queries and keys (arXiv 2302.05442, section 2), which high learning rates need.
+
+    Args:
+        image_channels: channels of the images, in and out.
+        width: channels of a token, a multiple of ``heads``.
+        depth: transformer blocks.
+        heads: attention heads.
+        token: side of a token in pixels; height and width must be multiples of it. Half of it costs four times as much.
+        dropout: probability of dropout where a block adds to the tokens.
+        num_classes: classes it is conditioned on; 0 for none.
+        label_dropout: share of the labels that the trainer hides, which makes guidance possible.
+        augment_channels: numbers that tell how an image was augmented; 0 for none.
+        coords: whether the input has the two coordinate channels. Without them every input counts as a whole image.
+
+    >>> network = DiT(image_channels=3, width=32, depth=2, heads=2)
+    >>> network(torch.zeros(1, 5, 8, 12), torch.zeros(1)).shape
+    torch.Size([1, 3, 8, 12])
+    """
+
+    def __init__(
+        self,
+        image_channels: int,
+        width: int = 128,
+        depth: int = 6,
+        heads: int = 4,
+        token: int = 2,
+        dropout: float = 0.1,
+        *,
+        num_classes: int = 0,
+        label_dropout: float = 0.1,
+        augment_channels: int = 0,
+        coords: bool = True,
+    ) -> None:
+        super().__init__()
+        for name, number in (("depth", depth), ("heads", heads), ("token", token)):
+            if number < 1:
+                raise ValueError(f"network.{name} is at least 1, not {number}")
+        if width < 1 or width % heads:
+            raise ValueError(f"network.width is a multiple of network.heads, not {width} for {heads} heads")
+        for name, share in (("dropout", dropout), ("label_dropout", label_dropout)):
+            if not 0 <= share < 1:
+                raise ValueError(f"network.{name} is a probability in [0, 1), not {share}")
+
+        self.image_channels = image_channels
+        self.num_classes = num_classes
+        self.label_dropout = label_dropout if num_classes else 0.0
+        self.augment_channels = augment_channels
+        self.stride = token
+        self.coords = coords
+        self.settings = {  # what rebuilds it: the options of config.Network
+            "kind": "dit",
+            "width": width,
+            "depth": depth,
+            "heads": heads,
+            "token": token,
+            "dropout": dropout,
+            "label_dropout": label_dropout,
+        }
+
+        token_values = image_channels * token**2
+        self.first = nn.Linear(token_values, width)
+        self.embed_coords = nn.Sequential(Waves(*COORDINATE_BANDS), nn.Linear(2 * 2 * COORDINATE_BANDS[-1], width))
+        self.embed_noise = nn.Sequential(
+            Waves(*NOISE_BANDS), nn.Linear(2 * NOISE_BANDS[-1], width), nn.SiLU(), nn.Linear(width, width)
+        )
+        # The last row is "no class".
+        self.embed_label = nn.Embedding(num_classes + 1, width) if num_classes else None
+        self.embed_augment = nn.Linear(augment_channels, width, bias=False) if augment_channels else None
+        self.blocks = nn.ModuleList([Block(width, heads, dropout) for _ in range(depth)])
+        self.last_modulation = nn.Linear(width, 2 * width)
+        self.last = nn.Linear(width, token_values)
+        self._initialise()
+
+    def forward(
+        self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
+        """Run the network.
+
+        Args:
+            x: images and coordinates (n, image_channels + 2, h, w); h and w multiples of ``stride``.
+            c_noise: the noise level as the network sees it (n,).
+            labels: classes (n,), -1 for "no class"; None for no class at all.
+            augment: how each image was augmented (n, augment_channels); None for not at all, which is all zeros.
+
+        Returns:
+            (n, image_channels, h, w)
+        """
+        height, width = x.shape[-2:]
+        if height % self.stride or width % self.stride:
+            raise ValueError(f"height and width must be multiples of {self.stride}, not {height} x {width}")
+        pixels = x[:, : self.image_channels]
+        coords = x[:, self.image_channels :] if self.coords else _whole_grid(height, width, x)
+        tokens = self.first(_rows(F.pixel_unshuffle(pixels, self.stride)))
+        tokens = tokens + self.embed_coords(_rows(F.avg_pool2d(coords, self.stride)))
+        condition = self._condition(c_noise, labels, augment)
+        for block in self.blocks:
+            tokens = block(tokens, condition)
+        scale, shift = self.last_modulation(condition)[:, None].chunk(2, dim=-1)
+        values = self.last(modulated(tokens, scale, shift)).transpose(1, 2)
+        return F.pixel_shuffle(values.unflatten(2, (height // self.stride, width // self.stride)), self.stride)
+
+    def _condition(self, c_noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
+        """Noise level, class and augmentation as one vector for each sample: (n, width)."""
+        condition = self.embed_noise(c_noise[:, None])
+        if self.embed_label is not None:
+            if labels is None:
+                labels = torch.full_like(c_noise, -1, dtype=torch.long)
+            condition = condition + self.embed_label(labels.where(labels >= 0, self.num_classes))
+        if self.embed_augment is not None and augment is not None:
+            condition = condition + self.embed_augment(augment.to(condition))
+        return F.silu(condition)
+
+    def _initialise(self) -> None:
+        """Xavier uniform; zero what opens a residual branch and what ends the network, so that it starts as nothing."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            if isinstance(module, Block):
+                nn.init.zeros_(module.modulation.weight)
+        nn.init.zeros_(self.last_modulation.weight)
+        nn.init.zeros_(self.last.weight)
+
+
+class Block(nn.Module):
+    """Attention among all tokens, then two layers for each by itself; the condition scales, shifts and gates both."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.modulation = nn.Linear(width, 6 * width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """(n, tokens, width) and (n, width) to the shape of the first."""
+        scale0, shift0, gate0, scale1, shift1, gate1 = self.modulation(condition)[:, None].chunk(6, dim=-1)
+        x = x + gate0 * self.dropout(self._attend(modulated(x, scale0, shift0)))
+        h = self.down(F.gelu(self.up(modulated(x, scale1, shift1)), approximate="tanh"))
+        return x + gate1 * self.dropout(h)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        num, tokens, width = x.shape
+        # The fast kernels want each of the three contiguous.
+        q, k, v = self.qkv(x).view(num, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).contiguous()
+        q, k = (F.rms_norm(vectors, vectors.shape[-1:]) for vectors in (q, k))
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(num, tokens, width))
+
+
+class Waves(nn.Module):
+    """Sines and cosines of numbers at ``num`` angular frequencies, evenly spaced on a logarithmic axis."""
+
+    frequencies: Tensor
+
+    def __init__(self, lowest: float, highest: float, num: int) -> None:
+        super().__init__()
+        frequencies = torch.logspace(math.log10(lowest), math.log10(highest), num)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., numbers) to (..., 2 num numbers)."""
+        angles = (x[..., None] * self.frequencies).flatten(-2)
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """The tokens (n, tokens, width), each of zero mean and unit variance before it is scaled and shifted."""
+    return F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(n, c, h, w) to tokens (n, h w, c)."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def _whole_grid(height: int, width: int, like: Tensor) -> Tensor:
+    """The coordinates of a whole image of this shape (1, 2, height, width): x, then y."""
+    x, y = (torch.linspace(-1, 1, side, device=like.device, dtype=like.dtype) for side in (width, height))
+    return torch.stack([x.expand(height, width), y[:, None].expand(height, width)])[None]

@@ -1,0 +1,91 @@
+"""A model with its coordinates and classes as the plain ``denoise(noisy, sigma)`` that solvers call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.errors import InputError
+from patch_diffusion.patches.coords import coordinate_grid
+from patch_diffusion.sampling.step import Denoise
+
+
+def bind(model: Denoiser, coords: Tensor, labels: Tensor | None = None) -> Denoise:
+    """``denoise(noisy, sigma)``; the solver's state stays in its own, wider type.
+
+    Args:
+        model: a denoiser.
+        coords: (2, h, w) or (n, 2, h, w).
+        labels: classes (n,), or None for no class.
+    """
+
+    def denoise(noisy: Tensor, sigma: Tensor) -> Tensor:
+        return model(noisy.float(), sigma.float(), coords, labels).to(noisy)
+
+    return denoise
+
+
+def bind_images(
+    model: Denoiser, images: Tensor, labels: int | Iterable[int] | None = None, coords: Tensor | None = None
+) -> Denoise:
+    """`bind` for given images.
+
+    Args:
+        model: a denoiser.
+        images: (n, c, h, w) floats.
+        labels: a class for all, or one per image; None is no class.
+        coords: (2, h, w) or (n, 2, h, w); those of the whole image where None.
+
+    Raises:
+        InputError: for images, labels or coordinates that the model cannot take.
+    """
+    num, channels, height, width = _shape(images)
+    if channels != (model.image_channels or channels):
+        raise InputError(f"this model has images of {model.image_channels} channels, not {channels}")
+    if height % model.stride or width % model.stride:
+        raise InputError(f"height and width must be multiples of {model.stride} for this network, not {height}x{width}")
+    if coords is None:
+        coords = coordinate_grid(height, width)
+    elif coords.shape not in ((2, height, width), (num, 2, height, width)):
+        raise InputError(
+            f"coords of these images are (2, {height}, {width}) or ({num}, 2, {height}, {width}), "
+            f"not {tuple(coords.shape)}"
+        )
+    return bind(model, coords.to(model.device), _classes(model, labels, num))
+
+
+def noise_range(model: Denoiser, sigma_min: float | None, sigma_max: float | None) -> tuple[float, float]:
+    """The noise levels to go between: the model's own where not given."""
+    return (model.sigma_min if sigma_min is None else sigma_min, model.sigma_max if sigma_max is None else sigma_max)
+
+
+def wide(device: torch.device) -> torch.dtype:
+    """float64, but for devices that have none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _shape(images: Tensor) -> torch.Size:
+    if images.ndim != 4 or not images.is_floating_point():
+        raise InputError(
+            f"images are floats (n, c, h, w), [-1, 1] for pixels, not {images.dtype} {tuple(images.shape)}"
+        )
+    return images.shape
+
+
+def _classes(model: Denoiser, labels: int | Iterable[int] | None, num: int) -> Tensor | None:
+    if labels is None:
+        if model.num_classes and not model.label_dropout:
+            raise InputError("this model has learned images of a class only: give labels")
+        return None
+    if not model.num_classes:
+        raise InputError("this model was trained without classes, so images have none")
+    given = [labels] * num if isinstance(labels, int) else [int(label) for label in labels]
+    if len(given) != num:
+        raise InputError(f"{num} images need as many labels, not {len(given)}")
+    for label in given:
+        if not 0 <= label < model.num_classes:
+            raise InputError(f"class {label} does not exist: this model has classes 0 to {model.num_classes - 1}")
+    return torch.tensor(given, device=model.device)

@@ -1,0 +1,81 @@
+"""Images back to noise along the probability-flow ODE, and noise to images (score-SDE, arXiv 2011.13456, section 4.3).
+
+The ODE dx/dsigma = (x - D(x; sigma)) / sigma takes every image to one noise and every noise to one image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from patch_diffusion.denoise.denoiser import Denoiser, evaluating
+from patch_diffusion.errors import InputError
+from patch_diffusion.sampling.bind import bind_images, noise_range, wide
+from patch_diffusion.sampling.schedules import karras_sigmas
+from patch_diffusion.sampling.solvers import heun
+
+
+def encode(
+    model: Denoiser,
+    images: Tensor,
+    *,
+    labels: int | Iterable[int] | None = None,
+    coords: Tensor | None = None,
+    steps: int = 64,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    rho: float = 7.0,
+) -> Tensor:
+    """The noise that images come from: Heun's method from sigma_min up to sigma_max, where x / sigma_max is the noise.
+
+    The images are taken as they are for images at sigma_min. The noise is standard normal numbers, as far as the images
+    are such as the model makes, and `decode` takes it back to them: for interpolation, for editing, or for a look at
+    what the model makes of an image.
+
+    Args:
+        model: from `load`, or any `Denoiser`.
+        images: (n, c, h, w) floats in model space, [-1, 1] for pixels; all at once, so give as many as fit.
+        labels: a class for all, or one per image; None is no class.
+        coords: (2, h, w) or (n, 2, h, w); those of the whole image where None.
+        steps: noise levels, at least 2; the network is evaluated 2 * steps - 2 times.
+        sigma_min, sigma_max, rho: noise levels, see `karras_sigmas`; the model's own range where None.
+
+    Returns:
+        The noise (n, c, h, w), float64 where the device has it.
+
+    Raises:
+        InputError: when images or settings do not suit the model.
+
+    >>> model = Denoiser(lambda x, c_noise, labels: x[:, :3])
+    >>> encode(model, torch.zeros(2, 3, 8, 12), steps=4).shape
+    torch.Size([2, 3, 8, 12])
+    """
+    if steps < 2:
+        raise InputError(f"encoding takes at least 2 noise levels, not {steps}")
+    denoise = bind_images(model, images, labels, coords)
+    sigmas = karras_sigmas(steps, *noise_range(model, sigma_min, sigma_max), rho).to(wide(model.device))
+    with evaluating(model), torch.no_grad():
+        return heun(denoise, images.to(model.device, sigmas.dtype), sigmas[:-1].flip(0)) / sigmas[0]
+
+
+def decode(
+    model: Denoiser,
+    noise: Tensor,
+    *,
+    labels: int | Iterable[int] | None = None,
+    coords: Tensor | None = None,
+    steps: int = 64,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    rho: float = 7.0,
+) -> Tensor:
+    """The images (n, c, h, w) in model space that noise (n, c, h, w) of unit variance leads to, as in `generate`.
+
+    The other arguments are those of `encode`; the network is evaluated 2 * steps - 1 times.
+    """
+    denoise = bind_images(model, noise, labels, coords)
+    sigmas = karras_sigmas(steps, *noise_range(model, sigma_min, sigma_max), rho).to(wide(model.device))
+    with evaluating(model), torch.no_grad():
+        return heun(denoise, noise.to(model.device, sigmas.dtype) * sigmas[0], sigmas)

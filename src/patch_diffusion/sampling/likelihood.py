@@ -1,0 +1,154 @@
+"""How likely a model finds images: the probability-flow ODE as a normalising flow (score-SDE, arXiv 2011.13456)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patch_diffusion.data.codec import DTYPES
+from patch_diffusion.denoise.denoiser import Denoiser, evaluating
+from patch_diffusion.errors import InputError
+from patch_diffusion.sampling.bind import bind_images, noise_range, wide
+from patch_diffusion.sampling.step import Denoise
+from patch_diffusion.streams import generator
+
+
+def bits_per_dimension(
+    model: Denoiser,
+    pixels: Tensor,
+    *,
+    seeds: Sequence[int] | None = None,
+    labels: int | Iterable[int] | None = None,
+    coords: Tensor | None = None,
+    probes: int = 1,
+    tolerance: float = 1e-5,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+) -> Tensor:
+    """Bits that an image takes per channel of a pixel, were it coded by the model; less is better.
+
+    -log2 p(x) / d + log2(255 / 2) for an image of d numbers, where x is the image with its 256 levels spread evenly
+    over their bins in model space, x = 2 (pixels + u - 1/2) / 255 - 1 with u uniform in [0, 1), 2 / 255 is the width of
+    a bin, and p is the density at sigma_min of what the ODE makes of the prior N(0, sigma_max^2), see `log_density`.
+    The mean over u is an upper bound of the bits of the image itself (Theis et al., arXiv 1511.01844, section 3.1).
+    Papers often take bins of 2 / 256, which makes it 0.006 bits more. For whole numbers other than 8-bit ones, 255 is
+    the range of the model's codec.
+
+    Args:
+        model: from `load`, or any `Denoiser`.
+        pixels: (n, c, h, w), uint8 unless the model was trained on others.
+        seeds: one per image, 0, 1, ... where None; u and the probes of an image follow from its seed alone.
+        labels, coords, sigma_min, sigma_max: as for `encode`.
+        probes: random directions in which the divergence is measured; the estimate is unbiased, and more of them make
+            it less noisy and slower.
+        tolerance: relative and absolute, of the ODE's solution.
+
+    Returns:
+        ``(n,)``, float64 where the device has it.
+
+    Raises:
+        InputError: when images or settings do not suit the model, or torchdiffeq is not installed.
+    """
+    codec = model.codec
+    if codec.dtype == "float32":
+        raise InputError(
+            "bits are counted for pixels that are whole numbers, and this model has floats: see log_density"
+        )
+    if pixels.dtype != DTYPES[codec.dtype]:
+        raise InputError(f"the pixels of this model are {codec.dtype}, not {pixels.dtype}")
+    if probes < 1:
+        raise InputError(f"at least 1 probe is needed, not {probes}")
+    seeds = range(len(pixels)) if seeds is None else seeds
+    if len(seeds) != len(pixels):
+        raise InputError(f"{len(pixels)} images need as many seeds, not {len(seeds)}")
+    shape = pixels.shape[1:]
+    inside = torch.stack([torch.rand(shape, generator=generator(seed, "dequantisation")) for seed in seeds])
+    signs = torch.stack([torch.randint(2, (probes, *shape), generator=generator(seed, "probes")) for seed in seeds], 1)
+    bin_width = 2 / (codec.range[1] - codec.range[0])  # between neighbours of the levels in [-1, 1]
+    images = (codec.encode(pixels.cpu()) + bin_width * (inside - 0.5)).to(model.device, wide(model.device))
+    denoise = bind_images(model, images, labels, coords)
+    lowest, highest = noise_range(model, sigma_min, sigma_max)
+    with evaluating(model):
+        nats = log_density(
+            denoise, images, 2 * signs.to(images) - 1, sigma_min=lowest, sigma_max=highest, tolerance=tolerance
+        )
+    return -(nats / shape.numel() + math.log(bin_width)) / math.log(2)
+
+
+def log_density(
+    denoise: Denoise,
+    images: Tensor,
+    probes: Tensor,
+    *,
+    sigma_min: float,
+    sigma_max: float,
+    tolerance: float = 1e-5,
+) -> Tensor:
+    """ln p(x) of images in model space, in nats: ``(n,)``, like the images.
+
+    In l = ln(sigma) the ODE is dx/dl = x - D(x; sigma), and by the instantaneous change of variables
+
+        ln p(x) = ln N(x(sigma_max); 0, sigma_max^2) + integral from ln(sigma_min) to ln(sigma_max) of div(x - D) dl
+
+    (score-SDE, arXiv 2011.13456, equation 39). So p is the density of the images at sigma_min, which is to be small
+    beside the details, as given by an exact ODE solver from the noise that sampling starts from. The divergence is the
+    mean of e^T J e over the probes e (Hutchinson's estimate).
+
+    Args:
+        denoise: ``denoise(noisy, sigma)``, differentiable.
+        images: (n, c, h, w), in the type that is to be calculated in.
+        probes: (k, n, c, h, w), independent numbers of mean 0 and variance 1; signs, 1 or -1, vary least.
+        sigma_min, sigma_max: range of noise levels.
+        tolerance: relative and absolute, of the solution of every image.
+
+    Raises:
+        InputError: for levels or a tolerance that cannot be, or when torchdiffeq is not installed.
+    """
+    odeint = _odeint()
+    if not 0 < sigma_min < sigma_max:
+        raise InputError(f"noise levels must be 0 < sigma_min < sigma_max, not {sigma_min} and {sigma_max}")
+    if not tolerance > 0:
+        raise InputError(f"the tolerance is above 0, not {tolerance}")
+    num_dimensions = images[0].numel()
+
+    def slopes(level: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            noisy = state[0].detach().requires_grad_()
+            slope = noisy - denoise(noisy, level.exp())
+            turned = [torch.autograd.grad(slope, noisy, probe, retain_graph=True)[0] for probe in probes]
+        # Per number, so that the tolerance means the same for images of any size.
+        return slope.detach(), (torch.stack(turned) * probes).flatten(2).mean(dim=(0, 2))
+
+    levels = torch.tensor([math.log(sigma_min), math.log(sigma_max)], dtype=images.dtype, device=images.device)
+    with torch.no_grad():
+        ends, divergences = odeint(
+            slopes,
+            (images, images.new_zeros(len(images))),
+            levels,
+            rtol=tolerance,
+            atol=tolerance,
+            method="dopri5",
+            options={"norm": _largest},
+        )
+    prior = -0.5 * (ends[-1] / sigma_max).square().flatten(1).sum(1) - num_dimensions * (
+        math.log(sigma_max) + 0.5 * math.log(2 * math.pi)
+    )
+    return prior + num_dimensions * divergences[-1]
+
+
+def _largest(state: tuple[Tensor, Tensor]) -> Tensor:
+    """The error of the worst image, so that an image is solved to the tolerance whatever it is among."""
+    images, divergences = state
+    return torch.maximum(images.flatten(1).square().mean(1).sqrt().max(), divergences.abs().max())
+
+
+def _odeint() -> Any:
+    try:
+        from torchdiffeq import odeint
+    except ImportError:
+        raise InputError("likelihoods need torchdiffeq: pip install 'patch_diffusion[likelihood]'") from None
+    return odeint

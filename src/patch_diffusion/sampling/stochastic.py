@@ -1,0 +1,125 @@
+"""Solvers that add noise as they go: other paths between the same distributions at every noise level.
+
+Fresh noise forgets the errors of earlier steps, at the price of more steps. They are called as those in `solvers`;
+``noise(index)`` gives the standard normal numbers of a step, so that what is drawn is for the caller to say.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+from torch import Tensor
+
+from patch_diffusion.denoise.process import EDM, Process
+from patch_diffusion.errors import InputError
+from patch_diffusion.sampling.solvers import heun_step
+from patch_diffusion.sampling.step import Callback, Denoise, Step, StepNoise
+
+
+def euler_maruyama(
+    denoise: Denoise,
+    noisy: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: StepNoise | None = None,
+    callback: Callback | None = None,
+    process: Process | None = None,
+) -> Tensor:
+    """The reverse SDE dx = [f - g^2 score] dt + g dw in steps of first order (score-SDE, arXiv 2011.13456, section 4).
+
+    It is solved in the time and the scale of ``process`` (EDM where None), though ``noisy`` and the result are not
+    scaled. It needs small steps, some hundreds. The step to 0 takes the denoised image, without noise.
+    """
+    noise = _needed(noise, "euler_maruyama")
+    process = process or EDM()
+    times = process.time(sigmas)
+    scaled = process.scale(times[0]) * noisy
+    for index, (time, next_time) in enumerate(pairwise(times)):
+        sigma, scale = sigmas[index], process.scale(time)
+        noisy = scaled / scale
+        denoised = denoise(noisy, sigma)
+        if callback:
+            callback(Step(index, sigma, noisy, denoised))
+        if sigmas[index + 1] == 0:
+            return denoised
+        score = (denoised - noisy) / (scale * sigma**2)
+        diffusion = process.diffusion(time)
+        drift = process.drift(scaled, time) - diffusion**2 * score
+        scaled = scaled + (next_time - time) * drift + diffusion * (time - next_time).sqrt() * noise(index)
+    return scaled / process.scale(times[-1])
+
+
+def stochastic_heun(
+    denoise: Denoise,
+    noisy: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: StepNoise | None = None,
+    callback: Callback | None = None,
+    churn: float = 40.0,
+    churn_min: float = 0.05,
+    churn_max: float = 50.0,
+    churn_noise: float = 1.003,
+) -> Tensor:
+    """Heun's steps, each from a noise level that was first raised a little (EDM, arXiv 2206.00364, algorithm 2).
+
+    The defaults are EDM's for ImageNet (table 5). ``callback`` is told of the raised level.
+
+    Args:
+        denoise, noisy, sigmas, noise, callback: as for all solvers.
+        churn: S_churn, at least 0: a level is raised by the factor 1 + min(churn / steps, sqrt(2) - 1).
+        churn_min, churn_max: S_tmin and S_tmax, the noise levels between which this is done.
+        churn_noise: S_noise, standard deviation of the fresh noise; a little above 1 makes up for lost detail.
+    """
+    noise = _needed(noise, "stochastic_heun")
+    if not churn >= 0 or not churn_noise >= 0:
+        raise InputError(f"churn and churn_noise are at least 0, not {churn} and {churn_noise}")
+    if not churn_min <= churn_max:
+        raise InputError(f"churn_min must not be above churn_max, as {churn_min} and {churn_max} are")
+    most = min(churn / max(len(sigmas) - 1, 1), math.sqrt(2) - 1)
+    for index, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
+        if most > 0 and churn_min <= sigma <= churn_max:
+            raised = (1 + most) * sigma
+            noisy = noisy + churn_noise * (raised**2 - sigma**2).sqrt() * noise(index)
+            sigma = raised
+        denoised = denoise(noisy, sigma)
+        if callback:
+            callback(Step(index, sigma, noisy, denoised))
+        noisy = heun_step(denoise, noisy, denoised, sigma, next_sigma)
+    return noisy
+
+
+def ancestral(
+    denoise: Denoise,
+    noisy: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: StepNoise | None = None,
+    callback: Callback | None = None,
+    eta: float = 1.0,
+) -> Tensor:
+    """Euler's steps to below the next level, which fresh noise then fills up to.
+
+    An eta of 1 is ancestral sampling as in DDPM (arXiv 2006.11239, equation 7), 0 is Euler, or DDIM, and between them
+    lie those of DDIM (arXiv 2010.02502, equation 16).
+    """
+    noise = _needed(noise, "ancestral")
+    if not 0 <= eta <= 1:
+        raise InputError(f"eta is between 0 (no noise) and 1, not {eta}")
+    for index, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
+        denoised = denoise(noisy, sigma)
+        if callback:
+            callback(Step(index, sigma, noisy, denoised))
+        if next_sigma == 0:
+            return denoised
+        fresh = eta * next_sigma * (1 - (next_sigma / sigma) ** 2).sqrt()
+        left = (next_sigma**2 - fresh**2).sqrt()
+        noisy = denoised + left / sigma * (noisy - denoised) + fresh * noise(index)
+    return noisy
+
+
+def _needed(noise: StepNoise | None, solver: str) -> StepNoise:
+    if noise is None:
+        raise InputError(f"{solver} adds noise at every step: give noise=, a function of the step's index")
+    return noise
