@@ -1,9 +1,9 @@
 """Networks, loss and samplers against the published implementation's recorded numbers, through imported weights."""
 
-import parity
 import pytest
 import torch
 
+import parity
 import patch_diffusion as pd
 from patch_diffusion.sampling.bind import bind
 from patch_diffusion.sampling.guidance.classifier_free import classifier_free
