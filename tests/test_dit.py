@@ -33,7 +33,7 @@ def test_a_shape_of_broken_tokens_is_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"width": 10, "heads": 4}, "multiple of network.heads, not 10 for 4"),
+        ({"width": 12, "heads": 2}, "multiple of 4 for each head, not 12 for 2"),
         ({"width": 0}, "width"),
         ({"depth": 0}, "depth"),
         ({"heads": 0}, "heads"),
@@ -48,7 +48,7 @@ def test_impossible_settings_are_refused(options, message):
 
 
 def test_settings_rebuild_it():
-    network = pd.DiT(3, 12, 2, 3, 4, 0.2, num_classes=4, label_dropout=0.3)
+    network = pd.DiT(3, 24, 2, 3, 4, 0.2, num_classes=4, label_dropout=0.3)
     options = dict(network.settings)
     assert options.pop("kind") == "dit"
     again = pd.DiT(3, num_classes=4, **options)
@@ -86,7 +86,7 @@ def test_noise_level_heads_and_augmentation_matter():
     assert (network(x, c_noise + 0.1) - out).abs().max() > 1e-3
     assert (network(x, c_noise, None, torch.ones(1, 3)) - out).abs().max() > 1e-3
     assert torch.equal(network(x, c_noise, None, torch.zeros(1, 3)), out)
-    other = pd.DiT(1, 8, 1, 4, augment_channels=3).eval()
+    other = pd.DiT(1, 8, 1, 1, augment_channels=3).eval()
     other.load_state_dict(network.state_dict())
     assert (other(x, c_noise) - out).abs().max() > 1e-3
 
@@ -98,6 +98,16 @@ def test_dropout_matters_in_training_only():
     assert torch.equal(network(x, c_noise), network(x, c_noise))
     network.train()
     assert not torch.equal(network(x, c_noise), network(x, c_noise))
+
+
+def test_half_precision_is_close():
+    torch.manual_seed(0)
+    network = excite(pd.DiT(1, 16, 2, 2))
+    x, c_noise = torch.cat([torch.randn(1, 1, 8, 8), pd.coordinate_grid(8, 8)[None]], dim=1), torch.zeros(1)
+    expected = network(x, c_noise)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = network(x, c_noise)
+    assert 0 < (out - expected).square().mean() < 1e-3 * expected.square().mean()
 
 
 def test_a_token_s_place_is_its_coordinates_and_nothing_else():

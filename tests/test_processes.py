@@ -145,7 +145,7 @@ def test_the_loss_is_one_graph_for_each_size():
         for size in (8, 16):
             clean = torch.randn(2, 3, size, size)
             coords = pd.coordinate_grid(size, size).expand(2, -1, -1, -1)
-            loss(clean, coords, torch.ones(2), None, torch.randn_like(clean)).sum().backward()
+            loss(clean, coords, torch.ones(2), None, None, torch.randn_like(clean)).sum().backward()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
     torch._dynamo.reset()
 

@@ -1,4 +1,6 @@
 import json
+import os
+import warnings
 import zipfile
 
 import numpy as np
@@ -7,13 +9,19 @@ import torch
 from PIL import Image
 
 import patch_diffusion as pd
-
-
-def zip_folder(folder, path):
-    with zipfile.ZipFile(path, "w") as archive:
-        for file in sorted(folder.rglob("*")):
-            archive.write(file, file.relative_to(folder))
-    return path
+from image_files import (  # noqa: F401
+    cut_in_half,
+    encoded,
+    own_cache,
+    random_pictures,
+    refusal,
+    to_picture,
+    write_folder,
+    write_shard,
+    write_zip,
+)
+from patch_diffusion.config import Data, from_dict, to_dict
+from patch_diffusion.data.sources import find_images
 
 
 def test_digits():
@@ -23,6 +31,7 @@ def test_digits():
     assert pd.open_images("digits", resolution=8).resolution == (8, 8)
     assert pd.open_images("digits", classes=False).labels is None
     assert pd.open_images("digits", mode="RGB").channels == 3
+    assert pd.open_images("digits", range=(0, 510)).codec.range == (0, 510)
 
 
 def test_digits_are_those_of_scikit_learn():
@@ -32,184 +41,341 @@ def test_digits_are_those_of_scikit_learn():
     assert np.array_equal(digits.labels.numpy(), bundled.target)
 
 
-def test_folder_and_zip_give_the_same(make_folder, tmp_path):
-    folder = make_folder(3, (8, 12))
-    make_folder(2, (8, 12), subfolder="more")
-    from_folder = pd.open_images(folder)
-    from_zip = pd.open_images(zip_folder(folder, tmp_path / "pictures.zip"))
-    assert from_folder.pixels.shape == (5, 3, 8, 12) and from_folder.labels is None
-    assert torch.equal(from_folder.pixels, from_zip.pixels)
-    first = np.asarray(Image.open(folder / "000.png")).transpose(2, 0, 1)
-    assert np.array_equal(from_folder.pixels[0].numpy(), first)
+PICTURES = random_pictures(num=500)
 
 
-def test_classes_from_subfolders(make_folder):
-    folder = make_folder(2, subfolder="wolf")
-    make_folder(3, subfolder="cat/tabby")
-    images = pd.open_images(folder, classes=True)
-    assert images.class_names == ("cat", "wolf") and images.labels.tolist() == [0, 0, 0, 1, 1]
-    assert pd.open_images(folder).labels is None
-    make_folder(1)
-    with pytest.raises(pd.InputError, match=r"000\.png in .* is in none"):
-        pd.open_images(folder, classes=True)
+def as_folder(path):
+    return write_folder(path, PICTURES), {}
 
 
-def test_labels_of_a_dataset_json(make_folder, tmp_path):
-    folder = make_folder(3)
-    labels = folder / "dataset.json"
-    labels.write_text(json.dumps({"labels": [["002.png", 4], ["000.png", 0], ["001.png", 2]]}))
-    images = pd.open_images(zip_folder(folder, tmp_path / "pictures.zip"))
-    assert images.labels.tolist() == [0, 2, 4] and images.num_classes == 5
-    assert pd.open_images(folder, classes=False).labels is None
-    labels.write_text(json.dumps({"labels": None}))
-    assert pd.open_images(folder).labels is None
-    for content, message in (
-        ('{"labels": [["000.png", 1]]}', r"no label for 2 of 3 images \(first: 001\.png\)"),
-        ('{"labels": [["000.png", "one"]]}', "label of 000.png is 'one', not a class number"),
-        ("[1, 2", "is not of the form"),
-        ("[1, 2]", "is not of the form"),
-    ):
-        labels.write_text(content)
-        with pytest.raises(pd.InputError, match=message):
-            pd.open_images(folder)
+def as_sub_folders(path):
+    """In the order of the classes, and so not in that of the others."""
+    for label in range(5):
+        chosen = PICTURES.labels == label
+        pictures = random_pictures(0)
+        pictures.pixels, pictures.labels = PICTURES.pixels[chosen], PICTURES.labels[chosen]
+        write_folder(path / f"{label}", pictures, labels=False)
+    return path, {"classes": True}
 
 
-@pytest.mark.parametrize(
-    ("modes", "channels"),
-    [("L", 1), ("1", 1), ("RGB", 3), ("P", 3), ("L RGB", 3), ("RGBA", 4), ("LA", 4), ("RGB RGBA", 3), ("CMYK", 3)],
-)
-def test_kinds_of_files(tmp_path, modes, channels):
-    rgba = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
-    for mode in modes.split():
-        picture = Image.fromarray(rgba, "RGBA").convert("RGB" if mode == "P" else "RGBA").convert(mode)
-        picture.save(tmp_path / f"{mode}.{'tiff' if mode == 'CMYK' else 'png'}")
-    assert pd.open_images(tmp_path).channels == channels
-    assert pd.open_images(tmp_path, mode="L").channels == 1
+def as_csv(path):
+    folder = write_folder(path, PICTURES, labels=False)
+    rows = [f"{index:05d}.png,{label}" for index, label in enumerate(PICTURES.labels)]
+    (folder / "labels.csv").write_text("\n".join(["file,label", *rows]))
+    return folder, {"labels": "labels.csv"}
 
 
-def test_transparency_is_laid_over_white_and_said(tmp_path):
-    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "a.png")
-    Image.new("RGB", (4, 4), (0, 0, 255)).save(tmp_path / "b.png")
-    images = pd.open_images(tmp_path)
-    assert images.pixels[0].unique().tolist() == [255]
-    assert images.pixels[1, :, 0, 0].tolist() == [0, 0, 255]
-    assert any("1 transparent images laid over white" in note for note in images.notes)
+def as_zip(path):
+    return write_zip(path.with_suffix(".zip"), write_folder(path, PICTURES)), {}
 
 
-def test_palette_colours_and_their_transparency(tmp_path):
-    palette = Image.new("P", (4, 4), 1)
-    palette.putpalette([0, 0, 0, 10, 20, 30])
-    palette.save(tmp_path / "a.png")
-    assert pd.open_images(tmp_path).pixels[0, :, 0, 0].tolist() == [10, 20, 30]
-    palette.save(tmp_path / "a.png", transparency=1)
-    assert pd.open_images(tmp_path, mode="RGB").pixels[0, :, 0, 0].tolist() == [255, 255, 255]
-    assert pd.open_images(tmp_path).pixels[0, :, 0, 0].tolist() == [10, 20, 30, 0]
+def as_npy(path):
+    np.save(path.with_suffix(".npy"), PICTURES.pixels)
+    np.save(path.with_suffix(".labels.npy"), PICTURES.labels)
+    return path.with_suffix(".npy"), {"labels": str(path.with_suffix(".labels.npy"))}
 
 
-def test_an_opaque_alpha_channel_is_left_out(make_folder, tmp_path):
-    Image.new("RGBA", (4, 4), (1, 2, 3, 255)).save(tmp_path / "a.png")
-    images = pd.open_images(tmp_path)
-    assert images.channels == 3 and any("opaque" in note for note in images.notes)
+def as_npy_of_channels_last(path):
+    source, options = as_npy(path)
+    np.save(source, np.ascontiguousarray(PICTURES.pixels.transpose(0, 2, 3, 1)))
+    return source, options
 
 
-def test_exif_orientation(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
-    Image.new("RGB", (12, 8)).save(tmp_path / "a.jpg", exif=exif)
-    assert pd.open_images(tmp_path).resolution == (12, 8)
+def as_npz(path):
+    np.savez_compressed(path.with_suffix(".npz"), images=PICTURES.pixels, labels=PICTURES.labels)
+    return path.with_suffix(".npz"), {}
 
 
-def test_mixed_sizes_are_refused_with_count_and_fix(make_folder):
-    make_folder(5, (8, 8))
-    Image.new("RGB", (20, 10)).save(make_folder(0) / "odd.png")
-    with pytest.raises(pd.InputError, match=r"1 of 6 images are not 8x8 .*odd\.png, 10x20\): give --resolution"):
-        pd.open_images(make_folder(0))
-    resized = pd.open_images(make_folder(0), resolution=(4, 6))
-    assert (
-        resized.resolution == (4, 6)
-        and resized.notes[0] == "6 of 6 images, 6 of them cropped to its aspect, resized to 4x6"
-    )
+def as_hdf5(path):
+    with pytest.importorskip("h5py").File(path.with_suffix(".h5"), "w") as file:
+        file.create_dataset("a/images", data=PICTURES.pixels, chunks=(7, 3, 6, 8), compression="gzip")
+        file["labels"] = PICTURES.labels
+    return path.with_suffix(".h5"), {}
 
 
-def test_resizing_crops_the_middle(tmp_path):
-    picture = np.zeros((8, 24), np.uint8)
-    picture[:, 8:16] = 200
-    Image.fromarray(picture).save(tmp_path / "a.png")
-    assert pd.open_images(tmp_path, resolution=4).pixels.min() > 150  # nothing of the black sides
+def as_zarr(path):
+    group = pytest.importorskip("zarr", minversion="3").open_group(str(path.with_suffix(".zarr")), mode="w")
+    group.create_array("x", shape=PICTURES.pixels.shape, dtype="uint8", chunks=(7, 3, 6, 8))[:] = PICTURES.pixels
+    group.create_array("y", shape=PICTURES.labels.shape, dtype="int64")[:] = PICTURES.labels
+    return path.with_suffix(".zarr"), {}
 
 
-def break_file(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+def as_table(path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=5)})
+    columns = {"image": [to_picture(pixels) for pixels in PICTURES.pixels], "label": PICTURES.labels.tolist()}
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(path))
+    return f"hf:{path}", {}
 
 
-def test_a_broken_file_among_many_is_named_and_passed_over(make_folder):
-    folder = make_folder(100)
-    break_file(folder / "007.png")
-    images = pd.open_images(folder)
-    assert len(images) == 99
-    assert any(note.startswith("skipped 007.png: ") for note in images.notes)
+def as_shards(path):
+    for start in range(0, 500, 150):
+        members = [
+            (f"{index:05d}.{ending}", content)
+            for index in range(start, min(start + 150, 500))
+            for ending, content in (
+                ("png", encoded(PICTURES.pixels[index])),
+                ("cls", str(PICTURES.labels[index]).encode()),
+            )
+        ]
+        write_shard(path / f"{start:03d}.tar", members)
+    return f"wds:{path}/*.tar", {}
 
 
-def test_labels_stay_with_their_images_when_one_is_passed_over(make_folder):
-    folder = make_folder(100)
-    (folder / "dataset.json").write_text(json.dumps({"labels": [[f"{i:03d}.png", i] for i in range(100)]}))
-    break_file(folder / "007.png")
-    assert pd.open_images(folder).labels.tolist() == [i for i in range(100) if i != 7]
+def as_data_set(path):
+    return [(to_picture(pixels), label) for pixels, label in zip(PICTURES.pixels, PICTURES.labels, strict=True)], {}
 
 
-def test_many_broken_files_are_refused(make_folder):
-    folder = make_folder(50)
-    break_file(folder / "007.png")
-    (folder / "008.png").write_bytes(b"")
-    with pytest.raises(pd.InputError, match=r"2 of 50 images cannot be used, more than the 1% .*007\.png .*008\.png"):
-        pd.open_images(folder)
+SOURCES = [
+    as_folder,
+    as_sub_folders,
+    as_csv,
+    as_zip,
+    as_npy,
+    as_npy_of_channels_last,
+    as_npz,
+    as_hdf5,
+    as_zarr,
+    as_table,
+    as_shards,
+    as_data_set,
+]
 
 
-def test_tiny_images_are_not_blown_up(make_folder):
-    folder = make_folder(1, (3, 3))
-    with pytest.raises(pd.InputError, match=r"3x3 is too small to enlarge to 32x32"):
-        pd.open_images(folder, resolution=32)
+@pytest.mark.parametrize("write", SOURCES)
+@pytest.mark.parametrize("cache", ["auto", "memory", "disk"])
+def test_every_source_gives_the_same(write, cache, tmp_path):
+    source, options = write(tmp_path / "pictures")
+    order = np.argsort(PICTURES.labels, kind="stable") if write is as_sub_folders else np.arange(500)
+    for _ in range(2):
+        images = pd.open_images(source, cache=cache, **options)
+        assert isinstance(images, pd.ImageSet) and images.pixels.dtype == torch.uint8
+        assert np.array_equal(images.pixels.numpy(), PICTURES.pixels[order])
+        assert np.array_equal(images.labels.numpy(), PICTURES.labels[order])
+        assert images.num_classes == 5 and images.codec.range == (0, 255)
+        batch, labels = images.batch(np.array([499, 3, 3]))
+        assert np.array_equal(batch.numpy(), PICTURES.pixels[order][[499, 3, 3]]) and len(labels) == 3
 
 
-def test_deep_images_are_refused(tmp_path):
-    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(pd.InputError, match=r"deep\.png \(more than 8 bits a channel"):
-        pd.open_images(tmp_path)
+@pytest.mark.parametrize("write", SOURCES)
+def test_every_source_is_resized_to_the_same(write, tmp_path):
+    source, options = write(tmp_path / "pictures")
+    order = np.argsort(PICTURES.labels, kind="stable") if write is as_sub_folders else np.arange(500)
+    expected = pd.open_images(as_folder(tmp_path / "folder")[0], resolution=4)
+    images = pd.open_images(source, resolution=4, **options)
+    assert torch.equal(images.pixels, expected.pixels[torch.from_numpy(order)])
+
+
+def test_a_run_starts_from_stored_options(tmp_path):
+    """A field of the config is an argument of `open_images`, and what was asked for is stored and asked for again."""
+    np.savez(tmp_path / "a.npz", x=PICTURES.pixels, other=PICTURES.pixels[::-1], y=PICTURES.labels)
+    given = {
+        "resolution": (4, 6),
+        "fit": "stretch",
+        "range": (0, 200),
+        "labels": "y",
+        "key": "other",
+        "layout": "channels_first",
+        "cache": "memory",
+    }
+    images = pd.open_images(tmp_path / "a.npz", **given)
+    stored = from_dict(json.loads(json.dumps({"data": to_dict(pd.Config(data=images.options))["data"]}))).data
+    assert stored == images.options == Data(str(tmp_path / "a.npz"), **given)
+    again = pd.open_images(**{name: value for name, value in vars(stored).items() if name != "augment"})
+    assert torch.equal(again.pixels, images.pixels) and again.codec == images.codec
+
+
+def test_a_data_set_that_has_shrunk_is_not_continued_on(tmp_path, make_trainer):
+    source, _ = as_folder(tmp_path / "pictures")
+    make_trainer(images=pd.open_images(source), network={"num_classes": 5}).fit(steps=1)
+    (source / "00499.png").unlink()
+    with pytest.raises(pd.InputError, match=r"holds a run on other data .*num_images"):
+        make_trainer(images=pd.open_images(source), network={"num_classes": 5})
+
+
+@pytest.mark.parametrize("fit", ["crop", "bucket"])
+def test_what_was_opened_can_be_trained_on(tmp_path, make_trainer, fit):
+    folder = tmp_path / "pictures"
+    for height, width in ((32, 32), (16, 64)):
+        pictures = random_pictures(8, size=(height, width), channels=1, dtype=np.uint16)
+        write_folder(folder / f"{height}", pictures, labels=False)
+    images = pd.open_images(folder, resolution=32, fit=fit, classes=True, cache="disk")
+    trainer = make_trainer(images=images)
+    assert all(torch.isfinite(trainer.train_step()[1]) for _ in range(3))
+
+
+def test_hidden_and_other_files_are_left_aside(make_folder, tmp_path):
+    folder = make_folder(2)
+    for name in ("notes.txt", "more.md", ".DS_Store", "__MACOSX_x.txt"):
+        (folder / name).write_text("")
+    (folder / ".hidden").mkdir()
+    (folder / "000.png").rename(folder / ".hidden" / "000.png")
+    for source in (folder, write_zip(tmp_path / "a.zip", folder)):
+        images = pd.open_images(source)
+        assert len(images) == 1
+        assert images.notes == ("2 files that are not images left aside (first: more.md)",)
+
+
+def test_links_to_folders_are_followed_once(make_folder, tmp_path):
+    folder = make_folder(2)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "a").symlink_to(folder)
+    (folder / "loop").symlink_to(tmp_path / "links")
+    assert len(pd.open_images(tmp_path / "links")) == 2
 
 
 def test_what_is_no_data(tmp_path):
-    for path, message in (
-        (tmp_path / "nowhere", "there is no data at"),
-        (tmp_path, "is empty"),
-    ):
-        with pytest.raises(pd.InputError, match=message):
-            pd.open_images(path)
+    assert "there is no data at" in refusal(tmp_path / "nowhere")
+    assert refusal(tmp_path).endswith("is empty: give a folder or a zip of images")
     (tmp_path / "notes.txt").write_text("no picture")
-    with pytest.raises(pd.InputError, match="neither a folder nor a zip"):
-        pd.open_images(tmp_path / "notes.txt")
-    with pytest.raises(pd.InputError, match=r"holds no images, only notes\.txt"):
-        pd.open_images(tmp_path)
+    assert "neither a folder nor a zip of images, nor an array" in refusal(tmp_path / "notes.txt")
+    assert "holds no images, only notes.txt: give a folder or a zip" in refusal(tmp_path)
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("notes.txt", "no picture")
-    with pytest.raises(pd.InputError, match=r"holds no images, only notes\.txt"):
-        pd.open_images(tmp_path / "a.zip")
-    with pytest.raises(pd.InputError, match="one of auto, L, RGB, RGBA"):
-        pd.open_images("digits", mode="HSV")
-    with pytest.raises(pd.InputError, match="at least 1 pixel"):
-        pd.open_images("digits", resolution=0)
+    assert "holds no images, only notes.txt: give a folder or a zip" in refusal(tmp_path / "a.zip")
 
 
-def test_other_files_are_counted_and_hidden_ones_are_not(make_folder):
-    folder = make_folder(2)
-    for name in ("notes.txt", ".DS_Store", "__MACOSX_x.txt"):
-        (folder / name).write_text("")
-    images = pd.open_images(folder)
-    assert len(images) == 2 and images.notes == ("1 files that are not images left aside (first: notes.txt)",)
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("a.npy", "give the array itself"),
+        ("a.h5", "give the file itself"),
+        ("a.tar", "give the shards as wds:FOLDER/*.tar"),
+        ("a.parquet", "give the data set as hf:FOLDER"),
+        ("a.zip", "unpack it first"),
+    ],
+)
+def test_a_folder_of_something_else_says_what_to_give(tmp_path, name, hint):
+    (tmp_path / name).write_text("")
+    assert refusal(tmp_path) == f"{tmp_path} holds no images, only {name}: {hint}"
+
+
+@pytest.mark.parametrize("name", ["../evil.png", "/etc/evil.png", "a/../../evil.png", "C:\\evil.png", "..\\evil.png"])
+def test_zips_that_point_out_of_themselves(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("good.png", encoded(PICTURES.pixels[0]))
+        archive.writestr(name, encoded(PICTURES.pixels[1]))
+    path = tmp_path / "a.zip"
+    assert refusal(path) == f"{path} has an entry that points out of it, {name}: make it anew"
+
+
+def test_zips_that_hold_zips(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("1.zip", b"")
+        archive.writestr("2.zip", b"")
+    assert refusal(tmp_path / "a.zip").endswith("holds no images, only 1.zip, ...: unpack it first")
+
+
+def test_zips_with_a_password(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.png", encoded(PICTURES.pixels[0]))
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\1\2") + 8] |= 1
+    path.write_bytes(content)
+    assert refusal(path) == f"{path} needs a password for a.png: unpack it, give the folder"
+
+
+def test_damaged_zips(tmp_path):
+    path, _ = as_zip(tmp_path / "pictures")
+    content = path.read_bytes()
+    cut_in_half(path)
+    assert refusal(path) == f"{path} is damaged: it is no complete zip"
+    place = content.index(b"PK\1\2")
+    path.write_bytes(content[:place] + b"xxxx" + content[place + 4 :])
+    assert refusal(path).startswith(f"{path} is damaged: ")
+    content = bytearray(content)
+    content[content.index(b"IDAT") + 20] ^= 255
+    path.write_bytes(content)
+    assert "skipped 00000.png: " in " ".join(pd.open_images(path).notes)
+
+
+def test_zips_with_a_name_twice(tmp_path):
+    with warnings.catch_warnings(), zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        warnings.simplefilter("ignore")
+        for index in range(2):
+            archive.writestr("a.png", encoded(PICTURES.pixels[index]))
+    images = pd.open_images(tmp_path / "a.zip")
+    assert np.array_equal(images.pixels.numpy(), PICTURES.pixels[1:2])
+    assert "1 entries of the zip have a name twice: the last one counts" in images.notes
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="nothing is closed to everybody")
+def test_folders_that_may_not_be_looked_into(make_folder):
+    folder = make_folder(2, subfolder="closed")
+    (folder / "closed").chmod(0)
+    try:
+        assert "cannot look into" in refusal(folder)
+    finally:
+        (folder / "closed").chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "HSV"}, "data.mode is one of auto, L, RGB, RGBA, not 'HSV'"),
+        ({"fit": "squeeze"}, "data.fit is one of crop, stretch, bucket, not 'squeeze'"),
+        ({"layout": "last"}, "data.layout is one of auto, channels_first, channels_last, not 'last'"),
+        ({"cache": "tape"}, "data.cache is one of auto, memory, disk, not 'tape'"),
+        ({"resolution": 0}, "of at least 1 pixel, not 0"),
+        ({"resolution": (8, 0)}, "of at least 1 pixel, not (8, 0)"),
+        ({"resolution": (8, 8, 3)}, "data.resolution is a side, or height and width"),
+        ({"resolution": 8.5}, "data.resolution is a side, or height and width"),
+        ({"resolution": "8"}, "data.resolution is a side, or height and width"),
+        ({"range": (1, 1)}, "data.range goes from a lower to a higher value, not from (1, 1)"),
+        ({"labels": "a", "classes": False}, "data.classes False leaves them: give one"),
+        ({"fit": "stretch"}, "data.fit stretch needs data.resolution"),
+    ],
+)
+def test_options_that_are_none(options, message):
+    assert message in refusal("digits", **options)
+
+
+@pytest.mark.parametrize(
+    ("write", "options"),
+    [
+        (lambda path: "digits", ("labels", "key", "layout")),
+        (lambda path: as_folder(path)[0], ("key", "layout")),
+        (lambda path: as_zip(path)[0], ("key", "layout")),
+        (lambda path: as_shards(path)[0], ("layout",)),
+        (lambda path: PICTURES.pixels, ("labels", "key")),
+    ],
+)
+def test_an_option_without_meaning_is_refused(write, options, tmp_path):
+    source = write(tmp_path / "pictures")
+    for name in options:
+        value = "channels_last" if name == "layout" else "a"
+        assert f"data.{name} has no meaning for" in refusal(source, **{name: value})
+
+
+def test_pairs_may_be_lists():
+    images = pd.open_images("digits", resolution=[8, 12], range=[0, 510])
+    assert images.options == Data("digits", (8, 12), range=(0, 510)) and images.resolution == (8, 12)
+
+
+def test_digits_are_not_fitted():
+    assert "data.fit bucket has no meaning for the digits" in refusal("digits", resolution=16, fit="bucket")
+
+
+def test_files_can_be_walked_over(tmp_path):
+    for source in (as_folder(tmp_path / "pictures")[0], tmp_path / "pictures.zip"):
+        if source.suffix:
+            write_zip(source, tmp_path / "pictures")
+        with find_images(Data(str(source))) as found:
+            assert [file.name for file in found.files][:2] == ["00000.png", "00001.png"]
+            numbers, names = found.labels
+            assert np.array_equal(numbers, PICTURES.labels) and names == ()
+            with found.files[3].open() as stream, Image.open(stream) as image:
+                assert np.array_equal(np.asarray(image).transpose(2, 0, 1), PICTURES.pixels[3])
+    for source in ("digits", as_npy(tmp_path / "a")[0]):
+        with pytest.raises(pd.InputError, match="does not consist of files"), find_images(Data(str(source))):
+            pass
 
 
 def test_standard_deviation_is_that_of_the_encoded_pixels(images):
-    encoded = images.pixels.double() / 127.5 - 1
-    assert images.standard_deviation == pytest.approx(encoded.std(correction=0).item(), rel=1e-6)
+    encoded_pixels = images.pixels.double() / 127.5 - 1
+    assert images.standard_deviation == pytest.approx(encoded_pixels.std(correction=0).item(), rel=1e-6)
 
 
 @pytest.mark.parametrize(

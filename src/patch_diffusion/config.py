@@ -42,6 +42,22 @@ _SHARES = tyro.constructors.PrimitiveConstructorSpec(
 
 
 @dataclass(frozen=True)
+class Augment:
+    """Whole images are altered before patches are cut from them."""
+
+    __pydantic_config__ = _STRICT
+
+    flip: float = 0.0
+    """Probability of a horizontal flip that the network is not told of; 0.5 where left and right are of one kind."""
+    p: float = 0.0
+    """Probability of each alteration that the network is told of, so that samples show none: 0.12 for small data."""
+    resample: bool = True
+    """Also turn, scale and stretch; otherwise flips and whole-pixel translations are all."""
+    colour: bool = False
+    """Also alter the colours."""
+
+
+@dataclass(frozen=True)
 class Data:
     """The images."""
 
@@ -56,7 +72,7 @@ class Data:
     mode: Mode = "auto"
     """Channels to convert files to. auto: L where all files are grey, RGBA where all are transparent, else RGB."""
     fit: Fit = "crop"
-    """How: crop to the shape, stretch to it, or bucket: several shapes of resolution^2 pixels, each image its nearest."""
+    """How: crop to the shape, stretch to it, or bucket: each image to the nearest of several of as many pixels."""
     range: tuple[float, float] | None = None
     """The values that become -1 and 1. None: all that whole numbers can be, or, of floats, what is found."""
     labels: str | None = None
@@ -67,6 +83,7 @@ class Data:
     """Where the channels of arrays are. auto: as their shape tells."""
     cache: Cache = "auto"
     """Where decoded images are kept: in memory, on disk, mapped, or, for auto, on disk where they are many."""
+    augment: Augment = Augment()
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ PRESETS: dict[str, Config] = {
     # Small ones of the other networks, for the same laptop.
     "ncsnpp-small": replace(SMALL, network=replace(SMALL.network, kind="ncsnpp")),
     "adm-small": replace(SMALL, network=replace(SMALL.network, kind="adm")),
-    "dit-small": replace(SMALL, network=Network(kind="dit", width=128, depth=6, heads=4, token=4, dropout=0.0)),
+    "dit-small": replace(SMALL, network=Network(kind="dit", width=64, depth=4, heads=2, token=2, dropout=0.0)),
     # The networks of EDM (arXiv 2206.00364, table 7), trained by patches as published.
     "ddpmpp-64": PAPER,
     "ncsnpp-64": replace(PAPER, network=replace(PAPER.network, kind="ncsnpp")),

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import patch_diffusion
 from patch_diffusion.cli.import_ import Import
 from patch_diffusion.cli.info import Info
+from patch_diffusion.cli.inspect import Inspect
+from patch_diffusion.cli.prepare import Prepare
 from patch_diffusion.cli.sample import Sample
 from patch_diffusion.cli.train import Train
 from patch_diffusion.errors import InputError, did_you_mean
@@ -46,7 +48,14 @@ class Verb(Protocol):
         ...
 
 
-VERBS: dict[str, type[Verb]] = {"train": Train, "sample": Sample, "info": Info, "import": Import}
+VERBS: dict[str, type[Verb]] = {
+    "train": Train,
+    "sample": Sample,
+    "info": Info,
+    "inspect": Inspect,
+    "prepare": Prepare,
+    "import": Import,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

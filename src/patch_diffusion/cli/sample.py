@@ -56,6 +56,8 @@ class Sample:
     """Scale of classifier-free guidance; 1 is none."""
     ema_length: Annotated[float | None, arg(metavar="0.1")] = None
     """Average the weights over this share of the training, where --ema.lengths kept what it takes."""
+    vae: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """For a model of latents: an autoencoder to decode with, in place of the one that made them."""
     resolution: int | tuple[int, int] | None = None
     """Side, or height and width. None: that of the training images."""
     grid: Annotated[Path | None, arg(metavar="FILE.png")] = None
@@ -78,7 +80,7 @@ class Sample:
         from rich.progress import track
 
         seeds = parse_seeds(self.seeds)
-        model = patch_diffusion.load(self.source, ema_length=self.ema_length, device=self.device)
+        model = patch_diffusion.load(self.source, ema_length=self.ema_length, vae=self.vae, device=self.device)
         samples = patch_diffusion.generate(
             model,
             seeds,

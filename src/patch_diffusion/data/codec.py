@@ -46,8 +46,8 @@ class PixelCodec:
         assert self.low is not None and self.high is not None
         return self.low, self.high
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Pixels (n, c, h, w) to float32, [low, high] to [-1, 1]."""
+    def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Pixels (n, c, h, w) to float32, [low, high] to [-1, 1]. There is no choice in it, so noise is not needed."""
         low, high = self.range
         return (pixels.float() - low) / ((high - low) / 2) - 1
 
@@ -58,6 +58,16 @@ class PixelCodec:
         if self.dtype != "float32":
             values = values.round().clamp(low, high)
         return values.to(DTYPES[self.dtype])
+
+    @property
+    def posterior(self) -> bool:
+        """Whether ``encode`` chooses by noise: it does not."""
+        return False
+
+    @property
+    def can_decode(self) -> bool:
+        """Whether ``decode`` has all that it needs: it needs nothing."""
+        return True
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON."""

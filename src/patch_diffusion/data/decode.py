@@ -1,193 +1,247 @@
-"""Image files to one array of equal pixels."""
+"""What an image file is, and its pixels."""
 
 from __future__ import annotations
 
-import os
-from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import IO, TypeVar, cast
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from rich.console import Console
-from rich.progress import track
 
+from patch_diffusion.config import Fit
+from patch_diffusion.data.parallel import in_order
+from patch_diffusion.data.sizes import Size, resize, resize_values
 from patch_diffusion.errors import InputError
 
-MOST_UNUSABLE = 0.01
-"""Share of the files that may be broken before training is refused."""
-
-MOST_ENLARGED = 4
-"""An image is not enlarged by more than this factor: there is nothing to learn from it."""
-
 _GREY = {"1", "L", "LA", "La"}
-_DEEP = ("I", "F")  # modes of more than 8 bits a channel begin so
 _EXIF_ORIENTATION = 0x0112
+_ANIMATED = {"AVIF", "FLI", "GIF", "PNG", "WEBP"}  # others hold layers, or a picture in several sizes
+_TIFF_WIDTH = 256
+_TIFF_KIND_OF_PAGE = 254  # its lowest bit: a smaller version of another page
 
-T = TypeVar("T")
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image that can be opened: its name within the data set, and how."""
+    """An image that can be opened.
+
+    ``name`` is that within the data set. ``open`` gives a stream of the file, or, of data sets in Python, a Pillow
+    image or an array (c, h, w) of uint8, uint16 or float32.
+    """
 
     name: str
-    open: Callable[[], IO[bytes]]
-
-
-@dataclass
-class Decoded:
-    """``pixels`` (n, c, h, w) uint8 of the files ``kept`` (their indices), and what the user should know."""
-
-    pixels: NDArray[np.uint8]
-    kept: NDArray[np.int64]
-    notes: list[str] = field(default_factory=list)
+    open: Callable[[], IO[bytes] | Image.Image | NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class _Header:
-    size: tuple[int, int]  # height, width, upright
-    grey: bool
-    transparent: bool
+class Header:
+    """What is known of an image before it is decoded."""
+
+    size: Size
+    """Height and width, upright."""
+    dtype: str = "uint8"
+    """"uint8", "uint16" or "float32"."""
+    channels: int | None = None
+    """None for pictures of 8 bits, which can be converted to L, RGB or RGBA."""
+    grey: bool = False
+    transparent: bool = False
+    frames: int = 1
+    """Of an animation, of which the first is taken."""
+    reduced: bool = False
+    """Colour of 16 bits a channel, of which Pillow reads 8."""
 
 
-def decode_files(
-    files: Sequence[ImageFile], resolution: tuple[int, int] | None, mode: str = "auto", *, show: bool = False
-) -> Decoded:
-    """Decode all files, upright, to the same size and channels.
+def read_headers(files: Sequence[ImageFile], *, show: bool = False) -> tuple[dict[int, Header], dict[int, str]]:
+    """Headers of all files that have one, by index, and why the others cannot be used."""
+    headers, unusable, known = {}, {}, {}
+    with quiet():
+        for index, found in in_order(
+            lambda i: read_header(files[i]), range(len(files)), "looking at images", show=show
+        ):
+            if isinstance(found, Exception):
+                unusable[index] = reason(found)
+            else:
+                headers[index] = known.setdefault(found, found)  # of millions, most are equal
+    return headers, unusable
 
-    Args:
-        files: what to read, in order.
-        resolution: height and width to crop (centred, to the aspect) and resize to; None where all are the same.
-        mode: "L", "RGB", "RGBA", or "auto": the least of them that keeps what all files have.
-        show: a progress bar, on a terminal.
+
+def read_header(file: ImageFile) -> Header:
+    """What a file is, without decoding it.
 
     Raises:
-        InputError: files of several sizes and no resolution, or more than 1 % of the files unusable, by name.
+        InputError: an empty file, one of too many pixels, or pages that do not make one image.
+        Exception: whatever Pillow raises on broken files; `reason` puts it in words.
     """
-    unusable: dict[int, str] = {}
-    notes: list[str] = []
-    console = Console(stderr=True)
-
-    def run(what: str, task: Callable[[int], T], indices: Sequence[int]) -> dict[int, T]:
-        """The task's results for all usable files; the others are put down as unusable."""
-
-        def guarded(index: int) -> T | None:
-            try:
-                return task(index)
-            # Pillow's readers raise many kinds of errors on broken files.
-            except Exception as error:
-                unusable[index] = _reason(error)
-                return None
-
-        hidden = not (show and console.is_terminal)
-        done = track(pool.map(guarded, indices), what, len(indices), console=console, transient=True, disable=hidden)
-        results = dict(zip(indices, done, strict=True))
-        _refuse_many_unusable(files, unusable)
-        return {index: cast("T", result) for index, result in results.items() if index not in unusable}
-
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        headers = run("looking at images", lambda index: _read_header(files[index], resolution), range(len(files)))
-        if resolution is None:
-            resolution = _common_size(files, headers)
-        else:
-            notes += _changes(list(headers.values()), resolution)
-        num_transparent = sum(header.transparent for header in headers.values())
-        chosen = mode == "auto"
-        if chosen:
-            all_grey = all(header.grey for header in headers.values())
-            mode = "RGBA" if num_transparent == len(headers) else "L" if all_grey else "RGB"
-        if num_transparent and mode != "RGBA":
-            notes.append(
-                f"{num_transparent:,} transparent images laid over white (--data.mode RGBA keeps transparency)"
-            )
-
-        height, width = resolution
-        channels = len(Image.new(mode, (1, 1)).getbands())
-        pixels = np.empty((len(files), channels, height, width), np.uint8)
-
-        def decode(index: int) -> None:
-            with files[index].open() as stream, Image.open(stream) as image:
-                pixels[index] = _to_array(image, (height, width), mode)
-
-        kept = np.array(list(run("reading images", decode, list(headers))), np.int64)
-
-    if len(kept) < len(files):
-        pixels = pixels[kept]
-    if chosen and mode == "RGBA" and (pixels[:, 3] == 255).all():
-        pixels = pixels[:, :3]
-        notes.append("an alpha channel that is opaque in every image was left out")
-    notes += [f"skipped {files[index].name}: {reason}" for index, reason in sorted(unusable.items())]
-    return Decoded(pixels, kept, notes)
-
-
-def _read_header(file: ImageFile, resolution: tuple[int, int] | None) -> _Header:
-    with file.open() as stream, Image.open(stream) as image:
-        if image.mode.startswith(_DEEP):
-            raise InputError("more than 8 bits a channel; convert it to 8 bits")
+    with _opened(file) as image:
+        if isinstance(image, np.ndarray):
+            channels, height, width = image.shape
+            return Header((height, width), image.dtype.name, channels)
+        num_pages = len(_pages(image))
         width, height = image.size
-        if image.getexif().get(_EXIF_ORIENTATION, 1) >= 5:
+        _refuse_bomb(width * height * num_pages)
+        # Of a TIFF, newer versions of Pillow say the upright size, though it is turned when it is decoded.
+        is_upright = image.format == "TIFF" and width != _tiff_tag(image, _TIFF_WIDTH, width)
+        if _orientation(image) >= 5 and not is_upright:
             width, height = height, width
-        if resolution and (MOST_ENLARGED * height < resolution[0] or MOST_ENLARGED * width < resolution[1]):
-            raise InputError(f"{height}x{width} is too small to enlarge to {resolution[0]}x{resolution[1]}")
-        return _Header((height, width), image.mode in _GREY, image.has_transparency_data)
-
-
-def _changes(headers: Sequence[_Header], resolution: tuple[int, int]) -> list[str]:
-    """What bringing images to a resolution does to them."""
-    height, width = resolution
-    resized = [header.size for header in headers if header.size != resolution]
-    cropped = sum(h * width != w * height for h, w in resized)
-    if not resized:
-        return []
-    how = f", {cropped:,} of them cropped to its aspect," if cropped else ""
-    return [f"{len(resized):,} of {len(headers):,} images{how} resized to {height}x{width}"]
-
-
-def _common_size(files: Sequence[ImageFile], headers: dict[int, _Header]) -> tuple[int, int]:
-    counts = Counter(header.size for header in headers.values())
-    (height, width), _ = counts.most_common(1)[0]
-    others = [index for index, header in headers.items() if header.size != (height, width)]
-    if others:
-        other = headers[others[0]].size
-        raise InputError(
-            f"{len(others):,} of {len(headers):,} images are not {height}x{width} like the others (first: "
-            f"{files[others[0]].name}, {other[0]}x{other[1]}): give --resolution, for example "
-            f"--resolution {min(height, width)}, to crop and resize all"
+        dtype = _dtype(image)
+        return Header(
+            (height, width),
+            dtype,
+            channels=num_pages if num_pages > 1 or dtype != "uint8" else None,
+            grey=image.mode in _GREY,
+            transparent=image.has_transparency_data,
+            frames=getattr(image, "n_frames", 1) if image.format in _ANIMATED else 1,
+            reduced=_is_reduced(image),
         )
-    return height, width
 
 
-def _to_array(image: Image.Image, resolution: tuple[int, int], mode: str) -> NDArray[np.uint8]:
-    """(c, h, w), upright."""
-    image = ImageOps.exif_transpose(image)
+def decode_file(file: ImageFile, size: Size | None = None, mode: str = "RGB", fit: Fit = "crop") -> NDArray[Any]:
+    """The pixels (c, h, w) of a file, upright: uint8, uint16 or float32.
+
+    Args:
+        file: what is read.
+        size: height and width to bring it to; None leaves it as it is.
+        mode: "L", "RGB" or "RGBA", that pictures of 8 bits are converted to; what else there is keeps its channels.
+        fit: "stretch", or else crop to the aspect of the size.
+
+    Raises:
+        InputError: values that are not finite or do not fit 16 bits, and what `read_header` raises.
+        Exception: whatever Pillow raises on broken files.
+    """
+    with _opened(file) as image:
+        if isinstance(image, np.ndarray):
+            return resize_values(_finite(image), size, fit)
+        pages = _pages(image)
+        if len(pages) == 1 and _dtype(image) == "uint8":
+            return _picture(image, size, mode, fit)
+        channels = []
+        for page in pages:
+            if len(pages) > 1:
+                image.seek(page)
+            channels.append(_values(_upright(image)))
+        return resize_values(_finite(np.stack(channels)), size, fit)
+
+
+def reason(error: Exception) -> str:
+    """Why a file cannot be used, in a few words."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image, or a broken one"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within it, Pillow does not complain of odd files one by one, and too many pixels are an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+@contextmanager
+def _opened(file: ImageFile) -> Iterator[Image.Image | NDArray[Any]]:
+    source = file.open()
+    if isinstance(source, (Image.Image, np.ndarray)):
+        yield source
+        return
+    with source:
+        if not source.read(1):
+            raise InputError("an empty file")
+        source.seek(0)
+        try:
+            image = Image.open(source)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            found = re.search(r"\d+", str(error))
+            _refuse_bomb(int(found[0]) if found else None)
+            raise
+        with image:
+            yield image
+
+
+def _refuse_bomb(num_pixels: int | None) -> None:
+    most = Image.MAX_IMAGE_PIXELS
+    if num_pixels is not None and most is not None and num_pixels > most:
+        raise InputError(f"{num_pixels:,} pixels, more than the {most:,} that are read; make it smaller")
+
+
+def _pages(image: Image.Image) -> list[int]:
+    """The pages of a TIFF that are the channels of one image. Of anything else, the first is all."""
+    if image.format != "TIFF" or getattr(image, "n_frames", 1) == 1:
+        return [0]
+    pages: list[int] = []
+    kinds: set[tuple[tuple[int, int], str]] = set()
+    for page in range(getattr(image, "n_frames", 1)):
+        image.seek(page)
+        if not _tiff_tag(image, _TIFF_KIND_OF_PAGE, 0) & 1:
+            pages.append(page)
+            kinds.add((image.size, image.mode))
+    image.seek(pages[0] if pages else 0)
+    if len(kinds) > 1:
+        raise InputError(f"its {len(pages)} pages differ in size or kind, and so are no channels of one image")
+    if len(pages) > 1 and _dtype(image) == "uint8" and image.mode not in ("1", "L"):
+        raise InputError(f"has {len(pages)} pages of colour, and only grey ones can be the channels of one image")
+    return pages or [0]
+
+
+def _tiff_tag(image: Image.Image, tag: int, default: int) -> Any:
+    return image.tag_v2.get(tag, default)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _orientation(image: Image.Image) -> int:
+    """As EXIF counts, 1 being upright. What stands after the pixels of a PNG is left: it takes decoding to find it."""
+    exif = Image.Image.getexif(image) if image.format == "PNG" else image.getexif()
+    return exif.get(_EXIF_ORIENTATION, 1)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
+
+
+def _dtype(image: Image.Image) -> str:
+    """That of the pixels, by Pillow's mode."""
+    return {"I": "uint16", "F": "float32"}.get(image.mode[0], "uint8")
+
+
+def _is_reduced(image: Image.Image) -> bool:
+    if _dtype(image) != "uint8" or not getattr(image, "tile", None):
+        return False
+    raw = image.tile[0].args  # pyright: ignore[reportAttributeAccessIssue]
+    raw = raw if isinstance(raw, tuple) else (raw,)
+    if image.format == "PPM":  # the second is the largest value
+        return len(raw) > 1 and isinstance(raw[1], int) and raw[1] > 255
+    return isinstance(raw[0], str) and ";16" in raw[0]
+
+
+def _picture(image: Image.Image, size: Size | None, mode: str, fit: Fit) -> NDArray[np.uint8]:
+    image = _upright(image)
     if image.has_transparency_data and mode != "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     elif image.mode == "P":
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     image = image.convert(mode)
-    height, width = resolution
-    if image.size != (width, height):
-        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
-    array = np.asarray(image)
+    array = np.asarray(image if size is None else resize(image, size, fit))
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
-def _refuse_many_unusable(files: Sequence[ImageFile], unusable: dict[int, str]) -> None:
-    if len(unusable) <= MOST_UNUSABLE * len(files):
-        return
-    first = [f"{files[index].name} ({unusable[index]})" for index in sorted(unusable)[:3]]
-    more = ", ..." if len(unusable) > len(first) else ""
-    raise InputError(
-        f"{len(unusable):,} of {len(files):,} images cannot be used, more than the {MOST_UNUSABLE:.0%} that training "
-        f"passes over: {', '.join(first)}{more}; repair or remove them"
-    )
+def _values(image: Image.Image) -> NDArray[Any]:
+    """One channel (h, w), as it was stored."""
+    if image.mode == "1":
+        return np.asarray(image.convert("L"))
+    values = np.asarray(image)
+    if image.mode.startswith("I"):
+        if values.min() < 0 or values.max() > 65535:
+            raise InputError(
+                f"values from {values.min():,} to {values.max():,} are more than 16 bits; save it as floats"
+            )
+        return values.astype(np.uint16)
+    return values
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image, or a broken one"
-    return " ".join(str(error).split()) or type(error).__name__
+def _finite(values: NDArray[Any]) -> NDArray[Any]:
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise InputError("holds NaN or infinity")
+    return values

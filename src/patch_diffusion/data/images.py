@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 from patch_diffusion.config import Data
 from patch_diffusion.data.codec import DTYPES, PixelCodec
 from patch_diffusion.errors import InputError
+
+if TYPE_CHECKING:
+    from patch_diffusion.data.latents import LatentCodec
 
 _MEASURED = 16_384
 """Images that the standard deviation is measured on, evenly over the data set; all where there are fewer."""
@@ -33,7 +37,7 @@ class ImageSet:
     class_names: tuple[str, ...] = ()
     options: Data = field(default_factory=Data)
     notes: tuple[str, ...] = ()
-    codec: PixelCodec = field(default_factory=PixelCodec)
+    codec: PixelCodec | LatentCodec = field(default_factory=PixelCodec)
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.dtype != DTYPES[self.codec.dtype]:
@@ -114,7 +118,7 @@ class ImageBuckets:
         return max(bucket.num_classes for bucket in self.buckets)
 
     @property
-    def codec(self) -> PixelCodec:
+    def codec(self) -> PixelCodec | LatentCodec:
         """What brings pixels to model space."""
         return self.buckets[0].codec
 

@@ -1,164 +1,206 @@
-"""Images from a folder, a zip, or the built-in digits."""
+"""Images from wherever they are."""
 
 from __future__ import annotations
 
-import json
 import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
-from importlib import resources
-from pathlib import Path, PurePosixPath
-from typing import IO, get_args
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 
-from patch_diffusion.config import Data, Mode
-from patch_diffusion.data.decode import ImageFile, decode_files
-from patch_diffusion.data.images import ImageSet
+from patch_diffusion.config import Cache, Data, Fit, Layout, Mode
+from patch_diffusion.data import digits, hub, shards
+from patch_diffusion.data.array_files import in_memory, is_array, open_array
+from patch_diffusion.data.arrays import read_array
+from patch_diffusion.data.collection import Collection, read_collection, resolution_of
+from patch_diffusion.data.files import find_in_folder, find_in_zip
+from patch_diffusion.data.images import Images
+from patch_diffusion.data.latent_folder import is_latents, open_latents
+from patch_diffusion.data.objects import array_of, find_in_objects
 from patch_diffusion.errors import InputError
 
-LABELS_FILE = "dataset.json"
+_CHOICES = {"mode": get_args(Mode), "fit": get_args(Fit), "layout": get_args(Layout), "cache": get_args(Cache)}
 
-OpenFile = Callable[[str], IO[bytes]]
+# Options that only some sources know.
+_FILES, _ARRAY_FILE, _ARRAY = {"labels"}, {"labels", "key", "layout"}, {"layout"}
+_TABLE, _OBJECTS = {"labels", "key"}, {"labels", "key", "layout"}
 
 
 def open_images(
-    source: str | Path,
+    source: Any,
     *,
     resolution: int | tuple[int, int] | None = None,
     classes: bool | None = None,
     mode: Mode = "auto",
+    fit: Fit = "crop",
+    range: tuple[float, float] | None = None,
+    labels: str | None = None,
+    key: str | None = None,
+    layout: Layout = "auto",
+    cache: Cache = "auto",
     show: bool = False,
-) -> ImageSet:
-    """Read all images of a data set into memory.
+) -> Images:
+    """Images to train on, from files, an array, or a data set of another library.
 
     Args:
-        source: a folder (searched through all its sub-folders), a zip, or "digits", the 1,797 handwritten digits of
-            the UCI repository as 16 x 16 grey images with 10 classes.
-        resolution: side, or height and width, to crop (centred) and resize to. None: as they are, all of one size.
-        classes: True asks for labels, from ``dataset.json`` (StyleGAN's and EDM's layout) or else the names of the
-            sub-folders; False leaves them; None takes those of ``dataset.json`` and of the digits.
-        mode: "L", "RGB", "RGBA", or "auto", see `decode_files`.
+        source: where they are:
+
+            - a folder (searched through all its sub-folders) or a zip of anything that Pillow reads: pictures of 8
+              bits, grey ones of 16 bits or floats; the grey pages of a TIFF are channels;
+            - an ``.npy``, ``.npz``, ``.h5`` or ``.zarr`` of n x c x h x w, n x h x w x c or n x h x w numbers;
+            - ``hf:NAME_OR_PATH`` or ``hf:NAME_OR_PATH:SPLIT``, a data set of the Hugging Face library on this machine;
+            - ``wds:shards/*.tar``, WebDataset's tar files;
+            - ``digits``, 1,797 handwritten digits of the UCI repository as 16 x 16 grey images with 10 classes;
+            - in Python also an array, a tensor, a ``datasets.Dataset``, a list or ``torch.utils.data.Dataset`` of
+              images or (image, label).
+        resolution: side, or height and width, that images are brought to. None: as they are, all of one size.
+        classes: True asks for labels: those of the data, or else the names of sub-folders; False leaves them; None
+            takes those of the data (``dataset.json`` in StyleGAN's and EDM's layout, an array ``labels``, a column of
+            classes, ``.cls``) where it has any.
+        mode: channels that pictures of 8 bits are converted to: "L", "RGB", "RGBA", or "auto", the least of them that
+            keeps what all have.
+        fit: how images are brought to the resolution: "crop" (centred, to the aspect), "stretch", or "bucket": each to
+            the nearest of several shapes of about resolution^2 pixels, see `bucket_sizes`.
+        range: the values that become -1 and 1 in model space. None: all that whole numbers can be, or what is found of
+            floats.
+        labels: where the labels are: a CSV with columns ``file`` and ``label``, the name of an array or a column, a
+            field of ``.json`` in shards, or an ``.npy`` beside an ``.npy``.
+        key: the name of the array or column of images, or their ending in shards, where there are several.
+        layout: where the channels of an array are: "channels_first", "channels_last", or "auto", as its shape tells.
+        cache: "memory" holds decoded images in memory; "disk" keeps them in a folder under $PATCH_DIFFUSION_CACHE or
+            the platform's cache, maps them, and finds them there the next time; "auto" is "disk" for more than 128 MB
+            and for all that is slow to read again. An ``.npy`` is mapped where it lies.
         show: a progress bar, on a terminal.
 
+    Returns:
+        An `ImageSet`, or, if images of several shapes come out of "bucket", `ImageBuckets`.
+
     Raises:
-        InputError: nothing usable there; the sentence says what and how to mend it.
+        InputError: nothing usable there, or not all of one kind; the sentence says what and how to mend it.
 
     >>> open_images("digits").resolution
     (16, 16)
     """
-    options = Data(str(source), resolution, classes, mode)
-    if mode not in get_args(Mode):
-        raise InputError(f"data.mode is one of {', '.join(get_args(Mode))}, not '{mode}'")
-    shape = (resolution, resolution) if isinstance(resolution, int) else resolution
-    if shape is not None and min(shape) < 1:
-        raise InputError(f"data.resolution is at least 1 pixel, not {resolution}")
-    if str(source) == "digits":
-        return replace(_digits(shape or (16, 16), mode, keep_labels=classes is not False), options=options)
-
+    named = isinstance(source, (str, Path))
+    options = Data(
+        source=str(source) if named else "",
+        resolution=_pair(resolution),
+        classes=classes,
+        mode=mode,
+        fit=fit,
+        range=_pair(range),
+        labels=labels,
+        key=key,
+        layout=layout,
+        cache=cache,
+    )
+    _check(options)
+    if not named:
+        return _open_object(source, options, show)
+    if options.source == digits.NAME:
+        _refuse_unknown(options, "the digits", set())
+        if fit != "crop":
+            raise InputError(f"data.fit {fit} has no meaning for the digits: leave it out")
+        return digits.read_digits(options)
     path = Path(source).expanduser()
-    if path.is_dir():
-        names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-        return _read(names, lambda name: (path / name).open("rb"), shape, options, show)
-    if not path.exists():
-        raise InputError(f"there is no data at {source}: give a folder or a zip of images, or 'digits'")
-    if not zipfile.is_zipfile(path):
-        raise InputError(f"{source} is neither a folder nor a zip of images")
-    with zipfile.ZipFile(path) as archive:
-        names = sorted(info.filename for info in archive.infolist() if not info.is_dir())
-        return _read(names, archive.open, shape, options, show)
+    if is_latents(path):
+        if options != Data(options.source, classes=classes):
+            raise InputError(f"{source} holds latents, which are as they were made: leave out all but data.classes")
+        return open_latents(path, classes=classes, options=options)
+    if _prefix(options.source) is None and is_array(path) and path.exists():
+        _refuse_unknown(options, options.source, _ARRAY_FILE)
+        with open_array(path, options.source, key=key, labels=labels) as stored:
+            return read_array(stored, options, show=show)
+    with find_images(options, show=show) as found:
+        return read_collection(found, options, show=show)
 
 
-def _read(names: list[str], open_file: OpenFile, shape: tuple[int, int] | None, options: Data, show: bool) -> ImageSet:
-    """Decode the images among the names and give them their labels."""
-    visible = [
-        name for name in names if not any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
-    ]
-    Image.init()
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    images = [name for name in visible if PurePosixPath(name).suffix.lower() in endings]
-    others = [name for name in visible if name not in set(images) and name != LABELS_FILE]
-    if not images:
-        found = f"holds no images, only {others[0]}" + (", ..." if len(others) > 1 else "") if others else "is empty"
-        raise InputError(f"{options.source} {found}: give a folder or a zip of images")
+@contextmanager
+def find_images(options: Data, *, show: bool = False) -> Iterator[Collection]:
+    """The files of a source that consists of files: a folder, a zip, ``hf:`` or ``wds:``. They can be read within it.
 
-    labels, class_names = _labels(images, visible, open_file, options)
-    files = [ImageFile(name, partial(open_file, name)) for name in images]
-    decoded = decode_files(files, shape, options.mode, show=show)
-    notes = decoded.notes
-    if others:
-        notes.append(f"{len(others):,} files that are not images left aside (first: {others[0]})")
-    return ImageSet(
-        torch.from_numpy(decoded.pixels),
-        None if labels is None else torch.from_numpy(labels[decoded.kept]),
-        class_names,
-        options,
-        tuple(notes),
-    )
-
-
-def _labels(
-    images: Sequence[str], names: Sequence[str], open_file: OpenFile, options: Data
-) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
-    if options.classes is False:
-        return None, ()
-    if LABELS_FILE in names:
-        with open_file(LABELS_FILE) as stream:
-            found = _read_labels_file(stream.read(), options.source)
-        if found:
-            missing = [name for name in images if name not in found]
-            if missing:
-                raise InputError(
-                    f"{LABELS_FILE} in {options.source} has no label for {len(missing):,} of {len(images):,} images "
-                    f"(first: {missing[0]}): add them, or set data.classes to False"
-                )
-            return np.array([found[name] for name in images], np.int64), ()
-    if not options.classes:
-        return None, ()
-    folders = [PurePosixPath(name).parts[0] if "/" in name else "" for name in images]
-    if "" in folders:
+    Raises:
+        InputError: no files there, or an array or the digits, which have none.
+    """
+    _check(options)
+    source, path = options.source, Path(options.source).expanduser()
+    prefix = _prefix(source)
+    _refuse_unknown(options, source, _FILES if prefix is None else _TABLE)
+    if prefix is not None:
+        name = source.removeprefix(prefix)
+        if prefix == hub.PREFIX:
+            yield hub.find_in_hub(name, options)
+        else:
+            yield shards.find_in_shards(name, options, show=show)
+    elif source == digits.NAME or (is_array(path) and path.exists()):
+        raise InputError(f"{source} does not consist of files")
+    elif path.is_dir():
+        yield find_in_folder(path, options)
+    elif not path.exists():
         raise InputError(
-            f"classes are the names of the sub-folders, but {images[folders.index('')]} in {options.source} is in none"
+            f"there is no data at {source}: give a folder or a zip of images, an array (.npy, .npz, .h5, .zarr), "
+            "hf:NAME, wds:SHARDS, or digits"
         )
-    class_names = tuple(sorted(set(folders)))
-    return np.array([class_names.index(folder) for folder in folders], np.int64), class_names
+    elif zipfile.is_zipfile(path):
+        with find_in_zip(path, options) as found:
+            yield found
+    else:
+        raise InputError(_what_it_is_not(path, source))
 
 
-def _read_labels_file(content: bytes, source: str) -> dict[str, int]:
-    """The labels of a ``dataset.json``: ``{"labels": [["00000/img00000000.png", 6], ...]}``, or null for none."""
-    try:
-        entries = json.loads(content).get("labels") or []
-        labels = {str(name).replace("\\", "/"): label for name, label in entries}
-    except (ValueError, TypeError, AttributeError):
-        raise InputError(f'{LABELS_FILE} in {source} is not of the form {{"labels": [["a.png", 0], ...]}}') from None
-    wrong = [name for name, label in labels.items() if type(label) is not int or label < 0]
-    if wrong:
+def _open_object(source: Any, options: Data, show: bool) -> Images:
+    if isinstance(source, torch.Tensor):
+        source = array_of(source)
+    if isinstance(source, np.ndarray):
+        _refuse_unknown(options, "an array", _ARRAY)
+        return read_array(in_memory(source, "the array"), options, show=show)
+    if type(source).__module__.split(".")[0] == "datasets":
+        _refuse_unknown(options, "a table", _TABLE)
+        return read_collection(hub.collection_of(source, options), options, show=show)
+    _refuse_unknown(options, "a data set", _OBJECTS)
+    return read_collection(find_in_objects(source, options, show=show), options, show=show)
+
+
+def _pair(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _prefix(source: str) -> str | None:
+    return next((prefix for prefix in (hub.PREFIX, shards.PREFIX) if source.startswith(prefix)), None)
+
+
+def _check(options: Data) -> None:
+    for name, choices in _CHOICES.items():
+        value = getattr(options, name)
+        if value not in choices:
+            raise InputError(f"data.{name} is one of {', '.join(choices)}, not '{value}'")
+    shape = resolution_of(options)
+    pair = isinstance(shape, tuple) and len(shape) == 2 and all(isinstance(side, int) and side > 0 for side in shape)
+    if shape is not None and not pair:
         raise InputError(
-            f"{LABELS_FILE} in {source}: the label of {wrong[0]} is {labels[wrong[0]]!r}, not a class number"
+            f"data.resolution is a side, or height and width, of at least 1 pixel, not {options.resolution}"
         )
-    return labels
+    if shape is None and options.fit != "crop":
+        raise InputError(f"data.fit {options.fit} needs data.resolution")
+    if options.range is not None and not options.range[0] < options.range[1]:
+        raise InputError(f"data.range goes from a lower to a higher value, not from {options.range}")
+    if options.labels is not None and options.classes is False:
+        raise InputError("data.labels says where the classes are, and data.classes False leaves them: give one")
 
 
-def _digits(shape: tuple[int, int], mode: str, keep_labels: bool) -> ImageSet:
-    """The test set of Alpaydin and Kaynak's Optical Recognition of Handwritten Digits, enlarged from 8 x 8."""
-    with resources.files("patch_diffusion.data").joinpath("digits.npz").open("rb") as stream, np.load(stream) as arrays:
-        small, labels = arrays["images"], arrays["labels"].astype(np.int64)
-    height, width = shape
-    mode = "L" if mode == "auto" else mode
-    pixels = [
-        np.asarray(
-            Image.fromarray((digit * (255 / 16)).round().astype(np.uint8))
-            .resize((width, height), Image.Resampling.BICUBIC)
-            .convert(mode)
-        ).reshape(height, width, -1)
-        for digit in small
-    ]
-    return ImageSet(
-        torch.from_numpy(np.stack(pixels).transpose(0, 3, 1, 2).copy()),
-        torch.from_numpy(labels) if keep_labels else None,
-        tuple("0123456789") if keep_labels else (),
-    )
+def _refuse_unknown(options: Data, source: str, known: set[str]) -> None:
+    for name in ("labels", "key", "layout"):
+        if name not in known and getattr(options, name) != getattr(Data, name):
+            raise InputError(f"data.{name} has no meaning for {source}: leave it out")
+
+
+def _what_it_is_not(path: Path, source: str) -> str:
+    ending = path.suffix.lower()
+    if ending == ".zip":
+        return f"{source} is damaged: it is no complete zip"
+    if ending == ".tar":
+        return f"{source} is a tar of shards: give it as wds:{source}"
+    return f"{source} is neither a folder nor a zip of images, nor an array (.npy, .npz, .h5, .zarr)"

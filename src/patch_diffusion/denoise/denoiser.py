@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from patch_diffusion.data.codec import PixelCodec
+from patch_diffusion.data.latents import LatentCodec
 from patch_diffusion.denoise.process import EDM, Process
 from patch_diffusion.errors import InputError
 
@@ -47,7 +48,7 @@ class Denoiser(nn.Module):
         coords: bool = True,
         resolution: tuple[int, int] | None = None,
         class_names: tuple[str, ...] = (),
-        codec: PixelCodec | None = None,
+        codec: PixelCodec | LatentCodec | None = None,
         sigma_min: float | None = None,
         sigma_max: float | None = None,
     ) -> None:
@@ -64,7 +65,7 @@ class Denoiser(nn.Module):
         self.coords = coords
         self.resolution = resolution
         self.class_names = class_names
-        self.codec = codec or PixelCodec()
+        self.codec: PixelCodec | LatentCodec = codec or PixelCodec()
         self.sigma_min = sigma_min
         self.sigma_max = sigma_max
 

@@ -18,6 +18,7 @@ def denoising_loss(
     sigma: Tensor,
     labels: Tensor | None = None,
     *,
+    augment: Tensor | None = None,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -32,11 +33,12 @@ def denoising_loss(
         coords: their coordinates, (2, h, w) or (n, 2, h, w).
         sigma: noise levels (n,).
         labels: classes (n,), -1 where hidden.
+        augment: how the images were augmented (n, augment_channels), for a network that is told; None is "not".
         noise: standard normal numbers like ``clean``; drawn with ``generator`` where not given.
     """
     if noise is None:
         device = generator.device if generator is not None else clean.device
         noise = torch.randn(clean.shape, generator=generator, device=device).to(clean)
     sigma = sigma.to(clean)
-    denoised = denoiser(clean + sigma[:, None, None, None] * noise, sigma, coords, labels)
+    denoised = denoiser(clean + sigma[:, None, None, None] * noise, sigma, coords, labels, augment)
     return denoiser.loss_weight(sigma) * (denoised - clean).square().mean(dim=(1, 2, 3))

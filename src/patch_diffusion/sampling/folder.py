@@ -60,7 +60,7 @@ def write_samples(
                 "settings": sample.settings,
             }
             if grid is not None and num <= MOST_IN_GRID:
-                shown.append((sample.label or 0, sample.seed, sample.pixels))
+                shown.append((sample.label or 0, sample.seed, sample.visible))
     finally:
         if num:
             write_json(index, {"samples": [entries[seed] for seed in sorted(entries)]})

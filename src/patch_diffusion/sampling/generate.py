@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.errors import InputError
 from patch_diffusion.patches.coords import coordinate_grid
 from patch_diffusion.sampling.bind import bind, noise_range, wide
 from patch_diffusion.sampling.choices import SOLVERS, options_of
 from patch_diffusion.sampling.guidance.classifier_free import classifier_free
-from patch_diffusion.sampling.pictures import to_image, write_picture
+from patch_diffusion.sampling.pictures import to_image, visible, write_pixels
 from patch_diffusion.sampling.schedules import SCHEDULES
 from patch_diffusion.sampling.step import Callback
 from patch_diffusion.streams import generator
@@ -29,24 +30,29 @@ from patch_diffusion.streams import generator
 class Sample:
     """One generated image: ``pixels`` (c, h, w), the ``seed`` it comes from, its class, and the settings.
 
-    The pixels are such as the model was trained on, uint8 for ordinary pictures.
+    The pixels are such as the model was trained on, uint8 for ordinary pictures; latents where there is nothing at hand
+    to decode them. ``range`` are the values that are shown black and white.
     """
 
     pixels: Tensor
     seed: int
     label: int | None
     settings: dict[str, Any]
+    range: tuple[float, float] = (0, 255)
+
+    @property
+    def visible(self) -> Tensor:
+        """What can be looked at of the pixels, see `visible`."""
+        return visible(self.pixels, *self.range)
 
     @property
     def image(self) -> Image.Image:
-        """As a Pillow image; 1, 3 or 4 channels."""
-        return to_image(self.pixels)
+        """What can be looked at, as a Pillow image."""
+        return to_image(self.visible)
 
     def save(self, folder: str | Path) -> Path:
-        """Write it as ``folder/000000.png``, named by its seed; returns the path."""
-        path = Path(folder) / f"{self.seed:06d}.png"
-        write_picture(self.image, path)
-        return path
+        """Write it as ``folder/000000.png``, named by its seed, or ``.npy`` where a PNG cannot hold it; the path."""
+        return write_pixels(self.pixels, Path(folder) / f"{self.seed:06d}")
 
 
 def generate(
@@ -143,9 +149,9 @@ def generate(
                 denoise = classifier_free(denoise, bind(model, coords), guidance)
             with evaluating(model), torch.inference_mode():
                 images = solve(denoise, noise(None) * levels[0], levels, noise=noise, callback=callback)
-                pixels = model.codec.decode(images).cpu()
-            for (seed, label), picture in zip(now, pixels, strict=True):
-                yield Sample(picture, seed, label, settings)
+                pixels, shown = _decoded(model, images)
+            for (seed, label), picture in zip(now, pixels.cpu(), strict=True):
+                yield Sample(picture, seed, label, settings, shown)
 
     return run()
 
@@ -157,6 +163,17 @@ def _noise(seeds: Sequence[int], shape: tuple[int, ...], device: torch.device, i
     ]
     drawn = [torch.randn(shape, generator=each, dtype=torch.float64) for each in generators]
     return torch.stack(drawn).to(device, wide(device))
+
+
+def _decoded(model: Denoiser, images: Tensor) -> tuple[Tensor, tuple[float, float]]:
+    """Pixels, and the values that are black and white; latents where their autoencoder is not there."""
+    codec = model.codec
+    if isinstance(codec, PixelCodec):
+        return codec.decode(images), codec.range
+    if codec.can_decode:
+        return codec.decode(images), (0, 255)
+    latents = codec.latents(images)
+    return latents, (float(latents.min()), float(latents.max()))
 
 
 def _resolution(model: Denoiser, resolution: int | tuple[int, int] | None) -> tuple[int, int]:

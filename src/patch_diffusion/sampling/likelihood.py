@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patch_diffusion.data.codec import DTYPES
+from patch_diffusion.data.codec import DTYPES, PixelCodec
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.errors import InputError
 from patch_diffusion.sampling.bind import bind_images, noise_range, wide
@@ -54,7 +54,7 @@ def bits_per_dimension(
         InputError: when images or settings do not suit the model, or torchdiffeq is not installed.
     """
     codec = model.codec
-    if codec.dtype == "float32":
+    if not isinstance(codec, PixelCodec) or codec.dtype == "float32":
         raise InputError(
             "bits are counted for pixels that are whole numbers, and this model has floats: see log_density"
         )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageColor
 from torch import Tensor
 
@@ -21,6 +22,42 @@ def to_image(pixels: Tensor) -> Image.Image:
         raise InputError(f"images of {len(pixels)} channels are no pictures; take sample.pixels")
     array = np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy())
     return Image.fromarray(array[..., 0] if len(pixels) == 1 else array, _MODES[len(pixels)])
+
+
+def visible(pixels: Tensor, low: float, high: float) -> Tensor:
+    """What can be looked at of pixels (c, h, w) of any type: uint8, ``low`` black and ``high`` white.
+
+    One, three and four channels stay as they are; other numbers of channels lie side by side, in grey.
+    """
+    if pixels.dtype != torch.uint8 or (low, high) != (0, 255):
+        pixels = ((pixels.float() - low) * (255 / (high - low))).round().clamp(0, 255).to(torch.uint8)
+    return pixels if len(pixels) in _MODES else pixels.transpose(0, 1).flatten(1)[None]
+
+
+def write_pixels(pixels: Tensor, path: Path) -> Path:
+    """Write pixels (c, h, w) without loss, as a PNG where it can hold them and as a NumPy array otherwise.
+
+    Args:
+        pixels: of any type.
+        path: without an ending.
+
+    Returns:
+        The path with its ending.
+    """
+    if pixels.dtype == torch.uint8 and len(pixels) in _MODES:
+        return write_picture(to_image(pixels), path.with_suffix(".png"))
+    array = np.ascontiguousarray(pixels.cpu().numpy())
+    if pixels.dtype == torch.uint16 and len(pixels) == 1:
+        return write_picture(Image.fromarray(array[0]), path.with_suffix(".png"))
+    path = path.with_suffix(".npy")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.partial.npy")
+    try:
+        np.save(partial, array)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
 
 
 def picture_grid(pictures: Sequence[Tensor], columns: int | None = None) -> Image.Image:
@@ -43,8 +80,8 @@ def picture_grid(pictures: Sequence[Tensor], columns: int | None = None) -> Imag
     return grid.resize((grid.width * scale, grid.height * scale), Image.Resampling.NEAREST)
 
 
-def write_picture(picture: Image.Image, path: str | Path) -> None:
-    """Write a picture; its folder is made, and a half-written file is never left under its name."""
+def write_picture(picture: Image.Image, path: str | Path) -> Path:
+    """Write a picture and return its path; its folder is made, and a half-written file never has its name."""
     path = Path(path)
     if path.suffix.lower() not in (".png", ".webp", ".tif", ".tiff", ".bmp"):
         raise InputError(f"pictures are written as .png (or .webp, .tiff, .bmp), not as '{path.name}'")
@@ -55,3 +92,4 @@ def write_picture(picture: Image.Image, path: str | Path) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+    return path

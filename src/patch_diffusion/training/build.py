@@ -7,6 +7,7 @@ from os import PathLike
 import torch
 
 from patch_diffusion.config import Config
+from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.images import Images
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.noise import NoiseLevels
@@ -25,7 +26,14 @@ def build_trainer(config: Config, images: Images, out: str | PathLike[str], *, s
     patches = {name: value for name, value in vars(config.patches).items() if name != "coords"}
     schedule = PatchSchedule(**patches, seed=config.seed)
     torch.manual_seed(stream_key(config.seed, "weights"))
-    network = build_network(config.network, images.channels, images.num_classes, coords=config.patches.coords)
+    augment = Augment(**vars(config.data.augment))
+    network = build_network(
+        config.network,
+        images.channels,
+        images.num_classes,
+        augment_channels=augment.channels,
+        coords=config.patches.coords,
+    )
     noise, process = config.noise, PROCESSES[config.noise.process]
     denoiser = Denoiser(
         network,
@@ -41,6 +49,7 @@ def build_trainer(config: Config, images: Images, out: str | PathLike[str], *, s
         schedule,
         out=out,
         batch=config.batch,
+        augment=augment,
         noise=NoiseLevels(noise.p_mean, noise.p_std, process),
         optimizer=config.optimizer,
         ema=config.ema,

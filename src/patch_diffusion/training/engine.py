@@ -62,7 +62,7 @@ class Engine:
         return self.rank == 0
 
     def prepare(self, denoiser: Denoiser) -> nn.Module:
-        """The denoising loss as a module ``(clean, coords, sigma, labels, noise) -> (n,)`` of this engine.
+        """The denoising loss as a module ``(clean, coords, sigma, labels, augment, noise) -> (n,)`` of this engine.
 
         The denoiser is moved to the device.
         """
@@ -141,9 +141,17 @@ class DenoisingLoss(nn.Module):
         super().__init__()
         self.denoiser = denoiser
 
-    def forward(self, clean: Tensor, coords: Tensor, sigma: Tensor, labels: Tensor | None, noise: Tensor) -> Tensor:
+    def forward(
+        self,
+        clean: Tensor,
+        coords: Tensor,
+        sigma: Tensor,
+        labels: Tensor | None,
+        augment: Tensor | None,
+        noise: Tensor,
+    ) -> Tensor:
         """``(n,)``, see `denoising_loss`."""
-        return denoising_loss(self.denoiser, clean, coords, sigma, labels, noise=noise)
+        return denoising_loss(self.denoiser, clean, coords, sigma, labels, augment=augment, noise=noise)
 
 
 def place(denoiser: Denoiser, device: torch.device) -> Denoiser:

@@ -7,11 +7,11 @@ import os
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.patches.coords import coordinate_grid
@@ -22,11 +22,12 @@ from patch_diffusion.training.trainer import Trainer
 SECONDS = 15.0
 """That the timed steps may take, about."""
 
-WORKSPACE = 1.3
-"""Of what is kept for the backward pass, with the gradients of activations and the buffers of convolutions."""
+WORKSPACE = 1.4
+"""What a step takes at its peak, with the gradients of activations and the buffers of convolutions, as a multiple of
+what is kept for the backward pass: 1.2 to 1.5 for U-Nets and transformers on a CPU."""
 
 COPIES_OF_WEIGHTS = 5
-"""The weights, their gradients, their average, and two moments."""
+"""The weights, their gradients, the average that is sampled from, and two moments; other averages come on top."""
 
 _TIMED_STEPS = 4  # of each size, beside the first, in which memory is allocated
 _PICTURES, _EVALUATIONS = 16, 35  # of a picture of samples: images, and how often the network sees each
@@ -45,7 +46,9 @@ class Forecast:
         images: in a step of each size.
         seconds_per_picture: of the samples that are made now and then.
         pictures: how many times they are made.
-        memory: bytes on the device, for weights, their gradients and moments, and the largest step.
+        batch: whole images in a step.
+        memory_of_weights: bytes on the device, for weights, their gradients, average and moments.
+        memory_of_step: bytes beside them that the largest step takes. The data, and torch itself, come on top.
     """
 
     device: str
@@ -55,7 +58,25 @@ class Forecast:
     images: Mapping[str, int]
     seconds_per_picture: float
     pictures: int
-    memory: int
+    batch: int
+    memory_of_weights: int
+    memory_of_step: int
+
+    @property
+    def memory(self) -> int:
+        """Bytes on the device."""
+        return self.memory_of_weights + self.memory_of_step
+
+    def with_batch(self, batch: int) -> Forecast:
+        """The same with another batch, all but the weights being in proportion to it."""
+        factor = batch / self.batch
+        return replace(
+            self,
+            seconds={size: factor * seconds for size, seconds in self.seconds.items()},
+            images={size: max(1, round(factor * num)) for size, num in self.images.items()},
+            batch=batch,
+            memory_of_step=round(factor * self.memory_of_step),
+        )
 
     @property
     def images_per_second(self) -> float:
@@ -76,7 +97,7 @@ class Forecast:
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
-        return {**asdict(self), "images_per_second": self.images_per_second}
+        return {**asdict(self), "memory": self.memory, "images_per_second": self.images_per_second}
 
     def _mean(self, of_size: Mapping[str, float] | Mapping[str, int]) -> float:
         return sum(share * of_size[size] for size, share in self.shares.items())
@@ -102,9 +123,11 @@ def forecast(trainer: Trainer, *, seconds: float = SECONDS) -> Forecast:
             share = size.probability * len(bucket) / len(trainer.images)
             shares[str(size)] = shares.get(str(size), 0.0) + share
     images = {name: size.num_images(batch) for name, size in sizes.items()}
-    memory = _memory(trainer, sizes)
+    kept = {name: _kept_for_backward(trainer, size.shape) for name, size in sizes.items()}
+    parts = trainer.engine.options.accumulation
+    memory_of_step = round(WORKSPACE * max(-(-images[name] // parts) * kept[name] for name in sizes))
     try:
-        trainer.batch = _batch_to_time(trainer, sizes, memory, seconds)
+        trainer.batch = _batch_to_time(trainer, sizes, memory_of_step, seconds)
         measured = _time_steps(trainer, sizes, seconds)
         # Times of a part of the batch stand for all of it.
         timed = {name: (num, measured[name]) for name, num in _images(sizes, trainer.batch).items() if name in measured}
@@ -123,8 +146,15 @@ def forecast(trainer: Trainer, *, seconds: float = SECONDS) -> Forecast:
         images=images,
         seconds_per_picture=_time_evaluation(trainer) * _EVALUATIONS,
         pictures=trainer.samples,
-        memory=memory,
+        batch=batch,
+        memory_of_weights=memory_of_weights(trainer.network, len(trainer.power_averages)),
+        memory_of_step=memory_of_step,
     )
+
+
+def memory_of_weights(network: nn.Module, averages: int = 0) -> int:
+    """Bytes that the weights take in training, with gradients, moments and averages, of which there may be more."""
+    return (COPIES_OF_WEIGHTS + averages) * 4 * sum(parameter.numel() for parameter in network.parameters())
 
 
 def memory_of(device: torch.device) -> int | None:
@@ -141,14 +171,6 @@ def _images(sizes: Mapping[str, PatchSize], batch: int) -> dict[str, int]:
     return {name: size.num_images(batch) for name, size in sizes.items()}
 
 
-def _memory(trainer: Trainer, sizes: Mapping[str, PatchSize]) -> int:
-    """Bytes that training takes on the device at its largest step."""
-    weights = COPIES_OF_WEIGHTS * 4 * trainer.facts.parameters
-    images = _images(sizes, trainer.batch)
-    kept = {name: _kept_for_backward(trainer, size.shape) for name, size in sizes.items()}
-    return weights + round(WORKSPACE * max(images[name] * kept[name] for name in sizes))
-
-
 def _kept_for_backward(trainer: Trainer, shape: tuple[int, int]) -> int:
     """Bytes of activations that an image of this shape leaves for the backward pass."""
     denoiser: Denoiser = trainer.denoiser
@@ -163,7 +185,7 @@ def _kept_for_backward(trainer: Trainer, shape: tuple[int, int]) -> int:
 
     noisy = torch.zeros(1, trainer.images.channels, *shape, device=trainer.denoiser.device)
     labels = torch.zeros(1, dtype=torch.long, device=trainer.denoiser.device) if denoiser.num_classes else None
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), trainer.engine.computing():
         denoised = denoiser(noisy, 1.0, coordinate_grid(*shape, device=trainer.denoiser.device), labels)
     del denoised
     return sum(kept.values())
@@ -171,9 +193,9 @@ def _kept_for_backward(trainer: Trainer, shape: tuple[int, int]) -> int:
 
 def _batch_to_time(trainer: Trainer, sizes: Mapping[str, PatchSize], memory: int, seconds: float) -> int:
     """The batch, or the part of it that fits into half the memory and of which some steps take no longer than asked."""
-    batch, room = trainer.batch, memory_of(trainer.denoiser.device)
-    largest = batch if room is None else max(1, min(batch, int(batch * room / 2 / memory)))
-    trainer.batch = 1
+    batch, room, parts = trainer.batch, memory_of(trainer.denoiser.device), trainer.engine.options.accumulation
+    largest = batch if room is None else max(parts, min(batch, int(batch * room / 2 / memory)))
+    trainer.batch = parts
     _step(trainer, 0.5)
     while trainer.batch < largest:
         size, spent = _step(trainer, 0.5)

@@ -5,20 +5,14 @@ from __future__ import annotations
 import os
 from os import PathLike
 
-import torch
-
 from patch_diffusion.config import Config
 from patch_diffusion.data.sources import open_images
 from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.denoise.noise import NoiseLevels
-from patch_diffusion.denoise.process import PROCESSES
 from patch_diffusion.errors import InputError
-from patch_diffusion.patches.schedule import PatchSchedule
-from patch_diffusion.streams import stream_key
 from patch_diffusion.training.budget import Budget
+from patch_diffusion.training.build import build_trainer
 from patch_diffusion.training.processes import run_processes, started_by_launcher
-from patch_diffusion.training.run import build_network, load
-from patch_diffusion.training.trainer import Trainer
+from patch_diffusion.training.run import load
 
 
 def train(config: Config, out: str | PathLike[str], *, show: bool = True) -> Denoiser:
@@ -38,35 +32,6 @@ def train(config: Config, out: str | PathLike[str], *, show: bool = True) -> Den
 
 def _train(config: Config, out: str | PathLike[str], show: bool) -> Denoiser:
     budget = Budget(config.steps, config.images, config.minutes)
-    patches = {name: value for name, value in vars(config.patches).items() if name != "coords"}
-    schedule = PatchSchedule(**patches, seed=config.seed)
-    data = config.data
-    images = open_images(data.source, resolution=data.resolution, classes=data.classes, mode=data.mode, show=show)
-    torch.manual_seed(stream_key(config.seed, "weights"))
-    network = build_network(config.network, images.channels, images.num_classes, coords=config.patches.coords)
-    noise, process = config.noise, PROCESSES[config.noise.process]
-    denoiser = Denoiser(
-        network,
-        images.standard_deviation if noise.sigma_data is None else noise.sigma_data,
-        process=process,
-        coords=config.patches.coords,
-        sigma_min=noise.sigma_min,
-        sigma_max=noise.sigma_max,
-    )
-    trainer = Trainer(
-        denoiser,
-        images,
-        schedule,
-        out=out,
-        batch=config.batch,
-        noise=NoiseLevels(noise.p_mean, noise.p_std, process),
-        optimizer=config.optimizer,
-        ema=config.ema,
-        engine=config.engine,
-        checkpoints=config.checkpoints,
-        checkpoint_minutes=config.checkpoint_minutes,
-        samples=config.samples,
-        log_every=config.log_every,
-        show=show,
-    )
-    return trainer.fit(**vars(budget))
+    how = {name: value for name, value in vars(config.data).items() if name != "augment"}
+    images = open_images(**how, show=show)
+    return build_trainer(config, images, out, show=show).fit(**vars(budget))

@@ -15,6 +15,7 @@ from torch import nn
 from patch_diffusion.config import Config, Network, changed_options, from_dict, to_dict
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.images import Images
+from patch_diffusion.data.latents import LatentCodec, codec_of
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.networks.dit import DiT
 from patch_diffusion.denoise.networks.unet import STYLES, UNet
@@ -101,7 +102,7 @@ class RunFolder:
                     f"{self.path} holds a run with other options ({', '.join(changed)}): continue it with its own, or "
                     "choose another folder"
                 )
-            if changed := [name for name, value in vars(facts).items() if value != getattr(stored_facts, name)]:
+            if changed := [name for name, value in vars(facts).items() if _differs(value, getattr(stored_facts, name))]:
                 raise InputError(
                     f"{self.path} holds a run on other data or another network ({', '.join(changed)} differ): choose "
                     "another folder"
@@ -145,6 +146,13 @@ class RunFolder:
 _UNET_ONLY, _DIT_ONLY = {"multipliers", "blocks", "attention"}, {"depth", "heads", "token"}
 
 
+def _differs(fact: Any, stored: Any) -> bool:
+    """The autoencoder of latents may be elsewhere, or have a better decoder: they are the same latents."""
+    if isinstance(fact, dict) and isinstance(stored, dict):
+        return any(fact.get(name) != stored.get(name) for name in (fact.keys() | stored.keys()) - {"vae", "digest"})
+    return fact != stored
+
+
 def build_network(
     options: Network, image_channels: int, num_classes: int, *, augment_channels: int = 0, coords: bool
 ) -> nn.Module:
@@ -171,6 +179,7 @@ def load(
     ema_length: float | None = None,
     device: str = "auto",
     network: nn.Module | None = None,
+    vae: str | os.PathLike[str] | None = None,
 ) -> Denoiser:
     """The model of a run, with averaged weights, ready to sample from. Nothing is unpickled.
 
@@ -180,6 +189,7 @@ def load(
         ema_length: length of a power-function average, put together from those that ``ema.lengths`` kept in the
             checkpoints so far, see `power_ema`; the ordinary average where None.
         device: see `choose_device`.
+        vae: for a model of latents: folder of an autoencoder to decode with, in place of the one that made them.
         network: for a run that trained a module of your own: such a module, to be filled with the weights.
 
     Raises:
@@ -206,6 +216,11 @@ def load(
             augment_channels=facts.augment_channels,
             coords=config.patches.coords,
         )
+    codec = codec_of(facts.codec)
+    if vae is not None:
+        if not isinstance(codec, LatentCodec):
+            raise InputError(f"{path} holds a model of pixels, which takes no VAE")
+        codec = codec.decoded_by(os.fspath(vae))
     model = Denoiser(
         network,
         facts.sigma_data,
@@ -213,7 +228,7 @@ def load(
         coords=config.patches.coords,
         resolution=facts.resolution,
         class_names=facts.class_names,
-        codec=PixelCodec(**facts.codec),
+        codec=codec,
         sigma_min=config.noise.sigma_min,
         sigma_max=config.noise.sigma_max,
     )

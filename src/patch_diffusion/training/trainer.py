@@ -13,9 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patch_diffusion.config import Augment as AugmentOptions
 from patch_diffusion.config import Config, Ema, Network, Noise, Optimizer
 from patch_diffusion.config import Engine as EngineOptions
+from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.images import Images, ImageSet
+from patch_diffusion.data.latents import LatentSet
 from patch_diffusion.data.order import SampleOrder, bucket_at
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.noise import NoiseLevels
@@ -51,6 +54,7 @@ class Trainer:
         schedule: sizes of the steps; its seed is the seed of the run.
         out: the run folder: new or empty, or that of a stopped run of the same options, which then continues.
         batch: whole images per step.
+        augment: how images are altered before they are cut.
         noise: noise levels to train on.
         optimizer, ema, engine, checkpoints, checkpoint_minutes, samples, log_every: see `Config`.
         show: progress on stderr.
@@ -64,6 +68,7 @@ class Trainer:
         *,
         out: str | PathLike[str],
         batch: int = Config.batch,
+        augment: Augment | None = None,
         noise: NoiseLevels | None = None,
         optimizer: Optimizer | None = None,
         ema: Ema | None = None,
@@ -88,7 +93,8 @@ class Trainer:
             raise InputError(f"checkpoint_minutes is above 0, not {checkpoint_minutes}")
         if noise.process != denoiser.process:
             raise InputError(f"noise levels of the {noise.process.name} process, denoiser of {denoiser.process.name}")
-        _check_network(denoiser, images)
+        self.augment = augment or Augment()
+        _check_network(denoiser, images, self.augment)
         self.schedule = schedule or PatchSchedule()
         sizes = {
             bucket.resolution: self.schedule.sizes_for(bucket.resolution, denoiser.stride) for bucket in images.buckets
@@ -123,7 +129,7 @@ class Trainer:
         self.facts = ModelFacts.of(denoiser, images)
         settings = getattr(self.network, "settings", None)
         self.config = Config(
-            data=images.options,
+            data=replace(images.options, augment=AugmentOptions(**vars(self.augment))),
             patches=self.schedule.options(coords=denoiser.coords),
             noise=Noise(
                 process=denoiser.process.name,
@@ -235,7 +241,7 @@ class Trainer:
     def _inputs(
         self, images: ImageSet, order: SampleOrder, size: PatchSize, num: int, slots: range
     ) -> tuple[Tensor | None, ...]:
-        """Clean patches, coordinates, noise levels, labels and noise of some of the ``num`` samples of this step."""
+        """What the loss is computed from, see `DenoisingLoss`, of some of the ``num`` samples of this step."""
         device, chosen = self.engine.device, slice(slots.start, slots.stop)
         first = self.seen.drawn(images.resolution) + slots.start
         pixels, labels = images.batch(order.indices(first, len(slots)))
@@ -247,10 +253,19 @@ class Trainer:
         if labels is not None:
             labels = labels.masked_fill(hidden < self.denoiser.label_dropout, -1).to(device, non_blocking=True)
 
-        patch = random_patches(pixels.to(device, non_blocking=True), size.shape, places=places)
-        clean = images.codec.encode(patch.pixels)
-        noise = slot_normal(self.schedule.seed, "noise", self.seen.step, slots, tuple(clean.shape[1:]), device)
-        return clean, patch.coords, sigma, labels, noise
+        pixels = pixels.to(device, non_blocking=True)
+        if self.augment.p:
+            pixels = images.codec.encode(pixels)
+        pixels, altered = self.augment(pixels, self.schedule.seed, self.seen.step, slots)
+        patch = random_patches(pixels, size.shape, places=places)
+
+        def normal(name: str) -> Tensor:
+            shape = (images.channels, *size.shape)
+            return slot_normal(self.schedule.seed, name, self.seen.step, slots, shape, device)
+
+        posterior = normal("posterior") if images.codec.posterior else None
+        clean = patch.pixels if self.augment.p else images.codec.encode(patch.pixels, posterior)
+        return clean, patch.coords, sigma, labels, altered, normal("noise")
 
     def _key(self, name: str) -> int:
         """Of the random numbers of this step with that name."""
@@ -317,7 +332,7 @@ class Trainer:
         """A picture of samples from fixed seeds."""
         num = self.denoiser.num_classes
         seeds = range(min(num, 10) * 2 if num else 16)
-        pictures = [sample.pixels for sample in generate(self.average.denoiser, seeds)]
+        pictures = [sample.visible for sample in generate(self.average.denoiser, seeds)]
         write_picture(
             picture_grid(pictures, columns=len(seeds) // 2 if num else None), self.run.sample_file(self.seen.step)
         )
@@ -384,8 +399,15 @@ class Trainer:
         )
 
 
-def _check_network(denoiser: Denoiser, images: Images) -> None:
+def _check_network(denoiser: Denoiser, images: Images, augment: Augment) -> None:
     """The network takes such images."""
+    if augment.channels not in (0, denoiser.augment_channels):
+        raise InputError(
+            f"the network is told of augmentation by {denoiser.augment_channels} numbers, but data.augment gives "
+            f"{augment.channels}: build it with augment_channels={augment.channels}"
+        )
+    if isinstance(images, LatentSet) and (augment.p or augment.flip):
+        raise InputError("latents cannot be augmented: make those of the mirrored images too (prepare --flips)")
     if denoiser.image_channels not in (None, images.channels):
         raise InputError(f"the network takes {denoiser.image_channels} channels, but the images have {images.channels}")
     if denoiser.num_classes and denoiser.num_classes != images.num_classes:

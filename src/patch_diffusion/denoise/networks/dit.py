@@ -17,17 +17,20 @@ from torch import Tensor, nn
 # of a row of 64 apart. Noise levels are about -1.6 to 1.1 for the EDM process, and up to 999 for VP.
 COORDINATE_BANDS = (math.pi / 2, 32 * math.pi, 8)
 NOISE_BANDS = (1e-3, 8.0, 32)
+# Lowest and highest angular frequency by which coordinates turn queries and keys.
+TURNS = (1.0, 16 * math.pi)
 
 
 class DiT(nn.Module):
     """Maps scaled noisy images and their coordinates to the raw network output F of the denoiser.
 
     Called as `UNet` is. Transformer blocks with adaptive normalisation that start as the identity ("adaLN-Zero",
-    DiT, section 3.2), and normalised queries and keys (arXiv 2302.05442, section 2), which high learning rates need.
+    DiT, section 3.2). A token is told its place at the start, and its normalised queries and keys are turned by it, so
+    that tokens see how far apart they are (RoFormer, arXiv 2104.09864, on both axes; ViT-22B, arXiv 2302.05442).
 
     Args:
         image_channels: channels of the images, in and out.
-        width: channels of a token, a multiple of ``heads``.
+        width: channels of a token, a multiple of 4 for each head.
         depth: transformer blocks.
         heads: attention heads.
         token: side of a token in pixels; height and width must be multiples of it. Half of it costs four times as much.
@@ -60,8 +63,8 @@ class DiT(nn.Module):
         for name, number in (("depth", depth), ("heads", heads), ("token", token)):
             if number < 1:
                 raise ValueError(f"network.{name} is at least 1, not {number}")
-        if width < 1 or width % heads:
-            raise ValueError(f"network.width is a multiple of network.heads, not {width} for {heads} heads")
+        if width < 1 or width % (4 * heads):
+            raise ValueError(f"network.width is a multiple of 4 for each head, not {width} for {heads} heads")
         for name, share in (("dropout", dropout), ("label_dropout", label_dropout)):
             if not 0 <= share < 1:
                 raise ValueError(f"network.{name} is a probability in [0, 1), not {share}")
@@ -85,6 +88,7 @@ class DiT(nn.Module):
         token_values = image_channels * token**2
         self.first = nn.Linear(token_values, width)
         self.embed_coords = nn.Sequential(Waves(*COORDINATE_BANDS), nn.Linear(2 * 2 * COORDINATE_BANDS[-1], width))
+        self.turns = Waves(*TURNS, width // heads // 4)
         self.embed_noise = nn.Sequential(
             Waves(*NOISE_BANDS), nn.Linear(2 * NOISE_BANDS[-1], width), nn.SiLU(), nn.Linear(width, width)
         )
@@ -116,10 +120,12 @@ class DiT(nn.Module):
         pixels = x[:, : self.image_channels]
         coords = x[:, self.image_channels :] if self.coords else _whole_grid(height, width, x)
         tokens = self.first(_rows(F.pixel_unshuffle(pixels, self.stride)))
-        tokens = tokens + self.embed_coords(_rows(F.avg_pool2d(coords, self.stride)))
+        places = _rows(F.avg_pool2d(coords, self.stride))
+        tokens = tokens + self.embed_coords(places)
+        turn = self.turns(places)[:, None]  # the same for all heads
         condition = self._condition(c_noise, labels, augment)
         for block in self.blocks:
-            tokens = block(tokens, condition)
+            tokens = block(tokens, turn, condition)
         scale, shift = self.last_modulation(condition)[:, None].chunk(2, dim=-1)
         values = self.last(modulated(tokens, scale, shift)).transpose(1, 2)
         return F.pixel_shuffle(values.unflatten(2, (height // self.stride, width // self.stride)), self.stride)
@@ -161,18 +167,19 @@ class Block(nn.Module):
         self.down = nn.Linear(4 * width, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """(n, tokens, width) and (n, width) to the shape of the first."""
+    def forward(self, x: Tensor, turn: Tensor, condition: Tensor) -> Tensor:
+        """(n, tokens, width), (n, 1, tokens, width / heads) and (n, width) to the shape of the first."""
         scale0, shift0, gate0, scale1, shift1, gate1 = self.modulation(condition)[:, None].chunk(6, dim=-1)
-        x = x + gate0 * self.dropout(self._attend(modulated(x, scale0, shift0)))
+        x = x + gate0 * self.dropout(self._attend(modulated(x, scale0, shift0), turn))
         h = self.down(F.gelu(self.up(modulated(x, scale1, shift1)), approximate="tanh"))
         return x + gate1 * self.dropout(h)
 
-    def _attend(self, x: Tensor) -> Tensor:
+    def _attend(self, x: Tensor, turn: Tensor) -> Tensor:
         num, tokens, width = x.shape
         # The fast kernels want each of the three contiguous.
-        q, k, v = self.qkv(x).view(num, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).contiguous()
-        q, k = (F.rms_norm(vectors, vectors.shape[-1:]) for vectors in (q, k))
+        qkv = self.qkv(x).view(num, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).contiguous()
+        q, k = turned(F.rms_norm(qkv[:2], qkv.shape[-1:]), turn)
+        v = qkv[2]
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(num, tokens, width))
 
 
@@ -195,6 +202,13 @@ class Waves(nn.Module):
 def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """The tokens (n, tokens, width), each of zero mean and unit variance before it is scaled and shifted."""
     return F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
+
+
+def turned(x: Tensor, turn: Tensor) -> Tensor:
+    """Pairs of channels (..., tokens, channels), each turned by the angle whose sine and cosine ``turn`` holds."""
+    sin, cos = turn.chunk(2, dim=-1)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
 def _rows(x: Tensor) -> Tensor:

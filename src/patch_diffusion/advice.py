@@ -1,0 +1,261 @@
+"""What to tell a user of a data set: settings that fit, what they cost on this machine, and what to look out for."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patch_diffusion.config import Config, to_dict
+from patch_diffusion.data.as_files import some_images
+from patch_diffusion.data.collection import MOST_UNUSABLE
+from patch_diffusion.data.digits import NAME as DIGITS
+from patch_diffusion.data.images import Images
+from patch_diffusion.data.inspect import Findings
+from patch_diffusion.data.resolution import suggest_resolution
+from patch_diffusion.errors import InputError
+from patch_diffusion.patches.schedule import PatchSchedule
+from patch_diffusion.presets import DEFAULT_PRESET
+from patch_diffusion.suggest import stride, suggest
+from patch_diffusion.training.build import build_trainer
+from patch_diffusion.training.engine import choose_device
+from patch_diffusion.training.forecast import Forecast, forecast, memory_of, memory_of_weights
+from patch_diffusion.training.run import build_network
+
+SIDE_ON_CPU, SIDE_ON_GPU = 64, 128
+"""Root of the area of images that is suggested where they are larger."""
+
+FEW_IMAGES = 5_000
+"""The smallest data sets that Patch Diffusion was published with (arXiv 2304.12526, abstract)."""
+
+_VERY_FEW_IMAGES = 500
+_LEAST_SHIFT = 0.5  # of p_mean that is worth an option
+_FLIPS_FOR = 50_000  # images, above which flips gain little
+_ENOUGH_TO_TELL = 0.1  # asymmetry by chance, above which images are too few to tell
+_SYMMETRIC = 0.05
+_BALANCED = 10  # the largest class to the smallest
+_MEMORY_USED = 0.8  # of what there is
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What `advise` says.
+
+    Args:
+        config: the options that fit, the budget among them.
+        reasons: why those that are not the preset's are as they are, by name.
+        warnings: what to look out for, in sentences.
+        refusal: why training would refuse the images; empty where it would not.
+        sigma_data: standard deviation of the images in model space.
+        sizes: shares of the steps that each size, such as "32x32", takes.
+        forecast: what training costs on this machine, where it was asked for.
+        memory: bytes that this machine has for it, where that is known.
+    """
+
+    config: Config
+    reasons: dict[str, str]
+    warnings: list[str] = field(default_factory=list)
+    refusal: str = ""
+    sigma_data: float | None = None
+    sizes: dict[str, float] = field(default_factory=dict)
+    forecast: Forecast | None = None
+    memory: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {
+            **asdict(self),
+            "config": to_dict(self.config),
+            "forecast": None if self.forecast is None else self.forecast.as_dict(),
+        }
+
+
+def advise(
+    findings: Findings, base: Config, given: Collection[str] = (), *, timed: bool = True, show: bool = False
+) -> Advice:
+    """Settings for a data set, what they cost, and warnings.
+
+    Args:
+        findings: what is in it.
+        base: options to start from, the data set among them: a preset and what the user asked for.
+        given: names of the options that the user asked for, which stay as they are.
+        timed: run some steps, to tell how long training takes.
+        show: a progress bar, on a terminal.
+
+    Raises:
+        InputError: options that cannot be, whatever the images.
+    """
+    reasons: dict[str, str] = {}
+    device = choose_device(base.engine.device)
+    config = _at_a_resolution(findings, base, given, SIDE_ON_GPU if device.type == "cuda" else SIDE_ON_CPU, reasons)
+    warnings = warnings_of(findings, config)
+    if findings.problems:
+        return Advice(config, reasons, warnings=warnings, refusal=findings.problems[0])
+    try:
+        images = some_images(config.data, without=findings.unusable.keys(), show=show)
+    except InputError as error:
+        return Advice(config, reasons, warnings=warnings, refusal=str(error))
+    if not images.standard_deviation > 0:
+        return Advice(config, reasons, warnings=warnings, refusal="all images are of one and the same value")
+    config = _shifted(images, config, given, reasons)
+    config, why = suggest(images, config, given)
+    for reason in why:
+        option, _, because = reason.partition(": ")
+        reasons[option.split()[0]] = because
+    room, foreseen = memory_of(device), None
+    try:
+        sizes = _shares(images, config)
+        if timed:
+            config, foreseen = _forecast(images, config, given, room, reasons)
+    except InputError as error:
+        return Advice(config, reasons, warnings=warnings, refusal=str(error))
+    warnings += images.notes
+    if timed and foreseen is None:
+        warnings.append("the network takes more memory than this machine has: choose a smaller --network.width")
+    return Advice(config, reasons, warnings, "", images.standard_deviation, sizes, foreseen, room)
+
+
+def preset_for(source: str, device: str = "auto") -> str:
+    """The preset that suits a data set and a machine."""
+    if source == DIGITS:
+        return DIGITS
+    return "ddpmpp-64" if choose_device(device).type == "cuda" else DEFAULT_PRESET
+
+
+def warnings_of(findings: Findings, config: Config) -> list[str]:
+    """What to look out for in a data set, in sentences."""
+    return [*_of_classes(findings, config), *_of_files(findings), *_of_few(findings), *_of_flips(findings, config)]
+
+
+def _at_a_resolution(
+    findings: Findings, config: Config, given: Collection[str], side: int, reasons: dict[str, str]
+) -> Config:
+    """Brought to a resolution, where images are large or of several sizes."""
+    if "data.resolution" in given or not findings.sizes:
+        return config
+    found = suggest_resolution(findings.sizes, side)
+    if found is None:
+        return config
+    height, width = found.size
+    reasons["data.resolution"] = found.reason
+    data = replace(config.data, resolution=height if height == width else found.size)
+    if "data.fit" not in given:
+        data = replace(data, fit=found.fit)
+    return replace(config, data=data)
+
+
+def _shifted(images: Images, config: Config, given: Collection[str], reasons: dict[str, str]) -> Config:
+    """Noise levels for images that are flatter, or larger, than those that a preset's are for.
+
+    Images of k times the deviation are the same problem at k times the noise, and in images of k times the side as much
+    is seen at k times the noise (Hoogeboom et al., arXiv 2301.11093, section 2.1).
+    """
+    if {"noise.p_mean", "noise.p_std", "noise.process"} & set(given) or config.noise.process != "edm":
+        return config
+    deviation, side = images.standard_deviation, math.sqrt(math.prod(images.resolution))
+    shift = math.log(deviation / 0.5) + math.log(max(side, 64) / 64) if deviation > 0 else 0.0
+    if abs(shift) < _LEAST_SHIFT:
+        return config
+    p_mean = -1.2 if config.noise.p_mean is None else config.noise.p_mean
+    reasons["noise.p_mean"] = (
+        f"{p_mean:g} is for images of deviation 0.5 and up to 64 pixels, and these have {deviation:.2f} and {side:.0f}"
+    )
+    return replace(config, noise=replace(config.noise, p_mean=round(p_mean + shift, 1)))
+
+
+def _shares(images: Images, config: Config) -> dict[str, float]:
+    """Of the steps, by size."""
+    options = {name: value for name, value in vars(config.patches).items() if name != "coords"}
+    shares: dict[str, float] = {}
+    for bucket in images.buckets:
+        for size in PatchSchedule(**options).sizes_for(bucket.resolution, stride(config.network)):
+            shares[str(size)] = shares.get(str(size), 0.0) + size.probability * len(bucket) / len(images)
+    return shares
+
+
+def _forecast(
+    images: Images, config: Config, given: Collection[str], room: int | None, reasons: dict[str, str]
+) -> tuple[Config, Forecast | None]:
+    """What training costs, with a smaller batch where there is no memory for this one; None where there never is."""
+    most = _MEMORY_USED * (math.inf if room is None else room)
+    with torch.device("meta"):
+        network = build_network(config.network, images.channels, images.num_classes, coords=config.patches.coords)
+    if memory_of_weights(network, len(config.ema.lengths)) > most:
+        return config, None
+    with tempfile.TemporaryDirectory() as folder:
+        foreseen = forecast(build_trainer(config, images, Path(folder) / "run", show=False))
+    batch = config.batch
+    while "batch" not in given and batch > 1 and foreseen.with_batch(batch).memory > most:
+        batch //= 2
+    if batch < config.batch:
+        reasons["batch"] = f"{config.batch} would take {foreseen.memory / 2**30:,.1f} GB of memory"
+    return replace(config, batch=batch), foreseen.with_batch(batch)
+
+
+def _of_classes(findings: Findings, config: Config) -> list[str]:
+    counts, folders = findings.class_counts, findings.folders
+    found = []
+    if not counts and config.data.classes is None and len(folders) > 1 and sum(folders.values()) == findings.num_images:
+        found.append(f"{len(folders)} sub-folders hold the images: with --data.classes True they are classes")
+    if counts and max(counts.values()) > _BALANCED * min(counts.values()):
+        least = min(counts, key=counts.__getitem__)
+        most = max(counts, key=counts.__getitem__)
+        found.append(
+            f"class {most} has {counts[most]:,} images and class {least} only {counts[least]:,}: samples of the latter "
+            "will be poor, or copies"
+        )
+    return found
+
+
+def _of_files(findings: Findings) -> list[str]:
+    found = []
+    if len(findings.unusable) > MOST_UNUSABLE * findings.num_read:
+        found.append(
+            f"{len(findings.unusable):,} of {findings.num_read:,} images cannot be read, and training passes over "
+            f"{MOST_UNUSABLE:.0%} at most: patch-diffusion prepare leaves them out"
+        )
+    copies = sum(len(group) - 1 for group in findings.equal)
+    if copies:
+        found.append(
+            f"{copies:,} images are there already, and would count twice: patch-diffusion prepare leaves them out"
+        )
+    if findings.near:
+        in_pairs = len({name for pair in findings.near for name in pair[:2]})
+        found.append(
+            f"{in_pairs:,} images look like another: copies, frames of a video, or only alike; --sheet shows them"
+        )
+    if findings.nearly_constant:
+        found.append(
+            f"{len(findings.nearly_constant):,} images show nearly nothing: remove them, or it is what is learned"
+        )
+    return found
+
+
+def _of_few(findings: Findings) -> list[str]:
+    num = findings.num_images - sum(len(group) - 1 for group in findings.equal) - len(findings.unusable)
+    found = []
+    if num < _VERY_FEW_IMAGES:
+        found.append(f"{num:,} images are very few: expect samples to copy them, and collect more")
+    elif num < FEW_IMAGES:
+        found.append(
+            f"{num:,} images are few ({FEW_IMAGES:,} is the least that the method was published with): the longer the "
+            "training, the more samples copy them, so compare samples with the data"
+        )
+    return found
+
+
+def _of_flips(findings: Findings, config: Config) -> list[str]:
+    told = config.data.augment.flip or config.data.augment.p
+    if told or findings.num_images >= _FLIPS_FOR or findings.asymmetry_by_chance >= _ENOUGH_TO_TELL:
+        return []
+    if findings.asymmetry >= max(2 * findings.asymmetry_by_chance, _SYMMETRIC):
+        return ["mirrored, the images would not be such as these: train without flips"]
+    return [
+        "mirrored, the images are as likely, on average: --data.augment.flip 0.5 makes twice as many of "
+        "them, unless they show writing"
+    ]

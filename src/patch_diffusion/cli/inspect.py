@@ -1,0 +1,102 @@
+"""``patch-diffusion inspect``."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from tyro.conf import Positional, arg
+
+from patch_diffusion.cli.options import given_options, option_words
+from patch_diffusion.cli.parsing import parse
+from patch_diffusion.cli.train import _one_budget, _preset_and_file
+from patch_diffusion.config import Config
+from patch_diffusion.errors import InputError
+from patch_diffusion.presets import DEFAULT_PRESET, PRESETS
+
+if TYPE_CHECKING:
+    from patch_diffusion.advice import Advice
+
+# Chosen by training where they are not given, so the command does not need them.
+_CHOSEN_IN_TRAINING = ("network.multipliers", "network.attention", "patches.sizes")
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Tell what is in a data set, and which settings fit it.
+
+    patch-diffusion inspect photos/ --sheet sheet.png
+
+    Takes all options of train, too, and tells what training with them would cost.
+    """
+
+    source: Annotated[Positional[str], arg(metavar="DATA")] = ""
+    """What the images are read from, as in training."""
+    sheet: Annotated[Path | None, arg(metavar="FILE.png")] = None
+    """A picture of some of the images, and of those that were found to be alike or empty."""
+    most: int = 100_000
+    """Images to look at; of more, so many evenly over the data set."""
+    forecast: bool = True
+    """Time some steps of training, to tell what it costs."""
+    preset: Annotated[str | None, arg(metavar="|".join(PRESETS))] = None
+    """Settings to start from. None: those that suit this machine."""
+    config: Annotated[Path | None, arg(metavar="FILE.yaml")] = None
+    """A file of options that go before the preset's."""
+    json: bool = False
+    """Print all of it as JSON on stdout."""
+    options: Annotated[Config, arg(name="")] = field(default_factory=Config)
+    arguments: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> Inspect:
+        """From words: over the preset and the config file."""
+        base = _preset_and_file(arguments)
+        command = parse(cls, "inspect", arguments, cls(options=base))
+        source = command.source or base.data.source
+        if not source:
+            raise InputError("inspect needs DATA: a folder, a zip, an array, or digits")
+        options = replace(command.options, data=replace(command.options.data, source=source))
+        return replace(command, source=source, options=_one_budget(base, options), arguments=tuple(arguments))
+
+    def run(self) -> dict[str, Any]:
+        """Look at the data set and time some steps; the main points go to stdout, unless all of it does."""
+        from patch_diffusion.advice import advise, preset_for
+        from patch_diffusion.cli.inspection import inspection
+        from patch_diffusion.data.inspect import inspect_images
+        from patch_diffusion.data.sheet import check_sheet
+
+        if self.sheet is not None:
+            check_sheet(self.sheet)
+        if self.preset is None:
+            preset = preset_for(self.source, self.options.engine.device)
+            return replace(self.parse([*self.arguments, "--preset", preset]), preset=preset).run()
+        findings = inspect_images(self.options.data, most=self.most, sheet=self.sheet, show=True)
+        given = given_options(self.arguments, self.config)
+        advice = advise(findings, self.options, given, timed=self.forecast, show=True)
+        command = self._command(advice)
+        if not self.json:
+            print(inspection(findings, advice, self.preset, command))
+        return {"data": findings.as_dict(), "advice": advice.as_dict(), "preset": self.preset, "command": command}
+
+    def message(self, result: dict[str, Any]) -> str:
+        """Where the sheet is."""
+        return "" if self.sheet is None else f"pictures of what was found are in {self.sheet}"
+
+    def after_interrupt(self) -> str:
+        """Nothing is left behind."""
+        return ""
+
+    def _command(self, advice: Advice) -> str:
+        """What trains with these settings."""
+        assert self.preset is not None
+        base = PRESETS[self.preset]
+        chosen = set(_CHOSEN_IN_TRAINING) - given_options(self.arguments, self.config)
+        words = option_words(advice.config, base, without={"data.source", *chosen})
+        preset = [] if self.preset == DEFAULT_PRESET else ["--preset", self.preset]
+        name = re.sub(r"[^\w.-]+", "-", Path(self.source).stem).strip("-") or "model"
+        return shlex.join(["patch-diffusion", "train", self.source, *preset, *words, "--out", f"runs/{name}"])

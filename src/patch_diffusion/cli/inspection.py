@@ -1,0 +1,122 @@
+"""What ``inspect`` found, in lines to read."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+
+from patch_diffusion.advice import Advice
+from patch_diffusion.cli.options import value_words
+from patch_diffusion.config import Config
+from patch_diffusion.data.inspect import Findings
+from patch_diffusion.training.forecast import Forecast
+
+_WIDTH, _INDENT = 80, 13
+_KINDS = 8  # of sizes, classes and so on that are listed
+_NAMED = 3  # images that are named
+
+
+def inspection(findings: Findings, advice: Advice, preset: str, command: str) -> str:
+    """All of it, in lines of 80 columns; only the command and long names may be longer."""
+    lines = [*_points(_of_data(findings)), "", "SETTINGS", *_points(_of_settings(findings, advice, preset))]
+    if advice.refusal:
+        lines += ["", *_wrapped("Training would refuse these images: " + advice.refusal)]
+    if advice.warnings:
+        lines += ["", "TO KNOW"]
+        for warning in advice.warnings:
+            lines += _wrapped("- " + warning, indent=2)
+    return "\n".join([*lines, "", "TO TRAIN", command])
+
+
+def _of_data(findings: Findings) -> Iterator[tuple[str, str]]:
+    num = f"{findings.num_images:,}"
+    if findings.num_read < findings.num_images:
+        num += f", of which {findings.num_read:,} were looked at"
+    endings = _counted(findings.endings) if any(findings.endings) else ""
+    yield "data", findings.source
+    yield "images", f"{num}{', ' * bool(endings)}{endings}"
+    yield "sizes", _counted({f"{height}x{width}": count for (height, width), count in findings.sizes.items()})
+    yield "kinds", _counted(findings.kinds)
+    if findings.means:
+        low, high = findings.span
+        yield "values", f"{findings.values[0]:g} to {findings.values[1]:g}"
+        yield "mean", f"{_shares(findings.means)}, where {low:g} is 0 and {high:g} is 1"
+        yield "deviation", _shares(findings.deviations)
+    yield "classes", _classes(findings.class_counts)
+    yield "unreadable", _named([f"{name} ({why})" for name, why in findings.unusable.items()])
+    yield "empty", _named(findings.nearly_constant)
+    yield "equal", _named([" = ".join(group[:_NAMED]) + ", ..." * (len(group) > _NAMED) for group in findings.equal])
+    yield "alike", _named([f"{one} ~ {other}" for one, other, _ in findings.near])
+
+
+def _classes(counts: Mapping[str, int]) -> str:
+    if not counts:
+        return "none"
+    least, most = min(counts.values()), max(counts.values())
+    return f"{len(counts):,}, of " + (f"{least:,} images each" if least == most else f"{least:,} to {most:,} images")
+
+
+def _of_settings(findings: Findings, advice: Advice, preset: str) -> Iterator[tuple[str, str]]:
+    config, foreseen = advice.config, advice.forecast
+    yield "preset", preset
+    for name, reason in advice.reasons.items():
+        yield name, f"{' '.join(value_words(config, name))} ({reason})"
+    if advice.sizes:
+        yield "steps on", ", ".join(f"{size} {share:.0%}" for size, share in advice.sizes.items())
+    if advice.sigma_data is not None:
+        p_mean = -1.2 if config.noise.p_mean is None else config.noise.p_mean
+        yield "noise", f"sigma_data {advice.sigma_data:.3f}, p_mean {p_mean:g}"
+    if foreseen is not None:
+        room = "" if advice.memory is None else f" of {advice.memory / 2**30:,.0f}"
+        yield "network", f"{config.network.kind}, {foreseen.parameters:,} parameters"
+        yield "memory", f"{foreseen.memory / 2**30:,.1f}{room} GB, on {foreseen.device}"
+        yield "batch", f"{config.batch}; {foreseen.images_per_second:,.1f} images per second, as this machine is now"
+        yield _budget(findings, config, foreseen)
+
+
+def _budget(findings: Findings, config: Config, foreseen: Forecast) -> tuple[str, str]:
+    """What the budget comes to: images for minutes, minutes for images and steps."""
+    if config.minutes is not None:
+        images = foreseen.images_in(config.minutes)
+        times = f"{images / findings.num_images:,.1f} times each of the {findings.num_images:,}"
+        return f"{config.minutes:g} minutes", f"about {images:,} images, {times}"
+    budget = f"{config.images:,} images" if config.images is not None else f"{config.steps:,} steps"
+    return "time", f"about {_duration(foreseen.minutes_for(steps=config.steps, images=config.images))} for {budget}"
+
+
+def _duration(minutes: float) -> str:
+    if minutes < 120:
+        return f"{minutes:,.1f} minutes"
+    return f"{minutes / 60:,.1f} hours" if minutes < 48 * 60 else f"{minutes / 60 / 24:,.0f} days"
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    """The only one by its name, several each with how many there are of it."""
+    if len(counts) == 1:
+        return next(iter(counts))
+    shown = [f"{name} ({count:,})" for name, count in list(counts.items())[:_KINDS]]
+    return ", ".join(shown) + f" and {len(counts) - _KINDS:,} others" * (len(counts) > _KINDS)
+
+
+def _named(names: Sequence[str]) -> str:
+    if not names:
+        return "none"
+    return f"{len(names):,}: {', '.join(names[:_NAMED])}{', ...' * (len(names) > _NAMED)}"
+
+
+def _shares(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.3f}" for value in values)
+
+
+def _points(points: Iterator[tuple[str, str]]) -> Iterator[str]:
+    for name, text in points:
+        # A long name has a line of its own.
+        first = f"{name:<{_INDENT}}"
+        if len(name) >= _INDENT:
+            yield name
+            first = " " * _INDENT
+        yield from _wrapped(first + text, indent=_INDENT)
+
+
+def _wrapped(text: str, indent: int = 0) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)

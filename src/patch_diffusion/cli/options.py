@@ -1,0 +1,63 @@
+"""Options of a config as words of the command line: which of them were given, and which words give them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from patch_diffusion.config import Config, to_dict
+
+_ALIASES = {"resolution": "data.resolution"}
+_NAMES = {name: alias for alias, name in _ALIASES.items()}
+
+
+def given_options(arguments: Sequence[str], file: Path | None = None) -> frozenset[str]:
+    """Names of the options that the user gave, such as "patches.sizes", on the command line or in a config file."""
+    words = [word[2:].partition("=")[0] for word in arguments if word.startswith("--")]
+    names = [word.replace("-", "_") for word in words]
+    names = [_ALIASES.get(name, name).replace(".no_", ".") for name in names]
+    return frozenset(names) | (frozenset() if file is None else frozenset(_names_in(file)))
+
+
+def option_words(config: Config, base: Config, *, without: Collection[str] = ()) -> list[str]:
+    """What to write on the command line to turn the options of ``base`` into those of ``config``."""
+    words: list[str] = []
+    old = _flat(to_dict(base))
+    for name, value in _flat(to_dict(config)).items():
+        if value != old[name] and value is not None and name not in without:
+            words += _words(_NAMES.get(name, name).replace("_", "-"), value, like=old[name])
+    return words
+
+
+def value_words(config: Config, name: str) -> list[str]:
+    """The value of an option as words of the command line."""
+    value = _flat(to_dict(config))[name]
+    return _words("", value, like=None)[1:]
+
+
+def _words(name: str, value: Any, like: Any) -> list[str]:
+    if isinstance(value, bool) and isinstance(like, bool):
+        group, _, option = name.rpartition(".")
+        return [f"--{name}" if value else f"--{group}.no-{option}"]
+    if isinstance(value, dict):
+        return [f"--{name}", *[f"{key}={share:g}" for key, share in value.items()]]
+    values = value if isinstance(value, list) else [value]
+    return [f"--{name}", *(f"{one:g}" if isinstance(one, float) else str(one) for one in values)]
+
+
+def _flat(options: dict[str, Any], group: str = "") -> dict[str, Any]:
+    """By their full names; options of no group come last."""
+    groups = {name: value for name, value in options.items() if _is_group(group + name, value)}
+    found = {name: value for key in groups for name, value in _flat(groups[key], f"{group}{key}.").items()}
+    return {**found, **{group + name: value for name, value in options.items() if name not in groups}}
+
+
+def _is_group(name: str, value: Any) -> bool:
+    return isinstance(value, dict) and name != "patches.sizes"
+
+
+def _names_in(file: Path) -> Collection[str]:
+    import yaml
+
+    return _flat(yaml.safe_load(file.read_text(encoding="utf-8")) or {}).keys()

@@ -1,0 +1,266 @@
+"""Arrays in .npy, .npz, HDF5 and Zarr files: which one holds the images, and how to read it piece by piece."""
+
+from __future__ import annotations
+
+import math
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patch_diffusion.data.cache import digest, state_of
+from patch_diffusion.data.optional import need
+from patch_diffusion.errors import InputError, did_you_mean
+
+ENDINGS = (".npy", ".npz", ".h5", ".hdf5", ".zarr")
+
+_IMAGE_NAMES = ("images", "x", "data")
+_LABEL_NAMES = ("labels", "y", "label")
+_BLOCK_BYTES = 32 * 2**20
+_MOST_BLOCK_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """An array of images (n, ...).
+
+    ``blocks`` reads it, piece by piece along the first axis. ``labels`` are what was stored with it, if anything.
+    ``identity`` changes when the file does, None for an array in Python. ``mapped`` is the array itself, where it need
+    not be read to be used.
+    """
+
+    source: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    blocks: Callable[[], Iterator[NDArray[Any]]]
+    labels: NDArray[Any] | None = None
+    identity: Any = None
+    mapped: NDArray[Any] | None = None
+
+
+def is_array(path: Path) -> bool:
+    """Whether this is a file, or a folder of Zarr, that holds arrays."""
+    if path.is_dir():
+        return path.suffix.lower() == ".zarr" or any((path / name).is_file() for name in _ZARR_FILES)
+    return path.suffix.lower() in ENDINGS
+
+
+@contextmanager
+def open_array(path: Path, source: str, *, key: str | None = None, labels: str | None = None) -> Iterator[StoredArray]:
+    """The array of images in a file, which stays open meanwhile. Nothing is unpickled.
+
+    Args:
+        path: the file, or the folder of Zarr.
+        source: names it in errors.
+        key: the array's name in the file; None takes the only one that can be images, or ``images``, ``x`` or ``data``.
+        labels: the name of the labels in the file, or, for an .npy, a file of them; None takes ``labels``, ``y`` or
+            ``label`` where there is one.
+
+    Raises:
+        InputError: a damaged file, no such array or no such labels; the names that there are are given.
+    """
+    opener = {".npy": _open_npy, ".npz": _open_npz, ".h5": _open_hdf5, ".hdf5": _open_hdf5}
+    with opener.get(path.suffix.lower(), _open_zarr)(path, source, key, labels) as found:
+        yield found
+
+
+def in_memory(array: NDArray[Any], source: str) -> StoredArray:
+    """An array that is there already."""
+    return StoredArray(source, array.shape, array.dtype, lambda: _slices(array, source), mapped=array)
+
+
+@contextmanager
+def _open_npy(path: Path, source: str, key: str | None, labels: str | None) -> Iterator[StoredArray]:
+    if key is not None:
+        raise InputError(f"{source} is one array and has no names: leave data.key out")
+    array = _map_npy(path, source)
+    found = None if labels is None else _map_npy(Path(labels).expanduser(), labels)
+    yield StoredArray(
+        source, array.shape, array.dtype, lambda: _slices(array, source), found, state_of(path), mapped=array
+    )
+
+
+def _map_npy(path: Path, source: str) -> NDArray[Any]:
+    if path.suffix.lower() != ".npy" or not path.is_file():
+        raise InputError(f"there is no .npy file at {source}")
+    try:
+        return np.load(path, mmap_mode="r")
+    except (ValueError, OSError, EOFError) as error:
+        if "Python objects" in str(error):
+            raise InputError(_refusal_of_objects(source)) from None
+        raise InputError(f"{source} is damaged: {_words(error)}") from None
+
+
+@contextmanager
+def _open_npz(path: Path, source: str, key: str | None, labels: str | None) -> Iterator[StoredArray]:
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise InputError(f"{source} is damaged: {_words(error)}") from None
+    with archive:
+        members = [name for name in archive.namelist() if name.endswith(".npy")]
+        headers = {name.removesuffix(".npy"): _npz_header(archive, name, source) for name in members}
+        chosen, label_name = _choose({name: shape for name, (shape, _, _) in headers.items()}, key, labels, source)
+        shape, fortran, dtype = headers[chosen]
+
+        def blocks() -> Iterator[NDArray[Any]]:
+            with archive.open(chosen + ".npy") as stream:
+                if fortran:
+                    yield from _slices(np.lib.format.read_array(stream, allow_pickle=False), source)
+                    return
+                _read_npy_header(stream)
+                rows = _rows_at_once(shape, dtype)
+                for start in range(0, shape[0], rows):
+                    count = min(rows, shape[0] - start)
+                    num_bytes = count * math.prod(shape[1:]) * dtype.itemsize
+                    content = stream.read(num_bytes)
+                    if len(content) < num_bytes:
+                        raise InputError(f"{source} is damaged: {chosen} is cut short")
+                    yield np.frombuffer(content, dtype).reshape(count, *shape[1:])
+
+        found = None
+        if label_name is not None:
+            with archive.open(label_name + ".npy") as stream, _damage_named(source):
+                found = np.lib.format.read_array(stream, allow_pickle=False)
+        yield StoredArray(source, shape, dtype, lambda: _guarded(blocks(), source), found, state_of(path))
+
+
+def _npz_header(archive: zipfile.ZipFile, name: str, source: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    with _damage_named(source), archive.open(name) as stream:
+        return _read_npy_header(stream)
+
+
+def _read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(stream)
+    return np.lib.format.read_array_header_2_0(stream)
+
+
+@contextmanager
+def _open_hdf5(path: Path, source: str, key: str | None, labels: str | None) -> Iterator[StoredArray]:
+    h5py = need("h5py", source)
+    with _damage_named(source):
+        file = h5py.File(path, "r")
+    with file:
+        found: dict[str, Any] = {}
+        with _damage_named(source):
+            file.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
+        shapes = {name: item.shape for name, item in found.items() if item.shape is not None}
+        chosen, label_name = _choose(shapes, key, labels, source)
+        values = None
+        if label_name is not None:
+            with _damage_named(source):
+                values = found[label_name][:]
+        array = found[chosen]
+        yield StoredArray(source, array.shape, array.dtype, lambda: _slices(array, source), values, state_of(path))
+
+
+_ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")
+
+
+@contextmanager
+def _open_zarr(path: Path, source: str, key: str | None, labels: str | None) -> Iterator[StoredArray]:
+    zarr = need("zarr", source)
+    if not path.is_dir():
+        raise InputError(f"{source} is no folder of Zarr")
+    with _damage_named(source):
+        opened = zarr.open(str(path), mode="r")
+        arrays = dict(_zarr_arrays(opened)) if hasattr(opened, "groups") else {"": opened}
+    chosen, label_name = _choose({name: array.shape for name, array in arrays.items()}, key, labels, source)
+    values = None
+    if label_name is not None:
+        with _damage_named(source):
+            values = np.asarray(arrays[label_name][:])
+    array = arrays[chosen]
+    files = sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+    identity = [str(path.resolve()), digest(*map(state_of, files))]
+    yield StoredArray(source, array.shape, array.dtype, lambda: _slices(array, source), values, identity)
+
+
+def _zarr_arrays(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, array in group.arrays():
+        yield prefix + name, array
+    for name, inner in group.groups():
+        yield from _zarr_arrays(inner, f"{prefix}{name}/")
+
+
+def _choose(
+    shapes: Mapping[str, tuple[int, ...]], key: str | None, labels: str | None, source: str
+) -> tuple[str, str | None]:
+    """Names of the images and of their labels."""
+    listed = ", ".join(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in sorted(shapes.items()))
+    if not shapes:
+        raise InputError(f"{source} holds no arrays")
+    for option, name in (("key", key), ("labels", labels)):
+        if name is not None and name not in shapes:
+            raise InputError(f"{source} has no array '{name}' for data.{option}{did_you_mean(name, shapes)} ({listed})")
+    if key is None:
+        images = [name for name, shape in shapes.items() if len(shape) >= 3]
+        named = [name for expected in _IMAGE_NAMES for name in images if _last(name) == expected]
+        if not images:
+            raise InputError(f"{source} holds no array of images, which have three or four dimensions: {listed}")
+        if len(images) > 1 and not named:
+            raise InputError(f"{source} holds several arrays: name the images with --data.key ({listed})")
+        key = images[0] if len(images) == 1 else named[0]
+    if labels is None:
+        fitting = [name for name, shape in shapes.items() if shape[:1] == shapes[key][:1] and name != key]
+        named = [name for expected in _LABEL_NAMES for name in fitting if _last(name) == expected]
+        beside = [name for name in named if name.rpartition("/")[0] == key.rpartition("/")[0]]
+        labels = next(iter(beside + named), None)
+    return key, labels
+
+
+def _last(name: str) -> str:
+    """Without the groups that it is in."""
+    return name.rpartition("/")[2].lower()
+
+
+def _slices(array: Any, source: str) -> Iterator[NDArray[Any]]:
+    """Consecutive pieces of anything that slices to NumPy arrays: whole chunks, where it is stored in chunks."""
+    rows = _rows_at_once(array.shape, array.dtype)
+    chunk = (getattr(array, "chunks", None) or (1,))[0]
+    one_chunk = chunk * math.prod(array.shape[1:]) * array.dtype.itemsize
+    if one_chunk <= _MOST_BLOCK_BYTES:
+        rows = -(-rows // chunk) * chunk
+    return _guarded((np.asarray(array[start : start + rows]) for start in range(0, array.shape[0], rows)), source)
+
+
+def _rows_at_once(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    return max(1, _BLOCK_BYTES // max(1, math.prod(shape[1:]) * dtype.itemsize))
+
+
+def _guarded(blocks: Iterator[NDArray[Any]], source: str) -> Iterator[NDArray[Any]]:
+    while True:
+        with _damage_named(source):
+            block = next(blocks, None)
+        if block is None:
+            return
+        yield block
+
+
+@contextmanager
+def _damage_named(source: str) -> Iterator[None]:
+    """Readers of files raise many kinds of errors; here each is a damaged file."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        if "pickle" in str(error) or "Object arrays" in str(error):
+            raise InputError(_refusal_of_objects(source)) from None
+        raise InputError(f"{source} is damaged: {_words(error)}") from None
+
+
+def _refusal_of_objects(source: str) -> str:
+    return f"{source} holds Python objects, which could run code and are not read: save numbers, of one shape"
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

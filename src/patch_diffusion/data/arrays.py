@@ -1,0 +1,241 @@
+"""Images in one array: mapped where that can be, else copied once, piece by piece."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patch_diffusion.config import Data, Layout
+from patch_diffusion.data import cache
+from patch_diffusion.data.array_files import StoredArray
+from patch_diffusion.data.collection import resolution_of
+from patch_diffusion.data.images import Images
+from patch_diffusion.data.labels import Labels, labels_of_values
+from patch_diffusion.data.parallel import in_order, progress
+from patch_diffusion.data.reading import Part, Plan, Read, images_of, read
+from patch_diffusion.data.sizes import Size, choose_sizes, resize_values, too_small
+from patch_diffusion.data.survey import Survey
+from patch_diffusion.errors import InputError
+
+_LOOKED_AT = 256
+"""Images of a mapped array of whole numbers that are looked at when it is opened."""
+
+_MOST_EXACT = 2**24
+"""Whole numbers up to here are exact as float32."""
+
+_FEW_CHANNELS = 4
+
+
+def read_array(stored: StoredArray, options: Data, *, show: bool = False) -> Images:
+    """Images of an array, as uint8, uint16 or float32.
+
+    An array that is mapped, or in memory, in the order and type that training takes is used as it is. Of whole numbers
+    only a sample is looked at then; floats are read through once, for their range and for NaN, and what was found is
+    kept in the cache, so that it is quick the next time.
+
+    Raises:
+        InputError: no such shape or type, NaN or infinity (with the index of the image), or labels that do not fit.
+    """
+    axis = channel_axis(stored.shape, options.layout, stored.source)
+    dtype = pixel_dtype(stored.dtype, stored.source)
+    if not stored.shape[0]:
+        raise InputError(f"{stored.source} holds no images: its shape is {_words(stored.shape)}")
+    labels = _labels(stored, options)
+    inner = stored.shape[1:]
+    channels, height, width = (1, *inner) if axis == 0 else inner if axis == 1 else (inner[2], inner[0], inner[1])
+    _check_mode(options.mode, channels, stored.source)
+    target = choose_sizes({0: (height, width)}, lambda _: stored.source, resolution_of(options), options.fit)[0]
+    if too_small((height, width), target):
+        raise InputError(
+            f"images of {height}x{width} in {stored.source} are too small to enlarge to {target[0]}x{target[1]}"
+        )
+    notes = _notes(stored, dtype, (height, width), target, options)
+    key = None if stored.identity is None else {"array": stored.identity, "axis": axis, "key": options.key}
+
+    mapped = stored.mapped
+    as_it_is = mapped is not None and mapped.flags.c_contiguous and mapped.dtype == dtype and target == (height, width)
+    if mapped is not None and as_it_is and not (options.cache == "memory" and isinstance(mapped, np.memmap)):
+        found = _mapped(stored, mapped, axis, key, options, show)
+    else:
+        survey = Survey(name=_naming(stored.source))
+
+        def blocks() -> Iterator[NDArray[Any]]:
+            first = 0
+            for block in _pieces(stored, axis, dtype, show):
+                block = _resized(block, target, options)
+                survey.add(block, first)
+                first += len(block)
+                yield block
+
+        if key is not None:
+            key |= {"resolution": target, "fit": options.fit}
+        plan = Plan(dtype, [Part((channels, *target), stored.shape[0], blocks)], survey)
+        found = read(lambda: plan, key, options, often=key is not None)
+    return images_of(found, labels, options, notes)
+
+
+def channel_axis(shape: tuple[int, ...], layout: Layout, source: str) -> int:
+    """Where the channels of images (n, ...) are: 1 or 3; 0 where they have none.
+
+    Of four dimensions, "auto" takes the first or last of an image for channels: the one that is 4 at the most, or else
+    less than half of both others.
+
+    Raises:
+        InputError: other numbers of dimensions, or a shape that does not tell.
+    """
+    if len(shape) == 3 and (layout != "auto" or shape[2] > _FEW_CHANNELS):
+        return 0
+    if len(shape) == 3:
+        raise InputError(
+            f"{source} has the shape {_words(shape)}, which is one image, or images of a few columns: add a dimension, "
+            "or give --data.layout channels_last"
+        )
+    if len(shape) != 4:
+        raise InputError(
+            f"{source} has the shape {_words(shape)}: images are n x c x h x w, n x h x w x c or n x h x w"
+        )
+    if layout != "auto":
+        return 1 if layout == "channels_first" else 3
+    _, first, middle, last = shape
+    could_be_first, could_be_last = first <= _FEW_CHANNELS, last <= _FEW_CHANNELS
+    if not could_be_first and not could_be_last:
+        could_be_first, could_be_last = 2 * first < min(middle, last), 2 * last < min(first, middle)
+    if could_be_first == could_be_last:
+        raise InputError(
+            f"{source} has the shape {_words(shape)}, which does not tell where the channels are: give --data.layout "
+            "channels_first or channels_last"
+        )
+    return 1 if could_be_first else 3
+
+
+def pixel_dtype(dtype: np.dtype[Any], source: str) -> str:
+    """What pixels of a type are kept as: uint8 and uint16 as they are, bool as 0 and 255, other numbers as float32.
+
+    Raises:
+        InputError: no real numbers.
+    """
+    if dtype.hasobject:
+        raise InputError(f"{source} holds Python objects, which are not read: save numbers, of one shape")
+    if dtype.kind == "b":
+        return "uint8"
+    if dtype.kind == "u" and dtype.itemsize <= 2:
+        return f"uint{8 * dtype.itemsize}"
+    if dtype.kind in "iuf":
+        return "float32"
+    raise InputError(f"{source} holds {dtype}: pixels are whole numbers, floats or bools")
+
+
+def to_pixels(values: NDArray[Any], dtype: str, source: str) -> NDArray[Any]:
+    """Values as `pixel_dtype` says.
+
+    Raises:
+        InputError: whole numbers that float32 does not have.
+    """
+    if values.dtype.kind == "b":
+        return values.astype(np.uint8) * np.uint8(255)
+    if dtype == "float32" and values.dtype.kind in "iu":
+        largest = max(int(values.max()), -int(values.min()))
+        if largest > _MOST_EXACT:
+            raise InputError(
+                f"{source} has whole numbers of {largest:,}; up to {_MOST_EXACT:,} can be kept: scale them"
+            )
+    with np.errstate(over="ignore"):  # what becomes infinite is found and named
+        return values.astype(dtype, copy=False)
+
+
+def _mapped(
+    stored: StoredArray, array: NDArray[Any], axis: int, key: dict[str, Any] | None, options: Data, show: bool
+) -> Read:
+    survey = Survey(name=_naming(stored.source))
+
+    def look_at_all() -> dict[str, Any]:
+        first = 0
+        for block in progress(stored.blocks(), None, "reading values", show=show):
+            survey.add(block, first)
+            first += len(block)
+        return survey.facts()
+
+    def look_at_some() -> dict[str, Any]:
+        for index in np.unique(np.linspace(0, len(array) - 1, min(len(array), _LOOKED_AT)).astype(np.int64)):
+            survey.add(_one(stored, array, int(index)), int(index))
+        return survey.facts()
+
+    if array.dtype.kind != "f":
+        found = look_at_some()
+    elif key is None or options.cache == "memory":
+        found = look_at_all()
+    else:
+        found = cache.remember({"survey of": key}, look_at_all)
+    tensor = cache.as_tensor(array)
+    tensor = tensor.unsqueeze(1) if axis == 0 else tensor.movedim(axis, 1)
+    return Read([tensor], [None], {"dtype": array.dtype.name, "survey": found, "notes": []})
+
+
+def _one(stored: StoredArray, array: NDArray[Any], index: int) -> NDArray[Any]:
+    """One image (1, ...). Of a mapped file it is read: to touch it would have the system read megabytes around it."""
+    if stored.identity is None or not isinstance(array, np.memmap) or array.filename is None:
+        return array[index : index + 1]
+    size = math.prod(array.shape[1:])
+    offset = array.offset + index * size * array.itemsize
+    return np.fromfile(array.filename, array.dtype, size, offset=offset).reshape(1, *array.shape[1:])
+
+
+def _pieces(stored: StoredArray, axis: int, dtype: str, show: bool) -> Iterator[NDArray[Any]]:
+    """Blocks (k, c, h, w) of pixels."""
+    for block in progress(stored.blocks(), None, "reading arrays", show=show):
+        moved = block[:, None] if axis == 0 else np.moveaxis(block, axis, 1)
+        yield to_pixels(moved, dtype, stored.source)
+
+
+def _resized(block: NDArray[Any], size: Size, options: Data) -> NDArray[Any]:
+    if block.shape[2:] == size:
+        return block
+    resized = []
+    for _, pixels in in_order(lambda row: resize_values(block[row], size, options.fit), range(len(block)), ""):
+        if isinstance(pixels, Exception):
+            raise pixels
+        resized.append(pixels)
+    return np.stack(resized)
+
+
+def _labels(stored: StoredArray, options: Data) -> Labels | None:
+    if options.classes is False:
+        return None
+    if stored.labels is None:
+        if options.classes:
+            raise InputError(f"{stored.source} has no labels: name them with --data.labels")
+        return None
+    labels, class_names = labels_of_values(stored.labels)
+    if len(labels) != stored.shape[0]:
+        raise InputError(f"{stored.source} has {stored.shape[0]:,} images, but {len(labels):,} labels")
+    return labels, class_names
+
+
+def _check_mode(mode: str, channels: int, source: str) -> None:
+    if mode != "auto" and channels != len(mode):
+        raise InputError(f"data.mode {mode} is for image files, and {source} has {channels} channels: leave it out")
+
+
+def _notes(stored: StoredArray, dtype: str, size: Size, target: Size, options: Data) -> list[str]:
+    notes = []
+    if stored.dtype.kind == "b":
+        notes.append("bools are kept as 0 and 255")
+    elif stored.dtype.newbyteorder("=") != np.dtype(dtype):
+        notes.append(f"{stored.dtype.name} values are kept as {dtype}")
+    if size != target:
+        how = {"stretch": "stretched"}.get(options.fit, "cropped")
+        how = f"{how} and " if size[0] * target[1] != target[0] * size[1] else ""
+        notes.append(f"{stored.shape[0]:,} images of {size[0]}x{size[1]} {how}resized to {target[0]}x{target[1]}")
+    return notes
+
+
+def _naming(source: str) -> Callable[[int], str]:
+    return lambda index: f"image {index:,} of {source}"
+
+
+def _words(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "none"

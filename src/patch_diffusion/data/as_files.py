@@ -1,0 +1,114 @@
+"""Images of any source as files, all of them or some."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patch_diffusion.config import Data
+from patch_diffusion.data.array_files import is_array
+from patch_diffusion.data.collection import Collection as ImageCollection
+from patch_diffusion.data.collection import read_collection, resolution_of
+from patch_diffusion.data.decode import ImageFile, read_header
+from patch_diffusion.data.digits import NAME
+from patch_diffusion.data.images import Images, ImageSet
+from patch_diffusion.data.sources import find_images, open_images
+from patch_diffusion.errors import InputError
+
+_SAMPLE_BYTES = 2**28
+_SAMPLE_IMAGES = 1024
+
+
+@contextmanager
+def found_images(options: Data, *, show: bool = False) -> Iterator[tuple[ImageCollection, list[str]]]:
+    """The images of a source of any kind as files, and sentences on what is wrong with their labels.
+
+    Raises:
+        InputError: there are none.
+    """
+    problems: list[str] = []
+    with ExitStack() as stack:
+
+        def find(options: Data) -> ImageCollection:
+            return stack.enter_context(find_images(options, show=show)) if has_files(options) else as_files(options)
+
+        try:
+            found = find(options)
+        except InputError as error:
+            # If it was the labels, the images can be looked at all the same.
+            problems.append(str(error))
+            found = find(replace(options, classes=False, labels=None))
+        yield found, problems
+
+
+def some_images(options: Data, *, without: Collection[str] = (), show: bool = False) -> Images:
+    """Up to 1,024 images evenly over a data set, exactly as training would get them.
+
+    Args:
+        options: the data set, and how it is to be read.
+        without: names of files that are known to be unusable.
+        show: a progress bar, on a terminal.
+
+    Raises:
+        InputError: what training would refuse the images for.
+    """
+    if not has_files(options):
+        return open_images(**_reading(options), show=show)
+    with find_images(options, show=show) as found:
+        usable = [index for index, file in enumerate(found.files) if file.name not in without]
+        if not usable:
+            raise InputError(f"none of the {len(found.files):,} images can be read")
+        height, width = resolution_of(options) or read_header(found.files[usable[0]]).size
+        most = max(1, min(_SAMPLE_IMAGES, _SAMPLE_BYTES // (4 * height * width)))
+        chosen = [usable[place] for place in evenly(len(usable), most)]
+        images = read_collection(_part(found, chosen), replace(options, cache="memory"), show=show)
+        return replace(images, options=options)
+
+
+def has_files(options: Data) -> bool:
+    """Whether a source consists of files, or else is an array or the digits."""
+    path = Path(options.source).expanduser()
+    return options.source != NAME and not (is_array(path) and path.exists())
+
+
+def as_files(options: Data) -> ImageCollection:
+    """Images that are no files as if they were, as they are before they are resized."""
+    images = open_images(**_reading(replace(options, resolution=None, fit="crop")))
+    files, numbers = [], []
+    for bucket in images.buckets:
+        files += [
+            ImageFile(f"image {len(files) + index}", partial(_pixels, bucket, index)) for index in range(len(bucket))
+        ]
+        numbers += [] if bucket.labels is None else [bucket.labels.numpy()]
+    labels = (np.concatenate(numbers), images.class_names) if numbers else None
+    return ImageCollection(options.source, files, labels)
+
+
+def evenly(num: int, most: int) -> list[int]:
+    """At most so many places among ``num``, evenly."""
+    return np.unique(np.linspace(0, num - 1, min(num, most)).round().astype(np.int64)).tolist() if num else []
+
+
+def _reading(options: Data) -> dict[str, Any]:
+    """Those of the options that say how images are read."""
+    return {name: value for name, value in vars(options).items() if name != "augment"}
+
+
+def _pixels(images: ImageSet, index: int) -> NDArray[Any]:
+    return images.pixels[index].numpy()
+
+
+def _part(found: ImageCollection, chosen: Sequence[int]) -> ImageCollection:
+    """Some of the images."""
+    labels = None if found.labels is None else (found.labels[0][list(chosen)], found.labels[1])
+    headers = None if found.headers is None else dict(enumerate(found.headers[index] for index in chosen))
+    return replace(
+        found, files=[found.files[i] for i in chosen], labels=labels, identity=None, headers=headers, unusable={}
+    )

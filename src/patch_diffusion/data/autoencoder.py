@@ -1,0 +1,124 @@
+"""Autoencoders of diffusers: images to latents and back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from patch_diffusion.errors import InputError
+from patch_diffusion.files import read_json
+
+KINDS = {"AutoencoderKL": "block_out_channels", "AutoencoderDC": "encoder_block_out_channels"}
+"""Kinds of autoencoders, and the entry of their config that has a number for each level."""
+
+_WEIGHTS = "diffusion_pytorch_model"
+_PIXELS_AT_ONCE = 2**20
+
+
+class Autoencoder:
+    """A folder as diffusers saves one: ``config.json`` and weights in safetensors. Weights are loaded when needed.
+
+    Args:
+        folder: of an AutoencoderKL or AutoencoderDC, or of a pipeline that has one in its sub-folder ``vae``.
+
+    Attributes:
+        kind: the name of its class.
+        image_channels, latent_channels: what it takes and what it makes of it.
+        factor: pixels that are one latent, along each axis.
+        posterior: whether it makes a distribution of latents (an AutoencoderKL does) or latents.
+
+    Raises:
+        InputError: there is no such autoencoder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).expanduser()
+        if (self.folder / "vae" / "config.json").exists():
+            self.folder = self.folder / "vae"
+        if not (self.folder / "config.json").exists():
+            raise InputError(f"there is no VAE at {folder}: give a folder that diffusers saved, with a config.json")
+        self._config = read_json(self.folder / "config.json")
+        self.kind = str(self._config.get("_class_name"))
+        if self.kind not in KINDS:
+            raise InputError(f"{self.folder} holds a {self.kind}; latents are made by {' or '.join(KINDS)}")
+        try:
+            self.image_channels, self.latent_channels = self._config["in_channels"], self._config["latent_channels"]
+            self.factor = 2 ** (len(self._config[KINDS[self.kind]]) - 1)
+        except (KeyError, TypeError):
+            raise InputError(f"{self.folder / 'config.json'} is not the config of an {self.kind}") from None
+        self.posterior = self.kind == "AutoencoderKL"
+        files = sorted(self.folder.glob(f"{_WEIGHTS}*.safetensors"))
+        # A folder may have weights in several precisions, named by a part of the name; whole ones have none.
+        self._variant = min(map(_variant, files), default="")
+        self._files = [path for path in files if _variant(path) == self._variant]
+        if not files:
+            raise InputError(
+                f"{self.folder} has no {_WEIGHTS}.safetensors; weights in other formats are not read, because they can "
+                "run code: save them with save_pretrained(..., safe_serialization=True)"
+            )
+
+    @cached_property
+    def digest(self) -> str:
+        """Tells this autoencoder from others, wherever its folder is."""
+        digest = hashlib.blake2b(digest_size=16)
+        architecture = {name: value for name, value in self._config.items() if not name.startswith("_")}
+        digest.update(json.dumps([self.kind, architecture], sort_keys=True).encode())
+        for path in self._files:
+            with path.open("rb") as file:
+                while block := file.read(2**20):
+                    digest.update(block)
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (n, c, H, W) in [-1, 1] to means, and standard deviations after them where there is a posterior."""
+        module = self._module(images.device)
+        if not self.posterior:
+            return module.encode(images).latent
+        found = module.encode(images).latent_dist
+        return torch.cat([found.mean, found.std], dim=1)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (n, c, h, w), as the autoencoder makes them, to images in about [-1, 1]."""
+        module = self._module(latents.device)
+        pixels = latents.shape[2] * latents.shape[3] * self.factor**2
+        parts = latents.float().split(images_at_once(pixels))
+        return torch.cat([module.decode(part).sample for part in parts])
+
+    def _module(self, device: torch.device) -> Any:
+        return self._loaded.to(device)
+
+    @cached_property
+    def _loaded(self) -> nn.Module:
+        try:
+            import diffusers
+        except ImportError:
+            raise InputError("the VAE of latents needs diffusers: pip install 'patch_diffusion[hub]'") from None
+        try:
+            module = getattr(diffusers, self.kind).from_pretrained(
+                self.folder,
+                variant=self._variant or None,
+                use_safetensors=True,
+                local_files_only=True,
+                low_cpu_mem_usage=False,
+            )
+            return module.float().eval().requires_grad_(False)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InputError(f"the VAE in {self.folder} cannot be loaded: {' '.join(str(error).split())}") from None
+
+
+def _variant(path: Path) -> str:
+    """The "fp16" of ``diffusion_pytorch_model.fp16.safetensors``, also where that is in parts."""
+    return path.name.removeprefix(_WEIGHTS).removesuffix(".safetensors").split("-")[0].removeprefix(".")
+
+
+def images_at_once(pixels: int) -> int:
+    """Images of so many pixels that are encoded or decoded at a time."""
+    return max(1, _PIXELS_AT_ONCE // pixels)

@@ -1,0 +1,231 @@
+"""What was read once, kept on disk: a folder of arrays and facts under a key of what they were read from.
+
+An entry is written under another name and renamed when it is complete, so that a reader never meets half of one. Its
+files are mapped, not loaded: all processes that train on the same images share one copy, in the memory of the system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from patch_diffusion.errors import InputError
+from patch_diffusion.files import check_room, read_json, sync, write_json
+
+FOLDER_VARIABLE = "PATCH_DIFFUSION_CACHE"
+"""Environment variable that names the folder of the cache."""
+
+_FACTS_FILE = "facts.json"
+_FORMAT = 1
+_PARTIAL = ".partial"
+_ABANDONED_SECONDS = 7 * 24 * 3600
+
+Write = Callable[[Path], dict[str, Any]]
+"""Writes the .npy files of an entry into a folder, and returns its facts, ready for JSON."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Facts, and arrays by the name of their file."""
+
+    folder: Path
+    facts: dict[str, Any]
+
+    def tensor(self, name: str) -> Tensor:
+        """A mapped array."""
+        return map_array(self.folder / name)
+
+
+def cache_folder() -> Path:
+    """What the variable PATCH_DIFFUSION_CACHE names, else a folder where the platform keeps such things."""
+    if given := os.environ.get(FOLDER_VARIABLE):
+        return Path(given).expanduser()
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "patch_diffusion"
+
+
+def find(key: Mapping[str, Any]) -> Entry | None:
+    """The entry of a key; None where there is none or a damaged one."""
+    folder = _folder_of(key)
+    try:
+        content = read_json(folder / _FACTS_FILE)
+        if content["key"] != _plain(key):
+            return None
+        for name, size in content["files"].items():
+            if (folder / name).stat().st_size != size:
+                return None
+            np.load(folder / name, mmap_mode="r")
+        return Entry(folder, content["facts"])
+    except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def make(key: Mapping[str, Any], write: Write, *, num_bytes: int = 0) -> Entry:
+    """The entry of a key, written now unless another process has done so in the meantime.
+
+    Args:
+        key: what the content follows from, ready for JSON.
+        write: makes the content.
+        num_bytes: that it takes.
+
+    Raises:
+        InputError: no room on the disk, and what ``write`` raises; then nothing is left behind.
+    """
+    final = _folder_of(key)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(final.with_suffix(".lock")) as alone:
+        if found := find(key):
+            return found
+        _sweep(final.parent, f"{final.name}-*" if alone else "")
+        shutil.rmtree(final, ignore_errors=True)
+        _check_room(num_bytes)
+        partial = Path(tempfile.mkdtemp(prefix=f"{final.name}-", suffix=_PARTIAL, dir=final.parent))
+        try:
+            facts = write(partial)
+            arrays = sorted(partial.glob("*.npy"))
+            for path in arrays:
+                sync(path)
+            files = {path.name: path.stat().st_size for path in arrays}
+            write_json(partial / _FACTS_FILE, {"key": _plain(key), "facts": facts, "files": files})
+            sync(partial)
+            # Where locks do not work, another process may have been first; then its entry is as good.
+            with contextlib.suppress(OSError):
+                partial.replace(final)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    found = find(key)
+    if found is None:
+        raise InputError(f"what was written to {final} cannot be read back: is the disk sound?")
+    return found
+
+
+def remember(key: Mapping[str, Any], find_out: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Facts that take long to find out, from the cache where they are there; it being closed is no error."""
+    if found := find(key):
+        return found.facts
+    facts = find_out()
+    with contextlib.suppress(OSError, InputError):
+        make(key, lambda folder: facts)
+    return facts
+
+
+def make_nameless(write: Write, *, num_bytes: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Facts and mapped arrays that nobody else can find, of what has no key; they go with this process."""
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    _sweep(cache_folder())
+    _check_room(num_bytes)
+    folder = Path(tempfile.mkdtemp(prefix="nameless-", suffix=_PARTIAL, dir=cache_folder()))
+    try:
+        facts = write(folder)
+        arrays = {path.name: map_array(path) for path in sorted(folder.glob("*.npy"))}
+    finally:
+        # What is mapped stays until it is let go of. Windows keeps the files too, until they are swept.
+        shutil.rmtree(folder, ignore_errors=True)
+    return facts, arrays
+
+
+def write_blocks(path: Path, blocks: Iterable[NDArray[Any]], shape: tuple[int, ...], dtype: str) -> None:
+    """An .npy file of arrays (k, *shape), one after another, however many they turn out to be.
+
+    It is written, not mapped: a disk that fills up meanwhile is then an error, and not the end of the process.
+    """
+    with path.open("wb") as file:
+        _write_header(file, (0, *shape), dtype)
+        length, count = file.tell(), 0
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, dtype).data)
+            count += len(block)
+        file.seek(0)
+        _write_header(file, (count, *shape), dtype)
+        assert file.tell() == length, "the header of an .npy leaves room for its first dimension to grow"
+
+
+def map_array(path: Path) -> Tensor:
+    """An .npy file as a tensor, of which only what is asked for is read. It must not be written to."""
+    return as_tensor(np.load(path, mmap_mode="r"))
+
+
+def as_tensor(array: NDArray[Any]) -> Tensor:
+    """A tensor of the same memory; torch's warning that it could be written to is kept from the user."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(array)
+
+
+def digest(*parts: object) -> str:
+    """A short name for what is too long for a key."""
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:32]
+
+
+def state_of(path: Path) -> list[Any]:
+    """What tells a file from another version of it: its name, size and time."""
+    found = path.stat()
+    return [str(path.resolve()), found.st_size, found.st_mtime_ns]
+
+
+def _write_header(file: Any, shape: tuple[int, ...], dtype: str) -> None:
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _folder_of(key: Mapping[str, Any]) -> Path:
+    return cache_folder() / digest(_FORMAT, json.dumps(_plain(key), sort_keys=True))
+
+
+def _plain(key: Mapping[str, Any]) -> Any:
+    """As it comes back from JSON."""
+    return json.loads(json.dumps(key))
+
+
+def _check_room(num_bytes: int) -> None:
+    try:
+        check_room(cache_folder(), num_bytes)
+    except InputError as error:
+        raise InputError(f"{error} ({FOLDER_VARIABLE} names it; --data.cache memory needs none)") from None
+
+
+def _sweep(folder: Path, abandoned: str = "") -> None:
+    """Remove what killed processes have left: long ago, or by names that are known to be nobody's."""
+    for path in folder.glob(f"*{_PARTIAL}"):
+        with contextlib.suppress(OSError):
+            is_old = time.time() - path.stat().st_mtime > _ABANDONED_SECONDS
+            if is_old or (abandoned and path.match(abandoned)):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[bool]:
+    """One process at a time; False where the platform or the disk cannot do that."""
+    try:
+        import fcntl
+    except ImportError:
+        yield False
+        return
+    with path.open("w") as file:
+        alone = True
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            alone = False
+        yield alone

@@ -1,0 +1,143 @@
+"""Images that are files, wherever they were found, to pixels of one size or of a few."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, overload
+
+from numpy.typing import NDArray
+
+from patch_diffusion.config import Data
+from patch_diffusion.data.decode import Header, ImageFile, decode_file, quiet, read_headers, reason
+from patch_diffusion.data.images import Images
+from patch_diffusion.data.kinds import common_kind
+from patch_diffusion.data.labels import Labels
+from patch_diffusion.data.parallel import in_order
+from patch_diffusion.data.reading import Part, Plan, images_of, read
+from patch_diffusion.data.sizes import Size, choose_sizes, describe_changes, too_small
+from patch_diffusion.data.survey import Survey
+from patch_diffusion.errors import InputError
+
+MOST_UNUSABLE = 0.01
+"""Share of the files that may be broken before training is refused."""
+
+_MOST_NAMED = 20
+
+
+@dataclass(frozen=True)
+class Files(Sequence[ImageFile]):
+    """Files that are made when they are asked for: a list of millions takes long, though all be in the cache."""
+
+    num: int
+    make: Callable[[int], ImageFile]
+
+    def __len__(self) -> int:
+        return self.num
+
+    @overload
+    def __getitem__(self, index: int) -> ImageFile: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[ImageFile]: ...
+
+    def __getitem__(self, index: int | slice) -> ImageFile | list[ImageFile]:
+        places = range(self.num)[index]
+        return self.make(places) if isinstance(places, int) else [self.make(place) for place in places]
+
+
+@dataclass
+class Collection:
+    """Images that can be opened, in the order of the data set.
+
+    ``labels`` are class numbers and the names of classes, of all files; ``notes`` what the user should know of the
+    finding. ``identity`` is what changes when the files do, ready for JSON; None where that cannot be told.
+    ``headers`` and ``unusable`` are what is known of them already, as `read_headers` finds it. ``slow`` ones are kept
+    on disk though they be few.
+    """
+
+    source: str
+    files: Sequence[ImageFile]
+    labels: Labels | None = None
+    notes: list[str] = field(default_factory=list)
+    identity: Any = None
+    headers: dict[int, Header] | None = None
+    unusable: dict[int, str] = field(default_factory=dict)
+    slow: bool = False
+
+
+def read_collection(found: Collection, options: Data, *, show: bool = False) -> Images:
+    """All images of a collection, upright, with the same channels, of the same size or in buckets.
+
+    Raises:
+        InputError: several sizes and no resolution, several kinds of pixels, or more than 1 % of the files unusable.
+    """
+    key = None
+    if found.identity is not None:
+        asked = {name: getattr(options, name) for name in ("resolution", "mode", "fit", "key", "layout")}
+        key = {"files": found.identity, **asked}
+    with quiet():
+        pixels = read(lambda: _plan(found, options, show), key, options, often=found.slow)
+    return images_of(pixels, found.labels, options, found.notes)
+
+
+def resolution_of(options: Data) -> Size | None:
+    """Height and width."""
+    resolution = options.resolution
+    return (resolution, resolution) if isinstance(resolution, int) else resolution
+
+
+def _plan(found: Collection, options: Data, show: bool) -> Plan:
+    """Which files are decoded to which size."""
+    files, unusable, headers = found.files, dict(found.unusable), found.headers
+    if headers is None:
+        headers, unusable = read_headers(files, show=show)
+    _refuse_many_unusable(files, unusable)
+    sizes = {index: header.size for index, header in headers.items()}
+    targets = choose_sizes(sizes, lambda index: files[index].name, resolution_of(options), options.fit)
+    for index, target in list(targets.items()):
+        if too_small(sizes[index], target):
+            (height, width), _ = sizes[index], targets.pop(index)
+            unusable[index] = f"{height}x{width} is too small to enlarge to {target[0]}x{target[1]}"
+    _refuse_many_unusable(files, unusable)
+    kind, notes = common_kind(files, {index: headers[index] for index in targets}, options.mode, show=show)
+    notes = describe_changes(sizes, targets, options.fit) + notes
+    survey = Survey(name=lambda index: files[index].name)
+
+    def part_of(size: Size) -> Part:
+        indices = [index for index, target in targets.items() if target == size]
+        kept: list[int] = []
+
+        def decode(index: int) -> NDArray[Any]:
+            return decode_file(files[index], size, kind.mode, options.fit)
+
+        def blocks() -> Iterator[NDArray[Any]]:
+            for index, pixels in in_order(decode, indices, "reading images", show=show):
+                if isinstance(pixels, Exception):
+                    unusable[index] = reason(pixels)
+                    continue
+                survey.add(pixels[None], index)
+                kept.append(index)
+                yield pixels[None]
+
+        return Part((kind.channels, *size), len(indices), blocks, kept)
+
+    def finish() -> None:
+        _refuse_many_unusable(files, unusable)
+        notes.extend(f"skipped {files[index].name}: {unusable[index]}" for index in sorted(unusable)[:_MOST_NAMED])
+        if len(unusable) > _MOST_NAMED:
+            notes.append(f"skipped {len(unusable) - _MOST_NAMED:,} others")
+
+    parts = [part_of(size) for size in sorted(set(targets.values()))]
+    return Plan(kind.dtype, parts, survey, notes, finish)
+
+
+def _refuse_many_unusable(files: Sequence[ImageFile], unusable: Mapping[int, str]) -> None:
+    if len(unusable) <= MOST_UNUSABLE * len(files):
+        return
+    first = [f"{files[index].name} ({unusable[index]})" for index in sorted(unusable)[:3]]
+    more = ", ..." if len(unusable) > len(first) else ""
+    raise InputError(
+        f"{len(unusable):,} of {len(files):,} images cannot be used, more than the {MOST_UNUSABLE:.0%} that training "
+        f"passes over: {', '.join(first)}{more}; repair or remove them"
+    )

@@ -1,0 +1,173 @@
+"""Images in a folder or a zip."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+from typing import IO
+
+from PIL import Image
+
+from patch_diffusion.config import Data
+from patch_diffusion.data.cache import digest, state_of
+from patch_diffusion.data.collection import Collection, Files
+from patch_diffusion.data.decode import ImageFile
+from patch_diffusion.data.labels import LABELS_FILE, Labels, labels_of_csv, labels_of_folders, labels_of_json
+from patch_diffusion.errors import InputError
+
+OpenFile = Callable[[str], IO[bytes]]
+
+# What Pillow knows by name only: without a program or a reader of one's own it cannot open them.
+_NOT_READ = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
+_ENCRYPTED = 0x1
+_HIDDEN = re.compile(r"(^|/)(\.|__MACOSX)")
+_UNSAFE = re.compile(r"^([/\\]|[A-Za-z]:)|(^|[/\\])\.\.([/\\]|$)")  # absolute, or with a way up
+
+_HINTS = {
+    ".zip": "unpack it first",
+    ".tar": "give the shards as wds:FOLDER/*.tar",
+    ".npy": "give the array itself",
+    ".npz": "give the array itself",
+    ".h5": "give the file itself",
+    ".hdf5": "give the file itself",
+    ".arrow": "give the data set as hf:FOLDER",
+    ".parquet": "give the data set as hf:FOLDER",
+}
+
+
+@cache
+def image_endings() -> frozenset[str]:
+    """Endings of the files that Pillow reads, as in ".png"."""
+    Image.init()
+    known = Image.registered_extensions().items()
+    return frozenset(ending for ending, kind in known if kind in Image.OPEN and kind not in _NOT_READ)
+
+
+def find_in_folder(path: Path, options: Data) -> Collection:
+    """All images in a folder and its sub-folders, those behind links included.
+
+    Raises:
+        InputError: no images there, a folder that may not be read, or labels that do not fit.
+    """
+    states = dict(_walk(path))
+    names = sorted(states)
+    images, notes = _images_among(names, options)
+    labels = _labels(images, names, lambda name: (path / name).open("rb"), options, notes)
+    files = Files(len(images), lambda index: ImageFile(images[index], partial((path / images[index]).open, "rb")))
+    identity = [str(path.resolve()), digest(*((name, states[name]) for name in images))]
+    return Collection(options.source, files, labels, notes, identity)
+
+
+@contextmanager
+def find_in_zip(path: Path, options: Data) -> Iterator[Collection]:
+    """All images in a zip, which stays open meanwhile.
+
+    Raises:
+        InputError: no images there, entries that no zip of images has, or labels that do not fit.
+    """
+    try:
+        opened = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise InputError(f"{options.source} is damaged: {error}") from None
+    with opened as archive:
+        entries = [info for info in archive.infolist() if not info.is_dir()]
+        for info in entries:
+            if _UNSAFE.search(info.filename):
+                raise InputError(f"{options.source} has an entry that points out of it, {info.filename}: make it anew")
+            if info.flag_bits & _ENCRYPTED:
+                raise InputError(f"{options.source} needs a password for {info.filename}: unpack it, give the folder")
+        names = sorted({info.filename for info in entries})
+        images, notes = _images_among(names, options)
+        if len(names) < len(entries):
+            notes.append(f"{len(entries) - len(names):,} entries of the zip have a name twice: the last one counts")
+        labels = _labels(images, names, archive.open, options, notes)
+        files = Files(len(images), lambda index: ImageFile(images[index], partial(archive.open, images[index])))
+        yield Collection(options.source, files, labels, notes, state_of(path))
+
+
+def _walk(path: Path) -> Iterator[tuple[str, tuple[int, int] | None]]:
+    """All files by their names within a folder, with size and time; None for a link that leads nowhere.
+
+    A folder is entered once, however many links lead to it.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"cannot look into {error.filename}: {error.strerror}")
+
+    entered = set()
+    for folder, subfolders, files in os.walk(path, followlinks=True, onerror=refuse):
+        place = Path(folder).stat()
+        if (place.st_dev, place.st_ino) in entered:
+            subfolders.clear()
+            continue
+        entered.add((place.st_dev, place.st_ino))
+        subfolders.sort()
+        inner = Path(folder).relative_to(path).as_posix()
+        prefix = "" if inner == "." else f"{inner}/"
+        for name in files:
+            try:
+                found = os.stat(f"{folder}/{name}")  # noqa: PTH116 - a Path takes ten times as long, of a million files
+            except OSError:
+                yield prefix + name, None
+                continue
+            if stat.S_ISREG(found.st_mode):
+                yield prefix + name, (found.st_size, found.st_mtime_ns)
+
+
+def _images_among(names: Sequence[str], options: Data) -> tuple[list[str], list[str]]:
+    """Names of images, and notes of the others. Hidden files, and what macOS puts into zips, count for nothing."""
+    visible = [name for name in names if not _HIDDEN.search(name)]
+    endings = image_endings()
+    images, others = [], []
+    for name in visible:
+        (images if _ending(name) in endings else others).append(name)
+    others = [name for name in others if name not in (LABELS_FILE, options.labels)]
+    if not images:
+        if not others:
+            raise InputError(f"{options.source} is empty: give a folder or a zip of images")
+        more = ", ..." if len(others) > 1 else ""
+        hint = _HINTS.get(_ending(others[0]), "give a folder or a zip of images")
+        raise InputError(f"{options.source} holds no images, only {others[0]}{more}: {hint}")
+    if others:
+        return images, [f"{len(others):,} files that are not images left aside (first: {others[0]})"]
+    return images, []
+
+
+def _ending(name: str) -> str:
+    """As in ".png"."""
+    return "." + name.rpartition(".")[2].lower()
+
+
+def _labels(
+    images: Sequence[str], names: Sequence[str], open_file: OpenFile, options: Data, notes: list[str]
+) -> Labels | None:
+    if options.labels is not None:
+        with _open_csv(names, open_file, options) as stream:
+            labels, more_notes = labels_of_csv(stream.read(), images, options.labels)
+        notes += more_notes
+        return labels
+    if options.classes is False:
+        return None
+    if LABELS_FILE in names:
+        with open_file(LABELS_FILE) as stream:
+            found = labels_of_json(stream.read(), images, options.source)
+        if found is not None:
+            return found
+    return labels_of_folders(images, options.source) if options.classes else None
+
+
+def _open_csv(names: Sequence[str], open_file: OpenFile, options: Data) -> IO[bytes]:
+    """The file of labels, beside the user or within the data."""
+    assert options.labels is not None
+    path = Path(options.labels).expanduser()
+    if path.is_file():
+        return path.open("rb")
+    if options.labels in names:
+        return open_file(options.labels)
+    raise InputError(f"there is no file of labels at {options.labels}, nor in {options.source}")

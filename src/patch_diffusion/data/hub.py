@@ -1,0 +1,166 @@
+"""Images in a data set of the Hugging Face library, on disk or in its own cache; nothing is downloaded."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from typing import IO, Any
+
+from patch_diffusion.config import Data
+from patch_diffusion.data.cache import digest, state_of
+from patch_diffusion.data.collection import Collection, Files
+from patch_diffusion.data.decode import ImageFile
+from patch_diffusion.data.labels import Labels, labels_of_values
+from patch_diffusion.data.optional import need
+from patch_diffusion.errors import InputError, did_you_mean
+
+PREFIX = "hf:"
+
+_IMAGE_NAMES = ("image", "img", "images", "picture")
+_LABEL_NAMES = ("label", "labels", "class")
+
+
+def find_in_hub(name: str, options: Data) -> Collection:
+    """All images of a data set: ``NAME_OR_PATH`` or ``NAME_OR_PATH:SPLIT``.
+
+    A path is what ``save_to_disk`` wrote, or a folder of parquet files; a name must be in the library's cache, unless
+    the environment says HF_HUB_OFFLINE=0. Of several splits, "train" is taken.
+
+    Raises:
+        InputError: no such data set, split or column; the names that there are are given.
+    """
+    library = need("datasets", options.source)
+    place, split = _place_and_split(name)
+    found = _load(library, place, options.source)
+    if hasattr(found, "keys"):
+        found = _choose_split(found, split, options.source)
+    elif split is not None:
+        raise InputError(f"{options.source} has no splits: leave ':{split}' out")
+    return collection_of(found, options)
+
+
+def collection_of(table: Any, options: Data) -> Collection:
+    """All images of a ``datasets.Dataset``, of which ``key`` and ``labels`` name the columns.
+
+    Raises:
+        InputError: no column of images, or several.
+    """
+    library = need("datasets", options.source or "the data set")
+    if isinstance(table, library.IterableDataset):
+        raise InputError("a data set that is streamed has no order to come back to: load it without streaming")
+    source = options.source or "the data set"
+    column = _image_column(library, table, options.key, source)
+    labels = _labels(library, table, options, source)
+    encoded = table.select_columns([column]).cast_column(column, library.Image(decode=False))
+    lock = Lock()
+    if not len(table):
+        raise InputError(f"{source} is empty")
+
+    def opened(index: int) -> IO[bytes]:
+        with lock:
+            item = encoded[index][column]
+        if item is None:
+            raise InputError("no image")
+        return io.BytesIO(item["bytes"]) if item["bytes"] is not None else Path(item["path"]).open("rb")
+
+    files = Files(len(table), lambda index: ImageFile(f"image {index:,} of {source}", partial(opened, index)))
+    stored = [state_of(Path(file["filename"])) for file in table.cache_files]
+    # Tables in memory have no files; their fingerprint follows from how they were made, which need not say it all.
+    identity = digest(column, len(table), table._fingerprint, *stored) if stored else None
+    return Collection(source, files, labels, identity=identity, slow=True)
+
+
+def _place_and_split(name: str) -> tuple[str, str | None]:
+    """Both parts of ``PLACE:SPLIT``, where the place may be a Windows path with a drive."""
+    found = re.fullmatch(r"((?:[A-Za-z]:[\\/])?[^:]+)(?::(.+))?", name)
+    if found is None:
+        raise InputError(f"a data set is hf:NAME_OR_PATH or hf:NAME_OR_PATH:SPLIT, not hf:{name}")
+    return found[1], found[2]
+
+
+def _load(library: Any, place: str, source: str) -> Any:
+    path = Path(place).expanduser()
+    try:
+        with _offline(library):
+            if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+                return library.load_from_disk(str(path))
+            return library.load_dataset(str(path) if path.exists() else place)
+    except Exception as error:
+        words = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"cannot open {source}: there is no such data set on this machine, or it is damaged ({words[:200]})"
+        ) from None
+
+
+@contextmanager
+def _offline(library: Any) -> Iterator[None]:
+    """Names are looked up in the library's cache alone, and no progress is shown."""
+    config, bars = library.config, library.are_progress_bars_disabled()
+    before = config.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = os.environ.get("HF_HUB_OFFLINE", "1").lower() not in ("0", "false", "no", "off")
+    library.disable_progress_bars()
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
+        if not bars:
+            library.enable_progress_bars()
+
+
+def _choose_split(found: Any, split: str | None, source: str) -> Any:
+    names = list(found.keys())
+    if split is not None:
+        if split not in names:
+            raise InputError(f"{source} has no split '{split}'{did_you_mean(split, names)}")
+        return found[split]
+    if len(names) == 1 or "train" in names:
+        return found["train" if "train" in names else names[0]]
+    raise InputError(f"{source} has the splits {', '.join(names)}: choose one, as in {source}:{names[0]}")
+
+
+def _image_column(library: Any, table: Any, key: str | None, source: str) -> str:
+    columns = [name for name, feature in table.features.items() if isinstance(feature, library.Image)]
+    if key is not None:
+        if key not in columns:
+            raise InputError(f"{source} has no column of images '{key}'{did_you_mean(key, columns or table.features)}")
+        return key
+    if not columns:
+        raise InputError(f"{source} has no column of images, only {', '.join(table.features)}")
+    named = [name for name in _IMAGE_NAMES if name in columns]
+    if len(columns) > 1 and not named:
+        raise InputError(f"{source} has several columns of images ({', '.join(columns)}): choose one with --data.key")
+    return columns[0] if len(columns) == 1 else named[0]
+
+
+def _labels(library: Any, table: Any, options: Data, source: str) -> Labels | None:
+    if options.classes is False:
+        return None
+    features = table.features
+    if options.labels is not None:
+        if options.labels not in features:
+            raise InputError(f"{source} has no column '{options.labels}'{did_you_mean(options.labels, features)}")
+        column = options.labels
+    else:
+        columns = [name for name, feature in features.items() if isinstance(feature, library.ClassLabel)]
+        named = [name for name in _LABEL_NAMES if name in (columns or features)]
+        if not columns and not (options.classes and named):
+            if options.classes:
+                raise InputError(f"{source} has no column of classes: name it with --data.labels")
+            return None
+        if len(columns) > 1 and not named:
+            raise InputError(
+                f"{source} has several columns of classes ({', '.join(columns)}): choose with --data.labels"
+            )
+        column = columns[0] if len(columns) == 1 else named[0]
+    values = table.with_format(None)[column][:]
+    if None in values:
+        raise InputError(f"{source} has no label for image {values.index(None):,}: set data.classes to False")
+    labels, class_names = labels_of_values(values)
+    names = getattr(features[column], "names", None)
+    return labels, tuple(names) if names else class_names

@@ -1,0 +1,274 @@
+"""What is in a data set, and what of it would hurt."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patch_diffusion.config import Data
+from patch_diffusion.data.as_files import evenly, found_images
+from patch_diffusion.data.collection import Collection as ImageCollection
+from patch_diffusion.data.decode import Header, ImageFile, decode_file, quiet, read_headers, reason
+from patch_diffusion.data.duplicates import SMALL, Likeness, content_hash, equal_groups, likeness, near_pairs
+from patch_diffusion.data.labels import Labels
+from patch_diffusion.data.parallel import in_order
+from patch_diffusion.data.sheet import Thumbnail, check_sheet, thumbnail, write_sheet
+from patch_diffusion.errors import InputError
+
+MOST_READ = 100_000
+"""Images that are looked at, unless more are asked for."""
+
+NEARLY_CONSTANT = 0.01
+"""Standard deviation of an image, as a share of the range of values, under which there is nothing to see in it."""
+
+_SHOWN, _PAIRS = 60, 15  # on the sheet, of a kind
+
+T = TypeVar("T", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What `inspect_images` found. Images are told by their names; counts of kinds come the most frequent first.
+
+    Args:
+        source: the data set.
+        num_images: in it.
+        num_read: that were looked at, evenly over the data set; what follows is about them.
+        endings: of the files, such as "png": how many.
+        sizes: height and width, such as (64, 64): how many.
+        kinds: depth and channels, such as "8 bit RGB": how many.
+        class_counts: images of each class, of all; empty without classes.
+        folders: images in each of the first sub-folders, where they are not the classes, of all.
+        unusable: why a file cannot be read, by name.
+        nearly_constant: images of one value.
+        equal: groups of images of equal pixels.
+        near: pairs that look the same though their pixels differ, and their correlation, the most alike first.
+        means, deviations: of the pixels of each channel, where 0 and 1 are the ends of ``values``.
+        values: lowest and highest found.
+        span: what is 0 and 1: that of the type for 8 bits, else what was asked for or found.
+        asymmetry: how much the mean image differs from its mirror image, in standard deviations of the pixels.
+        asymmetry_by_chance: what it would be if every image were as likely as its mirror image.
+        problems: what the user has to mend before training, in sentences.
+    """
+
+    source: str
+    num_images: int
+    num_read: int
+    endings: dict[str, int]
+    sizes: dict[tuple[int, int], int]
+    kinds: dict[str, int]
+    class_counts: dict[str, int]
+    folders: dict[str, int]
+    unusable: dict[str, str]
+    nearly_constant: list[str]
+    equal: list[list[str]]
+    near: list[tuple[str, str, float]]
+    means: list[float]
+    deviations: list[float]
+    values: tuple[float, float]
+    span: tuple[float, float]
+    asymmetry: float
+    asymmetry_by_chance: float
+    problems: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        sizes = {f"{height}x{width}": count for (height, width), count in self.sizes.items()}
+        return {**asdict(self), "sizes": sizes}
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What is kept of an image that was looked at; ``means`` and ``variances`` are those of the channels."""
+
+    content: bytes
+    likeness: Likeness
+    means: NDArray[np.float64]
+    variances: NDArray[np.float64]
+    low: float
+    high: float
+
+
+def inspect_images(
+    options: Data, *, most: int = MOST_READ, sheet: str | Path | None = None, show: bool = False
+) -> Findings:
+    """Look at every image of a data set, as it is before it is resized.
+
+    Broken files, odd sizes and wrong labels are found and not refused.
+
+    Args:
+        options: the data set, and how it is to be read.
+        most: images to look at; of more, so many evenly over the data set.
+        sheet: a picture to write, of some of the images and of those that are alike or show nearly nothing.
+        show: a progress bar, on a terminal.
+
+    Raises:
+        InputError: there are no images to look at.
+    """
+    if most < 1:
+        raise InputError(f"at least 1 image is looked at, not {most}")
+    if sheet is not None:
+        check_sheet(Path(sheet))
+    with found_images(options, show=show) as (found, problems), quiet():
+        files = [found.files[index] for index in evenly(len(found.files), most)]
+        headers, unusable = read_headers(files, show=show)
+        mode = _mode(options, headers.values())
+        seen: dict[int, _Seen] = {}
+        looked = in_order(lambda index: _look(files[index], mode), list(headers), "reading images", show=show)
+        for index, result in looked:
+            if isinstance(result, Exception):
+                unusable[index] = reason(result)
+            else:
+                seen[index] = result
+        findings = _findings(options, found, files, headers, unusable, seen, problems)
+        if sheet is not None:
+            write_sheet(sheet, _sections(findings, {file.name: file for file in files}, mode))
+    return findings
+
+
+def _findings(
+    options: Data,
+    found: ImageCollection,
+    files: Sequence[ImageFile],
+    headers: Mapping[int, Header],
+    unusable: Mapping[int, str],
+    seen: Mapping[int, _Seen],
+    problems: list[str],
+) -> Findings:
+    names = [file.name for file in files]
+    means, deviations, span = _statistics(list(seen.values()), headers, options)
+    least = NEARLY_CONSTANT * (span[1] - span[0])
+    constant = {index for index, one in seen.items() if np.sqrt(one.variances.mean()) < least}
+    indices = list(seen)
+    groups = equal_groups([one.content for one in seen.values()])
+    copies = {indices[place] for group in groups for place in group[1:]}
+    firsts = [index for index in indices if index not in constant and index not in copies]
+    pairs = near_pairs([seen[index].likeness for index in firsts])
+    asymmetry, by_chance = _asymmetry([seen[index].likeness for index in firsts])
+    in_folders = () if found.labels is not None else (file.name for file in found.files if "/" in file.name)
+    return Findings(
+        source=options.source,
+        num_images=len(found.files),
+        num_read=len(files),
+        endings=_counts(PurePosixPath(name).suffix.lower().lstrip(".") for name in names),
+        sizes=_counts(header.size for header in headers.values()),
+        kinds=_counts(_kind(header) for header in headers.values()),
+        class_counts={} if found.labels is None else _counts(_class_names(found.labels)),
+        folders=_counts(PurePosixPath(name).parts[0] for name in in_folders),
+        unusable={names[index]: why for index, why in sorted(unusable.items())},
+        nearly_constant=[names[index] for index in sorted(constant)],
+        equal=[[names[indices[place]] for place in group] for group in groups],
+        near=[(names[firsts[one]], names[firsts[other]], round(alike, 3)) for one, other, alike in pairs],
+        means=means,
+        deviations=deviations,
+        values=(min(one.low for one in seen.values()), max(one.high for one in seen.values())) if seen else (0.0, 0.0),
+        span=span,
+        asymmetry=asymmetry,
+        asymmetry_by_chance=by_chance,
+        problems=problems,
+    )
+
+
+def _sections(findings: Findings, files: Mapping[str, ImageFile], mode: str) -> list[tuple[str, list[Thumbnail]]]:
+    """What is shown on the sheet."""
+
+    def show(name: str, joined: bool = False) -> Thumbnail:
+        return Thumbnail(thumbnail(decode_file(files[name], None, mode), *findings.span), name, joined)
+
+    usable = [name for name in files if name not in findings.unusable]
+    shown = [usable[place] for place in evenly(len(usable), _SHOWN)]
+    equal = [
+        show(name, joined)
+        for group in findings.equal[:_PAIRS]
+        for name, joined in zip(group, (True, False), strict=False)
+    ]
+    near = [
+        show(name, joined)
+        for pair in findings.near[:_PAIRS]
+        for name, joined in zip(pair[:2], (True, False), strict=True)
+    ]
+    return [
+        (f"{len(shown):,} of {findings.num_images:,} images", [show(name) for name in shown]),
+        (f"equal, pixel by pixel: {len(findings.equal):,} groups", equal),
+        (f"alike to the eye: {len(findings.near):,} pairs, the most alike first", near),
+        (
+            f"nearly empty: {len(findings.nearly_constant):,}",
+            [show(n) for n in findings.nearly_constant[:_SHOWN]],
+        ),
+    ]
+
+
+def _mode(options: Data, headers: Iterable[Header]) -> str:
+    """What pictures of 8 bits are converted to: what was asked for, or the fewest channels that keep what all have."""
+    if options.mode != "auto":
+        return options.mode
+    pictures = [header for header in headers if header.channels is None]
+    if all(header.grey for header in pictures):
+        return "L"
+    return "RGBA" if all(header.transparent for header in pictures) else "RGB"
+
+
+def _look(file: ImageFile, mode: str) -> _Seen:
+    pixels = decode_file(file, None, mode)
+    return _Seen(
+        content_hash(pixels),
+        likeness(pixels),
+        np.array([channel.mean(dtype=np.float64) for channel in pixels]),
+        np.array([channel.var(dtype=np.float64) for channel in pixels]),
+        float(pixels.min()),
+        float(pixels.max()),
+    )
+
+
+def _statistics(
+    seen: Sequence[_Seen], headers: Mapping[int, Header], options: Data
+) -> tuple[list[float], list[float], tuple[float, float]]:
+    """Means and standard deviations of the channels, every image counting alike, and the values that are 0 and 1."""
+    if options.range is not None:
+        low, high = options.range
+    elif all(header.dtype == "uint8" for header in headers.values()):
+        low, high = 0.0, 255.0
+    else:
+        low, high = min((one.low for one in seen), default=0.0), max((one.high for one in seen), default=0.0)
+    if not seen or not high > low:
+        return [], [], (low, high)
+    num_channels, _ = Counter(len(one.means) for one in seen).most_common(1)[0]
+    alike = [one for one in seen if len(one.means) == num_channels]
+    means = np.stack([one.means for one in alike])
+    mean = means.mean(axis=0)
+    variance = np.stack([one.variances for one in alike]).mean(axis=0) + means.var(axis=0)
+    scale = high - low
+    return ((mean - low) / scale).tolist(), (np.sqrt(variance) / scale).tolist(), (low, high)
+
+
+def _asymmetry(pictures: Sequence[Likeness]) -> tuple[float, float]:
+    """How far the mean picture is from its mirror image, and how far chance would bring it."""
+    if not pictures:
+        return 0.0, 0.0
+    small = np.stack([picture.small for picture in pictures]).astype(np.float32).reshape(len(pictures), SMALL, SMALL)
+    differences = SMALL * (small - small[:, :, ::-1])  # of pictures whose pixels have standard deviation 1
+    found = float(np.sqrt(np.square(differences.mean(axis=0)).mean()))
+    return found, float(np.sqrt(np.square(differences).mean() / len(pictures)))
+
+
+def _kind(header: Header) -> str:
+    if header.channels is not None:
+        depth = {"uint8": "8 bit", "uint16": "16 bit", "float32": "float"}[header.dtype]
+        return f"{depth}, {header.channels} channel{'' if header.channels == 1 else 's'}"
+    colour = "grey" if header.grey else "RGB"
+    return f"{'16 bit, read as ' * header.reduced}8 bit {colour}{' with transparency' * header.transparent}"
+
+
+def _class_names(labels: Labels) -> Iterator[str]:
+    numbers, names = labels
+    return (names[number] if names else str(number) for number in numbers.tolist())
+
+
+def _counts(found: Iterable[T]) -> dict[T, int]:
+    return dict(Counter(found).most_common())

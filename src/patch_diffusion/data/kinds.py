@@ -1,0 +1,101 @@
+"""The kind of pixels that all files of a data set have, and what reading them so leaves out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from patch_diffusion.data.decode import Header, ImageFile, decode_file
+from patch_diffusion.data.parallel import in_order
+from patch_diffusion.errors import InputError
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Type and number of channels of pixels; ``mode`` is what pictures of 8 bits are converted to."""
+
+    dtype: str
+    channels: int
+    mode: str = "RGB"
+
+
+def common_kind(
+    files: Sequence[ImageFile], headers: Mapping[int, Header], mode: str, *, show: bool = False
+) -> tuple[Kind, list[str]]:
+    """What all files are read as, with notes of what that leaves out.
+
+    Args:
+        files: of the data set.
+        headers: of those that can be read, by index.
+        mode: what was asked for; "auto" is the least of L, RGB and RGBA that keeps what all files have.
+        show: progress, where files must be looked into.
+
+    Raises:
+        InputError: files of several kinds, or a mode for what are no pictures of 8 bits.
+    """
+    first: dict[tuple[str, int | None], int] = {}
+    for index, header in headers.items():
+        first.setdefault((header.dtype, header.channels), index)
+    counts = Counter((header.dtype, header.channels) for header in headers.values()).most_common()
+    (dtype, channels), most = counts[0]
+    if len(counts) > 1:
+        other, num_others = counts[1]
+        raise InputError(
+            f"{num_others:,} images are {_describe(*other)} (first: {files[first[other]].name}), {most:,} are "
+            f"{_describe(dtype, channels)} (first: {files[first[dtype, channels]].name}): convert them to one kind"
+        )
+    if channels is not None:
+        if mode != "auto":
+            raise InputError(
+                f"data.mode {mode} is for pictures of 8 bits, and these are {_describe(dtype, channels)}: leave it out"
+            )
+        return Kind(dtype, channels), []
+    mode, notes = _mode(files, headers, mode, show)
+    return Kind(dtype, len(Image.new(mode, (1, 1)).getbands()), mode), notes
+
+
+def _mode(files: Sequence[ImageFile], headers: Mapping[int, Header], mode: str, show: bool) -> tuple[str, list[str]]:
+    notes = []
+
+    def count(is_so: Callable[[Header], bool]) -> tuple[int, str]:
+        found = [index for index, header in headers.items() if is_so(header)]
+        return len(found), f"(first: {files[found[0]].name})" if found else ""
+
+    num_transparent, _ = count(lambda header: header.transparent)
+    if mode == "auto":
+        mode = "L" if all(header.grey for header in headers.values()) else "RGB"
+        if num_transparent == len(headers):
+            if _any_transparent(files, list(headers), show):
+                mode = "RGBA"
+            else:
+                notes.append("an alpha channel that is opaque in every image was left out")
+                num_transparent = 0
+    if num_transparent and mode != "RGBA":
+        notes.append(f"{num_transparent:,} transparent images laid over white (--data.mode RGBA keeps transparency)")
+    num, first = count(lambda header: header.reduced)
+    if num:
+        notes.append(
+            f"{num:,} images of 16 bits a colour {first} read as 8 bits; as an array or grey pages they stay 16"
+        )
+    num, first = count(lambda header: header.frames > 1)
+    if num:
+        notes.append(f"{num:,} animations {first}, of which the first frame is taken")
+    return mode, notes
+
+
+def _any_transparent(files: Sequence[ImageFile], indices: Sequence[int], show: bool) -> bool:
+    """Whether one pixel of one image is not opaque; the first such image ends the search."""
+
+    def is_transparent(index: int) -> bool:
+        return bool((decode_file(files[index], None, "RGBA")[3] < 255).any())
+
+    return any(found is True for _, found in in_order(is_transparent, indices, "looking at transparency", show=show))
+
+
+def _describe(dtype: str, channels: int | None) -> str:
+    if channels is None:
+        return "pictures of 8 bits"
+    return f"{dtype} of {channels} channel{'' if channels == 1 else 's'}"

@@ -1,0 +1,149 @@
+"""Classes of images: from dataset.json, sub-folders, a CSV, or values that came with the images."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patch_diffusion.errors import InputError
+
+LABELS_FILE = "dataset.json"
+
+Labels = tuple[NDArray[np.int64], tuple[str, ...]]
+"""Class numbers, one per image, and the names of the classes where they have any."""
+
+
+def labels_of_json(content: bytes, names: Sequence[str], source: str) -> Labels | None:
+    """Of a ``dataset.json``: ``{"labels": [["00000/img00000000.png", 6], ...]}``; None where it says null.
+
+    Raises:
+        InputError: another form, a label that is no class number, or an image without one, by name.
+    """
+    try:
+        entries = json.loads(content).get("labels") or []
+        found = {str(name).replace("\\", "/"): label for name, label in entries}
+    except (ValueError, TypeError, AttributeError):
+        raise InputError(f'{LABELS_FILE} in {source} is not of the form {{"labels": [["a.png", 0], ...]}}') from None
+    if not found:
+        return None
+    wrong = [name for name, label in found.items() if type(label) is not int or label < 0]
+    if wrong:
+        raise InputError(
+            f"{LABELS_FILE} in {source}: the label of {wrong[0]} is {found[wrong[0]]!r}, not a class number"
+        )
+    _refuse_missing(found, names, f"{LABELS_FILE} in {source}")
+    return np.array([found[name] for name in names], np.int64), ()
+
+
+def labels_of_folders(names: Sequence[str], source: str) -> Labels:
+    """The first folder of each name.
+
+    Raises:
+        InputError: a name without one.
+    """
+    folders = [name.partition("/")[0] if "/" in name else "" for name in names]
+    if "" in folders:
+        raise InputError(
+            f"classes are the names of the sub-folders, but {names[folders.index('')]} in {source} is in none"
+        )
+    return labels_of_values(folders)
+
+
+def labels_of_csv(content: bytes, names: Sequence[str], source: str) -> tuple[Labels, list[str]]:
+    """Of a CSV whose first line names its columns, ``file`` and ``label`` among them; with notes.
+
+    Labels that are all whole numbers are class numbers; any others are names of classes, which are numbered in
+    alphabetical order.
+
+    Raises:
+        InputError: other columns, two labels for one file, or a file without one, by name.
+    """
+    try:
+        rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), skipinitialspace=True)
+        columns = rows.fieldnames or ()
+        if not {"file", "label"} <= set(columns):
+            raise InputError(
+                f"the first line of {source} is to name the columns file and label, not {', '.join(columns) or 'none'}"
+            )
+        found: dict[str, str] = {}
+        for row in rows:
+            name, label = (row["file"] or "").strip().replace("\\", "/"), (row["label"] or "").strip()
+            if not name or not label:
+                raise InputError(f"line {rows.line_num} of {source} has no {'label' if name else 'file'}")
+            if found.setdefault(name, label) != label:
+                raise InputError(f"{source} gives {name} two labels, {found[name]} and {label}")
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{source} is not a CSV of file,label: {error}") from None
+    _refuse_missing(found, names, source)
+    others = found.keys() - set(names)
+    notes = (
+        [f"{source} has labels for {len(others):,} files that are not here (first: {min(others)})"] if others else []
+    )
+    values = [found[name] for name in names]
+    if all(re.fullmatch(r"[+-]?\d+", value) for value in values):
+        return labels_of_values([int(value) for value in values], names.__getitem__), notes
+    return labels_of_values(values), notes
+
+
+def labels_of_values(values: Sequence[Any] | NDArray[Any], name: Callable[[int], str] = "image {:,}".format) -> Labels:
+    """Whole numbers are class numbers, words are names of classes, numbered in alphabetical order.
+
+    Args:
+        values: one per image.
+        name: of an image, for errors.
+
+    Raises:
+        InputError: anything else, or a number below 0.
+    """
+    array: NDArray[Any] = np.asarray(values)
+    if array.dtype.kind == "O":
+        array = np.array([_words(value) if isinstance(value, bytes) else value for value in array.tolist()])
+    if array.dtype.kind == "S":
+        array = np.array([_words(value) for value in array.ravel().tolist()]).reshape(array.shape)
+
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1 or array.dtype.kind not in "biuUT":
+        raise InputError(f"labels are one class number or name per image, not {array.dtype} of the shape {array.shape}")
+    if array.dtype.kind in "UT":
+        class_names, numbers = np.unique(array, return_inverse=True)
+        return numbers.astype(np.int64), tuple(map(str, class_names))
+    if len(array) and array.min() < 0:
+        first = int(np.argmin(array >= 0))
+        raise InputError(
+            f"the label of {name(first)} is {array[first]}, and class numbers count from 0: mend it, or set "
+            "data.classes to False"
+        )
+    return array.astype(np.int64), ()
+
+
+def notes_of_labels(labels: NDArray[np.int64], class_names: Sequence[str]) -> list[str]:
+    """Classes of one image, which cannot be learned."""
+    numbers, counts = np.unique(labels, return_counts=True)
+    single = numbers[counts == 1]
+    if not len(single):
+        return []
+    first = class_names[single[0]] if len(class_names) else single[0]
+    which = "1 class has" if len(single) == 1 else f"{len(single):,} classes have"
+    return [f"{which} one image only (first: {first})"]
+
+
+def _words(name: bytes) -> str:
+    """Of any encoding: what is no UTF-8 is still told from other names."""
+    return name.decode("utf-8", "backslashreplace")
+
+
+def _refuse_missing(found: Mapping[str, Any], names: Sequence[str], source: str) -> None:
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise InputError(
+            f"{source} has no label for {len(missing):,} of {len(names):,} images (first: {missing[0]}): "
+            "add them, or set data.classes to False"
+        )

@@ -1,0 +1,246 @@
+"""A folder of latents, made once and kept: training needs no autoencoder, sampling needs it at the end.
+
+``latents.npy`` (n, c, h, w) in float16, mapped and read as it is asked for, is what an autoencoder without a posterior
+makes, or the means of the posterior and, in as many more channels, its standard deviations, so that each time an image
+is seen another of its latents is. ``labels.npy`` has the classes, and ``latents.json`` the rest: how latents are
+brought to model space, the autoencoder they come from, and the names of the classes. It is written last: where it is,
+all is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from patch_diffusion.config import Data
+from patch_diffusion.data.autoencoder import Autoencoder, images_at_once
+from patch_diffusion.data.images import ImageSet
+from patch_diffusion.data.latents import STANDARD_DEVIATION, LatentCodec, LatentSet, codec_of
+from patch_diffusion.errors import InputError
+from patch_diffusion.files import check_room, read_json, sync, write_json
+
+_FACTS, _LATENTS, _LABELS = "latents.json", "latents.npy", "labels.npy"
+_STARTED = "started.json"
+_FORMAT = 1
+_TYPE = np.dtype("<f2")
+_MEASURED_AT_ONCE = 256
+_SECONDS_BETWEEN_SAVES = 30
+
+
+def is_latents(path: str | Path) -> bool:
+    """Whether a folder holds latents, complete or not."""
+    return any((Path(path) / name).exists() for name in (_FACTS, _STARTED))
+
+
+def open_latents(
+    path: str | Path, *, vae: str | Path | None = None, classes: bool | None = None, options: Data | None = None
+) -> LatentSet:
+    """Latents that `encode_latents` has made, mapped from their file.
+
+    Args:
+        path: their folder.
+        vae: folder of an autoencoder to decode samples with, in place of the one that made them.
+        classes: False leaves the labels; True asks for them.
+        options: what the data was opened with, for the record.
+
+    Raises:
+        InputError: no latents there, not all of them, or damaged ones.
+    """
+    path = Path(path).expanduser()
+    if not (path / _FACTS).exists():
+        if (path / _STARTED).exists():
+            raise InputError(f"the latents in {path} are not complete: make them with the same command again")
+        raise InputError(f"there are no latents at {path}: no {_FACTS}")
+    facts = read_json(path / _FACTS)
+    try:
+        if facts["format"] != _FORMAT:
+            raise InputError(f"the latents in {path} are of format {facts['format']}, and {_FORMAT} is known here")
+        codec = codec_of(facts["codec"])
+        names, (height, width) = tuple(facts["class_names"]), facts["resolution"]
+        # Mapped so that writing changes nothing on the disk: torch has no tensors that cannot be written to.
+        stored = torch.from_numpy(np.load(path / _LATENTS, mmap_mode="c"))
+        labels = torch.from_numpy(np.load(path / _LABELS)) if (path / _LABELS).exists() else None
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"the latents in {path} are damaged: {error}") from None
+    if not isinstance(codec, LatentCodec):
+        raise InputError(f"the latents in {path} are damaged: their codec is one of pixels")
+    if classes and labels is None:
+        raise InputError(f"the latents in {path} have no classes: make them from images that have, with data.classes")
+    if vae is not None:
+        codec = codec.decoded_by(vae)
+    if classes is False:
+        labels, names = None, ()
+    latents = f"{codec.factor}-fold latents of {len(codec.mean)} channels, of {height}x{width} images"
+    return LatentSet(stored, labels, names, options or Data(str(path)), (latents,), codec=codec)
+
+
+def encode_latents(
+    images: ImageSet,
+    vae: str | Path,
+    out: str | Path,
+    *,
+    flips: bool = False,
+    device: torch.device | str = "cpu",
+    show: bool = False,
+) -> LatentSet:
+    """Make the latents of all images, in a folder; what a stopped call has made is continued.
+
+    Args:
+        images: of one size, a multiple of the autoencoder's factor. Grey ones are taken as colours where it wants
+            three channels.
+        vae: folder of an AutoencoderKL or AutoencoderDC of diffusers, with weights in safetensors.
+        out: the folder to make.
+        flips: also those of the mirrored images, after the others. Mirrored latents are not those of a mirrored image,
+            so this is how latents are augmented.
+        device: where the autoencoder runs.
+        show: a progress bar, on a terminal.
+
+    Raises:
+        InputError: images that the autoencoder does not take, a folder with something else in it, or no room.
+    """
+    if not isinstance(images, ImageSet) or isinstance(images, LatentSet):
+        kind = "latents already" if isinstance(images, LatentSet) else "images of several sizes"
+        raise InputError(f"latents are made of images of one size, and these are {kind}")
+    autoencoder, out = Autoencoder(vae), Path(out).expanduser()
+    _check_images(images, autoencoder)
+    height, width = (side // autoencoder.factor for side in images.resolution)
+    channels = autoencoder.latent_channels * (2 if autoencoder.posterior else 1)
+    shape = (len(images) * (2 if flips else 1), channels, height, width)
+    facts = {"format": _FORMAT, "vae": autoencoder.digest, "shape": list(shape), "images": _digest(images)}
+    if (out / _FACTS).exists():
+        if read_json(out / _FACTS).get("made_of") != facts:
+            raise InputError(f"{out} holds other latents: choose another folder, or remove it")
+        return open_latents(out)
+    done = _start(out, facts, shape)
+    with (out / _LATENTS).open("r+b") as file:
+        _skip(file, shape, done)
+        try:
+            saved = time.monotonic()
+            for latents in _made(images, autoencoder, range(done, shape[0]), torch.device(device), show):
+                # Written, not mapped: a disk that fills up is then an error, and not the end of the process.
+                file.write(latents.numpy().astype(_TYPE, copy=False).tobytes())
+                done += len(latents)
+                if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
+                    _save(out, file, facts, done)
+                    saved = time.monotonic()
+        finally:
+            _save(out, file, facts, done)
+
+    mean, deviation = _statistics(np.load(out / _LATENTS, mmap_mode="r"), autoencoder)
+    folder = str(autoencoder.folder.resolve())
+    codec = LatentCodec(mean, deviation, autoencoder.posterior, autoencoder.factor, folder, autoencoder.digest)
+    if images.labels is not None:
+        np.save(out / _LABELS, images.labels.repeat(shape[0] // len(images)).numpy())
+        sync(out / _LABELS)
+    content = {
+        "format": _FORMAT,
+        "codec": codec.as_dict(),
+        "source": images.options.source,
+        "resolution": list(images.resolution),
+        "class_names": list(images.class_names),
+        "made_of": facts,
+    }
+    write_json(out / _FACTS, content)
+    (out / _STARTED).unlink()
+    return open_latents(out)
+
+
+def _check_images(images: ImageSet, autoencoder: Autoencoder) -> None:
+    height, width = images.resolution
+    factor, channels = autoencoder.factor, autoencoder.image_channels
+    if height % factor or width % factor:
+        raise InputError(
+            f"the VAE makes one latent of {factor}x{factor} pixels, so height and width are multiples of {factor}, "
+            f"not {height}x{width}: give such a resolution"
+        )
+    if images.channels != channels and (images.channels, channels) != (1, 3):
+        raise InputError(f"the VAE takes images of {channels} channels, and these have {images.channels}")
+
+
+def _digest(images: ImageSet) -> str:
+    """Tells these images from others, by some of them."""
+    facts = [len(images), images.codec.as_dict(), list(images.resolution), list(images.class_names)]
+    digest = blake2b(json.dumps(facts).encode(), digest_size=16)
+    chosen = np.unique(np.linspace(0, len(images) - 1, 64).astype(np.int64))
+    digest.update(images.batch(chosen)[0].contiguous().numpy().tobytes())
+    if images.labels is not None:
+        digest.update(images.labels.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _start(out: Path, facts: dict[str, Any], shape: tuple[int, ...]) -> int:
+    """Make the folder, or go on with one that was stopped: the number of latents that are there."""
+    if (out / _STARTED).exists():
+        started = read_json(out / _STARTED)
+        if started.get("made_of") != facts:
+            raise InputError(f"{out} holds a part of other latents: choose another folder, or remove it")
+        return int(started.get("done", 0))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} holds something else: choose a new or an empty folder")
+    check_room(out, int(np.prod(shape)) * _TYPE.itemsize)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / _LATENTS).touch()
+    write_json(out / _STARTED, {"made_of": facts, "done": 0})
+    return 0
+
+
+def _skip(file: BinaryIO, shape: tuple[int, ...], done: int) -> None:
+    """Go to the place of the next latents; what may be there already is written over."""
+    header = {"descr": np.lib.format.dtype_to_descr(_TYPE), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    file.seek(done * int(np.prod(shape[1:])) * _TYPE.itemsize, os.SEEK_CUR)
+
+
+def _save(out: Path, file: BinaryIO, facts: dict[str, Any], done: int) -> None:
+    """Put down what is there, after it is."""
+    file.flush()
+    os.fsync(file.fileno())
+    write_json(out / _STARTED, {"made_of": facts, "done": done})
+
+
+def _made(
+    images: ImageSet, autoencoder: Autoencoder, places: range, device: torch.device, show: bool
+) -> Iterator[Tensor]:
+    """What is stored of the images at these places, float16 on the CPU; mirrored ones begin after the last image."""
+    height, width = images.resolution
+    console = Console(stderr=True)
+    at_once = images_at_once(height * width)
+    starts = [*range(places.start, places.stop, at_once)]
+    hidden = not (show and console.is_terminal)
+    for start in track(starts, "making latents", console=console, transient=True, disable=hidden):
+        positions = np.arange(start, min(start + at_once, places.stop))
+        pixels = images.codec.encode(images.batch(positions % len(images))[0].to(device))
+        mirrored = torch.from_numpy(positions >= len(images)).to(device)
+        pixels = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
+        yield autoencoder.encode(pixels.expand(-1, autoencoder.image_channels, -1, -1)).half().cpu()
+
+
+def _statistics(stored: NDArray[np.float16], autoencoder: Autoencoder) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel over the data, and over the posterior where there is one."""
+    channels = autoencoder.latent_channels
+    first, second = np.zeros(channels), np.zeros(channels)
+    for start in range(0, len(stored), _MEASURED_AT_ONCE):
+        block = stored[start : start + _MEASURED_AT_ONCE].astype(np.float64)
+        if not np.isfinite(block).all():
+            raise InputError(f"the VAE in {autoencoder.folder} makes latents that are not finite numbers in float16")
+        first += block[:, :channels].sum((0, 2, 3))
+        second += np.square(block).sum((0, 2, 3)).reshape(-1, channels).sum(0)
+    count = stored.size // stored.shape[1]
+    mean, variance = first / count, second / count - (first / count) ** 2
+    # A channel that is always the same stays so.
+    deviation = np.sqrt(np.where(variance > 1e-12, variance, STANDARD_DEVIATION**2))
+    return tuple(mean.tolist()), tuple(deviation.tolist())

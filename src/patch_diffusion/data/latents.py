@@ -1,0 +1,149 @@
+"""Latents in place of images: what brings them to model space, and back to pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patch_diffusion.data.autoencoder import Autoencoder
+from patch_diffusion.data.codec import PixelCodec
+from patch_diffusion.data.images import ImageSet
+from patch_diffusion.errors import InputError
+
+STANDARD_DEVIATION = 0.5
+"""Of each channel in model space, about that of pixels, so that noise levels mean what they mean for pixels."""
+
+
+@dataclass(frozen=True)
+class LatentCodec:
+    """Latents as they are stored to model space, and model space to pixels by the autoencoder's decoder.
+
+    In model space each channel has mean 0 and standard deviation 0.5 over the data, whatever the autoencoder.
+
+    Args:
+        mean, deviation: of each channel of the latents over the data.
+        posterior: whether standard deviations are stored after the means.
+        factor: pixels that are one latent, along each axis.
+        vae: folder of the autoencoder, needed to decode only.
+        digest: of that autoencoder; None takes any that makes latents of such a shape, for example one with a decoder
+            that was trained on.
+    """
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    posterior: bool
+    factor: int
+    vae: str
+    digest: str | None = None
+
+    @property
+    def dtype(self) -> str:
+        """Latents are numbers without levels."""
+        return "float32"
+
+    def encode(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Stored latents (n, stored channels, h, w) to model space, float32.
+
+        Args:
+            stored: whole or cut.
+            noise: standard normal numbers (n, c, h, w) that choose from the posterior; its mean where None.
+        """
+        latents = stored.float()
+        if self.posterior:
+            latents, spread = latents.chunk(2, dim=1)
+            latents = latents if noise is None else latents + spread * noise
+        mean, factor = self._whitening(latents)
+        return (latents - mean) / factor
+
+    def latents(self, images: Tensor) -> Tensor:
+        """Model space to latents as the autoencoder makes them, float32: what any decoder of it takes."""
+        mean, factor = self._whitening(images)
+        return (images * factor + mean).float()
+
+    def decode(self, images: Tensor) -> Tensor:
+        """Model space (n, c, h, w) to uint8 pixels (n, c', factor h, factor w), on the device of the images.
+
+        Raises:
+            InputError: the autoencoder is not where it was, or is another; the sentence says which to bring.
+        """
+        pixels = (self._autoencoder.decode(self.latents(images)) + 1) * 127.5
+        return pixels.round().clamp(0, 255).to(torch.uint8)
+
+    @property
+    def can_decode(self) -> bool:
+        """Whether the folder of the autoencoder is there."""
+        return Path(self.vae).is_dir()
+
+    def decoded_by(self, vae: str | Path) -> LatentCodec:
+        """The same latents, and the autoencoder in another folder to decode them, whatever its weights."""
+        return replace(self, vae=str(Path(vae).expanduser().resolve()), digest=None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {"kind": "latents", **asdict(self), "mean": list(self.mean), "deviation": list(self.deviation)}
+
+    def _whitening(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and factor of each channel, (c, 1, 1)."""
+        mean, deviation = (
+            torch.tensor(numbers, dtype=like.dtype).to(like.device, non_blocking=True)[:, None, None]
+            for numbers in (self.mean, self.deviation)
+        )
+        return mean, deviation / STANDARD_DEVIATION
+
+    @cached_property
+    def _autoencoder(self) -> Autoencoder:
+        if not self.can_decode:
+            raise InputError(
+                f"latents become pixels by the VAE that made them, and {self.vae} is not there: bring that folder "
+                "back, or say where it is now (vae)"
+            )
+        vae = Autoencoder(self.vae)
+        if (vae.latent_channels, vae.factor) != (len(self.mean), self.factor):
+            raise InputError(
+                f"the VAE in {self.vae} has {vae.latent_channels} channels at 1/{vae.factor} of the resolution, but "
+                f"these latents have {len(self.mean)} at 1/{self.factor}"
+            )
+        if self.digest not in (None, vae.digest):
+            raise InputError(f"the VAE in {self.vae} is not the one that made these latents: its weights differ")
+        return vae
+
+
+def codec_of(facts: Mapping[str, Any]) -> PixelCodec | LatentCodec:
+    """The codec whose ``as_dict`` this is."""
+    facts = dict(facts)
+    if facts.pop("kind", "pixels") == "pixels":
+        return PixelCodec(**facts)
+    return LatentCodec(**{**facts, "mean": tuple(facts["mean"]), "deviation": tuple(facts["deviation"])})
+
+
+@dataclass(frozen=True, eq=False)
+class LatentSet(ImageSet):
+    """Latents, trained on like images: ``pixels`` is what is stored of them, ``resolution`` and ``channels`` theirs."""
+
+    codec: LatentCodec = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        stored = len(self.codec.mean) * (2 if self.codec.posterior else 1)
+        if self.pixels.ndim != 4 or self.pixels.shape[1] != stored or not self.pixels.is_floating_point():
+            raise InputError(
+                f"these latents are floats (n, {stored}, height, width), "
+                f"not {self.pixels.dtype} {tuple(self.pixels.shape)}"
+            )
+        if self.labels is not None and len(self.labels) != len(self.pixels):
+            raise InputError(f"{len(self.pixels):,} latents have {len(self.labels):,} labels")
+
+    @property
+    def channels(self) -> int:
+        """Channels of a latent, without those that store its standard deviation."""
+        return len(self.codec.mean)
+
+    @cached_property
+    def standard_deviation(self) -> float:
+        """In model space, by construction."""
+        return STANDARD_DEVIATION

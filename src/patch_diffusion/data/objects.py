@@ -1,0 +1,147 @@
+"""Images of a data set in Python: a list, or anything with a length and items by number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from typing import IO, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from patch_diffusion.config import Data
+from patch_diffusion.data.arrays import channel_axis, pixel_dtype, to_pixels
+from patch_diffusion.data.collection import Collection, Files
+from patch_diffusion.data.decode import Header, ImageFile, quiet, read_header, reason
+from patch_diffusion.data.labels import Labels, labels_of_values
+from patch_diffusion.data.parallel import progress
+from patch_diffusion.errors import InputError
+
+_IMAGE_NAMES = ("image", "img", "images", "pixel_values")
+_LABEL_NAMES = ("label", "labels", "class")
+
+Opened = IO[bytes] | Image.Image | NDArray[Any]
+
+
+def find_in_objects(source: Any, options: Data, *, show: bool = False) -> Collection:
+    """All images of a data set whose items are images or (image, label), or mappings of them.
+
+    An image is a Pillow image, a path, or an array or tensor (h, w), (c, h, w) or (h, w, c). Every item is asked for
+    twice, to be looked at and to be read, and must be the same both times: what is random belongs to the training.
+
+    Args:
+        source: has a length and items by number.
+        options: ``key`` and ``labels`` name image and label of mappings, ``layout`` is that of arrays.
+        show: progress, on a terminal.
+
+    Raises:
+        InputError: no such data set, or items that are no images.
+    """
+    if not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):
+        raise InputError(
+            f"a data set has a length and items by number, which {type(source).__name__} has not: a list has them"
+        )
+    if not len(source):
+        raise InputError("the data set is empty")
+    items = _Items(source, options)
+    files = Files(len(source), lambda index: ImageFile(f"item {index:,}", partial(items.open, index)))
+    values: list[Any] = []
+    headers: dict[int, Header] = {}
+    unusable: dict[int, str] = {}
+    with quiet():
+        for index, file in progress(enumerate(files), len(files), "looking at images", show=show):
+            try:
+                headers[index] = items.headers[index] = read_header(file)
+            # What comes of a user's own code can be anything.
+            except Exception as error:
+                unusable[index] = reason(error)
+            values.append(items.label)
+            items.label = None
+    labels = _labels(files, values, unusable, source, options)
+    return Collection("the data set", files, labels, headers=headers, unusable=unusable)
+
+
+def array_of(tensor: torch.Tensor) -> NDArray[Any]:
+    """The same numbers in NumPy, which has no bfloat16."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+class _Items:
+    """Items of a data set, asked for one at a time: it need not be made for threads."""
+
+    def __init__(self, source: Any, options: Data) -> None:
+        self.source, self.options = source, options
+        self.lock = Lock()
+        self.label: Any = None  # that of the item asked for last
+        self.headers: dict[int, Header] = {}
+
+    def open(self, index: int) -> Opened:
+        """The image of an item, which is to be what it was the time before."""
+        with self.lock:
+            image, self.label = self._parts(self.source[index])
+            opened = _opened(image, self.options)
+        before = self.headers.get(index)
+        if before is None or not isinstance(opened, (Image.Image, np.ndarray)):
+            return opened
+        if read_header(ImageFile("", lambda: opened)) != before:
+            raise InputError("is another image each time it is asked for: leave random augmentation out of it")
+        return opened
+
+    def _parts(self, item: Any) -> tuple[Any, Any]:
+        if isinstance(item, Mapping):
+            key = self.options.key or next((name for name in _IMAGE_NAMES if name in item), None)
+            if key not in item:
+                raise InputError(f"has no image '{key or 'image'}', only {', '.join(map(str, item))}: see data.key")
+            label = self.options.labels or next((name for name in _LABEL_NAMES if name in item), None)
+            return item[key], item.get(label)
+        if isinstance(item, (tuple, list)):
+            if len(item) not in (1, 2):
+                raise InputError(f"is {len(item)} things, and not an image or (image, label)")
+            return item[0], item[1] if len(item) == 2 else None
+        return item, None
+
+
+def _opened(image: Any, options: Data) -> Opened:
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, (str, Path)):
+        return Path(image).open("rb")
+    if isinstance(image, torch.Tensor):
+        image = array_of(image)
+    if not isinstance(image, np.ndarray):
+        raise InputError(f"is a {type(image).__name__}, and not a Pillow image, an array or a tensor")
+    axis = channel_axis((1, *image.shape), options.layout, "an item")
+    array = image[None] if axis == 0 else np.moveaxis(image, axis - 1, 0)
+    return to_pixels(array, pixel_dtype(image.dtype, "an item"), "an item")
+
+
+def _labels(
+    files: Sequence[ImageFile], values: list[Any], unusable: Mapping[int, str], source: Any, options: Data
+) -> Labels | None:
+    if options.classes is False:
+        return None
+    usable = [index for index in range(len(files)) if index not in unusable]
+    if not usable:
+        return None
+    missing = [index for index in usable if values[index] is None]
+    if len(missing) == len(usable):
+        if options.classes or options.labels:
+            raise InputError("the data set has no labels: its items are to be (image, label)")
+        return None
+    if missing:
+        raise InputError(
+            f"the data set has no label for {len(missing):,} of {len(files):,} images (first: {files[missing[0]].name})"
+            ": add them, or set classes to False"
+        )
+    plain = [
+        value.item() if isinstance(value, (torch.Tensor, np.generic)) and value.ndim == 0 else value for value in values
+    ]
+    # Images that cannot be used have no label that counts.
+    labels, class_names = labels_of_values([plain[usable[0]] if i in unusable else plain[i] for i in range(len(files))])
+    names = getattr(source, "classes", None)
+    return labels, tuple(map(str, names)) if names is not None and not class_names else class_names

@@ -1,0 +1,250 @@
+"""A data set as one zip of equal pictures, checked and without copies."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import zipfile
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+from PIL import Image
+
+from patch_diffusion.config import Data
+from patch_diffusion.data.as_files import as_files, has_files
+from patch_diffusion.data.cache import digest, state_of
+from patch_diffusion.data.collection import Collection, resolution_of
+from patch_diffusion.data.decode import ImageFile, decode_file, quiet, read_headers, reason
+from patch_diffusion.data.digits import NAME
+from patch_diffusion.data.duplicates import content_hash
+from patch_diffusion.data.kinds import Kind, common_kind
+from patch_diffusion.data.labels import LABELS_FILE, Labels
+from patch_diffusion.data.parallel import in_order
+from patch_diffusion.data.partial import PartialZip
+from patch_diffusion.data.sizes import Size, too_small
+from patch_diffusion.data.sources import find_images
+from patch_diffusion.errors import InputError
+from patch_diffusion.files import check_room, read_json, sync, write_json
+
+IMAGES_PER_FOLDER = 1000
+
+_MODES = {("uint8", 1): "L", ("uint8", 3): "RGB", ("uint8", 4): "RGBA", ("uint16", 1): "I;16"}
+_COMPRESSION = 6  # of the PNGs, by zlib
+_LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the first moment of a zip, so that equal pictures make equal files
+
+
+def prepare_images(
+    options: Data, out: str | Path, *, keep_duplicates: bool = False, show: bool = False
+) -> dict[str, Any]:
+    """Write the images of a data set as a zip that training, and the tools of StyleGAN and EDM, open.
+
+    ``00000/img00000000.png`` and so on, stored without compression of the zip's own, and a ``dataset.json`` of labels.
+    What cannot be read or enlarged, and all but the first of images whose pixels come out equal, are left out and told
+    in ``OUT.report.json`` beside it. The same data and options give the same bytes, whether or not it was stopped in
+    between: finished pictures are kept in the folder ``OUT.zip.partial``, and the same call goes on from there.
+
+    Args:
+        options: the data set; its ``resolution`` None asks for images that are all of one size.
+        out: the zip. One that was made of the same data with the same options is left as it is.
+        keep_duplicates: leave images in though they are there already.
+        show: a progress bar, on a terminal.
+
+    Returns:
+        What is in the report: ``images``, ``resolution``, ``mode``, ``classes`` and what was ``dropped``.
+
+    Raises:
+        InputError: nothing to prepare, or images that no PNG holds.
+    """
+    out = Path(out).expanduser()
+    if out.suffix.lower() != ".zip":
+        raise InputError(f"images are prepared into a .zip, not '{out.name}'")
+    if options.fit == "bucket":
+        raise InputError("a zip has images of one size: fit is crop or stretch")
+    if Path(options.source).expanduser().resolve() == out.resolve():
+        raise InputError(f"{out} would be written over itself: choose another name")
+    with ExitStack() as stack:
+        found = stack.enter_context(find_images(options, show=show)) if has_files(options) else as_files(options)
+        key = _key(found, options, keep_duplicates)
+        partial = PartialZip(out.with_name(out.name + ".partial"), key)
+        if out.exists():
+            return _finished(out, partial, key)
+        try:
+            with quiet():
+                plan = _plan(found, options, show)
+            with quiet(), partial:
+                _encode(found.files, found.labels, plan, partial, options, keep_duplicates, show)
+                report = _report(found, plan, partial, options, key)
+                write_json(_report_file(out), report)
+                _write_zip(out, partial, found.labels)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise InputError(
+                f"the disk of {out.parent} is full: make room and call prepare again, which then goes on from here"
+            ) from None
+    partial.remove()
+    return report
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What all images become, and which cannot, by index."""
+
+    kind: Kind
+    size: Size
+    unusable: dict[int, str]
+    notes: list[str]
+
+
+def _plan(found: Collection, options: Data, show: bool) -> _Plan:
+    headers, unusable = read_headers(found.files, show=show)
+    if not headers:
+        first = min(unusable)
+        raise InputError(
+            f"none of the {len(found.files):,} images can be read (first: {found.files[first].name}, {unusable[first]})"
+        )
+    resolution = resolution_of(options)
+    counts = Counter(header.size for header in headers.values())
+    if resolution is None and len(counts) > 1:
+        sizes = ", ".join(f"{height}x{width}" for (height, width), _ in counts.most_common(3))
+        raise InputError(f"images are of {len(counts)} sizes ({sizes}{', ...' * (len(counts) > 3)}): give --resolution")
+    size = resolution or next(iter(counts))
+    kind, notes = common_kind(found.files, headers, options.mode, show=show)
+    if (kind.dtype, kind.channels) not in _MODES:
+        raise InputError(
+            f"a PNG holds 1, 3 or 4 channels of 8 bits, or 1 of 16, but these images have {kind.channels} of "
+            f"{kind.dtype}: train on them as they are"
+        )
+    for index, header in headers.items():
+        if too_small(header.size, size):
+            height, width = header.size
+            unusable[index] = f"{height}x{width} is too small to enlarge to {size[0]}x{size[1]}"
+    return _Plan(kind, size, unusable, notes)
+
+
+def _encode(
+    files: Sequence[ImageFile],
+    labels: Labels | None,
+    plan: _Plan,
+    partial: PartialZip,
+    options: Data,
+    keep_duplicates: bool,
+    show: bool,
+) -> None:
+    """Make the pictures that are not there yet."""
+    first_with = {
+        line["content"]: index for index, line in reversed(list(enumerate(partial.lines))) if "content" in line
+    }
+
+    def encode(index: int) -> tuple[bytes, bytes]:
+        if index in plan.unusable:
+            raise InputError(plan.unusable[index])
+        pixels = decode_file(files[index], plan.size, plan.kind.mode, options.fit)
+        return _to_png(pixels), content_hash(pixels)
+
+    for index, result in in_order(encode, range(len(partial.lines), len(files)), "preparing images", show=show):
+        name = files[index].name
+        if isinstance(result, Exception):
+            partial.drop(name, reason(result))
+            continue
+        picture, content = result
+        first = first_with.setdefault(content.hex(), index)
+        if first == index or keep_duplicates:
+            partial.add(name, picture, content)
+            continue
+        same_class = labels is None or labels[0][first] == labels[0][index]
+        partial.drop(name, f"the same pixels as {files[first].name}{'' if same_class else ', though of another class'}")
+
+
+def _to_png(pixels: NDArray[Any]) -> bytes:
+    array = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
+    stream = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(array)).save(stream, "PNG", compress_level=_COMPRESSION)
+    return stream.getvalue()
+
+
+def _report(found: Collection, plan: _Plan, partial: PartialZip, options: Data, made_of: str | None) -> dict[str, Any]:
+    dropped = [line for line in partial.lines if "dropped" in line]
+    if len(dropped) == len(partial.lines):
+        partial.remove()
+        raise InputError(
+            f"none of the {len(dropped):,} images can be used (first: {dropped[0]['file']}, {dropped[0]['dropped']})"
+        )
+    return {
+        "source": options.source,
+        "files": len(partial.lines),
+        "images": len(partial.lines) - len(dropped),
+        "resolution": list(plan.size),
+        "mode": _MODES[plan.kind.dtype, plan.kind.channels],
+        "fit": options.fit,
+        "num_classes": 0 if found.labels is None else int(found.labels[0].max()) + 1,
+        "class_names": [] if found.labels is None else list(found.labels[1]),
+        "notes": [*found.notes, *plan.notes],
+        "dropped": dropped,
+        "made_of": made_of,
+    }
+
+
+def _write_zip(out: Path, partial: PartialZip, labels: Labels | None) -> None:
+    """All pictures, and their labels; under another name until it is complete."""
+    check_room(out.parent, partial.num_bytes)
+    unfinished = out.with_name(out.name + ".tmp")
+    of_name: list[tuple[str, int]] = []
+    try:
+        with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:
+            for number, (index, picture) in enumerate(partial.pictures()):
+                name = f"{number // IMAGES_PER_FOLDER:05d}/img{number:08d}.png"
+                archive.writestr(_entry(name), picture)
+                if labels is not None:
+                    of_name.append((name, int(labels[0][index])))
+            content = {"labels": None if labels is None else of_name}
+            archive.writestr(_entry(LABELS_FILE), json.dumps(content))
+        sync(unfinished)
+        unfinished.replace(out)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    """Without anything of the machine or the time."""
+    entry = zipfile.ZipInfo(name, _LONG_AGO)
+    entry.create_system = 3
+    entry.external_attr = 0o644 << 16
+    return entry
+
+
+def _key(found: Collection, options: Data, keep_duplicates: bool) -> str | None:
+    """What the zip follows from, as a digest; None where it cannot be told."""
+    identity = found.identity
+    if identity is None and not has_files(options):
+        path = Path(options.source).expanduser()
+        identity = options.source if options.source == NAME else state_of(path)
+    if identity is None:
+        return None
+    asked = {name: getattr(options, name) for name in ("resolution", "fit", "mode", "key", "layout")}
+    labels = None if found.labels is None else found.labels[0].tolist()
+    return digest(identity, asked, labels, keep_duplicates, PIL.__version__, _COMPRESSION)
+
+
+def _finished(out: Path, partial: PartialZip, made_of: str | None) -> dict[str, Any]:
+    """The report of a zip that is there already."""
+    try:
+        report = read_json(_report_file(out))
+    except InputError:
+        report = {}
+    if made_of is None or report.get("made_of") != made_of:
+        raise InputError(f"{out} is there already, of other data or options: remove it or choose another name")
+    partial.remove()
+    return report
+
+
+def _report_file(out: Path) -> Path:
+    return out.with_name(out.stem + ".report.json")

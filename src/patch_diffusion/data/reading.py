@@ -1,0 +1,196 @@
+"""From pixels that come block by block to images in memory, or on disk and mapped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from patch_diffusion.config import Data
+from patch_diffusion.data import cache
+from patch_diffusion.data.codec import PixelCodec
+from patch_diffusion.data.images import ImageBuckets, Images, ImageSet
+from patch_diffusion.data.labels import Labels, notes_of_labels
+from patch_diffusion.data.survey import Survey, codec_of, notes_of
+from patch_diffusion.errors import InputError
+
+MOST_IN_MEMORY = 128 * 2**20
+"""Bytes of decoded images that stay in memory if nothing else is asked for."""
+
+
+@dataclass
+class Part:
+    """Images of one size, still to be read.
+
+    ``blocks`` gives arrays (k, *shape), ``most`` images at the most. ``kept`` are the indices of those that came, where
+    not all do; they are known when all blocks have come.
+    """
+
+    shape: tuple[int, int, int]
+    most: int
+    blocks: Callable[[], Iterator[NDArray[Any]]]
+    kept: list[int] | None = None
+
+
+@dataclass
+class Plan:
+    """Everything to be read.
+
+    ``survey`` and ``notes`` are complete when all blocks of all parts have come and ``finish`` was called, which may
+    raise an `InputError` of its own.
+    """
+
+    dtype: str
+    parts: list[Part]
+    survey: Survey = field(default_factory=Survey)
+    notes: list[str] = field(default_factory=list)
+    finish: Callable[[], None] = lambda: None
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all pixels."""
+        return sum(part.most * math.prod(part.shape) for part in self.parts) * np.dtype(self.dtype).itemsize
+
+    def facts(self) -> dict[str, Any]:
+        """What was found, ready for JSON."""
+        return {"dtype": self.dtype, "survey": self.survey.facts(), "notes": self.notes}
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a plan has become: pixels of each part, the indices of the images that they are (None: all), and facts."""
+
+    pixels: list[Tensor]
+    kept: list[NDArray[np.int64] | None]
+    facts: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def survey(self) -> Survey:
+        """What the values are."""
+        return Survey(**self.facts["survey"])
+
+
+def read(make_plan: Callable[[], Plan], key: Mapping[str, Any] | None, options: Data, *, often: bool = False) -> Read:
+    """Read images into memory or the cache, or find them there.
+
+    Args:
+        make_plan: says what is to be read; not asked where it was read before.
+        key: what the result follows from, ready for JSON; None where that cannot be told, as of objects in Python.
+        options: their ``cache`` chooses.
+        often: that "auto" means disk even for few.
+
+    Raises:
+        InputError: no room, and what reading raises.
+    """
+    if key is not None and options.cache != "memory" and (entry := cache.find(key)):
+        return _from_cache(entry)
+    plan = make_plan()
+    on_disk = options.cache == "disk" or (options.cache == "auto" and (often or plan.num_bytes > MOST_IN_MEMORY))
+    if on_disk and not _can_write():
+        closed = f"{cache.cache_folder()} cannot be written to ({cache.FOLDER_VARIABLE} names another)"
+        if options.cache == "disk":
+            raise InputError(closed)
+        return replace(_into_memory(plan), notes=(f"images are kept in memory: {closed}",))
+    if not on_disk:
+        return _into_memory(plan)
+    if key is not None:
+        entry = cache.make(key, lambda folder: _write(plan, folder), num_bytes=plan.num_bytes)
+        return _from_cache(entry)
+    facts, arrays = cache.make_nameless(lambda folder: _write(plan, folder), num_bytes=plan.num_bytes)
+    return _of_tensors(facts, arrays.__getitem__)
+
+
+def images_of(found: Read, labels: Labels | None, options: Data, notes: list[str]) -> Images:
+    """What the trainer takes.
+
+    Args:
+        found: pixels.
+        labels: of all images, also of those that were passed over.
+        options: what was asked for.
+        notes: what the user should know beside what reading found.
+    """
+    dtype, survey = found.facts["dtype"], found.survey
+    codec = codec_of(dtype, options.range, survey)
+    numbers, class_names = labels if labels is not None else (None, ())
+    all_notes = [*found.facts["notes"], *notes, *notes_of(codec, options.range, survey), *found.notes]
+    if numbers is not None:
+        every = [numbers if kept is None else numbers[kept] for kept in found.kept]
+        all_notes += notes_of_labels(np.concatenate(every), class_names)
+    sets = [
+        _image_set(pixels, numbers, kept, class_names, options, codec)
+        for pixels, kept in zip(found.pixels, found.kept, strict=True)
+        if len(pixels)
+    ]
+    if len(sets) == 1:
+        return replace(sets[0], notes=tuple(all_notes))
+    return ImageBuckets(tuple(sets), options, tuple(all_notes))
+
+
+def _image_set(
+    pixels: Tensor,
+    numbers: NDArray[np.int64] | None,
+    kept: NDArray[np.int64] | None,
+    class_names: tuple[str, ...],
+    options: Data,
+    codec: PixelCodec,
+) -> ImageSet:
+    if numbers is not None and kept is not None:
+        numbers = numbers[kept]
+    labels = None if numbers is None else torch.from_numpy(numbers)
+    return ImageSet(pixels, labels, class_names, options, codec=codec)
+
+
+def _can_write() -> bool:
+    """Whether a cache can be made at all, as it cannot on a machine without a home."""
+    try:
+        cache.cache_folder().mkdir(parents=True, exist_ok=True)
+        probe = cache.cache_folder() / ".probe"
+        probe.touch()
+        probe.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
+
+
+def _into_memory(plan: Plan) -> Read:
+    pixels = []
+    for part in plan.parts:
+        array = np.empty((part.most, *part.shape), plan.dtype)
+        count = 0
+        for block in part.blocks():
+            array[count : count + len(block)] = block
+            count += len(block)
+        pixels.append(torch.from_numpy(array[:count]))
+    plan.finish()
+    kept = [None if part.kept is None else np.array(part.kept, np.int64) for part in plan.parts]
+    return Read(pixels, kept, plan.facts())
+
+
+def _write(plan: Plan, folder: Path) -> dict[str, Any]:
+    for number, part in enumerate(plan.parts):
+        cache.write_blocks(folder / f"pixels-{number}.npy", part.blocks(), part.shape, plan.dtype)
+        if part.kept is not None:
+            np.save(folder / f"kept-{number}.npy", np.array(part.kept, np.int64))
+    plan.finish()
+    return {**plan.facts(), "kept": [part.kept is not None for part in plan.parts]}
+
+
+def _from_cache(entry: cache.Entry) -> Read:
+    found = _of_tensors(entry.facts, entry.tensor)
+    num_bytes = sum(pixels.numel() * pixels.element_size() for pixels in found.pixels)
+    note = f"decoded images are kept in {entry.folder} ({num_bytes / 1e6:,.1f} MB), which may be removed"
+    return replace(found, notes=(note,))
+
+
+def _of_tensors(facts: dict[str, Any], tensor: Callable[[str], Tensor]) -> Read:
+    pixels = [tensor(f"pixels-{number}.npy") for number in range(len(facts["kept"]))]
+    kept = [tensor(f"kept-{number}.npy").numpy() if has else None for number, has in enumerate(facts["kept"])]
+    return Read(pixels, kept, facts)

@@ -1,0 +1,70 @@
+"""A resolution for a data set whose images are large, or of several sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+
+from patch_diffusion.config import Fit
+from patch_diffusion.data.sizes import Size
+
+_MOST_CROPPED = 0.15  # of an image, on average, before buckets are better
+_MULTIPLES = 16  # of which sides are, so that a quarter of one can be halved twice
+_LARGE = 1.5  # times the side that is aimed at
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What images could be brought to, how, and why that and not as they are."""
+
+    size: Size
+    fit: Fit
+    reason: str
+
+
+def suggest_resolution(sizes: Mapping[Size, int], side: int) -> Resolution | None:
+    """A height and width that suit images of these sizes, of about ``side``^2 pixels; None where they can stay.
+
+    The aspect is the middle one, unless too much would be cut off the images: then they go to buckets.
+
+    Args:
+        sizes: heights and widths, and how many images are of each.
+        side: what is aimed at. Small images are not enlarged to it.
+
+    >>> suggest_resolution({(512, 768): 5}, side=64).size
+    (48, 80)
+    """
+    num = sum(sizes.values())
+    size, _ = max(sizes.items(), key=lambda item: item[1])
+    large = math.sqrt(math.prod(size)) > _LARGE * side
+    odd = any(length % 2 for length in size)
+    if len(sizes) == 1 and not (large or odd):
+        return None
+    height, width = size
+    why = f"{height}x{width} is {'large to begin with' if large else 'odd, so that no network can halve it'}"
+    reason = why if len(sizes) == 1 else f"images are of {len(sizes)} sizes"
+    aspect = _quantile({size: size[0] / size[1] for size in sizes}, sizes, 1 / 2)
+    side = min(side, int(_quantile({size: math.sqrt(math.prod(size)) for size in sizes}, sizes, 1 / 10)))
+    cropped = sum(count * (1 - math.exp(-abs(math.log(h / w / aspect)))) for (h, w), count in sizes.items()) / num
+    if cropped > _MOST_CROPPED:
+        reason += f", and one shape for all would cut off {cropped:.0%} of them"
+        return Resolution((_rounded(side), _rounded(side)), "bucket", reason)
+    shape = (_rounded(side * math.sqrt(aspect)), _rounded(side / math.sqrt(aspect)))
+    return Resolution(shape, "crop", reason)
+
+
+def _quantile(values: Mapping[Size, float], counts: Mapping[Size, int], share: float) -> float:
+    """The value that at least this share of the images do not exceed."""
+    ordered = sorted(values, key=values.__getitem__)
+    passed = accumulate(counts[size] for size in ordered)
+    least = share * sum(counts.values())
+    return next(values[size] for size, num in zip(ordered, passed, strict=True) if num >= least)
+
+
+def _rounded(length: float) -> int:
+    """To what can be cut and halved, and is not longer for small images."""
+    multiple = _MULTIPLES if length >= 2 * _MULTIPLES else 4
+    nearest = round(length / multiple) if length >= 2 * _MULTIPLES else int(length // multiple)
+    return max(multiple, multiple * nearest)

@@ -1,0 +1,253 @@
+"""Images in tar files, as WebDataset lays them out: files of one name before the first dot are one sample."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patch_diffusion.config import Data
+from patch_diffusion.data.cache import digest, make, state_of
+from patch_diffusion.data.collection import Collection, Files
+from patch_diffusion.data.decode import ImageFile
+from patch_diffusion.data.files import image_endings
+from patch_diffusion.data.labels import Labels, labels_of_values
+from patch_diffusion.data.parallel import in_order
+from patch_diffusion.errors import InputError
+
+PREFIX = "wds:"
+
+_JSON_LABELS = ("label", "cls", "class")
+
+_ARRAYS = ("places", "names", "labels")
+
+Sample = tuple[str, int, int, Any]
+"""Name, place and size of an image in its shard, and its label or None."""
+
+
+def find_in_shards(pattern: str, options: Data, *, show: bool = False) -> Collection:
+    """All images of some tar files, which are read through once; where each image lies is kept in the cache.
+
+    Labels are whole numbers or names in ``.cls``, or the field ``label`` of ``.json``.
+
+    Args:
+        pattern: as in ``shards/*.tar`` or ``shards/{000..127}.tar``.
+        options: ``key`` is the ending of the images where samples have several, ``labels`` the field of ``.json``.
+        show: progress, on a terminal.
+
+    Raises:
+        InputError: no such files, damaged ones (by name), no images in them, or labels that not all have.
+    """
+    paths = [Path(path) for path in _expand(pattern)]
+    states = [state_of(path) for path in paths]
+
+    def look() -> _Index:
+        found = in_order(lambda path: _index(path, options), paths, "looking into shards", show=show)
+        return _Index.of([_result(samples) for _, samples in found])
+
+    if options.cache == "memory":
+        index = look()
+    else:
+        index = _Index.remembered({"shards": states, "key": options.key, "labels": options.labels}, look)
+    if not len(index.places):
+        ending = f" that end in .{options.key}" if options.key else ""
+        raise InputError(f"{options.source} holds no images{ending}")
+
+    def opened(place: int) -> IO[bytes]:
+        shard, offset, size = index.places[place].tolist()
+        with paths[shard].open("rb") as stream:
+            stream.seek(offset)
+            return io.BytesIO(stream.read(size))
+
+    def name(place: int) -> str:
+        return f"{paths[index.places[place][0]].name}/{index.names[place].decode()}"
+
+    files = Files(len(index.places), lambda place: ImageFile(name(place), partial(opened, place)))
+    return Collection(options.source, files, _labels(files, index, options), identity=digest(*states), slow=True)
+
+
+@dataclass(frozen=True)
+class _Index:
+    """Where images lie in shards: the number of the shard, place and size (n, 3), their names, and labels (n,).
+
+    ``labels`` are numbers, or words as UTF-8; None where no image has one, or where they cannot be used, and then
+    ``odd`` is the place of an image of which that is so, and ``what`` is wrong with it.
+    """
+
+    places: NDArray[np.int64]
+    names: NDArray[np.bytes_]
+    labels: NDArray[Any] | None
+    odd: int | None = None
+    what: str = ""
+
+    @classmethod
+    def of(cls, samples_of_shards: Sequence[Sequence[Sample]]) -> _Index:
+        """Of all shards, in order."""
+        samples = [(shard, *sample) for shard, samples in enumerate(samples_of_shards) for sample in samples]
+        places = np.array([(shard, offset, size) for shard, _, offset, size, _ in samples], np.int64).reshape(-1, 3)
+        names = np.array([name.encode() for _, name, _, _, _ in samples], np.bytes_)
+        values = [label for *_, label in samples]
+        missing = [place for place, value in enumerate(values) if value is None]
+        if len(missing) == len(values):
+            return cls(places, names, None)
+        if missing:
+            return cls(places, names, None, missing[0], f"{len(missing):,} of {len(values):,} images have no label")
+        kind = type(values[0])
+        odd = next((i for i, value in enumerate(values) if type(value) is not kind or kind not in (int, str)), None)
+        if odd is not None:
+            return cls(places, names, None, odd, f"{values[odd]!r} is no label beside {values[0]!r}")
+        return cls(places, names, np.array([v.encode() for v in values] if kind is str else values))
+
+    @classmethod
+    def remembered(cls, key: dict[str, Any], look: Callable[[], _Index]) -> _Index:
+        """From the cache; from the shards where it is not there yet or there is no cache."""
+        made: list[_Index] = []
+
+        def write(folder: Path) -> dict[str, Any]:
+            index = look()
+            made.append(index)
+            for name in _ARRAYS:
+                if getattr(index, name) is not None:
+                    np.save(folder / f"{name}.npy", getattr(index, name))
+            return {"odd": index.odd, "what": index.what}
+
+        try:
+            entry = make(key, write)
+        except OSError:
+            return made[0] if made else look()
+        arrays = {name: np.load(path) for name in _ARRAYS if (path := entry.folder / f"{name}.npy").exists()}
+        return cls(**{"labels": None, **arrays}, **entry.facts)
+
+
+def _expand(pattern: str) -> list[str]:
+    """The files that a pattern with braces, stars and question marks means, in order."""
+    if re.match(r"pipe:|\w+://", pattern):
+        raise InputError(f"shards are files on this machine, not {pattern}: fetch them first")
+    found: list[str] = []
+    for alternative in _expand_braces(pattern):
+        path = Path(alternative).expanduser()
+        matching = sorted(map(str, Path(path.anchor).glob(str(path.relative_to(path.anchor)))))
+        if not matching:
+            raise InputError(f"there are no shards at {alternative}: give tar files, as in wds:shards/*.tar")
+        found += matching
+    for path in found:
+        if Path(path).is_dir():
+            raise InputError(f"{path} is a folder: give the tar files in it, as in wds:{path}/*.tar")
+    return list(dict.fromkeys(found))
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    """``a{0..2}`` and ``a{x,y}``, as a shell does.
+
+    >>> _expand_braces("s-{08..10}.tar")
+    ['s-08.tar', 's-09.tar', 's-10.tar']
+    """
+    braces = re.search(r"\{([^{}]*)\}", pattern)
+    if braces is None:
+        return [pattern]
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", braces[1])
+    if numbers:
+        first, last = numbers[1], numbers[2]
+        width = len(first) if first.startswith("0") else 0
+        words = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
+    else:
+        words = braces[1].split(",")
+    return [
+        whole for word in words for whole in _expand_braces(pattern[: braces.start()] + word + pattern[braces.end() :])
+    ]
+
+
+def _index(path: Path, options: Data) -> list[Sample]:
+    ending, field = options.key, options.labels
+    images: dict[str, tuple[str, int, int]] = {}
+    labels: dict[str, Any] = {}
+    try:
+        with tarfile.open(path, "r:") as shard:
+            for member in shard:
+                if not member.isreg():
+                    continue
+                folder, _, file = member.name.rpartition("/")
+                stem, _, kind = file.partition(".")
+                key, kind = f"{folder}/{stem}", kind.lower()
+                if kind == (ending or "").lower() or (ending is None and _is_image(kind)):
+                    if key in images:
+                        raise InputError(
+                            f"{path} has several images of one sample, {images[key][0]} and {member.name}: choose an "
+                            "ending with --data.key"
+                        )
+                    images[key] = (member.name, member.offset_data, member.size)
+                elif (kind == "cls" and field is None) or kind == "json":
+                    stream = shard.extractfile(member)
+                    assert stream is not None
+                    found = _label(stream.read(), kind, field, f"{path}/{member.name}")
+                    if found is not None:
+                        labels[key] = found
+            _refuse_early_end(shard, path)
+    except (tarfile.TarError, EOFError) as error:
+        with path.open("rb") as stream:
+            packed = stream.read(2) == b"\x1f\x8b"
+        what = (
+            "is compressed, so that no image in it can be found quickly: gunzip it"
+            if packed
+            else f"is damaged: {error}"
+        )
+        raise InputError(f"{path} {what}") from None
+    return [(*image, labels.get(key)) for key, image in images.items()]
+
+
+def _refuse_early_end(shard: tarfile.TarFile, path: Path) -> None:
+    """Behind the last member there are zeros. tarfile takes half a header, or a damaged one, for the end too."""
+    with path.open("rb") as stream:
+        stream.seek(shard.offset)
+        if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            raise tarfile.ReadError(f"it breaks off after {shard.offset:,} bytes")
+
+
+def _is_image(kind: str) -> bool:
+    return PurePosixPath(f"a.{kind}").suffix in image_endings()
+
+
+def _label(content: bytes, kind: str, field: str | None, name: str) -> Any:
+    try:
+        text = content.decode()
+        if kind == "cls":
+            return int(text) if re.fullmatch(r"\s*[+-]?\d+\s*", text) else text.strip()
+        found = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{name} is damaged: {error}") from None
+    if not isinstance(found, dict):
+        return None
+    if field is not None:
+        return found.get(field)
+    return next((found[name] for name in _JSON_LABELS if name in found), None)
+
+
+def _labels(files: Sequence[ImageFile], index: _Index, options: Data) -> Labels | None:
+    if options.classes is False:
+        return None
+    if index.odd is not None:
+        raise InputError(
+            f"the labels of {options.source} cannot be used: {index.what} (first: {files[index.odd].name}); give all "
+            "images class numbers, or all of them names, or set data.classes to False"
+        )
+    if index.labels is not None:
+        return labels_of_values(index.labels, name=lambda place: files[place].name)
+    if options.classes or options.labels:
+        what = f"a field '{options.labels}' of .json" if options.labels else ".cls or a field 'label' of .json"
+        raise InputError(f"{options.source} has no labels: they are {what} beside each image")
+    return None
+
+
+def _result(found: list[Sample] | Exception) -> list[Sample]:
+    if isinstance(found, Exception):
+        raise found
+    return found

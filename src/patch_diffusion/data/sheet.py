@@ -1,0 +1,119 @@
+"""A sheet of small pictures to look at: some of the data, and what was found in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from patch_diffusion.errors import InputError
+
+_SIDE = 88  # of a picture
+_GAP = 4
+_COLUMNS = 10
+_CAPTION = 12  # height of a line of text
+_PAPER, _INK = (245, 245, 245), (30, 30, 30)
+_ENDINGS = (".png", ".webp", ".tif", ".tiff", ".bmp")
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A picture of 8 bits and what stands below it; ``joined`` to the next one, with which it makes a pair."""
+
+    picture: Image.Image
+    caption: str = ""
+    joined: bool = False
+
+
+def thumbnail(pixels: NDArray[Any], low: float, high: float) -> Image.Image:
+    """A small picture of pixels (c, h, w), of which ``low`` is black and ``high`` is white.
+
+    Four channels are colour and opacity, over grey; of other numbers than 1, 3 and 4 the mean is shown.
+    """
+    channels, height, width = pixels.shape
+    if channels not in (1, 3, 4):
+        pixels = pixels.mean(axis=0, keepdims=True)
+    values = ((pixels.astype(np.float32) - low) * (255 / max(high - low, 1e-12))).round().clip(0, 255).astype(np.uint8)
+    array = values.transpose(1, 2, 0)
+    picture = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+    if channels == 4:
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "grey"), picture)
+    scale = _SIDE / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    # Few pixels are shown square by square.
+    return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS if scale < 2 else Image.Resampling.NEAREST)
+
+
+def write_sheet(path: str | Path, sections: Sequence[tuple[str, Sequence[Thumbnail]]]) -> None:
+    """Write sections of thumbnails, each under its heading, as one picture.
+
+    Raises:
+        InputError: the name is not that of a picture without loss.
+    """
+    path = Path(path)
+    check_sheet(path)
+    rows = [(heading, _rows(pictures)) for heading, pictures in sections if pictures]
+    line = _SIDE + _CAPTION + _GAP
+    height = _GAP + sum(2 * _CAPTION + line * len(lines) for _, lines in rows)
+    sheet = Image.new("RGB", (_GAP + _COLUMNS * (_SIDE + _GAP), max(height, line)), _PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
+    top = _GAP
+    for heading, lines in rows:
+        draw.text((_GAP, top + _CAPTION // 2), heading, fill=_INK, font=font)
+        top += 2 * _CAPTION
+        for pictures in lines:
+            _draw_row(sheet, draw, font, pictures, top)
+            top += line
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        sheet.save(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def check_sheet(path: Path) -> None:
+    """Refuse a name that no picture can be written under, before the work is done."""
+    if path.suffix.lower() not in _ENDINGS:
+        raise InputError(f"a sheet is written as .png (or .webp, .tiff, .bmp), not as '{path.name}'")
+
+
+def _rows(pictures: Sequence[Thumbnail]) -> list[list[Thumbnail]]:
+    """Of at most so many columns, pairs together."""
+    rows: list[list[Thumbnail]] = [[]]
+    pair: list[Thumbnail] = []
+    for picture in pictures:
+        pair.append(picture)
+        if picture.joined:
+            continue
+        if len(rows[-1]) + len(pair) > _COLUMNS:
+            rows.append([])
+        rows[-1] += pair
+        pair = []
+    return rows
+
+
+def _draw_row(
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, font: Any, pictures: Sequence[Thumbnail], top: int
+) -> None:
+    for column, one in enumerate(pictures):
+        left = _GAP + column * (_SIDE + _GAP)
+        picture = one.picture
+        sheet.paste(picture, (left + (_SIDE - picture.width) // 2, top + (_SIDE - picture.height) // 2))
+        if one.joined:
+            middle = top + _SIDE // 2
+            draw.line([(left + _SIDE - 2, middle), (left + _SIDE + _GAP + 1, middle)], fill=(220, 0, 0), width=3)
+        draw.text((left, top + _SIDE), _shortened(one.caption, font), fill=_INK, font=font)
+
+
+def _shortened(text: str, font: Any) -> str:
+    """The end of a name, which tells files apart."""
+    while text and font.getlength(text) > _SIDE:
+        text = "~" + text[2:] if text.startswith("~") else "~" + text[1:]
+    return text

@@ -1,0 +1,150 @@
+"""The size that each image is brought to, and how."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from patch_diffusion.config import Fit
+from patch_diffusion.errors import InputError
+
+Size = tuple[int, int]
+"""Height and width."""
+
+MOST_ENLARGED = 4
+"""An image is not enlarged by more than this factor: there is nothing to learn from it."""
+
+LEAST_IN_BUCKET = 8
+"""A bucket of fewer images joins the nearest: the same few would be seen at every step on it."""
+
+_FINEST_BUCKETS = 16  # pixels between the sides of buckets, at the least
+_LONGEST_BUCKET = 4.0  # ratio of its sides
+_BUCKET_AREA = 0.25  # by which the area of a bucket may differ from resolution^2
+
+
+def choose_sizes(
+    sizes: Mapping[int, Size], name: Callable[[int], str], resolution: Size | None, fit: Fit
+) -> dict[int, Size]:
+    """The size that each image is brought to.
+
+    Args:
+        sizes: of the images, by index.
+        name: of an image, for errors.
+        resolution: what was asked for.
+        fit: "crop" and "stretch" bring all to the resolution, "bucket" each to the nearest of `bucket_sizes`.
+
+    Raises:
+        InputError: several sizes and no resolution.
+    """
+    if resolution is None:
+        return dict.fromkeys(sizes, _common_size(sizes, name))
+    if fit == "bucket":
+        return _nearest_buckets(sizes, bucket_sizes(resolution))
+    return dict.fromkeys(sizes, resolution)
+
+
+def bucket_sizes(resolution: Size) -> list[Size]:
+    """The sizes that images of any aspect are brought to, of about the area of the resolution.
+
+    Their sides are multiples of a quarter of its side, rounded to a multiple of 16.
+
+    >>> bucket_sizes((64, 64))[:4]
+    [(32, 112), (32, 128), (48, 80), (48, 96)]
+    """
+    area = resolution[0] * resolution[1]
+    step = max(_FINEST_BUCKETS, _FINEST_BUCKETS * round(math.sqrt(area) / 4 / _FINEST_BUCKETS))
+    sizes: set[Size] = set()
+    for side in range(step, int(math.sqrt(area * _LONGEST_BUCKET)) + step, step):
+        other = max(step, step * round(area / side / step))
+        long_enough = max(side, other) / min(side, other) <= _LONGEST_BUCKET
+        if long_enough and abs(side * other / area - 1) <= _BUCKET_AREA:
+            sizes |= {(side, other), (other, side)}
+    return sorted(sizes) or [resolution]
+
+
+def too_small(size: Size, target: Size) -> bool:
+    """Whether an image has too few pixels for a size."""
+    return MOST_ENLARGED * size[0] < target[0] or MOST_ENLARGED * size[1] < target[1]
+
+
+def describe_changes(sizes: Mapping[int, Size], targets: Mapping[int, Size], fit: Fit) -> list[str]:
+    """What bringing images to other sizes does to them, as notes."""
+    notes = []
+    resized = [index for index, target in targets.items() if sizes[index] != target]
+    changed = sum(sizes[i][0] * targets[i][1] != targets[i][0] * sizes[i][1] for i in resized)
+    counts = Counter(targets.values())
+    if len(counts) > 1:
+        shapes = ", ".join(f"{count:,} {height}x{width}" for (height, width), count in counts.most_common())
+        notes.append(f"images in {len(counts)} shapes: {shapes}")
+    if resized:
+        (height, width), _ = counts.most_common(1)[0]
+        to = f"{height}x{width}" if len(counts) == 1 else "the nearest shape"
+        what = "stretched" if fit == "stretch" else "cropped"
+        how = f", {changed:,} of them {what} to its aspect," if changed else ""
+        notes.append(f"{len(resized):,} of {len(targets):,} images{how} resized to {to}")
+    return notes
+
+
+def resize(image: Image.Image, size: Size, fit: Fit) -> Image.Image:
+    """An image at a size: stretched, or else cropped, centred, to its aspect and resized."""
+    height, width = size
+    if image.size == (width, height):
+        return image
+    if fit == "stretch":
+        return image.resize((width, height), Image.Resampling.LANCZOS)
+    return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+
+
+def resize_values(pixels: NDArray[Any], size: Size | None, fit: Fit) -> NDArray[Any]:
+    """`resize` for channels of any meaning: (c, h, w) uint8, uint16 or float32, each channel on its own."""
+    if size is None or pixels.shape[1:] == size:
+        return pixels
+    if pixels.dtype == np.uint8:
+        return np.stack([np.asarray(resize(Image.fromarray(channel), size, fit)) for channel in pixels])
+    resized = np.stack(
+        [np.asarray(resize(Image.fromarray(channel.astype(np.float32)), size, fit)) for channel in pixels]
+    )
+    if pixels.dtype == np.uint16:
+        resized = resized.round().clip(0, 65535).astype(np.uint16)
+    return resized
+
+
+def _common_size(sizes: Mapping[int, Size], name: Callable[[int], str]) -> Size:
+    (height, width), _ = Counter(sizes.values()).most_common(1)[0]
+    others = [index for index, size in sizes.items() if size != (height, width)]
+    if others:
+        other = sizes[others[0]]
+        side = min(height, width)
+        raise InputError(
+            f"{len(others):,} of {len(sizes):,} images are not {height}x{width} like the others (first: "
+            f"{name(others[0])}, {other[0]}x{other[1]}): give --resolution, for example --resolution {side}, to crop "
+            "and resize all; with --data.fit stretch they are stretched instead, with --data.fit bucket each goes to "
+            "the nearest of several shapes"
+        )
+    return height, width
+
+
+def _nearest_buckets(sizes: Mapping[int, Size], buckets: Sequence[Size]) -> dict[int, Size]:
+    of_size = {size: _nearest(size, buckets) for size in set(sizes.values())}
+    counts = Counter(of_size[size] for size in sizes.values())
+    while len(counts) > 1:
+        bucket, count = min(counts.items(), key=lambda entry: (entry[1], entry[0]))
+        if count >= LEAST_IN_BUCKET:
+            break
+        del counts[bucket]
+        other = _nearest(bucket, sorted(counts))
+        counts[other] += count
+        of_size = {size: other if chosen == bucket else chosen for size, chosen in of_size.items()}
+    return {index: of_size[size] for index, size in sizes.items()}
+
+
+def _nearest(size: Size, buckets: Sequence[Size]) -> Size:
+    """The bucket of the most similar aspect; of two, the one with more pixels."""
+    aspect = math.log(size[0] / size[1])
+    return min(buckets, key=lambda bucket: (abs(math.log(bucket[0] / bucket[1]) - aspect), -bucket[0] * bucket[1]))

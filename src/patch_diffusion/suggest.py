@@ -1,0 +1,189 @@
+"""Levels of the network and sizes of the patches that fit the images, where the user gave none."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from fractions import Fraction
+
+from patch_diffusion.config import Config, Network
+from patch_diffusion.data.images import Images
+from patch_diffusion.denoise.networks.unet import STYLES, UNet
+from patch_diffusion.errors import InputError
+from patch_diffusion.patches.schedule import PatchSchedule
+
+Resolution = tuple[int, int]
+
+LARGEST_AS_PRESET = 128
+"""Root of the area of an image up to which a preset's levels do; each doubling from there adds one, as the attention
+at the lowest levels costs by the square of the pixels there."""
+
+FURTHEST_SIZE = math.sqrt(2)
+"""Factor by which a patch size may be moved to one that the network can take."""
+
+_FEWEST_LEVELS = 2
+_LARGEST_DENOMINATOR = 32
+
+
+def suggest(images: Images, base: Config, given: Collection[str] = ()) -> tuple[Config, list[str]]:
+    """The options with levels and patch sizes that the images can be cut and halved to.
+
+    What fits stays as it is, and nothing that the user gave is changed. Where nothing that may be changed would help,
+    the options come back as they were, and the trainer says what is wrong with them.
+
+    Args:
+        images: of one resolution or several.
+        base: the options, of a preset for instance.
+        given: names of those that the user asked for, such as "patches.sizes" or "network.multipliers".
+
+    Returns:
+        The options, and a sentence for each that was changed.
+
+    >>> images = ImageSet(torch.zeros(9, 1, 28, 28, dtype=torch.uint8))
+    >>> config, reasons = suggest(images, PRESETS["small"])
+    >>> config.patches.sizes
+    {'16': 0.6, '8': 0.4}
+    """
+    resolutions = [bucket.resolution for bucket in images.buckets]
+    for network in _networks(base.network, resolutions, given):
+        sizes = _sizes(base, resolutions, stride(network), given)
+        if sizes is not None:
+            chosen = replace(base, network=network, patches=replace(base.patches, sizes=sizes))
+            return chosen, _reasons(base, chosen, resolutions)
+    return base, []
+
+
+def stride(network: Network) -> int:
+    """What every height and width must be a multiple of."""
+    if network.kind in STYLES:
+        return 2 ** (len(_multipliers(network)) - 1)
+    if network.kind == "dit":
+        from patch_diffusion.denoise.networks.dit import DiT
+
+        return network.token or inspect.signature(DiT).parameters["token"].default
+    return 1
+
+
+def _multipliers(network: Network) -> tuple[int, ...]:
+    return network.multipliers or inspect.signature(UNet).parameters["multipliers"].default
+
+
+def _networks(network: Network, resolutions: Sequence[Resolution], given: Collection[str]) -> Iterator[Network]:
+    """What may be tried, the best first: with more levels where images are large, as it is, with fewer."""
+    if "network.multipliers" in given or network.kind not in STYLES:
+        yield network
+        return
+    multipliers = _multipliers(network)
+    side = max(math.sqrt(height * width) for height, width in resolutions)
+    more = max(0, math.ceil(math.log2(side / LARGEST_AS_PRESET) - 1e-9))
+    fewest = min(len(multipliers), _FEWEST_LEVELS)
+    for change in range(more, fewest - len(multipliers) - 1, -1):
+        levels = len(multipliers) + change
+        if change == 0:
+            yield network
+            continue
+        attention = network.attention
+        if attention is not None and "network.attention" not in given:
+            attention = tuple(sorted({min(level + max(change, 0), levels - 1) for level in attention}))
+        if attention is None or max(attention, default=0) < levels:
+            longer = (*multipliers, *[multipliers[-1]] * max(change, 0))
+            yield replace(network, multipliers=longer[:levels], attention=attention)
+
+
+def _sizes(
+    base: Config, resolutions: Sequence[Resolution], stride: int, given: Collection[str]
+) -> dict[str, float] | None:
+    """The sizes, or the nearest that such a network can take; None where there are none."""
+    if any(side % stride for resolution in resolutions for side in resolution):
+        return None
+    wanted = base.patches.sizes
+    if base.patches.whole >= 1 or _fits(wanted, resolutions, stride):
+        return wanted
+    if "patches.sizes" in given:
+        return None
+    sizes: dict[str, float] = {}
+    for size, share in wanted.items():
+        nearest = _nearest(size, resolutions, stride)
+        if nearest is not None:
+            sizes[nearest] = sizes.get(nearest, 0.0) + share
+    total = math.fsum(sizes.values())
+    if total <= 0:
+        return None
+    return sizes if math.isclose(total, 1) else {size: share / total for size, share in sizes.items()}
+
+
+def _nearest(size: str, resolutions: Sequence[Resolution], stride: int) -> str | None:
+    """The size itself, or the nearest that fits: in pixels if it may be, else a fraction of few parts."""
+    if _fits([size], resolutions, stride):
+        return size
+    shorter = min(map(min, resolutions))
+    target = Fraction(size) if "/" in size else Fraction(int(size), shorter)
+    candidates = [
+        f"{part}/{whole}"
+        for whole in range(2, _LARGEST_DENOMINATOR + 1)
+        for part in range(1, whole)
+        if math.gcd(part, whole) == 1
+    ]
+    # Where shorter sides differ, so many pixels are another part of each.
+    if len(set(map(min, resolutions))) == 1:
+        candidates = [str(side) for side in range(stride, shorter, stride)] + candidates
+    fitting = [
+        (_distance(candidate, target, resolutions), candidate)
+        for candidate in candidates
+        if _fits([candidate], resolutions, stride)
+    ]
+    # min takes the first of equals: pixels before parts, few parts before many.
+    distance, nearest = min(fitting, key=lambda item: item[0], default=(math.inf, ""))
+    return nearest if distance <= math.log(FURTHEST_SIZE) else None
+
+
+def _distance(size: str, target: Fraction, resolutions: Sequence[Resolution]) -> float:
+    """How far patches of this size are from a part of the images: the largest |ln ratio| of a side."""
+    schedule = PatchSchedule(whole=0, sizes={size: 1.0})
+    ratios = [
+        pixels / (whole * target)
+        for resolution in resolutions
+        for pixels, whole in zip(schedule.sizes_for(resolution)[0].shape, resolution, strict=True)
+    ]
+    return max(abs(math.log(ratio)) for ratio in ratios)
+
+
+def _fits(sizes: Collection[str], resolutions: Sequence[Resolution], stride: int) -> bool:
+    """Whether a network of this stride takes patches of these sizes, and the whole images."""
+    schedule = PatchSchedule(whole=0.5, sizes={size: 1 / len(sizes) for size in sizes})
+    try:
+        for resolution in resolutions:
+            schedule.sizes_for(resolution, stride)
+    except InputError:
+        return False
+    return True
+
+
+def _reasons(base: Config, chosen: Config, resolutions: Sequence[Resolution]) -> list[str]:
+    """What was changed and why, in sentences."""
+    height, width = max(resolutions, key=math.prod)
+    others = " and others" if len(resolutions) > 1 else ""
+    images = f"images of {height}x{width}{others}"
+    reasons = []
+    multipliers = _multipliers(chosen.network)
+    levels, before = len(multipliers), len(_multipliers(base.network))
+    option = f"network.multipliers {' '.join(map(str, multipliers))}"
+    if levels > before:
+        reasons.append(f"{option}: {images} take more levels, since attention at the lowest is slow among many pixels")
+    elif levels < before:
+        reasons.append(f"{option}: {images}, or their patches, cannot be halved {before - 1} times")
+        multiple = stride(base.network)
+        whole = [max(side // multiple, 1) * multiple for side in (height, width)]
+        if whole != [height, width] and not others:
+            sides = str(whole[0]) if whole[0] == whole[1] else f"{whole[0]} {whole[1]}"
+            reasons[-1] += f" (with --resolution {sides} they can)"
+    if chosen.patches.sizes != base.patches.sizes:
+        sizes = " ".join(f"{size}={share:.3g}" for size, share in chosen.patches.sizes.items())
+        multiple = stride(chosen.network)
+        reasons.append(
+            f"patches.sizes {sizes}, not {' '.join(base.patches.sizes)}: patches of {images} must be multiples of "
+            f"{multiple} for the network"
+        )
+    return reasons

@@ -1,0 +1,355 @@
+import os
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+import patch_diffusion as pd
+from image_files import own_cache, random_pictures, refusal, write_folder  # noqa: F401
+from patch_diffusion.data import array_files
+from patch_diffusion.data.arrays import channel_axis
+
+PICTURES = random_pictures()
+
+
+def save(path, **arrays):
+    """Arrays by name, in the format that the ending says."""
+    if path.suffix == ".npy":
+        np.save(path, *arrays.values())
+    elif path.suffix == ".npz":
+        np.savez_compressed(path, **arrays)
+    elif path.suffix == ".h5":
+        with pytest.importorskip("h5py").File(path, "w") as file:
+            for name, array in arrays.items():
+                file.create_dataset(name, data=array, chunks=(3, *array.shape[1:]))
+    else:
+        group = pytest.importorskip("zarr", minversion="3").open_group(str(path), mode="w")
+        for name, array in arrays.items():
+            group.create_array(name, shape=array.shape, dtype=array.dtype, chunks=(3, *array.shape[1:]))[:] = array
+    return path
+
+
+EVERY_FORMAT = pytest.mark.parametrize("ending", [".npy", ".npz", ".h5", ".zarr"])
+FORMATS_OF_SEVERAL = pytest.mark.parametrize("ending", [".npz", ".h5", ".zarr"])
+
+
+@EVERY_FORMAT
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+def test_every_format_and_layout(tmp_path, ending, layout):
+    stored = PICTURES.pixels if layout == "channels_first" else PICTURES.pixels.transpose(0, 2, 3, 1)
+    path = save(tmp_path / f"a{ending}", images=np.ascontiguousarray(stored))
+    for given in ("auto", layout):
+        images = pd.open_images(path, layout=given)
+        assert np.array_equal(images.pixels.numpy(), PICTURES.pixels) and images.labels is None
+
+
+@EVERY_FORMAT
+def test_images_without_channels_have_one(tmp_path, ending):
+    path = save(tmp_path / f"a{ending}", images=PICTURES.pixels[:, 0])
+    assert np.array_equal(pd.open_images(path).pixels.numpy(), PICTURES.pixels[:, :1])
+
+
+@EVERY_FORMAT
+@pytest.mark.parametrize(
+    ("dtype", "kept"),
+    [
+        ("uint16", "uint16"),
+        (">u2", "uint16"),
+        ("float16", "float32"),
+        ("float32", "float32"),
+        (">f4", "float32"),
+        ("float64", "float32"),
+        ("int16", "float32"),
+        ("int64", "float32"),
+    ],
+)
+def test_types_and_their_range(tmp_path, ending, dtype, kept):
+    values = PICTURES.pixels.astype(np.int64) - (100 if kept == "float32" else 0)
+    images = pd.open_images(save(tmp_path / f"a{ending}", images=values.astype(dtype)))
+    assert images.codec.dtype == kept
+    assert np.array_equal(images.pixels.numpy(), values)
+    assert images.codec.range == ((-100, 155) if kept == "float32" else (0, 65535))
+    encoded = images.codec.encode(images.pixels)
+    assert encoded.min() == -1 and (encoded.max() == 1) == (kept == "float32")
+    assert pd.open_images(tmp_path / f"a{ending}", range=(-10, 10)).codec.range == (-10, 10)
+
+
+@EVERY_FORMAT
+def test_bools_are_black_and_white(tmp_path, ending):
+    images = pd.open_images(save(tmp_path / f"a{ending}", images=PICTURES.pixels > 100))
+    assert np.array_equal(images.pixels.numpy(), np.where(PICTURES.pixels > 100, 255, 0))
+    assert images.codec.range == (0, 255)
+
+
+@EVERY_FORMAT
+def test_one_order_of_bytes_or_the_other(tmp_path, ending):
+    if ending in (".h5", ".zarr"):
+        pytest.skip("they know no Fortran order")
+    path = save(tmp_path / f"a{ending}", images=np.asfortranarray(PICTURES.pixels))
+    assert np.array_equal(pd.open_images(path).pixels.numpy(), PICTURES.pixels)
+
+
+def test_what_the_notes_say(tmp_path):
+    values = PICTURES.pixels.astype(np.float64)
+    values[3] = 7
+    notes = " ".join(pd.open_images(save(tmp_path / "a.npz", images=values)).notes)
+    assert "float64 values are kept as float32" in notes
+    assert "values from 0 to 255, which become -1 and 1" in notes
+    assert f"1 of 20 images looked at have one value only (first: image 3 of {tmp_path / 'a.npz'})" in notes
+    notes = " ".join(pd.open_images(save(tmp_path / "b.npz", images=values), range=(0, 100)).notes)
+    assert "values from 0 to 255 were found, beyond the data.range of 0 to 100" in notes
+    notes = " ".join(pd.open_images(save(tmp_path / "c.npy", images=PICTURES.pixels.astype(np.uint16))).notes)
+    assert "values from 0 to 255 were found, of 0 to 65535" in notes
+
+
+@EVERY_FORMAT
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_is_found_wherever_it_is(tmp_path, ending, bad):
+    values = PICTURES.pixels.astype(np.float32)
+    values[17, 2, 3, 4] = values[18, 0, 0, 0] = bad
+    path = save(tmp_path / f"a{ending}", images=values)
+    for cache in ("auto", "memory"):
+        assert refusal(path, cache=cache) == f"image 17 of {path} holds NaN or infinity: repair or remove it"
+
+
+def test_floats_that_all_are_one_value_are_refused(tmp_path):
+    path = save(tmp_path / "a.npy", images=np.ones((4, 3, 8, 8), np.float32))
+    assert "all values of the images are 1" in refusal(path)
+    assert pd.open_images(path, range=(0, 2)).notes
+
+
+@FORMATS_OF_SEVERAL
+def test_the_name_of_the_array(tmp_path, ending):
+    other = PICTURES.pixels[::-1].copy()
+    path = save(tmp_path / f"a{ending}", photos=PICTURES.pixels, masks=other)
+    assert "several arrays: name the images with --data.key (masks 20x3x8x12, photos 20x3x8x12)" in refusal(path)
+    assert np.array_equal(pd.open_images(path, key="masks").pixels.numpy(), other)
+    assert "no array 'mask' for data.key; did you mean 'masks'?" in refusal(path, key="mask")
+    path = save(tmp_path / f"b{ending}", other=other, x=PICTURES.pixels)
+    assert np.array_equal(pd.open_images(path).pixels.numpy(), PICTURES.pixels)
+    path = save(tmp_path / f"c{ending}", numbers=np.arange(4))
+    assert "no array of images, which have three or four dimensions: numbers 4" in refusal(path)
+
+
+@FORMATS_OF_SEVERAL
+def test_labels_beside_the_images(tmp_path, ending):
+    path = save(tmp_path / f"a{ending}", photos=PICTURES.pixels, y=PICTURES.labels, ages=PICTURES.labels[:, None] + 1)
+    assert np.array_equal(pd.open_images(path).labels.numpy(), PICTURES.labels)
+    assert pd.open_images(path, classes=False).labels is None
+    assert np.array_equal(pd.open_images(path, labels="ages").labels.numpy(), PICTURES.labels + 1)
+    assert "no array 'age' for data.labels; did you mean 'ages'?" in refusal(path, labels="age")
+    path = save(tmp_path / f"b{ending}", images=PICTURES.pixels, mine=PICTURES.labels[:-1])
+    assert "has 20 images, but 19 labels" in refusal(path, labels="mine")
+    assert "has no labels: name them with --data.labels" in refusal(path, classes=True)
+    path = save(tmp_path / f"c{ending}", images=PICTURES.pixels, labels=PICTURES.labels - 1)
+    assert "the label of image 0 is -1, and class numbers count from 0" in refusal(path)
+    path = save(tmp_path / f"d{ending}", images=PICTURES.pixels, labels=PICTURES.labels * 0.5)
+    assert "labels are one class number or name per image, not float64" in refusal(path)
+
+
+@pytest.mark.parametrize("ending", [".h5", ".zarr"])
+def test_names_within_groups(tmp_path, ending):
+    arrays = {"test/images": PICTURES.pixels[:4], "test/labels": PICTURES.labels[:4] + 1}
+    path = save(tmp_path / f"a{ending}", **arrays)
+    images = pd.open_images(path)
+    assert np.array_equal(images.pixels.numpy(), PICTURES.pixels[:4]) and images.labels.tolist() == [1, 2, 3, 4]
+    arrays |= {"train/images": PICTURES.pixels[:4], "labels": PICTURES.labels[:4]}
+    path = save(tmp_path / f"b{ending}", **arrays)
+    assert pd.open_images(path, key="test/images").labels.tolist() == [1, 2, 3, 4]
+    assert pd.open_images(path, key="train/images").labels.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("ending", [".npz", ".h5"])
+def test_labels_that_are_words(tmp_path, ending):
+    names = np.array(["wolf", "cat", "dog", "cat"])
+    path = save(tmp_path / f"a{ending}", images=PICTURES.pixels[:4], labels=names.astype("S4"))
+    images = pd.open_images(path)
+    odd = save(tmp_path / f"b{ending}", images=PICTURES.pixels[:3], labels=np.array([b"a", b"\xff", b"a"]))
+    assert pd.open_images(odd).class_names == ("\\xff", "a")
+    assert images.class_names == ("cat", "dog", "wolf") and images.labels.tolist() == [2, 0, 1, 0]
+    assert "2 classes have one image only (first: dog)" in images.notes
+
+
+def test_words_of_any_length_in_hdf5(tmp_path):
+    with pytest.importorskip("h5py").File(tmp_path / "a.h5", "w") as file:
+        file["images"] = PICTURES.pixels[:3]
+        file["labels"] = ["wolf", "cat", "wolf"]
+    images = pd.open_images(tmp_path / "a.h5")
+    assert images.class_names == ("cat", "wolf") and images.labels.tolist() == [1, 0, 1]
+
+
+def test_labels_of_an_npy_are_in_another(tmp_path):
+    path, labels = save(tmp_path / "a.npy", images=PICTURES.pixels), save(tmp_path / "b.npy", y=PICTURES.labels)
+    assert np.array_equal(pd.open_images(path, labels=str(labels)).labels.numpy(), PICTURES.labels)
+    assert pd.open_images(path).labels is None
+    assert "there is no .npy file at nowhere.npy" in refusal(path, labels="nowhere.npy")
+    assert "is one array and has no names" in refusal(path, key="images")
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        ((9, 3, 64, 48), 1),
+        ((9, 64, 48, 3), 3),
+        ((9, 1, 4, 8), 1),
+        ((9, 8, 8, 4), 3),
+        ((9, 12, 64, 64), 1),
+        ((9, 64, 64, 12), 3),
+        ((9, 64, 48), 0),
+    ],
+)
+def test_where_the_channels_are(shape, axis):
+    assert channel_axis(shape, "auto", "a") == axis
+
+
+@pytest.mark.parametrize("shape", [(9, 3, 64, 3), (9, 1, 28, 1), (9, 64, 64, 64), (9, 16, 24, 16)])
+def test_a_shape_that_does_not_tell_names_the_option(shape):
+    with pytest.raises(pd.InputError, match=r"does not tell where the channels are: give --data\.layout"):
+        channel_axis(shape, "auto", "a")
+    assert channel_axis(shape, "channels_first", "a") == 1
+    assert channel_axis(shape, "channels_last", "a") == 3
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((100, 784), np.uint8), "has the shape 100 x 784: images are n x c x h x w"),
+        (np.zeros(5, np.uint8), "has the shape 5: images are"),
+        (np.zeros((64, 48, 3), np.uint8), "which is one image, or images of a few columns"),
+        (np.zeros((0, 3, 8, 8), np.uint8), "holds no images: its shape is 0 x 3 x 8 x 8"),
+        (np.zeros((2, 3, 8, 8), np.complex64), "holds complex64: pixels are whole numbers, floats or bools"),
+        (np.full((2, 3, 8, 8), 2**25), "has whole numbers of 33,554,432; up to 16,777,216 can be kept"),
+        (np.full((2, 3, 8, 8), "a"), "holds <U1: pixels are"),
+    ],
+)
+def test_what_is_no_array_of_images(tmp_path, array, message):
+    assert message in refusal(save(tmp_path / "a.npy", images=array))
+    assert message in refusal(save(tmp_path / "a.npz", images=array), key="images")
+    assert message in refusal(array)
+
+
+def test_nothing_is_unpickled(tmp_path, own_cache):  # noqa: F811
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "exploded"),)
+
+    objects = np.empty((2, 3, 8, 8), object)
+    objects[:] = Bomb()
+    np.save(tmp_path / "a.npy", objects)
+    np.savez(tmp_path / "a.npz", images=objects)
+    np.savez(tmp_path / "b.npz", images=PICTURES.pixels, labels=np.array([Bomb()] * 20))
+    for name in ("a.npy", "a.npz", "b.npz"):
+        assert "holds Python objects" in refusal(tmp_path / name)
+    assert not (tmp_path / "exploded").exists()
+    assert not list(own_cache.glob("*"))
+
+
+@EVERY_FORMAT
+def test_damaged_files_are_named(tmp_path, ending, own_cache):  # noqa: F811
+    path = save(tmp_path / f"a{ending}", images=PICTURES.pixels)
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    for keep in (0.5, 0):
+        for file in files:
+            file.write_bytes(file.read_bytes()[: int(file.stat().st_size * keep)])
+        message = refusal(path)
+        assert message.startswith(f"{path} ") and "damaged" in message
+    assert not list(own_cache.glob("*partial*")) and not list(own_cache.rglob("*.npy"))
+
+
+def test_a_wrong_byte_in_an_npz_is_found(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, images=PICTURES.pixels)
+    with zipfile.ZipFile(path) as archive:
+        place = archive.getinfo("images.npy").header_offset + 1000
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    assert "is damaged: Bad CRC-32" in refusal(path)
+
+
+@pytest.mark.parametrize("ending", [".npy", ".npz"])
+def test_arrays_are_resized_as_pictures_are(tmp_path, ending):
+    path = save(tmp_path / f"a{ending}", images=PICTURES.pixels)
+    folder = write_folder(tmp_path / "pictures", PICTURES, labels=False)
+    for options in ({"resolution": 6}, {"resolution": (10, 5)}, {"resolution": 6, "fit": "stretch"}):
+        images = pd.open_images(path, **options)
+        assert torch.equal(images.pixels, pd.open_images(folder, **options).pixels)
+        assert any("images of 8x12" in note and "resized to" in note for note in images.notes)
+    assert "images of 8x12 in" in refusal(path, resolution=64) and "too small" in refusal(path, resolution=64)
+
+
+def test_deep_arrays_are_resized_within_their_type(tmp_path):
+    values = np.where(PICTURES.pixels > 100, 65535, 0).astype(np.uint16)
+    images = pd.open_images(save(tmp_path / "a.npy", images=values), resolution=6)
+    assert images.pixels.dtype == torch.uint16
+    assert images.pixels.int().min() == 0 and images.pixels.int().max() == 65535
+    flat = pd.open_images(save(tmp_path / "b.npy", images=np.full((2, 3, 8, 8), 40_000, np.uint16)), resolution=6)
+    assert (flat.pixels.int() == 40_000).all()
+
+
+def test_mode_is_for_files(tmp_path):
+    path = save(tmp_path / "a.npy", images=PICTURES.pixels)
+    assert "data.mode L is for image files" in refusal(path, mode="L")
+    assert pd.open_images(path, mode="RGB").channels == 3
+
+
+def test_arrays_and_tensors_in_python():
+    for source in (PICTURES.pixels, torch.from_numpy(PICTURES.pixels), PICTURES.pixels.transpose(0, 2, 3, 1)):
+        images = pd.open_images(source)
+        assert np.array_equal(images.pixels.numpy(), PICTURES.pixels) and images.options.source == ""
+    floats = pd.open_images(PICTURES.pixels / 255)
+    assert floats.codec.range == (0, 1) and floats.pixels.dtype == torch.float32
+    assert pd.open_images(torch.arange(64 * 64.0).view(1, 64, 64).bfloat16()).codec.range == (0, 4096)
+    assert "image 0 of the array holds NaN" in refusal(np.full((4, 3, 8, 8), np.nan))
+
+
+def test_an_npy_is_mapped_and_not_read(tmp_path):
+    path = save(tmp_path / "a.npy", images=PICTURES.pixels)
+    mapped, read = pd.open_images(path).pixels, pd.open_images(path, cache="memory").pixels
+    changed = np.load(path, mmap_mode="r+")
+    changed[0] = 0
+    changed.flush()
+    assert mapped[0].max() == 0 and read[0].max() > 0
+
+
+def test_chunks_are_read_whole(monkeypatch):
+    class Chunked:
+        shape, dtype, chunks = (100, 3, 8, 8), np.dtype(np.uint8), (48, 3, 8, 8)
+
+        def __getitem__(self, rows):
+            asked.append((rows.start, rows.stop))
+            return np.zeros((rows.stop - rows.start, 3, 8, 8), np.uint8)
+
+    asked = []
+    monkeypatch.setattr(array_files, "_BLOCK_BYTES", 10 * 3 * 8 * 8)
+    assert list(array_files._slices(Chunked(), "a")) and asked == [(0, 48), (48, 96), (96, 144)]
+
+
+def test_the_libraries_are_named_where_they_are_missing(tmp_path, monkeypatch):
+    for library, name in (("h5py", "a.h5"), ("zarr", "a.zarr")):
+        monkeypatch.setitem(sys.modules, library, None)
+        (tmp_path / name).mkdir() if library == "zarr" else (tmp_path / name).touch()
+        assert refusal(tmp_path / name).endswith(f"needs {library}: pip install 'patch_diffusion[data]'")
+
+
+def test_a_million_images_open_at_once(tmp_path):
+    """12 GB that take no room on the disk, in a process that may take 300 MB beside what the libraries take."""
+    path = tmp_path / "a.npy"
+    np.lib.format.open_memmap(path, "w+", np.uint8, (1_000_000, 3, 64, 64))
+    program = f"""
+import resource, time
+import patch_diffusion as pd
+from patch_diffusion.data import sources
+before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+images = pd.open_images({str(path)!r})
+assert images.pixels.shape == (1_000_000, 3, 64, 64)
+print(time.process_time() - began, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    if os.name == "nt":
+        pytest.skip("memory is measured as Unix does")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    seconds, megabytes = map(float, done.stdout.split())
+    assert seconds < 2 and megabytes < 300

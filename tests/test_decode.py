@@ -1,0 +1,315 @@
+import struct
+import zlib
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import patch_diffusion as pd
+from image_files import (  # noqa: F401
+    colour_png_of_16_bits,
+    cut_in_half,
+    own_cache,
+    random_pictures,
+    refusal,
+    write_folder,
+    write_zip,
+)
+from patch_diffusion.data.decode import ImageFile, decode_file, read_header, read_headers
+
+RANDOM = np.random.default_rng(0)
+
+
+def file_of(content, name="a.png"):
+    return ImageFile(name, lambda: BytesIO(content))
+
+
+def save(path, *pages, **options):
+    """One file of one page or several."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first, *others = (page if isinstance(page, Image.Image) else Image.fromarray(page) for page in pages)
+    more = {"save_all": True, "append_images": others} if others else {}
+    first.save(path, **more, **options)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("modes", "channels"),
+    [("L", 1), ("1", 1), ("RGB", 3), ("P", 3), ("L RGB", 3), ("RGBA", 4), ("LA", 4), ("RGB RGBA", 3), ("CMYK", 3)],
+)
+def test_kinds_of_files(tmp_path, modes, channels):
+    rgba = RANDOM.integers(0, 256, (8, 8, 4), dtype=np.uint8)
+    for mode in modes.split():
+        picture = Image.fromarray(rgba, "RGBA").convert("RGB" if mode == "P" else "RGBA").convert(mode)
+        picture.save(tmp_path / f"{mode}.{'tiff' if mode == 'CMYK' else 'png'}")
+    assert pd.open_images(tmp_path).channels == channels
+    assert pd.open_images(tmp_path, mode="L").channels == 1
+
+
+@pytest.mark.parametrize(
+    "ending", ["bmp", "dds", "gif", "ico", "im", "jp2", "jpg", "pcx", "png", "ppm", "qoi", "sgi", "tga", "tiff", "webp"]
+)
+def test_whatever_pillow_reads(tmp_path, ending):
+    flat = np.full((16, 16, 3), (200, 100, 50), np.uint8)
+    save(tmp_path / f"a.{ending}", flat)
+    images = pd.open_images(tmp_path, mode="RGB")
+    assert images.resolution == (16, 16)
+    assert (images.pixels[0, :, 8, 8].int() - torch.tensor([200, 100, 50])).abs().max() < 8
+
+
+@pytest.mark.parametrize("ending", ["png", "tiff", "pgm", "jp2"])
+@pytest.mark.parametrize("archived", [False, True])
+def test_grey_of_16_bits(tmp_path, ending, archived):
+    pictures = random_pictures(4, channels=1, dtype=np.uint16)
+    source = write_folder(tmp_path / "deep", pictures, labels=False, ending=ending)
+    images = pd.open_images(write_zip(tmp_path / "deep.zip", source) if archived else source)
+    assert images.pixels.dtype == torch.uint16 and images.codec.range == (0, 65535)
+    assert np.array_equal(images.pixels.numpy(), pictures.pixels)
+
+
+def test_tiffs_of_either_order_of_bytes(tmp_path):
+    values = RANDOM.integers(0, 65536, (8, 8), dtype=np.uint16)
+    save(tmp_path / "a.tiff", values)
+    big = Image.frombytes("I;16B", (8, 8), values.astype(">u2").tobytes())
+    save(tmp_path / "b.tiff", big)
+    assert np.array_equal(pd.open_images(tmp_path).pixels.numpy(), np.stack([values, values])[:, None])
+
+
+def test_floats_have_a_measured_range(tmp_path):
+    values = RANDOM.normal(size=(3, 8, 8)).astype(np.float32)
+    for index, page in enumerate(values):
+        save(tmp_path / f"{index}.tiff", page)
+    images = pd.open_images(tmp_path)
+    assert images.pixels.dtype == torch.float32 and np.array_equal(images.pixels[:, 0].numpy(), values)
+    assert images.codec.range == (values.min(), values.max())
+    assert images.notes == (
+        f"values from {values.min():g} to {values.max():g}, which become -1 and 1 (--data.range says otherwise)",
+    )
+    assert pd.open_images(tmp_path, range=(-4, 4)).codec.range == (-4, 4)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_pages_of_a_tiff_are_channels(tmp_path, dtype):
+    pages = RANDOM.integers(0, 200, (5, 8, 12)).astype(dtype)
+    save(tmp_path / "a.tiff", *pages)
+    images = pd.open_images(tmp_path)
+    assert images.pixels.shape == (1, 5, 8, 12) and np.array_equal(images.pixels[0].numpy(), pages)
+    smaller = pd.open_images(tmp_path, resolution=4)
+    assert smaller.pixels.shape == (1, 5, 4, 4) and smaller.pixels.dtype == images.pixels.dtype
+
+
+def test_pages_that_are_no_channels(tmp_path):
+    flat = np.zeros((8, 8), np.uint8)
+    save(tmp_path / "a.tiff", flat, np.zeros((4, 4), np.uint8))
+    assert "a.tiff (its 2 pages differ in size or kind, and so are no channels of one image)" in refusal(tmp_path)
+    save(tmp_path / "a.tiff", flat, flat.astype(np.uint16))
+    assert "a.tiff (its 2 pages differ" in refusal(tmp_path)
+    save(tmp_path / "a.tiff", *np.zeros((2, 8, 8, 3), np.uint8))
+    assert "a.tiff (has 2 pages of colour" in refusal(tmp_path)
+
+
+def test_a_thumbnail_in_a_tiff_is_no_channel(tmp_path):
+    picture = RANDOM.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    thumbnail = Image.fromarray(picture[::4, ::4])
+    thumbnail.encoderinfo = {"tiffinfo": {254: 1}}
+    save(tmp_path / "a.tiff", picture, thumbnail)
+    assert np.array_equal(pd.open_images(tmp_path).pixels[0].numpy(), picture.transpose(2, 0, 1))
+
+
+def test_deep_files_are_turned_and_resized_as_others(tmp_path):
+    values = np.repeat(np.array([[0, 40_000, 65_535]], np.uint16), 4, 0).repeat(4, 1)
+    save(tmp_path / "a.tiff", values, tiffinfo={274: 6})  # turned by a quarter
+    images = pd.open_images(tmp_path)
+    assert images.resolution == (12, 4) and np.array_equal(images.pixels[0, 0].numpy(), values.T)
+    middle = pd.open_images(tmp_path, resolution=4).pixels[0, 0].int()
+    assert (middle == 40_000).all()
+
+
+@pytest.mark.parametrize(
+    ("pages", "message"),
+    [
+        ([np.full((8, 8), 70_000, np.int32)], "values from 70,000 to 70,000 are more than 16 bits; save it as floats"),
+        ([np.full((8, 8), -1, np.int32)], "values from -1 to -1 are more than 16 bits"),
+        ([np.full((8, 8), np.nan, np.float32)], "holds NaN or infinity"),
+        ([np.full((8, 8), np.inf, np.float32)], "holds NaN or infinity"),
+    ],
+)
+def test_values_that_cannot_be_used(tmp_path, pages, message):
+    save(tmp_path / "odd.tiff", *pages)
+    assert f"odd.tiff ({message}" in refusal(tmp_path)
+
+
+def test_whole_numbers_of_32_bits_that_fit(tmp_path):
+    save(tmp_path / "a.tiff", np.full((8, 8), 1234, np.int32))
+    assert pd.open_images(tmp_path).pixels.unique().tolist() == [1234]
+
+
+def test_files_are_all_of_one_kind(tmp_path):
+    save(tmp_path / "a.png", np.zeros((8, 8), np.uint8))
+    save(tmp_path / "b.png", np.zeros((8, 8), np.uint16))
+    save(tmp_path / "c.png", np.zeros((8, 8), np.uint8))
+    assert refusal(tmp_path) == (
+        "1 images are uint16 of 1 channel (first: b.png), 2 are pictures of 8 bits (first: a.png): convert them to one "
+        "kind"
+    )
+    save(tmp_path / "b.png", np.zeros((8, 8), np.uint8))
+    save(tmp_path / "c.tiff", *np.zeros((3, 8, 8), np.uint8))
+    assert "1 images are uint8 of 3 channels (first: c.tiff)" in refusal(tmp_path)
+
+
+def test_mode_is_for_8_bits(tmp_path):
+    save(tmp_path / "deep.png", np.zeros((8, 8), np.uint16))
+    assert "data.mode L is for pictures of 8 bits, and these are uint16 of 1 channel" in refusal(tmp_path, mode="L")
+
+
+def test_colour_of_16_bits_is_noted(tmp_path):
+    (tmp_path / "a.png").write_bytes(colour_png_of_16_bits())
+    (tmp_path / "b.ppm").write_bytes(b"P6\n4 4\n65535\n" + np.zeros((4, 4, 3), ">u2").tobytes())
+    save(tmp_path / "c.png", np.zeros((4, 4, 3), np.uint8))
+    assert any(
+        "2 images of 16 bits a colour (first: a.png) read as 8 bits" in n for n in pd.open_images(tmp_path).notes
+    )
+
+
+def test_animations_give_their_first_frame(tmp_path):
+    frames = [np.full((8, 8), value, np.uint8) for value in (10, 200)]
+    save(tmp_path / "a.gif", *frames)
+    save(tmp_path / "b.png", *frames)
+    images = pd.open_images(tmp_path, mode="L")
+    assert images.pixels.unique().tolist() == [10]
+    assert "2 animations (first: a.gif), of which the first frame is taken" in images.notes
+
+
+def test_transparency_is_laid_over_white_and_said(tmp_path):
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "a.png")
+    Image.new("RGB", (4, 4), (0, 0, 255)).save(tmp_path / "b.png")
+    images = pd.open_images(tmp_path)
+    assert images.pixels[0].unique().tolist() == [255]
+    assert images.pixels[1, :, 0, 0].tolist() == [0, 0, 255]
+    assert any("1 transparent images laid over white" in note for note in images.notes)
+
+
+def test_palette_colours_and_their_transparency(tmp_path):
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    palette.save(tmp_path / "a.png")
+    assert pd.open_images(tmp_path).pixels[0, :, 0, 0].tolist() == [10, 20, 30]
+    palette.save(tmp_path / "a.png", transparency=1)
+    assert pd.open_images(tmp_path, mode="RGB").pixels[0, :, 0, 0].tolist() == [255, 255, 255]
+    assert pd.open_images(tmp_path).pixels[0, :, 0, 0].tolist() == [10, 20, 30, 0]
+
+
+@pytest.mark.parametrize(("mode", "colour", "channels"), [("RGBA", (1, 2, 3, 255), 3), ("LA", (7, 255), 1)])
+def test_an_opaque_alpha_channel_is_left_out(tmp_path, mode, colour, channels):
+    Image.new(mode, (4, 4), colour).save(tmp_path / "a.png")
+    images = pd.open_images(tmp_path)
+    assert images.pixels[0, :, 0, 0].tolist() == list(colour[:channels])
+    assert "an alpha channel that is opaque in every image was left out" in images.notes
+    assert not any("laid over white" in note for note in images.notes)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tiff"])
+def test_exif_orientation(tmp_path, ending):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    colours = np.zeros((16, 32, 3), np.uint8)
+    colours[:, :16] = 200
+    save(tmp_path / f"a.{ending}", colours, exif=exif)
+    images = pd.open_images(tmp_path)
+    assert images.resolution == (32, 16)
+    assert (images.pixels[0, :, 4] > 150).all() and (images.pixels[0, :, 28] < 50).all()
+
+
+def test_orientation_after_the_pixels_of_a_png_is_left(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = save(tmp_path / "a.png", np.zeros((4, 6), np.uint8)).read_bytes()
+    late = exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(late)) + b"eXIf" + late + struct.pack(">I", zlib.crc32(b"eXIf" + late))
+    (tmp_path / "a.png").write_bytes(content[:-12] + chunk + content[-12:])
+    assert read_header(file_of((tmp_path / "a.png").read_bytes())).size == (4, 6)
+    assert pd.open_images(tmp_path).resolution == (4, 6)
+
+
+def test_too_many_pixels_are_refused_by_name_and_number(tmp_path, monkeypatch):
+    folder = write_folder(tmp_path / "pictures", random_pictures(3), labels=False)
+    save(folder / "bomb.png", np.zeros((100, 100), np.uint8))
+    for most in (6_000, 4_000):  # Pillow itself warns of up to twice as many, and refuses more
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+        message = f"bomb.png (10,000 pixels, more than the {most:,} that are read; make it smaller)"
+        assert message in refusal(folder)
+        assert message in refusal(write_zip(tmp_path / "a.zip", folder))
+    save(folder / "bomb.png", *np.zeros((3, 8, 8), np.uint8), format="TIFF")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150)
+    assert "bomb.png (192 pixels, more than the 150" in refusal(folder)
+
+
+def test_files_that_are_none_are_named(tmp_path):
+    folder = write_folder(tmp_path / "pictures", random_pictures(50), labels=False)
+    cut_in_half(folder / "00007.png")
+    (folder / "00008.png").write_bytes(b"")
+    (folder / "00009.png").write_bytes(b"no picture")
+    (folder / "00010.png").unlink()
+    (folder / "00010.png").symlink_to(folder / "nowhere.png")
+    message = refusal(folder)
+    assert message.startswith("3 of 50 images cannot be used, more than the 1% that training passes over: ")
+    assert "00008.png (an empty file), 00009.png (not an image, or a broken one), 00010.png ([Errno 2]" in message
+    for name in ("00008.png", "00009.png", "00010.png"):
+        (folder / name).unlink()
+    assert "1 of 47 images cannot be used, more than the 1%" in refusal(folder)
+    assert "00007.png (image file is truncated" in refusal(folder)
+
+
+def test_one_broken_file_of_many_is_passed_over_by_name(tmp_path):
+    pictures = random_pictures(200)
+    folder = write_folder(tmp_path / "pictures", pictures)
+    cut_in_half(folder / "00007.png")
+    (folder / "00009.png").write_bytes(b"")
+    for cache in ("memory", "disk", "disk"):
+        images = pd.open_images(folder, cache=cache)
+        assert len(images) == 198
+        others = np.delete(np.arange(200), [7, 9])
+        assert np.array_equal(images.pixels.numpy(), pictures.pixels[others])
+        assert np.array_equal(images.labels.numpy(), pictures.labels[others])
+        skipped = [note for note in images.notes if note.startswith("skipped ")]
+        assert skipped[0].startswith("skipped 00007.png: image file is truncated")
+        assert skipped[1] == "skipped 00009.png: an empty file"
+
+
+def test_only_so_many_are_named(tmp_path):
+    folder = write_folder(tmp_path / "pictures", random_pictures(2200, size=(2, 2)), labels=False)
+    for index in range(22):
+        (folder / f"{index:05d}.png").write_bytes(b"")
+    notes = pd.open_images(folder).notes
+    assert "skipped 00019.png: an empty file" in notes and "skipped 2 others" in notes
+    assert not any("00020.png" in note for note in notes)
+
+
+def test_constant_images_are_noted(tmp_path):
+    pictures = random_pictures(5)
+    pictures.pixels[3] = 9
+    folder = write_folder(tmp_path / "pictures", pictures, labels=False)
+    notes = pd.open_images(folder).notes
+    assert notes == ("1 of 5 images looked at have one value only (first: 00003.png)",)
+
+
+def test_headers_say_what_decoding_gives(tmp_path):
+    pages = np.zeros((2, 8, 12), np.uint16)
+    contents = [save(tmp_path / "a.tiff", *pages), save(tmp_path / "b.png", np.zeros((4, 6, 3), np.uint8))]
+    files = [file_of(path.read_bytes()) for path in contents] + [file_of(b""), file_of(b"x")]
+    headers, unusable = read_headers(files)
+    assert unusable == {2: "an empty file", 3: "not an image, or a broken one"}
+    assert headers[0].size == (8, 12) and (headers[0].dtype, headers[0].channels) == ("uint16", 2)
+    assert headers[1].size == (4, 6) and (headers[1].dtype, headers[1].channels) == ("uint8", None)
+    assert decode_file(files[0]).shape == (2, 8, 12) and decode_file(files[0]).dtype == np.uint16
+    assert decode_file(files[1], mode="L").shape == (1, 4, 6)
+    assert decode_file(files[1], (3, 5)).shape == (3, 3, 5)
+
+
+def test_arrays_are_files_too():
+    array = RANDOM.integers(0, 256, (2, 4, 6), dtype=np.uint8)
+    file = ImageFile("a", lambda: array)
+    assert read_header(file).channels == 2 and read_header(file).size == (4, 6)
+    assert np.array_equal(decode_file(file), array) and decode_file(file, (2, 3)).shape == (2, 2, 3)

@@ -1,0 +1,119 @@
+import time
+
+import pytest
+import torch
+
+import patch_diffusion as pd
+from patch_diffusion.training import forecast as module
+from patch_diffusion.training.forecast import Forecast, forecast, memory_of, memory_of_weights
+from patch_diffusion.training.trainer import Trainer
+
+
+def steps_of(monkeypatch, seconds, left_out=()):
+    """Steps that take such seconds by size, of which some never come up; the rest of the forecast is as it is."""
+
+    def step(trainer, spent):
+        size = trainer.schedule.size_at(trainer.seen.step, trainer.images.resolution, spent)
+        if str(size) in left_out:
+            size = trainer.schedule.sizes_for(trainer.images.resolution)[-1]
+        trainer.seen.step += 1
+        return str(size), seconds[str(size)] * trainer.batch / 4
+
+    monkeypatch.setattr(module, "_step", step)
+
+
+@pytest.mark.parametrize("kind", ["stochastic", "progressive"])
+def test_seconds_of_sizes_are_weighed_by_their_shares(make_trainer, monkeypatch, kind):
+    steps_of(monkeypatch, {"4x6": 0.25, "8x12": 0.5})
+    trainer = make_trainer(schedule={"whole": 0.25, "kind": kind}, samples=2)
+    found = forecast(trainer)
+    assert found.shares == {"4x6": 0.75, "8x12": 0.25} and found.images == {"4x6": 8, "8x12": 4}
+    assert found.seconds == {"4x6": 0.25, "8x12": 0.5}
+    assert found.images_per_second == pytest.approx((0.75 * 8 + 0.25 * 4) / (0.75 * 0.25 + 0.25 * 0.5))
+    assert found.pictures == 2 and found.device == "cpu" and trainer.batch == 4
+    assert not trainer.run.path.exists()
+
+
+def test_a_size_that_did_not_come_up_is_counted_by_its_operations(make_trainer, monkeypatch):
+    steps_of(monkeypatch, {"4x6": 9.0, "8x12": 0.5}, left_out={"4x6"})
+    trainer = make_trainer()
+    per_image = 0.5 / 4 * trainer.flops[4, 6] / trainer.flops[8, 12]
+    assert forecast(trainer, seconds=0.1).seconds["4x6"] == pytest.approx(8 * per_image)
+
+
+def test_where_a_step_takes_too_long_a_part_of_it_is_timed(make_trainer, monkeypatch):
+    timed = []
+
+    def step(trainer, spent):
+        timed.append(trainer.batch)
+        return "8x12", 0.5 * trainer.batch
+
+    monkeypatch.setattr(module, "_step", step)
+    found = forecast(make_trainer(schedule={"whole": 1.0}, batch=64), seconds=10)
+    assert max(timed) == 4 and found.seconds["8x12"] == pytest.approx(32)
+
+
+def test_images_and_minutes_are_two_ways_to_say_the_same():
+    found = Forecast(
+        "cpu", 10, {"8x8": 0.5, "16x16": 1.0}, {"8x8": 0.5, "16x16": 0.5}, {"8x8": 8, "16x16": 4}, 3.0, 5, 4, 7, 9
+    )
+    assert found.images_per_second == 8
+    assert found.images_in(5) == (300 - 15) * 8
+    assert found.minutes_for(images=found.images_in(5)) == pytest.approx(5)
+    assert found.minutes_for(steps=380) == pytest.approx(5)
+    assert found.images_in(0.1) == 0
+    assert found.memory == 16 and found.as_dict()["memory"] == 16
+    half = found.with_batch(2)
+    assert half.images == {"8x8": 4, "16x16": 2} and half.seconds["16x16"] == 0.5
+    assert half.memory == 7 + round(9 / 2) and half.images_per_second == 8
+
+
+def test_the_forecast_is_of_the_steps_that_are_made(make_trainer):
+    """Real steps, roughly: a machine that is busy with other things is no reason to fail."""
+    found = forecast(make_trainer("foreseen", batch=16, network={"width": 32}))
+    trainer = make_trainer("made", batch=16, network={"width": 32})
+    for _ in range(3):
+        trainer.train_step()
+    began, images = time.monotonic(), trainer.seen.images
+    for _ in range(30):
+        trainer.train_step()
+    rate = (trainer.seen.images - images) / (time.monotonic() - began)
+    assert 1 / 3 < found.images_per_second / rate < 3
+
+
+def test_memory_grows_with_the_images_and_is_less_in_parts(make_trainer):
+    schedule = {"whole": 1.0}
+    found = [forecast(make_trainer(f"run {batch}", batch=batch, schedule=schedule)) for batch in (2, 8)]
+    assert found[1].memory_of_step == pytest.approx(4 * found[0].memory_of_step, rel=0.01)
+    assert found[0].memory_of_weights == found[1].memory_of_weights == 4 * 5 * found[0].parameters
+    from patch_diffusion.config import Engine
+
+    parts = forecast(make_trainer("parts", batch=8, schedule=schedule, engine=Engine(accumulation=4)))
+    assert parts.memory_of_step == found[0].memory_of_step
+
+
+def test_activations_are_counted_once_and_weights_are_not():
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 3, 1)
+
+        def forward(self, x, c_noise, labels):
+            hidden = self.conv(x)
+            return hidden * hidden.exp()
+
+    images = pd.ImageSet(torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8))
+    kept = []
+    for side in (16, 8):
+        trainer = Trainer(
+            pd.Denoiser(Twice(), 0.5, coords=False), images, pd.PatchSchedule(whole=1.0), out="nowhere", show=False
+        )
+        kept.append(module._kept_for_backward(trainer, (side, side)))
+    # The input of the convolution, what comes out of it, its exponential: each once, though two are used twice.
+    assert kept[0] == pytest.approx(3 * 3 * 16 * 16 * 4, rel=0.02) and kept[0] == pytest.approx(4 * kept[1], rel=0.02)
+
+
+def test_memory_of_machine_and_weights():
+    assert memory_of(torch.device("cpu")) > 2**28
+    network = torch.nn.Linear(9, 10)
+    assert memory_of_weights(network) == 5 * 4 * 100 and memory_of_weights(network, 2) == 7 * 4 * 100

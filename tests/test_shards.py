@@ -1,0 +1,175 @@
+import gzip
+import json
+import sys
+
+import numpy as np
+import pytest
+
+import patch_diffusion as pd
+from image_files import encoded, own_cache, random_pictures, refusal, to_picture, write_shard  # noqa: F401
+from patch_diffusion.data import shards
+
+PICTURES = random_pictures(num=12)
+
+
+def samples(start, stop, label=lambda index: ("cls", str(PICTURES.labels[index]))):
+    """Members of a shard: a picture and its label for each sample."""
+    for index in range(start, stop):
+        yield f"{index:03d}.png", encoded(PICTURES.pixels[index])
+        if label is not None:
+            ending, content = label(index)
+            yield f"{index:03d}.{ending}", content.encode()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three shards of four samples."""
+    for number in range(3):
+        write_shard(tmp_path / "shards" / f"s-{number:02d}.tar", samples(4 * number, 4 * number + 4))
+    return tmp_path / "shards"
+
+
+@pytest.mark.parametrize("pattern", ["*.tar", "s-{00..02}.tar", "s-{00,01,02}.tar", "s-0{0..2}.tar", "s-??.tar"])
+def test_shards_by_a_pattern(folder, pattern):
+    images = pd.open_images(f"wds:{folder}/{pattern}")
+    assert np.array_equal(images.pixels.numpy(), PICTURES.pixels)
+    assert np.array_equal(images.labels.numpy(), PICTURES.labels)
+
+
+def test_a_pattern_relative_to_where_one_is(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    for pattern in ("*.tar", "./*.tar", "../shards/*.tar"):
+        assert len(pd.open_images(f"wds:{pattern}")) == 12
+    assert len(pd.open_images("wds:s-{01..02}.tar")) == 8
+
+
+def test_what_webdataset_writes(tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    with webdataset.ShardWriter(str(tmp_path / "s-%02d.tar"), maxcount=5, verbose=0) as writer:
+        for index, (pixels, label) in enumerate(zip(PICTURES.pixels, PICTURES.labels, strict=True)):
+            writer.write({"__key__": f"{index:03d}", "png": to_picture(pixels), "cls": int(label)})
+    images = pd.open_images(f"wds:{tmp_path}/*.tar")
+    assert np.array_equal(images.pixels.numpy(), PICTURES.pixels)
+    assert np.array_equal(images.labels.numpy(), PICTURES.labels)
+
+
+def test_labels_of_json(tmp_path):
+    def label(index):
+        return "json", json.dumps({"label": int(PICTURES.labels[index]), "age": index, "kind": f"k{index % 2}"})
+
+    path = f"wds:{write_shard(tmp_path / 'a.tar', samples(0, 12, label))}"
+    assert np.array_equal(pd.open_images(path).labels.numpy(), PICTURES.labels)
+    assert pd.open_images(path, labels="age").labels.tolist() == list(range(12))
+    images = pd.open_images(path, labels="kind")
+    assert images.class_names == ("k0", "k1") and images.labels.tolist() == [0, 1] * 6
+    assert pd.open_images(path, classes=False).labels is None
+    assert "has no labels: they are a field 'size' of .json" in refusal(path, labels="size")
+
+
+def test_labels_that_are_words(tmp_path):
+    path = write_shard(tmp_path / "a.tar", samples(0, 4, lambda index: ("cls", "dog\n" if index else "cat")))
+    images = pd.open_images(f"wds:{path}")
+    assert images.class_names == ("cat", "dog") and images.labels.tolist() == [0, 1, 1, 1]
+
+
+def test_no_labels(tmp_path):
+    path = write_shard(tmp_path / "a.tar", samples(0, 4, None))
+    assert pd.open_images(f"wds:{path}").labels is None
+    assert "has no labels: they are .cls or a field 'label' of .json" in refusal(f"wds:{path}", classes=True)
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (lambda index: ("cls" if index != 2 else "txt", "1"), "1 of 4 images have no label (first: a.tar/002.png)"),
+        (lambda index: ("cls", "1" if index else "cat"), "1 is no label beside 'cat' (first: a.tar/001.png)"),
+        (lambda index: ("cls", "-1"), "the label of a.tar/000.png is -1, and class numbers count from 0"),
+        (lambda index: ("json", "{"), "a.tar/000.json is damaged: "),
+        (lambda index: ("json", '{"label": [1, 2]}'), "[1, 2] is no label beside [1, 2] (first: a.tar/000.png)"),
+    ],
+)
+def test_labels_that_cannot_be_used(tmp_path, label, message):
+    path = write_shard(tmp_path / "a.tar", samples(0, 4, label))
+    for _ in range(2):
+        assert message in refusal(f"wds:{path}")
+    if "damaged" not in message:
+        assert pd.open_images(f"wds:{path}", classes=False).labels is None
+
+
+def test_several_images_of_one_sample(tmp_path):
+    members = [(f"{i}.{view}.png", encoded(PICTURES.pixels[i + j])) for i in range(3) for j, view in enumerate("ab")]
+    path = f"wds:{write_shard(tmp_path / 'a.tar', members)}"
+    assert "several images of one sample, 0.a.png and 0.b.png: choose an ending with --data.key" in refusal(path)
+    assert np.array_equal(pd.open_images(path, key="b.png").pixels.numpy(), PICTURES.pixels[1:4])
+    assert refusal(path, key="c.png").endswith("a.tar holds no images that end in .c.png")
+
+
+def test_damaged_shards_are_named(folder):
+    path = folder / "s-01.tar"
+    whole = path.read_bytes()
+    second = whole.index(b"004.cls")
+    for content in (
+        whole[: second + 100],
+        whole[: second + 520],
+        whole[:second] + b"x" + whole[second + 1 :],
+        whole[:100],
+        b"x" * 2000,
+        b"",
+    ):
+        path.write_bytes(content)
+        assert refusal(f"wds:{folder}/*.tar").startswith(f"{path} is damaged: ")
+    path.write_bytes(gzip.compress(whole))
+    assert refusal(f"wds:{folder}/*.tar") == (
+        f"{path} is compressed, so that no image in it can be found quickly: gunzip it"
+    )
+
+
+def test_a_damaged_image_is_named_with_its_shard(tmp_path):
+    members = [(name, content if name != "003.png" else content[:50]) for name, content in samples(0, 12, None)]
+    path = write_shard(tmp_path / "a.tar", members)
+    assert "1 of 12 images cannot be used, more than the 1% that training passes over: a.tar/003.png (" in refusal(
+        f"wds:{path}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("wds:nowhere/*.tar", "there are no shards at nowhere/*.tar"),
+        ("wds:{a,b}.tar", "there are no shards at a.tar"),
+        ("wds:pipe:cat a.tar", "shards are files on this machine, not pipe:cat a.tar"),
+        ("wds:https://example.com/a.tar", "shards are files on this machine"),
+    ],
+)
+def test_shards_that_are_not_here(source, message):
+    assert message in refusal(source)
+
+
+def test_a_folder_or_an_empty_shard(tmp_path):
+    assert f"{tmp_path} is a folder: give the tar files in it, as in wds:{tmp_path}/*.tar" in refusal(f"wds:{tmp_path}")
+    path = write_shard(tmp_path / "shards" / "a.tar", [("a.txt", b"")])
+    assert refusal(f"wds:{path}") == f"wds:{path} holds no images"
+    assert f"{path} is a tar of shards: give it as wds:{path}" in refusal(path)
+    assert refusal(path.parent) == f"{path.parent} holds no images, only a.tar: give the shards as wds:FOLDER/*.tar"
+
+
+def test_shards_are_looked_into_once(folder, monkeypatch):
+    pd.open_images(f"wds:{folder}/*.tar")
+    monkeypatch.setattr(shards, "_index", None)
+    images = pd.open_images(f"wds:{folder}/*.tar")
+    assert np.array_equal(images.pixels.numpy(), PICTURES.pixels) and images.labels is not None
+    assert np.array_equal(pd.open_images(f"wds:{folder}/*.tar", resolution=6).labels.numpy(), PICTURES.labels)
+    with pytest.raises(TypeError, match="NoneType"):
+        pd.open_images(f"wds:{folder}/*.tar", cache="memory")
+
+
+def test_a_shard_that_changed_is_read_anew(folder):
+    pd.open_images(f"wds:{folder}/*.tar")
+    write_shard(folder / "s-01.tar", samples(0, 4))
+    images = pd.open_images(f"wds:{folder}/*.tar")
+    assert np.array_equal(images.pixels[4:8].numpy(), PICTURES.pixels[:4])
+
+
+def test_no_library_is_needed(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "webdataset", None)
+    assert len(pd.open_images(f"wds:{folder}/*.tar")) == 12

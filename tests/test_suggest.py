@@ -1,0 +1,159 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import patch_diffusion as pd
+from patch_diffusion.config import Config, Network, Patches
+from patch_diffusion.data.resolution import suggest_resolution
+from patch_diffusion.patches.schedule import PatchSchedule
+from patch_diffusion.suggest import FURTHEST_SIZE, stride, suggest
+from patch_diffusion.training.build import build_trainer
+from patch_diffusion.training.run import build_network
+
+SMALL, PAPER = pd.PRESETS["small"], pd.PRESETS["paper"]
+
+
+def images_of(*shapes, num=9):
+    sets = tuple(pd.ImageSet(torch.zeros(num, 1, *shape, dtype=torch.uint8)) for shape in shapes)
+    return sets[0] if len(sets) == 1 else pd.ImageBuckets(sets)
+
+
+def with_patches(config, **options):
+    return Config(**{**vars(config), "patches": Patches(**{**vars(config.patches), **options})})
+
+
+def with_network(config, **options):
+    return Config(**{**vars(config), "network": Network(**{**vars(config.network), **options})})
+
+
+@pytest.mark.parametrize("preset", ["small", "digits", "dit-small"])
+@pytest.mark.parametrize("shape", [(16, 16), (32, 32), (64, 64), (48, 96), (128, 128)])
+def test_what_fits_stays_as_it_is(preset, shape):
+    assert suggest(images_of(shape), pd.PRESETS[preset]) == (pd.PRESETS[preset], [])
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes"),
+    [
+        ((28, 28), {"16": 0.6, "8": 0.4}),
+        ((36, 36), {"20": 0.6, "8": 0.4}),
+        ((48, 36), {"24": 0.6, "12": 0.4}),
+        ((8, 8), {"1/2": 1.0}),
+    ],
+)
+def test_sizes_move_to_what_the_network_takes(shape, sizes):
+    config, reasons = suggest(images_of(shape), SMALL)
+    assert config.patches.sizes == sizes and config.network == SMALL.network
+    assert len(reasons) == 1 and reasons[0].startswith(f"patches.sizes {next(iter(sizes))}=")
+
+
+def test_sizes_that_are_no_whole_pixels_of_a_shorter_side_are_parts():
+    config, _ = suggest(images_of((100, 64)), SMALL)
+    assert all("/" in size or int(size) < 64 for size in config.patches.sizes)
+    shapes = [size.shape for size in PatchSchedule(**vars_of(config)).sizes_for((100, 64), 4)]
+    assert len(shapes) == 3 and all(height % 4 == width % 4 == 0 for height, width in shapes)
+
+
+def test_levels_go_where_images_cannot_be_halved_so_often():
+    config, reasons = suggest(images_of((50, 50)), SMALL)
+    assert config.network.multipliers == (1, 2) and config.network.attention == (1,)
+    assert "--resolution 48" in reasons[0]
+    config, _ = suggest(images_of((28, 28)), PAPER)
+    assert config.network.multipliers == (1, 2, 2) and config.network.attention == (2,)
+
+
+def test_large_images_take_more_levels_and_attention_stays_where_it_was():
+    config, reasons = suggest(images_of((256, 256)), SMALL)
+    assert config.network.multipliers == (1, 2, 4, 4) and config.network.attention == (3,)
+    assert len(reasons) == 1
+    for name, option in (("network.multipliers", config.network.multipliers), ("network.attention", (2,))):
+        config, _ = suggest(images_of((256, 256)), SMALL, {name})
+        assert getattr(config.network, name[8:]) == (option if name == "network.attention" else (1, 2, 4))
+
+
+def test_what_was_given_is_not_changed():
+    base = with_patches(SMALL, sizes={"14": 1.0})
+    config, _ = suggest(images_of((28, 28)), base, {"patches.sizes"})
+    assert config.patches == base.patches and config.network.multipliers == (1, 2)
+    assert suggest(images_of((28, 28)), base, {"patches.sizes", "network.multipliers"}) == (base, [])
+    # Attention at a level that the shorter network would not have.
+    assert suggest(images_of((50, 50)), SMALL, {"network.attention"}) == (SMALL, [])
+    config, _ = suggest(images_of((50, 50)), with_network(SMALL, attention=(1,)), {"network.attention"})
+    assert config.network.attention == (1,) and config.network.multipliers == (1, 2)
+
+
+def test_where_nothing_helps_the_trainer_says_why(tmp_path):
+    images = pd.ImageSet(torch.arange(33 * 33).remainder(256).to(torch.uint8).reshape(1, 1, 33, 33))
+    config, reasons = suggest(images, SMALL)
+    assert (config, reasons) == (SMALL, [])
+    with pytest.raises(pd.InputError, match="set data.resolution, for example to 32x32"):
+        build_trainer(config, images, tmp_path / "run", show=False)
+
+
+def test_without_patches_their_sizes_do_not_matter():
+    base = with_patches(SMALL, whole=1.0)
+    assert suggest(images_of((28, 28)), base) == (base, [])
+
+
+def test_buckets_have_sizes_that_suit_all_of_them():
+    shapes = [(64, 64), (48, 80), (80, 48)]
+    config, _ = suggest(images_of(*shapes), PAPER)
+    for shape in shapes:
+        assert PatchSchedule(**vars_of(config)).sizes_for(shape, stride(config.network))
+    assert suggest(images_of(*shapes), SMALL) == (SMALL, [])
+
+
+def vars_of(config):
+    return {name: value for name, value in vars(config.patches).items() if name != "coords"}
+
+
+sides = st.integers(4, 200)
+
+
+@given(sides, sides, st.sampled_from(sorted(pd.PRESETS)))
+def test_any_shape_either_fits_then_or_stays_as_it_was(height, width, preset):
+    base = pd.PRESETS[preset]
+    config, reasons = suggest(images_of((height, width)), base)
+    try:
+        sizes = PatchSchedule(**vars_of(config)).sizes_for((height, width), stride(config.network))
+    except pd.InputError:
+        assert (config, reasons) == (base, [])
+        return
+    assert math.isclose(sum(config.patches.sizes.values()), 1)
+    assert sum(size.shape == (height, width) for size in sizes) == 1
+    assert bool(reasons) == (config != base)
+    smallest = min(1 / 4, *(size.height * size.width / (height * width) for size in sizes)) ** 0.5
+    assert smallest >= 1 / 4 / FURTHEST_SIZE - 2 / min(height, width)
+
+
+@pytest.mark.parametrize("preset", sorted(pd.PRESETS))
+def test_the_stride_is_that_of_the_network(preset):
+    with torch.device("meta"):
+        network = build_network(pd.PRESETS[preset].network, 3, 0, coords=True)
+    assert stride(pd.PRESETS[preset].network) == network.stride
+
+
+def test_a_network_so_chosen_trains(tmp_path):
+    pixels = torch.randint(0, 256, (8, 1, 28, 20), dtype=torch.uint8)
+    base = with_network(SMALL, width=8)
+    config, reasons = suggest(pd.ImageSet(pixels), base)
+    assert reasons
+    trainer = build_trainer(config, pd.ImageSet(pixels), tmp_path / "run", show=False)
+    assert torch.isfinite(trainer.train_step()[1])
+
+
+def test_a_resolution_for_large_images_and_for_those_of_many_sizes():
+    assert suggest_resolution({(64, 64): 9}, 64) is None and suggest_resolution({(90, 60): 9}, 64) is None
+    assert suggest_resolution({(512, 512): 9}, 64).size == (64, 64)
+    assert suggest_resolution({(512, 768): 9}, 64).size == (48, 80)
+    assert suggest_resolution({(33, 33): 9}, 64).size == (32, 32)
+    assert suggest_resolution({(31, 31): 9}, 64).size == (28, 28)
+    similar = suggest_resolution({(100, 150): 5, (200, 300): 4}, 64)
+    assert similar.fit == "crop" and similar.size == (48, 80)
+    mixed = suggest_resolution({(100, 200): 5, (200, 100): 5}, 64)
+    assert mixed.fit == "bucket" and mixed.size == (64, 64) and "cut off" in mixed.reason
+    small = suggest_resolution({(20, 20): 2, (400, 400): 8}, 64)
+    assert small.size == (20, 20)  # no image of the smallest tenth is enlarged
