@@ -18,7 +18,7 @@ import patch_diffusion as pd
 
 
 def main(folder: Path) -> None:
-    real = pd.open_images("digits")
+    real = pd.open_images("digits").buckets[0]
     assert real.labels is not None
     pixels, labels = real.pixels.flatten(1).numpy() / 255, real.labels.numpy()
     half = np.random.default_rng(0).permutation(len(real)) < len(real) // 2

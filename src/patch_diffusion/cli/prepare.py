@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+import patch_diffusion
 from patch_diffusion.cli.parsing import parse
 from patch_diffusion.config import Data, Layout, Mode
+from patch_diffusion.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Prepare:
     source: Annotated[Positional[str], arg(metavar="DATA")]
     """What the images are read from, as in training."""
     out: Annotated[Positional[Path], arg(metavar="OUT.zip")]
-    """The zip, in the layout of StyleGAN and EDM."""
+    """The zip, in the layout of StyleGAN and EDM; a folder for latents."""
     resolution: int | tuple[int, int] | None = None
     """Side, or height and width, that images are brought to. None: as they are, all the same."""
     fit: Literal["crop", "stretch"] = "crop"
@@ -44,6 +46,10 @@ class Prepare:
     """Where the channels of arrays are. auto: as their shape tells."""
     keep_duplicates: bool = False
     """Keep images whose pixels are those of another."""
+    latents: Annotated[Path | None, arg(metavar="VAE")] = None
+    """Make latents by the autoencoder in this folder (AutoencoderKL or AutoencoderDC of diffusers), to train on."""
+    flips: bool = False
+    """Make the latents of the mirrored images too."""
     json: bool = False
     """Print the report as JSON on stdout."""
 
@@ -54,15 +60,35 @@ class Prepare:
 
     def run(self) -> dict[str, Any]:
         """Write the zip and its report."""
+        if self.latents is not None:
+            return self._make_latents(self.latents)
+        if self.flips:
+            raise InputError("--flips is for --latents: pictures are flipped in training, by data.augment.flip")
         from patch_diffusion.data.prepare import prepare_images
 
         asked = ("source", "resolution", "fit", "mode", "classes", "labels", "key", "layout")
         options = Data(**{name: getattr(self, name) for name in asked})
         return prepare_images(options, self.out, keep_duplicates=self.keep_duplicates, show=True)
 
+    def _make_latents(self, vae: Path) -> dict[str, Any]:
+        from patch_diffusion.data.latent_folder import encode_latents
+        from patch_diffusion.training.engine import choose_device
+
+        if self.keep_duplicates:
+            raise InputError("--keep-duplicates is for pictures: latents are made of all images")
+        asked = ("resolution", "fit", "mode", "classes", "labels", "key", "layout")
+        given = {name: getattr(self, name) for name in asked}
+        images = patch_diffusion.open_images(self.source, **given, show=True)
+        latents = encode_latents(images, vae, self.out, flips=self.flips, device=choose_device(), show=True)
+        return {"images": len(latents), "resolution": list(latents.resolution), "channels": latents.channels}
+
     def message(self, result: dict[str, Any]) -> str:
         """What the user is told at the end."""
         height, width = result["resolution"]
+        if self.latents is not None:
+            train = f"patch-diffusion train {self.out} --patches.sizes 1/2=1"
+            channels = result["channels"]
+            return f"{result['images']:,} latents of {height}x{width}x{channels} are in {self.out}; to train: {train}"
         num_classes = result["num_classes"]
         classes = f", {num_classes} classes" if num_classes else ""
         lines = [*result["notes"], f"{result['images']:,} images of {height}x{width}{classes} are in {self.out}"]

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from patch_diffusion.config import Data
 from patch_diffusion.data.autoencoder import Autoencoder, images_at_once
-from patch_diffusion.data.images import ImageSet
+from patch_diffusion.data.images import Images, ImageSet
 from patch_diffusion.data.latents import STANDARD_DEVIATION, LatentCodec, LatentSet, codec_of
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_room, read_json, sync, write_json
@@ -89,7 +89,7 @@ def open_latents(
 
 
 def encode_latents(
-    images: ImageSet,
+    images: Images,
     vae: str | Path,
     out: str | Path,
     *,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from patch_diffusion.data.images import ImageSet
+from patch_diffusion.data.images import Images, ImageSet
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.denoise.loss import denoising_loss
 from patch_diffusion.errors import InputError
@@ -19,7 +19,7 @@ SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 
 
 def whole_image_loss(
-    model: Denoiser, images: ImageSet, *, sigmas: Sequence[float] = SIGMAS, seed: int = 0, batch: int = 64
+    model: Denoiser, images: Images, *, sigmas: Sequence[float] = SIGMAS, seed: int = 0, batch: int = 64
 ) -> dict[float, float]:
     """The denoising loss of whole images at fixed noise levels, with fixed noise: sigma to mean loss.
 
@@ -28,20 +28,30 @@ def whole_image_loss(
     """
     if images.channels != model.image_channels:
         raise InputError(f"the model takes {model.image_channels} channels, but the images have {images.channels}")
-    height, width = images.resolution
-    device, codec = model.device, images.codec
-    coords = coordinate_grid(height, width, device=device)
-    losses = {}
+    losses = dict.fromkeys(map(float, sigmas), 0.0)
     with evaluating(model), torch.inference_mode():
-        for level, sigma in enumerate(sigmas):
-            total = 0.0
-            for start in range(0, len(images), batch):
-                slots = range(start, min(start + batch, len(images)))
-                pixels, labels = images.batch(np.asarray(slots, np.int64))
-                clean = codec.encode(pixels.to(device))
-                noise = slot_normal(seed, "evaluation", level, slots, tuple(clean.shape[1:]), device)
-                classes = labels.to(device) if labels is not None and model.num_classes else None
-                levels = torch.full((len(slots),), sigma, device=device)
-                total += denoising_loss(model, clean, coords, levels, classes, noise=noise).double().sum().item()
-            losses[float(sigma)] = total / len(images)
-    return losses
+        first = 0
+        for bucket in images.buckets:
+            for level, sigma in enumerate(losses):
+                losses[sigma] += _total_loss(model, bucket, first, level, sigma, seed, batch)
+            first += len(bucket)
+    return {sigma: total / len(images) for sigma, total in losses.items()}
+
+
+def _total_loss(
+    model: Denoiser, images: ImageSet, first: int, level: int, sigma: float, seed: int, batch: int
+) -> float:
+    """Summed over images of one size, the first of which has the place ``first`` in the data set."""
+    device = model.device
+    coords = coordinate_grid(*images.resolution, device=device)
+    total = 0.0
+    for start in range(0, len(images), batch):
+        slots = range(start, min(start + batch, len(images)))
+        pixels, labels = images.batch(np.asarray(slots, np.int64))
+        clean = images.codec.encode(pixels.to(device))
+        places = range(first + slots.start, first + slots.stop)
+        noise = slot_normal(seed, "evaluation", level, places, tuple(clean.shape[1:]), device)
+        classes = labels.to(device) if labels is not None and model.num_classes else None
+        levels = torch.full((len(slots),), sigma, device=device)
+        total += denoising_loss(model, clean, coords, levels, classes, noise=noise).double().sum().item()
+    return total
