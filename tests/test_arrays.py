@@ -259,6 +259,15 @@ def test_damaged_files_are_named(tmp_path, ending, own_cache):  # noqa: F811
     assert not list(own_cache.glob("*partial*")) and not list(own_cache.rglob("*.npy"))
 
 
+def test_an_npz_that_holds_less_than_it_says(tmp_path):
+    np.save(tmp_path / "images.npy", PICTURES.pixels)
+    content = (tmp_path / "images.npy").read_bytes().replace(b"(20,", b"(21,")
+    for some in (content, content[:-7]):
+        with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+            archive.writestr("images.npy", some)
+        assert refusal(tmp_path / "a.npz").startswith(f"{tmp_path / 'a.npz'} is damaged: ")
+
+
 def test_a_wrong_byte_in_an_npz_is_found(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, images=PICTURES.pixels)

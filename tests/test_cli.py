@@ -146,7 +146,7 @@ def test_every_sampling_option_changes_the_picture(trained, run, tmp_path, optio
     ("solver", "option"),
     [
         ("stochastic_heun", "--churn 0.3"),
-        ("stochastic_heun", "--churn-min 1"),
+        ("stochastic_heun", "--churn-min 10"),
         ("stochastic_heun", "--churn-max 1"),
         ("stochastic_heun", "--churn-noise 0.5"),
         ("ancestral", "--eta 0.4"),

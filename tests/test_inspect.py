@@ -1,5 +1,7 @@
 import json
 import shlex
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -188,8 +190,10 @@ def test_noise_is_suggested_for_flat_images_and_large_ones(tmp_path):
 
 def test_warnings(folder, tmp_path):
     found = inspect_images(Data(str(folder)))
-    text = "\n".join(advise(found, Config(data=Data(str(folder), 64)), {"data.resolution"}, timed=False).warnings)
-    for words in ("2 of 40 images cannot be read", "2 images are there already", "2 images look like another"):
+    advice = advise(found, Config(data=Data(str(folder), 64)), {"data.resolution"}, timed=False)
+    assert "2 of 40 images cannot be read" in advice.refusal and advice.sigma_data > 0
+    text = "\n".join(advice.warnings)
+    for words in ("2 images are there already", "2 images look like another"):
         assert words in text, words
     assert "2 images show nearly nothing" in text and "very few" in text
     classes = tmp_path / "classes.npz"
@@ -244,8 +248,7 @@ TINY = "--network.width 8 --network.multipliers 1 2 --network.attention 1 --netw
 def test_the_command_tells_the_main_points_in_80_columns(folder, run, tmp_path):
     status, out, err = run("inspect", folder, "--sheet", tmp_path / "sheet.png", "--resolution", 16, *TINY.split())
     assert status == 0 and "sheet.png" in err
-    *lines, command = out.splitlines()
-    assert all(len(line) <= 80 or " " not in line.strip() for line in lines)
+    assert all(len(line) <= 80 or " " not in line.strip() for line in out.splitlines())
     for words in (
         "40, png (38)",
         "64x64 (38), 64x48 (1)",
@@ -254,8 +257,12 @@ def test_the_command_tells_the_main_points_in_80_columns(folder, run, tmp_path):
         "8x8 30%",
     ):
         assert words in out, words
-    assert "images per second" in out and "30 minutes" in out
-    assert command.startswith("patch-diffusion train ") and "--resolution 16" in command
+    assert "images per second" in out and "30 minutes" in out and "TO TRAIN" not in out
+    (folder / "broken.png").unlink()
+    (folder / "empty.png").unlink()
+    status, out, err = run("inspect", folder, "--resolution", 16, "--no-forecast", *TINY.split())
+    *_, heading, command = out.splitlines()
+    assert heading == "TO TRAIN" and command.startswith("patch-diffusion train ") and "--resolution 16" in command
 
 
 def test_json_holds_all_of_it(folder, run):
@@ -338,7 +345,7 @@ def test_a_folder_of_nothing_but_broken_files(tmp_path, run):
     for index in range(3):
         (tmp_path / f"{index}.png").write_bytes(b"no picture")
     status, out, _ = run("inspect", tmp_path)
-    assert status == 0 and "unreadable   3: 0.png" in out and "Training would refuse these images" in out
+    assert status == 0 and "unreadable   3: 0.png" in out and "Training would refuse" in out
 
 
 def test_huge_and_odd_files_are_named(tmp_path, monkeypatch, run):
@@ -352,6 +359,17 @@ def test_huge_and_odd_files_are_named(tmp_path, monkeypatch, run):
     unusable = json.loads(out)["data"]["unusable"]
     assert status == 0 and unusable.keys() == {"bomb.png", "pages.tiff", "nan.tiff"}
     assert "1,600 pixels" in unusable["bomb.png"] and "NaN" in unusable["nan.tiff"]
+
+
+@pytest.mark.parametrize("verb", ["inspect", "prepare"])
+def test_help_is_quick_and_narrow(verb):
+    code = (
+        "import sys; from patch_diffusion.cli import main\n"
+        f"try: main(['{verb}', '--help'])\nexcept SystemExit: pass\n"
+        "assert not {'torch', 'PIL', 'pydantic'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert all(len(line) <= 80 for line in done.stdout.splitlines())
 
 
 def test_it_needs_data(run):

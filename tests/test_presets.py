@@ -59,7 +59,7 @@ def test_every_process_trains_and_is_stored(process, tmp_path):
     [
         ({"kind": "dit", "multipliers": (1, 2)}, "network.multipliers has no meaning for network.kind dit"),
         ({"kind": "adm", "token": 2}, "network.token has no meaning for network.kind adm"),
-        ({"kind": "dit", "width": 30, "heads": 4}, "multiple of network.heads"),
+        ({"kind": "dit", "width": 30, "heads": 4}, "network.width is a multiple of 4 for each head"),
         ({"kind": "dit", "depth": 0}, "network.depth is at least 1"),
     ],
 )

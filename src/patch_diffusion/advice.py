@@ -94,8 +94,9 @@ def advise(
     device = choose_device(base.engine.device)
     config = _at_a_resolution(findings, base, given, SIDE_ON_GPU if device.type == "cuda" else SIDE_ON_CPU, reasons)
     warnings = warnings_of(findings, config)
+    refusal = _refusal(findings)
     if findings.problems:
-        return Advice(config, reasons, warnings=warnings, refusal=findings.problems[0])
+        return Advice(config, reasons, warnings=warnings, refusal=refusal)
     try:
         images = some_images(config.data, without=findings.unusable.keys(), show=show)
     except InputError as error:
@@ -117,7 +118,7 @@ def advise(
     warnings += images.notes
     if timed and foreseen is None:
         warnings.append("the network takes more memory than this machine has: choose a smaller --network.width")
-    return Advice(config, reasons, warnings, "", images.standard_deviation, sizes, foreseen, room)
+    return Advice(config, reasons, warnings, refusal, images.standard_deviation, sizes, foreseen, room)
 
 
 def preset_for(source: str, device: str = "auto") -> str:
@@ -197,6 +198,18 @@ def _forecast(
     return replace(config, batch=batch), foreseen.with_batch(batch)
 
 
+def _refusal(findings: Findings) -> str:
+    """Why training would refuse the data set, as far as is known already."""
+    if findings.problems:
+        return findings.problems[0]
+    if len(findings.unusable) > MOST_UNUSABLE * findings.num_read:
+        return (
+            f"{len(findings.unusable):,} of {findings.num_read:,} images cannot be read, more than the "
+            f"{MOST_UNUSABLE:.0%} that it passes over; patch-diffusion prepare leaves them out"
+        )
+    return ""
+
+
 def _of_classes(findings: Findings, config: Config) -> list[str]:
     counts, folders = findings.class_counts, findings.folders
     found = []
@@ -214,11 +227,6 @@ def _of_classes(findings: Findings, config: Config) -> list[str]:
 
 def _of_files(findings: Findings) -> list[str]:
     found = []
-    if len(findings.unusable) > MOST_UNUSABLE * findings.num_read:
-        found.append(
-            f"{len(findings.unusable):,} of {findings.num_read:,} images cannot be read, and training passes over "
-            f"{MOST_UNUSABLE:.0%} at most: patch-diffusion prepare leaves them out"
-        )
     copies = sum(len(group) - 1 for group in findings.equal)
     if copies:
         found.append(

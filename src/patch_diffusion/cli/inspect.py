@@ -92,7 +92,9 @@ class Inspect:
         return ""
 
     def _command(self, advice: Advice) -> str:
-        """What trains with these settings."""
+        """What trains with these settings; empty where training would refuse."""
+        if advice.refusal:
+            return ""
         assert self.preset is not None
         base = PRESETS[self.preset]
         chosen = set(_CHOSEN_IN_TRAINING) - given_options(self.arguments, self.config)

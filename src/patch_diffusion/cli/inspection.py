@@ -17,15 +17,17 @@ _NAMED = 3  # images that are named
 
 
 def inspection(findings: Findings, advice: Advice, preset: str, command: str) -> str:
-    """All of it, in lines of 80 columns; only the command and long names may be longer."""
+    """All of it, in lines of 80 columns; only long names, and the command if there is one, may be longer."""
     lines = [*_points(_of_data(findings)), "", "SETTINGS", *_points(_of_settings(findings, advice, preset))]
     if advice.refusal:
-        lines += ["", *_wrapped("Training would refuse these images: " + advice.refusal)]
+        lines += ["", *_wrapped("Training would refuse: " + advice.refusal)]
     if advice.warnings:
         lines += ["", "TO KNOW"]
         for warning in advice.warnings:
             lines += _wrapped("- " + warning, indent=2)
-    return "\n".join([*lines, "", "TO TRAIN", command])
+    if command:
+        lines += ["", "TO TRAIN", command]
+    return "\n".join(lines)
 
 
 def _of_data(findings: Findings) -> Iterator[tuple[str, str]]:
