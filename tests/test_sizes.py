@@ -50,7 +50,7 @@ def test_stretching_keeps_all_of_it(tmp_path):
     picture[:, :12], picture[:, 36:] = 100, 200
     Image.fromarray(picture).save(tmp_path / "a.png")
     images = pd.open_images(tmp_path, resolution=16, fit="stretch")
-    assert images.resolution == (16, 16) and images.pixels[0, 0, 8, [1, 8, 14]].tolist() == [100, 0, 200]
+    assert images.resolution == (16, 16) and images.pixels[0, 0, 8, [0, 8, 15]].tolist() == [100, 0, 200]
     assert images.notes[0] == "1 of 1 images, 1 of them stretched to its aspect, resized to 16x16"
 
 
