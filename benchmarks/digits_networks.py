@@ -3,7 +3,7 @@
     python benchmarks/digits_networks.py dit --minutes 2 --out runs/dit
     python examples/recognise_digits.py runs/dit/generated
 
-Trains with the settings of the preset ``digits`` but for the optimizer, which is that of ``small``, and writes 300 samples.
+Trains with the settings of the preset ``digits``, but the optimizer of ``small``, and writes 300 samples.
 """
 
 import argparse
@@ -20,7 +20,7 @@ def dit() -> torch.nn.Module:
 
 
 def unet2d() -> torch.nn.Module:
-    from diffusers import UNet2DModel
+    from diffusers.models.unets.unet_2d import UNet2DModel
 
     unet = UNet2DModel(
         in_channels=3,

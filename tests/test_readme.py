@@ -42,7 +42,9 @@ def test_the_make_targets():
         assert set(re.findall(r"^make (\w+)", block, re.MULTILINE)) <= targets
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/any-network.md", "docs/augmentation.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/any-network.md", "docs/augmentation.md"]
+)
 def test_links_lead_somewhere(page):
     path = Path(__file__).parents[1] / page
     for link in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
