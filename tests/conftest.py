@@ -17,6 +17,12 @@ settings.register_profile("default", deadline=None, max_examples=50)
 settings.load_profile("default")
 
 
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path_factory, monkeypatch):
+    """Decoded images of a test do not stay on the machine."""
+    monkeypatch.setenv("PATCH_DIFFUSION_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def make_folder(tmp_path):
     """``make_folder(num, size, mode)``: a folder of random pictures."""

@@ -68,6 +68,9 @@ def test_changed_options():
     config = Config()
     free = dataclasses.replace(config, minutes=3, samples=1, engine=dataclasses.replace(config.engine, threads=1))
     assert changed_options(config, free) == []
+    cached = dataclasses.replace(config, data=dataclasses.replace(config.data, cache="disk", fit="stretch"))
+    assert changed_options(config, cached) == ["data.fit"]
     bound = dataclasses.replace(config, batch=1, patches=Patches(whole=0.1))
     assert changed_options(config, bound) == ["batch", "patches.whole"]
-    assert {field.name for field in dataclasses.fields(Config)} > MAY_CHANGE
+    groups = {name.partition(".")[0] for name in MAY_CHANGE}
+    assert {field.name for field in dataclasses.fields(Config)} > groups

@@ -245,7 +245,17 @@ class Config:
 
 
 # Options that may differ when a run continues: they do not change what the finished part of the run was.
-MAY_CHANGE = {"engine", "steps", "images", "minutes", "checkpoints", "checkpoint_minutes", "samples", "log_every"}
+MAY_CHANGE = {
+    "data.cache",
+    "engine",
+    "steps",
+    "images",
+    "minutes",
+    "checkpoints",
+    "checkpoint_minutes",
+    "samples",
+    "log_every",
+}
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -295,7 +305,8 @@ def changed_options(before: Config, after: Config) -> list[str]:
     old, new = to_dict(before), to_dict(after)
     for name in old.keys() - MAY_CHANGE:
         if isinstance(old[name], dict):
-            names += [f"{name}.{key}" for key in old[name] if old[name][key] != new[name][key]]
+            changed = {f"{name}.{key}" for key in old[name] if old[name][key] != new[name][key]}
+            names += changed - MAY_CHANGE
         elif old[name] != new[name]:
             names.append(name)
     return sorted(names)

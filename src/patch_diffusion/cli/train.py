@@ -28,7 +28,7 @@ class Train:
     """
 
     source: Annotated[Positional[str], arg(metavar="DATA")] = ""
-    """A folder, a zip, or "digits". Not needed to continue."""
+    """A folder, a zip, an array (.npy, .npz, .h5, .zarr), hf:NAME, wds:SHARDS, or "digits". Not needed to continue."""
     out: Annotated[Path | None, arg(metavar="RUN")] = None
     """The run folder."""
     preset: Annotated[str, arg(metavar="|".join(PRESETS))] = DEFAULT_PRESET
