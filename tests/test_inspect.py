@@ -16,11 +16,7 @@ from patch_diffusion.cli.train import Train
 from patch_diffusion.config import Augment, Config, Data, Network, Patches, to_dict
 from patch_diffusion.data.as_files import some_images
 from patch_diffusion.data.inspect import inspect_images
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATCH_DIFFUSION_CACHE", str(tmp_path / "cache"))
+from patch_diffusion.data.latents import LatentCodec
 
 
 @pytest.fixture
@@ -116,6 +112,19 @@ def test_deep_images_arrays_and_digits(tmp_path):
     assert found.kinds == {"float, 5 channels": 7} and found.sizes == {(8, 12): 7} and len(found.means) == 5
     found = inspect_images(Data("digits"))
     assert found.num_images == 1797 and sorted(found.class_counts) == list("0123456789")
+
+
+def test_latents(tmp_path):
+    facts = {"format": 1, "class_names": [], "resolution": [128, 128]}
+    codec = LatentCodec((0.0,) * 4, (1.0,) * 4, posterior=True, factor=8, vae="nowhere")
+    (tmp_path / "latents.json").write_text(json.dumps({**facts, "codec": codec.as_dict()}))
+    stored = np.random.default_rng(0).normal(size=(12, 8, 16, 16)).astype(np.float16)
+    np.save(tmp_path / "latents.npy", stored)
+    found = inspect_images(Data(str(tmp_path)))
+    assert found.kinds == {"float, 8 channels": 12} and found.sizes == {(16, 16): 12}
+    advice = advise(found, Config(data=Data(str(tmp_path)), network=Network(width=8, multipliers=(1, 2))), timed=False)
+    assert advice.config.patches.sizes == {"1/2": 1.0} and advice.sigma_data == 0.5 and not advice.refusal
+    assert advice.config.noise.p_mean is None and set(advice.sizes) == {"8x8", "16x16"}
 
 
 def test_of_many_images_some_are_looked_at_evenly(make_folder):
@@ -322,7 +331,7 @@ def bad_sources(tmp_path):
     np.save(tmp_path / "line.npy", np.zeros(4, np.uint8))
     (tmp_path / "cut.npy").write_bytes((tmp_path / "nan.npy").read_bytes()[:100])
     (tmp_path / "no.npz").write_bytes(b"no array")
-    return sorted(path for path in tmp_path.iterdir() if path.name != "cache")
+    return sorted(tmp_path.iterdir())
 
 
 def test_bad_sources_end_in_one_line(tmp_path, run):

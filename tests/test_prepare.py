@@ -19,11 +19,6 @@ from patch_diffusion.data.parallel import in_order
 from patch_diffusion.data.prepare import prepare_images
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATCH_DIFFUSION_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def out(tmp_path):
     return tmp_path / "out.zip"

@@ -17,6 +17,7 @@ from patch_diffusion.data.collection import MOST_UNUSABLE
 from patch_diffusion.data.digits import NAME as DIGITS
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.inspect import Findings
+from patch_diffusion.data.latent_folder import is_latents
 from patch_diffusion.data.resolution import suggest_resolution
 from patch_diffusion.errors import InputError
 from patch_diffusion.patches.schedule import PatchSchedule
@@ -125,7 +126,9 @@ def preset_for(source: str, device: str = "auto") -> str:
     """The preset that suits a data set and a machine."""
     if source == DIGITS:
         return DIGITS
-    return "ddpmpp-64" if choose_device(device).type == "cuda" else DEFAULT_PRESET
+    if choose_device(device).type != "cuda":
+        return DEFAULT_PRESET
+    return "adm-latent-32" if is_latents(Path(source).expanduser()) else "ddpmpp-64"
 
 
 def warnings_of(findings: Findings, config: Config) -> list[str]:
@@ -137,7 +140,7 @@ def _at_a_resolution(
     findings: Findings, config: Config, given: Collection[str], side: int, reasons: dict[str, str]
 ) -> Config:
     """Brought to a resolution, where images are large or of several sizes."""
-    if "data.resolution" in given or not findings.sizes:
+    if "data.resolution" in given or not findings.sizes or is_latents(Path(config.data.source).expanduser()):
         return config
     found = suggest_resolution(findings.sizes, side)
     if found is None:

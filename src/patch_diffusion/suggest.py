@@ -10,6 +10,7 @@ from fractions import Fraction
 
 from patch_diffusion.config import Config, Network
 from patch_diffusion.data.images import Images
+from patch_diffusion.data.latents import LatentCodec
 from patch_diffusion.denoise.networks.unet import STYLES, UNet
 from patch_diffusion.errors import InputError
 from patch_diffusion.patches.schedule import PatchSchedule
@@ -22,6 +23,9 @@ at the lowest levels costs by the square of the pixels there."""
 
 FURTHEST_SIZE = math.sqrt(2)
 """Factor by which a patch size may be moved to one that the network can take."""
+
+# As published (Patch Diffusion, arXiv 2304.12526, section 4.1): whole ones and halves.
+_SIZES_OF_LATENTS = {"1/2": 1.0}
 
 _FEWEST_LEVELS = 2
 _LARGEST_DENOMINATOR = 32
@@ -47,11 +51,13 @@ def suggest(images: Images, base: Config, given: Collection[str] = ()) -> tuple[
     {'16': 0.6, '8': 0.4}
     """
     resolutions = [bucket.resolution for bucket in images.buckets]
+    latents = isinstance(images.codec, LatentCodec) and "patches.sizes" not in given
+    wanted = _SIZES_OF_LATENTS if latents else base.patches.sizes
     for network in _networks(base.network, resolutions, given):
-        sizes = _sizes(base, resolutions, stride(network), given)
+        sizes = _sizes(wanted, base.patches.whole, resolutions, stride(network), given)
         if sizes is not None:
             chosen = replace(base, network=network, patches=replace(base.patches, sizes=sizes))
-            return chosen, _reasons(base, chosen, resolutions)
+            return chosen, _reasons(base, chosen, resolutions, wanted)
     return base, []
 
 
@@ -93,13 +99,12 @@ def _networks(network: Network, resolutions: Sequence[Resolution], given: Collec
 
 
 def _sizes(
-    base: Config, resolutions: Sequence[Resolution], stride: int, given: Collection[str]
+    wanted: dict[str, float], whole: float, resolutions: Sequence[Resolution], stride: int, given: Collection[str]
 ) -> dict[str, float] | None:
     """The sizes, or the nearest that such a network can take; None where there are none."""
     if any(side % stride for resolution in resolutions for side in resolution):
         return None
-    wanted = base.patches.sizes
-    if base.patches.whole >= 1 or _fits(wanted, resolutions, stride):
+    if whole >= 1 or _fits(wanted, resolutions, stride):
         return wanted
     if "patches.sizes" in given:
         return None
@@ -161,7 +166,7 @@ def _fits(sizes: Collection[str], resolutions: Sequence[Resolution], stride: int
     return True
 
 
-def _reasons(base: Config, chosen: Config, resolutions: Sequence[Resolution]) -> list[str]:
+def _reasons(base: Config, chosen: Config, resolutions: Sequence[Resolution], wanted: dict[str, float]) -> list[str]:
     """What was changed and why, in sentences."""
     height, width = max(resolutions, key=math.prod)
     others = " and others" if len(resolutions) > 1 else ""
@@ -179,11 +184,13 @@ def _reasons(base: Config, chosen: Config, resolutions: Sequence[Resolution]) ->
         if whole != [height, width] and not others:
             sides = str(whole[0]) if whole[0] == whole[1] else f"{whole[0]} {whole[1]}"
             reasons[-1] += f" (with --resolution {sides} they can)"
-    if chosen.patches.sizes != base.patches.sizes:
-        sizes = " ".join(f"{size}={share:.3g}" for size, share in chosen.patches.sizes.items())
+    sizes = " ".join(f"{size}={share:.3g}" for size, share in chosen.patches.sizes.items())
+    if chosen.patches.sizes != wanted:
         multiple = stride(chosen.network)
         reasons.append(
-            f"patches.sizes {sizes}, not {' '.join(base.patches.sizes)}: patches of {images} must be multiples of "
+            f"patches.sizes {sizes}, not {' '.join(wanted)}: patches of {images} must be multiples of "
             f"{multiple} for the network"
         )
+    elif wanted != base.patches.sizes:
+        reasons.append(f"patches.sizes {sizes}: of latents, a quarter holds too little")
     return reasons

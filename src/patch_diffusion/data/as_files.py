@@ -19,6 +19,7 @@ from patch_diffusion.data.collection import read_collection, resolution_of
 from patch_diffusion.data.decode import ImageFile, read_header
 from patch_diffusion.data.digits import NAME
 from patch_diffusion.data.images import Images, ImageSet
+from patch_diffusion.data.latent_folder import is_latents
 from patch_diffusion.data.sources import find_images, open_images
 from patch_diffusion.errors import InputError
 
@@ -73,9 +74,9 @@ def some_images(options: Data, *, without: Collection[str] = (), show: bool = Fa
 
 
 def has_files(options: Data) -> bool:
-    """Whether a source consists of files, or else is an array or the digits."""
+    """Whether a source consists of files, or else is an array, latents or the digits."""
     path = Path(options.source).expanduser()
-    return options.source != NAME and not (is_array(path) and path.exists())
+    return options.source != NAME and not is_latents(path) and not (is_array(path) and path.exists())
 
 
 def as_files(options: Data) -> ImageCollection:

@@ -259,7 +259,7 @@ def _asymmetry(pictures: Sequence[Likeness]) -> tuple[float, float]:
 
 def _kind(header: Header) -> str:
     if header.channels is not None:
-        depth = {"uint8": "8 bit", "uint16": "16 bit", "float32": "float"}[header.dtype]
+        depth = {"uint8": "8 bit", "uint16": "16 bit"}.get(header.dtype, "float")
         return f"{depth}, {header.channels} channel{'' if header.channels == 1 else 's'}"
     colour = "grey" if header.grey else "RGB"
     return f"{'16 bit, read as ' * header.reduced}8 bit {colour}{' with transparency' * header.transparent}"

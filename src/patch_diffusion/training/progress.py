@@ -85,7 +85,7 @@ class Progress:
         began, spent_then, images_then = self._start
         elapsed = now - began
         rate = (seen.images - images_then) / elapsed if elapsed > 0 else 0.0
-        left = elapsed * (1 - spent) / (spent - spent_then) if spent > spent_then else math.inf
+        left = elapsed * max(1 - spent, 0) / (spent - spent_then) if spent > spent_then else math.inf
         text = f"step {seen.step:,}{self._loss}  {rate:,.0f} images/s  {_clock(left)} left"
         self._bar.update(self._task, completed=min(spent, 1.0), description=text)
         if not self._console.is_terminal and (now - self._last_plain > _SECONDS_PER_PLAIN_LINE or spent >= 1):
