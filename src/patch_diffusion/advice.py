@@ -261,7 +261,8 @@ def _of_few(findings: Findings) -> list[str]:
 
 
 def _of_flips(findings: Findings, config: Config) -> list[str]:
-    told = config.data.augment.flip or config.data.augment.p
+    # Latents cannot be mirrored as pictures are.
+    told = config.data.augment.flip or config.data.augment.p or is_latents(Path(config.data.source).expanduser())
     if told or findings.num_images >= _FLIPS_FOR or findings.asymmetry_by_chance >= _ENOUGH_TO_TELL:
         return []
     if findings.asymmetry >= max(2 * findings.asymmetry_by_chance, _SYMMETRIC):

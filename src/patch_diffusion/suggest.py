@@ -24,7 +24,7 @@ at the lowest levels costs by the square of the pixels there."""
 FURTHEST_SIZE = math.sqrt(2)
 """Factor by which a patch size may be moved to one that the network can take."""
 
-# As published (Patch Diffusion, arXiv 2304.12526, section 4.1): whole ones and halves.
+# As published (Patch Diffusion, arXiv 2304.12526, section 4): whole ones and halves.
 _SIZES_OF_LATENTS = {"1/2": 1.0}
 
 _FEWEST_LEVELS = 2
