@@ -9,8 +9,8 @@ import torch
 
 import patch_diffusion as pd
 from image_files import own_cache, random_pictures, refusal, write_folder  # noqa: F401
-from patch_diffusion.data import array_files
-from patch_diffusion.data.arrays import channel_axis
+from patch_diffusion.data.arrays import stored
+from patch_diffusion.data.arrays.read import channel_axis
 
 PICTURES = random_pictures()
 
@@ -333,8 +333,8 @@ def test_chunks_are_read_whole(monkeypatch):
             return np.zeros((rows.stop - rows.start, 3, 8, 8), np.uint8)
 
     asked = []
-    monkeypatch.setattr(array_files, "_BLOCK_BYTES", 10 * 3 * 8 * 8)
-    assert list(array_files._slices(Chunked(), "a")) and asked == [(0, 48), (48, 96), (96, 144)]
+    monkeypatch.setattr(stored, "_BLOCK_BYTES", 10 * 3 * 8 * 8)
+    assert list(stored._slices(Chunked(), "a")) and asked == [(0, 48), (48, 96), (96, 144)]
 
 
 def test_the_libraries_are_named_where_they_are_missing(tmp_path, monkeypatch):

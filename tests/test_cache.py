@@ -8,7 +8,8 @@ import pytest
 
 import patch_diffusion as pd
 from image_files import encoded, own_cache, random_pictures, refusal, write_folder, write_shard, write_zip  # noqa: F401
-from patch_diffusion.data import cache, collection, decode, reading
+from patch_diffusion.data.files import collection, decode
+from patch_diffusion.data.reading import cache, pixels
 from patch_diffusion.errors import InputError
 
 PICTURES = random_pictures()
@@ -56,10 +57,10 @@ def test_memory_leaves_nothing_on_disk(folder, own_cache, decoded):  # noqa: F81
 
 
 def test_many_go_to_disk(folder, own_cache, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(reading, "MOST_IN_MEMORY", 20 * 3 * 8 * 12)
+    monkeypatch.setattr(pixels, "MOST_IN_MEMORY", 20 * 3 * 8 * 12)
     pd.open_images(folder)
     assert not own_cache.exists()
-    monkeypatch.setattr(reading, "MOST_IN_MEMORY", 20 * 3 * 8 * 12 - 1)
+    monkeypatch.setattr(pixels, "MOST_IN_MEMORY", 20 * 3 * 8 * 12 - 1)
     pd.open_images(folder)
     assert len(entries(own_cache)) == 1
 
@@ -209,7 +210,7 @@ def test_blocks_become_one_array(tmp_path):
 def test_two_processes_read_once(folder, tmp_path):
     program = f"""
 import pathlib, sys, time
-from patch_diffusion.data import collection, decode
+from patch_diffusion.data.files import collection, decode
 import patch_diffusion as pd
 
 def slow(file, *arguments):
@@ -239,7 +240,7 @@ def test_a_killed_process_leaves_nothing_that_is_taken_for_whole(folder, own_cac
     program = f"""
 import os
 import patch_diffusion as pd
-from patch_diffusion.data import collection, decode
+from patch_diffusion.data.files import collection, decode
 
 def dies(file, *arguments):
     if file.name == "00010.png":

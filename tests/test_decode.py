@@ -17,7 +17,7 @@ from image_files import (  # noqa: F401
     write_folder,
     write_zip,
 )
-from patch_diffusion.data.decode import ImageFile, decode_file, read_header, read_headers
+from patch_diffusion.data.files.decode import ImageFile, decode_file, read_header, read_headers
 
 RANDOM = np.random.default_rng(0)
 

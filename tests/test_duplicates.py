@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from patch_diffusion.data import duplicates
-from patch_diffusion.data.duplicates import MOST_BITS, content_hash, equal_groups, likeness, near_pairs
+from patch_diffusion.data.inspection import duplicates
+from patch_diffusion.data.inspection.duplicates import MOST_BITS, content_hash, equal_groups, likeness, near_pairs
 
 
 def scene(seed, side=64):

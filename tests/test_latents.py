@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import patch_diffusion as pd
-from patch_diffusion.data import latent_folder
-from patch_diffusion.data.autoencoder import Autoencoder
 from patch_diffusion.data.codec import PixelCodec
-from patch_diffusion.data.latent_folder import encode_latents, is_latents, open_latents
-from patch_diffusion.data.latents import LatentCodec, LatentSet, codec_of
+from patch_diffusion.data.latents import folder as latent_folder
+from patch_diffusion.data.latents.autoencoder import Autoencoder
+from patch_diffusion.data.latents.codec import LatentCodec, LatentSet, codec_of
+from patch_diffusion.data.latents.folder import encode_latents, is_latents, open_latents
 
 diffusers = pytest.importorskip("diffusers")
 

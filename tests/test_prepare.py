@@ -14,9 +14,9 @@ from PIL import Image
 import patch_diffusion as pd
 from patch_diffusion.cli import main
 from patch_diffusion.config import Data
-from patch_diffusion.data import partial, prepare
-from patch_diffusion.data.parallel import in_order
-from patch_diffusion.data.prepare import prepare_images
+from patch_diffusion.data.preparation import partial, prepare
+from patch_diffusion.data.preparation.prepare import prepare_images
+from patch_diffusion.data.reading.parallel import in_order
 
 
 @pytest.fixture
@@ -211,7 +211,8 @@ def test_a_damaged_picture_of_a_stopped_one_is_noticed(mixed, out, tmp_path, sto
 def test_a_killed_process_leaves_what_the_next_goes_on_from(make_folder, out, tmp_path):
     folder = make_folder(300, (16, 16))
     slow = (
-        "import sys, time; from patch_diffusion.config import Data; from patch_diffusion.data import prepare\n"
+        "import sys, time; from patch_diffusion.config import Data\n"
+        "from patch_diffusion.data.preparation import prepare\n"
         "to_png = prepare._to_png\n"
         "prepare._to_png = lambda pixels: time.sleep(0.05) or to_png(pixels)\n"
         "prepare.prepare_images(Data(sys.argv[1], 8), sys.argv[2])"

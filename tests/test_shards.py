@@ -7,7 +7,7 @@ import pytest
 
 import patch_diffusion as pd
 from image_files import encoded, own_cache, random_pictures, refusal, to_picture, write_shard  # noqa: F401
-from patch_diffusion.data import shards
+from patch_diffusion.data.files import shards
 
 PICTURES = random_pictures(num=12)
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 import patch_diffusion as pd
 from image_files import own_cache, refusal  # noqa: F401
-from patch_diffusion.data.sizes import bucket_sizes, choose_sizes
+from patch_diffusion.data.reading.sizes import bucket_sizes, choose_sizes
 
 
 @pytest.fixture

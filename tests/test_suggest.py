@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import patch_diffusion as pd
 from patch_diffusion.config import Config, Network, Patches
-from patch_diffusion.data.resolution import suggest_resolution
+from patch_diffusion.data.inspection.resolution import suggest_resolution
 from patch_diffusion.patches.schedule import PatchSchedule
 from patch_diffusion.suggest import FURTHEST_SIZE, stride, suggest
 from patch_diffusion.training.build import build_trainer

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from patch_diffusion.config import Config, to_dict
-from patch_diffusion.data.as_files import some_images
-from patch_diffusion.data.collection import MOST_UNUSABLE
 from patch_diffusion.data.digits import NAME as DIGITS
+from patch_diffusion.data.files.collection import MOST_UNUSABLE
 from patch_diffusion.data.images import Images
-from patch_diffusion.data.inspect import Findings
-from patch_diffusion.data.latent_folder import is_latents
-from patch_diffusion.data.resolution import suggest_resolution
+from patch_diffusion.data.inspection.as_files import some_images
+from patch_diffusion.data.inspection.inspect import Findings
+from patch_diffusion.data.inspection.resolution import suggest_resolution
+from patch_diffusion.data.latents.folder import is_latents
 from patch_diffusion.errors import InputError
 from patch_diffusion.patches.schedule import PatchSchedule
 from patch_diffusion.presets import DEFAULT_PRESET

@@ -10,7 +10,7 @@ from fractions import Fraction
 
 from patch_diffusion.config import Config, Network
 from patch_diffusion.data.images import Images
-from patch_diffusion.data.latents import LatentCodec
+from patch_diffusion.data.latents.codec import LatentCodec
 from patch_diffusion.denoise.networks.unet import STYLES, UNet
 from patch_diffusion.errors import InputError
 from patch_diffusion.patches.schedule import PatchSchedule

@@ -67,8 +67,8 @@ class Inspect:
         """Look at the data set and time some steps; the main points go to stdout, unless all of it does."""
         from patch_diffusion.advice import advise, preset_for
         from patch_diffusion.cli.inspection import inspection
-        from patch_diffusion.data.inspect import inspect_images
-        from patch_diffusion.data.sheet import check_sheet
+        from patch_diffusion.data.inspection.inspect import inspect_images
+        from patch_diffusion.data.inspection.sheet import check_sheet
 
         if self.sheet is not None:
             check_sheet(self.sheet)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from patch_diffusion.advice import Advice
 from patch_diffusion.cli.options import value_words
 from patch_diffusion.config import Config
-from patch_diffusion.data.inspect import Findings
+from patch_diffusion.data.inspection.inspect import Findings
 from patch_diffusion.training.forecast import Forecast
 
 _WIDTH, _INDENT = 80, 13

@@ -64,14 +64,14 @@ class Prepare:
             return self._make_latents(self.latents)
         if self.flips:
             raise InputError("--flips is for --latents: pictures are flipped in training, by data.augment.flip")
-        from patch_diffusion.data.prepare import prepare_images
+        from patch_diffusion.data.preparation.prepare import prepare_images
 
         asked = ("source", "resolution", "fit", "mode", "classes", "labels", "key", "layout")
         options = Data(**{name: getattr(self, name) for name in asked})
         return prepare_images(options, self.out, keep_duplicates=self.keep_duplicates, show=True)
 
     def _make_latents(self, vae: Path) -> dict[str, Any]:
-        from patch_diffusion.data.latent_folder import encode_latents
+        from patch_diffusion.data.latents.folder import encode_latents
         from patch_diffusion.training.engine import choose_device
 
         if self.keep_duplicates:

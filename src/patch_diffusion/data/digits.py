@@ -11,8 +11,8 @@ from PIL import Image
 
 from patch_diffusion.config import Data
 from patch_diffusion.data.codec import PixelCodec
-from patch_diffusion.data.collection import resolution_of
 from patch_diffusion.data.images import ImageSet
+from patch_diffusion.data.reading.sizes import resolution_of
 
 NAME = "digits"
 

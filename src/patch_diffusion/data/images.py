@@ -17,7 +17,7 @@ from patch_diffusion.data.codec import DTYPES, PixelCodec
 from patch_diffusion.errors import InputError
 
 if TYPE_CHECKING:
-    from patch_diffusion.data.latents import LatentCodec
+    from patch_diffusion.data.latents.codec import LatentCodec
 
 _MEASURED = 16_384
 """Images that the standard deviation is measured on, evenly over the data set; all where there are fewer."""

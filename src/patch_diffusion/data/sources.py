@@ -12,14 +12,16 @@ import numpy as np
 import torch
 
 from patch_diffusion.config import Cache, Data, Fit, Layout, Mode
-from patch_diffusion.data import digits, hub, shards
-from patch_diffusion.data.array_files import in_memory, is_array, open_array
-from patch_diffusion.data.arrays import read_array
-from patch_diffusion.data.collection import Collection, read_collection, resolution_of
-from patch_diffusion.data.files import find_in_folder, find_in_zip
+from patch_diffusion.data import digits
+from patch_diffusion.data.arrays.read import read_array
+from patch_diffusion.data.arrays.stored import in_memory, is_array, open_array
+from patch_diffusion.data.files import hub, shards
+from patch_diffusion.data.files.collection import Collection, read_collection
+from patch_diffusion.data.files.folders import find_in_folder, find_in_zip
+from patch_diffusion.data.files.objects import array_of, find_in_objects
 from patch_diffusion.data.images import Images
-from patch_diffusion.data.latent_folder import is_latents, open_latents
-from patch_diffusion.data.objects import array_of, find_in_objects
+from patch_diffusion.data.latents.folder import is_latents, open_latents
+from patch_diffusion.data.reading.sizes import resolution_of
 from patch_diffusion.errors import InputError
 
 _CHOICES = {"mode": get_args(Mode), "fit": get_args(Fit), "layout": get_args(Layout), "cache": get_args(Cache)}

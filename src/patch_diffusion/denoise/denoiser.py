@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from patch_diffusion.data.codec import PixelCodec
-from patch_diffusion.data.latents import LatentCodec
+from patch_diffusion.data.latents.codec import LatentCodec
 from patch_diffusion.denoise.process import EDM, Process
 from patch_diffusion.errors import InputError
 

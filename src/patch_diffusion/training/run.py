@@ -15,7 +15,7 @@ from torch import nn
 from patch_diffusion.config import Config, Network, changed_options, from_dict, to_dict
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.images import Images
-from patch_diffusion.data.latents import LatentCodec, codec_of
+from patch_diffusion.data.latents.codec import LatentCodec, codec_of
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.networks.dit import DiT
 from patch_diffusion.denoise.networks.unet import STYLES, UNet

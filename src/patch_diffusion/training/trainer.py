@@ -18,7 +18,7 @@ from patch_diffusion.config import Config, Ema, Network, Noise, Optimizer
 from patch_diffusion.config import Engine as EngineOptions
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.images import Images, ImageSet
-from patch_diffusion.data.latents import LatentSet
+from patch_diffusion.data.latents.codec import LatentSet
 from patch_diffusion.data.order import SampleOrder, bucket_at
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.noise import NoiseLevels

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from patch_diffusion.data.decode import Header, ImageFile, decode_file
-from patch_diffusion.data.parallel import in_order
+from patch_diffusion.data.files.decode import Header, ImageFile, decode_file
+from patch_diffusion.data.reading.parallel import in_order
 from patch_diffusion.errors import InputError
 
 

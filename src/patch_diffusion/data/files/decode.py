@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from patch_diffusion.config import Fit
-from patch_diffusion.data.parallel import in_order
-from patch_diffusion.data.sizes import Size, resize, resize_values
+from patch_diffusion.data.reading.parallel import in_order
+from patch_diffusion.data.reading.sizes import Size, resize, resize_values
 from patch_diffusion.errors import InputError
 
 _GREY = {"1", "L", "LA", "La"}

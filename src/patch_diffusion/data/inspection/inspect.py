@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patch_diffusion.config import Data
-from patch_diffusion.data.as_files import evenly, found_images
-from patch_diffusion.data.collection import Collection as ImageCollection
-from patch_diffusion.data.decode import Header, ImageFile, decode_file, quiet, read_headers, reason
-from patch_diffusion.data.duplicates import SMALL, Likeness, content_hash, equal_groups, likeness, near_pairs
-from patch_diffusion.data.labels import Labels
-from patch_diffusion.data.parallel import in_order
-from patch_diffusion.data.sheet import Thumbnail, check_sheet, thumbnail, write_sheet
+from patch_diffusion.data.files.collection import Collection as ImageCollection
+from patch_diffusion.data.files.decode import Header, ImageFile, decode_file, quiet, read_headers, reason
+from patch_diffusion.data.inspection.as_files import evenly, found_images
+from patch_diffusion.data.inspection.duplicates import SMALL, Likeness, content_hash, equal_groups, likeness, near_pairs
+from patch_diffusion.data.inspection.sheet import Thumbnail, check_sheet, thumbnail, write_sheet
+from patch_diffusion.data.reading.labels import Labels
+from patch_diffusion.data.reading.parallel import in_order
 from patch_diffusion.errors import InputError
 
 MOST_READ = 100_000

@@ -25,9 +25,9 @@ from rich.progress import track
 from torch import Tensor
 
 from patch_diffusion.config import Data
-from patch_diffusion.data.autoencoder import Autoencoder, images_at_once
 from patch_diffusion.data.images import Images, ImageSet
-from patch_diffusion.data.latents import STANDARD_DEVIATION, LatentCodec, LatentSet, codec_of
+from patch_diffusion.data.latents.autoencoder import Autoencoder, images_at_once
+from patch_diffusion.data.latents.codec import STANDARD_DEVIATION, LatentCodec, LatentSet, codec_of
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_room, read_json, sync, write_json
 

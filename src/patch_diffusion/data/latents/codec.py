@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patch_diffusion.data.autoencoder import Autoencoder
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.images import ImageSet
+from patch_diffusion.data.latents.autoencoder import Autoencoder
 from patch_diffusion.errors import InputError
 
 STANDARD_DEVIATION = 0.5

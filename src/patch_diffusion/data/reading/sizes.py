@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from patch_diffusion.config import Fit
+from patch_diffusion.config import Data, Fit
 from patch_diffusion.errors import InputError
 
 Size = tuple[int, int]
@@ -26,6 +26,12 @@ LEAST_IN_BUCKET = 8
 _FINEST_BUCKETS = 16  # pixels between the sides of buckets, at the least
 _LONGEST_BUCKET = 4.0  # ratio of its sides
 _BUCKET_AREA = 0.25  # by which the area of a bucket may differ from resolution^2
+
+
+def resolution_of(options: Data) -> Size | None:
+    """Height and width."""
+    resolution = options.resolution
+    return (resolution, resolution) if isinstance(resolution, int) else resolution
 
 
 def choose_sizes(

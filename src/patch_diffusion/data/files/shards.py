@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patch_diffusion.config import Data
-from patch_diffusion.data.cache import digest, make, state_of
-from patch_diffusion.data.collection import Collection, Files
-from patch_diffusion.data.decode import ImageFile
-from patch_diffusion.data.files import image_endings
-from patch_diffusion.data.labels import Labels, labels_of_values
-from patch_diffusion.data.parallel import in_order
+from patch_diffusion.data.files.collection import Collection, Files
+from patch_diffusion.data.files.decode import ImageFile
+from patch_diffusion.data.files.folders import image_endings
+from patch_diffusion.data.reading.cache import digest, make, state_of
+from patch_diffusion.data.reading.labels import Labels, labels_of_values
+from patch_diffusion.data.reading.parallel import in_order
 from patch_diffusion.errors import InputError
 
 PREFIX = "wds:"

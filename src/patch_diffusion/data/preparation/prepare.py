@@ -19,17 +19,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from patch_diffusion.config import Data
-from patch_diffusion.data.as_files import as_files, has_files
-from patch_diffusion.data.cache import digest, state_of
-from patch_diffusion.data.collection import Collection, resolution_of
-from patch_diffusion.data.decode import ImageFile, decode_file, quiet, read_headers, reason
 from patch_diffusion.data.digits import NAME
-from patch_diffusion.data.duplicates import content_hash
-from patch_diffusion.data.kinds import Kind, common_kind
-from patch_diffusion.data.labels import LABELS_FILE, Labels
-from patch_diffusion.data.parallel import in_order
-from patch_diffusion.data.partial import PartialZip
-from patch_diffusion.data.sizes import Size, too_small
+from patch_diffusion.data.files.collection import Collection
+from patch_diffusion.data.files.kinds import Kind, common_kind
+from patch_diffusion.data.inspection.as_files import as_files, has_files
+from patch_diffusion.data.inspection.duplicates import content_hash
+from patch_diffusion.data.preparation.partial import PartialZip
+from patch_diffusion.data.reading.cache import digest, state_of
+from patch_diffusion.data.reading.labels import LABELS_FILE, Labels
+from patch_diffusion.data.reading.parallel import in_order
+from patch_diffusion.data.reading.sizes import Size, resolution_of, too_small
 from patch_diffusion.data.sources import find_images
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_room, read_json, sync, write_json

@@ -10,15 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patch_diffusion.config import Data, Layout
-from patch_diffusion.data import cache
-from patch_diffusion.data.array_files import StoredArray
-from patch_diffusion.data.collection import resolution_of
-from patch_diffusion.data.images import Images
-from patch_diffusion.data.labels import Labels, labels_of_values
-from patch_diffusion.data.parallel import in_order, progress
-from patch_diffusion.data.reading import Part, Plan, Read, images_of, read
-from patch_diffusion.data.sizes import Size, choose_sizes, resize_values, too_small
-from patch_diffusion.data.survey import Survey
+from patch_diffusion.data.arrays.stored import StoredArray
+from patch_diffusion.data.reading import cache
+from patch_diffusion.data.reading.labels import Labels, labels_of_values
+from patch_diffusion.data.reading.parallel import in_order, progress
+from patch_diffusion.data.reading.pixels import Part, Plan, Read, images_of, read
+from patch_diffusion.data.reading.sizes import Size, choose_sizes, resize_values, resolution_of, too_small
+from patch_diffusion.data.reading.survey import Survey
 from patch_diffusion.errors import InputError
 
 _LOOKED_AT = 256

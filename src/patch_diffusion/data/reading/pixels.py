@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patch_diffusion.config import Data
-from patch_diffusion.data import cache
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.images import ImageBuckets, Images, ImageSet
-from patch_diffusion.data.labels import Labels, notes_of_labels
-from patch_diffusion.data.survey import Survey, codec_of, notes_of
+from patch_diffusion.data.reading import cache
+from patch_diffusion.data.reading.labels import Labels, notes_of_labels
+from patch_diffusion.data.reading.survey import Survey, codec_of, notes_of
 from patch_diffusion.errors import InputError
 
 MOST_IN_MEMORY = 128 * 2**20

@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patch_diffusion.config import Data
-from patch_diffusion.data.array_files import is_array
-from patch_diffusion.data.collection import Collection as ImageCollection
-from patch_diffusion.data.collection import read_collection, resolution_of
-from patch_diffusion.data.decode import ImageFile, read_header
+from patch_diffusion.data.arrays.stored import is_array
 from patch_diffusion.data.digits import NAME
+from patch_diffusion.data.files.collection import Collection as ImageCollection
+from patch_diffusion.data.files.collection import read_collection
+from patch_diffusion.data.files.decode import ImageFile, read_header
 from patch_diffusion.data.images import Images, ImageSet
-from patch_diffusion.data.latent_folder import is_latents
+from patch_diffusion.data.latents.folder import is_latents
+from patch_diffusion.data.reading.sizes import resolution_of
 from patch_diffusion.data.sources import find_images, open_images
 from patch_diffusion.errors import InputError
 

@@ -14,8 +14,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patch_diffusion.data.cache import digest, state_of
-from patch_diffusion.data.optional import need
+from patch_diffusion.data.reading.cache import digest, state_of
+from patch_diffusion.data.reading.optional import need
 from patch_diffusion.errors import InputError, did_you_mean
 
 ENDINGS = (".npy", ".npz", ".h5", ".hdf5", ".zarr")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from patch_diffusion.config import Fit
-from patch_diffusion.data.sizes import Size
+from patch_diffusion.data.reading.sizes import Size
 
 _MOST_CROPPED = 0.15  # of an image, on average, before buckets are better
 _MULTIPLES = 16  # of which sides are, so that a quarter of one can be halved twice

@@ -9,14 +9,14 @@ from typing import Any, overload
 from numpy.typing import NDArray
 
 from patch_diffusion.config import Data
-from patch_diffusion.data.decode import Header, ImageFile, decode_file, quiet, read_headers, reason
+from patch_diffusion.data.files.decode import Header, ImageFile, decode_file, quiet, read_headers, reason
+from patch_diffusion.data.files.kinds import common_kind
 from patch_diffusion.data.images import Images
-from patch_diffusion.data.kinds import common_kind
-from patch_diffusion.data.labels import Labels
-from patch_diffusion.data.parallel import in_order
-from patch_diffusion.data.reading import Part, Plan, images_of, read
-from patch_diffusion.data.sizes import Size, choose_sizes, describe_changes, too_small
-from patch_diffusion.data.survey import Survey
+from patch_diffusion.data.reading.labels import Labels
+from patch_diffusion.data.reading.parallel import in_order
+from patch_diffusion.data.reading.pixels import Part, Plan, images_of, read
+from patch_diffusion.data.reading.sizes import Size, choose_sizes, describe_changes, resolution_of, too_small
+from patch_diffusion.data.reading.survey import Survey
 from patch_diffusion.errors import InputError
 
 MOST_UNUSABLE = 0.01
@@ -79,12 +79,6 @@ def read_collection(found: Collection, options: Data, *, show: bool = False) -> 
     with quiet():
         pixels = read(lambda: _plan(found, options, show), key, options, often=found.slow)
     return images_of(pixels, found.labels, options, found.notes)
-
-
-def resolution_of(options: Data) -> Size | None:
-    """Height and width."""
-    resolution = options.resolution
-    return (resolution, resolution) if isinstance(resolution, int) else resolution
 
 
 def _plan(found: Collection, options: Data, show: bool) -> Plan:

@@ -1,0 +1,1 @@
+"""Images that are files, or as good as files: found, opened and brought to one kind."""

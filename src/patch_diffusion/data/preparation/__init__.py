@@ -1,0 +1,1 @@
+"""A checked zip of pictures from a data set."""

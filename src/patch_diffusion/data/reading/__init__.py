@@ -1,0 +1,1 @@
+"""From pixels that come piece by piece to images in memory or mapped."""
