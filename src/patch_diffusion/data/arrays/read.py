@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from patch_diffusion.config import Data, Layout
 from patch_diffusion.data.arrays.stored import StoredArray
+from patch_diffusion.data.images import Images
 from patch_diffusion.data.reading import cache
 from patch_diffusion.data.reading.labels import Labels, labels_of_values
 from patch_diffusion.data.reading.parallel import in_order, progress
