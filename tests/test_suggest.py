@@ -1,11 +1,14 @@
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import patch_diffusion as pd
+from patch_diffusion.cli import main
 from patch_diffusion.config import Config, Network, Patches
 from patch_diffusion.data.inspection.resolution import suggest_resolution
 from patch_diffusion.patches.schedule import PatchSchedule
@@ -157,3 +160,21 @@ def test_a_resolution_for_large_images_and_for_those_of_many_sizes():
     assert mixed.fit == "bucket" and mixed.size == (64, 64) and "cut off" in mixed.reason
     small = suggest_resolution({(20, 20): 2, (400, 400): 8}, 64)
     assert small.size == (20, 20)  # no image of the smallest tenth is enlarged
+
+
+def test_train_takes_what_is_suggested_and_says_why(tmp_path, capsys):
+    pixels = np.random.default_rng(0).integers(100, 140, (20, 1, 28, 28), np.uint8)
+    np.save(tmp_path / "a.npy", pixels)
+    line = ["train", str(tmp_path / "a.npy"), "--out", str(tmp_path / "run"), "--steps", "1", "--samples", "0"]
+    line += ["--network.width", "8"]
+    assert main(line) == 0
+    options = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert options["patches"]["sizes"] == {"16": 0.6, "8": 0.4} and options["noise"]["p_mean"] < -1
+    shown, notes = capsys.readouterr().err, (tmp_path / "run" / "log.jsonl").read_text()
+    for reason in ("patches.sizes 16=0.6 8=0.4, not 1/2 1/4: patches of", "noise.p_mean -"):
+        assert reason in shown and reason in notes
+    # What is asked for stays, and a continued run takes what it began with.
+    assert main([*line[:3], str(tmp_path / "other"), *line[4:], "--patches.sizes", "1/2=1", "--noise.p-mean", "0"]) == 0
+    options = json.loads((tmp_path / "other" / "config.json").read_text())
+    assert options["patches"]["sizes"] == {"1/2": 1.0} and options["noise"]["p_mean"] == 0
+    assert main(["train", "--out", str(tmp_path / "run"), "--steps", "2"]) == 0

@@ -35,7 +35,6 @@ FEW_IMAGES = 5_000
 """The smallest data sets that Patch Diffusion was published with (arXiv 2304.12526, abstract)."""
 
 _VERY_FEW_IMAGES = 500
-_LEAST_SHIFT = 0.5  # of p_mean that is worth an option
 _FLIPS_FOR = 50_000  # images, above which flips gain little
 _ENOUGH_TO_TELL = 0.1  # asymmetry by chance, above which images are too few to tell
 _SYMMETRIC = 0.05
@@ -104,7 +103,6 @@ def advise(
         return Advice(config, reasons, warnings=warnings, refusal=str(error))
     if not images.standard_deviation > 0:
         return Advice(config, reasons, warnings=warnings, refusal="all images are of one and the same value")
-    config = _shifted(images, config, given, reasons)
     config, why = suggest(images, config, given)
     for reason in why:
         option, _, because = reason.partition(": ")
@@ -151,25 +149,6 @@ def _at_a_resolution(
     if "data.fit" not in given:
         data = replace(data, fit=found.fit)
     return replace(config, data=data)
-
-
-def _shifted(images: Images, config: Config, given: Collection[str], reasons: dict[str, str]) -> Config:
-    """Noise levels for images that are flatter, or larger, than those that a preset's are for.
-
-    Images of k times the deviation are the same problem at k times the noise, and in images of k times the side as much
-    is seen at k times the noise (Hoogeboom et al., arXiv 2301.11093, section 2.1).
-    """
-    if {"noise.p_mean", "noise.p_std", "noise.process"} & set(given) or config.noise.process != "edm":
-        return config
-    deviation, side = images.standard_deviation, math.sqrt(math.prod(images.resolution))
-    shift = math.log(deviation / 0.5) + math.log(max(side, 64) / 64) if deviation > 0 else 0.0
-    if abs(shift) < _LEAST_SHIFT:
-        return config
-    p_mean = -1.2 if config.noise.p_mean is None else config.noise.p_mean
-    reasons["noise.p_mean"] = (
-        f"{p_mean:g} is for images of deviation 0.5 and up to 64 pixels, and these have {deviation:.2f} and {side:.0f}"
-    )
-    return replace(config, noise=replace(config.noise, p_mean=round(p_mean + shift, 1)))
 
 
 def _shares(images: Images, config: Config) -> dict[str, float]:

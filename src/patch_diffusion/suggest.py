@@ -1,4 +1,4 @@
-"""Levels of the network and sizes of the patches that fit the images, where the user gave none."""
+"""Noise levels, levels of the network and sizes of the patches that fit the images, where the user gave none."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ FURTHEST_SIZE = math.sqrt(2)
 # As published (Patch Diffusion, arXiv 2304.12526, section 4): whole ones and halves.
 _SIZES_OF_LATENTS = {"1/2": 1.0}
 
+_LEAST_SHIFT = 0.5  # of p_mean that is worth an option
 _FEWEST_LEVELS = 2
 _LARGEST_DENOMINATOR = 32
 
 
 def suggest(images: Images, base: Config, given: Collection[str] = ()) -> tuple[Config, list[str]]:
-    """The options with levels and patch sizes that the images can be cut and halved to.
+    """The options, with noise levels that suit the images and levels and patch sizes that they can be cut to.
 
     What fits stays as it is, and nothing that the user gave is changed. Where nothing that may be changed would help,
     the options come back as they were, and the trainer says what is wrong with them.
@@ -50,6 +51,7 @@ def suggest(images: Images, base: Config, given: Collection[str] = ()) -> tuple[
     >>> config.patches.sizes
     {'16': 0.6, '8': 0.4}
     """
+    base, reasons = _shifted(images, base, given)
     resolutions = [bucket.resolution for bucket in images.buckets]
     latents = isinstance(images.codec, LatentCodec) and "patches.sizes" not in given
     wanted = _SIZES_OF_LATENTS if latents else base.patches.sizes
@@ -57,8 +59,8 @@ def suggest(images: Images, base: Config, given: Collection[str] = ()) -> tuple[
         sizes = _sizes(wanted, base.patches.whole, resolutions, stride(network), given)
         if sizes is not None:
             chosen = replace(base, network=network, patches=replace(base.patches, sizes=sizes))
-            return chosen, _reasons(base, chosen, resolutions, wanted)
-    return base, []
+            return chosen, reasons + _reasons(base, chosen, resolutions, wanted)
+    return base, reasons
 
 
 def stride(network: Network) -> int:
@@ -70,6 +72,27 @@ def stride(network: Network) -> int:
 
         return network.token or inspect.signature(DiT).parameters["token"].default
     return 1
+
+
+def _shifted(images: Images, config: Config, given: Collection[str]) -> tuple[Config, list[str]]:
+    """Noise levels for images that are flatter, or larger, than those that a preset's are for.
+
+    Images of k times the deviation are the same problem at k times the noise, and in images of k times the side as much
+    is seen at k times the noise (Hoogeboom et al., arXiv 2301.11093, section 2.1).
+    """
+    if {"noise.p_mean", "noise.p_std", "noise.process"} & set(given) or config.noise.process != "edm":
+        return config, []
+    deviation, side = images.standard_deviation, math.sqrt(math.prod(images.resolution))
+    shift = math.log(deviation / 0.5) + math.log(max(side, 64) / 64) if deviation > 0 else 0.0
+    if abs(shift) < _LEAST_SHIFT:
+        return config, []
+    usual = -1.2 if config.noise.p_mean is None else config.noise.p_mean
+    p_mean = round(usual + shift, 1)
+    reason = (
+        f"noise.p_mean {p_mean:g}: {usual:g} is for images of deviation 0.5 and up to 64 pixels, and these have "
+        f"{deviation:.2f} and {side:.0f}"
+    )
+    return replace(config, noise=replace(config.noise, p_mean=p_mean)), [reason]
 
 
 def _multipliers(network: Network) -> tuple[int, ...]:

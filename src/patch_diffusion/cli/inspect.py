@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from patch_diffusion.advice import Advice
 
 # Chosen by training where they are not given, so the command does not need them.
-_CHOSEN_IN_TRAINING = ("network.multipliers", "network.attention", "patches.sizes")
+_CHOSEN_IN_TRAINING = ("noise.p_mean", "network.multipliers", "network.attention", "patches.sizes")
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, Suppress, arg
 
 import patch_diffusion
+from patch_diffusion.cli.options import given_options
 from patch_diffusion.cli.parsing import parse, value_of
 from patch_diffusion.config import Config, read_yaml
 from patch_diffusion.errors import InputError, did_you_mean
@@ -38,6 +39,7 @@ class Train:
     json: bool = False
     """Print the result as JSON on stdout."""
     options: Annotated[Config, arg(name="")] = field(default_factory=Config)
+    given: Annotated[frozenset[str] | None, Suppress] = None
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Train:
@@ -47,17 +49,18 @@ class Train:
         if command.out is None:
             raise InputError("train needs --out RUN, the folder for the run")
         source = command.source or base.data.source
+        given = given_options(arguments, command.config)
         if not source:
             base = _stored(command.out)
             command = parse(cls, "train", arguments, cls(options=base))
-            source = base.data.source
+            source, given = base.data.source, None
         options = replace(command.options, data=replace(command.options.data, source=source))
-        return replace(command, options=_one_budget(base, options))
+        return replace(command, options=_one_budget(base, options), given=given)
 
     def run(self) -> dict[str, Any]:
         """Train, then tell what is in the run."""
         assert self.out is not None  # parse has seen to it
-        patch_diffusion.train(self.options, self.out)
+        patch_diffusion.train(self.options, self.out, given=self.given)
         return patch_diffusion.describe(self.out)
 
     def message(self, result: dict[str, Any]) -> str:
