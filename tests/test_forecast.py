@@ -5,7 +5,8 @@ import torch
 
 import patch_diffusion as pd
 from patch_diffusion.training import forecast as module
-from patch_diffusion.training.forecast import Forecast, forecast, memory_of, memory_of_weights
+from patch_diffusion.training.forecast import Forecast, forecast
+from patch_diffusion.training.memory import kept_for_backward, memory_of, memory_of_weights
 from patch_diffusion.training.trainer import Trainer
 
 
@@ -108,9 +109,10 @@ def test_activations_are_counted_once_and_weights_are_not():
         trainer = Trainer(
             pd.Denoiser(Twice(), 0.5, coords=False), images, pd.PatchSchedule(whole=1.0), out="nowhere", show=False
         )
-        kept.append(module._kept_for_backward(trainer, (side, side)))
-    # The input of the convolution, what comes out of it, its exponential: each once, though two are used twice.
-    assert kept[0] == pytest.approx(3 * 3 * 16 * 16 * 4, rel=0.02) and kept[0] == pytest.approx(4 * kept[1], rel=0.02)
+        kept.append(kept_for_backward(trainer, (side, side)))
+    # The input of the convolution, what comes out of it, its exponential, each once, though two are used twice; and the
+    # differences that the loss is made of.
+    assert kept[0] == pytest.approx(4 * 3 * 16 * 16 * 4, rel=0.02) and kept[0] == pytest.approx(4 * kept[1], rel=0.02)
 
 
 def test_memory_of_machine_and_weights():

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from patch_diffusion.denoise.process import EDM as EDM
     from patch_diffusion.denoise.process import VE as VE
     from patch_diffusion.denoise.process import VP as VP
+    from patch_diffusion.denoise.whole_image import whole_image_loss as whole_image_loss
     from patch_diffusion.errors import InputError as InputError
-    from patch_diffusion.evaluation.denoising import whole_image_loss as whole_image_loss
     from patch_diffusion.interop.reference import import_model as import_model
     from patch_diffusion.patches.coords import coordinate_grid as coordinate_grid
     from patch_diffusion.patches.crop import Patch as Patch
@@ -70,8 +70,8 @@ _HOME = {
     "denoise.networks.unet": ("UNet",),
     "denoise.noise": ("NoiseLevels",),
     "denoise.process": ("EDM", "VE", "VP"),
+    "denoise.whole_image": ("whole_image_loss",),
     "errors": ("InputError",),
-    "evaluation.denoising": ("whole_image_loss",),
     "interop.reference": ("import_model",),
     "patches.coords": ("coordinate_grid",),
     "patches.crop": ("Patch", "random_patches", "whole_image"),

@@ -25,7 +25,8 @@ from patch_diffusion.presets import DEFAULT_PRESET
 from patch_diffusion.suggest import stride, suggest
 from patch_diffusion.training.build import build_trainer
 from patch_diffusion.training.engine import choose_device
-from patch_diffusion.training.forecast import Forecast, forecast, memory_of, memory_of_weights
+from patch_diffusion.training.forecast import Forecast, forecast
+from patch_diffusion.training.memory import memory_of, memory_of_weights
 from patch_diffusion.training.run import build_network
 
 SIDE_ON_CPU, SIDE_ON_GPU = 64, 128
@@ -173,9 +174,10 @@ def _forecast(
     with tempfile.TemporaryDirectory() as folder:
         foreseen = forecast(build_trainer(config, images, Path(folder) / "run", show=False))
     batch = config.batch
+    assert batch != "auto", "the command has chosen a number"
     while "batch" not in given and batch > 1 and foreseen.with_batch(batch).memory > most:
         batch //= 2
-    if batch < config.batch:
+    if batch != config.batch:
         reasons["batch"] = f"{config.batch} would take {foreseen.memory / 2**30:,.1f} GB of memory"
     return replace(config, batch=batch), foreseen.with_batch(batch)
 

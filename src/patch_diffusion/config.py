@@ -83,6 +83,8 @@ class Data:
     """Where the channels of arrays are. auto: as their shape tells."""
     cache: Cache = "auto"
     """Where decoded images are kept: in memory, on disk, mapped, or, for auto, on disk where they are many."""
+    held_out: Annotated[float, tyro.conf.arg(aliases=["--held-out"])] = 0.0
+    """Share of the images that is not trained on, 64 at the least: the log says how well those are denoised."""
     augment: Augment = Augment()
 
 
@@ -206,8 +208,8 @@ class Engine:
     """Number format of the network; its weights stay fp32. auto: bf16 on GPUs that have it."""
     compile: bool = False
     """Compile the network, once per patch size; takes minutes at the start."""
-    accumulation: int = 1
-    """Parts that a process computes its share of a batch in, one after the other, to save memory."""
+    accumulation: int | Literal["auto"] = 1
+    """Parts that a process computes its share of a batch in, one after the other, to save memory. auto: the fewest."""
 
 
 @dataclass(frozen=True)
@@ -224,8 +226,9 @@ class Config:
     ema: Ema = Ema()
     engine: Engine = Engine()
 
-    batch: int = 64
-    """Whole images per step; steps on small patches take more, see patches.growth."""
+    batch: int | Literal["auto"] = 64
+    """Whole images per step; steps on small patches take more, see patches.growth. auto: the preset's, in as many parts
+    as the memory takes."""
     seed: int = 0
     """Everything random follows from it."""
     steps: int | None = None
@@ -238,6 +241,15 @@ class Config:
     """Checkpoints to keep, evenly over the budget."""
     checkpoint_minutes: float = 10.0
     """Save at least this often; what is saved between two kept checkpoints is replaced by the next."""
+    checkpoint_steps: int | None = None
+    """Save every so many steps, too, and keep it."""
+    checkpoint_last: int = 1
+    """How many of the newest stay in any case."""
+    checkpoint_best: bool = False
+    """Also keep the one that is best at denoising the held-out images, of all that were written."""
+    watchdog: Literal["restore", "stop", "off"] = "restore"
+    """When training goes wrong. restore: back to the last good checkpoint, once, with half the learning rate; then, or
+    for stop at once, it ends and says why. off: it is only said."""
     samples: int = 10
     """Pictures of samples, evenly over the budget."""
     log_every: int = 20
@@ -253,6 +265,10 @@ MAY_CHANGE = {
     "minutes",
     "checkpoints",
     "checkpoint_minutes",
+    "checkpoint_steps",
+    "checkpoint_last",
+    "checkpoint_best",
+    "watchdog",
     "samples",
     "log_every",
 }
@@ -277,9 +293,23 @@ def from_dict(options: dict[str, Any], *, base: Config | None = None, where: str
     try:
         return TypeAdapter(Config).validate_python(merged)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{where}: {name} is {first['input']!r}: {first['msg'].lower()}") from None
+        errors = [(_name_of(found["loc"], merged), found) for found in error.errors()]
+        name, first = errors[0]
+        # Of an option that takes several kinds of values, each kind says what is wrong.
+        reasons = dict.fromkeys(found["msg"].lower() for other, found in errors if other == name)
+        raise InputError(f"{where}: {name} is {first['input']!r}: {', or '.join(reasons)}") from None
+
+
+def _name_of(location: tuple[str | int, ...], options: Any) -> str:
+    """The option that an error is about; what follows in its location are kinds of values."""
+    parts = []
+    for part in location:
+        if isinstance(options, dict) and part in options:
+            options = options[part]
+        elif not isinstance(part, int):
+            break
+        parts.append(str(part))
+    return ".".join(parts)
 
 
 def read_yaml(path: str | Path, base: Config | None = None) -> Config:
@@ -299,17 +329,21 @@ def read_yaml(path: str | Path, base: Config | None = None) -> Config:
     return from_dict(options, base=base, where=str(path))
 
 
+def flat_options(config: Config) -> dict[str, Any]:
+    """All options by their full names, such as "optimizer.learning_rate"; those of no group come last."""
+    return flat(to_dict(config))
+
+
+def option_names() -> frozenset[str]:
+    """The full names of all options."""
+    return frozenset(flat_options(Config()))
+
+
 def changed_options(before: Config, after: Config) -> list[str]:
-    """Names of the options that differ and that a continued run may not change."""
-    names = []
-    old, new = to_dict(before), to_dict(after)
-    for name in old.keys() - MAY_CHANGE:
-        if isinstance(old[name], dict):
-            changed = {f"{name}.{key}" for key in old[name] if old[name][key] != new[name][key]}
-            names += changed - MAY_CHANGE
-        elif old[name] != new[name]:
-            names.append(name)
-    return sorted(names)
+    """Names of the options that differ and that a continued run may not change unless it is told to."""
+    old, new = flat_options(before), flat_options(after)
+    may_change = {name for name in old for allowed in MAY_CHANGE if name == allowed or name.startswith(f"{allowed}.")}
+    return sorted(name for name in old.keys() - may_change if old[name] != new[name])
 
 
 def _merge(base: dict[str, Any], options: dict[str, Any], where: str, path: tuple[str, ...]) -> dict[str, Any]:
@@ -323,3 +357,10 @@ def _merge(base: dict[str, Any], options: dict[str, Any], where: str, path: tupl
             raise InputError(f"{where}: {name} is a group of options, not {value!r}")
         merged[key] = _merge(base[key], value, where, (*path, str(key))) if is_group else value
     return merged
+
+
+def flat(options: dict[str, Any], group: str = "") -> dict[str, Any]:
+    """Nested options by their full names; those of no group come last."""
+    groups = {name: value for name, value in options.items() if isinstance(value, dict) and name != "sizes"}
+    found = {name: value for key in groups for name, value in flat(groups[key], f"{group}{key}.").items()}
+    return {**found, **{group + name: value for name, value in options.items() if name not in groups}}

@@ -46,9 +46,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file under another name, sync it, rename it."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file under another name, sync it, rename it."""
     partial = path.with_name(path.name + ".tmp")
     try:
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
         sync(partial)
         partial.replace(path)
     finally:

@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg
 
 from patch_diffusion.cli.options import given_options, option_words
 from patch_diffusion.cli.parsing import parse
-from patch_diffusion.cli.train import _one_budget, _preset_and_file
+from patch_diffusion.cli.train import _preset_and_file, settled
 from patch_diffusion.config import Config
 from patch_diffusion.errors import InputError
 from patch_diffusion.presets import DEFAULT_PRESET, PRESETS
@@ -61,7 +61,12 @@ class Inspect:
         if not source:
             raise InputError("inspect needs DATA: a folder, a zip, an array, or digits")
         options = replace(command.options, data=replace(command.options.data, source=source))
-        return replace(command, source=source, options=_one_budget(base, options), arguments=tuple(arguments))
+        return replace(
+            command,
+            source=source,
+            options=settled(options, base, command.preset or DEFAULT_PRESET),
+            arguments=tuple(arguments),
+        )
 
     def run(self) -> dict[str, Any]:
         """Look at the data set and time some steps; the main points go to stdout, unless all of it does."""

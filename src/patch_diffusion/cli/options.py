@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from patch_diffusion.config import Config, to_dict
+from patch_diffusion.config import Config, flat, flat_options
 
 _ALIASES = {"resolution": "data.resolution"}
 _NAMES = {name: alias for alias, name in _ALIASES.items()}
@@ -23,8 +23,8 @@ def given_options(arguments: Sequence[str], file: Path | None = None) -> frozens
 def option_words(config: Config, base: Config, *, without: Collection[str] = ()) -> list[str]:
     """What to write on the command line to turn the options of ``base`` into those of ``config``."""
     words: list[str] = []
-    old = _flat(to_dict(base))
-    for name, value in _flat(to_dict(config)).items():
+    old = flat_options(base)
+    for name, value in flat_options(config).items():
         if value != old[name] and value is not None and name not in without:
             words += _words(_NAMES.get(name, name).replace("_", "-"), value, like=old[name])
     return words
@@ -32,7 +32,7 @@ def option_words(config: Config, base: Config, *, without: Collection[str] = ())
 
 def value_words(config: Config, name: str) -> list[str]:
     """The value of an option as words of the command line."""
-    value = _flat(to_dict(config))[name]
+    value = flat_options(config)[name]
     return _words("", value, like=None)[1:]
 
 
@@ -46,18 +46,7 @@ def _words(name: str, value: Any, like: Any) -> list[str]:
     return [f"--{name}", *(f"{one:g}" if isinstance(one, float) else str(one) for one in values)]
 
 
-def _flat(options: dict[str, Any], group: str = "") -> dict[str, Any]:
-    """By their full names; options of no group come last."""
-    groups = {name: value for name, value in options.items() if _is_group(group + name, value)}
-    found = {name: value for key in groups for name, value in _flat(groups[key], f"{group}{key}.").items()}
-    return {**found, **{group + name: value for name, value in options.items() if name not in groups}}
-
-
-def _is_group(name: str, value: Any) -> bool:
-    return isinstance(value, dict) and name != "patches.sizes"
-
-
 def _names_in(file: Path) -> Collection[str]:
     import yaml
 
-    return _flat(yaml.safe_load(file.read_text(encoding="utf-8")) or {}).keys()
+    return flat(yaml.safe_load(file.read_text(encoding="utf-8")) or {}).keys()

@@ -36,6 +36,8 @@ class Train:
     """Settings to start from."""
     config: Annotated[Path | None, arg(metavar="FILE.yaml")] = None
     """A file of options that go before the preset's."""
+    allow: tuple[str, ...] = ()
+    """Options that may differ from those of the run that continues, such as optimizer.learning_rate."""
     json: bool = False
     """Print the result as JSON on stdout."""
     options: Annotated[Config, arg(name="")] = field(default_factory=Config)
@@ -55,12 +57,12 @@ class Train:
             command = parse(cls, "train", arguments, cls(options=base))
             source, given = base.data.source, None
         options = replace(command.options, data=replace(command.options.data, source=source))
-        return replace(command, options=_one_budget(base, options), given=given)
+        return replace(command, options=settled(options, base, command.preset), given=given)
 
     def run(self) -> dict[str, Any]:
         """Train, then tell what is in the run."""
         assert self.out is not None  # parse has seen to it
-        patch_diffusion.train(self.options, self.out, given=self.given)
+        patch_diffusion.train(self.options, self.out, given=self.given, allow=self.allow)
         return patch_diffusion.describe(self.out)
 
     def message(self, result: dict[str, Any]) -> str:
@@ -91,6 +93,15 @@ def _stored(out: Path) -> Config:
     if not config.data.source:
         raise InputError(f"the images of {out} were given in Python: continue it from there")
     return config
+
+
+def settled(options: Config, base: Config, preset: str) -> Config:
+    """The options with one budget, and with a number for a batch that is to be computed in as few parts as fit."""
+    if options.batch == "auto":
+        batch = PRESETS[preset].batch if base.batch == "auto" else base.batch
+        parts = "auto" if options.engine.accumulation == 1 else options.engine.accumulation
+        options = replace(options, batch=batch, engine=replace(options.engine, accumulation=parts))
+    return _one_budget(base, options)
 
 
 def _one_budget(base: Config, options: Config) -> Config:

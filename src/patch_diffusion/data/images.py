@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -14,13 +14,25 @@ from torch import Tensor
 
 from patch_diffusion.config import Data
 from patch_diffusion.data.codec import DTYPES, PixelCodec
+from patch_diffusion.data.order import permute
 from patch_diffusion.errors import InputError
 
 if TYPE_CHECKING:
     from patch_diffusion.data.latents.codec import LatentCodec
 
+_LEAST_HELD_OUT = 64
+
 _MEASURED = 16_384
 """Images that the standard deviation is measured on, evenly over the data set; all where there are fewer."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """``num`` images from the place ``first`` on, of all in an order that follows from ``seed``: it takes no memory."""
+
+    seed: int
+    first: int
+    num: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +41,7 @@ class ImageSet:
 
     ``pixels`` are uint8, uint16 or float32, in memory once or mapped from a file, of which only what is asked for is
     read. ``options`` are what they were opened with, ``notes`` what the user should know of the reading, ``codec`` what
-    brings pixels to model space.
+    brings pixels to model space. ``part``: these are only some of the images, see `hold_out`.
     """
 
     pixels: Tensor
@@ -38,6 +50,7 @@ class ImageSet:
     options: Data = field(default_factory=Data)
     notes: tuple[str, ...] = ()
     codec: PixelCodec | LatentCodec = field(default_factory=PixelCodec)
+    part: Part | None = None
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.dtype != DTYPES[self.codec.dtype]:
@@ -51,7 +64,7 @@ class ImageSet:
             raise InputError("labels are integers from 0, one per image")
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.pixels) if self.part is None else self.part.num
 
     @property
     def buckets(self) -> tuple[ImageSet, ...]:
@@ -75,9 +88,15 @@ class ImageSet:
             return 0
         return len(self.class_names) or int(self.labels.max()) + 1
 
+    def rows(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where some images are in ``pixels`` and ``labels``."""
+        if self.part is None:
+            return indices
+        return permute(indices + self.part.first, len(self.pixels), self.part.seed, "held out")
+
     def batch(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
         """Pixels and labels of some images."""
-        chosen = torch.from_numpy(indices)
+        chosen = torch.from_numpy(self.rows(indices))
         return self.pixels[chosen], None if self.labels is None else self.labels[chosen]
 
     @cached_property
@@ -129,6 +148,38 @@ class ImageBuckets:
 
 
 Images = ImageSet | ImageBuckets
+
+
+def hold_out(images: Images, share: float, seed: int) -> tuple[Images, Images | None]:
+    """The images to train on, and those that are held out to see how well others than these are denoised.
+
+    Which they are follows from the seed alone, and the pixels stay where they are.
+
+    Args:
+        images: all of them.
+        share: that is held out, of every bucket, from 0 to 0.5; of a few images 64 are, or half of them.
+        seed: of the run.
+    """
+    if not 0 <= share <= 0.5:
+        raise InputError(f"data.held_out is a share of the images from 0 to 0.5, not {share}")
+    options = replace(images.options, held_out=share)
+    share = max(share, min(_LEAST_HELD_OUT / len(images), 0.5)) if share else 0.0
+    numbers = [round(share * len(bucket)) for bucket in images.buckets]
+    if not sum(numbers):
+        return images, None
+    if len(images) < 2:
+        raise InputError("of one image none can be held out: set data.held_out to 0")
+    parts = [
+        (
+            replace(bucket, part=Part(seed, 0, len(bucket) - num), options=options),
+            replace(bucket, part=Part(seed, len(bucket) - num, num), options=options),
+        )
+        for bucket, num in zip(images.buckets, numbers, strict=True)
+    ]
+    train, held_out = (tuple(one[side] for one in parts if len(one[side])) for side in (0, 1))
+    if isinstance(images, ImageSet):
+        return train[0], held_out[0]
+    return replace(images, buckets=train, options=options), ImageBuckets(held_out, options)
 
 
 def _standard_deviation(buckets: Sequence[ImageSet]) -> float:

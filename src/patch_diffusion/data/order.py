@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +40,7 @@ class SampleOrder:
         images = np.empty(count, np.int64)
         for epoch in np.unique(epochs):
             of_epoch = epochs == epoch
-            images[of_epoch] = _permute(slots[of_epoch], self.num_images, self.seed, int(epoch))
+            images[of_epoch] = permute(slots[of_epoch], self.num_images, self.seed, "order", int(epoch))
         return images
 
 
@@ -53,11 +54,14 @@ def bucket_at(seed: int, step: int, lengths: Sequence[int]) -> int:
     return len(lengths) - 1
 
 
-def _permute(slots: NDArray[np.uint64], domain: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """A pseudo-random permutation of [0, domain): a Feistel network over the next power of four, with cycle walking."""
+def permute(slots: NDArray[Any], domain: int, seed: int, name: str, *index: int) -> NDArray[np.int64]:
+    """Where a pseudo-random permutation of [0, domain) sends some numbers.
+
+    A Feistel network over the next power of four, with cycle walking; seed, name and index are its key.
+    """
     half = np.uint64(max(1, (max(domain - 1, 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half)) - 1)
-    keys = [np.uint64(stream_key(seed, "order", epoch, index)) for index in range(_ROUNDS)]
+    keys = [np.uint64(stream_key(seed, name, *index, each)) for each in range(_ROUNDS)]
 
     def scramble(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
         left, right = values >> half, values & mask
@@ -65,7 +69,7 @@ def _permute(slots: NDArray[np.uint64], domain: int, seed: int, epoch: int) -> N
             left, right = right, left ^ (_mix(right ^ key) & mask)
         return (left << half) | right
 
-    result = scramble(slots)
+    result = scramble(slots.astype(np.uint64))
     # What falls outside the domain is sent on along its cycle, which comes back inside.
     while (outside := result >= np.uint64(domain)).any():
         result[outside] = scramble(result[outside])

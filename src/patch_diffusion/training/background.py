@@ -13,6 +13,11 @@ class BackgroundWriter:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._last: Future[None] | None = None
 
+    @property
+    def busy(self) -> bool:
+        """Whether a task is under way."""
+        return self._last is not None and not self._last.done()
+
     def start(self, task: Callable[[], None]) -> None:
         """Begin a task, once the one before is done.
 

@@ -74,9 +74,9 @@ def remove_checkpoint(folder: Path) -> None:
     shutil.rmtree(folder.rename(folder.with_name(folder.name + ".old")))
 
 
-def set_aside(folder: Path) -> None:
-    """Rename a damaged checkpoint, so that it is neither used nor lost."""
-    aside = folder.with_name(folder.name + ".damaged")
+def set_aside(folder: Path, why: str) -> None:
+    """Rename a checkpoint that is "damaged", or "bad", so that it is neither used nor lost."""
+    aside = folder.with_name(f"{folder.name}.{why}")
     shutil.rmtree(aside, ignore_errors=True)
     folder.rename(aside)
 
@@ -93,6 +93,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> d
 def restore_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Undo `optimizer_tensors`."""
     parameters = dict(network.named_parameters())
+    optimizer.state.clear()
     for name, tensor in tensors.items():
         parameter = parameters[name.rpartition(".")[0]]
         # A fused optimizer walks parameter and moments side by side, so they must lie alike in memory, channels last.

@@ -7,10 +7,12 @@ random about them, does not depend on how many processes share it.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -20,6 +22,10 @@ from patch_diffusion.config import Engine as Options
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.loss import denoising_loss
 from patch_diffusion.errors import InputError
+
+# How much longer a process takes than the middle one, as a factor and in seconds between two lines of the log, before
+# the user is told.
+_LAGGING, _LAGGING_SECONDS = 1.5, 2.0
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -33,19 +39,22 @@ class Engine:
     Attributes:
         rank, world: the number of this process, and how many there are.
         device: where this process computes.
+        accumulation: parts that it computes its share of a batch in; for "auto" 1, until the trainer knows better.
     """
 
     def __init__(self, options: Options) -> None:
-        if options.accumulation < 1:
+        if options.accumulation != "auto" and options.accumulation < 1:
             raise InputError(f"engine.accumulation is at least 1, not {options.accumulation}")
         if options.threads is not None:
             if options.threads < 1:
                 raise InputError(f"engine.threads is at least 1, not {options.threads}")
             torch.set_num_threads(options.threads)
         self.options = options
+        self.accumulation = 1 if options.accumulation == "auto" else options.accumulation
         self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         self.device = _device_of_process(options.device, self.world)
         self._hosts: dist.ProcessGroup | None = None
+        self._busy, self._busy_of_all = 0.0, np.zeros(self.world)
         if self.world > 1:
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)
@@ -80,9 +89,9 @@ class Engine:
 
         Parts differ by at most one sample.
         """
-        parts = self.world * self.options.accumulation
+        parts = self.world * self.accumulation
         bounds = [num * part // parts for part in range(parts + 1)]
-        mine = range(self.rank * self.options.accumulation, (self.rank + 1) * self.options.accumulation)
+        mine = range(self.rank * self.accumulation, (self.rank + 1) * self.accumulation)
         return [range(bounds[part], bounds[part + 1]) for part in mine]
 
     def computing(self) -> AbstractContextManager[Any]:
@@ -104,15 +113,33 @@ class Engine:
         """Gradients of this process' share of a loss; they are averaged over the processes, so it is scaled up."""
         self.scaler.scale(loss * self.world).backward()
 
-    def step(self, optimizer: torch.optim.Optimizer, clip: float | None) -> None:
-        """Move the weights by their gradients, which are then gone."""
+    def step(self, optimizer: torch.optim.Optimizer, clip: float | None) -> Tensor:
+        """Move the weights by their gradients, which are then gone.
+
+        Returns:
+            1.0 if the gradients were not finite, and so nothing was moved, else 0.0; still on the device.
+        """
+        self.scaler.unscale_(optimizer)
+        gradients = [
+            parameter.grad
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        norm = torch.nn.utils.get_total_norm(gradients)
         if clip is not None:
-            self.scaler.unscale_(optimizer)
-            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            torch.nn.utils.clip_grad_norm_(parameters, clip)
-        self.scaler.step(optimizer)
-        self.scaler.update()
+            factor = (clip / (norm + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
+        skipped = (~norm.isfinite()).float()
+        if self.scaler.is_enabled():
+            self.scaler.step(optimizer)
+            self.scaler.update()
+        else:
+            # As a scaler of fp16 does: the optimizer leaves all as it is where this is 1, without asking for its value.
+            optimizer.found_inf, optimizer.grad_scale = skipped, None  # pyright: ignore[reportAttributeAccessIssue]
+            optimizer.step()
         optimizer.zero_grad()
+        return skipped
 
     def total(self, value: Tensor) -> Tensor:
         """The sum over all processes, on the device."""
@@ -120,13 +147,38 @@ class Engine:
             dist.all_reduce(value)
         return value
 
-    def agree(self, seconds: float, stop: bool) -> tuple[float, bool]:
-        """The first process' clock, and whether any process is to stop, on all processes."""
+    def agree(self, seconds: float, *flags: bool) -> tuple[float, list[bool]]:
+        """The first process' clock, and of each flag whether any process raises it, on all processes."""
         if self._hosts is None:
-            return seconds, stop
-        shared = torch.tensor([seconds if self.first else 0.0, float(stop)], dtype=torch.float64)
+            return seconds, list(flags)
+        mine = [seconds if self.first else 0.0, *map(float, flags)]
+        shared = torch.tensor(mine + [0.0] * self.world, dtype=torch.float64)
+        shared[len(mine) + self.rank] = self._busy
         dist.all_reduce(shared, group=self._hosts)
-        return shared[0].item(), bool(shared[1] > 0)
+        self._busy_of_all, self._busy = self._busy_of_all + shared[len(mine) :].numpy(), 0.0
+        return shared[0].item(), [bool(flag > 0) for flag in shared[1 : len(mine)]]
+
+    def largest(self, value: int) -> int:
+        """Of the values of all processes, on all of them."""
+        shared = torch.tensor(value)
+        if self._hosts is not None:
+            dist.all_reduce(shared, dist.ReduceOp.MAX, group=self._hosts)
+        return int(shared)
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Around what a process does in a step before it needs the others: those that take longer hold all up."""
+        began = time.monotonic()
+        yield
+        self._busy += time.monotonic() - began
+
+    def lagging(self) -> str:
+        """Which process has held up the others since this was asked last, as a sentence; empty if none has."""
+        busy, self._busy_of_all = self._busy_of_all, np.zeros(self.world)
+        slowest, usual = int(busy.argmax()), float(np.median(busy))
+        if busy[slowest] < _LAGGING * usual or busy[slowest] - usual < _LAGGING_SECONDS:
+            return ""
+        return f"process {slowest} takes {busy[slowest] / usual:.1f} times as long as the others, which wait for it"
 
     def wait(self) -> None:
         """For all processes to come here."""

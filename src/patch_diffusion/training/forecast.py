@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
 import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.patches.coords import coordinate_grid
 from patch_diffusion.patches.schedule import PatchSize
 from patch_diffusion.sampling.generate import generate
+from patch_diffusion.training.memory import WORKSPACE, kept_for_backward, memory_of, memory_of_weights
 from patch_diffusion.training.trainer import Trainer
 
 SECONDS = 15.0
 """That the timed steps may take, about."""
-
-WORKSPACE = 1.4
-"""What a step takes at its peak, with the gradients of activations and the buffers of convolutions, as a multiple of
-what is kept for the backward pass: 1.2 to 1.5 for U-Nets and transformers on a CPU."""
-
-COPIES_OF_WEIGHTS = 5
-"""The weights, their gradients, the average that is sampled from, and two moments; other averages come on top."""
 
 _TIMED_STEPS = 4  # of each size, beside the first, in which memory is allocated
 _PICTURES, _EVALUATIONS = 16, 35  # of a picture of samples: images, and how often the network sees each
@@ -123,8 +111,8 @@ def forecast(trainer: Trainer, *, seconds: float = SECONDS) -> Forecast:
             share = size.probability * len(bucket) / len(trainer.images)
             shares[str(size)] = shares.get(str(size), 0.0) + share
     images = {name: size.num_images(batch) for name, size in sizes.items()}
-    kept = {name: _kept_for_backward(trainer, size.shape) for name, size in sizes.items()}
-    parts = trainer.engine.options.accumulation
+    kept = {name: kept_for_backward(trainer, size.shape) for name, size in sizes.items()}
+    parts = trainer.engine.accumulation
     memory_of_step = round(WORKSPACE * max(-(-images[name] // parts) * kept[name] for name in sizes))
     try:
         trainer.batch = _batch_to_time(trainer, sizes, memory_of_step, seconds)
@@ -152,48 +140,13 @@ def forecast(trainer: Trainer, *, seconds: float = SECONDS) -> Forecast:
     )
 
 
-def memory_of_weights(network: nn.Module, averages: int = 0) -> int:
-    """Bytes that the weights take in training, with gradients, moments and averages, of which there may be more."""
-    return (COPIES_OF_WEIGHTS + averages) * 4 * sum(parameter.numel() for parameter in network.parameters())
-
-
-def memory_of(device: torch.device) -> int | None:
-    """Bytes of memory that a device has in all, where that is known."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
 def _images(sizes: Mapping[str, PatchSize], batch: int) -> dict[str, int]:
     return {name: size.num_images(batch) for name, size in sizes.items()}
 
 
-def _kept_for_backward(trainer: Trainer, shape: tuple[int, int]) -> int:
-    """Bytes of activations that an image of this shape leaves for the backward pass."""
-    denoiser: Denoiser = trainer.denoiser
-    weights = {parameter.untyped_storage().data_ptr() for parameter in denoiser.parameters()}
-    kept: dict[int, int] = {}
-
-    def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    noisy = torch.zeros(1, trainer.images.channels, *shape, device=trainer.denoiser.device)
-    labels = torch.zeros(1, dtype=torch.long, device=trainer.denoiser.device) if denoiser.num_classes else None
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), trainer.engine.computing():
-        denoised = denoiser(noisy, 1.0, coordinate_grid(*shape, device=trainer.denoiser.device), labels)
-    del denoised
-    return sum(kept.values())
-
-
 def _batch_to_time(trainer: Trainer, sizes: Mapping[str, PatchSize], memory: int, seconds: float) -> int:
     """The batch, or the part of it that fits into half the memory and of which some steps take no longer than asked."""
-    batch, room, parts = trainer.batch, memory_of(trainer.denoiser.device), trainer.engine.options.accumulation
+    batch, room, parts = trainer.batch, memory_of(trainer.denoiser.device), trainer.engine.accumulation
     largest = batch if room is None else max(parts, min(batch, int(batch * room / 2 / memory)))
     trainer.batch = parts
     _step(trainer, 0.5)

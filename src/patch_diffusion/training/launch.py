@@ -19,7 +19,12 @@ from patch_diffusion.training.run import load
 
 
 def train(
-    config: Config, out: str | PathLike[str], *, given: Collection[str] | None = None, show: bool = True
+    config: Config,
+    out: str | PathLike[str],
+    *,
+    given: Collection[str] | None = None,
+    allow: Collection[str] = (),
+    show: bool = True,
 ) -> Denoiser:
     """Train what the config describes into the run folder ``out``, or continue a stopped run there.
 
@@ -31,22 +36,25 @@ def train(
         out: the run folder.
         given: names of the options that are wanted as they are, such as "patches.sizes"; others give way to what suits
             the images, see `suggest`, and the log says which and why. None: all are taken as they are.
+        allow: names of options that may differ from those of the run that continues, see `Trainer`.
         show: progress on stderr.
     """
     processes = config.engine.processes
     if processes is not None and processes < 1:
         raise InputError(f"engine.processes is at least 1, not {processes}")
     if processes is None or processes == 1 or started_by_launcher():
-        return _train(config, out, given, show)
-    run_processes(processes, _train, config, os.fspath(out), given, show)
+        return _train(config, out, given, allow, show)
+    run_processes(processes, _train, config, os.fspath(out), given, allow, show)
     return load(out, device=config.engine.device)
 
 
-def _train(config: Config, out: str | PathLike[str], given: Collection[str] | None, show: bool) -> Denoiser:
+def _train(
+    config: Config, out: str | PathLike[str], given: Collection[str] | None, allow: Collection[str], show: bool
+) -> Denoiser:
     budget = Budget(config.steps, config.images, config.minutes)
-    how = {name: value for name, value in vars(config.data).items() if name != "augment"}
+    how = {name: value for name, value in vars(config.data).items() if name not in ("augment", "held_out")}
     images = open_images(**how, show=show)
     if given is not None:
         config, reasons = suggest(images, config, given)
         images = replace(images, notes=(*images.notes, *reasons))
-    return build_trainer(config, images, out, show=show).fit(**vars(budget))
+    return build_trainer(config, images, out, allow=allow, show=show).fit(**vars(budget))

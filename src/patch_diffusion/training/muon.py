@@ -67,14 +67,17 @@ class Muon(torch.optim.AdamW):
         if not parameters:
             return
         rate, momentum = group["lr"], group["betas"][0]
-        gradients = [parameter.grad for parameter in parameters]
+        # 1, or 0 where gradients are not finite and all stays as it is; on the device, as in torch's fused optimizers.
+        moves = 1 - getattr(self, "found_inf", torch.zeros((), device=parameters[0].device))
+        gradients = [parameter.grad.nan_to_num(0.0, 0.0, 0.0) for parameter in parameters if parameter.grad is not None]
         velocities = [self._velocity(parameter) for parameter in parameters]
-        torch._foreach_mul_(velocities, momentum)
-        torch._foreach_add_(velocities, gradients)
+        torch._foreach_mul_(velocities, 1 - (1 - momentum) * moves)
+        torch._foreach_add_(velocities, torch._foreach_mul(gradients, moves))
         ahead = torch._foreach_add(gradients, velocities, alpha=momentum)
         updates = orthogonalise([update.flatten(1) for update in ahead])
-        torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
-        for parameter, update in zip(parameters, updates, strict=True):
+        if group["weight_decay"]:
+            torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"] * moves)
+        for parameter, update in zip(parameters, torch._foreach_mul(updates, moves), strict=True):
             parameter.add_(update.reshape(parameter.shape), alpha=-rate * 0.2 * math.sqrt(max(update.shape)))
             parameter.grad = None  # so that AdamW leaves it alone
 

@@ -5,31 +5,27 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
-from torch import Tensor
 
-from patch_diffusion.errors import InputError
+from patch_diffusion.files import write_text
 from patch_diffusion.training.cost import Seen
+from patch_diffusion.training.losses import Means
 
 _SECONDS_PER_PLAIN_LINE = 10
 
 
 class Progress:
-    """Keeps the losses on the device until a line is due, so that a step never waits for the host.
-
-    Use as a context manager around the steps. Without a file nothing is logged.
-    """
+    """Use as a context manager around the steps. Without a file nothing is logged."""
 
     def __init__(self, log_file: Path | None, *, show: bool = True) -> None:
         self._log_file = log_file
-        self._losses: list[tuple[str, Tensor]] = []
         self._console = Console(stderr=True, quiet=not show, highlight=False, soft_wrap=True)
         self._bar = Bar(
             BarColumn(bar_width=16),
@@ -53,7 +49,10 @@ class Progress:
         self._bar.stop()
 
     def continue_log(self, step: int) -> None:
-        """Drop lines of steps after ``step``: a stopped run may have logged more than its checkpoint holds."""
+        """Drop lines of steps after ``step``: a stopped run may have logged more than its checkpoint holds.
+
+        A negative step drops all.
+        """
         if self._log_file is None or not self._log_file.exists():
             return
         kept = []
@@ -63,7 +62,7 @@ class Progress:
                     kept.append(line + "\n")
             except (ValueError, KeyError, TypeError):
                 continue  # the last line of a run that was killed while writing it
-        self._log_file.write_text("".join(kept), encoding="utf-8")
+        write_text(self._log_file, "".join(kept))
 
     def say(self, text: str) -> None:
         """Tell the user something."""
@@ -73,10 +72,6 @@ class Progress:
         """Tell the user something, and keep it in the log."""
         self.say(text)
         self._write({"step": step, "note": text})
-
-    def record(self, size: str, loss: Tensor) -> None:
-        """Keep the loss of a step."""
-        self._losses.append((size, loss.detach()))
 
     def show(self, seen: Seen, spent: float) -> None:
         """Move the bar, or print a plain line now and then."""
@@ -92,37 +87,27 @@ class Progress:
             self._last_plain = now
             self._console.print(f"{min(spent, 1):4.0%}  {text}")
 
-    def pending(self) -> dict[str, list[float]]:
-        """Losses of the steps since the last line of the log, per size; a checkpoint keeps them.
-
-        Raises:
-            InputError: a loss is not a finite number, so the weights are not worth keeping.
-        """
-        losses: dict[str, list[float]] = {}
-        if self._losses:
-            values = torch.stack([loss for _, loss in self._losses]).double().tolist()
-            for (size, _), value in zip(self._losses, values, strict=True):
-                losses.setdefault(size, []).append(value)
-                if not math.isfinite(value):
-                    raise InputError(
-                        f"the loss on {size} became {value}: training stopped, the last checkpoint is from before; "
-                        "continue from it with a lower --optimizer.learning-rate in a new run, or look at the data"
-                    )
-        return losses
-
-    def restore(self, pending: dict[str, list[float]]) -> None:
-        """Undo `pending`."""
-        self._losses = [(size, torch.tensor(value).double()) for size, values in pending.items() for value in values]
-
-    def log(self, seen: Seen, spent: float, learning_rate: float) -> None:
+    def log(self, seen: Seen, spent: float, learning_rate: float, means: Means) -> None:
         """Write a line of the mean losses since the last one."""
-        losses = {size: math.fsum(values) / len(values) for size, values in sorted(self.pending().items())}
-        self._losses.clear()
-        self._write(
-            {**seen.as_dict(), "spent": round(spent, 6), "learning_rate": learning_rate, "loss": losses},
-        )
-        mean = math.fsum(losses.values()) / len(losses) if losses else math.nan
-        self._loss = f"  loss {mean:.3f}"
+        line = {
+            **seen.as_dict(),
+            "spent": round(spent, 6),
+            "learning_rate": learning_rate,
+            "loss": means.by_size,
+            "loss_by_noise": means.by_noise,
+            "skipped": means.skipped,
+        }
+        self._write(line)
+        losses = means.by_size.values()
+        self._loss = f"  loss {math.fsum(losses) / len(losses):.3f}" if losses else ""
+
+    def log_held_out(self, seen: Seen, spent: float, losses: Mapping[float, float]) -> float:
+        """Write a line of the losses of held-out images by noise level; their mean."""
+        mean = math.fsum(losses.values()) / len(losses)
+        found = {"loss": mean, "by_noise": {f"{sigma:g}": loss for sigma, loss in losses.items()}}
+        counts = {"step": seen.step, "images": seen.images, "seconds": seen.seconds, "spent": round(spent, 6)}
+        self._write({**counts, "held_out": found})
+        return mean
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._log_file is None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from patch_diffusion.config import Config, Network, changed_options, from_dict, to_dict
+from patch_diffusion.config import Config, Network, changed_options, flat_options, from_dict, option_names, to_dict
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.latents.codec import LatentCodec, codec_of
@@ -20,10 +21,11 @@ from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.networks.dit import DiT
 from patch_diffusion.denoise.networks.unet import STYLES, UNet
 from patch_diffusion.denoise.process import PROCESSES
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.files import read_json, read_tensors, write_json
 from patch_diffusion.training.engine import choose_device, place
 from patch_diffusion.training.power_ema import combination, combine
+from patch_diffusion.training.retention import best_of, step_of
 
 
 @dataclass(frozen=True)
@@ -93,21 +95,36 @@ class RunFolder:
         """Whether there is a run here."""
         return self.config_file.exists()
 
-    def check(self, config: Config, facts: ModelFacts) -> None:
-        """Refuse a place that holds something else, or a run with other options, data or network."""
+    def check(self, config: Config, facts: ModelFacts, allow: Collection[str] = ()) -> list[str]:
+        """Refuse a place that holds something else, or a run with other options, data or network.
+
+        Args:
+            config, facts: of what is to be trained here.
+            allow: names of options that may differ from those of the run that is here.
+
+        Returns:
+            Which of those do, as "batch: 16, 32".
+        """
+        known = {*option_names(), *vars(facts)}
+        for name in allow:
+            if name not in known:
+                raise InputError(f"there is no option '{name}' to allow{did_you_mean(name, known)}")
         if self.is_run():
             stored, stored_facts = self.read_config()
-            if changed := changed_options(stored, config):
+            changed = changed_options(stored, config)
+            if refused := [name for name in changed if name not in allow]:
                 raise InputError(
-                    f"{self.path} holds a run with other options ({', '.join(changed)}): continue it with its own, or "
-                    "choose another folder"
+                    f"{self.path} holds a run with other options ({', '.join(refused)}): continue it with its own, "
+                    f"choose another folder, or allow the change by --allow {' '.join(refused)}"
                 )
-            if changed := [name for name, value in vars(facts).items() if _differs(value, getattr(stored_facts, name))]:
+            differ = [name for name, value in vars(facts).items() if _differs(value, getattr(stored_facts, name))]
+            if refused := [name for name in differ if name not in allow]:
                 raise InputError(
-                    f"{self.path} holds a run on other data or another network ({', '.join(changed)} differ): choose "
+                    f"{self.path} holds a run on other data or another network ({', '.join(refused)} differ): choose "
                     "another folder"
                 )
-            return
+            before, now = flat_options(stored) | vars(stored_facts), flat_options(config) | vars(facts)
+            return [f"{name}: {before[name]}, now {now[name]}" for name in changed + differ]
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file: give a folder for the run")
         others = sorted(entry.name for entry in self.path.iterdir()) if self.path.is_dir() else []
@@ -116,6 +133,7 @@ class RunFolder:
             raise InputError(
                 f"{self.path} holds other files ({others[0]}{more}) and no run: choose a new or an empty folder"
             )
+        return []
 
     def write_config(self, config: Config, facts: ModelFacts) -> None:
         """Store what runs."""
@@ -175,7 +193,7 @@ def build_network(
 def load(
     run: str | os.PathLike[str],
     *,
-    checkpoint: int | None = None,
+    checkpoint: int | Literal["best"] | None = None,
     ema_length: float | None = None,
     device: str = "auto",
     network: nn.Module | None = None,
@@ -185,7 +203,8 @@ def load(
 
     Args:
         run: the run folder, or one of its checkpoints.
-        checkpoint: the step of a checkpoint, instead of the newest weights.
+        checkpoint: the step of a checkpoint, instead of the newest weights; "best": the one that was best at denoising
+            held-out images.
         ema_length: length of a power-function average, put together from those that ``ema.lengths`` kept in the
             checkpoints so far, see `power_ema`; the ordinary average where None.
         device: see `choose_device`.
@@ -200,6 +219,13 @@ def load(
         folder, weights = RunFolder(path.parent.parent), path / "ema.safetensors"
     else:
         folder = RunFolder(path)
+        if checkpoint == "best":
+            best = best_of(folder.checkpoints())
+            if best is None:
+                raise InputError(
+                    f"{path} has no best checkpoint, as no images were held out: train with --held-out 0.05"
+                )
+            checkpoint = step_of(best)
         weights = folder.model_file if checkpoint is None else folder.checkpoint(checkpoint) / "ema.safetensors"
     config, facts = folder.read_config()
     if not weights.exists():
@@ -280,7 +306,8 @@ def describe(run: str | os.PathLike[str]) -> dict[str, Any]:
         "model": asdict(facts),
         "options": to_dict(config),
         "progress": progress,
-        "checkpoints": [int(path.name[5:]) for path in folder.checkpoints()],
+        "checkpoints": [step_of(path) for path in folder.checkpoints()],
+        "best_checkpoint": None if (best := best_of(folder.checkpoints())) is None else step_of(best),
         "pictures": [str(path) for path in sorted(folder.path.glob("samples/*.png"))],
         "complete": progress.get("spent", 0) >= 1,
     }

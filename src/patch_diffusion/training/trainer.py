@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,8 +23,9 @@ from patch_diffusion.data.latents.codec import LatentSet
 from patch_diffusion.data.order import SampleOrder, bucket_at
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.noise import NoiseLevels
+from patch_diffusion.denoise.whole_image import whole_image_loss
 from patch_diffusion.errors import InputError
-from patch_diffusion.files import check_room, read_json, write_tensors
+from patch_diffusion.files import check_room, write_tensors
 from patch_diffusion.patches.crop import random_patches
 from patch_diffusion.patches.schedule import PatchSchedule, PatchSize
 from patch_diffusion.sampling.generate import generate
@@ -37,10 +39,20 @@ from patch_diffusion.training.ema import WeightAverage
 from patch_diffusion.training.engine import Engine
 from patch_diffusion.training.interrupts import interruptible
 from patch_diffusion.training.lock import locked
+from patch_diffusion.training.losses import Losses
+from patch_diffusion.training.memory import advice_on_memory, is_out_of_memory, parts_that_fit
 from patch_diffusion.training.optimizers import learning_rate, make_optimizer
 from patch_diffusion.training.power_ema import PowerAverage
 from patch_diffusion.training.progress import Progress
+from patch_diffusion.training.retention import step_of, sweep
 from patch_diffusion.training.run import ModelFacts, RunFolder, average_name, restore_weights
+from patch_diffusion.training.watchdog import COLLAPSED, Watchdog
+
+MOST_HELD_OUT = 128
+"""Held-out images that are looked at whenever a checkpoint is written."""
+
+_STANDING = 1000  # steps during which the clock may stand still
+_COLLAPSED = "the samples show nothing but one colour"
 
 
 class Trainer:
@@ -53,10 +65,12 @@ class Trainer:
         images: see `open_images`.
         schedule: sizes of the steps; its seed is the seed of the run.
         out: the run folder: new or empty, or that of a stopped run of the same options, which then continues.
-        batch: whole images per step.
+        batch: whole images per step; "auto": 64, in as many parts as the memory takes.
+        held_out: images that are not trained on; where they are given, the log says how well those are denoised.
         augment: how images are altered before they are cut.
         noise: noise levels to train on.
-        optimizer, ema, engine, checkpoints, checkpoint_minutes, samples, log_every: see `Config`.
+        optimizer, ema, engine, checkpoints and the other options: see `Config`.
+        allow: names of options, such as "optimizer.learning_rate", that may differ from those of the run that is there.
         show: progress on stderr.
     """
 
@@ -67,7 +81,8 @@ class Trainer:
         schedule: PatchSchedule | None = None,
         *,
         out: str | PathLike[str],
-        batch: int = Config.batch,
+        batch: int | Literal["auto"] = Config.batch,
+        held_out: Images | None = None,
         augment: Augment | None = None,
         noise: NoiseLevels | None = None,
         optimizer: Optimizer | None = None,
@@ -75,15 +90,25 @@ class Trainer:
         engine: EngineOptions | None = None,
         checkpoints: int = Config.checkpoints,
         checkpoint_minutes: float = Config.checkpoint_minutes,
+        checkpoint_steps: int | None = Config.checkpoint_steps,
+        checkpoint_last: int = Config.checkpoint_last,
+        checkpoint_best: bool = Config.checkpoint_best,
+        watchdog: Literal["restore", "stop", "off"] = Config.watchdog,
         samples: int = Config.samples,
         log_every: int = Config.log_every,
+        allow: Collection[str] = (),
         show: bool = True,
     ) -> None:
         noise, optimizer = noise or NoiseLevels(process=denoiser.process), optimizer or Optimizer()
         ema, engine = ema or Ema(), engine or EngineOptions()
+        if batch == "auto":
+            batch, engine = Config.batch, replace(engine, accumulation="auto")
+        assert isinstance(batch, int)
         for name, value, least in (
             ("batch", batch, 1),
             ("checkpoints", checkpoints, 1),
+            ("checkpoint_steps", 1 if checkpoint_steps is None else checkpoint_steps, 1),
+            ("checkpoint_last", checkpoint_last, 1),
             ("samples", samples, 0),
             ("log_every", log_every, 1),
         ):
@@ -91,6 +116,8 @@ class Trainer:
                 raise InputError(f"{name} is at least {least}, not {value}")
         if not checkpoint_minutes > 0:
             raise InputError(f"checkpoint_minutes is above 0, not {checkpoint_minutes}")
+        if checkpoint_best and held_out is None:
+            raise InputError("checkpoint_best needs images that are held out: give data.held_out, for example 0.05")
         if noise.process != denoiser.process:
             raise InputError(f"noise levels of the {noise.process.name} process, denoiser of {denoiser.process.name}")
         self.augment = augment or Augment()
@@ -100,17 +127,13 @@ class Trainer:
             bucket.resolution: self.schedule.sizes_for(bucket.resolution, denoiser.stride) for bucket in images.buckets
         }
 
-        self.images = images
-        self.batch = batch
+        self.images, self.held_out = images, held_out
+        self.batch: int = batch
         self.options = optimizer
         self.log_every, self.samples, self.checkpoint_minutes = log_every, samples, checkpoint_minutes
-        self.num_checkpoints = checkpoints
+        self.num_checkpoints, self.checkpoint_steps = checkpoints, checkpoint_steps
+        self.checkpoint_last, self.checkpoint_best = checkpoint_last, checkpoint_best
         self.engine = Engine(engine)
-        if batch < self.engine.world * engine.accumulation:
-            raise InputError(
-                f"a batch of {batch} cannot be shared out to {self.engine.world} processes in {engine.accumulation} "
-                "parts each: give a larger batch, or lower engine.accumulation"
-            )
         denoiser.resolution = images.resolution
         denoiser.class_names = images.class_names if denoiser.num_classes else ()
         denoiser.codec = images.codec
@@ -122,8 +145,19 @@ class Trainer:
         self.average = WeightAverage(denoiser, ema)
         self.power_averages = {average_name(length): PowerAverage(denoiser, length) for length in ema.lengths}
         self.seen = Seen()
+        self.losses = Losses(self.engine.device)
+        self.watchdog, self.on_trouble = Watchdog(), watchdog
         shapes = {size.shape for of_bucket in sizes.values() for size in of_bucket}
         self.flops = {shape: training_flops(denoiser, images.channels, shape) for shape in shapes}
+
+        if engine.accumulation == "auto":
+            self.engine.accumulation = parts_that_fit(self)
+            engine = replace(engine, accumulation=self.engine.accumulation)
+        if batch < self.engine.world * self.engine.accumulation:
+            raise InputError(
+                f"a batch of {batch} cannot be shared out to {self.engine.world} processes in {engine.accumulation} "
+                "parts each: give a larger batch, or lower engine.accumulation"
+            )
 
         self.run = RunFolder(Path(out).expanduser())
         self.facts = ModelFacts.of(denoiser, images)
@@ -147,12 +181,17 @@ class Trainer:
             seed=self.schedule.seed,
             checkpoints=checkpoints,
             checkpoint_minutes=checkpoint_minutes,
+            checkpoint_steps=checkpoint_steps,
+            checkpoint_last=checkpoint_last,
+            checkpoint_best=checkpoint_best,
+            watchdog=watchdog,
             samples=samples,
             log_every=log_every,
         )
         self.progress = Progress(self.run.log_file if self.engine.first else None, show=show and self.engine.first)
         self.writer = BackgroundWriter()
-        self.run.check(self.config, self.facts)
+        self._told: set[str] = set()
+        self.changed = self.run.check(self.config, self.facts, allow)
 
     def fit(self, *, steps: int | None = None, images: int | None = None, minutes: float | None = None) -> Denoiser:
         """Train until the budget is spent; the same call continues a stopped run.
@@ -177,29 +216,105 @@ class Trainer:
     def _fit(self, budget: Budget) -> Denoiser:
         began, seconds_before = time.monotonic(), self.seen.seconds
         last_save = seconds_before
+        standing = 0
         spent = budget.spent(self.seen)
         with self.progress, interruptible() as interrupted:
-            stop = False
+            stop = collapsed = False
             while spent < 1 and not stop:
-                size, loss = self.train_step(spent)
-                self.progress.record(str(size), loss)
+                with self._memory_told():
+                    self.train_step(spent)
+                before, earlier = spent, self.seen.seconds
                 seconds = seconds_before + time.monotonic() - began
-                self.seen.seconds, stop = self.engine.agree(seconds, interrupted.is_set())
-                spent, before = budget.spent(self.seen), spent
+                self.seen.seconds, (stop, trouble) = self.engine.agree(seconds, interrupted.is_set(), collapsed)
+                spent = budget.spent(self.seen)
+                reason = _COLLAPSED if trouble else ""
                 if self.seen.step % self.log_every == 0 or spent >= 1:
-                    self.progress.log(self.seen, spent, self.optimizer.param_groups[0]["lr"])
+                    reason = self._log(spent) or reason
                 self.progress.show(self.seen, spent)
+                if reason and self._recover(reason):
+                    collapsed, spent = False, budget.spent(self.seen)
+                    continue
                 if _crosses(before, spent, self.samples) and self.engine.first:
-                    self.write_samples()
-                keep = _crosses(before, spent, self.num_checkpoints)
+                    collapsed = self.write_samples()
+                keep = _crosses(before, spent, self.num_checkpoints) or self._is_marked(self.seen.step)
                 last = spent >= 1 or stop
-                if (keep or last or seconds - last_save > 60 * self.checkpoint_minutes) and self.engine.first:
-                    self.save(keep=keep, wait=last)
-                    last_save = seconds
+                if keep or last or self.seen.seconds - last_save > 60 * self.checkpoint_minutes:
+                    self.save(keep=keep or spent >= 1, wait=last, spent=spent)
+                    last_save = self.seen.seconds
+                standing = standing + 1 if self.seen.seconds == earlier else 0
+                if standing > _STANDING and budget.minutes is not None:
+                    self.save()
+                    raise InputError(
+                        f"the clock of this machine has stood still for {standing:,} steps, so minutes would never "
+                        "end: continue with a budget of --steps or --images"
+                    )
         self.engine.wait()
         if spent < 1:
             raise KeyboardInterrupt
         return self.average.denoiser
+
+    def _is_marked(self, step: int) -> bool:
+        return self.checkpoint_steps is not None and step % self.checkpoint_steps == 0
+
+    def _log(self, spent: float) -> str:
+        """Write a line of the log; what is wrong with the training, if anything is."""
+        means = self.losses.means()
+        self.losses.clear()
+        self.progress.log(self.seen, spent, self.optimizer.param_groups[0]["lr"], means)
+        lagging = self.engine.lagging()
+        if lagging and lagging[:10] not in self._told:
+            self._told.add(lagging[:10])
+            self.progress.note(f"WARNING: {lagging}", self.seen.step)
+        return self.watchdog.judge(self.seen.step, means)
+
+    def _recover(self, reason: str) -> bool:
+        """Go back to the last good checkpoint, once, and else end with the reason; whether it has gone back."""
+        step, seconds = self.seen.step, self.seen.seconds
+        if self.on_trouble == "off":
+            self.progress.note(f"WARNING: {reason}; training goes on, since watchdog is off", step)
+            return False
+        with suppress(OSError, InputError):
+            self.writer.wait()
+        good = [path for path in self.run.checkpoints() if step_of(path) <= self.watchdog.good]
+        self.engine.wait()  # until all have looked
+        if self.engine.first:
+            for path in self.run.checkpoints():
+                if path not in good:
+                    checkpoint.set_aside(path, "bad")
+        content = checkpoint.read_checkpoint(good[-1]) if good else None
+        if content and self.engine.first:
+            write_tensors(self.run.model_file, content[0]["ema"])
+        if content is None or self.on_trouble == "stop" or self.watchdog.back:
+            again = " again" if self.watchdog.back else ""
+            self.progress.note(f"stopped: {reason}{again}", step)
+            raise InputError(
+                f"{reason}{again} (step {step:,}), so training stopped; look at the data, or go on "
+                + (f"from step {step_of(good[-1]):,} " if good else "")
+                + "with a lower --optimizer.learning-rate and --allow optimizer.learning_rate"
+            )
+        self._restore(good[-1], *content)
+        self.watchdog = self.watchdog.gone_back(self.seen.step)
+        self.seen.seconds = seconds
+        self.progress.continue_log(self.seen.step)
+        self.progress.note(
+            f"WARNING: {reason} (step {step:,}); back to step {self.seen.step:,} with half the learning rate",
+            self.seen.step,
+        )
+        self.save(keep=False)
+        return True
+
+    @contextmanager
+    def _memory_told(self) -> Iterator[None]:
+        """Around a step: where the memory does not suffice, the user is told what would fit."""
+        try:
+            yield
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error)
+        else:
+            return
+        raise InputError(advice_on_memory(self, reason))
 
     def train_step(self, spent: float = 0.0) -> tuple[PatchSize, Tensor]:
         """One optimizer step on patches of one size.
@@ -218,29 +333,33 @@ class Trainer:
         size = self.schedule.size_at(step, images.resolution, spent)
         num = size.num_images(self.batch)
 
-        total = torch.zeros((), device=self.engine.device)
+        total, by_noise = torch.zeros((), device=self.engine.device), self.losses.none()
         shares = self.engine.shares(num)
         for part, slots in enumerate(shares):
-            inputs = self._inputs(images, self.orders[bucket], size, num, slots)
-            torch.manual_seed(
-                self._key("dropout") + slots.start
-            )  # modules with dropout draw from torch's own generator
             with self.engine.accumulating(self.loss, last=part == len(shares) - 1), self.engine.computing():
-                loss = self.loss(*inputs).sum() / num
+                with self.engine.busy():
+                    inputs = self._inputs(images, self.orders[bucket], size, num, slots)
+                    # Modules with dropout draw from torch's own generator.
+                    torch.manual_seed(self._key("dropout") + slots.start)
+                    losses = self.loss(*inputs)
+                    loss = losses.sum() / num
                 self.engine.backward(loss * size.weight)
             total += loss.detach()
+            by_noise += self.losses.by_noise(losses.detach(), inputs[2])
 
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.options, spent)
-        self.engine.step(self.optimizer, self.options.clip)
+            group["lr"] = self.watchdog.rate * learning_rate(self.options, spent)
+        skipped = self.engine.step(self.optimizer, self.options.clip)
         self.seen.add(size, num, images.resolution, self.flops[size.shape])
         for average in (self.average, *self.power_averages.values()):
             average.update(self.denoiser, num, self.seen.images)
-        return size, self.engine.total(total)
+        total = self.engine.total(total)
+        self.losses.add(str(size), total, self.engine.total(by_noise), skipped)
+        return size, total
 
     def _inputs(
         self, images: ImageSet, order: SampleOrder, size: PatchSize, num: int, slots: range
-    ) -> tuple[Tensor | None, ...]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor]:
         """What the loss is computed from, see `DenoisingLoss`, of some of the ``num`` samples of this step."""
         device, chosen = self.engine.device, slice(slots.start, slots.stop)
         first = self.seen.drawn(images.resolution) + slots.start
@@ -271,44 +390,68 @@ class Trainer:
         """Of the random numbers of this step with that name."""
         return stream_key(self.schedule.seed, name, self.seen.step)
 
-    def save(self, *, keep: bool = True, wait: bool = True) -> Path:
-        """Write a checkpoint and the model; one that need not be kept is removed when the next is written.
+    def save(self, *, keep: bool = True, wait: bool = True, spent: float | None = None) -> Path | None:
+        """Write a checkpoint and the model; one that need not be kept is removed when later ones are written.
 
         Args:
-            keep: whether it stays when the next is written.
+            keep: whether it stays.
             wait: return when all is on the disk, and raise what goes wrong. Else training goes on while a copy is
                 written, and a failure is told and leaves the checkpoint before.
+            spent: the fraction of the budget that is spent, for the log of the held-out images.
+
+        Returns:
+            The folder; None where the one before is still being written and this need not be kept, or where the
+            gradients of late have not been finite.
         """
+        if self.writer.busy and not (keep or wait):
+            return None
+        losses = self.losses.state()
+        if self.on_trouble != "off" and 2 * (losses["skipped"] - self.watchdog.skipped) > max(len(losses["steps"]), 1):
+            return None
+        held_out = self._held_out_loss(spent)
+        state = {
+            "seen": self.seen.as_dict(),
+            "losses": losses,
+            "watchdog": self.watchdog.state(),
+            "scaler": self.engine.scaler.state_dict(),
+            "held_out": held_out,
+            "keep": keep,
+        }
+        folder, good = self.run.checkpoint(self.seen.step), self.watchdog.good
+        if not self.engine.first:
+            return folder
         tensors = {
             "weights": _copies(self.network.state_dict()),
             "ema": _copies(self.average.denoiser.module.state_dict()),
             "optimizer": _copies(checkpoint.optimizer_tensors(self.optimizer, self.network)),
             **{name: _copies(average.tensors) for name, average in self.power_averages.items()},
         }
-        state = {"seen": self.seen.as_dict(), "pending": self.progress.pending(), "keep": keep}
-        folder = self.run.checkpoint(self.seen.step)
 
         def write() -> None:
-            earlier = self.run.checkpoints()
             checkpoint.write_checkpoint(folder, tensors, state)
             write_tensors(self.run.model_file, tensors["ema"])
-            for path in earlier[-1:]:
-                if path != folder and not read_json(path / checkpoint.STATE_FILE).get("keep", True):
-                    checkpoint.remove_checkpoint(path)
+            sweep(self.run.checkpoints(), last=self.checkpoint_last, best=self.checkpoint_best, good=good)
 
         try:
             self.writer.wait()
         except (OSError, InputError) as error:
-            good = [path.name for path in self.run.checkpoints()[-1:]]
+            newest = [path.name for path in self.run.checkpoints()[-1:]]
             self.progress.note(
                 f"a checkpoint could not be written ({error}); training goes on, the last good one is "
-                + (good[0] if good else "none"),
+                + (newest[0] if newest else "none"),
                 self.seen.step,
             )
         self.writer.start(write)
         if wait:
             self.writer.wait()
         return folder
+
+    def _held_out_loss(self, spent: float | None) -> float | None:
+        """Of the averaged model on images that are held out, into the log; None where none are."""
+        if self.held_out is None or not self.engine.first or not self.seen.step:
+            return None
+        losses = whole_image_loss(self.average.denoiser, self.held_out, most=MOST_HELD_OUT)
+        return self.progress.log_held_out(self.seen, math.nan if spent is None else spent, losses)
 
     def restore(self, folder: Path) -> None:
         """Go back to a checkpoint."""
@@ -321,21 +464,26 @@ class Trainer:
             for name, average in self.power_averages.items():
                 average.restore(tensors[name])
             checkpoint.restore_optimizer(self.optimizer, self.network, tensors["optimizer"])
+            self.engine.scaler.load_state_dict(state["scaler"])
             self.seen = Seen(**state["seen"])
-            self.progress.restore(state["pending"])
+            self.losses.restore(state["losses"])
+            self.watchdog = Watchdog.restored(state["watchdog"])
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{folder} is damaged: {error}") from None
 
-    def write_samples(self) -> None:
-        """A picture of samples from fixed seeds."""
+    def write_samples(self) -> bool:
+        """A picture of samples from fixed seeds; whether there is nothing to see in any of them."""
         num = self.denoiser.num_classes
         seeds = range(min(num, 10) * 2 if num else 16)
-        pictures = [sample.visible for sample in generate(self.average.denoiser, seeds)]
+        samples = list(generate(self.average.denoiser, seeds))
+        pictures = [sample.visible for sample in samples]
         write_picture(
             picture_grid(pictures, columns=len(seeds) // 2 if num else None), self.run.sample_file(self.seen.step)
         )
+        least = COLLAPSED * self.denoiser.sigma_data * 255 / 2
+        return all(sample.visible.float().std() < least for sample in samples)
 
     @contextmanager
     def _opened(self, budget: Budget) -> Iterator[None]:
@@ -368,13 +516,17 @@ class Trainer:
             raise InputError(
                 f"no checkpoint of {self.run.path} can be read: {'; '.join(damaged.values())}; choose another folder"
             )
-        self.progress.continue_log(self.seen.step)
+        self.progress.continue_log(self.seen.step if existing else -1)
         self.engine.wait()
         for folder, reason in damaged.items():
             if self.engine.first:
-                checkpoint.set_aside(folder)
+                checkpoint.set_aside(folder, "damaged")
             self.progress.note(f"WARNING: {reason}; going back to the checkpoint before", self.seen.step)
+        for change in self.changed:
+            self.progress.note(f"changed from here on: {change}", self.seen.step)
         if budget.spent(self.seen) >= 1:
+            if self.engine.first:  # it may have been killed when this was all that was missing
+                write_tensors(self.run.model_file, _copies(self.average.denoiser.module.state_dict()))
             self.progress.say(
                 f"this run is complete, after {self.seen.step:,} steps; a larger budget would continue it"
             )
@@ -383,6 +535,7 @@ class Trainer:
         else:
             for note in (self._summary(), *self.images.notes):
                 self.progress.note(note, 0)
+            self.save(keep=False)  # to go back to if all goes wrong at once, and to see now whether the disk takes it
 
     def _summary(self) -> str:
         """What is about to be trained, in one line."""

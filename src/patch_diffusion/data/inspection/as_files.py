@@ -100,7 +100,7 @@ def evenly(num: int, most: int) -> list[int]:
 
 def _reading(options: Data) -> dict[str, Any]:
     """Those of the options that say how images are read."""
-    return {name: value for name, value in vars(options).items() if name != "augment"}
+    return {name: value for name, value in vars(options).items() if name not in ("augment", "held_out")}
 
 
 def _pixels(images: ImageSet, index: int) -> NDArray[Any]:

@@ -19,34 +19,50 @@ SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 
 
 def whole_image_loss(
-    model: Denoiser, images: Images, *, sigmas: Sequence[float] = SIGMAS, seed: int = 0, batch: int = 64
+    model: Denoiser,
+    images: Images,
+    *,
+    sigmas: Sequence[float] = SIGMAS,
+    seed: int = 0,
+    batch: int = 64,
+    most: int | None = None,
 ) -> dict[float, float]:
     """The denoising loss of whole images at fixed noise levels, with fixed noise: sigma to mean loss.
 
     Images that the model was not trained on tell how well it has learned; the noise of an image depends on the seed,
     its place in the data set and the level alone, so two models are compared on the same noise.
+
+    Args:
+        model: what denoises.
+        images: whole ones.
+        sigmas: noise levels.
+        seed: of the noise.
+        batch: images at a time.
+        most: images of each bucket that are looked at, the first ones; None: all.
     """
     if images.channels != model.image_channels:
         raise InputError(f"the model takes {model.image_channels} channels, but the images have {images.channels}")
     losses = dict.fromkeys(map(float, sigmas), 0.0)
     with evaluating(model), torch.inference_mode():
-        first = 0
+        first = count = 0
         for bucket in images.buckets:
+            num = len(bucket) if most is None else min(most, len(bucket))
             for level, sigma in enumerate(losses):
-                losses[sigma] += _total_loss(model, bucket, first, level, sigma, seed, batch)
+                losses[sigma] += _total_loss(model, bucket, num, first, level, sigma, seed, batch)
             first += len(bucket)
-    return {sigma: total / len(images) for sigma, total in losses.items()}
+            count += num
+    return {sigma: total / count for sigma, total in losses.items()}
 
 
 def _total_loss(
-    model: Denoiser, images: ImageSet, first: int, level: int, sigma: float, seed: int, batch: int
+    model: Denoiser, images: ImageSet, num: int, first: int, level: int, sigma: float, seed: int, batch: int
 ) -> float:
-    """Summed over images of one size, the first of which has the place ``first`` in the data set."""
+    """Summed over ``num`` images of one size, the first of which has the place ``first`` in the data set."""
     device = model.device
     coords = coordinate_grid(*images.resolution, device=device)
     total = 0.0
-    for start in range(0, len(images), batch):
-        slots = range(start, min(start + batch, len(images)))
+    for start in range(0, num, batch):
+        slots = range(start, min(start + batch, num))
         pixels, labels = images.batch(np.asarray(slots, np.int64))
         clean = images.codec.encode(pixels.to(device))
         places = range(first + slots.start, first + slots.stop)

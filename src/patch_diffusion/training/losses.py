@@ -1,0 +1,100 @@
+"""The losses of the steps since the last line of the log, per patch size and per noise level."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patch_diffusion.denoise.whole_image import SIGMAS
+
+_EDGES = tuple(math.sqrt(low * high) for low, high in pairwise(SIGMAS))
+
+
+@dataclass(frozen=True)
+class Means:
+    """Of the steps since the last line: mean losses by size and by noise level, of the finite ones, and their number.
+
+    ``skipped`` counts steps, since the training began, whose gradients were not finite, so that they moved nothing.
+    """
+
+    by_size: Mapping[str, float]
+    by_noise: Mapping[str, float]
+    num_steps: int
+    num_finite: int
+    skipped: int
+
+
+class Losses:
+    """Keeps losses on the device until they are asked for, so that a step never waits for the host."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._steps: list[tuple[str, Tensor]] = []
+        self._noise = torch.zeros(2, len(SIGMAS), device=device)
+        self._skipped = torch.zeros((), device=device)
+        self._edges = torch.tensor(_EDGES, device=device)
+
+    def none(self) -> Tensor:
+        """What `by_noise` makes of no samples."""
+        return torch.zeros_like(self._noise)
+
+    def by_noise(self, losses: Tensor, sigma: Tensor) -> Tensor:
+        """Summed losses ``(n,)`` of samples by the nearest of `SIGMAS`, and how many they are: ``(2, levels)``."""
+        bins = torch.bucketize(sigma, self._edges)
+        return self.none().index_add_(1, bins, torch.stack([losses, torch.ones_like(losses)]))
+
+    def add(self, size: str, loss: Tensor, by_noise: Tensor, skipped: Tensor) -> None:
+        """Keep those of a step: the mean loss, what `by_noise` made of it, and 1 if it moved nothing, else 0."""
+        self._steps.append((size, loss))
+        self._noise += by_noise
+        self._skipped += skipped
+
+    def means(self) -> Means:
+        """What a line of the log tells; waits for the device."""
+        values, (sums, counts), skipped = self._values()
+        finite: dict[str, list[float]] = {}
+        for size, value in values:
+            if math.isfinite(value):
+                finite.setdefault(size, []).append(value)
+        by_noise = {
+            f"{sigma:g}": total / count
+            for sigma, total, count in zip(SIGMAS, sums, counts, strict=True)
+            if count and math.isfinite(total)
+        }
+        return Means(
+            {size: math.fsum(found) / len(found) for size, found in sorted(finite.items())},
+            by_noise,
+            len(values),
+            sum(map(len, finite.values())),
+            skipped,
+        )
+
+    def clear(self) -> None:
+        """Begin the next line."""
+        self._steps.clear()
+        self._noise.zero_()
+
+    def state(self) -> dict[str, Any]:
+        """All of it, ready for JSON, so that a continued run writes the same line of the log."""
+        values, noise, skipped = self._values()
+        return {"steps": values, "noise": noise, "skipped": skipped}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Undo `state`."""
+        self._steps = [(size, torch.tensor(value, dtype=torch.float64)) for size, value in state["steps"]]
+        self._noise.copy_(torch.tensor(state["noise"]))
+        self._skipped.fill_(state["skipped"])
+
+    def _values(self) -> tuple[list[tuple[str, float]], list[list[float]], int]:
+        if not self._steps:
+            return [], self._noise.tolist(), int(self._skipped.item())
+        # One transfer for all steps; those of a restored checkpoint are on the host already.
+        on_device = [loss for _, loss in self._steps if loss.dtype != torch.float64]
+        fresh = iter(torch.stack(on_device).double().tolist() if on_device else [])
+        values = [(size, loss.item() if loss.dtype == torch.float64 else next(fresh)) for size, loss in self._steps]
+        return values, self._noise.tolist(), int(self._skipped.item())

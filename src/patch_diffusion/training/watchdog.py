@@ -1,0 +1,71 @@
+"""What tells a training that goes wrong from one that only fluctuates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from patch_diffusion.training.losses import Means
+
+RISEN, EXPLODED = 2.5, 10.0
+"""Loss as a multiple of what it has been lately: suspicious, and clearly wrong."""
+
+PATIENCE = 10
+"""Lines of the log in a row that may be suspicious; of those clearly wrong two are enough."""
+
+COLLAPSED = 0.01
+"""Standard deviation of the pixels of a sample, as a share of that of the data, under which it shows nothing."""
+
+SLOWER = 0.5
+"""Learning rate after going back, as a multiple of what it was."""
+
+_MEMORY = 0.9  # of the running mean of the losses of healthy lines
+
+
+@dataclass
+class Watchdog:
+    """Judges each line of the log. What it has seen is part of a checkpoint.
+
+    ``usual`` are running means of the losses by size; ``suspicion`` counts up to `PATIENCE`; ``good`` is the step of
+    the last line without suspicion; ``rate`` what the learning rate is multiplied by, below 1 once training has gone
+    ``back``.
+    """
+
+    usual: dict[str, float] = field(default_factory=dict)
+    suspicion: int = 0
+    good: int = 0
+    skipped: int = 0
+    rate: float = 1.0
+    back: bool = False
+
+    def judge(self, step: int, means: Means) -> str:
+        """What is wrong after ``step``, as the beginning of a sentence; empty if nothing is."""
+        skipped, self.skipped = means.skipped - self.skipped, means.skipped
+        if 2 * skipped > means.num_steps:
+            return f"the gradients of {skipped} of the last {means.num_steps} steps were not finite"
+        ratios = [loss / self.usual[size] for size, loss in means.by_size.items() if self.usual.get(size)]
+        ratio = sum(ratios) / len(ratios) if ratios else 1.0
+        if ratio > RISEN:
+            self.suspicion += PATIENCE // 2 if ratio > EXPLODED else 1
+            if self.suspicion >= PATIENCE:
+                return f"the loss has risen to {ratio:.1f} times what it was"
+            return ""
+        self.suspicion = 0
+        self.good = step
+        for size, loss in means.by_size.items():
+            self.usual[size] = _MEMORY * self.usual.get(size, loss) + (1 - _MEMORY) * loss
+        return ""
+
+    def gone_back(self, step: int) -> Watchdog:
+        """As of the checkpoint after ``step``, from where training goes on, more slowly."""
+        return Watchdog(dict(self.usual), 0, step, self.skipped, SLOWER * self.rate, True)
+
+    def state(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any]) -> Watchdog:
+        """Undo `state`."""
+        return cls(**state)

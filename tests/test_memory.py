@@ -1,0 +1,108 @@
+import pytest
+import torch
+
+import patch_diffusion as pd
+from patch_diffusion.cli.train import Train
+from patch_diffusion.config import Engine
+from patch_diffusion.training import memory
+from patch_diffusion.training.memory import advice_on_memory, is_out_of_memory, parts_that_fit
+
+
+class Hungry(torch.nn.Module):
+    """A network that runs out of memory as a GPU does, above so many pixels at a time."""
+
+    image_channels, most = 3, 10**9
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(5, 3, 1)
+
+    def forward(self, x, c_noise, labels=None):
+        if len(x) * x.shape[-1] * x.shape[-2] > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return self.conv(x)
+
+
+@pytest.fixture
+def hungry(images, tmp_path):
+    def make(batch, **options):
+        schedule = pd.PatchSchedule(sizes={"1/2": 1.0})
+        return pd.Trainer(
+            pd.Denoiser(Hungry(), 0.5),
+            images,
+            schedule,
+            out=tmp_path / "run",
+            batch=batch,
+            samples=0,
+            show=False,
+            **options,
+        )
+
+    return make
+
+
+@pytest.fixture
+def tried_out(monkeypatch):
+    """As on a GPU, where what fits is tried out."""
+
+    def most(trainer, size, wanted):
+        return memory._largest(lambda num: memory._passes(trainer, size.shape, num), wanted)
+
+    monkeypatch.setattr(memory, "most_at_a_time", most)
+
+
+def test_a_step_that_runs_out_of_memory_says_what_fits(hungry, tried_out, monkeypatch):
+    trainer = hungry(64)
+    monkeypatch.setattr(Hungry, "most", 50 * 8 * 12)  # fifty whole images, or two hundred halves
+    with pytest.raises(
+        pd.InputError, match=r"out of memory at a batch of 64: the largest that fits is 50 \(--batch 50\)"
+    ):
+        trainer.fit(steps=8)
+    fits = hungry(50)
+    fits.fit(steps=8)
+    assert fits.seen.step == 8
+
+
+def test_what_fits_by_itself_is_not_the_batch_s_fault(hungry, tried_out):
+    assert "does another process take the memory?" in advice_on_memory(hungry(4), "CUDA out of memory.")
+
+
+def test_where_nothing_fits(hungry, tried_out, monkeypatch):
+    monkeypatch.setattr(Hungry, "most", 8 * 12 - 1)
+    with pytest.raises(pd.InputError, match="does not take a single image of 8x12: choose a smaller --network.width"):
+        hungry(4, engine=Engine(accumulation="auto"))
+
+
+def test_auto_takes_the_fewest_parts(hungry, tried_out, monkeypatch):
+    monkeypatch.setattr(Hungry, "most", 20 * 8 * 12)
+    trainer = hungry(64, engine=Engine(accumulation="auto"))
+    assert trainer.engine.accumulation == 4 and trainer.config.engine.accumulation == 4
+    trainer.fit(steps=4)
+    assert hungry("auto").batch == 64
+
+
+def test_on_a_cpu_it_is_reckoned(make_trainer, monkeypatch):
+    trainer = make_trainer(batch=32)
+    assert parts_that_fit(trainer) == 1
+    per_image = memory.kept_for_backward(trainer, (8, 12))
+    of_weights = memory.memory_of_weights(trainer.network)
+    room = (memory.WORKSPACE * 10.5 * per_image + of_weights) / memory._USED
+    monkeypatch.setattr(memory, "memory_of", lambda device: int(room))
+    assert parts_that_fit(trainer) == 4  # ten at a time
+    parts = make_trainer(batch="auto", out="parts")
+    assert parts.batch == 64 and parts.engine.accumulation == 7
+
+
+def test_the_command_takes_the_preset_s_batch(tmp_path):
+    options = Train.parse(["digits", "--out", str(tmp_path), "--preset", "digits", "--batch", "auto"]).options
+    assert options.batch == pd.PRESETS["digits"].batch and options.engine.accumulation == "auto"
+    options = Train.parse(["digits", "--out", str(tmp_path), "--batch", "auto", "--engine.accumulation", "3"]).options
+    assert options.batch == pd.PRESETS["small"].batch and options.engine.accumulation == 3
+
+
+def test_other_errors_are_not_taken_for_it(make_trainer, monkeypatch):
+    assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."))
+    trainer = make_trainer()
+    monkeypatch.setattr(trainer, "train_step", lambda spent: (_ for _ in ()).throw(RuntimeError("shapes differ")))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        trainer.fit(steps=1)
