@@ -165,10 +165,10 @@ def hold_out(images: Images, share: float, seed: int) -> tuple[Images, Images | 
     options = replace(images.options, held_out=share)
     share = max(share, min(_LEAST_HELD_OUT / len(images), 0.5)) if share else 0.0
     numbers = [round(share * len(bucket)) for bucket in images.buckets]
-    if not sum(numbers):
+    if share and not sum(numbers):
+        raise InputError("of so few images none can be held out: set data.held_out to 0")
+    if not share:
         return images, None
-    if len(images) < 2:
-        raise InputError("of one image none can be held out: set data.held_out to 0")
     parts = [
         (
             replace(bucket, part=Part(seed, 0, len(bucket) - num), options=options),

@@ -96,8 +96,8 @@ def advice_on_memory(trainer: Trainer, reason: str) -> str:
             "another process take the memory?"
         )
     return (
-        f"out of memory at a batch of {trainer.batch}: the largest that fits is {batch} (--batch {batch}); or give "
-        f"--batch auto, which computes {trainer.batch} in parts"
+        f"out of memory at a batch of {trainer.batch}: the largest that fits is {batch}; give --engine.accumulation auto, "
+        f"which computes the {trainer.batch} in parts, or --batch {batch} --allow batch"
     )
 
 

@@ -222,9 +222,7 @@ def load(
         if checkpoint == "best":
             best = best_of(folder.checkpoints())
             if best is None:
-                raise InputError(
-                    f"{path} has no best checkpoint, as no images were held out: train with --held-out 0.05"
-                )
+                raise InputError(f"{path} has no best checkpoint: train with --held-out 0.05 --checkpoint-best")
             checkpoint = step_of(best)
         weights = folder.model_file if checkpoint is None else folder.checkpoint(checkpoint) / "ema.safetensors"
     config, facts = folder.read_config()

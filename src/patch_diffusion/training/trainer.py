@@ -148,7 +148,8 @@ class Trainer:
         self.losses = Losses(self.engine.device)
         self.watchdog, self.on_trouble = Watchdog(), watchdog
         shapes = {size.shape for of_bucket in sizes.values() for size in of_bucket}
-        self.flops = {shape: training_flops(denoiser, images.channels, shape) for shape in shapes}
+        with self._memory_told():
+            self.flops = {shape: training_flops(denoiser, images.channels, shape) for shape in shapes}
 
         if engine.accumulation == "auto":
             self.engine.accumulation = parts_that_fit(self)
