@@ -69,13 +69,13 @@ def test_the_newest_stay(make_trainer):
 
 def test_the_best_stays_and_is_loaded(make_trainer, images):
     train, held_out = hold_out(images, 0.25, 0)
-    trainer = make_trainer(
-        images=train, held_out=held_out, checkpoint_minutes=1e-9, checkpoint_best=True, checkpoint_last=1, log_every=1
-    )
+    trainer = make_trainer(images=train, held_out=held_out, checkpoints=6, checkpoint_best=True, log_every=1)
     trainer.fit(steps=12)
     lines = [json.loads(line) for line in trainer.run.log_file.read_text().splitlines()]
     losses = {line["step"]: line["held_out"]["loss"] for line in lines if "held_out" in line}
     best = min(losses, key=losses.__getitem__)
+    assert list(losses) == [2, 4, 6, 8, 10, 12]
+    assert {step_of(path) for path in trainer.run.checkpoints()} == {best, 12}
     assert step_of(best_of(trainer.run.checkpoints())) == best
     found = pd.load(trainer.run.path, checkpoint="best", device="cpu").state_dict()
     expected = pd.load(trainer.run.path, checkpoint=best, device="cpu").state_dict()

@@ -246,7 +246,7 @@ class Config:
     checkpoint_last: int = 1
     """How many of the newest stay in any case."""
     checkpoint_best: bool = False
-    """Also keep the one that is best at denoising the held-out images, of all that were written."""
+    """Of these, keep only the one that is best at denoising the held-out images, and the newest."""
     watchdog: Literal["restore", "stop", "off"] = "restore"
     """When training goes wrong. restore: back to the last good checkpoint, once, with half the learning rate; then, or
     for stop at once, it ends and says why. off: it is only said."""

@@ -96,8 +96,8 @@ def advice_on_memory(trainer: Trainer, reason: str) -> str:
             "another process take the memory?"
         )
     return (
-        f"out of memory at a batch of {trainer.batch}: the largest that fits is {batch}; give --engine.accumulation auto, "
-        f"which computes the {trainer.batch} in parts, or --batch {batch} --allow batch"
+        f"out of memory at a batch of {trainer.batch}: the largest that fits is {batch}; give "
+        f"--engine.accumulation auto, which computes the {trainer.batch} in parts, or --batch {batch} --allow batch"
     )
 
 

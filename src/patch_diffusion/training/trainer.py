@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -237,10 +236,13 @@ class Trainer:
                     continue
                 if _crosses(before, spent, self.samples) and self.engine.first:
                     collapsed = self.write_samples()
-                keep = _crosses(before, spent, self.num_checkpoints) or self._is_marked(self.seen.step)
+                marked = _crosses(before, spent, self.num_checkpoints) or self._is_marked(self.seen.step)
                 last = spent >= 1 or stop
-                if keep or last or self.seen.seconds - last_save > 60 * self.checkpoint_minutes:
-                    self.save(keep=keep or spent >= 1, wait=last, spent=spent)
+                if marked or last or self.seen.seconds - last_save > 60 * self.checkpoint_minutes:
+                    # Held-out images are looked at where the budget says, not the clock, so that logs repeat.
+                    held_out = self._held_out_loss(spent) if marked else None
+                    keep = spent >= 1 or (marked and not self.checkpoint_best)
+                    self.save(keep=keep, wait=last, held_out=held_out)
                     last_save = self.seen.seconds
                 standing = standing + 1 if self.seen.seconds == earlier else 0
                 if standing > _STANDING and budget.minutes is not None:
@@ -391,14 +393,14 @@ class Trainer:
         """Of the random numbers of this step with that name."""
         return stream_key(self.schedule.seed, name, self.seen.step)
 
-    def save(self, *, keep: bool = True, wait: bool = True, spent: float | None = None) -> Path | None:
+    def save(self, *, keep: bool = True, wait: bool = True, held_out: float | None = None) -> Path | None:
         """Write a checkpoint and the model; one that need not be kept is removed when later ones are written.
 
         Args:
             keep: whether it stays.
             wait: return when all is on the disk, and raise what goes wrong. Else training goes on while a copy is
                 written, and a failure is told and leaves the checkpoint before.
-            spent: the fraction of the budget that is spent, for the log of the held-out images.
+            held_out: the loss of held-out images, if it was measured.
 
         Returns:
             The folder; None where the one before is still being written and this need not be kept, or where the
@@ -409,7 +411,6 @@ class Trainer:
         losses = self.losses.state()
         if self.on_trouble != "off" and 2 * (losses["skipped"] - self.watchdog.skipped) > max(len(losses["steps"]), 1):
             return None
-        held_out = self._held_out_loss(spent)
         state = {
             "seen": self.seen.as_dict(),
             "losses": losses,
@@ -447,12 +448,12 @@ class Trainer:
             self.writer.wait()
         return folder
 
-    def _held_out_loss(self, spent: float | None) -> float | None:
+    def _held_out_loss(self, spent: float) -> float | None:
         """Of the averaged model on images that are held out, into the log; None where none are."""
-        if self.held_out is None or not self.engine.first or not self.seen.step:
+        if self.held_out is None or not self.engine.first:
             return None
         losses = whole_image_loss(self.average.denoiser, self.held_out, most=MOST_HELD_OUT)
-        return self.progress.log_held_out(self.seen, math.nan if spent is None else spent, losses)
+        return self.progress.log_held_out(self.seen, spent, losses)
 
     def restore(self, folder: Path) -> None:
         """Go back to a checkpoint."""

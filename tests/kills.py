@@ -1,0 +1,112 @@
+"""Kill a run at random moments, also while it saves, continue it each time, and compare it with one left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from patch_diffusion.training.checkpoint import read_checkpoint
+from patch_diffusion.training.run import RunFolder
+
+OPTIONS = [
+    *("--network.width", "8", "--network.multipliers", "1", "2", "--network.blocks", "1", "--network.attention", "1"),
+    *("--batch", "4", "--samples", "3", "--log-every", "3", "--checkpoints", "5", "--ema.lengths", "0.1"),
+    *("--checkpoint-minutes", "0.001", "--engine.threads", "1", "--held-out", "0.05"),
+]
+
+
+def start(run: Path, steps: int, processes: int = 1, delay: float = 0.0) -> subprocess.Popen[str]:
+    """The command in a group of its own; ``delay`` seconds are slept in every step, to have time to kill it."""
+    program = (
+        "import sys, time\n"
+        "from patch_diffusion.training.trainer import Trainer\n"
+        "step = Trainer.train_step\n"
+        f"Trainer.train_step = lambda self, spent: time.sleep({delay}) or step(self, spent)\n"
+        "from patch_diffusion.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    words = ["train", "digits", "--out", str(run), "--steps", str(steps), *OPTIONS]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if processes == 1:
+        command = [sys.executable, "-c", program, *words]
+    else:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--no-python"]
+        command = [sys.executable, *launcher, sys.executable, "-c", program, *words]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def kill_and_continue(run: Path, *, kills: int, steps: int, seed: int, processes: int = 1, delay: float = 0.02) -> dict:
+    """Train with so many kills; what happened: the step and whether a save was under way at each."""
+    draw = random.Random(seed)
+    told = []
+    while len(told) < kills:
+        process = start(run, steps, processes, delay)
+        log, begin = run / "log.jsonl", _lines(run)
+        # Once it is under way again, at a moment of its own; every third one as soon as a save is seen.
+        while process.poll() is None and _lines(run) <= begin:
+            time.sleep(0.01)
+        wanted, end = len(told) % 3 == 0, time.monotonic() + draw.uniform(0.0, 0.7)
+        while process.poll() is None and time.monotonic() < end and not (wanted and _saving(run)):
+            time.sleep(0.0005)
+        if process.poll() is not None:
+            if process.returncode != 0:
+                raise RuntimeError(process.communicate()[1][-2000:])
+            break
+        saving = _saving(run)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        told.append({"lines": _lines(run), "saving": saving})
+        assert log.exists()
+    process = start(run, steps, processes)
+    errors = process.communicate(timeout=300)[1]
+    if process.returncode != 0:
+        raise RuntimeError(errors[-2000:])
+    return {"kills": len(told), "during_a_save": sum(one["saving"] for one in told)}
+
+
+def differences(run: Path, other: Path) -> list[str]:
+    """In what two finished runs differ: tensors of the last checkpoint, the model, counters, the log. No clocks."""
+    folders = RunFolder(run), RunFolder(other)
+    (tensors, state), (expected, expected_state) = (read_checkpoint(each.checkpoints()[-1]) for each in folders)
+    found = []
+    for group in expected.keys() | tensors.keys():
+        names = expected.get(group, {}).keys() | tensors.get(group, {}).keys()
+        found += [
+            f"{group} {name}" for name in sorted(names) if not torch.equal(tensors[group][name], expected[group][name])
+        ]
+    if folders[0].model_file.read_bytes() != folders[1].model_file.read_bytes():
+        found.append("model.safetensors")
+    for each in (state, expected_state):
+        del each["seen"]["seconds"]
+    if state != expected_state:
+        found.append(f"state: {state} {expected_state}")
+    logs = [_untimed(folder.log_file) for folder in folders]
+    if logs[0] != logs[1]:
+        found.append(f"log: {[line for line in logs[0] if line not in logs[1]][:3]}")
+    if [path.name for path in folders[0].checkpoints()] != [path.name for path in folders[1].checkpoints()]:
+        found.append(f"checkpoints: {[path.name for path in folders[0].checkpoints()]}")
+    return found
+
+
+def _untimed(log: Path) -> list[dict]:
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def _lines(run: Path) -> int:
+    log = run / "log.jsonl"
+    return len(log.read_bytes().splitlines()) if log.exists() else 0
+
+
+def _saving(run: Path) -> bool:
+    return any((run / "checkpoints").glob("*.tmp"))

@@ -1,0 +1,14 @@
+import pytest
+
+from kills import differences, kill_and_continue, start
+
+
+@pytest.mark.parametrize(("processes", "kills"), [(1, 4), (2, 2)])
+def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(tmp_path, processes, kills):
+    """`benchmarks/kills.py` does the same with fifty."""
+    whole = start(tmp_path / "whole", 60, processes)
+    errors = whole.communicate(timeout=300)[1]
+    assert whole.returncode == 0, errors
+    told = kill_and_continue(tmp_path / "killed", kills=kills, steps=60, seed=0, processes=processes, delay=0.05)
+    assert told["kills"] == kills
+    assert differences(tmp_path / "killed", tmp_path / "whole") == []
