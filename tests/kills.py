@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,33 +46,37 @@ def start(run: Path, steps: int, processes: int = 1, delay: float = 0.0) -> subp
     )
 
 
-def kill_and_continue(run: Path, *, kills: int, steps: int, seed: int, processes: int = 1, delay: float = 0.02) -> dict:
-    """Train with so many kills; what happened: the step and whether a save was under way at each."""
+def kill_and_continue(
+    run: Path, *, kills: int, steps: int, seed: int, processes: int = 1, seconds: float = 1.0
+) -> dict[str, int]:
+    """Train with so many kills, each up to some seconds after training was under way; how many fell into a save."""
+    delay = 2 * kills * seconds / steps
     draw = random.Random(seed)
-    told = []
+    told: list[bool] = []
     while len(told) < kills:
         process = start(run, steps, processes, delay)
-        log, begin = run / "log.jsonl", _lines(run)
-        # Once it is under way again, at a moment of its own; every third one as soon as a save is seen.
-        while process.poll() is None and _lines(run) <= begin:
-            time.sleep(0.01)
-        wanted, end = len(told) % 3 == 0, time.monotonic() + draw.uniform(0.0, 0.7)
+        log, before = run / "log.jsonl", _time(run)
+        # Once it is under way again, at a moment of its own; every third one as soon as a save is seen after it.
+        while process.poll() is None and _time(run) == before:
+            time.sleep(0.005)
+        wanted, end = len(told) % 3 == 0, time.monotonic() + draw.uniform(0.0, seconds)
+        while process.poll() is None and time.monotonic() < end - seconds / 2:
+            time.sleep(0.0005)
         while process.poll() is None and time.monotonic() < end and not (wanted and _saving(run)):
             time.sleep(0.0005)
         if process.poll() is not None:
             if process.returncode != 0:
                 raise RuntimeError(process.communicate()[1][-2000:])
             break
-        saving = _saving(run)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        told.append({"lines": _lines(run), "saving": saving})
+        told.append(_saving(run))  # an unfinished one is still there
         assert log.exists()
     process = start(run, steps, processes)
     errors = process.communicate(timeout=300)[1]
     if process.returncode != 0:
         raise RuntimeError(errors[-2000:])
-    return {"kills": len(told), "during_a_save": sum(one["saving"] for one in told)}
+    return {"kills": len(told), "during_a_save": sum(told)}
 
 
 def differences(run: Path, other: Path) -> list[str]:
@@ -98,14 +103,14 @@ def differences(run: Path, other: Path) -> list[str]:
     return found
 
 
-def _untimed(log: Path) -> list[dict]:
+def _untimed(log: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
-def _lines(run: Path) -> int:
+def _time(run: Path) -> int:
     log = run / "log.jsonl"
-    return len(log.read_bytes().splitlines()) if log.exists() else 0
+    return log.stat().st_mtime_ns if log.exists() else 0
 
 
 def _saving(run: Path) -> bool:
