@@ -2,8 +2,8 @@
 
     python benchmarks/kills.py [--kills 50] [--processes 1] [--out FILE.json]
 
-Digits, a small network, one thread a process; SIGKILL to all processes at once; compared bit for bit: weights, averages,
-optimizer, counters, the model file, the log, the list of checkpoints.
+Digits, a small network, one thread a process; SIGKILL to all processes at once; compared bit for bit: weights,
+averages, optimizer, counters, the model file, the log, the list of checkpoints.
 """
 
 import argparse

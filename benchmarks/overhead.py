@@ -14,6 +14,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from measuring import circumstances
@@ -51,7 +52,7 @@ def main() -> None:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def compare(trainer: Trainer, rounds: int) -> list[dict[str, float | str]]:
+def compare(trainer: Trainer, rounds: int) -> list[dict[str, Any]]:
     """Medians of the ratios of both, of steps that follow each other; which comes first takes turns."""
     network = copy.deepcopy(trainer.denoiser)
     loss = trainer.engine.prepare(network).train()
@@ -70,7 +71,7 @@ def compare(trainer: Trainer, rounds: int) -> list[dict[str, float | str]]:
                 loss(*inputs).mean().backward()
                 optimizer.step()
 
-            def whole() -> None:
+            def whole(index=index) -> None:
                 trainer.train_step(0.5)
                 trainer.seen.seconds, _ = trainer.engine.agree(1.0, False, False)
                 trainer.progress.show(trainer.seen, 0.5)
