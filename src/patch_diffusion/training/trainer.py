@@ -33,11 +33,10 @@ from patch_diffusion.training import checkpoint
 from patch_diffusion.training.background import BackgroundWriter
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.cost import Seen, training_flops
-from patch_diffusion.training.ema import WeightAverage
 from patch_diffusion.training.engine import Engine
 from patch_diffusion.training.interrupts import interruptible
 from patch_diffusion.training.lock import locked
-from patch_diffusion.training.optimizers import learning_rate, make_optimizer
+from patch_diffusion.training.optimizers import decay_of, learning_rate, make_average, make_optimizer
 from patch_diffusion.training.power_ema import PowerAverage
 from patch_diffusion.training.progress import Progress
 from patch_diffusion.training.run import ModelFacts, RunFolder, average_name, restore_weights
@@ -118,8 +117,9 @@ class Trainer:
         self.denoiser, self.network = denoiser, denoiser.module
         self.orders = [SampleOrder(len(bucket), self.schedule.seed) for bucket in images.buckets]
         self.noise = noise
-        self.optimizer = make_optimizer(self.network.parameters(), optimizer)
-        self.average = WeightAverage(denoiser, ema)
+        scaled = self.engine.scaler.is_enabled()
+        self.optimizer = make_optimizer(self.network.parameters(), optimizer, scaled=scaled)
+        self.average = make_average(denoiser, ema, optimizer, self.optimizer)
         self.power_averages = {average_name(length): PowerAverage(denoiser, length) for length in ema.lengths}
         self.seen = Seen()
         shapes = {size.shape for of_bucket in sizes.values() for size in of_bucket}
@@ -140,7 +140,7 @@ class Trainer:
                 sigma_max=denoiser.sigma_max,
             ),
             network=Network(kind="custom") if settings is None else Network(**settings),
-            optimizer=optimizer,
+            optimizer=replace(optimizer, decay=decay_of(optimizer)),
             ema=ema,
             engine=engine,
             batch=batch,
