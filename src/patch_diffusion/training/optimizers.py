@@ -61,10 +61,10 @@ def make_average(
     if options.kind != "schedule_free":
         return WeightAverage(denoiser, ema)
     if ema.lengths:
-        # Its weights are mostly a mean of all before: no average of them has the length that it is called by.
+        # A length is a share of the training, and no average of such weights has the one that it is called by.
         raise InputError(
-            "ema.lengths are averages of weights that are not averaged yet, as those of optimizer.kind schedule_free "
-            "are: leave it out, or take adamw or muon"
+            "ema.lengths average raw weights, but those of optimizer.kind schedule_free are averages already: leave it "
+            "out, or take adamw or muon"
         )
     usual = {name: value for name, value in vars(Ema()).items() if value != getattr(ema, name)}
     if usual:
