@@ -189,7 +189,8 @@ class Ema:
     ramp: float = 0.05
     """Upper limit of the half-life as a fraction of the images seen so far, so that short runs average well too."""
     lengths: tuple[float, ...] = ()
-    """Power-function averages to keep in checkpoints, such as 0.05 0.1, from which any length is made afterwards."""
+    """Power-function averages to keep in checkpoints, such as 0.05 0.1, from which any length is made afterwards; the
+    more checkpoints are kept, the more exactly: ten do."""
 
 
 @dataclass(frozen=True)

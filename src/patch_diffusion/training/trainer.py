@@ -37,9 +37,9 @@ from patch_diffusion.training.engine import Engine
 from patch_diffusion.training.interrupts import interruptible
 from patch_diffusion.training.lock import locked
 from patch_diffusion.training.optimizers import decay_of, learning_rate, make_average, make_optimizer
-from patch_diffusion.training.power_ema import PowerAverage
+from patch_diffusion.training.power_ema import power_averages
 from patch_diffusion.training.progress import Progress
-from patch_diffusion.training.run import ModelFacts, RunFolder, average_name, restore_weights
+from patch_diffusion.training.run import ModelFacts, RunFolder, restore_weights
 
 
 class Trainer:
@@ -120,7 +120,7 @@ class Trainer:
         scaled = self.engine.scaler.is_enabled()
         self.optimizer = make_optimizer(self.network.parameters(), optimizer, scaled=scaled)
         self.average = make_average(denoiser, ema, optimizer, self.optimizer)
-        self.power_averages = {average_name(length): PowerAverage(denoiser, length) for length in ema.lengths}
+        self.power_averages = power_averages(denoiser, ema.lengths)
         self.seen = Seen()
         shapes = {size.shape for of_bucket in sizes.values() for size in of_bucket}
         self.flops = {shape: training_flops(denoiser, images.channels, shape) for shape in shapes}
