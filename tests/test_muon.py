@@ -64,3 +64,33 @@ def test_small_parameters_are_left_to_adamw():
     states = {name: set(optimizer.state[parameter]) for name, parameter in network.named_parameters()}
     assert states.pop("0.weight") == {"velocity"}
     assert all(state == {"step", "exp_avg", "exp_avg_sq"} for state in states.values())
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_scaled_gradients_move_as_plain_ones_and_an_overflow_moves_nothing(clip):
+    """As in fp16; a clipped gradient is unscaled before the step."""
+    torch.manual_seed(0)
+    start = {"matrix": torch.randn(16, 40), "bias": torch.randn(16)}
+    plain, scaled = ({name: nn.Parameter(tensor.clone()) for name, tensor in start.items()} for _ in range(2))
+    optimizer, ours = (Muon(each.values(), lr=0.02, weight_decay=0.1) for each in (plain, scaled))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for overflows in (True, False, False, True, False):
+        gradients = {name: torch.randn_like(tensor) for name, tensor in start.items()}
+        before = {name: parameter.detach().clone() for name, parameter in scaled.items()}
+        for name, parameter in scaled.items():
+            parameter.grad = gradients[name] * scaler.scale(torch.tensor(1.0))
+        if overflows:
+            scaled["matrix"].grad[3, 5] = float("inf")
+        if clip:
+            scaler.unscale_(ours)
+        scaler.step(ours)
+        scaler.update()
+        if overflows:
+            assert all(torch.equal(scaled[name], before[name]) for name in start)
+            continue
+        for name, parameter in plain.items():
+            parameter.grad = gradients[name]
+        optimizer.step()
+        for name in start:
+            torch.testing.assert_close(scaled[name], plain[name], rtol=1e-5, atol=1e-6)
+            assert not torch.equal(scaled[name], before[name])

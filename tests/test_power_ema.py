@@ -5,6 +5,7 @@ import torch
 import patch_diffusion as pd
 from patch_diffusion.config import Ema, Optimizer
 from patch_diffusion.files import read_tensors
+from patch_diffusion.training.checkpoint import remove_checkpoint
 from patch_diffusion.training.power_ema import LONGEST, PowerAverage, combination, combine, exponent
 
 
@@ -67,7 +68,7 @@ def test_any_length_is_put_together_from_two(length):
     path = 1 / np.sqrt(np.arange(1, 1001)) + 0.1 * np.sin(np.arange(1, 1001) / 50)
     kept, times, lengths = follow(path, [0.05, 0.1], 100)
     weights = combination(times, lengths, length, times[-1])
-    assert weights.sum() == pytest.approx(1, abs=0.02)
+    assert weights.sum() == pytest.approx(1, abs=1e-9)
     expected = follow(path, [length], 1000)[0][-1]["weight"].item()
     found = combine(kept, list(weights))["weight"].item()
     assert found == pytest.approx(expected, abs=2e-3)
@@ -79,6 +80,41 @@ def test_one_that_was_kept_comes_back_as_it_is():
     weights = combination(times, lengths, 0.1, times[-1])
     assert weights[-1] == pytest.approx(1, abs=1e-6)
     assert combine(kept, list(weights))["weight"].item() == pytest.approx(kept[-1]["weight"].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("length", [0.075, 0.15])
+def test_what_does_not_move_costs_nothing(length):
+    """Weights are large beside what training moves them by: the shares sum to 1, or 100 would drown the path."""
+    path = 100 + 1 / np.sqrt(np.arange(1, 1001)) + 0.1 * np.sin(np.arange(1, 1001) / 50)
+    kept, times, lengths = follow(path, [0.05, 0.1], 100)
+    expected, other = (follow(path, [each], 1000)[0][-1]["weight"].item() for each in (length, 0.1))
+    found = combine(kept, list(combination(times, lengths, length, times[-1])))["weight"].item()
+    assert abs(found - expected) < 0.1 * abs(other - expected)
+
+
+def test_lengths_of_one_name_are_refused(make_trainer):
+    with pytest.raises(pd.InputError, match=r"different ones, not 0\.1 0\.1"):
+        make_trainer(ema=Ema(lengths=(0.1, 0.10000001)))
+
+
+def test_what_is_left_of_the_checkpoints_is_enough(make_trainer):
+    trainer = make_trainer(checkpoints=3, ema=Ema(lengths=(0.1, 0.2)))
+    trainer.fit(steps=6)
+    run = trainer.run
+    whole = pd.load(run.path, ema_length=0.15).module.state_dict()
+    (run.checkpoint(4) / "ema-0.2.safetensors").unlink()
+    with pytest.raises(
+        pd.InputError, match=r"step-00000004.ema-0\.2\.safetensors is missing: without .*step-00000004 "
+    ):
+        pd.load(run.path, ema_length=0.15)
+    remove_checkpoint(run.checkpoint(4))
+    fewer = pd.load(run.path, ema_length=0.15).module.state_dict()
+    assert not torch.equal(fewer["first.weight"], whole["first.weight"])
+    torch.testing.assert_close(fewer["first.weight"], whole["first.weight"], atol=1e-3, rtol=0)
+    for step in (2, 6):
+        remove_checkpoint(run.checkpoint(step))
+    with pytest.raises(pd.InputError, match="has no checkpoint"):
+        pd.load(run.path, ema_length=0.15)
 
 
 def test_a_run_keeps_them_and_load_makes_any_length(make_trainer):

@@ -74,7 +74,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("kind", ["adamw", "muon", "schedule_free"])
 def test_a_killed_run_continues_as_if_it_had_not_been(make_trainer, monkeypatch, kind):
     """10 steps == 5 + checkpoint + 2 lost steps + continue: weights, average, optimizer, counters and log."""
     options = {"log_every": 3, "checkpoints": 2, "optimizer": Optimizer(kind=kind)}
@@ -216,6 +216,7 @@ def test_labels_are_dropped_as_often_as_asked(make_trainer):
         {"noise": pd.NoiseLevels(p_mean=0.0)},
         {"noise": pd.NoiseLevels(p_std=0.5)},
         {"optimizer": Optimizer(kind="muon")},
+        {"optimizer": Optimizer(kind="schedule_free")},
         {"optimizer": Optimizer(learning_rate=1e-2)},
         {"optimizer": Optimizer(betas=(0.5, 0.9))},
         {"optimizer": Optimizer(weight_decay=1.0)},

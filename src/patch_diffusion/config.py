@@ -162,20 +162,22 @@ class Optimizer:
 
     __pydantic_config__ = _STRICT
 
-    kind: Literal["adamw", "muon"] = "adamw"
-    """muon: for convolutions and matrices, with AdamW for the rest; learns more per image."""
+    kind: Literal["adamw", "muon", "schedule_free"] = "adamw"
+    """muon: for convolutions and matrices, with AdamW for the rest; learns more per image. schedule_free: AdamW whose
+    own average of the weights takes the place of a decay and of ema; needs the extra schedule-free."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.99)
-    """Decay rates of AdamW's moments; the first is Muon's momentum too."""
+    """Decay rates of AdamW's moments; the first is Muon's momentum too, and the average's share for schedule_free."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
     clip: float | None = None
     """Largest norm of the gradients; larger ones are scaled down to it. None: as they are."""
     warmup: float = 0.02
     """Fraction of the budget over which the learning rate rises from zero."""
-    decay: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls from the end of the warm-up to zero at the end of the budget; constant: it stays."""
+    decay: Literal["cosine", "linear", "constant"] | None = None
+    """How the learning rate falls from the end of the warm-up to zero at the end of the budget; constant: it stays.
+    None: cosine, or constant for schedule_free, which takes no other."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,8 @@ class Ema:
     ramp: float = 0.05
     """Upper limit of the half-life as a fraction of the images seen so far, so that short runs average well too."""
     lengths: tuple[float, ...] = ()
-    """Power-function averages to keep in checkpoints, such as 0.05 0.1, from which any length is made afterwards."""
+    """Power-function averages to keep in checkpoints, such as 0.05 0.1, from which any length is made afterwards; the
+    more checkpoints are kept, the more exactly: ten do."""
 
 
 @dataclass(frozen=True)

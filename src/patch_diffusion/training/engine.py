@@ -134,6 +134,11 @@ class Engine:
         if self.scaler.is_enabled():
             self.scaler.step(optimizer)
             self.scaler.update()
+        elif not getattr(optimizer, "_step_supports_amp_scaling", False):
+            # Such an optimizer knows of no steps that are skipped: this one moves next to nothing.
+            for gradient in gradients:
+                gradient.copy_(torch.where(skipped > 0, 0.0, gradient))
+            optimizer.step()
         else:
             # As a scaler of fp16 does: the optimizer leaves all as it is where this is 1, without asking for its value.
             optimizer.found_inf, optimizer.grad_scale = skipped, None  # pyright: ignore[reportAttributeAccessIssue]

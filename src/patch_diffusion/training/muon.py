@@ -67,19 +67,30 @@ class Muon(torch.optim.AdamW):
         if not parameters:
             return
         rate, momentum = group["lr"], group["betas"][0]
-        # 1, or 0 where gradients are not finite and all stays as it is; on the device, as in torch's fused optimizers.
-        moves = 1 - getattr(self, "found_inf", torch.zeros((), device=parameters[0].device))
-        gradients = [parameter.grad.nan_to_num(0.0, 0.0, 0.0) for parameter in parameters if parameter.grad is not None]
+        gradients, moves = self._unscaled([parameter.grad for parameter in parameters])
         velocities = [self._velocity(parameter) for parameter in parameters]
         torch._foreach_mul_(velocities, 1 - (1 - momentum) * moves)
-        torch._foreach_add_(velocities, torch._foreach_mul(gradients, moves))
+        torch._foreach_add_(velocities, gradients)
         ahead = torch._foreach_add(gradients, velocities, alpha=momentum)
         updates = orthogonalise([update.flatten(1) for update in ahead])
-        if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"] * moves)
-        for parameter, update in zip(parameters, torch._foreach_mul(updates, moves), strict=True):
+        if isinstance(moves, Tensor):
+            torch._foreach_mul_(updates, moves)
+        torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"] * moves)
+        for parameter, update in zip(parameters, updates, strict=True):
             parameter.add_(update.reshape(parameter.shape), alpha=-rate * 0.2 * math.sqrt(max(update.shape)))
             parameter.grad = None  # so that AdamW leaves it alone
+
+    def _unscaled(self, gradients: list[Tensor]) -> tuple[list[Tensor], Tensor | float]:
+        """Gradients without the scale of fp16, and 1, or 0 on the device where they overflow and nothing is to move.
+
+        A `GradScaler` hands both to a fused optimizer as attributes of these names and leaves the rest to it.
+        """
+        scale, overflow = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        if overflow is None:
+            return gradients, 1.0
+        if scale is not None:
+            gradients = list(torch._foreach_div(gradients, scale))
+        return [torch.where(overflow > 0, 0.0, gradient) for gradient in gradients], 1 - overflow
 
     def _velocity(self, parameter: nn.Parameter) -> Tensor:
         state = self.state[parameter]

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
 from torch import nn
 from torch.optim import AdamW
 
-from patch_diffusion.config import Optimizer
+from patch_diffusion.config import Ema, Optimizer
+from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError
+from patch_diffusion.training.ema import WeightAverage
 from patch_diffusion.training.muon import Muon
+from patch_diffusion.training.schedule_free import ScheduleFreeAverage, make_schedule_free
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], options: Optimizer) -> torch.optim.Optimizer:
-    """The optimizer of that kind."""
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], options: Optimizer, *, scaled: bool = False
+) -> torch.optim.Optimizer:
+    """The optimizer of that kind.
+
+    Args:
+        parameters: of the network.
+        options: see `patch_diffusion.config.Optimizer`.
+        scaled: whether losses are scaled for fp16, and steps left out where gradients overflow.
+    """
     if not options.learning_rate > 0:
         raise InputError(f"optimizer.learning_rate is above 0, not {options.learning_rate}")
     if not 0 <= options.warmup < 1:
@@ -26,8 +38,47 @@ def make_optimizer(parameters: Iterable[nn.Parameter], options: Optimizer) -> to
         raise InputError(f"optimizer.weight_decay is at least 0, not {options.weight_decay}")
     if options.clip is not None and not options.clip > 0:
         raise InputError(f"optimizer.clip is a norm above 0, not {options.clip}")
+    if options.kind == "schedule_free":
+        if options.decay not in (None, "constant"):
+            raise InputError(
+                f"optimizer.kind schedule_free needs no decay of the learning rate: leave out optimizer.decay "
+                f"{options.decay}, or make it constant"
+            )
+        if scaled:
+            raise InputError(
+                "optimizer.kind schedule_free cannot leave out a step without waiting for the device, as fp16 asks: "
+                "set engine.precision to bf16 or fp32"
+            )
+        return make_schedule_free(parameters, options)
     settings = {"lr": options.learning_rate, "betas": options.betas, "weight_decay": options.weight_decay}
     return Muon(parameters, **settings) if options.kind == "muon" else AdamW(parameters, **settings, fused=True)
+
+
+def make_average(
+    denoiser: Denoiser, ema: Ema, options: Optimizer, optimizer: torch.optim.Optimizer
+) -> WeightAverage | ScheduleFreeAverage:
+    """The average of the weights that is sampled from: the optimizer's own, where it keeps one."""
+    if options.kind != "schedule_free":
+        return WeightAverage(denoiser, ema)
+    if ema.lengths:
+        # A length is a share of the training, and no average of such weights has the one that it is called by.
+        raise InputError(
+            "ema.lengths average raw weights, but those of optimizer.kind schedule_free are averages already: leave it "
+            "out, or take adamw or muon"
+        )
+    usual = {name: value for name, value in vars(Ema()).items() if value != getattr(ema, name)}
+    if usual:
+        raise InputError(
+            "optimizer.kind schedule_free averages the weights itself: leave "
+            + " and ".join(f"ema.{name} at {value:g}" for name, value in usual.items())
+            + ", or take adamw or muon"
+        )
+    return ScheduleFreeAverage(denoiser, optimizer)
+
+
+def decay_of(options: Optimizer) -> Literal["cosine", "linear", "constant"]:
+    """How the learning rate falls, where nothing else is asked for."""
+    return options.decay or ("constant" if options.kind == "schedule_free" else "cosine")
 
 
 def learning_rate(options: Optimizer, spent: float) -> float:
@@ -35,5 +86,5 @@ def learning_rate(options: Optimizer, spent: float) -> float:
     if spent < options.warmup:
         return options.learning_rate * spent / options.warmup
     after = min((spent - options.warmup) / (1 - options.warmup), 1.0)
-    factor = {"cosine": (1 + math.cos(math.pi * after)) / 2, "linear": 1 - after, "constant": 1.0}[options.decay]
+    factor = {"cosine": (1 + math.cos(math.pi * after)) / 2, "linear": 1 - after, "constant": 1.0}[decay_of(options)]
     return options.learning_rate * factor

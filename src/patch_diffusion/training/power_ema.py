@@ -2,7 +2,9 @@
 
 A power-function average at time t weighs the weights of time tau by tau^gamma. Its *length* is the standard deviation
 of that profile as a share of t: 0.1 means that mostly the last tenth of the training counts. Two such averages, kept in
-every checkpoint, are enough to put together that of another length: the best linear combination of all that were kept.
+every checkpoint, are enough to put together that of another length: the best combination of all that were kept. Its
+shares sum to 1, which the paper does not ask: weights are large beside what training moves them by, so that a sum of
+1.0005 costs more than all the rest, half the way from one length to the next where ten checkpoints were kept.
 """
 
 from __future__ import annotations
@@ -55,6 +57,19 @@ class PowerAverage:
             tensor.copy_(tensors[name])
 
 
+def average_name(length: float) -> str:
+    """What the average of a length is called in a checkpoint."""
+    return f"ema-{length:g}"
+
+
+def power_averages(denoiser: Denoiser, lengths: Sequence[float]) -> dict[str, PowerAverage]:
+    """An average of each length, by its name."""
+    averages = {average_name(length): PowerAverage(denoiser, length) for length in lengths}
+    if len(averages) < len(lengths):
+        raise InputError(f"ema.lengths are different ones, not {' '.join(f'{length:g}' for length in lengths)}")
+    return averages
+
+
 def exponent(length: float) -> float:
     """The gamma of a length: the positive root of length^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3))."""
     if not 0 < length <= LONGEST + 1e-9:
@@ -65,7 +80,9 @@ def exponent(length: float) -> float:
 
 
 def combination(times: Sequence[float], lengths: Sequence[float], length: float, time: float) -> NDArray[np.float64]:
-    """The weights, one per average that was kept, whose sum is nearest to the average of ``length`` at ``time``.
+    """The shares, one per average that was kept, whose sum is nearest to the average of ``length`` at ``time``.
+
+    The more checkpoints, the nearer: it is exact for a length that was kept at that time.
 
     Args:
         times, lengths: of each average, as many of the one as of the other.
@@ -76,7 +93,11 @@ def combination(times: Sequence[float], lengths: Sequence[float], length: float,
     wanted = np.array([exponent(length)])
     overlaps = _overlap(ends[:, None], gammas[:, None], ends, gammas)
     with_wanted = _overlap(ends[:, None], gammas[:, None], np.array([float(time)]), wanted)
-    return np.asarray(np.linalg.lstsq(overlaps, with_wanted[:, 0], rcond=1e-12)[0], np.float64)
+    # Least squares under the condition that the shares sum to 1, by a Lagrange multiplier.
+    scale, ones = overlaps.max(), np.ones((len(ends), 1))
+    system = np.block([[overlaps / scale, ones], [ones.T, np.zeros((1, 1))]])
+    solution = np.linalg.lstsq(system, np.append(with_wanted[:, 0] / scale, 1.0), rcond=1e-12)[0]
+    return np.asarray(solution[:-1], np.float64)
 
 
 def combine(averages: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:

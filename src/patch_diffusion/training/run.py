@@ -24,7 +24,7 @@ from patch_diffusion.denoise.process import PROCESSES
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.files import read_json, read_tensors, write_json
 from patch_diffusion.training.engine import choose_device, place
-from patch_diffusion.training.power_ema import combination, combine
+from patch_diffusion.training.power_ema import average_name, combination, combine
 from patch_diffusion.training.retention import best_of, step_of
 
 
@@ -261,11 +261,6 @@ def load(
     return place(model, choose_device(device)).eval()
 
 
-def average_name(length: float) -> str:
-    """What a power-function average is called in a checkpoint."""
-    return f"ema-{length:g}"
-
-
 def _average(folder: RunFolder, config: Config, weights: Path, length: float) -> dict[str, torch.Tensor]:
     """The power-function average of this length at the checkpoint of ``weights``, or at the newest."""
     lengths = config.ema.lengths
@@ -274,8 +269,13 @@ def _average(folder: RunFolder, config: Config, weights: Path, length: float) ->
     checkpoints = folder.checkpoints()
     if weights.parent in checkpoints:
         checkpoints = checkpoints[: checkpoints.index(weights.parent) + 1]
-    times = [int(read_json(path / "state.json")["seen"]["images"]) for path in checkpoints for _ in lengths]
+    if not checkpoints:
+        raise InputError(f"{folder.path} has no checkpoint, and averages of other lengths are put together from those")
     kept = [path / f"{average_name(each)}.safetensors" for path in checkpoints for each in lengths]
+    for path in kept:
+        if not path.exists():
+            raise InputError(f"{path} is missing: without {path.parent} the average is put together from the others")
+    times = [int(read_json(path / "state.json")["seen"]["images"]) for path in checkpoints for _ in lengths]
     shares = combination(times, list(lengths) * len(checkpoints), length, times[-1])
     return combine([read_tensors(path) for path in kept], list(shares))
 

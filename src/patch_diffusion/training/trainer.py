@@ -34,17 +34,16 @@ from patch_diffusion.training import checkpoint
 from patch_diffusion.training.background import BackgroundWriter
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.cost import Seen, training_flops
-from patch_diffusion.training.ema import WeightAverage
 from patch_diffusion.training.engine import Engine
 from patch_diffusion.training.interrupts import interruptible
 from patch_diffusion.training.lock import locked
 from patch_diffusion.training.losses import Losses
 from patch_diffusion.training.memory import advice_on_memory, is_out_of_memory, parts_that_fit
-from patch_diffusion.training.optimizers import learning_rate, make_optimizer
-from patch_diffusion.training.power_ema import PowerAverage
+from patch_diffusion.training.optimizers import decay_of, learning_rate, make_average, make_optimizer
+from patch_diffusion.training.power_ema import power_averages
 from patch_diffusion.training.progress import Progress
 from patch_diffusion.training.retention import step_of, sweep
-from patch_diffusion.training.run import ModelFacts, RunFolder, average_name, restore_weights
+from patch_diffusion.training.run import ModelFacts, RunFolder, restore_weights
 from patch_diffusion.training.watchdog import COLLAPSED, Watchdog
 
 MOST_HELD_OUT = 128
@@ -140,9 +139,10 @@ class Trainer:
         self.denoiser, self.network = denoiser, denoiser.module
         self.orders = [SampleOrder(len(bucket), self.schedule.seed) for bucket in images.buckets]
         self.noise = noise
-        self.optimizer = make_optimizer(self.network.parameters(), optimizer)
-        self.average = WeightAverage(denoiser, ema)
-        self.power_averages = {average_name(length): PowerAverage(denoiser, length) for length in ema.lengths}
+        scaled = self.engine.scaler.is_enabled()
+        self.optimizer = make_optimizer(self.network.parameters(), optimizer, scaled=scaled)
+        self.average = make_average(denoiser, ema, optimizer, self.optimizer)
+        self.power_averages = power_averages(denoiser, ema.lengths)
         self.seen = Seen()
         self.losses = Losses(self.engine.device)
         self.watchdog, self.on_trouble = Watchdog(), watchdog
@@ -174,7 +174,7 @@ class Trainer:
                 sigma_max=denoiser.sigma_max,
             ),
             network=Network(kind="custom") if settings is None else Network(**settings),
-            optimizer=optimizer,
+            optimizer=replace(optimizer, decay=decay_of(optimizer)),
             ema=ema,
             engine=engine,
             batch=batch,

@@ -1,0 +1,65 @@
+"""Schedule-free AdamW: an average of all weights takes the place of a learning rate that falls (arXiv 2405.15682).
+
+The sequence z is moved by gradients taken at y = (1 - beta) z + beta x, where x is the running mean of z and beta the
+first of ``betas``. The network holds y; what is sampled from is x. The optimizer is the library's.
+"""
+
+# pyright: reportPrivateImportUsage=false
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from patch_diffusion.config import Optimizer
+from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.errors import InputError
+
+
+def make_schedule_free(parameters: Iterable[nn.Parameter], options: Optimizer) -> torch.optim.Optimizer:
+    """The library's optimizer, for weights that stay at y.
+
+    Its own warm-up counts steps and is left out: ours follows the budget. A step weighs in the mean as the square of
+    the highest learning rate so far, so those of the warm-up, the first of which moves nothing, weigh less.
+    """
+    try:
+        from schedulefree import AdamWScheduleFree
+    except ImportError:
+        raise InputError(
+            "optimizer.kind schedule_free needs schedulefree: pip install 'patch_diffusion[schedule-free]'"
+        ) from None
+    if options.betas[0] == 0:
+        raise InputError("optimizer.kind schedule_free needs a first beta above 0: the mean could not be told from y")
+    optimizer = AdamWScheduleFree(
+        parameters, lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay
+    )
+    optimizer.train()
+    return optimizer
+
+
+class ScheduleFreeAverage:
+    """The mean x of a schedule-free optimizer, in the place of a `WeightAverage`.
+
+    ``denoiser`` is the averaged model, in evaluation mode. It is what the optimizer's ``eval()`` would make of the
+    weights, x = y + (z - y) (1 - 1 / beta), but in tensors of its own: the weights in training are left alone.
+    """
+
+    def __init__(self, denoiser: Denoiser, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.denoiser = copy.deepcopy(denoiser).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, denoiser: Denoiser, num_images: int, images_seen: int) -> None:
+        """Take the mean of now, in which steps count, not images."""
+        averages = dict(zip(denoiser.parameters(), self.denoiser.parameters(), strict=True))
+        torch._foreach_copy_(list(averages.values()), list(averages))
+        for group in self.optimizer.param_groups:
+            moved = [weight for weight in group["params"] if "z" in self.optimizer.state[weight]]
+            means: list[Tensor] = [averages[weight] for weight in moved]
+            if means:
+                bases = [self.optimizer.state[weight]["z"] for weight in moved]
+                torch._foreach_lerp_(means, bases, 1 - 1 / group["betas"][0])
+        for average, buffer in zip(self.denoiser.buffers(), denoiser.buffers(), strict=True):
+            average.copy_(buffer)
