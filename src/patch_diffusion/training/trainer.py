@@ -41,6 +41,8 @@ from patch_diffusion.training.optimizers import learning_rate, make_optimizer
 from patch_diffusion.training.power_ema import PowerAverage
 from patch_diffusion.training.progress import Progress
 from patch_diffusion.training.run import ModelFacts, RunFolder, average_name, restore_weights
+from patch_diffusion.training.sharded_checkpoint import copies as sharded_copies
+from patch_diffusion.training.sharded_checkpoint import read_shared_checkpoint, write_sharded_checkpoint
 
 
 class Trainer:
@@ -114,16 +116,18 @@ class Trainer:
         denoiser.resolution = images.resolution
         denoiser.class_names = images.class_names if denoiser.num_classes else ()
         denoiser.codec = images.codec
+        self.average = WeightAverage(denoiser, ema)  # before the weights are shared out: then they cannot be copied
+        self.engine.place_average(self.average.denoiser)
         self.loss = self.engine.prepare(denoiser).train()
         self.denoiser, self.network = denoiser, denoiser.module
         self.orders = [SampleOrder(len(bucket), self.schedule.seed) for bucket in images.buckets]
         self.noise = noise
         self.optimizer = make_optimizer(self.network.parameters(), optimizer)
-        self.average = WeightAverage(denoiser, ema)
         self.power_averages = {average_name(length): PowerAverage(denoiser, length) for length in ema.lengths}
         self.seen = Seen()
         shapes = {size.shape for of_bucket in sizes.values() for size in of_bucket}
-        self.flops = {shape: training_flops(denoiser, images.channels, shape) for shape in shapes}
+        with self.engine.computing():
+            self.flops = {shape: training_flops(denoiser, images.channels, shape) for shape in shapes}
 
         self.run = RunFolder(Path(out).expanduser())
         self.facts = ModelFacts.of(denoiser, images)
@@ -162,7 +166,8 @@ class Trainer:
                 training over all continuations.
 
         Returns:
-            The averaged model, to sample from.
+            The averaged model, to sample from. With ``engine.shard`` all processes must do so together; `load` gives a
+            whole one.
 
         Raises:
             KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is written. A second one stops at once.
@@ -189,13 +194,14 @@ class Trainer:
                 if self.seen.step % self.log_every == 0 or spent >= 1:
                     self.progress.log(self.seen, spent, self.optimizer.param_groups[0]["lr"])
                 self.progress.show(self.seen, spent)
-                if _crosses(before, spent, self.samples) and self.engine.first:
+                if _crosses(before, spent, self.samples) and self.engine.takes_part:
                     self.write_samples()
                 keep = _crosses(before, spent, self.num_checkpoints)
                 last = spent >= 1 or stop
-                if (keep or last or seconds - last_save > 60 * self.checkpoint_minutes) and self.engine.first:
+                late = self.seen.seconds - last_save > 60 * self.checkpoint_minutes
+                if (keep or last or late) and self.engine.takes_part:
                     self.save(keep=keep, wait=last)
-                    last_save = seconds
+                    last_save = self.seen.seconds
         self.engine.wait()
         if spent < 1:
             raise KeyboardInterrupt
@@ -280,18 +286,24 @@ class Trainer:
                 written, and a failure is told and leaves the checkpoint before.
         """
         tensors = {
-            "weights": _copies(self.network.state_dict()),
-            "ema": _copies(self.average.denoiser.module.state_dict()),
-            "optimizer": _copies(checkpoint.optimizer_tensors(self.optimizer, self.network)),
-            **{name: _copies(average.tensors) for name, average in self.power_averages.items()},
+            "weights": self.network.state_dict(),
+            "ema": self.average.denoiser.module.state_dict(),
+            "optimizer": checkpoint.optimizer_tensors(self.optimizer, self.network),
+            **{name: average.tensors for name, average in self.power_averages.items()},
         }
+        copies = _copies(tensors) if self.engine.writers is None else sharded_copies(tensors, first=self.engine.first)
         state = {"seen": self.seen.as_dict(), "pending": self.progress.pending(), "keep": keep}
         folder = self.run.checkpoint(self.seen.step)
 
         def write() -> None:
             earlier = self.run.checkpoints()
-            checkpoint.write_checkpoint(folder, tensors, state)
-            write_tensors(self.run.model_file, tensors["ema"])
+            if self.engine.writers is None:
+                checkpoint.write_checkpoint(folder, copies, state)
+            else:
+                write_sharded_checkpoint(folder, copies, state, self.engine.writers)
+            if not self.engine.first:
+                return
+            write_tensors(self.run.model_file, copies["ema"])
             for path in earlier[-1:]:
                 if path != folder and not read_json(path / checkpoint.STATE_FILE).get("keep", True):
                     checkpoint.remove_checkpoint(path)
@@ -312,7 +324,7 @@ class Trainer:
 
     def restore(self, folder: Path) -> None:
         """Go back to a checkpoint."""
-        self._restore(folder, *checkpoint.read_checkpoint(folder))
+        self._restore(folder, *read_shared_checkpoint(folder, self.network, self.engine.hosts))
 
     def _restore(self, folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         try:
@@ -329,13 +341,14 @@ class Trainer:
             raise InputError(f"{folder} is damaged: {error}") from None
 
     def write_samples(self) -> None:
-        """A picture of samples from fixed seeds."""
+        """A picture of samples from fixed seeds. Processes that share the model all make it, and the first writes."""
         num = self.denoiser.num_classes
         seeds = range(min(num, 10) * 2 if num else 16)
         pictures = [sample.visible for sample in generate(self.average.denoiser, seeds)]
-        write_picture(
-            picture_grid(pictures, columns=len(seeds) // 2 if num else None), self.run.sample_file(self.seen.step)
-        )
+        if self.engine.first:
+            write_picture(
+                picture_grid(pictures, columns=len(seeds) // 2 if num else None), self.run.sample_file(self.seen.step)
+            )
 
     @contextmanager
     def _opened(self, budget: Budget) -> Iterator[None]:
@@ -354,11 +367,11 @@ class Trainer:
 
     def _continue(self, budget: Budget) -> None:
         """Go to where a stopped run was: its newest checkpoint that is not damaged."""
-        existing = self.run.checkpoints()
+        existing: list[Path] = self.engine.of_first(self.run.checkpoints())
         damaged: dict[Path, str] = {}
         for folder in reversed(existing):
             try:
-                content = checkpoint.read_checkpoint(folder)
+                content = read_shared_checkpoint(folder, self.network, self.engine.hosts)
             except InputError as error:
                 damaged[folder] = str(error)
                 continue
@@ -421,6 +434,9 @@ def _crosses(before: float, spent: float, parts: int) -> bool:
     return parts > 0 and int(min(spent, 1.0) * parts + 1e-9) > int(before * parts + 1e-9)
 
 
-def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _copies(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
     """In the host's memory, so that training can go on while they are written."""
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+    return {
+        name: {key: tensor.detach().to("cpu", copy=True) for key, tensor in group.items()}
+        for name, group in tensors.items()
+    }
