@@ -167,7 +167,7 @@ class Engine:
         if self.hosts is None:
             return value
         shared = [value]
-        dist.broadcast_object_list(shared, group=self.hosts, group_src=0)
+        dist.broadcast_object_list(shared, src=0, group=self.hosts)
         return shared[0]
 
     def _mesh(self) -> DeviceMesh:

@@ -280,6 +280,8 @@ class Trainer:
     def save(self, *, keep: bool = True, wait: bool = True) -> Path:
         """Write a checkpoint and the model; one that need not be kept is removed when the next is written.
 
+        Processes that share the model must all call this, after the same step; of others the first does.
+
         Args:
             keep: whether it stays when the next is written.
             wait: return when all is on the disk, and raise what goes wrong. Else training goes on while a copy is
@@ -323,7 +325,7 @@ class Trainer:
         return folder
 
     def restore(self, folder: Path) -> None:
-        """Go back to a checkpoint."""
+        """Go back to a checkpoint; all processes of a run together."""
         self._restore(folder, *read_shared_checkpoint(folder, self.network, self.engine.hosts))
 
     def _restore(self, folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
