@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError
+
+if TYPE_CHECKING:  # they take a second to import, which runs that share nothing are spared
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
 
 # A block is brought together by itself, unless it is this small beside the largest: fewer exchanges are quicker.
 SMALL_BLOCK = 0.1
@@ -74,20 +77,22 @@ def blocks(network: nn.Module) -> list[nn.Module]:
     ]
 
 
-def is_sharded(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
     """Whether this process holds a slice of it only."""
-    return isinstance(tensor, DTensor)
+    return hasattr(tensor, "full_tensor")
 
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, from the slices of the processes, which must all ask for it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def part(tensor: Tensor, like: Tensor) -> Tensor:
     """This process' slice of a whole tensor, on the device of ``like`` and cut as that is."""
-    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
+    if is_sharded(tensor) or not is_sharded(like):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
