@@ -1,10 +1,14 @@
 """What only a GPU can show."""
 
+import json
+
 import pytest
 import torch
 
 import patch_diffusion as pd
-from patch_diffusion.config import Engine
+from patch_diffusion.config import Config, Data, Engine, Network, Optimizer
+from patch_diffusion.files import read_json
+from patch_diffusion.training.processes import run_processes
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -35,3 +39,85 @@ def test_the_step_does_not_wait(make_trainer):
             trainer.train_step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def _one_that_shares(folder):
+    """Slices on the device of one process, which holds all of them: the whole way of FSDP2, in each number format."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from patch_diffusion.training import checkpoint
+    from patch_diffusion.training.optimizers import make_optimizer
+    from patch_diffusion.training.sharded_checkpoint import (
+        copies,
+        read_shared_checkpoint,
+        write_sharded_checkpoint,
+    )
+    from patch_diffusion.training.sharding import is_sharded, shard
+
+    torch.cuda.set_device(0)
+    dist.init_process_group("nccl")
+    hosts = dist.new_group(backend="gloo")
+    mesh = init_device_mesh("cuda", (1,))
+    for kind, type in (("adamw", torch.bfloat16), ("muon", torch.float16)):
+        torch.manual_seed(0)
+        denoiser = shard(pd.Denoiser(pd.UNet(3, 16, (1, 2), 1, dropout=0.0)), mesh, type)
+        network = denoiser.module
+        optimizer = make_optimizer(network.parameters(), Optimizer(kind=kind))
+        scaler = torch.amp.GradScaler("cuda", enabled=type is torch.float16)
+        clean, coords = torch.rand(4, 3, 16, 16, device="cuda"), pd.coordinate_grid(16, 16, device="cuda")
+        losses = []
+        for _ in range(20):
+            noise = torch.randn(clean.shape, device="cuda", generator=torch.Generator("cuda").manual_seed(0))
+            with torch.autocast("cuda", type):
+                loss = pd.denoising_loss(
+                    denoiser, clean, coords, torch.ones(4, device="cuda"), None, noise=noise
+                ).mean()
+                scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        assert losses[-1] < 0.9 * losses[0], losses
+        assert all(is_sharded(parameter) and parameter.device.type == "cuda" for parameter in network.parameters())
+
+        tensors = {
+            "weights": network.state_dict(),
+            "ema": network.state_dict(),
+            "optimizer": checkpoint.optimizer_tensors(optimizer, network),
+        }
+        in_memory = copies(tensors, first=True)
+        assert {tensor.device.type for group in in_memory.values() for tensor in group.values()} == {"cpu"}
+        write_sharded_checkpoint(folder / kind, in_memory, {}, hosts)
+        content, _ = read_shared_checkpoint(folder / kind, network, hosts)
+        for name, group in tensors.items():
+            for key, tensor in group.items():
+                local, read = (each.to_local() if is_sharded(each) else each for each in (tensor, content[name][key]))
+                assert torch.equal(local.cpu(), read.cpu()), (name, key)
+    dist.destroy_process_group()
+
+
+def test_a_model_in_slices(tmp_path):
+    """As of several processes, which one GPU cannot take: their number is one, and all else as it is."""
+    run_processes(1, _one_that_shares, tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
+def test_two_share_a_model(tmp_path):
+    config = Config(
+        data=Data("digits", resolution=8),
+        network=Network(width=16, multipliers=(1, 2), blocks=1, dropout=0.0),
+        engine=Engine(device="cuda", processes=2, shard=True),
+        batch=8,
+        steps=4,
+        samples=1,
+        checkpoints=1,
+        log_every=1,
+    )
+    pd.train(config, tmp_path / "run", show=False)
+    lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+    checksums = read_json(tmp_path / "run/checkpoints/step-00000004/state.json")["checksums"]
+    assert sum(name.startswith("shards/") for name in checksums) == 2

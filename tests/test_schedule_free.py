@@ -31,7 +31,8 @@ def follow(options):
     """The network, its average and the optimizer after all steps."""
     denoiser, network = problem()
     optimizer = make_optimizer(network.parameters(), options)
-    average = make_average(denoiser, Ema(), options, optimizer)
+    average = make_average(denoiser, Ema(), options)
+    average.follow(optimizer)
     for step, (rate, noise) in enumerate(zip(RATES, gradients(), strict=True), 1):
         network.weight.grad = network.weight.detach() - 1 + noise
         optimizer.param_groups[0]["lr"] = rate

@@ -171,8 +171,9 @@ def _forecast(
         network = build_network(config.network, images.channels, images.num_classes, coords=config.patches.coords)
     if memory_of_weights(network, len(config.ema.lengths)) > most:
         return config, None
+    alone = replace(config, engine=replace(config.engine, shard=False))  # it is one process that is timed
     with tempfile.TemporaryDirectory() as folder:
-        foreseen = forecast(build_trainer(config, images, Path(folder) / "run", show=False))
+        foreseen = forecast(build_trainer(alone, images, Path(folder) / "run", show=False))
     batch = config.batch
     assert batch != "auto", "the command has chosen a number"
     while "batch" not in given and batch > 1 and foreseen.with_batch(batch).memory > most:

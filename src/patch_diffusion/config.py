@@ -213,6 +213,8 @@ class Engine:
     """Compile the network, once per patch size; takes minutes at the start."""
     accumulation: int | Literal["auto"] = 1
     """Parts that a process computes its share of a batch in, one after the other, to save memory. auto: the fewest."""
+    shard: bool = False
+    """Share weights, gradients, moments and averages over the processes (FSDP2), for models that do not fit."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_room, read_json, read_tensors, sync, write_json, write_tensors
+from patch_diffusion.training.sharding import part
 
 STATE_FILE = "state.json"
 
@@ -26,29 +27,55 @@ def write_checkpoint(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], 
 
     All is written under another name and synced to the disk first, so ``folder`` exists only when it is complete.
     """
-    partial = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    check_room(folder.parent, sum(tensor.nbytes for group in tensors.values() for tensor in group.values()))
     try:
-        partial.mkdir(parents=True)
-        checksums = {}
-        for name, group in tensors.items():
-            file = partial / f"{name}.safetensors"
-            write_tensors(file, group)
-            checksums[file.name] = _file_checksum(file)
-        content = {**state, "checksums": checksums}
-        write_json(partial / STATE_FILE, {**content, "checksum": _checksum(content)})
-        if folder.exists():
-            remove_checkpoint(folder)
-        partial.rename(folder)
+        begin(folder, sum(tensor.nbytes for group in tensors.values() for tensor in group.values()))
+        complete(folder, state, write_groups(partial_name(folder), tensors))
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        abandon(folder)
         raise
+
+
+def partial_name(folder: Path) -> Path:
+    """Where a checkpoint is while it is not complete."""
+    return folder.with_name(folder.name + ".tmp")
+
+
+def begin(folder: Path, num_bytes: int) -> None:
+    """Make the partial folder, where there is room."""
+    partial = partial_name(folder)
+    shutil.rmtree(partial, ignore_errors=True)
+    check_room(folder.parent, num_bytes)
+    partial.mkdir(parents=True)
+
+
+def write_groups(partial: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
+    """Write a file per group; returns their checksums."""
+    checksums = {}
+    for name, group in tensors.items():
+        file = partial / f"{name}.safetensors"
+        write_tensors(file, group)
+        checksums[file.name] = file_checksum(file)
+    return checksums
+
+
+def complete(folder: Path, state: Mapping[str, Any], checksums: Mapping[str, str]) -> None:
+    """Write the state with the checksums of all files, and give the partial folder its name."""
+    partial = partial_name(folder)
+    content = {**state, "checksums": checksums}
+    write_json(partial / STATE_FILE, {**content, "checksum": _checksum(content)})
+    if folder.exists():
+        remove_checkpoint(folder)
+    partial.rename(folder)
     sync(folder.parent)
 
 
-def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """What `write_checkpoint` wrote.
+def abandon(folder: Path) -> None:
+    """Remove what was written of a checkpoint that will not be complete."""
+    shutil.rmtree(partial_name(folder), ignore_errors=True)
+
+
+def verify(folder: Path, rank: int = 0, world: int = 1) -> dict[str, Any]:
+    """The state in a checkpoint, with the checksums of its files, of which one in ``world`` is checked, from ``rank``.
 
     Raises:
         InputError: a file is missing, or is not what was written.
@@ -57,16 +84,29 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
     checksum, checksums = state.pop("checksum", None), state.get("checksums", {})
     if checksum != _checksum(state):
         raise InputError(f"{folder / STATE_FILE} is damaged: its content does not match its checksum")
-    tensors = {}
-    for name, expected in checksums.items():
+    for name, expected in list(checksums.items())[rank::world]:
         file = folder / name
         if not file.exists():
             raise InputError(f"{file} is missing")
-        if _file_checksum(file) != expected:
+        if file_checksum(file) != expected:
             raise InputError(f"{file} is damaged: its content does not match its checksum")
-        tensors[file.stem] = read_tensors(file)
-    del state["checksums"]
-    return tensors, state
+    return state
+
+
+def read_groups(folder: Path, state: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+    """The tensors that lie whole in the checkpoint of this state, by group."""
+    files = [folder / name for name in state["checksums"] if "/" not in name]
+    return {file.stem: read_tensors(file) for file in files}
+
+
+def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """What `write_checkpoint` wrote.
+
+    Raises:
+        InputError: a file is missing, or is not what was written.
+    """
+    state = verify(folder)
+    return read_groups(folder, state), {key: value for key, value in state.items() if key != "checksums"}
 
 
 def remove_checkpoint(folder: Path) -> None:
@@ -115,7 +155,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, tens
         # A fused optimizer walks parameter and moments side by side, so they must lie alike in memory, channels last.
         like = parameter if tensor.shape == parameter.shape else tensor
         alike = torch.empty_like(like, device=parameter.device)
-        optimizer.state[parameter][key] = alike.copy_(tensor)
+        optimizer.state[parameter][key] = alike.copy_(part(tensor, like))
 
 
 def _exact(number: float) -> Tensor:
@@ -127,7 +167,8 @@ def _checksum(content: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _file_checksum(file: Path) -> str:
+def file_checksum(file: Path) -> str:
+    """Of its content."""
     digest = hashlib.blake2b(digest_size=16)
     with file.open("rb") as stream:
         while block := stream.read(1 << 20):

@@ -1,7 +1,7 @@
 """The hardware a run is on: devices, processes, number formats. A thin layer over torch's own.
 
-Every process holds the whole model and takes a share of each batch. Which samples are in a batch, and all that is
-random about them, does not depend on how many processes share it.
+Every process takes a share of each batch, and holds the whole model, or with ``shard`` a share of it too. Which samples
+are in a batch, and all that is random about them, does not depend on how many processes share it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,10 @@ from patch_diffusion.config import Engine as Options
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.loss import denoising_loss
 from patch_diffusion.errors import InputError
+from patch_diffusion.training.sharding import shard, whole
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 # How much longer a process takes than the middle one, as a factor and in seconds between two lines of the log, before
 # the user is told.
@@ -40,6 +44,8 @@ class Engine:
         rank, world: the number of this process, and how many there are.
         device: where this process computes.
         accumulation: parts that it computes its share of a batch in; for "auto" 1, until the trainer knows better.
+        hosts, writers: groups of all processes in which hosts talk past the devices, during training and while a
+            checkpoint is written behind it; None where they have nothing to say.
     """
 
     def __init__(self, options: Options) -> None:
@@ -53,15 +59,20 @@ class Engine:
         self.accumulation = 1 if options.accumulation == "auto" else options.accumulation
         self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         self.device = _device_of_process(options.device, self.world)
-        self._hosts: dist.ProcessGroup | None = None
+        self.hosts: dist.ProcessGroup | None = None
+        self.writers: dist.ProcessGroup | None = None
         self._busy, self._busy_of_all = 0.0, np.zeros(self.world)
+        if options.shard:
+            _check_sharding(options, self.world)
         if self.world > 1:
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)
             if not dist.is_initialized():
                 dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
             # What the hosts tell each other must not wait for the devices.
-            self._hosts = dist.new_group(backend="gloo")  # pyright: ignore[reportAttributeAccessIssue]
+            self.hosts = dist.new_group(backend="gloo")  # pyright: ignore[reportAttributeAccessIssue]
+            if options.shard:
+                self.writers = dist.new_group(backend="gloo")  # pyright: ignore[reportAttributeAccessIssue]
         self.type = _TYPES[_precision(options.precision, self.device)]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.type is torch.float16)
 
@@ -70,11 +81,28 @@ class Engine:
         """Whether this process is the one that writes and speaks."""
         return self.rank == 0
 
+    @property
+    def takes_part(self) -> bool:
+        """Whether this process is needed for pictures and checkpoints: the first, and where they share the model all.
+
+        Those that are not the first then do the same and write nothing.
+        """
+        return self.first or self.options.shard
+
+    def place_average(self, denoiser: Denoiser) -> None:
+        """Move a model that is not trained to the device, or this process' share of it."""
+        if self.options.shard:
+            shard(denoiser, self._mesh())
+        else:
+            place(denoiser, self.device)
+
     def prepare(self, denoiser: Denoiser) -> nn.Module:
         """The denoising loss as a module ``(clean, coords, sigma, labels, augment, noise) -> (n,)`` of this engine.
 
-        The denoiser is moved to the device.
+        The denoiser is moved to the device, or this process' share of it.
         """
+        if self.options.shard:
+            return DenoisingLoss(shard(denoiser, self._mesh(), self.type))
         loss: nn.Module = DenoisingLoss(place(denoiser, self.device))
         if self.options.compile:
             # One graph per patch size; sizes that change would otherwise be made dynamic, and slow.
@@ -102,7 +130,10 @@ class Engine:
 
     @contextmanager
     def accumulating(self, loss: nn.Module, *, last: bool) -> Iterator[None]:
-        """Around forward and backward of a part: gradients are exchanged after the last one only."""
+        """Around forward and backward of a part: gradients are exchanged after the last one only.
+
+        Those of a shared model after each, or every process would have to hold them whole in between.
+        """
         if isinstance(loss, DistributedDataParallel) and not last:
             with loss.no_sync():
                 yield
@@ -126,7 +157,7 @@ class Engine:
             for parameter in group["params"]
             if parameter.grad is not None
         ]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = whole(torch.nn.utils.get_total_norm(gradients))
         if clip is not None:
             factor = (clip / (norm + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
@@ -154,20 +185,20 @@ class Engine:
 
     def agree(self, seconds: float, *flags: bool) -> tuple[float, list[bool]]:
         """The first process' clock, and of each flag whether any process raises it, on all processes."""
-        if self._hosts is None:
+        if self.hosts is None:
             return seconds, list(flags)
         mine = [seconds if self.first else 0.0, *map(float, flags)]
         shared = torch.tensor(mine + [0.0] * self.world, dtype=torch.float64)
         shared[len(mine) + self.rank] = self._busy
-        dist.all_reduce(shared, group=self._hosts)
+        dist.all_reduce(shared, group=self.hosts)
         self._busy_of_all, self._busy = self._busy_of_all + shared[len(mine) :].numpy(), 0.0
         return shared[0].item(), [bool(flag > 0) for flag in shared[1 : len(mine)]]
 
     def largest(self, value: int) -> int:
         """Of the values of all processes, on all of them."""
         shared = torch.tensor(value)
-        if self._hosts is not None:
-            dist.all_reduce(shared, dist.ReduceOp.MAX, group=self._hosts)
+        if self.hosts is not None:
+            dist.all_reduce(shared, dist.ReduceOp.MAX, group=self.hosts)
         return int(shared)
 
     @contextmanager
@@ -187,8 +218,21 @@ class Engine:
 
     def wait(self) -> None:
         """For all processes to come here."""
-        if self._hosts is not None:
-            dist.barrier(group=self._hosts)
+        if self.hosts is not None:
+            dist.barrier(group=self.hosts)
+
+    def of_first(self, value: Any) -> Any:
+        """What this is in the first process."""
+        if self.hosts is None:
+            return value
+        shared = [value]
+        dist.broadcast_object_list(shared, src=0, group=self.hosts)
+        return shared[0]
+
+    def _mesh(self) -> DeviceMesh:
+        from torch.distributed.device_mesh import init_device_mesh
+
+        return init_device_mesh(self.device.type, (self.world,))
 
 
 class DenoisingLoss(nn.Module):
@@ -244,6 +288,22 @@ def _device_of_process(name: str, world: int) -> torch.device:
             f"process {local} of this machine has no GPU, which has {torch.cuda.device_count()}: start fewer processes"
         )
     return torch.device("cuda", local)
+
+
+def _check_sharding(options: Options, world: int) -> None:
+    if world == 1:
+        raise InputError(
+            "engine.shard shares the model over several processes, and this run has one: set engine.processes, start "
+            "it with torchrun, or leave out engine.shard"
+        )
+    if options.compile:
+        raise InputError("engine.compile and engine.shard do not go together: leave one out")
+    try:
+        from torch.distributed.checkpoint import (
+            HuggingFaceStorageWriter,  # noqa: F401  # pyright: ignore[reportPrivateImportUsage]
+        )
+    except ImportError:
+        raise InputError(f"engine.shard needs torch 2.8 or newer, not {torch.__version__}") from None
 
 
 def _precision(name: str, device: torch.device) -> str:

@@ -85,6 +85,8 @@ def parts_that_fit(trainer: Trainer) -> int:
 
 def advice_on_memory(trainer: Trainer, reason: str) -> str:
     """After a step has run out of memory: a sentence that says what would fit."""
+    if trainer.engine.options.shard:  # to try what fits would take all processes, and the others know of nothing
+        return f"out of memory at a batch of {trainer.batch}: give a higher --engine.accumulation, or more processes"
     fitting = {size: most_at_a_time(trainer, size, size.num_images(trainer.batch)) for size in _sizes(trainer)}
     for size, most in fitting.items():
         if most == 0:
@@ -104,13 +106,14 @@ def advice_on_memory(trainer: Trainer, reason: str) -> str:
 def most_at_a_time(trainer: Trainer, size: PatchSize, wanted: int) -> int:
     """How many images of a size, up to ``wanted``, a forward and a backward pass can take at a time."""
     device = trainer.denoiser.device
-    if device.type == "cuda":
+    if device.type == "cuda" and not trainer.engine.options.shard:
         found = _largest(lambda num: _passes(trainer, size.shape, num), wanted)
         return found if found == wanted else max(math.floor(_USED * found), min(found, 1))
     memory = memory_of(device)
     if memory is None:
         return wanted
-    room = _USED * memory - memory_of_weights(trainer.network, len(trainer.power_averages))
+    weights = memory_of_weights(trainer.network, len(trainer.power_averages))
+    room = _USED * memory - (weights / trainer.engine.world if trainer.engine.options.shard else weights)
     return min(wanted, max(int(room / (WORKSPACE * kept_for_backward(trainer, size.shape))), 0))
 
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from patch_diffusion.training.sharding import is_sharded, part, whole
 
 # The quintic of Jordan et al.: steep at 0, so that five rounds lift singular values from 0.001 to about 1.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -22,6 +24,9 @@ ROUNDS = 5
 
 # Below this the matrix has too few directions to level: the last convolution, for instance, has one per image channel.
 SMALLEST_SIDE = 8
+
+# Numbers of sharded matrices that a process brings together at a time: 256 MB.
+MOST_WHOLE = 2**26
 
 
 class Muon(torch.optim.AdamW):
@@ -72,12 +77,17 @@ class Muon(torch.optim.AdamW):
         torch._foreach_mul_(velocities, 1 - (1 - momentum) * moves)
         torch._foreach_add_(velocities, gradients)
         ahead = torch._foreach_add(gradients, velocities, alpha=momentum)
-        updates = orthogonalise([update.flatten(1) for update in ahead])
-        if isinstance(moves, Tensor):
-            torch._foreach_mul_(updates, moves)
         torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"] * moves)
-        for parameter, update in zip(parameters, updates, strict=True):
-            parameter.add_(update.reshape(parameter.shape), alpha=-rate * 0.2 * math.sqrt(max(update.shape)))
+        for chosen in _portions(ahead):
+            # Of a sharded matrix every process brings all together and levels it, the same work in each, then keeps
+            # its own rows: an exchange of the matrix per step, and arithmetic that does not shrink with the processes.
+            updates = orthogonalise([whole(ahead[index]).flatten(1) for index in chosen])
+            if isinstance(moves, Tensor):
+                torch._foreach_mul_(updates, moves)
+            for index, update in zip(chosen, updates, strict=True):
+                parameter, size = parameters[index], 0.2 * math.sqrt(max(update.shape))
+                parameter.add_(part(update.reshape(parameter.shape), parameter), alpha=-rate * size)
+        for parameter in parameters:
             parameter.grad = None  # so that AdamW leaves it alone
 
     def _unscaled(self, gradients: list[Tensor]) -> tuple[list[Tensor], Tensor | float]:
@@ -131,5 +141,18 @@ def _polynomials(squares: Tensor) -> Tensor:
     return product
 
 
+def _portions(matrices: Sequence[Tensor]) -> Iterator[list[int]]:
+    """Which matrices go through together: all, or where they are sharded as many as a process may hold whole."""
+    portion, size = [], 0
+    for index, matrix in enumerate(matrices):
+        if portion and is_sharded(matrix) and size + matrix.numel() > MOST_WHOLE:
+            yield portion
+            portion, size = [], 0
+        portion.append(index)
+        size += matrix.numel()
+    yield portion
+
+
 def _is_matrix(parameter: nn.Parameter) -> bool:
-    return parameter.ndim >= 2 and min(len(parameter), parameter[0].numel()) >= SMALLEST_SIDE
+    rows = parameter.shape[0] if parameter.ndim >= 2 else 0
+    return min(rows, parameter.numel() // max(rows, 1)) >= SMALLEST_SIDE

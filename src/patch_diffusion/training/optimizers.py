@@ -54,9 +54,7 @@ def make_optimizer(
     return Muon(parameters, **settings) if options.kind == "muon" else AdamW(parameters, **settings, fused=True)
 
 
-def make_average(
-    denoiser: Denoiser, ema: Ema, options: Optimizer, optimizer: torch.optim.Optimizer
-) -> WeightAverage | ScheduleFreeAverage:
+def make_average(denoiser: Denoiser, ema: Ema, options: Optimizer) -> WeightAverage | ScheduleFreeAverage:
     """The average of the weights that is sampled from: the optimizer's own, where it keeps one."""
     if options.kind != "schedule_free":
         return WeightAverage(denoiser, ema)
@@ -73,7 +71,7 @@ def make_average(
             + " and ".join(f"ema.{name} at {value:g}" for name, value in usual.items())
             + ", or take adamw or muon"
         )
-    return ScheduleFreeAverage(denoiser, optimizer)
+    return ScheduleFreeAverage(denoiser)
 
 
 def decay_of(options: Optimizer) -> Literal["cosine", "linear", "constant"]:

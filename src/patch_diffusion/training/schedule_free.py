@@ -46,13 +46,18 @@ class ScheduleFreeAverage:
     weights, x = y + (z - y) (1 - 1 / beta), but in tensors of its own: the weights in training are left alone.
     """
 
-    def __init__(self, denoiser: Denoiser, optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer = optimizer
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.optimizer: torch.optim.Optimizer | None = None
         self.denoiser = copy.deepcopy(denoiser).eval().requires_grad_(False)
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take the mean from this optimizer."""
+        self.optimizer = optimizer
 
     @torch.no_grad()
     def update(self, denoiser: Denoiser, num_images: int, images_seen: int) -> None:
         """Take the mean of now, in which steps count, not images."""
+        assert self.optimizer is not None, "there is no mean before there is an optimizer"
         averages = dict(zip(denoiser.parameters(), self.denoiser.parameters(), strict=True))
         torch._foreach_copy_(list(averages.values()), list(averages))
         for group in self.optimizer.param_groups:

@@ -24,7 +24,7 @@ from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.noise import NoiseLevels
 from patch_diffusion.denoise.whole_image import whole_image_loss
 from patch_diffusion.errors import InputError
-from patch_diffusion.files import check_room, write_tensors
+from patch_diffusion.files import check_room, read_tensors, write_tensors
 from patch_diffusion.patches.crop import random_patches
 from patch_diffusion.patches.schedule import PatchSchedule, PatchSize
 from patch_diffusion.sampling.generate import generate
@@ -44,6 +44,9 @@ from patch_diffusion.training.power_ema import power_averages
 from patch_diffusion.training.progress import Progress
 from patch_diffusion.training.retention import step_of, sweep
 from patch_diffusion.training.run import ModelFacts, RunFolder, restore_weights
+from patch_diffusion.training.schedule_free import ScheduleFreeAverage
+from patch_diffusion.training.sharded_checkpoint import copies as sharded_copies
+from patch_diffusion.training.sharded_checkpoint import read_shared_checkpoint, write_sharded_checkpoint
 from patch_diffusion.training.watchdog import COLLAPSED, Watchdog
 
 MOST_HELD_OUT = 128
@@ -135,19 +138,23 @@ class Trainer:
         denoiser.resolution = images.resolution
         denoiser.class_names = images.class_names if denoiser.num_classes else ()
         denoiser.codec = images.codec
+        self.average = make_average(
+            denoiser, ema, optimizer
+        )  # before the weights are shared out: then they cannot be copied
+        self.engine.place_average(self.average.denoiser)
         self.loss = self.engine.prepare(denoiser).train()
         self.denoiser, self.network = denoiser, denoiser.module
         self.orders = [SampleOrder(len(bucket), self.schedule.seed) for bucket in images.buckets]
         self.noise = noise
-        scaled = self.engine.scaler.is_enabled()
-        self.optimizer = make_optimizer(self.network.parameters(), optimizer, scaled=scaled)
-        self.average = make_average(denoiser, ema, optimizer, self.optimizer)
+        self.optimizer = make_optimizer(self.network.parameters(), optimizer, scaled=self.engine.scaler.is_enabled())
+        if isinstance(self.average, ScheduleFreeAverage):
+            self.average.follow(self.optimizer)
         self.power_averages = power_averages(denoiser, ema.lengths)
         self.seen = Seen()
         self.losses = Losses(self.engine.device)
         self.watchdog, self.on_trouble = Watchdog(), watchdog
         shapes = {size.shape for of_bucket in sizes.values() for size in of_bucket}
-        with self._memory_told():
+        with self._memory_told(), self.engine.computing():
             self.flops = {shape: training_flops(denoiser, images.channels, shape) for shape in shapes}
 
         if engine.accumulation == "auto":
@@ -201,7 +208,8 @@ class Trainer:
                 training over all continuations.
 
         Returns:
-            The averaged model, to sample from.
+            The averaged model, to sample from. With ``engine.shard`` all processes must do so together; `load` gives a
+            whole one.
 
         Raises:
             KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is written. A second one stops at once.
@@ -234,7 +242,7 @@ class Trainer:
                 if reason and self._recover(reason):
                     collapsed, spent = False, budget.spent(self.seen)
                     continue
-                if _crosses(before, spent, self.samples) and self.engine.first:
+                if _crosses(before, spent, self.samples) and self.engine.takes_part:
                     collapsed = self.write_samples()
                 marked = _crosses(before, spent, self.num_checkpoints) or self._is_marked(self.seen.step)
                 last = spent >= 1 or stop
@@ -278,16 +286,15 @@ class Trainer:
             return False
         with suppress(OSError, InputError):
             self.writer.wait()
-        good = [path for path in self.run.checkpoints() if step_of(path) <= self.watchdog.good]
-        self.engine.wait()  # until all have looked
+        written: list[Path] = self.engine.of_first(self.run.checkpoints())
+        good = [path for path in written if step_of(path) <= self.watchdog.good]
         if self.engine.first:
-            for path in self.run.checkpoints():
+            for path in written:
                 if path not in good:
                     checkpoint.set_aside(path, "bad")
-        content = checkpoint.read_checkpoint(good[-1]) if good else None
-        if content and self.engine.first:
-            write_tensors(self.run.model_file, content[0]["ema"])
-        if content is None or self.on_trouble == "stop" or self.watchdog.back:
+        if good and self.engine.first:
+            self._publish(good[-1])
+        if not good or self.on_trouble == "stop" or self.watchdog.back:
             again = " again" if self.watchdog.back else ""
             self.progress.note(f"stopped: {reason}{again}", step)
             raise InputError(
@@ -295,7 +302,7 @@ class Trainer:
                 + (f"from step {step_of(good[-1]):,} " if good else "")
                 + "with a lower --optimizer.learning-rate and --allow optimizer.learning_rate"
             )
-        self._restore(good[-1], *content)
+        self.restore(good[-1])
         self.watchdog = self.watchdog.gone_back(self.seen.step)
         self.seen.seconds = seconds
         self.progress.continue_log(self.seen.step)
@@ -305,6 +312,10 @@ class Trainer:
         )
         self.save(keep=False)
         return True
+
+    def _publish(self, folder: Path) -> None:
+        """Make the averaged weights of a checkpoint the model of the run."""
+        write_tensors(self.run.model_file, read_tensors(folder / "ema.safetensors"))
 
     @contextmanager
     def _memory_told(self) -> Iterator[None]:
@@ -396,6 +407,8 @@ class Trainer:
     def save(self, *, keep: bool = True, wait: bool = True, held_out: float | None = None) -> Path | None:
         """Write a checkpoint and the model; one that need not be kept is removed when later ones are written.
 
+        Processes that share the model must all call this, after the same step; of others the first does.
+
         Args:
             keep: whether it stays.
             wait: return when all is on the disk, and raise what goes wrong. Else training goes on while a copy is
@@ -403,10 +416,12 @@ class Trainer:
             held_out: the loss of held-out images, if it was measured.
 
         Returns:
-            The folder; None where the one before is still being written and this need not be kept, or where the
-            gradients of late have not been finite.
+            The folder; None where the one before is still being written and this need not be kept, where the gradients
+            of late have not been finite, or in a process that does not write.
         """
-        if self.writer.busy and not (keep or wait):
+        if not self.engine.takes_part:
+            return None
+        if self.writer.busy and not (keep or wait) and self.engine.writers is None:
             return None
         losses = self.losses.state()
         if self.on_trouble != "off" and 2 * (losses["skipped"] - self.watchdog.skipped) > max(len(losses["steps"]), 1):
@@ -420,19 +435,22 @@ class Trainer:
             "keep": keep,
         }
         folder, good = self.run.checkpoint(self.seen.step), self.watchdog.good
-        if not self.engine.first:
-            return folder
         tensors = {
-            "weights": _copies(self.network.state_dict()),
-            "ema": _copies(self.average.denoiser.module.state_dict()),
-            "optimizer": _copies(checkpoint.optimizer_tensors(self.optimizer, self.network)),
-            **{name: _copies(average.tensors) for name, average in self.power_averages.items()},
+            "weights": self.network.state_dict(),
+            "ema": self.average.denoiser.module.state_dict(),
+            "optimizer": checkpoint.optimizer_tensors(self.optimizer, self.network),
+            **{name: average.tensors for name, average in self.power_averages.items()},
         }
+        copies = _copies(tensors) if self.engine.writers is None else sharded_copies(tensors, first=self.engine.first)
 
         def write() -> None:
-            checkpoint.write_checkpoint(folder, tensors, state)
-            write_tensors(self.run.model_file, tensors["ema"])
-            sweep(self.run.checkpoints(), last=self.checkpoint_last, best=self.checkpoint_best, good=good)
+            if self.engine.writers is None:
+                checkpoint.write_checkpoint(folder, copies, state)
+            else:
+                write_sharded_checkpoint(folder, copies, state, self.engine.writers)
+            if self.engine.first:
+                write_tensors(self.run.model_file, copies["ema"])
+                sweep(self.run.checkpoints(), last=self.checkpoint_last, best=self.checkpoint_best, good=good)
 
         try:
             self.writer.wait()
@@ -450,14 +468,14 @@ class Trainer:
 
     def _held_out_loss(self, spent: float) -> float | None:
         """Of the averaged model on images that are held out, into the log; None where none are."""
-        if self.held_out is None or not self.engine.first:
+        if self.held_out is None or not self.engine.takes_part:
             return None
         losses = whole_image_loss(self.average.denoiser, self.held_out, most=MOST_HELD_OUT)
         return self.progress.log_held_out(self.seen, spent, losses)
 
     def restore(self, folder: Path) -> None:
-        """Go back to a checkpoint."""
-        self._restore(folder, *checkpoint.read_checkpoint(folder))
+        """Go back to a checkpoint; all processes of a run together."""
+        self._restore(folder, *read_shared_checkpoint(folder, self.network, self.engine.hosts))
 
     def _restore(self, folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         try:
@@ -476,14 +494,17 @@ class Trainer:
             raise InputError(f"{folder} is damaged: {error}") from None
 
     def write_samples(self) -> bool:
-        """A picture of samples from fixed seeds; whether there is nothing to see in any of them."""
+        """A picture of samples from fixed seeds; whether there is nothing to see in any of them.
+
+        Processes that share the model all make it, and the first writes.
+        """
         num = self.denoiser.num_classes
         seeds = range(min(num, 10) * 2 if num else 16)
         samples = list(generate(self.average.denoiser, seeds))
         pictures = [sample.visible for sample in samples]
-        write_picture(
-            picture_grid(pictures, columns=len(seeds) // 2 if num else None), self.run.sample_file(self.seen.step)
-        )
+        if self.engine.first:
+            grid = picture_grid(pictures, columns=len(seeds) // 2 if num else None)
+            write_picture(grid, self.run.sample_file(self.seen.step))
         least = COLLAPSED * self.denoiser.sigma_data * 255 / 2
         return all(sample.visible.float().std() < least for sample in samples)
 
@@ -504,11 +525,11 @@ class Trainer:
 
     def _continue(self, budget: Budget) -> None:
         """Go to where a stopped run was: its newest checkpoint that is not damaged."""
-        existing = self.run.checkpoints()
+        existing: list[Path] = self.engine.of_first(self.run.checkpoints())
         damaged: dict[Path, str] = {}
         for folder in reversed(existing):
             try:
-                content = checkpoint.read_checkpoint(folder)
+                content = read_shared_checkpoint(folder, self.network, self.engine.hosts)
             except InputError as error:
                 damaged[folder] = str(error)
                 continue
@@ -528,7 +549,7 @@ class Trainer:
             self.progress.note(f"changed from here on: {change}", self.seen.step)
         if budget.spent(self.seen) >= 1:
             if self.engine.first:  # it may have been killed when this was all that was missing
-                write_tensors(self.run.model_file, _copies(self.average.denoiser.module.state_dict()))
+                self._publish(self.run.checkpoint(self.seen.step))
             self.progress.say(
                 f"this run is complete, after {self.seen.step:,} steps; a larger budget would continue it"
             )
@@ -576,6 +597,9 @@ def _crosses(before: float, spent: float, parts: int) -> bool:
     return parts > 0 and int(min(spent, 1.0) * parts + 1e-9) > int(before * parts + 1e-9)
 
 
-def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _copies(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
     """In the host's memory, so that training can go on while they are written."""
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+    return {
+        name: {key: tensor.detach().to("cpu", copy=True) for key, tensor in group.items()}
+        for name, group in tensors.items()
+    }
