@@ -44,5 +44,5 @@ constraints:  ## Newest versions that fit together, with torch and pillow as the
 	grep -E '^(#|uv==|torch==)' constraints.txt > constraints.new
 	grep -E '^(torch|pillow)==' constraints.txt | $(BIN)/uv pip compile pyproject.toml --extra dev --universal \
 		--python-version 3.10 --no-annotate --no-header --quiet --constraint - \
-		| grep -vE '^(nvidia|cuda|triton|torch)' >> constraints.new
+		| grep -vE '^(nvidia|cuda|triton|torch[= ])' >> constraints.new
 	mv constraints.new constraints.txt

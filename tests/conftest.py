@@ -62,7 +62,7 @@ def make_trainer(images, tmp_path):
         }
         unet = pd.UNet(images.channels, coords=coords, **settings)
         plan = pd.PatchSchedule(**{"sizes": {"1/2": 1.0}, **(schedule or {})})
-        options = {"batch": 4, "samples": 0, "checkpoints": 1, "show": False, **options}
+        options = {"batch": 4, "samples": 0, "checkpoints": 1, "show": False, "track": (), **options}
         return pd.Trainer(pd.Denoiser(unet, 0.5, coords=coords), images, plan, out=tmp_path / out, **options)
 
     return make

@@ -92,6 +92,7 @@ def test_train_sample_info(trained, run, tmp_path):
         "log.jsonl",
         "model.safetensors",
         "samples",
+        "tensorboard",
     ]
     out = tmp_path / "pictures"
     status, text, _ = run(

@@ -259,6 +259,8 @@ class Config:
     """Pictures of samples, evenly over the budget."""
     log_every: int = 20
     """Steps per line of log.jsonl."""
+    track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] | None = None
+    """Other tools to show the run with. None: tensorboard, where it is installed. Without a name: none of them."""
 
 
 # Options that may differ when a run continues: they do not change what the finished part of the run was.
@@ -276,6 +278,7 @@ MAY_CHANGE = {
     "watchdog",
     "samples",
     "log_every",
+    "track",
 }
 
 

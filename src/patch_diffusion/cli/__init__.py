@@ -87,7 +87,7 @@ def _run(arguments: Sequence[str]) -> int:
         return _fail(2, name, str(error))
     try:
         result = command.run()
-        if command.json:
+        if command.json and result:  # what is followed has printed its lines itself
             print(json.dumps(result, indent=1))
         elif message := command.message(result):
             print(message, file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from tyro.conf import Positional, arg
 
 import patch_diffusion
 from patch_diffusion.cli.parsing import parse
+from patch_diffusion.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -18,20 +20,44 @@ class Info:
     """Tell what is in a run folder.
 
     patch-diffusion info runs/photos
+
+    patch-diffusion info runs/photos --follow
+
+    patch-diffusion info runs/photos --report
     """
 
     source: Annotated[Positional[Path], arg(metavar="RUN")]
     """The run folder."""
+    follow: bool = False
+    """Show it live until the run is complete, or Ctrl-C; with --json, print its log line by line as it grows."""
+    report: Annotated[str | None, arg(metavar="[FILE.html]")] = None
+    """Write a page of its curves, samples and settings; without a file, report.html in the run."""
     json: bool = False
     """Print all of it as JSON on stdout."""
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Info:
-        """From words."""
-        return parse(cls, "info", arguments)
+        """From words. What follows --report is its file only where it is named so."""
+        words = [
+            word if word != "--report" or following.lower().endswith((".html", ".htm")) else "--report="
+            for word, following in zip_longest(arguments, arguments[1:], fillvalue="")
+        ]
+        command = parse(cls, "info", words)
+        if command.follow and command.report is not None:
+            raise InputError("--follow shows a run and --report writes a page: take one of them")
+        return command
 
     def run(self) -> dict[str, Any]:
         """Read the run; its main points go to stdout, unless all of it does."""
+        if self.follow:
+            from patch_diffusion.cli.follow import follow
+
+            follow(self.source, json=self.json)
+            return {}
+        if self.report is not None:
+            from patch_diffusion.training.report import write_report
+
+            return {"run": str(self.source), "report": str(write_report(self.source, self.report or None))}
         found = patch_diffusion.describe(self.source)
         if not self.json:
             for name, value in _main_points(found):
@@ -39,12 +65,12 @@ class Info:
         return found
 
     def message(self, result: dict[str, Any]) -> str:
-        """Nothing more is said."""
-        return ""
+        """Where the report is."""
+        return f"the report is in {result['report']}" if "report" in result else ""
 
     def after_interrupt(self) -> str:
-        """Nothing is left behind."""
-        return ""
+        """Looking at a run does not touch it."""
+        return "; the run itself was not touched"
 
 
 def _main_points(found: dict[str, Any]) -> list[tuple[str, str]]:

@@ -69,5 +69,6 @@ def build_trainer(
         samples=config.samples,
         log_every=config.log_every,
         allow=allow,
+        track=config.track,
         show=show,
     )

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from patch_diffusion.errors import InputError
 
 LOCK_FILE = ".lock"
+
+_TRIES, _SECONDS_BETWEEN = 5, 0.05  # `holder` has the lock for a moment
 
 
 @contextmanager
@@ -29,15 +32,41 @@ def locked(folder: Path) -> Iterator[None]:
         yield
         return
     with (folder / LOCK_FILE).open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not _taken(lambda: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)):
             file.seek(0)
             holder = file.read().strip() or "another process"
-            raise InputError(
-                f"{folder} is being trained by {holder}: wait for it, stop it, or choose another folder"
-            ) from None
+            raise InputError(f"{folder} is being trained by {holder}: wait for it, stop it, or choose another folder")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
         yield
+
+
+def holder(folder: Path) -> str | None:
+    """Who trains into the folder, such as "process 123 on name"; None where nobody does, or where it cannot be known.
+
+    The lock is asked for and given back at once, which a trainer that starts in this moment waits for.
+    """
+    try:
+        import fcntl
+
+        with (folder / LOCK_FILE).open(encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return file.read().strip() or "another process"
+    except (ImportError, OSError):
+        pass
+    return None
+
+
+def _taken(take: Callable[[], None]) -> bool:
+    for attempt in range(_TRIES):
+        if attempt:
+            time.sleep(_SECONDS_BETWEEN)
+        try:
+            take()
+        except OSError:
+            continue
+        return True
+    return False

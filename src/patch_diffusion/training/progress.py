@@ -17,15 +17,18 @@ from rich.progress import Progress as Bar
 from patch_diffusion.files import write_text
 from patch_diffusion.training.cost import Seen
 from patch_diffusion.training.losses import Means
+from patch_diffusion.training.trackers import Trackers
 
 _SECONDS_PER_PLAIN_LINE = 10
 
 
 class Progress:
-    """Use as a context manager around the steps. Without a file nothing is logged."""
+    """Use as a context manager around the steps. Without a file nothing is logged. Trackers are told what is logged."""
 
-    def __init__(self, log_file: Path | None, *, show: bool = True) -> None:
+    def __init__(self, log_file: Path | None, *, show: bool = True, trackers: Trackers | None = None) -> None:
         self._log_file = log_file
+        self._trackers = trackers
+        self._step = 0  # of the last line of the log
         self._console = Console(stderr=True, quiet=not show, highlight=False, soft_wrap=True)
         self._bar = Bar(
             BarColumn(bar_width=16),
@@ -47,12 +50,18 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+        if self._trackers is not None:
+            # A second Ctrl-C waits for nothing.
+            for failure in self._trackers.close(wait=not isinstance(error, KeyboardInterrupt)):
+                self.note(failure, self._step)
 
     def continue_log(self, step: int) -> None:
         """Drop lines of steps after ``step``: a stopped run may have logged more than its checkpoint holds.
 
         A negative step drops all.
         """
+        if self._trackers is not None:
+            self._trackers.begin(max(step, 0))
         if self._log_file is None or not self._log_file.exists():
             return
         kept = []
@@ -87,6 +96,11 @@ class Progress:
             self._last_plain = now
             self._console.print(f"{min(spent, 1):4.0%}  {text}")
 
+    def picture(self, path: Path, step: int) -> None:
+        """Show a picture of samples to the trackers."""
+        if self._trackers is not None:
+            self._trackers.picture(step, path)
+
     def log(self, seen: Seen, spent: float, learning_rate: float, means: Means) -> None:
         """Write a line of the mean losses since the last one."""
         line = {
@@ -114,6 +128,11 @@ class Progress:
             return
         with self._log_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        self._step = line["step"]
+        if self._trackers is not None:
+            self._trackers.log(line)
+            for failure in self._trackers.failures():
+                self.note(failure, self._step)
 
 
 def _clock(seconds: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
@@ -24,6 +23,7 @@ from patch_diffusion.denoise.process import PROCESSES
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.files import read_json, read_tensors, write_json
 from patch_diffusion.training.engine import choose_device, place
+from patch_diffusion.training.log import last_measured
 from patch_diffusion.training.power_ema import average_name, combination, combine
 from patch_diffusion.training.retention import best_of, step_of
 
@@ -293,12 +293,7 @@ def describe(run: str | os.PathLike[str]) -> dict[str, Any]:
     """What is in a run folder: options, facts of the model, checkpoints, and the last line of the log."""
     folder = RunFolder(Path(run).expanduser())
     config, facts = folder.read_config()
-    lines = folder.log_file.read_text(encoding="utf-8").splitlines() if folder.log_file.exists() else []
-    measured = [line for line in lines if '"loss"' in line]
-    try:
-        progress = json.loads(measured[-1]) if measured else {}
-    except ValueError:
-        raise InputError(f"{folder.log_file} is damaged: its last line is not JSON") from None
+    progress = last_measured(folder.log_file)
     return {
         "run": str(folder.path),
         "model": asdict(facts),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from os import PathLike
@@ -42,11 +42,13 @@ from patch_diffusion.training.memory import advice_on_memory, is_out_of_memory, 
 from patch_diffusion.training.optimizers import decay_of, learning_rate, make_average, make_optimizer
 from patch_diffusion.training.power_ema import power_averages
 from patch_diffusion.training.progress import Progress
+from patch_diffusion.training.report import write_report
 from patch_diffusion.training.retention import step_of, sweep
 from patch_diffusion.training.run import ModelFacts, RunFolder, restore_weights
 from patch_diffusion.training.schedule_free import ScheduleFreeAverage
 from patch_diffusion.training.sharded_checkpoint import copies as sharded_copies
 from patch_diffusion.training.sharded_checkpoint import read_shared_checkpoint, write_sharded_checkpoint
+from patch_diffusion.training.trackers import Trackers, choose_trackers
 from patch_diffusion.training.watchdog import COLLAPSED, Watchdog
 
 MOST_HELD_OUT = 128
@@ -98,6 +100,7 @@ class Trainer:
         samples: int = Config.samples,
         log_every: int = Config.log_every,
         allow: Collection[str] = (),
+        track: Sequence[str] | None = None,
         show: bool = True,
     ) -> None:
         noise, optimizer = noise or NoiseLevels(process=denoiser.process), optimizer or Optimizer()
@@ -194,8 +197,13 @@ class Trainer:
             watchdog=watchdog,
             samples=samples,
             log_every=log_every,
+            track=None if track is None else tuple(track),  # pyright: ignore[reportArgumentType]
         )
-        self.progress = Progress(self.run.log_file if self.engine.first else None, show=show and self.engine.first)
+        trackers = Trackers(choose_trackers(track), self.run.path)
+        first = self.engine.first
+        self.progress = Progress(
+            self.run.log_file if first else None, show=show and first, trackers=trackers if first else None
+        )
         self.writer = BackgroundWriter()
         self._told: set[str] = set()
         self.changed = self.run.check(self.config, self.facts, allow)
@@ -451,6 +459,8 @@ class Trainer:
             if self.engine.first:
                 write_tensors(self.run.model_file, copies["ema"])
                 sweep(self.run.checkpoints(), last=self.checkpoint_last, best=self.checkpoint_best, good=good)
+                if keep:  # a page may take its time, and one who stops a run should not wait for it
+                    write_report(self.run.path)
 
         try:
             self.writer.wait()
@@ -504,7 +514,7 @@ class Trainer:
         pictures = [sample.visible for sample in samples]
         if self.engine.first:
             grid = picture_grid(pictures, columns=len(seeds) // 2 if num else None)
-            write_picture(grid, self.run.sample_file(self.seen.step))
+            self.progress.picture(write_picture(grid, self.run.sample_file(self.seen.step)), self.seen.step)
         least = COLLAPSED * self.denoiser.sigma_data * 255 / 2
         return all(sample.visible.float().std() < least for sample in samples)
 

@@ -1,0 +1,193 @@
+"""A live view of a run, for ``patch-diffusion info RUN --follow``."""
+
+from __future__ import annotations
+
+import json as json_library
+import math
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from patch_diffusion.training.history import Curve, History
+from patch_diffusion.training.lock import holder
+from patch_diffusion.training.log import LogTail, News
+from patch_diffusion.training.run import RunFolder
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_SECONDS_BETWEEN = 0.5  # looks at the log
+_SECONDS_PER_PLAIN_LINE = 10.0
+_SILENT_SECONDS = 5.0  # after which a run that nobody seems to train is told to stand still
+_NOTES = 4  # that are shown
+_SPARKS = "▁▂▃▄▅▆▇█"
+_NAME = 10  # columns of a name
+
+
+def follow(run: Path, *, json: bool = False) -> None:
+    """Show how a run goes on until it is complete, in place on a terminal and as lines elsewhere.
+
+    A run that stops is waited for; one that continues, and writes its log anew, is followed.
+
+    Args:
+        run: the run folder, of a run that may have no log yet.
+        json: print the lines of the log as they are, those that are there first.
+
+    Raises:
+        InputError: no run there.
+        KeyboardInterrupt: after Ctrl-C.
+    """
+    folder = RunFolder(run.expanduser())
+    folder.read_config()
+    if json:
+        for news, _, _ in _looks(folder):
+            for line in news.lines[news.known :]:
+                if line is not None:
+                    print(json_library.dumps(line), flush=True)
+    elif sys.stdout.isatty():
+        _show_live(folder)
+    else:
+        _print_lines(folder, lambda text: print(text, flush=True))
+
+
+def _looks(folder: RunFolder) -> Iterator[tuple[News, History, str]]:
+    """What is new at each look, all that is known, and who trains; ends when the run is complete and left alone."""
+    tail, history, last_news = LogTail(folder.log_file), History(), -math.inf
+    while True:
+        # In this order: whoever trained wrote before he went.
+        trainer = holder(folder.path)
+        news = tail.read()
+        if news.restarted:
+            history = History()
+        for line in news.lines:
+            history.add(line)
+        now = time.monotonic()
+        if news.lines and history.num_lines > len(news.lines):
+            last_news = now
+        ended = history.complete and not trainer and not news.more
+        # Where locks are not told to other machines, a log that grows tells as much.
+        grows = now - last_news < _SILENT_SECONDS and not ended
+        yield news, history, trainer or ("another process" if grows else "")
+        if ended:
+            return
+        if not news.more:
+            time.sleep(_SECONDS_BETWEEN)
+
+
+def _print_lines(folder: RunFolder, tell: Callable[[str], None]) -> None:
+    """A line now and then, as a trainer prints them; notes at once."""
+    last_told, standing, num_notes = 0.0, False, 0
+    for news, history, trainer in _looks(folder):
+        if news.more:
+            continue
+        if history.num_notes > num_notes:
+            new = history.notes[-min(history.num_notes - num_notes, _NOTES) :]
+            for step, note in new:
+                tell(f"step {step:,}: {note}")
+        num_notes = history.num_notes
+        measured = any(line is not None and "loss" in line for line in news.lines)
+        now = time.monotonic()
+        if measured and (history.complete or now - last_told >= _SECONDS_PER_PLAIN_LINE or not last_told):
+            last_told = now
+            tell(f"{min(history.spent, 1):4.0%}  {_where(history)}")
+        stands = not trainer and not history.complete
+        if stands and not standing:
+            tell(_not_running(folder))
+        standing = stands
+    tell(_complete(folder))
+
+
+def _show_live(folder: RunFolder) -> None:
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(highlight=False)
+    with Live(console=console, auto_refresh=False, transient=False) as live:
+        for _, history, trainer in _looks(folder):
+            live.update(_view(folder, history, trainer), refresh=True)
+
+
+def _view(folder: RunFolder, history: History, trainer: str) -> RenderableType:
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    top = Table.grid(padding=(0, 1))
+    spent = min(history.spent, 1.0)
+    top.add_row(ProgressBar(1.0, spent, width=16), Text(f"{spent:4.0%}"), Text(_where(history)))
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(min_width=_NAME)
+    for name, value, sparks in _rows(history):
+        rows.add_row(Text(name, style="dim"), Text(value, justify="right"), Text(sparks, style="cyan"))
+    notes = [Text(f"step {step:,}: {note}", style="dim") for step, note in history.notes[-_NOTES:]]
+    if trainer:
+        state = Text(f"trained by {trainer}", style="green")
+    elif history.complete:
+        state = Text(_complete(folder), style="green")
+    else:
+        state = Text(_not_running(folder), style="yellow")
+    title = Text(str(folder.path), style="bold")
+    return Group(title, top, Text(), rows, *([Text(), *notes] if notes else []), Text(), state)
+
+
+def _rows(history: History) -> Iterator[tuple[str, str, str]]:
+    """Name, newest value and curve of what is to be seen."""
+    for size, curve in history.loss.items():
+        yield f"loss {size}", _newest(curve), sparkline(curve)
+    for level, curve in history.by_noise.items():
+        yield f"noise {level}", _newest(curve), sparkline(curve)
+    if history.held_out:
+        yield "held out", _newest(history.held_out), sparkline(history.held_out)
+    if history.learning_rate:
+        yield "rate", f"{history.last['learning_rate']:.2g}", sparkline(history.learning_rate)
+    if skipped := history.last.get("skipped"):
+        yield "skipped", f"{skipped:,}", ""
+
+
+def sparkline(curve: Curve, width: int = 32) -> str:
+    """A curve as a line of blocks, the lowest value the lowest block."""
+    values = [point.value for point in curve.points()]
+    parts = min(width, len(values))
+    bounds = [len(values) * part // parts for part in range(parts + 1)] if parts else []
+    means = [sum(values[low:high]) / (high - low) for low, high in pairwise(bounds)]
+    if not means:
+        return ""
+    low, span = min(means), max(means) - min(means)
+    return "".join(_SPARKS[round((len(_SPARKS) - 1) * (mean - low) / span) if span else 0] for mean in means)
+
+
+def _newest(curve: Curve) -> str:
+    points = curve.points()
+    return f"{points[-1].value:.3f}" if points else ""
+
+
+def _where(history: History) -> str:
+    if not history.last:
+        return "no step is logged yet"
+    text = f"step {history.last['step']:,}"
+    if history.mean_loss is not None:
+        text += f"  loss {history.mean_loss:.3f}"
+    if history.images_per_second is not None:
+        text += f"  {history.images_per_second:,.0f} images/s"
+    if history.seconds_left is not None:
+        text += f"  {_clock(history.seconds_left)} left"
+    return text
+
+
+def _not_running(folder: RunFolder) -> str:
+    return f"not running; continue with: patch-diffusion train --out {shlex.quote(str(folder.path))}"
+
+
+def _complete(folder: RunFolder) -> str:
+    return f"complete; to sample from it: patch-diffusion sample {shlex.quote(str(folder.path))} --out pictures"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,155 @@
+"""Curves as HTML: lines in an SVG that takes any width, with labels that keep their size."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+
+from patch_diffusion.training.history import Curve, Point
+
+KINDS, LEVELS = 6, 8  # colours that the page has for kinds (of patches) and for rising levels (of noise)
+_SIDE = 1000  # of the drawing, in its own units
+_LOGARITHMIC_FROM = 4.0  # ratio of the highest value to the lowest
+
+
+def chart(
+    title: str, curves: Mapping[str, Curve], *, about: str = "", rising: bool = False, from_zero: bool = False
+) -> str:
+    """Curves over steps, as a figure; empty where there is no value yet.
+
+    Values of a wide range have a logarithmic axis. A band shows the range of values that share a point.
+
+    Args:
+        title, about: what is shown, and a word of explanation.
+        curves: by name.
+        rising: the names are rising levels, which have the colours of a scale.
+        from_zero: begin the axis at zero.
+    """
+    points = {name: curve.points() for name, curve in curves.items() if curve}
+    if not points:
+        return ""
+    every = [point for of_curve in points.values() for point in of_curve]
+    axis = _Axis([point.least for point in every] + [point.most for point in every], from_zero)
+    last_step = max(point.step for point in every) or 1.0
+    colours = _colours(len(points), rising)
+    drawn = "".join(
+        _drawn(of_curve, axis, last_step, colour) for of_curve, colour in zip(points.values(), colours, strict=True)
+    )
+    names = "".join(
+        f'<span class="{colour}"><i></i>{escape(name)} <b>{number(of_curve[-1].value)}</b></span>'
+        for (name, of_curve), colour in zip(points.items(), colours, strict=True)
+    )
+    values = {
+        "last": last_step,
+        "curves": [[[round(point.step, 1), number(point.value)] for point in found] for found in points.values()],
+    }
+    labels_y = "".join(
+        f'<span style="top:{100 * (1 - axis.place(value)):.2f}%">{number(value)}</span>' for value in axis.ticks
+    )
+    lines_y = "".join(f'<path class="grid" d="M0 {_y(axis.place(value))}H{_SIDE}"/>' for value in axis.ticks)
+    labels_x = "".join(
+        f'<span style="left:{100 * value / last_step:.2f}%">{_steps(value)}</span>' for value in even(0, last_step, 5)
+    )
+    about = f" <small>{escape(about)}</small>" if about else ""
+    return (
+        f'<figure class="chart"><figcaption>{escape(title)}{about}</figcaption>'
+        f'<div class="key">{names}<span class="at"></span></div>'
+        f'<div class="plot"><div class="y">{labels_y}</div><div class="area">'
+        f'<svg viewBox="0 0 {_SIDE} {_SIDE}" preserveAspectRatio="none" role="img" aria-label="{escape(title)}">'
+        f'{lines_y}{drawn}</svg><div class="cursor"></div></div><div class="x">{labels_x}</div></div>'
+        f'<script type="application/json">{_in_script(values)}</script></figure>'
+    )
+
+
+class _Axis:
+    """Of values, linear or logarithmic."""
+
+    def __init__(self, values: Sequence[float], from_zero: bool) -> None:
+        low, high = min(values), max(values)
+        self.logarithmic = not from_zero and low > 0 and high / low >= _LOGARITHMIC_FROM
+        if from_zero:
+            low = min(low, 0.0)
+        if high - low <= 1e-9 * abs(high):
+            low, high = low - (abs(low) or 1.0) / 10, high + (abs(high) or 1.0) / 10
+        if self.logarithmic:
+            low, high = low / 1.05, high * 1.05
+            self.ticks = list(_round_numbers(low, high))
+        else:
+            margin = (high - low) / 20
+            low, high = (low if from_zero and low == 0 else low - margin), high + margin
+            self.ticks = list(even(low, high))
+        self._low, self._span = self._scaled(low), self._scaled(high) - self._scaled(low)
+
+    def place(self, value: float) -> float:
+        """0 at the lower end, 1 at the upper."""
+        return (self._scaled(value) - self._low) / self._span
+
+    def _scaled(self, value: float) -> float:
+        return math.log(value) if self.logarithmic else value
+
+
+def even(low: float, high: float, most: int = 6) -> Iterator[float]:
+    """Round numbers from ``low`` to ``high``, evenly spaced, at most one more than ``most``."""
+    step = 10.0 ** math.floor(math.log10((high - low) / most))
+    step *= next(factor for factor in (1, 2, 5, 10, 20) if (high - low) / (step * factor) <= most)
+    for index in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1):
+        yield index * step
+
+
+def number(value: float) -> str:
+    """A number with three digits that count."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}" if abs(value) < 1e7 else f"{value:.3g}"
+    if abs(value) >= 1e-3:
+        return f"{value:.3g}"
+    mantissa, _, exponent = f"{value:.1e}".partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def _round_numbers(low: float, high: float) -> Iterator[float]:
+    first, last = math.floor(math.log10(low)), math.floor(math.log10(high))
+    factors = (1, 2, 5) if last - first < 3 else (1,)
+    every = max(1, (last - first) // 6)
+    for exponent in range(first, last + 1, every):
+        yield from (value for value in (factor * 10.0**exponent for factor in factors) if low <= value <= high)
+
+
+def _colours(num: int, rising: bool) -> list[str]:
+    """The classes that the page's style gives colours."""
+    if rising:
+        return [f"n{round(index * (LEVELS - 1) / max(num - 1, 1))}" for index in range(num)]
+    return [f"c{index % KINDS}" for index in range(num)]
+
+
+def _drawn(points: Sequence[Point], axis: _Axis, last_step: float, colour: str) -> str:
+    def corner(step: float, value: float) -> str:
+        return f"{_SIDE * step / last_step:.1f} {_y(axis.place(value))}"
+
+    band = ""
+    if any(point.most > point.least for point in points):
+        upper = [corner(point.step, point.most) for point in points]
+        lower = [corner(point.step, point.least) for point in reversed(points)]
+        band = f'<path class="band" d="M{"L".join(upper + lower)}Z"/>'
+    line = "M" + "L".join(corner(point.step, point.value) for point in points)
+    single = "h0" if len(points) == 1 else ""
+    return f'<g class="{colour}">{band}<path class="{"dot" if single else "line"}" d="{line}{single}"/></g>'
+
+
+def _y(place: float) -> str:
+    return f"{_SIDE * (1 - place):.1f}"
+
+
+def _steps(value: float) -> str:
+    for unit, name in ((1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:g}{name}"
+    return f"{value:g}"
+
+
+def _in_script(values: object) -> str:
+    """JSON that cannot end the script it stands in."""
+    return json.dumps(values, separators=(",", ":")).replace("<", "\\u003c")

@@ -1,0 +1,226 @@
+"""What the lines of a log add up to: curves that fit on a page, however long the log is."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from patch_diffusion.training.log import Line, read_log
+
+_MOST_POINTS = 128  # of a curve, an even number; more would show noise
+_RECENT = 10  # measured lines that the speed and the time left are taken from
+_FIRST_NOTES, _LAST_NOTES = 40, 160  # that are kept of very many
+
+
+@dataclass(frozen=True)
+class Point:
+    """Some neighbouring values of a curve: their mean, at the mean of their steps, and their range."""
+
+    step: float
+    value: float
+    least: float
+    most: float
+
+
+class Curve:
+    """Values over steps. Once there are too many, neighbours are joined, so that it takes the same room at any length.
+
+    Args:
+        most: points to have, at most.
+    """
+
+    def __init__(self, most: int = _MOST_POINTS) -> None:
+        self._most = most
+        self._per_point = 1
+        # Of each point: values in it, sum of steps, sum of values, least, most.
+        self._points: list[tuple[int, float, float, float, float]] = []
+
+    def add(self, step: float, value: float) -> None:
+        """The next value; one that is not finite is left out."""
+        if not math.isfinite(value):
+            return
+        new = (1, float(step), value, value, value)
+        if self._points and self._points[-1][0] < self._per_point:
+            self._points[-1] = _joined(self._points[-1], new)
+            return
+        if len(self._points) == self._most:
+            pairs = zip(self._points[::2], self._points[1::2], strict=True)
+            self._points = [_joined(one, other) for one, other in pairs]
+            self._per_point *= 2
+        self._points.append(new)
+
+    def __bool__(self) -> bool:
+        return bool(self._points)
+
+    def points(self) -> list[Point]:
+        """At most so many points, by rising step."""
+        return [Point(steps / num, total / num, least, most) for num, steps, total, least, most in self._points]
+
+
+class History:
+    """All that is to be seen of a run in its log; the lines are added one by one.
+
+    Attributes:
+        loss: a curve for each patch size, the largest first.
+        by_noise, held_out_by_noise: a curve for each noise level, by rising level.
+        held_out, learning_rate, speed: a curve each; the speed in images per second.
+        last, last_held_out: the newest line of each kind, empty where there is none.
+        notes: (step, text) of the first and the newest.
+        num_lines, num_damaged, num_notes: how many there were.
+    """
+
+    def __init__(self) -> None:
+        self._loss: dict[str, Curve] = {}
+        self._by_noise: dict[str, Curve] = {}
+        self._held_out_by_noise: dict[str, Curve] = {}
+        self.held_out, self.learning_rate, self.speed = Curve(), Curve(), Curve()
+        self.last: Line = {}
+        self.last_held_out: Line = {}
+        self.num_lines = self.num_damaged = self.num_notes = 0
+        self._first_notes: list[tuple[int, str]] = []
+        self._last_notes: deque[tuple[int, str]] = deque(maxlen=_LAST_NOTES)
+        self._recent: deque[Line] = deque(maxlen=_RECENT)
+
+    @classmethod
+    def of(cls, lines: Iterable[Line | None]) -> History:
+        """Of all lines; None stands for a damaged one."""
+        history = cls()
+        for line in lines:
+            history.add(line)
+        return history
+
+    @classmethod
+    def read(cls, path: Path) -> History:
+        """Of a log, which need not be there."""
+        return cls.of(read_log(path))
+
+    def add(self, line: Line | None) -> None:
+        """The next line; one that is not as a trainer writes it counts as damaged."""
+        self.num_lines += 1
+        try:
+            if line is None:
+                raise ValueError("no JSON object with a step")
+            self._add(line)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            self.num_damaged += 1
+
+    def _add(self, line: Line) -> None:
+        step = line["step"]
+        if "loss" in line:
+            losses, by_noise = _numbers(line["loss"]), _by_level(line.get("loss_by_noise", {}))
+            rate, _ = float(line["learning_rate"]), _seen(line)
+            _add_each(self._loss, step, losses)
+            _add_each(self._by_noise, step, by_noise)
+            self.learning_rate.add(step, rate)
+            self.last = line
+            self._recent.append(line)
+            if self.images_per_second is not None:
+                self.speed.add(step, self.images_per_second)
+        elif "held_out" in line:
+            held_out = line["held_out"]
+            mean, by_noise = float(held_out["loss"]), _by_level(held_out.get("by_noise", {}))
+            self.held_out.add(step, mean)
+            _add_each(self._held_out_by_noise, step, by_noise)
+            self.last_held_out = line
+        elif "note" in line:
+            self.num_notes += 1
+            kept = self._first_notes if len(self._first_notes) < _FIRST_NOTES else self._last_notes
+            kept.append((step, str(line["note"])))
+
+    @property
+    def loss(self) -> dict[str, Curve]:
+        """A curve for each patch size, the largest first."""
+        return dict(sorted(self._loss.items(), key=lambda item: _area(item[0]), reverse=True))
+
+    @property
+    def by_noise(self) -> dict[str, Curve]:
+        """A curve for each noise level, by rising level."""
+        return dict(sorted(self._by_noise.items(), key=lambda item: float(item[0])))
+
+    @property
+    def held_out_by_noise(self) -> dict[str, Curve]:
+        """The same for images that are not trained on."""
+        return dict(sorted(self._held_out_by_noise.items(), key=lambda item: float(item[0])))
+
+    @property
+    def notes(self) -> list[tuple[int, str]]:
+        """(step, text) of the first and the newest."""
+        return [*self._first_notes, *self._last_notes]
+
+    @property
+    def spent(self) -> float:
+        """The fraction of the budget that is spent."""
+        return float(self.last.get("spent", 0.0))
+
+    @property
+    def complete(self) -> bool:
+        """Whether the budget is spent."""
+        return self.spent >= 1
+
+    @property
+    def mean_loss(self) -> float | None:
+        """The mean over the sizes of the last line, as the trainer shows it."""
+        losses = list(_numbers(self.last.get("loss", {})).values())
+        return math.fsum(losses) / len(losses) if losses else None
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Over the last lines."""
+        images, seconds, _ = self._lately()
+        return images / seconds if seconds > 0 else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Of training, at the speed of the last lines."""
+        _, seconds, spent = self._lately()
+        return seconds * max(1 - self.spent, 0.0) / spent if spent > 0 else None
+
+    def _lately(self) -> tuple[float, float, float]:
+        """Images, seconds and fraction of the budget between the first and the last of the last lines."""
+        if not self._recent:
+            return 0.0, 0.0, 0.0
+        first, last = self._recent[0], self._recent[-1]
+        if first is last:  # the only one: since the beginning
+            return last["images"], last["seconds"], last.get("spent", 0.0)
+        then, now = _seen(first), _seen(last)
+        return now[1] - then[1], now[0] - then[0], last.get("spent", 0.0) - first.get("spent", 0.0)
+
+
+def _seen(line: Line) -> tuple[float, int]:
+    return float(line["seconds"]), int(line["images"])
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, float]:
+    return {str(name): float(value) for name, value in values.items() if value is not None}
+
+
+def _by_level(values: dict[str, Any]) -> dict[str, float]:
+    """Values by noise level, or a ValueError where a level is no number."""
+    return {name: value for name, value in _numbers(values).items() if float(name) >= 0}
+
+
+def _add_each(curves: dict[str, Curve], step: int, values: dict[str, float]) -> None:
+    for name, value in values.items():
+        curves.setdefault(name, Curve()).add(step, value)
+
+
+def _area(size: str) -> int:
+    numbers = [int(number) for number in size.split("x") if number.isdigit()]
+    return math.prod(numbers) if numbers else 0
+
+
+def _joined(
+    one: tuple[int, float, float, float, float], other: tuple[int, float, float, float, float]
+) -> tuple[int, float, float, float, float]:
+    num, steps, total, least, most = one
+    return (
+        num + other[0],
+        steps + other[1],
+        total + other[2],
+        min(least, other[3]),
+        max(most, other[4]),
+    )

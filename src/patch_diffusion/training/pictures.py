@@ -1,0 +1,50 @@
+"""Pictures inside a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_MOST_BYTES = 400_000  # of a picture; a larger one is shown smaller
+_SIDE = 640  # pixels of a smaller one
+
+
+def evenly(paths: Sequence[Path], most: int) -> list[Path]:
+    """At most so many, the first and the last among them, the others evenly between."""
+    if len(paths) <= most:
+        return list(paths)
+    return [paths[round(index * (len(paths) - 1) / (most - 1))] for index in range(most)]
+
+
+def as_data(path: Path) -> str | None:
+    """A picture as the URI of an ``<img>``, of a bounded size; None for one that cannot be read."""
+    from PIL import Image
+
+    try:
+        content, kind = path.read_bytes(), "png"
+        with Image.open(io.BytesIO(content)) as picture:
+            if picture.format != "PNG":
+                return None
+            if len(content) > _MOST_BYTES:
+                content, kind = _smaller(picture), "jpeg"
+    except (OSError, ValueError, SyntaxError):
+        return None
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _smaller(picture: Image.Image) -> bytes:
+    picture = picture.convert("RGB")
+    picture.thumbnail((_SIDE, _SIDE))
+    file = io.BytesIO()
+    for quality in (90, 70, 50):
+        file = io.BytesIO()
+        picture.save(file, "JPEG", quality=quality)
+        if len(file.getvalue()) <= _MOST_BYTES:
+            break
+    return file.getvalue()

@@ -1,0 +1,216 @@
+"""``report.html``: a run on one page, which needs no network and nothing beside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from patch_diffusion.config import Config, to_dict
+from patch_diffusion.errors import InputError
+from patch_diffusion.files import read_json, write_text
+from patch_diffusion.training.chart import chart, number
+from patch_diffusion.training.history import History
+from patch_diffusion.training.page import page, table
+from patch_diffusion.training.pictures import as_data, evenly
+from patch_diffusion.training.run import ModelFacts, RunFolder
+
+REPORT_FILE = "report.html"
+
+_PICTURES = 8
+_CLASSES = 20  # that are named
+
+
+def write_report(run: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
+    """Write what is to be seen of a run on one page: what is trained, its curves, samples, notes and settings.
+
+    It can be written at any time, also while the run is trained, and of a run that has no log yet. Text from the run
+    is escaped. It takes at most some 4 MB, however long the run is.
+
+    Args:
+        run: the run folder.
+        out: an .html file; ``report.html`` in the run folder where None.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        InputError: no run there, or a damaged one; or ``out`` is not named .html.
+    """
+    folder = RunFolder(Path(run).expanduser())
+    path = folder.path / REPORT_FILE if out is None else Path(out).expanduser()
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"a report is written as .html, not as '{path.name}'")
+    config, facts = folder.read_config()
+    history = History.read(folder.log_file)
+    title = folder.path.resolve().name
+    body = "".join(_parts(title, folder, config, facts, history))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, page(title, body))
+    return path
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds to read."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _parts(title: str, folder: RunFolder, config: Config, facts: ModelFacts, history: History) -> Iterator[str]:
+    yield f"<h1>{escape(title)}</h1>"
+    yield _state(config, history)
+    yield f'<div class="meter"><div style="width:{100 * min(history.spent, 1):.2f}%"></div></div>'
+    yield f'<div class="tiles">{"".join(_tiles(history))}</div>'
+    yield _warnings(history)
+    if charts := "".join(_charts(history)):
+        yield f'<h2>Curves <small>over optimizer steps</small></h2><div class="charts">{charts}</div>'
+    if samples := _samples(sorted(folder.path.glob("samples/*.png"))):
+        yield f"<h2>Samples <small>of the averaged weights, from the same seeds</small></h2>{samples}"
+    yield '<div class="two"><section><h2>What is trained</h2><div class="box">'
+    yield f"{table(_facts(config, facts))}</div></section><section><h2>Settings that are not the defaults</h2>"
+    options, usual = flat(to_dict(config)), flat(to_dict(Config()))
+    own = [(name, _text(value)) for name, value in options.items() if value != usual.get(name)]
+    yield f'<div class="box">{table(own) if own else "none"}<details><summary>All settings</summary>'
+    yield f"{table([(name, _text(value)) for name, value in options.items()])}</details></div></section></div>"
+    yield f'<div class="two"><section><h2>Checkpoints</h2><div class="box">{_checkpoints(folder)}</div></section>'
+    yield f'<section><h2>Notes</h2><div class="box">{_notes(history)}</div></section></div>'
+
+
+def _state(config: Config, history: History) -> str:
+    budget = next(
+        (f"{value:,g} {name}" for name in ("steps", "images", "minutes") if (value := getattr(config, name))), ""
+    )
+    of = f" of {budget}" if budget else ""
+    if history.complete:
+        return f'<div><span class="state">Complete</span><span class="soft">{of and f", {budget}"}</span></div>'
+    if not history.last:
+        return f'<div class="soft">No step is logged yet{of and f", budget {budget}"}</div>'
+    return f'<div><span class="state">{min(history.spent, 1):.1%}</span><span class="soft">{of}</span></div>'
+
+
+def _tiles(history: History) -> Iterator[str]:
+    last = history.last
+    if not last:
+        return
+    tiles = [("step", f"{last['step']:,}"), ("images seen", f"{last['images']:,}")]
+    if history.mean_loss is not None:
+        tiles.append(("loss, mean of the sizes", number(history.mean_loss)))
+    if history.last_held_out:
+        tiles.append(("loss of held-out images", number(history.last_held_out["held_out"]["loss"])))
+    if history.images_per_second is not None:
+        tiles.append(("images a second", number(history.images_per_second)))
+    tiles.append(("trained for", clock(last["seconds"])))
+    if history.seconds_left is not None and not history.complete:
+        tiles.append(("left, about", clock(history.seconds_left)))
+    if last.get("skipped"):
+        tiles.append(("skipped steps", f"{last['skipped']:,}"))
+    for name, text in tiles:
+        yield f"<div><b>{escape(text)}</b><small>{name}</small></div>"
+
+
+def _charts(history: History) -> Iterator[str]:
+    yield chart("Loss by patch size", history.loss, about="mean over pixels, of patches of height x width")
+    yield chart("Loss by noise level", history.by_noise, about="sigma in training", rising=True)
+    held_out = {"mean": history.held_out} if history.held_out else {}
+    yield chart("Loss of held-out images", held_out, about="whole images that are not trained on")
+    yield chart("Held-out loss by noise level", history.held_out_by_noise, about="sigma", rising=True)
+    yield chart("Speed", {"images a second": history.speed}, from_zero=True)
+    yield chart("Learning rate", {"learning rate": history.learning_rate}, from_zero=True)
+
+
+def _samples(paths: Sequence[Path]) -> str:
+    figures = [
+        f'<figure><img alt="samples after step {step}" src="{data}"><figcaption><small>step {step}</small></figcaption>'
+        "</figure>"
+        for path in evenly(paths, _PICTURES)
+        if (data := as_data(path)) is not None and (step := _step_of(path))
+    ]
+    return f'<div class="samples">{"".join(figures)}</div>' if figures else ""
+
+
+def _step_of(path: Path) -> str:
+    """The step that a file or a folder is named after."""
+    step = path.stem.rpartition("-")[2]
+    return f"{int(step):,}" if step.isdecimal() else escape(path.stem)
+
+
+def _facts(config: Config, facts: ModelFacts) -> list[tuple[str, str]]:
+    height, width = facts.resolution
+    num = f"{facts.num_images:,} of " if facts.num_images else ""
+    channels = "channel" if facts.image_channels == 1 else "channels"
+    rows = [
+        ("data", config.data.source or ("given in Python" if facts.num_images else "unknown, the run was imported")),
+        ("images", f"{num}{height} x {width}, {facts.image_channels} {channels}"),
+        ("classes", _named(facts.class_names) or f"{facts.num_classes or 'none'}"),
+        ("network", f"{config.network.kind}, {facts.parameters:,} parameters"),
+        ("patches", _patches(config)),
+        ("standard deviation", f"{facts.sigma_data:.4f} (sigma_data)"),
+        ("batch", f"{config.batch:,} whole images"),
+        ("optimizer", f"{config.optimizer.kind}, learning rate {config.optimizer.learning_rate:g}"),
+    ]
+    if "low" in facts.codec:
+        rows.insert(2, ("values", f"{facts.codec.get('dtype')}, {facts.codec['low']:g} to {facts.codec['high']:g}"))
+    elif "kind" in facts.codec:
+        rows.insert(2, ("values", str(facts.codec["kind"])))
+    return rows
+
+
+def _patches(config: Config) -> str:
+    patches = config.patches
+    sizes = ", ".join(f"{size} {(1 - patches.whole) * share:.0%}" for size, share in patches.sizes.items())
+    return f"{patches.kind}: whole images {patches.whole:.0%} of the steps" + (
+        f", {sizes}" if patches.whole < 1 else ""
+    )
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _CLASSES:,} others" if len(names) > _CLASSES else ""
+    return f"{len(names):,}: {', '.join(names[:_CLASSES])}{more}" if names else ""
+
+
+def _checkpoints(folder: RunFolder) -> str:
+    rows = []
+    for path in folder.checkpoints():
+        try:
+            size = sum(file.stat().st_size for file in path.iterdir())
+            kept = read_json(path / "state.json").get("keep", True)
+        except (OSError, InputError):  # removed, or damaged, meanwhile
+            continue
+        rows.append((f"step {_step_of(path)}", f"{size / 1e6:,.1f} MB{'' if kept else ', until the next'}"))
+    return table(rows) if rows else "none yet"
+
+
+def _warnings(history: History) -> str:
+    warnings = [f"step {step:,}: {note}" for step, note in history.notes if note.startswith("WARNING")]
+    if history.num_damaged:
+        warnings.append(f"{history.num_damaged:,} of {history.num_lines:,} lines of the log are damaged and left out")
+    return "".join(f'<p class="box warning">{escape(warning)}</p>' for warning in warnings[-_PICTURES:])
+
+
+def _notes(history: History) -> str:
+    notes = [(f"step {step:,}", note) for step, note in history.notes]
+    left_out = history.num_notes - len(notes)
+    more = f'<p class="soft">{left_out:,} notes between the first and the last are left out.</p>' if left_out else ""
+    return table(notes) + more if notes else "none"
+
+
+def flat(options: dict[str, Any], group: str = "") -> dict[str, Any]:
+    """Options by their full names, such as "patches.whole"."""
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        is_group = isinstance(value, dict) and group + name != "patches.sizes"
+        found |= flat(value, f"{group}{name}.") if is_group else {group + name: value}
+    return found
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{name}={share:g}" for name, share in value.items())
+    if isinstance(value, list):
+        return " ".join(_text(one) for one in value) or "none"
+    return f"{value:,g}" if isinstance(value, float) else str(value)

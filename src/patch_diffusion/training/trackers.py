@@ -1,0 +1,158 @@
+"""A run shown by other tools as it goes on: TensorBoard, Weights & Biases, trackio.
+
+Each tool has a thread of its own, so that training waits neither for disks nor for networks. One that fails is dropped,
+with a note in the log.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from queue import Full, Queue
+from threading import Thread
+from typing import Any
+
+from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.training.log import Line
+from patch_diffusion.training.tracking import TRACKERS, Tracker
+
+_MOST_WAITING = 10_000  # lines and pictures
+_SECONDS_AT_THE_END = 10.0  # for what still waits; an interrupted run is to be gone soon
+
+
+def choose_trackers(names: Sequence[str] | None) -> tuple[str, ...]:
+    """Those that are named, or TensorBoard, where it is installed, for None.
+
+    Raises:
+        InputError: there is none of that name, or it is not installed.
+    """
+    if names is None:
+        return ("tensorboard",) if _installed("tensorboard") else ()
+    for name in names:
+        if name not in TRACKERS:
+            raise InputError(f"there is no tracker '{name}'{did_you_mean(name, TRACKERS)}")
+        if not _installed(name):
+            raise InputError(f"track {name} needs {name}: pip install 'patch_diffusion[track]', or leave it out")
+    return tuple(dict.fromkeys(names))
+
+
+class Trackers:
+    """All tools that a run is shown by.
+
+    Args:
+        names: of `choose_trackers`.
+        run: the run folder.
+    """
+
+    def __init__(self, names: Sequence[str], run: Path) -> None:
+        self._names, self._run = names, run
+        self._step = 0
+        self._told: list[_Told] | None = None  # None until there is something to tell
+        self._last: Line = {}
+
+    def begin(self, step: int) -> None:
+        """The run goes on after ``step`` steps; what was told of later ones is void. Nothing is opened yet."""
+        self.close(wait=False)
+        self._told, self._step, self._last = None, step, {}
+
+    def log(self, line: Line) -> None:
+        """Tell them a line of the log."""
+        values = scalars(line, self._last)
+        if "loss" in line:
+            self._last = line
+        step, note = line["step"], str(line.get("note", ""))
+        self._tell(lambda tracker: tracker.write(step, values, note))
+
+    def picture(self, step: int, path: Path) -> None:
+        """Show them a picture of samples."""
+        self._tell(lambda tracker: tracker.picture(step, path))
+
+    def failures(self) -> list[str]:
+        """A sentence for each that has failed since this was last asked."""
+        told = self._told or []
+        found = [one for one in told if one.failure]
+        self._told = [one for one in told if not one.failure] if self._told is not None else None
+        return [f"{one.name} is no longer told of this run ({one.failure}); training goes on" for one in found]
+
+    def close(self, *, wait: bool = True) -> list[str]:
+        """Tell them that it is over, and give them some seconds; their failures, as of `failures`."""
+        for one in self._told or []:
+            one.end()
+        deadline = time.monotonic() + (_SECONDS_AT_THE_END if wait else 0.0)
+        for one in self._told or []:
+            one.wait(max(deadline - time.monotonic(), 0.0))
+        failed, self._told = self.failures(), []
+        return failed
+
+    def _tell(self, task: Callable[[Tracker], None]) -> None:
+        if self._told is None:
+            self._told = [_Told(name, self._run, self._step) for name in self._names]
+        for one in self._told:
+            one.tell(task)
+
+
+def scalars(line: Line, before: Line) -> dict[str, float]:
+    """The numbers of a line of the log by the names they are tracked under; those that are not finite are left out.
+
+    Args:
+        line: any.
+        before: the measured line before, for the speed, or an empty one.
+    """
+    values: dict[str, Any] = {}
+    if "loss" in line:
+        values |= {f"loss/{size}": value for size, value in line["loss"].items()}
+        values |= {f"noise/{level}": value for level, value in line.get("loss_by_noise", {}).items()}
+        values |= {name: line[name] for name in ("learning_rate", "spent", "images", "skipped") if name in line}
+        if before and (seconds := line["seconds"] - before["seconds"]) > 0:
+            values["images_per_second"] = (line["images"] - before["images"]) / seconds
+    if "held_out" in line:
+        values["held_out/loss"] = line["held_out"]["loss"]
+        by_noise = line["held_out"].get("by_noise", {})
+        values |= {f"held_out_noise/{level}": value for level, value in by_noise.items()}
+    return {name: float(value) for name, value in values.items() if value is not None and math.isfinite(value)}
+
+
+class _Told:
+    """One tool in its thread."""
+
+    def __init__(self, name: str, run: Path, step: int) -> None:
+        self.name = name
+        self.failure = ""
+        self._tasks: Queue[Callable[[Tracker], None] | None] = Queue(_MOST_WAITING)
+        self._thread = Thread(target=self._work, args=(run, step), name=name, daemon=True)
+        self._thread.start()
+
+    def tell(self, task: Callable[[Tracker], None] | None) -> None:
+        if self.failure:
+            return
+        try:
+            self._tasks.put_nowait(task)
+        except Full:
+            self.failure = f"it has not taken the last {_MOST_WAITING:,} lines"
+
+    def end(self) -> None:
+        self.tell(None)
+
+    def wait(self, seconds: float) -> None:
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            self.failure = self.failure or f"it did not take the last lines within {_SECONDS_AT_THE_END:g} seconds"
+
+    def _work(self, run: Path, step: int) -> None:
+        try:
+            tracker = TRACKERS[self.name](run, step)
+            while (task := self._tasks.get()) is not None and not self.failure:
+                task(tracker)
+            tracker.finish()
+        except (Exception, SystemExit) as error:
+            reason = " ".join(str(error).split())[:200]
+            self.failure = self.failure or f"{type(error).__name__}: {reason}"
+
+
+def _installed(name: str) -> bool:
+    """Whether it can be imported; a folder of that name beside the script, as these tools leave them, is not it."""
+    spec = find_spec(name)
+    return spec is not None and spec.origin is not None
