@@ -91,6 +91,7 @@ def test_train_sample_info(trained, run, tmp_path):
         "config.json",
         "log.jsonl",
         "model.safetensors",
+        "report.html",
         "samples",
         "tensorboard",
     ]

@@ -459,8 +459,9 @@ class Trainer:
             if self.engine.first:
                 write_tensors(self.run.model_file, copies["ema"])
                 sweep(self.run.checkpoints(), last=self.checkpoint_last, best=self.checkpoint_best, good=good)
-                if keep:  # a page may take its time, and one who stops a run should not wait for it
-                    write_report(self.run.path)
+                if keep and self.run.is_run():  # a page may take its time, and who stops a run should not wait for it
+                    with suppress(OSError, InputError):  # the checkpoint is good without it, and info --report makes it
+                        write_report(self.run.path)
 
         try:
             self.writer.wait()
