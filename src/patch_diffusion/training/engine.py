@@ -20,6 +20,7 @@ from patch_diffusion.config import Engine as Options
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.loss import denoising_loss
 from patch_diffusion.errors import InputError
+from patch_diffusion.training.lost import GIVEN_UP_AFTER, others_answer
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -35,6 +36,7 @@ class Engine:
         device: where this process computes.
     """
 
+    @others_answer()
     def __init__(self, options: Options) -> None:
         if options.accumulation < 1:
             raise InputError(f"engine.accumulation is at least 1, not {options.accumulation}")
@@ -50,9 +52,11 @@ class Engine:
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)
             if not dist.is_initialized():
-                dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+                dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=GIVEN_UP_AFTER)
             # What the hosts tell each other must not wait for the devices.
-            self._hosts = dist.new_group(backend="gloo")  # pyright: ignore[reportAttributeAccessIssue]
+            self._hosts = dist.new_group(  # pyright: ignore[reportAttributeAccessIssue]
+                backend="gloo", timeout=GIVEN_UP_AFTER
+            )
         self.type = _TYPES[_precision(options.precision, self.device)]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.type is torch.float16)
 
@@ -61,6 +65,7 @@ class Engine:
         """Whether this process is the one that writes and speaks."""
         return self.rank == 0
 
+    @others_answer()
     def prepare(self, denoiser: Denoiser) -> nn.Module:
         """The denoising loss as a module ``(clean, coords, sigma, labels, augment, noise) -> (n,)`` of this engine.
 
@@ -127,6 +132,23 @@ class Engine:
         shared = torch.tensor([seconds if self.first else 0.0, float(stop)], dtype=torch.float64)
         dist.all_reduce(shared, group=self._hosts)
         return shared[0].item(), bool(shared[1] > 0)
+
+    def check_same_step(self, step: int) -> None:
+        """Refuse to continue where the processes have found different checkpoints.
+
+        Raises:
+            InputError: in all of them; that the run folder is not one and the same.
+        """
+        if self._hosts is None:
+            return
+        bounds = torch.tensor([step, -step])
+        dist.all_reduce(bounds, dist.ReduceOp.MIN, group=self._hosts)
+        least, most = int(bounds[0]), -int(bounds[1])
+        if least != most:
+            raise InputError(
+                f"some processes would continue after step {least:,} and others after step {most:,}: the run folder "
+                "must be one and the same on all machines, on a disk that they share"
+            )
 
     def wait(self) -> None:
         """For all processes to come here."""

@@ -32,6 +32,7 @@ def train(config: Config, out: str | PathLike[str], *, show: bool = True) -> Den
 
 def _train(config: Config, out: str | PathLike[str], show: bool) -> Denoiser:
     budget = Budget(config.steps, config.images, config.minutes)
+    show = show and os.environ.get("RANK", "0") == "0"  # of several processes the first speaks
     how = {name: value for name, value in vars(config.data).items() if name != "augment"}
     images = open_images(**how, show=show)
     return build_trainer(config, images, out, show=show).fit(**vars(budget))

@@ -37,6 +37,7 @@ from patch_diffusion.training.ema import WeightAverage
 from patch_diffusion.training.engine import Engine
 from patch_diffusion.training.interrupts import interruptible
 from patch_diffusion.training.lock import locked
+from patch_diffusion.training.lost import others_answer
 from patch_diffusion.training.optimizers import learning_rate, make_optimizer
 from patch_diffusion.training.power_ema import PowerAverage
 from patch_diffusion.training.progress import Progress
@@ -154,6 +155,7 @@ class Trainer:
         self.writer = BackgroundWriter()
         self.run.check(self.config, self.facts)
 
+    @others_answer()
     def fit(self, *, steps: int | None = None, images: int | None = None, minutes: float | None = None) -> Denoiser:
         """Train until the budget is spent; the same call continues a stopped run.
 
@@ -368,6 +370,7 @@ class Trainer:
             raise InputError(
                 f"no checkpoint of {self.run.path} can be read: {'; '.join(damaged.values())}; choose another folder"
             )
+        self.engine.check_same_step(self.seen.step)
         self.progress.continue_log(self.seen.step)
         self.engine.wait()
         for folder, reason in damaged.items():
