@@ -51,10 +51,12 @@ def worker(folder: str, steps: int) -> None:
         spent[0] += time.perf_counter() - start
 
     def exchange() -> None:
-        for parameter in trainer.network.parameters():
-            if parameter.grad is not None:
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= engine.world
+        gradients = [parameter.grad for parameter in trainer.network.parameters() if parameter.grad is not None]
+        joined = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(joined)
+        joined /= engine.world
+        for gradient, part in zip(gradients, joined.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(part.view(gradient.shape))
 
     def measured_step(optimizer: torch.optim.Optimizer, clip: float | None) -> None:
         timed(waited, engine.wait)

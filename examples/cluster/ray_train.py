@@ -9,8 +9,8 @@ import argparse
 from dataclasses import replace
 from typing import Any
 
-import ray.train
-from ray.train.torch import TorchTrainer
+import ray.train  # pyright: ignore[reportMissingImports]
+from ray.train.torch import TorchTrainer  # pyright: ignore[reportMissingImports]
 
 import patch_diffusion as pd
 from patch_diffusion.presets import PRESETS
