@@ -316,6 +316,8 @@ def test_what_the_run_folder_may_hold(make_trainer, tmp_path):
     (tmp_path / "run" / "thesis.tex").write_text("")
     with pytest.raises(pd.InputError, match=r"holds other files \(thesis\.tex\) and no run"):
         make_trainer()
+    (tmp_path / "run" / "thesis.tex").rename(tmp_path / "run" / ".lock")  # all that a run stopped at once leaves
+    make_trainer()
     (tmp_path / "file").write_text("")
     with pytest.raises(pd.InputError, match="is a file"):
         make_trainer("file")

@@ -18,6 +18,7 @@ from patch_diffusion.cli.info import Info
 from patch_diffusion.cli.inspect import Inspect
 from patch_diffusion.cli.prepare import Prepare
 from patch_diffusion.cli.sample import Sample
+from patch_diffusion.cli.speaker import is_first, listen
 from patch_diffusion.cli.train import Train
 from patch_diffusion.errors import InputError, did_you_mean
 
@@ -87,7 +88,9 @@ def _run(arguments: Sequence[str]) -> int:
         return _fail(2, name, str(error))
     try:
         result = command.run()
-        if command.json and result:  # what is followed has printed its lines itself
+        if not result:  # what is followed has printed its lines itself; of several processes another tells it
+            return 0
+        if command.json:
             print(json.dumps(result, indent=1))
         elif message := command.message(result):
             print(message, file=sys.stderr)
@@ -98,11 +101,14 @@ def _run(arguments: Sequence[str]) -> int:
     except OSError as error:
         return _fail(1, name, error.strerror or str(error), f": {error.filename}" if error.filename else "")
     except KeyboardInterrupt:
+        if not is_first():
+            return 130
         return _fail(130, name, "interrupted", command.after_interrupt())
     return 0
 
 
 def _fail(status: int, name: str, *reason: str) -> int:
+    listen()
     print(f"{name}: {''.join(reason)}", file=sys.stderr)
     return status
 

@@ -12,6 +12,7 @@ from tyro.conf import Positional, Suppress, arg
 import patch_diffusion
 from patch_diffusion.cli.options import given_options
 from patch_diffusion.cli.parsing import parse, value_of
+from patch_diffusion.cli.speaker import is_first
 from patch_diffusion.config import Config, read_yaml
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.presets import DEFAULT_PRESET, PRESETS
@@ -60,10 +61,10 @@ class Train:
         return replace(command, options=settled(options, base, command.preset), given=given)
 
     def run(self) -> dict[str, Any]:
-        """Train, then tell what is in the run."""
+        """Train, then tell what is in the run; of several processes the first does."""
         assert self.out is not None  # parse has seen to it
         patch_diffusion.train(self.options, self.out, given=self.given, allow=self.allow)
-        return patch_diffusion.describe(self.out)
+        return patch_diffusion.describe(self.out) if is_first() else {}
 
     def message(self, result: dict[str, Any]) -> str:
         """What the user is told at the end."""

@@ -22,6 +22,7 @@ from patch_diffusion.config import Engine as Options
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.loss import denoising_loss
 from patch_diffusion.errors import InputError
+from patch_diffusion.training.lost import GIVEN_UP_AFTER, others_answer
 from patch_diffusion.training.sharding import shard, whole
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Engine:
             checkpoint is written behind it; None where they have nothing to say.
     """
 
+    @others_answer()
     def __init__(self, options: Options) -> None:
         if options.accumulation != "auto" and options.accumulation < 1:
             raise InputError(f"engine.accumulation is at least 1, not {options.accumulation}")
@@ -68,11 +70,11 @@ class Engine:
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)
             if not dist.is_initialized():
-                dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+                dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=GIVEN_UP_AFTER)
             # What the hosts tell each other must not wait for the devices.
-            self.hosts = dist.new_group(backend="gloo")  # pyright: ignore[reportAttributeAccessIssue]
+            self.hosts = _group_of_hosts()
             if options.shard:
-                self.writers = dist.new_group(backend="gloo")  # pyright: ignore[reportAttributeAccessIssue]
+                self.writers = _group_of_hosts()
         self.type = _TYPES[_precision(options.precision, self.device)]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.type is torch.float16)
 
@@ -96,6 +98,7 @@ class Engine:
         else:
             place(denoiser, self.device)
 
+    @others_answer()
     def prepare(self, denoiser: Denoiser) -> nn.Module:
         """The denoising loss as a module ``(clean, coords, sigma, labels, augment, noise) -> (n,)`` of this engine.
 
@@ -216,6 +219,23 @@ class Engine:
             return ""
         return f"process {slowest} takes {busy[slowest] / usual:.1f} times as long as the others, which wait for it"
 
+    def check_same_step(self, step: int) -> None:
+        """Refuse to continue where the processes have found different checkpoints.
+
+        Raises:
+            InputError: in all of them; that the run folder is not one and the same.
+        """
+        if self.hosts is None:
+            return
+        bounds = torch.tensor([step, -step])
+        dist.all_reduce(bounds, dist.ReduceOp.MIN, group=self.hosts)
+        least, most = int(bounds[0]), -int(bounds[1])
+        if least != most:
+            raise InputError(
+                f"some processes would continue after step {least:,} and others after step {most:,}: the run folder "
+                "must be one and the same on all machines, on a disk that they share"
+            )
+
     def wait(self) -> None:
         """For all processes to come here."""
         if self.hosts is not None:
@@ -272,6 +292,11 @@ def choose_device(name: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError):
         raise InputError(f"the device '{name}' is not there: take auto, cpu, cuda, cuda:1 or mps") from None
     return device
+
+
+def _group_of_hosts() -> dist.ProcessGroup:
+    """Of all processes, past their devices."""
+    return dist.new_group(backend="gloo", timeout=GIVEN_UP_AFTER)  # pyright: ignore[reportReturnType]
 
 
 def _device_of_process(name: str, world: int) -> torch.device:

@@ -52,6 +52,7 @@ def _train(
     config: Config, out: str | PathLike[str], given: Collection[str] | None, allow: Collection[str], show: bool
 ) -> Denoiser:
     budget = Budget(config.steps, config.images, config.minutes)
+    show = show and os.environ.get("RANK", "0") == "0"  # of several processes the first speaks
     how = {name: value for name, value in vars(config.data).items() if name not in ("augment", "held_out")}
     images = open_images(**how, show=show)
     if given is not None:

@@ -23,6 +23,7 @@ from patch_diffusion.denoise.process import PROCESSES
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.files import read_json, read_tensors, write_json
 from patch_diffusion.training.engine import choose_device, place
+from patch_diffusion.training.lock import LOCK_FILE
 from patch_diffusion.training.log import last_measured
 from patch_diffusion.training.power_ema import average_name, combination, combine
 from patch_diffusion.training.retention import best_of, step_of
@@ -127,7 +128,9 @@ class RunFolder:
             return [f"{name}: {before[name]}, now {now[name]}" for name in changed + differ]
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file: give a folder for the run")
-        others = sorted(entry.name for entry in self.path.iterdir()) if self.path.is_dir() else []
+        found = (entry.name for entry in self.path.iterdir()) if self.path.is_dir() else ()
+        # A run that was stopped before it wrote anything has left its lock.
+        others = sorted(name for name in found if name != LOCK_FILE)
         if others:
             more = ", ..." if len(others) > 1 else ""
             raise InputError(

@@ -38,6 +38,7 @@ from patch_diffusion.training.engine import Engine
 from patch_diffusion.training.interrupts import interruptible
 from patch_diffusion.training.lock import locked
 from patch_diffusion.training.losses import Losses
+from patch_diffusion.training.lost import others_answer
 from patch_diffusion.training.memory import advice_on_memory, is_out_of_memory, parts_that_fit
 from patch_diffusion.training.optimizers import decay_of, learning_rate, make_average, make_optimizer
 from patch_diffusion.training.power_ema import power_averages
@@ -208,6 +209,7 @@ class Trainer:
         self._told: set[str] = set()
         self.changed = self.run.check(self.config, self.facts, allow)
 
+    @others_answer()
     def fit(self, *, steps: int | None = None, images: int | None = None, minutes: float | None = None) -> Denoiser:
         """Train until the budget is spent; the same call continues a stopped run.
 
@@ -536,7 +538,9 @@ class Trainer:
 
     def _continue(self, budget: Budget) -> None:
         """Go to where a stopped run was: its newest checkpoint that is not damaged."""
-        existing: list[Path] = self.engine.of_first(self.run.checkpoints())
+        existing = self.run.checkpoints()
+        self.engine.check_same_step(step_of(existing[-1]) if existing else 0)
+        existing = self.engine.of_first(existing)
         damaged: dict[Path, str] = {}
         for folder in reversed(existing):
             try:
