@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from patch_diffusion.config import Data
 from patch_diffusion.data.codec import DTYPES, PixelCodec
+from patch_diffusion.data.gather import Gather
 from patch_diffusion.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ class ImageSet:
 
     ``pixels`` are uint8, uint16 or float32, in memory once or mapped from a file, of which only what is asked for is
     read. ``options`` are what they were opened with, ``notes`` what the user should know of the reading, ``codec`` what
-    brings pixels to model space.
+    brings pixels to model space, ``file`` what pixels are mapped from: it must not be cut short meanwhile.
     """
 
     pixels: Tensor
@@ -38,6 +40,7 @@ class ImageSet:
     options: Data = field(default_factory=Data)
     notes: tuple[str, ...] = ()
     codec: PixelCodec | LatentCodec = field(default_factory=PixelCodec)
+    file: Path | None = None
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.dtype != DTYPES[self.codec.dtype]:
@@ -77,8 +80,11 @@ class ImageSet:
 
     def batch(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
         """Pixels and labels of some images."""
-        chosen = torch.from_numpy(indices)
-        return self.pixels[chosen], None if self.labels is None else self.labels[chosen]
+        return Gather(self.pixels)(indices), self.labels_of(indices)
+
+    def labels_of(self, indices: NDArray[np.int64]) -> Tensor | None:
+        """Labels of some images."""
+        return None if self.labels is None else self.labels[torch.from_numpy(indices)]
 
     @cached_property
     def standard_deviation(self) -> float:
