@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from patch_diffusion.config import Fit
+from patch_diffusion.data.files.quick import format_of, quick_header
 from patch_diffusion.data.reading.parallel import in_order
 from patch_diffusion.data.reading.sizes import Size, resize, resize_values
 from patch_diffusion.errors import InputError
@@ -76,7 +77,14 @@ def read_header(file: ImageFile) -> Header:
         InputError: an empty file, one of too many pixels, or pages that do not make one image.
         Exception: whatever Pillow raises on broken files; `reason` puts it in words.
     """
-    with _opened(file) as image:
+    source = file.open()
+    if not isinstance(source, (Image.Image, np.ndarray)):
+        found = quick_header(source)
+        if found is not None:
+            source.close()
+            _refuse_bomb(found.size[0] * found.size[1])
+            return Header(found.size, grey=found.grey)
+    with _opened(source) as image:
         if isinstance(image, np.ndarray):
             channels, height, width = image.shape
             return Header((height, width), image.dtype.name, channels)
@@ -112,7 +120,7 @@ def decode_file(file: ImageFile, size: Size | None = None, mode: str = "RGB", fi
         InputError: values that are not finite or do not fit 16 bits, and what `read_header` raises.
         Exception: whatever Pillow raises on broken files.
     """
-    with _opened(file) as image:
+    with _opened(file.open()) as image:
         if isinstance(image, np.ndarray):
             return resize_values(_finite(image), size, fit)
         pages = _pages(image)
@@ -143,17 +151,18 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _opened(file: ImageFile) -> Iterator[Image.Image | NDArray[Any]]:
-    source = file.open()
+def _opened(source: IO[bytes] | Image.Image | NDArray[Any]) -> Iterator[Image.Image | NDArray[Any]]:
     if isinstance(source, (Image.Image, np.ndarray)):
         yield source
         return
     with source:
-        if not source.read(1):
+        source.seek(0)
+        start = source.read(8)
+        if not start:
             raise InputError("an empty file")
         source.seek(0)
         try:
-            image = Image.open(source)
+            image = Image.open(source, formats=format_of(start))
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             found = re.search(r"\d+", str(error))
             _refuse_bomb(int(found[0]) if found else None)
