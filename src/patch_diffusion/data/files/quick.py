@@ -1,4 +1,4 @@
-"""The headers of ordinary JPEG and PNG files, read at a fifth of the cost of opening them.
+"""Ordinary JPEG and PNG files at a fraction of the cost of opening them, which of small ones is most of the work.
 
 Only what is certain: baseline or progressive JPEG of 8 bits, grey or YCbCr, and PNG of 8 bits, grey or RGB, with no
 word of orientation, transparency, several pictures or anything else that changes how they are read. All others are for
@@ -7,9 +7,13 @@ Pillow to open.
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
+from io import BytesIO
 from typing import IO
+
+from PIL import Image
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _START_OF_FRAME = {0xC0, 0xC1, 0xC2}
@@ -40,6 +44,25 @@ def quick_header(stream: IO[bytes]) -> QuickHeader | None:
         stream.seek(2)
         return _jpeg(stream)
     return _png(stream) if start == _PNG else None
+
+
+def quick_picture(content: bytes) -> Image.Image | None:
+    """The picture of an ordinary JPEG, by the decoder and with the settings that Pillow takes when it opens it.
+
+    None for all others, and for what is damaged or has too many pixels: that is for `Image.open` to refuse.
+    """
+    if not content.startswith(_JPEG):
+        return None
+    stream = BytesIO(content)
+    stream.seek(2)
+    found = _jpeg(stream)
+    if found is None or found.size[0] * found.size[1] > (Image.MAX_IMAGE_PIXELS or math.inf):
+        return None
+    mode, (height, width) = "L" if found.grey else "RGB", found.size
+    try:
+        return Image.frombytes(mode, (width, height), content, "jpeg", mode, "")
+    except (ValueError, OSError):
+        return None
 
 
 def _jpeg(stream: IO[bytes]) -> QuickHeader | None:
