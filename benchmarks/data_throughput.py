@@ -1,9 +1,10 @@
-"""Images per second: the first epoch from files, and repeated epochs, against a bare Pillow loop and torch's DataLoader.
+"""Images per second, in the first epoch and in repeated ones, against a bare Pillow loop and torch's DataLoader.
 
     python benchmarks/data_throughput.py CATS.zip PHOTOS [--out FILE.json]
 
-CATS.zip holds small pictures, PHOTOS is a folder of large ones, from which JPEGs of 512 x 768 are made, so that decoding
-counts for most. All are brought to 64 x 64. The arms take turns; the figures are medians, and ratios within a turn.
+CATS.zip holds small pictures, PHOTOS is a folder of large ones, from which JPEGs of 512 x 768 are made, so that
+decoding counts for most. All are brought to 64 x 64. The arms take turns, and before and after each runs the bare loop
+that it is compared with; figures are medians over the turns.
 """
 
 import argparse
@@ -88,12 +89,12 @@ def speed(work: Callable[[], int]) -> float:
     return num / (time.perf_counter() - began)
 
 
-def one_turn(sources: dict[str, str], files: list[Path], cache: Path, turn: int) -> dict[str, float]:
-    """Images per second of every arm, in an order that changes from turn to turn."""
+def one_turn(
+    sources: dict[str, str], files: list[Path], cache: Path, turn: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Images per second of every arm, in an order that changes from turn to turn, and as multiples of the loop's."""
     found: dict[str, float] = {}
-
-    def loop() -> None:
-        found["bare loop"] = speed(lambda: bare_loop(files))
+    ratios: dict[str, float] = {}
 
     def loader(workers: int) -> None:
         epochs = loader_epochs(files, workers)
@@ -116,14 +117,20 @@ def one_turn(sources: dict[str, str], files: list[Path], cache: Path, turn: int)
             lambda: sum(one_epoch(feed, len(images), epoch) for epoch in range(1, 1 + REPEATED))
         )
 
-    arms: list[Callable[[], None]] = [loop, lambda: loader(0), lambda: loader(2)]
+    arms: list[Callable[[], None]] = [lambda: loader(0), lambda: loader(2)]
     for name, source in sources.items():
-        for kept in ("memory", "disk") if name != "array" else ("auto",):
-            arms.append(lambda name=name, source=source, kept=kept: ours(name, source, kept))
+        choices = ("memory", "disk") if name != "array" else ("auto",)
+        arms += [lambda name=name, source=source, kept=kept: ours(name, source, kept) for kept in choices]
     start = turn % len(arms)
+    loops = [speed(lambda: bare_loop(files))]
     for arm in arms[start:] + arms[:start]:
+        before = set(found)
         arm()
-    return found
+        loops.append(speed(lambda: bare_loop(files)))
+        beside = statistics.fmean(loops[-2:])
+        ratios |= {name: found[name] / beside for name in found.keys() - before}
+    found["bare loop"], ratios["bare loop"] = statistics.median(loops), 1.0
+    return dict(sorted(found.items())), ratios
 
 
 def make_sources(folder: Path, work: Path) -> tuple[dict[str, str], list[Path]]:
@@ -193,10 +200,10 @@ def main() -> None:
             turns = [one_turn(sources, files, work / f"{folder.name}-cache", turn) for turn in range(arguments.turns)]
             rows = {}
             print(f"\n{name}: {len(files):,} files\n{'':<34}images/s   of the bare loop (range)")
-            for arm in turns[0]:
-                ratios = sorted(turn[arm] / turn["bare loop"] for turn in turns)
+            for arm in turns[0][0]:
+                ratios = sorted(turn[1][arm] for turn in turns)
                 rows[arm] = {
-                    "images_per_second": round(statistics.median(turn[arm] for turn in turns)),
+                    "images_per_second": round(statistics.median(turn[0][arm] for turn in turns)),
                     "of_bare_loop": round(statistics.median(ratios), 2),
                     "range": [round(ratios[0], 2), round(ratios[-1], 2)],
                 }
@@ -204,7 +211,7 @@ def main() -> None:
                     f"{arm:<34}{rows[arm]['images_per_second']:>8,} {rows[arm]['of_bare_loop']:>10.2f} "
                     f"({ratios[0]:.2f} to {ratios[-1]:.2f})"
                 )
-            result["data"][name] = {"files": len(files), "arms": dict(sorted(rows.items()))}
+            result["data"][name] = {"files": len(files), "arms": rows}
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 

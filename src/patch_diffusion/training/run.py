@@ -97,6 +97,12 @@ class RunFolder:
         """Refuse a place that holds something else, or a run with other options, data or network."""
         if self.is_run():
             stored, stored_facts = self.read_config()
+            if stored.data.source == config.data.source and facts.num_images != stored_facts.num_images:
+                raise InputError(
+                    f"{self.path} holds a run on {stored_facts.num_images:,} images, but there are now "
+                    f"{facts.num_images:,} in {config.data.source or 'the data'}: bring the data back as it was, or "
+                    "choose another folder"
+                )
             if changed := changed_options(stored, config):
                 raise InputError(
                     f"{self.path} holds a run with other options ({', '.join(changed)}): continue it with its own, or "
