@@ -64,7 +64,7 @@ def compare(trainer: Trainer, rounds: int) -> list[dict[str, Any]]:
         bare_times, ratios = [], []
         for index in range(rounds + 3):
             trainer.seen.step = steps[index]
-            inputs = trainer._inputs(trainer.images.buckets[0], trainer.orders[0], size, num, range(num))
+            inputs = trainer._inputs(0, size, num, range(num))
 
             def bare(inputs=inputs) -> None:
                 optimizer.zero_grad()

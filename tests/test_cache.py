@@ -207,7 +207,9 @@ def test_blocks_become_one_array(tmp_path):
     assert np.load(tmp_path / "b.npy").shape == (0, 2, 3)
 
 
-def test_two_processes_read_once(folder, tmp_path):
+@pytest.mark.parametrize("kept", ["disk", "auto"])
+def test_two_processes_read_once(folder, tmp_path, kept):
+    """Few images stay in memory for one process; for several, one decodes and all map what it wrote."""
     program = f"""
 import pathlib, sys, time
 from patch_diffusion.data.files import collection, decode
@@ -223,17 +225,29 @@ collection.decode_file = slow
 pathlib.Path({str(tmp_path)!r}, "ready-" + sys.argv[1]).touch()
 while not all(pathlib.Path({str(tmp_path)!r}, f"ready-{{i}}").exists() for i in range(2)):
     time.sleep(0.01)
-images = pd.open_images({str(folder)!r}, cache="disk")
+images = pd.open_images({str(folder)!r}, cache={kept!r})
+assert images.file.name == "pixels-0.npy"
 print(len(images), int(images.pixels.long().sum()))
 """
     processes = [
-        subprocess.Popen([sys.executable, "-c", program, str(index)], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(index)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "RANK": str(index), "WORLD_SIZE": "2"},
+        )
         for index in range(2)
     ]
     said = [process.communicate(timeout=120)[0] for process in processes]
     assert said == [f"20 {PICTURES.pixels.astype(int).sum()}\n"] * 2
     if os.name != "nt":
         assert len((tmp_path / "log").read_text().split()) == 20
+
+
+def test_several_processes_keep_in_memory_what_has_no_name(own_cache, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    images = pd.open_images([*PICTURES.pixels], layout="channels_first")
+    assert images.file is None and not own_cache.exists()
 
 
 def test_a_killed_process_leaves_nothing_that_is_taken_for_whole(folder, own_cache):  # noqa: F811

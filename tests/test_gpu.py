@@ -2,12 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 import patch_diffusion as pd
 from patch_diffusion.config import Config, Data, Engine, Network, Optimizer
+from patch_diffusion.data.order import SampleOrder
 from patch_diffusion.files import read_json
+from patch_diffusion.training import feed
 from patch_diffusion.training.processes import run_processes
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -121,3 +124,40 @@ def test_two_share_a_model(tmp_path):
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
     checksums = read_json(tmp_path / "run/checkpoints/step-00000004/state.json")["checksums"]
     assert sum(name.startswith("shards/") for name in checksums) == 2
+
+
+@pytest.mark.parametrize("share", [1 / 4, 0.0], ids=["on the device", "read ahead"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("last", [False, True])
+def test_images_come_without_waiting(tmp_path, monkeypatch, share, dtype, last):
+    monkeypatch.setattr(feed, "SHARE_OF_DEVICE", share)
+    values = np.random.default_rng(0).integers(0, 255, (50, 3, 6, 8)).astype(dtype)
+    np.save(tmp_path / "a.npy", values.transpose(0, 2, 3, 1) if last else values)
+    images = pd.open_images(tmp_path / "a.npy")
+    order = SampleOrder(50, seed=0)
+    made = feed.Feed(images, [order], torch.device("cuda"))
+    made.take(0, 0, 20)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        taken = []
+        for first in range(0, 1000, 20):
+            made.expect(0, first, 20)
+            taken.append(made.take(0, first, 20)[0])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for number, pixels in enumerate(taken):
+        wanted = values[order.indices(20 * number, 20)]
+        assert pixels.device.type == "cuda" and np.array_equal(pixels.cpu().numpy(), wanted)
+
+
+def test_steps_on_a_file_do_not_wait_either(tmp_path, monkeypatch, make_trainer):
+    monkeypatch.setattr(feed, "SHARE_OF_DEVICE", 0.0)
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 256, (30, 3, 8, 12), dtype=np.uint8))
+    trainer = make_trainer(engine=Engine(device="cuda"), images=pd.open_images(tmp_path / "a.npy"))
+    trainer.train_step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            trainer.train_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from patch_diffusion.config import Data
 from patch_diffusion.data.codec import DTYPES, PixelCodec
+from patch_diffusion.data.gather import Gather
 from patch_diffusion.data.order import permute
 from patch_diffusion.errors import InputError
 
@@ -41,7 +43,8 @@ class ImageSet:
 
     ``pixels`` are uint8, uint16 or float32, in memory once or mapped from a file, of which only what is asked for is
     read. ``options`` are what they were opened with, ``notes`` what the user should know of the reading, ``codec`` what
-    brings pixels to model space. ``part``: these are only some of the images, see `hold_out`.
+    brings pixels to model space, ``file`` what pixels are mapped from: it must not be cut short meanwhile. ``part``:
+    these are only some of the images, see `hold_out`.
     """
 
     pixels: Tensor
@@ -51,6 +54,7 @@ class ImageSet:
     notes: tuple[str, ...] = ()
     codec: PixelCodec | LatentCodec = field(default_factory=PixelCodec)
     part: Part | None = None
+    file: Path | None = None
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.dtype != DTYPES[self.codec.dtype]:
@@ -96,8 +100,11 @@ class ImageSet:
 
     def batch(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
         """Pixels and labels of some images."""
-        chosen = torch.from_numpy(self.rows(indices))
-        return self.pixels[chosen], None if self.labels is None else self.labels[chosen]
+        return Gather(self.pixels)(self.rows(indices)), self.labels_of(indices)
+
+    def labels_of(self, indices: NDArray[np.int64]) -> Tensor | None:
+        """Labels of some images."""
+        return None if self.labels is None else self.labels[torch.from_numpy(self.rows(indices))]
 
     @cached_property
     def standard_deviation(self) -> float:

@@ -112,6 +112,13 @@ class RunFolder:
                 raise InputError(f"there is no option '{name}' to allow{did_you_mean(name, known)}")
         if self.is_run():
             stored, stored_facts = self.read_config()
+            gone = facts.num_images != stored_facts.num_images and "num_images" not in allow
+            if stored.data.source == config.data.source and gone:
+                raise InputError(
+                    f"{self.path} holds a run on {stored_facts.num_images:,} images, but there are now "
+                    f"{facts.num_images:,} in {config.data.source or 'the data'}: bring the data back as it was, or "
+                    "choose another folder"
+                )
             changed = changed_options(stored, config)
             if refused := [name for name in changed if name not in allow]:
                 raise InputError(

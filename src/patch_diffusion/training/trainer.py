@@ -17,7 +17,7 @@ from patch_diffusion.config import Augment as AugmentOptions
 from patch_diffusion.config import Config, Ema, Network, Noise, Optimizer
 from patch_diffusion.config import Engine as EngineOptions
 from patch_diffusion.data.augment import Augment
-from patch_diffusion.data.images import Images, ImageSet
+from patch_diffusion.data.images import Images
 from patch_diffusion.data.latents.codec import LatentSet
 from patch_diffusion.data.order import SampleOrder, bucket_at
 from patch_diffusion.denoise.denoiser import Denoiser
@@ -35,6 +35,7 @@ from patch_diffusion.training.background import BackgroundWriter
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.cost import Seen, training_flops
 from patch_diffusion.training.engine import Engine
+from patch_diffusion.training.feed import Feed
 from patch_diffusion.training.interrupts import interruptible
 from patch_diffusion.training.lock import locked
 from patch_diffusion.training.losses import Losses
@@ -205,6 +206,7 @@ class Trainer:
         self.progress = Progress(
             self.run.log_file if first else None, show=show and first, trackers=trackers if first else None
         )
+        self.feed = Feed(images, self.orders, self.engine.device, lambda text: self.progress.note(text, self.seen.step))
         self.writer = BackgroundWriter()
         self._told: set[str] = set()
         self.changed = self.run.check(self.config, self.facts, allow)
@@ -362,7 +364,8 @@ class Trainer:
         for part, slots in enumerate(shares):
             with self.engine.accumulating(self.loss, last=part == len(shares) - 1), self.engine.computing():
                 with self.engine.busy():
-                    inputs = self._inputs(images, self.orders[bucket], size, num, slots)
+                    inputs = self._inputs(bucket, size, num, slots)
+                    self._expect(bucket, num, shares[part + 1 :], spent)
                     # Modules with dropout draw from torch's own generator.
                     torch.manual_seed(self._key("dropout") + slots.start)
                     losses = self.loss(*inputs)
@@ -381,13 +384,25 @@ class Trainer:
         self.losses.add(str(size), total, self.engine.total(by_noise), skipped)
         return size, total
 
+    def _expect(self, bucket: int, num: int, shares: list[range], spent: float) -> None:
+        """Have the images of the next part of a step of ``num`` read, or, after the last, those of the next step."""
+        first = self.seen.drawn(self.images.buckets[bucket].resolution)
+        if not shares:
+            step, before = self.seen.step + 1, bucket
+            bucket = bucket_at(self.schedule.seed, step, [len(images) for images in self.images.buckets])
+            resolution = self.images.buckets[bucket].resolution
+            first = self.seen.drawn(resolution) + (num if bucket == before else 0)
+            # Of a progressive schedule this is a guess: less of the budget was spent than will be.
+            shares = self.engine.shares(self.schedule.size_at(step, resolution, spent).num_images(self.batch))
+        self.feed.expect(bucket, first + shares[0].start, len(shares[0]))
+
     def _inputs(
-        self, images: ImageSet, order: SampleOrder, size: PatchSize, num: int, slots: range
+        self, bucket: int, size: PatchSize, num: int, slots: range
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor]:
         """What the loss is computed from, see `DenoisingLoss`, of some of the ``num`` samples of this step."""
-        device, chosen = self.engine.device, slice(slots.start, slots.stop)
+        images, device, chosen = self.images.buckets[bucket], self.engine.device, slice(slots.start, slots.stop)
         first = self.seen.drawn(images.resolution) + slots.start
-        pixels, labels = images.batch(order.indices(first, len(slots)))
+        pixels, labels = self.feed.take(bucket, first, len(slots))
 
         draws = torch.Generator().manual_seed(self._key("draws"))
         places, hidden = torch.rand(num, 2, generator=draws)[chosen], torch.rand(num, generator=draws)[chosen]
@@ -396,7 +411,6 @@ class Trainer:
         if labels is not None:
             labels = labels.masked_fill(hidden < self.denoiser.label_dropout, -1).to(device, non_blocking=True)
 
-        pixels = pixels.to(device, non_blocking=True)
         if self.augment.p:
             pixels = images.codec.encode(pixels)
         pixels, altered = self.augment(pixels, self.schedule.seed, self.seen.step, slots)

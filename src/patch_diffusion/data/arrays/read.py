@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -171,7 +172,9 @@ def _mapped(
         found = cache.remember({"survey of": key}, look_at_all)
     tensor = cache.as_tensor(array)
     tensor = tensor.unsqueeze(1) if axis == 0 else tensor.movedim(axis, 1)
-    return Read([tensor], [None], {"dtype": array.dtype.name, "survey": found, "notes": []})
+    facts = {"dtype": array.dtype.name, "survey": found, "notes": []}
+    file = array.filename if isinstance(array, np.memmap) else None
+    return Read([tensor], [None], facts, files=None if file is None else [Path(file)])
 
 
 def _one(stored: StoredArray, array: NDArray[Any], index: int) -> NDArray[Any]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
+import numpy as np
 from numpy.typing import NDArray
 
 from patch_diffusion.config import Data
@@ -23,6 +24,7 @@ MOST_UNUSABLE = 0.01
 """Share of the files that may be broken before training is refused."""
 
 _MOST_NAMED = 20
+_IMAGES_IN_A_BLOCK = 16
 
 
 @dataclass(frozen=True)
@@ -106,13 +108,24 @@ def _plan(found: Collection, options: Data, show: bool) -> Plan:
             return decode_file(files[index], size, kind.mode, options.fit)
 
         def blocks() -> Iterator[NDArray[Any]]:
+            together: list[NDArray[Any]] = []  # of neighbouring indices
+
+            def block() -> NDArray[Any]:
+                stacked = np.stack(together)
+                survey.add(stacked, kept[-1] + 1 - len(together))
+                together.clear()
+                return stacked
+
             for index, pixels in in_order(decode, indices, "reading images", show=show):
+                if together and (index != kept[-1] + 1 or len(together) == _IMAGES_IN_A_BLOCK):
+                    yield block()
                 if isinstance(pixels, Exception):
                     unusable[index] = reason(pixels)
                     continue
-                survey.add(pixels[None], index)
                 kept.append(index)
-                yield pixels[None]
+                together.append(pixels)
+            if together:
+                yield block()
 
         return Part((kind.channels, *size), len(indices), blocks, kept)
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from typing import IO, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from patch_diffusion.config import Fit
+from patch_diffusion.data.files.quick import format_of, quick_header, quick_picture
 from patch_diffusion.data.reading.parallel import in_order
 from patch_diffusion.data.reading.sizes import Size, resize, resize_values
 from patch_diffusion.errors import InputError
@@ -76,7 +78,14 @@ def read_header(file: ImageFile) -> Header:
         InputError: an empty file, one of too many pixels, or pages that do not make one image.
         Exception: whatever Pillow raises on broken files; `reason` puts it in words.
     """
-    with _opened(file) as image:
+    source = file.open()
+    if not isinstance(source, (Image.Image, np.ndarray)):
+        found = quick_header(source)
+        if found is not None:
+            source.close()
+            _refuse_bomb(found.size[0] * found.size[1])
+            return Header(found.size, grey=found.grey)
+    with _opened(source) as image:
         if isinstance(image, np.ndarray):
             channels, height, width = image.shape
             return Header((height, width), image.dtype.name, channels)
@@ -112,7 +121,17 @@ def decode_file(file: ImageFile, size: Size | None = None, mode: str = "RGB", fi
         InputError: values that are not finite or do not fit 16 bits, and what `read_header` raises.
         Exception: whatever Pillow raises on broken files.
     """
-    with _opened(file) as image:
+    source = file.open()
+    if not isinstance(source, (Image.Image, np.ndarray)):
+        start = source.read(8)
+        if format_of(start) == ("JPEG",):
+            with source:
+                content = start + source.read()
+            picture = quick_picture(content)
+            if picture is not None:
+                return _pixels(picture, size, mode, fit)
+            source = BytesIO(content)
+    with _opened(source) as image:
         if isinstance(image, np.ndarray):
             return resize_values(_finite(image), size, fit)
         pages = _pages(image)
@@ -143,17 +162,18 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _opened(file: ImageFile) -> Iterator[Image.Image | NDArray[Any]]:
-    source = file.open()
+def _opened(source: IO[bytes] | Image.Image | NDArray[Any]) -> Iterator[Image.Image | NDArray[Any]]:
     if isinstance(source, (Image.Image, np.ndarray)):
         yield source
         return
     with source:
-        if not source.read(1):
+        source.seek(0)
+        start = source.read(8)
+        if not start:
             raise InputError("an empty file")
         source.seek(0)
         try:
-            image = Image.open(source)
+            image = Image.open(source, formats=format_of(start))
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             found = re.search(r"\d+", str(error))
             _refuse_bomb(int(found[0]) if found else None)
@@ -222,7 +242,12 @@ def _picture(image: Image.Image, size: Size | None, mode: str, fit: Fit) -> NDAr
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     elif image.mode == "P":
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    image = image.convert(mode)
+    return _pixels(image, size, mode, fit)
+
+
+def _pixels(image: Image.Image, size: Size | None, mode: str, fit: Fit) -> NDArray[np.uint8]:
+    """Of a picture that is upright and has no more channels than the mode."""
+    image = image if image.mode == mode else image.convert(mode)
     array = np.asarray(image if size is None else resize(image, size, fit))
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 

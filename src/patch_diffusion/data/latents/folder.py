@@ -85,7 +85,7 @@ def open_latents(
     if classes is False:
         labels, names = None, ()
     latents = f"{codec.factor}-fold latents of {len(codec.mean)} channels, of {height}x{width} images"
-    return LatentSet(stored, labels, names, options or Data(str(path)), (latents,), codec=codec)
+    return LatentSet(stored, labels, names, options or Data(str(path)), (latents,), codec=codec, file=path / _LATENTS)
 
 
 def encode_latents(

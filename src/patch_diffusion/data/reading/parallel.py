@@ -11,6 +11,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import track
 
+_MOST_AT_ONCE = 16
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -46,12 +48,17 @@ def _in_order(task: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[T, R
         except Exception as error:
             return item, error
 
+    def several(start: int) -> list[tuple[T, R | Exception]]:
+        return [guarded(items[index]) for index in range(start, min(start + at_once, len(items)))]
+
     num_threads = os.cpu_count() or 1
+    # To hand over a small picture takes a thread as long as half of its decoding.
+    at_once = max(1, min(_MOST_AT_ONCE, len(items) // (8 * num_threads)))
     with ThreadPoolExecutor(num_threads) as pool:
-        waiting: deque[Future[tuple[T, R | Exception]]] = deque()
-        for item in items:
-            waiting.append(pool.submit(guarded, item))
-            if len(waiting) > 8 * num_threads:
-                yield waiting.popleft().result()
+        waiting: deque[Future[list[tuple[T, R | Exception]]]] = deque()
+        for start in range(0, len(items), at_once):
+            waiting.append(pool.submit(several, start))
+            if len(waiting) > 2 * num_threads:
+                yield from waiting.popleft().result()
         while waiting:
-            yield waiting.popleft().result()
+            yield from waiting.popleft().result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -71,6 +72,8 @@ class Read:
     kept: list[NDArray[np.int64] | None]
     facts: dict[str, Any]
     notes: tuple[str, ...] = ()
+    files: list[Path] | None = None
+    """That the pixels of each part are mapped from."""
 
     @property
     def survey(self) -> Survey:
@@ -85,7 +88,8 @@ def read(make_plan: Callable[[], Plan], key: Mapping[str, Any] | None, options: 
         make_plan: says what is to be read; not asked where it was read before.
         key: what the result follows from, ready for JSON; None where that cannot be told, as of objects in Python.
         options: their ``cache`` chooses.
-        often: that "auto" means disk even for few.
+        often: that "auto" means disk even for few, as it does for several processes: one of them decodes, and all map
+            what it wrote.
 
     Raises:
         InputError: no room, and what reading raises.
@@ -93,7 +97,9 @@ def read(make_plan: Callable[[], Plan], key: Mapping[str, Any] | None, options: 
     if key is not None and options.cache != "memory" and (entry := cache.find(key)):
         return _from_cache(entry)
     plan = make_plan()
-    on_disk = options.cache == "disk" or (options.cache == "auto" and (often or plan.num_bytes > MOST_IN_MEMORY))
+    shared = key is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    many = often or shared or plan.num_bytes > MOST_IN_MEMORY
+    on_disk = options.cache == "disk" or (options.cache == "auto" and many)
     if on_disk and not _can_write():
         closed = f"{cache.cache_folder()} cannot be written to ({cache.FOLDER_VARIABLE} names another)"
         if options.cache == "disk":
@@ -105,7 +111,7 @@ def read(make_plan: Callable[[], Plan], key: Mapping[str, Any] | None, options: 
         entry = cache.make(key, lambda folder: _write(plan, folder), num_bytes=plan.num_bytes)
         return _from_cache(entry)
     facts, arrays = cache.make_nameless(lambda folder: _write(plan, folder), num_bytes=plan.num_bytes)
-    return _of_tensors(facts, arrays.__getitem__)
+    return _of_tensors(facts, arrays.__getitem__, cache.cache_folder())
 
 
 def images_of(found: Read, labels: Labels | None, options: Data, notes: list[str]) -> Images:
@@ -124,9 +130,10 @@ def images_of(found: Read, labels: Labels | None, options: Data, notes: list[str
     if numbers is not None:
         every = [numbers if kept is None else numbers[kept] for kept in found.kept]
         all_notes += notes_of_labels(np.concatenate(every), class_names)
+    files = found.files or [None] * len(found.pixels)
     sets = [
-        _image_set(pixels, numbers, kept, class_names, options, codec)
-        for pixels, kept in zip(found.pixels, found.kept, strict=True)
+        _image_set(pixels, numbers, kept, class_names, options, codec, file)
+        for pixels, kept, file in zip(found.pixels, found.kept, files, strict=True)
         if len(pixels)
     ]
     if len(sets) == 1:
@@ -141,11 +148,12 @@ def _image_set(
     class_names: tuple[str, ...],
     options: Data,
     codec: PixelCodec,
+    file: Path | None,
 ) -> ImageSet:
     if numbers is not None and kept is not None:
         numbers = numbers[kept]
     labels = None if numbers is None else torch.from_numpy(numbers)
-    return ImageSet(pixels, labels, class_names, options, codec=codec)
+    return ImageSet(pixels, labels, class_names, options, codec=codec, file=file)
 
 
 def _can_write() -> bool:
@@ -184,13 +192,14 @@ def _write(plan: Plan, folder: Path) -> dict[str, Any]:
 
 
 def _from_cache(entry: cache.Entry) -> Read:
-    found = _of_tensors(entry.facts, entry.tensor)
+    found = _of_tensors(entry.facts, entry.tensor, entry.folder)
     num_bytes = sum(pixels.numel() * pixels.element_size() for pixels in found.pixels)
     note = f"decoded images are kept in {entry.folder} ({num_bytes / 1e6:,.1f} MB), which may be removed"
     return replace(found, notes=(note,))
 
 
-def _of_tensors(facts: dict[str, Any], tensor: Callable[[str], Tensor]) -> Read:
-    pixels = [tensor(f"pixels-{number}.npy") for number in range(len(facts["kept"]))]
+def _of_tensors(facts: dict[str, Any], tensor: Callable[[str], Tensor], folder: Path) -> Read:
+    names = [f"pixels-{number}.npy" for number in range(len(facts["kept"]))]
+    pixels = [tensor(name) for name in names]
     kept = [tensor(f"kept-{number}.npy").numpy() if has else None for number, has in enumerate(facts["kept"])]
-    return Read(pixels, kept, facts)
+    return Read(pixels, kept, facts, files=[folder / name for name in names])

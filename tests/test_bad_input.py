@@ -1,0 +1,164 @@
+"""Bad input through the command line: one clear line that names it, and nothing is written."""
+
+import json
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from image_files import cut_in_half, random_pictures, write_folder, write_zip
+from patch_diffusion.cli import main
+from patch_diffusion.data.reading.cache import cache_folder
+
+PICTURES = random_pictures(num=12, size=(16, 16))
+TINY = (
+    "--steps 1 --batch 1 --samples 0 "
+    "--network.width 8 --network.blocks 1 --network.multipliers 1 2 --network.attention 1"
+)
+
+
+@pytest.fixture
+def train(tmp_path, capsys):
+    """``train(source, *options)``: the exit status and what was said."""
+
+    def run(source, *options):
+        status = main(["train", *map(str, source), *TINY.split(), *options, "--out", str(tmp_path / "run")])
+        said = capsys.readouterr()
+        assert not said.out
+        return status, said.err
+
+    return run
+
+
+def truncated(path):
+    folder = write_folder(path, PICTURES, labels=False)
+    cut_in_half(folder / "00003.png")
+    return folder, "00003.png"
+
+
+def zero_bytes(path):
+    folder = write_folder(path, PICTURES, labels=False)
+    (folder / "00003.png").write_bytes(b"")
+    return folder, "00003.png (an empty file)"
+
+
+def bomb(path):
+    folder = write_folder(path, PICTURES, labels=False)
+    Image.new("1", (20_000, 10_000)).save(folder / "bomb.png")
+    return folder, "bomb.png (200,000,000 pixels, more than the 89,478,485 that are read"
+
+
+def way_up(path):
+    with zipfile.ZipFile(f"{path}.zip", "w") as archive:
+        archive.writestr("../out.png", b"")
+    return f"{path}.zip", "../out.png"
+
+
+def zip_in_zip(path):
+    write_zip(path.with_suffix(".inner.zip"), write_folder(path, PICTURES))
+    with zipfile.ZipFile(f"{path}.zip", "w") as archive:
+        archive.write(path.with_suffix(".inner.zip"), "inner.zip")
+    return f"{path}.zip", "only inner.zip: unpack it first"
+
+
+def as_array(path, values, **options):
+    np.save(f"{path}.npy", values, **options)
+    return f"{path}.npy"
+
+
+def not_finite(path):
+    values = PICTURES.pixels.astype(np.float32)
+    values[7, 1, 2, 3] = np.nan
+    return as_array(path, values), "image 7 of"
+
+
+def constant(path):
+    return as_array(path, np.full((4, 3, 16, 16), 0.5, np.float32)), "all values of the images are 0.5"
+
+
+def complex_numbers(path):
+    return as_array(path, PICTURES.pixels.astype(np.complex64)), "holds complex64"
+
+
+class Trap:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (f"{self.path}-was-run",)
+
+
+def objects(path):
+    return as_array(path, np.array([Trap(path)] * 3, dtype=object), allow_pickle=True), "Python objects"
+
+
+def labels_miss_a_file(path):
+    folder = write_folder(path, PICTURES)
+    entries = json.loads((folder / "dataset.json").read_text())["labels"]
+    (folder / "dataset.json").write_text(json.dumps({"labels": entries[:-1]}))
+    return folder, "00011.png"
+
+
+def two_sizes(path):
+    folder = write_folder(path, PICTURES, labels=False)
+    Image.new("RGB", (20, 16)).save(folder / "wide.png")
+    return folder, "wide.png, 16x20"
+
+
+CASES = [
+    truncated,
+    zero_bytes,
+    bomb,
+    way_up,
+    zip_in_zip,
+    not_finite,
+    constant,
+    complex_numbers,
+    objects,
+    labels_miss_a_file,
+    two_sizes,
+]
+
+
+@pytest.mark.parametrize("cache", ["auto", "disk"])
+@pytest.mark.parametrize("make", CASES)
+def test_refused_in_one_line(make, cache, train, tmp_path):
+    source, named = make(tmp_path / "data")
+    before = sorted(tmp_path.rglob("*"))
+    status, said = train([source], "--data.cache", cache)
+    assert status == 1 and said.count("\n") == 1 and named in said and "Traceback" not in said
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not [path for path in cache_folder().rglob("*") if path.suffix in (".npy", ".partial", ".tmp")]
+
+
+def test_the_trap_works(tmp_path):
+    """Without which the test of objects could not fail."""
+    pickle.loads(pickle.dumps(Trap(tmp_path / "a")))
+    assert (tmp_path / "a-was-run").exists()
+
+
+def test_images_of_one_value_and_a_class_of_one_image_are_told(train, tmp_path):
+    pictures = random_pictures(num=12, size=(16, 16), num_classes=11)
+    pictures.pixels[5] = 7
+    status, said = train([write_folder(tmp_path / "data", pictures)])
+    assert status == 0, said
+    assert "have one value only (first: 00005.png)" in said and "one image" in said
+    log = (tmp_path / "run" / "log.jsonl").read_text()
+    assert "00005.png" in log and "one image" in log
+
+
+@pytest.mark.parametrize("by_name", [True, False], ids=["the same command", "train --out RUN"])
+def test_data_that_shrank_is_refused_when_a_run_goes_on(train, tmp_path, by_name):
+    folder = write_folder(tmp_path / "data", PICTURES, labels=False)
+    status, said = train([folder])
+    assert status == 0, said
+    (folder / "00003.png").unlink()
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    status, said = train([folder] if by_name else [], "--steps", "2")
+    assert status == 1 and said.count("\n") == 1 and f"a run on 12 images, but there are now 11 in {folder}" in said
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before

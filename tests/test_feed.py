@@ -1,0 +1,289 @@
+"""Images on their way to the device: the same as `ImageSet.batch` gives, whatever way they take."""
+
+import gc
+import os
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import patch_diffusion as pd
+from patch_diffusion.config import Engine
+from patch_diffusion.data.gather import Gather
+from patch_diffusion.data.order import SampleOrder
+from patch_diffusion.training import feed
+from patch_diffusion.training.feed import Feed
+
+CPU = torch.device("cpu")
+
+gather = Gather.__call__
+
+
+@pytest.fixture(params=["uint8", "uint16", "float32", "channels last"])
+def stored(request, tmp_path):
+    """A file of 50 arrays, opened as images."""
+    dtype = "uint8" if request.param == "channels last" else request.param
+    values = np.random.default_rng(0).integers(0, 255, (50, 3, 6, 8)).astype(dtype)
+    np.save(tmp_path / "a.npy", values.transpose(0, 2, 3, 1) if request.param == "channels last" else values)
+    np.save(tmp_path / "labels.npy", np.arange(50) % 3)
+    images = pd.open_images(tmp_path / "a.npy", labels=str(tmp_path / "labels.npy"))
+    assert images.file == tmp_path / "a.npy"
+    return images
+
+
+def plain(images):
+    """The same, copied to memory."""
+    return replace(images, pixels=images.pixels.clone(), file=None)
+
+
+def feed_of(images, way, monkeypatch, **options):
+    """A feed whose images take that way."""
+    if way == "device":  # a device that is not the CPU, and has room
+        monkeypatch.setattr(feed, "free_memory", lambda device: 2**30)
+    orders = [SampleOrder(len(bucket), seed=1) for bucket in images.buckets]
+    made = Feed(plain(images) if way == "memory" else images, orders, CPU, **options)
+    assert way != "device" or made._on_device()
+    return made
+
+
+@pytest.mark.parametrize("way", ["memory", "thread", "device"])
+def test_gives_the_images_of_the_order(stored, way, monkeypatch):
+    made = feed_of(stored, way, monkeypatch)
+    order = SampleOrder(len(stored), seed=1)
+    for first, count in ((0, 7), (7, 7), (14, 60), (3, 1)):
+        made.expect(0, first, count)
+        pixels, labels = made.take(0, first, count)
+        indices = order.indices(first, count)
+        # Indexing is the independent implementation.
+        assert torch.equal(pixels, stored.pixels[torch.from_numpy(indices)]) and pixels.dtype == stored.pixels.dtype
+        assert labels.tolist() == [index % 3 for index in indices]
+
+
+@pytest.mark.parametrize("way", ["memory", "thread", "device"])
+def test_what_was_expected_does_not_matter(stored, way, monkeypatch):
+    made = feed_of(stored, way, monkeypatch)
+    wanted = stored.batch(SampleOrder(len(stored), seed=1).indices(20, 5))[0]
+    for guess in ((0, 99, 3), (0, 20, 4), (0, 20, 5)):
+        made.expect(*guess)
+        assert torch.equal(made.take(0, 20, 5)[0], wanted)
+    assert torch.equal(made.take(0, 20, 5)[0], wanted)
+
+
+def test_gathers_as_indexing_does():
+    values = torch.arange(7 * 2 * 3 * 4, dtype=torch.float32).reshape(7, 2, 3, 4)
+    indices = np.array([6, 0, 0, 3])
+    last = values.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    odd = values.flip(-1).transpose(2, 3).contiguous().transpose(2, 3)
+    for pixels in (values, last, odd, values[:, :, ::2]):
+        wanted = pixels[torch.from_numpy(indices)]
+        assert torch.equal(Gather(pixels)(indices), wanted)
+        out = torch.empty_like(Gather(pixels)(indices))
+        assert torch.equal(Gather(pixels)(indices, out), wanted) and torch.equal(out, wanted)
+    with pytest.raises(IndexError):
+        Gather(values)(np.array([7]))
+
+
+def test_reads_ahead_while_others_compute(stored, monkeypatch):
+    read = threading.Event()
+
+    def telling(*arguments):
+        result = gather(*arguments)
+        read.set()
+        return result
+
+    monkeypatch.setattr(Gather, "__call__", telling)
+    made = feed_of(stored, "thread", monkeypatch)
+    made.take(0, 0, 4)
+    read.clear()
+    made.expect(0, 4, 4)
+    assert read.wait(10)  # nobody took it yet
+    wanted = stored.batch(SampleOrder(50, seed=1).indices(4, 4))[0]
+    monkeypatch.setattr(Gather, "__call__", None)
+    assert torch.equal(made.take(0, 4, 4)[0], wanted)
+
+
+def test_several_buckets(monkeypatch):
+    buckets = tuple(
+        pd.ImageSet(torch.randint(0, 255, (num, 1, *size), dtype=torch.uint8), torch.arange(num))
+        for num, size in ((5, (4, 6)), (9, (8, 2)))
+    )
+    images = pd.ImageBuckets(buckets)
+    for way in ("memory", "device"):
+        made = feed_of(images, way, monkeypatch) if way == "device" else Feed(images, orders_of(images), CPU)
+        for number, bucket in enumerate(buckets):
+            pixels, labels = made.take(number, 2, 12)
+            indices = SampleOrder(len(bucket), seed=1).indices(2, 12)
+            assert torch.equal(pixels, bucket.pixels[torch.from_numpy(indices)]) and labels.tolist() == indices.tolist()
+
+
+def orders_of(images):
+    return [SampleOrder(len(bucket), seed=1) for bucket in images.buckets]
+
+
+def test_only_what_fits_is_copied_to_the_device(stored, monkeypatch):
+    num_bytes = stored.pixels.numel() * stored.pixels.element_size()
+    for room, fits in ((4 * num_bytes, True), (4 * num_bytes - 4, False)):
+        monkeypatch.setattr(feed, "free_memory", lambda device, room=room: room)
+        assert Feed(stored, orders_of(stored), CPU)._on_device() is fits
+
+
+def test_the_copy_goes_by_pieces(stored, monkeypatch):
+    monkeypatch.setattr(feed, "_BYTES_AT_ONCE", 1000)
+    made = feed_of(stored, "device", monkeypatch)
+    assert torch.equal(made._resident[0], stored.pixels)
+
+
+def test_memory_needs_no_thread(stored, monkeypatch):
+    made = feed_of(stored, "memory", monkeypatch)
+    made.expect(0, 0, 3)
+    made.take(0, 0, 3)
+    assert made._reader is None
+
+
+def reading_threads():
+    return [thread for thread in threading.enumerate() if thread.name == "reading images"]
+
+
+def test_the_thread_goes_with_the_feed(stored, monkeypatch):
+    before = len(reading_threads())
+    made = feed_of(stored, "thread", monkeypatch)
+    made.take(0, 0, 3)
+    assert len(reading_threads()) == before + 1
+    del made
+    gc.collect()
+    for _ in range(1000):
+        if len(reading_threads()) == before:
+            break
+        time.sleep(0.01)
+    assert len(reading_threads()) == before
+
+
+def test_a_disk_that_does_not_answer_is_told_then_an_error(stored, monkeypatch):
+    answers = threading.Event()
+    monkeypatch.setattr(Gather, "__call__", lambda *arguments: answers.wait(60) and gather(*arguments))
+    monkeypatch.setattr(feed, "SECONDS_TO_A_NOTE", 0.05)
+    monkeypatch.setattr(feed, "SECONDS_TO_THE_END", 0.2)
+    notes = []
+    made = feed_of(stored, "thread", monkeypatch, note=notes.append)
+    try:
+        with pytest.raises(pd.InputError, match=r"^no data from \S*a\.npy for 0 minutes: is the disk there\?"):
+            made.take(0, 0, 3)
+    finally:
+        answers.set()
+    assert notes == [f"waiting for data since 0 s: {stored.file}"]
+
+
+def test_a_disk_that_answers_late_is_told_only(stored, monkeypatch):
+    answers, notes = threading.Event(), []
+
+    def note(text):
+        notes.append(text)
+        answers.set()
+
+    monkeypatch.setattr(Gather, "__call__", lambda *arguments: answers.wait(60) and gather(*arguments))
+    monkeypatch.setattr(feed, "SECONDS_TO_A_NOTE", 0.05)
+    pixels, _ = feed_of(stored, "thread", monkeypatch, note=note).take(0, 0, 3)
+    assert torch.equal(pixels, stored.batch(SampleOrder(50, seed=1).indices(0, 3))[0]) and len(notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "match"),
+    [
+        (OSError(5, "Input/output error"), pd.InputError, r"a\.npy can no longer be read: Input/output error"),
+        (TimeoutError(110, "Connection timed out"), pd.InputError, r"a\.npy can no longer be read: Connection timed"),
+        (MemoryError("too much"), MemoryError, "too much"),
+    ],
+)
+def test_errors_of_the_thread_come_out_in_training(stored, monkeypatch, error, raised, match):
+    def fails(*arguments):
+        raise error
+
+    monkeypatch.setattr(Gather, "__call__", fails)
+    made = feed_of(stored, "thread", monkeypatch)
+    made.expect(0, 0, 3)
+    with pytest.raises(raised, match=match):
+        made.take(0, 0, 3)
+    monkeypatch.setattr(Gather, "__call__", gather)
+    assert len(made.take(0, 0, 3)[0]) == 3  # the thread lives on
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files in use cannot be changed there")
+def test_a_file_that_is_cut_is_refused_before_it_ends_the_process(stored, monkeypatch):
+    made = feed_of(stored, "thread", monkeypatch)
+    made.take(0, 0, 3)
+    size = stored.file.stat().st_size
+    os.truncate(stored.file, 200)
+    with pytest.raises(pd.InputError, match=rf"a\.npy was cut from {size:,} to 200 bytes"):
+        made.take(0, 3, 3)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files in use cannot be removed there")
+def test_a_file_that_is_replaced_stays_as_it_was(stored, monkeypatch):
+    wanted = stored.batch(SampleOrder(50, seed=1).indices(0, 3))[0]
+    made = feed_of(stored, "thread", monkeypatch)
+    stored.file.unlink()
+    stored.file.write_bytes(b"another")
+    assert torch.equal(made.take(0, 0, 3)[0], wanted)
+
+
+def test_training_does_not_depend_on_the_way(tmp_path, make_trainer, monkeypatch):
+    """Of stochastic and progressive sizes, in parts; a guess that was wrong costs a read, not a difference."""
+    values = np.random.default_rng(0).integers(0, 256, (30, 3, 8, 12), dtype=np.uint8)
+    np.save(tmp_path / "a.npy", values)
+    mapped = pd.open_images(tmp_path / "a.npy")
+    for number, kind in enumerate(("stochastic", "progressive")):
+        losses = []
+        for images in (plain(mapped), mapped):
+            trainer = make_trainer(
+                f"{number}-{images.file is None}",
+                images=images,
+                schedule={"kind": kind, "whole": 0.5},
+                engine=Engine(accumulation=2),
+                log_every=1,
+            )
+            trainer.fit(steps=6)
+            losses.append((trainer.run.path / "log.jsonl").read_text().count("loss"))
+            losses.append(trainer.network.state_dict())
+        assert losses[0] == losses[2] == 6
+        assert all(torch.equal(losses[1][name], losses[3][name]) for name in losses[1])
+
+
+def test_the_trainer_expects_what_it_takes(tmp_path, make_trainer, monkeypatch):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 256, (30, 3, 8, 12), dtype=np.uint8))
+    trainer = make_trainer(images=pd.open_images(tmp_path / "a.npy"), engine=Engine(accumulation=2))
+    expected, taken = [], []
+    expect, take = trainer.feed.expect, trainer.feed.take
+    monkeypatch.setattr(trainer.feed, "expect", lambda *asked: (expected.append(asked), expect(*asked))[1])
+    monkeypatch.setattr(trainer.feed, "take", lambda *asked: (taken.append(asked), take(*asked))[1])
+    for _ in range(5):
+        trainer.train_step()
+    # The first is expected by nobody, and so read when it is taken.
+    assert len(taken) == 10 and taken[1:] == expected[1:-1] and expected[0] == taken[0]
+
+
+def test_a_dead_disk_stops_training_with_a_note_in_the_log(tmp_path, make_trainer, monkeypatch):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 256, (30, 3, 8, 12), dtype=np.uint8))
+    trainer = make_trainer(images=pd.open_images(tmp_path / "a.npy"))
+    never = threading.Event()
+    monkeypatch.setattr(Gather, "__call__", lambda *arguments: never.wait(60) and gather(*arguments))
+    monkeypatch.setattr(feed, "SECONDS_TO_A_NOTE", 0.05)
+    monkeypatch.setattr(feed, "SECONDS_TO_THE_END", 0.2)
+    try:
+        with pytest.raises(pd.InputError, match="no data from"):
+            trainer.fit(steps=3)
+    finally:
+        never.set()
+    assert "waiting for data" in (trainer.run.path / "log.jsonl").read_text()
+
+
+def test_latents_take_their_room_with_the_deviation(monkeypatch):
+    from patch_diffusion.data.latents.codec import LatentCodec, LatentSet
+
+    codec = LatentCodec((0.0,) * 4, (1.0,) * 4, posterior=True, factor=8, vae="none")
+    latents = LatentSet(torch.randn(20, 8, 4, 4).half(), codec=codec)
+    for room, fits in ((4 * 20 * 8 * 4 * 4 * 2, True), (4 * 20 * 8 * 4 * 4 * 2 - 4, False)):
+        monkeypatch.setattr(feed, "free_memory", lambda device, room=room: room)
+        assert Feed(latents, orders_of(latents), CPU)._on_device() is fits
