@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import patch_diffusion as pd
 from patch_diffusion.data.order import SampleOrder
-from patch_diffusion.training.feed import Feed
+from patch_diffusion.training.hardware.feed import Feed
 
 SIDE = 64
 BATCH = 64

@@ -27,7 +27,7 @@ import patch_diffusion as pd
 from patch_diffusion.config import Config, Optimizer
 from patch_diffusion.presets import PRESETS
 from patch_diffusion.training.build import build_trainer
-from patch_diffusion.training.optimizers import learning_rate
+from patch_diffusion.training.optimizing.optimizers import learning_rate
 
 KINDS = {
     "adamw": (Optimizer("adamw", betas=(0.9, 0.99)), (1e-3, 2e-3, 4e-3)),

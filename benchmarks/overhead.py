@@ -21,7 +21,7 @@ from measuring import circumstances
 
 import patch_diffusion as pd
 from patch_diffusion.training.build import build_trainer
-from patch_diffusion.training.optimizers import make_optimizer
+from patch_diffusion.training.optimizing.optimizers import make_optimizer
 from patch_diffusion.training.trainer import Trainer
 
 

@@ -27,7 +27,7 @@ import patch_diffusion as pd
 from patch_diffusion.config import Engine
 from patch_diffusion.presets import PRESETS
 from patch_diffusion.training.build import build_trainer
-from patch_diffusion.training.processes import run_processes
+from patch_diffusion.training.hardware.processes import run_processes
 
 UNCOUNTED = 5  # first steps, in which memory is found and kernels are chosen
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from patch_diffusion.training.checkpoint import read_checkpoint
+from patch_diffusion.training.checkpoints.checkpoint import read_checkpoint
 from patch_diffusion.training.run import RunFolder
 
 OPTIONS = [

@@ -3,7 +3,7 @@ import torch
 
 import patch_diffusion as pd
 from patch_diffusion.config import Ema
-from patch_diffusion.training.ema import WeightAverage
+from patch_diffusion.training.optimizing.ema import WeightAverage
 
 
 def denoiser(value):

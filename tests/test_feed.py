@@ -13,8 +13,8 @@ import patch_diffusion as pd
 from patch_diffusion.config import Engine
 from patch_diffusion.data.gather import Gather
 from patch_diffusion.data.order import SampleOrder
-from patch_diffusion.training import feed
-from patch_diffusion.training.feed import Feed
+from patch_diffusion.training.hardware import feed
+from patch_diffusion.training.hardware.feed import Feed
 
 CPU = torch.device("cpu")
 

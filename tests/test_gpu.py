@@ -10,8 +10,8 @@ import patch_diffusion as pd
 from patch_diffusion.config import Config, Data, Engine, Network, Optimizer
 from patch_diffusion.data.order import SampleOrder
 from patch_diffusion.files import read_json
-from patch_diffusion.training import feed
-from patch_diffusion.training.processes import run_processes
+from patch_diffusion.training.hardware import feed
+from patch_diffusion.training.hardware.processes import run_processes
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -49,14 +49,14 @@ def _one_that_shares(folder):
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
 
-    from patch_diffusion.training import checkpoint
-    from patch_diffusion.training.optimizers import make_optimizer
-    from patch_diffusion.training.sharded_checkpoint import (
+    from patch_diffusion.training.checkpoints import checkpoint
+    from patch_diffusion.training.checkpoints.sharded_checkpoint import (
         copies,
         read_shared_checkpoint,
         write_sharded_checkpoint,
     )
-    from patch_diffusion.training.sharding import is_sharded, shard
+    from patch_diffusion.training.hardware.sharding import is_sharded, shard
+    from patch_diffusion.training.optimizing.optimizers import make_optimizer
 
     torch.cuda.set_device(0)
     dist.init_process_group("nccl")

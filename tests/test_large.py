@@ -32,7 +32,7 @@ def test_opening_a_million_takes_little_memory(large):
 import re, pathlib, torch
 import patch_diffusion as pd
 from patch_diffusion.data.order import SampleOrder
-from patch_diffusion.training.feed import Feed
+from patch_diffusion.training.hardware.feed import Feed
 
 def resident(name):  # MB; what is the file's own lies in the system's memory and can be given up
     return int(re.search(name + r":\\s+(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1]) / 1024

@@ -4,8 +4,8 @@ import torch
 import patch_diffusion as pd
 from patch_diffusion.cli.train import Train
 from patch_diffusion.config import Engine
-from patch_diffusion.training import memory
-from patch_diffusion.training.memory import advice_on_memory, is_out_of_memory, parts_that_fit
+from patch_diffusion.training.hardware import memory
+from patch_diffusion.training.hardware.memory import advice_on_memory, is_out_of_memory, parts_that_fit
 
 
 class Hungry(torch.nn.Module):

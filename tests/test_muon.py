@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from patch_diffusion.training.muon import Muon, orthogonalise
+from patch_diffusion.training.optimizing.muon import Muon, orthogonalise
 
 
 @pytest.mark.parametrize("shape", [(64, 576), (576, 64), (16, 16), (8, 100)])

@@ -14,8 +14,8 @@ import torch
 import patch_diffusion as pd
 from patch_diffusion.config import Config, Data, Engine, Network, Optimizer, Patches
 from patch_diffusion.files import read_tensors
-from patch_diffusion.training.engine import DenoisingLoss
-from patch_diffusion.training.engine import Engine as Process
+from patch_diffusion.training.hardware.engine import DenoisingLoss
+from patch_diffusion.training.hardware.engine import Engine as Process
 
 SMALL = Config(
     data=Data("digits", resolution=8),

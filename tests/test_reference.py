@@ -20,7 +20,7 @@ from patch_diffusion.cli import main
 from patch_diffusion.denoise.process import PROCESSES
 from patch_diffusion.interop.published import read_published
 from patch_diffusion.interop.reference import import_model
-from patch_diffusion.training.engine import place
+from patch_diffusion.training.hardware.engine import place
 from reference_files import (
     Persistent,
     Reduced,

@@ -15,10 +15,10 @@ from torch import nn
 import patch_diffusion as pd
 from patch_diffusion.config import Config, Data, Ema, Engine, Network, Optimizer, Patches
 from patch_diffusion.files import read_tensors
-from patch_diffusion.training import checkpoint, muon
 from patch_diffusion.training.build import build_trainer
-from patch_diffusion.training.processes import run_processes
-from patch_diffusion.training.sharding import blocks, shard
+from patch_diffusion.training.checkpoints import checkpoint, muon
+from patch_diffusion.training.hardware.processes import run_processes
+from patch_diffusion.training.hardware.sharding import blocks, shard
 
 SMALL = Config(
     data=Data("digits", resolution=8),

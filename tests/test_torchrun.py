@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 import patch_diffusion as pd
 from patch_diffusion.cli import main
-from patch_diffusion.training.lost import others_answer
+from patch_diffusion.training.hardware.lost import others_answer
 
 OPTIONS = [
     *("--batch", "4", "--samples", "0", "--log-every", "1", "--resolution", "8", "--patches.sizes", "1/2=1"),
@@ -22,7 +22,7 @@ OPTIONS = [
 ]
 # The command line, but it gives up one that does not answer after three seconds instead of ten minutes.
 IMPATIENT = (
-    "import datetime, sys; from patch_diffusion.training import engine; "
+    "import datetime, sys; from patch_diffusion.training.hardware import engine; "
     "engine.GIVEN_UP_AFTER = datetime.timedelta(seconds=3); from patch_diffusion.cli import main; sys.exit(main())"
 )
 GONE = "another process of this run is gone or does not answer"

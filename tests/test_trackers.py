@@ -13,10 +13,10 @@ from PIL import Image
 import patch_diffusion as pd
 from patch_diffusion.cli.train import Train
 from patch_diffusion.config import Config, changed_options
-from patch_diffusion.training import trackers as module
-from patch_diffusion.training.engine import Engine
-from patch_diffusion.training.trackers import choose_trackers, scalars
-from patch_diffusion.training.tracking import TRACKERS
+from patch_diffusion.training.hardware.engine import Engine
+from patch_diffusion.training.watching import trackers as module
+from patch_diffusion.training.watching.trackers import choose_trackers, scalars
+from patch_diffusion.training.watching.tracking import TRACKERS
 
 
 def log_of(trainer):

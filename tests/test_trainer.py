@@ -9,7 +9,7 @@ import torch
 import patch_diffusion as pd
 from patch_diffusion.config import Ema, Engine, Optimizer
 from patch_diffusion.files import read_tensors
-from patch_diffusion.training.checkpoint import read_checkpoint
+from patch_diffusion.training.checkpoints.checkpoint import read_checkpoint
 
 
 def lines(trainer):
@@ -405,7 +405,7 @@ def test_two_trainers_in_one_folder(make_trainer, monkeypatch):
 
 
 def test_a_save_that_fails_on_the_way_does_not_stop_the_run(make_trainer, monkeypatch):
-    from patch_diffusion.training import checkpoint
+    from patch_diffusion.training.checkpoints import checkpoint
 
     trainer = make_trainer(checkpoints=4)
     write = checkpoint.write_tensors
@@ -432,7 +432,7 @@ def test_a_full_disk_leaves_nothing_half_written(make_trainer, tmp_path, monkeyp
 
 
 def test_a_disk_that_fills_during_a_save(make_trainer, monkeypatch):
-    from patch_diffusion.training import checkpoint
+    from patch_diffusion.training.checkpoints import checkpoint
 
     trainer = make_trainer(checkpoints=2)
     write = checkpoint.write_tensors

@@ -24,9 +24,9 @@ from patch_diffusion.patches.schedule import PatchSchedule
 from patch_diffusion.presets import DEFAULT_PRESET
 from patch_diffusion.suggest import stride, suggest
 from patch_diffusion.training.build import build_trainer
-from patch_diffusion.training.engine import choose_device
 from patch_diffusion.training.forecast import Forecast, forecast
-from patch_diffusion.training.memory import memory_of, memory_of_weights
+from patch_diffusion.training.hardware.engine import choose_device
+from patch_diffusion.training.hardware.memory import memory_of, memory_of_weights
 from patch_diffusion.training.run import build_network
 
 SIDE_ON_CPU, SIDE_ON_GPU = 64, 128

@@ -12,10 +12,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from patch_diffusion.training.history import Curve, History
 from patch_diffusion.training.lock import holder
-from patch_diffusion.training.log import LogTail, News
 from patch_diffusion.training.run import RunFolder
+from patch_diffusion.training.watching.history import Curve, History
+from patch_diffusion.training.watching.log import LogTail, News
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

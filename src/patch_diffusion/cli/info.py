@@ -55,7 +55,7 @@ class Info:
             follow(self.source, json=self.json)
             return {}
         if self.report is not None:
-            from patch_diffusion.training.report import write_report
+            from patch_diffusion.training.watching.report import write_report
 
             return {"run": str(self.source), "report": str(write_report(self.source, self.report or None))}
         found = patch_diffusion.describe(self.source)

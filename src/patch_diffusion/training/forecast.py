@@ -11,7 +11,7 @@ from typing import Any
 
 from patch_diffusion.patches.schedule import PatchSize
 from patch_diffusion.sampling.generate import generate
-from patch_diffusion.training.memory import WORKSPACE, kept_for_backward, memory_of, memory_of_weights
+from patch_diffusion.training.hardware.memory import WORKSPACE, kept_for_backward, memory_of, memory_of_weights
 from patch_diffusion.training.trainer import Trainer
 
 SECONDS = 15.0

@@ -17,7 +17,7 @@ from rich.progress import Progress as Bar
 from patch_diffusion.files import write_text
 from patch_diffusion.training.cost import Seen
 from patch_diffusion.training.losses import Means
-from patch_diffusion.training.trackers import Trackers
+from patch_diffusion.training.watching.trackers import Trackers
 
 _SECONDS_PER_PLAIN_LINE = 10
 

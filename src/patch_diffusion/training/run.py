@@ -22,11 +22,11 @@ from patch_diffusion.denoise.networks.unet import STYLES, UNet
 from patch_diffusion.denoise.process import PROCESSES
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.files import read_json, read_tensors, write_json
-from patch_diffusion.training.engine import choose_device, place
+from patch_diffusion.training.checkpoints.retention import best_of, step_of
+from patch_diffusion.training.hardware.engine import choose_device, place
 from patch_diffusion.training.lock import LOCK_FILE
-from patch_diffusion.training.log import last_measured
-from patch_diffusion.training.power_ema import average_name, combination, combine
-from patch_diffusion.training.retention import best_of, step_of
+from patch_diffusion.training.optimizing.power_ema import average_name, combination, combine
+from patch_diffusion.training.watching.log import last_measured
 
 
 @dataclass(frozen=True)

@@ -30,28 +30,28 @@ from patch_diffusion.patches.schedule import PatchSchedule, PatchSize
 from patch_diffusion.sampling.generate import generate
 from patch_diffusion.sampling.pictures import picture_grid, write_picture
 from patch_diffusion.streams import slot_normal, stream_key
-from patch_diffusion.training import checkpoint
-from patch_diffusion.training.background import BackgroundWriter
 from patch_diffusion.training.budget import Budget
+from patch_diffusion.training.checkpoints import checkpoint
+from patch_diffusion.training.checkpoints.background import BackgroundWriter
+from patch_diffusion.training.checkpoints.retention import step_of, sweep
+from patch_diffusion.training.checkpoints.sharded_checkpoint import copies as sharded_copies
+from patch_diffusion.training.checkpoints.sharded_checkpoint import read_shared_checkpoint, write_sharded_checkpoint
 from patch_diffusion.training.cost import Seen, training_flops
-from patch_diffusion.training.engine import Engine
-from patch_diffusion.training.feed import Feed
+from patch_diffusion.training.hardware.engine import Engine
+from patch_diffusion.training.hardware.feed import Feed
+from patch_diffusion.training.hardware.lost import others_answer
+from patch_diffusion.training.hardware.memory import advice_on_memory, is_out_of_memory, parts_that_fit
 from patch_diffusion.training.interrupts import interruptible
 from patch_diffusion.training.lock import locked
 from patch_diffusion.training.losses import Losses
-from patch_diffusion.training.lost import others_answer
-from patch_diffusion.training.memory import advice_on_memory, is_out_of_memory, parts_that_fit
-from patch_diffusion.training.optimizers import decay_of, learning_rate, make_average, make_optimizer
-from patch_diffusion.training.power_ema import power_averages
+from patch_diffusion.training.optimizing.optimizers import decay_of, learning_rate, make_average, make_optimizer
+from patch_diffusion.training.optimizing.power_ema import power_averages
+from patch_diffusion.training.optimizing.schedule_free import ScheduleFreeAverage
 from patch_diffusion.training.progress import Progress
-from patch_diffusion.training.report import write_report
-from patch_diffusion.training.retention import step_of, sweep
 from patch_diffusion.training.run import ModelFacts, RunFolder, restore_weights
-from patch_diffusion.training.schedule_free import ScheduleFreeAverage
-from patch_diffusion.training.sharded_checkpoint import copies as sharded_copies
-from patch_diffusion.training.sharded_checkpoint import read_shared_checkpoint, write_sharded_checkpoint
-from patch_diffusion.training.trackers import Trackers, choose_trackers
 from patch_diffusion.training.watchdog import COLLAPSED, Watchdog
+from patch_diffusion.training.watching.report import write_report
+from patch_diffusion.training.watching.trackers import Trackers, choose_trackers
 
 MOST_HELD_OUT = 64
 """Held-out images that are looked at whenever a checkpoint is written."""

@@ -13,9 +13,9 @@ from torch.optim import AdamW
 from patch_diffusion.config import Ema, Optimizer
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError
-from patch_diffusion.training.ema import WeightAverage
-from patch_diffusion.training.muon import Muon
-from patch_diffusion.training.schedule_free import ScheduleFreeAverage, make_schedule_free
+from patch_diffusion.training.optimizing.ema import WeightAverage
+from patch_diffusion.training.optimizing.muon import Muon
+from patch_diffusion.training.optimizing.schedule_free import ScheduleFreeAverage, make_schedule_free
 
 
 def make_optimizer(

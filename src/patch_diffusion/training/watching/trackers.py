@@ -16,8 +16,8 @@ from threading import Thread
 from typing import Any
 
 from patch_diffusion.errors import InputError, did_you_mean
-from patch_diffusion.training.log import Line
-from patch_diffusion.training.tracking import TRACKERS, Tracker
+from patch_diffusion.training.watching.log import Line
+from patch_diffusion.training.watching.tracking import TRACKERS, Tracker
 
 _MOST_WAITING = 10_000  # lines and pictures
 _SECONDS_AT_THE_END = 10.0  # for what still waits; an interrupted run is to be gone soon

@@ -8,7 +8,7 @@ from typing import Any
 
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_json
-from patch_diffusion.training.checkpoint import STATE_FILE, remove_checkpoint
+from patch_diffusion.training.checkpoints.checkpoint import STATE_FILE, remove_checkpoint
 
 
 def sweep(checkpoints: list[Path], *, last: int, best: bool, good: int) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 from patch_diffusion.config import Config, to_dict
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_json, write_text
-from patch_diffusion.training.chart import chart, number
-from patch_diffusion.training.history import History
-from patch_diffusion.training.page import page, table
-from patch_diffusion.training.pictures import as_data, evenly
 from patch_diffusion.training.run import ModelFacts, RunFolder
+from patch_diffusion.training.watching.chart import chart, number
+from patch_diffusion.training.watching.history import History
+from patch_diffusion.training.watching.page import page, table
+from patch_diffusion.training.watching.pictures import as_data, evenly
 
 REPORT_FILE = "report.html"
 

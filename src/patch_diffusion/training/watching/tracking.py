@@ -157,7 +157,7 @@ def _identity(run: Path) -> str:
 
 def _settings(run: Path) -> dict[str, Any]:
     """The options of the run, and what its data turned out to be."""
-    from patch_diffusion.training.report import flat
+    from patch_diffusion.training.watching.report import flat
 
     return flat(read_json(run / "config.json"))
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import sync
-from patch_diffusion.training import checkpoint
-from patch_diffusion.training.sharding import gathered, is_sharded, parts
+from patch_diffusion.training.checkpoints import checkpoint
+from patch_diffusion.training.hardware.sharding import gathered, is_sharded, parts
 
 SHARDS = "shards"
 """The folder of the slices in a checkpoint."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patch_diffusion.training.sharding import is_sharded, part, whole
+from patch_diffusion.training.hardware.sharding import is_sharded, part, whole
 
 # The quintic of Jordan et al.: steep at 0, so that five rounds lift singular values from 0.001 to about 1.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)

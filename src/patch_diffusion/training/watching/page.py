@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from patch_diffusion.training.chart import KINDS, LEVELS
+from patch_diffusion.training.watching.chart import KINDS, LEVELS
 
 _COLOURS = (("c", KINDS), ("n", LEVELS))
 

@@ -22,8 +22,8 @@ from patch_diffusion.config import Engine as Options
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.loss import denoising_loss
 from patch_diffusion.errors import InputError
-from patch_diffusion.training.lost import GIVEN_UP_AFTER, others_answer
-from patch_diffusion.training.sharding import shard, whole
+from patch_diffusion.training.hardware.lost import GIVEN_UP_AFTER, others_answer
+from patch_diffusion.training.hardware.sharding import shard, whole
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

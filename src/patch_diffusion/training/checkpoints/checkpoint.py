@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_room, read_json, read_tensors, sync, write_json, write_tensors
-from patch_diffusion.training.sharding import part
+from patch_diffusion.training.hardware.sharding import part
 
 STATE_FILE = "state.json"
 

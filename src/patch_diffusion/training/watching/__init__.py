@@ -1,0 +1,1 @@
+"""What a run tells of itself: its log, a page, other tools."""
