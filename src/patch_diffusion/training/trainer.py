@@ -629,8 +629,8 @@ def _crosses(before: float, spent: float, parts: int) -> bool:
 def _copies(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
     """In the host's memory, so that training can go on while they are written.
 
-    Laid out as they are written: were the writing thread to rearrange them with threads of its own, OpenMP would see more
-    threads than cores and let all of them sleep at every barrier, a quarter of the speed on two cores.
+    Laid out as they are written: were the writing thread to rearrange them with threads of its own, OpenMP would see
+    more threads than cores and let all of them sleep at every barrier, a quarter of the speed on two cores.
     """
     return {
         name: {
