@@ -42,7 +42,7 @@ def test_cropping_takes_the_middle(tmp_path):
     Image.fromarray(picture).save(tmp_path / "a.png")
     images = pd.open_images(tmp_path, resolution=4)
     assert images.pixels.min() > 150  # nothing of the black sides
-    assert images.notes[0] == "1 of 1 images, 1 of them cropped to its aspect, resized to 4x4"
+    assert images.notes[0] == "all 1 images resized to 4x4, and cropped"
 
 
 def test_stretching_keeps_all_of_it(tmp_path):
@@ -51,7 +51,7 @@ def test_stretching_keeps_all_of_it(tmp_path):
     Image.fromarray(picture).save(tmp_path / "a.png")
     images = pd.open_images(tmp_path, resolution=16, fit="stretch")
     assert images.resolution == (16, 16) and images.pixels[0, 0, 8, [0, 8, 15]].tolist() == [100, 0, 200]
-    assert images.notes[0] == "1 of 1 images, 1 of them stretched to its aspect, resized to 16x16"
+    assert images.notes[0] == "all 1 images resized to 16x16, and stretched"
 
 
 @pytest.mark.parametrize("resolution", [16, 32, 48, 64, 100, 128, 256, 512, (64, 96)])
@@ -76,7 +76,7 @@ def test_each_image_goes_to_the_nearest_bucket(write):
     assert {bucket.resolution: len(bucket) for bucket in images.buckets} == {(48, 96): 14, (64, 64): 18, (96, 48): 11}
     assert len(images) == 43 and images.resolution == (64, 64)
     assert images.notes[0] == "images in 3 shapes: 18 64x64, 14 48x96, 11 96x48"
-    assert images.notes[1] == "32 of 43 images, 9 of them cropped to its aspect, resized to the nearest shape"
+    assert images.notes[1] == "32 of 43 images resized to the nearest shape, 9 of them cropped to its aspect"
     assert images.options.fit == "bucket" and all(bucket.options == images.options for bucket in images.buckets)
 
 

@@ -42,7 +42,7 @@ def _of_data(findings: Findings) -> Iterator[tuple[str, str]]:
     if findings.means:
         low, high = findings.span
         yield "values", f"{findings.values[0]:g} to {findings.values[1]:g}"
-        yield "mean", f"{_shares(findings.means)}, where {low:g} is 0 and {high:g} is 1"
+        yield "mean", f"{_shares(findings.means)} (of each channel; {low:g} counted as 0, {high:g} as 1)"
         yield "deviation", _shares(findings.deviations)
     yield "classes", _classes(findings.class_counts)
     yield "unreadable", _named([f"{name} ({why})" for name, why in findings.unusable.items()])

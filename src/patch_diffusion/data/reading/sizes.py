@@ -92,8 +92,9 @@ def describe_changes(sizes: Mapping[int, Size], targets: Mapping[int, Size], fit
         (height, width), _ = counts.most_common(1)[0]
         to = f"{height}x{width}" if len(counts) == 1 else "the nearest shape"
         what = "stretched" if fit == "stretch" else "cropped"
-        how = f", {changed:,} of them {what} to its aspect," if changed else ""
-        notes.append(f"{len(resized):,} of {len(targets):,} images{how} resized to {to}")
+        which = f"{len(resized):,} of {len(targets):,}" if len(resized) < len(targets) else f"all {len(targets):,}"
+        how = f", {changed:,} of them {what} to its aspect" if changed < len(resized) else f", and {what}"
+        notes.append(f"{which} images resized to {to}{how if changed else ''}")
     return notes
 
 

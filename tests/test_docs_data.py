@@ -1,0 +1,83 @@
+"""The commands of docs/data.md, executed."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from patch_diffusion.cli import main
+
+PAGE = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line
+    for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("patch-diffusion")
+]
+SHORT = "--steps 1 --batch 1 --network.width 8 --network.blocks 1 --samples 0"
+
+
+def smooth(random, height, width):
+    """Pictures that are not alike."""
+    small = random.integers(0, 256, (3, 3, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with photos of two classes and three shapes, their labels, and an autoencoder."""
+    diffusers = pytest.importorskip("diffusers")
+    random = np.random.default_rng(0)
+    names = []
+    for index in range(36):
+        folder = tmp_path / "photos" / ("cats", "dogs")[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        smooth(random, *((70, 80), (60, 120), (90, 64))[index % 3]).save(folder / f"{index:03d}.png")
+        names.append(f"{folder.name}/{index:03d}.png")
+    (tmp_path / "labels.csv").write_text("file,label\n" + "".join(f"{name},{name[:3]}\n" for name in names))
+    vae = diffusers.AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        block_out_channels=[4, 4],
+        norm_num_groups=2,
+        latent_channels=4,
+    )
+    vae.save_pretrained(tmp_path / "vae")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_commands(here, capsys):
+    assert len(COMMANDS) == 11
+    for line in COMMANDS:
+        line = re.sub("--steps 20000|--minutes 60", SHORT, line.partition("  #")[0])
+        if line.startswith("patch-diffusion inspect"):
+            line += " --no-forecast"
+        line = line.replace("--seeds 0-3", "--seeds 0-1 --steps 2")
+        assert main(shlex.split(line, comments=True)[1:]) == 0, (line, capsys.readouterr().err)
+    assert (here / "sheet.png").exists() and len(list((here / "pictures").glob("*.png"))) == 2
+    found = {run.name: json.loads((run / "config.json").read_text()) for run in (here / "runs").iterdir()}
+    shapes = {name: tuple(config["model"]["resolution"]) for name, config in found.items()}
+    assert shapes["square"] == (64, 64) and shapes["wide"] == (48, 64) and shapes["photos"] == (64, 64)
+    assert found["classes"]["model"]["class_names"] == ["cats", "dogs"]
+    assert found["of-csv"]["model"]["class_names"] == ["cat", "dog"]
+    assert found["latents"]["model"]["image_channels"] == 4 and shapes["latents"] == (32, 32)
+
+
+def test_what_the_page_promises():
+    from patch_diffusion.data.files.collection import MOST_UNUSABLE
+    from patch_diffusion.data.reading.pixels import MOST_IN_MEMORY
+    from patch_diffusion.data.reading.sizes import LEAST_IN_BUCKET
+    from patch_diffusion.training import feed
+
+    assert MOST_IN_MEMORY == 128 * 2**20 and MOST_UNUSABLE == 0.01 and LEAST_IN_BUCKET == 8
+    assert (feed.SHARE_OF_DEVICE, feed.SECONDS_TO_A_NOTE, feed.SECONDS_TO_THE_END) == (1 / 4, 60, 30 * 60)
+
+
+def test_its_links_lead_somewhere():
+    for link in re.findall(r"\]\(([^)#]+)\)", PAGE):
+        assert (Path(__file__).parents[1] / "docs" / link).exists(), link
