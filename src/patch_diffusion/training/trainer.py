@@ -627,15 +627,8 @@ def _crosses(before: float, spent: float, parts: int) -> bool:
 
 
 def _copies(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-    """In the host's memory, so that training can go on while they are written.
-
-    Laid out as they are written: were the writing thread to rearrange them with threads of its own, OpenMP would see
-    more threads than cores and let all of them sleep at every barrier, a quarter of the speed on two cores.
-    """
+    """In the host's memory, so that training can go on while they are written."""
     return {
-        name: {
-            key: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-            for key, tensor in group.items()
-        }
+        name: {key: tensor.detach().to("cpu", copy=True) for key, tensor in group.items()}
         for name, group in tensors.items()
     }
