@@ -182,9 +182,7 @@ def test_a_run_starts_from_stored_options(tmp_path):
     images = pd.open_images(tmp_path / "a.npz", **given)
     stored = from_dict(json.loads(json.dumps({"data": to_dict(pd.Config(data=images.options))["data"]}))).data
     assert stored == images.options == Data(str(tmp_path / "a.npz"), **given)
-    again = pd.open_images(
-        **{name: value for name, value in vars(stored).items() if name not in ("augment", "held_out")}
-    )
+    again = pd.open_images(**{name: value for name, value in vars(stored).items() if name not in ("augment", "held_out")})
     assert torch.equal(again.pixels, images.pixels) and again.codec == images.codec
 
 
