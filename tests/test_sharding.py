@@ -37,6 +37,7 @@ HALF = replace(SMALL, steps=2, checkpoints=1)
 SHARED = Engine(device="cpu", threads=1, shard=True)
 IN_PARTS = replace(SHARED, accumulation=2)
 WITH_MUON = replace(SMALL, optimizer=replace(SMALL.optimizer, kind="muon"))
+SCHEDULE_FREE = replace(SMALL, optimizer=replace(SMALL.optimizer, kind="schedule_free"), ema=Ema())
 BF16 = Engine(device="cpu", threads=1, precision="bf16")
 
 
@@ -70,6 +71,20 @@ def held(tensors):
     return [here, sum(tensor.numel() for tensor in tensors)]
 
 
+def moves_by_what_is_not_finite(trainer):
+    """Whether a step says it was skipped, and whether weights have moved, if a gradient of the last process is not."""
+    trainer.train_step(0.5)
+    parameters = list(trainer.network.parameters())
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    if trainer.engine.rank == trainer.engine.world - 1:
+        parameters[0].grad.to_local()[-1] = torch.inf
+    before = [parameter.to_local().clone() for parameter in parameters]
+    skipped = trainer.engine.step(trainer.optimizer, 1.0)
+    after = [parameter.to_local() for parameter in parameters]
+    return [float(skipped), not all(torch.equal(one, two) for one, two in zip(before, after, strict=True))]
+
+
 def two_processes(folder):
     """All runs of two processes, as starting them is what takes the time."""
     first, second = os.environ["RANK"] == "0", os.environ["RANK"] == "1"
@@ -87,6 +102,11 @@ def two_processes(folder):
     }
     (folder / f"held-{os.environ['RANK']}.json").write_text(json.dumps(counts))
 
+    not_finite = [moves_by_what_is_not_finite(trainer)]
+    with_muon = build_trainer(replace(WITH_MUON, engine=SHARED), images, folder / "none", show=False)
+    not_finite.append(moves_by_what_is_not_finite(with_muon))
+    (folder / f"not-finite-{os.environ['RANK']}.json").write_text(json.dumps(not_finite))
+
     pd.train(replace(HALF, engine=IN_PARTS), folder / "stopped", show=False)
     pd.train(replace(SMALL, engine=IN_PARTS), folder / "stopped", show=False)
 
@@ -101,6 +121,7 @@ def two_processes(folder):
 
     muon.MOST_WHOLE = 1000  # so that matrices go through in portions
     pd.train(replace(WITH_MUON, engine=IN_PARTS), folder / "muon", show=False)
+    pd.train(replace(SCHEDULE_FREE, engine=IN_PARTS), folder / "schedule-free", show=False)
     pd.train(replace(SMALL, engine=replace(BF16, shard=True)), folder / "bf16", show=False)
     train_own(folder / "own", SHARED)
 
@@ -140,6 +161,7 @@ def runs(tmp_path_factory):
     pd.train(replace(SMALL, samples=1), folder / "alone", show=False)
     pd.train(HALF, folder / "was alone", show=False)
     pd.train(WITH_MUON, folder / "muon alone", show=False)
+    pd.train(SCHEDULE_FREE, folder / "schedule-free alone", show=False)
     pd.train(replace(SMALL, engine=BF16), folder / "bf16 alone", show=False)
     train_own(folder / "own alone", SMALL.engine)
     with pytest.raises(pd.InputError, match="SIGKILL|another process of this run is gone"):
@@ -178,10 +200,10 @@ def assert_equal(found, expected, steps=4, rtol=1e-5):
             torch.testing.assert_close(tensors[key], tensor, rtol=1e-3, atol=rtol)
 
 
-@pytest.mark.parametrize("name", ["shared", "muon", "own"])
+@pytest.mark.parametrize("name", ["shared", "muon", "schedule-free", "own"])
 def test_they_equal_one_process(runs, name):
-    """With accumulation and clipping; the optimizer AdamW or Muon, or a network of one's own."""
-    alone = {"shared": "alone", "muon": "muon alone", "own": "own alone"}[name]
+    """With accumulation and clipping; each of the optimizers, and a network of one's own."""
+    alone = "alone" if name == "shared" else f"{name} alone"
     assert_equal(runs / name, runs / alone, steps=3 if name == "own" else 4)
 
 
@@ -191,6 +213,11 @@ def test_each_holds_half(runs):
         here = [counts[name][0] for counts in each]
         assert sum(here) == total > 40_000
         assert max(here) < 0.52 * total
+
+
+def test_a_gradient_that_is_not_finite_in_one_moves_none(runs):
+    for rank in range(2):
+        assert json.loads((runs / f"not-finite-{rank}.json").read_text()) == [[1.0, False], [1.0, False]]
 
 
 def test_pictures_are_those_of_one_process(runs):
@@ -298,8 +325,9 @@ def test_what_cannot_be_is_refused(tmp_path, monkeypatch):
         pd.train(replace(SMALL, engine=SHARED), tmp_path / "run", show=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(pd.InputError, match="compile and engine.shard do not go together"):
-        pd.train(replace(SMALL, engine=replace(SHARED, compile=True)), tmp_path / "run", show=False)
+    for option in ({"compile": True}, {"accumulation": "auto"}):
+        with pytest.raises(pd.InputError, match=f"{next(iter(option))}.* and engine.shard do not go together"):
+            pd.train(replace(SMALL, engine=replace(SHARED, **option)), tmp_path / "run", show=False)
     assert not (tmp_path / "run").exists()
     network = Own()
     network.gain = nn.Parameter(torch.tensor(1.0))

@@ -323,6 +323,9 @@ def _check_sharding(options: Options, world: int) -> None:
         )
     if options.compile:
         raise InputError("engine.compile and engine.shard do not go together: leave one out")
+    if options.accumulation == "auto":
+        # Each process would try what fits in passes of its own number, and wait for the others in the last.
+        raise InputError("engine.accumulation auto and engine.shard do not go together: give the number of parts")
     try:
         from torch.distributed.checkpoint import (
             HuggingFaceStorageWriter,  # noqa: F401  # pyright: ignore[reportPrivateImportUsage]

@@ -59,7 +59,8 @@ class ScheduleFreeAverage:
         """Take the mean of now, in which steps count, not images."""
         assert self.optimizer is not None, "there is no mean before there is an optimizer"
         averages = dict(zip(denoiser.parameters(), self.denoiser.parameters(), strict=True))
-        torch._foreach_copy_(list(averages.values()), list(averages))
+        for weight, average in averages.items():  # one by one, as torch has no list of copies for shared weights
+            average.copy_(weight)
         for group in self.optimizer.param_groups:
             moved = [weight for weight in group["params"] if "z" in self.optimizer.state[weight]]
             means: list[Tensor] = [averages[weight] for weight in moved]
