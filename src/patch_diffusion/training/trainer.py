@@ -489,7 +489,8 @@ class Trainer:
                 self.seen.step,
             )
         self.writer.start(write)
-        if wait:
+        # Slices are not written behind the training: a process once died when torch handled them in two threads at once.
+        if wait or self.engine.writers is not None:
             self.writer.wait()
         return folder
 
