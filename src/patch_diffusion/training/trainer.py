@@ -489,7 +489,7 @@ class Trainer:
                 self.seen.step,
             )
         self.writer.start(write)
-        # Slices are not written behind the training: a process once died when torch handled them in two threads at once.
+        # Slices are not written behind the training: a process once died when two threads handled them at once.
         if wait or self.engine.writers is not None:
             self.writer.wait()
         return folder
