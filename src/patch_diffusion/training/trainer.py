@@ -490,7 +490,9 @@ class Trainer:
             )
         self.writer.start(write)
         # Slices are not written behind the training: a process once died when two threads handled them at once.
-        if wait or self.engine.writers is not None:
+        if self.engine.writers is not None:
+            self.writer.finish()
+        if wait:
             self.writer.wait()
         return folder
 
