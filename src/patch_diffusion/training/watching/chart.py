@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 
 from patch_diffusion.training.watching.history import Curve, Point
@@ -14,8 +15,26 @@ _SIDE = 1000  # of the drawing, in its own units
 _LOGARITHMIC_FROM = 4.0  # ratio of the highest value to the lowest
 
 
+@dataclass(frozen=True)
+class Guide:
+    """A dashed line at a value, in the colour of the curve that it is about."""
+
+    curve: str
+    value: float
+    first: float
+    last: float
+
+
 def chart(
-    title: str, curves: Mapping[str, Curve], *, about: str = "", rising: bool = False, from_zero: bool = False
+    title: str,
+    curves: Mapping[str, Curve],
+    *,
+    about: str = "",
+    rising: bool = False,
+    from_zero: bool = False,
+    over: str = "step",
+    start: float = 0.0,
+    guides: Sequence[Guide] = (),
 ) -> str:
     """Curves over steps, as a figure; empty where there is no value yet.
 
@@ -26,31 +45,39 @@ def chart(
         curves: by name.
         rising: the names are rising levels, which have the colours of a scale.
         from_zero: begin the axis at zero.
+        over: what takes the place of steps, such as "minute".
+        start: where that axis begins.
+        guides: lines to compare the curves by.
     """
     points = {name: curve.points() for name, curve in curves.items() if curve}
     if not points:
         return ""
     every = [point for of_curve in points.values() for point in of_curve]
     axis = _Axis([point.least for point in every] + [point.most for point in every], from_zero)
-    last_step = max(point.step for point in every) or 1.0
+    last_step = max(point.step for point in every)
+    span = (start, last_step if last_step > start else start + 1.0)
     colours = _colours(len(points), rising)
     drawn = "".join(
-        _drawn(of_curve, axis, last_step, colour) for of_curve, colour in zip(points.values(), colours, strict=True)
+        _drawn(of_curve, axis, span, colour) for of_curve, colour in zip(points.values(), colours, strict=True)
     )
+    own = dict(zip(points, colours, strict=True))
+    drawn += "".join(_guide(guide, axis, span, own[guide.curve]) for guide in guides if guide.curve in own)
     names = "".join(
         f'<span class="{colour}"><i></i>{escape(name)} <b>{number(of_curve[-1].value)}</b></span>'
         for (name, of_curve), colour in zip(points.items(), colours, strict=True)
     )
     values = {
-        "last": last_step,
-        "curves": [[[round(point.step, 1), number(point.value)] for point in found] for found in points.values()],
+        "over": over,
+        "first": span[0],
+        "last": span[1],
+        "curves": [[[float(f"{point.step:.6g}"), number(point.value)] for point in found] for found in points.values()],
     }
     labels_y = "".join(
         f'<span style="top:{100 * (1 - axis.place(value)):.2f}%">{number(value)}</span>' for value in axis.ticks
     )
     lines_y = "".join(f'<path class="grid" d="M0 {_y(axis.place(value))}H{_SIDE}"/>' for value in axis.ticks)
     labels_x = "".join(
-        f'<span style="left:{100 * value / last_step:.2f}%">{_steps(value)}</span>' for value in even(0, last_step, 5)
+        f'<span style="left:{100 * _part(value, span):.2f}%">{_steps(value)}</span>' for value in even(*span, 5)
     )
     about = f" <small>{escape(about)}</small>" if about else ""
     return (
@@ -125,9 +152,9 @@ def _colours(num: int, rising: bool) -> list[str]:
     return [f"c{index % KINDS}" for index in range(num)]
 
 
-def _drawn(points: Sequence[Point], axis: _Axis, last_step: float, colour: str) -> str:
+def _drawn(points: Sequence[Point], axis: _Axis, span: tuple[float, float], colour: str) -> str:
     def corner(step: float, value: float) -> str:
-        return f"{_SIDE * step / last_step:.1f} {_y(axis.place(value))}"
+        return f"{_SIDE * _part(step, span):.1f} {_y(axis.place(value))}"
 
     band = ""
     if any(point.most > point.least for point in points):
@@ -137,6 +164,17 @@ def _drawn(points: Sequence[Point], axis: _Axis, last_step: float, colour: str) 
     line = "M" + "L".join(corner(point.step, point.value) for point in points)
     single = "h0" if len(points) == 1 else ""
     return f'<g class="{colour}">{band}<path class="{"dot" if single else "line"}" d="{line}{single}"/></g>'
+
+
+def _guide(guide: Guide, axis: _Axis, span: tuple[float, float], colour: str) -> str:
+    first, last = (_SIDE * _part(step, span) for step in (guide.first, guide.last))
+    return f'<path class="guide {colour}" d="M{first:.1f} {_y(axis.place(guide.value))}H{last:.1f}"/>'
+
+
+def _part(step: float, span: tuple[float, float]) -> float:
+    """0 where the axis of steps begins, 1 where it ends."""
+    first, last = span
+    return (step - first) / (last - first)
 
 
 def _y(place: float) -> str:

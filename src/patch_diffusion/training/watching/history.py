@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,13 @@ class Curve:
         self._per_point = 1
         # Of each point: values in it, sum of steps, sum of values, least, most.
         self._points: list[tuple[int, float, float, float, float]] = []
+
+    @classmethod
+    def of(cls, points: Sequence[Point]) -> Curve:
+        """Of points as they are, each with a range of its own."""
+        curve = cls(most=max(2, 2 * len(points)))
+        curve._points = [(1, point.step, point.value, point.least, point.most) for point in points]
+        return curve
 
     def add(self, step: float, value: float) -> None:
         """The next value; one that is not finite is left out."""

@@ -42,7 +42,7 @@ color:var(--soft);font-variant-numeric:tabular-nums}
 .y{min-width:48px}
 .y span{position:absolute;right:8px;white-space:nowrap;transform:translateY(-50%)}
 .x{grid-column:2}
-.x span{position:absolute;transform:translateX(-50%);top:2px}
+.x span{position:absolute;transform:translateX(-50%);top:2px;white-space:nowrap}
 .x span:first-child{transform:none}
 .x span:last-child:not(:first-child){transform:translateX(min(-50%,0px))}
 .area{touch-action:pan-y;border-bottom:1px solid var(--line)}
@@ -50,6 +50,7 @@ svg{position:absolute;width:100%;height:100%;overflow:visible}
 path{fill:none;vector-effect:non-scaling-stroke}
 .grid{stroke:var(--grid);stroke-width:1}
 .line{stroke:var(--own);stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
+.guide{stroke:var(--own);stroke-width:1.5;stroke-dasharray:5 4}
 .dot{stroke:var(--own);stroke-width:8;stroke-linecap:round}
 .band{fill:var(--own);opacity:.16}
 .cursor{position:absolute;top:0;bottom:0;width:1px;background:var(--soft);display:none;pointer-events:none}
@@ -61,6 +62,8 @@ tr:last-child>*{border-bottom:0}
 th{color:var(--soft);width:1%;white-space:nowrap}
 th wbr{display:none}
 td{font-variant-numeric:tabular-nums}
+.wide{overflow-x:auto}
+.wide th{width:auto}
 .two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:14px;align-items:start}
 .warning{color:var(--warn);background:var(--warn-back)}
 summary{cursor:pointer;color:var(--soft)}
@@ -79,11 +82,12 @@ newest=shown.map(b=>b.textContent);
 const nearest=(points,step)=>points.reduce((a,b)=>Math.abs(b[0]-step)<Math.abs(a[0]-step)?b:a);
 area.addEventListener('pointermove',event=>{
 const box=area.getBoundingClientRect(),part=Math.min(Math.max((event.clientX-box.left)/box.width,0),1),
-found=data.curves.map(points=>nearest(points,part*data.last)),
-step=found.reduce((a,b)=>Math.abs(b[0]-part*data.last)<Math.abs(a[0]-part*data.last)?b:a)[0];
+here=data.first+part*(data.last-data.first),
+found=data.curves.map(points=>nearest(points,here)),
+step=found.reduce((a,b)=>Math.abs(b[0]-here)<Math.abs(a[0]-here)?b:a)[0];
 found.forEach((point,index)=>shown[index].textContent=point[1]);
-at.textContent='step '+Math.round(step).toLocaleString('en');
-cursor.style.display='block';cursor.style.left=100*step/data.last+'%'});
+at.textContent=data.over+' '+(step<100?Math.round(100*step)/100:Math.round(step)).toLocaleString('en');
+cursor.style.display='block';cursor.style.left=100*(step-data.first)/(data.last-data.first)+'%'});
 area.addEventListener('pointerleave',()=>{newest.forEach((value,index)=>shown[index].textContent=value);
 at.textContent='';cursor.style.display='none'})}
 """
