@@ -17,6 +17,7 @@ from patch_diffusion.cli.import_ import Import
 from patch_diffusion.cli.info import Info
 from patch_diffusion.cli.inspect import Inspect
 from patch_diffusion.cli.prepare import Prepare
+from patch_diffusion.cli.race import Race
 from patch_diffusion.cli.sample import Sample
 from patch_diffusion.cli.speaker import is_first, listen
 from patch_diffusion.cli.train import Train
@@ -55,6 +56,7 @@ VERBS: dict[str, type[Verb]] = {
     "info": Info,
     "inspect": Inspect,
     "prepare": Prepare,
+    "race": Race,
     "import": Import,
 }
 

@@ -1,0 +1,210 @@
+"""``patch-diffusion race``."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, Suppress, UseAppendAction, arg
+
+import patch_diffusion
+from patch_diffusion.cli.options import given_options
+from patch_diffusion.cli.parsing import parse, parse_seeds
+from patch_diffusion.cli.train import _preset_and_file, settled
+from patch_diffusion.config import Config, flat_options, option_names
+from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.evaluation.arms import PATCHES, WHOLE, check_arms, whole_images
+from patch_diffusion.presets import DEFAULT_PRESET, PRESETS
+
+HELD_OUT = 0.05
+"""Share of the images that is held out where nothing else is asked for."""
+
+# A race makes no pictures and saves as it needs to; trackers would take an arm's time.
+_WITHOUT_EFFECT = ("samples", "checkpoints", "checkpoint_minutes", "checkpoint_steps", "checkpoint_best", "track")
+
+
+@dataclass(frozen=True)
+class _Arm:
+    """Options of one arm."""
+
+    options: Annotated[Config, arg(name="")] = field(default_factory=Config)
+
+
+@dataclass(frozen=True)
+class Race:
+    """Measure how much faster patches are than whole images, on your data.
+
+    patch-diffusion race photos.zip --resolution 64 --minutes 20 --out races/photos
+
+    Trains with patches and on whole images for the same time, the latter with
+    the batch and learning rate that suit it best. Takes all options of train,
+    too. The same command goes on with a race that was stopped.
+    """
+
+    source: Annotated[Positional[str], arg(metavar="DATA")] = ""
+    """What the images are read from, as in training."""
+    out: Annotated[Path | None, arg(metavar="DIR")] = None
+    """Folder for race.json, race.html and a run for each arm and seed."""
+    arm: UseAppendAction[Annotated[tuple[tuple[str, str], ...], arg(metavar="NAME 'OPTION=VALUE ...'")]] = ()
+    """Another arm, such as --arm quarter 'patches.whole=0.25 batch=32'; may be given several times."""
+    arms: Annotated[tuple[str, ...] | None, arg(metavar="NAME ...")] = None
+    """Which arms race. None: whole, patches and those of --arm."""
+    seeds: Annotated[str, arg(metavar="0,1,2")] = "0"
+    """Seeds, as in 0-2 or 0,1,2: all arms race with each."""
+    tune: float | None = None
+    """Minutes (steps, images) for the sweep over batch and learning rate of whole. None: as much as a run. 0: none."""
+    tune_all: bool = False
+    """The same sweep for every arm."""
+    moments: int = 20
+    """How often all are looked at, evenly over the budget."""
+    held_out_data: Annotated[str | None, arg(metavar="DATA")] = None
+    """Images to judge by, in place of a share of DATA; --held-out DATA is short for it."""
+    preset: Annotated[str, arg(metavar="|".join(PRESETS))] = DEFAULT_PRESET
+    """Settings to start from."""
+    config: Annotated[Path | None, arg(metavar="FILE.yaml")] = None
+    """A file of options that go before the preset's."""
+    json: bool = False
+    """Print race.json on stdout."""
+    options: Annotated[Config, arg(name="")] = field(default_factory=Config)
+    configs: Annotated[dict[str, Config], Suppress] = field(default_factory=dict)
+    given: Annotated[dict[str, frozenset[str]], Suppress] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> Race:
+        """From words: over the preset and the config file, and each arm's own over those."""
+        arguments = _with_held_out_data(arguments)
+        base = _preset_and_file(arguments)
+        command = parse(cls, "race", arguments, cls(options=base))
+        if command.out is None:
+            raise InputError("race needs --out DIR, the folder for the race")
+        source = command.source or base.data.source
+        if not source:
+            raise InputError("race needs DATA: a folder, a zip, an array, or digits")
+        given = given_options(arguments, command.config) & option_names()
+        _check_given(given)
+        share = command.options.data.held_out
+        if not share and "data.held_out" not in given and command.held_out_data is None:
+            share = HELD_OUT
+        options = replace(command.options, data=replace(command.options.data, source=source, held_out=share))
+        options = settled(options, base, command.preset)
+        configs, all_given = _all_arms(command.arm, options, given, command.preset)
+        names = list(configs) if command.arms is None else list(command.arms)
+        for name in names:
+            if name not in configs:
+                raise InputError(f"--arms: there is no arm '{name}'{did_you_mean(name, configs)}")
+            if names.count(name) > 1:
+                raise InputError(f"--arms names '{name}' twice")
+        configs = {name: configs[name] for name in names}
+        check_arms(configs)
+        return replace(command, options=options, configs=configs, given={name: all_given[name] for name in names})
+
+    def run(self) -> dict[str, Any]:
+        """Hold the race; the table goes to stdout, unless all of it does."""
+        from rich.console import Console
+
+        from patch_diffusion.cli.race_table import race_table
+
+        assert self.out is not None  # parse has seen to it
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        tuned = list(self.configs) if self.tune_all else [name for name in self.configs if name == WHOLE]
+        content = patch_diffusion.race(
+            self.configs,
+            self.out,
+            seeds=parse_seeds(self.seeds),
+            tuned=[] if self.tune == 0 else tuned,
+            tune_budget=self.tune or None,
+            held_out=self.held_out_data,
+            moments=self.moments,
+            given=self.given,
+            tell=lambda text: console.print(text, markup=False),
+        )
+        if not self.json:
+            print(race_table(content))
+        return content
+
+    def message(self, result: dict[str, Any]) -> str:
+        """Where the page is."""
+        assert self.out is not None
+        return f"curves, tables and all settings are on the page {self.out / 'race.html'}"
+
+    def after_interrupt(self) -> str:
+        """What the user is told after Ctrl-C."""
+        started = self.out is not None and (self.out / "race.json").exists()
+        return "; the same command goes on with the race" if started else ""
+
+
+def _with_held_out_data(arguments: Sequence[str]) -> list[str]:
+    """``--held-out`` is followed by a share, or by data."""
+    words: list[str] = []
+    for place, word in enumerate(arguments):
+        name, equals, value = word.partition("=")
+        if name in ("--held-out", "--data.held-out"):
+            value = value if equals else "".join(arguments[place + 1 : place + 2])
+            if value and not re.match(r"[-+.\d]*\d\.?(e-?\d+)?$", value):
+                word = f"--held-out-data{equals}{value if equals else ''}"
+        words.append(word)
+    return words
+
+
+def _check_given(given: frozenset[str]) -> None:
+    if "seed" in given:
+        raise InputError("a race takes --seeds, all of them at once, and no --seed")
+    for name in _WITHOUT_EFFECT:
+        if name in given:
+            raise InputError(
+                f"{name} has no meaning in a race, which makes no pictures, feeds no trackers and saves at every "
+                "moment: leave it out"
+            )
+
+
+def _all_arms(
+    own: Sequence[tuple[str, str]], base: Config, given: frozenset[str], preset: str
+) -> tuple[dict[str, Config], dict[str, frozenset[str]]]:
+    """Whole images, patches, and the user's own arms, with the names of the options that were asked for in each."""
+    configs = {WHOLE: whole_images(base), PATCHES: base}
+    if configs[WHOLE].patches.whole == base.patches.whole:
+        del configs[PATCHES]  # whole images only were asked for: what they race against are arms of the user's own
+    names = dict.fromkeys(configs, given)
+    for name, text in own:
+        if name in configs or name in (WHOLE, PATCHES):
+            hint = "; to race without the usual one, leave it out of --arms" if name in (WHOLE, PATCHES) else ""
+            raise InputError(f"--arm {name}: there is an arm of this name already, choose another{hint}")
+        words = _words(name, text)
+        configs[name] = _parsed(name, words, base, preset)
+        names[name] = given | (given_options(words) & option_names())
+        _check_given(names[name])
+    return configs, names
+
+
+def _parsed(name: str, words: Sequence[str], base: Config, preset: str) -> Config:
+    try:
+        return settled(parse(_Arm, "race", words, _Arm(base)).options, base, preset)
+    except InputError as error:
+        raise InputError(f"--arm {name}: {error}") from None
+
+
+def _words(arm: str, text: str) -> list[str]:
+    """``patches.whole=0.25 network.multipliers=1 2 4`` as words of the command line."""
+    words: list[str] = []
+    switches = {name for name, value in flat_options(Config()).items() if isinstance(value, bool)}
+    try:
+        parts = shlex.split(text)
+    except ValueError as error:
+        raise InputError(f"--arm {arm}: '{text}' cannot be read: {str(error).lower()}") from None
+    for part in parts:
+        option = re.match(r"-{0,2}([a-z][\w.-]*)=(.*)$", part)
+        if option is None:
+            words.append(part)
+            continue
+        name, value = option[1], option[2]
+        group, _, last = name.replace("-", "_").rpartition(".")
+        if f"{group}.{last}" in switches and value.lower() in ("true", "false"):
+            last = last if value.lower() == "true" else f"no-{last}"
+            words.append(f"--{group}.{last}".replace("_", "-"))
+            continue
+        words += [f"--{name.replace('_', '-')}", *([value] if value else [])]
+    return words

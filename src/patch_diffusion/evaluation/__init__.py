@@ -1,0 +1,1 @@
+"""Is a model good, and which of several is better."""

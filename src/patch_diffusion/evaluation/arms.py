@@ -1,0 +1,78 @@
+"""What races against what: settings that differ in how to train, and in nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from patch_diffusion.config import Config, flat_options
+from patch_diffusion.errors import InputError
+
+PATCHES, WHOLE = "patches", "whole"
+"""Names of the two arms that a race is about."""
+
+# Images, budget, device, and what a loss is weighted by: with other ones losses or times cannot be compared.
+_SHARED = (
+    "data",
+    "noise.process",
+    "noise.sigma_data",
+    "engine.device",
+    "engine.threads",
+    "engine.processes",
+    "engine.shard",
+    "steps",
+    "images",
+    "minutes",
+    "seed",
+)
+_OWN = "data.augment"  # how images are altered is how to train
+
+
+def whole_images(config: Config) -> Config:
+    """The ordinary training with the same settings: whole images, and no coordinates."""
+    return replace(config, patches=replace(config.patches, whole=1.0, coords=False))
+
+
+def check_arms(arms: Mapping[str, Config]) -> None:
+    """Refuse arms that cannot be compared.
+
+    Raises:
+        InputError: fewer than two, a name that makes no folder, two that are the same, or one with an option that all
+            must share.
+    """
+    if len(arms) < 2:
+        raise InputError(f"a race takes two arms or more, not {len(arms)}: add one by --arm NAME 'patches.whole=0.25'")
+    for name in arms:
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise InputError(f"an arm's name is made of letters, digits, '-', '_' and '.', not '{name}'")
+    first, *others = arms
+    options = {name: flat_options(config) for name, config in arms.items()}
+    for name in others:
+        for option in _differing({each: options[each] for each in (first, name)}):
+            if _is_in(option, _SHARED) and not _is_in(option, (_OWN,)):
+                raise InputError(
+                    f"arm '{name}' has {option} {options[name][option]} and arm '{first}' {options[first][option]}: "
+                    "in a race all have the same images, seed, budget, device and weighting of the loss"
+                )
+    names = list(arms)
+    for place, name in enumerate(names):
+        for other in names[:place]:
+            if options[name] == options[other]:
+                raise InputError(f"arms '{other}' and '{name}' are the same: give one of them another option")
+
+
+def differences(arms: Mapping[str, Config]) -> dict[str, dict[str, Any]]:
+    """The options in which arms differ, each with its value in every arm."""
+    options = {name: flat_options(config) for name, config in arms.items()}
+    return {option: {name: options[name][option] for name in arms} for option in _differing(options)}
+
+
+def _differing(options: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    first, *others = options.values()
+    return [name for name in first if any(other[name] != first[name] for other in others)]
+
+
+def _is_in(option: str, groups: tuple[str, ...]) -> bool:
+    return any(option == group or option.startswith(f"{group}.") for group in groups)

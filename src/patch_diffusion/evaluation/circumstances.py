@@ -1,0 +1,58 @@
+"""Where figures were measured: what stands beside them, so that they can be measured again."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_CPU_NAMES = Path("/proc/cpuinfo")
+
+
+def circumstances(device: torch.device) -> dict[str, Any]:
+    """Hardware, versions and, where the package is used from a checkout, the commit."""
+    return {
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(terse=True),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("patch_diffusion", "torch", "numpy")},
+        },
+        "commit": _commit(),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's, or the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    names = [platform.processor() or platform.machine()]
+    if _CPU_NAMES.exists():
+        lines = _CPU_NAMES.read_text(encoding="utf-8", errors="replace").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")] or names
+    return names[0] if device.type == "cpu" else f"{names[0]} ({device.type})"
+
+
+def _commit() -> str | None:
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+        # Installed into another project's checkout, the package is none of its files.
+        tracked = subprocess.run(
+            ["git", "-C", str(here), "ls-files", "--error-unmatch", Path(__file__).name],
+            capture_output=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() if not found.returncode and not tracked.returncode else None

@@ -1,0 +1,104 @@
+"""What all arms of a race share: the images, those that judge, the budget; and what makes a trainer of an arm."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from patch_diffusion.config import Config
+from patch_diffusion.data.images import Images
+from patch_diffusion.data.sources import open_images
+from patch_diffusion.errors import InputError
+from patch_diffusion.suggest import suggest
+from patch_diffusion.training.budget import Budget
+from patch_diffusion.training.build import build_trainer
+from patch_diffusion.training.trainer import Trainer
+
+_NEVER = 1e9  # minutes between checkpoints: a race saves between laps, where it takes nobody's time
+
+
+@dataclass(frozen=True)
+class Field:
+    """Where a race takes place.
+
+    Args:
+        arms: their settings, by name.
+        images: that are trained on, and those that are held out where ``apart`` is None.
+        apart: that are not among them, to judge by.
+        notes: by arm, what was changed to suit the images.
+    """
+
+    arms: Mapping[str, Config]
+    images: Images
+    apart: Images | None = None
+    notes: Mapping[str, list[str]] = field(default_factory=dict)
+
+    @classmethod
+    def open(
+        cls, arms: Mapping[str, Config], held_out: str | None, given: Mapping[str, Collection[str]] | None
+    ) -> Field:
+        """Read the images, and give every arm what suits them. See `race` for the arguments."""
+        config = next(iter(arms.values()))
+        Budget(config.steps, config.images, config.minutes)
+        if config.engine.processes not in (None, 1):
+            raise InputError("a race takes one process: leave out engine.processes")
+        share = config.data.held_out
+        if held_out is None and not share:
+            raise InputError("a race needs images that are held out: give data.held_out, for example 0.05")
+        if held_out is not None and share:
+            raise InputError(f"held-out images come from {held_out}: leave out the share data.held_out {share:g}")
+        how = {name: value for name, value in vars(config.data).items() if name not in ("augment", "held_out")}
+        images = open_images(**how, show=True)
+        apart = None if held_out is None else open_images(**{**how, "source": held_out}, show=True)
+        settled, notes = dict(arms), {}
+        for name in arms if given is not None else ():
+            settled[name], notes[name] = suggest(images, arms[name], given.get(name, ()) if given else ())
+        return cls(settled, images, apart, notes)
+
+    @property
+    def budget(self) -> Budget:
+        """Of every arm."""
+        config = next(iter(self.arms.values()))
+        return Budget(config.steps, config.images, config.minutes)
+
+    @property
+    def unit(self) -> str:
+        """Of the budget: minutes, steps or images."""
+        return next(name for name, value in vars(self.budget).items() if value is not None)
+
+    @property
+    def extent(self) -> float:
+        """Of the budget, in its unit."""
+        return getattr(self.budget, self.unit)
+
+    def trainer(self, config: Config, seed: int, out: Path) -> tuple[Trainer, Images]:
+        """One that does nothing but train, and the images that judge it."""
+        quiet = replace(
+            config,
+            seed=seed,
+            samples=0,
+            checkpoints=1,
+            checkpoint_minutes=_NEVER,
+            checkpoint_steps=None,
+            checkpoint_best=False,
+            track=(),
+        )
+        trainer = build_trainer(quiet, self.images, out, show=False)
+        # It would look at them on its own time.
+        judges, trainer.held_out = self.apart or trainer.held_out, None
+        assert judges is not None  # `open` has seen to it
+        return trainer, judges
+
+    def check_judges(self) -> None:
+        """Refuse images apart that are not like those to train on."""
+        if self.apart is None:
+            return
+        for name in ("resolution", "channels", "num_classes", "class_names"):
+            found, expected = getattr(self.apart, name), getattr(self.images, name)
+            if found != expected:
+                raise InputError(
+                    f"the held-out images have {name} {found}, and those to train on {expected}: they must be alike"
+                )
+        if self.apart.codec.as_dict() != self.images.codec.as_dict():
+            raise InputError("the held-out images have another range of values than those to train on: give data.range")

@@ -1,0 +1,83 @@
+"""A heat: all arms of a race with one seed, side by side.
+
+They take turns, a lap of some seconds each, so that noise of the machine hits all alike. At the same moments all are
+looked at and saved. Neither counts as training time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+
+from patch_diffusion.data.images import Images
+from patch_diffusion.errors import InputError
+from patch_diffusion.evaluation.looking import look, measured
+from patch_diffusion.training.budget import Budget
+from patch_diffusion.training.trainer import Trainer
+
+SECONDS_PER_LAP = 15.0
+"""That an arm trains, at most, before it is the next one's turn."""
+
+
+def run_heat(
+    trainers: Mapping[str, Trainer],
+    judges: Images,
+    budget: Budget,
+    moments: int,
+    after: Callable[[int], None] = lambda moment: None,
+) -> None:
+    """Train all until their budget is spent; those that were stopped go on, in step with the others.
+
+    What is measured is in the log of each run, as the loss of held-out images.
+
+    Args:
+        trainers: by name; they do nothing but train.
+        judges: the images that all are looked at with.
+        budget: of each.
+        moments: how often they are looked at, evenly over the budget.
+        after: is called after each moment.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, once a checkpoint of all is written.
+    """
+    with ExitStack() as stack:
+        laps = {name: stack.enter_context(trainer.in_laps(**vars(budget))) for name, trainer in trainers.items()}
+        names, at_work = list(trainers), None
+        try:
+            for number, (until, moment) in enumerate(_laps(budget, moments)):
+                # Each begins as often as the others, should one leave the machine warmer than the next one finds it.
+                for name in names if number % 2 == 0 else names[::-1]:
+                    at_work = name
+                    laps[name](until)
+                    at_work = None
+                if moment is not None:
+                    for trainer in trainers.values():
+                        _measure(trainer, judges, budget)
+                    after(moment)
+        except InputError as error:
+            raise InputError(f"arm '{at_work}': {error}" if at_work else str(error)) from None
+        except KeyboardInterrupt:
+            for name, trainer in trainers.items():
+                # The one at work has saved itself, or was stopped within a step.
+                if name != at_work and budget.spent(trainer.seen) < 1:
+                    trainer.save(keep=False)
+            raise
+
+
+def _laps(budget: Budget, moments: int) -> Iterator[tuple[float, int | None]]:
+    """The fraction of the budget that each lap ends at, and the moment that comes then, if one does."""
+    per_moment = 1 if budget.minutes is None else math.ceil(60 * budget.minutes / moments / SECONDS_PER_LAP)
+    for lap in range(1, moments * per_moment + 1):
+        yield lap / (moments * per_moment), None if lap % per_moment else lap // per_moment
+
+
+def _measure(trainer: Trainer, judges: Images, budget: Budget) -> None:
+    """Look at an arm, and save it: in this order, as what is in the log of later steps than the checkpoint is void."""
+    before = measured(trainer.run.log_file)
+    if before and before[-1]["step"] == trainer.seen.step:
+        return
+    spent = budget.spent(trainer.seen)
+    trainer.progress.log_held_out(trainer.seen, spent, look(trainer, judges))
+    if spent < 1:
+        trainer.save(keep=False)

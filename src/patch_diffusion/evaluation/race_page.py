@@ -1,0 +1,212 @@
+"""``race.html``: a race on one page, which needs no network and nothing beside it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from patch_diffusion.config import from_dict
+from patch_diffusion.evaluation.arms import differences
+from patch_diffusion.evaluation.summary import Content, amount, opponent, rows, sentences
+from patch_diffusion.training.watching.chart import Guide, chart, number
+from patch_diffusion.training.watching.history import Curve, Point
+from patch_diffusion.training.watching.page import page, table
+
+_TIME = {"minutes": ("seconds", 1 / 60), "steps": ("step", 1.0), "images": ("images", 1.0)}
+_COUNTED = (
+    "Seconds in which an arm trains count, and nothing else: held-out images are looked at, and checkpoints written, "
+    "while no clock runs, and pictures of samples are not made. The arms take turns of some seconds, so that noise of "
+    "the machine hits all alike. An arm's loss on the way is that of a learning rate that has not fallen to its end "
+    "yet, so a ratio is rather too small."
+)
+
+
+def race_page(title: str, content: Content) -> str:
+    """The whole page; text from the race is escaped.
+
+    Args:
+        title: the name of the race.
+        content: what is in ``race.json``.
+    """
+    return page(title, "".join(_parts(title, content)))
+
+
+def _parts(title: str, content: Content) -> Iterator[str]:
+    images, unit = content["images"], content["unit"]
+    height, width = images["resolution"]
+    yield f"<h1>Race: {escape(title)}</h1>"
+    seeds = ", ".join(map(str, content["seeds"]))
+    yield (
+        f'<p class="soft">{escape(content["source"])}, {images["trained_on"]:,} images of {height} x {width}; '
+        f"{amount(content['budget'], unit)} for each arm; seeds {seeds}; judged by the denoising loss of "
+        f"{content['judged_by']['images']} whole images that are held out</p>"
+    )
+    yield "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences(content))
+    yield "<h2>Curves <small>means over the seeds, and their range</small></h2>"
+    yield f'<div class="charts">{_charts(content)}</div>'
+    if content["standings"]["seeds"]:
+        yield f'<h2>At the end</h2><div class="box">{_ends(content)}</div>'
+        if len(content["standings"]["seeds"]) > 1:
+            yield f'<h2>By seed</h2><div class="box">{_by_seed(content)}</div>'
+        yield f'<h2>By noise level</h2><div class="box">{_by_noise(content)}</div>'
+    for name, found in content["tuning"].items():
+        yield f"<h2>Tuning of {escape(name)}</h2><div class='box'>{_tuning(found, unit)}</div>"
+    yield '<div class="two"><section><h2>What differs</h2><div class="box">'
+    yield f"{_differences(content)}</div></section><section><h2>How it was measured</h2>"
+    yield f'<div class="box"><p>{_COUNTED}</p>{table(_circumstances(content))}</div></section></div>'
+
+
+def _charts(content: Content) -> str:
+    """All of it, and the second half, where the curves are near each other."""
+    curves = {name: _points(by_seed, content) for name, by_seed in content["points"].items()}
+    half = content["budget"] / 2
+    later = {name: [point for point in points if point.step >= half] for name, points in curves.items()}
+    unit = content["unit"].removesuffix("s")
+    about = f"of whole images, over {content['unit']}"
+    return chart(
+        "Loss of held-out images", _as_curves(curves), about=about, over=unit, guides=list(_guides(content, curves))
+    ) + chart(
+        "In the second half",
+        _as_curves(later),
+        about=about,
+        over=unit,
+        start=half,
+        guides=list(_guides(content, later)),
+    )
+
+
+def _as_curves(points: Mapping[str, Sequence[Point]]) -> dict[str, Curve]:
+    return {name: Curve.of(found) for name, found in points.items() if found}
+
+
+def _points(by_seed: Mapping[str, Sequence[Mapping[str, Any]]], content: Content) -> list[Point]:
+    """The mean over the seeds at each moment, and the range."""
+    time, factor = _TIME[content["unit"]]
+    moments: dict[int, list[Mapping[str, Any]]] = {}
+    for found in by_seed.values():
+        for measured in found:
+            moments.setdefault(round(measured["spent"] * content["plan"]["moments"]), []).append(measured)
+    return [
+        Point(
+            factor * statistics.fmean(measured[time] for measured in found),
+            statistics.fmean(losses := [measured["loss"] for measured in found]),
+            min(losses),
+            max(losses),
+        )
+        for _, found in sorted(moments.items())
+    ]
+
+
+def _guides(content: Content, curves: Mapping[str, Sequence[Point]]) -> Iterator[Guide]:
+    """From where an arm has the opponent's final loss to where the opponent has it."""
+    found, other = content["standings"], opponent(content)
+    for name in curves if found["seeds"] and curves[other] else ():
+        for mine, theirs in ((name, other), (other, name)) if name != other else ():
+            reached = found["reaches"][mine][theirs]
+            if reached["at"] is not None and curves[theirs]:
+                first = max(reached["at"], curves[theirs][0].step)
+                yield Guide(theirs, found["final"][theirs]["loss"], first, curves[theirs][-1].step)
+
+
+def _ends(content: Content) -> str:
+    other = opponent(content)
+    head = [
+        "",
+        "held-out loss",
+        "steps",
+        "images a second",
+        f"has {other}'s loss in",
+        "times as fast",
+        f"{other} has its in",
+    ]
+    cells = [[row.name, row.loss, row.steps, row.rate, row.time, row.ratio, row.theirs] for row in rows(content)]
+    return _table(head, cells)
+
+
+def _by_noise(content: Content) -> str:
+    seeds, arms = content["standings"]["seeds"], list(content["points"])
+    ends = {name: [content["points"][name][str(seed)][-1]["by_noise"] for seed in seeds] for name in arms}
+    levels = list(ends[arms[0]][0])
+    cells = [
+        [level, *(number(statistics.fmean(end[level] for end in ends[name])) for name in arms)] for level in levels
+    ]
+    return _table(["sigma", *arms], cells)
+
+
+def _by_seed(content: Content) -> str:
+    found, other, unit = content["standings"], opponent(content), content["unit"]
+    arms = list(content["points"])
+    head = ["seed", *(f"loss of {name}" for name in arms), *(f"{name}, faster" for name in arms if name != other)]
+    cells = []
+    for seed in map(str, found["seeds"]):
+        ratios = [found["reaches"][name][other]["by_seed"][seed] for name in arms if name != other]
+        cells.append(
+            [
+                seed,
+                *(f"{found['final'][name]['by_seed'][seed]:.4f}" for name in arms),
+                *(
+                    f"{each['ratio']:.2f}x in {amount(each['at'], unit)}" if each["ratio"] else "never"
+                    for each in ratios
+                ),
+            ]
+        )
+    return _table(head, cells)
+
+
+def _tuning(found: Mapping[str, Any], unit: str) -> str:
+    """Every trial of a sweep, with its losses in the rounds that it came to."""
+    trials: dict[tuple[int, float], list[str]] = {}
+    for number_, each in enumerate(found["rounds"]):
+        for trial in each["trials"]:
+            losses = trials.setdefault((trial["batch"], trial["learning_rate"]), [""] * len(found["rounds"]))
+            losses[number_] = "-" if trial["loss"] is None else f"{trial['loss']:.4f}"
+    head = ["batch", "learning rate", *(f"{amount(each['budget'], unit)} each" for each in found["rounds"])]
+    cells = [[str(batch), f"{rate:g}", *losses] for (batch, rate), losses in sorted(trials.items())]
+    if "batch" not in found:
+        return _table(head, cells)
+    text = f"Taken: batch {found['batch']}, learning rate {found['learning_rate']:g}."
+    if found["outermost"]:
+        names = " and ".join(found["outermost"]).replace("_", " ")
+        text += f" It is outermost in {names}: what was not tried may be better."
+    return f"<p>{escape(text)}</p>{_table(head, cells)}"
+
+
+def _differences(content: Content) -> str:
+    """Of what was asked for; what tuning has changed stands there."""
+    arms = {name: from_dict(options) for name, options in content["plan"]["arms"].items()}
+    cells = [[option, *map(_text, values.values())] for option, values in differences(arms).items()]
+    return _table(["", *arms], cells)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{name}={share:g}" for name, share in value.items())
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _circumstances(content: Content) -> list[tuple[str, str]]:
+    found = []
+    for each in content["circumstances"]:
+        versions = ", ".join(f"{name} {version}" for name, version in each["versions"].items())
+        found += [
+            ("device", f"{each['device']}, {each['threads']} CPU threads"),
+            ("versions", versions + (f", commit {each['commit']}" if each["commit"] else "")),
+        ]
+    sigmas = ", ".join(f"{sigma:g}" for sigma in content["judged_by"]["sigmas"])
+    found.append(("noise levels", f"{sigmas} (sigma), with the same noise for all"))
+    parameters = dict.fromkeys(f"{num:,}" for num in content["parameters"].values())
+    return [*found, ("parameters", " or ".join(parameters))]
+
+
+def _table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    lines = ["".join(f"<th>{escape(name)}</th>" for name in head)]
+    lines += [
+        "".join(f"<{tag}>{escape(cell)}</{tag}>" for tag, cell in zip(_tags(row), row, strict=True)) for row in cells
+    ]
+    return f'<div class="wide"><table>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
+
+
+def _tags(row: Sequence[str]) -> list[str]:
+    return ["th", *["td"] * (len(row) - 1)]

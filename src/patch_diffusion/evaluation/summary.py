@@ -1,0 +1,102 @@
+"""A race in a few words and rows, from what is in ``race.json``; for the terminal and for the page."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from patch_diffusion.evaluation.arms import WHOLE
+
+Content = Mapping[str, Any]
+"""What is in ``race.json``."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """An arm at the end, means over the seeds: words to show."""
+
+    name: str
+    loss: str
+    steps: str
+    rate: str
+    time: str
+    ratio: str
+    theirs: str
+
+
+def opponent(content: Content) -> str:
+    """The arm that the others are compared with: whole images, where they race, else the first."""
+    arms = list(content["plan"]["arms"])
+    return WHOLE if WHOLE in arms else arms[0]
+
+
+def rows(content: Content) -> list[Row]:
+    """A row for each arm; ``time`` and ``ratio`` are those in which it has the opponent's final loss, ``theirs`` the
+    time in which the opponent has its."""
+    found, other = content["standings"], opponent(content)
+    result = []
+    for name in content["plan"]["arms"]:
+        ends = [content["points"][name][str(seed)][-1] for seed in found["seeds"]]
+        mine = found["reaches"].get(name, {}).get(other)
+        theirs = found["reaches"].get(other, {}).get(name)
+        result.append(
+            Row(
+                name,
+                _loss(found["final"][name]),
+                f"{statistics.fmean(end['step'] for end in ends):,.0f}" if ends else "",
+                f"{statistics.fmean(end['images'] / end['seconds'] for end in ends):,.0f}" if ends else "",
+                amount(mine["at"], content["unit"]) if mine else "",
+                f"{mine['ratio']:.2f}x" if mine and mine["ratio"] else "",
+                amount(theirs["at"], content["unit"]) if theirs else "",
+            )
+        )
+    return result
+
+
+def sentences(content: Content) -> list[str]:
+    """Who is how much faster, and what is not finished."""
+    found, other = content["standings"], opponent(content)
+    lines = []
+    for name in content["plan"]["arms"] if found["seeds"] else ():
+        if name != other:
+            lines += [_sentence(content, name, other), _sentence(content, other, name)]
+    for seed in content["seeds"]:
+        if seed not in found["seeds"]:
+            spent = [
+                points[str(seed)][-1]["spent"] if points[str(seed)] else 0.0 for points in content["points"].values()
+            ]
+            lines.append(f"Seed {seed}: {min(*spent, 1.0):.0%} of the budget is spent.")
+    return lines
+
+
+def amount(value: float | None, unit: str) -> str:
+    """So many minutes, steps or images."""
+    if value is None:
+        return "never"
+    return f"{number_of(value, unit)} {'min' if unit == 'minutes' else unit}"
+
+
+def number_of(value: float, unit: str) -> str:
+    """Minutes with their fractions, whole steps or images."""
+    return f"{value:.3g}" if unit == "minutes" else f"{value:,.0f}"
+
+
+def _sentence(content: Content, name: str, other: str) -> str:
+    found, seeds = content["standings"]["reaches"][name][other], content["standings"]["seeds"]
+    loss = content["standings"]["final"][other]["loss"]
+    what = f"the final loss of {other} ({loss:.4f})"
+    if found["ratio"] is None:
+        which = f" with {len(seeds) - found['reached']} of {len(seeds)} seeds" if found["reached"] else ""
+        return f"{name} does not reach {what}{which}."
+    ratios = [each["ratio"] for each in found["by_seed"].values()]
+    spread = f" ({min(ratios):.2f} to {max(ratios):.2f} with {len(ratios)} seeds)" if len(ratios) > 1 else ""
+    within = f"{number_of(found['at'], content['unit'])} of {amount(content['budget'], content['unit'])}"
+    return f"{name} reaches {what} in {within}, {found['ratio']:.2f} times as fast{spread}."
+
+
+def _loss(final: Mapping[str, Any]) -> str:
+    if final["loss"] is None:
+        return ""
+    return f"{final['loss']:.4f}" + (f" ±{final['deviation']:.4f}" if final["deviation"] is not None else "")
