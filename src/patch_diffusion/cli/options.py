@@ -8,7 +8,7 @@ from typing import Any
 
 from patch_diffusion.config import Config, flat, flat_options
 
-_ALIASES = {"resolution": "data.resolution"}
+_ALIASES = {"resolution": "data.resolution", "held_out": "data.held_out"}
 _NAMES = {name: alias for alias, name in _ALIASES.items()}
 
 

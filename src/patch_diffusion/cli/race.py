@@ -40,9 +40,7 @@ class Race:
 
     patch-diffusion race photos.zip --resolution 64 --minutes 20 --out races/photos
 
-    Trains with patches and on whole images for the same time, the latter with
-    the batch and learning rate that suit it best. Takes all options of train,
-    too. The same command goes on with a race that was stopped.
+    Takes all options of train, too. The same command goes on after a stop.
     """
 
     source: Annotated[Positional[str], arg(metavar="DATA")] = ""
@@ -76,7 +74,7 @@ class Race:
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Race:
         """From words: over the preset and the config file, and each arm's own over those."""
-        arguments = _with_held_out_data(arguments)
+        arguments = _readable(arguments)
         base = _preset_and_file(arguments)
         command = parse(cls, "race", arguments, cls(options=base))
         if command.out is None:
@@ -100,6 +98,10 @@ class Race:
                 raise InputError(f"--arms names '{name}' twice")
         configs = {name: configs[name] for name in names}
         check_arms(configs)
+        if command.tune_all and command.tune == 0:
+            raise InputError("--tune-all tunes every arm and --tune 0 none: leave one of them out")
+        if command.tune and WHOLE not in names and not command.tune_all:
+            raise InputError(f"--tune is for the arm '{WHOLE}', which does not race: leave it out, or add --tune-all")
         return replace(command, options=options, configs=configs, given={name: all_given[name] for name in names})
 
     def run(self) -> dict[str, Any]:
@@ -137,8 +139,8 @@ class Race:
         return "; the same command goes on with the race" if started else ""
 
 
-def _with_held_out_data(arguments: Sequence[str]) -> list[str]:
-    """``--held-out`` is followed by a share, or by data."""
+def _readable(arguments: Sequence[str]) -> list[str]:
+    """``--held-out`` is followed by a share, or by data; an arm's options are no options of the race."""
     words: list[str] = []
     for place, word in enumerate(arguments):
         name, equals, value = word.partition("=")
@@ -146,7 +148,8 @@ def _with_held_out_data(arguments: Sequence[str]) -> list[str]:
             value = value if equals else "".join(arguments[place + 1 : place + 2])
             if value and not re.match(r"[-+.\d]*\d\.?(e-?\d+)?$", value):
                 word = f"--held-out-data{equals}{value if equals else ''}"
-        words.append(word)
+        of_an_arm = place >= 2 and arguments[place - 2] == "--arm"
+        words.append(f" {word}" if of_an_arm else word)
     return words
 
 

@@ -13,6 +13,7 @@ from patch_diffusion.errors import InputError
 from patch_diffusion.suggest import suggest
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.build import build_trainer
+from patch_diffusion.training.hardware.processes import started_by_launcher
 from patch_diffusion.training.trainer import Trainer
 
 _NEVER = 1e9  # minutes between checkpoints: a race saves between laps, where it takes nobody's time
@@ -41,8 +42,8 @@ class Field:
         """Read the images, and give every arm what suits them. See `race` for the arguments."""
         config = next(iter(arms.values()))
         Budget(config.steps, config.images, config.minutes)
-        if config.engine.processes not in (None, 1):
-            raise InputError("a race takes one process: leave out engine.processes")
+        if config.engine.processes not in (None, 1) or started_by_launcher():
+            raise InputError("a race takes one process: leave out engine.processes, and start it without torchrun")
         share = config.data.held_out
         if held_out is None and not share:
             raise InputError("a race needs images that are held out: give data.held_out, for example 0.05")
@@ -51,6 +52,8 @@ class Field:
         how = {name: value for name, value in vars(config.data).items() if name not in ("augment", "held_out")}
         images = open_images(**how, show=True)
         apart = None if held_out is None else open_images(**{**how, "source": held_out}, show=True)
+        if apart is not None:
+            _check_alike(apart, images)
         settled, notes = dict(arms), {}
         for name in arms if given is not None else ():
             settled[name], notes[name] = suggest(images, arms[name], given.get(name, ()) if given else ())
@@ -72,6 +75,10 @@ class Field:
         """Of the budget, in its unit."""
         return getattr(self.budget, self.unit)
 
+    def told(self) -> list[str]:
+        """What the user should know of the images, and of settings that were changed to suit them."""
+        return [*self.images.notes, *(f"{name}: {note}" for name, notes in self.notes.items() for note in notes)]
+
     def trainer(self, config: Config, seed: int, out: Path) -> tuple[Trainer, Images]:
         """One that does nothing but train, and the images that judge it."""
         quiet = replace(
@@ -90,15 +97,14 @@ class Field:
         assert judges is not None  # `open` has seen to it
         return trainer, judges
 
-    def check_judges(self) -> None:
-        """Refuse images apart that are not like those to train on."""
-        if self.apart is None:
-            return
-        for name in ("resolution", "channels", "num_classes", "class_names"):
-            found, expected = getattr(self.apart, name), getattr(self.images, name)
-            if found != expected:
-                raise InputError(
-                    f"the held-out images have {name} {found}, and those to train on {expected}: they must be alike"
-                )
-        if self.apart.codec.as_dict() != self.images.codec.as_dict():
-            raise InputError("the held-out images have another range of values than those to train on: give data.range")
+
+def _check_alike(apart: Images, images: Images) -> None:
+    """Refuse images to judge by that are not like those to train on."""
+    for name in ("resolution", "channels", "num_classes", "class_names"):
+        found, expected = getattr(apart, name), getattr(images, name)
+        if found != expected:
+            raise InputError(
+                f"the held-out images have {name} {found}, and those to train on {expected}: they must be alike"
+            )
+    if apart.codec.as_dict() != images.codec.as_dict():
+        raise InputError("the held-out images have another range of values than those to train on: give data.range")

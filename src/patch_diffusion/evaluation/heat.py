@@ -19,6 +19,8 @@ from patch_diffusion.training.trainer import Trainer
 SECONDS_PER_LAP = 15.0
 """That an arm trains, at most, before it is the next one's turn."""
 
+_ROUNDED = 1e-6  # what the log leaves of the fraction that is spent
+
 
 def run_heat(
     trainers: Mapping[str, Trainer],
@@ -53,7 +55,7 @@ def run_heat(
                     at_work = None
                 if moment is not None:
                     for trainer in trainers.values():
-                        _measure(trainer, judges, budget)
+                        _measure(trainer, judges, budget, moment / moments)
                     after(moment)
         except InputError as error:
             raise InputError(f"arm '{at_work}': {error}" if at_work else str(error)) from None
@@ -72,10 +74,13 @@ def _laps(budget: Budget, moments: int) -> Iterator[tuple[float, int | None]]:
         yield lap / (moments * per_moment), None if lap % per_moment else lap // per_moment
 
 
-def _measure(trainer: Trainer, judges: Images, budget: Budget) -> None:
-    """Look at an arm, and save it: in this order, as what is in the log of later steps than the checkpoint is void."""
+def _measure(trainer: Trainer, judges: Images, budget: Budget, due: float) -> None:
+    """Look at an arm, and save it: in this order, as what is in the log of later steps than the checkpoint is void.
+
+    One that was stopped on the way to a later moment has been looked at.
+    """
     before = measured(trainer.run.log_file)
-    if before and before[-1]["step"] == trainer.seen.step:
+    if before and before[-1]["spent"] >= due - _ROUNDED:
         return
     spent = budget.spent(trainer.seen)
     trainer.progress.log_held_out(trainer.seen, spent, look(trainer, judges))

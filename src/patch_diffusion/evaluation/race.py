@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -20,6 +21,7 @@ from patch_diffusion.evaluation.race_record import RaceFolder, Record
 from patch_diffusion.evaluation.tuning import tune
 from patch_diffusion.training.lock import locked
 from patch_diffusion.training.trainer import Trainer
+from patch_diffusion.training.watching.report import clock
 
 Tell = Callable[[str], None]
 
@@ -78,9 +80,8 @@ def race(
     }
     found = folder.check(plan)
     facts, here = _facts(field, seeds[0], folder)  # whatever is wrong with an arm is told before anything is written
-    for name, reasons in field.notes.items() if found is None else ():
-        for reason in reasons:
-            tell(f"{name}: {reason}")
+    for note in field.told() if found is None else ():
+        tell(note)
     folder.path.mkdir(parents=True, exist_ok=True)
     with locked(folder.path):
         record = Record(folder, found, plan, facts)
@@ -89,17 +90,31 @@ def race(
             name: _tuned(name, field, record, tune_budget, tell) if name in tuned else config
             for name, config in field.arms.items()
         }
-        for seed in record.seeds:
-            if record.is_finished(seed):
-                continue
-            built = {name: field.trainer(config, seed, folder.arm(name, seed)) for name, config in settings.items()}
-            trainers, judges = {name: trainer for name, (trainer, _) in built.items()}, built[next(iter(built))][1]
+        heats = [seed for seed in record.seeds if not record.is_finished(seed)]
+        began = time.monotonic()
+        for number, seed in enumerate(heats):
 
-            def after(moment: int, seed: int = seed) -> None:
-                tell(_line(record.write()["points"], seed, moment / moments))
+            def after(moment: int, number: int = number, seed: int = seed) -> None:
+                done = number * moments + moment
+                left = (time.monotonic() - began) * (len(heats) * moments / done - 1)
+                tell(_line(record.write()["points"], seed, moment / moments, left))
 
-            run_heat(trainers, judges, field.budget, moments, after)
+            _heat(settings, seed, field, folder, moments, after)
         return record.write()
+
+
+def _heat(
+    settings: Mapping[str, Config],
+    seed: int,
+    field: Field,
+    folder: RaceFolder,
+    moments: int,
+    after: Callable[[int], None],
+) -> None:
+    """All arms with one seed; what that takes of memory is free afterwards."""
+    built = {name: field.trainer(config, seed, folder.arm(name, seed)) for name, config in settings.items()}
+    judges = next(iter(built.values()))[1]  # of all arms the same: they follow from the seed
+    run_heat({name: trainer for name, (trainer, _) in built.items()}, judges, field.budget, moments, after)
 
 
 def _facts(field: Field, seed: int, folder: RaceFolder) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -150,7 +165,7 @@ def _told(finished: Mapping[str, Any], unit: str) -> str:
     )
 
 
-def _line(points: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], seed: int, spent: float) -> str:
-    """Where all arms are at a moment."""
+def _line(points: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], seed: int, spent: float, left: float) -> str:
+    """Where all arms are at a moment, and how many seconds are left, about."""
     losses = [f"{name} {found[str(seed)][-1]['loss']:.4f}" for name, found in points.items() if found[str(seed)]]
-    return f"{spent:4.0%}  seed {seed}  {'  '.join(losses)}"
+    return f"{spent:4.0%}  seed {seed}  {'  '.join(losses)}" + (f"  {clock(left)} left" if left >= 1 else "")

@@ -1,0 +1,305 @@
+import json
+import os
+import shutil
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import patch_diffusion as pd
+from patch_diffusion.config import Config, Data, Network, Optimizer
+from patch_diffusion.evaluation.arms import whole_images
+from patch_diffusion.training.checkpoints.checkpoint import read_checkpoint
+from patch_diffusion.training.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """40 pictures of 8 x 8 that are bright on one side."""
+    folder = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    ramp = np.linspace(0, 200, 8)[None, None, :, None] * np.ones((40, 8, 1, 1))
+    np.save(folder / "images.npy", (ramp + random.integers(0, 50, (40, 8, 8, 1))).astype(np.uint8))
+    return str(folder / "images.npy")
+
+
+@pytest.fixture(scope="module")
+def arms(source):
+    patches = Config(
+        data=Data(source=source, held_out=0.2),
+        network=Network(width=8, multipliers=(1, 2), blocks=1, attention=(), dropout=0.1),
+        optimizer=Optimizer(learning_rate=1e-2),
+        batch=4,
+        log_every=2,
+        steps=6,
+    )
+    return {"whole": whole_images(patches), "patches": replace(patches, optimizer=Optimizer(learning_rate=5e-3))}
+
+
+def untimed(points):
+    """What was measured, without the clock's part of it."""
+    return {
+        name: {seed: [{**each, "seconds": 0} for each in found] for seed, found in by_seed.items()}
+        for name, by_seed in points.items()
+    }
+
+
+def test_arms_are_what_training_makes_of_them(arms, tmp_path):
+    """Weights, averages, optimizers and losses of both are those of a plain ``train``, bit for bit."""
+    content = pd.race(arms, tmp_path / "race", moments=3, seeds=[3])
+    for name, config in arms.items():
+        pd.train(replace(config, seed=3, samples=0, track=()), tmp_path / name, show=False)
+        mine, plain = (
+            read_checkpoint(run / "checkpoints" / "step-00000006")
+            for run in (tmp_path / "race" / f"{name}-seed3", tmp_path / name)
+        )
+        for group in plain[0]:
+            assert all(torch.equal(mine[0][group][key], plain[0][group][key]) for key in plain[0][group]), name
+        assert mine[1]["losses"] == plain[1]["losses"]
+        logs = [
+            [json.loads(line).get("loss") for line in (run / "log.jsonl").read_text().splitlines() if '"loss":' in line]
+            for run in (tmp_path / "race" / f"{name}-seed3", tmp_path / name)
+        ]
+        assert [each for each in logs[0] if each] == [each for each in logs[1] if each]
+        points = content["points"][name]["3"]
+        assert [each["step"] for each in points] == [2, 4, 6] and points[-1]["spent"] == 1
+
+
+def test_what_is_measured_is_the_loss_of_the_held_out_images(arms, source, tmp_path):
+    content = pd.race(arms, tmp_path / "race", moments=2)
+    images = pd.open_images(source)
+    # Of 40 images half are held out, in an order that follows from the seed.
+    from patch_diffusion.data.images import hold_out
+
+    held_out = hold_out(images, 0.2, 0)[1]
+    for name in arms:
+        losses = pd.whole_image_loss(pd.load(tmp_path / "race" / f"{name}-seed0"), held_out)
+        end = content["points"][name]["0"][-1]
+        assert end["loss"] == pytest.approx(sum(losses.values()) / len(losses), rel=1e-6)
+        assert list(end["by_noise"].values()) == pytest.approx(list(losses.values()), rel=1e-6)
+    assert content["judged_by"]["images"] == 20 and content["images"]["trained_on"] == 20
+
+
+def test_other_images_to_judge_by(arms, source, tmp_path):
+    pixels = np.load(source)
+    np.save(tmp_path / "others.npy", pixels[:7, ::-1])
+    arms = {name: replace(config, data=replace(config.data, held_out=0.0)) for name, config in arms.items()}
+    content = pd.race(arms, tmp_path / "race", moments=1, held_out=str(tmp_path / "others.npy"))
+    assert content["judged_by"]["images"] == 7 and content["images"]["trained_on"] == 40
+    np.save(tmp_path / "wide.npy", np.concatenate([pixels, pixels], axis=2))
+    with pytest.raises(pd.InputError, match=r"held-out images have resolution \(8, 16\)"):
+        pd.race(arms, tmp_path / "other", held_out=str(tmp_path / "wide.npy"))
+
+
+class Killed(Exception):
+    pass
+
+
+def after(num, function):
+    """The function, until it was called so often."""
+    calls = []
+
+    def call(*arguments, **options):
+        calls.append(1)
+        if len(calls) > num:
+            raise Killed
+        return function(*arguments, **options)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("place", "calls"),
+    [
+        ("train_step", 3),  # in the sweep's trials
+        ("train_step", 25),
+        ("save", 10),
+        ("look", 4),
+        ("look", 9),
+    ],
+)
+def test_a_killed_race_goes_on_as_if_it_had_not_been(arms, whole_race, tmp_path, monkeypatch, place, calls):
+    with monkeypatch.context() as patched:
+        if place == "look":
+            from patch_diffusion.evaluation import heat, race
+
+            counted = after(calls, heat.look)
+            for module in (heat, race):
+                patched.setattr(module, "look", counted)
+        else:
+            patched.setattr(Trainer, place, after(calls, getattr(Trainer, place)))
+        with pytest.raises(Killed):
+            pd.race(arms, tmp_path / "race", **TUNED)
+    assert json.loads((tmp_path / "race" / "race.json").read_text())["seeds"] == [0, 1]
+    content = pd.race(arms, tmp_path / "race", **TUNED)
+    assert untimed(content["points"]) == untimed(whole_race["points"])
+    assert content["standings"] == whole_race["standings"] and content["tuning"] == whole_race["tuning"]
+    assert not (tmp_path / "race" / "tuning").exists()
+
+
+TUNED = {"moments": 2, "seeds": [0, 1], "tuned": ["whole"], "tune_budget": 6}
+
+
+@pytest.fixture(scope="module")
+def whole_race(arms, tmp_path_factory):
+    """A race that nothing happened to."""
+    return pd.race(arms, tmp_path_factory.mktemp("whole") / "race", **TUNED)
+
+
+def test_more_seeds_may_come_later(arms, tmp_path):
+    first = pd.race(arms, tmp_path / "race", moments=2, seeds=[1])
+    both = pd.race(arms, tmp_path / "race", moments=2, seeds=[2])
+    assert both["seeds"] == [1, 2] and both["standings"]["seeds"] == [1, 2]
+    assert both["points"]["whole"]["1"] == first["points"]["whole"]["1"]
+
+
+def test_ctrl_c_saves_all_arms(arms, tmp_path, monkeypatch):
+    """In the step of one: it finishes that, and the other is where its lap ended."""
+    step, calls = Trainer.train_step, []
+
+    def interrupt(self, spent=0.0):
+        calls.append(1)
+        if len(calls) == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, spent)
+
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "train_step", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            pd.race(arms, tmp_path / "race", moments=2)
+    assert signal.getsignal(signal.SIGINT) is before
+    newest = {name: sorted((tmp_path / "race" / f"{name}-seed0" / "checkpoints").iterdir())[-1].name for name in arms}
+    assert newest == {"whole": "step-00000003", "patches": "step-00000004"}
+    content = pd.race(arms, tmp_path / "race", moments=2)
+    plain = pd.race(arms, tmp_path / "other", moments=2)
+    assert untimed(content["points"]) == untimed(plain["points"])
+
+
+def test_all_train_for_the_same_time_in_turns_and_nothing_else_counts(arms, tmp_path, monkeypatch):
+    """Whole images take 2 s a step, patches 1 s, and a look at the held-out images 1000 s."""
+    clock, turns = [0.0], []
+    step = Trainer.train_step
+
+    def timed(self, spent=0.0):
+        seconds = 2 if self.schedule.whole == 1 else 1
+        clock[0] += seconds
+        turns.append(seconds)
+        return step(self, spent)
+
+    def look(trainer, judges):
+        clock[0] += 1000
+        return {1.0: 1 / trainer.seen.step}
+
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(Trainer, "train_step", timed)
+    monkeypatch.setattr("patch_diffusion.evaluation.heat.look", look)
+    arms = {name: replace(config, steps=None, minutes=1.0) for name, config in arms.items()}
+    content = pd.race(arms, tmp_path / "race", moments=2)
+    points = {name: found["0"] for name, found in content["points"].items()}
+    assert [(each["step"], each["seconds"]) for each in points["whole"]] == [(15, 30), (30, 60)]
+    assert [(each["step"], each["seconds"]) for each in points["patches"]] == [(30, 30), (60, 60)]
+    # Laps of 15 seconds; who has just been goes first, so that each begins as often.
+    assert turns == 8 * [2] + 15 * [1] + 15 * [1] + 7 * [2] + 8 * [2] + 15 * [1] + 15 * [1] + 7 * [2]
+    reached = content["standings"]["reaches"]
+    assert reached["patches"]["whole"]["ratio"] == pytest.approx(60 / 30)
+    assert reached["whole"]["patches"]["ratio"] is None and content["unit"] == "minutes"
+
+
+def test_the_sweep_of_an_arm(arms, tmp_path, monkeypatch):
+    """The rate that wins is trained with; the trials are gone, and what they found stays."""
+    monkeypatch.setattr(
+        "patch_diffusion.evaluation.race.look", lambda trainer, judges: {1.0: trainer.options.learning_rate}
+    )
+    content = pd.race(arms, tmp_path / "race", moments=1, tuned=["whole"], tune_budget=6)
+    assert content["tuning"]["whole"]["learning_rate"] == 5e-3 and list(content["tuning"]) == ["whole"]
+    (trials,) = content["tuning"]["whole"]["rounds"]
+    assert trials["budget"] == 2 and [each["batch"] for each in trials["trials"]] == [4, 4, 4]
+    runs = {name: pd.describe(tmp_path / "race" / f"{name}-seed0")["options"] for name in arms}
+    assert runs["whole"]["optimizer"]["learning_rate"] == 5e-3 and runs["whole"]["patches"]["coords"] is False
+    assert sorted(path.name for path in (tmp_path / "race").glob("[!.]*")) == [
+        "patches-seed0",
+        "race.html",
+        "race.json",
+        "whole-seed0",
+    ]
+
+
+def test_settings_that_suit_the_images(arms, tmp_path):
+    """As in `train`: what was not given gives way, and is told."""
+    told = []
+    sizes = {
+        name: replace(config, patches=replace(config.patches, sizes={"3/4": 1.0})) for name, config in arms.items()
+    }
+    network = {
+        name: replace(config, network=replace(config.network, multipliers=(1, 2, 4))) for name, config in sizes.items()
+    }
+    content = pd.race(network, tmp_path / "race", moments=1, given=dict.fromkeys(arms, ()), tell=told.append)
+    assert any(line.startswith("patches: patches.sizes 8=1") or "network.multipliers" in line for line in told)
+    assert content["notes"]["patches"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tuned": ["patches"]}, "tuning"),
+        ({"moments": 3}, "moments"),
+        ({"held_out": "IMAGES"}, "whole.data.held_out"),
+        ({"batch": 8}, "patches.batch"),
+        ({"steps": 7}, "whole.steps"),
+        ({"without": "whole"}, "holds a race of whole, patches, and this one is of other, patches"),
+    ],
+)
+def test_only_the_same_race_goes_on(arms, source, tmp_path, change, message):
+    pd.race(arms, tmp_path / "race", moments=1)
+    before = (tmp_path / "race" / "race.json").read_bytes()
+    options = {"moments": 1, **{name: value for name, value in change.items() if name in ("tuned", "moments")}}
+    if "batch" in change:
+        arms["patches"] = replace(arms["patches"], batch=8)
+    if "steps" in change:
+        arms = {name: replace(config, steps=7) for name, config in arms.items()}
+    if "held_out" in change:
+        arms = {name: replace(config, data=replace(config.data, held_out=0.0)) for name, config in arms.items()}
+        options["held_out"] = source
+    if "without" in change:
+        arms = {"other": arms["whole"], "patches": arms["patches"]}
+    with pytest.raises(pd.InputError) as raised:
+        pd.race(arms, tmp_path / "race", **options)
+    assert message in str(raised.value)
+    assert (tmp_path / "race" / "race.json").read_bytes() == before
+
+
+def test_what_is_refused_before_anything_is_written(arms, tmp_path, monkeypatch):
+    def refused(message, arms=arms, **options):
+        with pytest.raises(pd.InputError) as raised:
+            pd.race(arms, tmp_path / "race", **options)
+        assert message in str(raised.value) and not (tmp_path / "race").exists()
+
+    def changed(group, **options):
+        return {name: replace(each, **{group: replace(getattr(each, group), **options)}) for name, each in arms.items()}
+
+    refused("needs images that are held out", changed("data", held_out=0.0))
+    refused("leave out the share data.held_out 0.2", held_out="digits")
+    refused("one process", changed("engine", processes=2))
+    refused("network.width is a multiple of 4", changed("network", width=7))
+    refused("moments is at least 1", moments=0)
+    refused("a seed or more", seeds=[])
+    refused("budget of tuning is above 0", tuned=["whole"], tune_budget=-1)
+    refused("which says when training ends", {name: replace(each, steps=None) for name, each in arms.items()})
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    refused("without torchrun")
+
+
+def test_what_the_folder_may_hold(arms, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("")
+    with pytest.raises(pd.InputError, match=r"holds other files \(thesis\.tex\) and no race"):
+        pd.race(arms, tmp_path / "thesis")
+    with pytest.raises(pd.InputError, match=r"thesis\.tex is a file: give a folder"):
+        pd.race(arms, tmp_path / "thesis" / "thesis.tex")
+    pd.race(arms, tmp_path / "race", moments=1)
+    shutil.rmtree(tmp_path / "race" / "whole-seed0")  # a run that is lost is trained again
+    assert pd.race(arms, tmp_path / "race", moments=1)["standings"]["seeds"] == [0]
