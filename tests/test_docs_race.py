@@ -1,0 +1,48 @@
+"""The commands of docs/race.md, executed."""
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+from patch_diffusion.cli import main
+from patch_diffusion.evaluation.heat import SECONDS_PER_LAP
+from patch_diffusion.evaluation.looking import JUDGES
+from patch_diffusion.evaluation.tuning import BATCHES, RATES
+
+PAGE = (Path(__file__).parents[1] / "docs" / "race.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line
+    for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("patch-diffusion")
+]
+SHORT = "--steps 1 --moments 1 --network.width 8 --network.blocks 1 --network.multipliers 1 2 --network.attention 1"
+
+
+def test_the_commands(make_folder, tmp_path, monkeypatch, capsys):
+    for name in ("photos", "others"):
+        shutil.make_archive(str(tmp_path / name), "zip", make_folder(24, (16, 16), name=f"{name}-folder"))
+    monkeypatch.chdir(tmp_path)
+    assert len(COMMANDS) == 4
+    for line in COMMANDS:
+        line = line.replace("--minutes 20", SHORT).replace("--resolution 64", "--resolution 16")
+        assert main(shlex.split(line, comments=True)[1:]) == 0, (line, capsys.readouterr().err)
+    found = {race.name: json.loads((race / "race.json").read_text()) for race in (tmp_path / "races").iterdir()}
+    assert found["photos"]["seeds"] == [0, 1, 2] and list(found["more"]["plan"]["arms"]) == [
+        "whole",
+        "patches",
+        "quarter",
+    ]
+    assert sorted(found["own"]["tuning"]) == ["patches", "whole"] and found["own"]["images"]["trained_on"] == 24
+
+
+def test_what_the_page_promises():
+    assert (SECONDS_PER_LAP, JUDGES) == (15, 256)
+    assert (min(BATCHES), max(BATCHES), min(RATES), max(RATES)) == (1 / 4, 2, 1 / 2, 2)
+
+
+def test_its_links_lead_somewhere():
+    for link in re.findall(r"\]\(([^)#]+)\)", PAGE):
+        assert (Path(__file__).parents[1] / "docs" / link).exists(), link
