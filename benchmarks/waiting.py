@@ -40,7 +40,7 @@ def worker(folder: str, steps: int) -> None:
     )
     trainer = build_trainer(options, images, Path(folder) / "run", show=False)
     engine = trainer.engine
-    accumulating, step, agree, add = engine.accumulating, engine.step, engine.agree, trainer.losses.add
+    backward, step, agree, add = engine.backward, engine.step, engine.agree, trainer.losses.add
     waited, exchanged = [0.0], [0.0]
     rows: list[dict[str, Any]] = []
     began = [time.perf_counter()]
@@ -75,7 +75,7 @@ def worker(folder: str, steps: int) -> None:
         began[0], waited[0], exchanged[0] = now, 0.0, 0.0
         return result
 
-    engine.accumulating = lambda loss, *, last: accumulating(loss, last=False)
+    engine.backward = lambda loss, inputs, weight, *, last=True: backward(loss, inputs, weight, last=False)
     engine.step, engine.agree, trainer.losses.add = measured_step, measured_agree, measured_add
     trainer.fit(steps=steps)
 

@@ -228,7 +228,7 @@ class Trainer:
         """
         budget = Budget(steps, images, minutes)
         self.engine.wait()  # until all have looked at the folder
-        with self._opened(budget):
+        with self._opened(budget), self.engine.threads(self.denoiser):
             self.engine.wait()
             self._continue(budget)
             return self._fit(budget)
@@ -362,17 +362,14 @@ class Trainer:
         total, by_noise = torch.zeros((), device=self.engine.device), self.losses.none()
         shares = self.engine.shares(num)
         for part, slots in enumerate(shares):
-            with self.engine.accumulating(self.loss, last=part == len(shares) - 1), self.engine.computing():
-                with self.engine.busy():
-                    inputs = self._inputs(bucket, size, num, slots)
-                    self._expect(bucket, num, shares[part + 1 :], spent)
-                    # Modules with dropout draw from torch's own generator.
-                    torch.manual_seed(self._key("dropout") + slots.start)
-                    losses = self.loss(*inputs)
-                    loss = losses.sum() / num
-                self.engine.backward(loss * size.weight)
-            total += loss.detach()
-            by_noise += self.losses.by_noise(losses.detach(), inputs[2])
+            with self.engine.busy():
+                inputs = self._inputs(bucket, size, num, slots)
+                self._expect(bucket, num, shares[part + 1 :], spent)
+            # Modules with dropout draw from torch's own generator.
+            torch.manual_seed(self._key("dropout") + slots.start)
+            losses = self.engine.backward(self.loss, inputs, size.weight / num, last=part == len(shares) - 1)
+            total += losses.sum() / num
+            by_noise += self.losses.by_noise(losses, inputs[2])
 
         for group in self.optimizer.param_groups:
             group["lr"] = self.watchdog.rate * learning_rate(self.options, spent)
