@@ -11,6 +11,7 @@ from patch_diffusion.denoise.loss import denoising_loss
 from patch_diffusion.denoise.threads import backward, evaluate, sharing
 from patch_diffusion.files import read_tensors
 from patch_diffusion.training.hardware.engine import DenoisingLoss
+from patch_diffusion.training.optimizing.muon import orthogonalise
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +100,17 @@ def test_each_thread_takes_a_share(model):
         evaluate(model, clean, sigma, coords)
     assert sorted(share[0] for share in shares) == [2, 3, 3]
     assert all(share[1] == 1 and share[2].startswith("worker") and share[3] for share in shares)
+
+
+def test_matrices_are_levelled_as_by_one_thread(model):
+    draw = torch.Generator().manual_seed(0)
+    matrices = [torch.randn(rows, 24, generator=draw) for rows in (8, 8, 16, 8, 40, 8, 24)]
+    expected = orthogonalise(matrices)
+    with sharing(model):
+        assert threads.threads() == 3
+        shared = orthogonalise(matrices)
+    for matrix, other in zip(shared, expected, strict=True):
+        torch.testing.assert_close(matrix, other, rtol=1e-4, atol=1e-5)
 
 
 def test_torch_has_its_threads_back(model):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from typing import TypeVar
 
@@ -42,10 +43,16 @@ class Workers:
         num = next(len(value) for value in inputs if value is not None)
         parts = min(self.num, num)
         bounds = [num * part // parts for part in range(parts + 1)]
-        futures = [
-            self._pool.submit(function, *(value if value is None else value[first:last] for value in inputs))
-            for first, last in pairwise(bounds)
-        ]
+        return self.run(
+            [
+                partial(function, *(value if value is None else value[first:last] for value in inputs))
+                for first, last in pairwise(bounds)
+            ]
+        )
+
+    def run(self, tasks: Sequence[Callable[[], Result]]) -> list[Result]:
+        """What each of some functions gives."""
+        futures = [self._pool.submit(task) for task in tasks]
         wait(futures)  # for all, also where one has failed
         return [future.result() for future in futures]
 
@@ -130,6 +137,18 @@ def backward(loss: nn.Module, inputs: Sequence[Tensor | None], weight: float) ->
     for _, gradients in results:
         _add(parameters, gradients)
     return torch.cat([losses for losses, _ in results])
+
+
+def threads() -> int:
+    """How many share the work here: 1 outside of `sharing`."""
+    return 1 if _current is None else _current.num
+
+
+def run(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
+    """What each of some functions gives that have nothing to do with each other and want no gradients."""
+    if _current is None:
+        return [task() for task in tasks]
+    return _current.run([torch.no_grad()(task) for task in tasks])
 
 
 def _add(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
