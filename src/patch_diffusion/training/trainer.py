@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from os import PathLike
@@ -226,36 +226,58 @@ class Trainer:
         Raises:
             KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is written. A second one stops at once.
         """
+        with self.in_laps(steps=steps, images=images, minutes=minutes) as train_until:
+            return train_until(1.0)
+
+    @contextmanager
+    def in_laps(
+        self, *, steps: int | None = None, images: int | None = None, minutes: float | None = None
+    ) -> Iterator[Callable[[float], Denoiser]]:
+        """`fit` with breaks, for what wants to do something else in between, such as to train another model.
+
+        Inside, the function that is given trains until that fraction of the budget is spent. All laps together do what
+        one `fit` does, step by step. What happens between them does not count as training, and nothing is saved there
+        unless `save` is called. The run folder is this run's alone until the end. Trackers are closed after each lap.
+
+        >>> with trainer.in_laps(minutes=10) as train_until:  # doctest: +SKIP
+        ...     for tenth in range(1, 11):
+        ...         model = train_until(tenth / 10)
+        """
         budget = Budget(steps, images, minutes)
         self.engine.wait()  # until all have looked at the folder
         with self._opened(budget), self.engine.threads(self.denoiser):
             self.engine.wait()
             self._continue(budget)
-            return self._fit(budget)
+            self._collapsed = False  # whether the last samples showed nothing
+            yield lambda until: self._fit(budget, min(until, 1.0))
 
-    def _fit(self, budget: Budget) -> Denoiser:
+    def _fit(self, budget: Budget, until: float) -> Denoiser:
         began, seconds_before = time.monotonic(), self.seen.seconds
         last_save = seconds_before
         standing = 0
         spent = budget.spent(self.seen)
         with self.progress, interruptible() as interrupted:
-            stop = collapsed = False
-            while spent < 1 and not stop:
+            stop = False
+            while spent < until and not stop:
                 with self._memory_told():
                     self.train_step(spent)
                 before, earlier = spent, self.seen.seconds
                 seconds = seconds_before + time.monotonic() - began
-                self.seen.seconds, (stop, trouble) = self.engine.agree(seconds, interrupted.is_set(), collapsed)
+                self.seen.seconds, (stop, trouble) = self.engine.agree(seconds, interrupted.is_set(), self._collapsed)
                 spent = budget.spent(self.seen)
+                if spent >= until:
+                    self.engine.catch_up()  # what the device has still to do belongs to this lap
+                    self.seen.seconds, _ = self.engine.agree(seconds_before + time.monotonic() - began)
+                    spent = budget.spent(self.seen)
                 reason = _COLLAPSED if trouble else ""
                 if self.seen.step % self.log_every == 0 or spent >= 1:
                     reason = self._log(spent) or reason
                 self.progress.show(self.seen, spent)
                 if reason and self._recover(reason):
-                    collapsed, spent = False, budget.spent(self.seen)
+                    self._collapsed, spent = False, budget.spent(self.seen)
                     continue
                 if _crosses(before, spent, self.samples) and self.engine.takes_part:
-                    collapsed = self.write_samples()
+                    self._collapsed = self.write_samples()
                 marked = _crosses(before, spent, self.num_checkpoints) or self._is_marked(self.seen.step)
                 last = spent >= 1 or stop
                 if marked or last or self.seen.seconds - last_save > 60 * self.checkpoint_minutes:
@@ -272,7 +294,7 @@ class Trainer:
                         "end: continue with a budget of --steps or --images"
                     )
         self.engine.wait()
-        if spent < 1:
+        if stop and spent < 1:
             raise KeyboardInterrupt
         return self.average.denoiser
 
