@@ -13,7 +13,7 @@ from PIL import Image
 from patch_diffusion.data.files.decode import ImageFile
 
 SMALL = 2**16
-"""Bytes of a file that is kept; of larger ones the header is a small part, and opening them a small part of the work."""
+"""Bytes of a file that is kept; of larger ones the header is a small part, to open them little of the work."""
 
 ROOM = 2**28
 """Bytes of all that are kept, at most."""
