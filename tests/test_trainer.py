@@ -107,6 +107,57 @@ def test_a_killed_run_continues_as_if_it_had_not_been(make_trainer, monkeypatch,
     assert untimed(continued) == untimed(whole)
 
 
+@pytest.mark.parametrize("kind", ["adamw", "muon", "schedule_free"])
+def test_laps_are_one_training(make_trainer, kind):
+    """10 steps == laps of 3, 3, 0 and 4, whatever happens in between: weights, average, optimizer, counters and log."""
+    options = {"log_every": 3, "checkpoints": 2, "optimizer": Optimizer(kind=kind)}
+    whole, other, laps = make_trainer("whole", **options), make_trainer("other", **options), make_trainer(**options)
+    whole.fit(steps=10)
+    with laps.in_laps(steps=10) as train_until:
+        for until, step in ((0.3, 3), (0.6, 6), (0.1, 6), (1.0, 10)):
+            train_until(until)
+            assert laps.seen.step == step
+            other.train_step(until)
+    (tensors, state), (expected, expected_state) = (read_checkpoint(t.run.checkpoint(10)) for t in (laps, whole))
+    for group in expected:
+        assert all(torch.equal(tensors[group][key], expected[group][key]) for key in expected[group])
+    for each in (state, expected_state):
+        del each["seen"]["seconds"]
+    assert state == expected_state and losses(laps) == losses(whole)
+
+
+def test_what_happens_between_laps_takes_no_time(make_trainer, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("patch_diffusion.training.loop.time.monotonic", lambda: clock[0])
+    trainer = make_trainer()
+    step = trainer.train_step
+
+    def one_second(spent):
+        clock[0] += 1
+        return step(spent)
+
+    monkeypatch.setattr(trainer, "train_step", one_second)
+    with trainer.in_laps(minutes=0.1) as train_until:
+        train_until(0.5)
+        clock[0] += 1000
+        train_until(1)
+    assert trainer.seen.step == 6 and trainer.seen.seconds == 6
+
+
+def test_ctrl_c_in_the_last_step_of_a_lap(make_trainer, monkeypatch):
+    trainer = make_trainer()
+    step = trainer.train_step
+
+    def interrupt(spent):
+        os.kill(os.getpid(), signal.SIGINT)
+        return step(spent)
+
+    monkeypatch.setattr(trainer, "train_step", interrupt)
+    with trainer.in_laps(steps=4) as train_until, pytest.raises(KeyboardInterrupt):
+        train_until(0.25)
+    assert trainer.run.checkpoints()[-1].name == "step-00000001"
+
+
 def test_ctrl_c_writes_a_checkpoint(make_trainer, monkeypatch):
     trainer = make_trainer()
     step = trainer.train_step

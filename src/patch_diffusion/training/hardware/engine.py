@@ -254,6 +254,13 @@ class Engine:
                 "must be one and the same on all machines, on a disk that they share"
             )
 
+    def catch_up(self) -> None:
+        """Return when the device has done all that it was asked to."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
     def wait(self) -> None:
         """For all processes to come here."""
         if self.hosts is not None:
