@@ -5,6 +5,7 @@
 Trains the preset ``small`` on random pictures of 64 x 64, each process on one thread, and has them meet at a timed
 barrier before the gradients are exchanged and before the clock is. For that the exchange is taken out of the backward
 pass, where it hides, and done after it: the step is a little slower than the product's, and waiting stands alone.
+Then the same processes do bare forward and backward passes between barriers: so much waiting is the machine's.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from patch_diffusion.config import Engine
 from patch_diffusion.presets import PRESETS
 from patch_diffusion.training.build import build_trainer
 from patch_diffusion.training.hardware.processes import run_processes
+from patch_diffusion.training.trainer import Trainer
 
 UNCOUNTED = 5  # first steps, in which memory is found and kernels are chosen
 
@@ -40,7 +42,7 @@ def worker(folder: str, steps: int) -> None:
     )
     trainer = build_trainer(options, images, Path(folder) / "run", show=False)
     engine = trainer.engine
-    accumulating, step, agree, add = engine.accumulating, engine.step, engine.agree, trainer.losses.add
+    backward, step, agree, add = engine.backward, engine.step, engine.agree, trainer.losses.add
     waited, exchanged = [0.0], [0.0]
     rows: list[dict[str, Any]] = []
     began = [time.perf_counter()]
@@ -75,7 +77,7 @@ def worker(folder: str, steps: int) -> None:
         began[0], waited[0], exchanged[0] = now, 0.0, 0.0
         return result
 
-    engine.accumulating = lambda loss, *, last: accumulating(loss, last=False)
+    engine.backward = lambda loss, inputs, weight, *, last=True: backward(loss, inputs, weight, last=False)
     engine.step, engine.agree, trainer.losses.add = measured_step, measured_agree, measured_add
     trainer.fit(steps=steps)
 
@@ -84,8 +86,29 @@ def worker(folder: str, steps: int) -> None:
         start = time.perf_counter()
         engine.wait()
         barriers.append(time.perf_counter() - start)
-    found = {"steps": rows[UNCOUNTED:], "barrier_seconds": median(barriers)}
+    found = {
+        "steps": rows[UNCOUNTED:],
+        "bare": bare(trainer, steps)[UNCOUNTED:],
+        "barrier_seconds": median(barriers),
+    }
     (Path(folder) / f"{engine.rank}.json").write_text(json.dumps(found))
+
+
+def bare(trainer: Trainer, steps: int) -> list[dict[str, Any]]:
+    """The same with nothing but forward and backward passes on inputs that stay: what the machine makes them wait."""
+    rows = []
+    for step in range(steps):
+        size = trainer.schedule.size_at(step, trainer.images.resolution)
+        num = size.num_images(trainer.batch) // trainer.engine.world
+        inputs = trainer._inputs(0, size, num, range(num))
+        trainer.engine.wait()
+        began = time.perf_counter()
+        trainer.engine.backward(trainer.loss, inputs, 1.0, last=False)
+        done = time.perf_counter()
+        trainer.engine.wait()
+        now = time.perf_counter()
+        rows.append({"size": str(size), "seconds": now - began, "waited": now - done, "exchanged": 0.0})
+    return rows
 
 
 def summary(steps: list[list[dict[str, Any]]]) -> dict[str, Any]:
@@ -126,9 +149,10 @@ def main() -> None:
         "settings": "preset small, 64 x 64, batch 16, gloo",
         "barrier_seconds": median(of_process["barrier_seconds"] for of_process in found),
         "all": summary(steps),
+        "bare": summary([of_process["bare"] for of_process in found]),
         "by_size": {size: summary([[row for row in rows if row["size"] == size] for rows in steps]) for size in sizes},
     }
-    for name, part in (("all", result["all"]), *result["by_size"].items()):
+    for name, part in (("all", result["all"]), ("bare", result["bare"]), *result["by_size"].items()):
         shares = ", ".join(f"{share:.1%}" for share in part["waiting_share_median_by_process"])
         print(
             f"{name:>6}: {part['steps']} steps of {part['step_seconds_median']:.3f} s; waiting {shares} of a step, "

@@ -128,7 +128,7 @@ def test_laps_are_one_training(make_trainer, kind):
 
 def test_what_happens_between_laps_takes_no_time(make_trainer, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("patch_diffusion.training.trainer.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("patch_diffusion.training.loop.time.monotonic", lambda: clock[0])
     trainer = make_trainer()
     step = trainer.train_step
 

@@ -9,7 +9,7 @@ import torch
 import patch_diffusion as pd
 from patch_diffusion.config import Optimizer
 from patch_diffusion.files import read_tensors
-from patch_diffusion.training import trainer as module
+from patch_diffusion.training import loop as module
 from patch_diffusion.training.checkpoints.checkpoint import optimizer_tensors, read_checkpoint
 from patch_diffusion.training.losses import Means
 from patch_diffusion.training.optimizing.optimizers import make_optimizer

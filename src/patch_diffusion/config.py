@@ -204,7 +204,7 @@ class Engine:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps. auto: a GPU where there is one."""
     threads: int | None = None
-    """CPU threads of each process. None: as torch chooses."""
+    """CPU threads of each process, which share its part of a batch. None: as torch chooses, one per core."""
     processes: int | None = None
     """Processes on this machine that share each batch, one per GPU. None: one, or as torchrun says."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

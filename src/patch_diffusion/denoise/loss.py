@@ -9,6 +9,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.denoise.threads import evaluate
 
 
 def denoising_loss(
@@ -40,5 +41,5 @@ def denoising_loss(
         device = generator.device if generator is not None else clean.device
         noise = torch.randn(clean.shape, generator=generator, device=device).to(clean)
     sigma = sigma.to(clean)
-    denoised = denoiser(clean + sigma[:, None, None, None] * noise, sigma, coords, labels, augment)
+    denoised = evaluate(denoiser, clean + sigma[:, None, None, None] * noise, sigma, coords, labels, augment)
     return denoiser.loss_weight(sigma) * (denoised - clean).square().mean(dim=(1, 2, 3))

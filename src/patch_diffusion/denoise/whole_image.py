@@ -10,6 +10,7 @@ import torch
 from patch_diffusion.data.images import Images, ImageSet
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.denoise.loss import denoising_loss
+from patch_diffusion.denoise.threads import sharing
 from patch_diffusion.errors import InputError
 from patch_diffusion.patches.coords import coordinate_grid
 from patch_diffusion.streams import slot_normal
@@ -43,7 +44,7 @@ def whole_image_loss(
     if images.channels != model.image_channels:
         raise InputError(f"the model takes {model.image_channels} channels, but the images have {images.channels}")
     losses = dict.fromkeys(map(float, sigmas), 0.0)
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model), sharing(model), torch.inference_mode():
         first = count = 0
         for bucket in images.buckets:
             num = len(bucket) if most is None else min(most, len(bucket))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.denoise.threads import evaluate
 from patch_diffusion.errors import InputError
 from patch_diffusion.patches.coords import coordinate_grid
 from patch_diffusion.sampling.step import Denoise
@@ -23,7 +24,7 @@ def bind(model: Denoiser, coords: Tensor, labels: Tensor | None = None) -> Denoi
     """
 
     def denoise(noisy: Tensor, sigma: Tensor) -> Tensor:
-        return model(noisy.float(), sigma.float(), coords, labels).to(noisy)
+        return evaluate(model, noisy.float(), sigma.float(), coords, labels).to(noisy)
 
     return denoise
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
+from patch_diffusion.denoise.threads import sharing
 from patch_diffusion.errors import InputError
 from patch_diffusion.sampling.bind import bind_images, noise_range, wide
 from patch_diffusion.sampling.schedules import karras_sigmas
@@ -56,7 +57,7 @@ def encode(
         raise InputError(f"encoding takes at least 2 noise levels, not {steps}")
     denoise = bind_images(model, images, labels, coords)
     sigmas = karras_sigmas(steps, *noise_range(model, sigma_min, sigma_max), rho).to(wide(model.device))
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), sharing(model), torch.no_grad():
         return heun(denoise, images.to(model.device, sigmas.dtype), sigmas[:-1].flip(0)) / sigmas[0]
 
 
@@ -77,5 +78,5 @@ def decode(
     """
     denoise = bind_images(model, noise, labels, coords)
     sigmas = karras_sigmas(steps, *noise_range(model, sigma_min, sigma_max), rho).to(wide(model.device))
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), sharing(model), torch.no_grad():
         return heun(denoise, noise.to(model.device, sigmas.dtype) * sigmas[0], sigmas)

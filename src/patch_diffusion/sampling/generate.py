@@ -15,6 +15,7 @@ from torch import Tensor
 
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
+from patch_diffusion.denoise.threads import sharing
 from patch_diffusion.errors import InputError
 from patch_diffusion.patches.coords import coordinate_grid
 from patch_diffusion.sampling.bind import bind, noise_range, wide
@@ -147,7 +148,7 @@ def generate(
             denoise = bind(model, coords, None if classes[0] is None else torch.tensor(classes, device=model.device))
             if guidance != 1:
                 denoise = classifier_free(denoise, bind(model, coords), guidance)
-            with evaluating(model), torch.inference_mode():
+            with evaluating(model), sharing(model), torch.inference_mode():
                 images = solve(denoise, noise(None) * levels[0], levels, noise=noise, callback=callback)
                 pixels, shown = _decoded(model, images)
             for (seed, label), picture in zip(now, pixels.cpu(), strict=True):

@@ -115,8 +115,9 @@ def forecast(trainer: Trainer, *, seconds: float = SECONDS) -> Forecast:
     parts = trainer.engine.accumulation
     memory_of_step = round(WORKSPACE * max(-(-images[name] // parts) * kept[name] for name in sizes))
     try:
-        trainer.batch = _batch_to_time(trainer, sizes, memory_of_step, seconds)
-        measured = _time_steps(trainer, sizes, seconds)
+        with trainer.engine.threads(trainer.denoiser):
+            trainer.batch = _batch_to_time(trainer, sizes, memory_of_step, seconds)
+            measured = _time_steps(trainer, sizes, seconds)
         # Times of a part of the batch stand for all of it.
         timed = {name: (num, measured[name]) for name, num in _images(sizes, trainer.batch).items() if name in measured}
     finally:

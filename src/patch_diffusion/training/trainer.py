@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -24,7 +23,7 @@ from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.noise import NoiseLevels
 from patch_diffusion.denoise.whole_image import whole_image_loss
 from patch_diffusion.errors import InputError
-from patch_diffusion.files import check_room, read_tensors, write_tensors
+from patch_diffusion.files import check_room, write_tensors
 from patch_diffusion.patches.crop import random_patches
 from patch_diffusion.patches.schedule import PatchSchedule, PatchSize
 from patch_diffusion.sampling.generate import generate
@@ -33,16 +32,16 @@ from patch_diffusion.streams import slot_normal, stream_key
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.checkpoints import checkpoint
 from patch_diffusion.training.checkpoints.background import BackgroundWriter
-from patch_diffusion.training.checkpoints.retention import step_of, sweep
+from patch_diffusion.training.checkpoints.retention import sweep
 from patch_diffusion.training.checkpoints.sharded_checkpoint import copies as sharded_copies
 from patch_diffusion.training.checkpoints.sharded_checkpoint import read_shared_checkpoint, write_sharded_checkpoint
 from patch_diffusion.training.cost import Seen, training_flops
 from patch_diffusion.training.hardware.engine import Engine
 from patch_diffusion.training.hardware.feed import Feed
 from patch_diffusion.training.hardware.lost import others_answer
-from patch_diffusion.training.hardware.memory import advice_on_memory, is_out_of_memory, parts_that_fit
-from patch_diffusion.training.interrupts import interruptible
+from patch_diffusion.training.hardware.memory import memory_told, parts_that_fit
 from patch_diffusion.training.lock import locked
+from patch_diffusion.training.loop import Loop
 from patch_diffusion.training.losses import Losses
 from patch_diffusion.training.optimizing.optimizers import decay_of, learning_rate, make_average, make_optimizer
 from patch_diffusion.training.optimizing.power_ema import power_averages
@@ -55,9 +54,6 @@ from patch_diffusion.training.watching.trackers import Trackers, choose_trackers
 
 MOST_HELD_OUT = 64
 """Held-out images that are looked at whenever a checkpoint is written."""
-
-_STANDING = 1000  # steps during which the clock may stand still
-_COLLAPSED = "the samples show nothing but one colour"
 
 
 class Trainer:
@@ -159,7 +155,7 @@ class Trainer:
         self.losses = Losses(self.engine.device)
         self.watchdog, self.on_trouble = Watchdog(), watchdog
         shapes = {size.shape for of_bucket in sizes.values() for size in of_bucket}
-        with self._memory_told(), self.engine.computing():
+        with memory_told(self), self.engine.computing():
             self.flops = {shape: training_flops(denoiser, images.channels, shape) for shape in shapes}
 
         if engine.accumulation == "auto":
@@ -208,7 +204,6 @@ class Trainer:
         )
         self.feed = Feed(images, self.orders, self.engine.device, lambda text: self.progress.note(text, self.seen.step))
         self.writer = BackgroundWriter()
-        self._told: set[str] = set()
         self.changed = self.run.check(self.config, self.facts, allow)
 
     @others_answer()
@@ -247,122 +242,9 @@ class Trainer:
         self.engine.wait()  # until all have looked at the folder
         with self._opened(budget):
             self.engine.wait()
-            self._continue(budget)
-            self._collapsed = False  # whether the last samples showed nothing
-            yield lambda until: self._fit(budget, min(until, 1.0))
-
-    def _fit(self, budget: Budget, until: float) -> Denoiser:
-        began, seconds_before = time.monotonic(), self.seen.seconds
-        last_save = seconds_before
-        standing = 0
-        spent = budget.spent(self.seen)
-        with self.progress, interruptible() as interrupted:
-            stop = False
-            while spent < until and not stop:
-                with self._memory_told():
-                    self.train_step(spent)
-                before, earlier = spent, self.seen.seconds
-                seconds = seconds_before + time.monotonic() - began
-                self.seen.seconds, (stop, trouble) = self.engine.agree(seconds, interrupted.is_set(), self._collapsed)
-                spent = budget.spent(self.seen)
-                if spent >= until:
-                    self.engine.catch_up()  # what the device has still to do belongs to this lap
-                    self.seen.seconds, _ = self.engine.agree(seconds_before + time.monotonic() - began)
-                    spent = budget.spent(self.seen)
-                reason = _COLLAPSED if trouble else ""
-                if self.seen.step % self.log_every == 0 or spent >= 1:
-                    reason = self._log(spent) or reason
-                self.progress.show(self.seen, spent)
-                if reason and self._recover(reason):
-                    self._collapsed, spent = False, budget.spent(self.seen)
-                    continue
-                if _crosses(before, spent, self.samples) and self.engine.takes_part:
-                    self._collapsed = self.write_samples()
-                marked = _crosses(before, spent, self.num_checkpoints) or self._is_marked(self.seen.step)
-                last = spent >= 1 or stop
-                if marked or last or self.seen.seconds - last_save > 60 * self.checkpoint_minutes:
-                    # Held-out images are looked at where the budget says, not the clock, so that logs repeat.
-                    held_out = self._held_out_loss(spent) if marked else None
-                    keep = spent >= 1 or (marked and not self.checkpoint_best)
-                    self.save(keep=keep, wait=last, held_out=held_out)
-                    last_save = self.seen.seconds
-                standing = standing + 1 if self.seen.seconds == earlier else 0
-                if standing > _STANDING and budget.minutes is not None:
-                    self.save()
-                    raise InputError(
-                        f"the clock of this machine has stood still for {standing:,} steps, so minutes would never "
-                        "end: continue with a budget of --steps or --images"
-                    )
-        self.engine.wait()
-        if stop and spent < 1:
-            raise KeyboardInterrupt
-        return self.average.denoiser
-
-    def _is_marked(self, step: int) -> bool:
-        return self.checkpoint_steps is not None and step % self.checkpoint_steps == 0
-
-    def _log(self, spent: float) -> str:
-        """Write a line of the log; what is wrong with the training, if anything is."""
-        means = self.losses.means()
-        self.losses.clear()
-        self.progress.log(self.seen, spent, self.optimizer.param_groups[0]["lr"], means)
-        lagging = self.engine.lagging()
-        if lagging and lagging[:10] not in self._told:
-            self._told.add(lagging[:10])
-            self.progress.note(f"WARNING: {lagging}", self.seen.step)
-        return self.watchdog.judge(self.seen.step, means)
-
-    def _recover(self, reason: str) -> bool:
-        """Go back to the last good checkpoint, once, and else end with the reason; whether it has gone back."""
-        step, seconds = self.seen.step, self.seen.seconds
-        if self.on_trouble == "off":
-            self.progress.note(f"WARNING: {reason}; training goes on, since watchdog is off", step)
-            return False
-        with suppress(OSError, InputError):
-            self.writer.wait()
-        written: list[Path] = self.engine.of_first(self.run.checkpoints())
-        good = [path for path in written if step_of(path) <= self.watchdog.good]
-        if self.engine.first:
-            for path in written:
-                if path not in good:
-                    checkpoint.set_aside(path, "bad")
-        if good and self.engine.first:
-            self._publish(good[-1])
-        if not good or self.on_trouble == "stop" or self.watchdog.back:
-            again = " again" if self.watchdog.back else ""
-            self.progress.note(f"stopped: {reason}{again}", step)
-            raise InputError(
-                f"{reason}{again} (step {step:,}), so training stopped; look at the data, or go on "
-                + (f"from step {step_of(good[-1]):,} " if good else "")
-                + "with a lower --optimizer.learning-rate and --allow optimizer.learning_rate"
-            )
-        self.restore(good[-1])
-        self.watchdog = self.watchdog.gone_back(self.seen.step)
-        self.seen.seconds = seconds
-        self.progress.continue_log(self.seen.step)
-        self.progress.note(
-            f"WARNING: {reason} (step {step:,}); back to step {self.seen.step:,} with half the learning rate",
-            self.seen.step,
-        )
-        self.save(keep=False)
-        return True
-
-    def _publish(self, folder: Path) -> None:
-        """Make the averaged weights of a checkpoint the model of the run."""
-        write_tensors(self.run.model_file, read_tensors(folder / "ema.safetensors"))
-
-    @contextmanager
-    def _memory_told(self) -> Iterator[None]:
-        """Around a step: where the memory does not suffice, the user is told what would fit."""
-        try:
-            yield
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            reason = str(error)
-        else:
-            return
-        raise InputError(advice_on_memory(self, reason))
+            loop = Loop(self, budget)
+            loop.begin()
+            yield lambda until: loop.run(min(until, 1.0))
 
     def train_step(self, spent: float = 0.0) -> tuple[PatchSize, Tensor]:
         """One optimizer step on patches of one size.
@@ -384,17 +266,14 @@ class Trainer:
         total, by_noise = torch.zeros((), device=self.engine.device), self.losses.none()
         shares = self.engine.shares(num)
         for part, slots in enumerate(shares):
-            with self.engine.accumulating(self.loss, last=part == len(shares) - 1), self.engine.computing():
-                with self.engine.busy():
-                    inputs = self._inputs(bucket, size, num, slots)
-                    self._expect(bucket, num, shares[part + 1 :], spent)
-                    # Modules with dropout draw from torch's own generator.
-                    torch.manual_seed(self._key("dropout") + slots.start)
-                    losses = self.loss(*inputs)
-                    loss = losses.sum() / num
-                self.engine.backward(loss * size.weight)
-            total += loss.detach()
-            by_noise += self.losses.by_noise(losses.detach(), inputs[2])
+            with self.engine.busy():
+                inputs = self._inputs(bucket, size, num, slots)
+                self._expect(bucket, num, shares[part + 1 :], spent)
+            # Modules with dropout draw from torch's own generator.
+            torch.manual_seed(self._key("dropout") + slots.start)
+            losses = self.engine.backward(self.loss, inputs, size.weight / num, last=part == len(shares) - 1)
+            total += losses.sum() / num
+            by_noise += self.losses.by_noise(losses, inputs[2])
 
         for group in self.optimizer.param_groups:
             group["lr"] = self.watchdog.rate * learning_rate(self.options, spent)
@@ -518,7 +397,7 @@ class Trainer:
             self.writer.wait()
         return folder
 
-    def _held_out_loss(self, spent: float) -> float | None:
+    def held_out_loss(self, spent: float) -> float | None:
         """Of the averaged model on images that are held out, into the log; None where none are."""
         if self.held_out is None or not self.engine.takes_part:
             return None
@@ -527,9 +406,10 @@ class Trainer:
 
     def restore(self, folder: Path) -> None:
         """Go back to a checkpoint; all processes of a run together."""
-        self._restore(folder, *read_shared_checkpoint(folder, self.network, self.engine.hosts))
+        self.restore_content(folder, *read_shared_checkpoint(folder, self.network, self.engine.hosts))
 
-    def _restore(self, folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+    def restore_content(self, folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+        """Go back to what was read from a checkpoint."""
         try:
             restore_weights(self.network, tensors["weights"], str(folder))
             restore_weights(self.average.denoiser.module, tensors["ema"], str(folder))
@@ -575,46 +455,7 @@ class Trainer:
             self.run.write_config(self.config, self.facts)
             yield
 
-    def _continue(self, budget: Budget) -> None:
-        """Go to where a stopped run was: its newest checkpoint that is not damaged."""
-        existing = self.run.checkpoints()
-        self.engine.check_same_step(step_of(existing[-1]) if existing else 0)
-        existing = self.engine.of_first(existing)
-        damaged: dict[Path, str] = {}
-        for folder in reversed(existing):
-            try:
-                content = read_shared_checkpoint(folder, self.network, self.engine.hosts)
-            except InputError as error:
-                damaged[folder] = str(error)
-                continue
-            self._restore(folder, *content)
-            break
-        if existing and len(damaged) == len(existing):
-            raise InputError(
-                f"no checkpoint of {self.run.path} can be read: {'; '.join(damaged.values())}; choose another folder"
-            )
-        self.progress.continue_log(self.seen.step if existing else -1)
-        self.engine.wait()
-        for folder, reason in damaged.items():
-            if self.engine.first:
-                checkpoint.set_aside(folder, "damaged")
-            self.progress.note(f"WARNING: {reason}; going back to the checkpoint before", self.seen.step)
-        for change in self.changed:
-            self.progress.note(f"changed from here on: {change}", self.seen.step)
-        if budget.spent(self.seen) >= 1:
-            if self.engine.first:  # it may have been killed when this was all that was missing
-                self._publish(self.run.checkpoint(self.seen.step))
-            self.progress.say(
-                f"this run is complete, after {self.seen.step:,} steps; a larger budget would continue it"
-            )
-        elif existing:
-            self.progress.say(f"continuing after step {self.seen.step:,}")
-        else:
-            for note in (self._summary(), *self.images.notes):
-                self.progress.note(note, 0)
-            self.save(keep=False)  # to go back to if all goes wrong at once, and to see now whether the disk takes it
-
-    def _summary(self) -> str:
+    def summary(self) -> str:
         """What is about to be trained, in one line."""
         height, width = self.images.resolution
         sizes = self.schedule.sizes_for((height, width), self.denoiser.stride)
@@ -644,11 +485,6 @@ def _check_network(denoiser: Denoiser, images: Images, augment: Augment) -> None
         raise InputError(
             f"the network knows {denoiser.num_classes} classes, but the images have {images.num_classes or 'none'}"
         )
-
-
-def _crosses(before: float, spent: float, parts: int) -> bool:
-    """Whether one of ``parts`` even marks of the budget, the end among them, lies in (before, spent]."""
-    return parts > 0 and int(min(spent, 1.0) * parts + 1e-9) > int(before * parts + 1e-9)
 
 
 def _copies(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:

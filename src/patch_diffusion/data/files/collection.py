@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from patch_diffusion.config import Data
 from patch_diffusion.data.files.decode import Header, ImageFile, decode_file, quiet, read_headers, reason
+from patch_diffusion.data.files.kept import Kept
 from patch_diffusion.data.files.kinds import common_kind
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.reading.labels import Labels
@@ -85,9 +86,10 @@ def read_collection(found: Collection, options: Data, *, show: bool = False) -> 
 
 def _plan(found: Collection, options: Data, show: bool) -> Plan:
     """Which files are decoded to which size."""
-    files, unusable, headers = found.files, dict(found.unusable), found.headers
+    files, unusable, headers, kept_files = found.files, dict(found.unusable), found.headers, Kept()
     if headers is None:
-        headers, unusable = read_headers(files, show=show)
+        looked_at = Files(len(files), lambda index: kept_files.looked_at(index, files[index]))
+        headers, unusable = read_headers(looked_at, show=show)
     _refuse_many_unusable(files, unusable)
     sizes = {index: header.size for index, header in headers.items()}
     targets = choose_sizes(sizes, lambda index: files[index].name, resolution_of(options), options.fit)
@@ -105,7 +107,7 @@ def _plan(found: Collection, options: Data, show: bool) -> Plan:
         kept: list[int] = []
 
         def decode(index: int) -> NDArray[Any]:
-            return decode_file(files[index], size, kind.mode, options.fit)
+            return decode_file(kept_files.decoded(index, files[index]), size, kind.mode, options.fit)
 
         def blocks() -> Iterator[NDArray[Any]]:
             together: list[NDArray[Any]] = []  # of neighbouring indices

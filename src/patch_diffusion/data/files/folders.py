@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
+from io import BytesIO
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +18,8 @@ from PIL import Image
 from patch_diffusion.config import Data
 from patch_diffusion.data.files.collection import Collection, Files
 from patch_diffusion.data.files.decode import ImageFile
+from patch_diffusion.data.files.kept import SMALL
+from patch_diffusion.data.files.places import stored_content
 from patch_diffusion.data.reading.cache import digest, state_of
 from patch_diffusion.data.reading.labels import LABELS_FILE, Labels, labels_of_csv, labels_of_folders, labels_of_json
 from patch_diffusion.errors import InputError
@@ -88,7 +91,13 @@ def find_in_zip(path: Path, options: Data) -> Iterator[Collection]:
         if len(names) < len(entries):
             notes.append(f"{len(entries) - len(names):,} entries of the zip have a name twice: the last one counts")
         labels = _labels(images, names, archive.open, options, notes)
-        files = Files(len(images), lambda index: ImageFile(images[index], partial(archive.open, images[index])))
+
+        def opened(name: str) -> IO[bytes]:
+            entry = archive.getinfo(name)
+            content = stored_content(str(path), entry) if entry.file_size <= SMALL else None
+            return archive.open(name) if content is None else BytesIO(content)
+
+        files = Files(len(images), lambda index: ImageFile(images[index], partial(opened, images[index])))
         yield Collection(options.source, files, labels, notes, state_of(path))
 
 

@@ -19,6 +19,7 @@ from patch_diffusion.config import Data
 from patch_diffusion.data.files.collection import Collection, Files
 from patch_diffusion.data.files.decode import ImageFile
 from patch_diffusion.data.files.folders import image_endings
+from patch_diffusion.data.files.places import plain_members, read_at
 from patch_diffusion.data.reading.cache import digest, make, state_of
 from patch_diffusion.data.reading.labels import Labels, labels_of_values
 from patch_diffusion.data.reading.parallel import in_order
@@ -64,9 +65,7 @@ def find_in_shards(pattern: str, options: Data, *, show: bool = False) -> Collec
 
     def opened(place: int) -> IO[bytes]:
         shard, offset, size = index.places[place].tolist()
-        with open(names[shard], "rb", buffering=0) as stream:  # noqa: PTH123 - of a Path it takes twice as long
-            stream.seek(offset)
-            return io.BytesIO(stream.read(size))
+        return io.BytesIO(read_at(names[shard], offset, size))
 
     def name(place: int) -> str:
         return f"{paths[index.places[place][0]].name}/{index.names[place].decode()}"
@@ -170,27 +169,32 @@ def _index(path: Path, options: Data) -> list[Sample]:
     ending, field = options.key, options.labels
     images: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, Any] = {}
+    for name, place, size in _members(path):
+        folder, _, file = name.rpartition("/")
+        stem, _, kind = file.partition(".")
+        key, kind = f"{folder}/{stem}", kind.lower()
+        if kind == (ending or "").lower() or (ending is None and _is_image(kind)):
+            if key in images:
+                raise InputError(
+                    f"{path} has several images of one sample, {images[key][0]} and {name}: choose an ending with "
+                    "--data.key"
+                )
+            images[key] = (name, place, size)
+        elif (kind == "cls" and field is None) or kind == "json":
+            found = _label(read_at(str(path), place, size), kind, field, f"{path}/{name}")
+            if found is not None:
+                labels[key] = found
+    return [(*image, labels.get(key)) for key, image in images.items()]
+
+
+def _members(path: Path) -> list[tuple[str, int, int]]:
+    """Names, places and sizes of the files in a shard."""
+    found = plain_members(path)
+    if found is not None:
+        return found
     try:
         with tarfile.open(path, "r:") as shard:
-            for member in shard:
-                if not member.isreg():
-                    continue
-                folder, _, file = member.name.rpartition("/")
-                stem, _, kind = file.partition(".")
-                key, kind = f"{folder}/{stem}", kind.lower()
-                if kind == (ending or "").lower() or (ending is None and _is_image(kind)):
-                    if key in images:
-                        raise InputError(
-                            f"{path} has several images of one sample, {images[key][0]} and {member.name}: choose an "
-                            "ending with --data.key"
-                        )
-                    images[key] = (member.name, member.offset_data, member.size)
-                elif (kind == "cls" and field is None) or kind == "json":
-                    stream = shard.extractfile(member)
-                    assert stream is not None
-                    found = _label(stream.read(), kind, field, f"{path}/{member.name}")
-                    if found is not None:
-                        labels[key] = found
+            found = [(member.name, member.offset_data, member.size) for member in shard if member.isreg()]
             _refuse_early_end(shard, path)
     except (tarfile.TarError, EOFError) as error:
         with path.open("rb") as stream:
@@ -201,7 +205,7 @@ def _index(path: Path, options: Data) -> list[Sample]:
             else f"is damaged: {error}"
         )
         raise InputError(f"{path} {what}") from None
-    return [(*image, labels.get(key)) for key, image in images.items()]
+    return found
 
 
 def _refuse_early_end(shard: tarfile.TarFile, path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from patch_diffusion.config import Engine as Options
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.loss import denoising_loss
+from patch_diffusion.denoise.threads import backward, sharing
 from patch_diffusion.errors import InputError
 from patch_diffusion.training.hardware.lost import GIVEN_UP_AFTER, others_answer
 from patch_diffusion.training.hardware.sharding import shard, whole
@@ -57,6 +58,10 @@ class Engine:
             if options.threads < 1:
                 raise InputError(f"engine.threads is at least 1, not {options.threads}")
             torch.set_num_threads(options.threads)
+        elif "LOCAL_WORLD_SIZE" in os.environ and "OMP_NUM_THREADS" not in os.environ:
+            # Processes that each compute with a thread per core would only wait for one another.
+            cores = os.cpu_count() or 1
+            torch.set_num_threads(max(cores // int(os.environ["LOCAL_WORLD_SIZE"]), 1))
         self.options = options
         self.accumulation = 1 if options.accumulation == "auto" else options.accumulation
         self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -115,6 +120,11 @@ class Engine:
             loss = DistributedDataParallel(loss, device_ids=devices, gradient_as_bucket_view=True)
         return loss
 
+    def threads(self, denoiser: Denoiser) -> AbstractContextManager[None]:
+        """Inside, threads of the CPU share each batch where they can, see `sharing`."""
+        alone = self.world == 1 and self.type is torch.float32 and not self.options.compile
+        return sharing(denoiser) if alone else nullcontext()
+
     def shares(self, num: int) -> list[range]:
         """The samples of a batch of ``num`` that this process takes, in the parts that gradients are accumulated over.
 
@@ -131,21 +141,29 @@ class Engine:
             return nullcontext()
         return torch.autocast(self.device.type, self.type)
 
-    @contextmanager
-    def accumulating(self, loss: nn.Module, *, last: bool) -> Iterator[None]:
-        """Around forward and backward of a part: gradients are exchanged after the last one only.
+    def backward(self, loss: nn.Module, inputs: Sequence[Tensor | None], weight: float, *, last: bool = True) -> Tensor:
+        """Add the gradients of a weighted sum of losses to those of the parameters.
 
-        Those of a shared model after each, or every process would have to hold them whole in between.
+        Gradients are averaged over the processes, so those of each process' share are scaled up.
+
+        Args:
+            loss: see `prepare`.
+            inputs: what it takes, of this process' share of the batch or a part of it.
+            weight: of each loss in the sum.
+            last: whether no other part of the batch is to come. Gradients are exchanged after that one only; those of a
+                shared model after each, or every process would have to hold them whole in between.
+
+        Returns:
+            ``(n,)``, the losses, without a graph.
         """
-        if isinstance(loss, DistributedDataParallel) and not last:
-            with loss.no_sync():
-                yield
-            return
-        yield
-
-    def backward(self, loss: Tensor) -> None:
-        """Gradients of this process' share of a loss; they are averaged over the processes, so it is scaled up."""
-        self.scaler.scale(loss * self.world).backward()
+        losses = None if self.world > 1 else backward(loss, inputs, weight)
+        if losses is not None:
+            return losses
+        with loss.no_sync() if isinstance(loss, DistributedDataParallel) and not last else nullcontext():
+            with self.busy(), self.computing():
+                losses = loss(*inputs)
+            self.scaler.scale(losses.sum() * (weight * self.world)).backward()
+        return losses.detach()
 
     def step(self, optimizer: torch.optim.Optimizer, clip: float | None) -> Tensor:
         """Move the weights by their gradients, which are then gone.

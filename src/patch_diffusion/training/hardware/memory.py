@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -81,6 +82,20 @@ def parts_that_fit(trainer: Trainer) -> int:
             raise InputError(_nothing_fits(size))
         parts = max(parts, -(-share // most))
     return trainer.engine.largest(min(parts, max(trainer.batch // trainer.engine.world, 1)))
+
+
+@contextmanager
+def memory_told(trainer: Trainer) -> Iterator[None]:
+    """Around a step: where the memory does not suffice, the user is told what would fit."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error)
+    else:
+        return
+    raise InputError(advice_on_memory(trainer, reason))
 
 
 def advice_on_memory(trainer: Trainer, reason: str) -> str:

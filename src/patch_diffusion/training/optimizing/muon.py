@@ -11,11 +11,13 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from patch_diffusion.denoise.threads import run, threads
 from patch_diffusion.training.hardware.sharding import is_sharded, part, whole
 
 # The quintic of Jordan et al.: steep at 0, so that five rounds lift singular values from 0.001 to about 1.
@@ -121,10 +123,16 @@ def orthogonalise(matrices: Sequence[Tensor]) -> list[Tensor]:
     alike: dict[int, list[int]] = defaultdict(list)
     for index, matrix in enumerate(wide):
         alike[len(matrix)].append(index)
-    for indices in alike.values():
+
+    def level(indices: list[int]) -> list[Tensor]:
         squares = torch.stack([wide[index] @ wide[index].T for index in indices])
-        for index, product in zip(indices, _polynomials(squares), strict=True):
-            wide[index] = product @ wide[index]
+        return [product @ wide[index] for index, product in zip(indices, _polynomials(squares), strict=True)]
+
+    num = threads()
+    shares = [indices[first::num] for indices in alike.values() for first in range(min(num, len(indices)))]
+    for indices, levelled in zip(shares, run([partial(level, indices) for indices in shares]), strict=True):
+        for index, matrix in zip(indices, levelled, strict=True):
+            wide[index] = matrix
     return [after.T if after.shape != before.shape else after for after, before in zip(wide, matrices, strict=True)]
 
 
