@@ -18,6 +18,7 @@ from patch_diffusion.evaluation.field import Field
 from patch_diffusion.evaluation.heat import run_heat
 from patch_diffusion.evaluation.looking import JUDGES, look, mean
 from patch_diffusion.evaluation.race_record import RaceFolder, Record
+from patch_diffusion.evaluation.summary import length
 from patch_diffusion.evaluation.tuning import tune
 from patch_diffusion.training.lock import locked
 from patch_diffusion.training.trainer import Trainer
@@ -137,7 +138,7 @@ def _tuned(name: str, field: Field, record: Record, budget: float, tell: Tell) -
     """The settings of an arm with the batch and learning rate that suit it, by trials with the first seed."""
     seed, known = record.seeds[0], record.rounds(name)
     if not known:
-        tell(f"tuning {name}: batch and learning rate, {budget:g} {field.unit} in all")
+        tell(f"tuning {name}: batch and learning rate, {length(budget, field.unit)} in all")
 
     def build(config: Config, out: Path) -> Trainer:
         return field.trainer(config, seed, out)[0]
@@ -160,7 +161,7 @@ def _told(finished: Mapping[str, Any], unit: str) -> str:
     best = min(trials, key=lambda trial: math.inf if trial["loss"] is None else trial["loss"])
     loss = "none learned, best" if best["loss"] is None else f"loss {best['loss']:.4f}"
     return (
-        f"{len(trials)} settings, {finished['budget']:.3g} {unit} each: {loss} with batch {best['batch']}, "
+        f"{len(trials)} settings, {length(finished['budget'], unit)} each: {loss} with batch {best['batch']}, "
         f"learning rate {best['learning_rate']:g}"
     )
 

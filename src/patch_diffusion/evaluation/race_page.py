@@ -9,7 +9,7 @@ from typing import Any
 
 from patch_diffusion.config import from_dict
 from patch_diffusion.evaluation.arms import differences
-from patch_diffusion.evaluation.summary import Content, amount, opponent, rows, sentences
+from patch_diffusion.evaluation.summary import Content, amount, length, opponent, rows, sentences
 from patch_diffusion.training.watching.chart import Guide, chart, number
 from patch_diffusion.training.watching.history import Curve, Point
 from patch_diffusion.training.watching.page import page, table
@@ -162,7 +162,7 @@ def _tuning(found: Mapping[str, Any], unit: str) -> str:
         for trial in each["trials"]:
             losses = trials.setdefault((trial["batch"], trial["learning_rate"]), [""] * len(found["rounds"]))
             losses[number_] = "-" if trial["loss"] is None else f"{trial['loss']:.4f}"
-    head = ["batch", "learning rate", *(f"{amount(each['budget'], unit)} each" for each in found["rounds"])]
+    head = ["batch", "learning rate", *(f"{length(each['budget'], unit)} each" for each in found["rounds"])]
     cells = [[str(batch), f"{rate:g}", *losses] for (batch, rate), losses in sorted(trials.items())]
     if "batch" not in found:
         return _table(head, cells)

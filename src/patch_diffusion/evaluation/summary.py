@@ -78,6 +78,11 @@ def amount(value: float | None, unit: str) -> str:
     return f"{number_of(value, unit)} {'min' if unit == 'minutes' else unit}"
 
 
+def length(value: float, unit: str) -> str:
+    """Of a trial, which may be short: less than a minute is told in seconds."""
+    return f"{60 * value:.3g} s" if unit == "minutes" and value < 1 else amount(value, unit)
+
+
 def number_of(value: float, unit: str) -> str:
     """Minutes with their fractions, whole steps or images."""
     return f"{value:.3g}" if unit == "minutes" else f"{value:,.0f}"
