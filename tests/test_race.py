@@ -213,12 +213,14 @@ def test_the_sweep_of_an_arm(arms, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "patch_diffusion.evaluation.race.look", lambda trainer, judges: {1.0: trainer.options.learning_rate}
     )
-    content = pd.race(arms, tmp_path / "race", moments=1, tuned=["whole"], tune_budget=6)
-    assert content["tuning"]["whole"]["learning_rate"] == 5e-3 and list(content["tuning"]) == ["whole"]
-    (trials,) = content["tuning"]["whole"]["rounds"]
+    content = pd.race(arms, tmp_path / "race", moments=1, tuned=["whole"], tune_budget=10)
+    assert content["tuning"]["whole"]["learning_rate"] == 1.25e-3 and list(content["tuning"]) == ["whole"]
+    assert content["tuning"]["whole"]["outermost"] == ["learning_rate"]
+    trials, *further = content["tuning"]["whole"]["rounds"]
+    assert [len(each["trials"]) for each in further] == [1, 1]
     assert trials["budget"] == 2 and [each["batch"] for each in trials["trials"]] == [4, 4, 4]
     runs = {name: pd.describe(tmp_path / "race" / f"{name}-seed0")["options"] for name in arms}
-    assert runs["whole"]["optimizer"]["learning_rate"] == 5e-3 and runs["whole"]["patches"]["coords"] is False
+    assert runs["whole"]["optimizer"]["learning_rate"] == 1.25e-3 and runs["whole"]["patches"]["coords"] is False
     assert sorted(path.name for path in (tmp_path / "race").glob("[!.]*")) == [
         "patches-seed0",
         "race.html",

@@ -37,10 +37,10 @@ def _parts(title: str, content: Content) -> Iterator[str]:
     images, unit = content["images"], content["unit"]
     height, width = images["resolution"]
     yield f"<h1>Race: {escape(title)}</h1>"
-    seeds = ", ".join(map(str, content["seeds"]))
+    seeds = f"seed{'s' * (len(content['seeds']) > 1)} {', '.join(map(str, content['seeds']))}"
     yield (
         f'<p class="soft">{escape(content["source"])}, {images["trained_on"]:,} images of {height} x {width}; '
-        f"{amount(content['budget'], unit)} for each arm; seeds {seeds}; judged by the denoising loss of "
+        f"{amount(content['budget'], unit)} for each arm; {seeds}; judged by the denoising loss of "
         f"{content['judged_by']['images']} whole images that are held out</p>"
     )
     yield "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences(content))

@@ -63,13 +63,13 @@ th{color:var(--soft);width:1%;white-space:nowrap}
 th wbr{display:none}
 td{font-variant-numeric:tabular-nums}
 .wide{overflow-x:auto}
-.wide th{width:auto}
+.wide th,.wide td{width:auto;white-space:nowrap}
 .two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:14px;align-items:start}
 .warning{color:var(--warn);background:var(--warn-back)}
 summary{cursor:pointer;color:var(--soft)}
 code{font:13px ui-monospace,monospace}
 @media(max-width:600px){main{padding:16px 12px 32px}.tiles{grid-template-columns:1fr 1fr}h1{font-size:22px}
-.y{min-width:42px}th{white-space:normal;width:36%}th wbr{display:inline}}
+.y{min-width:42px}th{white-space:normal;width:36%}.wide th{white-space:nowrap;width:auto}th wbr{display:inline}}
 """
 STYLE += "".join(f".{kind}{index}{{--own:var(--{kind}{index})}}" for kind, num in _COLOURS for index in range(num))
 
