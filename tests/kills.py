@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,7 @@ def kill_and_continue(
             if process.returncode != 0:
                 raise RuntimeError(process.communicate()[1][-2000:])
             break
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        kill(process)
         told.append(_saving(run))  # an unfinished one is still there
         assert log.exists()
     process = start(run, steps, processes)
@@ -77,6 +77,33 @@ def kill_and_continue(
     if process.returncode != 0:
         raise RuntimeError(errors[-2000:])
     return {"kills": len(told), "during_a_save": sum(told)}
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """It and all that it has started, at once. Those of torchrun have process groups of their own."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it has ended meanwhile
+            continue
+    family = [process.pid]
+    for each in family:
+        family += [child for child, parent in parents.items() if parent == each]
+    for each in family:
+        with suppress(ProcessLookupError):
+            os.kill(each, signal.SIGKILL)
+    process.communicate()
+    while not all(map(_is_dead, family)):
+        time.sleep(0.001)
+
+
+def _is_dead(process: int) -> bool:
+    """Gone, or left for its parent to ask about."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
 
 
 def differences(run: Path, other: Path) -> list[str]:
