@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from patch_diffusion.denoise.process import VP as VP
     from patch_diffusion.denoise.whole_image import whole_image_loss as whole_image_loss
     from patch_diffusion.errors import InputError as InputError
+    from patch_diffusion.interop.export import export_model as export_model
     from patch_diffusion.interop.reference import import_model as import_model
     from patch_diffusion.patches.coords import coordinate_grid as coordinate_grid
     from patch_diffusion.patches.crop import Patch as Patch
@@ -72,6 +73,7 @@ _HOME = {
     "denoise.process": ("EDM", "VE", "VP"),
     "denoise.whole_image": ("whole_image_loss",),
     "errors": ("InputError",),
+    "interop.export": ("export_model",),
     "interop.reference": ("import_model",),
     "patches.coords": ("coordinate_grid",),
     "patches.crop": ("Patch", "random_patches", "whole_image"),

@@ -43,7 +43,8 @@ def bundle(module: str) -> str:
 @dataclass
 class _Bundle:
     texts: dict[str, str] = field(default_factory=dict)  # of modules, in the order in which they can run
-    imports: dict[str, set[str]] = field(default_factory=dict)  # names from other packages; "" is the package itself
+    packages: set[str] = field(default_factory=set)  # what is imported whole
+    imports: dict[str, set[str]] = field(default_factory=dict)  # names from other packages
     owners: dict[str, str] = field(default_factory=dict)  # which module defines a name
 
     def add(self, module: str) -> None:
@@ -67,18 +68,13 @@ class _Bundle:
 
     def import_lines(self) -> list[str]:
         """What is imported from other packages, in order."""
-        plain = sorted(f"import {name}" for name in self.imports if not self.imports[name])
-        named = [
-            f"from {name} import {', '.join(sorted(names))}" for name, names in sorted(self.imports.items()) if names
-        ]
-        return plain + named
+        plain = [f"import {name}" for name in sorted(self.packages)]
+        return plain + [f"from {name} import {', '.join(sorted(self.imports[name]))}" for name in sorted(self.imports)]
 
     def _imported(self, node: ast.Import | ast.ImportFrom) -> str | None:
         """Note what is imported; what takes the place of the statement."""
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                name = alias.name if alias.asname is None else f"{alias.name} as {alias.asname}"
-                self.imports.setdefault(name, set())
+            self.packages.update(map(ast.unparse, node.names))
             return None
         module = node.module or ""
         if module.split(".")[0] != _PACKAGE:

@@ -34,10 +34,10 @@ class Card:
         measured, held_out: the log's newest lines of training and of held-out images at the exported weights; empty
             where there are none.
         figures: what `evaluate` found, by name.
-        settings: solver, schedule and further words on how it was exported.
+        settings: how it was exported, by name.
         notes: what was not carried.
         license: as the hub names it, "apache-2.0"; None where the user gave none.
-        sampled: whether the pixels are such that Pillow shows them.
+        usage: how to use it, in markdown.
     """
 
     name: str
@@ -105,8 +105,8 @@ def _sections(card: Card) -> Iterator[str]:
     classes = f", {facts.num_classes} classes" if facts.num_classes else ""
     kind = "latents" if facts.codec.get("kind") == "latents" else "images"
     yield (
-        f"A diffusion model of {kind} of {height} x {width} pixels and {facts.image_channels} channels{classes}, trained "
-        f"from scratch by [Patch Diffusion]({_PAPER}) with patch_diffusion {__version__}.\n"
+        f"A diffusion model of {kind} of {height} x {width} pixels and {facts.image_channels} channels{classes}, "
+        f"trained from scratch by [Patch Diffusion]({_PAPER}) with patch_diffusion {__version__}.\n"
     )
     yield f"## Use\n\n{card.usage}"
     if card.notes:
@@ -183,7 +183,7 @@ def _figures(card: Card) -> str:
     }
     if not rows:
         return "## Figures\n\nNone were measured.\n"
-    lacking = "" if card.figures else "The quality of its samples was not measured for this card.\n"
+    lacking = "" if card.figures else "\nThe quality of its samples was not measured for this card.\n"
     return _table("Figures", rows) + lacking
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.latents.codec import STANDARD_DEVIATION, LatentCodec
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.networks.adapters import DiffusersNetwork
@@ -94,6 +95,14 @@ def write_pipeline(model: Denoiser, folder: Path, *, dtype: torch.dtype, setting
     return notes
 
 
+def codec_facts(codec: PixelCodec | LatentCodec) -> dict[str, Any]:
+    """What brings model space to pixels; of latents, mean and scale of each channel, and not where their VAE was."""
+    if not isinstance(codec, LatentCodec):
+        return {"kind": "pixels", **codec.as_dict()}
+    scale = [deviation / STANDARD_DEVIATION for deviation in codec.deviation]
+    return {"kind": "latents", "mean": list(codec.mean), "scale": scale, "factor": codec.factor}
+
+
 def _write_network(model: Denoiser, folder: Path, dtype: torch.dtype) -> list[str]:
     """Config, code and weights; the entry of the index."""
     network = model.network
@@ -120,13 +129,11 @@ def _write_network(model: Denoiser, folder: Path, dtype: torch.dtype) -> list[st
 
 def _write_codec(model: Denoiser, folder: Path) -> tuple[list[str | None], dict[str, Any], list[str]]:
     """The entry of the VAE, what is known of pixels or latents, and what was left behind."""
-    codec = model.codec
+    codec, facts = model.codec, codec_facts(model.codec)
     if not isinstance(codec, LatentCodec):
-        return [None, None], codec.as_dict(), []
-    scale = [deviation / STANDARD_DEVIATION for deviation in codec.deviation]
-    facts = {"kind": "latents", "mean": list(codec.mean), "scale": scale}
+        return [None, None], facts, []
     if not codec.can_decode:
-        missing = f"the VAE is not carried, because {codec.vae} is not there: the pipeline makes latents; give --vae FOLDER"
+        missing = "the VAE is not carried, because it is not where it was (--vae FOLDER): the pipeline makes latents"
         return [None, None], facts, [missing]
     codec.autoencoder.save(folder)
     return ["diffusers", codec.autoencoder.kind], facts, []

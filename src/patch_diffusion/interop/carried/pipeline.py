@@ -1,4 +1,4 @@
-"""An exported model as a pipeline of diffusers: seeds and classes to images, as ``patch-diffusion sample`` makes them."""
+"""An exported model as a pipeline of diffusers: seeds and classes to the images that ``sample`` makes of them."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ class PatchDiffusionPipeline(DiffusionPipeline):
                 are no seeds, gets class k mod classes.
             num_inference_steps: solver steps.
             guidance_scale: scale of classifier-free guidance; 1 is none.
-            seeds: a seed gives the picture that ``patch-diffusion sample`` makes of it, in any batch, also with a solver
-                that adds noise.
+            seeds: a seed gives the picture that ``patch-diffusion sample`` makes of it, in any batch, also with a
+                solver that adds noise.
             generator: one for all images, or one for each, to draw from where there are no seeds.
             height, width: of the images, or latents, where they are not to be those of the training.
             output_type: "pil", or "np" (n, h, w, c) and "pt" (n, c, h, w) in [0, 1], or "pixels" such as it was trained
@@ -125,7 +125,11 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         with self.progress_bar(total=num_inference_steps) as bar:
             if hasattr(self.scheduler, "solve"):
                 images = self.scheduler.solve(
-                    self._denoise(output, guidance_scale), noise, noise(None), num_inference_steps, lambda _: bar.update()
+                    self._denoise(output, guidance_scale),
+                    noise,
+                    noise(None),
+                    num_inference_steps,
+                    lambda _: bar.update(),
                 )
             else:
                 images = self._by_steps(output, guidance_scale, noise(None), num_inference_steps, bar)
@@ -133,7 +137,9 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _output(self, coords: Tensor, labels: Tensor | None, guidance: float) -> list[Callable[[Tensor, Tensor], Tensor]]:
+    def _output(
+        self, coords: Tensor, labels: Tensor | None, guidance: float
+    ) -> list[Callable[[Tensor, Tensor], Tensor]]:
         """The raw network F(c_in x, c_noise) with its coordinates and classes, and, for guidance, without classes."""
         config: Any = self.config
 
@@ -151,7 +157,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         return [bound(labels), bound(without)] if guidance != 1 else [bound(labels)]
 
     def _denoise(self, outputs: list[Callable[[Tensor, Tensor], Tensor]], guidance: float) -> Any:
-        """D(x; sigma) = c_skip x + c_out F(c_in x, c_noise), guided; the solver's state stays in its own, wider type."""
+        """D(x; sigma) = c_skip x + c_out F(c_in x, c_noise), guided; the solver's state stays in its wider type."""
 
         def bound(output: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
             def denoise(state: Tensor, sigma: Tensor) -> Tensor:
@@ -240,7 +246,9 @@ class PatchDiffusionPipeline(DiffusionPipeline):
             if self.vae is None:
                 if kind == "pixels":
                     return latents
-                raise InputError("this model makes latents, and no VAE was carried: take output_type 'pixels' or 'latent'")
+                raise InputError(
+                    "this model makes latents, and no VAE was carried: take output_type 'pixels' or 'latent'"
+                )
             decoded = [self.vae.decode(each[None].to(self.vae.dtype)).sample.float() for each in latents]
             images, facts = torch.cat(decoded), PixelCodec().as_dict()
         if kind in ("np", "pt"):
