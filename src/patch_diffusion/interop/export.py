@@ -145,7 +145,8 @@ def _check_options(to: str, **options: Any) -> dict[str, Any]:
     if dtype not in DTYPES:
         raise InputError(f"weights are stored in {', '.join(DTYPES)}, not in {dtype}")
     options_of("solver", solver, SOLVERS, {})
-    return {"solver": solver, "schedule": schedule, **options_of("schedule", schedule, SCHEDULES, {"rho": None})}
+    options_of("schedule", schedule, SCHEDULES, {})
+    return {"solver": solver, "schedule": schedule}
 
 
 def _check_place(place: Path) -> None:

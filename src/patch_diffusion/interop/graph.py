@@ -77,7 +77,8 @@ def write_graph(model: Denoiser, folder: Path, resolution: tuple[int, int], to: 
     Raises:
         InputError: the network cannot be written so.
     """
-    graph = DenoiserGraph(model).eval()
+    # Weights that lie channels last in memory are not taken for whole ones when a program is saved.
+    graph = DenoiserGraph(model).eval().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     program = _traced(graph, resolution)
     run = (_onnx if to == "onnx" else _program)(graph, program, folder)
     difference = _difference(graph, resolution, run)

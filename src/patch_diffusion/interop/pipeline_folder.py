@@ -15,7 +15,7 @@ from patch_diffusion.denoise.networks.adapters import DiffusersNetwork
 from patch_diffusion.denoise.networks.dit import DiT
 from patch_diffusion.denoise.networks.unet import UNet
 from patch_diffusion.errors import InputError
-from patch_diffusion.files import write_json, write_tensors, write_text
+from patch_diffusion.files import read_json, write_json, write_tensors, write_text
 from patch_diffusion.interop.bundle import bundle
 
 _CARRIED = "patch_diffusion.interop.carried"
@@ -63,7 +63,7 @@ def write_pipeline(model: Denoiser, folder: Path, *, dtype: torch.dtype, setting
         "sigma_data": model.sigma_data,
         "sigma_min": model.sigma_min,
         "sigma_max": model.sigma_max,
-        **{name: value for name, value in settings.items() if value is not None},
+        **settings,
     }
     (folder / "scheduler").mkdir()
     _carry("scheduler", folder / "scheduler" / "patch_diffusion_scheduler.py")
@@ -108,7 +108,9 @@ def _write_network(model: Denoiser, folder: Path, dtype: torch.dtype) -> list[st
     network = model.network
     if isinstance(network, DiffusersNetwork):
         unet: Any = network.unet
-        copy.deepcopy(unet).to(dtype).save_pretrained(folder)
+        stored = unet if dtype == torch.float32 else copy.deepcopy(unet).to(dtype)
+        stored.save_pretrained(folder)
+        _forget_place(folder)
         return ["diffusers", type(unet).__name__]
     folder.mkdir()
     source, name = _CLASSES[type(network)]  # pyright: ignore[reportArgumentType]
@@ -136,7 +138,15 @@ def _write_codec(model: Denoiser, folder: Path) -> tuple[list[str | None], dict[
         missing = "the VAE is not carried, because it is not where it was (--vae FOLDER): the pipeline makes latents"
         return [None, None], facts, [missing]
     codec.autoencoder.save(folder)
+    _forget_place(folder)
     return ["diffusers", codec.autoencoder.kind], facts, []
+
+
+def _forget_place(folder: Path) -> None:
+    """diffusers notes where on this machine it had a model from; that is nobody else's business."""
+    config = read_json(folder / "config.json")
+    config.pop("_name_or_path", None)
+    write_json(folder / "config.json", config)
 
 
 def _carry(module: str, path: Path) -> None:
