@@ -283,6 +283,8 @@ def pipe(runs):
         ({"class_labels": 2}, "class 2 does not exist: there are classes 0 to 1"),
         ({"class_labels": "dgo"}, "there is no class 'dgo'; did you mean 'dog'"),
         ({"class_labels": [0, 1]}, "1 images need as many class_labels, not 2"),
+        ({"seeds": []}, "at least 1 image"),
+        ({"batch_size": 0}, "at least 1 image"),
         ({"seeds": [-1]}, "integers from 0"),
         ({"seeds": 1, "generator": torch.Generator()}, "stand in the place of a generator"),
         ({"generator": [torch.Generator()] * 2}, "1 images need as many generators, not 2"),

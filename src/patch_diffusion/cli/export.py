@@ -18,15 +18,13 @@ class Export:
     """Write the model of a run for other tools, with a model card.
 
     patch-diffusion export runs/photos --to diffusers --out photos-model
-
-    diffusers: a folder for DiffusionPipeline.from_pretrained(DIR, trust_remote_code=True), which needs no
-    patch_diffusion and makes the pictures of sample. onnx, torch: the denoiser as a graph, for any number of images.
     """
 
     source: Annotated[Positional[Path], arg(metavar="RUN")]
     """The run folder, or one of its checkpoints."""
     to: Literal["diffusers", "onnx", "torch"]
-    """What for."""
+    """diffusers: a folder that this library opens without patch_diffusion, and that makes the pictures of sample. onnx,
+    torch: the denoiser as a graph, for any number of images of one shape."""
     out: Annotated[Path, arg(metavar="DIR")]
     """The folder, new or empty."""
     checkpoint: int | Literal["best"] | None = None

@@ -120,7 +120,7 @@ def _sections(card: Card) -> Iterator[str]:
         },
     )
     yield _table("Data", _data(card))
-    yield _table("Training", _training(card)) if facts.num_images else "## Training\n\nImported, not trained here.\n"
+    yield _table("Training", _training(card)) if facts.num_images else _IMPORTED
     yield _figures(card)
     yield _USE_AND_LIMITS
     yield "## Licence\n\n" + (
@@ -195,6 +195,12 @@ def _plain(text: str) -> str:
     """Text of a run in a cell of a table: on one line, nothing in it taken for markup."""
     return "".join(f"\\{sign}" if sign in "|<>[]`*_\\" else sign for sign in " ".join(text.split()))
 
+
+_IMPORTED = """\
+## Training
+
+Imported, not trained here: a published network, under the licence of whoever published it.
+"""
 
 _USE_AND_LIMITS = """\
 ## Intended use and limits

@@ -118,6 +118,8 @@ class PatchDiffusionPipeline(DiffusionPipeline):
             raise InputError("guidance needs a model of classes that was also trained without them, which this is not")
         chosen = None if seeds is None else [seeds] if isinstance(seeds, int) else list(seeds)
         num = batch_size if chosen is None else len(chosen)
+        if num < 1:
+            raise InputError("there is at least 1 image to make: give a batch_size or seeds")
         labels = self._labels(class_labels, chosen or range(num))
         noise = self._noise((config.image_channels, height, width), num, chosen, generator)
         device = self._execution_device
