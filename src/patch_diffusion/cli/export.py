@@ -23,8 +23,8 @@ class Export:
     source: Annotated[Positional[Path], arg(metavar="RUN")]
     """The run folder, or one of its checkpoints."""
     to: Literal["diffusers", "onnx", "torch"]
-    """diffusers: a folder that this library opens without patch_diffusion, and that makes the pictures of sample. onnx,
-    torch: the denoiser as a graph, for any number of images of one shape."""
+    """diffusers: a folder that it opens without patch_diffusion and that makes the pictures of sample; onnx and torch:
+    the denoiser as a graph, for any number of images of one shape."""
     out: Annotated[Path, arg(metavar="DIR")]
     """The folder, new or empty."""
     checkpoint: int | Literal["best"] | None = None
