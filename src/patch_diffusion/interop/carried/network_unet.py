@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor
 
@@ -56,5 +58,8 @@ class PatchDiffusionUNet(ModelMixin, ConfigMixin):
             class_labels: (n,), -1 for "no class".
             return_dict: give an output of diffusers, whose ``sample`` it is; else a tuple.
         """
-        output = self.network(sample, timestep, class_labels)
+        # With weights in half precision, noise levels and coordinates are still turned into waves in float32.
+        half = self.dtype in (torch.float16, torch.bfloat16)
+        with torch.autocast(sample.device.type, self.dtype) if half else nullcontext():
+            output = self.network(sample, timestep, class_labels)
         return UNet2DOutput(sample=output) if return_dict else (output,)

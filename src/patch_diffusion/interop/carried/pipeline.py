@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
@@ -111,9 +111,9 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         config: Any = self.config
         if output_type not in OUTPUTS:
             raise InputError(f"there is no output_type '{output_type}'{did_you_mean(output_type, OUTPUTS)}")
-        height, width = height or config.height, width or config.width
-        if height % config.stride or width % config.stride:
-            raise InputError(f"height and width must be multiples of {config.stride}, not {height}x{width}")
+        shape: tuple[int, int] = (height or config.height, width or config.width)
+        if shape[0] % config.stride or shape[1] % config.stride:
+            raise InputError(f"height and width must be multiples of {config.stride}, not {shape[0]}x{shape[1]}")
         if guidance_scale != 1 and not (config.num_classes and config.label_dropout):
             raise InputError("guidance needs a model of classes that was also trained without them, which this is not")
         chosen = None if seeds is None else [seeds] if isinstance(seeds, int) else list(seeds)
@@ -121,10 +121,11 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         if num < 1:
             raise InputError("there is at least 1 image to make: give a batch_size or seeds")
         labels = self._labels(class_labels, chosen or range(num))
-        noise = self._noise((config.image_channels, height, width), num, chosen, generator)
+        noise = self._noise((config.image_channels, *shape), num, chosen, generator)
         device = self._execution_device
-        output = self._output(coordinate_grid(height, width, device=device), labels, guidance_scale)
-        with self.progress_bar(total=num_inference_steps) as bar:
+        output = self._output(coordinate_grid(*shape, device=device), labels, guidance_scale)
+        progress: Any = self.progress_bar
+        with progress(total=num_inference_steps) as bar:
             if hasattr(self.scheduler, "solve"):
                 images = self.scheduler.solve(
                     self._denoise(output, guidance_scale),
@@ -149,9 +150,9 @@ class PatchDiffusionPipeline(DiffusionPipeline):
             def output(scaled: Tensor, c_noise: Tensor) -> Tensor:
                 if config.coords:
                     scaled = torch.cat([scaled, coords.expand(len(scaled), -1, -1, -1)], dim=1)
-                dtype = self.network.dtype
-                times = (config.timestep_scale * c_noise).to(dtype)
-                return self.network(scaled.to(dtype), times, class_labels=labels, return_dict=False)[0].float()
+                times = config.timestep_scale * c_noise
+                found = self.network(scaled.to(self.network.dtype), times, class_labels=labels, return_dict=False)
+                return found[0].float()
 
             return output
 
@@ -170,8 +171,8 @@ class PatchDiffusionPipeline(DiffusionPipeline):
 
             return denoise
 
-        denoises = [bound(output) for output in outputs]
-        return denoises[0] if len(denoises) == 1 else classifier_free(*denoises, guidance)
+        conditional, *unconditional = [bound(output) for output in outputs]
+        return classifier_free(conditional, unconditional[0], guidance) if unconditional else conditional
 
     def _by_steps(self, outputs: list[Any], guidance: float, start: Tensor, steps: int, bar: Any) -> Tensor:
         """By one of diffusers' EDM schedulers, which have their own preconditioning: that of the "edm" process."""
@@ -185,7 +186,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         for time in self.scheduler.timesteps:
             scaled = self.scheduler.scale_model_input(noisy, time)
             found = [output(scaled, time.to(scaled).expand(len(scaled))) for output in outputs]
-            output = found[0] if len(found) == 1 else found[1] + guidance * (found[0] - found[1])
+            output = found[0] if len(found) == 1 else torch.lerp(found[1], found[0], guidance)
             noisy = self.scheduler.step(output, time, noisy).prev_sample
             bar.update()
         return noisy

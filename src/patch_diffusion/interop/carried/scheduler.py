@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import ConfigMixin, SchedulerMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from patch_diffusion.denoise.process import PROCESSES, Preconditioning
