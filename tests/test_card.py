@@ -91,8 +91,3 @@ def test_a_run_without_a_log_and_with_strange_names(trained, tmp_path):
     _, text = card(run, tmp_path / "out")
     assert "None were measured" in text and "\\<b\\>\\|x" in text
     assert "| name | photos.zip |" in text and "/home/me" not in text
-
-
-def test_other_formats(trained, tmp_path):
-    front, text = card(trained, tmp_path / "out", to="torch", license="mit")
-    assert front["library_name"] == "pytorch" and "model.pt2" in text and "| compared | " in text

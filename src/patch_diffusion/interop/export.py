@@ -18,7 +18,7 @@ from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.files import check_room, sync, write_text
 from patch_diffusion.interop.card import Card, Format, newest_lines, read_figures
-from patch_diffusion.interop.graph import check_onnx, write_graph
+from patch_diffusion.interop.graph import write_graph
 from patch_diffusion.interop.hub import check_repository, push
 from patch_diffusion.interop.pipeline_folder import check_pipeline, write_pipeline
 from patch_diffusion.interop.usage import graph_usage, pipeline_usage
@@ -98,8 +98,6 @@ def export_model(
     model = load(run, checkpoint=checkpoint, ema_length=ema_length, network=network, vae=vae, device="cpu")
     if to == "diffusers":
         check_pipeline(model)
-    elif to == "onnx":
-        check_onnx()
     model.resolution = shape = _shape(model, resolution)
     weights = DTYPES[dtype or "float32"]
     check_room(place.parent, sum(tensor.numel() for tensor in model.module.state_dict().values()) * weights.itemsize)

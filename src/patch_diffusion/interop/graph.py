@@ -77,6 +77,8 @@ def write_graph(model: Denoiser, folder: Path, resolution: tuple[int, int], to: 
     Raises:
         InputError: the network cannot be written so.
     """
+    if to == "onnx":
+        check_onnx()
     # Weights that lie channels last in memory are not taken for whole ones when a program is saved.
     graph = DenoiserGraph(model).eval().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     program = _traced(graph, resolution)
@@ -109,7 +111,6 @@ def _program(graph: DenoiserGraph, program: torch.export.ExportedProgram, folder
 
 
 def _onnx(graph: DenoiserGraph, program: torch.export.ExportedProgram, folder: Path) -> Run:
-    check_onnx()
     import onnxruntime
 
     path = folder / "model.onnx"

@@ -36,7 +36,8 @@ import json
 import numpy as np
 {imports}
 
-model = json.load(open("{place}/config.json"))
+with open("{place}/config.json") as file:
+    model = json.load(file)
 {opened}
 shape = (1, model["image_channels"], *model["resolution"])
 y, x = (np.linspace(-1, 1, side, dtype=np.float32) if side > 1 else np.zeros(1, np.float32) for side in shape[2:])

@@ -266,3 +266,14 @@ class PatchDiffusionPipeline(DiffusionPipeline):
             )
         arrays = pixels.permute(0, 2, 3, 1).cpu().numpy()
         return [Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array) for array in arrays]
+
+
+# Older versions of diffusers look at the types in the signature, and take none that are text, as all are in this file.
+PatchDiffusionPipeline.__init__.__annotations__ = {
+    "network": torch.nn.Module,
+    **dict.fromkeys(("scheduler", "vae"), object),
+    **dict.fromkeys(("height", "width", "image_channels", "stride", "num_classes", "no_class"), int),
+    **dict.fromkeys(("label_dropout", "timestep_scale"), float),
+    "coords": bool,
+    **dict.fromkeys(("id2label", "codec"), dict),
+}
