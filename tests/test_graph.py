@@ -47,7 +47,6 @@ def denoiser(network, **options):
 
 
 MODELS = {
-    "adm": lambda: denoiser(pd.UNet(1, 8, (1, 2), 1, kind="adm", augment_channels=2), process=pd.VP()),
     "ncsnpp": lambda: denoiser(pd.UNet(2, 8, (1, 2), 1, kind="ncsnpp", coords=False), process=pd.VE(), coords=False),
     "dit": lambda: denoiser(pd.DiT(3, 32, 2, 2, num_classes=3)),
 }
