@@ -91,3 +91,7 @@ def test_a_run_without_a_log_and_with_strange_names(trained, tmp_path):
     _, text = card(run, tmp_path / "out")
     assert "None were measured" in text and "\\<b\\>\\|x" in text
     assert "| name | photos.zip |" in text and "/home/me" not in text
+    config["model"]["num_images"] = 0  # as of a run that was imported
+    (run / "config.json").write_text(json.dumps(config))
+    _, text = card(run, tmp_path / "imported")
+    assert "Imported, not trained here" in text and "photos.zip" not in text and "from scratch" not in text

@@ -103,6 +103,7 @@ CALLS = {
             {"solver": "stochastic_heun", "churn": 1.0, "rho": 3.0},
         ),
         ({**CALL, "scheduler": {"class": "EDMEulerScheduler"}}, {"solver": "euler"}),
+        ({**CALL, "scheduler": {"class": "EDMDPMSolverMultistepScheduler"}}, {"solver": "dpm_solver_2m"}),
         (
             {**CALL, "guidance_scale": 1.7, "scheduler": {"class": "EDMEulerScheduler"}},
             {"solver": "euler", "guidance": 1.7},

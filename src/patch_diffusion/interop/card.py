@@ -104,10 +104,10 @@ def _sections(card: Card) -> Iterator[str]:
     height, width = card.resolution
     classes = f", {facts.num_classes} classes" if facts.num_classes else ""
     kind = "latents" if facts.codec.get("kind") == "latents" else "images"
-    yield (
-        f"A diffusion model of {kind} of {height} x {width} pixels and {facts.image_channels} channels{classes}, "
-        f"trained from scratch by [Patch Diffusion]({_PAPER}) with patch_diffusion {__version__}.\n"
-    )
+    made = f"exported by patch_diffusion {__version__}"
+    if facts.num_images:
+        made = f"trained from scratch by\n[Patch Diffusion]({_PAPER}) with patch_diffusion {__version__}"
+    yield f"A diffusion model of {kind} of {height} x {width} x {facts.image_channels}{classes}, {made}.\n"
     yield f"## Use\n\n{card.usage}"
     if card.notes:
         yield "\n".join(["Not carried:\n", *(f"- {note}" for note in card.notes), ""])
