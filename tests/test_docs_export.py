@@ -52,10 +52,10 @@ def test_every_command_is_tested_below():
     assert formats == ["diffusers", "onnx", "torch"]
 
 
-def test_diffusers(here, monkeypatch, capsys):
+def test_diffusers(here, monkeypatch, capsys, request):
     pytest.importorskip("diffusers", reason="the extra 'hub' is not installed")
+    request.getfixturevalue("code_folder")
     monkeypatch.chdir(here)
-    monkeypatch.setattr("sys.dont_write_bytecode", True)
     _, card = run(COMMANDS[0], capsys)
     expected = [sample.image for sample in pd.generate(pd.load("runs/photos", device="cpu"), range(4))]
     for page in (PAGE, card):

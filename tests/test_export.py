@@ -250,7 +250,7 @@ def test_what_is_in_a_folder(exported):
             assert path.suffix == ".safetensors" or not path.is_file() or str(folder.parent) not in path.read_text()
 
 
-def test_the_pipeline_needs_to_be_trusted(exported):
+def test_the_pipeline_needs_to_be_trusted(exported, code_folder):
     folder, _, _ = exported
     if "trust_remote_code" not in inspect.getsource(diffusers.DiffusionPipeline.from_pretrained):
         pytest.skip("this version of diffusers runs the code without asking")
@@ -453,10 +453,9 @@ def test_the_verb(runs, tmp_path, capsys):
     assert "trust_remote_code=True" in told and "no licence is given" in told
 
 
-def test_the_card_s_code_runs(exported, monkeypatch):
+def test_the_card_s_code_runs(exported, monkeypatch, code_folder):
     folder, _, _ = exported
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("sys.dont_write_bytecode", True)
     names = {}
     blocks = re.findall(r"```python\n(.*?)```", (folder / "unet" / "README.md").read_text(), re.DOTALL)
     assert len(blocks) == 2
@@ -464,3 +463,4 @@ def test_the_card_s_code_runs(exported, monkeypatch):
         exec(compile(block, "README.md", "exec"), names)
     assert [image.size for image in names["images"]] == [(12, 8)] * 4
     assert names["pipe"].scheduler.config.solver == "dpm_solver_2m"
+    assert (code_folder / "diffusers_modules" / "local" / "pipeline.py").exists()
