@@ -1,6 +1,7 @@
 """What tests share: one thread per process, small pictures, a small trainer."""
 
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -21,6 +22,15 @@ settings.load_profile("default")
 def cache_folder(tmp_path_factory, monkeypatch):
     """Decoded images of a test do not stay on the machine."""
     monkeypatch.setenv("PATCH_DIFFUSION_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def code_folder(tmp_path, monkeypatch):
+    """Where diffusers copies the code of pipelines to before it runs it; otherwise that is in the user's home."""
+    folder = tmp_path / "code of pipelines"
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(folder))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    return folder
 
 
 @pytest.fixture

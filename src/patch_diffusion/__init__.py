@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from patch_diffusion.denoise.whole_image import whole_image_loss as whole_image_loss
     from patch_diffusion.errors import InputError as InputError
     from patch_diffusion.evaluation.race import race as race
+    from patch_diffusion.interop.export import export_model as export_model
     from patch_diffusion.interop.reference import import_model as import_model
     from patch_diffusion.patches.coords import coordinate_grid as coordinate_grid
     from patch_diffusion.patches.crop import Patch as Patch
@@ -74,6 +75,7 @@ _HOME = {
     "denoise.whole_image": ("whole_image_loss",),
     "errors": ("InputError",),
     "evaluation.race": ("race",),
+    "interop.export": ("export_model",),
     "interop.reference": ("import_model",),
     "patches.coords": ("coordinate_grid",),
     "patches.crop": ("Patch", "random_patches", "whole_image"),

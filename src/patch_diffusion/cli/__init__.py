@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import patch_diffusion
+from patch_diffusion.cli.export import Export
 from patch_diffusion.cli.import_ import Import
 from patch_diffusion.cli.info import Info
 from patch_diffusion.cli.inspect import Inspect
@@ -58,6 +59,7 @@ VERBS: dict[str, type[Verb]] = {
     "prepare": Prepare,
     "race": Race,
     "import": Import,
+    "export": Export,
 }
 
 

@@ -92,6 +92,10 @@ class Autoencoder:
         parts = latents.float().split(images_at_once(pixels))
         return torch.cat([module.decode(part).sample for part in parts])
 
+    def save(self, folder: Path) -> None:
+        """Write it as diffusers saves one, its weights in float32."""
+        self._module(torch.device("cpu")).save_pretrained(folder)
+
     def _module(self, device: torch.device) -> Any:
         return self._loaded.to(device)
 

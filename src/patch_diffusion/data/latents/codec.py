@@ -72,7 +72,7 @@ class LatentCodec:
         Raises:
             InputError: the autoencoder is not where it was, or is another; the sentence says which to bring.
         """
-        pixels = (self._autoencoder.decode(self.latents(images)) + 1) * 127.5
+        pixels = (self.autoencoder.decode(self.latents(images)) + 1) * 127.5
         return pixels.round().clamp(0, 255).to(torch.uint8)
 
     @property
@@ -97,7 +97,8 @@ class LatentCodec:
         return mean, deviation / STANDARD_DEVIATION
 
     @cached_property
-    def _autoencoder(self) -> Autoencoder:
+    def autoencoder(self) -> Autoencoder:
+        """What decodes the latents; refused where it is not there or is another."""
         if not self.can_decode:
             raise InputError(
                 f"latents become pixels by the VAE that made them, and {self.vae} is not there: bring that folder "

@@ -190,7 +190,7 @@ class Waves(nn.Module):
 
     def __init__(self, lowest: float, highest: float, num: int) -> None:
         super().__init__()
-        frequencies = torch.logspace(math.log10(lowest), math.log10(highest), num)
+        frequencies = torch.logspace(math.log10(lowest), math.log10(highest), num, dtype=torch.float32)
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -212,7 +212,9 @@ class UNet(nn.Module):
         embedding = self.embed_noise(c_noise)
         if self.embed_augment is not None and augment is not None:
             embedding = embedding + self.embed_augment(augment.to(embedding))
-        label = None if self.embed_label is None else self.embed_label(self._one_hot(labels, len(c_noise), embedding))
+        label = (
+            None if self.embed_label is None else self.embed_label(self._one_hot(labels, c_noise.shape[0], embedding))
+        )
         if label is not None and not self.style.late_label:
             embedding = embedding + label
         first, activation, second, last_activation = self.embed

@@ -1,0 +1,109 @@
+"""Modules of this package as one file that imports nothing of it."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from patch_diffusion import __version__
+
+_PACKAGE = "patch_diffusion"
+_HEADER = """\
+# Made by patch_diffusion {version} (Apache-2.0) for an exported model. These modules of it, one after the other:
+# {modules}
+"""
+
+
+def bundle(module: str) -> str:
+    """The source of a module, after that of all modules of this package that it uses: a file that runs by itself.
+
+    So every solver, schedule and network is written once, and an exported folder has a copy. What is imported from this
+    package must be imported by name at the top of a module, and no two of the modules may define the same name.
+
+    Args:
+        module: its full name.
+
+    Raises:
+        ValueError: a module is not written so, a mistake of this package.
+
+    >>> print(bundle("patch_diffusion.sampling.guidance.classifier_free").splitlines()[-1])
+        return denoise
+    """
+    found = _Bundle()
+    found.add(module)
+    header = _HEADER.format(version=__version__, modules="\n# ".join(found.texts))
+    imports = "\n".join(found.import_lines())
+    text = "\n\n\n".join(["from __future__ import annotations\n\n" + imports, *found.texts.values()])
+    return header + "\n" + text + "\n"
+
+
+@dataclass
+class _Bundle:
+    texts: dict[str, str] = field(default_factory=dict)  # of modules, in the order in which they can run
+    packages: set[str] = field(default_factory=set)  # what is imported whole
+    imports: dict[str, set[str]] = field(default_factory=dict)  # names from other packages
+    owners: dict[str, str] = field(default_factory=dict)  # which module defines a name
+
+    def add(self, module: str) -> None:
+        """A module and, before it, those that it uses."""
+        source = _source(module)
+        lines: list[str | None] = list(source.splitlines())
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                replacement = self._imported(node)
+            elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                replacement = None  # annotations are not evaluated
+            else:
+                for name in _defined(node):
+                    if self.owners.setdefault(name, module) != module:
+                        raise ValueError(f"{module} and {self.owners[name]} both define {name}")
+                continue
+            lines[node.lineno - 1 : node.end_lineno] = [None] * (_end(node) - node.lineno + 1)
+            lines[node.lineno - 1] = replacement
+        text = "\n".join(line for line in lines if line is not None)
+        self.texts[module] = re.sub(r"\n{4,}", "\n\n\n", text).strip("\n")
+
+    def import_lines(self) -> list[str]:
+        """What is imported from other packages, in order."""
+        plain = [f"import {name}" for name in sorted(self.packages)]
+        return plain + [f"from {name} import {', '.join(sorted(self.imports[name]))}" for name in sorted(self.imports)]
+
+    def _imported(self, node: ast.Import | ast.ImportFrom) -> str | None:
+        """Note what is imported; what takes the place of the statement."""
+        if isinstance(node, ast.Import):
+            self.packages.update(map(ast.unparse, node.names))
+            return None
+        module = node.module or ""
+        if module.split(".")[0] != _PACKAGE:
+            for alias in node.names:
+                if (module, alias.name) != ("typing", "TYPE_CHECKING") and module != "__future__":
+                    self.imports.setdefault(module, set()).add(ast.unparse(alias))
+            return None
+        if module not in self.texts:
+            self.add(module)
+        if unknown := [alias.name for alias in node.names if alias.name not in self.owners]:
+            raise ValueError(f"{module} does not define {unknown[0]}")
+        renamed = [f"{alias.asname} = {alias.name}" for alias in node.names if alias.asname]
+        return "; ".join(renamed) or None
+
+
+def _source(module: str) -> str:
+    found = importlib.util.find_spec(module)
+    if found is None or found.origin is None:
+        raise ValueError(f"there is no module {module}")
+    return Path(found.origin).read_text(encoding="utf-8")
+
+
+def _end(node: ast.stmt) -> int:
+    return node.end_lineno or node.lineno
+
+
+def _defined(node: ast.stmt) -> list[str]:
+    """Names that a statement at the top of a module gives something to."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [target.id for target in targets if isinstance(target, ast.Name)]

@@ -1,0 +1,223 @@
+"""The model card: what an exported model is, learned from, and may be used for, as README.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from patch_diffusion import __version__
+from patch_diffusion.config import Config, flat_options
+from patch_diffusion.errors import InputError
+from patch_diffusion.files import read_json
+from patch_diffusion.training.run import ModelFacts, RunFolder
+from patch_diffusion.training.watching.log import Line, read_log
+
+Format = Literal["diffusers", "onnx", "torch"]
+
+_CLASSES = 20  # that are named
+_PAPER = "https://arxiv.org/abs/2304.12526"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card is made of.
+
+    Args:
+        name: of the model.
+        to: what it was exported to.
+        config, facts: of the run.
+        resolution: height and width that were exported.
+        measured, held_out: the log's newest lines of training and of held-out images at the exported weights; empty
+            where there are none.
+        figures: what `evaluate` found, by name.
+        settings: how it was exported, by name.
+        notes: what was not carried.
+        license: as the hub names it, "apache-2.0"; None where the user gave none.
+        usage: how to use it, in markdown.
+    """
+
+    name: str
+    to: Format
+    config: Config
+    facts: ModelFacts
+    resolution: tuple[int, int]
+    measured: Line
+    held_out: Line
+    figures: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    notes: Sequence[str]
+    license: str | None
+    usage: str
+
+    def text(self) -> str:
+        """The whole file."""
+        return "\n".join([_front(self), f"# {self.name}\n", *_sections(self)])
+
+
+def newest_lines(run: RunFolder, step: int | None) -> tuple[Line, Line]:
+    """The newest lines of training and of held-out images, up to a step."""
+    measured: Line = {}
+    held_out: Line = {}
+    for line in read_log(run.log_file):
+        if line is None or (step is not None and line["step"] > step):
+            continue
+        if "loss" in line:
+            measured = line
+        elif "held_out" in line:
+            held_out = line
+    return measured, held_out
+
+
+def read_figures(path: Path) -> dict[str, Any]:
+    """Numbers and words of a JSON file, such as ``evaluate --json`` writes, by their full names."""
+    found = dict(_leaves(read_json(path), ""))
+    if not found:
+        raise InputError(f"{path} holds no figures for the card: give what patch-diffusion evaluate --json wrote")
+    return found
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, str | int | float) and not isinstance(value, bool) and len(str(value)) <= 60:
+        yield name, value
+
+
+def _front(card: Card) -> str:
+    front: dict[str, Any] = {
+        "library_name": {"diffusers": "diffusers", "onnx": "onnx", "torch": "pytorch"}[card.to],
+        "tags": ["patch-diffusion", "diffusion", "image-generation", "arxiv:2304.12526"],
+        "pipeline_tag": "unconditional-image-generation",
+    }
+    if card.license is not None:
+        front = {"license": card.license, **front}
+    return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n"
+
+
+def _sections(card: Card) -> Iterator[str]:
+    config, facts = card.config, card.facts
+    height, width = card.resolution
+    classes = f", {facts.num_classes} classes" if facts.num_classes else ""
+    kind = "latents" if facts.codec.get("kind") == "latents" else "images"
+    made = f"exported by patch_diffusion {__version__}"
+    if facts.num_images:
+        made = f"trained from scratch by\n[Patch Diffusion]({_PAPER}) with patch_diffusion {__version__}"
+    yield f"A diffusion model of {kind} of {height} x {width} x {facts.image_channels}{classes}, {made}.\n"
+    yield f"## Use\n\n{card.usage}"
+    if card.notes:
+        yield "\n".join(["Not carried:\n", *(f"- {note}" for note in card.notes), ""])
+    yield _table(
+        "Model",
+        {
+            "network": f"{config.network.kind}, {facts.parameters:,} parameters",
+            "noise": f"{config.noise.process} preconditioning, sigma_data {facts.sigma_data:.4g}",
+            **card.settings,
+        },
+    )
+    yield _table("Data", _data(card))
+    yield _table("Training", _training(card)) if facts.num_images else _IMPORTED
+    yield _figures(card)
+    yield _USE_AND_LIMITS
+    yield "## Licence\n\n" + (
+        f"{card.license}, as its publisher says.\n"
+        if card.license
+        else "None is given. Without one nobody but its owner may use the model: publish it with `--license`.\n"
+    )
+    yield _METHOD
+
+
+def _data(card: Card) -> dict[str, str]:
+    facts = card.facts
+    source = card.config.data.source
+    # A path of the machine it was trained on says nothing to others, but for its last part.
+    shown = source if source.startswith(("hf:", "wds:")) and "/" not in source[:5] else Path(source).name
+    height, width = facts.resolution
+    names = [_plain(name) for name in facts.class_names[:_CLASSES]]
+    rows = {"name": _plain(shown) or "given in Python"} if facts.num_images else {}
+    if facts.num_images:
+        rows["images"] = f"{facts.num_images:,}"
+    rows["shape"] = f"{height} x {width} x {facts.image_channels}"
+    rows["values"] = "latents of an autoencoder" if facts.codec.get("kind") == "latents" else _values(facts.codec)
+    if facts.num_classes:
+        more = ", ..." if len(facts.class_names) > _CLASSES else ""
+        rows["classes"] = f"{facts.num_classes}" + (f": {', '.join(names)}{more}" if names else "")
+    if card.config.data.held_out:
+        rows["held out"] = f"{card.config.data.held_out:.3g} of them"
+    return rows
+
+
+def _values(codec: Mapping[str, Any]) -> str:
+    return f"{codec.get('dtype')}, from {codec.get('low'):g} to {codec.get('high'):g}"
+
+
+def _training(card: Card) -> dict[str, str]:
+    config, measured = card.config, card.measured
+    rows: dict[str, str] = {}
+    if measured:
+        rows["seen"] = f"{measured['step']:,} steps, {measured['images']:,} images"
+        rows["time"] = f"{measured['seconds'] / 60:,.1f} minutes"
+    rows["seed"] = str(config.seed)
+    usual = flat_options(Config())
+    hidden = ("data.source", "engine.", "checkpoint", "samples", "log_every", "track", "watchdog", "seed", "data.key")
+    hidden += ("data.labels", "data.cache")  # paths, or nothing of what was learned
+    for name, value in flat_options(config).items():
+        if value != usual.get(name) and not name.startswith(hidden):
+            rows[name] = _plain(str(value))
+    return rows
+
+
+def _figures(card: Card) -> str:
+    rows: dict[str, str] = {}
+    if card.measured:
+        rows |= {f"training loss, {size}": f"{loss:.4g}" for size, loss in card.measured["loss"].items()}
+    if card.held_out:
+        rows["loss of whole held-out images"] = f"{card.held_out['held_out']['loss']:.4g}"
+    rows |= {
+        _plain(name): f"{value:.6g}" if isinstance(value, float) else _plain(str(value))
+        for name, value in card.figures.items()
+    }
+    if not rows:
+        return "## Figures\n\nNone were measured.\n"
+    lacking = "" if card.figures else "\nThe quality of its samples was not measured for this card.\n"
+    return _table("Figures", rows) + lacking
+
+
+def _table(title: str, rows: Mapping[str, Any]) -> str:
+    return f"## {title}\n\n| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows.items())
+
+
+def _plain(text: str) -> str:
+    """Text of a run in a cell of a table: on one line, nothing in it taken for markup."""
+    return "".join(f"\\{sign}" if sign in "|<>[]`*_\\" else sign for sign in " ".join(text.split()))
+
+
+_IMPORTED = """\
+## Training
+
+Imported, not trained here: a published network, under the licence of whoever published it.
+"""
+
+_USE_AND_LIMITS = """\
+## Intended use and limits
+
+For research, and for making images like those it learned from. It knows nothing but its data: what is rare or missing
+there is rare or missing in its images, and a bias of the data is one of the model. A model of few images may repeat
+some of them; compare samples with the data before publishing either, above all where they show people. It is no source
+of facts: an image of a scan, a map or a measurement that it made is not one. Classes are those of its labels.
+"""
+
+_METHOD = f"""\
+## Method
+
+Trained on random patches that know where in the image they lie, and on whole images; sampled whole, in one pass.
+
+- Z. Wang et al., Patch Diffusion: Faster and More Data-Efficient Training of Diffusion Models, NeurIPS 2023, [arXiv
+  2304.12526]({_PAPER})
+- T. Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, NeurIPS 2022, [arXiv
+  2206.00364](https://arxiv.org/abs/2206.00364)
+"""

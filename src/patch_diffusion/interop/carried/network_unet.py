@@ -1,0 +1,65 @@
+"""A U-Net of this package as a model of diffusers."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import Tensor
+
+from patch_diffusion.denoise.networks.unet import UNet
+
+
+class PatchDiffusionUNet(ModelMixin, ConfigMixin):
+    """`UNet`, called as diffusers calls its own networks; its arguments are those of `UNet`."""
+
+    @register_to_config
+    def __init__(
+        self,
+        image_channels: int = 3,
+        width: int = 64,
+        multipliers: tuple[int, ...] = (1, 2, 2),
+        blocks: int = 2,
+        attention: tuple[int, ...] | None = None,
+        dropout: float = 0.1,
+        kind: str = "ddpmpp",
+        num_classes: int = 0,
+        label_dropout: float = 0.1,
+        augment_channels: int = 0,
+        coords: bool = True,
+    ) -> None:
+        super().__init__()
+        self.network = UNet(
+            image_channels,
+            width,
+            multipliers,
+            blocks,
+            attention,
+            dropout,
+            kind=kind,
+            num_classes=num_classes,
+            label_dropout=label_dropout,
+            augment_channels=augment_channels,
+            coords=coords,
+        )
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
+    ) -> Any:
+        """The raw output F (n, image_channels, h, w).
+
+        Args:
+            sample: scaled noisy images and coordinates (n, image_channels + 2, h, w).
+            timestep: c_noise of the scheduler's preconditioning (n,).
+            class_labels: (n,), -1 for "no class".
+            return_dict: give an output of diffusers, whose ``sample`` it is; else a tuple.
+        """
+        # With weights in half precision, noise levels and coordinates are still turned into waves in float32.
+        half = self.dtype in (torch.float16, torch.bfloat16)
+        with torch.autocast(sample.device.type, self.dtype) if half else nullcontext():
+            output = self.network(sample, timestep, class_labels)
+        return UNet2DOutput(sample=output) if return_dict else (output,)

@@ -1,0 +1,279 @@
+"""An exported model as a pipeline of diffusers: seeds and classes to the images that ``sample`` makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from PIL import Image
+from torch import Tensor
+
+from patch_diffusion.data.codec import PixelCodec
+from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.patches.coords import coordinate_grid
+from patch_diffusion.sampling.guidance.classifier_free import classifier_free
+from patch_diffusion.streams import generator as generator_of
+
+PICTURES = (1, 3, 4)  # channels that Pillow shows
+OUTPUTS = ("pil", "np", "pt", "pixels", "latent")
+
+
+class PatchDiffusionPipeline(DiffusionPipeline):
+    """Samples whole images from a model that was trained on patches.
+
+    Args:
+        network: maps scaled noisy images with their coordinates to the raw output of the denoiser.
+        scheduler: preconditioning, noise levels and solver; or one of diffusers' EDM schedulers.
+        vae: for a model of latents: what decodes them; None where it was not carried.
+        height, width: of the images, or latents, that it was trained on.
+        image_channels: their channels.
+        stride: what every height and width must be a multiple of.
+        coords: whether the network is given the coordinates of its pixels.
+        num_classes: classes it is conditioned on; 0 for none.
+        label_dropout: share of the labels that training hid; guidance needs it above 0.
+        no_class: the label that stands for "no class".
+        timestep_scale: what c_noise is multiplied by to be the network's timestep.
+        id2label: names of the classes by number, where they have any.
+        codec: what becomes -1 and 1 in model space; for latents, mean and scale of each channel.
+    """
+
+    model_cpu_offload_seq = "network->vae"
+    _optional_components = ["vae"]  # noqa: RUF012  # diffusers reads a list
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        scheduler: Any,
+        vae: Any = None,
+        height: int = 64,
+        width: int = 64,
+        image_channels: int = 3,
+        stride: int = 1,
+        coords: bool = True,
+        num_classes: int = 0,
+        label_dropout: float = 0.0,
+        no_class: int = -1,
+        timestep_scale: float = 1.0,
+        id2label: Mapping[str, str] | None = None,
+        codec: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(network=network, scheduler=scheduler, vae=vae)
+        self.register_to_config(
+            height=height,
+            width=width,
+            image_channels=image_channels,
+            stride=stride,
+            coords=coords,
+            num_classes=num_classes,
+            label_dropout=label_dropout,
+            no_class=no_class,
+            timestep_scale=timestep_scale,
+            id2label=dict(id2label or {}),
+            codec=dict(codec or PixelCodec().as_dict()),
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        class_labels: int | str | Sequence[int | str] | None = None,
+        num_inference_steps: int = 18,
+        guidance_scale: float = 1.0,
+        seeds: int | Sequence[int] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> Any:
+        """Sample images, all at once, so ask for as many as fit.
+
+        Args:
+            batch_size: how many; as many as there are seeds where these are given.
+            class_labels: a class, by number or name, for all, or one per image. None: seed k, or image k where there
+                are no seeds, gets class k mod classes.
+            num_inference_steps: solver steps.
+            guidance_scale: scale of classifier-free guidance; 1 is none.
+            seeds: a seed gives the picture that ``patch-diffusion sample`` makes of it, in any batch, also with a
+                solver that adds noise.
+            generator: one for all images, or one for each, to draw from where there are no seeds.
+            height, width: of the images, or latents, where they are not to be those of the training.
+            output_type: "pil", or "np" (n, h, w, c) and "pt" (n, c, h, w) in [0, 1], or "pixels" such as it was trained
+                on, (n, c, h, w), or "latent": as they are in model space.
+            return_dict: give an ``ImagePipelineOutput``; else a tuple.
+
+        Raises:
+            InputError: a setting does not suit the model.
+        """
+        config: Any = self.config
+        if output_type not in OUTPUTS:
+            raise InputError(f"there is no output_type '{output_type}'{did_you_mean(output_type, OUTPUTS)}")
+        shape: tuple[int, int] = (height or config.height, width or config.width)
+        if shape[0] % config.stride or shape[1] % config.stride:
+            raise InputError(f"height and width must be multiples of {config.stride}, not {shape[0]}x{shape[1]}")
+        if guidance_scale != 1 and not (config.num_classes and config.label_dropout):
+            raise InputError("guidance needs a model of classes that was also trained without them, which this is not")
+        chosen = None if seeds is None else [seeds] if isinstance(seeds, int) else list(seeds)
+        num = batch_size if chosen is None else len(chosen)
+        if num < 1:
+            raise InputError("there is at least 1 image to make: give a batch_size or seeds")
+        labels = self._labels(class_labels, chosen or range(num))
+        noise = self._noise((config.image_channels, *shape), num, chosen, generator)
+        device = self._execution_device
+        output = self._output(coordinate_grid(*shape, device=device), labels, guidance_scale)
+        progress: Any = self.progress_bar
+        with progress(total=num_inference_steps) as bar:
+            if hasattr(self.scheduler, "solve"):
+                images = self.scheduler.solve(
+                    self._denoise(output, guidance_scale),
+                    noise,
+                    noise(None),
+                    num_inference_steps,
+                    lambda _: bar.update(),
+                )
+            else:
+                images = self._by_steps(output, guidance_scale, noise(None), num_inference_steps, bar)
+        images = self._images(images, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _output(
+        self, coords: Tensor, labels: Tensor | None, guidance: float
+    ) -> list[Callable[[Tensor, Tensor], Tensor]]:
+        """The raw network F(c_in x, c_noise) with its coordinates and classes, and, for guidance, without classes."""
+        config: Any = self.config
+
+        def bound(labels: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
+            def output(scaled: Tensor, c_noise: Tensor) -> Tensor:
+                if config.coords:
+                    scaled = torch.cat([scaled, coords.expand(len(scaled), -1, -1, -1)], dim=1)
+                times = config.timestep_scale * c_noise
+                found = self.network(scaled.to(self.network.dtype), times, class_labels=labels, return_dict=False)
+                return found[0].float()
+
+            return output
+
+        without = None if labels is None else torch.full_like(labels, config.no_class)
+        return [bound(labels), bound(without)] if guidance != 1 else [bound(labels)]
+
+    def _denoise(self, outputs: list[Callable[[Tensor, Tensor], Tensor]], guidance: float) -> Any:
+        """D(x; sigma) = c_skip x + c_out F(c_in x, c_noise), guided; the solver's state stays in its wider type."""
+
+        def bound(output: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+            def denoise(state: Tensor, sigma: Tensor) -> Tensor:
+                noisy = state.float()
+                factors = self.scheduler.preconditioning(sigma.to(noisy).expand(len(noisy)))
+                c_skip, c_out, c_in = (factor[:, None, None, None] for factor in factors[:3])
+                return (c_skip * noisy + c_out * output(c_in * noisy, factors.c_noise)).to(state)
+
+            return denoise
+
+        conditional, *unconditional = [bound(output) for output in outputs]
+        return classifier_free(conditional, unconditional[0], guidance) if unconditional else conditional
+
+    def _by_steps(self, outputs: list[Any], guidance: float, start: Tensor, steps: int, bar: Any) -> Tensor:
+        """By one of diffusers' EDM schedulers, which have their own preconditioning: that of the "edm" process."""
+        if not hasattr(self.scheduler, "precondition_noise"):
+            raise InputError(
+                f"a {type(self.scheduler).__name__} cannot make images of this model: take the scheduler of its folder "
+                "or one of diffusers' EDM schedulers"
+            )
+        self.scheduler.set_timesteps(steps, device=start.device)
+        noisy = (start * self.scheduler.sigmas[0]).float()
+        for time in self.scheduler.timesteps:
+            scaled = self.scheduler.scale_model_input(noisy, time)
+            found = [output(scaled, time.to(scaled).expand(len(scaled))) for output in outputs]
+            output = found[0] if len(found) == 1 else torch.lerp(found[1], found[0], guidance)
+            noisy = self.scheduler.step(output, time, noisy).prev_sample
+            bar.update()
+        return noisy
+
+    def _labels(self, given: Any, seeds: Sequence[int]) -> Tensor | None:
+        """A class for each image (n,); None for a model without."""
+        config: Any = self.config
+        if not config.num_classes:
+            if given is not None:
+                raise InputError("this model was trained without classes, so none can be asked for")
+            return None
+        if given is None:
+            given = [seed % config.num_classes for seed in seeds]
+        given = [given] * len(seeds) if isinstance(given, int | str) else list(given)
+        if len(given) != len(seeds):
+            raise InputError(f"{len(seeds)} images need as many class_labels, not {len(given)}")
+        numbers = {name: int(number) for number, name in config.id2label.items()}
+        for label in given:
+            if isinstance(label, str) and label not in numbers:
+                raise InputError(f"there is no class '{label}'" + (did_you_mean(label, numbers) if numbers else ""))
+            if not isinstance(label, str) and not 0 <= label < config.num_classes:
+                raise InputError(f"class {label} does not exist: there are classes 0 to {config.num_classes - 1}")
+        chosen = [numbers[label] if isinstance(label, str) else int(label) for label in given]
+        return torch.tensor(chosen, device=self._execution_device)
+
+    def _noise(self, shape: tuple[int, ...], num: int, seeds: Sequence[int] | None, given: Any) -> Any:
+        """``noise(index)``: standard normal numbers (n, c, h, w) of a step, of the start for None."""
+        device = self._execution_device
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        if seeds is not None and (given is not None or any(seed < 0 for seed in seeds)):
+            raise InputError("seeds are integers from 0, and stand in the place of a generator")
+        own = list(given) if isinstance(given, list | tuple) else [given] * num
+        if len(own) != num:
+            raise InputError(f"{num} images need as many generators, not {len(own)}")
+
+        def noise(index: int | None) -> Tensor:
+            each = own
+            if seeds is not None:
+                each = [
+                    torch.Generator().manual_seed(seed) if index is None else generator_of(seed, "sampling", index)
+                    for seed in seeds
+                ]
+            drawn = [
+                torch.randn(shape, generator=one, device=None if one is None else one.device, dtype=torch.float64)
+                for one in each
+            ]
+            return torch.stack(drawn).to(device, wide)
+
+        return noise
+
+    def _images(self, images: Tensor, kind: str) -> Any:
+        """Model space (n, c, h, w) to what is asked for."""
+        config: Any = self.config
+        if kind == "latent":
+            return images
+        facts = dict(config.codec)
+        if facts.pop("kind", "pixels") == "latents":
+            mean, scale = (images.new_tensor(facts[name])[:, None, None] for name in ("mean", "scale"))
+            latents = (images * scale + mean).float()
+            if self.vae is None:
+                if kind == "pixels":
+                    return latents
+                raise InputError(
+                    "this model makes latents, and no VAE was carried: take output_type 'pixels' or 'latent'"
+                )
+            decoded = [self.vae.decode(each[None].to(self.vae.dtype)).sample.float() for each in latents]
+            images, facts = torch.cat(decoded), PixelCodec().as_dict()
+        if kind in ("np", "pt"):
+            shares = ((images + 1) / 2).clamp(0, 1).float()
+            return shares if kind == "pt" else shares.permute(0, 2, 3, 1).cpu().numpy()
+        pixels = PixelCodec(**facts).decode(images)
+        if kind == "pixels":
+            return pixels
+        if pixels.dtype != torch.uint8 or pixels.shape[1] not in PICTURES:
+            raise InputError(
+                f"images of {pixels.shape[1]} channels of {facts['dtype']} are no pictures: take output_type 'pixels'"
+            )
+        arrays = pixels.permute(0, 2, 3, 1).cpu().numpy()
+        return [Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array) for array in arrays]
+
+
+# Older versions of diffusers look at the types in the signature, and take none that are text, as all are in this file.
+PatchDiffusionPipeline.__init__.__annotations__ = {
+    "network": torch.nn.Module,
+    **dict.fromkeys(("scheduler", "vae"), object),
+    **dict.fromkeys(("height", "width", "image_channels", "stride", "num_classes", "no_class"), int),
+    **dict.fromkeys(("label_dropout", "timestep_scale"), float),
+    "coords": bool,
+    **dict.fromkeys(("id2label", "codec"), dict),
+}

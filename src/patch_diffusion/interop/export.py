@@ -1,0 +1,210 @@
+"""The model of a run for other tools: a diffusers pipeline, an ONNX file or a program of torch.export."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.files import check_room, sync, write_text
+from patch_diffusion.interop.card import Card, Format, newest_lines, read_figures
+from patch_diffusion.interop.graph import write_graph
+from patch_diffusion.interop.hub import check_repository, push
+from patch_diffusion.interop.pipeline_folder import check_pipeline, write_pipeline
+from patch_diffusion.interop.usage import graph_usage, pipeline_usage
+from patch_diffusion.sampling.choices import SOLVERS, options_of
+from patch_diffusion.sampling.schedules import SCHEDULES
+from patch_diffusion.training.checkpoints.retention import best_of, step_of
+from patch_diffusion.training.run import RunFolder, load
+
+FORMATS = get_args(Format)
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+
+
+def export_model(
+    run: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    to: Format = "diffusers",
+    checkpoint: int | Literal["best"] | None = None,
+    ema_length: float | None = None,
+    network: nn.Module | None = None,
+    vae: str | os.PathLike[str] | None = None,
+    resolution: int | tuple[int, int] | None = None,
+    dtype: str | None = None,
+    solver: str | None = None,
+    schedule: str | None = None,
+    license: str | None = None,
+    evaluation: str | os.PathLike[str] | None = None,
+    push_to: str | None = None,
+    public: bool = False,
+) -> dict[str, Any]:
+    """Write the model of a run, with averaged weights, and a model card, for tools that know nothing of this package.
+
+    "diffusers" is a folder for ``DiffusionPipeline.from_pretrained(out, trust_remote_code=True)``, which makes the
+    images that `generate` makes of the same seeds. "onnx" and "torch" are the denoiser, preconditioning included,
+    ``(noisy, sigma[, coords][, labels]) -> denoised`` for any number of images of one shape, compared with the model
+    before they are kept.
+
+    Args:
+        run, checkpoint, ema_length, network, vae: as for `load`.
+        out: the folder, new or empty. It has its name when all of it is there.
+        to: what for.
+        resolution: side, or height and width; that of the training images where None. For a pipeline it is what is
+            made when nothing else is asked for, for a graph the only one.
+        dtype: "float32", "float16" or "bfloat16", in which a pipeline's weights are stored; float32 where None.
+        solver, schedule: which a pipeline samples by, see `generate`; Heun's and Karras' where None.
+        license: for the card, as the hub names it: "apache-2.0", "cc-by-4.0".
+        evaluation: a JSON file of figures for the card, such as ``evaluate --json`` writes.
+        push_to: OWNER/NAME of a repository that the folder is then pushed to.
+        public: make that repository public, where it is new.
+
+    Returns:
+        ``out``, ``to``, ``files``, ``difference`` (of a graph to the model; None for a pipeline), ``notes`` on what is
+        not carried, and ``pushed``, the address of the repository.
+
+    Raises:
+        InputError: the run, the place or a setting cannot be used, or the hub does not take it.
+    """
+    source, place = Path(run).expanduser(), Path(out).expanduser()
+    name = place.absolute().name
+    folder = RunFolder(source.parent.parent if source.parent.name == "checkpoints" else source)
+    sampler = _check_options(to, vae=vae, dtype=dtype, solver=solver, schedule=schedule)
+    if license is not None and not _LICENSE.fullmatch(license):
+        raise InputError(f"a licence is given by its short name, such as apache-2.0 or cc-by-4.0, not as '{license}'")
+    if push_to is not None:
+        check_repository(push_to)
+    elif public:
+        raise InputError("public says how a repository is made: name one by push OWNER/NAME")
+    _check_place(place)
+    figures = {} if evaluation is None else read_figures(Path(evaluation).expanduser())
+    config, facts = folder.read_config()
+    if config.network.kind == "custom" and network is None:
+        raise InputError(
+            f"the network of {folder.path} is a module of your own: export it from Python, by "
+            "patch_diffusion.export_model(run, out, network=...)"
+        )
+    model = load(run, checkpoint=checkpoint, ema_length=ema_length, network=network, vae=vae, device="cpu")
+    if to == "diffusers":
+        check_pipeline(model)
+    model.resolution = shape = _shape(model, resolution)
+    weights = DTYPES[dtype or "float32"]
+    check_room(place.parent, sum(tensor.numel() for tensor in model.module.state_dict().values()) * weights.itemsize)
+
+    step = _step_of(source, folder, checkpoint)
+    measured, held_out = newest_lines(folder, step)
+    with _whole(place) as partial:
+        if to == "diffusers":
+            notes, difference = write_pipeline(model, partial, dtype=weights, settings=sampler), None
+            usage = pipeline_usage(model, push_to or name, dtype=dtype or "float32")
+            told = {"sampled by": ", ".join(f"{name} {value}" for name, value in sampler.items())}
+        else:
+            notes, difference = write_graph(model, partial, shape, to)
+            usage = graph_usage(model, name, shape, to)
+            told = {"compared": f"gives what the model gives to within {difference:.1e}"}
+        told["weights"] = _weights(step, ema_length)
+        card = Card(name, to, config, facts, shape, measured, held_out, figures, told, notes, license, usage)
+        write_text(partial / "README.md", card.text())
+        files = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
+    return {
+        "run": str(run),
+        "out": str(place),
+        "to": to,
+        "files": files,
+        "difference": difference,
+        "notes": notes,
+        "pushed": None if push_to is None else push(place, push_to, public=public),
+    }
+
+
+def _check_options(to: str, **options: Any) -> dict[str, Any]:
+    """Refuse what is unknown or without effect; the settings of a pipeline's scheduler."""
+    if to not in FORMATS:
+        raise InputError(f"there is no format '{to}' to export to{did_you_mean(to, FORMATS)}")
+    for name, value in options.items():
+        if to != "diffusers" and value is not None:
+            raise InputError(f"{name} has no meaning for {to}, which holds the denoiser alone: leave it out")
+    dtype, solver, schedule = (
+        options["dtype"] or "float32",
+        options["solver"] or "heun",
+        options["schedule"] or "karras",
+    )
+    if dtype not in DTYPES:
+        raise InputError(f"weights are stored in {', '.join(DTYPES)}, not in {dtype}")
+    options_of("solver", solver, SOLVERS, {})
+    options_of("schedule", schedule, SCHEDULES, {})
+    return {"solver": solver, "schedule": schedule}
+
+
+def _check_place(place: Path) -> None:
+    if place.exists() and not place.is_dir():
+        raise InputError(f"{place} is a file: give a folder for the export")
+    if place.is_dir() and any(place.iterdir()):
+        raise InputError(f"{place} is not empty: choose a new or an empty folder")
+
+
+@contextmanager
+def _whole(place: Path) -> Iterator[Path]:
+    """A folder beside ``place`` that gets its name when all is in it, and is gone when something fails."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{place.absolute().name}-", dir=place.parent))
+    try:
+        yield partial
+        for path in partial.rglob("*"):
+            sync(path)
+        partial.chmod(0o777 & ~_umask())  # temporary folders are for nobody else
+        if place.is_dir():
+            place.rmdir()
+        partial.replace(place)
+        sync(place.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _umask() -> int:
+    """The process' mask of permissions, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _shape(model: Denoiser, resolution: int | tuple[int, int] | None) -> tuple[int, int]:
+    height, width = (
+        (resolution, resolution) if isinstance(resolution, int) else resolution or model.resolution or (0, 0)
+    )
+    if min(height, width) < 1 or height % model.stride or width % model.stride:
+        raise InputError(
+            f"height and width must be multiples of {model.stride} for this network, not {height}x{width}: "
+            "give resolution"
+        )
+    if model.image_channels is None:
+        raise InputError("the network does not say how many channels its images have: set its attribute image_channels")
+    return height, width
+
+
+def _step_of(source: Path, folder: RunFolder, checkpoint: int | Literal["best"] | None) -> int | None:
+    """The step whose weights are exported; None for the newest."""
+    if source.parent.name == "checkpoints":
+        return step_of(source)
+    if checkpoint == "best":
+        best = best_of(folder.checkpoints())
+        return None if best is None else step_of(best)
+    return checkpoint
+
+
+def _weights(step: int | None, ema_length: float | None) -> str:
+    average = (
+        "their running average" if ema_length is None else f"their power-function average of length {ema_length:g}"
+    )
+    return average + (f" at step {step:,}" if step is not None else "")

@@ -1,0 +1,153 @@
+"""A folder that diffusers opens without this package: a pipeline, its network, its scheduler, and a VAE for latents."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patch_diffusion.data.codec import PixelCodec
+from patch_diffusion.data.latents.codec import STANDARD_DEVIATION, LatentCodec
+from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.denoise.networks.adapters import DiffusersNetwork
+from patch_diffusion.denoise.networks.dit import DiT
+from patch_diffusion.denoise.networks.unet import UNet
+from patch_diffusion.errors import InputError
+from patch_diffusion.files import read_json, write_json, write_tensors, write_text
+from patch_diffusion.interop.bundle import bundle
+
+_CARRIED = "patch_diffusion.interop.carried"
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+# diffusers looks for a component's class in a module of this name beside its files. A name of diffusers' own, such as
+# "dit", would be taken for a module of its.
+_CLASSES: dict[type, tuple[str, str]] = {
+    UNet: ("network_unet", "PatchDiffusionUNet"),
+    DiT: ("network_dit", "PatchDiffusionDiT"),
+}
+
+
+def check_pipeline(model: Denoiser) -> None:
+    """Refuse networks whose code an exported folder cannot carry.
+
+    Raises:
+        InputError: the network is a module of the user's own.
+    """
+    network: Any = model.network.unet if isinstance(model.network, DiffusersNetwork) else model.network
+    # What is made of one of these classes, by the user, has code of its own.
+    if type(network) not in _CLASSES and type(network).__module__.split(".")[0] != "diffusers":
+        raise InputError(
+            f"the network is a {type(network).__name__} of your own, whose code a pipeline cannot carry: export it "
+            "--to onnx or --to torch, which hold the computation itself"
+        )
+
+
+def write_pipeline(model: Denoiser, folder: Path, *, dtype: torch.dtype, settings: dict[str, Any]) -> list[str]:
+    """Write the pipeline into a folder that is there and empty.
+
+    Args:
+        model: on the CPU.
+        folder: the place.
+        dtype: of the stored weights.
+        settings: solver, schedule and their options, which the scheduler is to have.
+
+    Returns:
+        What is not carried, a sentence each.
+    """
+    check_pipeline(model)
+    network = _write_network(model, folder / "network", dtype)
+    scheduler = {
+        "process": model.process.name,
+        "sigma_data": model.sigma_data,
+        "sigma_min": model.sigma_min,
+        "sigma_max": model.sigma_max,
+        **settings,
+    }
+    (folder / "scheduler").mkdir()
+    _carry("scheduler", folder / "scheduler" / "patch_diffusion_scheduler.py")
+    write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": "PatchDiffusionScheduler", **scheduler})
+
+    vae, codec, notes = _write_codec(model, folder / "vae")
+    assert model.resolution is not None
+    height, width = model.resolution
+    foreign = model.network if isinstance(model.network, DiffusersNetwork) else None
+    index = {
+        "_class_name": ["pipeline", "PatchDiffusionPipeline"],
+        "network": network,
+        "scheduler": ["patch_diffusion_scheduler", "PatchDiffusionScheduler"],
+        "vae": vae,
+        "height": height,
+        "width": width,
+        "image_channels": model.image_channels,
+        "stride": model.stride,
+        "coords": model.coords,
+        "num_classes": model.num_classes,
+        "label_dropout": model.label_dropout,
+        "no_class": model.num_classes if foreign else -1,
+        "timestep_scale": foreign.timestep_scale if foreign else 1.0,
+        "id2label": {str(number): name for number, name in enumerate(model.class_names)},
+        "codec": codec,
+    }
+    _carry("pipeline", folder / "pipeline.py")
+    write_json(folder / "model_index.json", index)
+    return notes
+
+
+def codec_facts(codec: PixelCodec | LatentCodec) -> dict[str, Any]:
+    """What brings model space to pixels; of latents, mean and scale of each channel, and not where their VAE was."""
+    if not isinstance(codec, LatentCodec):
+        return {"kind": "pixels", **codec.as_dict()}
+    scale = [deviation / STANDARD_DEVIATION for deviation in codec.deviation]
+    return {"kind": "latents", "mean": list(codec.mean), "scale": scale, "factor": codec.factor}
+
+
+def _write_network(model: Denoiser, folder: Path, dtype: torch.dtype) -> list[str]:
+    """Config, code and weights; the entry of the index."""
+    network = model.network
+    if isinstance(network, DiffusersNetwork):
+        unet: Any = network.unet
+        stored = unet if dtype == torch.float32 else copy.deepcopy(unet).to(dtype)
+        stored.save_pretrained(folder)
+        _forget_place(folder)
+        return ["diffusers", type(unet).__name__]
+    folder.mkdir()
+    source, name = _CLASSES[type(network)]  # pyright: ignore[reportArgumentType]
+    module = f"patch_diffusion_{source.removeprefix('network_')}"
+    _carry(source, folder / f"{module}.py")
+    facts = {
+        "image_channels": model.image_channels,
+        "num_classes": model.num_classes,
+        "augment_channels": model.augment_channels,
+        "coords": model.coords,
+    }
+    options: Any = model.module.settings
+    write_json(folder / "config.json", {"_class_name": name, **facts, **options})
+    weights = {f"network.{name}": tensor.to(dtype) for name, tensor in model.module.state_dict().items()}
+    write_tensors(folder / _WEIGHTS, weights)
+    return [module, name]
+
+
+def _write_codec(model: Denoiser, folder: Path) -> tuple[list[str | None], dict[str, Any], list[str]]:
+    """The entry of the VAE, what is known of pixels or latents, and what was left behind."""
+    codec, facts = model.codec, codec_facts(model.codec)
+    if not isinstance(codec, LatentCodec):
+        return [None, None], facts, []
+    if not codec.can_decode:
+        missing = "the VAE is not carried, because it is not where it was (--vae FOLDER): the pipeline makes latents"
+        return [None, None], facts, [missing]
+    codec.autoencoder.save(folder)
+    _forget_place(folder)
+    return ["diffusers", codec.autoencoder.kind], facts, []
+
+
+def _forget_place(folder: Path) -> None:
+    """diffusers notes where on this machine it had a model from; that is nobody else's business."""
+    config = read_json(folder / "config.json")
+    config.pop("_name_or_path", None)
+    write_json(folder / "config.json", config)
+
+
+def _carry(module: str, path: Path) -> None:
+    write_text(path, bundle(f"{_CARRIED}.{module}"))

@@ -1,0 +1,129 @@
+"""What a model card says of how to use what was exported: code that runs as it stands."""
+
+from __future__ import annotations
+
+from patch_diffusion.data.latents.codec import LatentCodec
+from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.denoise.networks.adapters import DiffusersNetwork
+
+_PIPELINE = """\
+```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{place}", trust_remote_code=True)
+images = pipe(seeds=[0, 1, 2, 3]{settings}).images
+```
+
+`trust_remote_code=True` runs `pipeline.py` and the code of {carried}: they are in this folder to
+be read, and without it the folder does not open. {weights}
+
+{classes}A seed gives the picture that `patch-diffusion sample` makes of it; `generator=` works too, and
+`height=` and `width=`, multiples of {stride}. It computes in float32, and inside `torch.autocast` as that says. The
+solver is the scheduler's: heun, euler, dpm_solver_2m, dpm_solver_3m, stochastic_heun, ancestral or euler_maruyama.
+
+```python
+pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, solver="dpm_solver_2m")
+```
+"""
+
+_GRAPH = """\
+`{file}` is the whole denoiser: noisy images (n, {channels}, {height}, {width}) at noise levels sigma (n,) to denoised
+ones, for any n. `config.json` has what a sampler needs to know. By Heun's method:
+
+```python
+import json
+
+import numpy as np
+{imports}
+
+with open("{place}/config.json") as file:
+    model = json.load(file)
+{opened}
+shape = (1, model["image_channels"], *model["resolution"])
+y, x = (np.linspace(-1, 1, side, dtype=np.float32) if side > 1 else np.zeros(1, np.float32) for side in shape[2:])
+given = {{
+    "coords": np.stack(np.broadcast_arrays(x[None], y[:, None])),
+    "labels": np.zeros(1, np.int64),  # a class; -1 is none
+}}
+
+
+def denoise(noisy, sigma):
+    given["noisy"], given["sigma"] = noisy.astype(np.float32), np.full(1, sigma, np.float32)
+{run}
+
+
+high, low = (model[name] ** (1 / 7) for name in ("sigma_max", "sigma_min"))
+sigmas = [*np.linspace(high, low, 18) ** 7, 0.0]
+noisy = np.random.default_rng(0).standard_normal(shape) * sigmas[0]
+for sigma, following in zip(sigmas[:-1], sigmas[1:]):
+    slope = (noisy - denoise(noisy, sigma)) / sigma
+    ahead = noisy + (following - sigma) * slope
+    if following > 0:
+        slope = (slope + (ahead - denoise(ahead, following)) / following) / 2
+    noisy = noisy + (following - sigma) * slope
+{decoded}
+```
+"""
+
+_OPENED = {
+    "onnx": (
+        "import onnxruntime",
+        'session = onnxruntime.InferenceSession("{place}/model.onnx", providers=["CPUExecutionProvider"])',
+        '    return session.run(None, {{name: given[name] for name in model["inputs"]}})[0]',
+    ),
+    "torch": (
+        "import torch",
+        'program = torch.export.load("{place}/model.pt2").module()',
+        '    return program(*(torch.from_numpy(given[name]) for name in model["inputs"])).detach().numpy()',
+    ),
+}
+
+_PIXELS = """\
+low, high = model["codec"]["low"], model["codec"]["high"]
+pixels = (noisy + 1) * (high - low) / 2 + low"""
+_LATENTS = """\
+mean, scale = (np.array(model["codec"][name])[:, None, None] for name in ("mean", "scale"))
+latents = noisy * scale + mean  # for the decoder of the VAE that made them"""
+
+
+def pipeline_usage(model: Denoiser, place: str, *, dtype: str) -> str:
+    """How to sample with an exported pipeline.
+
+    Args:
+        model: what was exported.
+        place: its folder or repository.
+        dtype: of the stored weights.
+    """
+    classes = ""
+    if model.num_classes:
+        guided = ", `guidance_scale=1.5` strengthens it" if model.label_dropout else ""
+        named = repr(model.class_names[0]) if model.class_names else "0"
+        classes = f"`class_labels={named}` asks for a class{guided}.\n"
+    foreign = isinstance(model.network, DiffusersNetwork)
+    codec = model.codec
+    latents = isinstance(codec, LatentCodec)
+    pictures = codec.can_decode if latents else codec.dtype == "uint8" and model.image_channels in (1, 3, 4)
+    return _PIPELINE.format(
+        place=place,
+        settings="" if pictures else ', output_type="pixels"',
+        carried="the scheduler" if foreign else "the network and the scheduler",
+        weights="The network is diffusers' own `UNet2DModel`. " * foreign + f"Weights are stored in {dtype}.",
+        classes=classes,
+        stride=model.stride,
+    )
+
+
+def graph_usage(model: Denoiser, place: str, resolution: tuple[int, int], to: str) -> str:
+    """How to sample with an exported graph, ``to`` "onnx" or "torch"."""
+    imports, opened, run = (line.format(place=place) for line in _OPENED[to])
+    return _GRAPH.format(
+        file={"onnx": "model.onnx", "torch": "model.pt2"}[to],
+        channels=model.image_channels,
+        height=resolution[0],
+        width=resolution[1],
+        imports=imports,
+        opened=opened,
+        run=run,
+        place=place,
+        decoded=_LATENTS if isinstance(model.codec, LatentCodec) else _PIXELS,
+    )

@@ -1,0 +1,84 @@
+"""The commands of docs/export.md, executed, and the code of the model cards that they write."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import patch_diffusion as pd
+from patch_diffusion.cli import main
+
+PAGE = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+TINY = (
+    "--network.width 8 --network.multipliers 1 2 --network.attention 1 --network.blocks 1 --batch 4 --samples 0 "
+    "--checkpoints 1"
+)
+
+
+def code_of(text):
+    """What the first block of Python in a page leaves behind."""
+    names = {}
+    exec(compile(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], "page", "exec"), names)
+    return names
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """A folder with a run."""
+    folder = tmp_path_factory.mktemp("here")
+    assert main(["train", "digits", "--out", str(folder / "runs" / "photos"), "--steps", "2", *TINY.split()]) == 0
+    return folder
+
+
+def run(line, capsys):
+    """A command of the page; the folder that it made, and its card."""
+    assert main([*shlex.split(line)[1:], "--json"]) == 0, (line, capsys.readouterr().err)
+    found = json.loads(capsys.readouterr().out)
+    folder = Path(found["out"])
+    assert sorted(found["files"]) == sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
+    return found, (folder / "README.md").read_text()
+
+
+def test_every_command_is_tested_below():
+    formats = [line.split("--to ")[1].split()[0] for line in COMMANDS]
+    assert formats == ["diffusers", "onnx", "torch"]
+
+
+def test_diffusers(here, monkeypatch, capsys, request):
+    pytest.importorskip("diffusers", reason="the extra 'hub' is not installed")
+    request.getfixturevalue("code_folder")
+    monkeypatch.chdir(here)
+    _, card = run(COMMANDS[0], capsys)
+    expected = [sample.image for sample in pd.generate(pd.load("runs/photos", device="cpu"), range(4))]
+    for page in (PAGE, card):
+        images = code_of(page)["images"]
+        for image, other in zip(images, expected, strict=True):
+            assert np.abs(np.asarray(image).astype(int) - np.asarray(other)).max() <= 1
+
+
+@pytest.mark.parametrize(("line", "library"), [(COMMANDS[1], "onnx"), (COMMANDS[2], "pytorch")])
+def test_graphs(here, monkeypatch, capsys, line, library):
+    """The card's sampler, in NumPy, makes of its noise what Heun's method here makes of it."""
+    for name in ("onnx", "onnxscript", "onnxruntime") if library == "onnx" else ():
+        pytest.importorskip(name, reason="the extra 'export' is not installed")
+    monkeypatch.chdir(here)
+    found, card = run(line, capsys)
+    assert found["difference"] < 1e-4 and yaml.safe_load(card.split("---\n")[1])["library_name"] == library
+    names = code_of(card)
+    noise = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 1, 16, 16)))
+    images = pd.decode(pd.load("runs/photos", device="cpu"), noise, labels=0, steps=18).numpy()
+    assert np.abs(names["noisy"] - images).max() < 1e-4
+    assert np.abs(names["pixels"] - (images + 1) * 127.5).max() < 0.02
+
+
+def test_its_links_lead_somewhere():
+    for link in re.findall(r"\]\(([^)#]+)\)", PAGE):
+        assert (Path(__file__).parents[1] / "docs" / link).exists(), link

@@ -1,0 +1,466 @@
+"""Exported pipelines, opened by diffusers alone in a process where this package is hidden."""
+
+import inspect
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import patch_diffusion as pd
+from patch_diffusion.cli import main
+from patch_diffusion.data.augment import Augment
+from patch_diffusion.data.codec import PixelCodec
+from patch_diffusion.data.latents.folder import encode_latents
+from patch_diffusion.files import read_tensors, write_tensors
+from patch_diffusion.sampling.choices import SOLVERS
+
+diffusers = pytest.importorskip("diffusers")
+
+SEEDS = [0, 3, 11]
+UNET2D = {
+    "in_channels": 5,
+    "out_channels": 3,
+    "num_class_embeds": 3,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+}
+
+
+def pictures(channels=3, dtype="uint8", names=("cat", "dog")):
+    """64 random 8 x 12 images of two classes."""
+    draws = torch.Generator().manual_seed(0)
+    labels = torch.arange(64) % 2 if names else None
+    if dtype == "uint8":
+        pixels = torch.randint(0, 256, (64, channels, 8, 12), dtype=torch.uint8, generator=draws)
+        return pd.ImageSet(pixels, labels, names)
+    pixels = torch.rand(64, channels, 8, 12, generator=draws) * 5 - 2
+    return pd.ImageSet(pixels, labels, names, codec=PixelCodec("float32", -2.0, 3.0))
+
+
+def unet2d():
+    torch.manual_seed(0)
+    return pd.DiffusersNetwork(diffusers.UNet2DModel(**UNET2D), num_classes=2)
+
+
+def make_run(folder, network, images, process=None, coords=True, **options):
+    """A run of three steps, its weights then shaken, so that everything in the network matters."""
+    denoiser = pd.Denoiser(network, 0.4, process=process, coords=coords)
+    trainer = pd.Trainer(
+        denoiser,
+        images,
+        pd.PatchSchedule(whole=1.0),
+        out=folder,
+        batch=4,
+        checkpoints=1,
+        samples=0,
+        show=False,
+        track=(),
+        **options,
+    )
+    trainer.fit(steps=3)
+    draws = torch.Generator().manual_seed(1)
+    weights = {
+        name: tensor if name.endswith("frequencies") else tensor + 0.05 * torch.randn(tensor.shape, generator=draws)
+        for name, tensor in read_tensors(folder / "model.safetensors").items()
+    }
+    write_tensors(folder / "model.safetensors", weights)
+    return folder
+
+
+def make_vae(folder):
+    torch.manual_seed(0)
+    diffusers.AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        block_out_channels=[4, 4],
+        norm_num_groups=2,
+        latent_channels=4,
+    ).save_pretrained(folder)
+    return folder
+
+
+CALL = {"seeds": SEEDS, "num_inference_steps": 4, "output_type": "latent"}
+# Of each kind of model, calls of its pipeline, and what is said to `generate` for the same.
+CALLS = {
+    "unet": [
+        *(({**CALL, "scheduler": {"solver": solver}}, {"solver": solver}) for solver in SOLVERS),
+        ({**CALL, "guidance_scale": 1.7}, {"guidance": 1.7}),
+        ({**CALL, "class_labels": ["dog", 0, "cat"]}, {"labels": [1, 0, 0]}),
+        ({**CALL, "height": 4, "width": 6}, {"resolution": (4, 6)}),
+        ({**CALL, "scheduler": {"schedule": "vp", "sigma_max": 9.0}}, {"schedule": "vp", "sigma_max": 9.0}),
+        (
+            {**CALL, "scheduler": {"solver": "stochastic_heun", "churn": 1.0, "rho": 3.0}},
+            {"solver": "stochastic_heun", "churn": 1.0, "rho": 3.0},
+        ),
+        ({**CALL, "scheduler": {"class": "EDMEulerScheduler"}}, {"solver": "euler"}),
+        ({**CALL, "scheduler": {"class": "EDMDPMSolverMultistepScheduler"}}, {"solver": "dpm_solver_2m"}),
+        (
+            {**CALL, "guidance_scale": 1.7, "scheduler": {"class": "EDMEulerScheduler"}},
+            {"solver": "euler", "guidance": 1.7},
+        ),
+    ],
+    "dit": [(CALL, {}), ({**CALL, "scheduler": {"solver": "euler_maruyama"}}, {"solver": "euler_maruyama"})],
+    "ncsnpp": [
+        (CALL, {}),
+        ({**CALL, "scheduler": {"solver": "ancestral", "eta": 0.5}}, {"solver": "ancestral", "eta": 0.5}),
+    ],
+    "unet2d": [
+        (CALL, {}),
+        ({**CALL, "guidance_scale": 1.7}, {"guidance": 1.7}),
+        ({**CALL, "scheduler": {"solver": "ancestral"}}, {"solver": "ancestral"}),
+    ],
+    "latents": [(CALL, {})],
+}
+OUTPUTS = [{**CALL, "output_type": kind} for kind in ("pixels", "pt", "np")] + [
+    {key: value for key, value in CALL.items() if key != "seeds"}
+    | {"batch_size": 3, "generator": SEEDS, "class_labels": [0, 1, 1]}
+]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run of each kind of network."""
+    folder = tmp_path_factory.mktemp("runs")
+    torch.manual_seed(0)
+    grey = pictures(2, "float32", ())
+    make_run(folder / "unet", pd.UNet(3, 8, (1, 2), 1, num_classes=2), pictures())
+    dit = pd.DiT(3, 32, 2, 2, num_classes=2, augment_channels=9)
+    make_run(folder / "dit", dit, pictures(), pd.VP(), augment=Augment(p=0.2))
+    ncsnpp = pd.UNet(2, 8, (1, 2), 1, kind="ncsnpp", coords=False)
+    make_run(folder / "ncsnpp", ncsnpp, grey, pd.VE(), coords=False)
+    make_run(folder / "unet2d", unet2d(), pictures())
+    latents = encode_latents(pictures(), make_vae(folder / "vae"), folder / "encoded")
+    make_run(folder / "latents", pd.UNet(4, 8, (1, 2), 1, num_classes=2), latents)
+    return folder
+
+
+def loaded(runs, name, **options):
+    return pd.load(runs / name, device="cpu", network=unet2d() if name == "unet2d" else None, **options)
+
+
+def generated(model, **settings):
+    """The images in model space, and the samples."""
+    steps = []
+    samples = list(pd.generate(model, SEEDS, **{"steps": 4, **settings}, callback=steps.append))
+    return steps[-1].denoised, torch.stack([sample.pixels for sample in samples])
+
+
+def opened(folder, jobs):
+    """Let diffusers alone open folders, each with its calls: the images of all."""
+    for number, job in enumerate(jobs):
+        job["out"] = str(folder / f"{number}.safetensors")
+    (folder / "jobs.json").write_text(json.dumps(jobs, default=str))
+    environment = {**os.environ, "HF_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
+    script = Path(__file__).with_name("open_exported.py")
+    done = subprocess.run(
+        [sys.executable, "-I", script, folder / "jobs.json"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [load_file(job["out"]) for job in jobs]
+    return [[images[str(number)] for number in range(len(images))] for images in found]
+
+
+@pytest.fixture(scope="module")
+def exported(runs, tmp_path_factory):
+    """Folders and what diffusers makes of them: ``{name: images of each call}``."""
+    folder = tmp_path_factory.mktemp("exported")
+    jobs, results = [], {}
+    for name, calls in CALLS.items():
+        network = unet2d() if name == "unet2d" else None
+        results[name] = pd.export_model(runs / name, folder / name, network=network, license="cc-by-4.0")
+        jobs.append(
+            {"folder": folder / name, "calls": [dict(call) for call, _ in calls] + OUTPUTS[: 1 + 3 * (name == "unet")]}
+        )
+    pd.export_model(runs / "unet", folder / "half", dtype="float16", solver="euler", schedule="vp", resolution=(4, 8))
+    jobs.append({"folder": folder / "half", "calls": [CALL]})
+    names = [*CALLS, "half"]
+    return folder, results, dict(zip(names, opened(folder, jobs), strict=True))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_diffusers_alone_makes_the_same_images(runs, exported, name):
+    """For the same seeds: in every solver, guided, of chosen classes, in other shapes and schedules."""
+    _, _, found = exported
+    model = loaded(runs, name)
+    for images, (call, settings) in zip(found[name], CALLS[name], strict=False):
+        expected, _ = generated(model, **settings)
+        assert images.shape == expected.shape
+        assert (images - expected).abs().max() < 1e-4, call
+    spread = generated(model)[0].std(0).mean()
+    assert spread > 0.05  # so that it is no comparison of nothing with nothing
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_pixels_are_those_of_sample(runs, exported, name):
+    _, _, found = exported
+    _, expected = generated(loaded(runs, name))
+    pixels = found[name][len(CALLS[name])]
+    assert pixels.dtype == expected.dtype and pixels.shape == expected.shape
+    if expected.dtype == torch.uint8:  # where a value lies between two levels, rounding decides
+        assert (pixels.int() - expected.int()).abs().max() <= 1
+    else:
+        torch.testing.assert_close(pixels, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_what_a_user_of_diffusers_asks_for(runs, exported):
+    """Values in [0, 1], in diffusers' order of the axes, and a generator for each image."""
+    _, _, found = exported
+    model = loaded(runs, "unet")
+    images, _ = generated(model)
+    of_torch, of_numpy, drawn = found["unet"][len(CALLS["unet"]) + 1 :]
+    torch.testing.assert_close(of_torch.double(), ((images + 1) / 2).clamp(0, 1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(of_numpy, of_torch.permute(0, 2, 3, 1))
+    torch.testing.assert_close(drawn, generated(model, labels=[0, 1, 1])[0], atol=1e-4, rtol=0)
+
+
+def test_half_precision_weights_and_other_settings(runs, exported):
+    folder, _, found = exported
+    expected, _ = generated(loaded(runs, "unet"), solver="euler", schedule="vp", resolution=(4, 8))
+    (images,) = found["half"]
+    assert images.shape == expected.shape and 1e-6 < (images - expected).abs().max() < 0.05
+    weights = load_file(folder / "half" / "network" / "diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+
+
+def test_what_is_in_a_folder(exported):
+    folder, results, _ = exported
+    shared = ["README.md", "model_index.json", "network/config.json", "network/diffusion_pytorch_model.safetensors"]
+    scheduler = ["scheduler/patch_diffusion_scheduler.py", "scheduler/scheduler_config.json"]
+    carried = {"unet": "unet", "dit": "dit", "ncsnpp": "unet", "latents": "unet", "unet2d": None}
+    for name, code in carried.items():
+        expected = [*shared, *scheduler, "pipeline.py"] + ([f"network/patch_diffusion_{code}.py"] if code else [])
+        expected += ["vae/config.json", "vae/diffusion_pytorch_model.safetensors"] * (name == "latents")
+        there = [path.relative_to(folder / name).as_posix() for path in (folder / name).rglob("*") if path.is_file()]
+        assert sorted(there) == sorted(expected) == results[name]["files"] and not results[name]["notes"]
+    assert not list(folder.glob(".*"))  # nothing half-written is left
+    index = json.loads((folder / "unet2d" / "model_index.json").read_text())
+    assert index["network"] == ["diffusers", "UNet2DModel"]
+    for name in carried:  # paths of the machine stay on it
+        for path in (folder / name).rglob("*.*"):
+            assert path.suffix == ".safetensors" or not path.is_file() or str(folder.parent) not in path.read_text()
+
+
+def test_the_pipeline_needs_to_be_trusted(exported, code_folder):
+    folder, _, _ = exported
+    if "trust_remote_code" not in inspect.getsource(diffusers.DiffusionPipeline.from_pretrained):
+        pytest.skip("this version of diffusers runs the code without asking")
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        diffusers.DiffusionPipeline.from_pretrained(folder / "unet")
+
+
+@pytest.fixture
+def pipe(runs):
+    """The pipeline as it stands in this package, which is what is carried."""
+    from patch_diffusion.interop.carried.network_unet import PatchDiffusionUNet
+    from patch_diffusion.interop.carried.pipeline import PatchDiffusionPipeline
+    from patch_diffusion.interop.carried.scheduler import PatchDiffusionScheduler
+
+    network = PatchDiffusionUNet(3, 8, (1, 2), 1, num_classes=2)
+    found = PatchDiffusionPipeline(
+        network,
+        PatchDiffusionScheduler(),
+        height=8,
+        width=12,
+        stride=2,
+        num_classes=2,
+        label_dropout=0.1,
+        id2label={"0": "cat", "1": "dog"},
+    )
+    found.set_progress_bar_config(disable=True)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"output_type": "pill"}, "there is no output_type 'pill'; did you mean 'pil'"),
+        ({"height": 7}, "multiples of 2, not 7x12"),
+        ({"class_labels": 2}, "class 2 does not exist: there are classes 0 to 1"),
+        ({"class_labels": "dgo"}, "there is no class 'dgo'; did you mean 'dog'"),
+        ({"class_labels": [0, 1]}, "1 images need as many class_labels, not 2"),
+        ({"seeds": []}, "at least 1 image"),
+        ({"batch_size": 0}, "at least 1 image"),
+        ({"seeds": [-1]}, "integers from 0"),
+        ({"seeds": 1, "generator": torch.Generator()}, "stand in the place of a generator"),
+        ({"generator": [torch.Generator()] * 2}, "1 images need as many generators, not 2"),
+        ({"num_inference_steps": 0}, "at least 1 step"),
+    ],
+)
+def test_wrong_settings_of_a_call(pipe, settings, message):
+    with pytest.raises(ValueError, match=message):
+        pipe(**settings)
+
+
+def test_wrong_models_and_schedulers(pipe):
+    pipe.register_to_config(label_dropout=0.0)
+    with pytest.raises(ValueError, match="guidance needs a model of classes"):
+        pipe(guidance_scale=2.0)
+    with pytest.raises(ValueError, match="did you mean 'heun'"):
+        type(pipe.scheduler).from_config(pipe.scheduler.config, solver="hune")
+    with pytest.raises(ValueError, match="eta is not an option of the solver 'heun'"):
+        type(pipe.scheduler).from_config(pipe.scheduler.config, eta=0.5)
+    pipe.scheduler = diffusers.DDPMScheduler()
+    with pytest.raises(ValueError, match="a DDPMScheduler cannot make images of this model"):
+        pipe()
+    pipe.register_to_config(num_classes=0)
+    with pytest.raises(ValueError, match="trained without classes"):
+        pipe(class_labels=1)
+
+
+def test_pictures(pipe):
+    (picture,) = pipe(seeds=4, num_inference_steps=1).images
+    assert picture.size == (12, 8) and picture.mode == "RGB"
+    pipe.register_to_config(codec=PixelCodec("float32", 0.0, 1.0).as_dict())
+    with pytest.raises(ValueError, match="3 channels of float32 are no pictures: take output_type 'pixels'"):
+        pipe(num_inference_steps=1)
+    pipe.register_to_config(codec={"kind": "latents", "mean": [1.0, 2.0, 3.0], "scale": [1.0, 1.0, 2.0]})
+    with pytest.raises(ValueError, match="no VAE was carried"):
+        pipe(num_inference_steps=1)
+    space, latents = (pipe(seeds=4, num_inference_steps=1, output_type=kind).images for kind in ("latent", "pixels"))
+    torch.testing.assert_close(latents[0, 2], (2 * space[0, 2] + 3).float())
+
+
+def test_a_vae_that_is_gone_is_told_of(runs, tmp_path):
+    shutil.copytree(runs / "latents", tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["model"]["codec"]["vae"] = str(tmp_path / "gone")
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    found = pd.export_model(tmp_path / "run", tmp_path / "out")
+    assert found["notes"] == [
+        "the VAE is not carried, because it is not where it was (--vae FOLDER): the pipeline makes latents"
+    ]
+    assert found["notes"][0] in (tmp_path / "out" / "README.md").read_text()
+    assert json.loads((tmp_path / "out" / "model_index.json").read_text())["vae"] == [None, None]
+    assert not pd.export_model(tmp_path / "run", tmp_path / "with", vae=runs / "vae")["notes"]
+
+
+def test_other_weights_of_the_run(runs, tmp_path):
+    checkpoint = runs / "unet" / "checkpoints" / "step-00000003"
+    for number, options in enumerate(({"run": checkpoint}, {"run": runs / "unet", "checkpoint": 3})):
+        pd.export_model(**options, out=tmp_path / str(number))
+        weights = load_file(tmp_path / str(number) / "network" / "diffusion_pytorch_model.safetensors")
+        expected = load_file(checkpoint / "ema.safetensors")
+        assert all(torch.equal(weights[f"network.{name}"], tensor) for name, tensor in expected.items())
+        assert "at step 3" in (tmp_path / str(number) / "README.md").read_text()
+
+
+class Own(torch.nn.Module):
+    """A network of a user's own."""
+
+    image_channels = 3
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(5, 3, 3, padding=1)
+
+    def forward(self, x, c_noise, labels=None):
+        return self.layer(x) * c_noise[:, None, None, None]
+
+
+def test_networks_whose_code_is_not_ours(tmp_path):
+    class Changed(pd.UNet):
+        pass
+
+    class ChangedToo(diffusers.UNet2DModel):
+        pass
+
+    foreign = pd.DiffusersNetwork(ChangedToo(**UNET2D), num_classes=2)
+    for number, network in enumerate((Own(), Changed(3, 8, (1, 2), 1), foreign)):
+        images = pictures(names=("cat", "dog") if network is foreign else ())
+        run = make_run(tmp_path / str(number), network, images)
+        with pytest.raises(
+            pd.InputError, match="of your own, whose code a pipeline cannot carry: export it --to onnx or"
+        ):
+            pd.export_model(run, tmp_path / "out", network=network)
+        assert not (tmp_path / "out").exists()
+
+
+def test_an_export_that_fails_leaves_nothing(runs, tmp_path, monkeypatch):
+    from patch_diffusion.interop import pipeline_folder
+
+    def full(*_):
+        raise OSError(28, "No space left on device", "weights")
+
+    monkeypatch.setattr(pipeline_folder, "write_tensors", full)
+    (tmp_path / "out").mkdir()
+    assert main(["export", str(runs / "unet"), "--to", "diffusers", "--out", str(tmp_path / "out")]) == 1
+    assert [path.name for path in tmp_path.rglob("*")] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "message"),
+    [
+        ("RUN --out NEW", 2, "--to"),
+        ("RUN --to diffusers", 2, "--out"),
+        ("RUN --to difusers --out NEW", 2, "--to"),
+        ("NOWHERE --to diffusers --out NEW", 1, "does not exist"),
+        ("OTHER --to diffusers --out NEW", 1, "holds no run"),
+        ("RUN --to diffusers --out OTHER", 1, "is not empty: choose a new or an empty folder"),
+        ("RUN --to diffusers --out FILE", 1, "is a file: give a folder for the export"),
+        (
+            "CUSTOM --to diffusers --out NEW",
+            1,
+            "export it from Python, by patch_diffusion.export_model(run, out, network",
+        ),
+        ("RUN --to torch --out NEW --dtype float16", 1, "dtype has no meaning for torch"),
+        ("RUN --to onnx --out NEW --solver euler", 1, "solver has no meaning for onnx"),
+        ("RUN --to torch --out NEW --vae OTHER", 1, "vae has no meaning for torch"),
+        ("RUN --to diffusers --out NEW --vae OTHER", 1, "a model of pixels, which takes no VAE"),
+        ("RUN --to diffusers --out NEW --dtype float8", 2, "--dtype"),
+        ("RUN --to diffusers --out NEW --solver hune", 1, "there is no solver 'hune'; did you mean 'heun'"),
+        ("RUN --to diffusers --out NEW --schedule kara", 1, "did you mean 'karras'"),
+        ("RUN --to diffusers --out NEW --resolution 7", 1, "multiples of 2 for this network, not 7x7"),
+        ("RUN --to diffusers --out NEW --checkpoint 99", 1, "there are checkpoints of the steps 3"),
+        ("RUN --to diffusers --out NEW --checkpoint best", 1, "has no best checkpoint"),
+        ("RUN --to diffusers --out NEW --ema-length 0.1", 1, "has kept no averages of other lengths"),
+        ("RUN --to diffusers --out NEW --license Mine!", 1, "such as apache-2.0 or cc-by-4.0, not as 'Mine!'"),
+        ("RUN --to diffusers --out NEW --evaluation FILE", 1, "is damaged"),
+        ("RUN --to diffusers --out NEW --push photos", 1, "OWNER/NAME, not 'photos'"),
+        ("RUN --to diffusers --out NEW --public", 1, "name one by push OWNER/NAME"),
+    ],
+)
+def test_mistakes_get_one_line_and_nothing_is_written(runs, tmp_path, capsys, line, status, message):
+    (tmp_path / "other").mkdir()
+    for file in ("file", "other/thesis.tex"):
+        (tmp_path / file).write_text("")
+    places = {name.upper(): str(tmp_path / name) for name in ("new", "nowhere", "other", "file")}
+    places |= {"RUN": str(runs / "unet"), "CUSTOM": str(runs / "unet2d")}
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["export", *(places.get(word, word) for word in line.split())]) == status
+    captured = capsys.readouterr()
+    assert message in captured.err and len(captured.err.splitlines()) == 1 and not captured.out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_verb(runs, tmp_path, capsys):
+    out = tmp_path / "deep" / "model"
+    arguments = ["export", str(runs / "unet"), "--to", "diffusers", "--out", str(out)]
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["out"] == str(out) and "pipeline.py" in found["files"] and found["pushed"] is None
+    assert main([*arguments[:-1], str(tmp_path / "again")]) == 0
+    told = capsys.readouterr().err
+    assert "trust_remote_code=True" in told and "no licence is given" in told
+
+
+def test_the_card_s_code_runs(exported, monkeypatch, code_folder):
+    folder, _, _ = exported
+    monkeypatch.chdir(folder)
+    names = {}
+    blocks = re.findall(r"```python\n(.*?)```", (folder / "unet" / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    assert [image.size for image in names["images"]] == [(12, 8)] * 4
+    assert names["pipe"].scheduler.config.solver == "dpm_solver_2m"
+    assert (code_folder / "diffusers_modules" / "local" / "pipeline.py").exists()
