@@ -11,7 +11,7 @@ import torch
 
 import patch_diffusion as pd
 from patch_diffusion.config import Engine
-from patch_diffusion.data.gather import Gather
+from patch_diffusion.data.gather import Gather, Windows
 from patch_diffusion.data.order import SampleOrder
 from patch_diffusion.training.hardware import feed
 from patch_diffusion.training.hardware.feed import Feed
@@ -71,6 +71,26 @@ def test_what_was_expected_does_not_matter(stored, way, monkeypatch):
     assert torch.equal(made.take(0, 20, 5)[0], wanted)
 
 
+@pytest.mark.parametrize("way", ["memory", "thread", "device"])
+def test_windows_are_parts_of_the_images(stored, way, monkeypatch):
+    made = feed_of(stored, way, monkeypatch)
+    height, width = stored.resolution
+    whole = stored.batch(SampleOrder(len(stored), seed=1).indices(20, 5))[0]
+    for seed in range(3):
+        draw = torch.Generator().manual_seed(seed)
+        top, left = torch.randint(height - 1, (5,), generator=draw), torch.randint(width - 2, (5,), generator=draw)
+        windows = Windows(top, left, (2, 3))
+        made.expect(0, 20, 5, Windows(top.flip(0), left, (2, 3)) if seed == 0 else windows)
+        pixels, labels = made.take(0, 20, 5, windows)
+        wanted = [
+            image[:, t : t + 2, e : e + 3] for image, t, e in zip(whole, top.tolist(), left.tolist(), strict=True)
+        ]
+        assert torch.equal(pixels, torch.stack(wanted)) and len(labels) == 5
+
+
+CORNERS = ((0, 1), (1, 0), (0, 0), (1, 1))
+
+
 def test_gathers_as_indexing_does():
     values = torch.arange(7 * 2 * 3 * 4, dtype=torch.float32).reshape(7, 2, 3, 4)
     indices = np.array([6, 0, 0, 3])
@@ -81,6 +101,9 @@ def test_gathers_as_indexing_does():
         assert torch.equal(Gather(pixels)(indices), wanted)
         out = torch.empty_like(Gather(pixels)(indices))
         assert torch.equal(Gather(pixels)(indices, out), wanted) and torch.equal(out, wanted)
+        windows = Windows(torch.tensor([0, 1, 0, 1]), torch.tensor([1, 0, 0, 1]), (pixels.shape[2] - 1, 1))
+        corner = [wanted[k, :, t : t + windows.size[0], e : e + 1] for k, (t, e) in enumerate(CORNERS)]
+        assert torch.equal(Gather(pixels)(indices, None, windows), torch.stack(corner))
     with pytest.raises(IndexError):
         Gather(values)(np.array([7]))
 

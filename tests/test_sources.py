@@ -393,3 +393,19 @@ def test_standard_deviation_is_that_of_the_encoded_pixels(images):
 def test_what_is_no_image_set(pixels, labels):
     with pytest.raises(pd.InputError):
         pd.ImageSet(pixels, labels)
+
+
+def test_the_deviation_of_large_images_is_measured_piece_by_piece(monkeypatch):
+    from patch_diffusion.data import images as module
+
+    pixels = torch.randint(0, 256, (5, 3, 16, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole = pd.ImageSet(pixels).standard_deviation
+    assert whole == pytest.approx(float((pixels.double() / 127.5 - 1).std(correction=0)), rel=1e-6)
+    monkeypatch.setattr(module, "_PIECE", 3 * 8 * 5)  # five rows
+    seen = []
+    batch = pd.ImageSet.batch
+    monkeypatch.setattr(pd.ImageSet, "batch", lambda self, indices: seen.append(indices) or batch(self, indices))
+    assert pd.ImageSet(pixels).standard_deviation == pytest.approx(whole, rel=1e-9) and not seen
+    monkeypatch.setattr(module, "_MEASURED_VALUES", 2 * pixels[0].numel())
+    two = pixels[torch.tensor([0, 4])].double() / 127.5 - 1
+    assert pd.ImageSet(pixels).standard_deviation == pytest.approx(float(two.std(correction=0)), rel=1e-6)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +24,12 @@ if TYPE_CHECKING:
 
 _LEAST_HELD_OUT = 64
 
-_MEASURED = 16_384
-"""Images that the standard deviation is measured on, evenly over the data set; all where there are fewer."""
+_MEASURED, _MEASURED_VALUES = 16_384, 2**31
+"""Images that the standard deviation is measured on, evenly over the data set, or values where that is less; all where
+there are fewer."""
+
+_PIECE = 2**22
+"""Values that are measured at a time, about: what is read of large images does not grow with them."""
 
 
 @dataclass(frozen=True)
@@ -194,11 +198,26 @@ def _standard_deviation(buckets: Sequence[ImageSet]) -> float:
     total = sum(map(len, buckets))
     count, first, second = 0, 0.0, 0.0
     for bucket in buckets:
-        num = max(1, min(len(bucket), round(_MEASURED * len(bucket) / total)))
+        most = min(_MEASURED, max(_MEASURED_VALUES // bucket.pixels[0].numel(), 1))
+        num = max(1, min(len(bucket), round(most * len(bucket) / total)))
         chosen = np.unique(np.linspace(0, len(bucket) - 1, num).astype(np.int64))
-        for start in range(0, len(chosen), 256):
-            values = bucket.codec.encode(bucket.batch(chosen[start : start + 256])[0]).double()
+        for pixels in _pieces(bucket, chosen):
+            values = bucket.codec.encode(pixels).double()
             count += values.numel()
             first += values.sum().item()
             second += values.square().sum().item()
     return float(max(second / count - (first / count) ** 2, 0.0) ** 0.5)
+
+
+def _pieces(images: ImageSet, chosen: NDArray[np.int64]) -> Iterator[Tensor]:
+    """Some images, several at a time or a few rows of one, (k, c, h, w)."""
+    height, values = images.resolution[0], images.pixels[0].numel()
+    if values <= _PIECE:
+        together = min(max(_PIECE // values, 1), 256)
+        for start in range(0, len(chosen), together):
+            yield images.batch(chosen[start : start + together])[0]
+        return
+    rows = max(_PIECE * height // values, 1)
+    for index in images.rows(chosen).tolist():
+        for top in range(0, height, rows):
+            yield images.pixels[index : index + 1, :, top : top + rows]

@@ -19,7 +19,10 @@ def coordinate_grid(height: int, width: int, *, device: torch.device | str | Non
     """
     if height < 1 or width < 1:
         raise ValueError(f"an image has at least one pixel, not {height} x {width}")
-    y, x = (
-        torch.linspace(-1, 1, n, device=device) if n > 1 else torch.zeros(1, device=device) for n in (height, width)
-    )
+    y, x = axis(height, device=device), axis(width, device=device)
     return torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
+
+
+def axis(num: int, *, device: torch.device | str | None = None) -> Tensor:
+    """The coordinates of ``num`` pixels in a row, from -1 to 1; a single one is at 0."""
+    return torch.linspace(-1, 1, num, device=device) if num > 1 else torch.zeros(1, device=device)

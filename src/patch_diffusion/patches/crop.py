@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from patch_diffusion.errors import InputError
-from patch_diffusion.patches.coords import coordinate_grid
+from patch_diffusion.patches.coords import axis
 
 
 @dataclass(frozen=True)
@@ -47,28 +47,51 @@ def random_patches(
     >>> patch.pixels.shape, patch.coords.shape
     (torch.Size([4, 3, 16, 16]), torch.Size([4, 2, 16, 16]))
     """
-    num, _, image_height, image_width = images.shape
+    num, resolution = len(images), (images.shape[-2], images.shape[-1])
     height, width = (size, size) if isinstance(size, int) else size
-    if not (0 < height <= image_height and 0 < width <= image_width):
-        raise InputError(f"a patch of {height}x{width} does not fit an image of {image_height}x{image_width}")
     if places is None:
         device = generator.device if generator is not None else images.device
         places = torch.rand(num, 2, generator=generator, device=device)
+    top, left = corners(places, (height, width), resolution)
+    top, left = top.to(images.device, non_blocking=True), left.to(images.device, non_blocking=True)
+    sample = torch.arange(num, device=images.device)[:, None, None]
+    rows = (top[:, None] + torch.arange(height, device=images.device))[:, :, None]
+    columns = (left[:, None] + torch.arange(width, device=images.device))[:, None, :]
+    # One gather; the result lies in memory channels last.
+    pixels = images.permute(0, 2, 3, 1)[sample, rows, columns].permute(0, 3, 1, 2)
+    return Patch(pixels, patch_coordinates(top, left, (height, width), resolution), top, left)
+
+
+def corners(places: Tensor, size: tuple[int, int], resolution: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Indices (n,) of the first row and column of patches, on the host.
+
+    Args:
+        places: (n, 2), uniform in [0, 1) for y and x.
+        size: height and width of the patches.
+        resolution: those of the images.
+
+    Raises:
+        InputError: a patch of this size does not fit in the images.
+    """
+    (height, width), (image_height, image_width) = size, resolution
+    if not (0 < height <= image_height and 0 < width <= image_width):
+        raise InputError(f"a patch of {height}x{width} does not fit an image of {image_height}x{image_width}")
     free = torch.tensor([image_height - height, image_width - width])
     # Rounding may take a place just below 1 to the number of choices itself.
-    top, left = (places.cpu() * (free + 1)).long().minimum(free).to(images.device, non_blocking=True).unbind(1)
-    grid = coordinate_grid(image_height, image_width, device=images.device).expand(num, -1, -1, -1)
-    return Patch(_cut(images, top, left, height, width), _cut(grid, top, left, height, width), top, left)
+    top, left = (places.cpu() * (free + 1)).long().minimum(free).unbind(1)
+    return top, left
+
+
+def patch_coordinates(top: Tensor, left: Tensor, size: tuple[int, int], resolution: tuple[int, int]) -> Tensor:
+    """The coordinates of patches, (n, 2, h, w): those of `coordinate_grid`, of which only two axes are made."""
+    num, (height, width), device = len(top), size, top.device
+    y, x = (axis(length, device=device) for length in resolution)
+    rows = y[top[:, None] + torch.arange(height, device=device)]
+    columns = x[left[:, None] + torch.arange(width, device=device)]
+    grid = [columns[:, None, :].expand(num, height, width), rows[:, :, None].expand(num, height, width)]
+    return torch.stack(grid, dim=-1).permute(0, 3, 1, 2)  # channels last, as the pixels
 
 
 def whole_image(images: Tensor) -> Patch:
     """The images themselves, with the whole coordinate grid: the patch of full size."""
     return random_patches(images, (images.shape[-2], images.shape[-1]))
-
-
-def _cut(images: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
-    """One gather; the result (n, c, height, width) lies in memory channels last."""
-    sample = torch.arange(len(images), device=images.device)[:, None, None]
-    rows = (top[:, None] + torch.arange(height, device=images.device))[:, :, None]
-    columns = (left[:, None] + torch.arange(width, device=images.device))[:, None, :]
-    return images.permute(0, 2, 3, 1)[sample, rows, columns].permute(0, 3, 1, 2)

@@ -16,7 +16,8 @@ from patch_diffusion.config import Augment as AugmentOptions
 from patch_diffusion.config import Config, Ema, Network, Noise, Optimizer
 from patch_diffusion.config import Engine as EngineOptions
 from patch_diffusion.data.augment import Augment
-from patch_diffusion.data.images import Images
+from patch_diffusion.data.gather import Windows
+from patch_diffusion.data.images import Images, ImageSet
 from patch_diffusion.data.latents.codec import LatentSet
 from patch_diffusion.data.order import SampleOrder, bucket_at
 from patch_diffusion.denoise.denoiser import Denoiser
@@ -24,7 +25,7 @@ from patch_diffusion.denoise.noise import NoiseLevels
 from patch_diffusion.denoise.whole_image import whole_image_loss
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_room, write_tensors
-from patch_diffusion.patches.crop import random_patches
+from patch_diffusion.patches.crop import corners, patch_coordinates, random_patches
 from patch_diffusion.patches.schedule import PatchSchedule, PatchSize
 from patch_diffusion.sampling.generate import generate
 from patch_diffusion.sampling.pictures import picture_grid, write_picture
@@ -268,7 +269,7 @@ class Trainer:
         for part, slots in enumerate(shares):
             with self.engine.busy():
                 inputs = self._inputs(bucket, size, num, slots)
-                self._expect(bucket, num, shares[part + 1 :], spent)
+                self._expect(bucket, size, num, shares[part + 1 :], spent)
             # Modules with dropout draw from torch's own generator.
             torch.manual_seed(self._key("dropout") + slots.start)
             losses = self.engine.backward(self.loss, inputs, size.weight / num, last=part == len(shares) - 1)
@@ -285,17 +286,22 @@ class Trainer:
         self.losses.add(str(size), total, self.engine.total(by_noise), skipped)
         return size, total
 
-    def _expect(self, bucket: int, num: int, shares: list[range], spent: float) -> None:
+    def _expect(self, bucket: int, size: PatchSize, num: int, shares: list[range], spent: float) -> None:
         """Have the images of the next part of a step of ``num`` read, or, after the last, those of the next step."""
-        first = self.seen.drawn(self.images.buckets[bucket].resolution)
+        images, later = self.images.buckets[bucket], 0
+        first = self.seen.drawn(images.resolution)
         if not shares:
-            step, before = self.seen.step + 1, bucket
-            bucket = bucket_at(self.schedule.seed, step, [len(images) for images in self.images.buckets])
-            resolution = self.images.buckets[bucket].resolution
-            first = self.seen.drawn(resolution) + (num if bucket == before else 0)
+            before, later = bucket, 1
+            bucket = bucket_at(self.schedule.seed, self.seen.step + 1, [len(each) for each in self.images.buckets])
+            images = self.images.buckets[bucket]
+            first = self.seen.drawn(images.resolution) + (num if bucket == before else 0)
             # Of a progressive schedule this is a guess: less of the budget was spent than will be.
-            shares = self.engine.shares(self.schedule.size_at(step, resolution, spent).num_images(self.batch))
-        self.feed.expect(bucket, first + shares[0].start, len(shares[0]))
+            size = self.schedule.size_at(self.seen.step + 1, images.resolution, spent)
+            num = size.num_images(self.batch)
+            shares = self.engine.shares(num)
+        slots = shares[0]
+        places = self._places(num, later)[slots.start : slots.stop]
+        self.feed.expect(bucket, first + slots.start, len(slots), self._windows(images, size, places))
 
     def _inputs(
         self, bucket: int, size: PatchSize, num: int, slots: range
@@ -303,31 +309,48 @@ class Trainer:
         """What the loss is computed from, see `DenoisingLoss`, of some of the ``num`` samples of this step."""
         images, device, chosen = self.images.buckets[bucket], self.engine.device, slice(slots.start, slots.stop)
         first = self.seen.drawn(images.resolution) + slots.start
-        pixels, labels = self.feed.take(bucket, first, len(slots))
-
         draws = torch.Generator().manual_seed(self._key("draws"))
         places, hidden = torch.rand(num, 2, generator=draws)[chosen], torch.rand(num, generator=draws)[chosen]
         sigma = self.noise.draw(num, generator=draws)[chosen].to(device, non_blocking=True)
+
+        windows = self._windows(images, size, places)
+        pixels, labels = self.feed.take(bucket, first, len(slots), windows)
         labels = labels if self.denoiser.num_classes else None
         if labels is not None:
             labels = labels.masked_fill(hidden < self.denoiser.label_dropout, -1).to(device, non_blocking=True)
 
-        if self.augment.p:
-            pixels = images.codec.encode(pixels)
-        pixels, altered = self.augment(pixels, self.schedule.seed, self.seen.step, slots)
-        patch = random_patches(pixels, size.shape, places=places)
+        altered = None
+        if windows is not None:  # cut already
+            top, left = (corner.to(device, non_blocking=True) for corner in (windows.top, windows.left))
+            coords = patch_coordinates(top, left, size.shape, images.resolution)
+        else:
+            if self.augment.p:
+                pixels = images.codec.encode(pixels)
+            pixels, altered = self.augment(pixels, self.schedule.seed, self.seen.step, slots)
+            patch = random_patches(pixels, size.shape, places=places)
+            pixels, coords = patch.pixels, patch.coords
 
         def normal(name: str) -> Tensor:
             shape = (images.channels, *size.shape)
             return slot_normal(self.schedule.seed, name, self.seen.step, slots, shape, device)
 
         posterior = normal("posterior") if images.codec.posterior else None
-        clean = patch.pixels if self.augment.p else images.codec.encode(patch.pixels, posterior)
-        return clean, patch.coords, sigma, labels, altered, normal("noise")
+        clean = pixels if self.augment.p else images.codec.encode(pixels, posterior)
+        return clean, coords, sigma, labels, altered, normal("noise")
 
-    def _key(self, name: str) -> int:
-        """Of the random numbers of this step with that name."""
-        return stream_key(self.schedule.seed, name, self.seen.step)
+    def _places(self, num: int, later: int) -> Tensor:
+        """Of all patches of this step or a later one, the first that is drawn there."""
+        return torch.rand(num, 2, generator=torch.Generator().manual_seed(self._key("draws", later)))
+
+    def _windows(self, images: ImageSet, size: PatchSize, places: Tensor) -> Windows | None:
+        """What is read of images that need not be whole, since nothing is done to them before they are cut."""
+        if self.augment.p or self.augment.flip or size.shape == images.resolution:
+            return None
+        return Windows(*corners(places, size.shape, images.resolution), size.shape)
+
+    def _key(self, name: str, later: int = 0) -> int:
+        """Of the random numbers with that name, of this step or a later one."""
+        return stream_key(self.schedule.seed, name, self.seen.step + later)
 
     def save(self, *, keep: bool = True, wait: bool = True, held_out: float | None = None) -> Path | None:
         """Write a checkpoint and the model; one that need not be kept is removed when later ones are written.

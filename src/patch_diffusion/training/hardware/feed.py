@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patch_diffusion.data.gather import Gather
+from patch_diffusion.data.gather import Gather, Windows
 from patch_diffusion.data.images import Images, ImageSet
 from patch_diffusion.data.order import SampleOrder
 from patch_diffusion.errors import InputError
@@ -30,8 +30,8 @@ SECONDS_TO_THE_END = 1800.0
 
 _BYTES_AT_ONCE = 2**28
 
-Asked = tuple[int, int, int]
-"""A bucket, the first position of its order, and how many positions."""
+Asked = tuple[int, int, int, Windows | None]
+"""A bucket, the first position of its order, how many positions, and the windows of these images."""
 
 
 class Feed:
@@ -66,8 +66,10 @@ class Feed:
         self._resident: list[Tensor] | None = None
         self._fits: bool | None = None
 
-    def take(self, bucket: int, first: int, count: int) -> tuple[Tensor, Tensor | None]:
+    def take(self, bucket: int, first: int, count: int, windows: Windows | None = None) -> tuple[Tensor, Tensor | None]:
         """Pixels (count, c, h, w) on the device, and labels (count,) on the host, at some positions of an order.
+
+        Of each image all, or a window: then no more of it is read.
 
         Raises:
             InputError: nothing came for half an hour, or the file is not what it was.
@@ -75,25 +77,26 @@ class Feed:
         images, indices = self._buckets[bucket], self._orders[bucket].indices(first, count)
         labels = images.labels_of(indices)
         if self._in_memory:
-            return self._gather[bucket](images.rows(indices)), labels
+            return self._gather[bucket](images.rows(indices), None, windows), labels
         if self._on_device():
             assert self._resident is not None
             chosen = torch.from_numpy(images.rows(indices))
             if self._pinned:
                 chosen = chosen.pin_memory()
-            return _rows(self._resident[bucket], chosen.to(self._device, non_blocking=True)), labels
-        asked = (bucket, first, count)
+            chosen = chosen.to(self._device, non_blocking=True)
+            return _rows(self._resident[bucket], chosen, windows), labels
+        asked = (bucket, first, count, windows)
         if self._ahead is None or self._ahead[0] != asked:
             self.expect(*asked)
         assert self._ahead is not None
         coming, self._ahead = self._ahead[1], None
         return self._wait(coming, bucket).to(self._device, non_blocking=True), labels
 
-    def expect(self, bucket: int, first: int, count: int) -> None:
+    def expect(self, bucket: int, first: int, count: int, windows: Windows | None = None) -> None:
         """Say what will be taken next, so that it is read meanwhile. If it is not, it was read for nothing."""
         if self._in_memory or self._on_device():
             return
-        asked = (bucket, first, count)
+        asked = (bucket, first, count, windows)
         images, gather, watched = self._buckets[bucket], self._gather[bucket], self._watched[bucket]
         order, pixels, pinned = self._orders[bucket], images.pixels, self._pinned
 
@@ -101,11 +104,12 @@ class Feed:
             watched.check()
             indices = images.rows(order.indices(first, count))
             if not pinned:
-                return gather(indices)
+                return gather(indices, None, windows)
             # Pinned memory comes from torch's own pool, which does not give it to another before it was copied.
             lying = torch.channels_last if gather.channels_last else torch.contiguous_format
-            shape = (count, *pixels.shape[1:])
-            return gather(indices, torch.empty(shape, dtype=pixels.dtype, pin_memory=True, memory_format=lying))
+            shape = (count, pixels.shape[1], *(pixels.shape[2:] if windows is None else windows.size))
+            to = torch.empty(shape, dtype=pixels.dtype, pin_memory=True, memory_format=lying)
+            return gather(indices, to, windows)
 
         self._ahead = (asked, self._do(read))
 
@@ -224,10 +228,16 @@ def _work(tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]) -> N
         del asked, future, task  # nor does the thread keep the last batch while it waits
 
 
-def _rows(pixels: Tensor, chosen: Tensor) -> Tensor:
-    """Some images of a tensor on a device, as they lie; not every device can index numbers of 16 bits without sign."""
-    if pixels.dtype == torch.uint16:
-        return _rows(pixels.view(torch.int16), chosen).view(torch.uint16)
+def _rows(pixels: Tensor, chosen: Tensor, windows: Windows | None = None) -> Tensor:
+    """Some images of a tensor on a device, or windows of them, lying as it does."""
+    if pixels.dtype == torch.uint16:  # not every device can index numbers of 16 bits without sign
+        return _rows(pixels.view(torch.int16), chosen, windows).view(torch.uint16)
+    if windows is not None:
+        (height, width), device = windows.size, pixels.device
+        top, left = (corner.to(device, non_blocking=True)[:, None] for corner in (windows.top, windows.left))
+        rows = (top + torch.arange(height, device=device))[:, :, None]
+        columns = (left + torch.arange(width, device=device))[:, None, :]
+        return pixels.permute(0, 2, 3, 1)[chosen[:, None, None], rows, columns].permute(0, 3, 1, 2)
     if pixels.is_contiguous():
         return pixels.index_select(0, chosen)
     return pixels.permute(0, 2, 3, 1).index_select(0, chosen).permute(0, 3, 1, 2)
