@@ -1,7 +1,8 @@
 """Features that need no file: random convolutions, the same on every machine.
 
 Even untrained convolutions tell sets of images apart (Naeem et al., arXiv 2002.09797, use them where trained features
-do not suit the images). They see colours, edges and textures, and nothing that has a name.
+do not suit the images). The absolute value follows each of them, as in scattering transforms: no filter is silent. They
+see colours, edges and textures, and nothing that has a name.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class _RandomConvolutions:
         features: list[Tensor] = []
         filters = self._filters_of(values.shape[1])
         for layer, weight in enumerate(filters):
-            values = F.conv2d(F.pad(values, (1, 1, 1, 1), mode="replicate"), weight).relu()
+            values = F.conv2d(F.pad(values, (1, 1, 1, 1), mode="replicate"), weight).abs()
             parts = _PARTS if layer == len(filters) - 1 else 1
             features.append(F.adaptive_avg_pool2d(values, parts).flatten(1))
             values = F.avg_pool2d(values, 2, ceil_mode=True)
@@ -64,10 +65,10 @@ class _RandomConvolutions:
     def _filters_of(self, channels: int) -> list[Tensor]:
         if channels not in self._filters:
             inputs = (channels, *WIDTHS)
-            # Variance 2 / inputs keeps the size of values behind a ReLU (He et al., arXiv 1502.01852).
+            # Variance 1 / inputs keeps the mean square of values.
             self._filters[channels] = [
                 torch.randn(outputs, inputs[layer], 3, 3, generator=generator(self._seed, "random features", layer))
-                .mul(math.sqrt(2 / (9 * inputs[layer])))
+                .mul(math.sqrt(1 / (9 * inputs[layer])))
                 .to(self._device)
                 for layer, outputs in enumerate(WIDTHS)
             ]
