@@ -15,7 +15,9 @@ _NAMES = {
     "frechet": "Frechet distance",
     "kernel": "kernel distance",
     "near_copies": "near copies",
-    "near_copies_held_out": "of held-out images",
+    "near_copies_held_out": "  of held-out images",
+    "nearest_ratio": "nearest / second",
+    "nearest_ratio_held_out": "  of held-out images",
     "denoising": "denoising loss",
     "bits": "bits per dimension",
 }

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patch_diffusion.data.inspection.sheet import Thumbnail, thumbnail, write_sheet
-from patch_diffusion.evaluation.intervals import Measure, interval_of_rate
+from patch_diffusion.evaluation.intervals import Measure, interval_of_mean, interval_of_rate
 from patch_diffusion.evaluation.neighbours import Nearest, nearest_two
 from patch_diffusion.evaluation.stream import Stream
 
@@ -43,8 +43,8 @@ class Likeness:
         """Whether an image is a near copy, (n,) booleans."""
         return self.ratios < RATIO
 
-    def measure(self, extractor: str) -> Measure:
-        """The share of near copies."""
+    def measures(self, extractor: str, seed: int) -> tuple[Measure, Measure]:
+        """The share of near copies, and the mean ratio."""
         near = self.near_copies
         rate = interval_of_rate(int(near.sum()), len(near))
         settings: dict[str, Any] = {
@@ -52,12 +52,20 @@ class Likeness:
             "near": f"nearest / second nearest < {RATIO:.3f}",
             "pixels": f"{SIDE}x{SIDE}",
             "extractor": extractor,
-            "median_ratio_of_pixels": float(self.pixels.ratios.median()),
-            "median_ratio_of_features": float(self.features.ratios.median()),
-            "near_by_pixels": float((self.pixels.ratios < RATIO).float().mean()),
-            "near_by_features": float((self.features.ratios < RATIO).float().mean()),
         }
-        return Measure(rate.value, rate.low, rate.high, settings)
+        by = {
+            f"{name} by {way}": float(value)
+            for way, nearest in (("pixels", self.pixels), ("features", self.features))
+            for name, value in (
+                ("share", (nearest.ratios < RATIO).float().mean()),
+                ("median ratio", nearest.ratios.median()),
+            )
+        }
+        ratio = interval_of_mean(self.ratios, seed)
+        return (
+            Measure(rate.value, rate.low, rate.high, {**settings, **by}),
+            Measure(ratio.value, ratio.low, ratio.high, settings),
+        )
 
 
 def likeness(small: Tensor, features: Tensor, training: Stream, training_features: Tensor) -> Likeness:
@@ -76,7 +84,7 @@ def likeness(small: Tensor, features: Tensor, training: Stream, training_feature
 
 
 def small_pixels(images: Tensor) -> Tensor:
-    """Images (n, c, h, w) as they are compared: uint8 (n, 3 * 32 * 32), grey ones in three equal channels."""
+    """Images (n, c, h, w) as they are compared: uint8 (n, c * 32 * 32), grey ones in three equal channels."""
     if images.shape[1] == 1:
         images = images.expand(-1, 3, -1, -1)
     found = F.interpolate(images.float(), (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
@@ -137,10 +145,14 @@ def _picture(image: Tensor) -> Any:
     return thumbnail(image.numpy(), 0, 255)
 
 
-def rates(generated: Likeness, held_out: Likeness | None, extractor: str) -> tuple[dict[str, Measure], Sequence[str]]:
+def rates(
+    generated: Likeness, held_out: Likeness | None, extractor: str, seed: int
+) -> tuple[dict[str, Measure], Sequence[str]]:
     """The measures by their names, and what the user should know of them."""
-    measures = {"near_copies": generated.measure(extractor)}
+    copies, ratio = generated.measures(extractor, seed)
+    measures = {"near_copies": copies, "nearest_ratio": ratio}
     if held_out is not None:
-        measures["near_copies_held_out"] = held_out.measure(extractor)
+        copies, ratio = held_out.measures(extractor, seed)
+        measures |= {"near_copies_held_out": copies, "nearest_ratio_held_out": ratio}
     said = verdict(measures["near_copies"], measures.get("near_copies_held_out"))
     return measures, [said] if said else []

@@ -70,7 +70,7 @@ def read_statistics(path: Path) -> Gaussian:
         InputError: it does not hold them.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             mean, covariance = (torch.from_numpy(np.asarray(stored[name], np.float64)) for name in ("mu", "sigma"))
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
@@ -78,7 +78,7 @@ def read_statistics(path: Path) -> Gaussian:
         raise InputError(f"{path} holds no reference statistics: arrays mu and sigma are expected") from None
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise InputError(f"{path} is damaged: {error}") from None
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+    if mean.ndim != 1 or len(mean) == 0 or covariance.shape != (len(mean), len(mean)):
         raise InputError(
             f"{path} holds no reference statistics: mu is {tuple(mean.shape)} and sigma {tuple(covariance.shape)}, and "
             "(d,) and (d, d) are expected"

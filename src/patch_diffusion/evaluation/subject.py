@@ -23,7 +23,8 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 class Subject:
     """A ``model``, or ``pictures``; what it was trained on, ``training``, and what it was not, ``held_out``.
 
-    ``notes`` are what the user should know of the reading.
+    ``reading``: the options with which others are opened to be of the same shape. ``notes`` are what the user should
+    know of the reading.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Subject:
     pictures: Images | None
     training: Images | None
     held_out: Images | None
+    reading: dict[str, Any]
     notes: tuple[str, ...] = ()
 
 
@@ -58,10 +60,10 @@ def open_subject(
     """
     if isinstance(source, Denoiser):
         given = _reading_like(source.resolution, source.image_channels)
-        return Subject("model", source, None, _open(data, given, show), _open(held_out, given, show))
+        return Subject("model", source, None, _open(data, given, show), _open(held_out, given, show), given)
     if not isinstance(source, str | os.PathLike):
         given = _reading_like(source.resolution, source.channels)
-        return Subject("images", None, source, _open(data, given, show), _open(held_out, given, show))
+        return Subject("images", None, source, _open(data, given, show), _open(held_out, given, show), given)
     path = Path(source).expanduser()
     folder = RunFolder(path.parent.parent if path.parent.name == "checkpoints" else path)
     if not folder.is_run():
@@ -70,13 +72,13 @@ def open_subject(
         except InputError as error:
             raise InputError(f"{source} is no run (no config.json), and as images: {error}") from None
         given = _reading_like(pictures.resolution, pictures.channels)
-        return Subject(str(source), None, pictures, _open(data, given, show), _open(held_out, given, show))
+        return Subject(str(source), None, pictures, _open(data, given, show), _open(held_out, given, show), given)
     config, facts = folder.read_config()
     model = load(source, device=device, ema_length=ema_length, vae=vae)
     training, own_held_out, notes = _training(config, facts, data, show)
     given = _reading_of(config, facts, own=False)
     outside = own_held_out if held_out is None else _open(held_out, given, show)
-    return Subject(str(source), model, None, training, outside, tuple(notes))
+    return Subject(str(source), model, None, training, outside, given, tuple(notes))
 
 
 def _training(

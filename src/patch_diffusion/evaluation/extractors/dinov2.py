@@ -43,8 +43,10 @@ def dinov2(folder: Path, device: torch.device | str = "cpu") -> Extractor:
         raise InputError(f"{folder} has no weights in safetensors: save them by save_pretrained")
     try:
         from transformers import AutoModel
+        from transformers.utils import logging
     except ImportError:
         raise InputError("DINOv2 needs transformers: pip install 'patch_diffusion[evaluation]'") from None
+    logging.disable_progress_bar()
     try:
         network = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     # What is wrong with a folder transformers tells in many ways.
