@@ -149,10 +149,12 @@ def rates(
     generated: Likeness, held_out: Likeness | None, extractor: str, seed: int
 ) -> tuple[dict[str, Measure], Sequence[str]]:
     """The measures by their names, and what the user should know of them."""
-    copies, ratio = generated.measures(extractor, seed)
-    measures = {"near_copies": copies, "nearest_ratio": ratio}
-    if held_out is not None:
-        copies, ratio = held_out.measures(extractor, seed)
-        measures |= {"near_copies_held_out": copies, "nearest_ratio_held_out": ratio}
+    of_both = {"": generated} if held_out is None else {"": generated, "_held_out": held_out}
+    found = {whose: near.measures(extractor, seed) for whose, near in of_both.items()}
+    measures = {
+        f"{name}{whose}": found[whose][place]
+        for place, name in enumerate(("near_copies", "nearest_ratio"))
+        for whose in of_both
+    }
     said = verdict(measures["near_copies"], measures.get("near_copies_held_out"))
     return measures, [said] if said else []

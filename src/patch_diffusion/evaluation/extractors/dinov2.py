@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,13 +44,12 @@ def dinov2(folder: Path, device: torch.device | str = "cpu") -> Extractor:
     if not files:
         raise InputError(f"{folder} has no weights in safetensors: save them by save_pretrained")
     try:
-        from transformers import AutoModel
-        from transformers.utils import logging
+        transformers: Any = import_module("transformers")
     except ImportError:
         raise InputError("DINOv2 needs transformers: pip install 'patch_diffusion[evaluation]'") from None
-    logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     try:
-        network = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        network = transformers.AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     # What is wrong with a folder transformers tells in many ways.
     except Exception as error:
         raise InputError(f"{folder} cannot be read as a DINOv2: {' '.join(str(error).split())[:200]}") from None

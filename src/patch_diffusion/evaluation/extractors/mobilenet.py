@@ -42,7 +42,7 @@ def mobilenet(path: Path, side: int = SIDE, device: torch.device | str = "cpu") 
     check_shapes(path, weights, _shapes(), "a MobileNetV2")
     return Extractor(
         "mobilenet_v2",
-        _MobileNet({name: weights[name].to(device, torch.float32) for name in _shapes()}, side),
+        _MobileNet({name: _placed(weights[name], device) for name in _shapes()}, side),
         {"kind": "MobileNetV2", "weights": digest_of(path), "side": side},
         note="features of MobileNetV2 are not those of FID: compare numbers only where the extractor, its side and the "
         "number of images are the same",
@@ -75,6 +75,12 @@ class _MobileNet:
             # TensorFlow's SAME: what cannot be divided evenly goes below and to the right.
             x = F.pad(x, (0, 1, 0, 1) if stride == 2 else (1, 1, 1, 1))
         return F.conv2d(x, weight, self._weights[f"{name}.bias"], stride, groups=groups)
+
+
+def _placed(weight: Tensor, device: torch.device | str) -> Tensor:
+    """With the channels last, which makes it twice as fast on a CPU."""
+    layout = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
+    return weight.to(device, torch.float32, memory_format=layout)
 
 
 def _shapes() -> dict[str, tuple[int, ...]]:
