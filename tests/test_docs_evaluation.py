@@ -11,8 +11,8 @@ from patch_diffusion.cli import main
 
 PAGE = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
 SHORT = (
-    "--steps 2 --batch 2 --network.width 8 --network.multipliers 1 2 --network.blocks 1 --network.attention 1 --samples 0 "
-    "--track"
+    "--steps 2 --batch 2 --network.width 8 --network.multipliers 1 2 --network.blocks 1 --network.attention 1 "
+    "--samples 0 --track"
 )
 
 
