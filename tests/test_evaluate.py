@@ -108,6 +108,14 @@ def test_images_are_evaluated_in_any_batch_and_some_follow_from_the_seed():
     assert len({image.numpy().tobytes() for image in every}) == 20
 
 
+def test_the_interval_does_not_depend_on_the_order_of_the_pictures():
+    """Dark ones first: groups of neighbours would differ far more than other samples would."""
+    real = gaussian_images(100)
+    pixels = torch.cat([gaussian_images(48, 1, mean=-0.3).pixels, gaussian_images(48, 2, mean=0.5).pixels])
+    found = pd.evaluate(pd.ImageSet(pixels), real, metrics=["frechet"], extractor=colours).measures["frechet"]
+    assert found.high - found.low < 0.1 * found.value
+
+
 def test_buckets_come_in_one_order():
     small, large = gaussian_images(10), pd.ImageSet(torch.randint(0, 255, (7, 3, 4, 6), dtype=torch.uint8))
     stream = stream_of_images(pd.ImageBuckets((small, large)), 12, batch=5)

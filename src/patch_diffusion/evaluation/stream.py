@@ -51,7 +51,9 @@ class Stream:
 
 
 def stream_of_images(images: Images, num: int | None = None, *, seed: int = 0, batch: int = 64) -> Stream:
-    """Images of a data set: all in their order, or ``num`` of them that follow from the seed.
+    """Images of a data set: all in their order, or ``num`` of them in an order that follows from the seed.
+
+    Of images that are sorted, say by class, neighbours are alike, and intervals need groups that are not.
 
     Raises:
         InputError: for more images than there are, and for latents.
@@ -63,7 +65,7 @@ def stream_of_images(images: Images, num: int | None = None, *, seed: int = 0, b
     if num is not None and num > total:
         raise InputError(f"there are {total:,} images, and {num:,} were asked for")
     places = np.arange(total, dtype=np.int64)
-    if num is not None and num < total:
+    if num is not None:
         places = permute(places[:num], total, seed, "evaluated")
     ends = np.cumsum([len(bucket) for bucket in images.buckets])
 
