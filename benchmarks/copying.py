@@ -1,6 +1,6 @@
 """Is a model that was trained to copy flagged, and one that was not?
 
-    python benchmarks/copying.py [--minutes 4] [--out FILE.json]
+    python benchmarks/copying.py [--steps 3000] [--out FILE.json]
 
 Two models of the same network, digits: one of 20 images, trained until it knows them by heart, one of all but a few
 hundred. The same held-out digits stand beside both.
@@ -19,7 +19,7 @@ import patch_diffusion as pd
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--minutes", type=float, default=4.0, help="of training, of each of the two")
+    parser.add_argument("--steps", type=int, default=3000, help="of training, of each of the two")
     parser.add_argument("--samples", type=int, default=200)
     parser.add_argument("--pairs", type=Path, help="folder for pictures of the closest pairs")
     parser.add_argument("--out", type=Path)
@@ -36,7 +36,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             options = {"batch": 32, "samples": 0, "checkpoints": 1, "track": (), "show": False}
             trainer = pd.Trainer(denoiser, training, pd.PatchSchedule(whole=0.5), out=Path(folder) / "run", **options)
-            model = trainer.fit(minutes=arguments.minutes)
+            model = trainer.fit(steps=arguments.steps)
             seen = pd.describe(Path(folder) / "run")["progress"]
         pairs = None if arguments.pairs is None else arguments.pairs / f"pairs-{num}.png"
         found = pd.evaluate(

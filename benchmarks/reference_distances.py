@@ -4,7 +4,7 @@
 
 FOLDER holds the images and weights of tests and benchmarks: cat-faces-64-train.zip, cat-faces-64-heldout.zip,
 cifar10-32-heldout.zip and mobilenet_v2_imagenet_f16.safetensors. The expected distances are those that came with them,
-which other code made; noise is drawn anew, so rows with noise agree in distribution only.
+which other code made. Noise is drawn anew: another draw changes the row of sigma 25 by 0.5 %.
 """
 
 import argparse
@@ -27,13 +27,14 @@ MOST_OFF = 0.01
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", default="", help="rows whose images are called so")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
 
     extractor = pd.open_extractor(arguments.folder / "mobilenet_v2_imagenet_f16.safetensors")
     train, held_out, cifar = (
-        pd.open_images(arguments.folder / f"{name}.zip", resolution=side, classes=False).buckets[0].pixels
-        for name, side in (("cat-faces-64-train", 64), ("cat-faces-64-heldout", 64), ("cifar10-32-heldout", 32))
+        pd.open_images(arguments.folder / f"{name}.zip", classes=False).buckets[0].pixels
+        for name in ("cat-faces-64-train", "cat-faces-64-heldout", "cifar10-32-heldout")
     )
 
     def gaussian(images: Tensor):
@@ -52,11 +53,11 @@ def main() -> None:
         ("held-out, quadrants swapped diagonally", "train", 1252, held_out.roll((32, 32), (2, 3))),
         ("held-out, upside down", "train", 1711, held_out.flip(2)),
         ("held-out, noise of sigma 25/255", "train", 2000, noisy(held_out, 25)),
-        ("CIFAR-10 held-out", "train", 2355, cifar),
+        ("CIFAR-10 held-out", "train", 2355, each(cifar, enlarged)),
         ("uniform noise", "train", 3152, uniform),
     ]
     results = []
-    for name, against, expected, images in rows:
+    for name, against, expected, images in [row for row in rows if arguments.only in row[0]]:
         found = pd.frechet_distance(of_train if against == "train" else of_first, gaussian(images))
         off = found / expected - 1
         print(
@@ -84,9 +85,13 @@ def blurred(picture: Image.Image) -> Image.Image:
     return picture.filter(ImageFilter.GaussianBlur(1))
 
 
+def enlarged(picture: Image.Image) -> Image.Image:
+    return picture.resize((64, 64), Image.Resampling.BICUBIC)
+
+
 def noisy(images: Tensor, deviation: float) -> Tensor:
-    noise = deviation * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    return (images + noise).round().clamp(0, 255).to(torch.uint8)
+    noise = np.random.default_rng(0).normal(0, deviation, images.shape)
+    return torch.from_numpy((images.numpy() + noise).round().clip(0, 255).astype(np.uint8))
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def main() -> None:
 def peak() -> float:
     """Of this process, in MB."""
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used / (1e6 if sys.platform == "darwin" else 1e3)
+    return used * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def tell(what: str, started: float) -> None:

@@ -46,12 +46,13 @@ def test_the_python_example(capsys):
 
 
 def test_what_the_page_promises():
-    from patch_diffusion.evaluation import collect, comparing, intervals, memorization
+    from patch_diffusion.evaluation import collect, comparing, intervals, memorization, reference
     from patch_diffusion.evaluation.evaluate import SAMPLES
     from patch_diffusion.evaluation.extractors.inception import FILE
     from patch_diffusion.evaluation.metrics import METRICS
 
     assert (SAMPLES, collect.MOST_KEPT, comparing.MOST_COMPARED) == (1000, 10_000, 10_000)
+    assert reference.MOST_FEATURES == 50_000
     assert (intervals.GROUPS, intervals._REPLICATES) == (8, 1000)
     assert (memorization.RATIO, memorization.SIDE) == (1 / 3, 32)
     assert FILE in PAGE and all(f"| `{name}` |" in PAGE for name in METRICS)
