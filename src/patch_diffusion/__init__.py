@@ -26,6 +26,15 @@ if TYPE_CHECKING:
     from patch_diffusion.denoise.process import VP as VP
     from patch_diffusion.denoise.whole_image import whole_image_loss as whole_image_loss
     from patch_diffusion.errors import InputError as InputError
+    from patch_diffusion.evaluation.distances import frechet_distance as frechet_distance
+    from patch_diffusion.evaluation.distances import gaussian_of as gaussian_of
+    from patch_diffusion.evaluation.distances import kernel_distance as kernel_distance
+    from patch_diffusion.evaluation.evaluate import Evaluation as Evaluation
+    from patch_diffusion.evaluation.evaluate import evaluate as evaluate
+    from patch_diffusion.evaluation.extractors.choose import open_extractor as open_extractor
+    from patch_diffusion.evaluation.extractors.extractor import Extractor as Extractor
+    from patch_diffusion.evaluation.neighbours import density_coverage as density_coverage
+    from patch_diffusion.evaluation.neighbours import precision_recall as precision_recall
     from patch_diffusion.evaluation.race import race as race
     from patch_diffusion.interop.export import export_model as export_model
     from patch_diffusion.interop.reference import import_model as import_model
@@ -76,6 +85,11 @@ _HOME = {
     "errors": ("InputError",),
     "evaluation.race": ("race",),
     "interop.export": ("export_model",),
+    "evaluation.distances": ("frechet_distance", "gaussian_of", "kernel_distance"),
+    "evaluation.evaluate": ("Evaluation", "evaluate"),
+    "evaluation.extractors.choose": ("open_extractor",),
+    "evaluation.extractors.extractor": ("Extractor",),
+    "evaluation.neighbours": ("density_coverage", "precision_recall"),
     "interop.reference": ("import_model",),
     "patches.coords": ("coordinate_grid",),
     "patches.crop": ("Patch", "random_patches", "whole_image"),

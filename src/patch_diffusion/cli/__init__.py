@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import patch_diffusion
+from patch_diffusion.cli.evaluate import Evaluate
 from patch_diffusion.cli.export import Export
 from patch_diffusion.cli.import_ import Import
 from patch_diffusion.cli.info import Info
@@ -54,6 +55,7 @@ class Verb(Protocol):
 VERBS: dict[str, type[Verb]] = {
     "train": Train,
     "sample": Sample,
+    "evaluate": Evaluate,
     "info": Info,
     "inspect": Inspect,
     "prepare": Prepare,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from patch_diffusion.data.images import Images, ImageSet
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
@@ -41,27 +42,40 @@ def whole_image_loss(
         batch: images at a time.
         most: images of each bucket that are looked at, the first ones; None: all.
     """
+    losses = losses_of_images(model, images, sigmas=sigmas, seed=seed, batch=batch, most=most)
+    return {sigma: float(each.mean()) for sigma, each in losses.items()}
+
+
+def losses_of_images(
+    model: Denoiser,
+    images: Images,
+    *,
+    sigmas: Sequence[float] = SIGMAS,
+    seed: int = 0,
+    batch: int = 64,
+    most: int | None = None,
+) -> dict[float, Tensor]:
+    """What `whole_image_loss` takes the means of: sigma to the loss of each image (n,), float64 on the CPU."""
     if images.channels != model.image_channels:
         raise InputError(f"the model takes {model.image_channels} channels, but the images have {images.channels}")
-    losses = dict.fromkeys(map(float, sigmas), 0.0)
+    losses: dict[float, list[Tensor]] = {float(sigma): [] for sigma in sigmas}
     with evaluating(model), sharing(model), torch.inference_mode():
-        first = count = 0
+        first = 0
         for bucket in images.buckets:
             num = len(bucket) if most is None else min(most, len(bucket))
             for level, sigma in enumerate(losses):
-                losses[sigma] += _total_loss(model, bucket, num, first, level, sigma, seed, batch)
+                losses[sigma] += _losses(model, bucket, num, first, level, sigma, seed, batch)
             first += len(bucket)
-            count += num
-    return {sigma: total / count for sigma, total in losses.items()}
+    return {sigma: torch.cat(each) for sigma, each in losses.items()}
 
 
-def _total_loss(
+def _losses(
     model: Denoiser, images: ImageSet, num: int, first: int, level: int, sigma: float, seed: int, batch: int
-) -> float:
-    """Summed over ``num`` images of one size, the first of which has the place ``first`` in the data set."""
+) -> list[Tensor]:
+    """Of ``num`` images of one size, the first of which has the place ``first`` in the data set, batch by batch."""
     device = model.device
     coords = coordinate_grid(*images.resolution, device=device)
-    total = 0.0
+    losses: list[Tensor] = []
     for start in range(0, num, batch):
         slots = range(start, min(start + batch, num))
         pixels, labels = images.batch(np.asarray(slots, np.int64))
@@ -70,5 +84,5 @@ def _total_loss(
         noise = slot_normal(seed, "evaluation", level, places, tuple(clean.shape[1:]), device)
         classes = labels.to(device) if labels is not None and model.num_classes else None
         levels = torch.full((len(slots),), sigma, device=device)
-        total += denoising_loss(model, clean, coords, levels, classes, noise=noise).double().sum().item()
-    return total
+        losses.append(denoising_loss(model, clean, coords, levels, classes, noise=noise).cpu().double())
+    return losses

@@ -1,0 +1,125 @@
+"""``patch-diffusion evaluate``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+import patch_diffusion
+from patch_diffusion.cli.parsing import parse
+from patch_diffusion.errors import InputError
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure how good the samples of a run are, and whether it copies its images.
+
+    patch-diffusion evaluate runs/photos --samples 1000 --pairs pairs.png
+
+    patch-diffusion evaluate pictures/ --data photos/ --held-out others/
+
+    Every number comes with an interval of 95 % and the settings that made it.
+    """
+
+    source: Annotated[Positional[str], arg(metavar="RUN")]
+    """The run folder or one of its checkpoints, or pictures: a folder, a zip, an array."""
+    data: Annotated[str | None, arg(metavar="DATA")] = None
+    """The images it was trained on. None: the run's own."""
+    held_out: Annotated[str | None, arg(metavar="DATA")] = None
+    """Images it was not trained on. None: those that the run held out."""
+    reference: Annotated[str | None, arg(metavar="DATA|FILE.npz")] = None
+    """What samples are compared with: images, or statistics mu and sigma. None: the images it was trained on."""
+    metrics: Annotated[tuple[str, ...] | None, arg(metavar="NAME ...")] = None
+    """frechet, kernel, precision (and recall), density (and coverage), memorization, denoising, bits. None: all of
+    them that what is given allows, but bits, which take long."""
+    samples: Annotated[int | None, arg(metavar="N")] = None
+    """Samples. None: 1,000, or all pictures. Published Frechet distances take 50,000."""
+    seed: int = 0
+    """Of samples, noise and intervals. Sample k has the seed seed * samples + k."""
+    extractor: Annotated[str, arg(metavar="KIND|FILE")] = "random"
+    """What makes features: random (needs no file), inception, dinov2; or a file of weights or a folder of these."""
+    steps: int = 18
+    """Solver steps."""
+    solver: Annotated[str, arg(metavar="NAME")] = "heun"
+    """As in sample."""
+    guidance: float = 1.0
+    """Scale of classifier-free guidance; 1 is none."""
+    ema_length: Annotated[float | None, arg(metavar="0.1")] = None
+    """As in sample."""
+    vae: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """As in sample."""
+    bits_images: int = 16
+    """Held-out images whose bits are counted."""
+    pairs: Annotated[Path | None, arg(metavar="FILE.png")] = None
+    """A picture of the samples that are nearest to a training image, each beside it."""
+    batch: int = 64
+    """Images at a time."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    json_file: Annotated[str | None, arg(name="json", metavar="[FILE.json]")] = None
+    """Write the result as JSON; without a file, print it on stdout."""
+
+    @property
+    def json(self) -> bool:
+        """Print the result as JSON on stdout."""
+        return self.json_file == ""
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> Evaluate:
+        """From words. What follows --json is its file only where it is named so."""
+        words = [
+            word if word != "--json" or following.lower().endswith(".json") else "--json="
+            for word, following in zip_longest(arguments, arguments[1:], fillvalue="")
+        ]
+        return parse(cls, "evaluate", words)
+
+    def run(self) -> dict[str, Any]:
+        """Measure; the table goes to stdout, unless the JSON does."""
+        if self.json_file and Path(self.json_file).is_dir():
+            raise InputError(f"{self.json_file} is a folder: give a file for the result")
+        found = patch_diffusion.evaluate(
+            self.source,
+            self.data,
+            held_out=self.held_out,
+            reference=self.reference,
+            metrics=self.metrics,
+            samples=self.samples,
+            seed=self.seed,
+            extractor=self.extractor,
+            steps=self.steps,
+            solver=self.solver,
+            guidance=self.guidance,
+            ema_length=self.ema_length,
+            vae=self.vae,
+            bits_images=self.bits_images,
+            pairs=self.pairs,
+            batch=self.batch,
+            device=self.device,
+            show=True,
+        )
+        result = found.as_dict()
+        if self.json_file:
+            from patch_diffusion.files import write_json
+
+            Path(self.json_file).parent.mkdir(parents=True, exist_ok=True)
+            write_json(Path(self.json_file), result)
+        if not self.json:
+            from patch_diffusion.cli.measures import print_measures
+
+            print_measures(found)
+        return result
+
+    def message(self, result: dict[str, Any]) -> str:
+        """Where the files are."""
+        files = [f"the result is in {self.json_file}"] if self.json_file else []
+        files += [f"the closest pairs are in {self.pairs}"] if self.pairs else []
+        return "; ".join(files)
+
+    def after_interrupt(self) -> str:
+        """Nothing is left behind."""
+        return ""

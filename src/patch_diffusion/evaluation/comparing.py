@@ -1,0 +1,99 @@
+"""Samples beside real images, by their features: distances, and shares of neighbourhoods."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from torch import Tensor
+
+from patch_diffusion.evaluation.collect import Collected
+from patch_diffusion.evaluation.distances import FrechetTo, Gaussian, KernelDistance, merged
+from patch_diffusion.evaluation.intervals import Measure, groups_of, interval_of_halves, interval_of_mean
+from patch_diffusion.evaluation.neighbours import density_coverage, precision_recall
+from patch_diffusion.evaluation.reference import Reference
+
+MOST_COMPARED = 10_000
+"""Real images that samples are compared with one by one, evenly over the data set."""
+
+PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
+"""Those of the papers."""
+
+
+def compare(
+    metrics: Collection[str],
+    collected: Collected,
+    reference: Reference | None,
+    statistics: Gaussian | None,
+    extractor: str,
+    seed: int,
+) -> tuple[dict[str, Measure], list[str]]:
+    """The measures of some metrics by their names, and what the user should know of them.
+
+    Args:
+        metrics: "frechet", "kernel", "precision", "density"; others are not looked at.
+        collected: what is known of the samples.
+        reference: of real images; None where there are ``statistics`` only.
+        statistics: published ones, for the Frechet distance.
+        extractor: its name.
+        seed: of the intervals.
+    """
+    measures: dict[str, Measure] = {}
+    notes: list[str] = []
+    if "frechet" in metrics:
+        gaussian = statistics if statistics is not None else reference.gaussian if reference else None
+        assert gaussian is not None
+        measures["frechet"] = _frechet(collected, gaussian, extractor, seed)
+        notes += _too_few(collected.num, gaussian)
+    if reference is None:
+        return measures, notes
+    real = _evenly(reference.features)
+    of_both = {"images": len(collected.features), "reference_images": len(real), "extractor": extractor}
+    if "kernel" in metrics:
+        groups = [collected.features[group.start : group.stop] for group in groups_of(len(collected.features))]
+        distance = KernelDistance(groups, real)
+        measured = interval_of_halves(distance(), distance, len(groups), seed)
+        measures["kernel"] = _with(measured, {**of_both, "kernel": "(x.y/d + 1)^3"})
+    for metric, names, neighbours, function in (
+        ("precision", ("precision", "recall"), PRECISION_NEIGHBOURS, precision_recall),
+        ("density", ("density", "coverage"), DENSITY_NEIGHBOURS, density_coverage),
+    ):
+        if metric in metrics:
+            for name, values in zip(names, function(collected.features, real, neighbours), strict=True):
+                measures[name] = _with(interval_of_mean(values, seed), {**of_both, "neighbours": neighbours})
+    return measures, notes
+
+
+def _frechet(collected: Collected, gaussian: Gaussian, extractor: str, seed: int) -> Measure:
+    distance = FrechetTo(gaussian)
+    groups = collected.moments
+    value = distance(merged(groups))
+    measured = interval_of_halves(
+        value, lambda chosen: distance(merged([groups[place] for place in chosen])), len(groups), seed
+    )
+    settings: dict[str, Any] = {"images": collected.num, "reference_images": gaussian.num, "extractor": extractor}
+    return _with(measured, {**settings, "features": len(gaussian.mean)})
+
+
+def _too_few(num: int, reference: Gaussian) -> list[str]:
+    """Of a covariance that is not of full rank."""
+    size = len(reference.mean)
+    fewer = [f"{num:,} images"] if num <= size else []
+    fewer += [f"{reference.num:,} of the reference"] if reference.num is not None and reference.num <= size else []
+    if not fewer:
+        return []
+    return [
+        f"the Frechet distance is far too large where there are fewer images ({' and '.join(fewer)}) than features "
+        f"({size:,}): compare it only with that of as many images"
+    ]
+
+
+def _evenly(features: Tensor) -> Tensor:
+    if len(features) <= MOST_COMPARED:
+        return features
+    step = len(features) / MOST_COMPARED
+    return features[[int(place * step) for place in range(MOST_COMPARED)]]
+
+
+def _with(measure: Measure, settings: dict[str, Any]) -> Measure:
+    return Measure(measure.value, measure.low, measure.high, settings)

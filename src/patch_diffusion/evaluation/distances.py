@@ -1,0 +1,204 @@
+"""Distances between two sets of features: between the Gaussians that fit them, and between kernel means.
+
+Everything is in float64 on the CPU; features may come block by block, of which only the moments stay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from patch_diffusion.errors import InputError
+
+_ROWS = 2048  # whose products are in memory at a time
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """``mean`` (d,) and ``covariance`` (d, d), float64, of ``num`` features; None where that is not known."""
+
+    mean: Tensor
+    covariance: Tensor
+    num: int | None = None
+
+    @property
+    def rank(self) -> int:
+        """The highest that the covariance can have."""
+        size = len(self.mean)
+        return size if self.num is None else min(size, self.num - 1)
+
+
+class Moments:
+    """Mean and scatter of features that come block by block (Chan et al. 1979): exact whatever their mean."""
+
+    def __init__(self) -> None:
+        self.num = 0
+        self._mean: Tensor | None = None
+        self._scatter: Tensor | None = None
+
+    def add(self, features: Tensor) -> None:
+        """Some more features (n, d)."""
+        if len(features) == 0:
+            return
+        values = features.double()
+        mean = values.mean(dim=0)
+        if self._mean is None or self._scatter is None:
+            self._mean, self._scatter = torch.zeros_like(mean), mean.new_zeros(len(mean), len(mean))
+        values = values - mean
+        self._scatter.addmm_(values.mT, values)
+        self._move(mean, len(features))
+
+    def merge(self, other: Moments) -> None:
+        """All that another has seen."""
+        if other._mean is None or other._scatter is None:
+            return
+        if self._mean is None or self._scatter is None:
+            self._mean, self._scatter = torch.zeros_like(other._mean), torch.zeros_like(other._scatter)
+        self._scatter += other._scatter
+        self._move(other._mean, other.num)
+
+    def gaussian(self) -> Gaussian:
+        """The mean and the sample covariance.
+
+        Raises:
+            InputError: of fewer than two features.
+        """
+        if self.num < 2 or self._mean is None or self._scatter is None:
+            raise InputError(f"a distance needs at least two images on either side, and here are {self.num}")
+        return Gaussian(self._mean, self._scatter / (self.num - 1), self.num)
+
+    def _move(self, mean: Tensor, num: int) -> None:
+        assert self._mean is not None and self._scatter is not None
+        total = self.num + num
+        apart = mean - self._mean
+        self._scatter.addr_(apart, apart, alpha=self.num * num / total)
+        self._mean += apart * (num / total)
+        self.num = total
+
+
+def gaussian_of(blocks: Iterable[Tensor]) -> Gaussian:
+    """The Gaussian that fits features which come as blocks (n, d)."""
+    moments = Moments()
+    for block in blocks:
+        moments.add(block)
+    return moments.gaussian()
+
+
+def merged(several: Sequence[Moments]) -> Gaussian:
+    """The Gaussian that fits all that these have seen."""
+    together = Moments()
+    for one in several:
+        together.merge(one)
+    return together.gaussian()
+
+
+class FrechetTo:
+    """The Frechet distance to one Gaussian, from as many others as are asked for.
+
+    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), as Heusel et al. (arXiv 1706.08500, equation 6) use it. The eigenvalues
+    of C1 C2 are those of S C2 S, with S the symmetric root of C1, so that nothing but symmetric matrices is decomposed.
+    """
+
+    def __init__(self, reference: Gaussian) -> None:
+        _check(reference)
+        self._reference = reference
+        values, vectors = torch.linalg.eigh(reference.covariance)
+        self._root = (vectors * values.clamp(min=0).sqrt()) @ vectors.mT
+
+    def __call__(self, other: Gaussian) -> float:
+        """The distance, at least 0."""
+        _check(other)
+        reference = self._reference
+        if other.mean.shape != reference.mean.shape:
+            raise InputError(
+                f"the reference has {len(reference.mean):,} features and these images have {len(other.mean):,}: it was "
+                "made with another extractor"
+            )
+        values = torch.linalg.eigvalsh(self._root @ other.covariance @ self._root)
+        # Of a covariance of fewer images than features all others are 0 but for rounding, which a root makes large.
+        shared = values[-min(reference.rank, other.rank) :].clamp(min=0).sqrt().sum()
+        spread = reference.covariance.trace() + other.covariance.trace() - 2 * shared
+        return max(0.0, float((reference.mean - other.mean).square().sum() + spread))
+
+
+def frechet_distance(one: Gaussian, other: Gaussian) -> float:
+    """The Frechet distance between two Gaussians, see `FrechetTo`."""
+    return FrechetTo(one)(other)
+
+
+class KernelDistance:
+    """The kernel distance of groups of features from a reference: the unbiased estimate of the squared MMD.
+
+    The kernel is (x . y / d + 1)^3 (Binkowski et al., arXiv 1801.01401, section 4), and every pair counts, not those of
+    random subsets only, so that there is nothing random in it. Sums over pairs of groups are kept: the distance of any
+    of the groups costs nothing more.
+
+    Args:
+        groups: of features (n, d).
+        reference: features (m, d).
+    """
+
+    def __init__(self, groups: Sequence[Tensor], reference: Tensor) -> None:
+        if len(reference) < 2:
+            raise InputError(
+                f"a distance needs at least two images on either side, and the reference has {len(reference)}"
+            )
+        if any(group.shape[1] != reference.shape[1] for group in groups):
+            raise InputError(f"the reference has {reference.shape[1]:,} features, and these images have another number")
+        self._sizes = [len(group) for group in groups]
+        self._among = torch.zeros(len(groups), len(groups), dtype=torch.float64)
+        for first, one in enumerate(groups):
+            for second, other in enumerate(groups[: first + 1]):
+                total = _sum_of_kernels(one, other)
+                if first == second:
+                    total -= _sum_of_own_kernels(one)
+                self._among[first, second] = self._among[second, first] = total
+        self._across = [_sum_of_kernels(group, reference) for group in groups]
+        num = len(reference)
+        self._num_reference = num
+        self._of_reference = (_sum_of_kernels(reference, reference) - _sum_of_own_kernels(reference)) / (
+            num * (num - 1)
+        )
+
+    def __call__(self, chosen: Sequence[int] | None = None) -> float:
+        """Of the chosen groups together; of all where None. An unbiased estimate can be below 0."""
+        places = list(range(len(self._sizes)) if chosen is None else chosen)
+        num = sum(self._sizes[place] for place in places)
+        if num < 2:
+            raise InputError(f"a distance needs at least two images on either side, and here are {num}")
+        among = float(self._among[places][:, places].sum()) / (num * (num - 1))
+        across = sum(self._across[place] for place in places) / (num * self._num_reference)
+        return among + self._of_reference - 2 * across
+
+
+def kernel_distance(one: Tensor, other: Tensor) -> float:
+    """The kernel distance between two sets of features (n, d) and (m, d), see `KernelDistance`."""
+    return KernelDistance([one], other)()
+
+
+def _sum_of_kernels(one: Tensor, other: Tensor) -> float:
+    total = 0.0
+    for rows in one.split(_ROWS):
+        for columns in other.split(_ROWS):
+            total += float((rows.double() @ columns.double().mT).div_(one.shape[1]).add_(1).pow_(3).sum())
+    return total
+
+
+def _sum_of_own_kernels(features: Tensor) -> float:
+    """Of every feature with itself."""
+    return sum(
+        float(rows.double().square().sum(dim=1).div_(features.shape[1]).add_(1).pow_(3).sum())
+        for rows in features.split(_ROWS)
+    )
+
+
+def _check(gaussian: Gaussian) -> None:
+    size = len(gaussian.mean)
+    if gaussian.covariance.shape != (size, size):
+        raise InputError(f"a covariance of {size} features is {size} x {size}, not {tuple(gaussian.covariance.shape)}")
+    if not math.isfinite(float(gaussian.mean.sum() + gaussian.covariance.sum())):
+        raise InputError("the moments of the features are not finite numbers")

@@ -1,0 +1,98 @@
+"""What turns images into features: any callable, with a name and what identifies it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patch_diffusion.errors import InputError
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """Images to features, by which sets of images are compared.
+
+    Args:
+        name: how the numbers that come of it are called.
+        function: uint8 images (n, c, h, w) to features (n, d), any floats.
+        settings: all that its features follow from, ready for JSON, such as a digest of its weights; numbers are
+            comparable where these agree. None where that cannot be told; then nothing made by it is kept on disk.
+        channels: of the images it takes; others are converted, see `conversion`. None: any number.
+        note: what the user should know of its numbers.
+
+    >>> means = Extractor("channel means", lambda images: images.float().mean(dim=(2, 3)))
+    >>> means(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)).shape
+    torch.Size([2, 3])
+    """
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+    settings: Mapping[str, Any] | None = None
+    channels: int | None = 3
+    note: str = ""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features (n, d), float32 on the CPU, of uint8 images (n, c, h, w).
+
+        Raises:
+            InputError: for images that it cannot take, and for features that cannot be used.
+        """
+        if images.ndim != 4 or images.dtype != torch.uint8:
+            raise InputError(
+                f"features are made of uint8 images (n, c, h, w), not {images.dtype} {tuple(images.shape)}"
+            )
+        with torch.inference_mode():
+            found = self.function(with_channels(images, self.channels, self.name))
+        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(images):
+            what = f"{tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+            raise InputError(f"the extractor '{self.name}' must make ({len(images)}, d) features, and made {what}")
+        features = found.to("cpu", torch.float32)
+        broken = ~features.isfinite().all(dim=1)
+        if broken.any():
+            raise InputError(
+                f"the extractor '{self.name}' made features that are not finite numbers of {int(broken.sum())} of "
+                f"{len(images)} images: its weights are damaged, or it does not suit these images"
+            )
+        return features
+
+
+def as_extractor(function: Extractor | Callable[[Tensor], Tensor]) -> Extractor:
+    """A callable as an extractor, by its attributes ``name``, ``settings`` and ``channels`` where it has them."""
+    if isinstance(function, Extractor):
+        return function
+    name = getattr(function, "name", None) or getattr(function, "__qualname__", type(function).__name__)
+    return Extractor(
+        str(name), function, getattr(function, "settings", None), channels=getattr(function, "channels", None)
+    )
+
+
+def conversion(channels: int, wanted: int | None) -> str:
+    """What happens to images of so many channels on their way into an extractor; empty where nothing does."""
+    if wanted is None or channels == wanted:
+        return ""
+    if channels == 1:
+        return f"images of 1 channel are repeated to {wanted}"
+    if channels == 4 and wanted == 3:
+        return "images of 4 channels are laid over grey"
+    return f"images of {channels} channels cannot become {wanted}"
+
+
+def with_channels(images: Tensor, wanted: int | None, name: str) -> Tensor:
+    """Images (n, c, h, w) of as many channels as are wanted, as `conversion` says."""
+    channels = images.shape[1]
+    if not conversion(channels, wanted):
+        return images
+    assert wanted is not None
+    if channels == 1:
+        return images.expand(-1, wanted, -1, -1)
+    if channels == 4 and wanted == 3:
+        opacity = images[:, 3:].float() / 255
+        return (images[:, :3] * opacity + 128 * (1 - opacity)).round().to(torch.uint8)
+    raise InputError(
+        f"the extractor '{name}' takes images of {wanted} channels, not {channels}: take --extractor random, which "
+        "takes any"
+    )

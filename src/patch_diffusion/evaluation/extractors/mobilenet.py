@@ -1,0 +1,99 @@
+"""MobileNetV2 (Sandler et al., arXiv 1801.04381) with its batch norms folded in: small, and good on two cores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from patch_diffusion.evaluation.extractors.extractor import Extractor
+from patch_diffusion.evaluation.extractors.weights import check_shapes, digest_of, read_weights
+
+SIDE = 128
+"""Images are brought to this side, as pooled features of this network take any multiple of 32."""
+
+# Channels that a block expands to are six times its inputs (table 2 of the paper), but for the first.
+_OUTPUTS = (16, 24, 24, *[32] * 3, *[64] * 4, *[96] * 3, *[160] * 3, 320)
+_STRIDES = {2: 2, 4: 2, 7: 2, 14: 2}
+_STEM, _HEAD = 32, 1280
+
+
+def is_mobilenet(weights: Mapping[str, Tensor]) -> bool:
+    """Whether tensors have the names of this network."""
+    return "stem.weight" in weights and "block1.depthwise.weight" in weights
+
+
+def mobilenet(path: Path, side: int = SIDE, device: torch.device | str = "cpu") -> Extractor:
+    """The 1,280 values behind the last convolution, pooled over the image.
+
+    Args:
+        path: weights ``stem``, ``block1`` ... ``block17`` with ``.expand`` (but block1), ``.depthwise`` and
+            ``.project``, and ``head``, each with ``.weight`` (outputs, inputs, height, width) and ``.bias``.
+        side: that images are brought to, bicubically and, where that makes them smaller, with antialiasing.
+        device: where it is computed.
+
+    Raises:
+        InputError: no such weights there.
+    """
+    weights = read_weights(path)
+    check_shapes(path, weights, _shapes(), "a MobileNetV2")
+    return Extractor(
+        "mobilenet_v2",
+        _MobileNet({name: _placed(weights[name], device) for name in _shapes()}, side),
+        {"kind": "MobileNetV2", "weights": digest_of(path), "side": side},
+        note="features of MobileNetV2 are not those of FID: compare numbers only where the extractor, its side and the "
+        "number of images are the same",
+    )
+
+
+class _MobileNet:
+    def __init__(self, weights: Mapping[str, Tensor], side: int) -> None:
+        self._weights = weights
+        self._side = side
+
+    def __call__(self, images: Tensor) -> Tensor:
+        device = self._weights["stem.weight"].device
+        x = images.to(device).float() / 127.5 - 1
+        smaller = max(x.shape[-2:]) > self._side
+        x = F.interpolate(x, (self._side, self._side), mode="bicubic", align_corners=False, antialias=smaller)
+        x = self._convolution(x.clamp(-1, 1), "stem", stride=2).clamp(0, 6)
+        for block in range(1, len(_OUTPUTS) + 1):
+            stride, y = _STRIDES.get(block, 1), x
+            if block > 1:
+                y = self._convolution(y, f"block{block}.expand").clamp(0, 6)
+            y = self._convolution(y, f"block{block}.depthwise", stride, groups=y.shape[1]).clamp(0, 6)
+            y = self._convolution(y, f"block{block}.project")
+            x = x + y if stride == 1 and x.shape == y.shape else y
+        return self._convolution(x, "head").clamp(0, 6).mean(dim=(2, 3))
+
+    def _convolution(self, x: Tensor, name: str, stride: int = 1, groups: int = 1) -> Tensor:
+        weight = self._weights[f"{name}.weight"]
+        if weight.shape[-1] == 3:
+            # TensorFlow's SAME: what cannot be divided evenly goes below and to the right.
+            x = F.pad(x, (0, 1, 0, 1) if stride == 2 else (1, 1, 1, 1))
+        return F.conv2d(x, weight, self._weights[f"{name}.bias"], stride, groups=groups)
+
+
+def _placed(weight: Tensor, device: torch.device | str) -> Tensor:
+    """With the channels last, which makes it twice as fast on a CPU."""
+    layout = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
+    return weight.to(device, torch.float32, memory_format=layout)
+
+
+def _shapes() -> dict[str, tuple[int, ...]]:
+    weights: dict[str, tuple[int, ...]] = {"stem": (_STEM, 3, 3, 3)}
+    inputs = _STEM
+    for block, outputs in enumerate(_OUTPUTS, start=1):
+        wide = inputs
+        if block > 1:
+            wide = 6 * inputs
+            weights[f"block{block}.expand"] = (wide, inputs, 1, 1)
+        weights[f"block{block}.depthwise"] = (wide, 1, 3, 3)
+        weights[f"block{block}.project"] = (outputs, wide, 1, 1)
+        inputs = outputs
+    weights["head"] = (_HEAD, inputs, 1, 1)
+    biases = {f"{name}.bias": shape[:1] for name, shape in weights.items()}
+    return {f"{name}.weight": shape for name, shape in weights.items()} | biases

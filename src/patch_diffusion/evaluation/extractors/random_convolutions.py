@@ -1,0 +1,75 @@
+"""Features that need no file: random convolutions, the same on every machine.
+
+Even untrained convolutions tell sets of images apart (Naeem et al., arXiv 2002.09797, use them where trained features
+do not suit the images). The absolute value follows each of them, as in scattering transforms: no filter is silent. They
+see colours, edges and textures, and nothing that has a name.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from patch_diffusion.evaluation.extractors.extractor import Extractor
+from patch_diffusion.streams import generator
+
+WIDTHS = (16, 32, 64, 64)
+"""Filters of each layer; after each, height and width are halved."""
+
+_LARGEST = 128  # side; larger images are reduced
+_PARTS = 2  # the last layer is pooled into so many parts along each axis, so that layout counts
+
+
+def random_convolutions(seed: int = 0, device: torch.device | str = "cpu") -> Extractor:
+    """368 features: the mean of each filter of four layers, of the last layer in each quarter of the image.
+
+    Args:
+        seed: of the filters.
+        device: where they are computed.
+    """
+    return Extractor(
+        "random",
+        _RandomConvolutions(seed, torch.device(device)),
+        {"kind": "random convolutions", "version": 1, "seed": seed, "widths": list(WIDTHS), "largest": _LARGEST},
+        channels=None,
+        note="features of random convolutions tell these samples from others of this data, and cannot be compared "
+        "with published numbers",
+    )
+
+
+class _RandomConvolutions:
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self._seed = seed
+        self._device = device
+        self._filters: dict[int, list[Tensor]] = {}  # by the channels of the images
+
+    def __call__(self, images: Tensor) -> Tensor:
+        values = images.to(self._device).float() / 127.5 - 1
+        height, width = values.shape[-2:]
+        if max(height, width) > _LARGEST:
+            scale = _LARGEST / max(height, width)
+            size = (max(1, round(height * scale)), max(1, round(width * scale)))
+            values = F.interpolate(values, size, mode="bilinear", antialias=True)
+        features: list[Tensor] = []
+        filters = self._filters_of(values.shape[1])
+        for layer, weight in enumerate(filters):
+            values = F.conv2d(F.pad(values, (1, 1, 1, 1), mode="replicate"), weight).abs()
+            parts = _PARTS if layer == len(filters) - 1 else 1
+            features.append(F.adaptive_avg_pool2d(values, parts).flatten(1))
+            values = F.avg_pool2d(values, 2, ceil_mode=True)
+        return torch.cat(features, dim=1)
+
+    def _filters_of(self, channels: int) -> list[Tensor]:
+        if channels not in self._filters:
+            inputs = (channels, *WIDTHS)
+            # Variance 1 / inputs keeps the mean square of values.
+            self._filters[channels] = [
+                torch.randn(outputs, inputs[layer], 3, 3, generator=generator(self._seed, "random features", layer))
+                .mul(math.sqrt(1 / (9 * inputs[layer])))
+                .to(self._device)
+                for layer, outputs in enumerate(WIDTHS)
+            ]
+        return self._filters[channels]

@@ -1,0 +1,119 @@
+"""Who is near whom: nearest neighbours in blocks, and what shares of neighbourhoods tell of two sets of images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from patch_diffusion.errors import InputError
+
+_ROWS = 2048  # whose distances are in memory at a time
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """Of each of n points, the distances (n, 2) to its nearest and second nearest of others, and their ``places``."""
+
+    distances: Tensor
+    places: Tensor
+
+    @property
+    def ratios(self) -> Tensor:
+        """Nearest to second nearest, (n,): far below 1 where a point belongs to one other alone; 0 where it is it."""
+        nearest, second = self.distances.unbind(dim=1)
+        return torch.where(nearest == 0, 0.0, nearest / second.clamp(min=torch.finfo(nearest.dtype).tiny))
+
+
+def nearest_two(points: Tensor, others: Iterable[Tensor]) -> Nearest:
+    """The two nearest of others that come as blocks.
+
+    Args:
+        points: (n, d).
+        others: blocks (m, d); two points in all at the least.
+    """
+    points = points.float()
+    distances = points.new_full((len(points), 2), torch.inf)
+    places = torch.full((len(points), 2), -1)
+    first = 0
+    for block in others:
+        for part in block.split(_ROWS):
+            candidates = part.float()
+            for rows in torch.arange(len(points)).split(_ROWS):
+                found = torch.cdist(points[rows], candidates, compute_mode="use_mm_for_euclid_dist")
+                best = found.topk(min(2, len(candidates)), dim=1, largest=False)
+                # Products leave rounding errors that matter between a picture and its copy.
+                exact = (points[rows][:, None] - candidates[best.indices]).square().sum(dim=2).sqrt()
+                both = torch.cat([distances[rows], exact], dim=1)
+                which = torch.cat([places[rows], best.indices + first], dim=1)
+                chosen = both.topk(2, dim=1, largest=False)
+                distances[rows], places[rows] = chosen.values, which.gather(1, chosen.indices)
+            first += len(candidates)
+    if first < 2:
+        raise InputError(f"a second nearest image needs at least two to compare with, and here are {first}")
+    return Nearest(distances, places)
+
+
+def precision_recall(generated: Tensor, real: Tensor, neighbours: int = 3) -> tuple[Tensor, Tensor]:
+    """Improved precision and recall (Kynkaanniemi et al., arXiv 1904.06991), before the mean.
+
+    Args:
+        generated, real: features (n, d) and (m, d).
+        neighbours: the ball around a point reaches to so many of its own set.
+
+    Returns:
+        For each generated image whether it lies in a ball of the real ones, (n,); for each real image whether it lies
+        in a ball of the generated ones, (m,). Booleans.
+    """
+    of_real, of_generated = radii(real, neighbours), radii(generated, neighbours)
+    inside, covered = torch.zeros(len(generated), dtype=torch.bool), torch.zeros(len(real), dtype=torch.bool)
+    for rows, columns, found in _distances(generated, real):
+        inside[rows] |= (found <= of_real[columns]).any(dim=1)
+        covered[columns] |= (found <= of_generated[rows][:, None]).any(dim=0)
+    return inside, covered
+
+
+def density_coverage(generated: Tensor, real: Tensor, neighbours: int = 5) -> tuple[Tensor, Tensor]:
+    """Density and coverage (Naeem et al., arXiv 2002.09797), before the mean; outliers count for less in them.
+
+    Args:
+        generated, real: features (n, d) and (m, d).
+        neighbours: the ball around a real image reaches to so many other real ones.
+
+    Returns:
+        For each generated image in how many balls it lies, as a share of ``neighbours``, (n,); for each real image
+        whether a generated one lies in its ball, (m,).
+    """
+    of_real = radii(real, neighbours)
+    counts, covered = torch.zeros(len(generated)), torch.zeros(len(real), dtype=torch.bool)
+    for rows, columns, found in _distances(generated, real):
+        inside = found <= of_real[columns]
+        counts[rows] += inside.sum(dim=1)
+        covered[columns] |= inside.any(dim=0)
+    return counts / neighbours, covered
+
+
+def radii(points: Tensor, neighbours: int) -> Tensor:
+    """The distance (n,) of each point to its neighbour of that number among the others."""
+    if len(points) <= neighbours:
+        raise InputError(
+            f"the {neighbours} nearest neighbours of an image need more than {neighbours} images on either side, not "
+            f"{len(points)}"
+        )
+    found = torch.full((len(points), neighbours + 1), torch.inf)
+    for rows, columns, distances in _distances(points, points):
+        # A point itself is at distance 0, whatever rounding makes of it.
+        own = rows[:, None] == columns[None]
+        both = torch.cat([found[rows], distances.masked_fill(own, 0.0)], dim=1)
+        found[rows] = both.topk(neighbours + 1, dim=1, largest=False).values
+    return found[:, neighbours]
+
+
+def _distances(one: Tensor, other: Tensor) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+    """Places in both, and the distances between these."""
+    one, other = one.float(), other.float()
+    for rows in torch.arange(len(one)).split(_ROWS):
+        for columns in torch.arange(len(other)).split(_ROWS):
+            yield rows, columns, torch.cdist(one[rows], other[columns], compute_mode="use_mm_for_euclid_dist")

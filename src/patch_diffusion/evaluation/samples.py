@@ -1,0 +1,128 @@
+"""What samples tell: one pass over them, and real images beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patch_diffusion.data.codec import PixelCodec
+from patch_diffusion.data.images import Images
+from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.errors import InputError
+from patch_diffusion.evaluation.collect import Collected, collect
+from patch_diffusion.evaluation.comparing import compare
+from patch_diffusion.evaluation.distances import Gaussian
+from patch_diffusion.evaluation.extractors.extractor import Extractor, conversion
+from patch_diffusion.evaluation.intervals import Measure
+from patch_diffusion.evaluation.memorization import Likeness, likeness, rates, write_pairs
+from patch_diffusion.evaluation.metrics import OF_FEATURES
+from patch_diffusion.evaluation.reference import Reference, reference_of
+from patch_diffusion.evaluation.stream import Stream, stream_of_images, stream_of_model
+from patch_diffusion.evaluation.subject import Subject
+from patch_diffusion.streams import generator
+
+
+@dataclass(frozen=True)
+class SamplesOptions:
+    """``num`` samples, or pictures; what makes their features; how they are ``sampled``; see `evaluate` for others."""
+
+    num: int
+    extractor: Extractor
+    sampling: dict[str, Any]
+    seed: int
+    batch: int
+    pairs: str | Path | None
+    show: bool
+
+
+def of_samples(
+    wanted: Collection[str], subject: Subject, real: Images | None, statistics: Gaussian | None, how: SamplesOptions
+) -> tuple[dict[str, Measure], dict[str, Any], list[str]]:
+    """Measures by name, the settings of the samples, and what the user should know.
+
+    Args:
+        wanted: metrics; those that need no samples are not looked at.
+        subject: what is evaluated.
+        real: what samples are compared with; None where there are ``statistics`` of it.
+        statistics: published ones, for the Frechet distance.
+        how: the options.
+    """
+    extractor = how.extractor
+    images = _stream(subject, how)
+    doing = "sampling" if subject.model is not None else "reading"
+    collected = collect(images, extractor, what=doing, moments="frechet" in wanted, show=how.show)
+    notes = [extractor.note] if extractor.note else []
+    if text := conversion(collected.channels, extractor.channels):
+        notes.append(f"{text} for the extractor {extractor.name}")
+    references: dict[int, Reference] = {}
+
+    def reference(of: Images) -> Reference:
+        if id(of) not in references:
+            references[id(of)] = reference_of(_pixels_of(of, how.batch), extractor, show=how.show)
+        return references[id(of)]
+
+    compared = real is not None and {"frechet", *OF_FEATURES} & set(wanted)
+    beside = reference(real) if real is not None and compared else None
+    measures, more = compare(wanted, collected, beside, statistics, extractor.name, how.seed)
+    notes += more
+    if "memorization" in wanted and subject.training is not None:
+        found, said = _memorization(images, collected, subject, reference(subject.training), how)
+        measures |= found
+        notes += said
+    identity = {"name": extractor.name, **(extractor.settings or {})}
+    settings = {**images.settings, "resolution": list(collected.resolution), "extractor": identity}
+    return measures, settings, notes
+
+
+def _memorization(
+    images: Stream, collected: Collected, subject: Subject, of_training: Reference, how: SamplesOptions
+) -> tuple[dict[str, Measure], Sequence[str]]:
+    assert subject.training is not None
+    training = _pixels_of(subject.training, how.batch)
+    near = likeness(collected.small, collected.features, training, of_training.features)
+    sections: list[tuple[str, Stream, Likeness]] = [("the images nearest to a training image", images, near)]
+    if subject.held_out is not None:
+        num = min(len(subject.held_out), len(collected.small))
+        outside = stream_of_images(subject.held_out, num, seed=how.seed, batch=how.batch)
+        seen = collect(outside, how.extractor, what="held-out images", moments=False, show=how.show)
+        near_outside = likeness(seen.small, seen.features, training, of_training.features)
+        sections.append(("held-out images nearest to a training image", outside, near_outside))
+    if how.pairs is not None:
+        write_pairs(how.pairs, training, of_training.places, sections)
+    return rates(near, sections[1][2] if len(sections) > 1 else None, how.extractor.name, how.seed)
+
+
+def _stream(subject: Subject, how: SamplesOptions) -> Stream:
+    model, num, seed = subject.model, how.num, how.seed
+    if model is None:
+        assert subject.pictures is not None
+        if num < 2:
+            raise InputError(f"at least two images are needed, and {subject.name} has {num}")
+        return stream_of_images(subject.pictures, num, seed=seed, batch=how.batch)
+    labels = _classes_like(subject.training, model, num, seed)
+    seeds = range(seed * num, (seed + 1) * num)
+    stream = stream_of_model(model, seeds, labels=labels, batch=how.batch, **how.sampling)
+    if not model.num_classes:
+        return stream
+    classes = "seed mod classes" if labels is None else "as frequent as in the data"
+    return replace(stream, settings={**stream.settings, "classes": classes})
+
+
+def _classes_like(training: Images | None, model: Denoiser, num: int, seed: int) -> list[int] | None:
+    """Classes of images of the training, drawn at random, where it has the model's classes."""
+    if training is None or not model.num_classes or training.num_classes != model.num_classes:
+        return None
+    labels = [bucket.labels_of(torch.arange(len(bucket)).numpy()) for bucket in training.buckets]
+    every = torch.cat([each for each in labels if each is not None])
+    chosen = torch.randint(len(every), (num,), generator=generator(seed, "classes of samples"))
+    return every[chosen].tolist()
+
+
+def _pixels_of(images: Images, batch: int) -> Stream:
+    if not isinstance(images.codec, PixelCodec):
+        raise InputError("samples are compared with images, and these are latents: give the images as --data DATA")
+    return stream_of_images(images, batch=batch)

@@ -1,0 +1,141 @@
+"""Images that are evaluated, as they come: batch by batch, as uint8, generated or read, never all at once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from patch_diffusion.data.codec import PixelCodec
+from patch_diffusion.data.images import Images
+from patch_diffusion.data.order import permute
+from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.errors import InputError
+from patch_diffusion.sampling.generate import generate
+
+
+@dataclass(frozen=True)
+class Stream:
+    """``num`` images; ``batches`` gives all of them as uint8 (k, c, h, w), the same each time.
+
+    ``some`` gives those of some places again. ``settings`` say what they are, ready for JSON. ``batch``: the most at a
+    time.
+    """
+
+    num: int
+    batches: Callable[[], Iterator[Tensor]]
+    some: Callable[[Sequence[int]], list[Tensor]]
+    settings: dict[str, Any] = field(default_factory=dict)
+    batch: int = 64
+
+    @property
+    def num_batches(self) -> int:
+        """That come, or nearly so: batches of images of several sizes are smaller."""
+        return -(-self.num // self.batch)
+
+    def digest(self) -> str:
+        """Of all pixels, in order; the same for the same images wherever they were read from."""
+        digest = hashlib.blake2b(digest_size=16)
+        for images in self.batches():
+            for image in images:
+                digest.update(f"{tuple(image.shape)}".encode())
+                digest.update(image.contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+def stream_of_images(images: Images, num: int | None = None, *, seed: int = 0, batch: int = 64) -> Stream:
+    """Images of a data set: all in their order, or ``num`` of them in an order that follows from the seed.
+
+    Of images that are sorted, say by class, neighbours are alike, and intervals need groups that are not.
+
+    Raises:
+        InputError: for more images than there are, and for latents.
+    """
+    codec = images.codec
+    if not isinstance(codec, PixelCodec):
+        raise InputError("latents cannot be compared with pixels: give the images that they were made of")
+    total = len(images)
+    if num is not None and num > total:
+        raise InputError(f"there are {total:,} images, and {num:,} were asked for")
+    places = np.arange(total, dtype=np.int64)
+    if num is not None:
+        places = permute(places[:num], total, seed, "evaluated")
+    ends = np.cumsum([len(bucket) for bucket in images.buckets])
+
+    def which_bucket(chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.searchsorted(ends, chosen, side="right")
+
+    def read(chosen: NDArray[np.int64]) -> Iterator[Tensor]:
+        """In order, but that those of one size come together."""
+        which = which_bucket(chosen)
+        for number in np.unique(which):
+            bucket = images.buckets[number]
+            inside = chosen[which == number] - (ends[number] - len(bucket))
+            yield to_uint8(bucket.batch(inside)[0], codec)
+
+    # The order in which they come, so that `some` finds them again.
+    chunks = [places[start : start + batch] for start in range(0, len(places), batch)]
+    order = np.concatenate([chunk[np.argsort(which_bucket(chunk), kind="stable")] for chunk in chunks])
+
+    def batches() -> Iterator[Tensor]:
+        for chunk in chunks:
+            yield from read(chunk)
+
+    def some(wanted: Sequence[int]) -> list[Tensor]:
+        return [next(read(order[place : place + 1]))[0] for place in wanted]
+
+    return Stream(len(places), batches, some, {"images": len(places)}, batch)
+
+
+def stream_of_model(
+    model: Denoiser, seeds: Sequence[int], *, labels: Sequence[int] | None = None, batch: int = 64, **options: Any
+) -> Stream:
+    """Samples, made as they are asked for.
+
+    Args:
+        model: what samples.
+        seeds: one per image.
+        labels: one per image; None: seed k gets class k mod classes where the model has classes.
+        batch: images at a time.
+        options: others of `generate`.
+    """
+    if not isinstance(model.codec, PixelCodec) and not model.codec.can_decode:
+        raise InputError("this model makes latents, and its VAE is not there to decode them: give --vae FOLDER")
+
+    def sampled(places: Sequence[int]) -> Iterator[Tensor]:
+        chosen = None if labels is None else [labels[place] for place in places]
+        waiting: list[Tensor] = []
+        for sample in generate(model, [seeds[place] for place in places], labels=chosen, batch=batch, **options):
+            waiting.append(shown(sample.pixels, sample.range))
+            if len(waiting) == batch:
+                yield torch.stack(waiting)
+                waiting.clear()
+        if waiting:
+            yield torch.stack(waiting)
+
+    # Settings that do not suit the model are refused now, and told as they are used.
+    generate(model, [], batch=batch, **options)
+    settings = {"samples": len(seeds), "seeds": f"{seeds[0]}-{seeds[-1]}", **options}
+    every = partial(sampled, range(len(seeds)))
+    return Stream(len(seeds), every, lambda places: list(torch.cat(list(sampled(places)))), settings, batch)
+
+
+def to_uint8(pixels: Tensor, codec: PixelCodec) -> Tensor:
+    """Pixels of any type as extractors take them: the nearest of 256 levels, the ends of the codec's range black and
+    white."""
+    return pixels if codec == PixelCodec() else shown(pixels, codec.range)
+
+
+def shown(pixels: Tensor, span: tuple[float, float]) -> Tensor:
+    """Pixels as uint8, the first of the span black and the second white."""
+    if pixels.dtype == torch.uint8 and span == (0, 255):
+        return pixels
+    low, high = span
+    return ((pixels.float() - low) * (255 / (high - low))).round().clamp(0, 255).to(torch.uint8)
