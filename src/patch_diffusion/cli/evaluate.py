@@ -17,7 +17,7 @@ from patch_diffusion.errors import InputError
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure how good the samples of a run are, and whether it copies its images.
+    """Measure how good the samples of a run are, and whether it copies.
 
     patch-diffusion evaluate runs/photos --samples 1000 --pairs pairs.png
 
