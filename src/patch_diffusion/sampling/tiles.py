@@ -102,6 +102,8 @@ def covering(resolution: tuple[int, int], tile: tuple[int, int], overlap: int) -
 
 
 def _ramps(length: int, overlap: int) -> Tensor:
+    if overlap == 0:
+        return torch.ones(length)
     place = torch.arange(length, dtype=torch.float64)
     distance = torch.minimum(place, place.flip(0)) + 0.5
-    return (math.pi / 2 * (distance / max(overlap, 1)).clamp(max=1)).sin() ** 2
+    return (math.pi / 2 * (distance / overlap).clamp(max=1)).sin() ** 2
