@@ -206,7 +206,7 @@ def test_mistakes_get_one_line_and_nothing_is_written(run, places, tmp_path, lin
         "--guidance 4 --guide step:2",
         "--guidance 4 --guide ema:0.2",
         "--guidance 4 --guide CHECKPOINT",
-        "--guidance 4 --guidance-interval 0.1 2",
+        "--guidance 4 --guidance-interval 0.1 5",
         "--resolution 24 32 --coords extend",
         "--resolution 24 21 --tile 8 --overlap 2",
         "--tile 8",

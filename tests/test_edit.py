@@ -231,6 +231,19 @@ def test_operators_of_ones_own(image):
     torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("covariance", ["isotropic", "network"])
+def test_measurements_that_no_image_explains(covariance):
+    """One pixel measured twice, with two results, and no noise: their mean is the least of evils."""
+    model = Gaussian(torch.zeros(6), 0.25 * torch.eye(6), (2, 3))
+
+    def twice(images):
+        return images[:, 0, 0, :1].expand(-1, 2)
+
+    known = pd.Measurement(torch.tensor([0.2, 0.6]), twice, (1, 2, 3))
+    (sample,) = pd.edit(model, known, [0], steps=12, covariance=covariance)
+    assert sample.pixels[0, 0, 0].item() == pytest.approx(0.4, abs=1e-3) and sample.pixels.abs().max() < 3
+
+
 def test_a_seed_gives_the_same_in_any_batch(model, image, mask):
     known = pd.inpainting(image, mask)
     for covariance in ("isotropic", "network"):

@@ -3,7 +3,7 @@ is put together at every step of the solver.
 
 Tiles that overlap are blended, each pixel by the weights of the tiles that hold it, which is the least-squares
 solution for an image all of whose tiles shall be denoised as the network says (MultiDiffusion, Bar-Tal et al.,
-arXiv 2302.08113, equation 5).
+arXiv 2302.08113).
 """
 
 from __future__ import annotations

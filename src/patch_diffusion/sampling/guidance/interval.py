@@ -1,4 +1,4 @@
-"""Guidance at some noise levels only (Kynkaanniemi et al. 2024, arXiv 2404.07724, equation 5)."""
+"""Guidance at some noise levels only (Kynkaanniemi et al. 2024, arXiv 2404.07724)."""
 
 from __future__ import annotations
 

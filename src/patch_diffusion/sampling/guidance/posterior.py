@@ -5,12 +5,15 @@ y = A x0 + n was measured, n ~ N(0, s^2), is
 
     D + V A^T (s^2 + A V A^T)^-1 (y - A D).
 
-Two choices of V. *isotropic*: one number for all pixels. Without noise it cancels, and what was measured replaces what
-was denoised in the range of A (the null-space method DDNM, Wang et al., arXiv 2212.00490, equation 14; for a mask it is
-the replacement of known pixels, as in RePaint); with noise it is the proximal step of DiffPIR (Zhu et al.,
-arXiv 2305.08995, equation 13). *network*: sigma^2 times the Jacobian of D, which is the covariance itself where D is
-the mean (moment matching, Rozet et al., arXiv 2405.13712, equation 17); it tells what a measured pixel says of others,
+Two choices of V. *isotropic*: one number v for all pixels. Without noise it cancels, and what was measured replaces
+what was denoised in the range of A (the null-space method DDNM, Wang et al., arXiv 2212.00490; for a mask
+that is the replacement of known pixels, as in RePaint); with noise it is the proximal step of DiffPIR (Zhu et al.,
+arXiv 2305.08995). *network*: sigma^2 times the Jacobian of D, which is the covariance itself where D is
+the mean (moment matching, Rozet et al., arXiv 2405.13712); it tells what a measured pixel says of others,
 and takes a backward pass of the network for each of the ``iterations`` that solve the system.
+
+For the isotropic V, (s^2 / v + A^T A) d = A^T (y - A D) is solved, which gives the same change d of D, and has a
+solution also where no image explains y.
 """
 
 from __future__ import annotations
@@ -50,15 +53,14 @@ def posterior(
         iterations: of conjugate gradients at most.
     """
 
+    def nearest(left: Tensor, ridge: float) -> Tensor:
+        """The change d of the image with the least |left - A d|^2 + ridge |d|^2, which there always is."""
+        return conjugate_gradients(lambda d: ridge * d + transpose(apply(d)), transpose(left), iterations)
+
     def isotropic(noisy: Tensor, sigma: Tensor) -> Tensor:
         denoised = denoise(noisy, sigma)
         variance = float(sigma**2 * sigma_data**2 / (sigma**2 + sigma_data**2))
-
-        def system(u: Tensor) -> Tensor:
-            return noise**2 * u + variance * apply(transpose(u))
-
-        solved = conjugate_gradients(system, residual(denoised.float()), iterations)
-        return denoised + (variance * transpose(solved)).to(denoised)
+        return denoised + nearest(residual(denoised.float()), noise**2 / variance).to(denoised)
 
     def network(noisy: Tensor, sigma: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -73,8 +75,10 @@ def posterior(
         def system(u: Tensor) -> Tensor:
             return noise**2 * u + apply(spread(u).float())
 
-        solved = conjugate_gradients(system, residual(denoised.detach().float()), iterations)
-        return denoised.detach() + spread(solved)
+        left = residual(denoised.detach().float())
+        if noise == 0:  # what no image can explain has no solution
+            left = apply(nearest(left, 0.0))
+        return denoised.detach() + spread(conjugate_gradients(system, left, iterations))
 
     return {"isotropic": isotropic, "network": network}[covariance]
 
