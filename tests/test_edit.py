@@ -265,7 +265,9 @@ def test_every_setting_matters(model, image, mask):
     known = pd.inpainting(image, mask)
 
     def pixels(**settings):
-        return next(pd.edit(model, known, [0], **{"steps": 4, "repeats": 2, **settings})).pixels
+        return next(
+            pd.edit(model, known, [0], **{"steps": 4, "repeats": 2, "covariance": "isotropic", **settings})
+        ).pixels
 
     plain = pixels()
     for settings in (
