@@ -2,9 +2,10 @@
 
     python benchmarks/restoration.py RUN --data digits --held-out 0.34 --num 100
 
-RUN was trained with this share held out, or DATA are others than it was trained on. Of these images a half is masked, or they are made smaller, blurred or
-noisy; each method brings them back. Told are the error (PSNR in dB, the mean over images), and of digits how many of
-the filled ones a classifier still recognises that was trained on others. All images are solved in one batch.
+RUN was trained with this share held out, or DATA are others than it was trained on. Of these images a half is masked,
+or they are made smaller, blurred or noisy; each method brings them back. Told are the error (PSNR in dB, the mean over
+images), and of digits how many of the filled ones a classifier still recognises that was trained on others. All images
+are solved in one batch.
 """
 
 from __future__ import annotations
