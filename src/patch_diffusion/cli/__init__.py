@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import patch_diffusion
+from patch_diffusion.cli.edit import Edit
 from patch_diffusion.cli.evaluate import Evaluate
 from patch_diffusion.cli.export import Export
 from patch_diffusion.cli.import_ import Import
@@ -56,6 +57,7 @@ VERBS: dict[str, type[Verb]] = {
     "train": Train,
     "sample": Sample,
     "evaluate": Evaluate,
+    "edit": Edit,
     "info": Info,
     "inspect": Inspect,
     "prepare": Prepare,
