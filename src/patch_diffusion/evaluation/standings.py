@@ -17,7 +17,7 @@ def time_to(curve: Curve, loss: float) -> float | None:
 
     Where it is as low at the first moment already, that moment: it may have been there before, nobody looked.
 
-    >>> time_to([(1, 0.8), (2, 0.6), (3, 0.5)], 0.7)
+    >>> time_to([(1, 0.75), (2, 0.25), (3, 0.125)], 0.5)
     1.5
     """
     if curve and curve[0][1] <= loss:

@@ -29,8 +29,8 @@ def bundle(module: str) -> str:
     Raises:
         ValueError: a module is not written so, a mistake of this package.
 
-    >>> print(bundle("patch_diffusion.sampling.guidance.classifier_free").splitlines()[-1])
-        return denoise
+    >>> print(bundle("patch_diffusion.sampling.guidance.extrapolation").splitlines()[-1])
+        return guided
     """
     found = _Bundle()
     found.add(module)

@@ -13,7 +13,7 @@ from torch import Tensor
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.patches.coords import coordinate_grid
-from patch_diffusion.sampling.guidance.classifier_free import classifier_free
+from patch_diffusion.sampling.guidance.extrapolation import extrapolate
 from patch_diffusion.streams import generator as generator_of
 
 PICTURES = (1, 3, 4)  # channels that Pillow shows
@@ -172,7 +172,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
             return denoise
 
         conditional, *unconditional = [bound(output) for output in outputs]
-        return classifier_free(conditional, unconditional[0], guidance) if unconditional else conditional
+        return extrapolate(conditional, unconditional[0], guidance) if unconditional else conditional
 
     def _by_steps(self, outputs: list[Any], guidance: float, start: Tensor, steps: int, bar: Any) -> Tensor:
         """By one of diffusers' EDM schedulers, which have their own preconditioning: that of the "edm" process."""
