@@ -6,7 +6,7 @@ import torch
 import parity
 import patch_diffusion as pd
 from patch_diffusion.sampling.bind import bind
-from patch_diffusion.sampling.guidance.classifier_free import classifier_free
+from patch_diffusion.sampling.guidance.extrapolation import extrapolate
 from patch_diffusion.sampling.stochastic import stochastic_heun
 
 GUIDED = [name for name in parity.NAMES if "class" in name]
@@ -38,7 +38,7 @@ def solve(model, tensors, solver, steps, *, guidance=1.0, **options):
     sigmas, coords, labels = pd.karras_sigmas(steps, 0.002, 80), pd.coordinate_grid(16, 16), labels_of(tensors)
     denoise = bind(model, coords, labels)
     if guidance != 1:
-        denoise = classifier_free(denoise, bind(model, coords), guidance)
+        denoise = extrapolate(denoise, bind(model, coords), guidance)
     with torch.no_grad():
         return solver(denoise, tensors["sample.latents"] * sigmas[0], sigmas, **options)
 

@@ -209,11 +209,11 @@ def test_options_by_name():
 
 
 def test_classifier_free_guidance():
-    from patch_diffusion.sampling.guidance.classifier_free import classifier_free
+    from patch_diffusion.sampling.guidance.extrapolation import extrapolate
 
     def of(value):
         return lambda noisy, sigma: torch.full_like(noisy, value)
 
     zeros = torch.zeros(1, 1, 1, 1)
     for scale, expected in ((0, 1.0), (1, 3.0), (1.5, 4.0), (2, 5.0)):
-        assert classifier_free(of(3.0), of(1.0), scale)(zeros, torch.ones(())).item() == expected
+        assert extrapolate(of(3.0), of(1.0), scale)(zeros, torch.ones(())).item() == expected

@@ -34,6 +34,15 @@ if TYPE_CHECKING:
     from patch_diffusion.patches.schedule import PatchSchedule as PatchSchedule
     from patch_diffusion.presets import PRESETS as PRESETS
     from patch_diffusion.sampling.choices import SOLVERS as SOLVERS
+    from patch_diffusion.sampling.editing.edit import edit as edit
+    from patch_diffusion.sampling.editing.image import read_image as read_image
+    from patch_diffusion.sampling.editing.image import read_mask as read_mask
+    from patch_diffusion.sampling.editing.measurement import Measurement as Measurement
+    from patch_diffusion.sampling.editing.tasks import deblurring as deblurring
+    from patch_diffusion.sampling.editing.tasks import denoising as denoising
+    from patch_diffusion.sampling.editing.tasks import inpainting as inpainting
+    from patch_diffusion.sampling.editing.tasks import outpainting as outpainting
+    from patch_diffusion.sampling.editing.tasks import super_resolution as super_resolution
     from patch_diffusion.sampling.encode import decode as decode
     from patch_diffusion.sampling.encode import encode as encode
     from patch_diffusion.sampling.folder import write_samples as write_samples
@@ -78,6 +87,10 @@ _HOME = {
     "patches.schedule": ("PatchSchedule",),
     "presets": ("PRESETS",),
     "sampling.choices": ("SOLVERS",),
+    "sampling.editing.edit": ("edit",),
+    "sampling.editing.image": ("read_image", "read_mask"),
+    "sampling.editing.measurement": ("Measurement",),
+    "sampling.editing.tasks": ("deblurring", "denoising", "inpainting", "outpainting", "super_resolution"),
     "sampling.encode": ("decode", "encode"),
     "sampling.folder": ("write_samples",),
     "sampling.generate": ("Sample", "generate"),

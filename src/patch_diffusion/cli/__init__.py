@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import patch_diffusion
+from patch_diffusion.cli.edit import Edit
 from patch_diffusion.cli.import_ import Import
 from patch_diffusion.cli.info import Info
 from patch_diffusion.cli.inspect import Inspect
@@ -52,6 +53,7 @@ class Verb(Protocol):
 VERBS: dict[str, type[Verb]] = {
     "train": Train,
     "sample": Sample,
+    "edit": Edit,
     "info": Info,
     "inspect": Inspect,
     "prepare": Prepare,

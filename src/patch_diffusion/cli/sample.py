@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 import patch_diffusion
+from patch_diffusion.cli.choosing import class_number, guide_of
 from patch_diffusion.cli.parsing import parse, parse_seeds
-from patch_diffusion.errors import InputError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,25 @@ class Sample:
     eta: float | None = None
     """For ancestral (1): how much of the noise is fresh, from 0 to 1."""
     guidance: float = 1.0
-    """Scale of classifier-free guidance; 1 is none."""
+    """Scale of guidance; 1 is none."""
+    guide: Annotated[str, arg(metavar="NAME")] = "class"
+    """What guidance leads away from. class: the model without the class. crops: the model on crops, of half the sides
+    or as in crops:1/4. step:400: an earlier checkpoint. ema:0.02: an average of another length. Or another run."""
+    guidance_interval: Annotated[tuple[float, float] | None, arg(metavar="LOW HIGH")] = None
+    """Guidance only at noise levels above LOW, up to HIGH. None: at all."""
     ema_length: Annotated[float | None, arg(metavar="0.1")] = None
     """Average the weights over this share of the training, where --ema.lengths kept what it takes."""
     vae: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """For a model of latents: an autoencoder to decode with, in place of the one that made them."""
     resolution: int | tuple[int, int] | None = None
     """Side, or height and width. None: that of the training images."""
+    coords: Annotated[Literal["stretch", "extend", "repeat"] | None, arg(metavar="NAME")] = None
+    """Coordinates of an image of another resolution. stretch: as those of an image of training. extend: beyond them.
+    repeat: each tile as an image of its own. None: stretch, or repeat for tiles of larger images."""
+    tile: int | tuple[int, int] | None = None
+    """Side, or height and width, of overlapping tiles for images that are too large for the memory. None: none."""
+    overlap: int | None = None
+    """Pixels that tiles overlap by. None: a quarter of their side."""
     grid: Annotated[Path | None, arg(metavar="FILE.png")] = None
     """One picture of the first 100 samples, sorted by class."""
     batch: int = 64
@@ -81,6 +93,7 @@ class Sample:
 
         seeds = parse_seeds(self.seeds)
         model = patch_diffusion.load(self.source, ema_length=self.ema_length, vae=self.vae, device=self.device)
+        guide = guide_of(self.guide, self.source, device=self.device)
         samples = patch_diffusion.generate(
             model,
             seeds,
@@ -95,11 +108,18 @@ class Sample:
             churn_max=self.churn_max,
             churn_noise=self.churn_noise,
             eta=self.eta,
-            labels=_class_number(self.label, model.class_names),
+            labels=class_number(self.label, model.class_names),
             guidance=self.guidance,
+            guide=guide,
+            guidance_interval=self.guidance_interval,
             resolution=self.resolution,
+            coords=self.coords,
+            tile=self.tile,
+            overlap=self.overlap,
             batch=self.batch,
         )
+        if guide is not self.guide:  # of a model the settings cannot say which
+            samples = (replace(each, settings=each.settings | {"guide": self.guide}) for each in samples)
         console = Console(stderr=True)
         shown = track(samples, "sampling", len(seeds), console=console, disable=not console.is_terminal)
         source = str(self.source)
@@ -115,13 +135,3 @@ class Sample:
     def after_interrupt(self) -> str:
         """What the user is told after Ctrl-C."""
         return f"; what was sampled is in {self.out}" if self.out.exists() else ""
-
-
-def _class_number(text: str | None, names: Sequence[str]) -> int | None:
-    if text is None:
-        return None
-    if text in names:
-        return list(names).index(text)
-    if text.isdigit():
-        return int(text)
-    raise InputError(f"there is no class '{text}'" + (did_you_mean(text, names) if names else ": give its number"))

@@ -120,7 +120,7 @@ class PatchSchedule:
         if self.whole < 1:
             for size, share in self.sizes.items():
                 if share > 0:
-                    shape = _pixels(size, resolution)
+                    shape = patch_shape(size, resolution)
                     shares[shape] = shares.get(shape, 0.0) + share * (1 - self.whole)
         for height, width in shares:
             _check_stride(height, width, resolution, stride)
@@ -156,8 +156,16 @@ def _parse_size(size: str | int) -> Fraction | int:
     return parsed
 
 
-def _pixels(size: str | int, resolution: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of a patch of an image of this resolution."""
+def patch_shape(size: str | int, resolution: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of a patch of an image of this resolution.
+
+    Args:
+        size: a fraction of the image such as "1/2", or pixels of its shorter side.
+        resolution: height and width of the image.
+
+    Raises:
+        InputError: for what is neither, and for a patch that does not fit.
+    """
     parsed = _parse_size(size)
     height, width = resolution
     shorter = min(resolution)

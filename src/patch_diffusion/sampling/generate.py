@@ -17,13 +17,13 @@ from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.denoise.threads import sharing
 from patch_diffusion.errors import InputError
-from patch_diffusion.patches.coords import coordinate_grid
-from patch_diffusion.sampling.bind import bind, noise_range, wide
+from patch_diffusion.sampling.bind import noise_range, wide
 from patch_diffusion.sampling.choices import SOLVERS, options_of
-from patch_diffusion.sampling.guidance.classifier_free import classifier_free
+from patch_diffusion.sampling.guidance.guide import Guidance
 from patch_diffusion.sampling.pictures import to_image, visible, write_pixels
 from patch_diffusion.sampling.schedules import SCHEDULES
 from patch_diffusion.sampling.step import Callback
+from patch_diffusion.sampling.view import Coords, view_of
 from patch_diffusion.streams import generator
 
 
@@ -65,7 +65,12 @@ def generate(
     schedule: str = "karras",
     labels: int | Iterable[int] | None = None,
     guidance: float = 1.0,
+    guide: str | Denoiser = "class",
+    guidance_interval: tuple[float, float] | None = None,
     resolution: int | tuple[int, int] | None = None,
+    coords: Coords | None = None,
+    tile: int | tuple[int, int] | None = None,
+    overlap: int | None = None,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     rho: float | None = None,
@@ -91,8 +96,16 @@ def generate(
             more steps: "stochastic_heun", "ancestral" or "euler_maruyama", in the model's process (see `stochastic`).
         schedule: where the steps are small: "karras", "vp", "ve" or "exponential" (see `schedules`).
         labels: a class for all, or one per seed. None: seed k gets class k mod classes where the model has classes.
-        guidance: scale of classifier-free guidance; 1 is none. Refused where labels were never dropped in training.
+        guidance: scale of guidance; 1 is none.
+        guide: what guidance leads away from: "class", the model without the class (classifier-free, refused where
+            labels were never dropped in training); "crops", the model on crops, or "crops:1/4"; or a weaker model,
+            such as an earlier checkpoint. See `Guidance`.
+        guidance_interval: noise levels (low, high] with guidance; all where None.
         resolution: side, or height and width; that of the training images where None. Any that the network takes.
+        coords: how they lie on an image of another resolution: "stretch", "extend" or "repeat", see `view_of`.
+        tile: side, or height and width, of overlapping tiles for images that are too large to be seen at once; the
+            image itself may have any sides then.
+        overlap: pixels that tiles overlap by; a quarter of their shorter side where None.
         sigma_min, sigma_max: range of noise levels; the model's own where None.
         rho: option of "karras" and "exponential"; theirs where None.
         churn, churn_min, churn_max, churn_noise: options of `stochastic_heun`; its own where None.
@@ -103,32 +116,25 @@ def generate(
     Raises:
         InputError: at once, when settings do not suit the model or each other.
     """
-    height, width = _resolution(model, resolution)
+    view = view_of(model, resolution, coords=coords, tile=tile, overlap=overlap, batch=batch)
     churning = {"churn": churn, "churn_min": churn_min, "churn_max": churn_max, "churn_noise": churn_noise}
     solver_options = options_of("solver", solver, SOLVERS, {**churning, "eta": eta})
     schedule_options = options_of("schedule", schedule, SCHEDULES, {"rho": rho})
-    if guidance != 1 and not model.num_classes:
-        raise InputError("guidance needs a class-conditional model, and this one has no classes")
-    if guidance != 1 and not model.label_dropout:
-        raise InputError(
-            "guidance needs a model that has also learned images without their class, and this one was trained with "
-            "network.label_dropout 0"
-        )
-    if batch < 1:
-        raise InputError(f"a batch has at least 1 image, not {batch}")
     channels = model.image_channels
     if channels is None:
         raise InputError("the network does not say how many channels its images have: set its attribute image_channels")
     sigmas = SCHEDULES[schedule](steps, *noise_range(model, sigma_min, sigma_max), **schedule_options)
-    jobs = _jobs(model, seeds, labels)
+    guiding = Guidance(guidance, guide, guidance_interval)
+    guiding.check(model, view, sigmas)
+    jobs = jobs_of(model, seeds, labels)
     settings = {
         "steps": steps,
         "solver": solver,
         **solver_options,
         "schedule": schedule,
         **schedule_options,
-        "guidance": guidance,
-        "resolution": [height, width],
+        **guiding.settings,
+        **view.settings,
         "sigma_min": float(sigmas[-2]),
         "sigma_max": float(sigmas[0]),
     }
@@ -139,25 +145,24 @@ def generate(
     solve(lambda noisy, sigma: noisy, sigmas[:1], sigmas[:1], noise=lambda index: sigmas[:1])
 
     def run() -> Iterator[Sample]:
-        coords = coordinate_grid(height, width, device=model.device)
         levels = sigmas.to(wide(model.device))  # on the CPU: a solver that looks at one need not wait for the device
         waiting = iter(jobs)
-        while now := list(islice(waiting, batch)):
-            noise = partial(_noise, [seed for seed, _ in now], (channels, height, width), model.device)
+        while now := list(islice(waiting, view.images_at_once)):
+            chosen = [seed for seed, _ in now]
+            noise = partial(noise_of, chosen, (channels, *view.resolution), model.device)
             classes = [label for _, label in now]
-            denoise = bind(model, coords, None if classes[0] is None else torch.tensor(classes, device=model.device))
-            if guidance != 1:
-                denoise = classifier_free(denoise, bind(model, coords), guidance)
+            asked = None if classes[0] is None else torch.tensor(classes, device=model.device)
+            denoise = guiding.around(model, view, asked, chosen, levels)
             with evaluating(model), sharing(model), torch.inference_mode():
                 images = solve(denoise, noise(None) * levels[0], levels, noise=noise, callback=callback)
-                pixels, shown = _decoded(model, images)
+                pixels, shown = decoded(model, images)
             for (seed, label), picture in zip(now, pixels.cpu(), strict=True):
                 yield Sample(picture, seed, label, settings, shown)
 
     return run()
 
 
-def _noise(seeds: Sequence[int], shape: tuple[int, ...], device: torch.device, index: int | None) -> Tensor:
+def noise_of(seeds: Sequence[int], shape: tuple[int, ...], device: torch.device, index: int | None) -> Tensor:
     """Standard normal numbers (n, *shape) of a step, or of the start where None, each image's from its own seed."""
     generators = [
         torch.Generator().manual_seed(seed) if index is None else generator(seed, "sampling", index) for seed in seeds
@@ -166,7 +171,7 @@ def _noise(seeds: Sequence[int], shape: tuple[int, ...], device: torch.device, i
     return torch.stack(drawn).to(device, wide(device))
 
 
-def _decoded(model: Denoiser, images: Tensor) -> tuple[Tensor, tuple[float, float]]:
+def decoded(model: Denoiser, images: Tensor) -> tuple[Tensor, tuple[float, float]]:
     """Pixels, and the values that are black and white; latents where their autoencoder is not there."""
     codec = model.codec
     if isinstance(codec, PixelCodec):
@@ -177,18 +182,7 @@ def _decoded(model: Denoiser, images: Tensor) -> tuple[Tensor, tuple[float, floa
     return latents, (float(latents.min()), float(latents.max()))
 
 
-def _resolution(model: Denoiser, resolution: int | tuple[int, int] | None) -> tuple[int, int]:
-    shape = (resolution, resolution) if isinstance(resolution, int) else resolution or model.resolution
-    if shape is None:
-        raise InputError("this model does not know the resolution of its images: give resolution=(height, width)")
-    if min(shape) < 1 or shape[0] % model.stride or shape[1] % model.stride:
-        raise InputError(
-            f"height and width must be multiples of {model.stride} for this network, not {shape[0]}x{shape[1]}"
-        )
-    return shape
-
-
-def _jobs(model: Denoiser, seeds: Iterable[int], labels: int | Iterable[int] | None) -> list[tuple[int, int | None]]:
+def jobs_of(model: Denoiser, seeds: Iterable[int], labels: int | Iterable[int] | None) -> list[tuple[int, int | None]]:
     """Seeds with their classes."""
     chosen = list(seeds)
     if any(seed < 0 for seed in chosen):

@@ -1,0 +1,179 @@
+"""``patch-diffusion edit``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+import patch_diffusion
+from patch_diffusion.cli.choosing import class_number, guide_of
+from patch_diffusion.cli.parsing import parse, parse_seeds
+from patch_diffusion.errors import InputError
+
+if TYPE_CHECKING:
+    from patch_diffusion.denoise.denoiser import Denoiser
+    from patch_diffusion.sampling.editing.measurement import Measurement
+
+_PARAMETERS = {"super-resolution": ("factor", "noise"), "deblur": ("blur", "noise"), "denoise": ("noise",)}
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Fill in, extend or restore an image by a run's model, several ways.
+
+    patch-diffusion edit runs/photos cat.png --mask mask.png --seeds 0-7 --out edited
+
+    patch-diffusion edit runs/photos cat.png --extend left=32 --out edited
+
+    patch-diffusion edit runs/photos small.png --restore super-resolution --out edited
+    """
+
+    source: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The run folder, or one of its checkpoints."""
+    image: Annotated[Positional[Path], arg(metavar="IMAGE")]
+    """A picture, or an array in an .npy, of the run's channels and numbers."""
+    out: Annotated[Path, arg(metavar="DIR")]
+    """Folder for 000000.png ... and samples.json."""
+    mask: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Fill in what is white in this picture, or not 0 in this .npy. All other pixels are kept exactly."""
+    extend: Annotated[tuple[str, ...] | None, arg(metavar="SIDE=PIXELS")] = None
+    """Make the image larger by some pixels at its sides, as in left=32,top=8."""
+    restore: Literal["super-resolution", "deblur", "denoise"] | None = None
+    """What is wrong with the image."""
+    factor: int | None = None
+    """For super-resolution (2): how many pixels a pixel becomes, along each axis."""
+    blur: float | None = None
+    """For deblur: standard deviation of the blur in pixels."""
+    noise: float | None = None
+    """For all restorations: standard deviation of the noise in the values of the pixels, of 255 for pictures. None:
+    that of rounding; denoise needs it."""
+    seeds: Annotated[str, arg(metavar="0-63")] = "0"
+    """Seeds, as in 0-7 or 3,5. Each finds another image that agrees with what is known."""
+    label: Annotated[str | None, arg(name="class", metavar="K")] = None
+    """Class of the image, by number or name. Without it, none."""
+    steps: int = 32
+    """Noise levels."""
+    repeats: int | None = None
+    """How often each step is taken, so that what is new and what is known come together. None: 4, or 1 for restore."""
+    covariance: Literal["isotropic", "network"] | None = None
+    """What a known pixel says of others. isotropic: nothing, it is quick. network: what the model thinks, by three to
+    five times the work. None: DEFAULT."""
+    guidance: float = 1.0
+    """Scale of guidance; 1 is none."""
+    guide: Annotated[str, arg(metavar="NAME")] = "class"
+    """What guidance leads away from, as for sample."""
+    guidance_interval: Annotated[tuple[float, float] | None, arg(metavar="LOW HIGH")] = None
+    """Guidance only at noise levels above LOW, up to HIGH. None: at all."""
+    coords: Annotated[Literal["stretch", "extend", "repeat"] | None, arg(metavar="NAME")] = None
+    """Coordinates of an image of another resolution, as for sample; extend goes on with those of the image."""
+    tile: int | tuple[int, int] | None = None
+    """Side, or height and width, of overlapping tiles for images that are too large for the memory. None: none."""
+    overlap: int | None = None
+    """Pixels that tiles overlap by. None: a quarter of their side."""
+    ema_length: Annotated[float | None, arg(metavar="0.1")] = None
+    """Average the weights over this share of the training, where --ema.lengths kept what it takes."""
+    grid: Annotated[Path | None, arg(metavar="FILE.png")] = None
+    """One picture of the first 100 results."""
+    batch: int = 64
+    """Images at a time."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    json: bool = False
+    """Print the result as JSON on stdout."""
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> Edit:
+        """From words."""
+        return parse(cls, "edit", arguments)
+
+    def run(self) -> dict[str, Any]:
+        """Edit and write the pictures."""
+        from rich.console import Console
+        from rich.progress import track
+
+        self._check()
+        seeds = parse_seeds(self.seeds)
+        model = patch_diffusion.load(self.source, ema_length=self.ema_length, device=self.device)
+        guide = guide_of(self.guide, self.source, device=self.device)
+        options: dict[str, Any] = {"repeats": self.repeats, "covariance": self.covariance}
+        samples = patch_diffusion.edit(
+            model,
+            self._known(model),
+            seeds,
+            label=class_number(self.label, model.class_names),
+            steps=self.steps,
+            guidance=self.guidance,
+            guide=guide,
+            guidance_interval=self.guidance_interval,
+            coords=self.coords,
+            tile=self.tile,
+            overlap=self.overlap,
+            batch=self.batch,
+            **{name: value for name, value in options.items() if value is not None},
+        )
+        told = {"image": str(self.image), "mask": None if self.mask is None else str(self.mask)}
+        if guide is not self.guide:  # of a model the settings cannot say which
+            told["guide"] = self.guide
+        told = {name: value for name, value in told.items() if value is not None}
+        samples = (replace(each, settings=told | each.settings | told) for each in samples)
+        console = Console(stderr=True)
+        shown = track(samples, "editing", len(seeds), console=console, disable=not console.is_terminal)
+        num = patch_diffusion.write_samples(
+            shown, self.out, class_names=model.class_names, source=str(self.source), grid=self.grid
+        )
+        return {"samples": num, "out": str(self.out), "grid": None if self.grid is None else str(self.grid)}
+
+    def message(self, result: dict[str, Any]) -> str:
+        """What the user is told at the end."""
+        return f"{result['samples']} pictures in {self.out}" + (f", a grid in {self.grid}" if self.grid else "")
+
+    def after_interrupt(self) -> str:
+        """What the user is told after Ctrl-C."""
+        return f"; what was edited is in {self.out}" if self.out.exists() else ""
+
+    def _check(self) -> None:
+        """Refuse what does not belong together, before anything is read."""
+        if not (self.mask or self.extend or self.restore):
+            raise InputError("say what to do with the image: --mask FILE, --extend left=32, or --restore deblur, ...")
+        if self.restore and (self.mask or self.extend):
+            raise InputError("--restore is for a whole image: do it first, and --mask or --extend afterwards")
+        for name in ("factor", "blur", "noise"):
+            if getattr(self, name) is not None and name not in _PARAMETERS.get(self.restore or "", ()):
+                users = ", ".join(f"--restore {task}" for task, names in _PARAMETERS.items() if name in names)
+                raise InputError(f"--{name} is for {users}")
+        if self.restore == "deblur" and self.blur is None:
+            raise InputError("--restore deblur needs --blur, the standard deviation of the blur in pixels, as in 1.5")
+        if self.restore == "denoise" and self.noise is None:
+            raise InputError("--restore denoise needs --noise, its standard deviation in the values of the pixels")
+
+    def _known(self, model: Denoiser) -> Measurement:
+        image = patch_diffusion.read_image(self.image, model)
+        if self.restore == "super-resolution":
+            factor = 2 if self.factor is None else self.factor
+            return patch_diffusion.super_resolution(model, image, factor=factor, noise=self.noise)
+        if self.restore == "deblur":
+            assert self.blur is not None
+            return patch_diffusion.deblurring(model, image, blur=self.blur, noise=self.noise)
+        if self.restore == "denoise":
+            assert self.noise is not None
+            return patch_diffusion.denoising(image, noise=self.noise)
+        mask = None if self.mask is None else patch_diffusion.read_mask(self.mask)
+        if self.extend is not None:
+            return patch_diffusion.outpainting(image, _sides(self.extend), mask)
+        assert mask is not None
+        return patch_diffusion.inpainting(image, mask)
+
+
+def _sides(words: Sequence[str]) -> dict[str, int]:
+    """``left=32,top=8``, or the same in several words."""
+    found: dict[str, int] = {}
+    for part in ",".join(words).split(","):
+        side, _, pixels = part.strip().partition("=")
+        if not pixels.isdigit():
+            raise InputError(f"--extend takes sides and pixels, as in left=32,top=8, not '{part}'")
+        found[side] = found.get(side, 0) + int(pixels)
+    return found

@@ -1,0 +1,1 @@
+"""Images edited and restored: sampling under the condition of what was measured."""

@@ -1,0 +1,131 @@
+"""An image and a mask from files, as a model can take them."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from patch_diffusion.data.codec import PixelCodec
+from patch_diffusion.data.files.decode import Header, ImageFile, decode_file, quiet, read_header, reason
+from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.errors import InputError
+
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_NAMES = {1: "grey", 3: "RGB", 4: "RGB with transparency"}
+
+
+def pixel_codec(model: Denoiser) -> PixelCodec:
+    """The codec of a model of pixels.
+
+    Raises:
+        InputError: a model of latents, in which a pixel has no place.
+    """
+    if not isinstance(model.codec, PixelCodec):
+        raise InputError("this is a model of latents, and images are edited by models of pixels")
+    return model.codec
+
+
+def read_image(path: str | Path, model: Denoiser) -> Tensor:
+    """Pixels (c, h, w) of a picture, or of an array in an .npy, in the type of the model's data.
+
+    An array is (h, w), (c, h, w) or (h, w, c).
+
+    Raises:
+        InputError: no image there, or one of other channels or another type than the model's.
+    """
+    path = Path(path).expanduser()
+    codec, channels = pixel_codec(model), model.image_channels
+    if path.suffix.lower() == ".npy":
+        return _from_array(_load(path), path, codec.dtype, channels)
+    file, header = _picture(path)
+    found = header.channels or (4 if header.transparent else 1 if header.grey else 3)
+    if found != (channels or found):
+        assert channels is not None
+        raise InputError(f"{path} has {_words(found)}, but this run's images have {_words(channels)}: convert it")
+    if header.dtype != codec.dtype:
+        raise InputError(f"{path} has pixels of {header.dtype}, but this run's are {codec.dtype}: convert it")
+    with quiet():
+        pixels = _decoded(file, path, _MODES.get(found, "RGB"))
+    return torch.from_numpy(np.array(pixels))
+
+
+def read_mask(path: str | Path) -> Tensor:
+    """Where an image is to be filled, (h, w): what is nearer to white in a picture, what is not 0 in an .npy.
+
+    Raises:
+        InputError: no mask there.
+    """
+    path = Path(path).expanduser()
+    if path.suffix.lower() == ".npy":
+        array = _load(path)
+        if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):
+            array = array[0] if array.shape[0] == 1 else array[..., 0]
+        if array.ndim != 2:
+            raise InputError(f"{path} has the shape {array.shape}, and a mask is (height, width)")
+        return torch.from_numpy(array != 0)
+    file, header = _picture(path)
+    if header.dtype != "uint8":
+        raise InputError(f"{path} has pixels of {header.dtype}, and a mask is a black and white picture of 8 bits")
+    with quiet():
+        pixels = _decoded(file, path, "L")
+    return torch.from_numpy(pixels[0] >= 128)
+
+
+def _from_array(array: NDArray[Any], path: Path, dtype: str, channels: int | None) -> Tensor:
+    shape = array.shape
+    if array.ndim == 2:
+        array = array[None]
+    elif array.ndim == 3 and shape[0] != channels and shape[2] == channels:
+        array = array.transpose(2, 0, 1)
+    if array.ndim != 3 or len(array) != (channels or len(array)):
+        raise InputError(
+            f"{path} has the shape {shape}, but this run's images have {channels} channels: (channels, height, width)"
+        )
+    if array.dtype.name != dtype:
+        if dtype != "float32" or array.dtype.kind not in "fiu":
+            raise InputError(f"{path} has numbers of {array.dtype.name}, but this run's images are {dtype}: convert it")
+        array = array.astype(np.float32)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise InputError(f"{path} holds NaN or infinity")
+    return torch.from_numpy(np.array(array, order="C"))
+
+
+def _load(path: Path) -> NDArray[Any]:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"there is no file at {path}") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+    if not array.size:
+        raise InputError(f"{path} is empty: its shape is {array.shape}")
+    return array
+
+
+def _picture(path: Path) -> tuple[ImageFile, Header]:
+    if not path.is_file():
+        raise InputError(f"there is no file at {path}")
+    file = ImageFile(str(path), partial(open, path, "rb"))
+    with quiet():
+        try:
+            return file, read_header(file)
+        except Exception as error:  # whatever Pillow raises
+            raise InputError(f"{path} cannot be read: {reason(error)}") from None
+
+
+def _decoded(file: ImageFile, path: Path, mode: str) -> NDArray[Any]:
+    try:
+        return decode_file(file, mode=mode)
+    except Exception as error:  # whatever Pillow raises
+        raise InputError(f"{path} cannot be read: {reason(error)}") from None
+
+
+def _words(channels: int) -> str:
+    name = f" ({_NAMES[channels]})" if channels in _NAMES else ""
+    return f"{channels} channel{'s' if channels > 1 else ''}{name}"

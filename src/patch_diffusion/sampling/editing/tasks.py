@@ -1,0 +1,117 @@
+"""Common edits and restorations as measurements: what of the image they leave known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.sampling.editing.image import pixel_codec
+from patch_diffusion.sampling.editing.measurement import Measurement
+from patch_diffusion.sampling.editing.operators import average_pooling, gaussian_blur
+
+SIDES = ("left", "right", "top", "bottom")
+
+
+def inpainting(image: Tensor, mask: Tensor, *, inside: tuple[int, int, int, int] | None = None) -> Measurement:
+    """What a mask does not cover is known, exactly.
+
+    Args:
+        image: pixels (c, h, w) in the type of the data.
+        mask: True where the image is to be filled (h, w).
+        inside: of an image that was extended, see `Measurement`.
+
+    Raises:
+        InputError: a mask of another size, or one that covers nothing or everything.
+    """
+    if mask.shape != image.shape[1:]:
+        raise InputError(f"the mask is {_size(mask)} and the image {_size(image)}: they must be of the same size")
+    if not mask.any():
+        raise InputError("the mask is empty: make white what is to be filled")
+    if mask.all():
+        raise InputError("the mask covers the whole image, so nothing of it is known: to make one anew, use sample")
+    known = ~mask
+    weights = known.float()
+    values = image.float() * weights
+    return Measurement(values, lambda images: images * weights.to(images), _shape(image), kept=(image, known),
+                       inside=inside, settings={"filled": float(mask.float().mean())})  # fmt: skip
+
+
+def outpainting(image: Tensor, extend: Mapping[str, int], mask: Tensor | None = None) -> Measurement:
+    """The image lies within a larger one.
+
+    Args:
+        image: pixels (c, h, w) in the type of the data.
+        extend: pixels to add at the "left", "right", "top" and "bottom".
+        mask: True where the image itself is to be filled, too (h, w).
+
+    Raises:
+        InputError: unknown sides, fewer than 0 pixels, or none at all.
+    """
+    for side, pixels in extend.items():
+        if side not in SIDES:
+            raise InputError(f"an image has no side '{side}'{did_you_mean(side, SIDES)}")
+        if pixels < 0:
+            raise InputError(f"an image is extended by at least 0 pixels, not {pixels} at the {side}")
+    left, right, top, bottom = (extend.get(side, 0) for side in SIDES)
+    if not left + right + top + bottom:
+        raise InputError("an image is extended by pixels at a side, as in left=32: none are given")
+    if mask is not None and mask.shape != image.shape[1:]:
+        raise InputError(f"the mask is {_size(mask)} and the image {_size(image)}: they must be of the same size")
+    channels, height, width = image.shape
+    canvas = image.new_zeros(channels, top + height + bottom, left + width + right)
+    canvas[:, top : top + height, left : left + width] = image
+    fill = torch.ones(canvas.shape[1:], dtype=torch.bool)
+    fill[top : top + height, left : left + width] = False if mask is None else mask
+    made = inpainting(canvas, fill, inside=(top, left, height, width))
+    made.settings["extend"] = {side: pixels for side, pixels in extend.items() if pixels}
+    return made
+
+
+def super_resolution(model: Denoiser, image: Tensor, *, factor: int = 2, noise: float | None = None) -> Measurement:
+    """The image is one of ``factor`` times the sides, each pixel the mean of several.
+
+    ``noise`` is its standard deviation in the values of the pixels; that of rounding where None.
+    """
+    channels, height, width = image.shape
+    operator = average_pooling(factor)
+    noise = rounding(model) if noise is None else noise
+    settings = {"restore": "super-resolution", "factor": factor, "noise": noise}
+    shape = (channels, height * factor, width * factor)
+    return Measurement(image.float(), operator, shape, noise, settings=settings)
+
+
+def deblurring(model: Denoiser, image: Tensor, *, blur: float, noise: float | None = None) -> Measurement:
+    """The image was blurred by a Gaussian of standard deviation ``blur``, in pixels; ``noise`` as above."""
+    noise = rounding(model) if noise is None else noise
+    settings = {"restore": "deblur", "blur": blur, "noise": noise}
+    operator = gaussian_blur(blur, (image.shape[1], image.shape[2]))
+    return Measurement(image.float(), operator, _shape(image), noise, settings=settings)
+
+
+def denoising(image: Tensor, *, noise: float) -> Measurement:
+    """Normal noise of standard deviation ``noise``, in the values of the pixels, was added to the image."""
+    if not noise > 0:
+        raise InputError(f"the noise that is to be taken away has a standard deviation above 0, not {noise}")
+    settings: dict[str, Any] = {"restore": "denoise", "noise": noise}
+    return Measurement(image.float(), lambda images: images, _shape(image), noise, settings=settings)
+
+
+def rounding(model: Denoiser) -> float:
+    """Standard deviation of what rounding to whole numbers adds; of floats, a thousandth of half their range."""
+    codec = pixel_codec(model)
+    low, high = codec.range
+    return 12**-0.5 if codec.dtype != "float32" else 1e-3 * (high - low) / 2
+
+
+def _shape(image: Tensor) -> tuple[int, int, int]:
+    channels, height, width = image.shape
+    return channels, height, width
+
+
+def _size(image: Tensor) -> str:
+    return f"{image.shape[-2]}x{image.shape[-1]}"

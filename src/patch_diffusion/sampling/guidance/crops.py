@@ -1,0 +1,54 @@
+"""Crop guidance: the same network on crops as the weaker denoise.
+
+A network that was trained by patches is at home on crops, where it does not see the rest of the image; guidance away
+from what it makes of them is guidance towards what only the whole image shows. The crops are a tiling whose place is
+random, so that no border stays where it is: a function of the seed and the solver's step alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.sampling.step import Denoise
+from patch_diffusion.sampling.tiles import Place, in_tiles, shifted_starts
+from patch_diffusion.streams import uniform
+
+
+def in_crops(
+    model: Denoiser,
+    coords: Tensor,
+    labels: Tensor | None,
+    *,
+    size: tuple[int, int],
+    seeds: Sequence[int],
+    sigmas: Tensor,
+    at_once: int,
+) -> Denoise:
+    """``denoise(noisy, sigma)`` by a model that only sees crops, with their own coordinates.
+
+    Args:
+        model: a denoiser.
+        coords: (2, H, W) of the whole image.
+        labels: classes (n,), or None for no class.
+        size: height and width of a crop.
+        seeds: of the images, one each.
+        sigmas: levels of the solver; a noise level belongs to the step of the nearest one below it, or at it.
+        at_once: crops that the model is given together.
+    """
+    height, width = coords.shape[-2:]
+
+    def places(num_images: int, sigma: Tensor) -> list[Place]:
+        step = int((sigmas > sigma).sum())
+        found: list[Place] = []
+        for image, seed in enumerate(seeds):
+            down, right = (int(uniform(seed, "crops", step, axis) * size[axis]) for axis in (0, 1))
+            tops, lefts = shifted_starts(height, size[0], down), shifted_starts(width, size[1], right)
+            found += product([image], tops, lefts)
+        return found
+
+    return in_tiles(model, coords, labels, places, torch.ones(size), at_once)

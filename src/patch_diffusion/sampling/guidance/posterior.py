@@ -1,0 +1,115 @@
+"""What a denoise becomes when linear measurements of the image are known: a denoise again.
+
+Given the noisy image x, the clean one is taken for a Gaussian around D(x; sigma), with a covariance V. Its mean when
+y = A x0 + n was measured, n ~ N(0, s^2), is
+
+    D + V A^T (s^2 + A V A^T)^-1 (y - A D).
+
+Two choices of V. *isotropic*: one number v for all pixels. Without noise it cancels, and what was measured replaces
+what was denoised in the range of A (the null-space method DDNM, Wang et al., arXiv 2212.00490; for a mask
+that is the replacement of known pixels, as in RePaint); with noise it is the proximal step of DiffPIR (Zhu et al.,
+arXiv 2305.08995). *network*: sigma^2 times the Jacobian of D, which is the covariance itself where D is
+the mean (moment matching, Rozet et al., arXiv 2405.13712); it tells what a measured pixel says of others,
+and takes a backward pass of the network for each of the ``iterations`` that solve the system.
+
+For the isotropic V, (s^2 / v + A^T A) d = A^T (y - A D) is solved, which gives the same change d of D, and has a
+solution also where no image explains y.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from patch_diffusion.sampling.step import Denoise
+
+Covariance = Literal["isotropic", "network"]
+Linear = Callable[[Tensor], Tensor]
+
+
+def posterior(
+    denoise: Denoise,
+    residual: Linear,
+    apply: Linear,
+    transpose: Linear,
+    *,
+    noise: float,
+    sigma_data: float,
+    covariance: Covariance,
+    iterations: int,
+) -> Denoise:
+    """``denoise(noisy, sigma)`` towards what was measured.
+
+    Args:
+        denoise: of a model of the images.
+        residual: denoised images (n, c, h, w) to y - A D (n, ...).
+        apply, transpose: A and A^T, without what is constant.
+        noise: s, in the units of y.
+        sigma_data: standard deviation of the images, which limits an isotropic V where sigma is large.
+        covariance: V.
+        iterations: of conjugate gradients at most.
+    """
+
+    def nearest(left: Tensor, ridge: float) -> Tensor:
+        """The change d of the image with the least |left - A d|^2 + ridge |d|^2, which there always is."""
+        return conjugate_gradients(lambda d: ridge * d + transpose(apply(d)), transpose(left), iterations)
+
+    def isotropic(noisy: Tensor, sigma: Tensor) -> Tensor:
+        denoised = denoise(noisy, sigma)
+        variance = float(sigma**2 * sigma_data**2 / (sigma**2 + sigma_data**2))
+        return denoised + nearest(residual(denoised.float()), noise**2 / variance).to(denoised)
+
+    def network(noisy: Tensor, sigma: Tensor) -> Tensor:
+        with torch.enable_grad():
+            start = noisy.detach().requires_grad_()
+            denoised = denoise(start, sigma)
+
+        def spread(u: Tensor) -> Tensor:
+            """V A^T u."""
+            through = torch.autograd.grad(denoised, start, transpose(u).to(denoised), retain_graph=True)[0]
+            return sigma**2 * through
+
+        def system(u: Tensor) -> Tensor:
+            return noise**2 * u + apply(spread(u).float())
+
+        left = residual(denoised.detach().float())
+        if noise == 0:  # what no image can explain has no solution
+            left = apply(nearest(left, 0.0))
+        return denoised.detach() + spread(conjugate_gradients(system, left, iterations))
+
+    return {"isotropic": isotropic, "network": network}[covariance]
+
+
+def conjugate_gradients(system: Linear, right: Tensor, iterations: int, tolerance: float = 1e-5) -> Tensor:
+    """The solution of ``system(u) = right`` (n, ...) for a symmetric, positive ``system``, each of the n on its own.
+
+    It stops where the residual has fallen to ``tolerance`` of what it was; one whose direction the system does not
+    raise, as rounding or a Jacobian that is not quite symmetric can have it, stays as it is.
+    """
+    solution = torch.zeros_like(right)
+    left, direction = right, right
+    squared = first = _dot(left, left)
+    for _ in range(iterations):
+        raised = system(direction)
+        curvature = _dot(direction, raised)
+        going = (squared > tolerance**2 * first) & (curvature > 0)
+        if not going.any():
+            break
+        length = torch.where(going, squared / curvature, 0)
+        solution = solution + _each(length, right) * direction
+        left = left - _each(length, right) * raised
+        before, squared = squared, _dot(left, left)
+        direction = left + _each(torch.where(going, squared / before, 0), right) * direction
+    return solution
+
+
+def _dot(first: Tensor, second: Tensor) -> Tensor:
+    """(n,), real also of complex numbers."""
+    return (first.conj() * second).flatten(1).sum(1).real
+
+
+def _each(factors: Tensor, like: Tensor) -> Tensor:
+    return factors.view(-1, *[1] * (like.ndim - 1))

@@ -1,0 +1,109 @@
+"""An image in tiles: the network sees one tile at a time, with the coordinates of its place, and what it makes of them
+is put together at every step of the solver.
+
+Tiles that overlap are blended, each pixel by the weights of the tiles that hold it, which is the least-squares
+solution for an image all of whose tiles shall be denoised as the network says (MultiDiffusion, Bar-Tal et al.,
+arXiv 2302.08113).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.sampling.step import Denoise
+
+Place = tuple[int, int, int]
+"""Index of the image, and the row and column where the tile begins in it."""
+
+Places = Callable[[int, Tensor], Sequence[Place]]
+"""``places(num_images, sigma)``: the tiles of a step, which cover every pixel of every image."""
+
+
+def even_starts(length: int, size: int, overlap: int) -> list[int]:
+    """Where tiles of one axis begin: as few as overlap by at least so much, evenly spaced, from end to end.
+
+    >>> even_starts(160, 64, 16)
+    [0, 48, 96]
+    """
+    gaps = math.ceil((length - size) / (size - overlap))
+    return [round(index * (length - size) / gaps) for index in range(gaps)] + [length - size]
+
+
+def shifted_starts(length: int, size: int, offset: int) -> list[int]:
+    """Where tiles of one axis begin: side by side, one at ``offset``, those that would stand out moved inside.
+
+    >>> shifted_starts(16, 8, 0), shifted_starts(16, 8, 3)
+    ([0, 8], [0, 3, 8])
+    """
+    return sorted({min(max(start, 0), length - size) for start in range(offset % size - size, length, size)})
+
+
+def smooth_window(height: int, width: int, overlap: int) -> Tensor:
+    """Weights (height, width) of a tile's pixels, above 0: 1 inside, falling to its edges as the squared sine.
+
+    Those of two tiles that overlap by exactly this much add up to 1.
+    """
+    rows, columns = (_ramps(length, overlap) for length in (height, width))
+    return rows[:, None] * columns
+
+
+def in_tiles(
+    model: Denoiser, coords: Tensor, labels: Tensor | None, places: Places, window: Tensor, at_once: int
+) -> Denoise:
+    """``denoise(noisy, sigma)`` of images (n, c, H, W) that the model only sees tiles of.
+
+    Args:
+        model: a denoiser.
+        coords: (2, H, W) of the whole image, which tiles are cut from; (2, h, w) is what every tile is given.
+        labels: classes (n,), or None for no class.
+        places: where the tiles are.
+        window: weights (h, w) of a tile's pixels.
+        at_once: tiles that the model is given together.
+    """
+    height, width = window.shape
+    own = coords.shape[-2:] == window.shape
+
+    def cut(image: Tensor, top: int, left: int) -> Tensor:
+        return image[:, top : top + height, left : left + width]
+
+    def denoise(noisy: Tensor, sigma: Tensor) -> Tensor:
+        weights = window.to(noisy)
+        chosen = places(len(noisy), sigma)
+        total = torch.zeros_like(noisy)
+        weight = torch.zeros_like(noisy[:, :1])
+        for first in range(0, len(chosen), at_once):
+            group = chosen[first : first + at_once]
+            pixels = torch.stack([cut(noisy[image], top, left) for image, top, left in group])
+            where = coords if own else torch.stack([cut(coords, top, left) for _, top, left in group])
+            classes = None if labels is None else labels[[image for image, _, _ in group]]
+            denoised = model(pixels.float(), sigma.float(), where, classes).to(noisy)
+            for (image, top, left), tile in zip(group, denoised, strict=True):
+                cut(total[image], top, left).add_(tile * weights)
+                cut(weight[image], top, left).add_(weights)
+        return total.div_(weight)
+
+    return denoise
+
+
+def covering(resolution: tuple[int, int], tile: tuple[int, int], overlap: int) -> Places:
+    """The same evenly spaced tiles at every step."""
+    tops, lefts = (even_starts(length, size, overlap) for length, size in zip(resolution, tile, strict=True))
+
+    def places(num_images: int, sigma: Tensor) -> list[Place]:
+        return list(product(range(num_images), tops, lefts))
+
+    return places
+
+
+def _ramps(length: int, overlap: int) -> Tensor:
+    if overlap == 0:
+        return torch.ones(length)
+    place = torch.arange(length, dtype=torch.float64)
+    distance = torch.minimum(place, place.flip(0)) + 0.5
+    return (math.pi / 2 * (distance / overlap).clamp(max=1)).sin() ** 2

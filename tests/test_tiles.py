@@ -1,0 +1,167 @@
+from itertools import pairwise
+
+import pytest
+import torch
+
+import patch_diffusion as pd
+from patch_diffusion.patches.coords import extended_grid
+from patch_diffusion.sampling.tiles import even_starts, smooth_window
+from patch_diffusion.sampling.view import view_of
+
+
+class Oracle(pd.Denoiser):
+    """Remembers what it was given; what it sees is up to ``see(noisy, sigma, coords)``."""
+
+    image_channels = 1
+
+    def __init__(self, see, resolution=(8, 8), **options):
+        super().__init__(lambda *_: None, resolution=resolution, **options)
+        self.see, self.shapes, self.grids = see, [], []
+
+    def forward(self, noisy, sigma, coords, labels=None):
+        self.shapes.append(tuple(noisy.shape))
+        self.grids.append(coords)
+        return self.see(noisy, sigma, coords)
+
+
+def gaussian(noisy, sigma, coords):
+    """The denoiser of independent normal pixels of variance 0.3."""
+    return 0.3 * noisy / (0.3 + sigma**2)
+
+
+def own_places(noisy, sigma, coords):
+    return coords.expand(len(noisy), -1, -1, -1)[:, :1].clone()
+
+
+def test_starts_cover_from_end_to_end():
+    for length in range(8, 60):
+        for overlap in range(8):
+            starts = even_starts(length, 8, overlap)
+            assert starts[0] == 0 and starts[-1] == length - 8
+            assert all(1 <= after - before <= 8 - overlap for before, after in pairwise(starts))
+
+
+def test_windows_that_overlap_exactly_add_up_to_1():
+    window = smooth_window(8, 9, 4).float()
+    total = torch.zeros(16, 9)
+    for top in (0, 4, 8):
+        total[top : top + 8] += window
+    assert torch.allclose(total[4:12, 4], torch.ones(8)) and window.min() > 0
+    assert torch.equal(smooth_window(4, 6, 0), torch.ones(4, 6))
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (20, 13), (9, 31)])
+def test_what_does_not_look_at_its_neighbours_is_the_same_in_tiles(shape):
+    """Also at sizes that the network itself could not take."""
+    whole = next(pd.generate(Oracle(gaussian), [3], steps=5, resolution=shape))
+    tiled = next(pd.generate(Oracle(gaussian), [3], steps=5, resolution=shape, tile=(8, 6), overlap=3))
+    assert torch.equal(whole.pixels, tiled.pixels) and tiled.pixels.shape == (1, *shape)
+    assert tiled.settings["tile"] == [8, 6] and tiled.settings["overlap"] == 3
+
+
+def test_tiles_keep_their_coordinates():
+    """A model that sees coordinates gives the coordinate grid, stretched, extended or repeated."""
+    for coords, expected in (
+        ("stretch", pd.coordinate_grid(16, 20)),
+        ("extend", extended_grid(16, 20, (8, 8), -4, -6)),
+    ):
+        denoise = view_of(Oracle(own_places), (16, 20), coords=coords, tile=8).bind(Oracle(own_places))
+        torch.testing.assert_close(denoise(torch.zeros(2, 1, 16, 20), torch.ones(()))[1, 0], expected[0])
+    oracle = Oracle(own_places)
+    list(pd.generate(oracle, [0], steps=1, resolution=16, tile=8))
+    assert all(torch.equal(grid, pd.coordinate_grid(8, 8)) for grid in oracle.grids)
+    inside = view_of(Oracle(own_places), 8, tile=4)  # of a size that was trained, they are patches
+    assert torch.equal(inside.grid, pd.coordinate_grid(8, 8))
+
+
+def test_extended_coordinates_are_as_far_apart_as_in_training():
+    grid = view_of(Oracle(own_places), (8, 16), coords="extend").grid
+    assert torch.allclose(grid[:, :, 4:12], pd.coordinate_grid(8, 8), atol=1e-6)
+    assert grid[0, 0, 0].item() == pytest.approx(-1 - 8 / 7) and grid[0, 0, -1].item() == pytest.approx(1 + 8 / 7)
+    smaller = view_of(Oracle(own_places), (4, 8), coords="extend").grid
+    assert torch.allclose(smaller, pd.coordinate_grid(8, 8)[:, 2:6], atol=1e-6)
+    left_extended = view_of(Oracle(own_places), (6, 10), coords="extend", inside=(0, 4, 6, 6)).grid
+    assert torch.allclose(left_extended[:, :, 4:], pd.coordinate_grid(6, 6), atol=1e-6)
+
+
+def test_the_network_never_sees_more_than_a_batch_of_tiles():
+    oracle = Oracle(gaussian)
+    assert len(list(pd.generate(oracle, range(3), steps=2, resolution=64, tile=8, batch=5))) == 3
+    assert {shape[1:] for shape in oracle.shapes} == {(1, 8, 8)} and max(shape[0] for shape in oracle.shapes) == 5
+    view = view_of(oracle, 64, tile=8, batch=512)
+    assert view.images_at_once == 8 and view_of(oracle, 64, batch=7).images_at_once == 7
+
+
+def test_labels_go_with_their_images():
+    class Classes(pd.Denoiser):
+        image_channels, num_classes, label_dropout = 1, 3, 0.1
+
+        def forward(self, noisy, sigma, coords, labels=None):
+            return (labels.double() / 2 - 0.5)[:, None, None, None].expand_as(noisy).clone()
+
+    model = Classes(lambda *_: None, resolution=(8, 8))
+    pictures = [each.pixels.unique().tolist() for each in pd.generate(model, range(3), steps=2, resolution=12, tile=8)]
+    assert pictures == [[64], [128], [191]]
+
+
+def wiener(noisy, sigma, coords):
+    """The exact denoiser of a smooth random texture, as far as a tile is its own world: neighbours do not tell it."""
+    height, width = noisy.shape[-2:]
+    bases = [cosines(length).to(noisy) for length in (height, width)]
+    frequencies = torch.arange(height)[:, None] ** 2 / height**2 + torch.arange(width) ** 2 / width**2
+    power = (frequencies + 0.004) ** -1.5
+    power = (power / power.mean() / 4).to(noisy)
+    spectrum = bases[0] @ noisy @ bases[1].mT
+    return bases[0].mT @ (spectrum * (power / (power + sigma**2))) @ bases[1]
+
+
+def cosines(length):
+    place = torch.arange(length, dtype=torch.float64)
+    basis = torch.cos(torch.pi / length * (place + 0.5) * place[:, None]) * (2 / length) ** 0.5
+    basis[0] *= 0.5**0.5
+    return basis
+
+
+def seams(overlap):
+    """Steepness across the borders of tiles, as a ratio to that elsewhere, and where tiles begin."""
+    starts = even_starts(160, 32, overlap)
+    borders = {start - 1 for start in starts[1:]} | {start + 31 for start in starts[:-1]}
+    across, elsewhere = [], []
+    for sample in pd.generate(Oracle(wiener, (32, 32)), range(6), steps=12, resolution=160, tile=32, overlap=overlap):
+        for image in (sample.pixels[0].float(), sample.pixels[0].float().T):
+            steepness = image.diff(dim=1).abs().mean(0)
+            across += [steepness[column] for column in borders]
+            elsewhere += [steepness[column] for column in set(range(159)) - borders]
+    return float(torch.stack(across).mean() / torch.stack(elsewhere).mean())
+
+
+def test_no_seams_at_the_borders_of_tiles():
+    assert seams(overlap=8) == pytest.approx(1, abs=0.1)
+    assert seams(overlap=0) > 1.5  # or the measure would see nothing
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tile": 3}, "height and width of a tile must be multiples of 2 for this network, not 3x3"),
+        ({"tile": 16}, "a tile of 16x16 does not fit an image of 8x8"),
+        ({"tile": 4, "overlap": 4}, "overlap by 0 to 3 pixels, not 4"),
+        ({"overlap": 4}, "give tile, too"),
+        ({"coords": "repeat"}, "give tile, too"),
+        ({"coords": "strech"}, "did you mean 'stretch'"),
+        ({"resolution": (8, 7)}, "height and width must be multiples of 2"),
+    ],
+)
+def test_wrong_views_are_refused_at_once(settings, message):
+    model = pd.Denoiser(pd.UNet(1, 8, (1, 2), 1), resolution=(8, 8))
+    with pytest.raises(pd.InputError, match=message):
+        pd.generate(model, [0], **settings)
+
+
+def test_coords_need_a_model_that_has_them():
+    model = pd.Denoiser(pd.UNet(1, 8, (1, 2), 1, coords=False), coords=False, resolution=(8, 8))
+    with pytest.raises(pd.InputError, match="trained without coordinates"):
+        pd.generate(model, [0], coords="extend", resolution=16)
+    model = pd.Denoiser(pd.UNet(1, 8, (1, 2), 1))
+    with pytest.raises(pd.InputError, match="which coords 'extend' needs"):
+        pd.generate(model, [0], coords="extend", resolution=16)
