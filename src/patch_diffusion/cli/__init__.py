@@ -19,6 +19,7 @@ from patch_diffusion.cli.info import Info
 from patch_diffusion.cli.inspect import Inspect
 from patch_diffusion.cli.prepare import Prepare
 from patch_diffusion.cli.sample import Sample
+from patch_diffusion.cli.serve import Serve
 from patch_diffusion.cli.speaker import is_first, listen
 from patch_diffusion.cli.train import Train
 from patch_diffusion.errors import InputError, did_you_mean
@@ -58,6 +59,7 @@ VERBS: dict[str, type[Verb]] = {
     "inspect": Inspect,
     "prepare": Prepare,
     "import": Import,
+    "serve": Serve,
 }
 
 
