@@ -19,13 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from measuring import circumstances
 from torch import Tensor
 from torch.nn import functional as F
 
 import patch_diffusion as pd
-from measuring import circumstances
 from patch_diffusion.data.images import ImageSet, hold_out
-from patch_diffusion.data.order import permute
 from patch_diffusion.sampling.bind import bind
 from patch_diffusion.sampling.editing.edit import ITERATIONS
 from patch_diffusion.sampling.editing.operators import average_pooling, gaussian_blur
@@ -133,8 +132,8 @@ def main() -> None:
     height, width = model.resolution
     images = pd.open_images(options.data, resolution=model.resolution).buckets[0]
     held = hold_out(images, options.held_out, 0)[1]
-    assert held is not None
-    indices = permute(np.arange(len(images)), len(images), 0, "held out")[-len(held) :]
+    assert isinstance(held, ImageSet)
+    indices = held.rows(np.arange(len(held)))
     judge, unseen = judge_of(images) if options.data == "digits" else (None, np.ones(len(images), bool))
     chosen = [index for index in indices if unseen[index]][: options.num]
     truth = model.codec.encode(images.pixels[chosen])

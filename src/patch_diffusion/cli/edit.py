@@ -23,13 +23,13 @@ _PARAMETERS = {"super-resolution": ("factor", "noise"), "deblur": ("blur", "nois
 
 @dataclass(frozen=True)
 class Edit:
-    """Fill in, extend or restore an image by a run's model, several ways.
+    """Fill in, extend or restore an image by a run's model.
 
-    patch-diffusion edit runs/photos cat.png --mask mask.png --seeds 0-7 --out edited
+    patch-diffusion edit runs/cats cat.png --mask mask.png --seeds 0-7 --out new
 
-    patch-diffusion edit runs/photos cat.png --extend left=32 --out edited
+    patch-diffusion edit runs/cats cat.png --extend left=32 --out new
 
-    patch-diffusion edit runs/photos small.png --restore super-resolution --out edited
+    patch-diffusion edit runs/cats cat.png --restore super-resolution --out new
     """
 
     source: Annotated[Positional[Path], arg(metavar="RUN")]
@@ -57,11 +57,11 @@ class Edit:
     """Class of the image, by number or name. Without it, none."""
     steps: int = 32
     """Noise levels."""
-    repeats: int | None = None
-    """How often each step is taken, so that what is new and what is known come together. None: 4, or 1 for restore."""
-    covariance: Literal["isotropic", "network"] | None = None
-    """What a known pixel says of others. isotropic: nothing, it is quick. network: what the model thinks, by three to
-    five times the work. None: DEFAULT."""
+    repeats: int = 1
+    """How often each step is taken, so that what is new and what is known come together; for isotropic, 4 or 8 help."""
+    covariance: Literal["isotropic", "network"] = "network"
+    """What a known pixel says of others. isotropic: nothing, which is quick. network: what the model says, at some five
+    times the work."""
     guidance: float = 1.0
     """Scale of guidance; 1 is none."""
     guide: Annotated[str, arg(metavar="NAME")] = "class"
@@ -99,13 +99,14 @@ class Edit:
         seeds = parse_seeds(self.seeds)
         model = patch_diffusion.load(self.source, ema_length=self.ema_length, device=self.device)
         guide = guide_of(self.guide, self.source, device=self.device)
-        options: dict[str, Any] = {"repeats": self.repeats, "covariance": self.covariance}
         samples = patch_diffusion.edit(
             model,
             self._known(model),
             seeds,
             label=class_number(self.label, model.class_names),
             steps=self.steps,
+            repeats=self.repeats,
+            covariance=self.covariance,
             guidance=self.guidance,
             guide=guide,
             guidance_interval=self.guidance_interval,
@@ -113,7 +114,6 @@ class Edit:
             tile=self.tile,
             overlap=self.overlap,
             batch=self.batch,
-            **{name: value for name, value in options.items() if value is not None},
         )
         told = {"image": str(self.image), "mask": None if self.mask is None else str(self.mask)}
         if guide is not self.guide:  # of a model the settings cannot say which

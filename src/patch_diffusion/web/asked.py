@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from patch_diffusion.errors import InputError
 
@@ -68,10 +68,11 @@ class Filling:
     pictures: int = 4
     label: int | None = None
     steps: int = 32
-    repeats: int = 4
+    repeats: int = 1
+    covariance: Literal["isotropic", "network"] = "network"
     guidance: float = 1.0
     guide: str = "class"
-    coords: str | None = None
+    coords: Literal["stretch", "extend"] | None = None
 
     def __post_init__(self) -> None:
         _check(self.seed, self.pictures, self.steps)

@@ -98,9 +98,10 @@ def _fill(wanted: Filling, run: RunFolder, models: Models, job: Job) -> None:
         label=wanted.label,
         steps=wanted.steps,
         repeats=wanted.repeats,
+        covariance=wanted.covariance,
         guidance=wanted.guidance,
         guide=wanted.guide if wanted.guidance != 1 else "class",
-        coords=wanted.coords if wanted.extend else None,  # pyright: ignore[reportArgumentType]
+        coords=wanted.coords if wanted.extend else None,
         batch=at_once,
         callback=told.step,
     )
@@ -112,7 +113,9 @@ def _fill(wanted: Filling, run: RunFolder, models: Models, job: Job) -> None:
     if wanted.extend:
         words += ["--extend", ",".join(f"{side}={pixels}" for side, pixels in wanted.extend.items() if pixels)]
         words += ["--coords", wanted.coords] if wanted.coords else []
-    words += [*_common(wanted), "--repeats", str(wanted.repeats)]
+    words += _common(wanted)
+    if (wanted.repeats, wanted.covariance) != (1, "network"):
+        words += ["--repeats", str(wanted.repeats), "--covariance", wanted.covariance]
     told.write(samples, run, wanted.model, shlex.join([*words, "--out", "edited"]))
 
 

@@ -26,6 +26,10 @@ from torch import Tensor
 
 from patch_diffusion.sampling.step import Denoise
 
+_LEAST_CURVATURE = 0.03
+"""Of the network's covariance along a direction, as a share of the largest: below it lies what is not symmetric in the
+Jacobian of a network, and to divide by it has made pictures explode."""
+
 Covariance = Literal["isotropic", "network"]
 Linear = Callable[[Tensor], Tensor]
 
@@ -78,24 +82,36 @@ def posterior(
         left = residual(denoised.detach().float())
         if noise == 0:  # what no image can explain has no solution
             left = apply(nearest(left, 0.0))
-        return denoised.detach() + spread(conjugate_gradients(system, left, iterations))
+        solved = conjugate_gradients(system, left, iterations, least_curvature=_LEAST_CURVATURE)
+        return denoised.detach() + spread(solved)
 
     return {"isotropic": isotropic, "network": network}[covariance]
 
 
-def conjugate_gradients(system: Linear, right: Tensor, iterations: int, tolerance: float = 1e-5) -> Tensor:
+def conjugate_gradients(
+    system: Linear, right: Tensor, iterations: int, *, tolerance: float = 1e-5, least_curvature: float = 0.0
+) -> Tensor:
     """The solution of ``system(u) = right`` (n, ...) for a symmetric, positive ``system``, each of the n on its own.
 
-    It stops where the residual has fallen to ``tolerance`` of what it was; one whose direction the system does not
-    raise, as rounding or a Jacobian that is not quite symmetric can have it, stays as it is.
+    Args:
+        system: linear.
+        right: real or complex.
+        iterations: at most.
+        tolerance: one is done where its residual has fallen to this share of what it was.
+        least_curvature: one also stops before a direction along which the system is smaller than this share of the
+            largest it has met, or not positive.
     """
     solution = torch.zeros_like(right)
     left, direction = right, right
     squared = first = _dot(left, left)
+    going = squared > 0
+    largest = torch.zeros_like(squared)
     for _ in range(iterations):
         raised = system(direction)
         curvature = _dot(direction, raised)
-        going = (squared > tolerance**2 * first) & (curvature > 0)
+        along = curvature / _dot(direction, direction)
+        largest = torch.where(going, torch.maximum(largest, along), largest)
+        going = going & (squared > tolerance**2 * first) & (curvature > 0) & (along >= least_curvature * largest)
         if not going.any():
             break
         length = torch.where(going, squared / curvature, 0)

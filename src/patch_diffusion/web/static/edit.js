@@ -6,6 +6,9 @@ import {element, trouble} from './page.js';
 import {Results} from './results.js';
 import {Stage} from './stage.js';
 
+// What is known replaces what the quick way makes of it, which takes a few rounds to fit.
+const REPEATS = {network: 1, isotropic: 4};
+
 export async function showEdit(place, values, signal) {
   document.title = 'Edit – patch diffusion';
   place.append(element('h1', {}, 'Edit'));
@@ -20,17 +23,18 @@ export async function showEdit(place, values, signal) {
   const label = element('select', {name: 'class'});
   label.addEventListener('change', suit);
   const steps = slider('Steps', {min: 1, max: 100, step: 1, value: 32, name: 'steps'});
-  const repeats = slider('Each taken', {min: 1, max: 10, step: 1, value: 4, name: 'repeats'}, value => `${value} ×`);
+  const way = element('select', {name: 'way'}, element('option', {value: 'network'}, 'careful: about five times the work'),
+    element('option', {value: 'isotropic'}, 'quick'));
   const guidance = new GuidanceFields();
-  const coords = element('select', {name: 'coords'}, element('option', {value: 'extend'}, 'goes on beyond what was learned'),
-    element('option', {value: 'stretch'}, 'becomes the whole of what was learned'));
+  const coords = element('select', {name: 'coords'}, element('option', {value: 'extend'}, 'goes on as it was learned'),
+    element('option', {value: 'stretch'}, 'is one image as a whole'));
   const coordsLabel = field('The larger image', coords);
   const go = element('button', {className: 'main', disabled: true}, 'Fill in');
   const hint = element('small');
   const form = element('form', {onsubmit: event => { event.preventDefault(); make(); }},
     element('div', {className: 'box'}, choice.row),
     element('div', {className: 'box'}, element('div', {className: 'pair'}, field('First seed', seed), field('Pictures', pictures)),
-      field('Class', label), steps.label, repeats.label, coordsLabel, ...guidance.fields), go, hint);
+      field('Class', label), steps.label, field('Way', way), coordsLabel, ...guidance.fields), go, hint);
   const problem = element('div');
   const table = element('div');
   const results = element('div');
@@ -112,7 +116,7 @@ export async function showEdit(place, values, signal) {
     const extend = Object.fromEntries(Object.entries(stage.extend).filter(pair => pair[1]));
     const wanted = {model: choice.asked, image: await stage.imageText(), mask: stage.hasMask ? await stage.maskText() : null, extend,
       seed: Number(seed.value), pictures: Number(pictures.value), label: label.value === '' ? null : Number(label.value),
-      steps: Number(steps.input.value), repeats: Number(repeats.input.value), ...guidance.asked,
+      steps: Number(steps.input.value), covariance: way.value, repeats: REPEATS[way.value], ...guidance.asked,
       coords: stage.extended && choice.model.coords ? coords.value : null};
     const shown = new Results(results, [choice.name], wanted.pictures);
     try {

@@ -56,11 +56,11 @@ export const field = (text, input) => element('label', {}, text, input);
 // What guidance a model can be given; the choice and its strength.
 export class GuidanceFields {
   constructor() {
-    this.guide = element('select', {}, element('option', {value: 'class'}, 'away from no class'), element('option', {value: 'crops'}, 'away from crops'));
+    this.guide = element('select', {}, element('option', {value: 'class'}, 'the class'), element('option', {value: 'crops'}, 'crops of the image'));
     const scale = slider('Guidance', {min: 1, max: 4, step: .1, value: 1}, value => value === '1' ? 'none' : Number(value).toFixed(1));
     scale.input.addEventListener('input', () => this.show());
     this.scale = scale.input;
-    this.guideLabel = field('Leads', this.guide);
+    this.guideLabel = field('Guided by', this.guide);
     this.fields = [scale.label, this.guideLabel];
     this.show();
   }

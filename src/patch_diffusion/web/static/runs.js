@@ -73,7 +73,7 @@ export async function showRun(place, {name}, signal) {
       version = seen = '';
       return;
     }
-    pill.replaceChildren(state(run), run.trainer ? element('small', {}, ` by ${run.trainer}`) : '');
+    pill.replaceChildren(run.state === 'complete' ? '' : state(run), run.trainer ? element('small', {}, ` by ${run.trainer}`) : '');
     if (ready !== run.has_model) {
       ready = run.has_model;
       actions.replaceChildren(...ready ? [element('a', {className: 'button', href: link('generate', {run: name})}, 'Generate'),
