@@ -23,7 +23,7 @@ export async function showEdit(place, values, signal) {
   const label = element('select', {name: 'class'});
   label.addEventListener('change', suit);
   const steps = slider('Steps', {min: 1, max: 100, step: 1, value: 32, name: 'steps'});
-  const way = element('select', {name: 'way'}, element('option', {value: 'network'}, 'careful: about five times the work'),
+  const way = element('select', {name: 'way'}, element('option', {value: 'network'}, 'careful, five times the work'),
     element('option', {value: 'isotropic'}, 'quick'));
   const guidance = new GuidanceFields();
   const coords = element('select', {name: 'coords'}, element('option', {value: 'extend'}, 'goes on as it was learned'),
@@ -118,7 +118,9 @@ export async function showEdit(place, values, signal) {
       seed: Number(seed.value), pictures: Number(pictures.value), label: label.value === '' ? null : Number(label.value),
       steps: Number(steps.input.value), covariance: way.value, repeats: REPEATS[way.value], ...guidance.asked,
       coords: stage.extended && choice.model.coords ? coords.value : null};
-    const shown = new Results(results, [choice.name], wanted.pictures);
+    // One that was not extended can be edited further.
+    const further = source => fetch(source).then(response => response.blob()).then(take);
+    const shown = new Results(results, [choice.name], wanted.pictures, stage.extended ? {} : {onedit: (name, source) => further(source)});
     try {
       const {job} = await request('api/edit', wanted);
       await shown.follow(job, signal);

@@ -12,7 +12,6 @@ export class Results {
     this.columns = names.map(name => ({name, sheets: [], samples: [], shots: []}));
     this.pictures = pictures;
     this.steps = 0;
-    this.shownStep = 0;  // 0 is the newest
     this.status = element('span', {role: 'status'}, 'asked for');
     this.bar = element('div');
     this.stopping = element('button', {className: 'small', type: 'button', onclick: () => this.stop()}, 'Stop');
@@ -150,11 +149,11 @@ export class Results {
     this.dialog.replaceChildren(
       element('div', {className: 'head'}, element('b', {}, column.shots[index].text.textContent),
         element('button', {className: 'plain', type: 'button', onclick: () => this.dialog.close()}, 'Close')),
-      canvas, element('table', {}, element('tbody', {}, ...rows)),
+      element('div', {className: 'sides'}, canvas, element('div', {}, element('table', {}, element('tbody', {}, ...rows)),
       element('div', {className: 'row'},
         element('a', {className: 'button small', href: file(this.job, sample.file, {save: 1}), download: sample.file.split('/').at(-1)}, 'Download'),
         element('a', {className: 'button small', href: link, download: `${stem}.json`}, 'Settings'),
-        this.onedit ? element('button', {className: 'small', type: 'button', onclick: () => { this.dialog.close(); this.onedit(column.name, file(this.job, sample.shown)); }}, 'Edit this picture') : ''));
+        this.onedit ? element('button', {className: 'small', type: 'button', onclick: () => { this.dialog.close(); this.onedit(column.name, file(this.job, sample.shown)); }}, 'Edit this picture') : ''))));
     this.dialog.addEventListener('close', () => URL.revokeObjectURL(link), {once: true});
     this.dialog.showModal();
   }
@@ -164,6 +163,7 @@ const digits5 = value => Number(value.toPrecision(5)).toString();
 
 function paint(canvas, image, x, y, width, height) {
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, {width, height});
+  canvas.style.imageRendering = Math.max(width, height) < 128 ? 'pixelated' : 'auto';  // small ones have hard pixels
   const context = canvas.getContext('2d');
   context.clearRect(0, 0, width, height);
   context.drawImage(image, x, y, width, height, 0, 0, width, height);

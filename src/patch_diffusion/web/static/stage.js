@@ -25,7 +25,7 @@ export class Stage {
     this.tools = element('div', {className: 'tools'}, element('label', {}, 'Brush', this.brush), eraser,
       element('button', {className: 'small', type: 'button', onclick: () => this.clear()}, 'Clear'), this.told);
     this.draw();
-    new ResizeObserver(() => this.layout()).observe(this.element);
+    this.watched = new ResizeObserver(() => this.layout());
   }
 
   async show(blob) {
@@ -36,6 +36,7 @@ export class Stage {
     [this.width, this.height] = [image.width, image.height];
     for (const canvas of [this.picture, this.mask]) Object.assign(canvas, {width: image.width, height: image.height});
     this.picture.getContext('2d').drawImage(image, 0, 0);
+    this.watched.observe(this.element.parentElement);
     this.clear();
   }
 
@@ -57,7 +58,7 @@ export class Stage {
   layout() {
     if (!this.width) return;
     const [height, width] = this.size;
-    const room = Math.min(this.element.parentElement?.clientWidth ?? LARGEST, LARGEST) - 16;
+    const room = Math.min(this.element.parentElement.clientWidth, LARGEST) - 16;
     // The larger it is to become, the smaller a pixel: an image that is not extended leaves room for that.
     this.scale = Math.min(room / width, LARGEST / height, 0.72 * room / this.width);
     Object.assign(this.element.style, {width: `${width * this.scale}px`, height: `${height * this.scale}px`});
