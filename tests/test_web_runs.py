@@ -84,7 +84,7 @@ def test_a_run_that_is_trained_progresses(make_run, tmp_path):
     folder, runs = make_run("one"), Runs(tmp_path)
     first = runs.detail("one")
     assert (first["state"], first["step"], first["charts"], first["has_model"]) == ("stopped", 0, "", False)
-    assert first["model"]["classes"] == 2 and first["model"]["stride"] == 8 and first["model"]["editable"]
+    assert first["model"]["classes"] == 2 and first["model"]["stride"] == 4 and first["model"]["editable"]
     log(folder, 10)
     second = runs.detail("one", first["version"])
     assert second["step"] == 10 and second["spent"] == 0.1 and second["loss"] == 0.75 and "svg" in second["charts"]
