@@ -51,7 +51,9 @@ export async function copy(text, button) {
   setTimeout(() => { button.textContent = 'Copy'; }, 1500);
 }
 
-export const command = text => element('div', {className: 'command'}, element('code', {}, text),
+// Lines are broken between its words, not at their hyphens.
+export const command = text => element('div', {className: 'command'},
+  element('code', {}, ...text.split(' ').flatMap((word, index) => [index ? ' ' : '', element('span', {}, word)])),
   element('button', {className: 'small', type: 'button', onclick: event => copy(text, event.target)}, 'Copy'));
 
 export const trouble = error => element('p', {className: 'error', role: 'alert'}, error.message);

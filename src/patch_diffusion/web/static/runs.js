@@ -42,7 +42,7 @@ function card(run) {
     element('div', {className: 'text'}, element('b', {}, run.name), state(run),
       element('small', {}, `${height} × ${width}${classes ? `, ${classes} classes` : ''}${run.step ? `, step ${run.step.toLocaleString('en')}` : ''}`),
       element('small', {}, `${run.loss === null ? '' : `loss ${digits(run.loss)}, `}${ago(run.changed)}`),
-      run.state === 'imported' ? null : meter(run.spent)));
+      run.spent < 1 && run.state !== 'imported' ? meter(run.spent) : null));
 }
 
 const state = run => element('span', {className: `pill ${run.state}`},
