@@ -6,6 +6,7 @@ import shlex
 import threading
 import urllib.parse
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +183,14 @@ def file_of(image, kind="PNG", **options):
     return file.getvalue()
 
 
+def bomb(side):
+    """A small file that says it is a picture of this side."""
+    content = bytearray(file_of(Image.new("1", (8, 8))))
+    content[16:24] = side.to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    return bytes(content)
+
+
 def test_an_uploaded_picture_is_brought_to_what_the_model_was_trained_on(site):
     answer = site.request("/api/fit", {"run": "digits"}, file_of(Image.new("RGB", (64, 32), (255, 0, 0)), "JPEG"))
     made = Image.open(io.BytesIO(answer.content))
@@ -199,8 +208,8 @@ def test_an_uploaded_picture_is_brought_to_what_the_model_was_trained_on(site):
     ("upload", "reason"),
     [
         (file_of(Image.new("L", (6000, 5000))), "30.0 megapixels, and at most 24 are taken"),
-        (file_of(Image.new("1", (60000, 60000))), "3600.0 megapixels"),
-        (file_of(Image.new("L", (8, 8)))[:-20], "cannot be read"),
+        (bomb(60_000), "3600000000 pixels"),
+        (file_of(Image.effect_noise((64, 64), 60))[:2000], "cannot be read"),
         (file_of(Image.new("I;16", (8, 8))), "pixels of uint16"),
         (file_of(Image.new("L", (8, 8)), "EPS"), "no picture that can be read"),
         (b"", "no picture that can be read"),
@@ -279,3 +288,25 @@ def test_20_requests_at_a_time(site):
     for thread in threads:
         thread.join()
     assert sorted(states) == [("done", seed) for seed in range(20)]
+
+
+def test_images_that_are_no_pictures_are_sampled_and_shown_in_grey(tmp_path):
+    import torch
+
+    values = np.random.default_rng(0).normal(size=(8, 5, 8, 8)).astype(np.float32)
+    torch.manual_seed(0)
+    network = pd.UNet(5, width=8, multipliers=(1, 2), blocks=1)
+    options = {"batch": 4, "samples": 0, "checkpoints": 1, "show": False, "track": ()}
+    schedule = pd.PatchSchedule(sizes={"1/2": 1.0})
+    pd.Trainer(pd.Denoiser(network, 1.0), pd.open_images(values), schedule, out=tmp_path / "run", **options).fit(
+        steps=1
+    )
+    site = Site(tmp_path, tmp_path / "work", "cpu")
+    assert not site.runs.overview()[0]["model"]["editable"]
+    found, kinds, job = asked_for(site, "/api/generate", models=[{"run": "run"}], pictures=2, steps=2)
+    assert found["state"] == "done", found
+    assert kinds["sample"][1]["file"] == "1-run/000001.npy"
+    assert picture(site, job, kinds["sample"][1]["shown"]).shape == (8, 5 * 8)
+    made = np.load(io.BytesIO(site.ask("/api/file", {"job": job, "name": "1-run/000001.npy"}).content))
+    assert made.shape == (5, 8, 8) and made.dtype == np.float32
+    assert b"8 bits" in site.request("/api/fit", {"run": "run"}, file_of(Image.new("L", (8, 8)))).content

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
+import patch_diffusion
 from patch_diffusion.cli.parsing import parse
 
 
@@ -41,9 +42,7 @@ class Serve:
 
     def run(self) -> dict[str, Any]:
         """Serve until Ctrl-C, which is its ordinary end."""
-        from patch_diffusion.web.server import serve
-
-        serve(self.runs, host=self.host, port=self.port, device=self.device, ready=self._tell)
+        patch_diffusion.serve(self.runs, host=self.host, port=self.port, device=self.device, ready=self._tell)
         return {}
 
     def message(self, result: dict[str, Any]) -> str:

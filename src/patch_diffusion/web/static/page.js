@@ -11,16 +11,22 @@ export function element(tag, values = {}, ...children) {
   return made;
 }
 
-// Repeats a question while the page is looked at, until the signal.
-export function repeat(seconds, look, signal) {
-  const turn = async () => {
-    if (signal.aborted) return;
-    if (!document.hidden) {
-      try { await look(); } catch (error) { if (error.status) throw error; }
-    }
+// Repeats a question while the page is looked at, until the signal. What is wrong at first is told; later it may pass.
+export async function repeat(seconds, look, signal) {
+  const again = () => {
     if (!signal.aborted) setTimeout(turn, seconds * 1000);
   };
-  return turn();
+  const turn = async () => {
+    if (signal.aborted) return;
+    if (!document.hidden) await look().catch(() => {});
+    again();
+  };
+  try {
+    await look();
+  } catch (error) {
+    if (error.status) throw error;
+  }
+  again();
 }
 
 export function ago(time) {
