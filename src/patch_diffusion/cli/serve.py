@@ -24,7 +24,7 @@ class Serve:
     It is for this machine alone, loads nothing from elsewhere, and needs no network.
     """
 
-    runs: Annotated[Positional[Path], arg(metavar="RUNS")] = Path("runs")
+    runs: Annotated[Positional[Path], arg(metavar="[RUNS]")] = Path("runs")
     """Folder with runs, or a run. Runs that are begun while it is served appear."""
     host: str = "127.0.0.1"
     """Address to listen at. 0.0.0.0: all, and whoever reaches this machine can use the page."""
