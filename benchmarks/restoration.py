@@ -2,9 +2,10 @@
 
     python benchmarks/restoration.py RUN --data digits --held-out 0.34 --num 100
 
-RUN was trained with this share held out. Of the held-out images a half is masked, or they are made smaller, blurred or
-noisy; each method brings them back. Told are the error (PSNR in dB, the mean over images), and of digits how many of
-the filled ones a classifier still recognises that was trained on others. All images are solved in one batch.
+RUN was trained with this share held out, or DATA are others than it was trained on. Of these images a half is masked,
+or they are made smaller, blurred or noisy; each method brings them back. Told are the error (PSNR in dB, the mean over
+images), and of digits how many of the filled ones a classifier still recognises that was trained on others. All images
+are solved in one batch.
 """
 
 from __future__ import annotations
@@ -116,7 +117,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--data", default="digits", metavar="DATA")
-    parser.add_argument("--held-out", type=float, required=True, help="share of the run that was held out")
+    parser.add_argument(
+        "--held-out", type=float, default=0.0, help="share of DATA that was held out; 0: none was trained on"
+    )
     parser.add_argument("--num", type=int, default=100, help="images")
     parser.add_argument("--steps", type=int, default=32, help="noise levels")
     parser.add_argument("--tasks", default="left,right,super-resolution,deblur,denoise")
@@ -131,7 +134,7 @@ def main() -> None:
     assert model.resolution is not None
     height, width = model.resolution
     images = pd.open_images(options.data, resolution=model.resolution).buckets[0]
-    held = hold_out(images, options.held_out, 0)[1]
+    held = hold_out(images, options.held_out, 0)[1] or images
     assert isinstance(held, ImageSet)
     indices = held.rows(np.arange(len(held)))
     judge, unseen = judge_of(images) if options.data == "digits" else (None, np.ones(len(images), bool))

@@ -82,7 +82,7 @@ def test_an_isotropic_covariance_is_exact_where_the_pixels_are_independent():
     measured = torch.tensor([0.4, -0.3])
     known = pd.Measurement(measured, lambda images: images.flatten(1) @ MATRIX.mT, (1, 2, 3), 0.2)
     one, other = (
-        next(pd.edit(model, known, [3], steps=20, covariance=covariance)).pixels
+        next(pd.edit(model, known, [3], steps=20, repeats=1, covariance=covariance)).pixels
         for covariance in ("isotropic", "network")
     )
     torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)

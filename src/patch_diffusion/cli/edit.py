@@ -57,11 +57,12 @@ class Edit:
     """Class of the image, by number or name. Without it, none."""
     steps: int = 32
     """Noise levels."""
-    repeats: int = 1
-    """How often each step is taken, so that what is new and what is known come together; for isotropic, 4 or 8 help."""
-    covariance: Literal["isotropic", "network"] = "network"
+    repeats: int | None = None
+    """How often each step is taken, so that what is new and what is known come together. None: 1 for network, 4 for
+    isotropic."""
+    covariance: Literal["isotropic", "network"] | None = None
     """What a known pixel says of others. isotropic: nothing, which is quick. network: what the model says, at some five
-    times the work."""
+    times the work a step. None: network for --mask and --extend without --tile, else isotropic."""
     guidance: float = 1.0
     """Scale of guidance; 1 is none."""
     guide: Annotated[str, arg(metavar="NAME")] = "class"

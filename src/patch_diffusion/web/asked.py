@@ -10,7 +10,6 @@ from patch_diffusion.errors import InputError
 MOST_PICTURES = 64
 MOST_MODELS = 4
 MOST_STEPS = 256
-MOST_REPEATS = 16
 MOST_NEW_PIXELS = 2**20  # of an extended image
 
 _STRICT = {"extra": "forbid"}
@@ -68,7 +67,6 @@ class Filling:
     pictures: int = 4
     label: int | None = None
     steps: int = 32
-    repeats: int = 1
     covariance: Literal["isotropic", "network"] = "network"
     guidance: float = 1.0
     guide: str = "class"
@@ -76,7 +74,6 @@ class Filling:
 
     def __post_init__(self) -> None:
         _check(self.seed, self.pictures, self.steps)
-        _within("repeats", self.repeats, 1, MOST_REPEATS)
 
 
 def asked(kind: type[T], body: bytes) -> T:

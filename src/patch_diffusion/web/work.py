@@ -97,7 +97,6 @@ def _fill(wanted: Filling, run: RunFolder, models: Models, job: Job) -> None:
         range(wanted.seed, wanted.seed + wanted.pictures),
         label=wanted.label,
         steps=wanted.steps,
-        repeats=wanted.repeats,
         covariance=wanted.covariance,
         guidance=wanted.guidance,
         guide=wanted.guide if wanted.guidance != 1 else "class",
@@ -114,8 +113,8 @@ def _fill(wanted: Filling, run: RunFolder, models: Models, job: Job) -> None:
         words += ["--extend", ",".join(f"{side}={pixels}" for side, pixels in wanted.extend.items() if pixels)]
         words += ["--coords", wanted.coords] if wanted.coords else []
     words += _common(wanted)
-    if (wanted.repeats, wanted.covariance) != (1, "network"):
-        words += ["--repeats", str(wanted.repeats), "--covariance", wanted.covariance]
+    if wanted.covariance != "network":
+        words += ["--covariance", wanted.covariance]
     told.write(samples, run, wanted.model, shlex.join([*words, "--out", "edited"]))
 
 

@@ -24,6 +24,9 @@ from patch_diffusion.sampling.view import Coords, view_of
 ITERATIONS = {"isotropic": 50, "network": 3}
 """Of conjugate gradients at most: for a covariance of the network each is a backward pass."""
 
+REPEATS = {"isotropic": 4, "network": 1}
+"""How often a step is taken, as measured: see LOG.md."""
+
 
 def edit(
     model: Denoiser,
@@ -32,8 +35,8 @@ def edit(
     *,
     label: int | None = None,
     steps: int = 32,
-    repeats: int = 1,
-    covariance: Covariance = "network",
+    repeats: int | None = None,
+    covariance: Covariance | None = None,
     guidance: float = 1.0,
     guide: str | Denoiser = "class",
     guidance_interval: tuple[float, float] | None = None,
@@ -57,9 +60,10 @@ def edit(
         seeds: integers of at least 0; each finds another image that agrees.
         label: class; None is no class, which models that have always seen one do not take.
         steps: noise levels; see `resampling`.
-        repeats: how often each step is taken, so that what is filled in and what is known come together; "isotropic"
-            gains by 4 or 8, "network" does not.
-        covariance: "isotropic" or "network", see `posterior`.
+        repeats: how often each step is taken, so that what is filled in and what is known come together. None: 1 for
+            "network", 4 for "isotropic".
+        covariance: "isotropic" or "network", see `posterior`. None: "network" where pixels are known exactly, unless
+            there are tiles, all of which it would keep in memory; "isotropic" elsewhere.
         guidance, guide, guidance_interval: as in `generate`.
         coords, tile, overlap: as in `generate`; of an extended image "extend" goes on with its own coordinates.
         sigma_min, sigma_max, rho: noise levels, see `karras_sigmas`; the model's own range where None.
@@ -72,8 +76,10 @@ def edit(
     pixel_codec(model)
     if known.shape[0] != (model.image_channels or known.shape[0]):
         raise InputError(f"this model has images of {model.image_channels} channels, not {known.shape[0]}")
+    covariance = covariance or ("network" if known.kept is not None and tile is None else "isotropic")
     if covariance not in ITERATIONS:
         raise InputError(f"covariance is isotropic or network, not '{covariance}'")
+    repeats = REPEATS[covariance] if repeats is None else repeats
     if repeats < 1:
         raise InputError(f"every step is taken at least once, not {repeats} times")
     view = view_of(model, known.resolution, coords=coords, tile=tile, overlap=overlap, batch=batch, inside=known.inside)

@@ -6,9 +6,6 @@ import {element, trouble} from './page.js';
 import {Results} from './results.js';
 import {Stage} from './stage.js';
 
-// What is known replaces what the quick way makes of it, which takes a few rounds to fit.
-const REPEATS = {network: 1, isotropic: 4};
-
 export async function showEdit(place, values, signal) {
   document.title = 'Edit – patch diffusion';
   place.append(element('h1', {}, 'Edit'));
@@ -23,7 +20,7 @@ export async function showEdit(place, values, signal) {
   const label = element('select', {name: 'class'});
   label.addEventListener('change', suit);
   const steps = slider('Steps', {min: 1, max: 100, step: 1, value: 32, name: 'steps'});
-  const way = element('select', {name: 'way'}, element('option', {value: 'network'}, 'careful, five times the work'),
+  const way = element('select', {name: 'way'}, element('option', {value: 'network'}, 'careful'),
     element('option', {value: 'isotropic'}, 'quick'));
   const guidance = new GuidanceFields();
   const coords = element('select', {name: 'coords'}, element('option', {value: 'extend'}, 'goes on as it was learned'),
@@ -116,7 +113,7 @@ export async function showEdit(place, values, signal) {
     const extend = Object.fromEntries(Object.entries(stage.extend).filter(pair => pair[1]));
     const wanted = {model: choice.asked, image: await stage.imageText(), mask: stage.hasMask ? await stage.maskText() : null, extend,
       seed: Number(seed.value), pictures: Number(pictures.value), label: label.value === '' ? null : Number(label.value),
-      steps: Number(steps.input.value), covariance: way.value, repeats: REPEATS[way.value], ...guidance.asked,
+      steps: Number(steps.input.value), covariance: way.value, ...guidance.asked,
       coords: stage.extended && choice.model.coords ? coords.value : null};
     // One that was not extended can be edited further.
     const further = source => fetch(source).then(response => response.blob()).then(take);

@@ -45,8 +45,9 @@ function card(run) {
       run.spent < 1 && run.state !== 'imported' ? meter(run.spent) : null));
 }
 
-const state = run => element('span', {className: `pill ${run.state}`},
-  run.state === 'training' || run.state === 'stopped' ? `${run.state}, ${(100 * run.spent).toFixed(run.spent < .1 ? 1 : 0)} %` : run.state);
+// A word, and how far a run is that is not at its end.
+const state = (run, far = true) => element('span', {className: `pill ${run.state}`},
+  far && (run.state === 'training' || run.state === 'stopped') ? `${run.state}, ${(100 * run.spent).toFixed(run.spent < .1 ? 1 : 0)} %` : run.state);
 
 function meter(part) {
   const bar = element('div');
@@ -73,7 +74,7 @@ export async function showRun(place, {name}, signal) {
       version = seen = '';
       return;
     }
-    pill.replaceChildren(run.state === 'complete' ? '' : state(run), run.trainer ? element('small', {}, ` by ${run.trainer}`) : '');
+    pill.replaceChildren(run.state === 'complete' ? '' : state(run, false), run.trainer ? element('small', {}, ` by ${run.trainer}`) : '');
     if (ready !== run.has_model) {
       ready = run.has_model;
       actions.replaceChildren(...ready ? [element('a', {className: 'button', href: link('generate', {run: name})}, 'Generate'),
