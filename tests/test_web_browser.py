@@ -13,6 +13,7 @@ from patch_diffusion.web.site import Site
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 
+ATTACK = "<img src=x onerror=attacked=1>"
 TINY = (
     "--data.classes True --network.width 8 --network.multipliers 1 2 --network.attention 1 --network.blocks 1 "
     "--network.dropout 0 --batch 4 --samples 2 --checkpoints 2 --log-every 1"
@@ -66,7 +67,11 @@ def test_runs_appear_progress_and_go(browser, served, tmp_path_factory):
     browser.wait("document.querySelectorAll('.run').length === 1")
     assert "complete" in browser.run("document.querySelector('.run').innerText")
     train(folder / "another", 2)
-    browser.wait("document.querySelectorAll('.run').length === 2")
+    (folder / ATTACK).mkdir()
+    (folder / ATTACK / "config.json").write_text("{")
+    browser.wait("document.querySelectorAll('.run').length === 3")
+    assert ATTACK in browser.run("document.querySelector('.runs').innerText") and not browser.run("window.attacked")
+    shutil.rmtree(folder / ATTACK)
     browser.click("a.run[href*=another]")
     browser.wait("document.querySelectorAll('.chart').length >= 3 && !!document.querySelector('.big img').naturalWidth")
     assert browser.run("document.querySelector('.tiles b').textContent") == "2"

@@ -106,3 +106,20 @@ def test_not_too_many_wait_and_not_too_many_are_kept(tmp_path, monkeypatch):
     assert [over(job)[0] for job in (first, *others)] == ["done"] * 3
     queue.add(work)
     assert queue.find(first.id) is None and not first.folder.exists() and others[1].folder.exists()
+
+
+def test_at_the_end_the_step_that_is_taken_is_waited_for(tmp_path):
+    queue, begun, ended = Jobs(tmp_path), threading.Event(), []
+
+    def work(job):
+        begun.set()
+        while not job.asked_to_stop:
+            threading.Event().wait(0.01)
+        ended.append(1)
+        job.tell("step")
+        ended.append(2)
+
+    running, waiting = queue.add(work), queue.add(work)
+    assert begun.wait(20)
+    queue.close()
+    assert ended == [1] and (running.state, waiting.state) == ("stopped", "stopped")

@@ -298,9 +298,8 @@ def test_images_that_are_no_pictures_are_sampled_and_shown_in_grey(tmp_path):
     network = pd.UNet(5, width=8, multipliers=(1, 2), blocks=1)
     options = {"batch": 4, "samples": 0, "checkpoints": 1, "show": False, "track": ()}
     schedule = pd.PatchSchedule(sizes={"1/2": 1.0})
-    pd.Trainer(pd.Denoiser(network, 1.0), pd.open_images(values), schedule, out=tmp_path / "run", **options).fit(
-        steps=1
-    )
+    images = pd.open_images(values, layout="channels_first")
+    pd.Trainer(pd.Denoiser(network, 1.0), images, schedule, out=tmp_path / "run", **options).fit(steps=1)
     site = Site(tmp_path, tmp_path / "work", "cpu")
     assert not site.runs.overview()[0]["model"]["editable"]
     found, kinds, job = asked_for(site, "/api/generate", models=[{"run": "run"}], pictures=2, steps=2)

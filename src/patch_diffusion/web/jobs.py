@@ -97,7 +97,9 @@ class Jobs:
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._tasks: list[tuple[Job, Callable[[Job], None]]] = []
         self._change = threading.Condition()
-        threading.Thread(target=self._work, name="jobs", daemon=True).start()
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
+        self._thread.start()
 
     def add(self, task: Callable[[Job], None]) -> Job:
         """Have something done.
@@ -136,10 +138,22 @@ class Jobs:
                 self._tasks = [(other, task) for other, task in self._tasks if other is not job]
                 job.become("stopped")
 
+    def close(self) -> None:
+        """Stop all, and wait for the end of the step that is taken: a thread inside torch cannot be left behind."""
+        with self._change:
+            self._is_closed = True
+            jobs = list(self._jobs.values())
+            self._change.notify_all()
+        for job in jobs:
+            self.stop(job)
+        self._thread.join()
+
     def _work(self) -> None:
         while True:
             with self._change:
-                self._change.wait_for(lambda: self._tasks)
+                self._change.wait_for(lambda: self._tasks or self._is_closed)
+                if self._is_closed:
+                    return
                 job, task = self._tasks.pop(0)
                 job.become("running")
             self._do(job, task)

@@ -61,7 +61,7 @@ def serve(
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: give a folder with runs")
     choose_device(device)  # now, and not at the first picture
-    with tempfile.TemporaryDirectory(prefix="patch-diffusion-") as work:
+    with tempfile.TemporaryDirectory(prefix="patch-diffusion-", ignore_cleanup_errors=True) as work:
         server = Server(host, port, Site(folder, Path(work), device))
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # the pictures are removed then, too
@@ -73,6 +73,7 @@ def serve(
             pass
         finally:
             server.server_close()
+            server.site.jobs.close()
 
 
 class Server(ThreadingHTTPServer):
