@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from patch_diffusion.training.run import describe as describe
     from patch_diffusion.training.run import load as load
     from patch_diffusion.training.trainer import Trainer as Trainer
+    from patch_diffusion.web.server import serve as serve
 
 _HOME = {
     "config": ("Config",),
@@ -120,6 +121,7 @@ _HOME = {
     "training.launch": ("train",),
     "training.run": ("describe", "load"),
     "training.trainer": ("Trainer",),
+    "web.server": ("serve",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -22,6 +22,7 @@ from patch_diffusion.cli.inspect import Inspect
 from patch_diffusion.cli.prepare import Prepare
 from patch_diffusion.cli.race import Race
 from patch_diffusion.cli.sample import Sample
+from patch_diffusion.cli.serve import Serve
 from patch_diffusion.cli.speaker import is_first, listen
 from patch_diffusion.cli.train import Train
 from patch_diffusion.errors import InputError, did_you_mean
@@ -64,6 +65,7 @@ VERBS: dict[str, type[Verb]] = {
     "race": Race,
     "import": Import,
     "export": Export,
+    "serve": Serve,
 }
 
 

@@ -62,23 +62,40 @@ def clock(seconds: float) -> str:
 
 
 def _parts(title: str, folder: RunFolder, config: Config, facts: ModelFacts, history: History) -> Iterator[str]:
-    yield f"<h1>{escape(title)}</h1>"
-    yield _state(config, history)
-    yield f'<div class="meter"><div style="width:{100 * min(history.spent, 1):.2f}%"></div></div>'
-    yield f'<div class="tiles">{"".join(_tiles(history))}</div>'
-    yield _warnings(history)
-    if charts := "".join(_charts(history)):
-        yield f'<h2>Curves <small>over optimizer steps</small></h2><div class="charts">{charts}</div>'
+    yield f"<h1>{escape(title)}</h1>{standing(config, history)}"
+    if drawn := charts(history):
+        yield f'<h2>Curves <small>over optimizer steps</small></h2><div class="charts">{drawn}</div>'
     if samples := _samples(sorted(folder.path.glob("samples/*.png"))):
         yield f"<h2>Samples <small>of the averaged weights, from the same seeds</small></h2>{samples}"
-    yield '<div class="two"><section><h2>What is trained</h2><div class="box">'
-    yield f"{table(_facts(config, facts))}</div></section><section><h2>Settings that are not the defaults</h2>"
+    yield about(folder, config, facts, history)
+
+
+def standing(config: Config, history: History) -> str:
+    """How far a run is, its newest numbers and what it warned of, as HTML."""
+    return (
+        f"{_state(config, history)}"
+        f'<div class="meter"><div style="width:{100 * min(history.spent, 1):.2f}%"></div></div>'
+        f'<div class="tiles">{"".join(_tiles(history))}</div>{_warnings(history)}'
+    )
+
+
+def charts(history: History) -> str:
+    """The curves of a run, as HTML; empty where there are none yet."""
+    return "".join(_charts(history))
+
+
+def about(folder: RunFolder, config: Config, facts: ModelFacts, history: History) -> str:
+    """What is trained, with which settings, its checkpoints and notes, as HTML."""
     options, usual = flat(to_dict(config)), flat(to_dict(Config()))
     own = [(name, _text(value)) for name, value in options.items() if value != usual.get(name)]
-    yield f'<div class="box">{table(own) if own else "none"}<details><summary>All settings</summary>'
-    yield f"{table([(name, _text(value)) for name, value in options.items()])}</details></div></section></div>"
-    yield f'<div class="two"><section><h2>Checkpoints</h2><div class="box">{_checkpoints(folder)}</div></section>'
-    yield f'<section><h2>Notes</h2><div class="box">{_notes(history)}</div></section></div>'
+    return (
+        '<div class="two"><section><h2>What is trained</h2><div class="box">'
+        f"{table(_facts(config, facts))}</div></section><section><h2>Settings that are not the defaults</h2>"
+        f'<div class="box">{table(own) if own else "none"}<details><summary>All settings</summary>'
+        f"{table([(name, _text(value)) for name, value in options.items()])}</details></div></section></div>"
+        f'<div class="two"><section><h2>Checkpoints</h2><div class="box">{_checkpoints(folder)}</div></section>'
+        f'<section><h2>Notes</h2><div class="box">{_notes(history)}</div></section></div>'
+    )
 
 
 def _state(config: Config, history: History) -> str:

@@ -1,0 +1,45 @@
+"""Models that were loaded, so that the next picture does not wait for its weights."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import patch_diffusion
+from patch_diffusion.training.run import RunFolder
+
+if TYPE_CHECKING:
+    from patch_diffusion.denoise.denoiser import Denoiser
+
+_MOST = 3
+
+
+class Models:
+    """The last few models that were asked for.
+
+    Args:
+        device: see `choose_device`.
+    """
+
+    def __init__(self, device: str = "auto") -> None:
+        self._device = device
+        self._models: OrderedDict[tuple[Path, int, int], Denoiser] = OrderedDict()
+
+    def load(self, folder: RunFolder, checkpoint: int | None = None) -> Denoiser:
+        """The model of a run as it is now, or of one of its checkpoints: of a run that is trained the weights change.
+
+        Raises:
+            InputError: there is none, or it is damaged.
+        """
+        path = folder.model_file if checkpoint is None else folder.checkpoint(checkpoint) / "ema.safetensors"
+        if not path.exists():  # an error that names what there is
+            return patch_diffusion.load(folder.path, checkpoint=checkpoint, device=self._device)
+        status = path.stat()
+        key = (path, status.st_mtime_ns, status.st_size)
+        if key not in self._models:
+            while len(self._models) >= _MOST:  # before, so that there is room
+                self._models.popitem(last=False)
+            self._models[key] = patch_diffusion.load(folder.path, checkpoint=checkpoint, device=self._device)
+        self._models.move_to_end(key)
+        return self._models[key]

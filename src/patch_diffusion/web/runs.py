@@ -1,0 +1,208 @@
+"""The runs of a folder, by names that cannot lead out of it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from patch_diffusion.config import Config
+from patch_diffusion.errors import InputError
+from patch_diffusion.suggest import stride
+from patch_diffusion.training.checkpoints.retention import best_of, step_of
+from patch_diffusion.training.lock import holder
+from patch_diffusion.training.run import ModelFacts, RunFolder
+from patch_diffusion.training.watching.history import History
+from patch_diffusion.training.watching.log import LogTail, last_measured
+from patch_diffusion.training.watching.report import about, charts, standing
+
+MOST_RUNS = 500  # that are listed
+_DEEPEST = 3  # levels of folders that are looked into
+_WATCHED = 16  # runs whose curves are kept
+
+
+class GoneError(InputError):
+    """What was asked for is not there, or not there any more."""
+
+
+@dataclass
+class _Watched:
+    """A log that is read on, and what it adds up to."""
+
+    tail: LogTail
+    history: History = field(default_factory=History)
+    version: int = 0
+
+    def look(self) -> None:
+        """Read what has come to the log."""
+        while True:
+            news = self.tail.read()
+            if news.restarted:
+                self.history = History()
+            for line in news.lines:
+                self.history.add(line)
+            self.version += bool(news.lines or news.restarted)
+            if not news.more:
+                return
+
+
+class Runs:
+    """The runs in a folder and in its sub-folders; or the one that the folder itself is, whose name is then ".".
+
+    They are looked for at every question, so that runs appear and go. Links that lead out of the folder are not
+    followed.
+
+    Args:
+        folder: that is served; it need not be there yet.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._watched: OrderedDict[Path, _Watched] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def names(self) -> list[str]:
+        """All runs, in the order of their names."""
+        return sorted(self._names(self.folder, ""))[:MOST_RUNS]
+
+    def find(self, name: str) -> RunFolder:
+        """The run of this name.
+
+        Raises:
+            GoneError: there is none in the folder, or the name leads out of it.
+        """
+        if name == ".":
+            run = RunFolder(self.folder)
+        else:
+            parts = name.split("/")
+            if any(part.startswith(".") or not part or "\\" in part or "\0" in part for part in parts):
+                raise GoneError(f"there is no run '{name}' here")
+            run = RunFolder(self.folder.joinpath(*parts))
+        if not run.is_run() or not self._holds(run.config_file):
+            raise GoneError(f"there is no run '{name}' here: it is gone, or was never in {self.folder}")
+        return run
+
+    def overview(self) -> list[dict[str, Any]]:
+        """What a list of the runs shows of each, the one that changed last first."""
+        found = []
+        for name in self.names():
+            try:
+                found.append(self._summary(name))
+            except GoneError:  # meanwhile
+                continue
+            except (ValueError, TypeError, AttributeError, OSError) as error:  # in a run that is damaged
+                found.append({"name": name, "damaged": str(error), "changed": 0.0})
+        return sorted(found, key=lambda run: -run["changed"])
+
+    def detail(self, name: str, known: str = "") -> dict[str, Any]:
+        """All there is to be seen of a run; without what is drawn where its version is ``known``."""
+        folder = self.find(name)
+        config, facts = folder.read_config()
+        summary = self._summary(name)
+        with self._lock:
+            watched = self._watched.setdefault(folder.path, _Watched(LogTail(folder.log_file)))
+            self._watched.move_to_end(folder.path)
+            while len(self._watched) > _WATCHED:
+                self._watched.popitem(last=False)
+            watched.look()
+            # A run of the same name may have been deleted and begun anew.
+            version = f"{watched.version}-{folder.config_file.stat().st_mtime_ns}-{len(summary['checkpoints'])}"
+            if version != known:
+                summary |= {
+                    "standing": standing(config, watched.history),
+                    "charts": charts(watched.history),
+                    "about": about(folder, config, facts, watched.history),
+                }
+        return summary | {"version": version, "samples": [path.name for path in self._samples(folder)]}
+
+    def picture(self, name: str, file: str) -> Path:
+        """A picture of samples of a run, by its file name."""
+        folder = self.find(name)
+        for path in self._samples(folder):
+            if path.name == file:
+                return path
+        raise GoneError(f"the run '{name}' has no picture '{file}'")
+
+    def _summary(self, name: str) -> dict[str, Any]:
+        folder = self.find(name)
+        config, facts = folder.read_config()
+        progress, trainer = last_measured(folder.log_file), holder(folder.path)
+        checkpoints, samples = folder.checkpoints(), self._samples(folder)
+        best = best_of(checkpoints)
+        spent = min(float(progress.get("spent", 0.0)), 1.0)
+        return {
+            "name": name,
+            "state": _state(facts, spent, trainer),
+            "trainer": trainer,
+            "spent": spent,
+            "step": progress.get("step", 0),
+            "loss": _mean(progress.get("loss", {})),
+            "changed": _changed(folder),
+            "picture": samples[-1].name if samples else None,
+            "has_model": folder.model_file.exists(),
+            "checkpoints": [step_of(path) for path in checkpoints],
+            "best": None if best is None else step_of(best),
+            "model": _model(config, facts),
+        }
+
+    def _samples(self, folder: RunFolder) -> list[Path]:
+        return sorted(path for path in folder.path.glob("samples/step-*.png") if self._holds(path))
+
+    def _names(self, folder: Path, name: str, depth: int = 0) -> Iterator[str]:
+        """A folder with a run is looked into no further."""
+        if RunFolder(folder).is_run():
+            if self._holds(folder / "config.json"):
+                yield name or "."
+            return
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name) if depth <= _DEEPEST else []
+        except OSError:  # gone meanwhile, or not to be read
+            return
+        for entry in entries:
+            if entry.is_dir() and not entry.name.startswith(".") and "\\" not in entry.name:
+                yield from self._names(folder / entry.name, f"{name}/{entry.name}" if name else entry.name, depth + 1)
+
+    def _holds(self, path: Path) -> bool:
+        """Whether a file lies in the folder, also where a link is followed to it."""
+        return path.resolve().is_relative_to(self.folder.resolve())
+
+
+def _state(facts: ModelFacts, spent: float, trainer: str | None) -> str:
+    if trainer:
+        return "training"
+    if not facts.num_images:
+        return "imported"
+    return "complete" if spent >= 1 else "stopped"
+
+
+def _model(config: Config, facts: ModelFacts) -> dict[str, Any]:
+    """What a form needs to know of a model before it is loaded."""
+    codec = facts.codec
+    dropped = config.network.label_dropout
+    return {
+        "resolution": list(facts.resolution),
+        "channels": facts.image_channels,
+        "classes": facts.num_classes,
+        "class_names": list(facts.class_names),
+        "parameters": facts.parameters,
+        "stride": stride(config.network),
+        "coords": config.patches.coords,
+        # Networks drop labels unless they are told not to.
+        "classless": not facts.num_classes or dropped is None or dropped > 0,
+        "editable": codec.get("dtype") == "uint8" and facts.image_channels in (1, 3, 4),
+    }
+
+
+def _mean(losses: dict[str, Any]) -> float | None:
+    values = [float(loss) for loss in losses.values() if loss is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _changed(folder: RunFolder) -> float:
+    """When something was last written, in seconds."""
+    times = [path.stat().st_mtime for path in (folder.config_file, folder.log_file) if path.exists()]
+    return max(times, default=0.0)

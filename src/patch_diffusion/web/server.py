@@ -1,0 +1,228 @@
+"""The page over HTTP, for this machine alone unless it is told otherwise."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import platform
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from patch_diffusion.errors import InputError
+from patch_diffusion.web.site import MOST_BYTES, Answer, Site
+
+_MOST_CONNECTIONS = 128
+_QUIET_SECONDS = 30.0  # after which a connection that says nothing is closed
+_HEADERS = {
+    # Even if something from a run got past the escaping, the page could load nothing and send nothing elsewhere.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+def serve(
+    runs: str | Path = "runs",
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7474,
+    device: str = "auto",
+    ready: Callable[[str], object] | None = None,
+) -> None:
+    """Serve the page until Ctrl-C: the runs of a folder, pictures made by their models, images edited by them.
+
+    Nothing is loaded from elsewhere or sent there. Whoever reaches the page can use it; by default that is this machine
+    alone.
+
+    Args:
+        runs: folder with runs, at any depth of up to three, or a run. It need not be there yet.
+        host: address to listen at; "0.0.0.0" for all machines that reach this one.
+        port: 0 for any that is free.
+        device: see `choose_device`.
+        ready: called with the address of the page once it is there.
+
+    Raises:
+        InputError: ``runs`` is a file, or the address cannot be had.
+    """
+    from patch_diffusion.training.hardware.engine import choose_device
+
+    folder = Path(runs).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: give a folder with runs")
+    choose_device(device)  # now, and not at the first picture
+    with tempfile.TemporaryDirectory(prefix="patch-diffusion-", ignore_cleanup_errors=True) as work:
+        server = Server(host, port, Site(folder, Path(work), device))
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # the pictures are removed then, too
+        try:
+            if ready is not None:
+                ready(server.address)
+            server.serve_forever()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            server.server_close()
+            server.site.jobs.close()
+
+
+class Server(ThreadingHTTPServer):
+    """A thread for each connection, of which there are not too many.
+
+    Args:
+        host, port: where it listens.
+        site: what it answers.
+
+    Raises:
+        InputError: it cannot listen there.
+    """
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, host: str, port: int, site: Site) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.site = site
+        self._host = host
+        self._room = threading.BoundedSemaphore(_MOST_CONNECTIONS)
+        try:
+            super().__init__((host, port), _Connection)
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError(
+                f"cannot listen at {host}, port {port} ({reason}): choose another --port, or 0 for any that is free"
+            ) from None
+
+    def server_bind(self) -> None:
+        """Without asking for the name of this machine, which a name server elsewhere would be asked for."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = self._host, self.server_address[1]
+
+    @property
+    def address(self) -> str:
+        """Of the page."""
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{self.server_port}/"
+
+    def is_own(self, host: str) -> bool:
+        """Whether a name that the page was asked for by is one of this machine.
+
+        Names of other sites may be made to lead here, by which those would read what is here.
+        """
+        name = (urlsplit(f"//{host}").hostname or "").lower()
+        if name in ("localhost", self._host.lower(), platform.node().lower()):
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """In a thread, if there is room for one."""
+        if not self._room.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Until the connection is closed."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A page that was closed in the middle of an answer is no error."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            traceback.print_exc(file=sys.stderr)
+
+
+class _Connection(BaseHTTPRequestHandler):
+    """What one browser asks, one question after the other."""
+
+    protocol_version = "HTTP/1.1"
+    server_version, sys_version = "patch-diffusion", ""
+    timeout = _QUIET_SECONDS
+    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def do_GET(self) -> None:
+        """A question."""
+        self._reply(self._checked(lambda path, query: self.server.site.ask(path, query)))
+
+    def do_HEAD(self) -> None:
+        """A question whose answer is not sent."""
+        self.do_GET()
+
+    def do_POST(self) -> None:
+        """Something to be done."""
+        self._reply(self._checked(self._done))
+
+    def _checked(self, answer: Callable[[str, dict[str, str]], Answer]) -> Answer:
+        host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
+        if not self.server.is_own(host):
+            self.close_connection = True
+            return _refusal(403, "ask for this page by localhost, the address in numbers, or the machine's own name")
+        if origin is not None and urlsplit(origin).netloc != host:
+            self.close_connection = True
+            return _refusal(403, "this page answers only to itself")
+        try:
+            target = urlsplit(self.path)
+            return answer(target.path, dict(parse_qsl(target.query, keep_blank_values=True)))
+        except ValueError as error:
+            self.close_connection = True
+            return _refusal(400, str(error))
+        except (ConnectionError, TimeoutError):
+            raise
+        except Exception:  # a defect, which the next question need not suffer from
+            traceback.print_exc(file=sys.stderr)
+            self.close_connection = True
+            return _refusal(500, "this failed, and the reason is where the page was started")
+
+    def _done(self, path: str, query: dict[str, str]) -> Answer:
+        most, length = MOST_BYTES.get(path, 0), self.headers.get("Content-Length", "")
+        if not length.isdecimal():
+            self.close_connection = True
+            return _refusal(411, "say how many bytes are sent")
+        if int(length) > most:
+            self.close_connection = True  # rather than read what is not wanted
+            return _refusal(413, f"{int(length) / 2**20:.1f} MB are sent, and at most {most / 2**20:.1f} MB are taken")
+        # A form of another site cannot be of this kind.
+        if self.headers.get_content_type() not in ("application/json", "application/octet-stream"):
+            self.close_connection = True
+            return _refusal(415, "send application/json, or pictures as application/octet-stream")
+        body = self.rfile.read(int(length))
+        if len(body) < int(length):
+            raise ConnectionError("the page was closed while it sent something")
+        return self.server.site.request(path, query, body)
+
+    def _reply(self, answer: Answer) -> None:
+        self.send_response(answer.status)
+        for name, value in {**_HEADERS, "Cache-Control": "no-store", **answer.headers}.items():
+            self.send_header(name, value)
+        self.send_header("Content-Type", answer.kind)
+        self.send_header("Content-Length", str(len(answer.content)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(answer.content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: the terminal is for errors."""
+
+
+def _refusal(status: int, reason: str) -> Answer:
+    return Answer(json.dumps({"error": reason}).encode(), status=status)

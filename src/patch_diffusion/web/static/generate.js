@@ -1,0 +1,80 @@
+// New pictures by one model, or by several side by side from the same seeds.
+
+import {request} from './ask.js';
+import {Choice, GuidanceFields, field, fillClasses, slider, usableRuns} from './models.js';
+import {element, trouble} from './page.js';
+import {Results} from './results.js';
+
+const MOST_MODELS = 4;
+const SOLVERS = {heun: 'Heun', dpm_solver_2m: 'DPM-Solver++ 2M', dpm_solver_3m: 'DPM-Solver++ 3M', euler: 'Euler',
+  stochastic_heun: 'Heun, stochastic', ancestral: 'ancestral'};
+
+export async function showGenerate(place, values, signal) {
+  document.title = 'Generate – patch diffusion';
+  place.append(element('h1', {}, 'Generate'));
+  const {runs} = await usableRuns(signal);
+  if (!runs.length) {
+    place.append(element('div', {className: 'empty'}, 'There is no trained model yet: a run has one from its first checkpoint on.'));
+    return;
+  }
+  const choices = [];
+  const models = element('fieldset', {className: 'models', 'aria-label': 'models'});
+  const beside = element('button', {className: 'small', type: 'button', onclick: () => add(choices.at(-1).asked)}, 'Compare with another');
+  const seed = element('input', {type: 'number', min: 0, step: 1, value: values.seed ?? 0, name: 'seed', required: true});
+  const pictures = element('input', {type: 'number', min: 1, max: 64, step: 1, value: 16, name: 'pictures', required: true});
+  const label = element('select', {name: 'class'});
+  const steps = slider('Steps', {min: 1, max: 100, step: 1, value: 18, name: 'steps'});
+  const solver = element('select', {name: 'solver'}, ...Object.entries(SOLVERS).map(([value, text]) => element('option', {value}, text)));
+  const guidance = new GuidanceFields();
+  const go = element('button', {className: 'main'}, 'Generate');
+  const results = element('div', {}, element('div', {className: 'empty'}, 'Pictures appear here, step by step.'));
+  const form = element('form', {onsubmit: event => { event.preventDefault(); make(); }},
+    element('div', {className: 'box'}, models, element('div', {}, beside)),
+    element('div', {className: 'box'}, element('div', {className: 'pair'}, field('First seed', seed), field('Pictures', pictures)),
+      field('Class', label), steps.label, field('Solver', solver), ...guidance.fields), go);
+  place.append(element('div', {className: 'work'}, form, results));
+  add({run: values.run, checkpoint: values.checkpoint});
+
+  function add(chosen) {
+    const removable = choices.length > 0;
+    const choice = new Choice(runs, chosen, {onchange: suit, onremove: removable ? remove : null});
+    if (removable && choice.checkpoint.options.length > 2) choice.checkpoint.selectedIndex = Math.min(choice.checkpoint.selectedIndex + 2, choice.checkpoint.options.length - 1);
+    choices.push(choice);
+    models.append(choice.row);
+    suit();
+  }
+
+  function remove(choice) {
+    choices.splice(choices.indexOf(choice), 1);
+    choice.row.remove();
+    suit();
+  }
+
+  function suit() {
+    beside.hidden = choices.length >= MOST_MODELS;
+    const found = choices.map(choice => choice.model);
+    const fewest = found.reduce((a, b) => b.classes < a.classes ? b : a);
+    fillClasses(label, fewest, 'all, in turn');
+    guidance.suit(found);
+  }
+
+  async function make() {
+    go.disabled = true;
+    const wanted = {models: choices.map(choice => choice.asked), seed: Number(seed.value), pictures: Number(pictures.value),
+      label: label.value === '' ? null : Number(label.value), steps: Number(steps.input.value), solver: solver.value, ...guidance.asked};
+    const names = choices.map(choice => choice.name);
+    const editable = choices.every(choice => choice.model.editable);
+    const shown = new Results(results, names, wanted.pictures, editable ? {onedit: (name, source) => {
+      const chosen = wanted.models[names.indexOf(name)];
+      sessionStorage.setItem('edit', source);
+      location.hash = `#/edit?${new URLSearchParams({run: chosen.run, checkpoint: chosen.checkpoint ?? ''})}`;
+    }} : {});
+    try {
+      const {job} = await request('api/generate', wanted);
+      await shown.follow(job, signal);
+    } catch (error) {
+      results.replaceChildren(trouble(error));
+    }
+    go.disabled = false;
+  }
+}

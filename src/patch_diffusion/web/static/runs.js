@@ -1,0 +1,118 @@
+// The runs, and one of them with its curves and samples, live.
+
+import {address, ask} from './ask.js';
+import {hover} from './charts.js';
+import {ago, digits, element, repeat} from './page.js';
+
+const picture = (run, file) => address('api/picture', {run, file});
+const link = (page, values) => `#/${page}?${new URLSearchParams(values)}`;
+const stepOf = file => Number(file.match(/\d+/)[0]).toLocaleString('en');
+
+export async function showRuns(place, values, signal) {
+  const count = element('p', {className: 'soft'});
+  const list = element('div', {className: 'runs'});
+  place.append(element('h1', {}, 'Runs'), count, list);
+  document.title = 'Runs – patch diffusion';
+  let before = '';
+  await repeat(3, async () => {
+    const {folder, runs} = await ask('api/runs', {}, signal);
+    const now = JSON.stringify(runs);
+    count.textContent = runs.length ? `${runs.length} in ${folder}` : '';
+    if (now === before) return;
+    before = now;
+    if (runs.length) list.replaceChildren(...runs.map(card));
+    list.className = runs.length ? 'runs' : '';
+    if (!runs.length) {
+      list.replaceChildren(element('div', {className: 'empty'}, `There is no run in ${folder} yet. One that is begun appears here:`,
+        element('br'), element('code', {}, `patch-diffusion train photos/ --resolution 64 --out ${folder}/photos`)));
+    }
+  }, signal);
+}
+
+function card(run) {
+  if (run.damaged) {
+    return element('div', {className: 'run'}, element('div', {className: 'text'}, element('b', {}, run.name),
+      element('span', {className: 'pill failed'}, 'damaged'), element('small', {}, run.damaged)));
+  }
+  const {resolution: [height, width], classes} = run.model;
+  const shot = run.picture ? element('img', {src: picture(run.name, run.picture), alt: `samples of ${run.name}`, loading: 'lazy'})
+    : run.has_model ? 'no samples' : 'no samples yet';
+  return element('a', {className: 'run', href: link('run', {name: run.name})},
+    element('div', {className: 'shot'}, shot),
+    element('div', {className: 'text'}, element('b', {}, run.name), state(run),
+      element('small', {}, `${height} × ${width}${classes ? `, ${classes} classes` : ''}${run.step ? `, step ${run.step.toLocaleString('en')}` : ''}`),
+      element('small', {}, `${run.loss === null ? '' : `loss ${digits(run.loss)}, `}${ago(run.changed)}`),
+      run.spent < 1 && run.state !== 'imported' ? meter(run.spent) : null));
+}
+
+// A word, and how far a run is that is not at its end.
+const state = (run, far = true) => element('span', {className: `pill ${run.state}`},
+  far && (run.state === 'training' || run.state === 'stopped') ? `${run.state}, ${(100 * run.spent).toFixed(run.spent < .1 ? 1 : 0)} %` : run.state);
+
+function meter(part) {
+  const bar = element('div');
+  bar.style.width = `${100 * part}%`;
+  return element('div', {className: 'meter'}, bar);
+}
+
+export async function showRun(place, {name}, signal) {
+  document.title = `${name} – patch diffusion`;
+  const pill = element('div');
+  const actions = element('div', {className: 'row'});
+  const [standing, samples, charts, about] = [0, 0, 0, 0].map(() => element('section'));
+  place.append(element('div', {className: 'head'}, element('div', {}, element('h1', {}, name), pill), actions), standing, samples, charts, about);
+  let version = '', seen = '', ready = null;
+  await repeat(2, async () => {
+    let run;
+    try {
+      run = await ask('api/run', {name, known: version}, signal);
+    } catch (error) {
+      if (error.status !== 404) throw error;
+      pill.replaceChildren(element('span', {className: 'pill failed'}, 'this run is not there any more'));
+      actions.replaceChildren();
+      ready = null;
+      version = seen = '';
+      return;
+    }
+    pill.replaceChildren(run.state === 'complete' ? '' : state(run, false), run.trainer ? element('small', {}, ` by ${run.trainer}`) : '');
+    if (ready !== run.has_model) {
+      ready = run.has_model;
+      actions.replaceChildren(...ready ? [element('a', {className: 'button', href: link('generate', {run: name})}, 'Generate'),
+        run.model.editable ? element('a', {className: 'button', href: link('edit', {run: name})}, 'Edit an image') : null].filter(Boolean)
+        : [element('small', {}, 'can be sampled from its first checkpoint on')]);
+    }
+    if (run.standing !== undefined && !charts.matches(':hover')) {
+      const open = about.querySelector('details')?.open;
+      version = run.version;
+      standing.innerHTML = run.standing;
+      charts.innerHTML = run.charts && `<h2>Curves <small>over optimizer steps</small></h2><div class="charts">${run.charts}</div>`;
+      about.innerHTML = run.about;
+      if (open) about.querySelector('details').open = true;
+      hover(charts);
+    }
+    if (seen !== run.samples.join()) {
+      seen = run.samples.join();
+      film(samples, name, run.samples);
+    }
+  }, signal);
+}
+
+// The history of samples: one large, all of them in a strip below.
+function film(place, name, files) {
+  if (!files.length) { place.replaceChildren(); return; }
+  const large = element('img', {alt: ''});
+  const at = element('small');
+  const strip = element('div', {className: 'film'});
+  const buttons = files.map(file => element('button', {type: 'button', onclick: () => choose(file)},
+    element('img', {src: picture(name, file), alt: '', loading: 'lazy'}), stepOf(file)));
+  function choose(file) {
+    large.src = picture(name, file);
+    large.alt = `samples of ${name} after step ${stepOf(file)}`;
+    at.textContent = ` after step ${stepOf(file)}, of the averaged weights, from the same seeds`;
+    buttons.forEach((button, index) => button.setAttribute('aria-pressed', files[index] === file));
+  }
+  strip.append(...buttons);
+  place.replaceChildren(element('h2', {}, 'Samples', at), element('div', {className: 'big'}, large), files.length > 1 ? strip : '');
+  choose(files.at(-1));
+  strip.scrollLeft = strip.scrollWidth;
+}

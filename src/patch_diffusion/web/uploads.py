@@ -1,0 +1,93 @@
+"""A picture that someone uploads, brought to what a model was trained on."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import threading
+from functools import partial
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from patch_diffusion.data.files.decode import ImageFile, decode_file, quiet, read_header, reason
+from patch_diffusion.errors import InputError
+from patch_diffusion.sampling.pictures import to_image
+from patch_diffusion.training.run import ModelFacts
+
+MOST_BYTES = 32 * 2**20
+MOST_PIXELS = 24_000_000
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+# Pillow reads others too, some of them by programs of their own.
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+_one_at_a_time = threading.Lock()  # a large picture takes some hundred megabytes
+
+
+def fitted(content: bytes, facts: ModelFacts) -> bytes:
+    """A picture as a PNG of a model's channels and resolution: upright, cropped at its centre and resized.
+
+    Args:
+        content: of a file.
+        facts: of the model.
+
+    Raises:
+        InputError: it is no picture, too large, or the model takes none.
+    """
+    if facts.codec.get("dtype") != "uint8" or facts.image_channels not in MODES:
+        raise InputError("this page edits pictures of 8 bits in grey, RGB or RGBA, and this model is of other images")
+    with _one_at_a_time:
+        pixels = _read(content, MODES[facts.image_channels], facts.resolution)
+    return png(to_image(pixels))
+
+
+def pixels_of(text: str, mode: str) -> Tensor:
+    """Pixels (c, h, w) of a small picture in base64, as the page sends back what it was given.
+
+    Raises:
+        InputError: it is no picture, or too large.
+    """
+    try:
+        content = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise InputError("the picture is not sent as base64") from None
+    return _read(content, mode)
+
+
+def png(picture: Image.Image) -> bytes:
+    """A picture as a file."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def _read(content: bytes, mode: str, size: tuple[int, int] | None = None) -> Tensor:
+    with quiet():
+        try:
+            with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
+                width, height = picture.size
+                frames = getattr(picture, "n_frames", 1) if picture.format == "TIFF" else 1
+        except Exception as error:  # whatever Pillow raises
+            raise InputError(f"this is no picture that can be read: {reason(error)}") from None
+        _refuse_large(width, height, frames)
+        file = ImageFile("the picture", partial(io.BytesIO, content))
+        try:
+            dtype = read_header(file).dtype
+            if dtype != "uint8":
+                raise InputError(f"the picture has pixels of {dtype}, and this model takes 8 bits")
+            return torch.from_numpy(np.array(decode_file(file, size, mode)))
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"the picture cannot be read: {reason(error)}") from None
+
+
+def _refuse_large(width: int, height: int, frames: int) -> None:
+    if width * height * frames > MOST_PIXELS:
+        raise InputError(
+            f"the picture has {width * height * frames / 1e6:.1f} megapixels, and at most {MOST_PIXELS / 1e6:g} are "
+            "taken: make it smaller"
+        )

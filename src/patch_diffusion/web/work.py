@@ -1,0 +1,237 @@
+"""Pictures made for the page: each step told as it is taken, and at the end all of them with what made them."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import patch_diffusion
+from patch_diffusion.errors import InputError
+from patch_diffusion.sampling.generate import Sample, decoded
+from patch_diffusion.sampling.pictures import to_image, visible
+from patch_diffusion.training.run import RunFolder
+from patch_diffusion.web.asked import MOST_NEW_PIXELS, Chosen, Filling, Pictures
+from patch_diffusion.web.jobs import Job
+from patch_diffusion.web.models import Models
+from patch_diffusion.web.uploads import MODES, pixels_of, png
+
+if TYPE_CHECKING:
+    from patch_diffusion.denoise.denoiser import Denoiser
+    from patch_diffusion.sampling.step import Callback, Step
+
+ARCHIVE = "pictures.zip"
+_SHEETS = "steps"
+_PIXELS_AT_ONCE = 2**20  # of a batch, so that large images do not fill the memory
+_MOST_AT_ONCE = 16
+_LARGEST_TILE = 256  # side of a picture in the sheet of a step
+_LARGE_SHEET = 400_000  # pixels from which on a sheet is a JPEG
+
+
+def generate(wanted: Pictures, folders: list[RunFolder], models: Models, job: Job) -> None:
+    """New pictures of several models, one after the other, into the job's folder."""
+    with _packed(job.folder):
+        _generate(wanted, folders, models, job)
+
+
+def _generate(wanted: Pictures, folders: list[RunFolder], models: Models, job: Job) -> None:
+    for column, (chosen, run) in enumerate(zip(wanted.models, folders, strict=True)):
+        job.tell("loading", model=column)
+        model = models.load(run, chosen.checkpoint)
+        height, width = model.resolution or (1, 1)
+        at_once = max(1, min(_MOST_AT_ONCE, wanted.pictures, _PIXELS_AT_ONCE // (height * width)))
+        told = _Told(job, column, model, wanted.steps)
+        samples = patch_diffusion.generate(
+            model,
+            range(wanted.seed, wanted.seed + wanted.pictures),
+            steps=wanted.steps,
+            solver=wanted.solver,
+            labels=wanted.label,
+            guidance=wanted.guidance,
+            guide=wanted.guide if wanted.guidance != 1 else "class",
+            batch=at_once,
+            callback=told.step,
+        )
+        words = ["patch-diffusion", "sample", str(_source(run, chosen)), *_common(wanted)]
+        if wanted.solver != "heun":
+            words += ["--solver", wanted.solver]
+        told.write(samples, run, chosen, shlex.join([*words, "--out", "pictures"]))
+
+
+def fill(wanted: Filling, run: RunFolder, models: Models, job: Job) -> None:
+    """An image filled in and extended, several ways, into the job's folder."""
+    with _packed(job.folder):
+        _fill(wanted, run, models, job)
+
+
+def _fill(wanted: Filling, run: RunFolder, models: Models, job: Job) -> None:
+    job.tell("loading", model=0)
+    model = models.load(run, wanted.model.checkpoint)
+    if model.image_channels not in MODES:
+        raise InputError("this page edits pictures in grey, RGB or RGBA, and this model is of other images")
+    image = pixels_of(wanted.image, MODES[model.image_channels])
+    mask = None if wanted.mask is None else pixels_of(wanted.mask, "L")[0] >= 128
+    if any(pixels > 2**15 for pixels in wanted.extend.values()):  # before it is made
+        raise InputError("an image can be extended by some pixels at a side, not by so many")
+    if wanted.extend:
+        height = image.shape[1] + wanted.extend.get("top", 0) + wanted.extend.get("bottom", 0)
+        width = image.shape[2] + wanted.extend.get("left", 0) + wanted.extend.get("right", 0)
+        if height * width > max(MOST_NEW_PIXELS, image[0].numel()):
+            raise InputError(f"{height}x{width} is more than this page makes, {MOST_NEW_PIXELS:,} pixels: extend less")
+        known = patch_diffusion.outpainting(image, wanted.extend, mask)
+    elif mask is not None:
+        known = patch_diffusion.inpainting(image, mask)
+    else:
+        raise InputError("draw over what is to be filled, or drag an edge to extend the image")
+    at_once = max(1, min(_MOST_AT_ONCE, wanted.pictures, _PIXELS_AT_ONCE // math.prod(known.resolution)))
+    told = _Told(job, 0, model, wanted.steps)
+    samples = patch_diffusion.edit(
+        model,
+        known,
+        range(wanted.seed, wanted.seed + wanted.pictures),
+        label=wanted.label,
+        steps=wanted.steps,
+        covariance=wanted.covariance,
+        guidance=wanted.guidance,
+        guide=wanted.guide if wanted.guidance != 1 else "class",
+        coords=wanted.coords if wanted.extend else None,
+        batch=at_once,
+        callback=told.step,
+    )
+    words = ["patch-diffusion", "edit", str(_source(run, wanted.model)), "image.png"]
+    (job.folder / "image.png").write_bytes(png(to_image(image)))
+    if mask is not None:
+        (job.folder / "mask.png").write_bytes(png(to_image(mask[None].to(torch.uint8) * 255)))
+        words += ["--mask", "mask.png"]
+    if wanted.extend:
+        words += ["--extend", ",".join(f"{side}={pixels}" for side, pixels in wanted.extend.items() if pixels)]
+        words += ["--coords", wanted.coords] if wanted.coords else []
+    words += _common(wanted)
+    if wanted.covariance != "network":
+        words += ["--covariance", wanted.covariance]
+    told.write(samples, run, wanted.model, shlex.join([*words, "--out", "edited"]))
+
+
+class _Told:
+    """What a model makes, told as it comes."""
+
+    def __init__(self, job: Job, column: int, model: Denoiser, steps: int) -> None:
+        self._job, self._column, self._model, self._steps = job, column, model, steps
+        self._done = 0
+
+    @property
+    def step(self) -> Callback:
+        """To be called with every step: a sheet of what the pictures of the batch are becoming."""
+        return self._step
+
+    def _step(self, step: Step) -> None:
+        pixels, shown = decoded(self._model, step.denoised.float())
+        pictures = [_small(visible(picture, *shown)) for picture in pixels.cpu()]
+        columns = math.ceil(len(pictures) ** 0.5)
+        sheet = _sheet(pictures, columns)
+        is_large = sheet.width * sheet.height > _LARGE_SHEET and sheet.mode in ("L", "RGB")
+        name = f"{_SHEETS}/{self._column}-{self._done}-{step.index}.{'jpg' if is_large else 'png'}"
+        path = self._job.folder / name
+        path.parent.mkdir(exist_ok=True)
+        sheet.save(path, **({"quality": 90} if is_large else {"compress_level": 1}))
+        self._job.tell(
+            "step",
+            model=self._column,
+            first=self._done,
+            num=len(pictures),
+            step=step.index + 1,
+            steps=self._steps,
+            sigma=float(step.sigma),
+            sheet=name,
+            columns=columns,
+            size=[pictures[0].shape[-2], pictures[0].shape[-1]],
+        )
+
+    def write(self, samples: Iterable[Sample], run: RunFolder, chosen: Chosen, command: str) -> None:
+        """Write the pictures, as ``patch-diffusion sample`` does, and tell each."""
+        name = f"{self._column + 1}-{run.path.resolve().name}"
+        name += "" if chosen.checkpoint is None else f"-step-{chosen.checkpoint}"
+        folder = self._job.folder / name
+        last: list[Sample] = []
+        names = self._model.class_names
+
+        def passed() -> Iterator[Sample]:
+            for sample in samples:
+                yield sample
+                # Asked for the next, `write_samples` has written this one.
+                self._tell(sample, folder)
+                last[:] = [sample]
+
+        source = str(_source(run, chosen))
+        patch_diffusion.write_samples(passed(), folder, class_names=names, source=source, grid=folder / "grid.png")
+        (folder / "command.txt").write_text(command + "\n", encoding="utf-8")
+        settings: dict[str, Any] = last[0].settings if last else {}
+        self._job.tell("finished", model=self._column, settings=settings, command=command)
+
+    def _tell(self, sample: Sample, folder: Path) -> None:
+        path = next(folder.glob(f"{sample.seed:06d}.*"))
+        shown = path
+        if path.suffix != ".png":
+            shown = path.with_name(f"{path.stem}-shown.png")
+            sample.image.save(shown)
+        names = self._model.class_names
+        label = None if sample.label is None else names[sample.label] if names else str(sample.label)
+        inside = self._job.folder
+        self._job.tell(
+            "sample",
+            model=self._column,
+            index=self._done,
+            seed=sample.seed,
+            label=label,
+            file=path.relative_to(inside).as_posix(),
+            shown=shown.relative_to(inside).as_posix(),
+        )
+        self._done += 1
+
+
+def _source(run: RunFolder, chosen: Chosen) -> Path:
+    return run.path if chosen.checkpoint is None else run.checkpoint(chosen.checkpoint)
+
+
+def _common(wanted: Pictures | Filling) -> list[str]:
+    last = wanted.seed + wanted.pictures - 1
+    words = ["--seeds", f"{wanted.seed}-{last}" if last > wanted.seed else f"{wanted.seed}"]
+    words += ["--class", str(wanted.label)] if wanted.label is not None else []
+    words += ["--steps", str(wanted.steps)]
+    if wanted.guidance != 1:
+        words += ["--guidance", f"{wanted.guidance:g}", *(["--guide", wanted.guide] if wanted.guide != "class" else [])]
+    return words
+
+
+def _small(pixels: torch.Tensor) -> torch.Tensor:
+    """Every second, third, ... pixel of a picture (c, h, w) that is too large for a sheet."""
+    every = -(-max(pixels.shape[1:]) // _LARGEST_TILE)
+    return pixels[:, ::every, ::every]
+
+
+def _sheet(pictures: list[torch.Tensor], columns: int) -> Any:
+    """Pictures row by row, with nothing between them."""
+    rows = -(-len(pictures) // columns)
+    empty = torch.zeros_like(pictures[0])
+    filled = pictures + [empty] * (rows * columns - len(pictures))
+    lines = [torch.cat(filled[row * columns : (row + 1) * columns], dim=2) for row in range(rows)]
+    return to_image(torch.cat(lines, dim=1))
+
+
+@contextmanager
+def _packed(folder: Path) -> Iterator[None]:
+    """Afterwards, also of work that was stopped, all pictures and what made them are in one archive."""
+    try:
+        yield
+    finally:
+        with zipfile.ZipFile(folder / ARCHIVE, "w") as archive:
+            for path in sorted(folder.rglob("*")):
+                name = path.relative_to(folder).as_posix()
+                if path.is_file() and name != ARCHIVE and not name.startswith(f"{_SHEETS}/"):
+                    archive.write(path, name)

@@ -1,0 +1,165 @@
+"""The page in a real browser, clicked through."""
+
+import shutil
+import threading
+import time
+
+import pytest
+
+from browser import CHROMIUM, Browser
+from patch_diffusion.cli import main
+from patch_diffusion.web.server import Server
+from patch_diffusion.web.site import Site
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+
+ATTACK = "<img src=x onerror=attacked=1>"
+TINY = (
+    "--data.classes True --network.width 8 --network.multipliers 1 2 --network.attention 1 --network.blocks 1 "
+    "--network.dropout 0 --batch 4 --samples 2 --checkpoints 2 --log-every 1"
+)
+
+
+def train(folder, steps):
+    assert main(["train", "digits", "--out", str(folder), "--steps", str(steps), *TINY.split()]) == 0
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A server of a folder with one run, "digits"."""
+    folder = tmp_path_factory.mktemp("served")
+    train(folder / "runs" / "digits", 4)
+    made = Server("127.0.0.1", 0, Site(folder / "runs", folder / "work", "cpu"))
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory, served):
+    """One for all tests; at the end, nothing was asked of another machine and nothing has failed."""
+    with Browser(tmp_path_factory.mktemp("browser")) as made:
+        yield made
+        elsewhere = [url for url in made.requests if not url.startswith((served.address, "blob:", "data:", "about:"))]
+        errors = [error for error in made.errors if "name=another" not in error]  # the run that is deleted
+        assert made.requests and not elsewhere and not errors
+
+
+def choose(browser, name, value):
+    """A value of a field, as if it was put in."""
+    browser.run(
+        f"(e => {{ e.value = {value!r}; for (const n of ['input', 'change']) e.dispatchEvent(new Event(n)) }})"
+        f"(document.querySelector('[name={name}]'))"
+    )
+
+
+def pixels(browser, canvas):
+    """Of a canvas of the page."""
+    return browser.run(
+        f"(c => [c.width, c.height, ...c.getContext('2d').getImageData(0, 0, c.width, c.height).data])({canvas})"
+    )
+
+
+def test_runs_appear_progress_and_go(browser, served, tmp_path_factory):
+    folder = served.site.runs.folder
+    browser.open(f"{served.address}#/runs")
+    browser.wait("document.querySelectorAll('.run').length === 1")
+    assert "complete" in browser.run("document.querySelector('.run').innerText")
+    train(folder / "another", 2)
+    (folder / ATTACK).mkdir()
+    (folder / ATTACK / "config.json").write_text("{")
+    browser.wait("document.querySelectorAll('.run').length === 3")
+    assert ATTACK in browser.run("document.querySelector('.runs').innerText") and not browser.run("window.attacked")
+    shutil.rmtree(folder / ATTACK)
+    browser.click("a.run[href*=another]")
+    browser.wait("document.querySelectorAll('.chart').length >= 3 && !!document.querySelector('.big img').naturalWidth")
+    assert browser.run("document.querySelector('.tiles b').textContent") == "2"
+    x, y = browser.middle(".area")
+    browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    browser.wait("document.querySelector('.at').textContent.startsWith('step ')")
+    shutil.rmtree(folder / "another")
+    browser.wait("document.body.innerText.includes('not there any more')")
+    browser.open(f"{served.address}#/runs")
+    browser.wait("document.querySelectorAll('.run').length === 1")
+
+
+def test_pictures_are_made_step_by_step_and_side_by_side(browser, served):
+    browser.open(f"{served.address}#/generate?run=digits")
+    browser.wait("!!document.querySelector('form')")
+    choose(browser, "pictures", 3)
+    choose(browser, "steps", 4)
+    choose(browser, "class", 5)
+    browser.click(".models + div button")
+    browser.click("button.main")
+    browser.wait("document.querySelectorAll('.command').length === 2")
+    assert browser.run("document.querySelectorAll('.column').length") == 2
+    assert "--class 5 --steps 4" in browser.run("document.querySelector('.command').innerText")
+    last = pixels(browser, "document.querySelector('.picture canvas')")
+    assert last[:2] == [16, 16] and len(set(last[2:])) > 8
+    browser.run("(s => { s.value = 1; s.dispatchEvent(new Event('input')) })(document.querySelector('.scrub input'))")
+    assert browser.run("document.querySelector('.scrub span').textContent") == "step 1 of 4, noise 80"
+    assert pixels(browser, "document.querySelector('.picture canvas')") != last
+    browser.run("(s => { s.value = 4; s.dispatchEvent(new Event('input')) })(document.querySelector('.scrub input'))")
+    assert pixels(browser, "document.querySelector('.picture canvas')") == last
+    browser.click(".picture")
+    browser.wait("!!document.querySelector('dialog[open]')")
+    assert "seed 0, 5" in browser.run("document.querySelector('dialog').innerText")
+    size = "document.querySelector('dialog a').href"
+    assert browser.run(f"fetch({size}).then(r => r.blob()).then(b => b.type)") == "image/png"
+
+
+def test_an_image_is_filled_and_extended(browser, served):
+    browser.open(f"{served.address}#/edit?run=digits")
+    browser.wait("!!document.querySelector('.drop')")
+    assert browser.run("document.querySelector('button.main').disabled")
+    browser.click(".drop .row button:last-child")
+    browser.wait("!!document.querySelector('.stage') && document.querySelector('.stage .mask').width === 16")
+    choose(browser, "steps", 2)
+    choose(browser, "pictures", 2)
+    x, y = browser.middle(".mask")
+    browser.drag((x - 60, y), (x, y + 10), (x + 60, y))
+    browser.wait("!document.querySelector('button.main').disabled")
+    mask = pixels(browser, "document.querySelector('.mask')")[2:][3::4]
+    browser.click("button.main")
+    browser.wait("!!document.querySelector('.command')")
+    image = pixels(browser, "document.querySelector('.stage canvas')")[2:][::4]
+    made = pixels(browser, "document.querySelector('.picture canvas')")[2:][::4]
+    drawn = [place for place, value in enumerate(mask) if value >= 128]
+    assert 8 < len(drawn) < 128
+    assert all(made[place] == image[place] for place in range(256) if place not in drawn)
+    assert any(made[place] != image[place] for place in drawn)
+    x, y = browser.middle(".grip.right")
+    browser.drag((x, y), (x + 50, y), (x + 180, y))
+    browser.wait("document.querySelector('button.main').textContent === 'Extend'")
+    browser.click("button.main")
+    browser.wait("document.querySelector('.command')?.innerText.includes('--extend right=')")
+    width, height = pixels(browser, "document.querySelector('.picture canvas')")[:2]
+    assert height == 16 and width > 16 and width % 2 == 0
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("part", ["runs", "run?name=digits", "generate", "edit"])
+def test_nothing_is_wider_than_the_window(browser, served, part, width):
+    browser.open(f"{served.address}#/{part}")
+    browser.resize(width)
+    browser.wait("!!document.querySelector('.run, .chart, form')")
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    browser.resize(1280)
+
+
+def test_a_killed_browser_leaves_it_standing(browser, served, tmp_path):
+    with Browser(tmp_path / "killed") as killed:
+        killed.open(f"{served.address}#/generate?run=digits")
+        killed.wait("!!document.querySelector('form')")
+        choose(killed, "steps", 100)
+        killed.click("button.main")
+        killed.wait("document.querySelector('[role=status]')?.textContent.includes('step')")
+        killed.kill()
+    for job in list(served.site.jobs._jobs.values()):
+        job.looked_at = time.monotonic() - 1000  # as if a minute had passed
+    browser.open(f"{served.address}#/generate?run=digits")
+    browser.wait("!!document.querySelector('form')")
+    choose(browser, "steps", 1)
+    browser.click("button.main")
+    browser.wait("!!document.querySelector('.command')")

@@ -1,0 +1,143 @@
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+import patch_diffusion as pd
+from patch_diffusion.training.run import RunFolder
+from patch_diffusion.web.runs import GoneError, Runs
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """``make_run(name)``: the folder of a run that has begun, of 8 x 12 pictures of two classes."""
+
+    def make(name, **facts):
+        from patch_diffusion.config import Config
+        from patch_diffusion.training.run import ModelFacts
+
+        known = {
+            "image_channels": 3,
+            "resolution": (8, 12),
+            "num_classes": 2,
+            "class_names": ("cat", "dog"),
+            "num_images": 64,
+            "sigma_data": 0.5,
+            "parameters": 1234,
+            **facts,
+        }
+        folder = RunFolder(tmp_path / name)
+        folder.path.mkdir(parents=True)
+        folder.write_config(Config(), ModelFacts(**known))
+        return folder
+
+    return make
+
+
+def log(folder, step, loss=0.5):
+    line = {"step": step, "images": 4 * step, "seconds": 0.1 * step, "spent": step / 100, "learning_rate": 1e-3}
+    with folder.log_file.open("a") as file:
+        file.write(json.dumps({**line, "loss": {"8x12": loss, "4x6": 2 * loss}}) + "\n")
+
+
+def test_runs_are_found_at_any_depth_of_up_to_three(make_run, tmp_path):
+    for name in ("runs/one", "runs/race/whole-seed0", "runs/a/b/c/deep", "runs/a/b/c/d/too-deep", "runs/.hidden"):
+        make_run(name)
+    make_run("runs/one/inside-another")
+    (tmp_path / "runs" / "empty").mkdir()
+    assert Runs(tmp_path / "runs").names() == ["a/b/c/deep", "one", "race/whole-seed0"]
+    assert Runs(tmp_path / "runs" / "one").names() == ["."]
+    assert Runs(tmp_path / "nowhere").names() == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["..", "../secret", "one/../../secret", "one/..", "/etc", "", "one/", "./one", "one\\..", "one\0", "link", "none"],
+)
+def test_names_lead_nowhere_else(make_run, tmp_path, name):
+    make_run("runs/one")
+    make_run("secret")
+    (tmp_path / "runs" / "link").symlink_to(tmp_path / "secret")
+    runs = Runs(tmp_path / "runs")
+    assert runs.names() == ["one"]
+    with pytest.raises(GoneError):
+        runs.find(name)
+
+
+def test_pictures_lead_nowhere_else(make_run, tmp_path):
+    folder = make_run("runs/one")
+    secret = tmp_path / "secret.png"
+    Image.new("L", (2, 2)).save(secret)
+    folder.sample_file(1).parent.mkdir()
+    Image.new("L", (2, 2)).save(folder.sample_file(1))
+    folder.sample_file(2).symlink_to(secret)
+    runs = Runs(tmp_path / "runs")
+    assert runs.picture("one", "step-00000001.png") == folder.sample_file(1)
+    for file in ("step-00000002.png", "../config.json", "../samples/step-00000001.png", str(secret)):
+        with pytest.raises(GoneError, match="no picture"):
+            runs.picture("one", file)
+
+
+def test_a_run_that_is_trained_progresses(make_run, tmp_path):
+    folder, runs = make_run("one"), Runs(tmp_path)
+    first = runs.detail("one")
+    assert (first["state"], first["step"], first["charts"], first["has_model"]) == ("stopped", 0, "", False)
+    assert first["model"]["classes"] == 2 and first["model"]["stride"] == 4 and first["model"]["editable"]
+    log(folder, 10)
+    second = runs.detail("one", first["version"])
+    assert second["step"] == 10 and second["spent"] == 0.1 and second["loss"] == 0.75 and "svg" in second["charts"]
+    assert "charts" not in runs.detail("one", second["version"])
+    log(folder, 100, loss=0.25)
+    third = runs.detail("one", second["version"])
+    assert third["state"] == "complete" and ">100<" in third["standing"]
+    assert runs.overview()[0]["loss"] == 0.375
+
+
+def test_who_trains_is_told(make_run, tmp_path):
+    from patch_diffusion.training.lock import locked
+
+    folder, runs = make_run("one"), Runs(tmp_path)
+    with locked(folder.path):
+        assert runs.overview()[0]["state"] == "training" and "process" in runs.overview()[0]["trainer"]
+    assert runs.overview()[0]["state"] == "stopped"
+
+
+def test_runs_that_go_or_are_damaged_leave_the_others(make_run, tmp_path):
+    for name in ("one", "two", "three", "four"):
+        log(make_run(name), 10)
+    runs = Runs(tmp_path)
+    before = runs.detail("one")
+    shutil.rmtree(tmp_path / "one")
+    (tmp_path / "two" / "config.json").write_text("{")
+    (tmp_path / "three" / "log.jsonl").write_text('{"step": 1, "loss": 3, "spent": "half"}\n')
+    found = {run["name"]: run for run in runs.overview()}
+    assert set(found) == {"two", "three", "four"} and found["four"]["step"] == 10
+    assert "damaged" in found["two"]["damaged"] and "damaged" in found["three"]
+    with pytest.raises(GoneError, match="no run 'one'"):
+        runs.detail("one")
+    make_run("one")
+    again = runs.detail("one", before["version"])
+    assert again["step"] == 0 and again["charts"] == ""
+
+
+def test_imported_runs_and_models_of_other_images(make_run, tmp_path):
+    make_run("one", num_images=0, codec={"dtype": "float32", "low": -1.0, "high": 1.0}, image_channels=5)
+    found = Runs(tmp_path).overview()[0]
+    assert found["state"] == "imported" and not found["model"]["editable"]
+
+
+def test_models_are_loaded_anew_where_the_weights_have_changed(make_trainer, tmp_path):
+    from patch_diffusion.web.models import Models
+
+    make_trainer("run", checkpoints=2).fit(steps=2)
+    models, folder = Models("cpu"), RunFolder(tmp_path / "run")
+    newest = models.load(folder)
+    assert models.load(folder) is newest and models.load(folder, 2) is not newest
+    first = models.load(folder, 1)
+    assert not torch.equal(first.module.first.weight, newest.module.first.weight)
+    shutil.copy(folder.checkpoint(1) / "ema.safetensors", folder.model_file)
+    assert torch.equal(models.load(folder).module.first.weight, first.module.first.weight)
+    with pytest.raises(pd.InputError, match="checkpoints of the steps 1, 2"):
+        models.load(folder, 7)

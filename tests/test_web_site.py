@@ -1,0 +1,311 @@
+import base64
+import io
+import json
+import re
+import shlex
+import threading
+import urllib.parse
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import patch_diffusion as pd
+from patch_diffusion.cli import main
+from patch_diffusion.web.asked import MOST_PICTURES
+from patch_diffusion.web.site import Site
+
+TINY = (
+    "--data.classes True --network.width 8 --network.multipliers 1 2 --network.attention 1 --network.blocks 1 "
+    "--network.dropout 0 --batch 4 --samples 1 --checkpoints 2 --steps 4"
+)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    assert main(["train", "digits", "--out", str(folder / "digits"), *TINY.split()]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(runs, tmp_path_factory):
+    return Site(runs, tmp_path_factory.mktemp("work"), "cpu")
+
+
+def content(answer):
+    assert answer.status == 200, answer.content
+    return json.loads(answer.content)
+
+
+def asked_for(site, path, **wanted):
+    """The state in which it ended, its events by kind, and its name."""
+    job = content(site.request(path, {}, json.dumps(wanted).encode()))["job"]
+    found = {"state": "", "events": []}
+    while found["state"] not in ("done", "failed", "stopped"):
+        found = content(site.ask("/api/job", {"id": job, "state": found["state"], "after": str(len(found["events"]))}))
+    found = content(site.ask("/api/job", {"id": job}))
+    kinds = {}
+    for event in found["events"]:
+        kinds.setdefault(event["event"], []).append(event)
+    return found, kinds, job
+
+
+def picture(site, job, name):
+    answer = site.ask("/api/file", {"job": job, "name": name})
+    assert answer.status == 200 and answer.kind.startswith("image/")
+    return np.array(Image.open(io.BytesIO(answer.content)))
+
+
+def text_of(array):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def test_pictures_are_those_of_generate_and_every_step_is_seen(site, runs):
+    found, kinds, job = asked_for(
+        site, "/api/generate", models=[{"run": "digits"}], seed=3, pictures=5, steps=4, guidance=2.0, solver="euler"
+    )
+    assert found["state"] == "done", found
+    model, seen = pd.load(runs / "digits", device="cpu"), []
+    same = list(
+        pd.generate(model, range(3, 8), steps=4, guidance=2.0, solver="euler", callback=lambda step: seen.append(step))
+    )
+    for sample, event in zip(same, kinds["sample"], strict=True):
+        assert (event["seed"], event["label"]) == (sample.seed, str(sample.label))
+        assert (picture(site, job, event["file"]) == sample.pixels[0].numpy()).all()
+    assert [event["step"] for event in kinds["step"]] == [1, 2, 3, 4]
+    for event, step in zip(kinds["step"], seen, strict=True):
+        sheet = picture(site, job, event["sheet"])
+        assert sheet.shape == (2 * 16, 3 * 16) and event["columns"] == 3 and event["sigma"] == float(step.sigma)
+        expected = model.codec.decode(step.denoised.float())
+        assert (sheet[16:, 16:32] == expected[4, 0].numpy()).all()
+    assert kinds["finished"][0]["settings"] == same[0].settings
+
+
+def test_the_archive_has_the_settings_and_the_command_that_gives_the_same(site, tmp_path, monkeypatch):
+    _, kinds, job = asked_for(site, "/api/generate", models=[{"run": "digits"}], pictures=2, steps=2, label=7)
+    answer = site.ask("/api/file", {"job": job, "name": "pictures.zip", "save": "1"})
+    assert "attachment" in answer.headers["Content-Disposition"]
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        names = ["000000.png", "000001.png", "command.txt", "grid.png", "samples.json"]
+        assert sorted(archive.namelist()) == [f"1-digits/{name}" for name in names]
+        entry = json.loads(archive.read("1-digits/samples.json"))["samples"][1]
+        command, made = archive.read("1-digits/command.txt").decode(), archive.read("1-digits/000001.png")
+    assert (entry["seed"], entry["class"], entry["settings"]["steps"]) == (1, 7, 2)
+    assert command.strip() == kinds["finished"][0]["command"]
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(command)[1:]) == 0
+    assert (tmp_path / "pictures" / "000001.png").read_bytes() == made
+
+
+def test_checkpoints_side_by_side(site, runs):
+    models = [{"run": "digits", "checkpoint": 2}, {"run": "digits"}]
+    _, kinds, job = asked_for(site, "/api/generate", models=models, pictures=1, steps=2)
+    assert [event["model"] for event in kinds["sample"]] == [0, 1]
+    first, second = (picture(site, job, event["file"]) for event in kinds["sample"])
+    early = next(pd.generate(pd.load(runs / "digits", checkpoint=2, device="cpu"), [0], steps=2))
+    assert (first == early.pixels[0].numpy()).all() and (first != second).any()
+    assert "checkpoints/step-00000002" in kinds["finished"][0]["command"]
+
+
+def test_what_a_mask_leaves_is_kept_and_edges_are_extended(site, tmp_path, monkeypatch):
+    random = np.random.default_rng(0)
+    image, mask = random.integers(0, 256, (16, 16), dtype=np.uint8), np.zeros((16, 16), np.uint8)
+    mask[4:12, :8] = 255
+    wanted = {"model": {"run": "digits"}, "image": text_of(image), "steps": 2, "pictures": 2, "label": 3}
+    found, kinds, job = asked_for(site, "/api/edit", **wanted, mask=text_of(mask))
+    assert found["state"] == "done", found
+    made = picture(site, job, kinds["sample"][0]["file"])
+    assert (made[mask == 0] == image[mask == 0]).all() and (made[mask == 255] != image[mask == 255]).any()
+    found, kinds, job = asked_for(
+        site, "/api/edit", **wanted, extend={"left": 8, "bottom": 4}, coords="extend", covariance="isotropic"
+    )
+    assert found["state"] == "done", found
+    made = picture(site, job, kinds["sample"][1]["file"])
+    assert made.shape == (20, 24) and (made[:16, 8:] == image).all()
+    with zipfile.ZipFile(io.BytesIO(site.ask("/api/file", {"job": job, "name": "pictures.zip"}).content)) as archive:
+        archive.extractall(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(kinds["finished"][0]["command"])[1:]) == 0
+    assert (np.array(Image.open(tmp_path / "edited" / "000001.png")) == made).all()
+
+
+@pytest.mark.parametrize(
+    ("path", "wanted", "reason"),
+    [
+        ("/api/generate", {"models": [{"run": "digits"}], "pictures": 65}, "pictures can be 1 to 64 here, not 65"),
+        ("/api/generate", {"models": [{"run": "digits"}], "steps": 10**9}, "steps can be 1 to 256"),
+        ("/api/generate", {"models": []}, "models can be 1 to 4"),
+        ("/api/generate", {"models": [{"run": "digits"}], "step": 3}, "step: unexpected"),
+        ("/api/generate", {"models": [{"run": "../digits"}]}, "no run '../digits'"),
+        ("/api/generate", {"models": [{"run": "digits"}], "seed": "x"}, "seed: "),
+        ("/api/edit", {"model": {"run": "digits"}}, "image: field required"),
+        ("/api/nothing", {}, "there is nothing at"),
+    ],
+)
+def test_what_cannot_be_asked_for(site, path, wanted, reason):
+    answer = site.request(path, {}, json.dumps(wanted).encode())
+    assert answer.status in (400, 404) and reason in json.loads(answer.content)["error"]
+    assert site.request(path, {}, b"{").status in (400, 404)
+    assert MOST_PICTURES == 64
+
+
+@pytest.mark.parametrize(
+    ("path", "wanted", "reason"),
+    [
+        ("/api/generate", {"models": [{"run": "digits", "checkpoint": 3}]}, "checkpoints of the steps 2, 4"),
+        ("/api/generate", {"models": [{"run": "digits"}], "solver": "hein"}, "did you mean 'heun'"),
+        ("/api/generate", {"models": [{"run": "digits"}], "label": 10}, "class 10 does not exist"),
+        ("/api/edit", {"model": {"run": "digits"}, "image": "?"}, "not sent as base64"),
+        ("/api/edit", {"model": {"run": "digits"}, "image": "aGFsbG8="}, "no picture that can be read"),
+        ("/api/edit", {"model": {"run": "digits"}, "image": "IMAGE"}, "draw over what is to be filled"),
+        ("/api/edit", {"model": {"run": "digits"}, "image": "IMAGE", "extend": {"left": 9}}, "multiples of 2"),
+        ("/api/edit", {"model": {"run": "digits"}, "image": "IMAGE", "extend": {"left": 10**12}}, "not by so many"),
+        ("/api/edit", {"model": {"run": "digits"}, "image": "IMAGE", "extend": {"up": 8}}, "no side 'up'"),
+        ("/api/edit", {"model": {"run": "digits"}, "image": "IMAGE", "extend": {"left": -8}}, "at least 0 pixels"),
+    ],
+)
+def test_what_a_model_cannot_do(site, path, wanted, reason):
+    if wanted.get("image") == "IMAGE":
+        wanted = {**wanted, "image": text_of(np.zeros((16, 16), np.uint8))}
+    found, _, _ = asked_for(site, path, **wanted)
+    assert found["state"] == "failed" and reason in found["reason"], found
+
+
+def file_of(image, kind="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def bomb(side):
+    """A small file that says it is a picture of this side."""
+    content = bytearray(file_of(Image.new("1", (8, 8))))
+    content[16:24] = side.to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    return bytes(content)
+
+
+def test_an_uploaded_picture_is_brought_to_what_the_model_was_trained_on(site):
+    answer = site.request("/api/fit", {"run": "digits"}, file_of(Image.new("RGB", (64, 32), (255, 0, 0)), "JPEG"))
+    made = Image.open(io.BytesIO(answer.content))
+    assert answer.status == 200 and made.size == (16, 16) and made.mode == "L"
+    turned = Image.new("L", (16, 32))
+    turned.paste(255, (0, 0, 16, 16))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter
+    answer = site.request("/api/fit", {"run": "digits"}, file_of(turned, "JPEG", exif=exif, quality=95))
+    made = np.array(Image.open(io.BytesIO(answer.content)))
+    assert made[:, -6:].min() > 200 and made[:, :6].max() < 50
+
+
+@pytest.mark.parametrize(
+    ("upload", "reason"),
+    [
+        (file_of(Image.new("L", (6000, 5000))), "30.0 megapixels, and at most 24 are taken"),
+        (bomb(60_000), "3600000000 pixels"),
+        (file_of(Image.effect_noise((64, 64), 60))[:2000], "cannot be read"),
+        (file_of(Image.new("I;16", (8, 8))), "pixels of uint16"),
+        (file_of(Image.new("L", (8, 8)), "EPS"), "no picture that can be read"),
+        (b"", "no picture that can be read"),
+        (b"<svg onload='alert(1)'/>", "no picture that can be read"),
+    ],
+    ids=["30 megapixels", "a bomb", "cut off", "16 bits", "a program", "nothing", "text"],
+)
+def test_uploads_that_are_refused(site, upload, reason):
+    answer = site.request("/api/fit", {"run": "digits"}, upload)
+    assert answer.status == 400 and reason in json.loads(answer.content)["error"]
+
+
+def test_a_job_is_stopped_and_what_it_has_stays(site):
+    job = content(
+        site.request("/api/generate", {}, json.dumps({"models": [{"run": "digits"}], "steps": 256}).encode())
+    )["job"]
+    seen = 0
+    while not seen:
+        seen = len(content(site.ask("/api/job", {"id": job, "after": "1", "state": "running"}))["events"])
+    assert site.request("/api/stop", {"id": job}, b"").status == 200
+    state = "running"
+    while state == "running":
+        state = content(site.ask("/api/job", {"id": job, "after": "999", "state": "running"}))["state"]
+    assert state == "stopped" and site.ask("/api/file", {"job": job, "name": "steps/0-0-0.png"}).status == 200
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/static/../server.py",
+        "/static/%2e%2e/server.py",
+        "/static/",
+        "/api/file?job=x&name=../../etc/passwd",
+        "/api/run?name=../digits",
+        "/api/picture?run=digits&file=../config.json",
+        "/api/job?id=../digits",
+        "/api/run",
+        "/etc/passwd",
+        "//",
+    ],
+)
+def test_paths_lead_nowhere_else(site, target):
+    parts = urllib.parse.urlsplit(target)
+    answer = site.ask(parts.path, dict(urllib.parse.parse_qsl(parts.query)))
+    assert answer.status in (400, 404) and "error" in json.loads(answer.content)
+
+
+def test_files_of_a_job_lead_nowhere_else(site):
+    _, _, job = asked_for(site, "/api/generate", models=[{"run": "digits"}], pictures=1, steps=1)
+    for name in ("../../digits/config.json", "/etc/passwd", "1-digits", "", "1-digits/../1-digits/000000.png"):
+        assert site.ask("/api/file", {"job": job, "name": name}).status == 404
+
+
+def test_the_page_names_no_other_host():
+    static = Path(pd.__file__).parent / "web" / "static"
+    found = [path.read_text(encoding="utf-8") for path in static.iterdir()]
+    assert len(found) >= 10
+    for text in found:
+        text = text.replace('xmlns="http://www.w3.org/2000/svg"', "")  # a name, which is not asked for
+        assert not re.search(r"https?:|//[a-z]+\.|@import|url\(", text)
+    html = (static / "index.html").read_text(encoding="utf-8")
+    for target in re.findall(r'(?:src|href)="([^"]+)"', html):
+        assert target.startswith("#") or (static / target.removeprefix("static/")).is_file()
+
+
+def test_20_requests_at_a_time(site):
+    states = []
+
+    def ask(seed):
+        found, kinds, _ = asked_for(site, "/api/generate", models=[{"run": "digits"}], seed=seed, pictures=1, steps=1)
+        states.append((found["state"], kinds["sample"][0]["seed"]))
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(states) == [("done", seed) for seed in range(20)]
+
+
+def test_images_that_are_no_pictures_are_sampled_and_shown_in_grey(tmp_path):
+    import torch
+
+    values = np.random.default_rng(0).normal(size=(8, 5, 8, 8)).astype(np.float32)
+    torch.manual_seed(0)
+    network = pd.UNet(5, width=8, multipliers=(1, 2), blocks=1)
+    options = {"batch": 4, "samples": 0, "checkpoints": 1, "show": False, "track": ()}
+    schedule = pd.PatchSchedule(sizes={"1/2": 1.0})
+    images = pd.open_images(values, layout="channels_first")
+    pd.Trainer(pd.Denoiser(network, 1.0), images, schedule, out=tmp_path / "run", **options).fit(steps=1)
+    site = Site(tmp_path, tmp_path / "work", "cpu")
+    assert not site.runs.overview()[0]["model"]["editable"]
+    found, kinds, job = asked_for(site, "/api/generate", models=[{"run": "run"}], pictures=2, steps=2)
+    assert found["state"] == "done", found
+    assert kinds["sample"][1]["file"] == "1-run/000001.npy"
+    assert picture(site, job, kinds["sample"][1]["shown"]).shape == (8, 5 * 8)
+    made = np.load(io.BytesIO(site.ask("/api/file", {"job": job, "name": "1-run/000001.npy"}).content))
+    assert made.shape == (5, 8, 8) and made.dtype == np.float32
+    assert b"8 bits" in site.request("/api/fit", {"run": "run"}, file_of(Image.new("L", (8, 8)))).content
