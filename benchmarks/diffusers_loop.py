@@ -24,6 +24,7 @@ from measuring import circumstances
 
 import patch_diffusion as pd
 from patch_diffusion.training.build import build_trainer
+from patch_diffusion.training.run import build_network
 
 UNCOUNTED = 10  # first steps, in which memory is found and kernels are chosen
 
@@ -118,8 +119,7 @@ def diffusers_loop(preset: str, side: int, steps: int) -> dict[str, float]:
 
 
 def parameters(preset: str) -> int:
-    settings = {key: value for key, value in vars(pd.PRESETS[preset].network).items() if key != "kind"}
-    network = pd.UNet(image_channels=3, **settings)
+    network = build_network(pd.PRESETS[preset].network, 3, 0, coords=True)
     return sum(parameter.numel() for parameter in network.parameters())
 
 
