@@ -63,8 +63,9 @@ def serve(
     choose_device(device)  # now, and not at the first picture
     with tempfile.TemporaryDirectory(prefix="patch-diffusion-", ignore_cleanup_errors=True) as work:
         server = Server(host, port, Site(folder, Path(work), device))
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # the pictures are removed then, too
+        main = threading.current_thread() is threading.main_thread()  # only there can signals be handled
+        # The pictures are removed then, too.
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
         try:
             if ready is not None:
                 ready(server.address)
@@ -74,6 +75,8 @@ def serve(
         finally:
             server.server_close()
             server.site.jobs.close()
+            if main:
+                signal.signal(signal.SIGTERM, before)
 
 
 class Server(ThreadingHTTPServer):

@@ -118,6 +118,7 @@ export async function showEdit(place, values, signal) {
     // One that was not extended can be edited further.
     const further = source => fetch(source).then(response => response.blob()).then(take);
     const shown = new Results(results, [choice.name], wanted.pictures, stage.extended ? {} : {onedit: (name, source) => further(source)});
+    results.scrollIntoView({block: 'nearest'});
     try {
       const {job} = await request('api/edit', wanted);
       await shown.follow(job, signal);

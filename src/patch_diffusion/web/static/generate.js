@@ -69,6 +69,7 @@ export async function showGenerate(place, values, signal) {
       sessionStorage.setItem('edit', source);
       location.hash = `#/edit?${new URLSearchParams({run: chosen.run, checkpoint: chosen.checkpoint ?? ''})}`;
     }} : {});
+    results.scrollIntoView({block: 'nearest'});
     try {
       const {job} = await request('api/generate', wanted);
       await shown.follow(job, signal);
