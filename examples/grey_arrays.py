@@ -44,7 +44,7 @@ def main(words: list[str] | None = None) -> np.ndarray:
     kind = images.buckets[0].pixels.dtype
     print(f"{len(images)} images of {height} x {width} with {images.channels} channel(s), {kind}")
 
-    # Two levels and patches down to a quarter: height and width must be multiples of 8. Muon learns most in few minutes.
+    # Two levels, and patches down to a quarter: height and width must be multiples of 8.
     network = pd.UNet(images.channels, width=16, multipliers=(1, 2), blocks=1, dropout=0.0)
     denoiser = pd.Denoiser(network, sigma_data=images.standard_deviation)
     optimizer = pd.PRESETS["small"].optimizer

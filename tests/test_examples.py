@@ -16,12 +16,16 @@ SCRIPTS = sorted(EXAMPLES.glob("*.py"))
 BRIEF = "--minutes 0.003 --samples 2"
 
 
-def run(name, words):
+def load(name):
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.main(words.split() if isinstance(words, str) else words)
+    return module
+
+
+def run(name, words):
+    return load(name).main(words.split() if isinstance(words, str) else words)
 
 
 @pytest.fixture(autouse=True)
@@ -75,8 +79,8 @@ def test_grey_arrays(here, kind):
 def test_guided_digits(here):
     spread = run("guided_digits", f"{BRIEF} --guidance 1 3 --digit 4")
     assert list(spread) == [1.0, 3.0] and min(spread.values()) > 0
-    picture = Image.open(here / "runs" / "guided-digits" / "guidance.png")
-    assert picture.width == picture.height
+    with Image.open(here / "runs" / "guided-digits" / "guidance.png") as picture:
+        assert picture.width == picture.height  # two rows of two
 
 
 def test_diffusers_unet(here):

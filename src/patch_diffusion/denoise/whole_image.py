@@ -40,6 +40,13 @@ def whole_image_loss(
         seed: of the noise.
         batch: images at a time.
         most: images of each bucket that are looked at, the first ones; None: all.
+
+    Raises:
+        InputError: the model takes another number of channels.
+
+    >>> losses = whole_image_loss(load("runs/digits"), open_images("digits"), sigmas=(0.1, 1.0), most=10)
+    >>> list(losses)
+    [0.1, 1.0]
     """
     if images.channels != model.image_channels:
         raise InputError(f"the model takes {model.image_channels} channels, but the images have {images.channels}")
