@@ -10,7 +10,7 @@ endif
 
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
-.PHONY: demo test lint clean constraints
+.PHONY: demo test lint docs clean constraints
 
 demo: .venv/installed  ## Train on the built-in digits, sample them, and have them recognised: about five minutes.
 	$(BIN)/patch-diffusion train digits --preset digits --out runs/digits
@@ -27,8 +27,13 @@ lint: .venv/linters  ## Format, lint, types, and the direction of imports.
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 
-clean:  ## Remove the environment and what the demo made.
-	rm -rf .venv runs
+docs: .venv/installed  ## The pages of docs/ and a reference of the public names as a site.
+	$(BIN)/python docs/site/pages.py
+	$(BIN)/zensical build --strict --config-file build/docs/mkdocs.yml
+	@echo "the site is in build/docs/site: open build/docs/site/index.html"
+
+clean:  ## Remove the environment and what demo and docs made.
+	rm -rf .venv runs build
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

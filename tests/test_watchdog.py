@@ -9,7 +9,8 @@ import torch
 import patch_diffusion as pd
 from patch_diffusion.config import Optimizer
 from patch_diffusion.files import read_tensors
-from patch_diffusion.training import loop as module
+from patch_diffusion.training import loop
+from patch_diffusion.training import trainer as module
 from patch_diffusion.training.checkpoints.checkpoint import optimizer_tensors, read_checkpoint
 from patch_diffusion.training.losses import Means
 from patch_diffusion.training.optimizing.optimizers import make_optimizer
@@ -200,9 +201,9 @@ def test_a_slow_process_is_named():
 
 
 def test_a_clock_that_stands_still_ends_a_budget_of_minutes(make_trainer, monkeypatch):
-    monkeypatch.setattr(module, "_STANDING", 5)
+    monkeypatch.setattr(loop, "_STANDING", 5)
     trainer = make_trainer()
-    monkeypatch.setattr(module.time, "monotonic", lambda: 1000.0)
+    monkeypatch.setattr(loop.time, "monotonic", lambda: 1000.0)
     with pytest.raises(pd.InputError, match="clock of this machine has stood still for 6 steps"):
         trainer.fit(minutes=1)
     assert trainer.run.checkpoints()

@@ -219,7 +219,15 @@ class Engine:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that determines a run."""
+    """Everything that determines a run.
+
+    One group of options for each part, a budget (``steps``, ``images`` or ``minutes``), and how the run is kept. It is
+    what `train` takes and what ``config.json`` in a run folder holds; the command line's options have the same names.
+    Values are judged by what they are for, which raises `InputError`. `PRESETS` has some that go together.
+
+    >>> Config(batch=16, steps=100).patches.whole
+    0.5
+    """
 
     __pydantic_config__ = _STRICT
 

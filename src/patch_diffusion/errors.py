@@ -11,6 +11,12 @@ class InputError(ValueError):
 
     The message is one sentence that says what is wrong, where, and what to do; the command line prints it as it is,
     without a traceback.
+
+    >>> try:
+    ...     PatchSchedule(whole=2)
+    ... except InputError as error:
+    ...     print(error)
+    patches.whole is a probability between 0 and 1, not 2
     """
 
 

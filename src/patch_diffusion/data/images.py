@@ -49,6 +49,13 @@ class ImageSet:
     read. ``options`` are what they were opened with, ``notes`` what the user should know of the reading, ``codec`` what
     brings pixels to model space, ``file`` what pixels are mapped from: it must not be cut short meanwhile. ``part``:
     these are only some of the images, see `hold_out`.
+
+    Raises:
+        InputError: the numbers cannot be pixels or labels, or there is not one label per image.
+
+    >>> images = ImageSet(torch.zeros(10, 3, 24, 32, dtype=torch.uint8), labels=torch.arange(10) % 2)
+    >>> len(images), images.channels, images.resolution, images.num_classes
+    (10, 3, (24, 32), 2)
     """
 
     pixels: Tensor
@@ -118,7 +125,16 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class ImageBuckets:
-    """Images of several sizes, in one set for each. A step of the training takes all its images from one of them."""
+    """Images of several sizes, in one set for each. A step of the training takes all its images from one of them.
+
+    What `open_images` gives for ``fit="bucket"``. ``len`` counts the images of all of them; ``resolution`` is that
+    of the largest one.
+
+    >>> wide, tall = (torch.zeros(10, 3, *shape, dtype=torch.uint8) for shape in ((24, 32), (32, 24)))
+    >>> images = ImageBuckets((ImageSet(wide), ImageSet(tall)))
+    >>> len(images), [bucket.resolution for bucket in images.buckets]
+    (20, [(24, 32), (32, 24)])
+    """
 
     buckets: tuple[ImageSet, ...]
     options: Data = field(default_factory=Data)

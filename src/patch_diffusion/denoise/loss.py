@@ -35,7 +35,16 @@ def denoising_loss(
         sigma: noise levels (n,).
         labels: classes (n,), -1 where hidden.
         augment: how the images were augmented (n, augment_channels), for a network that is told; None is "not".
-        noise: standard normal numbers like ``clean``; drawn with ``generator`` where not given.
+        noise: standard normal numbers like ``clean``; drawn where not given.
+        generator: draws the noise; torch's default generator where none is given.
+
+    Returns:
+        ``(n,)``, differentiable.
+
+    >>> denoiser = Denoiser(UNet(image_channels=3, width=8, multipliers=(1,), blocks=1))
+    >>> patch = random_patches(torch.zeros(4, 3, 24, 32), size=8)
+    >>> denoising_loss(denoiser, patch.pixels, patch.coords, sigma=NoiseLevels().draw(4)).shape
+    torch.Size([4])
     """
     if noise is None:
         device = generator.device if generator is not None else clean.device

@@ -41,6 +41,13 @@ def whole_image_loss(
         seed: of the noise.
         batch: images at a time.
         most: images of each bucket that are looked at, the first ones; None: all.
+
+    Raises:
+        InputError: the model takes another number of channels.
+
+    >>> losses = whole_image_loss(load("runs/digits"), open_images("digits"), sigmas=(0.1, 1.0), most=10)
+    >>> list(losses)
+    [0.1, 1.0]
     """
     losses = losses_of_images(model, images, sigmas=sigmas, seed=seed, batch=batch, most=most)
     return {sigma: float(each.mean()) for sigma, each in losses.items()}

@@ -64,6 +64,10 @@ def import_model(file: str | os.PathLike[str], out: str | os.PathLike[str]) -> d
     Raises:
         InputError: the file names what no published network needs, is damaged, or holds a network that is not
             supported; or ``out`` is occupied.
+
+    >>> found = import_model("edm-cifar10-32x32-cond-vp.pkl", "runs/cifar10")
+    >>> found["network"], load("runs/cifar10").num_classes
+    ('SongUNet', 10)
     """
     path, run = Path(file).expanduser(), RunFolder(Path(out).expanduser())
     if run.is_run():

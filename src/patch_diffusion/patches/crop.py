@@ -17,6 +17,10 @@ class Patch:
 
     ``pixels`` (n, c, h, w) keep the type of the images they were cut from. ``coords`` (n, 2, h, w) are their places in
     the whole image, see `coordinate_grid`. ``top`` and ``left`` (n,) are the pixel indices of the first row and column.
+
+    >>> patch = random_patches(torch.zeros(1, 3, 5, 5), size=1, places=torch.tensor([[0.5, 0.0]]))
+    >>> patch.top, patch.left, patch.coords.flatten()
+    (tensor([2]), tensor([0]), tensor([-1.,  0.]))
     """
 
     pixels: Tensor
@@ -93,5 +97,10 @@ def patch_coordinates(top: Tensor, left: Tensor, size: tuple[int, int], resoluti
 
 
 def whole_image(images: Tensor) -> Patch:
-    """The images themselves, with the whole coordinate grid: the patch of full size."""
+    """The images themselves (n, c, H, W), with the whole coordinate grid: the patch of full size.
+
+    >>> patch = whole_image(torch.zeros(4, 3, 32, 48))
+    >>> patch.coords.shape, patch.top
+    (torch.Size([4, 2, 32, 48]), tensor([0, 0, 0, 0]))
+    """
     return random_patches(images, (images.shape[-2], images.shape[-1]))

@@ -21,6 +21,11 @@ SOLVERS: dict[str, Callable[..., Tensor]] = {
     "stochastic_heun": stochastic_heun,
     "ancestral": ancestral,
 }
+"""The solvers by the names that `generate` and ``sample --solver`` know.
+
+>>> sorted(SOLVERS)[:3]
+['ancestral', 'dpm_solver_2m', 'dpm_solver_3m']
+"""
 
 
 def options_of(

@@ -75,6 +75,13 @@ def decode(
     """The images (n, c, h, w) in model space that noise (n, c, h, w) of unit variance leads to, as in `generate`.
 
     The other arguments are those of `encode`; the network is evaluated 2 * steps - 1 times.
+
+    Raises:
+        InputError: when noise or settings do not suit the model.
+
+    >>> model = Denoiser(lambda x, c_noise, labels: x[:, :3])
+    >>> decode(model, torch.zeros(2, 3, 8, 12), steps=4).abs().max()
+    tensor(0., dtype=torch.float64)
     """
     denoise = bind_images(model, noise, labels, coords)
     sigmas = karras_sigmas(steps, *noise_range(model, sigma_min, sigma_max), rho).to(wide(model.device))

@@ -38,6 +38,12 @@ def write_samples(
 
     Returns:
         The number of samples.
+
+    Raises:
+        InputError: ``folder`` is a file, or ``grid`` not the name of a picture.
+
+    >>> write_samples(generate(load("runs/digits"), seeds=range(2), steps=2), "pictures", grid="grid.png")
+    2
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():

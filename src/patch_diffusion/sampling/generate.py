@@ -33,6 +33,10 @@ class Sample:
 
     The pixels are such as the model was trained on, uint8 for ordinary pictures; latents where there is nothing at hand
     to decode them. ``range`` are the values that are shown black and white.
+
+    >>> sample = Sample(torch.zeros(3, 24, 32, dtype=torch.uint8), seed=7, label=None, settings={})
+    >>> sample.image.size, sample.save("pictures").name
+    ((32, 24), '000007.png')
     """
 
     pixels: Tensor
@@ -115,6 +119,10 @@ def generate(
 
     Raises:
         InputError: at once, when settings do not suit the model or each other.
+
+    >>> samples = generate(load("runs/digits"), seeds=range(2), steps=2, labels=7)
+    >>> [tuple(sample.pixels.shape) for sample in samples]
+    [(1, 16, 16), (1, 16, 16)]
     """
     view = view_of(model, resolution, coords=coords, tile=tile, overlap=overlap, batch=batch)
     churning = {"churn": churn, "churn_min": churn_min, "churn_max": churn_max, "churn_noise": churn_noise}

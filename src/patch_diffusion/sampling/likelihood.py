@@ -52,6 +52,10 @@ def bits_per_dimension(
 
     Raises:
         InputError: when images or settings do not suit the model, or torchdiffeq is not installed.
+
+    >>> images = open_images("digits").buckets[0].pixels[:2]
+    >>> bits_per_dimension(load("runs/digits"), images, tolerance=0.1).shape
+    torch.Size([2])
     """
     codec = model.codec
     if not isinstance(codec, PixelCodec) or codec.dtype == "float32":
@@ -107,6 +111,12 @@ def log_density(
 
     Raises:
         InputError: for levels or a tolerance that cannot be, or when torchdiffeq is not installed.
+
+    >>> def denoise(noisy, sigma):  # where the data are normal numbers of variance 1
+    ...     return noisy / (1 + sigma**2)
+    >>> images, signs = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 1, 2, 2)
+    >>> log_density(denoise, images, signs, sigma_min=1e-3, sigma_max=1e3).round(decimals=2)  # -2 ln(2 pi)
+    tensor([-3.6800])
     """
     odeint = _odeint()
     if not 0 < sigma_min < sigma_max:

@@ -64,6 +64,16 @@ def picture_grid(pictures: Sequence[Tensor], columns: int | None = None) -> Imag
     """Pictures (c, h, w) side by side, row by row, a grey pixel between them; near-square without ``columns``.
 
     Small pictures are enlarged by a whole number, so that the grid can be looked at.
+
+    Args:
+        pictures: uint8 pixels of 1, 3 or 4 channels, all of one shape.
+        columns: pictures in a row.
+
+    Raises:
+        InputError: there are none, or they have other numbers of channels.
+
+    >>> picture_grid([torch.zeros(3, 255, 255, dtype=torch.uint8)] * 4).size
+    (1022, 1022)
     """
     if not pictures:
         raise InputError("there are no pictures for a grid")

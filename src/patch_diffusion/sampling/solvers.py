@@ -28,7 +28,23 @@ def euler(
     noise: StepNoise | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """First order, one evaluation a step; the same as DDIM (arXiv 2010.02502)."""
+    """First order, one evaluation a step; the same as DDIM (arXiv 2010.02502).
+
+    Args:
+        denoise: ``denoise(noisy, sigma)``, the best guess of the clean images, such as of `Denoiser` (n, c, h, w).
+        noisy: images (n, c, h, w) with noise of level ``sigmas[0]``.
+        sigmas: noise levels from high to low, or upwards without a 0, of which the last may be 0; see `karras_sigmas`.
+        noise: not used: there so that all solvers are called alike.
+        callback: told of every step.
+
+    Returns:
+        The images at ``sigmas[-1]``.
+
+    >>> def denoise(noisy, sigma):  # where all data is grey
+    ...     return torch.zeros_like(noisy)
+    >>> euler(denoise, torch.ones(1, 3, 2, 2), torch.tensor([80.0, 1.0, 0.0])).abs().max()
+    tensor(0.)
+    """
     for index, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
         denoised = denoise(noisy, sigma)
         if callback:
@@ -46,7 +62,23 @@ def heun(
     noise: StepNoise | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Second order, two evaluations a step but for the last one to 0 (EDM, algorithm 1). It goes upwards too."""
+    """Second order, two evaluations a step but for the last one to 0 (EDM, algorithm 1). It goes upwards too.
+
+    Args:
+        denoise: ``denoise(noisy, sigma)``, the best guess of the clean images, such as of `Denoiser` (n, c, h, w).
+        noisy: images (n, c, h, w) with noise of level ``sigmas[0]``.
+        sigmas: noise levels from high to low, or upwards without a 0, of which the last may be 0; see `karras_sigmas`.
+        noise: not used: there so that all solvers are called alike.
+        callback: told of every step.
+
+    Returns:
+        The images at ``sigmas[-1]``.
+
+    >>> def denoise(noisy, sigma):  # where all data is grey
+    ...     return torch.zeros_like(noisy)
+    >>> heun(denoise, torch.ones(1, 3, 2, 2), torch.tensor([80.0, 1.0, 0.0])).abs().max()
+    tensor(0.)
+    """
     for index, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
         denoised = denoise(noisy, sigma)
         if callback:
@@ -77,6 +109,21 @@ def dpm_solver_2m(
 
     In l = -ln(sigma) the ODE is dx/dl = D - x, so a step of h in l is x' = e^-h x + (1 - e^-h) D where D is constant. D
     is taken at the middle of the step, on the line through the last two; in the first step and in that to 0, as it is.
+
+    Args:
+        denoise: ``denoise(noisy, sigma)``, the best guess of the clean images, such as of `Denoiser` (n, c, h, w).
+        noisy: images (n, c, h, w) with noise of level ``sigmas[0]``.
+        sigmas: noise levels from high to low, of which the last may be 0; see `karras_sigmas`.
+        noise: not used: there so that all solvers are called alike.
+        callback: told of every step.
+
+    Returns:
+        The images at ``sigmas[-1]``.
+
+    >>> def denoise(noisy, sigma):  # where all data is grey
+    ...     return torch.zeros_like(noisy)
+    >>> dpm_solver_2m(denoise, torch.ones(1, 3, 2, 2), torch.tensor([80.0, 1.0, 0.0])).abs().max()
+    tensor(0.)
     """
     last = noisy
     for index, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
@@ -108,6 +155,21 @@ def dpm_solver_3m(
     A step of h in l = -ln(sigma) is x' = e^-h x + integral over u from 0 to h of e^-(h - u) D(l + u), here with the
     parabola D + slope u + curve u^2 through the last three D; with what there is in the first two steps. With less than
     some 25 steps the parabola overshoots, and `dpm_solver_2m` is better.
+
+    Args:
+        denoise: ``denoise(noisy, sigma)``, the best guess of the clean images, such as of `Denoiser` (n, c, h, w).
+        noisy: images (n, c, h, w) with noise of level ``sigmas[0]``.
+        sigmas: noise levels from high to low, of which the last may be 0; see `karras_sigmas`.
+        noise: not used: there so that all solvers are called alike.
+        callback: told of every step.
+
+    Returns:
+        The images at ``sigmas[-1]``.
+
+    >>> def denoise(noisy, sigma):  # where all data is grey
+    ...     return torch.zeros_like(noisy)
+    >>> dpm_solver_3m(denoise, torch.ones(1, 3, 2, 2), torch.tensor([80.0, 1.0, 0.0])).abs().max()
+    tensor(0.)
     """
     known: list[tuple[Tensor, Tensor]] = []  # l and D, the newest first
     for index, (sigma, next_sigma) in enumerate(pairwise(sigmas)):

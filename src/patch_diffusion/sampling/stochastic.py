@@ -30,6 +30,26 @@ def euler_maruyama(
 
     It is solved in the time and the scale of ``process`` (EDM where None), though ``noisy`` and the result are not
     scaled. It needs small steps, some hundreds. The step to 0 takes the denoised image, without noise.
+
+    Args:
+        denoise: ``denoise(noisy, sigma)``, the best guess of the clean images, such as of `Denoiser` (n, c, h, w).
+        noisy: images (n, c, h, w) with noise of level ``sigmas[0]``.
+        sigmas: noise levels from high to low, of which the last may be 0; see `karras_sigmas`.
+        noise: standard normal numbers like ``noisy`` for the step of an index.
+        callback: told of every step.
+        process: `EDM`, `VE` or `VP`; EDM where None.
+
+    Returns:
+        The images at ``sigmas[-1]``.
+
+    Raises:
+        InputError: ``noise`` is not given.
+
+    >>> def denoise(noisy, sigma):  # where all data is grey
+    ...     return torch.zeros_like(noisy)
+    >>> levels = torch.tensor([80.0, 1.0, 0.0])
+    >>> euler_maruyama(denoise, torch.ones(1, 3, 2, 2), levels, noise=lambda index: torch.randn(1, 3, 2, 2)).abs().max()
+    tensor(0.)
     """
     noise = _needed(noise, "euler_maruyama")
     process = process or EDM()
@@ -67,10 +87,22 @@ def stochastic_heun(
     The defaults are EDM's for ImageNet (table 5). ``callback`` is told of the raised level.
 
     Args:
-        denoise, noisy, sigmas, noise, callback: as for all solvers.
+        denoise, noisy, sigmas, noise, callback: as for `ancestral`.
         churn: S_churn, at least 0: a level is raised by the factor 1 + min(churn / steps, sqrt(2) - 1).
         churn_min, churn_max: S_tmin and S_tmax, the noise levels between which this is done.
         churn_noise: S_noise, standard deviation of the fresh noise; a little above 1 makes up for lost detail.
+
+    Returns:
+        The images at ``sigmas[-1]``.
+
+    Raises:
+        InputError: ``noise`` is not given, or an option is out of its range.
+
+    >>> def denoise(noisy, sigma):  # where all data is grey
+    ...     return torch.zeros_like(noisy)
+    >>> levels = torch.tensor([80.0, 1.0, 0.0])
+    >>> stochastic_heun(denoise, torch.ones(1, 3, 2, 2), levels, noise=lambda index: torch.zeros(1)).abs().max()
+    tensor(0.)
     """
     noise = _needed(noise, "stochastic_heun")
     if not churn >= 0 or not churn_noise >= 0:
@@ -103,6 +135,26 @@ def ancestral(
 
     An eta of 1 is ancestral sampling as in DDPM (arXiv 2006.11239, equation 7), 0 is Euler, or DDIM, and between them
     lie those of DDIM (arXiv 2010.02502, equation 16).
+
+    Args:
+        denoise: ``denoise(noisy, sigma)``, the best guess of the clean images, such as of `Denoiser` (n, c, h, w).
+        noisy: images (n, c, h, w) with noise of level ``sigmas[0]``.
+        sigmas: noise levels from high to low, of which the last may be 0; see `karras_sigmas`.
+        noise: standard normal numbers like ``noisy`` for the step of an index.
+        callback: told of every step.
+        eta: from 0, no noise, to 1.
+
+    Returns:
+        The images at ``sigmas[-1]``.
+
+    Raises:
+        InputError: ``noise`` is not given, or eta is out of its range.
+
+    >>> def denoise(noisy, sigma):  # where all data is grey
+    ...     return torch.zeros_like(noisy)
+    >>> levels = torch.tensor([80.0, 1.0, 0.0])
+    >>> ancestral(denoise, torch.ones(1, 3, 2, 2), levels, noise=lambda index: torch.randn(1, 3, 2, 2)).abs().max()
+    tensor(0.)
     """
     noise = _needed(noise, "ancestral")
     if not 0 <= eta <= 1:

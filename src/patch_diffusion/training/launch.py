@@ -38,6 +38,12 @@ def train(
             the images, see `suggest`, and the log says which and why. None: all are taken as they are.
         allow: names of options that may differ from those of the run that continues, see `Trainer`.
         show: progress on stderr.
+
+    >>> from dataclasses import replace
+    >>> small = PRESETS["digits"]
+    >>> config = replace(small, data=replace(small.data, source="digits"), minutes=None, steps=1, samples=0)
+    >>> train(config, "runs/trained", show=False).resolution
+    (16, 16)
     """
     processes = config.engine.processes
     if processes is not None and processes < 1:

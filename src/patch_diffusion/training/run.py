@@ -223,6 +223,10 @@ def load(
 
     Raises:
         InputError: no run there, or a damaged one.
+
+    >>> model = load("runs/digits")
+    >>> model(torch.zeros(1, 1, 16, 16), torch.ones(1), coordinate_grid(16, 16)).shape
+    torch.Size([1, 1, 16, 16])
     """
     path = Path(run).expanduser()
     if path.parent.name == "checkpoints":
@@ -300,7 +304,18 @@ def restore_weights(network: nn.Module, weights: dict[str, torch.Tensor], where:
 
 
 def describe(run: str | os.PathLike[str]) -> dict[str, Any]:
-    """What is in a run folder: options, facts of the model, checkpoints, and the last line of the log."""
+    """What is in a run folder: options, facts of the model, checkpoints, and the last line of the log.
+
+    Returns:
+        Ready for JSON: ``run``, ``model``, ``options`` (those of `Config`), ``progress`` (of the log, empty before its
+        first line), ``checkpoints`` (their steps), ``best_checkpoint``, ``pictures`` (paths), and ``complete``.
+
+    Raises:
+        InputError: no run there, or a damaged one.
+
+    >>> describe("runs/digits")["checkpoints"]
+    [1]
+    """
     folder = RunFolder(Path(run).expanduser())
     config, facts = folder.read_config()
     progress = last_measured(folder.log_file)

@@ -74,6 +74,16 @@ class Trainer:
         optimizer, ema, engine, checkpoints and the other options: see `Config`.
         allow: names of options, such as "optimizer.learning_rate", that may differ from those of the run that is there.
         show: progress on stderr.
+
+    Raises:
+        InputError: options that do not suit each other, the images or the network, or a folder that is not free.
+
+    >>> images = open_images("digits")
+    >>> denoiser = Denoiser(UNet(1, width=8, multipliers=(1,), blocks=1), sigma_data=images.standard_deviation)
+    >>> trainer = Trainer(denoiser, images, PatchSchedule(whole=0.5), out="runs/mine", batch=8, samples=0, show=False)
+    >>> model = trainer.fit(steps=1)
+    >>> trainer.seen.images >= 8
+    True
     """
 
     def __init__(

@@ -32,6 +32,13 @@ class DiffusersNetwork(nn.Module):
 
     Raises:
         InputError: the model is not built so.
+
+    >>> from diffusers.models.unets.unet_2d import UNet2DModel
+    >>> channels = {"in_channels": 3, "out_channels": 1, "block_out_channels": (8,), "norm_num_groups": 4}
+    >>> blocks = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "layers_per_block": 1}
+    >>> network = DiffusersNetwork(UNet2DModel(**channels, **blocks))
+    >>> network(torch.zeros(2, 3, 8, 12), torch.zeros(2)).shape
+    torch.Size([2, 1, 8, 12])
     """
 
     def __init__(
