@@ -92,12 +92,12 @@ def find_in_zip(path: Path, options: Data) -> Iterator[Collection]:
             notes.append(f"{len(entries) - len(names):,} entries of the zip have a name twice: the last one counts")
         labels = _labels(images, names, archive.open, options, notes)
 
-        def opened(name: str) -> IO[bytes]:
+        def open_entry(name: str) -> IO[bytes]:
             entry = archive.getinfo(name)
             content = stored_content(str(path), entry) if entry.file_size <= SMALL else None
             return archive.open(name) if content is None else BytesIO(content)
 
-        files = Files(len(images), lambda index: ImageFile(images[index], partial(opened, images[index])))
+        files = Files(len(images), lambda index: ImageFile(images[index], partial(open_entry, images[index])))
         yield Collection(options.source, files, labels, notes, state_of(path))
 
 
