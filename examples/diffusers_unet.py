@@ -50,7 +50,7 @@ def main(words: list[str] | None = None) -> None:
     model = pd.load(options.out, network=build(images, options.width))
     samples = pd.generate(model, range(options.samples))
     pd.write_samples(samples, options.out / "pictures", grid=options.out / "grid.png")
-    model.network.unet.save_pretrained(options.out / "unet")
+    model.module.unet.save_pretrained(options.out / "unet")  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
     same = UNet2DModel.from_pretrained(options.out / "unet")
     print(f"pictures are in {options.out / 'grid.png'}")
     print(f"diffusers opens {options.out / 'unet'}, a network of {same.num_parameters():,} weights")
