@@ -158,7 +158,7 @@ def test_it_begins_tells_where_it_is_asks_nobody_and_ends(tmp_path):
     with urllib.request.urlopen(told["address"], timeout=20) as answer:
         assert b"patch diffusion" in answer.read()
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 0 and errors == ""
 
 

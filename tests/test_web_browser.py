@@ -47,7 +47,8 @@ def browser(tmp_path_factory, served):
 
 
 def choose(browser, name, value):
-    """A value of a field, as if it was put in."""
+    """A value of a field, once it is there, as if it was put in."""
+    browser.wait(f"!!document.querySelector('[name={name}]')")
     browser.run(
         f"(e => {{ e.value = {value!r}; for (const n of ['input', 'change']) e.dispatchEvent(new Event(n)) }})"
         f"(document.querySelector('[name={name}]'))"

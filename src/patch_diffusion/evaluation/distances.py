@@ -81,7 +81,10 @@ class Moments:
 
 
 def gaussian_of(blocks: Iterable[Tensor]) -> Gaussian:
-    """The Gaussian that fits features which come as blocks (n, d)."""
+    """The Gaussian that fits features which come as blocks (n, d).
+
+    >>> gaussian = gaussian_of([features])  # doctest: +SKIP
+    """
     moments = Moments()
     for block in blocks:
         moments.add(block)
@@ -126,7 +129,10 @@ class FrechetTo:
 
 
 def frechet_distance(one: Gaussian, other: Gaussian) -> float:
-    """The Frechet distance between two Gaussians, see `FrechetTo`."""
+    """The Frechet distance between two Gaussians, see `FrechetTo`.
+
+    >>> distance = frechet_distance(gaussian_of(real), gaussian_of(generated))  # doctest: +SKIP
+    """
     return FrechetTo(one)(other)
 
 
@@ -176,7 +182,10 @@ class KernelDistance:
 
 
 def kernel_distance(one: Tensor, other: Tensor) -> float:
-    """The kernel distance between two sets of features (n, d) and (m, d), see `KernelDistance`."""
+    """The kernel distance between two sets of features (n, d) and (m, d), see `KernelDistance`.
+
+    >>> distance = kernel_distance(real, generated)  # doctest: +SKIP
+    """
     return KernelDistance([one], other)()
 
 

@@ -34,7 +34,11 @@ SAMPLES = 1000
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured: ``measures`` by name, ``settings`` of all of them, ``notes`` to read them with."""
+    """What was measured: ``measures`` by name, ``settings`` of all of them, ``notes`` to read them with.
+
+    >>> isinstance(evaluate("runs/photos"), Evaluation)  # doctest: +SKIP
+    True
+    """
 
     source: str
     measures: dict[str, Measure]
@@ -93,6 +97,8 @@ def evaluate(
 
     Raises:
         InputError: a metric lacks what it needs, or something given cannot be used.
+
+    >>> found = evaluate("runs/photos", samples=1000)  # doctest: +SKIP
     """
     wanted = known_metrics(metrics)
     if samples is not None and samples < 2:

@@ -66,6 +66,8 @@ def precision_recall(generated: Tensor, real: Tensor, neighbours: int = 3) -> tu
     Returns:
         For each generated image whether it lies in a ball of the real ones, (n,); for each real image whether it lies
         in a ball of the generated ones, (m,). Booleans.
+
+    >>> precision, recall = precision_recall(generated, real)  # doctest: +SKIP
     """
     of_real, of_generated = radii(real, neighbours), radii(generated, neighbours)
     inside, covered = torch.zeros(len(generated), dtype=torch.bool), torch.zeros(len(real), dtype=torch.bool)
@@ -85,6 +87,8 @@ def density_coverage(generated: Tensor, real: Tensor, neighbours: int = 5) -> tu
     Returns:
         For each generated image in how many balls it lies, as a share of ``neighbours``, (n,); for each real image
         whether a generated one lies in its ball, (m,).
+
+    >>> density, coverage = density_coverage(generated, real)  # doctest: +SKIP
     """
     of_real = radii(real, neighbours)
     counts, covered = torch.zeros(len(generated)), torch.zeros(len(real), dtype=torch.bool)

@@ -62,6 +62,8 @@ def race(
     Raises:
         InputError: arms that cannot be compared, no held-out images, or a folder with something else.
         KeyboardInterrupt: after Ctrl-C, once checkpoints are written.
+
+    >>> found = race({"whole": whole, "patches": patches}, "races/photos", tuned=["whole"])  # doctest: +SKIP
     """
     check_arms(arms)
     if moments < 1:

@@ -76,6 +76,8 @@ def export_model(
 
     Raises:
         InputError: the run, the place or a setting cannot be used, or the hub does not take it.
+
+    >>> export_model("runs/photos", "model", to="diffusers")  # doctest: +SKIP
     """
     source, place = Path(run).expanduser(), Path(out).expanduser()
     name = place.absolute().name

@@ -54,6 +54,8 @@ def serve(
 
     Raises:
         InputError: ``runs`` is a file, or the address cannot be had.
+
+    >>> serve("runs")  # doctest: +SKIP
     """
     from patch_diffusion.training.hardware.engine import choose_device
 

@@ -72,6 +72,9 @@ def edit(
 
     Raises:
         InputError: at once, when settings do not suit the model or each other.
+
+    >>> for sample in edit(model, inpainting(image, mask), seeds=range(4)):  # doctest: +SKIP
+    ...     sample.save("pictures")
     """
     pixel_codec(model)
     if known.shape[0] != (model.image_channels or known.shape[0]):

@@ -38,6 +38,8 @@ def read_image(path: str | Path, model: Denoiser) -> Tensor:
 
     Raises:
         InputError: no image there, or one of other channels or another type than the model's.
+
+    >>> image = read_image("photo.png", model)  # doctest: +SKIP
     """
     path = Path(path).expanduser()
     codec, channels = pixel_codec(model), model.image_channels
@@ -60,6 +62,8 @@ def read_mask(path: str | Path) -> Tensor:
 
     Raises:
         InputError: no mask there.
+
+    >>> mask = read_mask("mask.png")  # doctest: +SKIP
     """
     path = Path(path).expanduser()
     if path.suffix.lower() == ".npy":

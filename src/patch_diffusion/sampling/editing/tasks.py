@@ -27,6 +27,8 @@ def inpainting(image: Tensor, mask: Tensor, *, inside: tuple[int, int, int, int]
 
     Raises:
         InputError: a mask of another size, or one that covers nothing or everything.
+
+    >>> known = inpainting(image, mask=image[0] > 250)  # doctest: +SKIP
     """
     if mask.shape != image.shape[1:]:
         raise InputError(f"the mask is {_size(mask)} and the image {_size(image)}: they must be of the same size")
@@ -51,6 +53,8 @@ def outpainting(image: Tensor, extend: Mapping[str, int], mask: Tensor | None = 
 
     Raises:
         InputError: unknown sides, fewer than 0 pixels, or none at all.
+
+    >>> known = outpainting(image, {"left": 32})  # doctest: +SKIP
     """
     for side, pixels in extend.items():
         if side not in SIDES:
@@ -76,6 +80,8 @@ def super_resolution(model: Denoiser, image: Tensor, *, factor: int = 2, noise: 
     """The image is one of ``factor`` times the sides, each pixel the mean of several.
 
     ``noise`` is its standard deviation in the values of the pixels; that of rounding where None.
+
+    >>> known = super_resolution(model, small, factor=2)  # doctest: +SKIP
     """
     channels, height, width = image.shape
     operator = average_pooling(factor)
@@ -86,7 +92,10 @@ def super_resolution(model: Denoiser, image: Tensor, *, factor: int = 2, noise: 
 
 
 def deblurring(model: Denoiser, image: Tensor, *, blur: float, noise: float | None = None) -> Measurement:
-    """The image was blurred by a Gaussian of standard deviation ``blur``, in pixels; ``noise`` as above."""
+    """The image was blurred by a Gaussian of standard deviation ``blur``, in pixels; ``noise`` as above.
+
+    >>> known = deblurring(model, image, blur=1.5)  # doctest: +SKIP
+    """
     noise = rounding(model) if noise is None else noise
     settings = {"restore": "deblur", "blur": blur, "noise": noise}
     operator = gaussian_blur(blur, (image.shape[1], image.shape[2]))
@@ -94,7 +103,10 @@ def deblurring(model: Denoiser, image: Tensor, *, blur: float, noise: float | No
 
 
 def denoising(image: Tensor, *, noise: float) -> Measurement:
-    """Normal noise of standard deviation ``noise``, in the values of the pixels, was added to the image."""
+    """Normal noise of standard deviation ``noise``, in the values of the pixels, was added to the image.
+
+    >>> known = denoising(image, noise=25)  # doctest: +SKIP
+    """
     if not noise > 0:
         raise InputError(f"the noise that is to be taken away has a standard deviation above 0, not {noise}")
     settings: dict[str, Any] = {"restore": "denoise", "noise": noise}
