@@ -67,7 +67,9 @@ def precision_recall(generated: Tensor, real: Tensor, neighbours: int = 3) -> tu
         For each generated image whether it lies in a ball of the real ones, (n,); for each real image whether it lies
         in a ball of the generated ones, (m,). Booleans.
 
-    >>> precision, recall = precision_recall(generated, real)  # doctest: +SKIP
+    >>> precision, recall = precision_recall(torch.zeros(4, 2), torch.randn(8, 2))
+    >>> precision.shape, recall.shape
+    (torch.Size([4]), torch.Size([8]))
     """
     of_real, of_generated = radii(real, neighbours), radii(generated, neighbours)
     inside, covered = torch.zeros(len(generated), dtype=torch.bool), torch.zeros(len(real), dtype=torch.bool)
@@ -88,7 +90,9 @@ def density_coverage(generated: Tensor, real: Tensor, neighbours: int = 5) -> tu
         For each generated image in how many balls it lies, as a share of ``neighbours``, (n,); for each real image
         whether a generated one lies in its ball, (m,).
 
-    >>> density, coverage = density_coverage(generated, real)  # doctest: +SKIP
+    >>> density, coverage = density_coverage(torch.zeros(4, 2), torch.randn(8, 2))
+    >>> density.shape, coverage.shape
+    (torch.Size([4]), torch.Size([8]))
     """
     of_real = radii(real, neighbours)
     counts, covered = torch.zeros(len(generated)), torch.zeros(len(real), dtype=torch.bool)
