@@ -189,6 +189,8 @@ def test_every_option_changes_the_numbers(trained, tmp_path):
         {"solver": "euler"},
         {"seed": 1},
         {"guidance": 3.0},
+        {"guidance": 3.0, "guide": "crops"},
+        {"guidance": 3.0, "guidance_interval": (1.0, 100.0)},
         {"extractor": colours3},
     ):
         assert frechet(**other) != plain, other
@@ -222,6 +224,19 @@ def test_the_verb(trained, run, tmp_path):
     status, text, err = run("evaluate RUN --samples 12 --steps 2 --json", RUN=trained)
     again = json.loads(text)
     assert status == 0 and not err and again["metrics"] == found["metrics"]
+
+
+def test_the_verb_knows_every_guide(trained, run):
+    found = {}
+    for guide in ("class", "crops", "step:3", "--guidance-interval 1 100"):
+        option = guide if guide.startswith("--") else f"--guide {guide}"
+        line = f"evaluate RUN --samples 8 --steps 2 --metrics frechet --guidance 3 {option} --json"
+        result = json.loads(run(line, RUN=trained)[1])
+        found[guide] = result["metrics"]["frechet"]["value"]
+        assert result["settings"]["guidance"] == 3 and result["settings"]["guide"] in (guide, "class")
+    assert len(set(found.values())) == 4
+    status, _, err = run("evaluate RUN --guidance 3 --guide crop", RUN=trained)
+    assert status == 1 and "did you mean 'crops'" in err
 
 
 def test_a_run_knows_what_it_held_out(trained):

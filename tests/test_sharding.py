@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -133,7 +134,22 @@ def two_processes(folder):
     trainer.engine.wait()
     pd.train(replace(SMALL, engine=IN_PARTS), folder / "damaged", show=False)
 
-    checksum = checkpoint.file_checksum
+    checksum, further = checkpoint.file_checksum, threading.Event()
+    trainer = build_trainer(replace(SMALL, engine=SHARED), images, folder / "behind", show=False)
+    take_step = trainer.train_step
+
+    def step(spent):
+        if trainer.seen.step == 2:  # the checkpoint of it has been begun
+            further.set()
+        return take_step(spent)
+
+    def waits(file):
+        if "step-00000002.tmp" in str(file):
+            (folder / f"behind-{os.environ['RANK']}").write_text(str(further.wait(timeout=60)))
+        return checksum(file)
+
+    trainer.train_step, checkpoint.file_checksum = step, waits
+    trainer.fit(steps=4)
 
     def full(file):
         if second and "step-00000002.tmp" in str(file):
@@ -177,6 +193,12 @@ def flip(file):
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
+
+
+def test_training_goes_on_while_slices_are_written(runs):
+    assert [(runs / f"behind-{rank}").read_text() for rank in (0, 1)] == ["True", "True"]
+    assert_equal(runs / "behind", runs / "alone")
+    assert checkpoint.verify(runs / "behind/checkpoints/step-00000002", 0, 1)["seen"]["step"] == 2
 
 
 def lines(folder):

@@ -158,6 +158,14 @@ def test_every_source_gives_the_same(write, cache, tmp_path):
         assert np.array_equal(batch.numpy(), PICTURES.pixels[order][[499, 3, 3]]) and len(labels) == 3
 
 
+def test_sub_folders_that_could_be_classes_are_told_of(tmp_path):
+    folder, _ = as_sub_folders(tmp_path / "pictures")
+    (note,) = [note for note in pd.open_images(folder).notes if "sub-folders" in note]
+    assert note.startswith("5 sub-folders hold the images: with --data.classes True")
+    for classes in (True, False):
+        assert not any("sub-folders" in note for note in pd.open_images(folder, classes=classes).notes)
+
+
 @pytest.mark.parametrize("write", SOURCES)
 def test_every_source_is_resized_to_the_same(write, tmp_path):
     source, options = write(tmp_path / "pictures")

@@ -32,6 +32,15 @@ def with_network(config, **options):
     return Config(**{**vars(config), "network": Network(**{**vars(config.network), **options})})
 
 
+def test_hiding_classes_of_images_without_any_is_refused():
+    hiding, images = with_network(SMALL, label_dropout=0.2), images_of((32, 32))
+    with pytest.raises(pd.InputError, match=r"these images have none: give --data\.classes True"):
+        suggest(images, hiding, {"network.label_dropout"})
+    assert suggest(images, hiding)[0] == hiding  # of a preset, or of a run that continues
+    labelled = pd.ImageSet(images.pixels, torch.arange(9) % 3)
+    assert suggest(labelled, hiding, {"network.label_dropout"})[0] == hiding
+
+
 @pytest.mark.parametrize("preset", ["small", "digits", "dit-small"])
 @pytest.mark.parametrize("shape", [(16, 16), (32, 32), (64, 64), (48, 96), (128, 128)])
 def test_what_fits_stays_as_it_is(preset, shape):

@@ -46,11 +46,19 @@ def suggest(images: Images, base: Config, given: Collection[str] = ()) -> tuple[
     Returns:
         The options, and a sentence for each that was changed.
 
+    Raises:
+        InputError: an option was given that means nothing for such images.
+
     >>> images = ImageSet(torch.zeros(9, 1, 28, 28, dtype=torch.uint8))
     >>> config, reasons = suggest(images, PRESETS["small"])
     >>> config.patches.sizes
     {'16': 0.6, '8': 0.4}
     """
+    if "network.label_dropout" in given and base.network.label_dropout and not images.num_classes:
+        raise InputError(
+            "network.label_dropout hides classes in training, and these images have none: give --data.classes True if "
+            "their sub-folders are classes, or leave it out"
+        )
     base, reasons = _shifted(images, base, given)
     resolutions = [bucket.resolution for bucket in images.buckets]
     latents = isinstance(images.codec, LatentCodec) and "patches.sizes" not in given

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 import patch_diffusion
+from patch_diffusion.cli.choosing import guide_of
 from patch_diffusion.cli.parsing import parse
 from patch_diffusion.errors import InputError
 
@@ -48,7 +49,11 @@ class Evaluate:
     solver: Annotated[str, arg(metavar="NAME")] = "heun"
     """As in sample."""
     guidance: float = 1.0
-    """Scale of classifier-free guidance; 1 is none."""
+    """Scale of guidance; 1 is none."""
+    guide: Annotated[str, arg(metavar="NAME")] = "class"
+    """As in sample: class, crops, step:400, ema:0.02, another run."""
+    guidance_interval: Annotated[tuple[float, float] | None, arg(metavar="LOW HIGH")] = None
+    """As in sample."""
     ema_length: Annotated[float | None, arg(metavar="0.1")] = None
     """As in sample."""
     vae: Annotated[Path | None, arg(metavar="FOLDER")] = None
@@ -82,6 +87,7 @@ class Evaluate:
         """Measure; the table goes to stdout, unless the JSON does."""
         if self.json_file and Path(self.json_file).is_dir():
             raise InputError(f"{self.json_file} is a folder: give a file for the result")
+        guide = guide_of(self.guide, Path(self.source), device=self.device)
         found = patch_diffusion.evaluate(
             self.source,
             self.data,
@@ -94,6 +100,8 @@ class Evaluate:
             steps=self.steps,
             solver=self.solver,
             guidance=self.guidance,
+            guide=guide,
+            guidance_interval=self.guidance_interval,
             ema_length=self.ema_length,
             vae=self.vae,
             bits_images=self.bits_images,
@@ -102,6 +110,8 @@ class Evaluate:
             device=self.device,
             show=True,
         )
+        if guide is not self.guide:  # of a model the settings cannot say which
+            found = replace(found, settings=found.settings | {"guide": self.guide})
         result = found.as_dict()
         if self.json_file:
             from patch_diffusion.files import write_json

@@ -26,6 +26,7 @@ from patch_diffusion.evaluation.metrics import OF_MODELS, known_metrics, possibl
 from patch_diffusion.evaluation.reference import is_statistics, read_statistics
 from patch_diffusion.evaluation.samples import SamplesOptions, of_samples
 from patch_diffusion.evaluation.subject import Source, Subject, open_subject
+from patch_diffusion.sampling.guidance.guide import Guidance
 from patch_diffusion.training.hardware.engine import choose_device
 
 SAMPLES = 1000
@@ -64,6 +65,8 @@ def evaluate(
     steps: int = 18,
     solver: str = "heun",
     guidance: float = 1.0,
+    guide: str | Denoiser = "class",
+    guidance_interval: tuple[float, float] | None = None,
     ema_length: float | None = None,
     vae: Source | None = None,
     bits_images: int = 16,
@@ -87,7 +90,7 @@ def evaluate(
         samples: how many are generated, 1,000 where None; of pictures how many are taken, all where None.
         seed: of the samples, of which pictures are taken, of noise, and of the intervals.
         extractor: see `open_extractor`.
-        steps, solver, guidance: see `generate`.
+        steps, solver, guidance, guide, guidance_interval: see `generate`.
         ema_length, vae: see `load`.
         bits_images: whose bits are counted, see `bits_per_dimension`.
         pairs: a picture to write, of the images that are nearest to training images beside these.
@@ -120,7 +123,7 @@ def evaluate(
     notes = [*subject.notes, *notes]
     if wanted - OF_MODELS:
         assert made_by is not None
-        sampling = {"steps": steps, "solver": solver, "guidance": guidance}
+        sampling = {"steps": steps, "solver": solver, "guidance": Guidance(guidance, guide, guidance_interval)}
         how = SamplesOptions(num, made_by, sampling, seed, batch, pairs, show)
         measures, settings, more = of_samples(wanted, subject, real, statistics, how)
         notes += more

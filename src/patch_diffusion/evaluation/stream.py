@@ -19,6 +19,7 @@ from patch_diffusion.data.order import permute
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError
 from patch_diffusion.sampling.generate import generate
+from patch_diffusion.sampling.guidance.guide import Guidance
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,13 @@ def stream_of_images(images: Images, num: int | None = None, *, seed: int = 0, b
 
 
 def stream_of_model(
-    model: Denoiser, seeds: Sequence[int], *, labels: Sequence[int] | None = None, batch: int = 64, **options: Any
+    model: Denoiser,
+    seeds: Sequence[int],
+    *,
+    labels: Sequence[int] | None = None,
+    guidance: Guidance | None = None,
+    batch: int = 64,
+    **options: Any,
 ) -> Stream:
     """Samples, made as they are asked for.
 
@@ -103,16 +110,22 @@ def stream_of_model(
         model: what samples.
         seeds: one per image.
         labels: one per image; None: seed k gets class k mod classes where the model has classes.
+        guidance: what they are guided by.
+        guidance: what they are guided by; None: by nothing.
         batch: images at a time.
         options: others of `generate`.
     """
     if not isinstance(model.codec, PixelCodec) and not model.codec.can_decode:
         raise InputError("this model makes latents, and its VAE is not there to decode them: give --vae FOLDER")
 
+    guidance = guidance or Guidance()
+    guided = {"guidance": guidance.scale, "guide": guidance.guide, "guidance_interval": guidance.interval}
+    make = partial(generate, model, batch=batch, **guided, **options)
+
     def sampled(places: Sequence[int]) -> Iterator[Tensor]:
         chosen = None if labels is None else [labels[place] for place in places]
         waiting: list[Tensor] = []
-        for sample in generate(model, [seeds[place] for place in places], labels=chosen, batch=batch, **options):
+        for sample in make([seeds[place] for place in places], labels=chosen):
             waiting.append(shown(sample.pixels, sample.range))
             if len(waiting) == batch:
                 yield torch.stack(waiting)
@@ -121,8 +134,8 @@ def stream_of_model(
             yield torch.stack(waiting)
 
     # Settings that do not suit the model are refused now, and told as they are used.
-    generate(model, [], batch=batch, **options)
-    settings = {"samples": len(seeds), "seeds": f"{seeds[0]}-{seeds[-1]}", **options}
+    make([])
+    settings = {"samples": len(seeds), "seeds": f"{seeds[0]}-{seeds[-1]}", **options, **guidance.settings}
     every = partial(sampled, range(len(seeds)))
     return Stream(len(seeds), every, lambda places: list(torch.cat(list(sampled(places)))), settings, batch)
 

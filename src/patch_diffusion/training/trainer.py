@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from os import PathLike
@@ -34,8 +34,7 @@ from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.checkpoints import checkpoint
 from patch_diffusion.training.checkpoints.background import BackgroundWriter
 from patch_diffusion.training.checkpoints.retention import sweep
-from patch_diffusion.training.checkpoints.sharded_checkpoint import copies as sharded_copies
-from patch_diffusion.training.checkpoints.sharded_checkpoint import read_shared_checkpoint, write_sharded_checkpoint
+from patch_diffusion.training.checkpoints.sharded_checkpoint import SharedCopies, read_shared_checkpoint
 from patch_diffusion.training.cost import Seen, training_flops
 from patch_diffusion.training.hardware.engine import Engine
 from patch_diffusion.training.hardware.feed import Feed
@@ -379,7 +378,8 @@ class Trainer:
         """
         if not self.engine.takes_part:
             return None
-        if self.writer.busy and not (keep or wait) and self.engine.writers is None:
+        sharing = self.engine.writers is not None
+        if not (keep or wait) and (self.engine.of_first(self.writer.busy) if sharing else self.writer.busy):
             return None
         losses = self.losses.state()
         if self.on_trouble != "off" and 2 * (losses["skipped"] - self.watchdog.skipped) > max(len(losses["steps"]), 1):
@@ -399,15 +399,13 @@ class Trainer:
             "optimizer": checkpoint.optimizer_tensors(self.optimizer, self.network),
             **{name: average.tensors for name, average in self.power_averages.items()},
         }
-        copies = _copies(tensors) if self.engine.writers is None else sharded_copies(tensors, first=self.engine.first)
+        processes = self.engine.writers
+        copies = checkpoint.Copies.of(tensors) if processes is None else SharedCopies.of(tensors, processes)
 
         def write() -> None:
-            if self.engine.writers is None:
-                checkpoint.write_checkpoint(folder, copies, state)
-            else:
-                write_sharded_checkpoint(folder, copies, state, self.engine.writers)
+            copies.write(folder, state)
             if self.engine.first:
-                write_tensors(self.run.model_file, copies["ema"])
+                write_tensors(self.run.model_file, copies.groups["ema"])
                 sweep(self.run.checkpoints(), last=self.checkpoint_last, best=self.checkpoint_best, good=good)
                 if keep and self.run.is_run():  # a page may take its time, and who stops a run should not wait for it
                     with suppress(OSError, InputError):  # the checkpoint is good without it, and info --report makes it
@@ -423,9 +421,6 @@ class Trainer:
                 self.seen.step,
             )
         self.writer.start(write)
-        # Slices are not written behind the training: a process once died when two threads handled them at once.
-        if self.engine.writers is not None:
-            self.writer.finish()
         if wait:
             self.writer.wait()
         return folder
@@ -518,11 +513,3 @@ def _check_network(denoiser: Denoiser, images: Images, augment: Augment) -> None
         raise InputError(
             f"the network knows {denoiser.num_classes} classes, but the images have {images.num_classes or 'none'}"
         )
-
-
-def _copies(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-    """In the host's memory, so that training can go on while they are written."""
-    return {
-        name: {key: tensor.detach().to("cpu", copy=True) for key, tensor in group.items()}
-        for name, group in tensors.items()
-    }

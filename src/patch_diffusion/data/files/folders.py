@@ -169,7 +169,12 @@ def _labels(
             found = labels_of_json(stream.read(), images, options.source)
         if found is not None:
             return found
-    return labels_of_folders(images, options.source) if options.classes else None
+    if options.classes:
+        return labels_of_folders(images, options.source)
+    folders = {name.partition("/")[0] if "/" in name else "" for name in images}
+    if options.classes is None and len(folders) > 1 and "" not in folders:
+        notes.append(f"{len(folders)} sub-folders hold the images: with --data.classes True they are classes")
+    return None
 
 
 def _open_csv(names: Sequence[str], open_file: OpenFile, options: Data) -> IO[bytes]:

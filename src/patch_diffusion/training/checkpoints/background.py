@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 
 
 class BackgroundWriter:
@@ -26,11 +26,6 @@ class BackgroundWriter:
         """
         self.wait()
         self._last = self._pool.submit(task)
-
-    def finish(self) -> None:
-        """Return when nothing is under way; what went wrong is told by the next `wait`."""
-        if self._last is not None:
-            wait([self._last])
 
     def wait(self) -> None:
         """Return when nothing is under way.

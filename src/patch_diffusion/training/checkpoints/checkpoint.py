@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,33 @@ from patch_diffusion.training.hardware.sharding import part
 STATE_FILE = "state.json"
 
 
-def write_checkpoint(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-    """Write ``folder`` with one ``NAME.safetensors`` per group of tensors and ``state.json``.
+@dataclass(frozen=True)
+class Copies:
+    """What is written of a run, in the host's memory, so that training can go on meanwhile."""
 
-    All is written under another name and synced to the disk first, so ``folder`` exists only when it is complete.
-    """
-    try:
-        begin(folder, sum(tensor.nbytes for group in tensors.values() for tensor in group.values()))
-        complete(folder, state, write_groups(partial_name(folder), tensors))
-    except BaseException:
-        abandon(folder)
-        raise
+    groups: dict[str, dict[str, Tensor]]
+
+    @classmethod
+    def of(cls, groups: Mapping[str, Mapping[str, Tensor]]) -> Copies:
+        """Copies of groups of tensors."""
+        return cls(
+            {
+                name: {key: tensor.detach().to("cpu", copy=True) for key, tensor in group.items()}
+                for name, group in groups.items()
+            }
+        )
+
+    def write(self, folder: Path, state: Mapping[str, Any]) -> None:
+        """Write ``folder`` with one ``NAME.safetensors`` per group of tensors and ``state.json``.
+
+        All is written under another name and synced to the disk first, so ``folder`` exists only when it is complete.
+        """
+        try:
+            begin(folder, sum(tensor.nbytes for group in self.groups.values() for tensor in group.values()))
+            complete(folder, state, write_groups(partial_name(folder), self.groups))
+        except BaseException:
+            abandon(folder)
+            raise
 
 
 def partial_name(folder: Path) -> Path:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,56 +31,96 @@ SHARED = ("weights", "optimizer")
 """What is written in slices."""
 
 
-def copies(tensors: Mapping[str, Mapping[str, Tensor]], *, first: bool) -> dict[str, dict[str, Tensor]]:
-    """In the host's memory: this process' slices of weights and optimizer; the averages whole, in the first process."""
-    return {
-        name: {key: tensor.detach().to("cpu", copy=True) for key, tensor in group.items()}
-        if name in SHARED
-        else gathered(group, keep=first)
-        for name, group in tensors.items()
-    }
+@dataclass(frozen=True)
+class Slice:
+    """This process' slice of a tensor, as plain numbers in the host's memory.
 
-
-def write_sharded_checkpoint(
-    folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], group: dist.ProcessGroup
-) -> None:
-    """`checkpoint.write_checkpoint` by all processes together; it is complete when all of them are done.
+    ``torch.distributed.checkpoint`` would take a ``DTensor`` as it is, but those are for one thread: a process that
+    computed with some while a thread of it wrote others has died of it.
 
     Args:
-        folder: on a disk that all of them see.
-        tensors: `copies`.
-        group: of all processes, used by nothing else at the same time.
-
-    Raises:
-        InputError: it could not be written, by whichever of them; in all of them.
+        numbers: the slice.
+        offset: where in the whole it begins.
+        shape: of the whole.
     """
-    rank, world = dist.get_rank(group), dist.get_world_size(group)
-    slices = {f"{name}.{key}": tensor for name in SHARED for key, tensor in tensors[name].items()}
-    averages = {name: content for name, content in tensors.items() if name not in SHARED}
-    partial = checkpoint.partial_name(folder)
-    checksums: dict[str, str] = {}
-    try:
-        with together(group):
+
+    numbers: Tensor
+    offset: torch.Size
+    shape: torch.Size
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Slice:
+        """A copy of what this process has of a tensor, made by the thread that computes with it."""
+        if not is_sharded(tensor):
+            return cls(tensor.detach().to("cpu", copy=True), torch.Size([0] * tensor.ndim), tensor.shape)
+        (chunk,) = tensor.__create_chunk_list__()
+        return cls(tensor.to_local().detach().to("cpu", copy=True), chunk.offsets, tensor.shape)
+
+    def __create_write_items__(self, name: str, _: object) -> list[Any]:
+        """What there is to write of it, for ``torch.distributed.checkpoint``."""
+        from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+        from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+
+        chunk = ChunkStorageMetadata(self.offset, self.numbers.shape)
+        data = TensorWriteData(chunk, TensorProperties.create_from_tensor(self.numbers), self.shape)
+        return [WriteItem(MetadataIndex(name, self.offset), WriteItemType.SHARD, tensor_data=data)]
+
+
+@dataclass(frozen=True)
+class SharedCopies:
+    """`checkpoint.Copies` in processes that share the model: of weights and optimizer each has its ``slices``.
+
+    The others, ``groups``, are whole, in the first process.
+    """
+
+    slices: dict[str, Slice]
+    groups: dict[str, dict[str, Tensor]]
+    processes: dist.ProcessGroup
+    """All of them, in a group that nothing else uses at the same time."""
+
+    @classmethod
+    def of(cls, groups: Mapping[str, Mapping[str, Tensor]], processes: dist.ProcessGroup) -> SharedCopies:
+        """All processes must do this together."""
+        first = dist.get_rank(processes) == 0
+        return cls(
+            {f"{name}.{key}": Slice.of(tensor) for name in SHARED for key, tensor in groups[name].items()},
+            {name: gathered(group, keep=first) for name, group in groups.items() if name not in SHARED},
+            processes,
+        )
+
+    def write(self, folder: Path, state: Mapping[str, Any]) -> None:
+        """All processes together, on a disk that all of them see; it is complete when all of them are done.
+
+        Raises:
+            InputError: it could not be written, by whichever of them; in all of them.
+        """
+        rank, world = dist.get_rank(self.processes), dist.get_world_size(self.processes)
+        partial = checkpoint.partial_name(folder)
+        checksums: dict[str, str] = {}
+        try:
+            with together(self.processes):
+                if rank == 0:
+                    tensors = [piece.numbers for piece in self.slices.values()]
+                    tensors += [tensor for group in self.groups.values() for tensor in group.values()]
+                    checkpoint.begin(folder, sum(tensor.nbytes for tensor in tensors))
+            with together(self.processes):
+                _write_slices(partial / SHARDS, self.slices, self.processes)
+                if rank == 0:
+                    checksums |= checkpoint.write_groups(partial, self.groups)
+            with together(self.processes):
+                for file in sorted((partial / SHARDS).iterdir())[rank::world]:
+                    checksums[f"{SHARDS}/{file.name}"] = checkpoint.file_checksum(file)
+            of_all: list[dict[str, str]] = [{}] * world
+            dist.all_gather_object(of_all, checksums, group=self.processes)
+            with together(self.processes):
+                if rank == 0:
+                    sync(partial / SHARDS)
+                    found = {name: checksum for each in of_all for name, checksum in each.items()}
+                    checkpoint.complete(folder, state, found)
+        except BaseException:
             if rank == 0:
-                groups = (slices, *averages.values())
-                checkpoint.begin(folder, sum(tensor.nbytes for content in groups for tensor in content.values()))
-        with together(group):
-            _write_slices(partial / SHARDS, slices, group)
-            if rank == 0:
-                checksums |= checkpoint.write_groups(partial, averages)
-        with together(group):
-            for file in sorted((partial / SHARDS).iterdir())[rank::world]:
-                checksums[f"{SHARDS}/{file.name}"] = checkpoint.file_checksum(file)
-        of_all: list[dict[str, str]] = [{}] * world
-        dist.all_gather_object(of_all, checksums, group=group)
-        with together(group):
-            if rank == 0:
-                sync(partial / SHARDS)
-                checkpoint.complete(folder, state, {name: found for each in of_all for name, found in each.items()})
-    except BaseException:
-        if rank == 0:
-            checkpoint.abandon(folder)
-        raise
+                checkpoint.abandon(folder)
+            raise
 
 
 def read_shared_checkpoint(
@@ -125,12 +166,18 @@ def together(group: dist.ProcessGroup | None) -> Iterator[None]:
             raise InputError(found)
 
 
-def _write_slices(folder: Path, slices: dict[str, Any], group: dist.ProcessGroup) -> None:
-    from torch.distributed.checkpoint import HuggingFaceStorageWriter, save
+def _write_slices(folder: Path, slices: dict[str, Slice], group: dist.ProcessGroup) -> None:
+    from torch.distributed.checkpoint import DefaultSavePlanner, HuggingFaceStorageWriter, save
     from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.metadata import MetadataIndex
 
+    class Planner(DefaultSavePlanner):
+        def lookup_object(self, index: MetadataIndex) -> Tensor:
+            return slices[index.fqn].numbers
+
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
-        save(slices, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True), process_group=group)
+        save({**slices}, storage_writer=writer, planner=Planner(), process_group=group)
     except CheckpointException as error:
         raise OSError(f"cannot write {folder}: {_reason(error)}") from None
 
