@@ -4,8 +4,9 @@
 
 RUN was trained with this share held out, or DATA are others than it was trained on. Of these images a half is masked,
 or they are made smaller, blurred or noisy; each method brings them back. Told are the error (PSNR in dB, the mean over
-images), and of digits how many of the filled ones a classifier still recognises that was trained on others. All images
-are solved in one batch.
+images), and of digits how many of the filled ones a classifier still recognises that was trained on others; with
+``--extractor`` also how far the features of what was brought back, as a set, are from those of the true images; with
+``--means`` the same of the mean of so many draws. All images are solved in one batch.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
@@ -68,15 +69,15 @@ def dps(denoise: Denoise, noisy: Tensor, sigmas: Tensor, residual: Operator, noi
 
 def solve(
     model: pd.Denoiser, operator: Operator, values: Tensor, labels: Tensor | None, steps: int, noise: float,
-    shape: tuple[int, ...], settings: dict[str, Any],
+    shape: tuple[int, ...], settings: dict[str, Any], draw: int = 0,
 ) -> Tensor:  # fmt: skip
-    """Images (n, c, h, w) in model space."""
+    """Images (n, c, h, w) in model space; of another ``draw`` others that agree with the values as well."""
     num = len(values)
     denoise = bind(model, pd.coordinate_grid(*shape[1:]), labels)
     sigmas = pd.karras_sigmas(steps, model.sigma_min, model.sigma_max)
 
     def drawn(index: int | None) -> Tensor:
-        return noise_of(range(num), shape, model.device, index)
+        return noise_of(range(draw * num, (draw + 1) * num), shape, model.device, index)
 
     with torch.no_grad():
         if "scale" in settings:
@@ -103,6 +104,13 @@ def psnr(found: Tensor, truth: Tensor) -> float:
     return float(-10 * errors.log10().mean())
 
 
+def distances(found: Tensor, truth: Tensor, model: pd.Denoiser, extractor: str) -> dict[str, float]:
+    """Of the features of two sets of images."""
+    sets = [pd.ImageSet(model.codec.decode(each)) for each in (found, truth)]
+    result = pd.evaluate(sets[0], reference=sets[1], metrics=["frechet", "kernel"], extractor=extractor)
+    return {name: measure.value for name, measure in result.measures.items()}
+
+
 def judge_of(images: ImageSet) -> tuple[Any, np.ndarray]:
     """The classifier of examples/recognise_digits.py, and which digits it has not seen."""
     from sklearn.svm import SVC
@@ -125,6 +133,8 @@ def main() -> None:
     parser.add_argument("--tasks", default="left,right,super-resolution,deblur,denoise")
     parser.add_argument("--methods", default="", help="only those that begin so, with a ; between them")
     parser.add_argument("--classes", action="store_true", help="tell the model the class")
+    parser.add_argument("--extractor", metavar="KIND|FILE", help="also measure distances of features")
+    parser.add_argument("--means", type=int, default=1, metavar="N", help="also of the mean of N draws")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--pictures", type=Path, metavar="DIR")
     options = parser.parse_args()
@@ -159,31 +169,47 @@ def main() -> None:
         operator, noise = tasks[task]
         exact = operator(truth)
         values = exact + noise * torch.randn(exact.shape, generator=random)
-        if task == "super-resolution":
-            bicubic = F.interpolate(values, scale_factor=2, mode="bicubic")
-            print(f"{task:<17} {'bicubic':<20} {psnr(bicubic, truth):6.2f} dB", flush=True)
-            results.append({"task": task, "method": "bicubic", "psnr": psnr(bicubic, truth)})
-        for name, settings in methods([task]).items():
-            if wanted and not name.startswith(tuple(wanted)):
-                continue
-            start = time.perf_counter()
-            found = solve(model, operator, values, labels, options.steps, noise, tuple(truth.shape[1:]), settings)
-            if noise == 0:
-                found = torch.where(operator(torch.ones_like(found)) > 0, truth, found)
-            entry = {"task": task, "method": name, "psnr": psnr(found, truth), "seconds": time.perf_counter() - start}
+
+        def restored(task=task, operator=operator, noise=noise, values=values) -> Iterator[tuple[str, Tensor, float]]:
+            """Methods, what they make, and how long that takes."""
+            if task == "super-resolution":
+                yield "bicubic", F.interpolate(values, scale_factor=2, mode="bicubic"), 0.0
+            for name, settings in methods([task]).items():
+                if wanted and not name.startswith(tuple(wanted)):
+                    continue
+                start, draws = time.perf_counter(), []
+                for draw in range(options.means):
+                    found = solve(
+                        model, operator, values, labels, options.steps, noise, tuple(truth.shape[1:]), settings, draw
+                    )
+                    # What is known exactly stays as it is.
+                    draws.append(
+                        torch.where(operator(torch.ones_like(found)) > 0, truth, found) if noise == 0 else found
+                    )
+                seconds = time.perf_counter() - start
+                yield name, draws[0], seconds / options.means
+                if options.means > 1:
+                    yield f"{name}, mean of {options.means}", torch.stack(draws).mean(0), seconds
+
+        for name, found, seconds in restored():
+            entry: dict[str, Any] = {"task": task, "method": name, "psnr": psnr(found, truth), "seconds": seconds}
             if judge is not None and classes is not None:
                 pixels = model.codec.decode(found).flatten(1).numpy() / 255
                 entry["recognised"] = float((judge.predict(pixels) == classes.numpy()).mean())
+            if options.extractor:
+                entry |= distances(found, truth, model, options.extractor)
             results.append(entry)
-            rate = f"{entry['recognised']:6.1%}" if "recognised" in entry else ""
-            print(f"{task:<17} {name:<20} {entry['psnr']:6.2f} dB {rate} {entry['seconds']:6.1f} s", flush=True)
+            others = {"recognised": "{:6.1%}", "frechet": "Frechet {:.1f}", "kernel": "kernel {:.4f}"}
+            told = "  ".join(form.format(entry[key]) for key, form in others.items() if key in entry)
+            print(f"{task:<17} {name:<28} {entry['psnr']:6.2f} dB  {told}  {seconds:.1f} s", flush=True)
             if options.pictures:
                 rows = [model.codec.decode(each[:16]) for each in (truth, found)]
                 grid = pd.picture_grid([picture for row in rows for picture in row], columns=16)
                 options.pictures.mkdir(parents=True, exist_ok=True)
                 grid.save(options.pictures / f"{task}-{name.replace(', ', '-')}.png")
     if options.json:
-        told = {"run": options.run, "num": len(chosen), "steps": options.steps, "classes": options.classes}
+        told = {"run": Path(options.run).name, "num": len(chosen), "steps": options.steps, "classes": options.classes}
+        told |= {"extractor": options.extractor and Path(options.extractor).name}
         options.json.write_text(json.dumps({**told, **circumstances(), "results": results}, indent=1) + "\n")
 
 

@@ -1,6 +1,7 @@
 """The verb and the function, on models whose samples are known."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -12,7 +13,9 @@ import patch_diffusion as pd
 from patch_diffusion.cli import main
 from patch_diffusion.denoise.whole_image import SIGMAS, losses_of_images
 from patch_diffusion.evaluation.metrics import DEFAULT_METRICS, METRICS
+from patch_diffusion.evaluation.processes import first_alone, shared, together
 from patch_diffusion.evaluation.stream import stream_of_images
+from patch_diffusion.training.hardware.processes import run_processes
 
 TINY = (
     "--network.width 8 --network.multipliers 1 2 --network.attention 1 --network.blocks 1 --batch 4 --samples 0 "
@@ -237,6 +240,45 @@ def test_the_verb_knows_every_guide(trained, run):
     assert len(set(found.values())) == 4
     status, _, err = run("evaluate RUN --guidance 3 --guide crop", RUN=trained)
     assert status == 1 and "did you mean 'crops'" in err
+
+
+def test_processes_share_the_samples(trained, run, tmp_path):
+    line = "evaluate RUN --samples 100 --batch 16 --steps 2 --metrics frechet kernel memorization bits"
+    line += " --bits-images 20 --json JSON --pairs PAIRS"
+    found = {}
+    for num in (1, 2, 3):
+        json_file, pairs = tmp_path / f"{num}.json", tmp_path / f"{num}.png"
+        assert run(f"{line} --processes {num}", RUN=trained, JSON=json_file, PAIRS=pairs)[0] == 0 and pairs.exists()
+        found[num] = json.loads(json_file.read_text())
+    for num in (2, 3):
+        assert found[num]["settings"] == found[1]["settings"] and found[num]["notes"] == found[1]["notes"]
+        for name, measure in found[1]["metrics"].items():
+            assert found[num]["metrics"][name]["value"] == pytest.approx(measure["value"], rel=1e-4, abs=1e-6), name
+    status, _, err = run("evaluate RUN --processes 2 --metrics frechet --extractor FILE", RUN=trained, FILE=tmp_path)
+    assert status == 1 and err.startswith("patch-diffusion evaluate: ") and err.count("\n") == 1
+    assert run("evaluate RUN --processes 0", RUN=trained)[0] == 1
+
+
+def test_what_one_process_cannot_make_fails_in_all(tmp_path):
+    with pytest.raises(pd.InputError, match="part 5 is broken"):
+        run_processes(2, share_numbers, tmp_path)
+    assert sorted((tmp_path / f"{rank}").read_text() for rank in (0, 1)) == ["0 1 2 3 4", "0 1 2 3 4"]
+
+
+def share_numbers(folder):
+    def make(number):
+        if number == 5:
+            raise pd.InputError("part 5 is broken")
+        return number
+
+    with together("cpu") as device:
+        assert device == "cpu" and first_alone(lambda: 3) == 3
+        assert list(shared(lambda number: number * number, 3)) == [0, 1, 4]
+        got = []
+        try:
+            got.extend(map(str, shared(make, 9)))
+        finally:
+            (folder / os.environ["RANK"]).write_text(" ".join(got))
 
 
 def test_a_run_knows_what_it_held_out(trained):

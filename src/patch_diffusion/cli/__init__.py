@@ -97,13 +97,7 @@ def _run(arguments: Sequence[str]) -> int:
     except InputError as error:
         return _fail(2, name, str(error))
     try:
-        result = command.run()
-        if not result:  # what is followed has printed its lines itself; of several processes another tells it
-            return 0
-        if command.json:
-            print(json.dumps(result, indent=1))
-        elif message := command.message(result):
-            print(message, file=sys.stderr)
+        tell(command, command.run())
     except InputError as error:
         return _fail(1, name, str(error))
     except BrokenPipeError:
@@ -115,6 +109,16 @@ def _run(arguments: Sequence[str]) -> int:
             return 130
         return _fail(130, name, "interrupted", command.after_interrupt())
     return 0
+
+
+def tell(command: Verb, result: dict[str, Any]) -> None:
+    """What the user is told at the end."""
+    if not result:  # what is followed has printed its lines itself; of several processes another tells it
+        return
+    if command.json:
+        print(json.dumps(result, indent=1))
+    elif message := command.message(result):
+        print(message, file=sys.stderr)
 
 
 def _fail(status: int, name: str, *reason: str) -> int:

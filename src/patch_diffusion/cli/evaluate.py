@@ -6,14 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
 import patch_diffusion
 from patch_diffusion.cli.choosing import guide_of
 from patch_diffusion.cli.parsing import parse
+from patch_diffusion.cli.speaker import is_first
 from patch_diffusion.errors import InputError
+
+if TYPE_CHECKING:
+    from patch_diffusion.evaluation.evaluate import Evaluation
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class Evaluate:
     """Images at a time."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+    processes: int = 1
+    """Of this machine, that share the samples, for instance one for each of its GPUs."""
     json_file: Annotated[str | None, arg(name="json", metavar="[FILE.json]")] = None
     """Write the result as JSON; without a file, print it on stdout."""
 
@@ -84,10 +90,35 @@ class Evaluate:
         return parse(cls, "evaluate", words)
 
     def run(self) -> dict[str, Any]:
-        """Measure; the table goes to stdout, unless the JSON does."""
+        """Measure; the table goes to stdout, unless the JSON does. Of several processes the first tells."""
         if self.json_file and Path(self.json_file).is_dir():
             raise InputError(f"{self.json_file} is a folder: give a file for the result")
-        guide = guide_of(self.guide, Path(self.source), device=self.device)
+        if self.processes < 1:
+            raise InputError(f"processes is at least 1, not {self.processes}")
+        from patch_diffusion.evaluation.processes import together
+        from patch_diffusion.training.hardware.processes import run_processes, started_by_launcher
+
+        if self.processes > 1 and not started_by_launcher():
+            run_processes(self.processes, _run_and_tell, self)
+            return {}
+        with together(self.device) as device:
+            found = self._measure(device)
+        if not is_first():
+            return {}
+        result = found.as_dict()
+        if self.json_file:
+            from patch_diffusion.files import write_json
+
+            Path(self.json_file).parent.mkdir(parents=True, exist_ok=True)
+            write_json(Path(self.json_file), result)
+        if not self.json:
+            from patch_diffusion.cli.measures import print_measures
+
+            print_measures(found)
+        return result
+
+    def _measure(self, device: str) -> Evaluation:
+        guide = guide_of(self.guide, Path(self.source), device=device)
         found = patch_diffusion.evaluate(
             self.source,
             self.data,
@@ -105,24 +136,14 @@ class Evaluate:
             ema_length=self.ema_length,
             vae=self.vae,
             bits_images=self.bits_images,
-            pairs=self.pairs,
+            pairs=self.pairs if is_first() else None,
             batch=self.batch,
-            device=self.device,
-            show=True,
+            device=device,
+            show=is_first(),
         )
         if guide is not self.guide:  # of a model the settings cannot say which
             found = replace(found, settings=found.settings | {"guide": self.guide})
-        result = found.as_dict()
-        if self.json_file:
-            from patch_diffusion.files import write_json
-
-            Path(self.json_file).parent.mkdir(parents=True, exist_ok=True)
-            write_json(Path(self.json_file), result)
-        if not self.json:
-            from patch_diffusion.cli.measures import print_measures
-
-            print_measures(found)
-        return result
+        return found
 
     def message(self, result: dict[str, Any]) -> str:
         """Where the files are."""
@@ -133,3 +154,10 @@ class Evaluate:
     def after_interrupt(self) -> str:
         """Nothing is left behind."""
         return ""
+
+
+def _run_and_tell(command: Evaluate) -> None:
+    """What the command line does, in one of several processes."""
+    from patch_diffusion.cli import tell
+
+    tell(command, command.run())

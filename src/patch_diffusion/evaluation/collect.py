@@ -12,6 +12,7 @@ from patch_diffusion.evaluation.distances import Moments
 from patch_diffusion.evaluation.extractors.extractor import Extractor
 from patch_diffusion.evaluation.intervals import groups_of
 from patch_diffusion.evaluation.memorization import small_pixels
+from patch_diffusion.evaluation.processes import shared
 from patch_diffusion.evaluation.stream import Stream
 
 MOST_KEPT = 10_000
@@ -51,21 +52,28 @@ def collect(
     features: list[Tensor] = []
     small: list[Tensor] = []
     num = 0
-    shape = (0, 0, 0)
-    for batch in progress(images.batches(), images.num_batches, what, show=show):
-        if num == 0:
-            shape = (batch.shape[1], batch.shape[2], batch.shape[3])
-        room = max(0, MOST_KEPT - num)
-        if room:
-            small.append(small_pixels(batch[:room]))
-        if extractor is not None:
-            found = extractor(batch)
+    shape = torch.Size()
+
+    def look(number: int) -> list[tuple[torch.Size, Tensor, Tensor | None]]:
+        """What is kept of the batches of a part, and their shapes."""
+        return [
+            (batch.shape[1:], small_pixels(batch), None if extractor is None else extractor(batch))
+            for batch in images.part(number)
+        ]
+
+    for part in progress(shared(look, images.num_parts), images.num_parts, what, show=show):
+        for of_batch, pixels, found in part:
+            shape = shape or of_batch
+            room = max(0, MOST_KEPT - num)
             if room:
-                features.append(found[:room])
-            for group, of_group in zip(groups, of_groups, strict=True) if moments else ():
-                inside = range(max(group.start, num) - num, min(group.stop, num + len(batch)) - num)
-                if len(inside):
-                    of_group.add(found[inside.start : inside.stop])
-        num += len(batch)
+                small.append(pixels[:room])
+            if found is not None:
+                if room:
+                    features.append(found[:room])
+                for group, of_group in zip(groups, of_groups, strict=True) if moments else ():
+                    inside = range(max(group.start, num) - num, min(group.stop, num + len(pixels)) - num)
+                    if len(inside):
+                        of_group.add(found[inside.start : inside.stop])
+            num += len(pixels)
     kept = torch.cat(features) if features else torch.empty(0, 0)
     return Collected(num, of_groups, kept, torch.cat(small), shape[0], (shape[1], shape[2]))

@@ -10,6 +10,7 @@ from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.whole_image import losses_of_images
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.intervals import Measure, interval_of_mean
+from patch_diffusion.evaluation.processes import shared
 from patch_diffusion.sampling.likelihood import bits_per_dimension
 
 MOST_DENOISED = 1000
@@ -44,17 +45,19 @@ def bits_measure(model: Denoiser, held_out: Images, num: int, *, seed: int = 0, 
         seed: another one takes other places in the bins and other probes.
         show: a progress bar, on a terminal.
     """
-    (images,) = held_out.buckets if len(held_out.buckets) == 1 else (None,)
-    if images is None:
+    if len(held_out.buckets) != 1:
         raise InputError("bits are counted of images of one size, and the held-out ones have several")
+    (images,) = held_out.buckets
     num = min(num, len(images))
-    found: list[torch.Tensor] = []
-    starts = range(0, num, _BITS_AT_ONCE)
-    for start in progress(starts, len(starts), "bits per dimension", show=show):
-        places = torch.arange(start, min(start + _BITS_AT_ONCE, num))
+
+    def bits(part: int) -> torch.Tensor:
+        places = torch.arange(part * _BITS_AT_ONCE, min((part + 1) * _BITS_AT_ONCE, num))
         pixels, labels = images.batch(places.numpy())
         classes = labels.tolist() if labels is not None and model.num_classes else None
         seeds = [seed * num + place for place in places.tolist()]
-        found.append(bits_per_dimension(model, pixels, seeds=seeds, labels=classes).cpu())
+        return bits_per_dimension(model, pixels, seeds=seeds, labels=classes).cpu()
+
+    parts = -(-num // _BITS_AT_ONCE)
+    found = list(progress(shared(bits, parts), parts, "bits per dimension", show=show))
     measured = interval_of_mean(torch.cat(found), seed)
     return Measure(measured.value, measured.low, measured.high, {"held_out_images": num, "seed": seed, "probes": 1})

@@ -100,8 +100,8 @@ class _Making:
     def __init__(self, images: Stream, extractor: Extractor, places: Tensor, show: bool) -> None:
         self.moments = Moments()
         self._places = places
-        coming = progress(images.batches(), images.num_batches, "reference features", show=show)
-        self._coming = (extractor(batch) for batch in coming)
+        parts = progress(map(images.part, range(images.num_parts)), images.num_parts, "reference features", show=show)
+        self._coming = (extractor(batch) for part in parts for batch in part)
         self._first = next(self._coming)
         self._size = self._first.shape[1]
 

@@ -20,6 +20,7 @@ from patch_diffusion.evaluation.extractors.extractor import Extractor, conversio
 from patch_diffusion.evaluation.intervals import Measure
 from patch_diffusion.evaluation.memorization import Likeness, likeness, rates, write_pairs
 from patch_diffusion.evaluation.metrics import OF_FEATURES
+from patch_diffusion.evaluation.processes import first_alone
 from patch_diffusion.evaluation.reference import Reference, reference_of
 from patch_diffusion.evaluation.stream import Stream, stream_of_images, stream_of_model
 from patch_diffusion.evaluation.subject import Subject
@@ -62,7 +63,8 @@ def of_samples(
 
     def reference(of: Images) -> Reference:
         if id(of) not in references:
-            references[id(of)] = reference_of(_pixels_of(of, how.batch), extractor, show=how.show)
+            images = _pixels_of(of, how.batch)
+            references[id(of)] = first_alone(lambda: reference_of(images, extractor, show=how.show))
         return references[id(of)]
 
     compared = real is not None and {"frechet", *OF_FEATURES} & set(wanted)

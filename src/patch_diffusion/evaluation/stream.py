@@ -24,22 +24,27 @@ from patch_diffusion.sampling.guidance.guide import Guidance
 
 @dataclass(frozen=True)
 class Stream:
-    """``num`` images; ``batches`` gives all of them as uint8 (k, c, h, w), the same each time.
+    """``num`` images, which come as uint8 (k, c, h, w), the same each time.
 
-    ``some`` gives those of some places again. ``settings`` say what they are, ready for JSON. ``batch``: the most at a
-    time.
+    ``part`` gives those of a part of at most ``batch`` images, by its number: in one tensor, or one for each of their
+    sizes. ``some`` gives those of some places again. ``settings`` say what they are, ready for JSON.
     """
 
     num: int
-    batches: Callable[[], Iterator[Tensor]]
+    part: Callable[[int], list[Tensor]]
     some: Callable[[Sequence[int]], list[Tensor]]
     settings: dict[str, Any] = field(default_factory=dict)
     batch: int = 64
 
     @property
-    def num_batches(self) -> int:
-        """That come, or nearly so: batches of images of several sizes are smaller."""
+    def num_parts(self) -> int:
+        """Of all images."""
         return -(-self.num // self.batch)
+
+    def batches(self) -> Iterator[Tensor]:
+        """All of them."""
+        for number in range(self.num_parts):
+            yield from self.part(number)
 
     def digest(self) -> str:
         """Of all pixels, in order; the same for the same images wherever they were read from."""
@@ -85,14 +90,10 @@ def stream_of_images(images: Images, num: int | None = None, *, seed: int = 0, b
     chunks = [places[start : start + batch] for start in range(0, len(places), batch)]
     order = np.concatenate([chunk[np.argsort(which_bucket(chunk), kind="stable")] for chunk in chunks])
 
-    def batches() -> Iterator[Tensor]:
-        for chunk in chunks:
-            yield from read(chunk)
-
     def some(wanted: Sequence[int]) -> list[Tensor]:
         return [next(read(order[place : place + 1]))[0] for place in wanted]
 
-    return Stream(len(places), batches, some, {"images": len(places)}, batch)
+    return Stream(len(places), lambda number: list(read(chunks[number])), some, {"images": len(places)}, batch)
 
 
 def stream_of_model(
@@ -110,7 +111,6 @@ def stream_of_model(
         model: what samples.
         seeds: one per image.
         labels: one per image; None: seed k gets class k mod classes where the model has classes.
-        guidance: what they are guided by.
         guidance: what they are guided by; None: by nothing.
         batch: images at a time.
         options: others of `generate`.
@@ -122,22 +122,19 @@ def stream_of_model(
     guided = {"guidance": guidance.scale, "guide": guidance.guide, "guidance_interval": guidance.interval}
     make = partial(generate, model, batch=batch, **guided, **options)
 
-    def sampled(places: Sequence[int]) -> Iterator[Tensor]:
+    def sampled(places: Sequence[int]) -> list[Tensor]:
         chosen = None if labels is None else [labels[place] for place in places]
-        waiting: list[Tensor] = []
-        for sample in make([seeds[place] for place in places], labels=chosen):
-            waiting.append(shown(sample.pixels, sample.range))
-            if len(waiting) == batch:
-                yield torch.stack(waiting)
-                waiting.clear()
-        if waiting:
-            yield torch.stack(waiting)
+        return [
+            shown(sample.pixels, sample.range) for sample in make([seeds[place] for place in places], labels=chosen)
+        ]
+
+    def part(number: int) -> list[Tensor]:
+        return [torch.stack(sampled(range(number * batch, min((number + 1) * batch, len(seeds)))))]
 
     # Settings that do not suit the model are refused now, and told as they are used.
     make([])
     settings = {"samples": len(seeds), "seeds": f"{seeds[0]}-{seeds[-1]}", **options, **guidance.settings}
-    every = partial(sampled, range(len(seeds)))
-    return Stream(len(seeds), every, lambda places: list(torch.cat(list(sampled(places)))), settings, batch)
+    return Stream(len(seeds), part, sampled, settings, batch)
 
 
 def to_uint8(pixels: Tensor, codec: PixelCodec) -> Tensor:

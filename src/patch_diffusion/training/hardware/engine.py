@@ -65,7 +65,7 @@ class Engine:
         self.options = options
         self.accumulation = 1 if options.accumulation == "auto" else options.accumulation
         self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        self.device = _device_of_process(options.device, self.world)
+        self.device = device_of_process(options.device, self.world)
         self.hosts: dist.ProcessGroup | None = None
         self.writers: dist.ProcessGroup | None = None
         self._busy, self._busy_of_all = 0.0, np.zeros(self.world)
@@ -324,7 +324,8 @@ def _group_of_hosts() -> dist.ProcessGroup:
     return dist.new_group(backend="gloo", timeout=GIVEN_UP_AFTER)  # pyright: ignore[reportReturnType]
 
 
-def _device_of_process(name: str, world: int) -> torch.device:
+def device_of_process(name: str, world: int) -> torch.device:
+    """`choose_device` for one of several processes, which take a GPU of the machine each."""
     device = choose_device(name)
     if world == 1 or device.type == "cpu":
         return device

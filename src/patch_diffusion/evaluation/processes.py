@@ -1,0 +1,97 @@
+"""Several processes that evaluate together: each makes some of what is measured, and all know all of it.
+
+What they know is the same, and in the same order, however many they are, and so are the numbers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from patch_diffusion.errors import InputError
+from patch_diffusion.training.hardware.engine import device_of_process
+from patch_diffusion.training.hardware.lost import others_answer
+
+T = TypeVar("T")
+
+# The first process alone makes a reference, which can take long. One that ends is noticed at once.
+_LONGEST = timedelta(hours=24)
+
+_group: ContextVar[dist.ProcessGroup | None] = ContextVar("group", default=None)
+
+
+@contextmanager
+def together(device: str = "auto") -> Iterator[str]:
+    """Inside, the processes that a launcher has started evaluate together; each must do the same. Alone, it is nothing.
+
+    Args:
+        device: see `choose_device`; for "auto" and "cuda" each process of a machine takes a GPU of its own.
+
+    Yields:
+        The device of this process.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield device
+        return
+    chosen = device_of_process(device, world)
+    if chosen.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", world))))
+    with others_answer():
+        dist.init_process_group("gloo", timeout=_LONGEST)
+        token = _group.set(dist.group.WORLD)
+        try:
+            yield str(chosen)
+        finally:
+            _group.reset(token)
+            dist.destroy_process_group()
+
+
+def shared(make: Callable[[int], T], num: int) -> Iterator[T]:
+    """``make(0)`` to ``make(num - 1)``, in order; of several processes each makes some, and all get all of them.
+
+    Raises:
+        InputError: in all of them, what one raised.
+    """
+    group = _group.get()
+    if group is None:
+        yield from map(make, range(num))
+        return
+    rank, world = dist.get_rank(group), dist.get_world_size(group)
+    for start in range(0, num, world):
+        mine: T | InputError | None = None
+        try:
+            mine = make(start + rank) if start + rank < num else None
+        except InputError as error:
+            mine = error
+        found: list[Any] = [None] * world
+        dist.all_gather_object(found, mine, group=group)
+        for each in found[: num - start]:
+            if isinstance(each, InputError):
+                raise each
+            yield each
+
+
+def first_alone(make: Callable[[], T]) -> T:
+    """What it makes, in the first process before the others, which may find in a cache what that one has left there."""
+    group = _group.get()
+    if group is None:
+        return make()
+    reason: list[str | None] = [None]
+    result: list[T] = []
+    if dist.get_rank(group) == 0:
+        try:
+            result.append(make())
+        except InputError as error:
+            reason = [str(error)]
+    dist.broadcast_object_list(reason, src=0, group=group)
+    if reason[0] is not None:
+        raise InputError(reason[0])
+    return result[0] if result else make()
