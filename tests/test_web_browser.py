@@ -181,7 +181,8 @@ def test_an_image_is_restored(browser, served, task, values, words):
     browser.click(".drop .row button:last-child")
     browser.wait("!!document.querySelector('.stage') && document.querySelector('.stage .mask').width === 16")
     choose(browser, "task", task)
-    assert browser.run("document.querySelector('.stage .mask').offsetParent") is None
+    for tool in (".stage .mask", ".stage .grip", ".tools label", ".tools .clear"):  # nothing is drawn
+        assert browser.run(f"document.querySelector('{tool}').offsetParent") is None, tool
     assert browser.run("document.querySelector('button.main').disabled") == (task == "denoise")
     for name, value in {"steps": 2, "pictures": 1, "way": "isotropic", "coords": "stretch", **values}.items():
         choose(browser, name, str(value))

@@ -71,7 +71,8 @@ class Info:
         return found
 
     def _report(self) -> dict[str, Any]:
-        from patch_diffusion.training.watching.comparison import runs_in, write_comparison
+        from patch_diffusion.training.watching.compared import runs_in
+        from patch_diffusion.training.watching.comparison import write_comparison
         from patch_diffusion.training.watching.report import write_report
 
         runs = [run for source in self.sources for run in runs_in(source)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from patch_diffusion.sampling.pictures import to_image, visible
 from patch_diffusion.training.guides import guide_of, named
 from patch_diffusion.training.run import RunFolder
 from patch_diffusion.web.asked import Asked, Chosen, Edited, Pictures
+from patch_diffusion.web.commands import edit_command, sample_command, source_of
 from patch_diffusion.web.jobs import Job
 from patch_diffusion.web.limits import at_once
 from patch_diffusion.web.models import Models
@@ -57,11 +57,8 @@ def _generate(wanted: Pictures, column: int, chosen: Chosen, run: RunFolder, mod
         callback=told.step,
         **common,
     )
-    words = ["patch-diffusion", "sample", str(_source(run, chosen)), *_words(wanted, chosen)]
-    words += ["--solver", wanted.solver] if wanted.solver != "heun" else []
-    words += ["--resolution", *map(str, wanted.resolution)] if wanted.resolution is not None else []
     samples = named(samples, common["guide"], wanted.guide)
-    told.write(samples, run, chosen, shlex.join([*words, "--out", "pictures"]))
+    told.write(samples, run, chosen, sample_command(wanted, chosen, run))
 
 
 def edit(wanted: Edited, run: RunFolder, models: Models, job: Job) -> None:
@@ -96,9 +93,8 @@ def _edit(wanted: Edited, run: RunFolder, models: Models, job: Job) -> None:
     (job.folder / "image.png").write_bytes(png(to_image(image)))
     if mask is not None:
         (job.folder / "mask.png").write_bytes(png(to_image(mask[None].to(torch.uint8) * 255)))
-    words = ["patch-diffusion", "edit", str(_source(run, chosen)), "image.png", *_edit_words(wanted)]
     samples = named(samples, common["guide"], wanted.guide)
-    told.write(samples, run, chosen, shlex.join([*words, *_words(wanted, chosen), "--out", "edited"]))
+    told.write(samples, run, chosen, edit_command(wanted, run))
 
 
 class _Told:
@@ -152,7 +148,7 @@ class _Told:
                 self._tell(sample, folder)
                 last[:] = [sample]
 
-        source = str(_source(run, chosen))
+        source = str(source_of(run, chosen))
         patch_diffusion.write_samples(passed(), folder, class_names=names, source=source, grid=folder / "grid.png")
         (folder / "command.txt").write_text(command + "\n", encoding="utf-8")
         settings: dict[str, Any] = last[0].settings if last else {}
@@ -179,10 +175,6 @@ class _Told:
         self._done += 1
 
 
-def _source(run: RunFolder, chosen: Chosen) -> Path:
-    return run.path if chosen.checkpoint is None else run.checkpoint(chosen.checkpoint)
-
-
 def _common(wanted: Asked, chosen: Chosen, run: RunFolder, models: Models) -> dict[str, Any]:
     """Options that `generate` and `edit` share."""
 
@@ -199,33 +191,6 @@ def _common(wanted: Asked, chosen: Chosen, run: RunFolder, models: Models) -> di
         "tile": wanted.tile,
         "overlap": wanted.overlap,
     }
-
-
-def _words(wanted: Asked, chosen: Chosen) -> list[str]:
-    """The same on the command line."""
-    last = wanted.seed + wanted.pictures - 1
-    words = ["--seeds", f"{wanted.seed}-{last}" if last > wanted.seed else f"{wanted.seed}"]
-    words += ["--class", str(wanted.label)] if wanted.label is not None else []
-    words += ["--steps", str(wanted.steps)]
-    words += ["--ema-length", f"{chosen.ema_length:g}"] if chosen.ema_length is not None else []
-    if wanted.guidance != 1:
-        words += ["--guidance", f"{wanted.guidance:g}", *(["--guide", wanted.guide] if wanted.guide != "class" else [])]
-    if wanted.guidance_interval is not None:
-        words += ["--guidance-interval", *(f"{level:g}" for level in wanted.guidance_interval)]
-    for name in ("coords", "tile", "overlap"):
-        if (value := getattr(wanted, name)) is not None:
-            words += [f"--{name}", str(value)]
-    return words
-
-
-def _edit_words(wanted: Edited) -> list[str]:
-    words = ["--mask", "mask.png"] if wanted.mask is not None else []
-    if wanted.extend:
-        words += ["--extend", ",".join(f"{side}={pixels}" for side, pixels in wanted.extend.items() if pixels)]
-    for name in ("restore", "factor", "blur", "noise", "covariance"):
-        if (value := getattr(wanted, name)) is not None:
-            words += [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
-    return words
 
 
 def _small(pixels: torch.Tensor) -> torch.Tensor:

@@ -3,80 +3,26 @@
 from __future__ import annotations
 
 import os
-import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from patch_diffusion.config import Config, differences
-from patch_diffusion.errors import InputError
+from patch_diffusion.config import differences
 from patch_diffusion.files import write_text
-from patch_diffusion.training.run import ModelFacts, RunFolder
 from patch_diffusion.training.watching.chart import chart, colours, number
-from patch_diffusion.training.watching.history import Curve, History
-from patch_diffusion.training.watching.log import read_log
+from patch_diffusion.training.watching.compared import OVER, Run, open_runs
+from patch_diffusion.training.watching.history import Curve
 from patch_diffusion.training.watching.measured import Measured, measured_tables
 from patch_diffusion.training.watching.page import option_text, page, wide_table
 from patch_diffusion.training.watching.pictures import as_data, evenly
 from patch_diffusion.training.watching.report import clock, html_file, step_of
 
-MOST_RUNS = 12  # that lines and letters can tell apart
-
-_OVER = ("images", "minutes")
 _MOMENTS = 3  # at which samples are shown, beside the newest
 _NEAR = 0.1  # of the budget: samples at moments further apart are not beside each other
 _PICTURE_BYTES = 200_000
 _COMPARABLE = ("data.source", "noise.process", "noise.sigma_data")  # a loss of others is another quantity
 _FACTS = ("resolution", "image_channels", "codec")
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One of those that are compared, by its ``letter``."""
-
-    letter: str
-    name: str
-    folder: RunFolder
-    config: Config
-    facts: ModelFacts
-
-    @cached_property
-    def histories(self) -> dict[str, History]:
-        """Of its log, over each of what curves can be over."""
-        return {over: History.read(self.folder.log_file, over) for over in _OVER}
-
-    @property
-    def history(self) -> History:
-        """Where it does not matter over what."""
-        return self.histories[_OVER[0]]
-
-    @cached_property
-    def samples(self) -> list[tuple[float, Path]]:
-        """Pictures of samples, each with the fraction of the budget that was spent when it was made."""
-        lines = [line for line in read_log(self.folder.log_file) if line is not None and "spent" in line]
-        steps, spent = (np.array([0, *(line[key] for line in lines)], float) for key in ("step", "spent"))
-        paths = [path for path in sorted(self.folder.path.glob("samples/step-*.png")) if path.stem[5:].isdecimal()]
-        return [(float(np.interp(int(path.stem[5:]), steps, spent)), path) for path in paths] if lines else []
-
-
-def runs_in(place: str | os.PathLike[str]) -> list[Path]:
-    """The run that a folder is, or those that lie directly in it, as in that of a race.
-
-    Raises:
-        InputError: there is none.
-    """
-    path = Path(place).expanduser()
-    if not RunFolder(path).is_run() and path.is_dir():
-        found = [entry for entry in sorted(path.iterdir()) if RunFolder(entry).is_run()]
-        if not found:
-            raise InputError(f"{path} is no run and holds none: give run folders, or the folder of a race")
-        return found
-    return [path]
 
 
 def write_comparison(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> Path:
@@ -97,35 +43,15 @@ def write_comparison(runs: Sequence[str | os.PathLike[str]], out: str | os.PathL
             .html.
     """
     path = html_file(out)
-    folders = [Path(run).expanduser() for run in runs]
-    if not 2 <= len(folders) <= MOST_RUNS:
-        raise InputError(f"2 to {MOST_RUNS} runs are compared on a page, not {len(folders)}")
-    names = _names(folders)
-    found = [
-        _Run(letter, name, RunFolder(folder), *RunFolder(folder).read_config())
-        for letter, name, folder in zip(string.ascii_uppercase, names, folders, strict=False)
-    ]
-    title = f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+    found = open_runs(runs)
+    title = f"{', '.join(run.name for run in found[:3])}{', ...' if len(found) > 3 else ''}"
     body = "".join(_parts(found))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, page(title, body))
     return path
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
-    """Of each folder as many of its last parts as tell it from the others."""
-    places = [folder.resolve() for folder in folders]
-    for folder, place in zip(folders, places, strict=True):
-        if places.count(place) > 1:
-            raise InputError(f"{folder} is given twice: give different runs")
-    for num in range(1, max(len(place.parts) for place in places) + 1):
-        names = ["/".join(place.parts[-num:]) for place in places]
-        if len(set(names)) == len(names):
-            return names
-    raise AssertionError("different places have different parts")
-
-
-def _parts(runs: Sequence[_Run]) -> Iterator[str]:
+def _parts(runs: Sequence[Run]) -> Iterator[str]:
     yield f"<h1>{len(runs)} runs side by side</h1>"
     yield f'<div class="box">{_head(runs)}</div>{"".join(_warnings(runs))}'
     yield f'<h2>Settings that differ</h2><div class="box">{_settings(runs)}</div>'
@@ -143,16 +69,16 @@ def _parts(runs: Sequence[_Run]) -> Iterator[str]:
     yield measured_tables([_lettered(run) for run in runs], [Measured.of(run.folder) for run in runs])
 
 
-def _lettered(run: _Run) -> str:
+def _lettered(run: Run) -> str:
     return f"{run.letter} {run.name}"
 
 
-def _columns(runs: Sequence[_Run], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
+def _columns(runs: Sequence[Run], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
     return wide_table(["", *map(_lettered, runs)], [[name, *cells] for name, cells in rows if any(cells)])
 
 
-def _head(runs: Sequence[_Run]) -> str:
-    def state(run: _Run) -> str:
+def _head(runs: Sequence[Run]) -> str:
+    def state(run: Run) -> str:
         if not run.history.last:
             return "no step is logged" if run.facts.num_images else "imported"
         return "complete" if run.history.complete else f"{run.history.spent:.1%} of its budget"
@@ -164,7 +90,7 @@ def _head(runs: Sequence[_Run]) -> str:
     return f'<div class="key">{lines}</div>'
 
 
-def _warnings(runs: Sequence[_Run]) -> Iterator[str]:
+def _warnings(runs: Sequence[Run]) -> Iterator[str]:
     options = differences({run.letter: run.config for run in runs}).keys() & set(_COMPARABLE)
     facts = [name for name in _FACTS if len({str(getattr(run.facts, name)) for run in runs}) > 1]
     for name in [*sorted(options), *facts]:
@@ -179,18 +105,18 @@ def _warning(text: str) -> str:
     return f'<p class="box warning">{escape(text)}</p>'
 
 
-def _settings(runs: Sequence[_Run]) -> str:
+def _settings(runs: Sequence[Run]) -> str:
     found = differences({run.letter: run.config for run in runs})
     rows = [(name, [option_text(value) for value in values.values()]) for name, values in found.items()]
     return _columns(runs, rows) if rows else "none"
 
 
-def _curves(runs: Sequence[_Run]) -> str:
+def _curves(runs: Sequence[Run]) -> str:
     """A chart of each size, and of held-out images, over each of what they can be over; one of each is shown."""
-    sizes = {over: _by_size({run.name: run.histories[over].loss for run in runs}) for over in _OVER}
+    sizes = {over: _by_size({run.name: run.histories[over].loss for run in runs}) for over in OVER}
     charts = ""
     letters = {run.name: run.letter for run in runs}
-    for over in _OVER:
+    for over in OVER:
         unit = {"images": "image", "minutes": "minute"}[over]
         about = f"over {'true images seen' if over == 'images' else 'minutes of training'}"
         for size, curves in sizes[over].items():
@@ -201,7 +127,7 @@ def _curves(runs: Sequence[_Run]) -> str:
             charts += f'<div data-shown="{over}" data-any="loss">{drawn}</div>'
     if not charts:
         return ""
-    options = "".join(f"<option>{escape(size)}</option>" for size in sizes[_OVER[0]])
+    options = "".join(f"<option>{escape(size)}</option>" for size in sizes[OVER[0]])
     return (
         '<div data-choose><div class="choices"><label>over <select name="over"><option value="images">images seen'
         '</option><option value="minutes">training time</option></select></label><label>training loss of '
@@ -216,7 +142,7 @@ def _by_size(losses: Mapping[str, Mapping[str, Curve]]) -> dict[str, dict[str, C
     return dict(sorted(curves.items(), key=lambda item: -len(item[1])))
 
 
-def _counts(runs: Sequence[_Run]) -> str:
+def _counts(runs: Sequence[Run]) -> str:
     def of_line(key: str) -> list[str]:
         return [f"{run.history.last[key]:,}" if key in run.history.last else "" for run in runs]
 
@@ -248,7 +174,7 @@ def _counts(runs: Sequence[_Run]) -> str:
     )
 
 
-def _by_noise(runs: Sequence[_Run], curves: Sequence[Mapping[str, Curve]]) -> str:
+def _by_noise(runs: Sequence[Run], curves: Sequence[Mapping[str, Curve]]) -> str:
     levels = sorted({level for found in curves for level in found}, key=float)
     rows = []
     for level in levels:
@@ -257,7 +183,7 @@ def _by_noise(runs: Sequence[_Run], curves: Sequence[Mapping[str, Curve]]) -> st
     return _columns(runs, rows) if rows else ""
 
 
-def _samples(runs: Sequence[_Run]) -> str:
+def _samples(runs: Sequence[Run]) -> str:
     """The newest of each run, and those of moments at which all have some."""
     newest = [run.samples[-1][1] if run.samples else None for run in runs]
     if not any(newest):
@@ -271,13 +197,13 @@ def _samples(runs: Sequence[_Run]) -> str:
     return html
 
 
-def _nearest(run: _Run, spent: float) -> Path | None:
+def _nearest(run: Run, spent: float) -> Path | None:
     """The samples that are nearest to a moment, if they are near."""
     away, path = min(((abs(at - spent), path) for at, path in run.samples), default=(1.0, None))
     return path if away <= _NEAR else None
 
 
-def _row(title: str, runs: Sequence[_Run], paths: Sequence[Path | None]) -> str:
+def _row(title: str, runs: Sequence[Run], paths: Sequence[Path | None]) -> str:
     figures = ""
     for run, path in zip(runs, paths, strict=True):
         data = None if path is None else as_data(path, _PICTURE_BYTES)

@@ -41,8 +41,8 @@ export async function showEdit(place, values, signal) {
   const guidance = new GuidanceFields();
   const view = new ViewFields();
   view.size.hidden = true;  // it follows from the image
-  const size = element('select', {name: 'size'}, element('option', {value: 'run'}, 'brought to that of the run’s images'),
-    element('option', {value: 'own'}, 'kept'));
+  const size = element('select', {name: 'size'}, element('option', {value: 'run'}, 'becomes that of the run’s'),
+    element('option', {value: 'own'}, 'stays as it is'));
   const go = element('button', {className: 'main', disabled: true}, 'Fill in');
   const hint = element('small');
   const form = element('form', {onsubmit: event => { event.preventDefault(); make(); }},
@@ -67,7 +67,7 @@ export async function showEdit(place, values, signal) {
     const drop = element('div', {className: 'drop'}, element('div', {}, 'Drop an image here'),
       element('div', {className: 'row'}, input, element('button', {type: 'button', onclick: () => input.click()}, 'Choose a file'),
         element('button', {type: 'button', onclick: event => sample(event.target)}, 'Begin with a sample')),
-      field('Its size is', size), element('small', {}, 'It stays on this machine. Brought to the size of the run, it is cropped at its centre.'));
+      field('Its size', size), element('small', {}, 'It stays on this machine. Brought to the size of the run, it is cropped at its centre.'));
     for (const name of ['dragenter', 'dragover']) drop.addEventListener(name, event => { event.preventDefault(); drop.classList.add('over'); });
     drop.addEventListener('dragleave', () => drop.classList.remove('over'));
     drop.addEventListener('drop', event => {

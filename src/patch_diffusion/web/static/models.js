@@ -76,7 +76,7 @@ export class GuidanceFields {
     this.guideLabel = field('Guided by', this.guide);
     this.fields = [scale.label, this.guideLabel];
     [this.low, this.high] = ['low', 'high'].map(name => element('input', {type: 'number', name, min: 0, step: 'any', placeholder: name === 'low' ? '0' : 'all'}));
-    this.interval = element('div', {className: 'pair'}, field('Guided above noise', this.low), field('up to noise', this.high));
+    this.interval = element('div', {className: 'pair'}, field('Above noise', this.low), field('up to noise', this.high));
     this.show();
   }
 
@@ -101,7 +101,7 @@ export class GuidanceFields {
     if (!this.used) return {};
     const bounded = this.low.value !== '' || this.high.value !== '';
     return {guidance: Number(this.scale.value), guide: this.guide.value,
-      guidance_interval: bounded ? [numberOf(this.low) ?? 0, numberOf(this.high) ?? 1e6] : null};
+      guidance_interval: bounded ? [numberOf(this.low) ?? 0, numberOf(this.high) ?? 10000] : null};
   }
 }
 
