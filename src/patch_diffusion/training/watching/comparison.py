@@ -188,7 +188,7 @@ def _samples(runs: Sequence[Run]) -> str:
     newest = [run.samples[-1][1] if run.samples else None for run in runs]
     if not any(newest):
         return ""
-    html = _row("the newest of each", runs, newest)
+    html = _row("The newest of each", runs, newest)
     fewest = min((run.samples for run in runs), key=len)
     beside = {spent: [_nearest(run, spent) for run in runs] for spent, _ in fewest}
     common = [spent for spent, paths in beside.items() if all(paths) and paths != newest]

@@ -62,7 +62,8 @@ em{font-style:normal;font-weight:700;color:var(--own)}
 .band{fill:var(--own);opacity:.16}
 .cursor{position:absolute;top:0;bottom:0;width:1px;background:var(--soft);display:none;pointer-events:none}
 .samples{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr));gap:14px}
-.beside{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(46%,200px),1fr));gap:12px;margin-bottom:16px}
+.beside{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(46%,200px),1fr));gap:12px;margin-bottom:16px}
+.beside figure{max-width:480px}
 .beside img,.samples img{display:block;width:100%;border-radius:6px;border:1px solid var(--line)}
 table{border-collapse:collapse;width:100%}
 th,td{text-align:left;vertical-align:top;padding:4px 14px 4px 0;border-bottom:1px solid var(--line);font-weight:400}
