@@ -17,7 +17,7 @@ import pytest
 from patch_diffusion.cli import main
 from patch_diffusion.cli.serve import Serve
 from patch_diffusion.errors import InputError
-from patch_diffusion.web import asked, server, uploads
+from patch_diffusion.web import asked, limits, server, uploads
 from patch_diffusion.web.server import Server
 from patch_diffusion.web.site import MOST_BYTES, Site
 
@@ -194,6 +194,9 @@ def test_the_commands_of_the_page_and_what_it_promises():
     text = " ".join(PAGE.split())
     assert f"{uploads.MOST_BYTES // 2**20} MB and {uploads.MOST_PIXELS // 10**6} megapixels" in text
     assert f"{asked.MOST_PICTURES} pictures, {asked.MOST_STEPS} steps and {asked.MOST_MODELS} models" in text
+    assert f"at most {limits.MOST_PIXELS:,} pixels" in text and limits.MOST_IN_ALL == 16 * limits.MOST_PIXELS
+    sides = [int(most**0.5) for most in (limits.MOST_SEEN, limits.MOST_SEEN_BACK)]
+    assert "{0} x {0} at once, or {1} x {1} where it goes backward".format(*sides) in text
     assert MOST_BYTES["/api/fit"] == uploads.MOST_BYTES and server._MOST_CONNECTIONS == 128
     for link in re.findall(r"\]\(([^)#]+)\)", PAGE):
         assert (Path(__file__).parents[1] / "docs" / link).exists(), link

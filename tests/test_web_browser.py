@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 ATTACK = "<img src=x onerror=attacked=1>"
 TINY = (
     "--data.classes True --network.width 8 --network.multipliers 1 2 --network.attention 1 --network.blocks 1 "
-    "--network.dropout 0 --batch 4 --samples 2 --checkpoints 2 --log-every 1"
+    "--network.dropout 0 --batch 4 --samples 2 --checkpoints 2 --log-every 1 --ema.lengths 0.05 0.1"
 )
 
 
@@ -137,6 +137,63 @@ def test_an_image_is_filled_and_extended(browser, served):
     browser.wait("document.querySelector('.command')?.innerText.includes('--extend right=')")
     width, height = pixels(browser, "document.querySelector('.picture canvas')")[:2]
     assert height == 16 and width > 16 and width % 2 == 0
+
+
+def command(browser):
+    """That is shown, once it is."""
+    return browser.wait("document.querySelector('.command code')?.innerText").replace("\n", " ")
+
+
+def test_everything_that_can_be_said_of_new_pictures(browser, served):
+    browser.open(f"{served.address}#/generate?run=digits")
+    browser.wait("!!document.querySelector('form')")
+    assert not browser.run("document.querySelector('details.more').open")
+    assert browser.run("document.querySelector('[name=low]').offsetParent") is None  # there is no guidance
+    values = {"pictures": 1, "steps": 2, "guidance": 3, "guide": "step:2", "average": 0.2, "low": 0.5, "high": 90}
+    values |= {"height": 20, "width": 24, "coords": "stretch", "tile": 8, "overlap": 4}
+    for name, value in values.items():
+        choose(browser, name, str(value))
+    browser.click("button.main")
+    assert (
+        "--seeds 0 --steps 2 --ema-length 0.2 --guidance 3 --guide step:2 --guidance-interval 0.5 90 --coords stretch "
+        "--tile 8 --overlap 4 --resolution 20 24" in command(browser)
+    )
+    assert pixels(browser, "document.querySelector('.picture canvas')")[:2] == [24, 20]
+    choose(browser, "overlap", "")
+    choose(browser, "tile", "")
+    choose(browser, "width", 21)
+    browser.click("button.main")
+    browser.wait("document.querySelector('.error')?.innerText.includes('multiples of 2')")
+
+
+@pytest.mark.parametrize(
+    ("task", "values", "words"),
+    [
+        ("super-resolution", {"factor": 3}, "--restore super-resolution --factor 3"),
+        ("deblur", {"blur": 1.5, "noise": 4}, "--restore deblur --blur 1.5 --noise 4"),
+        ("denoise", {"noise": 20}, "--restore denoise --noise 20"),
+    ],
+)
+def test_an_image_is_restored(browser, served, task, values, words):
+    browser.open(f"{served.address}#/runs")
+    browser.wait("!!document.querySelector('.run')")
+    browser.open(f"{served.address}#/edit?run=digits")
+    browser.click(".drop .row button:last-child")
+    browser.wait("!!document.querySelector('.stage') && document.querySelector('.stage .mask').width === 16")
+    choose(browser, "task", task)
+    for tool in (".stage .mask", ".stage .grip", ".tools label", ".tools .clear"):  # nothing is drawn
+        assert browser.run(f"document.querySelector('{tool}').offsetParent") is None, tool
+    assert browser.run("document.querySelector('button.main').disabled") == (task == "denoise")
+    for name, value in {"steps": 2, "pictures": 1, "way": "isotropic", "coords": "stretch", **values}.items():
+        choose(browser, name, str(value))
+    browser.click("button.main")
+    found = command(browser)
+    assert words in found and "--covariance isotropic" in found and "--coords stretch" in found
+    side = 48 if task == "super-resolution" else 16
+    assert pixels(browser, "document.querySelector('.picture canvas')")[:2] == [side, side]
+    browser.click(".picture")
+    browser.click("dialog .row button:last-child")  # edited further, as large as it is
+    browser.wait(f"document.querySelector('.stage .mask')?.width === {side}")
 
 
 @pytest.mark.parametrize("width", [400, 1280])

@@ -16,11 +16,13 @@ from PIL import Image
 import patch_diffusion as pd
 from patch_diffusion.cli import main
 from patch_diffusion.web.asked import MOST_PICTURES
+from patch_diffusion.web.limits import at_once
 from patch_diffusion.web.site import Site
 
 TINY = (
     "--data.classes True --network.width 8 --network.multipliers 1 2 --network.attention 1 --network.blocks 1 "
-    "--network.dropout 0 --batch 4 --samples 1 --checkpoints 2 --steps 4"
+    "--network.dropout 0 --batch 4 --samples 1 --checkpoints 2 --steps 4 --ema.lengths 0.05 0.1 "
+    "--optimizer.learning-rate 0.03"
 )
 
 
@@ -34,6 +36,11 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def site(runs, tmp_path_factory):
     return Site(runs, tmp_path_factory.mktemp("work"), "cpu")
+
+
+DIGITS = {"models": [{"run": "digits"}]}
+EDIT = {"model": {"run": "digits"}, "image": "IMAGE"}
+FILL = {**EDIT, "mask": "MASK"}
 
 
 def content(answer):
@@ -135,6 +142,101 @@ def test_what_a_mask_leaves_is_kept_and_edges_are_extended(site, tmp_path, monke
     assert (np.array(Image.open(tmp_path / "edited" / "000001.png")) == made).all()
 
 
+def pictured(wanted):
+    """With a picture and a mask in place of their names."""
+    random, mask = np.random.default_rng(0), np.zeros((16, 16), np.uint8)
+    mask[4:12, :8] = 255
+    pictures = {"IMAGE": text_of(random.integers(0, 256, (16, 16), dtype=np.uint8)), "MASK": text_of(mask)}
+    return {name: pictures.get(value, value) if isinstance(value, str) else value for name, value in wanted.items()}
+
+
+GUIDED = {"guidance": 4.0, "guide": "class"}
+LARGE = {"resolution": [16, 24]}
+TILED = {"resolution": [20, 22], "tile": 8}
+BLURRED = {"restore": "deblur", "blur": 1}
+WIDER = {"extend": {"left": 8}}
+MASKED = {"mask": "MASK"}
+
+
+@pytest.mark.parametrize(
+    ("path", "base", "option"),
+    [
+        ("generate", {}, {"models": [{"run": "digits", "ema_length": 0.2}]}),
+        ("generate", {}, {"models": [{"run": "digits", "checkpoint": 2}]}),
+        ("generate", {}, {"seed": 7}),
+        ("generate", {}, {"label": 3}),
+        ("generate", {}, {"steps": 3}),
+        ("generate", {}, {"solver": "euler"}),
+        ("generate", {}, GUIDED),
+        ("generate", GUIDED, {"guide": "crops"}),
+        ("generate", {**GUIDED, "guide": "crops"}, {"guide": "crops:1/4"}),
+        ("generate", GUIDED, {"guide": "step:2"}),
+        ("generate", GUIDED, {"guide": "ema:0.2"}),
+        ("generate", GUIDED, {"guidance_interval": [0.5, 100]}),
+        ("generate", {}, LARGE),
+        ("generate", LARGE, {"coords": "extend"}),
+        ("generate", {}, {"tile": 8}),
+        ("generate", TILED, {"overlap": 4}),
+        ("generate", TILED, {"coords": "stretch"}),
+        ("edit", MASKED, {"model": {"run": "digits", "ema_length": 0.2}}),
+        ("edit", MASKED, {"seed": 7}),
+        ("edit", MASKED, {"label": 3}),
+        ("edit", MASKED, {"steps": 3}),
+        ("edit", MASKED, {"covariance": "isotropic"}),
+        ("edit", MASKED, {"guidance": 4.0, "guide": "crops"}),
+        ("edit", {**MASKED, "label": 3}, GUIDED),
+        ("edit", {**MASKED, "label": 3, **GUIDED}, {"guidance_interval": [0.5, 100]}),
+        ("edit", {**MASKED, "covariance": "isotropic"}, {"tile": 8}),
+        ("edit", {**MASKED, "tile": 8}, {"overlap": 4}),
+        ("edit", WIDER, MASKED),
+        ("edit", WIDER, {"coords": "extend"}),
+        ("edit", {"restore": "super-resolution"}, {"factor": 3}),
+        ("edit", {"restore": "super-resolution"}, {"noise": 30}),
+        ("edit", {"restore": "super-resolution"}, {"coords": "extend"}),
+        ("edit", BLURRED, {"blur": 1.5}),
+        ("edit", BLURRED, {"noise": 30}),
+        ("edit", BLURRED, {"covariance": "network"}),
+        ("edit", {"restore": "denoise", "noise": 9}, {"noise": 30}),
+    ],
+)
+def test_every_option_changes_the_picture_and_stands_in_the_command(site, path, base, option, tmp_path, monkeypatch):
+    made = []
+    for wanted in (base, {**base, **option}):
+        wanted = {**(DIGITS if path == "generate" else EDIT), "pictures": 1, "steps": 2, **wanted}
+        found, kinds, job = asked_for(site, f"/api/{path}", **pictured(wanted))
+        assert found["state"] == "done", found
+        made.append(picture(site, job, kinds["sample"][0]["file"]))
+    assert made[0].shape != made[1].shape or (made[0] != made[1]).any()
+    with zipfile.ZipFile(io.BytesIO(site.ask("/api/file", {"job": job, "name": "pictures.zip"}).content)) as archive:
+        archive.extractall(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(kinds["finished"][0]["command"])[1:]) == 0
+    written = "pictures" if path == "generate" else "edited"
+    (same,) = [np.array(Image.open(file)) for file in (tmp_path / written).glob("*.png")]
+    assert np.array_equal(same, made[1])
+    if "guide" in option:
+        told = json.loads((tmp_path / written / "samples.json").read_text())["samples"][0]["settings"]["guide"]
+        assert told == option["guide"] == kinds["finished"][0]["settings"]["guide"]
+
+
+@pytest.mark.parametrize(
+    ("resolution", "trained", "pictures", "options", "most"),
+    [
+        ((16, 16), (16, 16), 4, {}, 4),
+        ((16, 16), (16, 16), 64, {}, 16),
+        ((256, 256), (64, 64), 64, {}, 4),
+        ((256, 256), (64, 64), 64, {"backward": True}, 1),
+        ((512, 512), (512, 512), 64, {"backward": True}, 1),  # as it was trained
+        ((2048, 2048), (2048, 2048), 1, {}, 1),
+        ((1024, 1024), (64, 64), 1, {"tile": 64}, 16),
+        ((1024, 1024), (64, 64), 1, {"tile": 256}, 4),
+        ((0, 0), None, 1, {}, 1),  # which others refuse
+    ],
+)
+def test_how_many_a_network_is_given_together(resolution, trained, pictures, options, most):
+    assert at_once(resolution, trained, pictures, **{"tile": None, "backward": False, **options}) == most
+
+
 @pytest.mark.parametrize(
     ("path", "wanted", "reason"),
     [
@@ -144,12 +246,25 @@ def test_what_a_mask_leaves_is_kept_and_edges_are_extended(site, tmp_path, monke
         ("/api/generate", {"models": [{"run": "digits"}], "step": 3}, "step: unexpected"),
         ("/api/generate", {"models": [{"run": "../digits"}]}, "no run '../digits'"),
         ("/api/generate", {"models": [{"run": "digits"}], "seed": "x"}, "seed: "),
+        ("/api/generate", {"models": [{"run": "digits"}], "guidance": "NaN"}, "guidance: "),
+        ("/api/generate", {"models": [{"run": "digits"}], "resolution": [16]}, "resolution.1: "),
+        ("/api/generate", {"models": [{"run": "digits"}], "resolution": [16, 10**9]}, "width can be 1 to 32,768"),
+        ("/api/generate", {"models": [{"run": "digits"}], "tile": 0}, "tile can be 1 to 32,768 here, not 0"),
+        ("/api/generate", {"models": [{"run": "digits"}], "coords": "wide"}, "coords: "),
         ("/api/edit", {"model": {"run": "digits"}}, "image: field required"),
+        ("/api/edit", EDIT, "say what to do with the image: mask what is to be filled"),
+        ("/api/edit", {**EDIT, "extend": {"left": 10**12}}, "not by 1,000,000,000,000 at the left"),
+        ("/api/edit", {**EDIT, "restore": "sharpen"}, "restore: "),
+        ("/api/edit", {**EDIT, "restore": "deblur"}, "restore deblur needs blur"),
+        ("/api/edit", {**EDIT, "restore": "denoise"}, "restore denoise needs noise"),
+        ("/api/edit", {**EDIT, "restore": "deblur", "blur": 1, "factor": 2}, "factor is for restore super-resolution"),
+        ("/api/edit", {**EDIT, "restore": "denoise", "noise": 9, "extend": {"left": 4}}, "do it first"),
+        ("/api/edit", {**EDIT, "restore": "denoise", "noise": float("inf")}, "noise: "),
         ("/api/nothing", {}, "there is nothing at"),
     ],
 )
 def test_what_cannot_be_asked_for(site, path, wanted, reason):
-    answer = site.request(path, {}, json.dumps(wanted).encode())
+    answer = site.request(path, {}, json.dumps(pictured(wanted)).encode())
     assert answer.status in (400, 404) and reason in json.loads(answer.content)["error"]
     assert site.request(path, {}, b"{").status in (400, 404)
     assert MOST_PICTURES == 64
@@ -161,19 +276,39 @@ def test_what_cannot_be_asked_for(site, path, wanted, reason):
         ("/api/generate", {"models": [{"run": "digits", "checkpoint": 3}]}, "checkpoints of the steps 2, 4"),
         ("/api/generate", {"models": [{"run": "digits"}], "solver": "hein"}, "did you mean 'heun'"),
         ("/api/generate", {"models": [{"run": "digits"}], "label": 10}, "class 10 does not exist"),
-        ("/api/edit", {"model": {"run": "digits"}, "image": "?"}, "not sent as base64"),
-        ("/api/edit", {"model": {"run": "digits"}, "image": "aGFsbG8="}, "no picture that can be read"),
-        ("/api/edit", {"model": {"run": "digits"}, "image": "IMAGE"}, "draw over what is to be filled"),
-        ("/api/edit", {"model": {"run": "digits"}, "image": "IMAGE", "extend": {"left": 9}}, "multiples of 2"),
-        ("/api/edit", {"model": {"run": "digits"}, "image": "IMAGE", "extend": {"left": 10**12}}, "not by so many"),
-        ("/api/edit", {"model": {"run": "digits"}, "image": "IMAGE", "extend": {"up": 8}}, "no side 'up'"),
-        ("/api/edit", {"model": {"run": "digits"}, "image": "IMAGE", "extend": {"left": -8}}, "at least 0 pixels"),
+        ("/api/generate", {"models": [{"run": "digits", "ema_length": 0.5}]}, "a share of the training in"),
+        ("/api/generate", {**DIGITS, "guide": "crops"}, "for a guidance other than 1"),
+        ("/api/generate", {**DIGITS, "guidance_interval": [0, 1]}, "for a guidance other than 1"),
+        ("/api/generate", {**DIGITS, "guidance": 2, "guide": "step:3"}, "checkpoints of the steps 2, 4"),
+        ("/api/generate", {**DIGITS, "guidance": 2, "guide": "/etc"}, "there is no guide '/etc'"),
+        ("/api/generate", {**DIGITS, "guidance": 2, "guide": "ema:x"}, "as in ema:0.02, not 'ema:x'"),
+        ("/api/generate", {**DIGITS, "guidance": 2, "guidance_interval": [3, 1]}, "from a lower to a higher"),
+        ("/api/generate", {**DIGITS, "resolution": [17, 16]}, "multiples of 2 for this network, not 17x16"),
+        ("/api/generate", {**DIGITS, "coords": "repeat"}, "is for tiles"),
+        ("/api/generate", {**DIGITS, "overlap": 2}, "give tile, too"),
+        ("/api/generate", {**DIGITS, "tile": 32}, "does not fit an image of 16x16"),
+        ("/api/generate", {**DIGITS, "resolution": [2048, 1024], "tile": 16}, "2048x1024 is more than this page makes"),
+        ("/api/generate", {**DIGITS, "resolution": [1024, 1024]}, "512x512 are seen at once: choose tiles"),
+        ("/api/generate", {**DIGITS, "resolution": [1024, 1024], "tile": 600}, "choose smaller tiles"),
+        ("/api/generate", {**DIGITS, "resolution": [1024, 1024], "tile": 16, "pictures": 17}, "makes 16 at a time"),
+        ("/api/edit", {**FILL, "image": "?"}, "not sent as base64"),
+        ("/api/edit", {**FILL, "image": "aGFsbG8="}, "no picture that can be read"),
+        ("/api/edit", {**EDIT, "extend": {"left": 9}}, "multiples of 2"),
+        ("/api/edit", {**EDIT, "extend": {"left": 0}}, "none are given"),
+        ("/api/edit", {**EDIT, "extend": {"left": 8000}}, "256x256 are seen at once: choose the quick way"),
+        ("/api/edit", {**EDIT, "extend": {"left": 32000}, "covariance": "isotropic"}, "choose tiles"),
+        ("/api/edit", {**EDIT, "extend": {"up": 8}}, "no side 'up'"),
+        ("/api/edit", {**EDIT, "extend": {"left": -8}}, "at least 0 pixels"),
+        ("/api/edit", {**EDIT, "restore": "super-resolution", "factor": 1}, "at least 2, not 1"),
+        ("/api/edit", {**EDIT, "restore": "super-resolution", "factor": 10**6}, "is more than this page makes"),
+        ("/api/edit", {**EDIT, "restore": "super-resolution", "factor": 40}, "choose tiles"),
+        ("/api/edit", {**EDIT, "restore": "deblur", "blur": 9}, "beyond an image of 16x16"),
+        ("/api/edit", {**EDIT, "restore": "deblur", "blur": 0}, "above 0 pixels, not 0"),
+        ("/api/edit", {**EDIT, "restore": "denoise", "noise": -1}, "above 0, not -1"),
     ],
 )
 def test_what_a_model_cannot_do(site, path, wanted, reason):
-    if wanted.get("image") == "IMAGE":
-        wanted = {**wanted, "image": text_of(np.zeros((16, 16), np.uint8))}
-    found, _, _ = asked_for(site, path, **wanted)
+    found, _, _ = asked_for(site, path, **pictured(wanted))
     assert found["state"] == "failed" and reason in found["reason"], found
 
 
@@ -220,6 +355,19 @@ def test_an_uploaded_picture_is_brought_to_what_the_model_was_trained_on(site):
 def test_uploads_that_are_refused(site, upload, reason):
     answer = site.request("/api/fit", {"run": "digits"}, upload)
     assert answer.status == 400 and reason in json.loads(answer.content)["error"]
+
+
+def test_an_uploaded_picture_that_keeps_its_size(site):
+    array = np.random.default_rng(0).integers(0, 256, (21, 34), dtype=np.uint8)
+    answer = site.request("/api/fit", {"run": "digits", "size": "own"}, file_of(Image.fromarray(array)))
+    assert answer.status == 200 and (np.array(Image.open(io.BytesIO(answer.content))) == array[:20]).all()
+    for upload, size, reason in [
+        (file_of(Image.new("L", (2000, 1000))), "own", "at most 1,048,576, not 1000x2000"),
+        (file_of(Image.new("L", (1, 9))), "own", "at least 2x2 pixels"),
+        (file_of(Image.new("L", (9, 9))), "any", "size is run or own, not 'any'"),
+    ]:
+        answer = site.request("/api/fit", {"run": "digits", "size": size}, upload)
+        assert answer.status == 400 and reason in json.loads(answer.content)["error"]
 
 
 def test_a_job_is_stopped_and_what_it_has_stays(site):

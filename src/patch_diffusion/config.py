@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -360,6 +361,14 @@ def changed_options(before: Config, after: Config) -> list[str]:
     old, new = flat_options(before), flat_options(after)
     may_change = {name for name in old for allowed in MAY_CHANGE if name == allowed or name.startswith(f"{allowed}.")}
     return sorted(name for name in old.keys() - may_change if old[name] != new[name])
+
+
+def differences(configs: Mapping[str, Config]) -> dict[str, dict[str, Any]]:
+    """The options in which several configs differ, each with its value in every one of them."""
+    options = {name: flat_options(config) for name, config in configs.items()}
+    first, *others = options.values()
+    differing = [option for option in first if any(other[option] != first[option] for other in others)]
+    return {option: {name: found[option] for name, found in options.items()} for option in differing}
 
 
 def _merge(base: dict[str, Any], options: dict[str, Any], where: str, path: tuple[str, ...]) -> dict[str, Any]:

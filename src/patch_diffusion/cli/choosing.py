@@ -25,31 +25,22 @@ def class_number(text: str | None, names: Sequence[str]) -> int | None:
 
 
 def guide_of(text: str, run: Path, *, device: str) -> str | Denoiser:
-    """What guidance leads away from: a name that `Guidance` knows, or the weaker model that the text names.
+    """What guidance leads away from, see `guides.guide_of`; also the folder of another run or checkpoint.
 
     Args:
-        text: "step:400" for a checkpoint of the run, "ema:0.02" for an average of another length, the folder of
-            another run or checkpoint, or any of the names.
+        text: of ``--guide``.
         run: the run folder, or one of its checkpoints.
         device: where the model is put.
 
     Raises:
         InputError: there is no such model, or no such name.
     """
-    kind, _, value = text.partition(":")
-    folder = run.parent.parent if run.parent.name == "checkpoints" else run
-    if kind == "step":
-        if not value.isdigit():
-            raise InputError(f"--guide step:N is the step of a checkpoint, as in step:400, not '{text}'")
-        return patch_diffusion.load(folder, checkpoint=int(value), device=device)
-    if kind == "ema":
-        try:
-            length = float(value)
-        except ValueError:
-            raise InputError(f"--guide ema:LENGTH is the length of an average, as in ema:0.02, not '{text}'") from None
-        return patch_diffusion.load(run, ema_length=length, device=device)
-    if kind in ("class", "crops"):
-        return text
+    from patch_diffusion.training import guides
+
+    def weaker(step: int | None, length: float | None) -> Denoiser:
+        folder = run.parent.parent if step is not None and run.parent.name == "checkpoints" else run
+        return patch_diffusion.load(folder, checkpoint=step, ema_length=length, device=device)
+
     if Path(text).is_dir():
         return patch_diffusion.load(text, device=device)
-    raise InputError(f"there is no guide '{text}'{did_you_mean(text, ['class', 'crops', 'step:N', 'ema:LENGTH'])}")
+    return guides.guide_of(text, weaker)

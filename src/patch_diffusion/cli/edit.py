@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -13,12 +13,6 @@ import patch_diffusion
 from patch_diffusion.cli.choosing import class_number, guide_of
 from patch_diffusion.cli.parsing import parse, parse_seeds
 from patch_diffusion.errors import InputError
-
-if TYPE_CHECKING:
-    from patch_diffusion.denoise.denoiser import Denoiser
-    from patch_diffusion.sampling.editing.measurement import Measurement
-
-_PARAMETERS = {"super-resolution": ("factor", "noise"), "deblur": ("blur", "noise"), "denoise": ("noise",)}
 
 
 @dataclass(frozen=True)
@@ -96,13 +90,20 @@ class Edit:
         from rich.console import Console
         from rich.progress import track
 
-        self._check()
+        from patch_diffusion.sampling.editing.tasks import Task
+        from patch_diffusion.training.guides import named
+
+        extend = None if self.extend is None else _sides(self.extend)
+        task = Task(self.mask is not None, extend, self.restore, self.factor, self.blur, self.noise)
+        task.check()
         seeds = parse_seeds(self.seeds)
         model = patch_diffusion.load(self.source, ema_length=self.ema_length, device=self.device)
         guide = guide_of(self.guide, self.source, device=self.device)
+        image = patch_diffusion.read_image(self.image, model)
+        mask = None if self.mask is None else patch_diffusion.read_mask(self.mask)
         samples = patch_diffusion.edit(
             model,
-            self._known(model),
+            task.known(model, image, mask),
             seeds,
             label=class_number(self.label, model.class_names),
             steps=self.steps,
@@ -117,10 +118,8 @@ class Edit:
             batch=self.batch,
         )
         told = {"image": str(self.image), "mask": None if self.mask is None else str(self.mask)}
-        if guide is not self.guide:  # of a model the settings cannot say which
-            told["guide"] = self.guide
         told = {name: value for name, value in told.items() if value is not None}
-        samples = (replace(each, settings=told | each.settings | told) for each in samples)
+        samples = (replace(each, settings=told | each.settings) for each in named(samples, guide, self.guide))
         console = Console(stderr=True)
         shown = track(samples, "editing", len(seeds), console=console, disable=not console.is_terminal)
         num = patch_diffusion.write_samples(
@@ -135,38 +134,6 @@ class Edit:
     def after_interrupt(self) -> str:
         """What the user is told after Ctrl-C."""
         return f"; what was edited is in {self.out}" if self.out.exists() else ""
-
-    def _check(self) -> None:
-        """Refuse what does not belong together, before anything is read."""
-        if not (self.mask or self.extend or self.restore):
-            raise InputError("say what to do with the image: --mask FILE, --extend left=32, or --restore deblur, ...")
-        if self.restore and (self.mask or self.extend):
-            raise InputError("--restore is for a whole image: do it first, and --mask or --extend afterwards")
-        for name in ("factor", "blur", "noise"):
-            if getattr(self, name) is not None and name not in _PARAMETERS.get(self.restore or "", ()):
-                users = ", ".join(f"--restore {task}" for task, names in _PARAMETERS.items() if name in names)
-                raise InputError(f"--{name} is for {users}")
-        if self.restore == "deblur" and self.blur is None:
-            raise InputError("--restore deblur needs --blur, the standard deviation of the blur in pixels, as in 1.5")
-        if self.restore == "denoise" and self.noise is None:
-            raise InputError("--restore denoise needs --noise, its standard deviation in the values of the pixels")
-
-    def _known(self, model: Denoiser) -> Measurement:
-        image = patch_diffusion.read_image(self.image, model)
-        if self.restore == "super-resolution":
-            factor = 2 if self.factor is None else self.factor
-            return patch_diffusion.super_resolution(model, image, factor=factor, noise=self.noise)
-        if self.restore == "deblur":
-            assert self.blur is not None
-            return patch_diffusion.deblurring(model, image, blur=self.blur, noise=self.noise)
-        if self.restore == "denoise":
-            assert self.noise is not None
-            return patch_diffusion.denoising(image, noise=self.noise)
-        mask = None if self.mask is None else patch_diffusion.read_mask(self.mask)
-        if self.extend is not None:
-            return patch_diffusion.outpainting(image, _sides(self.extend), mask)
-        assert mask is not None
-        return patch_diffusion.inpainting(image, mask)
 
 
 def _sides(words: Sequence[str]) -> dict[str, int]:

@@ -17,21 +17,24 @@ from patch_diffusion.errors import InputError
 
 @dataclass(frozen=True)
 class Info:
-    """Tell what is in a run folder.
+    """Tell what is in a run folder, or show several runs side by side.
 
     patch-diffusion info runs/photos
 
     patch-diffusion info runs/photos --follow
 
     patch-diffusion info runs/photos --report
+
+    patch-diffusion info runs/photos runs/others --report compare.html
     """
 
-    source: Annotated[Positional[Path], arg(metavar="RUN")]
-    """The run folder."""
+    sources: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...")]
+    """The run folder; for --report several, or the folder of a race, which stands for the runs in it."""
     follow: bool = False
     """Show it live until the run is complete, or Ctrl-C; with --json, print its log line by line as it grows."""
     report: Annotated[str | None, arg(metavar="[FILE.html]")] = None
-    """Write a page of its curves, samples and settings; without a file, report.html in the run."""
+    """Write a page of its curves, samples and settings; without a file, report.html in the run. Of several runs a page
+    that shows them side by side."""
     json: bool = False
     """Print all of it as JSON on stdout."""
 
@@ -45,24 +48,42 @@ class Info:
         command = parse(cls, "info", words)
         if command.follow and command.report is not None:
             raise InputError("--follow shows a run and --report writes a page: take one of them")
+        if not command.sources:
+            raise InputError("info needs RUN, the folder of a run; see patch-diffusion info --help")
+        if len(command.sources) > 1 and not command.report:
+            raise InputError("several runs are shown side by side on a page: say where, as in --report compare.html")
         return command
 
     def run(self) -> dict[str, Any]:
         """Read the run; its main points go to stdout, unless all of it does."""
+        source = self.sources[0]
         if self.follow:
             from patch_diffusion.cli.follow import follow
 
-            follow(self.source, json=self.json)
+            follow(source, json=self.json)
             return {}
         if self.report is not None:
-            from patch_diffusion.training.watching.report import write_report
-
-            return {"run": str(self.source), "report": str(write_report(self.source, self.report or None))}
-        found = patch_diffusion.describe(self.source)
+            return self._report()
+        found = patch_diffusion.describe(source)
         if not self.json:
             for name, value in _main_points(found):
                 print(f"{name:<12} {value}")
         return found
+
+    def _report(self) -> dict[str, Any]:
+        from patch_diffusion.training.watching.compared import runs_in
+        from patch_diffusion.training.watching.comparison import write_comparison
+        from patch_diffusion.training.watching.report import write_report
+
+        runs = [run for source in self.sources for run in runs_in(source)]
+        if len(runs) == 1:
+            return {"run": str(runs[0]), "report": str(write_report(runs[0], self.report or None))}
+        if not self.report:
+            raise InputError(
+                f"{self.sources[0]} holds {len(runs)} runs, which are shown side by side: say where, as in --report "
+                "compare.html"
+            )
+        return {"runs": [str(run) for run in runs], "report": str(write_comparison(runs, self.report))}
 
     def message(self, result: dict[str, Any]) -> str:
         """Where the report is."""

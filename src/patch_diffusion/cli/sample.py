@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -91,6 +91,8 @@ class Sample:
         from rich.console import Console
         from rich.progress import track
 
+        from patch_diffusion.training.guides import named
+
         seeds = parse_seeds(self.seeds)
         model = patch_diffusion.load(self.source, ema_length=self.ema_length, vae=self.vae, device=self.device)
         guide = guide_of(self.guide, self.source, device=self.device)
@@ -118,8 +120,7 @@ class Sample:
             overlap=self.overlap,
             batch=self.batch,
         )
-        if guide is not self.guide:  # of a model the settings cannot say which
-            samples = (replace(each, settings=each.settings | {"guide": self.guide}) for each in samples)
+        samples = named(samples, guide, self.guide)
         console = Console(stderr=True)
         shown = track(samples, "sampling", len(seeds), console=console, disable=not console.is_terminal)
         source = str(self.source)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
-from patch_diffusion.config import Config, flat_options
+from patch_diffusion.config import Config, differences, flat_options
 from patch_diffusion.errors import InputError
 
 PATCHES, WHOLE = "patches", "whole"
@@ -50,7 +49,7 @@ def check_arms(arms: Mapping[str, Config]) -> None:
     first, *others = arms
     options = {name: flat_options(config) for name, config in arms.items()}
     for name in others:
-        for option in _differing({each: options[each] for each in (first, name)}):
+        for option in differences({each: arms[each] for each in (first, name)}):
             if _is_in(option, _SHARED) and not _is_in(option, (_OWN,)):
                 raise InputError(
                     f"arm '{name}' has {option} {options[name][option]} and arm '{first}' {options[first][option]}: "
@@ -61,17 +60,6 @@ def check_arms(arms: Mapping[str, Config]) -> None:
         for other in names[:place]:
             if options[name] == options[other]:
                 raise InputError(f"arms '{other}' and '{name}' are the same: give one of them another option")
-
-
-def differences(arms: Mapping[str, Config]) -> dict[str, dict[str, Any]]:
-    """The options in which arms differ, each with its value in every arm."""
-    options = {name: flat_options(config) for name, config in arms.items()}
-    return {option: {name: options[name][option] for name in arms} for option in _differing(options)}
-
-
-def _differing(options: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    first, *others = options.values()
-    return [name for name in first if any(other[name] != first[name] for other in others)]
 
 
 def _is_in(option: str, groups: tuple[str, ...]) -> bool:

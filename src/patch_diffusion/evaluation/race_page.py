@@ -7,14 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from patch_diffusion.config import from_dict
-from patch_diffusion.evaluation.arms import differences
+from patch_diffusion.config import differences, from_dict
 from patch_diffusion.evaluation.summary import Content, amount, length, opponent, rows, sentences
 from patch_diffusion.training.watching.chart import Guide, chart, number
-from patch_diffusion.training.watching.history import Curve, Point
-from patch_diffusion.training.watching.page import page, table
+from patch_diffusion.training.watching.history import TIMES, Curve, Point
+from patch_diffusion.training.watching.page import option_text, page, table, wide_table
 
-_TIME = {"minutes": ("seconds", 1 / 60), "steps": ("step", 1.0), "images": ("images", 1.0)}
 _COUNTED = (
     "Seconds in which an arm trains count, and nothing else: held-out images are looked at, and checkpoints written, "
     "while no clock runs, and pictures of samples are not made. The arms take turns of some seconds, so that noise of "
@@ -83,7 +81,7 @@ def _as_curves(points: Mapping[str, Sequence[Point]]) -> dict[str, Curve]:
 
 def _points(by_seed: Mapping[str, Sequence[Mapping[str, Any]]], content: Content) -> list[Point]:
     """The mean over the seeds at each moment, and the range."""
-    time, factor = _TIME[content["unit"]]
+    time, factor = TIMES[content["unit"]]
     moments: dict[int, list[Mapping[str, Any]]] = {}
     for found in by_seed.values():
         for measured in found:
@@ -122,7 +120,7 @@ def _ends(content: Content) -> str:
         f"{other} has its in",
     ]
     cells = [[row.name, row.loss, row.steps, row.rate, row.time, row.ratio, row.theirs] for row in rows(content)]
-    return _table(head, cells)
+    return wide_table(head, cells)
 
 
 def _by_noise(content: Content) -> str:
@@ -132,7 +130,7 @@ def _by_noise(content: Content) -> str:
     cells = [
         [level, *(number(statistics.fmean(end[level] for end in ends[name])) for name in arms)] for level in levels
     ]
-    return _table(["sigma", *arms], cells)
+    return wide_table(["sigma", *arms], cells)
 
 
 def _by_seed(content: Content) -> str:
@@ -152,7 +150,7 @@ def _by_seed(content: Content) -> str:
                 ),
             ]
         )
-    return _table(head, cells)
+    return wide_table(head, cells)
 
 
 def _tuning(found: Mapping[str, Any], unit: str) -> str:
@@ -165,25 +163,19 @@ def _tuning(found: Mapping[str, Any], unit: str) -> str:
     head = ["batch", "learning rate", *(f"{length(each['budget'], unit)} each" for each in found["rounds"])]
     cells = [[str(batch), f"{rate:g}", *losses] for (batch, rate), losses in sorted(trials.items())]
     if "batch" not in found:
-        return _table(head, cells)
+        return wide_table(head, cells)
     text = f"Taken: batch {found['batch']}, learning rate {found['learning_rate']:g}."
     if found["outermost"]:
         names = " and ".join(found["outermost"]).replace("_", " ")
         text += f" It is outermost in {names}: what was not tried may be better."
-    return f"<p>{escape(text)}</p>{_table(head, cells)}"
+    return f"<p>{escape(text)}</p>{wide_table(head, cells)}"
 
 
 def _differences(content: Content) -> str:
     """Of what was asked for; what tuning has changed stands there."""
     arms = {name: from_dict(options) for name, options in content["plan"]["arms"].items()}
-    cells = [[option, *map(_text, values.values())] for option, values in differences(arms).items()]
-    return _table(["", *arms], cells)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        return " ".join(f"{name}={share:g}" for name, share in value.items())
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    cells = [[option, *map(option_text, values.values())] for option, values in differences(arms).items()]
+    return wide_table(["", *arms], cells)
 
 
 def _circumstances(content: Content) -> list[tuple[str, str]]:
@@ -198,15 +190,3 @@ def _circumstances(content: Content) -> list[tuple[str, str]]:
     found.append(("noise levels", f"{sigmas} (sigma), with the same noise for all"))
     parameters = dict.fromkeys(f"{num:,}" for num in content["parameters"].values())
     return [*found, ("parameters", " or ".join(parameters))]
-
-
-def _table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    lines = ["".join(f"<th>{escape(name)}</th>" for name in head)]
-    lines += [
-        "".join(f"<{tag}>{escape(cell)}</{tag}>" for tag, cell in zip(_tags(row), row, strict=True)) for row in cells
-    ]
-    return f'<div class="wide"><table>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
-
-
-def _tags(row: Sequence[str]) -> list[str]:
-    return ["th", *["td"] * (len(row) - 1)]

@@ -17,8 +17,7 @@ from patch_diffusion.evaluation.standings import standings
 from patch_diffusion.files import read_json, write_json, write_text
 from patch_diffusion.training.lock import LOCK_FILE
 from patch_diffusion.training.run import RunFolder
-
-_TIMES = {"minutes": ("seconds", 1 / 60), "steps": ("step", 1.0), "images": ("images", 1.0)}
+from patch_diffusion.training.watching.history import TIMES
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ class Record:
 
     def write(self) -> dict[str, Any]:
         """Write all that is known anew; returns it."""
-        names, factor = self._content["plan"]["arms"], _TIMES[self._content["unit"]]
+        names, factor = self._content["plan"]["arms"], TIMES[self._content["unit"]]
         points = {name: {seed: self.folder.measured(name, seed) for seed in self.seeds} for name in names}
         finished = [seed for seed in self.seeds if self.is_finished(seed)]
         curves = {name: {seed: _curve(points[name][seed], *factor) for seed in finished} for name in names}

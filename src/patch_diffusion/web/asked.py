@@ -2,57 +2,85 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from patch_diffusion.errors import InputError
+from patch_diffusion.sampling.editing.tasks import Restoration, Task
+from patch_diffusion.sampling.guidance.posterior import Covariance
 
 MOST_PICTURES = 64
 MOST_MODELS = 4
 MOST_STEPS = 256
-MOST_NEW_PIXELS = 2**20  # of an extended image
 
-_STRICT = {"extra": "forbid"}
+_STRICT = {"extra": "forbid", "allow_inf_nan": False}
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A model: of a run as it is now, or of one of its checkpoints."""
+    """A model: of a run as it is now, or of one of its checkpoints; with averages of the usual or another length."""
 
     __pydantic_config__ = _STRICT
 
     run: str
     checkpoint: int | None = None
+    ema_length: float | None = None
 
 
-@dataclass(frozen=True)
-class Pictures:
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What new pictures and edited ones have in common; what is not said here is as in `generate` and `edit`."""
+
+    __pydantic_config__ = _STRICT
+
+    seed: int = 0
+    """The first."""
+    pictures: int = 4
+    """Seeds, from the first on."""
+    label: int | None = None
+    steps: int = 18
+    guidance: float = 1.0
+    guide: str = "class"
+    """See `guide_of`; of the same run."""
+    guidance_interval: tuple[float, float] | None = None
+    coords: Literal["stretch", "extend", "repeat"] | None = None
+    tile: int | None = None
+    overlap: int | None = None
+
+    def __post_init__(self) -> None:
+        _within("seed", self.seed, 0, 2**53)
+        _within("pictures", self.pictures, 1, MOST_PICTURES)
+        _within("steps", self.steps, 1, MOST_STEPS)
+        if self.tile is not None:
+            _within("tile", self.tile, 1, 2**15)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures(Asked):
     """New pictures of several models, from the same seeds."""
 
     __pydantic_config__ = _STRICT
 
     models: list[Chosen]
-    seed: int = 0
-    """The first."""
     pictures: int = 16
-    """Seeds, from the first on."""
     label: int | None = None
     """Class; seed k gets class k mod classes where None."""
-    steps: int = 18
     solver: str = "heun"
-    guidance: float = 1.0
-    guide: str = "class"
+    resolution: tuple[int, int] | None = None
+    """Height and width; those of the model where None."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _within("models", len(self.models), 1, MOST_MODELS)
-        _check(self.seed, self.pictures, self.steps)
+        for name, side in zip(("height", "width"), self.resolution or (), strict=False):
+            _within(name, side, 1, 2**15)
 
 
-@dataclass(frozen=True)
-class Filling:
-    """An image that is filled where a mask says so, and extended."""
+@dataclass(frozen=True, kw_only=True)
+class Edited(Asked):
+    """An image that is filled where a mask says so and extended, or restored: see `Task`."""
 
     __pydantic_config__ = _STRICT
 
@@ -61,19 +89,26 @@ class Filling:
     """A PNG of the model's channels, in base64."""
     mask: str | None = None
     """A PNG of the same size, white where the image is to be filled, in base64."""
-    extend: dict[str, int] = field(default_factory=dict)
+    extend: dict[str, int] | None = None
     """Pixels at the left, right, top and bottom."""
-    seed: int = 0
-    pictures: int = 4
-    label: int | None = None
+    restore: Restoration | None = None
+    factor: int | None = None
+    blur: float | None = None
+    noise: float | None = None
     steps: int = 32
-    covariance: Literal["isotropic", "network"] = "network"
-    guidance: float = 1.0
-    guide: str = "class"
-    coords: Literal["stretch", "extend"] | None = None
+    covariance: Covariance | None = None
 
     def __post_init__(self) -> None:
-        _check(self.seed, self.pictures, self.steps)
+        super().__post_init__()
+        self.task.check()
+        for side, pixels in (self.extend or {}).items():
+            if pixels > 2**15:  # before it is made
+                raise InputError(f"an image can be extended by some pixels at a side, not by {pixels:,} at the {side}")
+
+    @property
+    def task(self) -> Task:
+        """What is to be done."""
+        return Task(self.mask is not None, self.extend, self.restore, self.factor, self.blur, self.noise)
 
 
 def asked(kind: type[T], body: bytes) -> T:
@@ -92,12 +127,6 @@ def asked(kind: type[T], body: bytes) -> T:
             raise InputError(str(found)) from None
         where = ".".join(str(part) for part in first["loc"]) or "the request"
         raise InputError(f"{where}: {first['msg'].lower()}") from None
-
-
-def _check(seed: int, pictures: int, steps: int) -> None:
-    _within("seed", seed, 0, 2**53)
-    _within("pictures", pictures, 1, MOST_PICTURES)
-    _within("steps", steps, 1, MOST_STEPS)
 
 
 def _within(name: str, value: int, least: int, most: int) -> None:

@@ -24,22 +24,27 @@ class Models:
 
     def __init__(self, device: str = "auto") -> None:
         self._device = device
-        self._models: OrderedDict[tuple[Path, int, int], Denoiser] = OrderedDict()
+        self._models: OrderedDict[tuple[Path, int, int, float | None], Denoiser] = OrderedDict()
 
-    def load(self, folder: RunFolder, checkpoint: int | None = None) -> Denoiser:
+    def load(self, folder: RunFolder, checkpoint: int | None = None, ema_length: float | None = None) -> Denoiser:
         """The model of a run as it is now, or of one of its checkpoints: of a run that is trained the weights change.
+
+        ``ema_length`` as in `load`.
 
         Raises:
             InputError: there is none, or it is damaged.
         """
         path = folder.model_file if checkpoint is None else folder.checkpoint(checkpoint) / "ema.safetensors"
         if not path.exists():  # an error that names what there is
-            return patch_diffusion.load(folder.path, checkpoint=checkpoint, device=self._device)
+            return self._load(folder, checkpoint, ema_length)
         status = path.stat()
-        key = (path, status.st_mtime_ns, status.st_size)
+        key = (path, status.st_mtime_ns, status.st_size, ema_length)
         if key not in self._models:
             while len(self._models) >= _MOST:  # before, so that there is room
                 self._models.popitem(last=False)
-            self._models[key] = patch_diffusion.load(folder.path, checkpoint=checkpoint, device=self._device)
+            self._models[key] = self._load(folder, checkpoint, ema_length)
         self._models.move_to_end(key)
         return self._models[key]
+
+    def _load(self, folder: RunFolder, checkpoint: int | None, ema_length: float | None) -> Denoiser:
+        return patch_diffusion.load(folder.path, checkpoint=checkpoint, ema_length=ema_length, device=self._device)

@@ -191,6 +191,7 @@ def _model(config: Config, facts: ModelFacts) -> dict[str, Any]:
         "parameters": facts.parameters,
         "stride": stride(config.network),
         "coords": config.patches.coords,
+        "ema_lengths": list(config.ema.lengths or ()),
         # Networks drop labels unless they are told not to.
         "classless": not facts.num_classes or dropped is None or dropped > 0,
         "editable": codec.get("dtype") == "uint8" and facts.image_channels in (1, 3, 4),

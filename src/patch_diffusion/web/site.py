@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from patch_diffusion.errors import InputError
+from patch_diffusion.suggest import stride
 from patch_diffusion.training.watching.page import STYLE
 from patch_diffusion.web import uploads
-from patch_diffusion.web.asked import Filling, Pictures, asked
+from patch_diffusion.web.asked import Edited, Pictures, asked
 from patch_diffusion.web.jobs import BusyError, Job, Jobs
 from patch_diffusion.web.models import Models
 from patch_diffusion.web.runs import GoneError, Runs
@@ -112,8 +113,11 @@ class Site:
         return Answer(content)
 
     def _fit(self, query: Query, body: bytes) -> Answer:
-        _, facts = self.runs.find(_one(query, "run")).read_config()
-        return Answer(uploads.fitted(body, facts), "image/png")
+        config, facts = self.runs.find(_one(query, "run")).read_config()
+        own = {"run": False, "own": True}.get(size := query.get("size", "run"))
+        if own is None:
+            raise InputError(f"size is run or own, not '{size}'")
+        return Answer(uploads.fitted(body, facts, own_size_of=stride(config.network) if own else None), "image/png")
 
     def _generate(self, query: Query, body: bytes) -> Answer:
         from patch_diffusion.web.work import generate
@@ -123,11 +127,11 @@ class Site:
         return _json({"job": self.jobs.add(partial(generate, wanted, folders, self._models)).id})
 
     def _edit(self, query: Query, body: bytes) -> Answer:
-        from patch_diffusion.web.work import fill
+        from patch_diffusion.web.work import edit
 
-        wanted = asked(Filling, body)
+        wanted = asked(Edited, body)
         folder = self.runs.find(wanted.model.run)
-        return _json({"job": self.jobs.add(partial(fill, wanted, folder, self._models)).id})
+        return _json({"job": self.jobs.add(partial(edit, wanted, folder, self._models)).id})
 
     def _stop(self, query: Query, body: bytes) -> Answer:
         self.jobs.stop(self._find(query))

@@ -17,6 +17,7 @@ from patch_diffusion.data.files.decode import ImageFile, decode_file, quiet, rea
 from patch_diffusion.errors import InputError
 from patch_diffusion.sampling.pictures import to_image
 from patch_diffusion.training.run import ModelFacts
+from patch_diffusion.web import limits
 
 MOST_BYTES = 32 * 2**20
 MOST_PIXELS = 24_000_000
@@ -27,12 +28,14 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _one_at_a_time = threading.Lock()  # a large picture takes some hundred megabytes
 
 
-def fitted(content: bytes, facts: ModelFacts) -> bytes:
+def fitted(content: bytes, facts: ModelFacts, own_size_of: int | None = None) -> bytes:
     """A picture as a PNG of a model's channels and resolution: upright, cropped at its centre and resized.
 
     Args:
         content: of a file.
         facts: of the model.
+        own_size_of: leave the picture as large as it is, but for what is cropped so that its sides are multiples of
+            this number.
 
     Raises:
         InputError: it is no picture, too large, or the model takes none.
@@ -40,8 +43,8 @@ def fitted(content: bytes, facts: ModelFacts) -> bytes:
     if facts.codec.get("dtype") != "uint8" or facts.image_channels not in MODES:
         raise InputError("this page edits pictures of 8 bits in grey, RGB or RGBA, and this model is of other images")
     with _one_at_a_time:
-        pixels = _read(content, MODES[facts.image_channels], facts.resolution)
-    return png(to_image(pixels))
+        pixels = _read(content, MODES[facts.image_channels], None if own_size_of else facts.resolution)
+    return png(to_image(pixels if own_size_of is None else _cropped(pixels, own_size_of)))
 
 
 def pixels_of(text: str, mode: str) -> Tensor:
@@ -62,6 +65,19 @@ def png(picture: Image.Image) -> bytes:
     file = io.BytesIO()
     picture.save(file, "PNG")
     return file.getvalue()
+
+
+def _cropped(pixels: Tensor, multiple: int) -> Tensor:
+    """The middle of a picture, its sides multiples of a number."""
+    found = pixels.shape[1:]
+    height, width = (side // multiple * multiple for side in found)
+    if not height or not width or height * width > limits.MOST_PIXELS:
+        raise InputError(
+            f"a picture that keeps its own size has at least {multiple}x{multiple} pixels and at most "
+            f"{limits.MOST_PIXELS:,}, not {found[0]}x{found[1]}: have it brought to the size of the run"
+        )
+    top, left = (found[0] - height) // 2, (found[1] - width) // 2
+    return pixels[:, top : top + height, left : left + width]
 
 
 def _read(content: bytes, mode: str, size: tuple[int, int] | None = None) -> Tensor:

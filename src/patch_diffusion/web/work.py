@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,11 +13,15 @@ import torch
 
 import patch_diffusion
 from patch_diffusion.errors import InputError
+from patch_diffusion.sampling.editing.edit import usual_covariance
 from patch_diffusion.sampling.generate import Sample, decoded
 from patch_diffusion.sampling.pictures import to_image, visible
+from patch_diffusion.training.guides import guide_of, named
 from patch_diffusion.training.run import RunFolder
-from patch_diffusion.web.asked import MOST_NEW_PIXELS, Chosen, Filling, Pictures
+from patch_diffusion.web.asked import Asked, Chosen, Edited, Pictures
+from patch_diffusion.web.commands import edit_command, sample_command, source_of
 from patch_diffusion.web.jobs import Job
+from patch_diffusion.web.limits import at_once
 from patch_diffusion.web.models import Models
 from patch_diffusion.web.uploads import MODES, pixels_of, png
 
@@ -28,8 +31,6 @@ if TYPE_CHECKING:
 
 ARCHIVE = "pictures.zip"
 _SHEETS = "steps"
-_PIXELS_AT_ONCE = 2**20  # of a batch, so that large images do not fill the memory
-_MOST_AT_ONCE = 16
 _LARGEST_TILE = 256  # side of a picture in the sheet of a step
 _LARGE_SHEET = 400_000  # pixels from which on a sheet is a JPEG
 
@@ -37,85 +38,63 @@ _LARGE_SHEET = 400_000  # pixels from which on a sheet is a JPEG
 def generate(wanted: Pictures, folders: list[RunFolder], models: Models, job: Job) -> None:
     """New pictures of several models, one after the other, into the job's folder."""
     with _packed(job.folder):
-        _generate(wanted, folders, models, job)
+        for column, (chosen, run) in enumerate(zip(wanted.models, folders, strict=True)):
+            _generate(wanted, column, chosen, run, models, job)
 
 
-def _generate(wanted: Pictures, folders: list[RunFolder], models: Models, job: Job) -> None:
-    for column, (chosen, run) in enumerate(zip(wanted.models, folders, strict=True)):
-        job.tell("loading", model=column)
-        model = models.load(run, chosen.checkpoint)
-        height, width = model.resolution or (1, 1)
-        at_once = max(1, min(_MOST_AT_ONCE, wanted.pictures, _PIXELS_AT_ONCE // (height * width)))
-        told = _Told(job, column, model, wanted.steps)
-        samples = patch_diffusion.generate(
-            model,
-            range(wanted.seed, wanted.seed + wanted.pictures),
-            steps=wanted.steps,
-            solver=wanted.solver,
-            labels=wanted.label,
-            guidance=wanted.guidance,
-            guide=wanted.guide if wanted.guidance != 1 else "class",
-            batch=at_once,
-            callback=told.step,
-        )
-        words = ["patch-diffusion", "sample", str(_source(run, chosen)), *_common(wanted)]
-        if wanted.solver != "heun":
-            words += ["--solver", wanted.solver]
-        told.write(samples, run, chosen, shlex.join([*words, "--out", "pictures"]))
+def _generate(wanted: Pictures, column: int, chosen: Chosen, run: RunFolder, models: Models, job: Job) -> None:
+    job.tell("loading", model=column)
+    model = models.load(run, chosen.checkpoint, chosen.ema_length)
+    resolution = wanted.resolution or model.resolution or (1, 1)
+    told = _Told(job, column, model, wanted.steps)
+    common = _common(wanted, chosen, run, models)
+    samples = patch_diffusion.generate(
+        model,
+        solver=wanted.solver,
+        labels=wanted.label,
+        resolution=wanted.resolution,
+        batch=at_once(resolution, model.resolution, wanted.pictures, tile=wanted.tile, backward=False),
+        callback=told.step,
+        **common,
+    )
+    samples = named(samples, common["guide"], wanted.guide)
+    told.write(samples, run, chosen, sample_command(wanted, chosen, run))
 
 
-def fill(wanted: Filling, run: RunFolder, models: Models, job: Job) -> None:
-    """An image filled in and extended, several ways, into the job's folder."""
+def edit(wanted: Edited, run: RunFolder, models: Models, job: Job) -> None:
+    """An image filled in, extended or restored, several ways, into the job's folder."""
     with _packed(job.folder):
-        _fill(wanted, run, models, job)
+        _edit(wanted, run, models, job)
 
 
-def _fill(wanted: Filling, run: RunFolder, models: Models, job: Job) -> None:
+def _edit(wanted: Edited, run: RunFolder, models: Models, job: Job) -> None:
     job.tell("loading", model=0)
-    model = models.load(run, wanted.model.checkpoint)
+    chosen = wanted.model
+    model = models.load(run, chosen.checkpoint, chosen.ema_length)
     if model.image_channels not in MODES:
         raise InputError("this page edits pictures in grey, RGB or RGBA, and this model is of other images")
     image = pixels_of(wanted.image, MODES[model.image_channels])
     mask = None if wanted.mask is None else pixels_of(wanted.mask, "L")[0] >= 128
-    if any(pixels > 2**15 for pixels in wanted.extend.values()):  # before it is made
-        raise InputError("an image can be extended by some pixels at a side, not by so many")
-    if wanted.extend:
-        height = image.shape[1] + wanted.extend.get("top", 0) + wanted.extend.get("bottom", 0)
-        width = image.shape[2] + wanted.extend.get("left", 0) + wanted.extend.get("right", 0)
-        if height * width > max(MOST_NEW_PIXELS, image[0].numel()):
-            raise InputError(f"{height}x{width} is more than this page makes, {MOST_NEW_PIXELS:,} pixels: extend less")
-        known = patch_diffusion.outpainting(image, wanted.extend, mask)
-    elif mask is not None:
-        known = patch_diffusion.inpainting(image, mask)
-    else:
-        raise InputError("draw over what is to be filled, or drag an edge to extend the image")
-    at_once = max(1, min(_MOST_AT_ONCE, wanted.pictures, _PIXELS_AT_ONCE // math.prod(known.resolution)))
+    resolution = wanted.task.resolution(image.shape[1], image.shape[2])
+    usual = usual_covariance(exactly=wanted.restore is None, tiled=wanted.tile is not None)
+    backward = (wanted.covariance or usual) == "network"
+    batch = at_once(resolution, model.resolution, wanted.pictures, tile=wanted.tile, backward=backward)
     told = _Told(job, 0, model, wanted.steps)
+    common = _common(wanted, chosen, run, models)
     samples = patch_diffusion.edit(
         model,
-        known,
-        range(wanted.seed, wanted.seed + wanted.pictures),
+        wanted.task.known(model, image, mask),
         label=wanted.label,
-        steps=wanted.steps,
         covariance=wanted.covariance,
-        guidance=wanted.guidance,
-        guide=wanted.guide if wanted.guidance != 1 else "class",
-        coords=wanted.coords if wanted.extend else None,
-        batch=at_once,
+        batch=batch,
         callback=told.step,
+        **common,
     )
-    words = ["patch-diffusion", "edit", str(_source(run, wanted.model)), "image.png"]
     (job.folder / "image.png").write_bytes(png(to_image(image)))
     if mask is not None:
         (job.folder / "mask.png").write_bytes(png(to_image(mask[None].to(torch.uint8) * 255)))
-        words += ["--mask", "mask.png"]
-    if wanted.extend:
-        words += ["--extend", ",".join(f"{side}={pixels}" for side, pixels in wanted.extend.items() if pixels)]
-        words += ["--coords", wanted.coords] if wanted.coords else []
-    words += _common(wanted)
-    if wanted.covariance != "network":
-        words += ["--covariance", wanted.covariance]
-    told.write(samples, run, wanted.model, shlex.join([*words, "--out", "edited"]))
+    samples = named(samples, common["guide"], wanted.guide)
+    told.write(samples, run, chosen, edit_command(wanted, run))
 
 
 class _Told:
@@ -157,6 +136,7 @@ class _Told:
         """Write the pictures, as ``patch-diffusion sample`` does, and tell each."""
         name = f"{self._column + 1}-{run.path.resolve().name}"
         name += "" if chosen.checkpoint is None else f"-step-{chosen.checkpoint}"
+        name += "" if chosen.ema_length is None else f"-ema-{chosen.ema_length:g}"
         folder = self._job.folder / name
         last: list[Sample] = []
         names = self._model.class_names
@@ -168,7 +148,7 @@ class _Told:
                 self._tell(sample, folder)
                 last[:] = [sample]
 
-        source = str(_source(run, chosen))
+        source = str(source_of(run, chosen))
         patch_diffusion.write_samples(passed(), folder, class_names=names, source=source, grid=folder / "grid.png")
         (folder / "command.txt").write_text(command + "\n", encoding="utf-8")
         settings: dict[str, Any] = last[0].settings if last else {}
@@ -195,18 +175,22 @@ class _Told:
         self._done += 1
 
 
-def _source(run: RunFolder, chosen: Chosen) -> Path:
-    return run.path if chosen.checkpoint is None else run.checkpoint(chosen.checkpoint)
+def _common(wanted: Asked, chosen: Chosen, run: RunFolder, models: Models) -> dict[str, Any]:
+    """Options that `generate` and `edit` share."""
 
+    def weaker(step: int | None, length: float | None) -> Denoiser:
+        return models.load(run, chosen.checkpoint if step is None else step, length)
 
-def _common(wanted: Pictures | Filling) -> list[str]:
-    last = wanted.seed + wanted.pictures - 1
-    words = ["--seeds", f"{wanted.seed}-{last}" if last > wanted.seed else f"{wanted.seed}"]
-    words += ["--class", str(wanted.label)] if wanted.label is not None else []
-    words += ["--steps", str(wanted.steps)]
-    if wanted.guidance != 1:
-        words += ["--guidance", f"{wanted.guidance:g}", *(["--guide", wanted.guide] if wanted.guide != "class" else [])]
-    return words
+    return {
+        "seeds": range(wanted.seed, wanted.seed + wanted.pictures),
+        "steps": wanted.steps,
+        "guidance": wanted.guidance,
+        "guide": guide_of(wanted.guide, weaker),
+        "guidance_interval": wanted.guidance_interval,
+        "coords": wanted.coords,
+        "tile": wanted.tile,
+        "overlap": wanted.overlap,
+    }
 
 
 def _small(pixels: torch.Tensor) -> torch.Tensor:

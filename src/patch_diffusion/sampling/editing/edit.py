@@ -79,7 +79,7 @@ def edit(
     pixel_codec(model)
     if known.shape[0] != (model.image_channels or known.shape[0]):
         raise InputError(f"this model has images of {model.image_channels} channels, not {known.shape[0]}")
-    covariance = covariance or ("network" if known.kept is not None and tile is None else "isotropic")
+    covariance = covariance or usual_covariance(exactly=known.kept is not None, tiled=tile is not None)
     if covariance not in ITERATIONS:
         raise InputError(f"covariance is isotropic or network, not '{covariance}'")
     repeats = REPEATS[covariance] if repeats is None else repeats
@@ -126,6 +126,11 @@ def edit(
                 yield Sample(picture, seed, label, settings, shown)
 
     return run()
+
+
+def usual_covariance(*, exactly: bool, tiled: bool) -> Covariance:
+    """What is taken where none is asked for, of images whose known pixels are known exactly, and of tiles."""
+    return "network" if exactly and not tiled else "isotropic"
 
 
 def _towards(denoise: Denoise, model: Denoiser, known: Measurement, covariance: Covariance) -> Denoise:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +16,84 @@ from patch_diffusion.sampling.editing.measurement import Measurement
 from patch_diffusion.sampling.editing.operators import average_pooling, gaussian_blur
 
 SIDES = ("left", "right", "top", "bottom")
+
+Restoration = Literal["super-resolution", "deblur", "denoise"]
+PARAMETERS: Mapping[str, tuple[str, ...]] = {
+    "super-resolution": ("factor", "noise"),
+    "deblur": ("blur", "noise"),
+    "denoise": ("noise",),
+}
+"""What each restoration is told."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be done with an image, as options say it: filled in where a mask is, extended, or restored.
+
+    Args:
+        has_mask: whether there is a mask.
+        extend: see `outpainting`.
+        restore, factor, blur, noise: one of `PARAMETERS`, and what it is told.
+    """
+
+    has_mask: bool = False
+    extend: Mapping[str, int] | None = None
+    restore: Restoration | None = None
+    factor: int | None = None
+    blur: float | None = None
+    noise: float | None = None
+
+    def check(self) -> None:
+        """Refuse what does not belong together, before anything is read.
+
+        Raises:
+            InputError: as it says.
+        """
+        if not (self.has_mask or self.extend or self.restore):
+            raise InputError("say what to do with the image: mask what is to be filled, extend it, or restore it")
+        if self.restore and (self.has_mask or self.extend):
+            raise InputError("restore is for a whole image: do it first, and mask or extend it afterwards")
+        for name in ("factor", "blur", "noise"):
+            if getattr(self, name) is not None and name not in PARAMETERS.get(self.restore or "", ()):
+                users = ", ".join(f"restore {task}" for task, names in PARAMETERS.items() if name in names)
+                raise InputError(f"{name} is for {users}")
+        if self.restore == "deblur" and self.blur is None:
+            raise InputError("restore deblur needs blur, the standard deviation of the blur in pixels, as in 1.5")
+        if self.restore == "denoise" and self.noise is None:
+            raise InputError("restore denoise needs noise, its standard deviation in the values of the pixels")
+
+    def resolution(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that an image will have."""
+        extend, factor = self.extend or {}, self._factor if self.restore == "super-resolution" else 1
+        return (
+            (height + extend.get("top", 0) + extend.get("bottom", 0)) * factor,
+            (width + extend.get("left", 0) + extend.get("right", 0)) * factor,
+        )
+
+    def known(self, model: Denoiser, image: Tensor, mask: Tensor | None = None) -> Measurement:
+        """What is known of the image that is to be made.
+
+        Args:
+            model: of images of this kind.
+            image: pixels (c, h, w) in the type of the data.
+            mask: True where the image is to be filled (h, w).
+        """
+        if self.restore == "super-resolution":
+            return super_resolution(model, image, factor=self._factor, noise=self.noise)
+        if self.restore == "deblur":
+            assert self.blur is not None  # check has seen to it
+            return deblurring(model, image, blur=self.blur, noise=self.noise)
+        if self.restore == "denoise":
+            assert self.noise is not None
+            return denoising(image, noise=self.noise)
+        if self.extend:
+            return outpainting(image, self.extend, mask)
+        assert mask is not None
+        return inpainting(image, mask)
+
+    @property
+    def _factor(self) -> int:
+        return 2 if self.factor is None else self.factor
 
 
 def inpainting(image: Tensor, mask: Tensor, *, inside: tuple[int, int, int, int] | None = None) -> Measurement:

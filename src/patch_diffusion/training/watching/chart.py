@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 from patch_diffusion.training.watching.history import Curve, Point
 
 KINDS, LEVELS = 6, 8  # colours that the page has for kinds (of patches) and for rising levels (of noise)
 _SIDE = 1000  # of the drawing, in its own units
+_LETTER_WIDTH, _LETTER_HEIGHT = 0.05, 0.075  # shares of a drawing that the letter of a curve takes
 _LOGARITHMIC_FROM = 4.0  # ratio of the highest value to the lowest
 
 
@@ -35,6 +36,7 @@ def chart(
     over: str = "step",
     start: float = 0.0,
     guides: Sequence[Guide] = (),
+    labels: Mapping[str, str] | None = None,
 ) -> str:
     """Curves over steps, as a figure; empty where there is no value yet.
 
@@ -48,23 +50,30 @@ def chart(
         over: what takes the place of steps, such as "minute".
         start: where that axis begins.
         guides: lines to compare the curves by.
+        labels: letters by the names of curves, also of such as are not here, to stand where they end and in the key.
+            Ranges are not shown then.
     """
     points = {name: curve.points() for name, curve in curves.items() if curve}
     if not points:
         return ""
+    if labels is not None:  # ranges of many curves would hide one another
+        points = {name: [replace(each, least=each.value, most=each.value) for each in points[name]] for name in points}
     every = [point for of_curve in points.values() for point in of_curve]
     axis = _Axis([point.least for point in every] + [point.most for point in every], from_zero)
     last_step = max(point.step for point in every)
     span = (start, last_step if last_step > start else start + 1.0)
-    colours = _colours(len(points), rising)
+    kinds = colours(len(points), rising)
+    if labels is not None:  # a run has its colour in every chart
+        own_colours = dict(zip(labels, colours(len(labels)), strict=True))
+        kinds = [own_colours[name] for name in points]
     drawn = "".join(
-        _drawn(of_curve, axis, span, colour) for of_curve, colour in zip(points.values(), colours, strict=True)
+        _drawn(of_curve, axis, span, colour) for of_curve, colour in zip(points.values(), kinds, strict=True)
     )
-    own = dict(zip(points, colours, strict=True))
+    own = dict(zip(points, kinds, strict=True))
     drawn += "".join(_guide(guide, axis, span, own[guide.curve]) for guide in guides if guide.curve in own)
     names = "".join(
-        f'<span class="{colour}"><i></i>{escape(name)} <b>{number(of_curve[-1].value)}</b></span>'
-        for (name, of_curve), colour in zip(points.items(), colours, strict=True)
+        f'<span class="{colour}"><i></i>{_lettered(name, labels)} <b>{number(of_curve[-1].value)}</b></span>'
+        for (name, of_curve), colour in zip(points.items(), kinds, strict=True)
     )
     values = {
         "over": over,
@@ -79,13 +88,14 @@ def chart(
     labels_x = "".join(
         f'<span style="left:{100 * _part(value, span):.2f}%">{_steps(value)}</span>' for value in even(*span, 5)
     )
+    ends = "" if labels is None else _ends({labels[name]: points[name][-1] for name in points}, axis, span, kinds)
     about = f" <small>{escape(about)}</small>" if about else ""
     return (
         f'<figure class="chart"><figcaption>{escape(title)}{about}</figcaption>'
         f'<div class="key">{names}<span class="at"></span></div>'
-        f'<div class="plot"><div class="y">{labels_y}</div><div class="area">'
+        f'<div class="plot{" ended" if ends else ""}"><div class="y">{labels_y}</div><div class="area">'
         f'<svg viewBox="0 0 {_SIDE} {_SIDE}" preserveAspectRatio="none" role="img" aria-label="{escape(title)}">'
-        f'{lines_y}{drawn}</svg><div class="cursor"></div></div><div class="x">{labels_x}</div></div>'
+        f'{lines_y}{drawn}</svg>{ends}<div class="cursor"></div></div><div class="x">{labels_x}</div></div>'
         f'<script type="application/json">{_in_script(values)}</script></figure>'
     )
 
@@ -145,11 +155,36 @@ def _round_numbers(low: float, high: float) -> Iterator[float]:
         yield from (value for value in (factor * 10.0**exponent for factor in factors) if low <= value <= high)
 
 
-def _colours(num: int, rising: bool) -> list[str]:
+def colours(num: int, rising: bool = False) -> list[str]:
     """The classes that the page's style gives colours."""
     if rising:
         return [f"n{round(index * (LEVELS - 1) / max(num - 1, 1))}" for index in range(num)]
-    return [f"c{index % KINDS}" for index in range(num)]
+    return [f"c{index % KINDS}{' dashed' if index // KINDS % 2 else ''}" for index in range(num)]
+
+
+def _lettered(name: str, labels: Mapping[str, str] | None) -> str:
+    return escape(name) if labels is None else f"<em>{escape(labels[name])}</em> {escape(name)}"
+
+
+def _ends(lasts: Mapping[str, Point], axis: _Axis, span: tuple[float, float], kinds: Sequence[str]) -> str:
+    """Letters where curves end, moved apart where they would lie on one another, and none below the drawing."""
+    lasts_in_order = sorted(zip(lasts.items(), kinds, strict=True), key=lambda each: -each[0][1].value)
+    lefts = [_part(last.step, span) for (_, last), _ in lasts_in_order]
+    tops = [1 - axis.place(last.value) for (_, last), _ in lasts_in_order]
+
+    def near(place: int, others: Sequence[int]) -> list[float]:
+        return [tops[other] for other in others if abs(lefts[other] - lefts[place]) < _LETTER_WIDTH]
+
+    for place in range(len(tops)):
+        tops[place] = max([tops[place], *(top + _LETTER_HEIGHT for top in near(place, range(place)))])
+    for place in reversed(range(len(tops))):
+        tops[place] = min(
+            [tops[place], 1.0, *(top - _LETTER_HEIGHT for top in near(place, range(place + 1, len(tops))))]
+        )
+    return "".join(
+        f'<em class="{kind}" style="left:{100 * left:.2f}%;top:{100 * top:.2f}%">{escape(letter)}</em>'
+        for ((letter, _), kind), left, top in zip(lasts_in_order, lefts, tops, strict=True)
+    )
 
 
 def _drawn(points: Sequence[Point], axis: _Axis, span: tuple[float, float], colour: str) -> str:

@@ -15,6 +15,9 @@ _MOST_POINTS = 128  # of a curve, an even number; more would show noise
 _RECENT = 10  # measured lines that the speed and the time left are taken from
 _FIRST_NOTES, _LAST_NOTES = 40, 160  # that are kept of very many
 
+TIMES = {"steps": ("step", 1.0), "images": ("images", 1.0), "minutes": ("seconds", 1 / 60)}
+"""What curves can be over: the key in a line of the log, and the factor to the unit."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -71,6 +74,9 @@ class Curve:
 class History:
     """All that is to be seen of a run in its log; the lines are added one by one.
 
+    Args:
+        over: what the curves are over, of `TIMES`.
+
     Attributes:
         loss: a curve for each patch size, the largest first.
         by_noise, held_out_by_noise: a curve for each noise level, by rising level.
@@ -80,7 +86,8 @@ class History:
         num_lines, num_damaged, num_notes: how many there were.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, over: str = "steps") -> None:
+        self._time, self._factor = TIMES[over]
         self._loss: dict[str, Curve] = {}
         self._by_noise: dict[str, Curve] = {}
         self._held_out_by_noise: dict[str, Curve] = {}
@@ -93,17 +100,17 @@ class History:
         self._recent: deque[Line] = deque(maxlen=_RECENT)
 
     @classmethod
-    def of(cls, lines: Iterable[Line | None]) -> History:
+    def of(cls, lines: Iterable[Line | None], over: str = "steps") -> History:
         """Of all lines; None stands for a damaged one."""
-        history = cls()
+        history = cls(over)
         for line in lines:
             history.add(line)
         return history
 
     @classmethod
-    def read(cls, path: Path) -> History:
+    def read(cls, path: Path, over: str = "steps") -> History:
         """Of a log, which need not be there."""
-        return cls.of(read_log(path))
+        return cls.of(read_log(path), over)
 
     def add(self, line: Line | None) -> None:
         """The next line; one that is not as a trainer writes it counts as damaged."""
@@ -116,27 +123,30 @@ class History:
             self.num_damaged += 1
 
     def _add(self, line: Line) -> None:
-        step = line["step"]
         if "loss" in line:
+            place = self._place(line)
             losses, by_noise = _numbers(line["loss"]), _by_level(line.get("loss_by_noise", {}))
             rate, _ = float(line["learning_rate"]), _seen(line)
-            _add_each(self._loss, step, losses)
-            _add_each(self._by_noise, step, by_noise)
-            self.learning_rate.add(step, rate)
+            _add_each(self._loss, place, losses)
+            _add_each(self._by_noise, place, by_noise)
+            self.learning_rate.add(place, rate)
             self.last = line
             self._recent.append(line)
             if self.images_per_second is not None:
-                self.speed.add(step, self.images_per_second)
+                self.speed.add(place, self.images_per_second)
         elif "held_out" in line:
-            held_out = line["held_out"]
+            place, held_out = self._place(line), line["held_out"]
             mean, by_noise = float(held_out["loss"]), _by_level(held_out.get("by_noise", {}))
-            self.held_out.add(step, mean)
-            _add_each(self._held_out_by_noise, step, by_noise)
+            self.held_out.add(place, mean)
+            _add_each(self._held_out_by_noise, place, by_noise)
             self.last_held_out = line
         elif "note" in line:
             self.num_notes += 1
             kept = self._first_notes if len(self._first_notes) < _FIRST_NOTES else self._last_notes
-            kept.append((step, str(line["note"])))
+            kept.append((line["step"], str(line["note"])))
+
+    def _place(self, line: Line) -> float:
+        return self._factor * float(line[self._time])
 
     @property
     def loss(self) -> dict[str, Curve]:
@@ -210,9 +220,9 @@ def _by_level(values: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in _numbers(values).items() if float(name) >= 0}
 
 
-def _add_each(curves: dict[str, Curve], step: int, values: dict[str, float]) -> None:
+def _add_each(curves: dict[str, Curve], place: float, values: dict[str, float]) -> None:
     for name, value in values.items():
-        curves.setdefault(name, Curve()).add(step, value)
+        curves.setdefault(name, Curve()).add(place, value)
 
 
 def _area(size: str) -> int:

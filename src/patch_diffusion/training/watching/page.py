@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 from patch_diffusion.training.watching.chart import KINDS, LEVELS
 
@@ -11,11 +13,11 @@ _COLOURS = (("c", KINDS), ("n", LEVELS))
 STYLE = """
 :root{color-scheme:light dark;--back:#fbfbfa;--card:#fff;--ink:#1d1f23;--soft:#5e636c;--line:#e2e2df;--grid:#ececea;
 --good:#1a7f4b;--warn:#a34b00;--warn-back:#fff3e2;
---c0:#2a78d6;--c1:#d95926;--c2:#1b9e6b;--c3:#7a4fd0;--c4:#b8860b;--c5:#c2407a;
+--c0:#1b45b4;--c1:#dc7a1e;--c2:#0fa3a3;--c3:#a648e6;--c4:#5c6000;--c5:#5b001d;
 --n0:#2b1a8f;--n1:#6a00a8;--n2:#9b179e;--n3:#bf3984;--n4:#d8576b;--n5:#e97257;--n6:#ee9040;--n7:#d9a520}
-@media(prefers-color-scheme:dark){:root{--back:#15171a;--card:#1d2024;--ink:#e8e9eb;--soft:#a0a6b0;--line:#32363c;
---grid:#2a2d32;--good:#4cc98a;--warn:#f0a860;--warn-back:#35291a;
---c0:#5aa2f2;--c1:#f28a55;--c2:#3fc792;--c3:#a98bf2;--c4:#e0b040;--c5:#ee7fb0;
+@media screen and (prefers-color-scheme:dark){:root{--back:#15171a;--card:#1d2024;--ink:#e8e9eb;--soft:#a0a6b0;
+--line:#32363c;--grid:#2a2d32;--good:#4cc98a;--warn:#f0a860;--warn-back:#35291a;
+--c0:#3f7fb0;--c1:#fca066;--c2:#30e6e2;--c3:#a85cff;--c4:#f2f05a;--c5:#d8304a;
 --n0:#8f86ff;--n1:#b070ff;--n2:#d06be0;--n3:#ea6fb5;--n4:#f57f8c;--n5:#fb9b6f;--n6:#fdb95a;--n7:#f3dc4f}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--back);color:var(--ink);font:15px/1.5 system-ui,sans-serif;overflow-wrap:anywhere}
@@ -50,12 +52,19 @@ svg{position:absolute;width:100%;height:100%;overflow:visible}
 path{fill:none;vector-effect:non-scaling-stroke}
 .grid{stroke:var(--grid);stroke-width:1}
 .line{stroke:var(--own);stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
+.dashed .line{stroke-dasharray:7 5}
+.dashed i{background:repeating-linear-gradient(90deg,var(--own) 0 4px,transparent 4px 6px)}
+em{font-style:normal;font-weight:700;color:var(--own)}
+.ended{padding-right:18px}
+.area em{position:absolute;transform:translate(5px,-50%);line-height:1}
 .guide{stroke:var(--own);stroke-width:1.5;stroke-dasharray:5 4}
 .dot{stroke:var(--own);stroke-width:8;stroke-linecap:round}
 .band{fill:var(--own);opacity:.16}
 .cursor{position:absolute;top:0;bottom:0;width:1px;background:var(--soft);display:none;pointer-events:none}
 .samples{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr));gap:14px}
-.samples img{display:block;width:100%;border-radius:6px;border:1px solid var(--line)}
+.beside{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(46%,200px),1fr));gap:12px;margin-bottom:16px}
+.beside figure{max-width:480px}
+.beside img,.samples img{display:block;width:100%;border-radius:6px;border:1px solid var(--line)}
 table{border-collapse:collapse;width:100%}
 th,td{text-align:left;vertical-align:top;padding:4px 14px 4px 0;border-bottom:1px solid var(--line);font-weight:400}
 tr:last-child>*{border-bottom:0}
@@ -64,12 +73,20 @@ th wbr{display:none}
 td{font-variant-numeric:tabular-nums}
 .wide{overflow-x:auto}
 .wide th,.wide td{width:auto;white-space:nowrap}
+.wide th:first-child{position:sticky;left:0;background:var(--card)}
+.choices{display:flex;flex-wrap:wrap;gap:8px 18px;margin-bottom:12px;font-size:14px;color:var(--soft)}
+.choices select{font:inherit;color:var(--ink);background:var(--card);border:1px solid var(--line);border-radius:6px;
+padding:4px 6px}
+[hidden]{display:none}
 .two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:14px;align-items:start}
 .warning{color:var(--warn);background:var(--warn-back)}
 summary{cursor:pointer;color:var(--soft)}
 code{font:13px ui-monospace,monospace}
 @media(max-width:600px){main{padding:16px 12px 32px}.tiles{grid-template-columns:1fr 1fr}h1{font-size:22px}
 .y{min-width:42px}th{white-space:normal;width:36%}.wide th{white-space:nowrap;width:auto}th wbr{display:inline}}
+@media print{body{background:none}main{max-width:none;padding:0}*{print-color-adjust:exact}
+figure,.box,.tiles,tr{break-inside:avoid}h2,h3{break-after:avoid}.choices{display:none}.wide{overflow:visible}
+.wide th,.wide td{white-space:normal}.two,.charts{grid-template-columns:minmax(0,1fr) minmax(0,1fr)}}
 """
 STYLE += "".join(f".{kind}{index}{{--own:var(--{kind}{index})}}" for kind, num in _COLOURS for index in range(num))
 
@@ -90,6 +107,10 @@ at.textContent=data.over+' '+(step<100?Math.round(100*step)/100:Math.round(step)
 cursor.style.display='block';cursor.style.left=100*(step-data.first)/(data.last-data.first)+'%'});
 area.addEventListener('pointerleave',()=>{newest.forEach((value,index)=>shown[index].textContent=value);
 at.textContent='';cursor.style.display='none'})}
+for(const place of document.querySelectorAll('[data-choose]')){
+const fields=[...place.querySelectorAll('select')],show=()=>{for(const part of place.querySelectorAll('[data-shown]'))
+part.hidden=!fields.every(field=>part.dataset.shown.split('|').includes(field.value)||part.dataset.any===field.name)};
+for(const field of fields)field.addEventListener('change',show);show()}
 """
 
 
@@ -110,6 +131,24 @@ def table(rows: list[tuple[str, str]]) -> str:
     """Names and texts, which are escaped here."""
     lines = "".join(f"<tr><th>{_breakable(name)}</th><td>{escape(text)}</td></tr>" for name, text in rows)
     return f"<table>{lines}</table>"
+
+
+def wide_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns with a head, which a narrow page scrolls; the first names its row. All is escaped here."""
+    lines = ["".join(f'<th scope="col">{escape(name)}</th>' for name in head)]
+    for first, *others in rows:
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in others)
+        lines.append(f'<th scope="row">{escape(first)}</th>{cells}')
+    return f'<div class="wide"><table>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
+
+
+def option_text(value: Any) -> str:
+    """The value of an option in words."""
+    if isinstance(value, dict):
+        return " ".join(f"{name}={share:g}" for name, share in value.items())
+    if isinstance(value, list):
+        return " ".join(map(option_text, value)) or "none"
+    return f"{value:,g}" if isinstance(value, float) else str(value)
 
 
 def _breakable(name: str) -> str:

@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -14,16 +14,18 @@ if TYPE_CHECKING:
 _MOST_BYTES = 400_000  # of a picture; a larger one is shown smaller
 _SIDE = 640  # pixels of a smaller one
 
+T = TypeVar("T")
 
-def evenly(paths: Sequence[Path], most: int) -> list[Path]:
+
+def evenly(these: Sequence[T], most: int) -> list[T]:
     """At most so many, the first and the last among them, the others evenly between."""
-    if len(paths) <= most:
-        return list(paths)
-    return [paths[round(index * (len(paths) - 1) / (most - 1))] for index in range(most)]
+    if len(these) <= most:
+        return list(these)
+    return [these[round(index * (len(these) - 1) / (most - 1))] for index in range(most)]
 
 
-def as_data(path: Path) -> str | None:
-    """A picture as the URI of an ``<img>``, of a bounded size; None for one that cannot be read."""
+def as_data(path: Path, most: int = _MOST_BYTES) -> str | None:
+    """A picture as the URI of an ``<img>``, of at most so many bytes; None for one that cannot be read."""
     from PIL import Image
 
     try:
@@ -31,20 +33,20 @@ def as_data(path: Path) -> str | None:
         with Image.open(io.BytesIO(content)) as picture:
             if picture.format != "PNG":
                 return None
-            if len(content) > _MOST_BYTES:
-                content, kind = _smaller(picture), "jpeg"
+            if len(content) > most:
+                content, kind = _smaller(picture, most), "jpeg"
     except (OSError, ValueError, SyntaxError):
         return None
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _smaller(picture: Image.Image) -> bytes:
+def _smaller(picture: Image.Image, most: int) -> bytes:
     picture = picture.convert("RGB")
     picture.thumbnail((_SIDE, _SIDE))
     file = io.BytesIO()
     for quality in (90, 70, 50):
         file = io.BytesIO()
         picture.save(file, "JPEG", quality=quality)
-        if len(file.getvalue()) <= _MOST_BYTES:
+        if len(file.getvalue()) <= most:
             break
     return file.getvalue()

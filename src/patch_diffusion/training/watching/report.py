@@ -6,15 +6,14 @@ import os
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
-from patch_diffusion.config import Config, to_dict
+from patch_diffusion.config import Config, flat_options
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_json, write_text
 from patch_diffusion.training.run import ModelFacts, RunFolder
 from patch_diffusion.training.watching.chart import chart, number
 from patch_diffusion.training.watching.history import History
-from patch_diffusion.training.watching.page import page, table
+from patch_diffusion.training.watching.page import option_text, page, table
 from patch_diffusion.training.watching.pictures import as_data, evenly
 
 REPORT_FILE = "report.html"
@@ -40,15 +39,21 @@ def write_report(run: str | os.PathLike[str], out: str | os.PathLike[str] | None
         InputError: no run there, or a damaged one; or ``out`` is not named .html.
     """
     folder = RunFolder(Path(run).expanduser())
-    path = folder.path / REPORT_FILE if out is None else Path(out).expanduser()
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise InputError(f"a report is written as .html, not as '{path.name}'")
+    path = html_file(folder.path / REPORT_FILE if out is None else out)
     config, facts = folder.read_config()
     history = History.read(folder.log_file)
     title = folder.path.resolve().name
     body = "".join(_parts(title, folder, config, facts, history))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, page(title, body))
+    return path
+
+
+def html_file(out: str | os.PathLike[str]) -> Path:
+    """Where a page is to be written; a name that is none of a page is refused."""
+    path = Path(out).expanduser()
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"a report is written as .html, not as '{path.name}'")
     return path
 
 
@@ -86,13 +91,13 @@ def charts(history: History) -> str:
 
 def about(folder: RunFolder, config: Config, facts: ModelFacts, history: History) -> str:
     """What is trained, with which settings, its checkpoints and notes, as HTML."""
-    options, usual = flat(to_dict(config)), flat(to_dict(Config()))
-    own = [(name, _text(value)) for name, value in options.items() if value != usual.get(name)]
+    options, usual = flat_options(config), flat_options(Config())
+    own = [(name, option_text(value)) for name, value in options.items() if value != usual.get(name)]
     return (
         '<div class="two"><section><h2>What is trained</h2><div class="box">'
         f"{table(_facts(config, facts))}</div></section><section><h2>Settings that are not the defaults</h2>"
         f'<div class="box">{table(own) if own else "none"}<details><summary>All settings</summary>'
-        f"{table([(name, _text(value)) for name, value in options.items()])}</details></div></section></div>"
+        f"{table([(name, option_text(value)) for name, value in options.items()])}</details></div></section></div>"
         f'<div class="two"><section><h2>Checkpoints</h2><div class="box">{_checkpoints(folder)}</div></section>'
         f'<section><h2>Notes</h2><div class="box">{_notes(history)}</div></section></div>'
     )
@@ -145,12 +150,12 @@ def _samples(paths: Sequence[Path]) -> str:
         f'<figure><img alt="samples after step {step}" src="{data}"><figcaption><small>step {step}</small></figcaption>'
         "</figure>"
         for path in evenly(paths, _PICTURES)
-        if (data := as_data(path)) is not None and (step := _step_of(path))
+        if (data := as_data(path)) is not None and (step := step_of(path))
     ]
     return f'<div class="samples">{"".join(figures)}</div>' if figures else ""
 
 
-def _step_of(path: Path) -> str:
+def step_of(path: Path) -> str:
     """The step that a file or a folder is named after."""
     step = path.stem.rpartition("-")[2]
     return f"{int(step):,}" if step.isdecimal() else escape(path.stem)
@@ -198,7 +203,7 @@ def _checkpoints(folder: RunFolder) -> str:
             kept = read_json(path / "state.json").get("keep", True)
         except (OSError, InputError):  # removed, or damaged, meanwhile
             continue
-        rows.append((f"step {_step_of(path)}", f"{size / 1e6:,.1f} MB{'' if kept else ', until the next'}"))
+        rows.append((f"step {step_of(path)}", f"{size / 1e6:,.1f} MB{'' if kept else ', until the next'}"))
     return table(rows) if rows else "none yet"
 
 
@@ -214,20 +219,3 @@ def _notes(history: History) -> str:
     left_out = history.num_notes - len(notes)
     more = f'<p class="soft">{left_out:,} notes between the first and the last are left out.</p>' if left_out else ""
     return table(notes) + more if notes else "none"
-
-
-def flat(options: dict[str, Any], group: str = "") -> dict[str, Any]:
-    """Options by their full names, such as "patches.whole"."""
-    found: dict[str, Any] = {}
-    for name, value in options.items():
-        is_group = isinstance(value, dict) and group + name != "patches.sizes"
-        found |= flat(value, f"{group}{name}.") if is_group else {group + name: value}
-    return found
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        return " ".join(f"{name}={share:g}" for name, share in value.items())
-    if isinstance(value, list):
-        return " ".join(_text(one) for one in value) or "none"
-    return f"{value:,g}" if isinstance(value, float) else str(value)

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
+from patch_diffusion.config import flat
 from patch_diffusion.files import read_json, write_json
 
 _PROJECT = "patch_diffusion"
@@ -157,8 +158,6 @@ def _identity(run: Path) -> str:
 
 def _settings(run: Path) -> dict[str, Any]:
     """The options of the run, and what its data turned out to be."""
-    from patch_diffusion.training.watching.report import flat
-
     return flat(read_json(run / "config.json"))
 
 

@@ -1,10 +1,18 @@
-// An image that is filled in where a mask is drawn, and extended where an edge is dragged.
+// An image that is filled in where a mask is drawn and extended where an edge is dragged, or restored.
 
 import {address, follow, request, send} from './ask.js';
-import {Choice, GuidanceFields, field, fillClasses, slider, usableRuns} from './models.js';
+import {Choice, GuidanceFields, ViewFields, field, fillClasses, more, numberOf, slider, usableRuns} from './models.js';
 import {element, trouble} from './page.js';
 import {Results} from './results.js';
 import {Stage} from './stage.js';
+
+// What can be done, in which words, and with which fields.
+const TASKS = {
+  '': {text: 'Fill in or extend', fields: []},
+  'super-resolution': {text: 'Enlarge', fields: ['factor', 'noise']},
+  deblur: {text: 'Sharpen a blurred image', fields: ['blur', 'noise']},
+  denoise: {text: 'Take away noise', fields: ['noise']},
+};
 
 export async function showEdit(place, values, signal) {
   document.title = 'Edit – patch diffusion';
@@ -20,28 +28,38 @@ export async function showEdit(place, values, signal) {
   const label = element('select', {name: 'class'});
   label.addEventListener('change', suit);
   const steps = slider('Steps', {min: 1, max: 100, step: 1, value: 32, name: 'steps'});
-  const way = element('select', {name: 'way'}, element('option', {value: 'network'}, 'careful'),
-    element('option', {value: 'isotropic'}, 'quick'));
+  const task = element('select', {name: 'task', onchange: () => { stage?.clear(); suit(); }},
+    ...Object.entries(TASKS).map(([value, {text}]) => element('option', {value}, text)));
+  const told = {factor: ['Times the sides', {min: 2, step: 1, value: 2}], blur: ['Deviation of the blur, pixels', {min: 0, step: 'any', value: 1}],
+    noise: ['Deviation of the noise, of 255', {min: 0, step: 'any', value: ''}]};
+  for (const [name, [text, values]] of Object.entries(told)) {
+    told[name] = element('input', {type: 'number', name, ...values, oninput: suit});
+    field(text, told[name]);
+  }
+  const way = element('select', {name: 'way'}, ...[['', 'what suits'], ['network', 'careful'], ['isotropic', 'quick']]
+    .map(([value, text]) => element('option', {value}, text)));
   const guidance = new GuidanceFields();
-  const coords = element('select', {name: 'coords'}, element('option', {value: 'extend'}, 'goes on as it was learned'),
-    element('option', {value: 'stretch'}, 'is one image as a whole'));
-  const coordsLabel = field('The larger image', coords);
+  const view = new ViewFields();
+  view.size.hidden = true;  // it follows from the image
+  const size = element('select', {name: 'size'}, element('option', {value: 'run'}, 'becomes that of the run’s'),
+    element('option', {value: 'own'}, 'stays as it is'));
   const go = element('button', {className: 'main', disabled: true}, 'Fill in');
   const hint = element('small');
   const form = element('form', {onsubmit: event => { event.preventDefault(); make(); }},
     element('div', {className: 'box'}, choice.row),
+    element('div', {className: 'box'}, field('What to do', task), ...Object.values(told).map(input => input.parentElement)),
     element('div', {className: 'box'}, element('div', {className: 'pair'}, field('First seed', seed), field('Pictures', pictures)),
-      field('Class', label), steps.label, field('Way', way), coordsLabel, ...guidance.fields), go, hint);
+      field('Class', label), steps.label, ...guidance.fields, more(guidance.interval, field('Way', way), ...view.fields)), go, hint);
   const problem = element('div');
   const table = element('div');
   const results = element('div');
   place.append(element('div', {className: 'work'}, form, element('div', {}, problem, table, results)));
-  let stage = null, fittedTo = '';
+  let stage = null, fittedTo = '', fittedAs = 'run';
   empty();
   suit();
   const brought = sessionStorage.getItem('edit');
   sessionStorage.removeItem('edit');
-  if (brought) await fetch(brought).then(response => response.blob()).then(take);
+  if (brought) await fetch(brought).then(response => response.blob()).then(image => take(image, 'own'));
 
   function empty() {
     stage = null;
@@ -49,7 +67,7 @@ export async function showEdit(place, values, signal) {
     const drop = element('div', {className: 'drop'}, element('div', {}, 'Drop an image here'),
       element('div', {className: 'row'}, input, element('button', {type: 'button', onclick: () => input.click()}, 'Choose a file'),
         element('button', {type: 'button', onclick: event => sample(event.target)}, 'Begin with a sample')),
-      element('small', {}, 'It is cropped at its centre to the shape of the run’s images, and stays on this machine.'));
+      field('Its size', size), element('small', {}, 'It stays on this machine. Brought to the size of the run, it is cropped at its centre.'));
     for (const name of ['dragenter', 'dragover']) drop.addEventListener(name, event => { event.preventDefault(); drop.classList.add('over'); });
     drop.addEventListener('dragleave', () => drop.classList.remove('over'));
     drop.addEventListener('drop', event => {
@@ -60,17 +78,19 @@ export async function showEdit(place, values, signal) {
     table.replaceChildren(drop);
   }
 
-  async function take(file) {
+  // as: how its size is found, "run" or "own".
+  async function take(file, as = size.value) {
     problem.replaceChildren();
     try {
-      const fitted = await send('api/fit', {run: choice.asked.run}, file);
+      const fitted = await send('api/fit', {run: choice.asked.run, size: as}, file);
       stage = new Stage(choice.model.stride, suit);
-      fittedTo = choice.asked.run;
+      [fittedTo, fittedAs] = [choice.asked.run, as];
       stage.tools.append(element('button', {className: 'small', type: 'button', onclick: () => { empty(); suit(); }}, 'Another image'));
       table.replaceChildren(stage.element, stage.tools);
       await stage.show(fitted);
       results.replaceChildren();
     } catch (error) {
+      if (fittedTo !== choice.asked.run) empty();
       problem.replaceChildren(trouble(error));
     }
     suit();
@@ -86,7 +106,7 @@ export async function showEdit(place, values, signal) {
         reason = news.reason;
       }, signal);
       if (!made) throw new Error(reason || 'it was stopped');
-      await take(await (await fetch(address('api/file', {job, name: made.shown}))).blob());
+      await take(await (await fetch(address('api/file', {job, name: made.shown}))).blob(), 'own');
     } catch (error) {
       problem.replaceChildren(trouble(error));
       empty();
@@ -95,29 +115,35 @@ export async function showEdit(place, values, signal) {
 
   function suit() {
     const {model} = choice;
-    if (stage && fittedTo !== choice.asked.run) { take(stage.blob); return; }
+    if (stage && fittedTo !== choice.asked.run) { take(stage.blob, fittedAs); return; }
     fillClasses(label, model, model.classless ? 'not said' : 'choose one');
-    guidance.suit([model], label.value !== '');
-    coordsLabel.hidden = !stage?.extended || !model.coords;
+    guidance.suit([choice], label.value !== '');
+    view.suit([model]);
+    const {text, fields} = TASKS[task.value];
+    for (const [name, input] of Object.entries(told)) input.parentElement.hidden = !fields.includes(name);
+    told.noise.placeholder = task.value === 'denoise' ? '' : 'that of rounding';
+    const missing = fields.find(name => told[name].value === '' && (name !== 'noise' || task.value === 'denoise'));
+    stage?.restoring(task.value !== '');
     const classMissing = model.classes > 0 && !model.classless && label.value === '';
-    const asked = stage && (stage.hasMask || stage.extended);
+    const asked = stage && (task.value ? !missing : stage.hasMask || stage.extended);
     go.disabled = !asked || classMissing;
-    go.textContent = stage?.extended ? 'Extend' : 'Fill in';
-    hint.textContent = !stage ? 'Choose an image first.' : !asked ? 'Draw over what is to be filled, or drag an edge to extend the image.'
+    go.textContent = task.value ? text : stage?.extended ? 'Extend' : 'Fill in';
+    hint.textContent = !stage ? 'Choose an image first.' : missing ? 'Say how large it is.' : !asked ? 'Draw over what is to be filled, or drag an edge to extend the image.'
       : classMissing ? 'This model has learned images of a class only: say which this image is of.' : '';
   }
 
   async function make() {
     go.disabled = true;
     problem.replaceChildren();
-    const extend = Object.fromEntries(Object.entries(stage.extend).filter(pair => pair[1]));
-    const wanted = {model: choice.asked, image: await stage.imageText(), mask: stage.hasMask ? await stage.maskText() : null, extend,
+    const {fields} = TASKS[task.value];
+    const restored = {restore: task.value, ...Object.fromEntries(fields.map(name => [name, numberOf(told[name])]))};
+    const filled = task.value ? {} : {mask: stage.hasMask ? await stage.maskText() : null,
+      extend: stage.extended ? Object.fromEntries(Object.entries(stage.extend).filter(pair => pair[1])) : null};
+    const wanted = {model: choice.asked, image: await stage.imageText(), ...(task.value ? restored : filled),
       seed: Number(seed.value), pictures: Number(pictures.value), label: label.value === '' ? null : Number(label.value),
-      steps: Number(steps.input.value), covariance: way.value, ...guidance.asked,
-      coords: stage.extended && choice.model.coords ? coords.value : null};
-    // One that was not extended can be edited further.
-    const further = source => fetch(source).then(response => response.blob()).then(take);
-    const shown = new Results(results, [choice.name], wanted.pictures, stage.extended ? {} : {onedit: (name, source) => further(source)});
+      steps: Number(steps.input.value), covariance: way.value || null, ...guidance.asked, ...view.asked};
+    const further = source => fetch(source).then(response => response.blob()).then(image => take(image, 'own'));
+    const shown = new Results(results, [choice.name], wanted.pictures, {onedit: (name, source) => further(source)});
     results.scrollIntoView({block: 'nearest'});
     try {
       const {job} = await request('api/edit', wanted);

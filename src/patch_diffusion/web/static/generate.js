@@ -1,7 +1,7 @@
 // New pictures by one model, or by several side by side from the same seeds.
 
 import {request} from './ask.js';
-import {Choice, GuidanceFields, field, fillClasses, slider, usableRuns} from './models.js';
+import {Choice, GuidanceFields, ViewFields, field, fillClasses, more, slider, usableRuns} from './models.js';
 import {element, trouble} from './page.js';
 import {Results} from './results.js';
 
@@ -26,14 +26,15 @@ export async function showGenerate(place, values, signal) {
   const steps = slider('Steps', {min: 1, max: 100, step: 1, value: 18, name: 'steps'});
   const solver = element('select', {name: 'solver'}, ...Object.entries(SOLVERS).map(([value, text]) => element('option', {value}, text)));
   const guidance = new GuidanceFields();
+  const view = new ViewFields();
   const go = element('button', {className: 'main'}, 'Generate');
   const results = element('div', {}, element('div', {className: 'empty'}, 'Pictures appear here, step by step.'));
   const form = element('form', {onsubmit: event => { event.preventDefault(); make(); }},
     element('div', {className: 'box'}, models, element('div', {}, beside)),
     element('div', {className: 'box'}, element('div', {className: 'pair'}, field('First seed', seed), field('Pictures', pictures)),
-      field('Class', label), steps.label, field('Solver', solver), ...guidance.fields), go);
+      field('Class', label), steps.label, field('Solver', solver), ...guidance.fields, more(guidance.interval, ...view.fields)), go);
   place.append(element('div', {className: 'work'}, form, results));
-  add({run: values.run, checkpoint: values.checkpoint});
+  add(values);
 
   function add(chosen) {
     const removable = choices.length > 0;
@@ -55,19 +56,21 @@ export async function showGenerate(place, values, signal) {
     const found = choices.map(choice => choice.model);
     const fewest = found.reduce((a, b) => b.classes < a.classes ? b : a);
     fillClasses(label, fewest, 'all, in turn');
-    guidance.suit(found);
+    guidance.suit(choices);
+    view.suit(found);
   }
 
   async function make() {
     go.disabled = true;
     const wanted = {models: choices.map(choice => choice.asked), seed: Number(seed.value), pictures: Number(pictures.value),
-      label: label.value === '' ? null : Number(label.value), steps: Number(steps.input.value), solver: solver.value, ...guidance.asked};
+      label: label.value === '' ? null : Number(label.value), steps: Number(steps.input.value), solver: solver.value,
+      ...guidance.asked, resolution: view.resolution, ...view.asked};
     const names = choices.map(choice => choice.name);
     const editable = choices.every(choice => choice.model.editable);
     const shown = new Results(results, names, wanted.pictures, editable ? {onedit: (name, source) => {
       const chosen = wanted.models[names.indexOf(name)];
       sessionStorage.setItem('edit', source);
-      location.hash = `#/edit?${new URLSearchParams({run: chosen.run, checkpoint: chosen.checkpoint ?? ''})}`;
+      location.hash = `#/edit?${new URLSearchParams({run: chosen.run, checkpoint: chosen.checkpoint ?? '', ema_length: chosen.ema_length ?? ''})}`;
     }} : {});
     results.scrollIntoView({block: 'nearest'});
     try {

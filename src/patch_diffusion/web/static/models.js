@@ -15,24 +15,37 @@ export class Choice {
       ...runs.map(run => element('option', {value: run.name}, run.name)));
     if (runs.some(run => run.name === chosen.run)) this.run.value = chosen.run;
     this.checkpoint = element('select', {'aria-label': 'checkpoint', onchange: () => onchange?.()});
+    this.average = element('input', {type: 'number', name: 'average', min: 0, max: .289, step: 'any', placeholder: 'the usual', oninput: () => onchange?.()});
+    this.averageLabel = element('label', {}, 'Averaged over this share of the training', this.average);
+    this.averageLabel.style.gridColumn = '1 / 3';
     this.fill();
     if (chosen.checkpoint) this.checkpoint.value = chosen.checkpoint;
+    if (chosen.ema_length) this.average.value = chosen.ema_length;
     this.row = element('div', {className: 'pair'}, element('label', {}, 'Run', this.run), element('label', {}, 'Weights', this.checkpoint),
-      onremove ? element('button', {className: 'plain', type: 'button', 'aria-label': 'remove this model', onclick: () => onremove(this)}, '✕') : null);
+      onremove ? element('button', {className: 'plain', type: 'button', 'aria-label': 'remove this model', onclick: () => onremove(this)}, '✕') : null, this.averageLabel);
     if (!onremove) this.row.style.gridTemplateColumns = '1fr 1fr';
   }
 
   fill() {
     const {checkpoints, best} = this.found;
+    this.averageLabel.hidden = !this.model.ema_lengths.length;
+    if (this.averageLabel.hidden) this.average.value = '';
     this.checkpoint.replaceChildren(element('option', {value: ''}, 'newest'),
       ...[...checkpoints].reverse().map(step => element('option', {value: step}, `step ${step.toLocaleString('en')}${step === best ? ', best' : ''}`)));
   }
 
   get found() { return this.runs.find(run => run.name === this.run.value); }
   get model() { return this.found.model; }
-  get asked() { return {run: this.run.value, checkpoint: this.checkpoint.value ? Number(this.checkpoint.value) : null}; }
-  get name() { return `${this.run.value}${this.checkpoint.value ? `, step ${Number(this.checkpoint.value).toLocaleString('en')}` : ''}`; }
+  get step() { return this.checkpoint.value ? Number(this.checkpoint.value) : null; }
+  get asked() { return {run: this.run.value, checkpoint: this.step, ema_length: numberOf(this.average)}; }
+  get name() {
+    const step = this.step === null ? '' : `, step ${this.step.toLocaleString('en')}`;
+    return `${this.run.value}${step}${this.average.value ? `, average ${this.average.value}` : ''}`;
+  }
 }
+
+// What stands in a field, null where nothing does.
+export const numberOf = input => input.value === '' ? null : Number(input.value);
 
 // A select of classes, filled anew for each model.
 export function fillClasses(select, model, none) {
@@ -53,25 +66,72 @@ export function slider(text, values, show = value => value) {
 
 export const field = (text, input) => element('label', {}, text, input);
 
-// What guidance a model can be given; the choice and its strength.
+// What guidance models can be given: what it leads away from, how far, and at which noise levels.
 export class GuidanceFields {
   constructor() {
-    this.guide = element('select', {}, element('option', {value: 'class'}, 'the class'), element('option', {value: 'crops'}, 'crops of the image'));
-    const scale = slider('Guidance', {min: 1, max: 4, step: .1, value: 1}, value => value === '1' ? 'none' : Number(value).toFixed(1));
+    this.guide = element('select', {name: 'guide'});
+    const scale = slider('Guidance', {min: 1, max: 4, step: .1, value: 1, name: 'guidance'}, value => value === '1' ? 'none' : Number(value).toFixed(1));
     scale.input.addEventListener('input', () => this.show());
     this.scale = scale.input;
     this.guideLabel = field('Guided by', this.guide);
     this.fields = [scale.label, this.guideLabel];
+    [this.low, this.high] = ['low', 'high'].map(name => element('input', {type: 'number', name, min: 0, step: 'any', placeholder: name === 'low' ? '0' : 'all'}));
+    this.interval = element('div', {className: 'pair'}, field('Above noise', this.low), field('up to noise', this.high));
     this.show();
   }
 
-  show() { this.guideLabel.hidden = this.scale.value === '1'; }
+  get used() { return this.scale.value !== '1'; }
 
-  suit(models, labelled = true) {
-    const byClass = labelled && models.every(model => model.classes && model.classless);
-    this.guide.options[0].disabled = !byClass;
-    if (!byClass) this.guide.value = 'crops';
+  show() { this.guideLabel.hidden = this.interval.hidden = !this.used; }
+
+  // choices: of the models; labelled: whether they are told a class.
+  suit(choices, labelled = true) {
+    const byClass = labelled && choices.every(({model}) => model.classes && model.classless);
+    // A model is led away from an earlier one of the same run: steps that all have.
+    const earlier = choices.map(({found, step}) => found.checkpoints.filter(each => each < (step ?? found.step)));
+    const steps = earlier[0].filter(step => earlier.every(each => each.includes(step)));
+    const before = this.guide.value;
+    const guides = [...(byClass ? [['class', 'the class']] : []), ['crops', 'crops of half the sides'], ['crops:1/4', 'crops of a quarter'],
+      ...steps.map(step => [`step:${step}`, `the model of step ${step.toLocaleString('en')}`])];
+    this.guide.replaceChildren(...guides.map(([value, text]) => element('option', {value}, text)));
+    if (guides.some(([value]) => value === before)) this.guide.value = before;
   }
 
-  get asked() { return {guidance: Number(this.scale.value), guide: this.guide.value}; }
+  get asked() {
+    if (!this.used) return {};
+    const bounded = this.low.value !== '' || this.high.value !== '';
+    return {guidance: Number(this.scale.value), guide: this.guide.value,
+      guidance_interval: bounded ? [numberOf(this.low) ?? 0, numberOf(this.high) ?? 10000] : null};
+  }
 }
+
+// How a model is shown an image: its size, its coordinates, and in tiles or not.
+export class ViewFields {
+  constructor() {
+    const side = (name, least) => element('input', {type: 'number', name, min: least, step: 1, placeholder: name === 'tile' ? 'none' : ''});
+    [this.height, this.width, this.tile, this.overlap] = [side('height', 1), side('width', 1), side('tile', 1), side('overlap', 0)];
+    this.coords = element('select', {name: 'coords'}, ...[['', 'what is usual'], ['stretch', 'is one image as a whole'],
+      ['extend', 'goes on as it was learned'], ['repeat', 'each tile is an image']].map(([value, text]) => element('option', {value}, text)));
+    this.size = element('div', {className: 'pair'}, field('Height', this.height), field('Width', this.width));
+    this.coordsLabel = field('An image of another size', this.coords);
+    this.overlap.placeholder = 'a quarter';
+    this.tiles = element('div', {className: 'pair'}, field('In tiles of', this.tile), field('that overlap by', this.overlap));
+    this.fields = [this.size, this.coordsLabel, this.tiles];
+  }
+
+  suit(models) {
+    [this.height.placeholder, this.width.placeholder] = models[0].resolution;
+    this.coordsLabel.hidden = !models.every(model => model.coords);
+    if (this.coordsLabel.hidden) this.coords.value = '';
+  }
+
+  // Of new pictures; one side alone is that of a square.
+  get resolution() {
+    const [height, width] = [numberOf(this.height), numberOf(this.width)];
+    return height === null && width === null ? null : [height ?? width, width ?? height];
+  }
+
+  get asked() { return {coords: this.coords.value || null, tile: numberOf(this.tile), overlap: numberOf(this.overlap)}; }
+}
+
+export const more = (...fields) => element('details', {className: 'more'}, element('summary', {}, 'More'), ...fields);

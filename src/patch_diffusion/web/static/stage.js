@@ -23,7 +23,7 @@ export class Stage {
     const eraser = element('label', {}, this.erase, 'Erase');
     eraser.style.width = 'auto';
     this.tools = element('div', {className: 'tools'}, element('label', {}, 'Brush', this.brush), eraser,
-      element('button', {className: 'small', type: 'button', onclick: () => this.clear()}, 'Clear'), this.told);
+      element('button', {className: 'small clear', type: 'button', onclick: () => this.clear()}, 'Clear'), this.told);
     this.draw();
     this.watched = new ResizeObserver(() => this.layout());
   }
@@ -48,6 +48,11 @@ export class Stage {
     this.onchange();
   }
 
+  // An image that is restored as a whole is not drawn on.
+  restoring(whether) {
+    for (const part of [this.element, this.tools]) part.classList.toggle('restoring', whether);
+  }
+
   get extended() { return SIDES.some(side => this.extend[side]); }
 
   get size() {
@@ -56,7 +61,8 @@ export class Stage {
   }
 
   layout() {
-    if (!this.width) return;
+    if (!this.element.parentElement) this.watched.disconnect();  // another image has taken its place
+    if (!this.width || !this.element.parentElement) return;
     const [height, width] = this.size;
     const room = Math.min(this.element.parentElement.clientWidth, LARGEST) - 16;
     // The larger it is to become, the smaller a pixel: an image that is not extended leaves room for that.

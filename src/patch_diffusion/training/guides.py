@@ -1,0 +1,43 @@
+"""What guidance leads away from, in words: a name, or a weaker model of the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.sampling.generate import Sample
+
+
+def guide_of(text: str, weaker: Callable[[int | None, float | None], Denoiser]) -> str | Denoiser:
+    """A name that `Guidance` knows, or the weaker model that the text names.
+
+    Args:
+        text: "class", "crops", "crops:1/4"; "step:400" for a checkpoint of the run, "ema:0.02" for an average of
+            another length.
+        weaker: loads a model of the run, by the step of a checkpoint or by the length of an average.
+
+    Raises:
+        InputError: there is no such model, or no such name.
+    """
+    kind, _, value = text.partition(":")
+    if kind == "step":
+        if not value.isdecimal():
+            raise InputError(f"guide step:N is the step of a checkpoint, as in step:400, not '{text}'")
+        return weaker(int(value), None)
+    if kind == "ema":
+        try:
+            length = float(value)
+        except ValueError:
+            raise InputError(f"guide ema:LENGTH is the length of an average, as in ema:0.02, not '{text}'") from None
+        return weaker(None, length)
+    if kind in ("class", "crops"):
+        return text
+    raise InputError(f"there is no guide '{text}'{did_you_mean(text, ['class', 'crops', 'step:N', 'ema:LENGTH'])}")
+
+
+def named(samples: Iterable[Sample], guide: str | Denoiser, text: str) -> Iterator[Sample]:
+    """The samples, with the guide in their settings as the user named it: of a model those cannot say which."""
+    for sample in samples:
+        yield sample if guide == text else replace(sample, settings=sample.settings | {"guide": text})

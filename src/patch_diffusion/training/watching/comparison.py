@@ -1,0 +1,213 @@
+"""Several runs on one page, side by side: what differs in their settings, and what became of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from patch_diffusion.config import differences
+from patch_diffusion.files import write_text
+from patch_diffusion.training.watching.chart import chart, colours, number
+from patch_diffusion.training.watching.compared import OVER, Run, open_runs
+from patch_diffusion.training.watching.history import Curve
+from patch_diffusion.training.watching.measured import Measured, measured_tables
+from patch_diffusion.training.watching.page import option_text, page, wide_table
+from patch_diffusion.training.watching.pictures import as_data, evenly
+from patch_diffusion.training.watching.report import clock, html_file, step_of
+
+_MOMENTS = 3  # at which samples are shown, beside the newest
+_NEAR = 0.1  # of the budget: samples at moments further apart are not beside each other
+_PICTURE_BYTES = 200_000
+_COMPARABLE = ("data.source", "noise.process", "noise.sigma_data")  # a loss of others is another quantity
+_FACTS = ("resolution", "image_channels", "codec")
+
+
+def write_comparison(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> Path:
+    """Write what is to be seen of several runs on one page, side by side.
+
+    It needs nothing beside it, and can be written at any time, also while the runs are trained. Text from the runs is
+    escaped.
+
+    Args:
+        runs: two to twelve run folders.
+        out: an .html file.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        InputError: too few or too many runs, one that is given twice or is none or damaged; or ``out`` is not named
+            .html.
+    """
+    path = html_file(out)
+    found = open_runs(runs)
+    title = f"{', '.join(run.name for run in found[:3])}{', ...' if len(found) > 3 else ''}"
+    body = "".join(_parts(found))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, page(title, body))
+    return path
+
+
+def _parts(runs: Sequence[Run]) -> Iterator[str]:
+    yield f"<h1>{len(runs)} runs side by side</h1>"
+    yield f'<div class="box">{_head(runs)}</div>{"".join(_warnings(runs))}'
+    yield f'<h2>Settings that differ</h2><div class="box">{_settings(runs)}</div>'
+    if drawn := _curves(runs):
+        yield f"<h2>Loss <small>over what was trained</small></h2>{drawn}"
+    yield f'<h2>So far <small>or at the end</small></h2><div class="box">{_counts(runs)}</div>'
+    for title, about, curves in (
+        ("Held-out loss by noise level", "the newest, of whole images", lambda run: run.history.held_out_by_noise),
+        ("Training loss by noise level", "the newest, of all sizes of patches", lambda run: run.history.by_noise),
+    ):
+        if table := _by_noise(runs, [curves(run) for run in runs]):
+            yield f'<h2>{title} <small>{about}</small></h2><div class="box">{table}</div>'
+    if samples := _samples(runs):
+        yield f"<h2>Samples <small>of the averaged weights, from the same seeds</small></h2>{samples}"
+    yield measured_tables([_lettered(run) for run in runs], [Measured.of(run.folder) for run in runs])
+
+
+def _lettered(run: Run) -> str:
+    return f"{run.letter} {run.name}"
+
+
+def _columns(runs: Sequence[Run], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
+    return wide_table(["", *map(_lettered, runs)], [[name, *cells] for name, cells in rows if any(cells)])
+
+
+def _head(runs: Sequence[Run]) -> str:
+    def state(run: Run) -> str:
+        if not run.history.last:
+            return "no step is logged" if run.facts.num_images else "imported"
+        return "complete" if run.history.complete else f"{run.history.spent:.1%} of its budget"
+
+    lines = "".join(
+        f'<span class="{colour}"><em>{run.letter}</em> {escape(run.name)} <small>{state(run)}</small></span>'
+        for colour, run in zip(colours(len(runs)), runs, strict=True)
+    )
+    return f'<div class="key">{lines}</div>'
+
+
+def _warnings(runs: Sequence[Run]) -> Iterator[str]:
+    options = differences({run.letter: run.config for run in runs}).keys() & set(_COMPARABLE)
+    facts = [name for name in _FACTS if len({str(getattr(run.facts, name)) for run in runs}) > 1]
+    for name in [*sorted(options), *facts]:
+        yield _warning(f"{name} differs: these losses are of different things, and cannot be compared")
+    for run in runs:
+        if num := run.history.num_damaged:
+            of = f"{num:,} of {run.history.num_lines:,} lines of its log are damaged and left out"
+            yield _warning(f"{_lettered(run)}: {of}")
+
+
+def _warning(text: str) -> str:
+    return f'<p class="box warning">{escape(text)}</p>'
+
+
+def _settings(runs: Sequence[Run]) -> str:
+    found = differences({run.letter: run.config for run in runs})
+    rows = [(name, [option_text(value) for value in values.values()]) for name, values in found.items()]
+    return _columns(runs, rows) if rows else "none"
+
+
+def _curves(runs: Sequence[Run]) -> str:
+    """A chart of each size, and of held-out images, over each of what they can be over; one of each is shown."""
+    sizes = {over: _by_size({run.name: run.histories[over].loss for run in runs}) for over in OVER}
+    charts = ""
+    letters = {run.name: run.letter for run in runs}
+    for over in OVER:
+        unit = {"images": "image", "minutes": "minute"}[over]
+        about = f"over {'true images seen' if over == 'images' else 'minutes of training'}"
+        for size, curves in sizes[over].items():
+            drawn = chart(f"Training loss, {size}", curves, about=about, over=unit, labels=letters)
+            charts += f'<div data-shown="{over}|{escape(size)}">{drawn}</div>'
+        held_out = {run.name: run.histories[over].held_out for run in runs if run.histories[over].held_out}
+        if drawn := chart("Loss of held-out images", held_out, about=about, over=unit, labels=letters):
+            charts += f'<div data-shown="{over}" data-any="loss">{drawn}</div>'
+    if not charts:
+        return ""
+    options = "".join(f"<option>{escape(size)}</option>" for size in sizes[OVER[0]])
+    return (
+        '<div data-choose><div class="choices"><label>over <select name="over"><option value="images">images seen'
+        '</option><option value="minutes">training time</option></select></label><label>training loss of '
+        f'<select name="loss">{options}</select></label></div><div class="charts">{charts}</div></div>'
+    )
+
+
+def _by_size(losses: Mapping[str, Mapping[str, Curve]]) -> dict[str, dict[str, Curve]]:
+    """Of each patch size a curve for each run that has it; sizes that more runs have come first, then larger ones."""
+    sizes = dict.fromkeys(size for found in losses.values() for size in found)
+    curves = {size: {name: found[size] for name, found in losses.items() if size in found} for size in sizes}
+    return dict(sorted(curves.items(), key=lambda item: -len(item[1])))
+
+
+def _counts(runs: Sequence[Run]) -> str:
+    def of_line(key: str) -> list[str]:
+        return [f"{run.history.last[key]:,}" if key in run.history.last else "" for run in runs]
+
+    def per_second(key: str) -> list[str]:
+        lines = [run.history.last for run in runs]
+        return [number(line[key] / line["seconds"]) if key in line and line["seconds"] > 0 else "" for line in lines]
+
+    def newest(line: Mapping[str, Any], size: str) -> str:
+        loss = line.get("loss", {}).get(size)
+        return "" if loss is None else f"{loss:.4f}"
+
+    sizes = _by_size({run.name: run.history.loss for run in runs})
+    held_out = [run.history.last_held_out.get("held_out", {}).get("loss") for run in runs]
+    return _columns(
+        runs,
+        [
+            ("held-out loss", ["" if loss is None else f"{loss:.4f}" for loss in held_out]),
+            *((f"training loss, {size}", [newest(run.history.last, size) for run in runs]) for size in sizes),
+            ("parameters", [f"{run.facts.parameters:,}" for run in runs]),
+            ("steps", of_line("step")),
+            ("true images seen", of_line("images")),
+            ("of them as patches", of_line("patches")),
+            ("pixels seen", of_line("pixels")),
+            ("FLOPs", [number(line["flops"]) if "flops" in (line := run.history.last) else "" for run in runs]),
+            ("trained for", [clock(line["seconds"]) if (line := run.history.last) else "" for run in runs]),
+            ("images a second", per_second("images")),
+            ("pixels a second", per_second("pixels")),
+        ],
+    )
+
+
+def _by_noise(runs: Sequence[Run], curves: Sequence[Mapping[str, Curve]]) -> str:
+    levels = sorted({level for found in curves for level in found}, key=float)
+    rows = []
+    for level in levels:
+        lasts = [found[level].points()[-1:] if level in found else [] for found in curves]
+        rows.append((f"sigma {level}", [number(last[0].value) if last else "" for last in lasts]))
+    return _columns(runs, rows) if rows else ""
+
+
+def _samples(runs: Sequence[Run]) -> str:
+    """The newest of each run, and those of moments at which all have some."""
+    newest = [run.samples[-1][1] if run.samples else None for run in runs]
+    if not any(newest):
+        return ""
+    html = _row("The newest of each", runs, newest)
+    fewest = min((run.samples for run in runs), key=len)
+    beside = {spent: [_nearest(run, spent) for run in runs] for spent, _ in fewest}
+    common = [spent for spent, paths in beside.items() if all(paths) and paths != newest]
+    for spent in reversed(evenly(common, _MOMENTS)):
+        html += _row(f"{min(spent, 1):.0%} of the budget", runs, beside[spent])
+    return html
+
+
+def _nearest(run: Run, spent: float) -> Path | None:
+    """The samples that are nearest to a moment, if they are near."""
+    away, path = min(((abs(at - spent), path) for at, path in run.samples), default=(1.0, None))
+    return path if away <= _NEAR else None
+
+
+def _row(title: str, runs: Sequence[Run], paths: Sequence[Path | None]) -> str:
+    figures = ""
+    for run, path in zip(runs, paths, strict=True):
+        data = None if path is None else as_data(path, _PICTURE_BYTES)
+        told = "none yet" if path is None or data is None else f"step {step_of(path)}"
+        shown = f'<img alt="samples of {escape(run.name)}" src="{data}">' if data else ""
+        figures += f"<figure>{shown}<figcaption>{escape(_lettered(run))} <small>{told}</small></figcaption></figure>"
+    return f'<h3>{title}</h3><div class="beside">{figures}</div>'

@@ -1,0 +1,74 @@
+"""What `evaluate` found of runs, where its JSON lies in their folders, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from patch_diffusion.errors import InputError
+from patch_diffusion.files import read_json
+from patch_diffusion.training.run import RunFolder
+from patch_diffusion.training.watching.chart import number
+from patch_diffusion.training.watching.page import option_text, wide_table
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The newest of each measure by its name, as `evaluate` wrote it, and its settings."""
+
+    measures: Mapping[str, Mapping[str, Any]]
+    settings: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, folder: RunFolder) -> Measured:
+        """What lies in a run folder as any .json."""
+        measures, settings = {}, {}
+        for path in sorted(folder.path.glob("*.json"), key=lambda path: path.stat().st_mtime):
+            try:
+                found = read_json(path)
+                shared = found["settings"]
+                read = {
+                    name: (_text(each), {**shared, **each["settings"]}, each) for name, each in found["metrics"].items()
+                }
+            except (InputError, OSError, KeyError, TypeError, ValueError, AttributeError):
+                continue  # other files lie there, too
+            measures |= {name: each for name, (_, _, each) in read.items()}
+            settings |= {name: made_with for name, (_, made_with, _) in read.items()}
+        return cls(measures, settings)
+
+
+def measured_tables(names: Sequence[str], runs: Sequence[Measured]) -> str:
+    """A column for each run, as HTML; empty where nothing was measured of any."""
+    metrics = list(dict.fromkeys(name for run in runs for name in run.measures))
+    if not metrics:
+        return ""
+    rows = [
+        [metric, *(_text(run.measures[metric]) if metric in run.measures else "" for run in runs)] for metric in metrics
+    ]
+    html = f'<h2>Evaluated <small>with intervals of 95 %</small></h2><div class="box">{wide_table(["", *names], rows)}'
+    if differing := _differing(metrics, runs):
+        html += (
+            '<p class="warning">Numbers may be compared where their settings agree. These differ:</p>'
+            f"{wide_table(['', *names], differing)}"
+        )
+    return f"{html}</div>"
+
+
+def _differing(metrics: Sequence[str], runs: Sequence[Measured]) -> list[list[str]]:
+    """Settings in which the same metric was measured otherwise in some of the runs."""
+    rows: dict[tuple[str, ...], str] = {}
+    for metric in metrics:
+        found = [run.settings.get(metric) for run in runs]
+        there = [each for each in found if each is not None]
+        for name in dict.fromkeys(name for each in there for name in each):
+            if any(each.get(name) != there[0].get(name) for each in there):
+                cells = ["" if each is None else option_text(each.get(name)) for each in found]
+                rows.setdefault((name, *cells), metric)
+    return [list(row) for row in rows]
+
+
+def _text(measure: Mapping[str, Any]) -> str:
+    interval = measure["interval"]
+    value = number(float(measure["value"]))
+    return value if interval is None else f"{value} ({number(float(interval[0]))} to {number(float(interval[1]))})"

@@ -1,0 +1,55 @@
+"""How large pictures may be, so that no request fills the memory of the machine."""
+
+from __future__ import annotations
+
+from patch_diffusion.errors import InputError
+
+MOST_PIXELS = 2**20
+"""Of a picture."""
+
+MOST_IN_ALL = 2**24
+"""Of the pictures of a request."""
+
+MOST_SEEN = 2**18
+"""Of what a network is shown at once; it keeps a few numbers for each pixel and feature."""
+
+MOST_SEEN_BACK = 2**16
+"""The same where it goes backward too, for which it keeps all of them."""
+
+_MOST_AT_ONCE = 16
+
+
+def at_once(
+    resolution: tuple[int, int], trained: tuple[int, int] | None, pictures: int, *, tile: int | None, backward: bool
+) -> int:
+    """How many pictures, or tiles, a network is given together.
+
+    What a model was trained on may be as large as it is.
+
+    Args:
+        resolution: height and width of the pictures.
+        trained: those of the images of training.
+        pictures: how many there will be.
+        tile: side of tiles, which are seen one by one.
+        backward: whether the network goes backward, for which all tiles are kept.
+
+    Raises:
+        InputError: that is too much.
+    """
+    height, width = resolution
+    pixels, usual = height * width, 1 if trained is None else trained[0] * trained[1]
+    if pixels > max(MOST_PIXELS, usual):
+        raise InputError(f"{height}x{width} is more than this page makes, {MOST_PIXELS:,} pixels: ask for less")
+    if pictures > 1 and pictures * pixels > MOST_IN_ALL:
+        most = max(MOST_IN_ALL // pixels, 1)
+        raise InputError(f"of pictures of {height}x{width} this page makes {most} at a time, not {pictures}")
+    most = max(MOST_SEEN_BACK if backward else MOST_SEEN, usual)
+    seen = pixels if tile is None or backward else min(tile * tile, pixels)
+    if seen > most:
+        side = int((MOST_SEEN_BACK if backward else MOST_SEEN) ** 0.5)
+        others = "the quick way" if backward else "smaller tiles" if tile else "tiles"
+        raise InputError(
+            f"{height}x{width} pixels at once would take too much memory here, where {side}x{side} are seen at once: "
+            f"choose {others}"
+        )
+    return max(1, min(_MOST_AT_ONCE, pictures if tile is None else _MOST_AT_ONCE, most // max(seen, 1)))
