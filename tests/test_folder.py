@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -31,6 +32,18 @@ def test_the_grid_is_sorted_by_class(tmp_path):
     grid = Image.open(tmp_path / "grid.png")
     scale = grid.width // 5
     assert [grid.getpixel((x * scale, y * scale)) for y in (0, 3) for x in (0, 3)] == [2, 4, 1, 3]
+
+
+def test_a_mean(tmp_path):
+    pd.write_samples([sample(seed) for seed in (1, 2, 5)], tmp_path, mean=True)
+    assert Image.open(tmp_path / "mean.png").getpixel((1, 1)) == 3
+    assert len(json.loads((tmp_path / "samples.json").read_text())["samples"]) == 3
+    floats = [pd.Sample(torch.full((5, 2, 2), value), 0, None, {}) for value in (0.5, 1.0)]
+    pd.write_samples(floats, tmp_path / "floats", mean=True)
+    found = np.load(tmp_path / "floats" / "mean.npy")
+    assert found.dtype == np.float32 and (found == 0.75).all()
+    pd.write_samples([], tmp_path / "none", mean=True)
+    assert not (tmp_path / "none").exists()
 
 
 def test_an_interruption_leaves_an_index_of_what_is_there(tmp_path):

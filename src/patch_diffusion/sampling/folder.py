@@ -11,7 +11,7 @@ from torch import Tensor
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_json, write_json
 from patch_diffusion.sampling.generate import Sample
-from patch_diffusion.sampling.pictures import picture_grid, write_picture
+from patch_diffusion.sampling.pictures import picture_grid, write_picture, write_pixels
 
 MOST_IN_GRID = 100
 
@@ -23,6 +23,7 @@ def write_samples(
     class_names: Sequence[str] = (),
     source: str = "",
     grid: str | Path | None = None,
+    mean: bool = False,
 ) -> int:
     """Write samples as ``000000.png`` ... named by seed, and ``samples.json`` with seed, class and settings of each.
 
@@ -35,6 +36,7 @@ def write_samples(
         class_names: names for the index.
         source: where the model comes from, for the index.
         grid: a picture of the first 100 samples, sorted by class.
+        mean: also write the mean of all these samples, as ``mean.png``.
 
     Returns:
         The number of samples.
@@ -53,7 +55,7 @@ def write_samples(
     if index.exists():
         entries = {entry["seed"]: entry for entry in read_json(index).get("samples", [])}
     shown: list[tuple[int, int, Tensor]] = []
-    num = 0
+    num, total, like = 0, None, None
     try:
         for num, sample in enumerate(samples, start=1):
             name = class_names[sample.label] if class_names and sample.label is not None else None
@@ -65,11 +67,17 @@ def write_samples(
                 "source": source,
                 "settings": sample.settings,
             }
+            if mean:
+                like = sample.pixels
+                total = like.double() if total is None else total + like
             if grid is not None and num <= MOST_IN_GRID:
                 shown.append((sample.label or 0, sample.seed, sample.visible))
     finally:
         if num:
             write_json(index, {"samples": [entries[seed] for seed in sorted(entries)]})
+    if total is not None and like is not None:
+        found = total / num
+        write_pixels((found if like.is_floating_point() else found.round()).to(like.dtype), folder / "mean")
     if grid is not None:
         write_picture(picture_grid([pixels for _, _, pixels in sorted(shown, key=lambda each: each[:2])]), grid)
     return num
