@@ -105,12 +105,13 @@ def test_which_arms_race():
 
 def test_held_out_is_a_share_or_data():
     for line, share, data in (
-        ("", 0.05, None),
+        ("", None, None),
         ("--held-out 0.2", 0.2, None),
         ("--data.held-out=1e-1", 0.1, None),
-        ("--held-out others.zip", 0.0, "others.zip"),
-        ("--held-out=2023/photos", 0.0, "2023/photos"),
-        ("--held-out-data digits", 0.0, "digits"),
+        ("--held-out others.zip", None, "others.zip"),
+        ("--preset paper", None, None),
+        ("--held-out=2023/photos", None, "2023/photos"),
+        ("--held-out-data digits", None, "digits"),
     ):
         race = parsed(line)
         assert (race.options.data.held_out, race.held_out_data) == (share, data), line
