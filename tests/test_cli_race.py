@@ -138,6 +138,8 @@ def one_line(text):
         ("race digits --out NEW --arm long steps=7", 2, "has steps 7"),
         ("race digits --out NEW --arm few samples=3", 2, "samples has no meaning in a race"),
         ("race digits --out NEW --samples 3", 2, "samples has no meaning in a race"),
+        ("race digits --out NEW --watch.metrics kernel", 2, "watch.metrics has no meaning in a race"),
+        ("race digits --out NEW --checkpoint-by kernel", 2, "checkpoint_by has no meaning in a race"),
         ("race digits --out NEW --seed 3", 2, "takes --seeds"),
         ("race digits --out NEW --arms whole", 2, "two arms or more, not 1"),
         ("race digits --out NEW --arms whole pathes", 2, "no arm 'pathes'; did you mean 'patches'"),

@@ -175,3 +175,24 @@ def test_as_a_command(tmp_path, capsys):
     assert "--allow watch.samples" in capsys.readouterr().err
     assert main(["train", "digits", "--out", str(tmp_path / "a"), *tiny.split(), "--watch.extractor", "none.pt"]) == 1
     assert "watch.times has no effect without watch.metrics" in capsys.readouterr().err
+
+
+def test_measuring_takes_no_minutes_of_the_budget(make_trainer, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("patch_diffusion.training.loop.time.monotonic", lambda: clock[0])
+
+    class Slow(Rising):
+        def __call__(self, model):
+            clock[0] += 1000
+            return super().__call__(model)
+
+    trainer = make_trainer(meter=Slow(1, 1, 1, 1, 1, 1))
+    step = trainer.train_step
+
+    def one_second(spent):
+        clock[0] += 1
+        return step(spent)
+
+    monkeypatch.setattr(trainer, "train_step", one_second)
+    trainer.fit(minutes=0.1)
+    assert trainer.seen.step == 6 and [line["seconds"] for line in lines(trainer)] == [1, 2, 3, 4, 5, 6]

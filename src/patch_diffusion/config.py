@@ -85,7 +85,7 @@ class Data:
     """Where decoded images are kept: in memory, on disk, mapped, or, for auto, on disk where they are many."""
     held_out: Annotated[float | None, tyro.conf.arg(aliases=["--held-out"])] = None
     """Share of the images that is not trained on, 64 at the least: the log says how well those are denoised. None:
-    0.05; nothing of fewer than 640 images; what it was, in a run that continues."""
+    0.05, or of fewer than 640 images 0; a run that continues keeps its own."""
     augment: Augment = Augment()
 
 
@@ -226,8 +226,8 @@ class Watch:
 
     metrics: tuple[Literal["frechet", "kernel", "memorization"], ...] = ()
     """As in evaluate: distances of features, and near copies of training images beside those of held-out ones."""
-    times: int = 10
-    """How often, evenly over the budget, whose minutes it takes, too."""
+    times: int = 5
+    """How often, evenly over the budget; it takes time, but no minutes of the budget."""
     samples: int = 500
     """Samples each time, of the same seeds."""
     extractor: str = "random"

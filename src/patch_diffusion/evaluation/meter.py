@@ -49,7 +49,7 @@ class SampleMeter:
 
     >>> meter = SampleMeter(("frechet", "memorization"), samples=200)
     >>> meter.options.times
-    10
+    5
     """
 
     def __init__(

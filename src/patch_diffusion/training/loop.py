@@ -119,7 +119,12 @@ class Loop:
                     self._collapsed = write_samples(trainer)
                 times = trainer.meter.options.times if trainer.meter is not None else 0
                 measured = _crosses(before, spent, times)
-                samples = measure_samples(trainer, spent) if measured else None
+                samples = None
+                if measured:
+                    trainer.engine.catch_up()
+                    paused = time.monotonic()
+                    samples = measure_samples(trainer, spent)
+                    began += time.monotonic() - paused  # a budget of minutes is one of training
                 marked = _crosses(before, spent, trainer.num_checkpoints) or self._is_marked(seen.step)
                 marked = marked or (measured and trainer.checkpoint_best not in (None, "loss"))
                 last = spent >= 1 or stop

@@ -19,14 +19,14 @@ DISTANCES = {"frechet": "Frechet distance", "kernel": "kernel distance"}
 """What is measured of samples by its name in the log, and how it is called."""
 
 SHARES = {
-    "near_copies": "near copies",
-    "near_copies_held_out": "of held-out images",
-    "near_copies@1/2": "of halves",
-    "near_copies_held_out@1/2": "of held-out halves",
-    "near_copies@1/4": "of quarters",
-    "near_copies_held_out@1/4": "of held-out quarters",
+    "near_copies": "samples",
+    "near_copies_held_out": "held-out images",
+    "near_copies@1/2": "1/2 of samples",
+    "near_copies_held_out@1/2": "1/2 of held-out images",
+    "near_copies@1/4": "1/4 of samples",
+    "near_copies_held_out@1/4": "1/4 of held-out images",
 }
-"""The same for what is a share of the images."""
+"""The same for shares of near copies: of whom, or of patches of whom."""
 
 
 @dataclass(frozen=True)
