@@ -105,12 +105,13 @@ def test_which_arms_race():
 
 def test_held_out_is_a_share_or_data():
     for line, share, data in (
-        ("", 0.05, None),
+        ("", None, None),
         ("--held-out 0.2", 0.2, None),
         ("--data.held-out=1e-1", 0.1, None),
-        ("--held-out others.zip", 0.0, "others.zip"),
-        ("--held-out=2023/photos", 0.0, "2023/photos"),
-        ("--held-out-data digits", 0.0, "digits"),
+        ("--held-out others.zip", None, "others.zip"),
+        ("--preset paper", None, None),
+        ("--held-out=2023/photos", None, "2023/photos"),
+        ("--held-out-data digits", None, "digits"),
     ):
         race = parsed(line)
         assert (race.options.data.held_out, race.held_out_data) == (share, data), line
@@ -137,6 +138,8 @@ def one_line(text):
         ("race digits --out NEW --arm long steps=7", 2, "has steps 7"),
         ("race digits --out NEW --arm few samples=3", 2, "samples has no meaning in a race"),
         ("race digits --out NEW --samples 3", 2, "samples has no meaning in a race"),
+        ("race digits --out NEW --watch.metrics kernel", 2, "watch.metrics has no meaning in a race"),
+        ("race digits --out NEW --checkpoint-by kernel", 2, "checkpoint_by has no meaning in a race"),
         ("race digits --out NEW --seed 3", 2, "takes --seeds"),
         ("race digits --out NEW --arms whole", 2, "two arms or more, not 1"),
         ("race digits --out NEW --arms whole pathes", 2, "no arm 'pathes'; did you mean 'patches'"),

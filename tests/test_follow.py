@@ -163,11 +163,13 @@ def test_a_sparkline_has_the_shape_of_its_curve():
 
 
 def test_a_run_that_is_complete(run, capsys):
-    (run / "log.jsonl").write_text(text([{"step": 0, "note": "a note"}, line(1, 0.5), line(2, 1.0)]))
+    samples = {"step": 2, "samples": {"kernel": 0.5}}
+    (run / "log.jsonl").write_text(text([{"step": 0, "note": "a note"}, line(1, 0.5), samples, line(2, 1.0)]))
     assert main(["info", str(run), "--follow"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out == [
         "step 0: a note",
+        "step 2: kernel distance 0.5",
         "100%  step 2  loss 0.375  10 images/s  0:00 left",
         f"complete; to sample from it: patch-diffusion sample {run} --out pictures",
     ]
@@ -244,13 +246,26 @@ def test_the_view_fits_eighty_columns(run, filled):
             more = {"loss_by_noise": levels, "skipped": 3, "images": 123_456 * step}
             history.add(line(10_000 * step, step / 1000, **more))
         history.add({"step": 9, "held_out": {"loss": 0.4, "by_noise": levels}})
+        history.add({"step": 9, "samples": {"frechet": 2.5, "near_copies_held_out": 0.01, "near_copies@1/2": 0.123}})
         history.add({"step": 9, "note": "[bold]a long note[/bold] " * 9})
     console = Console(width=80, file=io.StringIO(), force_terminal=True, color_system=None)
     console.print(_view(RunFolder(run), history, "process 1 on host" if filled else ""))
     shown = console.file.getvalue()
     assert all(len(one.rstrip()) <= 80 for one in shown.splitlines())
     if filled:
-        for word in ("6%", "step 590,000", "loss 64x64", "0.500", "noise 0.8", "held out", "0.400", "skipped", "▁"):
+        for word in (
+            "6%",
+            "step 590,000",
+            "loss 64x64",
+            "0.500",
+            "noise 0.8",
+            "held out",
+            "0.400",
+            "frechet",
+            "2.500",
+            "skipped",
+            "▁",
+        ):
             assert word in shown
         assert "[bold]a long note" in shown and "trained by process 1 on host" in shown
         assert len([one for one in shown.splitlines() if "images/s" in one and "left" in one]) == 1

@@ -6,7 +6,9 @@ from PIL import Image
 
 import patch_diffusion as pd
 from patch_diffusion.evaluation.intervals import Measure
-from patch_diffusion.evaluation.memorization import RATIO, small_pixels, verdict
+from patch_diffusion.evaluation.memorization import RATIO, Likeness, cut, likeness, rates, small_pixels, verdict
+from patch_diffusion.evaluation.neighbours import Nearest
+from patch_diffusion.evaluation.stream import stream_of_images
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,56 @@ def test_without_held_out_images_the_rate_stands_alone(digits):
     training, _ = digits
     found = pd.evaluate(pd.ImageSet(training.pixels[:50]), training, metrics=["memorization"])
     assert "near_copies_held_out" not in found.measures
-    assert any("give --held-out DATA" in note for note in found.notes)
+    assert any("not known without held-out images" in note for note in found.notes)
+
+
+def test_copied_patches_are_counted_where_no_whole_image_is_a_copy(digits):
+    """Halves of training images, put together: at the same place each, or at another."""
+    training, _ = digits
+    left, right = training.pixels[:100], training.pixels[100:200]
+    pixels = torch.cat([left[..., :8], right[..., 8:]], dim=3)
+    found = memorization(pd.ImageSet(pixels), digits)
+    rate, others = found.measures["near_copies@1/2"], found.measures["near_copies_held_out@1/2"]
+    assert rate.value > 0.9 and others.value < 0.05 and found.measures["near_copies"].value < 0.5
+    assert rate.settings["pixels"] == "16x16 of 32x32" and found.measures["near_copies@1/4"].low > 0.8
+    moved = memorization(pd.ImageSet(pixels.roll(8, dims=3)), digits)
+    assert moved.measures["near_copies@1/2"].value < 0.1
+
+
+def test_a_warning_of_patches_stands_where_there_is_none_of_images():
+    def near(ratio, num=100):
+        return Nearest(torch.tensor([[ratio, 1.0]]).expand(num, 2), torch.zeros(num, 2, dtype=torch.long))
+
+    def notes(*whole_and_patches):
+        both = [Likeness(near(ratio), near(0.9), {"1/2": torch.full((100,), of)}) for ratio, of in whole_and_patches]
+        return rates(*both, "random", 0)[1]
+
+    far, copied = 0.9, 0.1
+    assert ["have a patch of 1/2 of the side" in note for note in notes((far, copied), (far, far))] == [True]
+    assert ["are near copies of training" in note for note in notes((copied, copied), (far, far))] == [True]
+    assert notes((far, copied), (far, copied)) == []
+
+
+def test_what_many_have_is_no_copy():
+    """Two training images share a black corner: a picture that has it, too, copies neither."""
+    pixels = torch.randint(0, 256, (6, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels[:3, :, :16, :16] = 0
+    stream = stream_of_images(pd.ImageSet(pixels[1:]))
+    found = likeness(small_pixels(pixels[:1]), torch.zeros(1, 2), stream, torch.randn(5, 2))
+    assert found.patches["1/2"].item() > 0.5
+    stream = stream_of_images(pd.ImageSet(pixels[2:]))
+    found = likeness(small_pixels(pixels[:1]), torch.zeros(1, 2), stream, torch.randn(4, 2))
+    assert found.patches["1/2"].item() == 0
+
+
+def test_patches_are_cut_as_slices_are():
+    small = torch.arange(2 * 3 * 32 * 32).reshape(2, -1)
+    whole = small.reshape(2, 3, 32, 32)
+    for parts, side in ((2, 16), (4, 8)):
+        places = [(top, left) for top in range(parts) for left in range(parts)]
+        for patch, (top, left) in zip(cut(small, parts), places, strict=True):
+            expected = whole[:, :, side * top : side * (top + 1), side * left : side * (left + 1)]
+            assert torch.equal(patch, expected.reshape(2, -1))
 
 
 def test_verdicts():

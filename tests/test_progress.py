@@ -23,8 +23,25 @@ def test_a_line_has_the_means(tmp_path):
 def test_held_out_losses_have_a_line(tmp_path):
     progress = Progress(tmp_path / "log.jsonl", show=False)
     assert progress.log_held_out(Seen(step=3), 0.5, {0.05: 1.0, 6.4: 0.5}) == 0.75
-    line = json.loads((tmp_path / "log.jsonl").read_text())
+    progress.log_held_out(Seen(step=4), 0.5, {0.05: 1.0}, {"8x8": 0.5})
+    line, other = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
     assert line["step"] == 3 and line["held_out"] == {"loss": 0.75, "by_noise": {"0.05": 1.0, "6.4": 0.5}}
+    assert other["held_out"]["by_size"] == {"8x8": 0.5}
+
+
+def test_what_was_measured_of_samples_has_a_line_and_is_shown(tmp_path, capsys):
+    numbers = {
+        "frechet": 12.3456,
+        "near_copies": 0.25,
+        "near_copies_held_out": 0.1,
+        "near_copies@1/2": 0.3,
+        "mine": 2.0,
+    }
+    Progress(tmp_path / "log.jsonl", show=True).log_samples(Seen(step=3000, images=9, seconds=2.0), 0.5, numbers)
+    line = json.loads((tmp_path / "log.jsonl").read_text())
+    assert line == {"step": 3000, "images": 9, "seconds": 2.0, "spent": 0.5, "samples": numbers}
+    told = "step 3,000: Frechet distance 12.35, mine 2, near copies 25.0% (of held-out images 10.0%)"
+    assert capsys.readouterr().err.strip() == told
 
 
 def test_continuing_drops_later_and_broken_lines(tmp_path):

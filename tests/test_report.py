@@ -92,6 +92,20 @@ def test_the_curves_are_those_of_the_log(make_run):
     assert "skipped steps" in page.text and "4.0%" in page.text
 
 
+def test_what_was_measured_of_samples_has_curves(make_run):
+    held_out = {"loss": 0.75, "by_noise": {"0.5": 0.7}, "by_size": {"4x6": 0.8, "8x12": 0.75}}
+    lines = [{"step": step, "held_out": held_out} for step in (1, 2)]
+    samples = {"frechet": 12.5, "near_copies": 0.25, "near_copies_held_out": 0.125, "near_copies@1/2": 0.5}
+    lines += [{"step": step, "samples": samples | {"frechet": 25 / step}} for step in (1, 2)]
+    page = Page(write_report(make_run([measured(1), *lines])))
+    by_size, _, distance, near = page.curves()[2:6]
+    assert by_size == [[[1, "0.75"], [2, "0.75"]], [[1, "0.8"], [2, "0.8"]]]  # the largest first
+    assert distance == [[[1, "25"], [2, "12.5"]]]
+    assert [curve[-1] for curve in near] == [[2, "0.25"], [2, "0.125"], [2, "0.5"]]
+    assert "12.5 Frechet distance" in page.text and "25.0% near copies" in page.text
+    assert "kernel" not in page.text.lower().partition("settings")[0]
+
+
 def test_one_line_is_enough(make_run):
     page = Page(write_report(make_run([measured(1)])))
     assert page.curves()[0] == [[[1, "0.5"]], [[1, "1"]]] and "40 images a second" in page.text

@@ -24,7 +24,7 @@ def checkpoints(tmp_path):
 
 
 def left(checkpoints, **options):
-    sweep(checkpoints, **{"last": 1, "best": False, "good": 0, **options})
+    sweep(checkpoints, **{"last": 1, "best": None, "good": 0, **options})
     return [step_of(path) for path in checkpoints if path.exists()]
 
 
@@ -33,17 +33,21 @@ def left(checkpoints, **options):
     [
         ({}, [2, 5]),
         ({"last": 3}, [2, 3, 4, 5]),
-        ({"best": True}, [1, 2, 5]),
+        ({"best": "loss"}, [1, 2, 5]),
+        ({"best": "frechet"}, [2, 4, 5]),
+        ({"best": "kernel"}, [2, 5]),
         ({"good": 3}, [2, 3, 5]),
         ({"last": 9}, [1, 2, 3, 4, 5]),
     ],
 )
 def test_what_stays(checkpoints, options, steps):
     losses = (0.1, 0.3, 0.2, None, 0.4)
-    assert (
-        left(checkpoints(*({"keep": step == 2, "held_out": loss} for step, loss in enumerate(losses, 1))), **options)
-        == steps
+    samples = ({}, {"frechet": 3.0}, {"frechet": float("nan")}, {"frechet": 2.0}, None)
+    states = (
+        {"keep": step == 2, "held_out": loss, "samples": found}
+        for step, loss, found in zip(range(1, 6), losses, samples, strict=True)
     )
+    assert left(checkpoints(*states), **options) == steps
 
 
 def test_what_cannot_be_read_stays(checkpoints):

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 import patch_diffusion as pd
-from patch_diffusion.config import Config, Data, Ema, Engine, Network, Optimizer, Patches
+from patch_diffusion.config import Config, Data, Ema, Engine, Network, Optimizer, Patches, Watch
 from patch_diffusion.files import read_tensors
 from patch_diffusion.training.build import build_trainer
 from patch_diffusion.training.checkpoints import checkpoint
@@ -228,6 +228,17 @@ def test_they_equal_one_process(runs, name):
     """With accumulation and clipping; each of the optimizers, and a network of one's own."""
     alone = "alone" if name == "shared" else f"{name} alone"
     assert_equal(runs / name, runs / alone, steps=3 if name == "own" else 4)
+
+
+def test_samples_and_held_out_images_are_measured_by_all_together(tmp_path):
+    watched = replace(HALF, watch=Watch(("kernel", "memorization"), times=1, samples=4))
+    pd.train(watched, tmp_path / "alone", show=False)
+    pd.train(replace(watched, engine=replace(SHARED, processes=2)), tmp_path / "shared", show=False)
+    for kind, names in (("samples", ("kernel", "near_copies@1/2")), ("held_out", ("loss",))):
+        found, expected = ([line for line in lines(tmp_path / name) if kind in line] for name in ("shared", "alone"))
+        assert [line["step"] for line in found] == [line["step"] for line in expected] == [2]
+        for one, two in zip(found, expected, strict=True):
+            assert [one[kind][name] for name in names] == pytest.approx([two[kind][name] for name in names], rel=1e-2)
 
 
 def test_each_holds_half(runs):

@@ -100,6 +100,10 @@ def test_what_a_line_holds():
     }
     held_out = {"step": 4, "seconds": 3.0, "images": 30, "held_out": {"loss": 0.7, "by_noise": {"0.5": 0.6}}}
     assert scalars(held_out, line) == {"held_out/loss": 0.7, "held_out_noise/0.5": 0.6}
+    held_out["held_out"]["by_size"] = {"8x8": 0.8}
+    assert scalars(held_out, line)["held_out_size/8x8"] == 0.8
+    samples = {"step": 4, "seconds": 3.0, "images": 30, "samples": {"frechet": 2.0, "kernel": float("nan")}}
+    assert scalars(samples, line) == {"samples/frechet": 2.0}
     assert scalars({"step": 1, "note": "a"}, {}) == {}
 
 

@@ -10,11 +10,12 @@ import patch_diffusion as pd
 from patch_diffusion.config import Optimizer
 from patch_diffusion.files import read_tensors
 from patch_diffusion.training import loop
-from patch_diffusion.training import trainer as module
 from patch_diffusion.training.checkpoints.checkpoint import optimizer_tensors, read_checkpoint
+from patch_diffusion.training.hardware.engine import Engine, Options
 from patch_diffusion.training.losses import Means
 from patch_diffusion.training.optimizing.optimizers import make_optimizer
 from patch_diffusion.training.watchdog import PATIENCE, Watchdog
+from patch_diffusion.training.watching import looks
 
 
 def means(loss, *, steps=20, skipped=0):
@@ -178,7 +179,7 @@ def test_trouble_from_the_start_goes_back_to_the_start(make_trainer):
 
 def test_samples_of_one_colour_are_trouble(make_trainer, monkeypatch):
     trainer = make_trainer(samples=2, checkpoints=4)
-    generate = module.generate
+    generate = looks.generate
 
     def constant(model, seeds):
         for sample in generate(model, seeds):
@@ -186,14 +187,14 @@ def test_samples_of_one_colour_are_trouble(make_trainer, monkeypatch):
                 sample = replace(sample, pixels=torch.full_like(sample.pixels, 77))
             yield sample
 
-    monkeypatch.setattr(module, "generate", constant)
+    monkeypatch.setattr(looks, "generate", constant)
     trainer.fit(steps=8)
     assert any("the samples show nothing but one colour (step 5)" in note for note in notes(trainer))
     assert trainer.seen.step == 8 and trainer.watchdog.back
 
 
 def test_a_slow_process_is_named():
-    engine = module.Engine(module.EngineOptions(device="cpu"))
+    engine = Engine(Options(device="cpu"))
     engine.world = 3
     engine._busy_of_all = np.array([10.0, 10.5, 25.0])
     assert engine.lagging() == "process 2 takes 2.4 times as long as the others, which wait for it"

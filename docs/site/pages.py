@@ -31,6 +31,7 @@ STAGES = {
     "data": "Images",
     "patches": "Patches",
     "denoise": "Denoisers and networks",
+    "launch": "Training",
     "training": "Training",
     "sampling": "Sampling",
     "evaluation": "Evaluation",

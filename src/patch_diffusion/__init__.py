@@ -33,11 +33,13 @@ if TYPE_CHECKING:
     from patch_diffusion.evaluation.evaluate import evaluate as evaluate
     from patch_diffusion.evaluation.extractors.choose import open_extractor as open_extractor
     from patch_diffusion.evaluation.extractors.extractor import Extractor as Extractor
+    from patch_diffusion.evaluation.meter import SampleMeter as SampleMeter
     from patch_diffusion.evaluation.neighbours import density_coverage as density_coverage
     from patch_diffusion.evaluation.neighbours import precision_recall as precision_recall
     from patch_diffusion.evaluation.race import race as race
     from patch_diffusion.interop.export import export_model as export_model
     from patch_diffusion.interop.reference import import_model as import_model
+    from patch_diffusion.launch import train as train
     from patch_diffusion.patches.coords import coordinate_grid as coordinate_grid
     from patch_diffusion.patches.crop import Patch as Patch
     from patch_diffusion.patches.crop import random_patches as random_patches
@@ -74,7 +76,6 @@ if TYPE_CHECKING:
     from patch_diffusion.sampling.stochastic import ancestral as ancestral
     from patch_diffusion.sampling.stochastic import euler_maruyama as euler_maruyama
     from patch_diffusion.sampling.stochastic import stochastic_heun as stochastic_heun
-    from patch_diffusion.training.launch import train as train
     from patch_diffusion.training.run import describe as describe
     from patch_diffusion.training.run import load as load
     from patch_diffusion.training.trainer import Trainer as Trainer
@@ -99,6 +100,7 @@ _HOME = {
     "evaluation.evaluate": ("Evaluation", "evaluate"),
     "evaluation.extractors.choose": ("open_extractor",),
     "evaluation.extractors.extractor": ("Extractor",),
+    "evaluation.meter": ("SampleMeter",),
     "evaluation.neighbours": ("density_coverage", "precision_recall"),
     "interop.reference": ("import_model",),
     "patches.coords": ("coordinate_grid",),
@@ -118,7 +120,7 @@ _HOME = {
     "sampling.schedules": ("SCHEDULES", "exponential_sigmas", "karras_sigmas", "ve_sigmas", "vp_sigmas"),
     "sampling.solvers": ("dpm_solver_2m", "dpm_solver_3m", "euler", "heun"),
     "sampling.stochastic": ("ancestral", "euler_maruyama", "stochastic_heun"),
-    "training.launch": ("train",),
+    "launch": ("train",),
     "training.run": ("describe", "load"),
     "training.trainer": ("Trainer",),
     "web.server": ("serve",),

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from patch_diffusion.config import Config, to_dict
+from patch_diffusion.config import Config, Watch, to_dict
 from patch_diffusion.data.digits import NAME as DIGITS
 from patch_diffusion.data.files.collection import MOST_UNUSABLE
 from patch_diffusion.data.images import Images
@@ -171,7 +171,8 @@ def _forecast(
         network = build_network(config.network, images.channels, images.num_classes, coords=config.patches.coords)
     if memory_of_weights(network, len(config.ema.lengths)) > most:
         return config, None
-    alone = replace(config, engine=replace(config.engine, shard=False))  # it is one process that is timed
+    # It is one process that is timed, and training that is.
+    alone = replace(config, engine=replace(config.engine, shard=False), watch=Watch(), checkpoint_by="loss")
     with tempfile.TemporaryDirectory() as folder:
         foreseen = forecast(build_trainer(alone, images, Path(folder) / "run", show=False))
     batch = config.batch

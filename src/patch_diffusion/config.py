@@ -84,8 +84,9 @@ class Data:
     """Where the channels of arrays are. auto: as their shape tells."""
     cache: Cache = "auto"
     """Where decoded images are kept: in memory, on disk, mapped, or, for auto, on disk where they are many."""
-    held_out: Annotated[float, tyro.conf.arg(aliases=["--held-out"])] = 0.0
-    """Share of the images that is not trained on, 64 at the least: the log says how well those are denoised."""
+    held_out: Annotated[float | None, tyro.conf.arg(aliases=["--held-out"])] = None
+    """Share of the images that is not trained on, 64 at the least: the log says how well those are denoised. None:
+    0.05, or of fewer than 640 images 0; a run that continues keeps its own."""
     augment: Augment = Augment()
 
 
@@ -219,6 +220,22 @@ class Engine:
 
 
 @dataclass(frozen=True)
+class Watch:
+    """What is measured of samples while training goes on, beside the images it trains on."""
+
+    __pydantic_config__ = _STRICT
+
+    metrics: tuple[Literal["frechet", "kernel", "memorization"], ...] = ()
+    """As in evaluate: distances of features, and near copies of training images beside those of held-out ones."""
+    times: int = 5
+    """How often, evenly over the budget; it takes time, but no minutes of the budget."""
+    samples: int = 500
+    """Samples each time, of the same seeds."""
+    extractor: str = "random"
+    """What makes features: random, inception, dinov2, or a file, see evaluate."""
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that determines a run.
 
@@ -239,6 +256,7 @@ class Config:
     optimizer: Optimizer = Optimizer()
     ema: Ema = Ema()
     engine: Engine = Engine()
+    watch: Watch = Watch()
 
     batch: int | Literal["auto"] = 64
     """Whole images per step; steps on small patches take more, see patches.growth. auto: the preset's, in as many parts
@@ -260,7 +278,10 @@ class Config:
     checkpoint_last: int = 1
     """How many of the newest stay in any case."""
     checkpoint_best: bool = False
-    """Of these, keep only the one that is best at denoising the held-out images, and the newest."""
+    """Of these, keep only the best one, and the newest."""
+    checkpoint_by: Literal["loss", "frechet", "kernel"] = "loss"
+    """What is best: lowest in the loss of held-out images, or in one of watch.metrics, and then saved whenever that is
+    measured."""
     watchdog: Literal["restore", "stop", "off"] = "restore"
     """When training goes wrong. restore: back to the last good checkpoint, once, with half the learning rate; then, or
     for stop at once, it ends and says why. off: it is only said."""
@@ -284,6 +305,9 @@ MAY_CHANGE = {
     "checkpoint_steps",
     "checkpoint_last",
     "checkpoint_best",
+    "checkpoint_by",
+    "watch.metrics",
+    "watch.times",
     "watchdog",
     "samples",
     "log_every",

@@ -28,7 +28,7 @@ class Export:
     out: Annotated[Path, arg(metavar="DIR")]
     """The folder, new or empty."""
     checkpoint: int | Literal["best"] | None = None
-    """The step of a checkpoint, or the best at denoising held-out images. None: the newest weights."""
+    """The step of a checkpoint, or the best, see --checkpoint-by of train. None: the newest weights."""
     ema_length: Annotated[float | None, arg(metavar="0.1")] = None
     """Average the weights over this share of the training, where --ema.lengths kept what it takes."""
     vae: Annotated[Path | None, arg(metavar="FOLDER")] = None

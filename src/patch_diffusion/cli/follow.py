@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from patch_diffusion.training.lock import holder
 from patch_diffusion.training.run import RunFolder
-from patch_diffusion.training.watching.history import Curve, History
+from patch_diffusion.training.watching.history import Curve, History, in_words
 from patch_diffusion.training.watching.log import LogTail, News
 
 if TYPE_CHECKING:
@@ -89,6 +89,8 @@ def _print_lines(folder: RunFolder, tell: Callable[[str], None]) -> None:
             for step, note in new:
                 tell(f"step {step:,}: {note}")
         num_notes = history.num_notes
+        if any(line is not None and "samples" in line for line in news.lines) and history.last_samples:
+            tell(f"step {history.last_samples['step']:,}: {in_words(history.last_samples['samples'])}")
         measured = any(line is not None and "loss" in line for line in news.lines)
         now = time.monotonic()
         if measured and (history.complete or now - last_told >= _SECONDS_PER_PLAIN_LINE or not last_told):
@@ -143,6 +145,9 @@ def _rows(history: History) -> Iterator[tuple[str, str, str]]:
         yield f"noise {level}", _newest(curve), sparkline(curve)
     if history.held_out:
         yield "held out", _newest(history.held_out), sparkline(history.held_out)
+    for name, curve in history.samples.items():
+        if name in ("frechet", "kernel", "near_copies", "near_copies_held_out"):
+            yield name.replace("_", " "), _newest(curve), sparkline(curve)
     if history.learning_rate:
         yield "rate", f"{history.last['learning_rate']:.2g}", sparkline(history.learning_rate)
     if skipped := history.last.get("skipped"):

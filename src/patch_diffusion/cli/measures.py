@@ -10,7 +10,7 @@ from patch_diffusion.evaluation.evaluate import Evaluation
 from patch_diffusion.evaluation.intervals import Measure
 
 _WIDTH = 80
-_SHARES = {"precision", "recall", "coverage", "near_copies", "near_copies_held_out"}
+_SHARES = {"precision", "recall", "coverage", "near_copies", "near_copies_held_out"}  # and patches of these
 _NAMES = {
     "frechet": "Frechet distance",
     "kernel": "kernel distance",
@@ -45,12 +45,14 @@ def print_measures(found: Evaluation) -> None:
 
 
 def _name(name: str) -> str:
-    metric, at, sigma = name.partition("@")
-    return f"  sigma {sigma}" if at else _NAMES.get(metric, metric)
+    metric, at, part = name.partition("@")
+    if at and metric in _SHARES:
+        return f"  of held-out {part}" if metric.endswith("held_out") else f"  of patches {part}"
+    return f"  sigma {part}" if at else _NAMES.get(metric, metric)
 
 
 def _number(name: str, value: float) -> str:
-    return f"{value:.1%}" if name in _SHARES else f"{value:.4g}"
+    return f"{value:.1%}" if name.partition("@")[0] in _SHARES else f"{value:.4g}"
 
 
 def _interval(name: str, measure: Measure) -> str:

@@ -20,11 +20,16 @@ from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.evaluation.arms import PATCHES, WHOLE, check_arms, whole_images
 from patch_diffusion.presets import DEFAULT_PRESET, PRESETS
 
-HELD_OUT = 0.05
-"""Share of the images that is held out where nothing else is asked for."""
-
 # A race makes no pictures and saves as it needs to; trackers would take an arm's time.
-_WITHOUT_EFFECT = ("samples", "checkpoints", "checkpoint_minutes", "checkpoint_steps", "checkpoint_best", "track")
+_WITHOUT_EFFECT = (
+    "samples",
+    "checkpoints",
+    "checkpoint_minutes",
+    "checkpoint_steps",
+    "checkpoint_best",
+    "checkpoint_by",
+)
+_WITHOUT_EFFECT += ("watch.metrics", "watch.times", "watch.samples", "watch.extractor", "track")
 
 
 @dataclass(frozen=True)
@@ -84,9 +89,8 @@ class Race:
             raise InputError("race needs DATA: a folder, a zip, an array, or digits")
         given = given_options(arguments, command.config) & option_names()
         _check_given(given)
-        share = command.options.data.held_out
-        if not share and "data.held_out" not in given and command.held_out_data is None:
-            share = HELD_OUT
+        # A race needs some, also where a preset holds out none.
+        share = command.options.data.held_out if "data.held_out" in given else None
         options = replace(command.options, data=replace(command.options.data, source=source, held_out=share))
         options = settled(options, base, command.preset)
         configs, all_given = _all_arms(command.arm, options, given, command.preset)

@@ -22,6 +22,12 @@ from patch_diffusion.errors import InputError
 if TYPE_CHECKING:
     from patch_diffusion.data.latents.codec import LatentCodec
 
+HELD_OUT = 0.05
+"""Share of the images that is held out where nothing else is asked for."""
+
+FEWEST_TO_HOLD_OUT = 640
+"""Images of which some are held out without being asked to: of fewer, 64 would be more than a tenth."""
+
 _LEAST_HELD_OUT = 64
 
 _MEASURED, _MEASURED_VALUES = 16_384, 2**31
@@ -34,7 +40,10 @@ _PIECE = 2**22
 
 @dataclass(frozen=True)
 class Part:
-    """``num`` images from the place ``first`` on, of all in an order that follows from ``seed``: it takes no memory."""
+    """``num`` images from the place ``first`` on, of all in an order that follows from ``seed``: it takes no memory.
+
+    Of images that are there several times, ``first`` counts each once.
+    """
 
     seed: int
     first: int
@@ -48,7 +57,8 @@ class ImageSet:
     ``pixels`` are uint8, uint16 or float32, in memory once or mapped from a file, of which only what is asked for is
     read. ``options`` are what they were opened with, ``notes`` what the user should know of the reading, ``codec`` what
     brings pixels to model space, ``file`` what pixels are mapped from: it must not be cut short meanwhile. ``part``:
-    these are only some of the images, see `hold_out`.
+    these are only some of the images, see `hold_out`. ``twins``: as often each image is there, as itself and mirrored,
+    in so many runs of all images, one after the other.
 
     Raises:
         InputError: the numbers cannot be pixels or labels, or there is not one label per image.
@@ -66,6 +76,7 @@ class ImageSet:
     codec: PixelCodec | LatentCodec = field(default_factory=PixelCodec)
     part: Part | None = None
     file: Path | None = None
+    twins: int = 1
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.dtype != DTYPES[self.codec.dtype]:
@@ -107,7 +118,9 @@ class ImageSet:
         """Where some images are in ``pixels`` and ``labels``."""
         if self.part is None:
             return indices
-        return permute(indices + self.part.first, len(self.pixels), self.part.seed, "held out")
+        num, of_part = len(self.pixels) // self.twins, self.part.num // self.twins
+        rows = permute(indices % of_part + self.part.first, num, self.part.seed, "held out")
+        return rows + indices // of_part * num
 
     def batch(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
         """Pixels and labels of some images."""
@@ -191,7 +204,7 @@ def hold_out(images: Images, share: float, seed: int) -> tuple[Images, Images | 
         raise InputError(f"data.held_out is a share of the images from 0 to 0.5, not {share}")
     options = replace(images.options, held_out=share)
     share = max(share, min(_LEAST_HELD_OUT / len(images), 0.5)) if share else 0.0
-    numbers = [round(share * len(bucket)) for bucket in images.buckets]
+    numbers = [bucket.twins * round(share * len(bucket) / bucket.twins) for bucket in images.buckets]
     if share and not sum(numbers):
         raise InputError("of so few images none can be held out: set data.held_out to 0")
     if not share:
@@ -199,7 +212,7 @@ def hold_out(images: Images, share: float, seed: int) -> tuple[Images, Images | 
     parts = [
         (
             replace(bucket, part=Part(seed, 0, len(bucket) - num), options=options),
-            replace(bucket, part=Part(seed, len(bucket) - num, num), options=options),
+            replace(bucket, part=Part(seed, (len(bucket) - num) // bucket.twins, num), options=options),
         )
         for bucket, num in zip(images.buckets, numbers, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""How well whole images are denoised: the plainest number by which two models can be compared."""
+"""How well whole images, or patches of them, are denoised: the plainest number by which two models can be compared."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from patch_diffusion.denoise.loss import denoising_loss
 from patch_diffusion.denoise.threads import sharing
 from patch_diffusion.errors import InputError
 from patch_diffusion.patches.coords import coordinate_grid
-from patch_diffusion.streams import slot_normal
+from patch_diffusion.patches.crop import random_patches
+from patch_diffusion.streams import generator, slot_normal
 
 SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 """Noise levels from where only texture is missing to where only the layout is left."""
@@ -61,8 +62,12 @@ def losses_of_images(
     seed: int = 0,
     batch: int = 64,
     most: int | None = None,
+    size: tuple[int, int] | None = None,
 ) -> dict[float, Tensor]:
-    """What `whole_image_loss` takes the means of: sigma to the loss of each image (n,), float64 on the CPU."""
+    """What `whole_image_loss` takes the means of: sigma to the loss of each image (n,), float64 on the CPU.
+
+    With a ``size``, height and width, the loss is that of a patch of each image, at a place that follows from the seed.
+    """
     if images.channels != model.image_channels:
         raise InputError(f"the model takes {model.image_channels} channels, but the images have {images.channels}")
     losses: dict[float, list[Tensor]] = {float(sigma): [] for sigma in sigmas}
@@ -70,23 +75,37 @@ def losses_of_images(
         first = 0
         for bucket in images.buckets:
             num = len(bucket) if most is None else min(most, len(bucket))
+            shape = size or bucket.resolution
             for level, sigma in enumerate(losses):
-                losses[sigma] += _losses(model, bucket, num, first, level, sigma, seed, batch)
+                losses[sigma] += _losses(model, bucket, num, first, shape, level, sigma, seed, batch)
             first += len(bucket)
     return {sigma: torch.cat(each) for sigma, each in losses.items()}
 
 
 def _losses(
-    model: Denoiser, images: ImageSet, num: int, first: int, level: int, sigma: float, seed: int, batch: int
+    model: Denoiser,
+    images: ImageSet,
+    num: int,
+    first: int,
+    shape: tuple[int, int],
+    level: int,
+    sigma: float,
+    seed: int,
+    batch: int,
 ) -> list[Tensor]:
     """Of ``num`` images of one size, the first of which has the place ``first`` in the data set, batch by batch."""
     device = model.device
-    coords = coordinate_grid(*images.resolution, device=device)
+    whole = coordinate_grid(*images.resolution, device=device)
+    where = torch.rand(num, 2, generator=generator(seed, "places of patches", first))
     losses: list[Tensor] = []
     for start in range(0, num, batch):
         slots = range(start, min(start + batch, num))
         pixels, labels = images.batch(np.asarray(slots, np.int64))
-        clean = images.codec.encode(pixels.to(device))
+        pixels, coords = pixels.to(device), whole
+        if shape != images.resolution:
+            patch = random_patches(pixels, shape, places=where[slots.start : slots.stop])
+            pixels, coords = patch.pixels, patch.coords
+        clean = images.codec.encode(pixels)
         places = range(first + slots.start, first + slots.stop)
         noise = slot_normal(seed, "evaluation", level, places, tuple(clean.shape[1:]), device)
         classes = labels.to(device) if labels is not None and model.num_classes else None

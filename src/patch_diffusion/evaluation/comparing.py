@@ -47,7 +47,7 @@ def compare(
         notes += _too_few(collected.num, gaussian)
     if reference is None:
         return measures, notes
-    real = _evenly(reference.features)
+    real = evenly(reference.features)
     of_both = {"images": len(collected.features), "reference_images": len(real), "extractor": extractor}
     if "kernel" in metrics:
         groups = [collected.features[group.start : group.stop] for group in groups_of(len(collected.features))]
@@ -88,7 +88,8 @@ def _too_few(num: int, reference: Gaussian) -> list[str]:
     ]
 
 
-def _evenly(features: Tensor) -> Tensor:
+def evenly(features: Tensor) -> Tensor:
+    """Those that samples are compared with one by one."""
     if len(features) <= MOST_COMPARED:
         return features
     step = len(features) / MOST_COMPARED

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from patch_diffusion.config import Config
-from patch_diffusion.data.images import Images
+from patch_diffusion.config import Config, Watch
+from patch_diffusion.data.images import HELD_OUT, Images
 from patch_diffusion.data.sources import open_images
 from patch_diffusion.errors import InputError
 from patch_diffusion.suggest import suggest
@@ -45,6 +45,9 @@ class Field:
         if config.engine.processes not in (None, 1) or started_by_launcher():
             raise InputError("a race takes one process: leave out engine.processes, and start it without torchrun")
         share = config.data.held_out
+        if share is None:
+            share = HELD_OUT if held_out is None else 0.0
+            arms = {name: replace(arm, data=replace(arm.data, held_out=share)) for name, arm in arms.items()}
         if held_out is None and not share:
             raise InputError("a race needs images that are held out: give data.held_out, for example 0.05")
         if held_out is not None and share:
@@ -89,6 +92,8 @@ class Field:
             checkpoint_minutes=_NEVER,
             checkpoint_steps=None,
             checkpoint_best=False,
+            checkpoint_by="loss",
+            watch=Watch(),
             track=(),
         )
         trainer = build_trainer(quiet, self.images, out, show=False)

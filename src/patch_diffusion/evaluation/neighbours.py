@@ -27,6 +27,46 @@ class Nearest:
         return torch.where(nearest == 0, 0.0, nearest / second.clamp(min=torch.finfo(nearest.dtype).tiny))
 
 
+class NearestTwo:
+    """The two nearest of others that come block by block.
+
+    Args:
+        points: (n, d), of any type.
+    """
+
+    def __init__(self, points: Tensor) -> None:
+        self._points = points
+        self._distances = torch.full((len(points), 2), torch.inf)
+        self._places = torch.full((len(points), 2), -1)
+        self._num = 0
+
+    def add(self, block: Tensor) -> None:
+        """Some more of the others, (m, d)."""
+        for part in block.split(_ROWS):
+            candidates = part.float()
+            for rows in torch.arange(len(self._points)).split(_ROWS):
+                points = self._points[rows].float()
+                found = torch.cdist(points, candidates, compute_mode="use_mm_for_euclid_dist")
+                best = found.topk(min(2, len(candidates)), dim=1, largest=False)
+                # Products leave rounding errors that matter between a picture and its copy.
+                exact = (points[:, None] - candidates[best.indices]).square().sum(dim=2).sqrt()
+                both = torch.cat([self._distances[rows], exact], dim=1)
+                which = torch.cat([self._places[rows], best.indices + self._num], dim=1)
+                chosen = both.topk(2, dim=1, largest=False)
+                self._distances[rows], self._places[rows] = chosen.values, which.gather(1, chosen.indices)
+            self._num += len(candidates)
+
+    def found(self) -> Nearest:
+        """Of all that came.
+
+        Raises:
+            InputError: of fewer than two.
+        """
+        if self._num < 2:
+            raise InputError(f"a second nearest image needs at least two to compare with, and here are {self._num}")
+        return Nearest(self._distances, self._places)
+
+
 def nearest_two(points: Tensor, others: Iterable[Tensor]) -> Nearest:
     """The two nearest of others that come as blocks.
 
@@ -34,26 +74,10 @@ def nearest_two(points: Tensor, others: Iterable[Tensor]) -> Nearest:
         points: (n, d).
         others: blocks (m, d); two points in all at the least.
     """
-    points = points.float()
-    distances = points.new_full((len(points), 2), torch.inf)
-    places = torch.full((len(points), 2), -1)
-    first = 0
+    nearest = NearestTwo(points)
     for block in others:
-        for part in block.split(_ROWS):
-            candidates = part.float()
-            for rows in torch.arange(len(points)).split(_ROWS):
-                found = torch.cdist(points[rows], candidates, compute_mode="use_mm_for_euclid_dist")
-                best = found.topk(min(2, len(candidates)), dim=1, largest=False)
-                # Products leave rounding errors that matter between a picture and its copy.
-                exact = (points[rows][:, None] - candidates[best.indices]).square().sum(dim=2).sqrt()
-                both = torch.cat([distances[rows], exact], dim=1)
-                which = torch.cat([places[rows], best.indices + first], dim=1)
-                chosen = both.topk(2, dim=1, largest=False)
-                distances[rows], places[rows] = chosen.values, which.gather(1, chosen.indices)
-            first += len(candidates)
-    if first < 2:
-        raise InputError(f"a second nearest image needs at least two to compare with, and here are {first}")
-    return Nearest(distances, places)
+        nearest.add(block)
+    return nearest.found()
 
 
 def precision_recall(generated: Tensor, real: Tensor, neighbours: int = 3) -> tuple[Tensor, Tensor]:

@@ -63,7 +63,7 @@ def of_samples(
 
     def reference(of: Images) -> Reference:
         if id(of) not in references:
-            images = _pixels_of(of, how.batch)
+            images = pixels_of(of, how.batch)
             references[id(of)] = first_alone(lambda: reference_of(images, extractor, show=how.show))
         return references[id(of)]
 
@@ -84,7 +84,7 @@ def _memorization(
     images: Stream, collected: Collected, subject: Subject, of_training: Reference, how: SamplesOptions
 ) -> tuple[dict[str, Measure], Sequence[str]]:
     assert subject.training is not None
-    training = _pixels_of(subject.training, how.batch)
+    training = pixels_of(subject.training, how.batch)
     near = likeness(collected.small, collected.features, training, of_training.features)
     sections: list[tuple[str, Stream, Likeness]] = [("the images nearest to a training image", images, near)]
     if subject.held_out is not None:
@@ -105,7 +105,7 @@ def _stream(subject: Subject, how: SamplesOptions) -> Stream:
         if num < 2:
             raise InputError(f"at least two images are needed, and {subject.name} has {num}")
         return stream_of_images(subject.pictures, num, seed=seed, batch=how.batch)
-    labels = _classes_like(subject.training, model, num, seed)
+    labels = classes_like(subject.training, model, num, seed)
     seeds = range(seed * num, (seed + 1) * num)
     stream = stream_of_model(model, seeds, labels=labels, batch=how.batch, **how.sampling)
     if not model.num_classes:
@@ -114,7 +114,7 @@ def _stream(subject: Subject, how: SamplesOptions) -> Stream:
     return replace(stream, settings={**stream.settings, "classes": classes})
 
 
-def _classes_like(training: Images | None, model: Denoiser, num: int, seed: int) -> list[int] | None:
+def classes_like(training: Images | None, model: Denoiser, num: int, seed: int) -> list[int] | None:
     """Classes of images of the training, drawn at random, where it has the model's classes."""
     if training is None or not model.num_classes or training.num_classes != model.num_classes:
         return None
@@ -124,7 +124,8 @@ def _classes_like(training: Images | None, model: Denoiser, num: int, seed: int)
     return every[chosen].tolist()
 
 
-def _pixels_of(images: Images, batch: int) -> Stream:
+def pixels_of(images: Images, batch: int) -> Stream:
+    """The images of a data set as a stream."""
     if not isinstance(images.codec, PixelCodec):
         raise InputError("samples are compared with images, and these are latents: give the images as --data DATA")
     return stream_of_images(images, batch=batch)

@@ -97,7 +97,7 @@ def _training(
         images = open_images(data, **_reading_of(config, facts, own=own), show=show)
     if not own:
         return images, None, []
-    training, held_out = hold_out(images, config.data.held_out, config.seed)
+    training, held_out = hold_out(images, config.data.held_out or 0.0, config.seed)
     if len(training) == facts.num_images:
         return training, held_out, []
     note = (

@@ -24,7 +24,7 @@ from patch_diffusion.interop.pipeline_folder import check_pipeline, write_pipeli
 from patch_diffusion.interop.usage import graph_usage, pipeline_usage
 from patch_diffusion.sampling.choices import SOLVERS, options_of
 from patch_diffusion.sampling.schedules import SCHEDULES
-from patch_diffusion.training.checkpoints.retention import best_of, step_of
+from patch_diffusion.training.checkpoints.retention import step_of
 from patch_diffusion.training.run import RunFolder, load
 
 FORMATS = get_args(Format)
@@ -200,7 +200,7 @@ def _step_of(source: Path, folder: RunFolder, checkpoint: int | Literal["best"] 
     if source.parent.name == "checkpoints":
         return step_of(source)
     if checkpoint == "best":
-        best = best_of(folder.checkpoints())
+        best = folder.best()
         return None if best is None else step_of(best)
     return checkpoint
 

@@ -3,33 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from os import PathLike
+from pathlib import Path
 
 import torch
 
 from patch_diffusion.config import Config
 from patch_diffusion.data.augment import Augment
-from patch_diffusion.data.images import Images, hold_out
+from patch_diffusion.data.images import FEWEST_TO_HOLD_OUT, HELD_OUT, Images, hold_out
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.noise import NoiseLevels
 from patch_diffusion.denoise.process import PROCESSES
+from patch_diffusion.errors import InputError
 from patch_diffusion.patches.schedule import PatchSchedule
 from patch_diffusion.streams import stream_key
-from patch_diffusion.training.run import build_network
+from patch_diffusion.training.run import RunFolder, build_network
 from patch_diffusion.training.trainer import Trainer
+from patch_diffusion.training.watching.looks import Meter
 
 
 def build_trainer(
-    config: Config, images: Images, out: str | PathLike[str], *, allow: Collection[str] = (), show: bool = True
+    config: Config,
+    images: Images,
+    out: str | PathLike[str],
+    *,
+    meter: Meter | None = None,
+    allow: Collection[str] = (),
+    show: bool = True,
 ) -> Trainer:
     """The trainer that the options describe, with fresh weights that follow from the seed.
 
     What `train` fits; nothing is written before it does. Of the images, those that ``data.held_out`` says are held out.
-    See `Trainer` for the errors.
+    See `Trainer` for the errors. ``watch`` is what the ``meter`` has for options.
     """
+    if config.watch.metrics and meter is None:
+        raise InputError("watch.metrics are measured by a meter: train by the function train, or give a SampleMeter")
     patches = {name: value for name, value in vars(config.patches).items() if name != "coords"}
     schedule = PatchSchedule(**patches, seed=config.seed)
-    images, held_out = hold_out(images, config.data.held_out, config.seed)
+    share, notes = _share_held_out(config.data.held_out, images, RunFolder(Path(out).expanduser()))
+    images, held_out = hold_out(replace(images, notes=(*images.notes, *notes)), share, config.seed)
     torch.manual_seed(stream_key(config.seed, "weights"))
     augment = Augment(**vars(config.data.augment))
     network = build_network(
@@ -55,6 +68,7 @@ def build_trainer(
         out=out,
         batch=config.batch,
         held_out=held_out,
+        meter=meter,
         augment=augment,
         noise=NoiseLevels(noise.p_mean, noise.p_std, process),
         optimizer=config.optimizer,
@@ -65,6 +79,7 @@ def build_trainer(
         checkpoint_steps=config.checkpoint_steps,
         checkpoint_last=config.checkpoint_last,
         checkpoint_best=config.checkpoint_best,
+        checkpoint_by=config.checkpoint_by,
         watchdog=config.watchdog,
         samples=config.samples,
         log_every=config.log_every,
@@ -72,3 +87,18 @@ def build_trainer(
         track=config.track,
         show=show,
     )
+
+
+def _share_held_out(asked: float | None, images: Images, run: RunFolder) -> tuple[float, list[str]]:
+    """What is asked for, or what the run has that is continued, or what suits so many images; and what is to be said.
+
+    Runs that were made before held out nothing unless they were asked to.
+    """
+    if asked is not None:
+        return asked, []
+    if run.is_run():
+        return run.read_config()[0].data.held_out or 0.0, []
+    if sum(len(bucket) // bucket.twins for bucket in images.buckets) >= FEWEST_TO_HOLD_OUT:
+        return HELD_OUT, []
+    few = f"of fewer than {FEWEST_TO_HOLD_OUT} images none are held out, so the log has no loss of others than these"
+    return 0.0, [f"{few}; --held-out 0.1 holds out a tenth, {min(64, len(images) // 2)} at the least"]

@@ -16,6 +16,7 @@ from patch_diffusion.training.checkpoints.retention import step_of
 from patch_diffusion.training.checkpoints.sharded_checkpoint import read_shared_checkpoint
 from patch_diffusion.training.hardware.memory import memory_told
 from patch_diffusion.training.interrupts import interruptible
+from patch_diffusion.training.watching.looks import held_out_loss, measure_samples, write_samples
 
 if TYPE_CHECKING:
     from patch_diffusion.training.trainer import Trainer
@@ -65,7 +66,10 @@ class Loop:
             progress.note(f"WARNING: {reason}; going back to the checkpoint before", step)
         for change in trainer.changed:
             progress.note(f"changed from here on: {change}", step)
-        if self.budget.spent(trainer.seen) >= 1:
+        complete = self.budget.spent(trainer.seen) >= 1
+        if trainer.meter is not None and engine.takes_part and not complete:
+            trainer.meter.begin(trainer.images, trainer.held_out, engine.device)
+        if complete:
             if engine.first:  # it may have been killed when this was all that was missing
                 self._publish(trainer.run.checkpoint(step))
             progress.say(f"this run is complete, after {step:,} steps; a larger budget would continue it")
@@ -112,14 +116,23 @@ class Loop:
                     self._collapsed, spent = False, self.budget.spent(trainer.seen)
                     continue
                 if _crosses(before, spent, trainer.samples) and trainer.engine.takes_part:
-                    self._collapsed = trainer.write_samples()
+                    self._collapsed = write_samples(trainer)
+                times = trainer.meter.options.times if trainer.meter is not None else 0
+                measured = _crosses(before, spent, times)
+                samples = None
+                if measured:
+                    trainer.engine.catch_up()
+                    paused = time.monotonic()
+                    samples = measure_samples(trainer, spent)
+                    began += time.monotonic() - paused  # a budget of minutes is one of training
                 marked = _crosses(before, spent, trainer.num_checkpoints) or self._is_marked(seen.step)
+                marked = marked or (measured and trainer.checkpoint_best not in (None, "loss"))
                 last = spent >= 1 or stop
                 if marked or last or seen.seconds - last_save > 60 * trainer.checkpoint_minutes:
                     # Held-out images are looked at where the budget says, not the clock, so that logs repeat.
-                    held_out = trainer.held_out_loss(spent) if marked else None
+                    held_out = held_out_loss(trainer, spent) if marked else None
                     keep = spent >= 1 or (marked and not trainer.checkpoint_best)
-                    trainer.save(keep=keep, wait=last, held_out=held_out)
+                    trainer.save(keep=keep, wait=last, held_out=held_out, samples=samples)
                     last_save = seen.seconds
                 standing = standing + 1 if seen.seconds == earlier else 0
                 if standing > _STANDING and self.budget.minutes is not None:

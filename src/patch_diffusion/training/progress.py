@@ -17,6 +17,7 @@ from rich.progress import Progress as Bar
 from patch_diffusion.files import write_text
 from patch_diffusion.training.cost import Seen
 from patch_diffusion.training.losses import Means
+from patch_diffusion.training.watching.history import in_words
 from patch_diffusion.training.watching.trackers import Trackers
 
 _SECONDS_PER_PLAIN_LINE = 10
@@ -115,13 +116,20 @@ class Progress:
         losses = means.by_size.values()
         self._loss = f"  loss {math.fsum(losses) / len(losses):.3f}" if losses else ""
 
-    def log_held_out(self, seen: Seen, spent: float, losses: Mapping[float, float]) -> float:
-        """Write a line of the losses of held-out images by noise level; their mean."""
+    def log_held_out(
+        self, seen: Seen, spent: float, losses: Mapping[float, float], by_size: Mapping[str, float] | None = None
+    ) -> float:
+        """Write a line of the losses of held-out images by noise level, and by patch size; the mean of the former."""
         mean = math.fsum(losses.values()) / len(losses)
-        found = {"loss": mean, "by_noise": {f"{sigma:g}": loss for sigma, loss in losses.items()}}
-        counts = {"step": seen.step, "images": seen.images, "seconds": seen.seconds, "spent": round(spent, 6)}
-        self._write({**counts, "held_out": found})
+        found: dict[str, Any] = {"loss": mean, "by_noise": {f"{sigma:g}": loss for sigma, loss in losses.items()}}
+        found |= {"by_size": dict(by_size)} if by_size else {}
+        self._write({**_counts(seen, spent), "held_out": found})
         return mean
+
+    def log_samples(self, seen: Seen, spent: float, numbers: Mapping[str, float]) -> None:
+        """Write a line of what was measured of samples, and show it."""
+        self._write({**_counts(seen, spent), "samples": dict(numbers)})
+        self.say(f"step {seen.step:,}: {in_words(numbers)}")
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._log_file is None:
@@ -133,6 +141,10 @@ class Progress:
             self._trackers.log(line)
             for failure in self._trackers.failures():
                 self.note(failure, self._step)
+
+
+def _counts(seen: Seen, spent: float) -> dict[str, Any]:
+    return {"step": seen.step, "images": seen.images, "seconds": seen.seconds, "spent": round(spent, 6)}
 
 
 def _clock(seconds: float) -> str:

@@ -92,6 +92,10 @@ class RunFolder:
         """All complete checkpoints, oldest first."""
         return sorted(path for path in self.path.glob("checkpoints/step-*") if path.name[5:].isdigit())
 
+    def best(self) -> Path | None:
+        """The best checkpoint, by what the run says is best; None where that was not measured."""
+        return best_of(self.checkpoints(), self.read_config()[0].checkpoint_by)
+
     def is_run(self) -> bool:
         """Whether there is a run here."""
         return self.config_file.exists()
@@ -113,6 +117,7 @@ class RunFolder:
         if self.is_run():
             stored, stored_facts = self.read_config()
             gone = facts.num_images != stored_facts.num_images and "num_images" not in allow
+            gone = gone and config.data.held_out == stored.data.held_out
             if stored.data.source == config.data.source and gone:
                 raise InputError(
                     f"{self.path} holds a run on {stored_facts.num_images:,} images, but there are now "
@@ -213,8 +218,8 @@ def load(
 
     Args:
         run: the run folder, or one of its checkpoints.
-        checkpoint: the step of a checkpoint, instead of the newest weights; "best": the one that was best at denoising
-            held-out images.
+        checkpoint: the step of a checkpoint, instead of the newest weights; "best": the one that is, by what
+            ``checkpoint_by`` of the run says.
         ema_length: length of a power-function average, put together from those that ``ema.lengths`` kept in the
             checkpoints so far, see `power_ema`; the ordinary average where None.
         device: see `choose_device`.
@@ -234,7 +239,7 @@ def load(
     else:
         folder = RunFolder(path)
         if checkpoint == "best":
-            best = best_of(folder.checkpoints())
+            best = folder.best()
             if best is None:
                 raise InputError(f"{path} has no best checkpoint: train with --held-out 0.05 --checkpoint-best")
             checkpoint = step_of(best)
@@ -319,13 +324,14 @@ def describe(run: str | os.PathLike[str]) -> dict[str, Any]:
     folder = RunFolder(Path(run).expanduser())
     config, facts = folder.read_config()
     progress = last_measured(folder.log_file)
+    best = folder.best()
     return {
         "run": str(folder.path),
         "model": asdict(facts),
         "options": to_dict(config),
         "progress": progress,
         "checkpoints": [step_of(path) for path in folder.checkpoints()],
-        "best_checkpoint": None if (best := best_of(folder.checkpoints())) is None else step_of(best),
+        "best_checkpoint": None if best is None else step_of(best),
         "pictures": [str(path) for path in sorted(folder.path.glob("samples/*.png"))],
         "complete": progress.get("spent", 0) >= 1,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from os import PathLike
@@ -13,28 +13,25 @@ import torch
 from torch import Tensor
 
 from patch_diffusion.config import Augment as AugmentOptions
-from patch_diffusion.config import Config, Ema, Network, Noise, Optimizer
+from patch_diffusion.config import Config, Ema, Network, Noise, Optimizer, Watch
 from patch_diffusion.config import Engine as EngineOptions
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.gather import Windows
 from patch_diffusion.data.images import Images, ImageSet
-from patch_diffusion.data.latents.codec import LatentSet
 from patch_diffusion.data.order import SampleOrder, bucket_at
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.noise import NoiseLevels
-from patch_diffusion.denoise.whole_image import whole_image_loss
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_room, write_tensors
 from patch_diffusion.patches.crop import corners, patch_coordinates, random_patches
 from patch_diffusion.patches.schedule import PatchSchedule, PatchSize
-from patch_diffusion.sampling.generate import generate
-from patch_diffusion.sampling.pictures import picture_grid, write_picture
 from patch_diffusion.streams import slot_normal, stream_key
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.checkpoints import checkpoint
 from patch_diffusion.training.checkpoints.background import BackgroundWriter
 from patch_diffusion.training.checkpoints.retention import sweep
 from patch_diffusion.training.checkpoints.sharded_checkpoint import SharedCopies, read_shared_checkpoint
+from patch_diffusion.training.checks import check_network, check_watching
 from patch_diffusion.training.cost import Seen, training_flops
 from patch_diffusion.training.hardware.engine import Engine
 from patch_diffusion.training.hardware.feed import Feed
@@ -48,12 +45,10 @@ from patch_diffusion.training.optimizing.power_ema import power_averages
 from patch_diffusion.training.optimizing.schedule_free import ScheduleFreeAverage
 from patch_diffusion.training.progress import Progress
 from patch_diffusion.training.run import ModelFacts, RunFolder, restore_weights
-from patch_diffusion.training.watchdog import COLLAPSED, Watchdog
+from patch_diffusion.training.watchdog import Watchdog
+from patch_diffusion.training.watching.looks import Copying, Meter
 from patch_diffusion.training.watching.report import write_report
 from patch_diffusion.training.watching.trackers import Trackers, choose_trackers
-
-MOST_HELD_OUT = 64
-"""Held-out images that are looked at whenever a checkpoint is written."""
 
 
 class Trainer:
@@ -68,6 +63,7 @@ class Trainer:
         out: the run folder: new or empty, or that of a stopped run of the same options, which then continues.
         batch: whole images per step; "auto": 64, in as many parts as the memory takes.
         held_out: images that are not trained on; where they are given, the log says how well those are denoised.
+        meter: measures samples now and then, into the log, see `SampleMeter`.
         augment: how images are altered before they are cut.
         noise: noise levels to train on.
         optimizer, ema, engine, checkpoints and the other options: see `Config`.
@@ -94,6 +90,7 @@ class Trainer:
         out: str | PathLike[str],
         batch: int | Literal["auto"] = Config.batch,
         held_out: Images | None = None,
+        meter: Meter | None = None,
         augment: Augment | None = None,
         noise: NoiseLevels | None = None,
         optimizer: Optimizer | None = None,
@@ -104,6 +101,7 @@ class Trainer:
         checkpoint_steps: int | None = Config.checkpoint_steps,
         checkpoint_last: int = Config.checkpoint_last,
         checkpoint_best: bool = Config.checkpoint_best,
+        checkpoint_by: Literal["loss", "frechet", "kernel"] = Config.checkpoint_by,
         watchdog: Literal["restore", "stop", "off"] = Config.watchdog,
         samples: int = Config.samples,
         log_every: int = Config.log_every,
@@ -128,23 +126,23 @@ class Trainer:
                 raise InputError(f"{name} is at least {least}, not {value}")
         if not checkpoint_minutes > 0:
             raise InputError(f"checkpoint_minutes is above 0, not {checkpoint_minutes}")
-        if checkpoint_best and held_out is None:
-            raise InputError("checkpoint_best needs images that are held out: give data.held_out, for example 0.05")
+        watch = Watch() if meter is None else meter.options
+        check_watching(watch, images, held_out, best=checkpoint_best, by=checkpoint_by)
         if noise.process != denoiser.process:
             raise InputError(f"noise levels of the {noise.process.name} process, denoiser of {denoiser.process.name}")
         self.augment = augment or Augment()
-        _check_network(denoiser, images, self.augment)
+        check_network(denoiser, images, self.augment)
         self.schedule = schedule or PatchSchedule()
         sizes = {
             bucket.resolution: self.schedule.sizes_for(bucket.resolution, denoiser.stride) for bucket in images.buckets
         }
 
-        self.images, self.held_out = images, held_out
+        self.images, self.held_out, self.meter, self.copying = images, held_out, meter, Copying()
         self.batch: int = batch
         self.options = optimizer
         self.log_every, self.samples, self.checkpoint_minutes = log_every, samples, checkpoint_minutes
         self.num_checkpoints, self.checkpoint_steps = checkpoints, checkpoint_steps
-        self.checkpoint_last, self.checkpoint_best = checkpoint_last, checkpoint_best
+        self.checkpoint_last, self.checkpoint_best = checkpoint_last, checkpoint_by if checkpoint_best else None
         self.engine = Engine(engine)
         denoiser.resolution = images.resolution
         denoiser.class_names = images.class_names if denoiser.num_classes else ()
@@ -181,7 +179,11 @@ class Trainer:
         self.facts = ModelFacts.of(denoiser, images)
         settings = getattr(self.network, "settings", None)
         self.config = Config(
-            data=replace(images.options, augment=AugmentOptions(**vars(self.augment))),
+            data=replace(
+                images.options,
+                held_out=images.options.held_out or 0.0,
+                augment=AugmentOptions(**vars(self.augment)),
+            ),
             patches=self.schedule.options(coords=denoiser.coords),
             noise=Noise(
                 process=denoiser.process.name,
@@ -195,6 +197,7 @@ class Trainer:
             optimizer=replace(optimizer, decay=decay_of(optimizer)),
             ema=ema,
             engine=engine,
+            watch=watch,
             batch=batch,
             seed=self.schedule.seed,
             checkpoints=checkpoints,
@@ -202,6 +205,7 @@ class Trainer:
             checkpoint_steps=checkpoint_steps,
             checkpoint_last=checkpoint_last,
             checkpoint_best=checkpoint_best,
+            checkpoint_by=checkpoint_by,
             watchdog=watchdog,
             samples=samples,
             log_every=log_every,
@@ -361,7 +365,14 @@ class Trainer:
         """Of the random numbers with that name, of this step or a later one."""
         return stream_key(self.schedule.seed, name, self.seen.step + later)
 
-    def save(self, *, keep: bool = True, wait: bool = True, held_out: float | None = None) -> Path | None:
+    def save(
+        self,
+        *,
+        keep: bool = True,
+        wait: bool = True,
+        held_out: float | None = None,
+        samples: Mapping[str, float] | None = None,
+    ) -> Path | None:
         """Write a checkpoint and the model; one that need not be kept is removed when later ones are written.
 
         Processes that share the model must all call this, after the same step; of others the first does.
@@ -370,7 +381,7 @@ class Trainer:
             keep: whether it stays.
             wait: return when all is on the disk, and raise what goes wrong. Else training goes on while a copy is
                 written, and a failure is told and leaves the checkpoint before.
-            held_out: the loss of held-out images, if it was measured.
+            held_out, samples: the loss of held-out images and what the meter found, where they were looked at.
 
         Returns:
             The folder; None where the one before is still being written and this need not be kept, where the gradients
@@ -379,7 +390,9 @@ class Trainer:
         if not self.engine.takes_part:
             return None
         sharing = self.engine.writers is not None
-        if not (keep or wait) and (self.engine.of_first(self.writer.busy) if sharing else self.writer.busy):
+        measured = held_out is not None or samples  # it may be the best
+        needed = keep or wait or measured
+        if not needed and (self.engine.of_first(self.writer.busy) if sharing else self.writer.busy):
             return None
         losses = self.losses.state()
         if self.on_trouble != "off" and 2 * (losses["skipped"] - self.watchdog.skipped) > max(len(losses["steps"]), 1):
@@ -390,6 +403,8 @@ class Trainer:
             "watchdog": self.watchdog.state(),
             "scaler": self.engine.scaler.state_dict(),
             "held_out": held_out,
+            "samples": dict(samples or {}),
+            "copying": vars(self.copying),
             "keep": keep,
         }
         folder, good = self.run.checkpoint(self.seen.step), self.watchdog.good
@@ -425,13 +440,6 @@ class Trainer:
             self.writer.wait()
         return folder
 
-    def held_out_loss(self, spent: float) -> float | None:
-        """Of the averaged model on images that are held out, into the log; None where none are."""
-        if self.held_out is None or not self.engine.takes_part:
-            return None
-        losses = whole_image_loss(self.average.denoiser, self.held_out, most=MOST_HELD_OUT)
-        return self.progress.log_held_out(self.seen, spent, losses)
-
     def restore(self, folder: Path) -> None:
         """Go back to a checkpoint; all processes of a run together."""
         self.restore_content(folder, *read_shared_checkpoint(folder, self.network, self.engine.hosts))
@@ -448,25 +456,11 @@ class Trainer:
             self.seen = Seen(**state["seen"])
             self.losses.restore(state["losses"])
             self.watchdog = Watchdog.restored(state["watchdog"])
+            self.copying = Copying(**state.get("copying", {}))
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{folder} is damaged: {error}") from None
-
-    def write_samples(self) -> bool:
-        """A picture of samples from fixed seeds; whether there is nothing to see in any of them.
-
-        Processes that share the model all make it, and the first writes.
-        """
-        num = self.denoiser.num_classes
-        seeds = range(min(num, 10) * 2 if num else 16)
-        samples = list(generate(self.average.denoiser, seeds))
-        pictures = [sample.visible for sample in samples]
-        if self.engine.first:
-            grid = picture_grid(pictures, columns=len(seeds) // 2 if num else None)
-            self.progress.picture(write_picture(grid, self.run.sample_file(self.seen.step)), self.seen.step)
-        least = COLLAPSED * self.denoiser.sigma_data * 255 / 2
-        return all(sample.visible.float().std() < least for sample in samples)
 
     @contextmanager
     def _opened(self, budget: Budget) -> Iterator[None]:
@@ -491,25 +485,9 @@ class Trainer:
         classes = f", {self.denoiser.num_classes} classes" if self.denoiser.num_classes else ""
         others = len(self.images.buckets) - 1
         shapes = f" and {others} other shapes" if others else ""
+        shapes += f", {len(self.held_out):,} held out" if self.held_out is not None else ""
         return (
             f"{len(self.images):,} images {height}x{width}x{self.images.channels}{shapes}{classes}; "
             f"{self.facts.parameters:,} parameters on {self.engine.device}; steps on {sizes}; "
             f"sigma_data {self.denoiser.sigma_data:.3f}"
-        )
-
-
-def _check_network(denoiser: Denoiser, images: Images, augment: Augment) -> None:
-    """The network takes such images."""
-    if augment.channels not in (0, denoiser.augment_channels):
-        raise InputError(
-            f"the network is told of augmentation by {denoiser.augment_channels} numbers, but data.augment gives "
-            f"{augment.channels}: build it with augment_channels={augment.channels}"
-        )
-    if isinstance(images, LatentSet) and (augment.p or augment.flip):
-        raise InputError("latents cannot be augmented: make those of the mirrored images too (prepare --flips)")
-    if denoiser.image_channels not in (None, images.channels):
-        raise InputError(f"the network takes {denoiser.image_channels} channels, but the images have {images.channels}")
-    if denoiser.num_classes and denoiser.num_classes != images.num_classes:
-        raise InputError(
-            f"the network knows {denoiser.num_classes} classes, but the images have {images.num_classes or 'none'}"
         )

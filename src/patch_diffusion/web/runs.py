@@ -13,7 +13,7 @@ from typing import Any
 from patch_diffusion.config import Config
 from patch_diffusion.errors import InputError
 from patch_diffusion.suggest import stride
-from patch_diffusion.training.checkpoints.retention import best_of, step_of
+from patch_diffusion.training.checkpoints.retention import step_of
 from patch_diffusion.training.lock import holder
 from patch_diffusion.training.run import ModelFacts, RunFolder
 from patch_diffusion.training.watching.history import History
@@ -132,7 +132,7 @@ class Runs:
         config, facts = folder.read_config()
         progress, trainer = last_measured(folder.log_file), holder(folder.path)
         checkpoints, samples = folder.checkpoints(), self._samples(folder)
-        best = best_of(checkpoints)
+        best = folder.best()
         spent = min(float(progress.get("spent", 0.0)), 1.0)
         return {
             "name": name,

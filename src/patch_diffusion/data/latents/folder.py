@@ -85,7 +85,8 @@ def open_latents(
     if classes is False:
         labels, names = None, ()
     latents = f"{codec.factor}-fold latents of {len(codec.mean)} channels, of {height}x{width} images"
-    return LatentSet(stored, labels, names, options or Data(str(path)), (latents,), codec=codec, file=path / _LATENTS)
+    options, twins = options or Data(str(path)), facts.get("twins", 1)
+    return LatentSet(stored, labels, names, options, (latents,), codec=codec, file=path / _LATENTS, twins=twins)
 
 
 def encode_latents(
@@ -152,6 +153,7 @@ def encode_latents(
         "source": images.options.source,
         "resolution": list(images.resolution),
         "class_names": list(images.class_names),
+        "twins": shape[0] // len(images),
         "made_of": facts,
     }
     write_json(out / _FACTS, content)

@@ -11,7 +11,7 @@ from patch_diffusion.files import read_json
 from patch_diffusion.training.checkpoints.checkpoint import STATE_FILE, remove_checkpoint
 
 
-def sweep(checkpoints: list[Path], *, last: int, best: bool, good: int) -> None:
+def sweep(checkpoints: list[Path], *, last: int, best: str | None, good: int) -> None:
     """Remove checkpoints that need not stay.
 
     Those that are to be kept stay, the newest ``last``, the newest that is known to be good, and the best. One that
@@ -20,20 +20,29 @@ def sweep(checkpoints: list[Path], *, last: int, best: bool, good: int) -> None:
     Args:
         checkpoints: complete ones, oldest first.
         last: how many of the newest stay in any case.
-        best: whether the one with the lowest loss of held-out images stays in any case.
+        best: what the one is lowest in that stays in any case, see `best_of`; None: there is none such.
         good: the last step up to which all was well.
     """
     known_good = [path for path in checkpoints if step_of(path) <= good]
-    stay = {*checkpoints[-last:], *known_good[-1:], best_of(checkpoints) if best else None}
+    stay = {*checkpoints[-last:], *known_good[-1:], best_of(checkpoints, best) if best else None}
     for path in checkpoints:
         if path not in stay and not _state(path).get("keep", True):
             remove_checkpoint(path)
 
 
-def best_of(checkpoints: list[Path]) -> Path | None:
-    """The checkpoint that denoises held-out images best; None where no loss of such was measured."""
-    losses = {path: _state(path).get("held_out") for path in checkpoints}
-    measured = {path: loss for path, loss in losses.items() if loss is not None and math.isfinite(loss)}
+def best_of(checkpoints: list[Path], by: str = "loss") -> Path | None:
+    """The best checkpoint; None where what tells that was not measured at any.
+
+    Args:
+        checkpoints: oldest first.
+        by: "loss": the lowest of held-out images; or what was measured of samples and is best where it is lowest.
+    """
+    found = {path: _state(path) for path in checkpoints}
+    values = {
+        path: state.get("held_out") if by == "loss" else (state.get("samples") or {}).get(by)
+        for path, state in found.items()
+    }
+    measured = {path: value for path, value in values.items() if value is not None and math.isfinite(value)}
     return min(measured, key=measured.__getitem__, default=None)
 
 

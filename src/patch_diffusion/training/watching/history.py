@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,19 @@ _FIRST_NOTES, _LAST_NOTES = 40, 160  # that are kept of very many
 
 TIMES = {"steps": ("step", 1.0), "images": ("images", 1.0), "minutes": ("seconds", 1 / 60)}
 """What curves can be over: the key in a line of the log, and the factor to the unit."""
+
+DISTANCES = {"frechet": "Frechet distance", "kernel": "kernel distance"}
+"""What is measured of samples by its name in the log, and how it is called."""
+
+SHARES = {
+    "near_copies": "samples",
+    "near_copies_held_out": "held-out images",
+    "near_copies@1/2": "1/2 of samples",
+    "near_copies_held_out@1/2": "1/2 of held-out images",
+    "near_copies@1/4": "1/4 of samples",
+    "near_copies_held_out@1/4": "1/4 of held-out images",
+}
+"""The same for shares of near copies: of whom, or of patches of whom."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +93,10 @@ class History:
     Attributes:
         loss: a curve for each patch size, the largest first.
         by_noise, held_out_by_noise: a curve for each noise level, by rising level.
+        held_out_by_size: a curve for each patch size, the largest first.
+        samples: a curve for each number that was measured of samples, by its name in the log.
         held_out, learning_rate, speed: a curve each; the speed in images per second.
-        last, last_held_out: the newest line of each kind, empty where there is none.
+        last, last_held_out, last_samples: the newest line of each kind, empty where there is none.
         notes: (step, text) of the first and the newest.
         num_lines, num_damaged, num_notes: how many there were.
     """
@@ -91,9 +106,12 @@ class History:
         self._loss: dict[str, Curve] = {}
         self._by_noise: dict[str, Curve] = {}
         self._held_out_by_noise: dict[str, Curve] = {}
+        self._held_out_by_size: dict[str, Curve] = {}
+        self.samples: dict[str, Curve] = {}
         self.held_out, self.learning_rate, self.speed = Curve(), Curve(), Curve()
         self.last: Line = {}
         self.last_held_out: Line = {}
+        self.last_samples: Line = {}
         self.num_lines = self.num_damaged = self.num_notes = 0
         self._first_notes: list[tuple[int, str]] = []
         self._last_notes: deque[tuple[int, str]] = deque(maxlen=_LAST_NOTES)
@@ -137,9 +155,15 @@ class History:
         elif "held_out" in line:
             place, held_out = self._place(line), line["held_out"]
             mean, by_noise = float(held_out["loss"]), _by_level(held_out.get("by_noise", {}))
+            by_size = _numbers(held_out.get("by_size", {}))
             self.held_out.add(place, mean)
             _add_each(self._held_out_by_noise, place, by_noise)
+            _add_each(self._held_out_by_size, place, by_size)
             self.last_held_out = line
+        elif "samples" in line:
+            numbers = _numbers(line["samples"])
+            _add_each(self.samples, self._place(line), numbers)
+            self.last_samples = {**line, "samples": numbers}
         elif "note" in line:
             self.num_notes += 1
             kept = self._first_notes if len(self._first_notes) < _FIRST_NOTES else self._last_notes
@@ -151,7 +175,7 @@ class History:
     @property
     def loss(self) -> dict[str, Curve]:
         """A curve for each patch size, the largest first."""
-        return dict(sorted(self._loss.items(), key=lambda item: _area(item[0]), reverse=True))
+        return _by_area(self._loss)
 
     @property
     def by_noise(self) -> dict[str, Curve]:
@@ -162,6 +186,11 @@ class History:
     def held_out_by_noise(self) -> dict[str, Curve]:
         """The same for images that are not trained on."""
         return dict(sorted(self._held_out_by_noise.items(), key=lambda item: float(item[0])))
+
+    @property
+    def held_out_by_size(self) -> dict[str, Curve]:
+        """Of patches of images that are not trained on, the largest first."""
+        return _by_area(self._held_out_by_size)
 
     @property
     def notes(self) -> list[tuple[int, str]]:
@@ -223,6 +252,21 @@ def _by_level(values: dict[str, Any]) -> dict[str, float]:
 def _add_each(curves: dict[str, Curve], place: float, values: dict[str, float]) -> None:
     for name, value in values.items():
         curves.setdefault(name, Curve()).add(place, value)
+
+
+def in_words(samples: Mapping[str, float]) -> str:
+    """What was measured of samples, in a line to read."""
+    words = [f"{DISTANCES[name]} {value:.4g}" for name, value in samples.items() if name in DISTANCES]
+    words += [f"{name} {value:.4g}" for name, value in samples.items() if name not in DISTANCES | SHARES]
+    if "near_copies" in samples:
+        words.append(f"near copies {samples['near_copies']:.1%}")
+        if "near_copies_held_out" in samples:
+            words[-1] += f" (of held-out images {samples['near_copies_held_out']:.1%})"
+    return ", ".join(words)
+
+
+def _by_area(curves: dict[str, Curve]) -> dict[str, Curve]:
+    return dict(sorted(curves.items(), key=lambda item: _area(item[0]), reverse=True))
 
 
 def _area(size: str) -> int:

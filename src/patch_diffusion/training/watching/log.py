@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 Line = dict[str, Any]
-"""A line of the log. Those that measured the training have "loss", those of held-out images "held_out", and the rest
-"note"; all have "step"."""
+"""A line of the log. Those that measured the training have "loss", those of held-out images "held_out", those of
+samples "samples", and the rest "note"; all have "step"."""
 
 _SPAN = 1 << 21  # bytes that are read at a time
 _REMEMBERED = 256  # bytes before the place that was read to, to see whether they are still the same

@@ -12,7 +12,7 @@ from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_json, write_text
 from patch_diffusion.training.run import ModelFacts, RunFolder
 from patch_diffusion.training.watching.chart import chart, number
-from patch_diffusion.training.watching.history import History
+from patch_diffusion.training.watching.history import DISTANCES, SHARES, History
 from patch_diffusion.training.watching.page import option_text, page, table
 from patch_diffusion.training.watching.pictures import as_data, evenly
 
@@ -124,6 +124,10 @@ def _tiles(history: History) -> Iterator[str]:
         tiles.append(("loss, mean of the sizes", number(history.mean_loss)))
     if history.last_held_out:
         tiles.append(("loss of held-out images", number(history.last_held_out["held_out"]["loss"])))
+    samples = history.last_samples.get("samples", {})
+    tiles += [(name, number(samples[key])) for key, name in DISTANCES.items() if key in samples]
+    if "near_copies" in samples:
+        tiles.append(("near copies", f"{samples['near_copies']:.1%}"))
     if history.images_per_second is not None:
         tiles.append(("images a second", number(history.images_per_second)))
     tiles.append(("trained for", clock(last["seconds"])))
@@ -140,7 +144,13 @@ def _charts(history: History) -> Iterator[str]:
     yield chart("Loss by noise level", history.by_noise, about="sigma in training", rising=True)
     held_out = {"mean": history.held_out} if history.held_out else {}
     yield chart("Loss of held-out images", held_out, about="whole images that are not trained on")
+    yield chart("Held-out loss by patch size", history.held_out_by_size, about="mean over noise levels")
     yield chart("Held-out loss by noise level", history.held_out_by_noise, about="sigma", rising=True)
+    for name, title in DISTANCES.items():
+        curves = {"samples": history.samples[name]} if name in history.samples else {}
+        yield chart(f"{title[0].upper()}{title[1:]}", curves, about="of samples to the images that are trained on")
+    near = {label: history.samples[name] for name, label in SHARES.items() if name in history.samples}
+    yield chart("Near copies of training images", near, about="shares of images and patches", from_zero=True)
     yield chart("Speed", {"images a second": history.speed}, from_zero=True)
     yield chart("Learning rate", {"learning rate": history.learning_rate}, from_zero=True)
 

@@ -112,6 +112,10 @@ def scalars(line: Line, before: Line) -> dict[str, float]:
         values["held_out/loss"] = line["held_out"]["loss"]
         by_noise = line["held_out"].get("by_noise", {})
         values |= {f"held_out_noise/{level}": value for level, value in by_noise.items()}
+        by_size = line["held_out"].get("by_size", {})
+        values |= {f"held_out_size/{size}": value for size, value in by_size.items()}
+    if "samples" in line:
+        values |= {f"samples/{name}": value for name, value in line["samples"].items()}
     return {name: float(value) for name, value in values.items() if value is not None and math.isfinite(value)}
 
 

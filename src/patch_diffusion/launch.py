@@ -1,4 +1,4 @@
-"""From a config to a trained run."""
+"""From a config to a trained run: its images, its trainer, and what measures its samples."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import os
 from collections.abc import Collection
 from dataclasses import replace
 from os import PathLike
+from pathlib import Path
 
-from patch_diffusion.config import Config
+from patch_diffusion.config import Config, Watch
 from patch_diffusion.data.sources import open_images
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError
@@ -15,7 +16,7 @@ from patch_diffusion.suggest import suggest
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.build import build_trainer
 from patch_diffusion.training.hardware.processes import run_processes, started_by_launcher
-from patch_diffusion.training.run import load
+from patch_diffusion.training.run import RunFolder, load
 
 
 def train(
@@ -64,4 +65,14 @@ def _train(
     if given is not None:
         config, reasons = suggest(images, config, given)
         images = replace(images, notes=(*images.notes, *reasons))
-    return build_trainer(config, images, out, allow=allow, show=show).fit(**vars(budget))
+    meter = None
+    idle = [name for name, value in vars(config.watch).items() if value != getattr(Watch(), name)]
+    if idle and not config.watch.metrics and not RunFolder(Path(out).expanduser()).is_run():
+        raise InputError(
+            f"watch.{idle[0]} has no effect without watch.metrics: add --watch.metrics frechet, or leave it out"
+        )
+    if config.watch.metrics:
+        from patch_diffusion.evaluation.meter import SampleMeter
+
+        meter = SampleMeter(**vars(config.watch), seed=config.seed)
+    return build_trainer(config, images, out, meter=meter, allow=allow, show=show).fit(**vars(budget))

@@ -1,0 +1,134 @@
+"""How good samples are while a model is trained: the same measures as in `evaluate`, at intervals, into the log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from patch_diffusion.config import Watch
+from patch_diffusion.data.images import Images
+from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.evaluation.collect import Collected, collect
+from patch_diffusion.evaluation.comparing import evenly
+from patch_diffusion.evaluation.distances import FrechetTo, KernelDistance, merged
+from patch_diffusion.evaluation.extractors.choose import open_extractor
+from patch_diffusion.evaluation.extractors.extractor import Extractor
+from patch_diffusion.evaluation.memorization import Likeness, likeness, rates
+from patch_diffusion.evaluation.reference import Reference, reference_of
+from patch_diffusion.evaluation.samples import classes_like, pixels_of
+from patch_diffusion.evaluation.stream import Stream, stream_of_images, stream_of_model
+from patch_diffusion.training.watching.looks import Measured
+
+Metric = Literal["frechet", "kernel", "memorization"]
+
+
+class SampleMeter:
+    """Measures samples of a model while it is trained, beside the images it is trained on.
+
+    It is given to a `Trainer` as ``meter``; `train` makes one of the options ``watch``. The log then has, at even parts
+    of the budget, Frechet and kernel distance of the features, and the shares of near copies of training images among
+    samples and among held-out images, and a warning where samples become copies. All follow from the seed, so that a
+    run that was stopped has the log of one that was not.
+
+    Args:
+        metrics: "frechet", "kernel", "memorization".
+        times: how often, evenly over the budget.
+        samples: how many each time, of the same seeds.
+        extractor: see `open_extractor`.
+        seed: of the samples' classes.
+        batch: images at a time.
+
+    Raises:
+        InputError: a metric that there is not, too few samples, or no such extractor.
+
+    >>> meter = SampleMeter(("frechet", "memorization"), samples=200)
+    >>> meter.options.times
+    5
+    """
+
+    def __init__(
+        self,
+        metrics: Sequence[Metric],
+        *,
+        times: int = Watch.times,
+        samples: int = Watch.samples,
+        extractor: str | Path | Extractor | Callable[[Tensor], Tensor] = Watch.extractor,
+        seed: int = 0,
+        batch: int = 64,
+    ) -> None:
+        for name in metrics:
+            if name not in get_args(Metric):
+                raise InputError(f"watch.metrics has no '{name}'{did_you_mean(name, get_args(Metric))}")
+        if not metrics:
+            raise InputError(f"no metric was asked for: choose from {', '.join(get_args(Metric))}")
+        if times < 1:
+            raise InputError(f"watch.times is at least 1, not {times}")
+        if samples < 2:
+            raise InputError(f"watch.samples is at least 2, not {samples}")
+        name = str(extractor) if isinstance(extractor, str | Path) else open_extractor(extractor).name
+        self.options = Watch(tuple(dict.fromkeys(metrics)), times, samples, name)
+        self._what, self._seed, self._batch = extractor, seed, batch
+        if isinstance(extractor, str | Path):
+            open_extractor(extractor)  # one that is not there is refused now
+        self._beside: _Beside | None = None
+
+    def begin(self, images: Images, held_out: Images | None, device: torch.device) -> None:
+        """Make the features of the images, or find them in the cache."""
+        extractor = open_extractor(self._what, device=device)
+        self._beside = _Beside.of(images, held_out, extractor, self.options, self._seed, self._batch)
+
+    def __call__(self, model: Denoiser) -> Measured:
+        """Sample and measure."""
+        beside, options = self._beside, self.options
+        if beside is None:
+            raise InputError("a meter compares with images: call begin first, as a trainer does")
+        num = options.samples
+        labels = classes_like(beside.images, model, num, self._seed)
+        stream = stream_of_model(model, range(num), labels=labels, batch=self._batch)
+        found = collect(stream, beside.extractor, what="samples", moments=beside.frechet is not None)
+        numbers: dict[str, float] = {}
+        if beside.frechet is not None:
+            numbers["frechet"] = beside.frechet(merged(found.moments))
+        if "kernel" in options.metrics:
+            numbers["kernel"] = KernelDistance([found.features], evenly(beside.reference.features))()
+        if "memorization" not in options.metrics:
+            return Measured(numbers)
+        measures, said = rates(beside.near(found), beside.held_out, beside.extractor.name, self._seed)
+        shares = {name: found.value for name, found in measures.items() if name.startswith("near_copies")}
+        return Measured(numbers | shares, "; ".join(said))
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """What samples are compared with; it stays the same all through a training."""
+
+    images: Images
+    extractor: Extractor
+    stream: Stream
+    reference: Reference
+    frechet: FrechetTo | None
+    held_out: Likeness | None
+
+    @classmethod
+    def of(
+        cls, images: Images, held_out: Images | None, extractor: Extractor, options: Watch, seed: int, batch: int
+    ) -> _Beside:
+        stream = pixels_of(images, batch)
+        reference = reference_of(stream, extractor)
+        frechet = FrechetTo(reference.gaussian) if "frechet" in options.metrics else None
+        found = cls(images, extractor, stream, reference, frechet, None)
+        if held_out is None or "memorization" not in options.metrics:
+            return found
+        others = stream_of_images(held_out, min(len(held_out), options.samples), seed=seed, batch=batch)
+        near = found.near(collect(others, extractor, what="held-out images", moments=False))
+        return cls(images, extractor, stream, reference, frechet, near)
+
+    def near(self, found: Collected) -> Likeness:
+        """How near images are to those of the training."""
+        return likeness(found.small, found.features, self.stream, self.reference.features)

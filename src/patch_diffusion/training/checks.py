@@ -1,0 +1,49 @@
+"""What does not go together is refused before anything is written."""
+
+from __future__ import annotations
+
+from patch_diffusion.config import Watch
+from patch_diffusion.data.augment import Augment
+from patch_diffusion.data.images import Images
+from patch_diffusion.data.latents.codec import LatentSet
+from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.errors import InputError
+
+
+def check_network(denoiser: Denoiser, images: Images, augment: Augment) -> None:
+    """Refuse images that the network does not take."""
+    if augment.channels not in (0, denoiser.augment_channels):
+        raise InputError(
+            f"the network is told of augmentation by {denoiser.augment_channels} numbers, but data.augment gives "
+            f"{augment.channels}: build it with augment_channels={augment.channels}"
+        )
+    if isinstance(images, LatentSet) and (augment.p or augment.flip):
+        raise InputError("latents cannot be augmented: make those of the mirrored images too (prepare --flips)")
+    if denoiser.image_channels not in (None, images.channels):
+        raise InputError(f"the network takes {denoiser.image_channels} channels, but the images have {images.channels}")
+    if denoiser.num_classes and denoiser.num_classes != images.num_classes:
+        raise InputError(
+            f"the network knows {denoiser.num_classes} classes, but the images have {images.num_classes or 'none'}"
+        )
+
+
+def check_watching(watch: Watch, images: Images, held_out: Images | None, *, best: bool, by: str) -> None:
+    """Refuse a best checkpoint by what is not measured, and measures of samples that cannot be.
+
+    Args:
+        watch: what is measured of samples.
+        images, held_out: that are trained on, and that are not.
+        best: whether the best checkpoint is to stay.
+        by: by what.
+    """
+    if watch.metrics and isinstance(images, LatentSet):
+        raise InputError(
+            "watch.metrics compare samples with the images of the training, and these are latents: measure afterwards, "
+            "with evaluate --data IMAGES"
+        )
+    if by != "loss" and not best:
+        raise InputError(f"checkpoint_by {by} says which checkpoint is the best: add checkpoint_best")
+    if by != "loss" and by not in watch.metrics:
+        raise InputError(f"checkpoint_by {by} needs it to be measured: add watch.metrics {by}")
+    if best and by == "loss" and held_out is None:
+        raise InputError("checkpoint_best needs images that are held out: give data.held_out, for example 0.05")
