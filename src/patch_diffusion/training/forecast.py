@@ -186,8 +186,8 @@ def _step(trainer: Trainer, spent: float) -> tuple[str, float]:
 
 def _time_evaluation(trainer: Trainer) -> float:
     """Seconds that the network takes for the images of a picture of samples, once."""
-    model = trainer.average.denoiser
-    list(generate(model, range(2), steps=1))
+    model, resolution = trainer.average.denoiser, trainer.picture_resolution
+    list(generate(model, range(2), steps=1, resolution=resolution))
     began = time.monotonic()
-    list(generate(model, range(_PICTURES), steps=1))
+    list(generate(model, range(_PICTURES), steps=1, resolution=resolution))
     return time.monotonic() - began

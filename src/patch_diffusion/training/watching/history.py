@@ -216,7 +216,7 @@ def _add_each(curves: dict[str, Curve], step: int, values: dict[str, float]) -> 
 
 
 def _area(size: str) -> int:
-    numbers = [int(number) for number in size.split("x") if number.isdigit()]
+    numbers = [int(number) for number in size.removesuffix(" small").split("x") if number.isdigit()]
     return math.prod(numbers) if numbers else 0
 
 
