@@ -30,9 +30,10 @@ from measuring import circumstances
 
 import patch_diffusion as pd
 from patch_diffusion.config import Engine, Patches
+from patch_diffusion.data.reading.cache import FOLDER_VARIABLE
 from patch_diffusion.training.build import build_trainer
 
-IMAGES, STEPS, UNCOUNTED = 6, 20, 4
+IMAGES, STEPS, UNCOUNTED = 6, 12, 2
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=[256, 512, 1024, 2048, 4096])
     parser.add_argument("--patch", type=int, default=64)
     parser.add_argument("--context", type=int, help="side of small copies of the images; none where not given")
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--malloc", choices=["exact", "usual"], default="exact")
     parser.add_argument("--runs", type=int, default=3, help="of which the median counts")
@@ -49,14 +51,15 @@ def main() -> None:
     parser.add_argument("--alone", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.alone:
-        print(json.dumps(train(arguments.alone, arguments.patch, arguments.context, arguments.threads)))
+        given = arguments.patch, arguments.context, arguments.batch, arguments.threads
+        print(json.dumps(train(arguments.alone, *given)))
         return
     environment = {**os.environ, **(MALLOC if arguments.malloc == "exact" else {})}
     found: dict[int, list[dict[str, float]]] = {side: [] for side in arguments.sides}
     for _ in range(arguments.runs):
         for side, runs in found.items():
             words = [sys.executable, __file__, "--alone", str(side)]
-            for name in ("patch", "context", "threads"):
+            for name in ("patch", "context", "batch", "threads"):
                 value = getattr(arguments, name)
                 words += [] if value is None else [f"--{name}", str(value)]
             done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, env=environment)
@@ -75,16 +78,17 @@ def main() -> None:
             flush=True,
         )
     if arguments.out:
-        names = ("patch", "context", "threads", "malloc", "runs")
+        names = ("patch", "context", "batch", "threads", "malloc", "runs")
         settings = {"preset": "small", "steps": STEPS, "images": IMAGES}
         settings |= {name: getattr(arguments, name) for name in names}
         arguments.out.write_text(json.dumps({**circumstances(), "settings": settings, "sides": rows}, indent=1) + "\n")
 
 
-def train(side: int, patch: int, context: int | None, threads: int) -> dict[str, float]:
+def train(side: int, patch: int, context: int | None, batch: int, threads: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images.npy"
         write_images(path, side)
+        os.environ[FOLDER_VARIABLE] = str(Path(folder) / "cache")
         gpu = torch.cuda.is_available()
         before = anonymous_bytes()
         peak = Peak()
@@ -92,6 +96,7 @@ def train(side: int, patch: int, context: int | None, threads: int) -> dict[str,
             pd.PRESETS["small"],
             patches=Patches(whole=0.0, sizes={str(patch): 1.0}, growth="none", context=context),
             engine=Engine(device="cuda" if gpu else "cpu", threads=threads),
+            batch=batch,
             minutes=None,
             samples=0,
         )

@@ -53,7 +53,7 @@ def make_small(images: Tensor, shape: tuple[int, int]) -> Tensor:
     weighted by a triangle as wide as two of the small pixels.
 
     >>> make_small(torch.arange(9.0).expand(1, 1, 9, 9), (3, 3))[0, 0, 0]
-    tensor([1.2000, 4.0000, 6.8000])
+    tensor([1., 4., 7.])
     """
     height, width = images.shape[-2:]
     down, across = (_weights(*lengths, images.device) for lengths in ((shape[0], height), (shape[1], width)))
