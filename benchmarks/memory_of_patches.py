@@ -5,7 +5,8 @@
 A process for each side trains the preset ``small`` on patches of one size only (``patches.whole`` 0), and with
 ``--context`` on small copies of the images too, from an array of random images that is mapped from the disk. Peak
 memory is that of the process less what is mapped from files, above what it has after its imports; on a GPU, what torch
-has taken there. The sides take turns, so that what else the machine does hits all alike.
+has taken there. The sides take turns, or run at the same time (``--together``), so that what else the machine does hits
+all alike.
 
 glibc usually keeps what is freed, more or less of it as the largest piece was that a program has freed before, and has
 a pool for each thread. So that memory in use is measured, pieces above 64 kB are given back at once and there is one
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median
@@ -33,7 +35,7 @@ from patch_diffusion.config import Engine, Patches
 from patch_diffusion.data.reading.cache import FOLDER_VARIABLE
 from patch_diffusion.training.build import build_trainer
 
-IMAGES, STEPS, UNCOUNTED = 6, 12, 2
+IMAGES, STEPS, UNCOUNTED = 6, 10, 2
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 
@@ -45,6 +47,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, help="side of small copies of the images; none where not given")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--together", action="store_true")
     parser.add_argument("--malloc", choices=["exact", "usual"], default="exact")
     parser.add_argument("--runs", type=int, default=3, help="of which the median counts")
     parser.add_argument("--out", type=Path)
@@ -56,15 +59,20 @@ def main() -> None:
         return
     environment = {**os.environ, **(MALLOC if arguments.malloc == "exact" else {})}
     found: dict[int, list[dict[str, float]]] = {side: [] for side in arguments.sides}
-    for _ in range(arguments.runs):
-        for side, runs in found.items():
-            words = [sys.executable, __file__, "--alone", str(side)]
-            for name in ("patch", "context", "batch", "threads"):
-                value = getattr(arguments, name)
-                words += [] if value is None else [f"--{name}", str(value)]
-            done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-            runs.append(json.loads(done.stdout))
-            print(f"{side:>5} px: {runs[-1]['peak_bytes'] / 2**20:,.0f} MB", flush=True)
+
+    def run(side: int) -> dict[str, float]:
+        words = [sys.executable, __file__, "--alone", str(side)]
+        for name in ("patch", "context", "batch", "threads"):
+            value = getattr(arguments, name)
+            words += [] if value is None else [f"--{name}", str(value)]
+        done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+        return json.loads(done.stdout)
+
+    with ThreadPoolExecutor(len(arguments.sides) if arguments.together else 1) as pool:
+        for _ in range(arguments.runs):
+            for side, one in zip(arguments.sides, pool.map(run, arguments.sides), strict=True):
+                found[side].append(one)
+                print(f"{side:>5} px: {one['peak_bytes'] / 2**20:,.0f} MB", flush=True)
     rows: list[dict[str, float]] = []
     for side, runs in found.items():
         row = {"side": side, **{name: median(run[name] for run in runs) for name in runs[0]}}
@@ -78,7 +86,7 @@ def main() -> None:
             flush=True,
         )
     if arguments.out:
-        names = ("patch", "context", "batch", "threads", "malloc", "runs")
+        names = ("patch", "context", "batch", "threads", "malloc", "runs", "together")
         settings = {"preset": "small", "steps": STEPS, "images": IMAGES}
         settings |= {name: getattr(arguments, name) for name in names}
         arguments.out.write_text(json.dumps({**circumstances(), "settings": settings, "sides": rows}, indent=1) + "\n")

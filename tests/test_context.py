@@ -276,6 +276,13 @@ def test_a_denoiser_and_a_schedule_of_different_contexts(images, tmp_path):
         pd.Trainer(denoiser, images, pd.PatchSchedule(sizes={"1/2": 1.0}, context=4), out=tmp_path / "run")
 
 
+def test_bits_are_refused_before_anything_is_measured(model, images):
+    with pytest.raises(InputError, match="metric bits needs a model that makes images in one stage"):
+        pd.evaluate(model, data=images, held_out=images, metrics=["bits"], device="cpu")
+    found = pd.evaluate(model, data=images, held_out=images, metrics=["denoising"], device="cpu")
+    assert found.measures["denoising"].settings["context"] == 4
+
+
 def test_it_does_not_race():
     small = pd.PRESETS["small"]
     arms = {"patches": small, "context": pd.Config(patches=Patches(context=16), engine=Engine())}
