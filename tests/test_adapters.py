@@ -27,6 +27,13 @@ def unet(**options):
     return diffusers.UNet2DModel(**{**SMALL, **options}).eval()
 
 
+def test_with_a_context():
+    model = unet(in_channels=9)
+    assert pd.DiffusersNetwork(model, context=True).context
+    with pytest.raises(pd.InputError, match="build it with in_channels=5"):
+        pd.DiffusersNetwork(model)
+
+
 def test_what_the_model_is_given():
     model = unet(num_class_embeds=3)
     network = pd.DiffusersNetwork(model, num_classes=2)

@@ -47,6 +47,18 @@ def test_what_fits_stays_as_it_is(preset, shape):
     assert suggest(images_of(shape), pd.PRESETS[preset]) == (pd.PRESETS[preset], [])
 
 
+def test_levels_suit_what_the_network_sees():
+    """Large images want more levels, but not where patches of them are all that it sees."""
+    alone = {"whole": 0.0, "sizes": {"64": 1.0}}
+    levels = {
+        context: len(
+            suggest(images_of((512, 512)), with_patches(SMALL, **alone, context=context))[0].network.multipliers
+        )
+        for context in (None, 64)
+    }
+    assert levels == {None: 5, 64: 3}
+
+
 @pytest.mark.parametrize(
     ("shape", "sizes"),
     [

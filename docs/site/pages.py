@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 # The order of the pages; what is not listed is added at the end.
 GROUPS = {
     "Start": ("index", "examples"),
-    "Train": ("data", "augmentation", "runs", "watching", "any-network", "clusters", "scaling"),
+    "Train": ("data", "augmentation", "runs", "watching", "large-images", "any-network", "clusters", "scaling"),
     "Judge": ("evaluate", "race"),
     "Use": ("guidance", "editing", "edit", "export", "serve"),
     "About": ("architecture", "CONTRIBUTING", "CHANGELOG", "LOG"),

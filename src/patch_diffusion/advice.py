@@ -168,7 +168,8 @@ def _forecast(
     """What training costs, with a smaller batch where there is no memory for this one; None where there never is."""
     most = _MEMORY_USED * (math.inf if room is None else room)
     with torch.device("meta"):
-        network = build_network(config.network, images.channels, images.num_classes, coords=config.patches.coords)
+        patches = {"coords": config.patches.coords, "context": config.patches.context}
+        network = build_network(config.network, images.channels, images.num_classes, **patches)
     if memory_of_weights(network, len(config.ema.lengths)) > most:
         return config, None
     # It is one process that is timed, and training that is.

@@ -108,6 +108,9 @@ class Patches:
     """Weight of a patch in the loss. patch: mean over its pixels. area: sum, as in the published implementation."""
     coords: bool = True
     """Give the network the coordinates of its pixels."""
+    context: int | None = None
+    """Shorter side of a small copy of the whole image that the network is given with every patch, and makes first when
+    it samples: so that whole 0 makes images of one piece, at a cost that does not depend on their size. None: none."""
 
 
 @dataclass(frozen=True)

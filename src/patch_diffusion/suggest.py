@@ -8,12 +8,12 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
-from patch_diffusion.config import Config, Network
+from patch_diffusion.config import Config, Network, Patches
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.latents.codec import LatentCodec
 from patch_diffusion.denoise.networks.unet import STYLES, UNet
 from patch_diffusion.errors import InputError
-from patch_diffusion.patches.schedule import PatchSchedule
+from patch_diffusion.patches.schedule import PatchSchedule, patch_shape
 
 Resolution = tuple[int, int]
 
@@ -63,7 +63,7 @@ def suggest(images: Images, base: Config, given: Collection[str] = ()) -> tuple[
     resolutions = [bucket.resolution for bucket in images.buckets]
     latents = isinstance(images.codec, LatentCodec) and "patches.sizes" not in given
     wanted = _SIZES_OF_LATENTS if latents else base.patches.sizes
-    for network in _networks(base.network, resolutions, given):
+    for network in _networks(base.network, _seen(base.patches, resolutions), given):
         sizes = _sizes(wanted, base.patches.whole, resolutions, stride(network), given)
         if sizes is not None:
             chosen = replace(base, network=network, patches=replace(base.patches, sizes=sizes))
@@ -101,6 +101,16 @@ def _shifted(images: Images, config: Config, given: Collection[str]) -> tuple[Co
         f"{deviation:.2f} and {side:.0f}"
     )
     return replace(config, noise=replace(config.noise, p_mean=p_mean)), [reason]
+
+
+def _seen(patches: Patches, resolutions: Sequence[Resolution]) -> Sequence[Resolution]:
+    """What the network sees at once: with a context and without steps on whole images, patches."""
+    if patches.whole > 0 or patches.context is None:
+        return resolutions
+    try:
+        return [patch_shape(size, whole) for whole in resolutions for size, share in patches.sizes.items() if share > 0]
+    except InputError:
+        return resolutions
 
 
 def _multipliers(network: Network) -> tuple[int, ...]:

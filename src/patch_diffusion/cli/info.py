@@ -102,6 +102,8 @@ def _main_points(found: dict[str, Any]) -> list[tuple[str, str]]:
     network = f"{options['network']['kind']}, {model['parameters']:,} parameters"
     if not model["num_images"]:
         return [("run", f"{found['run']}, imported"), ("images", images), ("network", network)]
+    context = options["patches"]["context"]
+    sizes += f"; context {context}" if context else ""
     points = [
         ("run", f"{found['run']}, {'complete' if found['complete'] else 'not complete'}"),
         ("data", f"{options['data']['source'] or 'given in Python'}, {model['num_images']:,} images"),

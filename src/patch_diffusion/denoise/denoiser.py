@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.latents.codec import LatentCodec
 from patch_diffusion.denoise.process import EDM, Process
 from patch_diffusion.errors import InputError
+
+NO_PLACES = "patches.context is looked up at the coordinates of the pixels: leave patches.coords on"
 
 
 class Denoiser(nn.Module):
@@ -20,15 +23,20 @@ class Denoiser(nn.Module):
     The factors are those of a noise process (EDM, arXiv 2206.00364, table 1), around any network F. The coordinates are
     an input only, not scaled and not denoised (Patch Diffusion, arXiv 2304.12526, section 3.1).
 
+    With a ``context``, c + 1 more channels are input only: what a small copy of the whole image shows at the place of
+    each pixel, divided by sigma_data, and 1; or zeros, where there is none, as for that copy itself.
+
     Args:
         network: a callable ``network(x, c_noise, labels)`` that takes ``x`` (n, c + 2, h, w), or (n, c, h, w) where
-            ``coords`` is off, ``c_noise`` (n,), which is ln(sigma) / 4 for the EDM process, and integer ``labels``
-            (n,) or None, -1 being "no class", and returns (n, c, h, w). Its attributes ``image_channels``,
-            ``num_classes``, ``label_dropout``, ``augment_channels`` and ``stride`` (what every height and width must
-            be a multiple of) are read where it has them.
+            ``coords`` is off, or (n, 2 c + 3, h, w) with a ``context``, ``c_noise`` (n,), which is ln(sigma) / 4 for
+            the EDM process, and integer ``labels`` (n,) or None, -1 being "no class", and returns (n, c, h, w). Its
+            attributes ``image_channels``, ``num_classes``, ``label_dropout``, ``augment_channels``, ``context`` (a
+            bool) and ``stride`` (what every height and width must be a multiple of) are read where it has them.
         sigma_data: standard deviation of the data in model space.
         process: noise process, `EDM`, `VE` or `VP`.
         coords: whether the network is given the coordinates.
+        context: the shorter side of the small copies that it is given, see `small_shape`; None where it is given none.
+            The trainer fills it in.
         resolution: height and width of the images it is trained on; the trainer fills it in.
         class_names: names of the classes, where they have any; the trainer fills them in.
         codec: between model space and the values of the images; the trainer fills it in.
@@ -46,6 +54,7 @@ class Denoiser(nn.Module):
         *,
         process: Process | None = None,
         coords: bool = True,
+        context: int | None = None,
         resolution: tuple[int, int] | None = None,
         class_names: tuple[str, ...] = (),
         codec: PixelCodec | LatentCodec | None = None,
@@ -60,9 +69,12 @@ class Denoiser(nn.Module):
             raise InputError(f"noise.sigma_data is a standard deviation above 0, not {sigma_data}")
         if not 0 < sigma_min < sigma_max:
             raise InputError(f"noise.sigma_min and sigma_max must be 0 < {sigma_min} < {sigma_max}")
+        if context is not None and not coords:
+            raise InputError(NO_PLACES)
         self.network = network
         self.sigma_data = float(sigma_data)
         self.coords = coords
+        self.context = context
         self.resolution = resolution
         self.class_names = class_names
         self.codec: PixelCodec | LatentCodec = codec or PixelCodec()
@@ -113,6 +125,7 @@ class Denoiser(nn.Module):
         coords: Tensor,
         labels: Tensor | None = None,
         augment: Tensor | None = None,
+        context: Tensor | None = None,
     ) -> Tensor:
         """Denoise.
 
@@ -122,6 +135,7 @@ class Denoiser(nn.Module):
             coords: (2, h, w) or (n, 2, h, w).
             labels: classes (n,) for a class-conditional network; -1 or None is "no class".
             augment: how the images were augmented (n, augment_channels), for a network that is told; None is "not".
+            context: small copies of the whole images (n, c, h', w'), for a denoiser with a context; None is "none".
 
         Returns:
             The denoised images (n, c, h, w).
@@ -137,14 +151,34 @@ class Denoiser(nn.Module):
                     f"coords {tuple(coords.shape)} do not belong to images {tuple(noisy.shape)}: "
                     f"expected (2, {height}, {width}) or ({num}, 2, {height}, {width})"
                 )
-            network_input = torch.cat([network_input, coords.to(noisy).expand(num, -1, -1, -1)], dim=1)
+            coords = coords.to(noisy).expand(num, -1, -1, -1)
+            network_input = torch.cat([network_input, coords], dim=1)
+        if self.context is not None:
+            network_input = torch.cat([network_input, self._seen_of(context, coords, noisy)], dim=1)
         conditions = (labels,) if augment is None else (labels, augment)
         return c_skip * noisy + c_out * self.network(network_input, factors.c_noise, *conditions)
 
-    def score(self, noisy: Tensor, sigma: Tensor | float, coords: Tensor, labels: Tensor | None = None) -> Tensor:
+    def _seen_of(self, context: Tensor | None, coords: Tensor, noisy: Tensor) -> Tensor:
+        """What small copies of the whole images show at these places, and whether there are any: (n, c + 1, h, w)."""
+        num, channels, height, width = noisy.shape
+        if context is None:
+            return noisy.new_zeros(num, channels + 1, height, width)
+        places = coords.permute(0, 2, 3, 1)
+        shown = F.grid_sample(context.to(noisy), places, padding_mode="border", align_corners=True)
+        return torch.cat([shown / self.sigma_data, noisy.new_ones(num, 1, height, width)], dim=1)
+
+    def score(
+        self,
+        noisy: Tensor,
+        sigma: Tensor | float,
+        coords: Tensor,
+        labels: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Tensor:
         """Gradient of the log-density of the noisy images, (D(x; sigma) - x) / sigma^2 (EDM, equation 3)."""
         sigma = torch.as_tensor(sigma, dtype=noisy.dtype, device=noisy.device).expand(len(noisy))
-        return (self(noisy, sigma, coords, labels) - noisy) / sigma.square()[:, None, None, None]
+        denoised = self(noisy, sigma, coords, labels, context=context)
+        return (denoised - noisy) / sigma.square()[:, None, None, None]
 
     def loss_weight(self, sigma: Tensor) -> Tensor:
         """lambda(sigma), the weight of the squared error: that of the process."""

@@ -20,6 +20,7 @@ def denoising_loss(
     labels: Tensor | None = None,
     *,
     augment: Tensor | None = None,
+    context: Tensor | None = None,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -35,6 +36,7 @@ def denoising_loss(
         sigma: noise levels (n,).
         labels: classes (n,), -1 where hidden.
         augment: how the images were augmented (n, augment_channels), for a network that is told; None is "not".
+        context: small copies of the whole images (n, c, h', w'), for a denoiser with a context; None is "none".
         noise: standard normal numbers like ``clean``; drawn where not given.
         generator: draws the noise; torch's default generator where none is given.
 
@@ -50,5 +52,6 @@ def denoising_loss(
         device = generator.device if generator is not None else clean.device
         noise = torch.randn(clean.shape, generator=generator, device=device).to(clean)
     sigma = sigma.to(clean)
-    denoised = evaluate(denoiser, clean + sigma[:, None, None, None] * noise, sigma, coords, labels, augment)
+    conditions = (labels, augment) if context is None else (labels, augment, context)
+    denoised = evaluate(denoiser, clean + sigma[:, None, None, None] * noise, sigma, coords, *conditions)
     return denoiser.loss_weight(sigma) * (denoised - clean).square().mean(dim=(1, 2, 3))

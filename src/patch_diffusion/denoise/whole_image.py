@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from patch_diffusion.data.images import Images, ImageSet
+from patch_diffusion.data.small import make_small, small_shape
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.denoise.loss import denoising_loss
 from patch_diffusion.denoise.threads import sharing
@@ -33,7 +34,8 @@ def whole_image_loss(
     """The denoising loss of whole images at fixed noise levels, with fixed noise: sigma to mean loss.
 
     Images that the model was not trained on tell how well it has learned; the noise of an image depends on the seed,
-    its place in the data set and the level alone, so two models are compared on the same noise.
+    its place in the data set and the level alone, so two models are compared on the same noise. A model with a context
+    is given the images' own small copies, which say much of them: its losses are no match for those of one without.
 
     Args:
         model: what denoises.
@@ -101,7 +103,10 @@ def _losses(
     for start in range(0, num, batch):
         slots = range(start, min(start + batch, num))
         pixels, labels = images.batch(np.asarray(slots, np.int64))
-        pixels, coords = pixels.to(device), whole
+        pixels, coords, context = pixels.to(device), whole, None
+        if model.context is not None:
+            small = small_shape(model.context, images.resolution, model.stride)
+            context = make_small(images.codec.encode(pixels), small)
         if shape != images.resolution:
             patch = random_patches(pixels, shape, places=where[slots.start : slots.stop])
             pixels, coords = patch.pixels, patch.coords
@@ -110,5 +115,6 @@ def _losses(
         noise = slot_normal(seed, "evaluation", level, places, tuple(clean.shape[1:]), device)
         classes = labels.to(device) if labels is not None and model.num_classes else None
         levels = torch.full((len(slots),), sigma, device=device)
-        losses.append(denoising_loss(model, clean, coords, levels, classes, noise=noise).cpu().double())
+        found = denoising_loss(model, clean, coords, levels, classes, context=context, noise=noise)
+        losses.append(found.cpu().double())
     return losses

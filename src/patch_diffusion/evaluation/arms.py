@@ -46,6 +46,11 @@ def check_arms(arms: Mapping[str, Config]) -> None:
     for name in arms:
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise InputError(f"an arm's name is made of letters, digits, '-', '_' and '.', not '{name}'")
+    if with_context := [name for name, config in arms.items() if config.patches.context is not None]:
+        raise InputError(
+            f"arm '{with_context[0]}' has patches.context, and so is told in small what the others have to guess: the "
+            "loss of whole images, by which arms are compared, says nothing then"
+        )
     first, *others = arms
     options = {name: flat_options(config) for name, config in arms.items()}
     for name in others:

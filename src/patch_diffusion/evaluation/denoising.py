@@ -23,14 +23,15 @@ def denoising_measures(model: Denoiser, held_out: Images, *, seed: int = 0, batc
     """The loss of whole held-out images, "denoising" its mean over the levels, "denoising@0.4" that of one."""
     losses = losses_of_images(model, held_out, seed=seed, batch=batch, most=MOST_DENOISED)
     num = len(next(iter(losses.values())))
-    settings = {"held_out_images": num, "sigmas": list(losses), "seed": seed}
+    told = {} if model.context is None else {"context": model.context}  # which makes it another measure
+    settings = {"held_out_images": num, "sigmas": list(losses), "seed": seed, **told}
     mean = torch.stack(list(losses.values())).mean(dim=0)
     found = interval_of_mean(mean, seed)
     measures = {"denoising": Measure(found.value, found.low, found.high, settings)}
     for sigma, values in losses.items():
         found = interval_of_mean(values, seed)
         measures[f"denoising@{sigma:g}"] = Measure(
-            found.value, found.low, found.high, {"held_out_images": num, "sigma": sigma, "seed": seed}
+            found.value, found.low, found.high, {"held_out_images": num, "sigma": sigma, "seed": seed, **told}
         )
     return measures
 

@@ -79,6 +79,8 @@ def _lacks(name: str, subject: Subject, num: int, real: Images | None, statistic
     if name in OF_MODELS:
         if subject.model is None:
             return "needs a run, not pictures"
+        if name == "bits" and subject.model.context is not None:
+            return "needs a model that makes images in one stage, and this one has a context"
         return "" if subject.held_out is not None else "needs images the model was not trained on: give --held-out DATA"
     if name == "memorization":
         return "" if subject.training is not None else "needs the images of the training: give --data DATA"

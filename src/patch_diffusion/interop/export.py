@@ -22,6 +22,7 @@ from patch_diffusion.interop.graph import write_graph
 from patch_diffusion.interop.hub import check_repository, push
 from patch_diffusion.interop.pipeline_folder import check_pipeline, write_pipeline
 from patch_diffusion.interop.usage import graph_usage, pipeline_usage
+from patch_diffusion.sampling.bind import check_one_stage
 from patch_diffusion.sampling.choices import SOLVERS, options_of
 from patch_diffusion.sampling.schedules import SCHEDULES
 from patch_diffusion.training.checkpoints.retention import step_of
@@ -98,6 +99,7 @@ def export_model(
             "patch_diffusion.export_model(run, out, network=...)"
         )
     model = load(run, checkpoint=checkpoint, ema_length=ema_length, network=network, vae=vae, device="cpu")
+    check_one_stage(model)
     if to == "diffusers":
         check_pipeline(model)
     model.resolution = shape = _shape(model, resolution)

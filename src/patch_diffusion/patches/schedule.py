@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Literal, get_args
 
 from patch_diffusion.config import Patches
+from patch_diffusion.data.small import small_shape
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.streams import uniform
 
@@ -16,12 +17,16 @@ Kind = Literal["stochastic", "progressive", "fixed"]
 Growth = Literal["linear", "area", "none"]
 Weight = Literal["patch", "area"]
 
+SMALL_SHARE = 1 / 4
+"""Of the steps, that a schedule with a context takes on the small whole images themselves."""
+
 
 @dataclass(frozen=True)
 class PatchSize:
     """One size of a schedule, in the pixels of one kind of image.
 
     ``probability`` is its share of the steps, ``growth`` the factor on the batch, ``weight`` the factor on the loss.
+    ``small``: it is no patch, but the whole image made small, see `make_small`.
     """
 
     height: int
@@ -29,6 +34,7 @@ class PatchSize:
     probability: float
     growth: float
     weight: float
+    small: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -40,7 +46,7 @@ class PatchSize:
         return max(1, round(batch * self.growth))
 
     def __str__(self) -> str:
-        return f"{self.height}x{self.width}"
+        return f"{self.height}x{self.width}" + " small" * self.small
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,8 @@ class PatchSchedule:
             pixels at every size), "none". For patches of another aspect R/s is the root of the ratio of areas.
         weight: "patch" counts every patch by the mean over its pixels, "area" by the sum, as the published
             implementation does; a whole image weighs 1 in both.
+        context: shorter side of the small copies of whole images that every patch is shown with, see `Denoiser`, and
+            that a quarter of the steps, whatever the kind, train on by themselves; None for no such thing.
         seed: the size of a step is a function of the seed and the step alone.
 
     Raises:
@@ -73,6 +81,7 @@ class PatchSchedule:
     kind: Kind = Patches.kind
     growth: Growth = Patches.growth
     weight: Weight = Patches.weight
+    context: int | None = Patches.context
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -102,7 +111,7 @@ class PatchSchedule:
     def options(self, *, coords: bool) -> Patches:
         """As options of a config; the seed is one of the whole run, and ``coords`` is the denoiser's."""
         sizes = {str(size): share for size, share in self.sizes.items()}
-        return Patches(self.whole, sizes, self.kind, self.growth, self.weight, coords)
+        return Patches(self.whole, sizes, self.kind, self.growth, self.weight, coords, self.context)
 
     def sizes_for(self, resolution: tuple[int, int], stride: int = 1) -> tuple[PatchSize, ...]:
         """The sizes in pixels, from small to large, that have a share of the steps.
@@ -124,22 +133,34 @@ class PatchSchedule:
                     shares[shape] = shares.get(shape, 0.0) + share * (1 - self.whole)
         for height, width in shares:
             _check_stride(height, width, resolution, stride)
+        given = [(shape, share * (1 - self._small_share), False) for shape, share in shares.items()]
+        if self.context is not None:
+            given.append((small_shape(self.context, resolution, stride), self._small_share, True))
         sizes = []
-        for (height, width), probability in sorted(shares.items(), key=lambda item: item[0][0] * item[0][1]):
+        for (height, width), probability, small in sorted(given, key=lambda each: each[0][0] * each[0][1]):
             area = height * width / (whole_height * whole_width)
             growth = {"linear": area**-0.5, "area": 1 / area, "none": 1.0}[self.growth]
-            sizes.append(PatchSize(height, width, probability, growth, area if self.weight == "area" else 1.0))
+            weight = area if self.weight == "area" else 1.0
+            sizes.append(PatchSize(height, width, probability, growth, weight, small))
         return tuple(sizes)
 
-    def size_at(self, step: int, resolution: tuple[int, int], spent: float = 0.0) -> PatchSize:
+    def size_at(self, step: int, resolution: tuple[int, int], spent: float = 0.0, stride: int = 1) -> PatchSize:
         """The size of a step, from its number and, for a progressive schedule, the spent fraction of the budget."""
-        sizes = self.sizes_for(resolution)
+        sizes = self.sizes_for(resolution, stride)
+        if self.context is not None and uniform(self.seed, "small images", step) < self._small_share:
+            return next(size for size in sizes if size.small)
+        sizes = [size for size in sizes if not size.small]
         place = spent if self.kind == "progressive" else uniform(self.seed, "patch size", step)
+        place *= 1 - self._small_share
         for size in sizes:
             place -= size.probability
             if place < 0:
                 return size
         return sizes[-1]
+
+    @property
+    def _small_share(self) -> float:
+        return 0.0 if self.context is None else SMALL_SHARE
 
 
 def _parse_size(size: str | int) -> Fraction | int:

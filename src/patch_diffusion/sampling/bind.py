@@ -14,17 +14,20 @@ from patch_diffusion.patches.coords import coordinate_grid
 from patch_diffusion.sampling.step import Denoise
 
 
-def bind(model: Denoiser, coords: Tensor, labels: Tensor | None = None) -> Denoise:
+def bind(model: Denoiser, coords: Tensor, labels: Tensor | None = None, context: Tensor | None = None) -> Denoise:
     """``denoise(noisy, sigma)``; the solver's state stays in its own, wider type.
 
     Args:
         model: a denoiser.
         coords: (2, h, w) or (n, 2, h, w).
         labels: classes (n,), or None for no class.
+        context: small copies of the whole images (n, c, h', w'), or None for none.
     """
 
+    conditions = (labels,) if context is None else (labels, None, context)
+
     def denoise(noisy: Tensor, sigma: Tensor) -> Tensor:
-        return evaluate(model, noisy.float(), sigma.float(), coords, labels).to(noisy)
+        return evaluate(model, noisy.float(), sigma.float(), coords, *conditions).to(noisy)
 
     return denoise
 
@@ -43,6 +46,7 @@ def bind_images(
     Raises:
         InputError: for images, labels or coordinates that the model cannot take.
     """
+    check_one_stage(model)
     num, channels, height, width = _shape(images)
     if channels != (model.image_channels or channels):
         raise InputError(f"this model has images of {model.image_channels} channels, not {channels}")
@@ -56,6 +60,19 @@ def bind_images(
             f"not {tuple(coords.shape)}"
         )
     return bind(model, coords.to(model.device), _classes(model, labels, num))
+
+
+def check_one_stage(model: Denoiser) -> None:
+    """Refuse a model with a context where a single flow from noise to images is meant.
+
+    Raises:
+        InputError: it has one.
+    """
+    if model.context is not None:
+        raise InputError(
+            "this model was trained with patches.context and makes images in two stages, first a small copy and then "
+            "the whole: it can be sampled, but not edited, inverted, counted in bits or exported"
+        )
 
 
 def noise_range(model: Denoiser, sigma_min: float | None, sigma_max: float | None) -> tuple[float, float]:

@@ -1,4 +1,7 @@
-"""Whole images from a denoiser: one pass over the whole image, with the whole coordinate grid."""
+"""Whole images from a denoiser: one pass over the whole image, with the whole coordinate grid.
+
+A model with a context does so twice: it makes the small copy of the image, and then the image that this is a copy of.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from patch_diffusion.sampling.guidance.guide import Guidance
 from patch_diffusion.sampling.pictures import to_image, visible, write_pixels
 from patch_diffusion.sampling.schedules import SCHEDULES
 from patch_diffusion.sampling.step import Callback
-from patch_diffusion.sampling.view import Coords, view_of
+from patch_diffusion.sampling.view import Coords, View, view_of
 from patch_diffusion.streams import generator
 
 
@@ -105,7 +108,8 @@ def generate(
             labels were never dropped in training); "crops", the model on crops, or "crops:1/4"; or a weaker model,
             such as an earlier checkpoint. See `Guidance`.
         guidance_interval: noise levels (low, high] with guidance; all where None.
-        resolution: side, or height and width; that of the training images where None. Any that the network takes.
+        resolution: side, or height and width; that of the training images where None. Any that the network takes. Of
+            a model with a context, one that is not larger than this gives the small copies themselves.
         coords: how they lie on an image of another resolution: "stretch", "extend" or "repeat", see `view_of`.
         tile: side, or height and width, of overlapping tiles for images that are too large to be seen at once; the
             image itself may have any sides then.
@@ -115,7 +119,8 @@ def generate(
         churn, churn_min, churn_max, churn_noise: options of `stochastic_heun`; its own where None.
         eta: option of `ancestral`; its own where None.
         batch: images at a time.
-        callback: called with every `Step` of every batch, as for a look at what the picture is becoming.
+        callback: called with every `Step` of every batch, as for a look at what the picture is becoming; not with
+            those that make its small copy.
 
     Raises:
         InputError: at once, when settings do not suit the model or each other.
@@ -134,6 +139,9 @@ def generate(
     sigmas = SCHEDULES[schedule](steps, *noise_range(model, sigma_min, sigma_max), **schedule_options)
     guiding = Guidance(guidance, guide, guidance_interval)
     guiding.check(model, view, sigmas)
+    small = view.small(model)
+    # So that the small copies by themselves are those that larger images of the same seeds are made from.
+    stream = "small images" if model.context is not None and small is None else "sampling"
     jobs = jobs_of(model, seeds, labels)
     settings = {
         "steps": steps,
@@ -143,6 +151,7 @@ def generate(
         **schedule_options,
         **guiding.settings,
         **view.settings,
+        **({} if small is None else {"context": list(small.resolution)}),
         "sigma_min": float(sigmas[-2]),
         "sigma_max": float(sigmas[0]),
     }
@@ -152,17 +161,29 @@ def generate(
     # One level is no step: what the solver has against its options, it says now.
     solve(lambda noisy, sigma: noisy, sigmas[:1], sigmas[:1], noise=lambda index: sigmas[:1])
 
+    levels = sigmas.to(wide(model.device))  # on the CPU: a solver that looks at one need not wait for the device
+
+    def made(
+        view: View,
+        name: str,
+        seeds: Sequence[int],
+        labels: Tensor | None,
+        context: Tensor | None = None,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        noise = partial(noise_of, seeds, (channels, *view.resolution), model.device, name=name)
+        denoise = guiding.around(model, view, labels, seeds, levels, context)
+        return solve(denoise, noise(None) * levels[0], levels, noise=noise, callback=callback)
+
     def run() -> Iterator[Sample]:
-        levels = sigmas.to(wide(model.device))  # on the CPU: a solver that looks at one need not wait for the device
         waiting = iter(jobs)
         while now := list(islice(waiting, view.images_at_once)):
             chosen = [seed for seed, _ in now]
-            noise = partial(noise_of, chosen, (channels, *view.resolution), model.device)
             classes = [label for _, label in now]
             asked = None if classes[0] is None else torch.tensor(classes, device=model.device)
-            denoise = guiding.around(model, view, asked, chosen, levels)
             with evaluating(model), sharing(model), torch.inference_mode():
-                images = solve(denoise, noise(None) * levels[0], levels, noise=noise, callback=callback)
+                context = None if small is None else made(small, "small images", chosen, asked).float()
+                images = made(view, stream, chosen, asked, context, callback)
                 pixels, shown = decoded(model, images)
             for (seed, label), picture in zip(now, pixels.cpu(), strict=True):
                 yield Sample(picture, seed, label, settings, shown)
@@ -170,11 +191,17 @@ def generate(
     return run()
 
 
-def noise_of(seeds: Sequence[int], shape: tuple[int, ...], device: torch.device, index: int | None) -> Tensor:
+def noise_of(
+    seeds: Sequence[int], shape: tuple[int, ...], device: torch.device, index: int | None, *, name: str = "sampling"
+) -> Tensor:
     """Standard normal numbers (n, *shape) of a step, or of the start where None, each image's from its own seed."""
-    generators = [
-        torch.Generator().manual_seed(seed) if index is None else generator(seed, "sampling", index) for seed in seeds
-    ]
+
+    def draws(seed: int) -> torch.Generator:
+        if index is not None:
+            return generator(seed, name, index)
+        return torch.Generator().manual_seed(seed) if name == "sampling" else generator(seed, name)
+
+    generators = [draws(seed) for seed in seeds]
     drawn = [torch.randn(shape, generator=each, dtype=torch.float64) for each in generators]
     return torch.stack(drawn).to(device, wide(device))
 

@@ -54,7 +54,13 @@ def smooth_window(height: int, width: int, overlap: int) -> Tensor:
 
 
 def in_tiles(
-    model: Denoiser, coords: Tensor, labels: Tensor | None, places: Places, window: Tensor, at_once: int
+    model: Denoiser,
+    coords: Tensor,
+    labels: Tensor | None,
+    places: Places,
+    window: Tensor,
+    at_once: int,
+    context: Tensor | None = None,
 ) -> Denoise:
     """``denoise(noisy, sigma)`` of images (n, c, H, W) that the model only sees tiles of.
 
@@ -65,6 +71,7 @@ def in_tiles(
         places: where the tiles are.
         window: weights (h, w) of a tile's pixels.
         at_once: tiles that the model is given together.
+        context: small copies of the whole images (n, c, h', w'), or None for none.
     """
     height, width = window.shape
     own = coords.shape[-2:] == window.shape
@@ -81,8 +88,10 @@ def in_tiles(
             group = chosen[first : first + at_once]
             pixels = torch.stack([cut(noisy[image], top, left) for image, top, left in group])
             where = coords if own else torch.stack([cut(coords, top, left) for _, top, left in group])
-            classes = None if labels is None else labels[[image for image, _, _ in group]]
-            denoised = model(pixels.float(), sigma.float(), where, classes).to(noisy)
+            images = [image for image, _, _ in group]
+            classes = None if labels is None else labels[images]
+            shown = {} if context is None else {"context": context[images]}
+            denoised = model(pixels.float(), sigma.float(), where, classes, **shown).to(noisy)
             for (image, top, left), tile in zip(group, denoised, strict=True):
                 cut(total[image], top, left).add_(tile * weights)
                 cut(weight[image], top, left).add_(weights)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from torch import Tensor
 
+from patch_diffusion.data.small import small_shape
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.patches.coords import coordinate_grid, extended_grid
@@ -35,13 +36,26 @@ class View:
     batch: int
     is_usual: bool
 
-    def bind(self, model: Denoiser, labels: Tensor | None = None) -> Denoise:
-        """``denoise(noisy, sigma)`` by a model, for images of these classes (n,), or of none."""
+    def bind(self, model: Denoiser, labels: Tensor | None = None, context: Tensor | None = None) -> Denoise:
+        """``denoise(noisy, sigma)`` by a model, for images of these classes (n,), or of none.
+
+        ``context`` are small copies of the whole images (n, c, h', w'), of a model that has learned with them.
+        """
         if self.tile is None:
-            return bind(model, self.grid, labels)
+            return bind(model, self.grid, labels, context)
         places = covering(self.resolution, self.tile, self.overlap)
         window = smooth_window(*self.tile, self.overlap).to(self.grid.device)
-        return in_tiles(model, self.grid, labels, places, window, self.batch)
+        return in_tiles(model, self.grid, labels, places, window, self.batch, context)
+
+    def small(self, model: Denoiser) -> View | None:
+        """Of the small copies that these images are made from; None where they are made without.
+
+        That is so for models without a context, and for images that are not larger than it.
+        """
+        if model.context is None or min(self.resolution) <= model.context:
+            return None
+        shape = small_shape(model.context, self.resolution, model.stride)
+        return replace(self, resolution=shape, grid=coordinate_grid(*shape, device=model.device), tile=None)
 
     @property
     def images_at_once(self) -> int:
@@ -78,7 +92,8 @@ def view_of(
         resolution: side, or height and width; the model's where None.
         coords: "stretch", [-1, 1] over the whole image; "extend", pixels as far apart as in training, so that larger
             images go beyond [-1, 1] on all sides; "repeat", for tiles, each as if it were a whole image. None is
-            stretch, but for tiles of images larger than those of training, which repeat.
+            stretch, but for tiles of images larger than those of training, which repeat. A model with a context has
+            learned what stretch gives alone.
         tile: side, or height and width, of the tiles that the model sees one at a time; everything at once where None.
         overlap: pixels that tiles overlap by at least; a quarter of their shorter side where None.
         batch: images, or tiles, that the model is given together.
@@ -118,6 +133,10 @@ def view_of(
 
 
 def _kind(model: Denoiser, shape: Shape, tile: Shape | None, coords: Coords | None) -> Coords:
+    if model.context is not None:
+        if coords not in (None, "stretch"):
+            raise InputError(f"coords '{coords}' leads beyond the small copy of the image that this model goes by")
+        return "stretch"
     if coords is None:
         whole = model.resolution or shape
         return "repeat" if tile is not None and (shape[0] > whole[0] or shape[1] > whole[1]) else "stretch"

@@ -51,6 +51,7 @@ def build_trainer(
         images.num_classes,
         augment_channels=augment.channels,
         coords=config.patches.coords,
+        context=config.patches.context,
     )
     noise, process = config.noise, PROCESSES[config.noise.process]
     denoiser = Denoiser(
@@ -58,6 +59,7 @@ def build_trainer(
         images.standard_deviation if noise.sigma_data is None else noise.sigma_data,
         process=process,
         coords=config.patches.coords,
+        context=config.patches.context,
         sigma_min=noise.sigma_min,
         sigma_max=noise.sigma_max,
     )

@@ -6,12 +6,21 @@ from patch_diffusion.config import Watch
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.latents.codec import LatentSet
-from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.denoise.denoiser import NO_PLACES, Denoiser
 from patch_diffusion.errors import InputError
 
 
-def check_network(denoiser: Denoiser, images: Images, augment: Augment) -> None:
-    """Refuse images that the network does not take."""
+def check_network(denoiser: Denoiser, images: Images, augment: Augment, context: int | None) -> None:
+    """Refuse images that the network does not take, and a context that it does not know."""
+    if denoiser.context not in (None, context):
+        raise InputError(f"the denoiser has a context of {denoiser.context}, but patches.context is {context}")
+    if context is not None and not denoiser.coords:
+        raise InputError(NO_PLACES)
+    has = getattr(denoiser.network, "context", None)
+    if has is not None and has != (context is not None):
+        raise InputError(
+            f"the network has context={has}, but patches.context is {context}: build it with context={not has}"
+        )
     if augment.channels not in (0, denoiser.augment_channels):
         raise InputError(
             f"the network is told of augmentation by {denoiser.augment_channels} numbers, but data.augment gives "

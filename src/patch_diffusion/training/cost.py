@@ -35,7 +35,7 @@ class Seen:
         self.step += 1
         self.images += num_images
         self.by_resolution["{}x{}".format(*resolution)] = self.drawn(resolution) + num_images
-        self.patches += num_images * ((size.height, size.width) != resolution)
+        self.patches += num_images * (size.shape != resolution and not size.small)
         self.pixels += num_images * size.height * size.width
         self.flops += num_images * flops_per_image
 

@@ -13,6 +13,7 @@ from patch_diffusion.patches.schedule import PatchSize
 from patch_diffusion.sampling.generate import generate
 from patch_diffusion.training.hardware.memory import WORKSPACE, kept_for_backward, memory_of, memory_of_weights
 from patch_diffusion.training.trainer import Trainer
+from patch_diffusion.training.watching.looks import picture_resolution
 
 SECONDS = 15.0
 """That the timed steps may take, about."""
@@ -186,8 +187,8 @@ def _step(trainer: Trainer, spent: float) -> tuple[str, float]:
 
 def _time_evaluation(trainer: Trainer) -> float:
     """Seconds that the network takes for the images of a picture of samples, once."""
-    model = trainer.average.denoiser
-    list(generate(model, range(2), steps=1))
+    model, resolution = trainer.average.denoiser, picture_resolution(trainer)
+    list(generate(model, range(2), steps=1, resolution=resolution))
     began = time.monotonic()
-    list(generate(model, range(_PICTURES), steps=1))
+    list(generate(model, range(_PICTURES), steps=1, resolution=resolution))
     return time.monotonic() - began

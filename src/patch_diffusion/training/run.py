@@ -187,7 +187,13 @@ def _differs(fact: Any, stored: Any) -> bool:
 
 
 def build_network(
-    options: Network, image_channels: int, num_classes: int, *, augment_channels: int = 0, coords: bool
+    options: Network,
+    image_channels: int,
+    num_classes: int,
+    *,
+    augment_channels: int = 0,
+    coords: bool,
+    context: int | None = None,
 ) -> nn.Module:
     """The network that the options describe."""
     if options.kind == "custom":
@@ -196,6 +202,7 @@ def build_network(
     for name in (_DIT_ONLY if options.kind in STYLES else _UNET_ONLY) & given.keys():
         raise InputError(f"network.{name} has no meaning for network.kind {options.kind}: leave it out")
     given |= {"num_classes": num_classes, "augment_channels": augment_channels, "coords": coords}
+    given["context"] = context is not None
     try:
         if options.kind in STYLES:
             return UNet(image_channels, kind=options.kind, **given)
@@ -258,6 +265,7 @@ def load(
             facts.num_classes,
             augment_channels=facts.augment_channels,
             coords=config.patches.coords,
+            context=config.patches.context,
         )
     codec = codec_of(facts.codec)
     if vae is not None:
@@ -269,6 +277,7 @@ def load(
         facts.sigma_data,
         process=PROCESSES[config.noise.process],
         coords=config.patches.coords,
+        context=config.patches.context,
         resolution=facts.resolution,
         class_names=facts.class_names,
         codec=codec,

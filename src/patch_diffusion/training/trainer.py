@@ -19,10 +19,12 @@ from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.gather import Windows
 from patch_diffusion.data.images import Images, ImageSet
 from patch_diffusion.data.order import SampleOrder, bucket_at
+from patch_diffusion.data.small import make_small, small_images, small_shape
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.noise import NoiseLevels
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_room, write_tensors
+from patch_diffusion.patches.coords import coordinate_grid
 from patch_diffusion.patches.crop import corners, patch_coordinates, random_patches
 from patch_diffusion.patches.schedule import PatchSchedule, PatchSize
 from patch_diffusion.streams import slot_normal, stream_key
@@ -49,6 +51,10 @@ from patch_diffusion.training.watchdog import Watchdog
 from patch_diffusion.training.watching.looks import Copying, Meter
 from patch_diffusion.training.watching.report import write_report
 from patch_diffusion.training.watching.trackers import Trackers, choose_trackers
+
+CONTEXT_NOISE = 0.2
+"""The most noise on a context in training, in standard deviations of the images: each has between none and this, so
+that the network makes do with those that it will make itself (Ho et al., arXiv 2106.15282, section 4)."""
 
 
 class Trainer:
@@ -131,8 +137,8 @@ class Trainer:
         if noise.process != denoiser.process:
             raise InputError(f"noise levels of the {noise.process.name} process, denoiser of {denoiser.process.name}")
         self.augment = augment or Augment()
-        check_network(denoiser, images, self.augment)
         self.schedule = schedule or PatchSchedule()
+        check_network(denoiser, images, self.augment, self.schedule.context)
         sizes = {
             bucket.resolution: self.schedule.sizes_for(bucket.resolution, denoiser.stride) for bucket in images.buckets
         }
@@ -147,6 +153,7 @@ class Trainer:
         denoiser.resolution = images.resolution
         denoiser.class_names = images.class_names if denoiser.num_classes else ()
         denoiser.codec = images.codec
+        denoiser.context = self.schedule.context
         self.average = make_average(
             denoiser, ema, optimizer
         )  # before the weights are shared out: then they cannot be copied
@@ -217,6 +224,7 @@ class Trainer:
             self.run.log_file if first else None, show=show and first, trackers=trackers if first else None
         )
         self.feed = Feed(images, self.orders, self.engine.device, lambda text: self.progress.note(text, self.seen.step))
+        self.small = self._feed_of_small(show=show)
         self.writer = BackgroundWriter()
         self.changed = self.run.check(self.config, self.facts, allow)
 
@@ -274,7 +282,7 @@ class Trainer:
         step = self.seen.step
         bucket = bucket_at(self.schedule.seed, step, [len(images) for images in self.images.buckets])
         images = self.images.buckets[bucket]
-        size = self.schedule.size_at(step, images.resolution, spent)
+        size = self.schedule.size_at(step, images.resolution, spent, self.denoiser.stride)
         num = size.num_images(self.batch)
 
         total, by_noise = torch.zeros((), device=self.engine.device), self.losses.none()
@@ -309,16 +317,19 @@ class Trainer:
             images = self.images.buckets[bucket]
             first = self.seen.drawn(images.resolution) + (num if bucket == before else 0)
             # Of a progressive schedule this is a guess: less of the budget was spent than will be.
-            size = self.schedule.size_at(self.seen.step + 1, images.resolution, spent)
+            size = self.schedule.size_at(self.seen.step + 1, images.resolution, spent, self.denoiser.stride)
             num = size.num_images(self.batch)
             shares = self.engine.shares(num)
         slots = shares[0]
         places = self._places(num, later)[slots.start : slots.stop]
-        self.feed.expect(bucket, first + slots.start, len(slots), self._windows(images, size, places))
+        if self.small is not None:
+            self.small.expect(bucket, first + slots.start, len(slots))
+        if self.small is None or not size.small:
+            self.feed.expect(bucket, first + slots.start, len(slots), self._windows(images, size, places))
 
     def _inputs(
         self, bucket: int, size: PatchSize, num: int, slots: range
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None]:
         """What the loss is computed from, see `DenoisingLoss`, of some of the ``num`` samples of this step."""
         images, device, chosen = self.images.buckets[bucket], self.engine.device, slice(slots.start, slots.stop)
         first = self.seen.drawn(images.resolution) + slots.start
@@ -327,29 +338,61 @@ class Trainer:
         sigma = self.noise.draw(num, generator=draws)[chosen].to(device, non_blocking=True)
 
         windows = self._windows(images, size, places)
-        pixels, labels = self.feed.take(bucket, first, len(slots), windows)
+        small_alone = size.small and self.small is not None
+        feed = self.small if small_alone and self.small is not None else self.feed
+        pixels, labels = feed.take(bucket, first, len(slots), windows)
         labels = labels if self.denoiser.num_classes else None
         if labels is not None:
             labels = labels.masked_fill(hidden < self.denoiser.label_dropout, -1).to(device, non_blocking=True)
 
-        altered = None
+        altered = small = None
         if windows is not None:  # cut already
             top, left = (corner.to(device, non_blocking=True) for corner in (windows.top, windows.left))
             coords = patch_coordinates(top, left, size.shape, images.resolution)
+        elif small_alone:
+            coords = coordinate_grid(*size.shape, device=device).expand(len(slots), -1, -1, -1)
         else:
             if self.augment.p:
                 pixels = images.codec.encode(pixels)
             pixels, altered = self.augment(pixels, self.schedule.seed, self.seen.step, slots)
-            patch = random_patches(pixels, size.shape, places=places)
+            if self.schedule.context is not None and self.small is None:
+                small = make_small(pixels, self._small_shape(images))
+            patch = random_patches(small if size.small and small is not None else pixels, size.shape, places=places)
             pixels, coords = patch.pixels, patch.coords
 
-        def normal(name: str) -> Tensor:
-            shape = (images.channels, *size.shape)
-            return slot_normal(self.schedule.seed, name, self.seen.step, slots, shape, device)
+        def normal(name: str, shape: tuple[int, int] = size.shape) -> Tensor:
+            return slot_normal(self.schedule.seed, name, self.seen.step, slots, (images.channels, *shape), device)
+
+        context = None
+        if self.schedule.context is not None and not size.small:
+            if self.small is not None:
+                small, _ = self.small.take(bucket, first, len(slots))
+            assert small is not None
+            levels = CONTEXT_NOISE * self.denoiser.sigma_data * torch.rand(num, generator=draws)[chosen]
+            levels = levels.to(device, non_blocking=True)[:, None, None, None]
+            context = small if self.augment.p else images.codec.encode(small)
+            context = context + levels * normal("context", self._small_shape(images))
 
         posterior = normal("posterior") if images.codec.posterior else None
         clean = pixels if self.augment.p else images.codec.encode(pixels, posterior)
-        return clean, coords, sigma, labels, altered, normal("noise")
+        return clean, coords, sigma, labels, altered, normal("noise"), context
+
+    def _small_shape(self, images: ImageSet) -> tuple[int, int]:
+        assert self.schedule.context is not None
+        return small_shape(self.schedule.context, images.resolution, self.denoiser.stride)
+
+    def _feed_of_small(self, *, show: bool) -> Feed | None:
+        """Of small copies of the images, where patches have them for a context and whole images are not at hand."""
+        if self.schedule.context is None or self._alters:
+            return None
+        small = [small_images(bucket, self._small_shape(bucket), show=show) for bucket in self.images.buckets]
+        images = small[0] if isinstance(self.images, ImageSet) else replace(self.images, buckets=tuple(small))
+        return Feed(images, self.orders, self.engine.device, lambda text: self.progress.note(text, self.seen.step))
+
+    @property
+    def _alters(self) -> bool:
+        """Whether whole images are altered before they are cut."""
+        return bool(self.augment.p or self.augment.flip)
 
     def _places(self, num: int, later: int) -> Tensor:
         """Of all patches of this step or a later one, the first that is drawn there."""
@@ -357,7 +400,7 @@ class Trainer:
 
     def _windows(self, images: ImageSet, size: PatchSize, places: Tensor) -> Windows | None:
         """What is read of images that need not be whole, since nothing is done to them before they are cut."""
-        if self.augment.p or self.augment.flip or size.shape == images.resolution:
+        if self._alters or size.small or size.shape == images.resolution:
             return None
         return Windows(*corners(places, size.shape, images.resolution), size.shape)
 

@@ -182,7 +182,7 @@ def _state(facts: ModelFacts, spent: float, trainer: str | None) -> str:
 def _model(config: Config, facts: ModelFacts) -> dict[str, Any]:
     """What a form needs to know of a model before it is loaded."""
     codec = facts.codec
-    dropped = config.network.label_dropout
+    dropped, context = config.network.label_dropout, config.patches.context
     return {
         "resolution": list(facts.resolution),
         "channels": facts.image_channels,
@@ -194,7 +194,7 @@ def _model(config: Config, facts: ModelFacts) -> dict[str, Any]:
         "ema_lengths": list(config.ema.lengths or ()),
         # Networks drop labels unless they are told not to.
         "classless": not facts.num_classes or dropped is None or dropped > 0,
-        "editable": codec.get("dtype") == "uint8" and facts.image_channels in (1, 3, 4),
+        "editable": codec.get("dtype") == "uint8" and facts.image_channels in (1, 3, 4) and context is None,
     }
 
 

@@ -29,6 +29,7 @@ class DiffusersNetwork(nn.Module):
         timestep_scale: what c_noise is multiplied by to be the timestep. 1000 suits the EDM process, 250 the VE
             process; 1 the VP process, whose c_noise is a timestep already.
         coords: whether the input has the two coordinate channels.
+        context: whether it has those of a small copy of the whole image, see `Denoiser`.
 
     Raises:
         InputError: the model is not built so.
@@ -49,6 +50,7 @@ class DiffusersNetwork(nn.Module):
         label_dropout: float = 0.1,
         timestep_scale: float = 1000.0,
         coords: bool = True,
+        context: bool = False,
     ) -> None:
         super().__init__()
         if "UNet2DModel" not in (kind.__name__ for kind in type(unet).__mro__):
@@ -56,9 +58,10 @@ class DiffusersNetwork(nn.Module):
         if not 0 <= label_dropout < 1:
             raise InputError(f"network.label_dropout is a probability in [0, 1), not {label_dropout}")
         config: Any = unet.config
-        _check(config, num_classes, coords=coords)
+        _check(config, num_classes, coords=coords, context=context)
         self.unet = unet
         self.image_channels: int = config.out_channels
+        self.context = context
         self.num_classes = num_classes
         self.label_dropout = label_dropout if num_classes else 0.0
         self.timestep_scale = timestep_scale
@@ -81,17 +84,19 @@ class DiffusersNetwork(nn.Module):
         return self.unet(x, timestep=self.timestep_scale * c_noise, class_labels=labels).sample
 
 
-def _check(config: Any, num_classes: int, *, coords: bool) -> None:
+def _check(config: Any, num_classes: int, *, coords: bool, context: bool) -> None:
     """The model was built for such images, classes and noise levels."""
     expected = {
-        "in_channels": config.out_channels + 2 * coords,
+        "in_channels": config.out_channels + 2 * coords + (config.out_channels + 1) * context,
         "num_class_embeds": num_classes + 1 if num_classes else None,
         "class_embed_type": None,
         # The other kinds turn noise levels, not their logarithms, or whole numbers only into an embedding.
         "time_embedding_type": "positional",
     }
     reasons = {
-        "in_channels": f"the {config.out_channels} channels of the images" + " and 2 of coordinates" * coords,
+        "in_channels": f"the {config.out_channels} channels of the images"
+        + " and 2 of coordinates" * coords
+        + f" and {config.out_channels + 1} of a context" * context,
         "num_class_embeds": f"{num_classes} classes" + " and one embedding for 'no class'" * (num_classes > 0),
         "class_embed_type": "classes by number",
         "time_embedding_type": "continuous noise levels",

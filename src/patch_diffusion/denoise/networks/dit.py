@@ -39,6 +39,7 @@ class DiT(nn.Module):
         label_dropout: share of the labels that the trainer hides, which makes guidance possible.
         augment_channels: numbers that tell how an image was augmented; 0 for none.
         coords: whether the input has the two coordinate channels. Without them every input counts as a whole image.
+        context: whether it has image_channels + 1 more, of a small copy of the whole image, see `Denoiser`.
 
     >>> network = DiT(image_channels=3, width=32, depth=2, heads=2)
     >>> network(torch.zeros(1, 5, 8, 12), torch.zeros(1)).shape
@@ -58,6 +59,7 @@ class DiT(nn.Module):
         label_dropout: float = 0.1,
         augment_channels: int = 0,
         coords: bool = True,
+        context: bool = False,
     ) -> None:
         super().__init__()
         for name, number in (("depth", depth), ("heads", heads), ("token", token)):
@@ -74,7 +76,7 @@ class DiT(nn.Module):
         self.label_dropout = label_dropout if num_classes else 0.0
         self.augment_channels = augment_channels
         self.stride = token
-        self.coords = coords
+        self.coords, self.context = coords, context
         self.settings = {  # what rebuilds it: the options of config.Network
             "kind": "dit",
             "width": width,
@@ -87,6 +89,7 @@ class DiT(nn.Module):
 
         token_values = image_channels * token**2
         self.first = nn.Linear(token_values, width)
+        self.embed_context = nn.Linear(token_values + token**2, width, bias=False) if context else None
         self.embed_coords = nn.Sequential(Waves(*COORDINATE_BANDS), nn.Linear(2 * 2 * COORDINATE_BANDS[-1], width))
         self.turns = Waves(*TURNS, width // heads // 4)
         self.embed_noise = nn.Sequential(
@@ -106,7 +109,8 @@ class DiT(nn.Module):
         """Run the network.
 
         Args:
-            x: images and coordinates (n, image_channels + 2, h, w); h and w multiples of ``stride``.
+            x: images and coordinates (n, image_channels + 2, h, w), and the context where it takes one; h and w
+                multiples of ``stride``.
             c_noise: the noise level as the network sees it (n,).
             labels: classes (n,), -1 for "no class"; None for no class at all.
             augment: how each image was augmented (n, augment_channels); None for not at all, which is all zeros.
@@ -118,8 +122,11 @@ class DiT(nn.Module):
         if height % self.stride or width % self.stride:
             raise ValueError(f"height and width must be multiples of {self.stride}, not {height} x {width}")
         pixels = x[:, : self.image_channels]
-        coords = x[:, self.image_channels :] if self.coords else _whole_grid(height, width, x)
+        beside = self.image_channels + 2 * self.coords
+        coords = x[:, self.image_channels : beside] if self.coords else _whole_grid(height, width, x)
         tokens = self.first(_rows(F.pixel_unshuffle(pixels, self.stride)))
+        if self.embed_context is not None:
+            tokens = tokens + self.embed_context(_rows(F.pixel_unshuffle(x[:, beside:], self.stride)))
         places = _rows(F.avg_pool2d(coords, self.stride))
         tokens = tokens + self.embed_coords(places)
         turn = self.turns(places)[:, None]  # the same for all heads

@@ -68,6 +68,7 @@ class UNet(nn.Module):
         label_dropout: share of the labels that the trainer hides, which makes guidance possible.
         augment_channels: numbers that tell how an image was augmented (EDM, appendix F.2); 0 for none.
         coords: whether the input has the two coordinate channels.
+        context: whether it has image_channels + 1 more, of a small copy of the whole image, see `Denoiser`.
 
     >>> network = UNet(image_channels=3, width=16, multipliers=(1, 2))
     >>> network(torch.zeros(1, 5, 8, 12), torch.zeros(1)).shape
@@ -88,6 +89,7 @@ class UNet(nn.Module):
         label_dropout: float = 0.1,
         augment_channels: int = 0,
         coords: bool = True,
+        context: bool = False,
     ) -> None:
         super().__init__()
         levels = len(multipliers)
@@ -111,6 +113,7 @@ class UNet(nn.Module):
         self.num_classes = num_classes
         self.label_dropout = label_dropout if num_classes else 0.0
         self.augment_channels = augment_channels
+        self.context = context
         self.stride = 2 ** (levels - 1)
         self.settings = {  # what rebuilds it: the options of config.Network
             "kind": kind,
@@ -140,7 +143,7 @@ class UNet(nn.Module):
             )
 
         channels = width
-        input_channels = image_channels + 2 * coords
+        input_channels = image_channels + 2 * coords + (image_channels + 1) * context
         self.first = nn.Conv2d(input_channels, channels, 3, padding=1)
         self.encoder = nn.ModuleList()
         self.side = nn.ModuleList()
@@ -179,7 +182,8 @@ class UNet(nn.Module):
         """Run the network.
 
         Args:
-            x: images and coordinates (n, image_channels + 2, h, w); h and w multiples of ``stride``.
+            x: images and coordinates (n, image_channels + 2, h, w), and the context where it takes one; h and w
+                multiples of ``stride``.
             c_noise: the noise level as the network sees it (n,).
             labels: classes (n,), -1 for "no class"; None for no class at all.
             augment: how each image was augmented (n, augment_channels); None for not at all, which is all zeros.

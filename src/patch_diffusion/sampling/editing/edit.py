@@ -10,7 +10,7 @@ import torch
 
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.errors import InputError
-from patch_diffusion.sampling.bind import noise_range, wide
+from patch_diffusion.sampling.bind import check_one_stage, noise_range, wide
 from patch_diffusion.sampling.editing.image import pixel_codec
 from patch_diffusion.sampling.editing.measurement import Measurement
 from patch_diffusion.sampling.generate import Sample, decoded, jobs_of, noise_of
@@ -77,6 +77,7 @@ def edit(
     ...     sample.save("pictures")
     """
     pixel_codec(model)
+    check_one_stage(model)
     if known.shape[0] != (model.image_channels or known.shape[0]):
         raise InputError(f"this model has images of {model.image_channels} channels, not {known.shape[0]}")
     covariance = covariance or usual_covariance(exactly=known.kept is not None, tiled=tile is not None)

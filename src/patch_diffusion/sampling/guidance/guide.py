@@ -62,20 +62,31 @@ class Guidance:
             _check_dropped(model)
         elif self.guide.partition(":")[0] != "crops":
             raise InputError(f"there is no guide '{self.guide}'{did_you_mean(self.guide, GUIDES)}")
+        elif model.context is not None:
+            raise InputError("crops are no guide for a model with patches.context, which shows them the whole image")
         else:
             self._crop(model, view)
 
     def around(
-        self, model: Denoiser, view: View, labels: Tensor | None, seeds: Sequence[int], sigmas: Tensor
+        self,
+        model: Denoiser,
+        view: View,
+        labels: Tensor | None,
+        seeds: Sequence[int],
+        sigmas: Tensor,
+        context: Tensor | None = None,
     ) -> Denoise:
-        """The model as a denoise that is guided so, for images of these classes and seeds, in the solver's levels."""
-        denoise = view.bind(model, labels)
+        """The model as a denoise that is guided so, for images of these classes and seeds, in the solver's levels.
+
+        ``context`` are small copies of them, see `View.bind`.
+        """
+        denoise = view.bind(model, labels, context)
         if self.scale == 1:
             return denoise
         if isinstance(self.guide, Denoiser):
-            weaker = view.bind(self.guide, labels)
+            weaker = view.bind(self.guide, labels, context)
         elif self.guide == "class":
-            weaker = view.bind(model)
+            weaker = view.bind(model, context=context)
         else:
             size = self._crop(model, view)
             at_once = max(1, view.batch * view.resolution[0] * view.resolution[1] // (size[0] * size[1]))
@@ -122,7 +133,7 @@ def _check_dropped(model: Denoiser) -> None:
 
 
 def _check_weaker(model: Denoiser, weaker: Denoiser, view: View) -> None:
-    for name in ("image_channels", "num_classes"):
+    for name in ("image_channels", "num_classes", "context"):
         own, other = getattr(model, name), getattr(weaker, name)
         if own != other:
             raise InputError(f"the guide must be a model of the same images, but its {name} is {other}, not {own}")

@@ -105,7 +105,7 @@ class Engine:
 
     @others_answer()
     def prepare(self, denoiser: Denoiser) -> nn.Module:
-        """The denoising loss as a module ``(clean, coords, sigma, labels, augment, noise) -> (n,)`` of this engine.
+        """The denoising loss as a module of this engine, see `DenoisingLoss`.
 
         The denoiser is moved to the device, or this process' share of it.
         """
@@ -295,9 +295,12 @@ class DenoisingLoss(nn.Module):
         labels: Tensor | None,
         augment: Tensor | None,
         noise: Tensor,
+        context: Tensor | None = None,
     ) -> Tensor:
         """``(n,)``, see `denoising_loss`."""
-        return denoising_loss(self.denoiser, clean, coords, sigma, labels, augment=augment, noise=noise)
+        return denoising_loss(
+            self.denoiser, clean, coords, sigma, labels, augment=augment, context=context, noise=noise
+        )
 
 
 def place(denoiser: Denoiser, device: torch.device) -> Denoiser:

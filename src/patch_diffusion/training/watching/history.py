@@ -270,7 +270,7 @@ def _by_area(curves: dict[str, Curve]) -> dict[str, Curve]:
 
 
 def _area(size: str) -> int:
-    numbers = [int(number) for number in size.split("x") if number.isdigit()]
+    numbers = [int(number) for number in size.removesuffix(" small").split("x") if number.isdigit()]
     return math.prod(numbers) if numbers else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -10,6 +11,7 @@ import torch
 
 from patch_diffusion.config import Watch
 from patch_diffusion.data.images import Images
+from patch_diffusion.data.small import small_shape
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.whole_image import losses_of_images
 from patch_diffusion.sampling.generate import generate
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
 
 MOST_HELD_OUT = 64
 """Held-out images that are looked at whenever a checkpoint is written."""
+
+
+LARGEST_PICTURE = 256
+"""Root of the pixels of an image that, with a context, is sampled for a picture during training; of larger ones the
+small copies are."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,8 @@ def write_samples(trainer: Trainer) -> bool:
     """
     num = trainer.denoiser.num_classes
     seeds = range(min(num, 10) * 2 if num else 16)
-    pictures = [sample.visible for sample in generate(trainer.average.denoiser, seeds)]
+    samples = generate(trainer.average.denoiser, seeds, resolution=picture_resolution(trainer))
+    pictures = [sample.visible for sample in samples]
     if trainer.engine.first:
         grid = picture_grid(pictures, columns=len(seeds) // 2 if num else None)
         step = trainer.seen.step
@@ -96,7 +104,7 @@ def held_out_loss(trainer: Trainer, spent: float) -> float | None:
         height, width = bucket.resolution
         by_size.setdefault(f"{height}x{width}", []).append(of_whole)
         for size in trainer.schedule.sizes_for(bucket.resolution, trainer.denoiser.stride):
-            if size.shape != bucket.resolution:
+            if size.shape != bucket.resolution and not size.small:
                 losses = losses_of_images(model, bucket, most=MOST_HELD_OUT, size=size.shape)
                 by_size.setdefault(str(size), []).append(torch.stack(list(losses.values())).mean(dim=0))
     of_sizes = {size: float(torch.cat(losses).mean()) for size, losses in by_size.items()}
@@ -120,3 +128,11 @@ def measure_samples(trainer: Trainer, spent: float) -> Mapping[str, float]:
         trainer.progress.note(f"WARNING: {measured.warning}; {before}", step)
         trainer.copying = Copying(clean, told=True)
     return measured.numbers
+
+
+def picture_resolution(trainer: Trainer) -> tuple[int, int]:
+    """Height and width of the samples in a picture: with a context, of large images the small copies."""
+    context, resolution = trainer.schedule.context, trainer.images.resolution
+    if context is None or math.prod(resolution) <= LARGEST_PICTURE**2:
+        return resolution
+    return small_shape(context, resolution, trainer.denoiser.stride)
