@@ -9,7 +9,7 @@ from patch_diffusion.cli import main
 from patch_diffusion.config import Engine, Patches
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.small import make_small
-from patch_diffusion.denoise.whole_image import whole_image_loss
+from patch_diffusion.denoise.whole_image import losses_of_images, whole_image_loss
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.arms import check_arms
 from patch_diffusion.files import read_tensors
@@ -17,6 +17,7 @@ from patch_diffusion.patches.schedule import SMALL_SHARE
 from patch_diffusion.sampling.editing.edit import edit
 from patch_diffusion.sampling.editing.tasks import inpainting
 from patch_diffusion.streams import slot_normal
+from patch_diffusion.training.watching.looks import write_samples
 
 
 class Shown:
@@ -202,6 +203,21 @@ def test_held_out_images_are_shown_their_small_copies(model, images):
     assert before[1.0] == pytest.approx(losses.mean().item(), rel=1e-4)
 
 
+def test_held_out_patches_are_shown_the_small_copy_of_their_whole_image(model, images, monkeypatch):
+    shown = []
+
+    def watched(model, clean, coords, sigma, labels, *, context, noise):
+        shown.append((clean.shape, coords.shape, context))
+        return pd.denoising_loss(model, clean, coords, sigma, labels, context=context, noise=noise)
+
+    monkeypatch.setattr("patch_diffusion.denoise.whole_image.denoising_loss", watched)
+    losses_of_images(model, images, sigmas=(1.0,), most=4, size=(4, 6))
+    clean = images.codec.encode(images.batch(np.arange(4))[0])
+    ((patches, coords, context),) = shown
+    assert patches == (4, 3, 4, 6) and coords == (4, 2, 4, 6)
+    torch.testing.assert_close(context, make_small(clean, (4, 6)))
+
+
 def test_pictures_of_large_images_are_small(make_trainer, monkeypatch):
     monkeypatch.setattr("patch_diffusion.training.watching.looks.LARGEST_PICTURE", 8)
     asked = []
@@ -210,10 +226,10 @@ def test_pictures_of_large_images_are_small(make_trainer, monkeypatch):
         asked.append(options)
         return pd.generate(model, seeds, steps=1, **options)
 
-    monkeypatch.setattr("patch_diffusion.training.trainer.generate", watched)
+    monkeypatch.setattr("patch_diffusion.training.watching.looks.generate", watched)
     trainer = make_trainer(**OPTIONS)
     trainer.fit(steps=1)
-    trainer.write_samples()
+    write_samples(trainer)
     assert asked == [{"resolution": (4, 6)}]
 
 

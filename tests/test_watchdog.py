@@ -181,8 +181,8 @@ def test_samples_of_one_colour_are_trouble(make_trainer, monkeypatch):
     trainer = make_trainer(samples=2, checkpoints=4)
     generate = looks.generate
 
-    def constant(model, seeds):
-        for sample in generate(model, seeds):
+    def constant(model, seeds, **options):
+        for sample in generate(model, seeds, **options):
             if trainer.seen.step == 4 and not trainer.watchdog.back:
                 sample = replace(sample, pixels=torch.full_like(sample.pixels, 77))
             yield sample
