@@ -52,6 +52,20 @@ def test_the_table_fits_80_columns(raced, run):
     assert all(content["plan"]["arms"][name]["data"]["held_out"] == 0.05 for name in content["plan"]["arms"])
 
 
+def test_samples_are_measured_at_the_same_moments(run, tmp_path):
+    line = f"race digits --out DIR {TINY} --tune 0 --watch.metrics kernel memorization --watch.samples 8"
+    status, out, _ = run(line, DIR=tmp_path / "race")
+    assert status == 0 and "final kernel distance of whole" in " ".join(out.split())
+    content = json.loads((tmp_path / "race" / "race.json").read_text())
+    for name, by_seed in content["points"].items():
+        assert [point["step"] for point in by_seed["0"]] == [2, 4]
+        assert all({"loss", "kernel", "near_copies"} <= set(point) for point in by_seed["0"])
+        assert content["distances"]["kernel"]["final"][name]["loss"] == by_seed["0"][-1]["kernel"]
+    assert "Kernel distance" in (tmp_path / "race" / "race.html").read_text()
+    status, _, err = run(line.replace("--watch.samples 8", "--watch.samples 9"), DIR=tmp_path / "race")
+    assert status == 1 and "watch.samples" in err
+
+
 def test_long_names_and_several_seeds_fit_too(raced):
     content = json.loads((raced / "race.json").read_text().replace('"few"', '"a-rather-long-name-of-an-arm"'))
     content["plan"]["arms"] = {**content["plan"]["arms"]}
@@ -138,7 +152,8 @@ def one_line(text):
         ("race digits --out NEW --arm long steps=7", 2, "has steps 7"),
         ("race digits --out NEW --arm few samples=3", 2, "samples has no meaning in a race"),
         ("race digits --out NEW --samples 3", 2, "samples has no meaning in a race"),
-        ("race digits --out NEW --watch.metrics kernel", 2, "watch.metrics has no meaning in a race"),
+        ("race digits --out NEW --watch.times 3", 2, "watch.times has no meaning in a race"),
+        ("race digits --out NEW --arm few 'watch.samples=3'", 2, "in a race all have the same images"),
         ("race digits --out NEW --checkpoint-by kernel", 2, "checkpoint_by has no meaning in a race"),
         ("race digits --out NEW --seed 3", 2, "takes --seeds"),
         ("race digits --out NEW --arms whole", 2, "two arms or more, not 1"),

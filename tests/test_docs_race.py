@@ -25,9 +25,10 @@ def test_the_commands(make_folder, tmp_path, monkeypatch, capsys):
     for name in ("photos", "others"):
         shutil.make_archive(str(tmp_path / name), "zip", make_folder(24, (16, 16), name=f"{name}-folder"))
     monkeypatch.chdir(tmp_path)
-    assert len(COMMANDS) == 4
+    assert len(COMMANDS) == 5
     for line in COMMANDS:
         line = line.replace("--minutes 20", SHORT).replace("--resolution 64", "--resolution 16")
+        line = line.replace("--watch.extractor inception", "--watch.samples 4")
         assert main(shlex.split(line, comments=True)[1:]) == 0, (line, capsys.readouterr().err)
     found = {race.name: json.loads((race / "race.json").read_text()) for race in (tmp_path / "races").iterdir()}
     assert found["photos"]["seeds"] == [0, 1, 2] and list(found["more"]["plan"]["arms"]) == [
@@ -35,6 +36,7 @@ def test_the_commands(make_folder, tmp_path, monkeypatch, capsys):
         "patches",
         "quarter",
     ]
+    assert set(found["seen"]["distances"]) == {"frechet", "kernel"}
     assert sorted(found["own"]["tuning"]) == ["patches", "whole"] and found["own"]["images"]["trained_on"] == 24
 
 

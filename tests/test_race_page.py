@@ -59,6 +59,7 @@ def make_content():
             "tuning": {"whole": {"batch": 8, "learning_rate": 1e-3, "outermost": ["batch"], "rounds": [ROUND]}},
             "points": points,
             "standings": standings(curves),
+            "distances": {},
             **changed,
         }
         return json.loads(json.dumps(content))
@@ -106,6 +107,29 @@ def test_who_is_how_much_faster(make_content, look):
     table = race_table(content)
     assert "2.00x" in table and "never" in table and "4 min" in table and "0.1313 ±0.0088" in table
     assert all(len(row) <= 80 for row in table.splitlines())
+
+
+def test_distances_of_samples_are_shown_like_losses(make_content, look):
+    content = make_content()
+    for found in content["points"].values():
+        for by_seed in found.values():
+            for each in by_seed:
+                each["frechet"] = 1000 * each["loss"]
+    curves = {
+        name: {int(seed): [(each["seconds"] / 60, each["frechet"]) for each in found[seed]] for seed in found}
+        for name, found in content["points"].items()
+    }
+    content["distances"] = json.loads(json.dumps({"frechet": standings(curves)}))
+    assert sentences(content)[2] == (
+        "patches reaches the final Frechet distance of whole (131.2) in 4 of 8 min, 2.00 times as fast (2.00 to 2.00 "
+        "with 2 seeds)."
+    )
+    page = look(content)
+    assert (
+        "Frechet distance" in page.text
+        and "131" in page.text
+        and len(page.curves()) == len(look(make_content()).curves()) + 1
+    )
 
 
 def test_a_dashed_line_from_where_it_is_reached_to_the_end(make_content):

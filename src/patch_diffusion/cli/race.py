@@ -29,7 +29,7 @@ _WITHOUT_EFFECT = (
     "checkpoint_best",
     "checkpoint_by",
 )
-_WITHOUT_EFFECT += ("watch.metrics", "watch.times", "watch.samples", "watch.extractor", "track")
+_WITHOUT_EFFECT += ("watch.times", "track")
 
 
 @dataclass(frozen=True)

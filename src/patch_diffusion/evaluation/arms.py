@@ -25,6 +25,7 @@ _SHARED = (
     "images",
     "minutes",
     "seed",
+    "watch",
 )
 _OWN = "data.augment"  # how images are altered is how to train
 
@@ -58,7 +59,7 @@ def check_arms(arms: Mapping[str, Config]) -> None:
             if _is_in(option, _SHARED) and not _is_in(option, (_OWN,)):
                 raise InputError(
                     f"arm '{name}' has {option} {options[name][option]} and arm '{first}' {options[first][option]}: "
-                    "in a race all have the same images, seed, budget, device and weighting of the loss"
+                    "in a race all have the same images, seed, budget, device, weighting of the loss and measures"
                 )
     names = list(arms)
     for place, name in enumerate(names):

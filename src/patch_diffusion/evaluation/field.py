@@ -10,6 +10,7 @@ from patch_diffusion.config import Config, Watch
 from patch_diffusion.data.images import HELD_OUT, Images
 from patch_diffusion.data.sources import open_images
 from patch_diffusion.errors import InputError
+from patch_diffusion.evaluation.meter import SampleMeter
 from patch_diffusion.suggest import suggest
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.build import build_trainer
@@ -81,6 +82,11 @@ class Field:
     def told(self) -> list[str]:
         """What the user should know of the images, and of settings that were changed to suit them."""
         return [*self.images.notes, *(f"{name}: {note}" for name, notes in self.notes.items() for note in notes)]
+
+    def meter(self) -> SampleMeter | None:
+        """What measures samples of all arms, where that was asked for."""
+        config = next(iter(self.arms.values()))
+        return SampleMeter(**vars(config.watch), seed=config.seed) if config.watch.metrics else None
 
     def trainer(self, config: Config, seed: int, out: Path) -> tuple[Trainer, Images]:
         """One that does nothing but train, and the images that judge it."""

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from patch_diffusion.data.images import Images
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.looking import look, measured
+from patch_diffusion.evaluation.meter import SampleMeter
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.trainer import Trainer
 
@@ -28,6 +29,7 @@ def run_heat(
     budget: Budget,
     moments: int,
     after: Callable[[int], None] = lambda moment: None,
+    meter: SampleMeter | None = None,
 ) -> None:
     """Train all until their budget is spent; those that were stopped go on, in step with the others.
 
@@ -39,10 +41,14 @@ def run_heat(
         budget: of each.
         moments: how often they are looked at, evenly over the budget.
         after: is called after each moment.
+        meter: measures samples of all at the same moments, beside the images that they are trained on.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C, once a checkpoint of all is written.
     """
+    if meter is not None:
+        some = next(iter(trainers.values()))
+        meter.begin(some.images, judges, some.engine.device)
     with ExitStack() as stack:
         laps = {name: stack.enter_context(trainer.in_laps(**vars(budget))) for name, trainer in trainers.items()}
         names, at_work = list(trainers), None
@@ -55,7 +61,7 @@ def run_heat(
                     at_work = None
                 if moment is not None:
                     for trainer in trainers.values():
-                        _measure(trainer, judges, budget, moment / moments)
+                        _measure(trainer, judges, budget, moment / moments, meter)
                     after(moment)
         except InputError as error:
             raise InputError(f"arm '{at_work}': {error}" if at_work else str(error)) from None
@@ -74,7 +80,7 @@ def _laps(budget: Budget, moments: int) -> Iterator[tuple[float, int | None]]:
         yield lap / (moments * per_moment), None if lap % per_moment else lap // per_moment
 
 
-def _measure(trainer: Trainer, judges: Images, budget: Budget, due: float) -> None:
+def _measure(trainer: Trainer, judges: Images, budget: Budget, due: float, meter: SampleMeter | None) -> None:
     """Look at an arm, and save it: in this order, as what is in the log of later steps than the checkpoint is void.
 
     One that was stopped on the way to a later moment has been looked at.
@@ -83,6 +89,8 @@ def _measure(trainer: Trainer, judges: Images, budget: Budget, due: float) -> No
     if before and before[-1]["spent"] >= due - _ROUNDED:
         return
     spent = budget.spent(trainer.seen)
+    if meter is not None:
+        trainer.progress.log_samples(trainer.seen, spent, meter(trainer.average.denoiser).numbers)
     trainer.progress.log_held_out(trainer.seen, spent, look(trainer, judges))
     if spent < 1:
         trainer.save(keep=False)

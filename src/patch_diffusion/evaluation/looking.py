@@ -16,7 +16,8 @@ JUDGES = 256
 """Held-out images that every arm is looked at with, at most."""
 
 Measured = list[dict[str, Any]]
-"""By rising time, each with step, images, seconds, spent, and what was found then: loss, by_noise."""
+"""By rising time, each with step, images, seconds, spent, and what was found then: loss, by_noise, and where samples
+are measured their distances."""
 
 
 def look(trainer: Trainer, judges: Images) -> dict[float, float]:
@@ -31,8 +32,12 @@ def mean(losses: Mapping[float, float]) -> float:
 
 def measured(log_file: Path) -> Measured:
     """All that was measured of a run so far."""
-    return [
-        {key: line[key] for key in ("step", "images", "seconds", "spent")} | line["held_out"]
-        for line in read_log(log_file)
-        if line is not None and "held_out" in line
-    ]
+    found: Measured = []
+    of_samples: dict[int, dict[str, float]] = {}
+    for line in read_log(log_file):
+        if line is not None and "samples" in line:
+            of_samples[line["step"]] = line["samples"]
+        elif line is not None and "held_out" in line:
+            counts = {key: line[key] for key in ("step", "images", "seconds", "spent")}
+            found.append(counts | line["held_out"] | of_samples.get(line["step"], {}))
+    return found

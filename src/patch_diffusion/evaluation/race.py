@@ -43,7 +43,8 @@ def race(
 
     What the command line's ``race`` calls. Each arm is a run of its own, ``OUT/ARM-seedS/``, which does what `train`
     would do, step by step, without the pictures and checkpoints that would take training time. ``race.json``, all that
-    was found, and ``race.html``, a page of it, are written anew at every moment.
+    was found, and ``race.html``, a page of it, are written anew at every moment. Where the arms' ``watch`` has metrics,
+    their samples are measured at the same moments, on nobody's time.
 
     Args:
         arms: what races, by name: options of runs that differ in how to train only, with the budget of each run.
@@ -117,7 +118,8 @@ def _heat(
     """All arms with one seed; what that takes of memory is free afterwards."""
     built = {name: field.trainer(config, seed, folder.arm(name, seed)) for name, config in settings.items()}
     judges = next(iter(built.values()))[1]  # of all arms the same: they follow from the seed
-    run_heat({name: trainer for name, (trainer, _) in built.items()}, judges, field.budget, moments, after)
+    trainers = {name: trainer for name, (trainer, _) in built.items()}
+    run_heat(trainers, judges, field.budget, moments, after, field.meter())
 
 
 def _facts(field: Field, seed: int, folder: RaceFolder) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 from patch_diffusion.config import differences, from_dict
 from patch_diffusion.evaluation.summary import Content, amount, length, opponent, rows, sentences
 from patch_diffusion.training.watching.chart import Guide, chart, number
-from patch_diffusion.training.watching.history import TIMES, Curve, Point
+from patch_diffusion.training.watching.history import DISTANCES, TIMES, Curve, Point
 from patch_diffusion.training.watching.page import option_text, page, table, wide_table
 
 _COUNTED = (
@@ -59,27 +59,40 @@ def _parts(title: str, content: Content) -> Iterator[str]:
 def _charts(content: Content) -> str:
     """All of it, and the second half, where the curves are near each other."""
     curves = {name: _points(by_seed, content) for name, by_seed in content["points"].items()}
+    of_samples = {
+        measure: {name: _points(by_seed, content, measure) for name, by_seed in content["points"].items()}
+        for measure in content["distances"]
+    }
     half = content["budget"] / 2
     later = {name: [point for point in points if point.step >= half] for name, points in curves.items()}
     unit = content["unit"].removesuffix("s")
     about = f"of whole images, over {content['unit']}"
-    return chart(
-        "Loss of held-out images", _as_curves(curves), about=about, over=unit, guides=list(_guides(content, curves))
-    ) + chart(
-        "In the second half",
-        _as_curves(later),
-        about=about,
-        over=unit,
-        start=half,
-        guides=list(_guides(content, later)),
-    )
+    charts = [
+        chart(
+            "Loss of held-out images", _as_curves(curves), about=about, over=unit, guides=list(_guides(content, curves))
+        ),
+        chart(
+            "In the second half",
+            _as_curves(later),
+            about=about,
+            over=unit,
+            start=half,
+            guides=list(_guides(content, later)),
+        ),
+    ]
+    title = {measure: name[0].upper() + name[1:] for measure, name in DISTANCES.items()}
+    about = f"of samples from the images trained on, over {content['unit']}"
+    charts += [
+        chart(title[measure], _as_curves(found), about=about, over=unit) for measure, found in of_samples.items()
+    ]
+    return "".join(charts)
 
 
 def _as_curves(points: Mapping[str, Sequence[Point]]) -> dict[str, Curve]:
     return {name: Curve.of(found) for name, found in points.items() if found}
 
 
-def _points(by_seed: Mapping[str, Sequence[Mapping[str, Any]]], content: Content) -> list[Point]:
+def _points(by_seed: Mapping[str, Sequence[Mapping[str, Any]]], content: Content, measure: str = "loss") -> list[Point]:
     """The mean over the seeds at each moment, and the range."""
     time, factor = TIMES[content["unit"]]
     moments: dict[int, list[Mapping[str, Any]]] = {}
@@ -89,7 +102,7 @@ def _points(by_seed: Mapping[str, Sequence[Mapping[str, Any]]], content: Content
     return [
         Point(
             factor * statistics.fmean(measured[time] for measured in found),
-            statistics.fmean(losses := [measured["loss"] for measured in found]),
+            statistics.fmean(losses := [measured[measure] for measured in found]),
             min(losses),
             max(losses),
         )
@@ -119,8 +132,13 @@ def _ends(content: Content) -> str:
         "times as fast",
         f"{other} has its in",
     ]
-    cells = [[row.name, row.loss, row.steps, row.rate, row.time, row.ratio, row.theirs] for row in rows(content)]
-    return wide_table(head, cells)
+    distances = content["distances"]
+    cells = [
+        [row.name, row.loss, row.steps, row.rate, row.time, row.ratio, row.theirs]
+        + [number(found["final"][row.name]["loss"]) for found in distances.values()]
+        for row in rows(content)
+    ]
+    return wide_table([*head, *(DISTANCES[measure] for measure in distances)], cells)
 
 
 def _by_noise(content: Content) -> str:

@@ -17,7 +17,7 @@ from patch_diffusion.evaluation.standings import standings
 from patch_diffusion.files import read_json, write_json, write_text
 from patch_diffusion.training.lock import LOCK_FILE
 from patch_diffusion.training.run import RunFolder
-from patch_diffusion.training.watching.history import TIMES
+from patch_diffusion.training.watching.history import DISTANCES, TIMES
 
 
 @dataclass(frozen=True)
@@ -118,16 +118,23 @@ class Record:
         names, factor = self._content["plan"]["arms"], TIMES[self._content["unit"]]
         points = {name: {seed: self.folder.measured(name, seed) for seed in self.seeds} for name in names}
         finished = [seed for seed in self.seeds if self.is_finished(seed)]
-        curves = {name: {seed: _curve(points[name][seed], *factor) for seed in finished} for name in names}
-        content = {**self._content, "points": points, "standings": standings(curves)}
+
+        def standings_by(measure: str) -> dict[str, Any]:
+            return standings(
+                {name: {seed: _curve(points[name][seed], *factor, measure) for seed in finished} for name in names}
+            )
+
+        asked = next(iter(self._content["plan"]["arms"].values()))["watch"]["metrics"]
+        distances = {measure: standings_by(measure) for measure in DISTANCES if measure in asked}
+        content = {**self._content, "points": points, "standings": standings_by("loss"), "distances": distances}
         content = json.loads(json.dumps(content))  # keys are words, as they will be when it is read again
         write_json(self.folder.json_file, content)
         write_text(self.folder.page_file, race_page(self.folder.path.resolve().name, content))
         return content
 
 
-def _curve(points: Measured, time: str, factor: float) -> list[tuple[float, float]]:
-    return [(factor * point[time], point["loss"]) for point in points]
+def _curve(points: Measured, time: str, factor: float, measure: str) -> list[tuple[float, float]]:
+    return [(factor * point[time], point[measure]) for point in points]
 
 
 def _check_same(path: Path, stored: Mapping[str, Any], plan: Mapping[str, Any]) -> None:

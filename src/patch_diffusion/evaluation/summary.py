@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from patch_diffusion.evaluation.arms import WHOLE
+from patch_diffusion.training.watching.history import DISTANCES
 
 Content = Mapping[str, Any]
 """What is in ``race.json``."""
@@ -59,9 +60,14 @@ def sentences(content: Content) -> list[str]:
     """Who is how much faster, and what is not finished."""
     found, other = content["standings"], opponent(content)
     lines = []
-    for name in content["plan"]["arms"] if found["seeds"] else ():
-        if name != other:
-            lines += [_sentence(content, name, other), _sentence(content, other, name)]
+    measures = {"loss": found} | {DISTANCES[name]: each for name, each in content["distances"].items()}
+    for what, standings in measures.items():
+        for name in content["plan"]["arms"] if found["seeds"] else ():
+            if name != other:
+                lines += [
+                    _sentence(content, standings, what, name, other),
+                    _sentence(content, standings, what, other, name),
+                ]
     for seed in content["seeds"]:
         if seed not in found["seeds"]:
             spent = [
@@ -88,10 +94,10 @@ def number_of(value: float, unit: str) -> str:
     return f"{value:.3g}" if unit == "minutes" else f"{value:,.0f}"
 
 
-def _sentence(content: Content, name: str, other: str) -> str:
-    found, seeds = content["standings"]["reaches"][name][other], content["standings"]["seeds"]
-    loss = content["standings"]["final"][other]["loss"]
-    what = f"the final loss of {other} ({loss:.4f})"
+def _sentence(content: Content, standings: Mapping[str, Any], what: str, name: str, other: str) -> str:
+    found, seeds = standings["reaches"][name][other], standings["seeds"]
+    end = standings["final"][other]["loss"]
+    what = f"the final {what} of {other} ({f'{end:.4f}' if what == 'loss' else f'{end:.4g}'})"
     if found["ratio"] is None:
         which = f" with {len(seeds) - found['reached']} of {len(seeds)} seeds" if found["reached"] else ""
         return f"{name} does not reach {what}{which}."
