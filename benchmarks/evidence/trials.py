@@ -94,16 +94,18 @@ def run(about: str | None, arms: Sequence[Arm], name: str) -> None:
     parser = argparse.ArgumentParser(description=about.splitlines()[0] if about else None)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="the first for all arms, the rest for some")
     parser.add_argument("--flops", type=float, help="of the training of each arm")
+    parser.add_argument("--samples", type=int, help="of each arm, for the distances; 0: none, and no distances")
     parser.add_argument("--quick", action="store_true", help="a few steps on digits, to see that it works")
     parser.add_argument("--runs", type=Path, default=Path("runs/evidence"), help="folder of the trained models")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     device = choose_device()
     kind = "quick" if arguments.quick else "gpu" if device.type == "cuda" else "cpu"
-    scale = replace(on[kind], flops=arguments.flops or on[kind].flops)
-    quick = " --quick" if arguments.quick else ""
+    asked = {name: value for name in ("flops", "samples") if (value := getattr(arguments, name)) is not None}
+    scale = replace(on[kind], **asked)
+    options = " --quick" * arguments.quick + "".join(f" --{name} {value:g}" for name, value in asked.items())
     result = {
-        "command": f"python benchmarks/evidence/{name}.py{quick} --seeds {' '.join(map(str, arguments.seeds))}",
+        "command": f"python benchmarks/evidence/{name}.py{options} --seeds {' '.join(map(str, arguments.seeds))}",
         **circumstances(device),
         "settings": asdict(scale),
         "arms": compare(arms, scale, arguments.seeds, arguments.runs),
@@ -221,17 +223,19 @@ def measure(trial: tuple[Arm, Scale, int, Path]) -> dict[str, Any]:
         model.module.register_forward_pre_hook(hide_coords)
     by_noise = losses_of_images(model, held_out, most=scale.judges)
     losses = torch.stack(list(by_noise.values())).mean(dim=0)
-    samples = pd.evaluate(
-        model,
-        images,
-        held_out=held_out,
-        reference=everything,
-        metrics=("frechet", "kernel", "memorization"),
-        samples=scale.samples,
-        extractor=scale.extractor,
-        steps=scale.steps,
-        solver=scale.solver,
-    )
+    distances = {}
+    if scale.samples:
+        distances = pd.evaluate(
+            model,
+            images,
+            held_out=held_out,
+            reference=everything,
+            metrics=("frechet", "kernel", "memorization"),
+            samples=scale.samples,
+            extractor=scale.extractor,
+            steps=scale.steps,
+            solver=scale.solver,
+        ).measures
     (state,) = [json.loads(path.read_text()) for path in sorted(folder.glob("checkpoints/*/state.json"))[-1:]]
     found = {
         "seed": seed,
@@ -239,7 +243,7 @@ def measure(trial: tuple[Arm, Scale, int, Path]) -> dict[str, Any]:
         "epochs": state["seen"]["images"] / len(images),
         "loss": interval_of_mean(losses, 0).as_dict(),
         "loss_by_noise": {f"{sigma:g}": float(each.mean()) for sigma, each in by_noise.items()},
-        **{name: measured.as_dict() for name, measured in samples.measures.items()},
+        **{name: measured.as_dict() for name, measured in distances.items()},
         "losses": losses.tolist(),
     }
     kept.write_text(json.dumps({"how": how, "what": found}))
@@ -258,8 +262,9 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
         for found in row["seeds"]:
             apart = found.get("difference")
             told = "" if apart is None else " ({:+.4f}, {:+.4f} to {:+.4f})".format(apart["value"], *apart["interval"])
+            names = [name for name in ("frechet", "kernel", "near_copies") if name in found]
+            told += "".join(f", {name} {found[name]['value']:.4g}" for name in names)
             print(
                 f"{row['name']:>30} seed {found['seed']}: loss {found['loss']['value']:.4f}{told}, "
-                f"frechet {found['frechet']['value']:.1f}, kernel {found['kernel']['value']:.4f}, "
                 f"{found['cost']['flops']:.3g} FLOPs, {found['cost']['seconds']:.0f} s"
             )
