@@ -24,6 +24,7 @@ QUESTIONS = {
     "small_data": "Images to train on",
     "weights": "Weight of a patch",
 }
+NOT_RUN = "*Not run yet.*"
 OWN, OTHER = "#1e6bb3", "#b3541e"
 ROW, TITLE, TOP = 19, 30, 58
 PANELS = (
@@ -80,9 +81,9 @@ def with_interval(seeds: Sequence[dict[str, Any]], name: str, form: str) -> str:
 
 def against(row: dict[str, Any], result: dict[str, Any]) -> str:
     """How much higher the loss is than another arm's, in percent: of one seed with its interval over images."""
-    if row["against"] is None:
+    base = next((other for other in result["arms"] if other["name"] == row["against"]), None)
+    if base is None:
         return ""
-    (base,) = [other for other in result["arms"] if other["name"] == row["against"]]
     shares = []
     for each in row["seeds"]:
         loss = next((other["loss"]["value"] for other in base["seeds"] if other["seed"] == each["seed"]), None)
@@ -181,9 +182,10 @@ class Axis:
 def main() -> None:
     found = results()
     text = PAGE.read_text(encoding="utf-8")
-    for name, result in found.items():
+    for name in QUESTIONS:
+        shown = table(found[name]) if name in found else NOT_RUN
         block = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
-        text = block.sub(lambda match, result=result: match[1] + table(result) + match[2], text)
+        text = block.sub(lambda match, shown=shown: match[1] + shown + match[2], text)
     PAGE.write_text(text, encoding="utf-8")
     PICTURE.write_text(picture(found), encoding="utf-8")
 

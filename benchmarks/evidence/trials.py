@@ -92,6 +92,7 @@ def run(about: str | None, arms: Sequence[Arm], name: str) -> None:
     """The command line: train and measure all arms, print a table, write ``results/evidence-NAME.json``."""
     on = {"cpu": ON_CPU, "gpu": ON_GPU, "quick": QUICK}
     parser = argparse.ArgumentParser(description=about.splitlines()[0] if about else None)
+    parser.add_argument("--arms", nargs="+", choices=[arm.name for arm in arms], metavar="NAME", help="these alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="the first for all arms, the rest for some")
     parser.add_argument("--flops", type=float, help="of the training of each arm")
     parser.add_argument("--samples", type=int, help="of each arm, for the distances; 0: none, and no distances")
@@ -104,6 +105,9 @@ def run(about: str | None, arms: Sequence[Arm], name: str) -> None:
     asked = {name: value for name in ("flops", "samples") if (value := getattr(arguments, name)) is not None}
     scale = replace(on[kind], **asked)
     options = " --quick" * arguments.quick + "".join(f" --{name} {value:g}" for name, value in asked.items())
+    if arguments.arms:
+        arms = [arm for arm in arms if arm.name in arguments.arms]
+        options += "".join(f' "{arm.name}"' if number else f' --arms "{arm.name}"' for number, arm in enumerate(arms))
     result = {
         "command": f"python benchmarks/evidence/{name}.py{options} --seeds {' '.join(map(str, arguments.seeds))}",
         **circumstances(device),
