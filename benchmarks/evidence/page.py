@@ -17,6 +17,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE, PICTURE = ROOT / "docs" / "evidence.md", ROOT / "docs" / "evidence.svg"
+NOISE_PICTURE = ROOT / "docs" / "evidence-noise.svg"
 QUESTIONS = {
     "whole_share": "Share p of steps on whole images",
     "coordinates": "Coordinates are given",
@@ -24,7 +25,9 @@ QUESTIONS = {
     "small_data": "Images to train on",
     "weights": "Weight of a patch",
 }
+LEVELS = ("0.1", "3.2")  # of noise, in the tables beside the mean of all
 NOT_RUN = "*Not run yet.*"
+SHADES = ("#e6850e", "#d9480f", "#b3541e", "#7f2704", "#9ecae1", "#1e6bb3")
 OWN, OTHER = "#1e6bb3", "#b3541e"
 ROW, TITLE, TOP = 19, 30, 58
 PANELS = (
@@ -44,13 +47,14 @@ def table(result: dict[str, Any]) -> str:
     copies = any(row["images"] and "near_copies" in row["seeds"][0] for row in result["arms"])
     bases = {row["against"] for row in result["arms"]} - {None}
     compared = f'against "{bases.pop()}"' if len(bases) == 1 else "against the row above"
-    head = ["arm", "seeds", "held-out loss", compared, "Frechet", "kernel"]
-    head += ["images seen", "epochs"] + ["near copies, held-out images'"] * copies
+    head = ["arm", "seeds", "held-out loss", compared, *(f"at noise {level}" for level in LEVELS)]
+    head += ["Frechet", "kernel", "images seen", "epochs"] + ["near copies, held-out images'"] * copies
     lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
     for row in result["arms"]:
         seeds = row["seeds"]
         cells = [row["name"], f"{len(seeds)}", of_seeds([each["loss"]["value"] for each in seeds], "{:.4f}")]
         cells += [against(row, result)]
+        cells += [f"{by_noise(row)[level]:.4f}" for level in LEVELS]
         cells += [with_interval(seeds, "frechet", "{:,.0f}"), with_interval(seeds, "kernel", "{:.3f}")]
         cells += [f"{seeds[0]['cost']['images']:,}", f"{seeds[0]['epochs']:.0f}"]
         if copies:
@@ -124,6 +128,54 @@ def picture(found: dict[str, dict[str, Any]]) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
+def noise_picture(result: dict[str, Any]) -> str:
+    """An SVG: the loss at each noise level, in percent above that of the arm that others are compared with."""
+    arms = {row["name"]: row for row in result["arms"]}
+    base = next((row["against"] for row in result["arms"] if row["against"] in arms), result["arms"][-1]["name"])
+    own = by_noise(arms[base])
+    curves = {
+        name: [100 * (loss / other - 1) for loss, other in zip(by_noise(row).values(), own.values(), strict=True)]
+        for name, row in arms.items()
+        if name != base
+    }
+    reach = 1.1 * max(abs(value) for values in curves.values() for value in values)
+    left, top, width, height = 60, 56, 520, 260
+    step = next(step for step in (0.5, 1, 2, 5, 10, 20, 50, 100, 1000) if reach / step < 5)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 740 {top + height + 56}" font-family="sans-serif" '
+        'font-size="12"><rect width="100%" height="100%" fill="white"/>',
+        f'<text x="{left}" y="22" font-weight="bold">Loss of whole held-out images, % above "{escape(base)}"</text>',
+        f'<text x="{left}" y="38" fill="#666">less is better</text>',
+        f'<text x="{left + width / 2}" y="{top + height + 44}" text-anchor="middle">noise level: from texture alone '
+        "missing to all but the layout</text>",
+    ]
+
+    def up(value: float) -> float:
+        return top + height * (1 - value / reach) / 2
+
+    for number in range(-math.floor(reach / step), math.floor(reach / step) + 1):
+        y, colour = up(step * number), "#e4e4e4" if number else OWN
+        told = f"{step * number:+g}" if number else "0"
+        parts.append(f'<path d="M{left} {y:.1f}h{width}" stroke="{colour}"/>')
+        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end" fill="#666">{told}</text>')
+    across = [left + width * place / (len(own) - 1) for place in range(len(own))]
+    for x, level in zip(across, own, strict=True):
+        parts.append(f'<text x="{x:.1f}" y="{top + height + 18}" text-anchor="middle" fill="#666">{level}</text>')
+    for (name, values), colour in zip(curves.items(), SHADES, strict=False):
+        points = " ".join(f"{x:.1f},{up(value):.1f}" for x, value in zip(across, values, strict=True))
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts.append(
+            f'<text x="{across[-1] + 8:.1f}" y="{up(values[-1]) + 4:.1f}" fill="{colour}">{escape(name)}</text>'
+        )
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def by_noise(row: dict[str, Any]) -> dict[str, float]:
+    """The loss at each noise level, the mean over the seeds."""
+    seeds = [each["loss_by_noise"] for each in row["seeds"]]
+    return {level: sum(each[level] for each in seeds) / len(seeds) for level in seeds[0]}
+
+
 def group(arms: Sequence[dict[str, Any]], name: str, axis: "Axis", y: float) -> list[str]:
     """The arms of one question."""
     parts = []
@@ -162,7 +214,7 @@ class Axis:
 
     def __init__(self, values: Sequence[float], left: float, width: float) -> None:
         low, high = min(values), max(values)
-        margin = (high / low) ** 0.03
+        margin = max((high / low) ** 0.03, (1.1 * low / high) ** 0.5)
         self.low, self.high, self.left, self.width = low / margin, high * margin, left, width
 
     def place(self, value: float) -> float:
@@ -184,6 +236,8 @@ def main() -> None:
     text = PAGE.read_text(encoding="utf-8")
     for name in QUESTIONS:
         shown = table(found[name]) if name in found else NOT_RUN
+        if name == "whole_share" and name in found:
+            NOISE_PICTURE.write_text(noise_picture(found[name]), encoding="utf-8")
         block = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
         text = block.sub(lambda match, shown=shown: match[1] + shown + match[2], text)
     PAGE.write_text(text, encoding="utf-8")
