@@ -241,7 +241,8 @@ def main() -> None:
         block = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
         text = block.sub(lambda match, shown=shown: match[1] + shown + match[2], text)
     PAGE.write_text(text, encoding="utf-8")
-    PICTURE.write_text(picture(found), encoding="utf-8")
+    if len(found) > 1:
+        PICTURE.write_text(picture(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

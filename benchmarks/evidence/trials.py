@@ -122,24 +122,23 @@ def run(about: str | None, arms: Sequence[Arm], name: str) -> None:
 
 def compare(arms: Sequence[Arm], scale: Scale, seeds: Sequence[int], runs: Path) -> list[dict[str, Any]]:
     """A row of each arm: its options and, of each seed, what it cost and what was measured."""
-    trials = [(arm, seed) for arm in arms for seed in (seeds if arm.repeated else seeds[:1])]
-    folders = {folder_of(arm, scale, seed, runs): (arm, scale, seed, runs) for arm, seed in trials}
-    in_turn = [(arm, scale, seed, runs) for arm, seed in trials]
+    trials = [(arm, scale, seed, runs) for arm in arms for seed in (seeds if arm.repeated else seeds[:1])]
+    folders = {folder_of(*trial): trial for trial in trials}  # arms that are measured differently may share a run
     if scale.together > 1:
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(scale.together, spawn, torch.set_num_threads, (1,)) as pool:
             list(pool.map(train, folders.values()))
-            measured = list(pool.map(measure, in_turn))
+            measured = list(pool.map(measure, trials))
     else:
         for trial in folders.values():
             train(trial)
-        measured = [measure(trial) for trial in in_turn]
+        measured = [measure(trial) for trial in trials]
     losses = {
         (arm.name, seed): torch.tensor(found.pop("losses"), dtype=torch.float64)
-        for (arm, seed), found in zip(trials, measured, strict=True)
+        for (arm, _, seed, _), found in zip(trials, measured, strict=True)
     }
     rows: dict[str, dict[str, Any]] = {arm.name: {**asdict(arm), "seeds": []} for arm in arms}
-    for (arm, seed), found in zip(trials, measured, strict=True):
+    for (arm, _, seed, _), found in zip(trials, measured, strict=True):
         if arm.against is not None and (arm.against, seed) in losses:
             apart = losses[arm.name, seed] - losses[arm.against, seed]
             found["difference"] = {**interval_of_mean(apart, 0).as_dict(), "settings": {"against": arm.against}}
@@ -189,8 +188,7 @@ def train(trial: tuple[Arm, Scale, int, Path]) -> None:
         trainer.network.register_forward_pre_hook(hide_coords)
     began = time.monotonic()
     trainer.fit(steps=steps_for(trainer, scale.flops))
-    if trainer.seen.step:
-        print(f"{arm.name}, seed {seed}: {trainer.seen.step:,} steps, {time.monotonic() - began:.0f} s", flush=True)
+    print(f"{arm.name}, seed {seed}: {trainer.seen.step:,} steps, {time.monotonic() - began:.0f} s", flush=True)
 
 
 def steps_for(trainer: Trainer, flops: float) -> int:
