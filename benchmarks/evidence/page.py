@@ -49,7 +49,7 @@ def table(result: dict[str, Any]) -> str:
     compared = f'against "{bases.pop()}"' if len(bases) == 1 else "against the row above"
     head = ["arm", "seeds", "held-out loss", compared, *(f"at noise {level}" for level in LEVELS)]
     head += ["Frechet", "kernel", "images seen", "epochs"] + ["near copies, held-out images'"] * copies
-    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+    rows: list[list[str]] = []
     for row in result["arms"]:
         seeds = row["seeds"]
         cells = [row["name"], f"{len(seeds)}", of_seeds([each["loss"]["value"] for each in seeds], "{:.4f}")]
@@ -60,8 +60,11 @@ def table(result: dict[str, Any]) -> str:
         if copies:
             shares = [seeds[0][name]["value"] for name in ("near_copies", "near_copies_held_out")]
             cells += [" and ".join(f"{100 * share:.1f} %" for share in shares)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    shown = [place for place in range(len(head)) if any(cells[place] for cells in rows)]
+    lines = [[cells[place] for place in shown] for cells in ([head, *rows])]
+    lines.insert(1, ["---", *["---:"] * (len(shown) - 1)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def of_seeds(values: Sequence[float], form: str) -> str:
