@@ -146,7 +146,7 @@ def command(browser):
 
 def test_everything_that_can_be_said_of_new_pictures(browser, served):
     browser.open(f"{served.address}#/generate?run=digits")
-    browser.wait("!!document.querySelector('form')")
+    browser.wait("!!document.querySelector('details.more')")
     assert not browser.run("document.querySelector('details.more').open")
     assert browser.run("document.querySelector('[name=low]').offsetParent") is None  # there is no guidance
     values = {"pictures": 1, "steps": 2, "guidance": 3, "guide": "step:2", "average": 0.2, "low": 0.5, "high": 90}

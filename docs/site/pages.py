@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 GROUPS = {
     "Start": ("index", "examples"),
     "Train": ("data", "augmentation", "runs", "watching", "large-images", "any-network", "clusters", "scaling"),
-    "Judge": ("evaluate", "race"),
+    "Judge": ("evaluate", "race", "evidence"),
     "Use": ("guidance", "editing", "edit", "export", "serve"),
     "About": ("architecture", "CONTRIBUTING", "CHANGELOG", "LOG"),
 }

@@ -1,0 +1,272 @@
+"""Trainings that differ in one thing and cost the same, and what is measured of each.
+
+Every script beside this one names its arms and calls `run`. The budget is a number of floating-point operations of
+training, the same for every arm, so that a busy machine changes nothing but the seconds. An arm that was trained before
+with the same settings, by whichever script, is not trained again.
+"""
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+import patch_diffusion as pd
+from patch_diffusion.config import from_dict, to_dict
+from patch_diffusion.denoise.whole_image import losses_of_images
+from patch_diffusion.evaluation.circumstances import circumstances
+from patch_diffusion.evaluation.intervals import interval_of_mean
+from patch_diffusion.training.build import build_trainer
+from patch_diffusion.training.hardware.engine import choose_device
+from patch_diffusion.training.trainer import Trainer
+
+RESULTS = Path(__file__).parents[1] / "results"
+SHARED = Path("../shared/data")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train: ``options`` laid over the preset's, on the first ``images`` of the data, all where None.
+
+    ``against``: the arm that its loss is compared with, image by image. ``coords_hidden``: when the network's two
+    coordinate channels hold zeros. ``repeated``: with all seeds, and not with the first alone.
+    """
+
+    name: str
+    options: dict[str, Any]
+    against: str | None = None
+    images: int | None = None
+    coords_hidden: Literal["training", "sampling"] | None = None
+    repeated: bool = False
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is trained and measured; ``options`` are laid over the preset ``small``."""
+
+    flops: float
+    samples: int
+    judges: int
+    resolution: int
+    together: int
+    data: str = str(SHARED / "cat-faces-64-train.zip")
+    held_out: str = str(SHARED / "cat-faces-64-heldout.zip")
+    extractor: str = str(SHARED / "mobilenet_v2_imagenet_f16.safetensors")
+    options: dict[str, Any] | None = None
+    steps: int = 18
+    solver: str = "dpm_solver_2m"
+
+
+ON_CPU = Scale(6e12, samples=400, judges=256, resolution=32, together=2, options={"engine": {"threads": 1}})
+ON_GPU = Scale(
+    1e15, samples=2000, judges=1000, resolution=64, together=1, options={"network": {"width": 64}, "batch": 64}
+)
+QUICK = Scale(
+    2e8,
+    samples=12,
+    judges=8,
+    resolution=16,
+    together=1,
+    data="digits",
+    held_out="",
+    extractor="random",
+    options={
+        "network": {"width": 8, "multipliers": [1, 2], "attention": []},
+        "batch": 2,
+        "engine": {"threads": 1, "device": "cpu"},
+    },
+    steps=2,
+)
+
+
+def run(about: str | None, arms: Sequence[Arm], name: str) -> None:
+    """The command line: train and measure all arms, print a table, write ``results/evidence-NAME.json``."""
+    on = {"cpu": ON_CPU, "gpu": ON_GPU, "quick": QUICK}
+    parser = argparse.ArgumentParser(description=about.splitlines()[0] if about else None)
+    parser.add_argument("--arms", nargs="+", choices=[arm.name for arm in arms], metavar="NAME", help="these alone")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="the first for all arms, the rest for some")
+    parser.add_argument("--flops", type=float, help="of the training of each arm")
+    parser.add_argument("--samples", type=int, help="of each arm, for the distances; 0: none, and no distances")
+    parser.add_argument("--quick", action="store_true", help="a few steps on digits, to see that it works")
+    parser.add_argument("--runs", type=Path, default=Path("runs/evidence"), help="folder of the trained models")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    device = choose_device()
+    kind = "quick" if arguments.quick else "gpu" if device.type == "cuda" else "cpu"
+    asked = {name: value for name in ("flops", "samples") if (value := getattr(arguments, name)) is not None}
+    scale = replace(on[kind], **asked)
+    options = " --quick" * arguments.quick + "".join(f" --{name} {value:g}" for name, value in asked.items())
+    if arguments.arms:
+        arms = [arm for arm in arms if arm.name in arguments.arms]
+        options += "".join(f' "{arm.name}"' if number else f' --arms "{arm.name}"' for number, arm in enumerate(arms))
+    result = {
+        "command": f"python benchmarks/evidence/{name}.py{options} --seeds {' '.join(map(str, arguments.seeds))}",
+        **circumstances(device),
+        "settings": asdict(scale),
+        "arms": compare(arms, scale, arguments.seeds, arguments.runs),
+    }
+    print_table(result["arms"])
+    out = arguments.out or (None if arguments.quick else RESULTS / f"evidence-{name}-{kind}.json")
+    if out is not None:
+        out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def compare(arms: Sequence[Arm], scale: Scale, seeds: Sequence[int], runs: Path) -> list[dict[str, Any]]:
+    """A row of each arm: its options and, of each seed, what it cost and what was measured."""
+    trials = [(arm, scale, seed, runs) for arm in arms for seed in (seeds if arm.repeated else seeds[:1])]
+    folders = {folder_of(*trial): trial for trial in trials}  # arms that are measured differently may share a run
+    if scale.together > 1:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(scale.together, spawn, torch.set_num_threads, (1,)) as pool:
+            list(pool.map(train, folders.values()))
+            measured = list(pool.map(measure, trials))
+    else:
+        for trial in folders.values():
+            train(trial)
+        measured = [measure(trial) for trial in trials]
+    losses = {
+        (arm.name, seed): torch.tensor(found.pop("losses"), dtype=torch.float64)
+        for (arm, _, seed, _), found in zip(trials, measured, strict=True)
+    }
+    rows: dict[str, dict[str, Any]] = {arm.name: {**asdict(arm), "seeds": []} for arm in arms}
+    for (arm, _, seed, _), found in zip(trials, measured, strict=True):
+        if arm.against is not None and (arm.against, seed) in losses:
+            apart = losses[arm.name, seed] - losses[arm.against, seed]
+            found["difference"] = {**interval_of_mean(apart, 0).as_dict(), "settings": {"against": arm.against}}
+        rows[arm.name]["seeds"].append(found)
+    return list(rows.values())
+
+
+def folder_of(arm: Arm, scale: Scale, seed: int, runs: Path) -> Path:
+    """Of the run of an arm: another one where anything is different that training depends on."""
+    hidden = arm.coords_hidden == "training"
+    told = [to_dict(config_of(arm, scale, seed)), scale.data, scale.resolution, scale.flops, arm.images, hidden]
+    return runs / hashlib.blake2b(json.dumps(told).encode(), digest_size=6).hexdigest()
+
+
+def config_of(arm: Arm, scale: Scale, seed: int) -> pd.Config:
+    """The preset's options, those of the scale, those of the arm, and nothing that would take training time."""
+    quiet = {"seed": seed, "minutes": None, "samples": 0, "checkpoints": 1, "track": []}
+    config = from_dict(quiet, base=pd.PRESETS["small"])
+    for options in (scale.options or {}, arm.options):
+        config = from_dict(options, base=config)
+    return config
+
+
+@cache
+def all_images(data: str, held_out: str, resolution: int) -> tuple[pd.ImageSet, pd.ImageSet]:
+    """To train on, and held out: the last hundred where there is no file of them."""
+    images = pd.open_images(data, resolution=resolution, classes=False).buckets[0]
+    if held_out:
+        return images, pd.open_images(held_out, resolution=resolution, classes=False).buckets[0]
+    return pd.ImageSet(images.pixels[:-100]), pd.ImageSet(images.pixels[-100:])
+
+
+def images_of(arm: Arm, scale: Scale) -> pd.ImageSet:
+    """Those that an arm is trained on: the first of the data, which are in random order."""
+    images, _ = all_images(scale.data, scale.held_out, scale.resolution)
+    return images if arm.images is None else pd.ImageSet(images.pixels[: arm.images])
+
+
+def train(trial: tuple[Arm, Scale, int, Path]) -> None:
+    """Until the budget is spent, if that was not done before."""
+    arm, scale, seed, runs = trial
+    trainer = build_trainer(
+        config_of(arm, scale, seed), images_of(arm, scale), folder_of(arm, scale, seed, runs), show=False
+    )
+    if arm.coords_hidden == "training":
+        # The average of the weights, which is what is measured, is a copy, and is not hooked.
+        trainer.network.register_forward_pre_hook(hide_coords)
+    began = time.monotonic()
+    trainer.fit(steps=steps_for(trainer, scale.flops))
+    print(f"{arm.name}, seed {seed}: {trainer.seen.step:,} steps, {time.monotonic() - began:.0f} s", flush=True)
+
+
+def steps_for(trainer: Trainer, flops: float) -> int:
+    """Steps that cost as many operations, but for a part of the last one.
+
+    The sizes of all steps are known beforehand. Of a progressive schedule the proportions are.
+    """
+    schedule, resolution = trainer.schedule, trainer.images.resolution
+
+    def cost(size: Any) -> int:
+        return size.num_images(trainer.batch) * trainer.flops[size.shape]
+
+    if schedule.kind == "progressive":
+        return max(1, round(flops / sum(size.probability * cost(size) for size in schedule.sizes_for(resolution))))
+    spent = step = 0
+    while spent < flops:
+        spent += cost(schedule.size_at(step, resolution))
+        step += 1
+    return step
+
+
+def measure(trial: tuple[Arm, Scale, int, Path]) -> dict[str, Any]:
+    """What a trained arm cost, how well it denoises held-out images (``losses``, of each), how good its samples are."""
+    arm, scale, seed, runs = trial
+    folder = folder_of(arm, scale, seed, runs)
+    kept = folder / f"measured{'-without-coords' * (arm.coords_hidden == 'sampling')}.json"
+    how = {name: value for name, value in asdict(scale).items() if name not in ("options", "together")}
+    if kept.exists() and (found := json.loads(kept.read_text()))["how"] == how:
+        return found["what"]
+    everything, held_out = all_images(scale.data, scale.held_out, scale.resolution)
+    images = everything if arm.images is None else images_of(arm, scale)
+    model = pd.load(folder)
+    if arm.coords_hidden == "sampling":
+        model.module.register_forward_pre_hook(hide_coords)
+    by_noise = losses_of_images(model, held_out, most=scale.judges)
+    losses = torch.stack(list(by_noise.values())).mean(dim=0)
+    distances = {}
+    if scale.samples:
+        distances = pd.evaluate(
+            model,
+            images,
+            held_out=held_out,
+            reference=everything,
+            metrics=("frechet", "kernel", "memorization"),
+            samples=scale.samples,
+            extractor=scale.extractor,
+            steps=scale.steps,
+            solver=scale.solver,
+        ).measures
+    (state,) = [json.loads(path.read_text()) for path in sorted(folder.glob("checkpoints/*/state.json"))[-1:]]
+    found = {
+        "seed": seed,
+        "cost": {name: state["seen"][name] for name in ("step", "images", "patches", "pixels", "flops", "seconds")},
+        "epochs": state["seen"]["images"] / len(images),
+        "loss": interval_of_mean(losses, 0).as_dict(),
+        "loss_by_noise": {f"{sigma:g}": float(each.mean()) for sigma, each in by_noise.items()},
+        **{name: measured.as_dict() for name, measured in distances.items()},
+        "losses": losses.tolist(),
+    }
+    kept.write_text(json.dumps({"how": how, "what": found}))
+    return found
+
+
+def hide_coords(network: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Zeros in place of the coordinates, which are the last two channels of what a network is given."""
+    seen: Tensor = inputs[0]
+    return (torch.cat([seen[:, :-2], torch.zeros_like(seen[:, -2:])], dim=1), *inputs[1:])
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """A line for each arm and seed."""
+    for row in rows:
+        for found in row["seeds"]:
+            apart = found.get("difference")
+            told = "" if apart is None else " ({:+.4f}, {:+.4f} to {:+.4f})".format(apart["value"], *apart["interval"])
+            names = [name for name in ("frechet", "kernel", "near_copies") if name in found]
+            told += "".join(f", {name} {found[name]['value']:.4g}" for name in names)
+            print(
+                f"{row['name']:>30} seed {found['seed']}: loss {found['loss']['value']:.4f}{told}, "
+                f"{found['cost']['flops']:.3g} FLOPs, {found['cost']['seconds']:.0f} s"
+            )
