@@ -156,6 +156,7 @@ def folder_of(arm: Arm, scale: Scale, seed: int, runs: Path) -> Path:
 def config_of(arm: Arm, scale: Scale, seed: int) -> pd.Config:
     """The preset's options, those of the scale, those of the arm, and nothing that would take training time."""
     quiet = {"seed": seed, "minutes": None, "samples": 0, "checkpoints": 1, "track": []}
+    quiet["data"] = {"held_out": 0.0}  # those that judge are apart already
     config = from_dict(quiet, base=pd.PRESETS["small"])
     for options in (scale.options or {}, arm.options):
         config = from_dict(options, base=config)
