@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    made = circumstances()  # of the code that runs, whatever is committed meanwhile
     began, results = time.perf_counter(), []
     for cell in settings_of(options.run, options.early, options.kinds.split(",") if options.kinds else []):
         guide = guide_of(cell["guide"], options.run, device="auto")
@@ -91,7 +92,7 @@ def main() -> None:
             told = {name: getattr(options, name) for name in names}
             told |= {"run": options.run.name, "extractor": Path(options.extractor).name}
             images = found[0].measures["frechet"].settings
-            told |= {"training": _training(options.run), "reference": images, **circumstances()}
+            told |= {"training": _training(options.run), "reference": images, **made}
             options.json.write_text(json.dumps({**told, "results": results}, indent=1) + "\n")
 
 
