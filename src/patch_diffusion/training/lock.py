@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from patch_diffusion.errors import InputError
 
 LOCK_FILE = ".lock"
 
-_TRIES, _SECONDS_BETWEEN = 5, 0.05  # `holder` has the lock for a moment
+_SECONDS_FOR_LOOKERS, _SECONDS_BETWEEN = 10.0, 0.002  # `holder` has the lock for a moment
 
 
 @contextmanager
@@ -32,7 +33,7 @@ def locked(folder: Path) -> Iterator[None]:
         yield
         return
     with (folder / LOCK_FILE).open("a+", encoding="utf-8") as file:
-        if not _taken(lambda: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)):
+        if not _taken(file):
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise InputError(f"{folder} is being trained by {holder}: wait for it, stop it, or choose another folder")
@@ -60,13 +61,22 @@ def holder(folder: Path) -> str | None:
     return None
 
 
-def _taken(take: Callable[[], None]) -> bool:
-    for attempt in range(_TRIES):
-        if attempt:
-            time.sleep(_SECONDS_BETWEEN)
+def _taken(file: TextIO) -> bool:
+    """Whether the lock is now ours alone: a trainer has it alone, those who look share it, and they are waited for."""
+    import fcntl
+
+    end = time.monotonic() + _SECONDS_FOR_LOOKERS
+    while True:
         try:
-            take()
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
         except OSError:
-            continue
-        return True
-    return False
+            pass
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_UN)
+        except OSError:
+            return False
+        if time.monotonic() > end:
+            return False
+        time.sleep(_SECONDS_BETWEEN)
