@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,9 +28,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another process holds the lock; which one.
     """
-    try:
-        import fcntl
-    except ImportError:
+    if sys.platform == "win32":
         yield
         return
     with (folder / LOCK_FILE).open("a+", encoding="utf-8") as file:
@@ -48,15 +47,17 @@ def holder(folder: Path) -> str | None:
 
     The lock is asked for and given back at once, which a trainer that starts in this moment waits for.
     """
-    try:
-        import fcntl
+    if sys.platform == "win32":
+        return None
+    import fcntl
 
+    try:
         with (folder / LOCK_FILE).open(encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except OSError:
                 return file.read().strip() or "another process"
-    except (ImportError, OSError):
+    except OSError:
         pass
     return None
 
