@@ -4,7 +4,7 @@
 
 Processes take turns. The loop is what a tutorial of diffusers shows: the image and noise of a step, `DDPMScheduler`,
 mean squared error, AdamW, torch's own threads, data in memory. Ours is `Trainer.fit` of a preset: once on whole images
-only, where a step does the same work in both, and once on patches as the preset has them.
+only, where a step does the same work in both, and once on patches as the preset has them. All three in fp32 and bf16.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def main() -> None:
     }
     for arm, row in arms.items():
         print(
-            f"{arm:>9}: {row['parameters']:,} parameters, {row['steps_per_second']:.2f} steps and "
+            f"{arm:>15}: {row['parameters']:,} parameters, {row['steps_per_second']:.2f} steps and "
             f"{row['images_per_second']:.1f} images a second; {row['steps_of_loop']:.2f} and "
             f"{row['images_of_loop']:.2f} times the loop's"
         )
@@ -75,9 +75,10 @@ def pictures(side: int) -> torch.Tensor:
     return torch.randint(0, 256, (1024, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def ours(preset: str, side: int, steps: int, **patches: Any) -> dict[str, float]:
+def ours(preset: str, side: int, steps: int, precision: Any = "fp32", **patches: Any) -> dict[str, float]:
     config = pd.PRESETS[preset]
     config = replace(config, patches=replace(config.patches, **patches), samples=0, checkpoints=1)
+    config = replace(config, engine=replace(config.engine, precision=precision))
     config = replace(config, minutes=None, images=None, log_every=UNCOUNTED)
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(config, pd.ImageSet(pictures(side)), Path(folder) / "run", show=False)
@@ -93,7 +94,7 @@ def ours(preset: str, side: int, steps: int, **patches: Any) -> dict[str, float]
         }
 
 
-def diffusers_loop(preset: str, side: int, steps: int) -> dict[str, float]:
+def diffusers_loop(preset: str, side: int, steps: int, bf16: bool = False) -> dict[str, float]:
     from diffusers import DDPMScheduler  # pyright: ignore[reportPrivateImportUsage]
 
     config = pd.PRESETS[preset]
@@ -109,8 +110,10 @@ def diffusers_loop(preset: str, side: int, steps: int) -> dict[str, float]:
         clean = data[chosen].float() / 127.5 - 1
         noise = torch.randn_like(clean)
         levels = torch.randint(0, 1000, (len(clean),))
-        guess = model(scheduler.add_noise(clean, noise, levels), levels).sample  # pyright: ignore[reportArgumentType]
-        torch.nn.functional.mse_loss(guess, noise).backward()
+        noisy = scheduler.add_noise(clean, noise, levels)  # pyright: ignore[reportArgumentType]
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            guess = model(noisy, levels).sample
+        torch.nn.functional.mse_loss(guess.float(), noise).backward()
         optimizer.step()
         optimizer.zero_grad()
     per_second = steps / (time.perf_counter() - began)
@@ -147,6 +150,9 @@ ARMS: dict[str, Callable[[str, int, int], dict[str, float]]] = {
     "diffusers": diffusers_loop,
     "whole": lambda preset, side, steps: ours(preset, side, steps, whole=1.0),
     "patches": ours,
+    "diffusers, bf16": lambda preset, side, steps: diffusers_loop(preset, side, steps, bf16=True),
+    "whole, bf16": lambda preset, side, steps: ours(preset, side, steps, "bf16", whole=1.0),
+    "patches, bf16": lambda preset, side, steps: ours(preset, side, steps, "bf16"),
 }
 
 if __name__ == "__main__":

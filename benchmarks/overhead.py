@@ -23,6 +23,7 @@ import torch
 from measuring import circumstances
 
 import patch_diffusion as pd
+from patch_diffusion.training.batches import Batch
 from patch_diffusion.training.build import build_trainer
 from patch_diffusion.training.optimizing.optimizers import make_optimizer
 from patch_diffusion.training.trainer import Trainer
@@ -86,7 +87,7 @@ def bare(trainer: Trainer, steps: int) -> float:
     inputs = {}
     for size in sizes:
         num = size.num_images(trainer.batch)
-        inputs[size] = trainer._inputs(0, size, num, range(num))
+        inputs[size] = trainer.batches.inputs(Batch(0, 0, 0, size, num), range(num))
     began = 0.0
     for step, size in enumerate(sizes):
         if step == UNCOUNTED:

@@ -27,6 +27,7 @@ import torch.distributed as dist
 import patch_diffusion as pd
 from patch_diffusion.config import Engine
 from patch_diffusion.presets import PRESETS
+from patch_diffusion.training.batches import Batch
 from patch_diffusion.training.build import build_trainer
 from patch_diffusion.training.hardware.processes import run_processes
 from patch_diffusion.training.trainer import Trainer
@@ -100,7 +101,7 @@ def bare(trainer: Trainer, steps: int) -> list[dict[str, Any]]:
     for step in range(steps):
         size = trainer.schedule.size_at(step, trainer.images.resolution)
         num = size.num_images(trainer.batch) // trainer.engine.world
-        inputs = trainer._inputs(0, size, num, range(num))
+        inputs = trainer.batches.inputs(Batch(step, 0, 0, size, num), range(num))
         trainer.engine.wait()
         began = time.perf_counter()
         trainer.engine.backward(trainer.loss, inputs, 1.0, last=False)

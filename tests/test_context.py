@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -80,14 +81,15 @@ def smooth():
 @pytest.mark.parametrize("flip", [0.0, 1e-12])
 def test_a_patch_comes_with_its_own_image(make_trainer, smooth, monkeypatch, flip):
     """What the small copy shows where a patch lies is what the patch shows, whether images are altered first or not."""
-    monkeypatch.setattr("patch_diffusion.training.trainer.CONTEXT_NOISE", 0.0)
+    monkeypatch.setattr("patch_diffusion.training.batches.CONTEXT_NOISE", 0.0)
     plan = {"whole": 0.0, "context": 12}
     trainer = make_trainer(images=smooth, network={"context": True}, schedule=plan, augment=Augment(flip=flip), batch=8)
     checked = set()
     for step in range(8):
         trainer.seen.step = step
-        size = trainer.schedule.size_at(step, (24, 36), 0.0, 2)
-        clean, coords, _, _, _, _, context = trainer._inputs(0, size, 8, range(2, 8))
+        batch = trainer.batches.at(trainer.seen, 0.0)
+        size = batch.size
+        clean, coords, _, _, _, _, context = trainer.batches.inputs(batch, range(2, 8))
         if size.small:
             assert context is None and coords.equal(pd.coordinate_grid(12, 18).expand(6, -1, -1, -1))
             assert clean.shape == (6, 3, 12, 18)
@@ -102,10 +104,10 @@ def test_its_noise_belongs_to_the_slot(make_trainer, images):
     options = {"network": {"context": True}, "schedule": {"whole": 0.0, "sizes": {"1/2": 1.0}, "context": 4}}
     trainer = make_trainer(**options)
     trainer.seen.step = next(step for step in range(9) if not trainer.schedule.size_at(step, (8, 12), 0.0, 2).small)
-    size = trainer.schedule.size_at(trainer.seen.step, (8, 12), 0.0, 2)
-    whole, part = (trainer._inputs(0, size, 8, slots)[-1] for slots in (range(8), range(3, 8)))
+    batch = replace(trainer.batches.at(trainer.seen, 0.0), num=8)
+    whole, part = (trainer.batches.inputs(batch, slots).context for slots in (range(8), range(3, 8)))
     assert torch.equal(whole[3:], part)
-    clean = images.codec.encode(trainer.small.take(0, 0, 8)[0])
+    clean = images.codec.encode(trainer.batches.small.take(0, 0, 8)[0])
     levels = (whole - clean).abs().amax((1, 2, 3)) / slot_normal(
         0, "context", trainer.seen.step, range(8), (3, 4, 6)
     ).abs().amax((1, 2, 3))
@@ -118,8 +120,8 @@ def test_whole_images_are_not_read_for_the_small_ones(make_trainer, tmp_path, mo
     plan = {"whole": 0.0, "sizes": {"4": 1.0}, "context": 8}
     trainer = make_trainer(images=pd.open_images(path), network={"context": True}, schedule=plan)
     monkeypatch.setattr(trainer.schedule.__class__, "size_at", lambda self, *_: self.sizes_for((16, 16), 2)[1])
-    monkeypatch.setattr(trainer.feed, "take", lambda *_: pytest.fail("whole images were read"))
-    monkeypatch.setattr(trainer.feed, "expect", lambda *_: pytest.fail("whole images were read"))
+    monkeypatch.setattr(trainer.batches.feed, "take", lambda *_: pytest.fail("whole images were read"))
+    monkeypatch.setattr(trainer.batches.feed, "expect", lambda *_: pytest.fail("whole images were read"))
     size, loss = trainer.train_step()
     assert size.small and loss.isfinite() and trainer.seen.patches == 0 and trainer.seen.pixels == 8 * 8 * 8
 

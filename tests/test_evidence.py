@@ -15,6 +15,7 @@ from patch_diffusion.training.build import build_trainer
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks" / "evidence"))
 
+import changes  # noqa: E402
 import page  # noqa: E402
 import trials  # noqa: E402
 
@@ -103,7 +104,7 @@ def test_hidden_coordinates_teach_nothing(found, runs):
 
 def test_zeros_in_place_of_coordinates():
     given = torch.ones(2, 5, 4, 4)
-    hidden, rest = trials.hide_coords(torch.nn.Identity(), (given, "others"))
+    hidden, rest = changes.hide_coords(torch.nn.Identity(), (given, "others"))
     assert hidden.sum(dim=(0, 2, 3)).tolist() == [32, 32, 32, 0, 0] and rest == "others"
 
 

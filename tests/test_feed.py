@@ -274,9 +274,9 @@ def test_the_trainer_expects_what_it_takes(tmp_path, make_trainer, monkeypatch):
     np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 256, (30, 3, 8, 12), dtype=np.uint8))
     trainer = make_trainer(images=pd.open_images(tmp_path / "a.npy"), engine=Engine(accumulation=2))
     expected, taken = [], []
-    expect, take = trainer.feed.expect, trainer.feed.take
-    monkeypatch.setattr(trainer.feed, "expect", lambda *asked: (expected.append(asked), expect(*asked))[1])
-    monkeypatch.setattr(trainer.feed, "take", lambda *asked: (taken.append(asked), take(*asked))[1])
+    expect, take = trainer.batches.feed.expect, trainer.batches.feed.take
+    monkeypatch.setattr(trainer.batches.feed, "expect", lambda *asked: (expected.append(asked), expect(*asked))[1])
+    monkeypatch.setattr(trainer.batches.feed, "take", lambda *asked: (taken.append(asked), take(*asked))[1])
     for _ in range(5):
         trainer.train_step()
     # The first is expected by nobody, and so read when it is taken.

@@ -8,9 +8,11 @@ import patch_diffusion as pd
 from patch_diffusion.config import Engine
 from patch_diffusion.denoise import threads
 from patch_diffusion.denoise.loss import denoising_loss
+from patch_diffusion.denoise.networks.unet import group_norm
 from patch_diffusion.denoise.threads import backward, evaluate, sharing
 from patch_diffusion.files import read_tensors
 from patch_diffusion.training.hardware.engine import DenoisingLoss
+from patch_diffusion.training.hardware.engine import Engine as Running
 from patch_diffusion.training.optimizing.muon import orthogonalise
 
 
@@ -61,6 +63,34 @@ def test_gradients_are_those_of_one_thread(model, num):
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5)
         assert gradient.stride() == dict(model.named_parameters())[name].stride()
+
+
+def test_threads_compute_in_the_number_format_of_the_training(model):
+    """Autocast holds for the thread that enters it alone."""
+    engine, inputs = Running(Engine(device="cpu", precision="bf16")), samples()
+    with engine.computing():
+        losses = DenoisingLoss(model)(*inputs)
+    losses.sum().backward()
+    expected = gradients(model)
+    with sharing(model):
+        exact = backward(DenoisingLoss(model), inputs, 1.0)
+        gradients(model)
+        shared = engine.backward(DenoisingLoss(model), inputs, 1.0)
+    assert exact is not None
+    apart, rounding = (losses - shared).abs().max(), (losses - exact).abs().max()
+    assert apart < 0.1 * rounding
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=0.05, atol=0.02 * expected[name].abs().max().item())
+
+
+def test_norms_compute_in_the_format_of_their_weights():
+    norm, given = group_norm(16, 1e-5), torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = norm(given.bfloat16())
+    assert found.dtype is torch.bfloat16
+    assert torch.equal(found, norm(given.bfloat16().float()).detach().bfloat16())
+    half = norm.half()
+    assert half(given.half()).dtype is torch.float16
 
 
 def test_gradients_are_added_to_those_that_are_there_and_repeat(model):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from changes import CHANGES, LastOnWhole, hide_coords
 
 import patch_diffusion as pd
 from patch_diffusion.config import from_dict, to_dict
@@ -38,7 +38,8 @@ class Arm:
     """One way to train: ``options`` laid over the preset's, on the first ``images`` of the data, all where None.
 
     ``against``: the arm that its loss is compared with, image by image. ``coords_hidden``: when the network's two
-    coordinate channels hold zeros. ``repeated``: with all seeds, and not with the first alone.
+    coordinate channels hold zeros. ``repeated``: with all seeds, and not with the first alone. ``change``: what else is
+    done to the trainer, by its name in `CHANGES`.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Arm:
     images: int | None = None
     coords_hidden: Literal["training", "sampling"] | None = None
     repeated: bool = False
+    change: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,15 +98,24 @@ def run(about: str | None, arms: Sequence[Arm], name: str) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="the first for all arms, the rest for some")
     parser.add_argument("--flops", type=float, help="of the training of each arm")
     parser.add_argument("--samples", type=int, help="of each arm, for the distances; 0: none, and no distances")
+    parser.add_argument("--data", help="images to train on, with --held-out; else cat faces")
+    parser.add_argument("--held-out", help="those that judge")
     parser.add_argument("--quick", action="store_true", help="a few steps on digits, to see that it works")
     parser.add_argument("--runs", type=Path, default=Path("runs/evidence"), help="folder of the trained models")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     device = choose_device()
     kind = "quick" if arguments.quick else "gpu" if device.type == "cuda" else "cpu"
-    asked = {name: value for name in ("flops", "samples") if (value := getattr(arguments, name)) is not None}
+    asked = {
+        name: value
+        for name in ("flops", "samples", "data", "held_out")
+        if (value := getattr(arguments, name)) is not None
+    }
     scale = replace(on[kind], **asked)
-    options = " --quick" * arguments.quick + "".join(f" --{name} {value:g}" for name, value in asked.items())
+    options = " --quick" * arguments.quick + "".join(
+        f" --{name.replace('_', '-')} {value if isinstance(value, str) else f'{value:g}'}"
+        for name, value in asked.items()
+    )
     if arguments.arms:
         arms = [arm for arm in arms if arm.name in arguments.arms]
         options += "".join(f' "{arm.name}"' if number else f' --arms "{arm.name}"' for number, arm in enumerate(arms))
@@ -150,6 +161,7 @@ def folder_of(arm: Arm, scale: Scale, seed: int, runs: Path) -> Path:
     """Of the run of an arm: another one where anything is different that training depends on."""
     hidden = arm.coords_hidden == "training"
     told = [to_dict(config_of(arm, scale, seed)), scale.data, scale.resolution, scale.flops, arm.images, hidden]
+    told += [arm.change] if arm.change else []
     return runs / hashlib.blake2b(json.dumps(told).encode(), digest_size=6).hexdigest()
 
 
@@ -184,9 +196,8 @@ def train(trial: tuple[Arm, Scale, int, Path]) -> None:
     trainer = build_trainer(
         config_of(arm, scale, seed), images_of(arm, scale), folder_of(arm, scale, seed, runs), show=False
     )
-    if arm.coords_hidden == "training":
-        # The average of the weights, which is what is measured, is a copy, and is not hooked.
-        trainer.network.register_forward_pre_hook(hide_coords)
+    for change in ["no coordinates"] * (arm.coords_hidden == "training") + [arm.change] * bool(arm.change):
+        CHANGES[change](trainer)
     began = time.monotonic()
     trainer.fit(steps=steps_for(trainer, scale.flops))
     print(f"{arm.name}, seed {seed}: {trainer.seen.step:,} steps, {time.monotonic() - began:.0f} s", flush=True)
@@ -195,14 +206,14 @@ def train(trial: tuple[Arm, Scale, int, Path]) -> None:
 def steps_for(trainer: Trainer, flops: float) -> int:
     """Steps that cost as many operations, but for a part of the last one.
 
-    The sizes of all steps are known beforehand. Of a progressive schedule the proportions are.
+    The sizes of all steps are known beforehand; where they depend on what was spent, the proportions are.
     """
     schedule, resolution = trainer.schedule, trainer.images.resolution
 
     def cost(size: Any) -> int:
         return size.num_images(trainer.batch) * trainer.flops[size.shape]
 
-    if schedule.kind == "progressive":
+    if schedule.kind == "progressive" or isinstance(schedule, LastOnWhole):
         return max(1, round(flops / sum(size.probability * cost(size) for size in schedule.sizes_for(resolution))))
     spent = step = 0
     while spent < flops:
@@ -251,12 +262,6 @@ def measure(trial: tuple[Arm, Scale, int, Path]) -> dict[str, Any]:
     }
     kept.write_text(json.dumps({"how": how, "what": found}))
     return found
-
-
-def hide_coords(network: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Zeros in place of the coordinates, which are the last two channels of what a network is given."""
-    seen: Tensor = inputs[0]
-    return (torch.cat([seen[:, :-2], torch.zeros_like(seen[:, -2:])], dim=1), *inputs[1:])
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +112,12 @@ def evaluate(model: Denoiser, noisy: Tensor, sigma: Tensor, coords: Tensor, *con
     return torch.cat(_current.map(some, inputs))
 
 
-def backward(loss: nn.Module, inputs: Sequence[Tensor | None], weight: float) -> Tensor | None:
+def backward(
+    loss: nn.Module,
+    inputs: Sequence[Tensor | None],
+    weight: float,
+    computing: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Tensor | None:
     """Add the gradients of a weighted sum of losses to those of the parameters, inside `sharing`.
 
     Shares are summed in the order of the samples, whichever thread is done first, so that runs repeat.
@@ -121,6 +126,7 @@ def backward(loss: nn.Module, inputs: Sequence[Tensor | None], weight: float) ->
         loss: gives the losses of samples, each without regard to the others.
         inputs: what it takes, each of n rows, or None.
         weight: of each loss in the sum.
+        computing: what each thread's losses are computed inside of, such as a number format.
 
     Returns:
         ``(n,)``, the losses, without a graph; None outside of `sharing`, where nothing is done.
@@ -130,7 +136,8 @@ def backward(loss: nn.Module, inputs: Sequence[Tensor | None], weight: float) ->
     parameters = [parameter for parameter in loss.parameters() if parameter.requires_grad]
 
     def some(*inputs: Tensor | None) -> tuple[Tensor, Sequence[Tensor | None]]:
-        losses = loss(*inputs)
+        with computing():
+            losses = loss(*inputs)
         return losses.detach(), torch.autograd.grad(weight * losses.sum(), parameters, allow_unused=True)
 
     results = _current.map(some, inputs)

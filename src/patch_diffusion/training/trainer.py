@@ -16,18 +16,14 @@ from patch_diffusion.config import Augment as AugmentOptions
 from patch_diffusion.config import Config, Ema, Network, Noise, Optimizer, Watch
 from patch_diffusion.config import Engine as EngineOptions
 from patch_diffusion.data.augment import Augment
-from patch_diffusion.data.gather import Windows
-from patch_diffusion.data.images import Images, ImageSet
-from patch_diffusion.data.order import SampleOrder, bucket_at
-from patch_diffusion.data.small import make_small, small_images, small_shape
+from patch_diffusion.data.images import Images
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.noise import NoiseLevels
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_room, write_tensors
-from patch_diffusion.patches.coords import coordinate_grid
-from patch_diffusion.patches.crop import corners, patch_coordinates, random_patches
 from patch_diffusion.patches.schedule import PatchSchedule, PatchSize
-from patch_diffusion.streams import slot_normal, stream_key
+from patch_diffusion.streams import stream_key
+from patch_diffusion.training.batches import Batches
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.checkpoints import checkpoint
 from patch_diffusion.training.checkpoints.background import BackgroundWriter
@@ -36,7 +32,6 @@ from patch_diffusion.training.checkpoints.sharded_checkpoint import SharedCopies
 from patch_diffusion.training.checks import check_network, check_watching
 from patch_diffusion.training.cost import Seen, training_flops
 from patch_diffusion.training.hardware.engine import Engine
-from patch_diffusion.training.hardware.feed import Feed
 from patch_diffusion.training.hardware.lost import others_answer
 from patch_diffusion.training.hardware.memory import memory_told, parts_that_fit
 from patch_diffusion.training.lock import locked
@@ -51,10 +46,6 @@ from patch_diffusion.training.watchdog import Watchdog
 from patch_diffusion.training.watching.looks import Copying, Meter
 from patch_diffusion.training.watching.report import write_report
 from patch_diffusion.training.watching.trackers import Trackers, choose_trackers
-
-CONTEXT_NOISE = 0.2
-"""The most noise on a context in training, in standard deviations of the images: each has between none and this, so
-that the network makes do with those that it will make itself (Ho et al., arXiv 2106.15282, section 4)."""
 
 
 class Trainer:
@@ -160,8 +151,6 @@ class Trainer:
         self.engine.place_average(self.average.denoiser)
         self.loss = self.engine.prepare(denoiser).train()
         self.denoiser, self.network = denoiser, denoiser.module
-        self.orders = [SampleOrder(len(bucket), self.schedule.seed) for bucket in images.buckets]
-        self.noise = noise
         self.optimizer = make_optimizer(self.network.parameters(), optimizer, scaled=self.engine.scaler.is_enabled())
         if isinstance(self.average, ScheduleFreeAverage):
             self.average.follow(self.optimizer)
@@ -223,8 +212,17 @@ class Trainer:
         self.progress = Progress(
             self.run.log_file if first else None, show=show and first, trackers=trackers if first else None
         )
-        self.feed = Feed(images, self.orders, self.engine.device, lambda text: self.progress.note(text, self.seen.step))
-        self.small = self._feed_of_small(show=show)
+        self.batches = Batches(
+            denoiser,
+            images,
+            self.schedule,
+            batch=batch,
+            noise=noise,
+            augment=self.augment,
+            device=self.engine.device,
+            note=lambda text: self.progress.note(text, self.seen.step),
+            show=show,
+        )
         self.writer = BackgroundWriter()
         self.changed = self.run.check(self.config, self.facts, allow)
 
@@ -271,142 +269,39 @@ class Trainer:
     def train_step(self, spent: float = 0.0) -> tuple[PatchSize, Tensor]:
         """One optimizer step on patches of one size.
 
-        Everything random is a function of the seed, the number of the step and the slot of a sample in the batch.
-
         Args:
             spent: the fraction of the budget that is spent.
 
         Returns:
             The size, and the mean loss over its patches, still on the device.
         """
-        step = self.seen.step
-        bucket = bucket_at(self.schedule.seed, step, [len(images) for images in self.images.buckets])
-        images = self.images.buckets[bucket]
-        size = self.schedule.size_at(step, images.resolution, spent, self.denoiser.stride)
-        num = size.num_images(self.batch)
-
+        batch = self.batches.at(self.seen, spent)
+        size, num = batch.size, batch.num
         total, by_noise = torch.zeros((), device=self.engine.device), self.losses.none()
         shares = self.engine.shares(num)
         for part, slots in enumerate(shares):
             with self.engine.busy():
-                inputs = self._inputs(bucket, size, num, slots)
-                self._expect(bucket, size, num, shares[part + 1 :], spent)
+                inputs = self.batches.inputs(batch, slots)
+                if part + 1 < len(shares):
+                    self.batches.expect(batch, shares[part + 1])
+                else:
+                    following = self.batches.after(batch, self.seen, spent)
+                    self.batches.expect(following, self.engine.shares(following.num)[0])
             # Modules with dropout draw from torch's own generator.
-            torch.manual_seed(self._key("dropout") + slots.start)
+            torch.manual_seed(stream_key(self.schedule.seed, "dropout", batch.step) + slots.start)
             losses = self.engine.backward(self.loss, inputs, size.weight / num, last=part == len(shares) - 1)
             total += losses.sum() / num
-            by_noise += self.losses.by_noise(losses, inputs[2])
+            by_noise += self.losses.by_noise(losses, inputs.sigma)
 
         for group in self.optimizer.param_groups:
             group["lr"] = self.watchdog.rate * learning_rate(self.options, spent)
         skipped = self.engine.step(self.optimizer, self.options.clip)
-        self.seen.add(size, num, images.resolution, self.flops[size.shape])
+        self.seen.add(size, num, self.images.buckets[batch.bucket].resolution, self.flops[size.shape])
         for average in (self.average, *self.power_averages.values()):
             average.update(self.denoiser, num, self.seen.images)
         total = self.engine.total(total)
         self.losses.add(str(size), total, self.engine.total(by_noise), skipped)
         return size, total
-
-    def _expect(self, bucket: int, size: PatchSize, num: int, shares: list[range], spent: float) -> None:
-        """Have the images of the next part of a step of ``num`` read, or, after the last, those of the next step."""
-        images, later = self.images.buckets[bucket], 0
-        first = self.seen.drawn(images.resolution)
-        if not shares:
-            before, later = bucket, 1
-            bucket = bucket_at(self.schedule.seed, self.seen.step + 1, [len(each) for each in self.images.buckets])
-            images = self.images.buckets[bucket]
-            first = self.seen.drawn(images.resolution) + (num if bucket == before else 0)
-            # Of a progressive schedule this is a guess: less of the budget was spent than will be.
-            size = self.schedule.size_at(self.seen.step + 1, images.resolution, spent, self.denoiser.stride)
-            num = size.num_images(self.batch)
-            shares = self.engine.shares(num)
-        slots = shares[0]
-        places = self._places(num, later)[slots.start : slots.stop]
-        if self.small is not None:
-            self.small.expect(bucket, first + slots.start, len(slots))
-        if self.small is None or not size.small:
-            self.feed.expect(bucket, first + slots.start, len(slots), self._windows(images, size, places))
-
-    def _inputs(
-        self, bucket: int, size: PatchSize, num: int, slots: range
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None]:
-        """What the loss is computed from, see `DenoisingLoss`, of some of the ``num`` samples of this step."""
-        images, device, chosen = self.images.buckets[bucket], self.engine.device, slice(slots.start, slots.stop)
-        first = self.seen.drawn(images.resolution) + slots.start
-        draws = torch.Generator().manual_seed(self._key("draws"))
-        places, hidden = torch.rand(num, 2, generator=draws)[chosen], torch.rand(num, generator=draws)[chosen]
-        sigma = self.noise.draw(num, generator=draws)[chosen].to(device, non_blocking=True)
-
-        windows = self._windows(images, size, places)
-        small_alone = size.small and self.small is not None
-        feed = self.small if small_alone and self.small is not None else self.feed
-        pixels, labels = feed.take(bucket, first, len(slots), windows)
-        labels = labels if self.denoiser.num_classes else None
-        if labels is not None:
-            labels = labels.masked_fill(hidden < self.denoiser.label_dropout, -1).to(device, non_blocking=True)
-
-        altered = small = None
-        if windows is not None:  # cut already
-            top, left = (corner.to(device, non_blocking=True) for corner in (windows.top, windows.left))
-            coords = patch_coordinates(top, left, size.shape, images.resolution)
-        elif small_alone:
-            coords = coordinate_grid(*size.shape, device=device).expand(len(slots), -1, -1, -1)
-        else:
-            if self.augment.p:
-                pixels = images.codec.encode(pixels)
-            pixels, altered = self.augment(pixels, self.schedule.seed, self.seen.step, slots)
-            if self.schedule.context is not None and self.small is None:
-                small = make_small(pixels, self._small_shape(images))
-            patch = random_patches(small if size.small and small is not None else pixels, size.shape, places=places)
-            pixels, coords = patch.pixels, patch.coords
-
-        def normal(name: str, shape: tuple[int, int] = size.shape) -> Tensor:
-            return slot_normal(self.schedule.seed, name, self.seen.step, slots, (images.channels, *shape), device)
-
-        context = None
-        if self.schedule.context is not None and not size.small:
-            if self.small is not None:
-                small, _ = self.small.take(bucket, first, len(slots))
-            assert small is not None
-            levels = CONTEXT_NOISE * self.denoiser.sigma_data * torch.rand(num, generator=draws)[chosen]
-            levels = levels.to(device, non_blocking=True)[:, None, None, None]
-            context = small if self.augment.p else images.codec.encode(small)
-            context = context + levels * normal("context", self._small_shape(images))
-
-        posterior = normal("posterior") if images.codec.posterior else None
-        clean = pixels if self.augment.p else images.codec.encode(pixels, posterior)
-        return clean, coords, sigma, labels, altered, normal("noise"), context
-
-    def _small_shape(self, images: ImageSet) -> tuple[int, int]:
-        assert self.schedule.context is not None
-        return small_shape(self.schedule.context, images.resolution, self.denoiser.stride)
-
-    def _feed_of_small(self, *, show: bool) -> Feed | None:
-        """Of small copies of the images, where patches have them for a context and whole images are not at hand."""
-        if self.schedule.context is None or self._alters:
-            return None
-        small = [small_images(bucket, self._small_shape(bucket), show=show) for bucket in self.images.buckets]
-        images = small[0] if isinstance(self.images, ImageSet) else replace(self.images, buckets=tuple(small))
-        return Feed(images, self.orders, self.engine.device, lambda text: self.progress.note(text, self.seen.step))
-
-    @property
-    def _alters(self) -> bool:
-        """Whether whole images are altered before they are cut."""
-        return bool(self.augment.p or self.augment.flip)
-
-    def _places(self, num: int, later: int) -> Tensor:
-        """Of all patches of this step or a later one, the first that is drawn there."""
-        return torch.rand(num, 2, generator=torch.Generator().manual_seed(self._key("draws", later)))
-
-    def _windows(self, images: ImageSet, size: PatchSize, places: Tensor) -> Windows | None:
-        """What is read of images that need not be whole, since nothing is done to them before they are cut."""
-        if self._alters or size.small or size.shape == images.resolution:
-            return None
-        return Windows(*corners(places, size.shape, images.resolution), size.shape)
-
-    def _key(self, name: str, later: int = 0) -> int:
-        """Of the random numbers with that name, of this step or a later one."""
-        return stream_key(self.schedule.seed, name, self.seen.step + later)
 
     def save(
         self,

@@ -122,7 +122,7 @@ class Engine:
 
     def threads(self, denoiser: Denoiser) -> AbstractContextManager[None]:
         """Inside, threads of the CPU share each batch where they can, see `sharing`."""
-        alone = self.world == 1 and self.type is torch.float32 and not self.options.compile
+        alone = self.world == 1 and not self.options.compile
         return sharing(denoiser) if alone else nullcontext()
 
     def shares(self, num: int) -> list[range]:
@@ -156,7 +156,7 @@ class Engine:
         Returns:
             ``(n,)``, the losses, without a graph.
         """
-        losses = None if self.world > 1 else backward(loss, inputs, weight)
+        losses = None if self.world > 1 else backward(loss, inputs, weight, self.computing)
         if losses is not None:
             return losses
         with loss.no_sync() if isinstance(loss, DistributedDataParallel) and not last else nullcontext():

@@ -1,0 +1,191 @@
+"""Ways to train that are no options, since they were tried and are not worth one, or not yet.
+
+Each takes a trainer, which has not begun, and changes it.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
+
+import patch_diffusion as pd
+from patch_diffusion.denoise.whole_image import SIGMAS
+from patch_diffusion.patches.schedule import PatchSize
+from patch_diffusion.streams import uniform
+from patch_diffusion.training.batches import Batch, Draws, Inputs
+from patch_diffusion.training.optimizing.optimizers import learning_rate
+from patch_diffusion.training.trainer import Trainer
+
+
+def hide_coords(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Zeros in place of the coordinates, which are the last two channels of what a network is given: a hook."""
+    seen = inputs[0]
+    return (torch.cat([seen[:, :-2], torch.zeros_like(seen[:, -2:])], dim=1), *inputs[1:])
+
+
+def without_coords(trainer: Trainer) -> None:
+    """The average of the weights, which is what is measured, is a copy, and is not hooked."""
+    trainer.network.register_forward_pre_hook(hide_coords)
+
+
+def redrawn(trainer: Trainer, change: Callable[[Batch, Draws, torch.Generator], Draws]) -> None:
+    """Other places and noise levels than those that are drawn, by a generator of the step's own."""
+    batches, draw = trainer.batches, trainer.batches.draw
+
+    def changed(batch: Batch) -> Draws:
+        generator = torch.Generator().manual_seed(2**32 * batches.schedule.seed + batch.step)
+        return change(batch, draw(batch), generator)
+
+    batches.draw = changed
+
+
+def even_places(batch: Batch, draws: Draws, generator: torch.Generator) -> Draws:
+    """Places spread evenly over the image: a lattice (Roberts' R2) that is shifted at random."""
+    root = 1.32471795724474602596  # of x^3 = x + 1
+    steps = torch.tensor([1 / root, 1 / root**2], dtype=torch.float64)
+    lattice = torch.arange(batch.num, dtype=torch.float64)[:, None] * steps
+    places = (torch.rand(2, generator=generator, dtype=torch.float64) + lattice) % 1
+    return draws._replace(places=places.float())
+
+
+def even_noise(batch: Batch, draws: Draws, generator: torch.Generator, *, trainer: Trainer) -> Draws:
+    """Noise levels at even steps of their distribution, from a random one on, in random order."""
+    noise = trainer.batches.noise
+    assert noise.p_mean is not None
+    at = (torch.randperm(batch.num, generator=generator) + torch.rand(1, generator=generator)) / batch.num
+    normal = torch.special.ndtri(at.clamp(1e-6, 1 - 1e-6))
+    return draws._replace(sigma=(noise.p_mean + (1.2 if noise.p_std is None else noise.p_std) * normal).exp())
+
+
+def even_both(batch: Batch, draws: Draws, generator: torch.Generator, *, trainer: Trainer) -> Draws:
+    """Both."""
+    return even_places(batch, even_noise(batch, draws, generator, trainer=trainer), generator)
+
+
+def noise_by_size(batch: Batch, draws: Draws, generator: torch.Generator, *, trainer: Trainer, by: float) -> Draws:
+    """More noise on larger patches: ln(sigma) higher by ``by`` on whole images, lower on halves and quarters."""
+    share = batch.size.height / trainer.images.resolution[0]
+    return draws._replace(sigma=draws.sigma * math.exp(by * (1 + math.log2(share) if share < 1 else 1)))
+
+
+class LastOnWhole(pd.PatchSchedule):
+    """The same proportions, but for the last ``last`` of the budget only whole images are seen."""
+
+    last = 0.2
+
+    def size_at(self, step: int, resolution: tuple[int, int], spent: float = 0.0, stride: int = 1) -> PatchSize:
+        """See `PatchSchedule`."""
+        sizes = self.sizes_for(resolution, stride)
+        if spent >= 1 - self.last:
+            return sizes[-1]
+        place = uniform(self.seed, "patch size", step)
+        for size in sizes:
+            whole = size.shape == resolution
+            place -= (size.probability - self.last * whole) / (1 - self.last)
+            if place < 0:
+                return size
+        return sizes[-1]
+
+
+class WithHalved(pd.PatchSchedule):
+    """Of the steps on whole images, half are on whole images at half their resolution."""
+
+    def size_at(self, step: int, resolution: tuple[int, int], spent: float = 0.0, stride: int = 1) -> PatchSize:
+        """See `PatchSchedule`."""
+        size = super().size_at(step, resolution, spent, stride)
+        if size.shape != resolution or uniform(self.seed, "halved", step) < 0.5:
+            return size
+        height, width = resolution
+        return replace(size, height=height // 2, width=width // 2, growth=2.0, small=True)
+
+
+def scheduled(trainer: Trainer, kind: type[pd.PatchSchedule]) -> None:
+    """Another schedule of the same numbers."""
+    trainer.schedule = trainer.batches.schedule = kind(**vars(trainer.schedule))
+
+
+def halved(trainer: Trainer) -> None:
+    """See `WithHalved`: pixels are means of four, with the coordinates of the whole."""
+    scheduled(trainer, WithHalved)
+    batches, inputs = trainer.batches, trainer.batches.inputs
+
+    def changed(batch: Batch, slots: range) -> Inputs:
+        if not batch.size.small:
+            return inputs(batch, slots)
+        height, width = trainer.images.resolution
+        found = inputs(replace(batch, size=replace(batch.size, height=height, width=width, small=False)), slots)
+        coords = pd.coordinate_grid(*batch.size.shape).expand(len(slots), -1, -1, -1)
+        # The mean of four standard normal numbers, twice, is one.
+        return found._replace(clean=avg_pool2d(found.clean, 2), coords=coords, noise=2 * avg_pool2d(found.noise, 2))
+
+    batches.inputs = changed
+
+
+class EvenLoss(nn.Module):
+    """Every loss over what it has been of late at its size and noise level, so that all levels count alike."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss, self.usual = loss, {}
+
+    def forward(self, clean: Tensor, coords: Tensor, sigma: Tensor, *rest: Tensor | None) -> Tensor:
+        """``(n,)``."""
+        losses = self.loss(clean, coords, sigma, *rest)
+        usual = self.usual.setdefault(clean.shape[-2:], torch.ones(len(SIGMAS)))
+        levels = torch.tensor(SIGMAS).log()
+        nearest = (sigma.log()[:, None] - levels).abs().argmin(1)
+        with torch.no_grad():
+            for level in nearest.unique():
+                usual[level] += 0.05 * (losses[nearest == level].mean() - usual[level])
+        return losses / usual[nearest]
+
+
+def even_loss(trainer: Trainer) -> None:
+    """See `EvenLoss`."""
+    trainer.loss = EvenLoss(trainer.loss)
+
+
+def all_sizes(trainer: Trainer) -> None:
+    """Every step on all sizes, each with its share of the images, counted by that share."""
+
+    def train_step(spent: float = 0.0) -> tuple[PatchSize, Tensor]:
+        step, resolution = trainer.seen.step, trainer.images.resolution
+        sizes, total = trainer.schedule.sizes_for(resolution), torch.zeros(())
+        for number, size in enumerate(sizes):
+            num = max(1, round(size.num_images(trainer.batch) * size.probability))
+            batch = Batch(step, 0, trainer.seen.drawn(resolution), size, num)
+            inputs = trainer.batches.inputs(batch, range(num))
+            weight, last = size.probability / num, number == len(sizes) - 1
+            total += trainer.engine.backward(trainer.loss, inputs, weight, last=last).sum() * weight
+            trainer.seen.add(size, num, resolution, trainer.flops[size.shape])
+        trainer.seen.step = step + 1
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = learning_rate(trainer.options, spent)
+        skipped = trainer.engine.step(trainer.optimizer, trainer.options.clip)
+        images = sum(max(1, round(size.num_images(trainer.batch) * size.probability)) for size in sizes)
+        trainer.average.update(trainer.denoiser, images, trainer.seen.images)
+        trainer.losses.add("all", total, trainer.losses.none(), skipped)
+        return sizes[-1], total
+
+    trainer.train_step = train_step
+
+
+def _with(change: Callable[..., Draws], **more: float) -> Callable[[Trainer], None]:
+    return lambda trainer: redrawn(trainer, partial(change, trainer=trainer, **more))
+
+
+CHANGES: dict[str, Callable[[Trainer], None]] = {
+    "no coordinates": without_coords,
+    "even places": lambda trainer: redrawn(trainer, even_places),
+    "even noise": _with(even_noise),
+    "even places and noise": _with(even_both),
+    "noise by size": _with(noise_by_size, by=0.3),
+    "last on whole": lambda trainer: scheduled(trainer, LastOnWhole),
+    "halved": halved,
+    "even loss": even_loss,
+    "all sizes": all_sizes,
+}
