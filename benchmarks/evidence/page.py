@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -164,13 +165,21 @@ def noise_picture(result: dict[str, Any]) -> str:
     across = [left + width * place / (len(own) - 1) for place in range(len(own))]
     for x, level in zip(across, own, strict=True):
         parts.append(f'<text x="{x:.1f}" y="{top + height + 18}" text-anchor="middle" fill="#666">{level}</text>')
-    for (name, values), colour in zip(curves.items(), SHADES, strict=False):
+    named = spread([up(values[-1]) for values in curves.values()], 14)
+    for (name, values), colour, y in zip(curves.items(), SHADES, named, strict=False):
         points = " ".join(f"{x:.1f},{up(value):.1f}" for x, value in zip(across, values, strict=True))
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts.append(
-            f'<text x="{across[-1] + 8:.1f}" y="{up(values[-1]) + 4:.1f}" fill="{colour}">{escape(name)}</text>'
-        )
+        parts.append(f'<text x="{across[-1] + 8:.1f}" y="{y + 4:.1f}" fill="{colour}">{escape(name)}</text>')
     return "\n".join([*parts, "</svg>", ""])
+
+
+def spread(heights: Sequence[float], apart: float) -> list[float]:
+    """These heights, moved down where one would lie on another."""
+    moved = list(heights)
+    order = sorted(range(len(moved)), key=moved.__getitem__)
+    for above, below in pairwise(order):
+        moved[below] = max(moved[below], moved[above] + apart)
+    return moved
 
 
 def by_noise(row: dict[str, Any]) -> dict[str, float]:

@@ -196,8 +196,9 @@ def train(trial: tuple[Arm, Scale, int, Path]) -> None:
     trainer = build_trainer(
         config_of(arm, scale, seed), images_of(arm, scale), folder_of(arm, scale, seed, runs), show=False
     )
-    for change in ["no coordinates"] * (arm.coords_hidden == "training") + [arm.change] * bool(arm.change):
-        CHANGES[change](trainer)
+    for change in ("no coordinates" if arm.coords_hidden == "training" else None, arm.change):
+        if change is not None:
+            CHANGES[change](trainer)
     began = time.monotonic()
     trainer.fit(steps=steps_for(trainer, scale.flops))
     print(f"{arm.name}, seed {seed}: {trainer.seen.step:,} steps, {time.monotonic() - began:.0f} s", flush=True)
