@@ -40,6 +40,10 @@ ARMS = [
     arm("even places", "even places"),
     arm("noise by size", "noise by size"),
     arm("even loss", "even loss"),
+    arm("even loss, p_std 1.6", "even loss", noise={"p_std": 1.6}),
+    arm("even loss, p_mean -0.4", "even loss", noise={"p_mean": -0.4}),
+    arm("p_std 1.6", noise={"p_std": 1.6}),
+    arm("p_mean -0.4", noise={"p_mean": -0.4}),
     # The sizes
     arm("p = 0.75", patches={"whole": 0.75}),
     arm("halves alone", patches={"sizes": {"1/2": 1.0}}),
