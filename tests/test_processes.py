@@ -60,6 +60,16 @@ def test_processes_equal_one_with_the_joined_batch(alone, tmp_path, processes):
     assert_equal(train(tmp_path / "run", processes=processes), alone)
 
 
+def test_weights_are_learned_from_the_losses_of_all_processes(tmp_path):
+    learned = replace(SMALL, noise=replace(SMALL.noise, weight="learned"), steps=12)
+    found = []
+    for name, engine in (("one", {}), ("two", {"processes": 2}), ("parts", {"accumulation": 3})):
+        pd.train(replace(learned, engine=replace(SMALL.engine, **engine)), tmp_path / name, show=False)
+        found.append((losses(tmp_path / name), read_tensors(tmp_path / name / "model.safetensors")))
+    assert_equal(found[1], found[0])
+    assert_equal(found[2], found[0])
+
+
 def test_accumulation_changes_nothing_but_memory(alone, tmp_path):
     assert_equal(train(tmp_path / "run", accumulation=4), alone)
 

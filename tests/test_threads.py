@@ -65,6 +65,19 @@ def test_gradients_are_those_of_one_thread(model, num):
         assert gradient.stride() == dict(model.named_parameters())[name].stride()
 
 
+def test_every_loss_may_have_a_weight_of_its_own(model):
+    loss, inputs, weights = DenoisingLoss(model), samples(), torch.arange(7.0)
+    (weights * loss(*inputs)).sum().backward()
+    expected, engine = gradients(model), Running(Engine(device="cpu"))
+    engine.backward(loss, inputs, weights)
+    alone = gradients(model)
+    with sharing(model):
+        engine.backward(loss, inputs, weights)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5)
+        assert torch.equal(alone[name], expected[name])
+
+
 def test_threads_compute_in_the_number_format_of_the_training(model):
     """Autocast holds for the thread that enters it alone."""
     engine, inputs = Running(Engine(device="cpu", precision="bf16")), samples()

@@ -125,6 +125,9 @@ class Noise:
     """Mean of ln(sigma) in training. None, with p_std: the process' own distribution; edm's is -1.2."""
     p_std: float | None = None
     """Standard deviation of ln(sigma) in training; edm's is 1.2."""
+    weight: Literal["process", "learned"] = "process"
+    """What a loss counts by its noise level. process: as published. learned: every level counts alike, since losses are
+    divided by what those of that level and patch size have been of late."""
     sigma_data: float | None = None
     """Standard deviation of the images in [-1, 1]. None: measured from the data."""
     sigma_min: float | None = None

@@ -115,7 +115,7 @@ def evaluate(model: Denoiser, noisy: Tensor, sigma: Tensor, coords: Tensor, *con
 def backward(
     loss: nn.Module,
     inputs: Sequence[Tensor | None],
-    weight: float,
+    weight: float | Tensor,
     computing: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Tensor | None:
     """Add the gradients of a weighted sum of losses to those of the parameters, inside `sharing`.
@@ -125,7 +125,7 @@ def backward(
     Args:
         loss: gives the losses of samples, each without regard to the others.
         inputs: what it takes, each of n rows, or None.
-        weight: of each loss in the sum.
+        weight: of each loss in the sum, of all one number or ``(n,)``.
         computing: what each thread's losses are computed inside of, such as a number format.
 
     Returns:
@@ -135,12 +135,13 @@ def backward(
         return None
     parameters = [parameter for parameter in loss.parameters() if parameter.requires_grad]
 
-    def some(*inputs: Tensor | None) -> tuple[Tensor, Sequence[Tensor | None]]:
+    def some(weights: Tensor, *inputs: Tensor | None) -> tuple[Tensor, Sequence[Tensor | None]]:
         with computing():
             losses = loss(*inputs)
-        return losses.detach(), torch.autograd.grad(weight * losses.sum(), parameters, allow_unused=True)
+        return losses.detach(), torch.autograd.grad((weights * losses).sum(), parameters, allow_unused=True)
 
-    results = _current.map(some, inputs)
+    num = next(len(value) for value in inputs if value is not None)
+    results = _current.map(some, [torch.as_tensor(weight).expand(num), *inputs])
     for _, gradients in results:
         _add(parameters, gradients)
     return torch.cat([losses for losses, _ in results])

@@ -73,6 +73,7 @@ def build_trainer(
         meter=meter,
         augment=augment,
         noise=NoiseLevels(noise.p_mean, noise.p_std, process),
+        weight=noise.weight,
         optimizer=config.optimizer,
         ema=config.ema,
         engine=config.engine,

@@ -43,10 +43,13 @@ class Losses:
         """What `by_noise` makes of no samples."""
         return torch.zeros_like(self._noise)
 
+    def levels(self, sigma: Tensor) -> Tensor:
+        """``(n,)``: the places in `SIGMAS` of those that noise levels are nearest to."""
+        return torch.bucketize(sigma, self._edges)
+
     def by_noise(self, losses: Tensor, sigma: Tensor) -> Tensor:
         """Summed losses ``(n,)`` of samples by the nearest of `SIGMAS`, and how many they are: ``(2, levels)``."""
-        bins = torch.bucketize(sigma, self._edges)
-        return self.none().index_add_(1, bins, torch.stack([losses, torch.ones_like(losses)]))
+        return self.none().index_add_(1, self.levels(sigma), torch.stack([losses, torch.ones_like(losses)]))
 
     def add(self, size: str, loss: Tensor, by_noise: Tensor, skipped: Tensor) -> None:
         """Keep those of a step: the mean loss, what `by_noise` made of it, and 1 if it moved nothing, else 0."""

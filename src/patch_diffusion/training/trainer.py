@@ -23,6 +23,7 @@ from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_room, write_tensors
 from patch_diffusion.patches.schedule import PatchSchedule, PatchSize
 from patch_diffusion.streams import stream_key
+from patch_diffusion.training.balance import Balance
 from patch_diffusion.training.batches import Batches
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.checkpoints import checkpoint
@@ -63,6 +64,7 @@ class Trainer:
         meter: measures samples now and then, into the log, see `SampleMeter`.
         augment: how images are altered before they are cut.
         noise: noise levels to train on.
+        weight: of a loss by its noise level, see `patch_diffusion.config.Noise`.
         optimizer, ema, engine, checkpoints and the other options: see `Config`.
         allow: names of options, such as "optimizer.learning_rate", that may differ from those of the run that is there.
         show: progress on stderr.
@@ -90,6 +92,7 @@ class Trainer:
         meter: Meter | None = None,
         augment: Augment | None = None,
         noise: NoiseLevels | None = None,
+        weight: Literal["process", "learned"] = Noise.weight,
         optimizer: Optimizer | None = None,
         ema: Ema | None = None,
         engine: EngineOptions | None = None,
@@ -157,6 +160,7 @@ class Trainer:
         self.power_averages = power_averages(denoiser, ema.lengths)
         self.seen = Seen()
         self.losses = Losses(self.engine.device)
+        self.balance = Balance(self.losses) if weight == "learned" else None
         self.watchdog, self.on_trouble = Watchdog(), watchdog
         shapes = {size.shape for of_bucket in sizes.values() for size in of_bucket}
         with memory_told(self), self.engine.computing():
@@ -185,6 +189,7 @@ class Trainer:
                 process=denoiser.process.name,
                 p_mean=noise.p_mean,
                 p_std=noise.p_std,
+                weight=weight,
                 sigma_data=denoiser.sigma_data,
                 sigma_min=denoiser.sigma_min,
                 sigma_max=denoiser.sigma_max,
@@ -289,7 +294,10 @@ class Trainer:
                     self.batches.expect(following, self.engine.shares(following.num)[0])
             # Modules with dropout draw from torch's own generator.
             torch.manual_seed(stream_key(self.schedule.seed, "dropout", batch.step) + slots.start)
-            losses = self.engine.backward(self.loss, inputs, size.weight / num, last=part == len(shares) - 1)
+            weight: float | Tensor = size.weight / num
+            if self.balance is not None:
+                weight = weight * self.balance.weights(str(size), inputs.sigma)
+            losses = self.engine.backward(self.loss, inputs, weight, last=part == len(shares) - 1)
             total += losses.sum() / num
             by_noise += self.losses.by_noise(losses, inputs.sigma)
 
@@ -300,7 +308,10 @@ class Trainer:
         for average in (self.average, *self.power_averages.values()):
             average.update(self.denoiser, num, self.seen.images)
         total = self.engine.total(total)
-        self.losses.add(str(size), total, self.engine.total(by_noise), skipped)
+        by_noise = self.engine.total(by_noise)
+        if self.balance is not None:
+            self.balance.update(str(size), by_noise)
+        self.losses.add(str(size), total, by_noise, skipped)
         return size, total
 
     def save(
@@ -338,6 +349,7 @@ class Trainer:
         state = {
             "seen": self.seen.as_dict(),
             "losses": losses,
+            "balance": None if self.balance is None else self.balance.state(),
             "watchdog": self.watchdog.state(),
             "scaler": self.engine.scaler.state_dict(),
             "held_out": held_out,
@@ -393,6 +405,8 @@ class Trainer:
             self.engine.scaler.load_state_dict(state["scaler"])
             self.seen = Seen(**state["seen"])
             self.losses.restore(state["losses"])
+            if self.balance is not None:
+                self.balance.restore(state.get("balance") or {})
             self.watchdog = Watchdog.restored(state["watchdog"])
             self.copying = Copying(**state.get("copying", {}))
         except (KeyError, TypeError, ValueError) as error:

@@ -141,7 +141,9 @@ class Engine:
             return nullcontext()
         return torch.autocast(self.device.type, self.type)
 
-    def backward(self, loss: nn.Module, inputs: Sequence[Tensor | None], weight: float, *, last: bool = True) -> Tensor:
+    def backward(
+        self, loss: nn.Module, inputs: Sequence[Tensor | None], weight: float | Tensor, *, last: bool = True
+    ) -> Tensor:
         """Add the gradients of a weighted sum of losses to those of the parameters.
 
         Gradients are averaged over the processes, so those of each process' share are scaled up.
@@ -149,7 +151,7 @@ class Engine:
         Args:
             loss: see `prepare`.
             inputs: what it takes, of this process' share of the batch or a part of it.
-            weight: of each loss in the sum.
+            weight: of each loss in the sum, of all one number or ``(n,)``.
             last: whether no other part of the batch is to come. Gradients are exchanged after that one only; those of a
                 shared model after each, or every process would have to hold them whole in between.
 
@@ -162,7 +164,7 @@ class Engine:
         with loss.no_sync() if isinstance(loss, DistributedDataParallel) and not last else nullcontext():
             with self.busy(), self.computing():
                 losses = loss(*inputs)
-            self.scaler.scale(losses.sum() * (weight * self.world)).backward()
+            self.scaler.scale((losses * weight).sum() * self.world).backward()
         return losses.detach()
 
     def step(self, optimizer: torch.optim.Optimizer, clip: float | None) -> Tensor:
