@@ -37,11 +37,15 @@ def _words(wanted: Asked, chosen: Chosen) -> list[str]:
     words = ["--seeds", f"{wanted.seed}-{last}" if last > wanted.seed else f"{wanted.seed}"]
     words += ["--class", str(wanted.label)] if wanted.label is not None else []
     words += ["--steps", str(wanted.steps)]
-    words += ["--ema-length", f"{chosen.ema_length:g}"] if chosen.ema_length is not None else []
+    words += ["--ema-length", _number(chosen.ema_length)] if chosen.ema_length is not None else []
     if wanted.guidance != 1:
-        words += ["--guidance", f"{wanted.guidance:g}", *(["--guide", wanted.guide] if wanted.guide != "class" else [])]
+        words += [
+            "--guidance",
+            _number(wanted.guidance),
+            *(["--guide", wanted.guide] if wanted.guide != "class" else []),
+        ]
     if wanted.guidance_interval is not None:
-        words += ["--guidance-interval", *(f"{level:g}" for level in wanted.guidance_interval)]
+        words += ["--guidance-interval", *map(_number, wanted.guidance_interval)]
     for name in ("coords", "tile", "overlap"):
         if (value := getattr(wanted, name)) is not None:
             words += [f"--{name}", str(value)]
@@ -54,5 +58,11 @@ def _edit_words(wanted: Edited) -> list[str]:
         words += ["--extend", ",".join(f"{side}={pixels}" for side, pixels in wanted.extend.items() if pixels)]
     for name in ("restore", "factor", "blur", "noise", "covariance"):
         if (value := getattr(wanted, name)) is not None:
-            words += [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
+            words += [f"--{name}", _number(value) if isinstance(value, float) else str(value)]
     return words
+
+
+def _number(value: float) -> str:
+    """As short as it can be and still the same number."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)

@@ -415,11 +415,11 @@ class GroupNorm(nn.GroupNorm):
     """In the number format of its weights, as autocast has it on GPUs: on CPUs torch's own for mixed ones takes four
     times as long."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Like ``x``."""
-        if x.dtype == self.weight.dtype or x.device.type != "cpu":
-            return super().forward(x)
-        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+    def forward(self, input: Tensor) -> Tensor:
+        """Like what is given."""
+        if input.dtype == self.weight.dtype or input.device.type != "cpu":
+            return super().forward(input)
+        return super().forward(input.to(self.weight.dtype)).to(input.dtype)
 
 
 def group_norm(channels: int, epsilon: float) -> GroupNorm:

@@ -1,0 +1,27 @@
+"""Commands of the page say exactly what was asked for."""
+
+import shlex
+from pathlib import Path
+
+from patch_diffusion.training.run import RunFolder
+from patch_diffusion.web.asked import Chosen, Edited, Pictures
+from patch_diffusion.web.commands import edit_command, sample_command
+
+
+def after(command: str, option: str, num: int = 1) -> list[float]:
+    words = shlex.split(command)
+    place = words.index(option) + 1
+    return [float(word) for word in words[place : place + num]]
+
+
+def test_numbers_of_many_digits_are_not_rounded():
+    run = RunFolder(Path("run"))
+    chosen = Chosen("run", ema_length=0.012345678)
+    interval = (0.0123456789, 1234.56789)
+    new = sample_command(Pictures(models=[chosen], guidance=1.2345678, guidance_interval=interval), chosen, run)
+    assert after(new, "--ema-length") == [0.012345678]
+    assert after(new, "--guidance") == [1.2345678]
+    assert after(new, "--guidance-interval", 2) == list(interval)
+    edited = edit_command(Edited(model=chosen, image="", restore="deblur", blur=1.2345678, noise=2.0), run)
+    assert after(edited, "--blur") == [1.2345678]
+    assert "--noise 2 " in edited
