@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 import patch_diffusion as pd
-from patch_diffusion.denoise.whole_image import SIGMAS
 from patch_diffusion.patches.schedule import PatchSize
 from patch_diffusion.streams import uniform
 from patch_diffusion.training.batches import Batch, Draws, Inputs
@@ -125,30 +124,6 @@ def halved(trainer: Trainer) -> None:
     batches.inputs = changed
 
 
-class EvenLoss(nn.Module):
-    """Every loss over what it has been of late at its size and noise level, so that all levels count alike."""
-
-    def __init__(self, loss: nn.Module) -> None:
-        super().__init__()
-        self.loss, self.usual = loss, {}
-
-    def forward(self, clean: Tensor, coords: Tensor, sigma: Tensor, *rest: Tensor | None) -> Tensor:
-        """``(n,)``."""
-        losses = self.loss(clean, coords, sigma, *rest)
-        usual = self.usual.setdefault(clean.shape[-2:], torch.ones(len(SIGMAS)))
-        levels = torch.tensor(SIGMAS).log()
-        nearest = (sigma.log()[:, None] - levels).abs().argmin(1)
-        with torch.no_grad():
-            for level in nearest.unique():
-                usual[level] += 0.05 * (losses[nearest == level].mean() - usual[level])
-        return losses / usual[nearest]
-
-
-def even_loss(trainer: Trainer) -> None:
-    """See `EvenLoss`."""
-    trainer.loss = EvenLoss(trainer.loss)
-
-
 def all_sizes(trainer: Trainer) -> None:
     """Every step on all sizes, each with its share of the images, counted by that share."""
 
@@ -186,6 +161,5 @@ CHANGES: dict[str, Callable[[Trainer], None]] = {
     "noise by size": _with(noise_by_size, by=0.3),
     "last on whole": lambda trainer: scheduled(trainer, LastOnWhole),
     "halved": halved,
-    "even loss": even_loss,
     "all sizes": all_sizes,
 }

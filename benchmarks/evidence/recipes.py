@@ -14,6 +14,7 @@ sys.path.append(str(Path(__file__).parent / "evidence"))
 from trials import Arm, run
 
 BASE = "batch 8"
+LEARNED = {"weight": "learned"}
 
 
 def arm(name: str, change: str | None = None, **options: Any) -> Arm:
@@ -39,11 +40,12 @@ ARMS = [
     arm("even noise", "even noise"),
     arm("even places", "even places"),
     arm("noise by size", "noise by size"),
-    arm("even loss", "even loss"),
-    arm("even loss, p_std 1.6", "even loss", noise={"p_std": 1.6}),
-    arm("even loss, p_mean -0.4", "even loss", noise={"p_mean": -0.4}),
+    arm("learned weight", noise=LEARNED),
     arm("p_std 1.6", noise={"p_std": 1.6}),
     arm("p_mean -0.4", noise={"p_mean": -0.4}),
+    arm("learned weight, p_std 1.6", noise={**LEARNED, "p_std": 1.6}),
+    arm("learned weight, p_mean -0.4", noise={**LEARNED, "p_mean": -0.4}),
+    arm("whole images, learned weight, p_std 1.6", patches={"whole": 1}, noise={**LEARNED, "p_std": 1.6}, **rate(1e-2)),
     # The sizes
     arm("p = 0.75", patches={"whole": 0.75}),
     arm("halves alone", patches={"sizes": {"1/2": 1.0}}),
