@@ -27,6 +27,8 @@ def test_whole_images_are_the_ordinary_training():
         replace(BASE, data=Data(augment=Augment(flip=0.5))),
         replace(BASE, patches=Patches(whole=0.1)),
         replace(BASE, noise=Noise(p_mean=0.0)),
+        replace(BASE, noise=Noise(weight="learned")),
+        replace(BASE, steps=5),
     ],
 )
 def test_what_may_differ(other):
@@ -41,7 +43,11 @@ def test_what_may_differ(other):
         ({"a": BASE, "": whole_images(BASE)}, "not ''"),
         ({"a": BASE, "b": whole_images(BASE), "c": BASE}, "arms 'a' and 'c' are the same"),
         ({"a": BASE, "b": replace(BASE, seed=3)}, "arm 'b' has seed 3 and arm 'a' 0"),
-        ({"a": BASE, "b": replace(BASE, steps=3)}, "has steps 3"),
+        (
+            {"a": BASE, "b": replace(BASE, steps=None, minutes=3)},
+            "arm 'b' has a budget of minutes and arm 'a' one of steps",
+        ),
+        ({"a": BASE, "b": replace(BASE, minutes=3)}, "arm 'b' has a budget of steps and minutes"),
         ({"a": BASE, "b": replace(BASE, data=Data(resolution=8))}, "data.resolution 8"),
         ({"a": BASE, "b": replace(BASE, noise=Noise(sigma_data=0.3))}, "noise.sigma_data 0.3"),
         ({"a": BASE, "b": replace(BASE, noise=Noise(process="vp"))}, "noise.process vp"),

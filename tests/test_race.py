@@ -208,6 +208,40 @@ def test_all_train_for_the_same_time_in_turns_and_nothing_else_counts(arms, tmp_
     assert reached["whole"]["patches"]["ratio"] is None and content["unit"] == "minutes"
 
 
+def test_an_arm_of_half_the_budget(arms, tmp_path):
+    """It is what training for that long makes of it, and its times are its own."""
+    half = replace(arms["patches"], steps=2, batch=5)
+    content = pd.race({**arms, "half": half}, tmp_path / "race", moments=2)
+    steps = {name: [each["step"] for each in found["0"]] for name, found in content["points"].items()}
+    assert steps == {"whole": [3, 6], "patches": [3, 6], "half": [1, 2]}
+    assert content["budget"] == 6 and content["standings"]["seeds"] == [0]
+    pd.train(replace(half, samples=0, track=()), tmp_path / "half", show=False)
+    mine, plain = (pd.load(run) for run in (tmp_path / "race" / "half-seed0", tmp_path / "half"))
+    assert all(torch.equal(one, two) for one, two in zip(mine.parameters(), plain.parameters(), strict=True))
+    assert "6 steps for whole, 6 steps for patches, 2 steps for half" in (tmp_path / "race" / "race.html").read_text()
+
+
+def test_its_own_time_counts(arms, tmp_path, monkeypatch):
+    """A step takes a second, and the arm of half the time comes in that to where the others come in all of it."""
+    clock, step = [0.0], Trainer.train_step
+
+    def timed(self, spent=0.0):
+        clock[0] += 1
+        return step(self, spent)
+
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(Trainer, "train_step", timed)
+    monkeypatch.setattr(
+        "patch_diffusion.evaluation.heat.look",
+        lambda trainer, judges: {1.0: 1 - trainer.seen.step / (60 if trainer.config.minutes == 1 else 30)},
+    )
+    arms = {name: replace(config, steps=None, minutes=1.0) for name, config in arms.items()}
+    content = pd.race({**arms, "half": replace(arms["patches"], minutes=0.5)}, tmp_path / "race", moments=2)
+    assert [each["seconds"] for each in content["points"]["half"]["0"]] == [15, 30]
+    reached = content["standings"]["reaches"]["half"]["whole"]
+    assert reached["at"] == 0.5 and reached["ratio"] == 2
+
+
 def test_the_sweep_of_an_arm(arms, tmp_path, monkeypatch):
     """The rate that wins is trained with; the trials are gone, and what they found stays."""
     monkeypatch.setattr(

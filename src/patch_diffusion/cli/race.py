@@ -53,7 +53,7 @@ class Race:
     out: Annotated[Path | None, arg(metavar="DIR")] = None
     """Folder for race.json, race.html and a run for each arm and seed."""
     arm: UseAppendAction[Annotated[tuple[tuple[str, str], ...], arg(metavar="NAME 'OPTION=VALUE ...'")]] = ()
-    """Another arm, such as --arm quarter 'patches.whole=0.25 batch=32'; may be given several times."""
+    """Another arm, such as --arm quarter 'patches.whole=0.25 batch=32' or --arm half minutes=10; any number of them."""
     arms: Annotated[tuple[str, ...] | None, arg(metavar="NAME ...")] = None
     """Which arms race. None: whole, patches and those of --arm."""
     seeds: Annotated[str, arg(metavar="0,1,2")] = "0"

@@ -12,7 +12,7 @@ from patch_diffusion.errors import InputError
 PATCHES, WHOLE = "patches", "whole"
 """Names of the two arms that a race is about."""
 
-# Images, budget, device, and what a loss is weighted by: with other ones losses or times cannot be compared.
+# Images, device, and what a loss is weighted by: with other ones losses or times cannot be compared.
 _SHARED = (
     "data",
     "noise.process",
@@ -21,9 +21,6 @@ _SHARED = (
     "engine.threads",
     "engine.processes",
     "engine.shard",
-    "steps",
-    "images",
-    "minutes",
     "seed",
     "watch",
 )
@@ -59,13 +56,24 @@ def check_arms(arms: Mapping[str, Config]) -> None:
             if _is_in(option, _SHARED) and not _is_in(option, (_OWN,)):
                 raise InputError(
                     f"arm '{name}' has {option} {options[name][option]} and arm '{first}' {options[first][option]}: "
-                    "in a race all have the same images, seed, budget, device, weighting of the loss and measures"
+                    "in a race all have the same images, seed, device, weighting of the loss and measures"
                 )
+        if _unit(arms[name]) != _unit(arms[first]):
+            raise InputError(
+                f"arm '{name}' has a budget of {_unit(arms[name])} and arm '{first}' one of {_unit(arms[first])}: in a "
+                "race all budgets are counted in one unit"
+            )
     names = list(arms)
     for place, name in enumerate(names):
         for other in names[:place]:
             if options[name] == options[other]:
                 raise InputError(f"arms '{other}' and '{name}' are the same: give one of them another option")
+
+
+def _unit(config: Config) -> str:
+    """What a budget is counted in; "nothing" where there is none."""
+    given = [name for name in ("steps", "images", "minutes") if getattr(config, name) is not None]
+    return " and ".join(given) or "nothing"
 
 
 def _is_in(option: str, groups: tuple[str, ...]) -> bool:

@@ -1,4 +1,4 @@
-"""What all arms of a race share: the images, those that judge, the budget; and what makes a trainer of an arm."""
+"""What all arms of a race share: the images, and those that judge; and what makes a trainer of an arm."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ class Field:
     ) -> Field:
         """Read the images, and give every arm what suits them. See `race` for the arguments."""
         config = next(iter(arms.values()))
-        Budget(config.steps, config.images, config.minutes)
+        for each in arms.values():
+            budget_of(each)
         if config.engine.processes not in (None, 1) or started_by_launcher():
             raise InputError("a race takes one process: leave out engine.processes, and start it without torchrun")
         share = config.data.held_out
@@ -64,20 +65,15 @@ class Field:
         return cls(settled, images, apart, notes)
 
     @property
-    def budget(self) -> Budget:
-        """Of every arm."""
-        config = next(iter(self.arms.values()))
-        return Budget(config.steps, config.images, config.minutes)
-
-    @property
     def unit(self) -> str:
-        """Of the budget: minutes, steps or images."""
-        return next(name for name, value in vars(self.budget).items() if value is not None)
+        """Of all budgets: minutes, steps or images."""
+        budget = budget_of(next(iter(self.arms.values())))
+        return next(name for name, value in vars(budget).items() if value is not None)
 
     @property
     def extent(self) -> float:
-        """Of the budget, in its unit."""
-        return getattr(self.budget, self.unit)
+        """Of the largest budget, in its unit."""
+        return max(getattr(config, self.unit) for config in self.arms.values())
 
     def told(self) -> list[str]:
         """What the user should know of the images, and of settings that were changed to suit them."""
@@ -107,6 +103,11 @@ class Field:
         judges, trainer.held_out = self.apart or trainer.held_out, None
         assert judges is not None  # `open` has seen to it
         return trainer, judges
+
+
+def budget_of(config: Config) -> Budget:
+    """That of an arm."""
+    return Budget(config.steps, config.images, config.minutes)
 
 
 def _check_alike(apart: Images, images: Images) -> None:

@@ -7,7 +7,7 @@ looked at and saved. Neither counts as training time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 
 from patch_diffusion.data.images import Images
@@ -26,7 +26,7 @@ _ROUNDED = 1e-6  # what the log leaves of the fraction that is spent
 def run_heat(
     trainers: Mapping[str, Trainer],
     judges: Images,
-    budget: Budget,
+    budgets: Mapping[str, Budget],
     moments: int,
     after: Callable[[int], None] = lambda moment: None,
     meter: SampleMeter | None = None,
@@ -38,8 +38,8 @@ def run_heat(
     Args:
         trainers: by name; they do nothing but train.
         judges: the images that all are looked at with.
-        budget: of each.
-        moments: how often they are looked at, evenly over the budget.
+        budgets: of each, by name. Where they are not alike a lap is as large a part of each.
+        moments: how often they are looked at, evenly over their budgets.
         after: is called after each moment.
         meter: measures samples of all at the same moments, beside the images that they are trained on.
 
@@ -50,32 +50,33 @@ def run_heat(
         some = next(iter(trainers.values()))
         meter.begin(some.images, judges, some.engine.device)
     with ExitStack() as stack:
-        laps = {name: stack.enter_context(trainer.in_laps(**vars(budget))) for name, trainer in trainers.items()}
+        laps = {name: stack.enter_context(trainer.in_laps(**vars(budgets[name]))) for name, trainer in trainers.items()}
         names, at_work = list(trainers), None
         try:
-            for number, (until, moment) in enumerate(_laps(budget, moments)):
+            for number, (until, moment) in enumerate(_laps(budgets.values(), moments)):
                 # Each begins as often as the others, should one leave the machine warmer than the next one finds it.
                 for name in names if number % 2 == 0 else names[::-1]:
                     at_work = name
                     laps[name](until)
                     at_work = None
                 if moment is not None:
-                    for trainer in trainers.values():
-                        _measure(trainer, judges, budget, moment / moments, meter)
+                    for name, trainer in trainers.items():
+                        _measure(trainer, judges, budgets[name], moment / moments, meter)
                     after(moment)
         except InputError as error:
             raise InputError(f"arm '{at_work}': {error}" if at_work else str(error)) from None
         except KeyboardInterrupt:
             for name, trainer in trainers.items():
                 # The one at work has saved itself, or was stopped within a step.
-                if name != at_work and budget.spent(trainer.seen) < 1:
+                if name != at_work and budgets[name].spent(trainer.seen) < 1:
                     trainer.save(keep=False)
             raise
 
 
-def _laps(budget: Budget, moments: int) -> Iterator[tuple[float, int | None]]:
-    """The fraction of the budget that each lap ends at, and the moment that comes then, if one does."""
-    per_moment = 1 if budget.minutes is None else math.ceil(60 * budget.minutes / moments / SECONDS_PER_LAP)
+def _laps(budgets: Collection[Budget], moments: int) -> Iterator[tuple[float, int | None]]:
+    """The fraction of its budget that each lap of an arm ends at, and the moment that comes then, if one does."""
+    minutes = max(budget.minutes or 0.0 for budget in budgets)
+    per_moment = max(1, math.ceil(60 * minutes / moments / SECONDS_PER_LAP))
     for lap in range(1, moments * per_moment + 1):
         yield lap / (moments * per_moment), None if lap % per_moment else lap // per_moment
 

@@ -1,4 +1,4 @@
-"""How long patches take to what whole images reach, and the other way round: several trainings at equal time."""
+"""How long patches take to what whole images reach, and the other way round: several trainings, side by side."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from patch_diffusion.denoise.whole_image import SIGMAS
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.arms import check_arms
 from patch_diffusion.evaluation.circumstances import circumstances
-from patch_diffusion.evaluation.field import Field
+from patch_diffusion.evaluation.field import Field, budget_of
 from patch_diffusion.evaluation.heat import run_heat
 from patch_diffusion.evaluation.looking import JUDGES, look, mean
 from patch_diffusion.evaluation.race_record import RaceFolder, Record
@@ -39,7 +39,7 @@ def race(
     given: Mapping[str, Collection[str]] | None = None,
     tell: Tell = lambda text: None,
 ) -> dict[str, Any]:
-    """Train all arms for the same time and tell which is better, or go on with a race that was stopped.
+    """Train all arms, usually for the same time, and tell which is better, or go on with a race that was stopped.
 
     What the command line's ``race`` calls. Each arm is a run of its own, ``OUT/ARM-seedS/``, which does what `train`
     would do, step by step, without the pictures and checkpoints that would take training time. ``race.json``, all that
@@ -47,13 +47,15 @@ def race(
     their samples are measured at the same moments, on nobody's time.
 
     Args:
-        arms: what races, by name: options of runs that differ in how to train only, with the budget of each run.
+        arms: what races, by name: options of runs that differ in how to train only, with the budget of each run. One
+            with a smaller budget has a learning rate that falls within that.
         out: the folder of the race: new or empty, or that of a stopped race of the same arms; more seeds may be given.
         seeds: all arms race with each, one seed after the other.
         tuned: names of arms that get the best batch and learning rate of a sweep first, see `tune`.
-        tune_budget: of each sweep, in the unit of the arms' budget, minutes, steps or images; None: as much as theirs.
+        tune_budget: of each sweep, in the unit of the arms' budget, minutes, steps or images; None: as much as the
+            largest of theirs.
         held_out: data to judge by. None: the share ``data.held_out`` of the images, which follows from the seed.
-        moments: how often all are looked at, evenly over the budget.
+        moments: how often all are looked at, evenly over the budget of each.
         given: by arm, names of options that are wanted as they are, see `train`. None: all are.
         tell: is told how it goes, in lines.
 
@@ -119,7 +121,8 @@ def _heat(
     built = {name: field.trainer(config, seed, folder.arm(name, seed)) for name, config in settings.items()}
     judges = next(iter(built.values()))[1]  # of all arms the same: they follow from the seed
     trainers = {name: trainer for name, (trainer, _) in built.items()}
-    run_heat(trainers, judges, field.budget, moments, after, field.meter())
+    budgets = {name: budget_of(config) for name, config in settings.items()}
+    run_heat(trainers, judges, budgets, moments, after, field.meter())
 
 
 def _facts(field: Field, seed: int, folder: RaceFolder) -> tuple[dict[str, Any], dict[str, Any]]:

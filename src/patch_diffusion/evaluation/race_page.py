@@ -38,7 +38,7 @@ def _parts(title: str, content: Content) -> Iterator[str]:
     seeds = f"seed{'s' * (len(content['seeds']) > 1)} {', '.join(map(str, content['seeds']))}"
     yield (
         f'<p class="soft">{escape(content["source"])}, {images["trained_on"]:,} images of {height} x {width}; '
-        f"{amount(content['budget'], unit)} for each arm; {seeds}; judged by the denoising loss of "
+        f"{_budgets(content)}; {seeds}; judged by the denoising loss of "
         f"{content['judged_by']['images']} whole images that are held out</p>"
     )
     yield "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences(content))
@@ -54,6 +54,15 @@ def _parts(title: str, content: Content) -> Iterator[str]:
     yield '<div class="two"><section><h2>What differs</h2><div class="box">'
     yield f"{_differences(content)}</div></section><section><h2>How it was measured</h2>"
     yield f'<div class="box"><p>{_COUNTED}</p>{table(_circumstances(content))}</div></section></div>'
+
+
+def _budgets(content: Content) -> str:
+    """How long the arms train."""
+    unit, arms = content["unit"], content["plan"]["arms"]
+    own = {name: config[unit] for name, config in arms.items()}
+    if len(set(own.values())) == 1:
+        return f"{amount(content['budget'], unit)} for each arm"
+    return ", ".join(f"{amount(value, unit)} for {name}" for name, value in own.items())
 
 
 def _charts(content: Content) -> str:
