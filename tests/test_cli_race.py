@@ -149,7 +149,7 @@ def one_line(text):
         ("race digits --out NEW --arm whole batch=4", 2, "leave it out of --arms"),
         ("race digits --out NEW --arm few/many batch=4", 2, "not 'few/many'"),
         ("race digits --out NEW --arm same ''", 2, "arms 'patches' and 'same' are the same"),
-        ("race digits --out NEW --arm long steps=7", 2, "has steps 7"),
+        ("race digits --out NEW --arm long steps=7", 2, "a budget of steps and arm 'whole' one of minutes"),
         ("race digits --out NEW --arm few samples=3", 2, "samples has no meaning in a race"),
         ("race digits --out NEW --samples 3", 2, "samples has no meaning in a race"),
         ("race digits --out NEW --watch.times 3", 2, "watch.times has no meaning in a race"),
