@@ -68,9 +68,16 @@ class Scale:
     solver: str = "dpm_solver_2m"
 
 
-ON_CPU = Scale(6e12, samples=400, judges=256, resolution=32, together=2, options={"engine": {"threads": 1}})
+# Those of the preset when the first of these trials were made.
+BEFORE = {"batch": 16, "noise": {"p_mean": 0.0, "p_std": None, "weight": "process"}}
+ON_CPU = Scale(6e12, samples=400, judges=256, resolution=32, together=2, options={**BEFORE, "engine": {"threads": 1}})
 ON_GPU = Scale(
-    1e15, samples=2000, judges=1000, resolution=64, together=1, options={"network": {"width": 64}, "batch": 64}
+    1e15,
+    samples=2000,
+    judges=1000,
+    resolution=64,
+    together=1,
+    options={**BEFORE, "network": {"width": 64}, "batch": 64},
 )
 QUICK = Scale(
     2e8,
@@ -82,6 +89,7 @@ QUICK = Scale(
     held_out="",
     extractor="random",
     options={
+        **BEFORE,
         "network": {"width": 8, "multipliers": [1, 2], "attention": []},
         "batch": 2,
         "engine": {"threads": 1, "device": "cpu"},
