@@ -22,7 +22,7 @@ from patch_diffusion.web.site import Site
 TINY = (
     "--data.classes True --network.width 8 --network.multipliers 1 2 --network.attention 1 --network.blocks 1 "
     "--network.dropout 0 --batch 4 --samples 1 --checkpoints 2 --steps 4 --ema.lengths 0.05 0.1 "
-    "--optimizer.learning-rate 0.03"
+    "--optimizer.learning-rate 0.03 --noise.p-std 1.2 --noise.weight process"
 )
 
 

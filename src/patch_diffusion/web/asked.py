@@ -54,7 +54,7 @@ class Asked:
         _within("pictures", self.pictures, 1, MOST_PICTURES)
         _within("steps", self.steps, 1, MOST_STEPS)
         if self.tile is not None:
-            _within("tile", self.tile, 8, 2**15)
+            _within("tile", self.tile, 1, 2**15)
 
 
 @dataclass(frozen=True, kw_only=True)
