@@ -1,4 +1,5 @@
 import struct
+import zipfile
 import zlib
 from io import BytesIO
 
@@ -18,6 +19,7 @@ from image_files import (  # noqa: F401
     write_zip,
 )
 from patch_diffusion.data.files.decode import ImageFile, decode_file, read_header, read_headers
+from patch_diffusion.data.files.kept import Kept
 
 RANDOM = np.random.default_rng(0)
 
@@ -313,3 +315,22 @@ def test_arrays_are_files_too():
     file = ImageFile("a", lambda: array)
     assert read_header(file).channels == 2 and read_header(file).size == (4, 6)
     assert np.array_equal(decode_file(file), array) and decode_file(file, (2, 3)).shape == (2, 2, 3)
+
+
+@pytest.mark.parametrize("read", [read_header, decode_file, lambda file: Kept().looked_at(0, file).open()])
+def test_what_cannot_be_read_is_closed(read):
+    """A broken entry of a zip that stayed open would keep the zip open."""
+
+    class Broken(BytesIO):
+        def read(self, *_):
+            raise zipfile.BadZipFile("Bad CRC-32")
+
+    opened = []
+
+    def open_it():
+        opened.append(Broken())
+        return opened[-1]
+
+    with pytest.raises(zipfile.BadZipFile):
+        read(ImageFile("a.png", open_it))
+    assert opened and all(each.closed for each in opened)

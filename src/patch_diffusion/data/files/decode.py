@@ -80,7 +80,8 @@ def read_header(file: ImageFile) -> Header:
     """
     source = file.open()
     if not isinstance(source, (Image.Image, np.ndarray)):
-        found = quick_header(source)
+        with closed_on_error(source):
+            found = quick_header(source)
         if found is not None:
             source.close()
             _refuse_bomb(found.size[0] * found.size[1])
@@ -123,7 +124,8 @@ def decode_file(file: ImageFile, size: Size | None = None, mode: str = "RGB", fi
     """
     source = file.open()
     if not isinstance(source, (Image.Image, np.ndarray)):
-        start = source.read(8)
+        with closed_on_error(source):
+            start = source.read(8)
         if format_of(start) == ("JPEG",):
             with source:
                 content = start + source.read()
@@ -143,6 +145,16 @@ def decode_file(file: ImageFile, size: Size | None = None, mode: str = "RGB", fi
                 image.seek(page)
             channels.append(_values(_upright(image)))
         return resize_values(_finite(np.stack(channels)), size, fit)
+
+
+@contextmanager
+def closed_on_error(source: IO[bytes]) -> Iterator[None]:
+    """Inside, an error closes what is read: a broken entry of a zip would keep the zip open."""
+    try:
+        yield
+    except BaseException:
+        source.close()
+        raise
 
 
 def reason(error: Exception) -> str:

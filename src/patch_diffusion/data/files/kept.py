@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from patch_diffusion.data.files.decode import ImageFile
+from patch_diffusion.data.files.decode import ImageFile, closed_on_error
 
 SMALL = 2**16
 """Bytes of a file that is kept; of larger ones the header is a small part, to open them little of the work."""
@@ -42,7 +42,8 @@ class Kept:
         source = file.open()
         if isinstance(source, (Image.Image, np.ndarray)) or self._room < SMALL:
             return source
-        content = source.read(SMALL + 1)
+        with closed_on_error(source):
+            content = source.read(SMALL + 1)
         if len(content) > SMALL:
             source.seek(0)
             return source
