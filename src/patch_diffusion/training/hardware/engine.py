@@ -6,6 +6,7 @@ are in a batch, and all that is random about them, does not depend on how many p
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -268,6 +269,14 @@ class Engine:
         if self.hosts is not None:
             dist.barrier(group=self.hosts)
 
+    def part(self) -> None:
+        """After a `wait`, when nothing is on its way: have the connections closed when the process ends.
+
+        Left to the end of the interpreter, their threads now and then abort it.
+        """
+        if self.hosts is not None:
+            atexit.register(_disconnect)
+
     def of_first(self, value: Any) -> Any:
         """What this is in the first process."""
         if self.hosts is None:
@@ -322,6 +331,11 @@ def choose_device(name: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError):
         raise InputError(f"the device '{name}' is not there: take auto, cpu, cuda, cuda:1 or mps") from None
     return device
+
+
+def _disconnect() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _group_of_hosts() -> dist.ProcessGroup:
