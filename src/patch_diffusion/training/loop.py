@@ -142,7 +142,7 @@ class Loop:
                         "end: continue with a budget of --steps or --images"
                     )
         trainer.engine.wait()
-        trainer.engine.part()
+        trainer.engine.disconnect_at_exit()
         if stop and spent < 1:
             raise KeyboardInterrupt
         return trainer.average.denoiser

@@ -269,7 +269,7 @@ class Engine:
         if self.hosts is not None:
             dist.barrier(group=self.hosts)
 
-    def part(self) -> None:
+    def disconnect_at_exit(self) -> None:
         """After a `wait`, when nothing is on its way: have the connections closed when the process ends.
 
         Left to the end of the interpreter, their threads now and then abort it.
