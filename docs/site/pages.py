@@ -85,7 +85,10 @@ def main(build: Path = ROOT / "build" / "docs") -> None:
     for file in carried:
         copy = pages / file.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        (shutil.copytree if file.is_dir() else shutil.copyfile)(file, copy)
+        if file.is_dir():  # of which a page may name single files too
+            shutil.copytree(file, copy, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+        else:
+            shutil.copyfile(file, copy)
     shutil.copyfile(ROOT / "docs" / "site" / "wide.css", pages / "wide.css")
 
     listed = {page for group in GROUPS.values() for page in group}
