@@ -98,10 +98,10 @@ class Muon(torch.optim.AdamW):
         A `GradScaler` hands both to a fused optimizer as attributes of these names and leaves the rest to it.
         """
         scale, overflow = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        if overflow is None:
-            return gradients, 1.0
         if scale is not None:
             gradients = list(torch._foreach_div(gradients, scale))
+        if overflow is None or (overflow.device.type == "cpu" and not overflow):  # a GPU would have to be waited for
+            return gradients, 1.0
         return [torch.where(overflow > 0, 0.0, gradient) for gradient in gradients], 1 - overflow
 
     def _velocity(self, parameter: nn.Parameter) -> Tensor:
@@ -139,13 +139,17 @@ def orthogonalise(matrices: Sequence[Tensor]) -> list[Tensor]:
 def _polynomials(squares: Tensor) -> Tensor:
     """What the iteration multiplies each X by, from its XX': ``(n, side, side)``."""
     a, b, c = COEFFICIENTS
-    product = None
-    for _ in range(ROUNDS):
-        polynomial = torch.baddbmm(squares, squares, squares, beta=b, alpha=c)
-        polynomial.diagonal(dim1=1, dim2=2).add_(a)
-        product = polynomial if product is None else polynomial @ product
-        squares = polynomial @ squares @ polynomial
-    assert product is not None
+
+    def polynomial(squares: Tensor) -> Tensor:
+        result = torch.baddbmm(squares, squares, squares, beta=b, alpha=c)
+        result.diagonal(dim1=1, dim2=2).add_(a)
+        return result
+
+    product = last = polynomial(squares)
+    for _ in range(ROUNDS - 1):
+        squares = last @ squares @ last
+        last = polynomial(squares)
+        product = last @ product
     return product
 
 
