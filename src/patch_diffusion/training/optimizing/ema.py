@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,14 +27,25 @@ class WeightAverage:
             )
         self.options = options
         self.denoiser = copy.deepcopy(denoiser).eval().requires_grad_(False)
+        self._followed: tuple[Denoiser, _Tensors, _Tensors] | None = None
 
     @torch.no_grad()
     def update(self, denoiser: Denoiser, num_images: int, images_seen: int) -> None:
         """Move towards ``denoiser``, which has just trained on ``num_images``, ``images_seen`` in all."""
         half_life = min(self.options.half_life_images, self.options.ramp * images_seen)
-        weights: list[Tensor] = list(denoiser.parameters())
-        averages: list[Tensor] = list(self.denoiser.parameters())
+        if self._followed is None or self._followed[0] is not denoiser:  # to look for them takes as long as the rest
+            self._followed = denoiser, _Tensors.of(denoiser), _Tensors.of(self.denoiser)
+        _, current, averages = self._followed
         decay = 0.5 ** (num_images / half_life)
-        torch._foreach_lerp_(averages, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
-        for average, buffer in zip(self.denoiser.buffers(), denoiser.buffers(), strict=True):
+        torch._foreach_lerp_(averages.weights, current.weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        for average, buffer in zip(averages.buffers, current.buffers, strict=True):
             average.copy_(buffer)
+
+
+class _Tensors(NamedTuple):
+    weights: list[Tensor]
+    buffers: list[Tensor]
+
+    @classmethod
+    def of(cls, denoiser: Denoiser) -> _Tensors:
+        return cls(list(denoiser.parameters()), list(denoiser.buffers()))
