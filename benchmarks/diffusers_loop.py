@@ -3,7 +3,7 @@
     python benchmarks/diffusers_loop.py [--preset small] [--side 64] [--steps 40] [--rounds 5] [--out FILE.json]
 
 Processes take turns. The loop is what a tutorial of diffusers shows: the image and noise of a step, `DDPMScheduler`,
-mean squared error, AdamW, torch's own threads, data in memory. Ours is `Trainer.fit` of a preset: once on whole images
+mean squared error, AdamW, torch's own threads, data on the device. Ours is `Trainer.fit` of a preset: once on whole images
 only, where a step does the same work in both, and once on patches as the preset has them. All three in fp32 and bf16.
 """
 
@@ -24,6 +24,7 @@ from measuring import circumstances
 
 import patch_diffusion as pd
 from patch_diffusion.training.build import build_trainer
+from patch_diffusion.training.hardware.engine import choose_device
 from patch_diffusion.training.run import build_network
 
 UNCOUNTED = 10  # first steps, in which memory is found and kernels are chosen
@@ -99,26 +100,34 @@ def diffusers_loop(preset: str, side: int, steps: int, bf16: bool = False) -> di
 
     config = pd.PRESETS[preset]
     assert isinstance(config.batch, int)
-    model = unet_of(side, parameters(preset))
+    device = choose_device()
+    model = unet_of(side, parameters(preset)).to(device)
     scheduler, optimizer = DDPMScheduler(), torch.optim.AdamW(model.parameters(), lr=1e-4)
-    data = pictures(side)
+    data = pictures(side).to(device)
     began = 0.0
     for step in range(UNCOUNTED + steps):
         if step == UNCOUNTED:
+            catch_up(device)
             began = time.perf_counter()
-        chosen = torch.randint(0, len(data), (config.batch,))
+        chosen = torch.randint(0, len(data), (config.batch,), device=device)
         clean = data[chosen].float() / 127.5 - 1
         noise = torch.randn_like(clean)
-        levels = torch.randint(0, 1000, (len(clean),))
+        levels = torch.randint(0, 1000, (len(clean),), device=device)
         noisy = scheduler.add_noise(clean, noise, levels)  # pyright: ignore[reportArgumentType]
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             guess = model(noisy, levels).sample
         torch.nn.functional.mse_loss(guess.float(), noise).backward()
         optimizer.step()
         optimizer.zero_grad()
+    catch_up(device)
     per_second = steps / (time.perf_counter() - began)
     num = sum(parameter.numel() for parameter in model.parameters())
     return {"parameters": num, "steps": per_second, "images": config.batch * per_second}
+
+
+def catch_up(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def parameters(preset: str) -> int:
