@@ -3,8 +3,9 @@
     python benchmarks/diffusers_loop.py [--preset small] [--side 64] [--steps 40] [--rounds 5] [--out FILE.json]
 
 Processes take turns. The loop is what a tutorial of diffusers shows: the image and noise of a step, `DDPMScheduler`,
-mean squared error, AdamW, torch's own threads, data on the device. Ours is `Trainer.fit` of a preset: once on whole images
-only, where a step does the same work in both, and once on patches as the preset has them. All three in fp32 and bf16.
+mean squared error, AdamW, torch's own threads, data on the device. Ours is `Trainer.fit` of a preset: once on whole
+images only, where a step does the same work in both, and once on patches as the preset has them. All three in fp32 and
+bf16.
 """
 
 import argparse
