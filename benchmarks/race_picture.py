@@ -1,0 +1,107 @@
+"""The picture of a race, such as the README's.
+
+    python benchmarks/race_picture.py benchmarks/results/race-cat-faces-32-cpu.json docs/race.svg [--title "Cat faces"]
+
+The loss of held-out images of each arm, the mean over the seeds and their range, and from where an arm has the final
+loss of whole images to where these have it.
+"""
+
+import argparse
+import json
+from html import escape
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from patch_diffusion.evaluation.summary import opponent
+from patch_diffusion.training.watching.chart import even
+
+LEFT, TOP, WIDTH, HEIGHT = 64, 58, 600, 300
+COLOURS = ("#b3541e", "#1e6bb3", "#4d8a3d", "#7a4fa3")
+NAMES = {"whole": "whole images", "patches": "patches"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("race", type=Path)
+    parser.add_argument("picture", type=Path)
+    parser.add_argument("--title", default="Loss of held-out images")
+    parser.add_argument("--from-spent", type=float, default=0.1, help="leave out what is before this share of the time")
+    arguments = parser.parse_args()
+    content = json.loads(arguments.race.read_text(encoding="utf-8"))
+    arguments.picture.write_text(picture(content, arguments.title, arguments.from_spent), encoding="utf-8")
+
+
+def picture(content: dict[str, Any], title: str, since: float) -> str:
+    """An SVG."""
+    curves = {name: curve(content, name, since) for name in content["plan"]["arms"]}
+    every = [value for points in curves.values() for _, *values in points for value in values]
+    low, high = min(every), max(every)
+    low, high = low - (high - low) / 12, high + (high - low) / 12
+    first, last = since * content["budget"], content["budget"]
+
+    def across(time: float) -> float:
+        return LEFT + WIDTH * (time - first) / (last - first)
+
+    def up(loss: float) -> float:
+        return TOP + HEIGHT * (high - loss) / (high - low)
+
+    seeds = len(content["standings"]["seeds"])
+    about = "less is better" + (f"; means of {seeds} seeds and their range" if seeds > 1 else "; one seed")
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {LEFT + WIDTH + 120} {TOP + HEIGHT + 52}" '
+        'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>',
+        f'<text x="{LEFT}" y="22" font-weight="bold">{escape(title)}</text>',
+        f'<text x="{LEFT}" y="38" fill="#666">{about}</text>',
+        f'<text x="{LEFT + WIDTH / 2}" y="{TOP + HEIGHT + 42}" text-anchor="middle">'
+        f"{content['unit']} of training, of each</text>",
+    ]
+    for tick in even(low, high):
+        parts.append(f'<path d="M{LEFT} {up(tick):.1f}h{WIDTH}" stroke="#e4e4e4"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{up(tick) + 4:.1f}" text-anchor="end" fill="#666">{tick:g}</text>')
+    parts += [
+        f'<text x="{across(tick):.1f}" y="{TOP + HEIGHT + 20}" text-anchor="middle" fill="#666">{tick:g}</text>'
+        for tick in even(first, last, 8)
+    ]
+    for (name, points), colour in zip(curves.items(), COLOURS, strict=False):
+        band = [(time, least) for time, _, least, _ in points] + [(time, most) for time, *_, most in points][::-1]
+        outline = " ".join(f"{across(time):.1f},{up(loss):.1f}" for time, loss in band)
+        line = " ".join(f"{across(time):.1f},{up(loss):.1f}" for time, loss, *_ in points)
+        parts.append(f'<polygon points="{outline}" fill="{colour}" opacity=".18"/>')
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        end = up(points[-1][1])
+        parts.append(f'<text x="{LEFT + WIDTH + 8}" y="{end + 4:.1f}" fill="{colour}">{NAMES.get(name, name)}</text>')
+    return "\n".join([*parts, *guide(content, across, up), "</svg>", ""])
+
+
+def guide(content: dict[str, Any], across: Any, up: Any) -> list[str]:
+    """From where the first arm beside whole images has their final loss."""
+    found, other = content["standings"], opponent(content)
+    name = next(name for name in content["plan"]["arms"] if name != other)
+    reached, loss = found["reaches"][name][other], found["final"][other]["loss"]
+    if reached["at"] is None:
+        return []
+    x, y, end = across(reached["at"]), up(loss), across(content["budget"])
+    text = f"{reached['ratio']:.2f} times as fast"
+    return [
+        f'<path d="M{x:.1f} {y:.1f}H{end:.1f}" stroke="#444" stroke-dasharray="5 4"/>',
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#444"/>',
+        f'<text x="{(x + end) / 2:.1f}" y="{y - 8:.1f}" text-anchor="middle" font-weight="bold">{text}</text>',
+    ]
+
+
+def curve(content: dict[str, Any], name: str, since: float) -> list[tuple[float, float, float, float]]:
+    """At each moment that all seeds have come to: the time, the mean loss, the least and the most."""
+    by_seed = [content["points"][name][str(seed)] for seed in content["standings"]["seeds"]]
+    own = content["plan"]["arms"][name][content["unit"]]
+    points = []
+    for measured in zip(*by_seed, strict=False):
+        losses = [each["loss"] for each in measured]
+        spent = fmean(each["spent"] for each in measured)
+        if spent * own >= since * content["budget"]:
+            points.append((spent * own, fmean(losses), min(losses), max(losses)))
+    return points
+
+
+if __name__ == "__main__":
+    main()
