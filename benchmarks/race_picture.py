@@ -86,7 +86,7 @@ def guide(content: dict[str, Any], across: Any, up: Any) -> list[str]:
     return [
         f'<path d="M{x:.1f} {y:.1f}H{end:.1f}" stroke="#444" stroke-dasharray="5 4"/>',
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#444"/>',
-        f'<text x="{(x + end) / 2:.1f}" y="{y - 8:.1f}" text-anchor="middle" font-weight="bold">{text}</text>',
+        f'<text x="{x - 8:.1f}" y="{y + 18:.1f}" text-anchor="end" font-weight="bold">{text}</text>',
     ]
 
 
