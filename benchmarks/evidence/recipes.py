@@ -64,6 +64,11 @@ ARMS = [
     arm("shorter average", ema={"ramp": 0.02}),
     arm("longer average", ema={"ramp": 0.1}),
     arm("linear decay", optimizer={"decay": "linear"}),
+    arm(
+        "learned weight, p_std 1.6, linear decay",
+        noise={**LEARNED, "p_std": 1.6},
+        optimizer={"decay": "linear"},
+    ),
     arm("bf16", engine={"precision": "bf16"}),
 ]
 
