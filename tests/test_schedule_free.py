@@ -178,7 +178,7 @@ def test_the_extra_is_named(monkeypatch):
     ("kind", "decay", "expected"),
     [
         ("adamw", None, "cosine"),
-        ("muon", None, "cosine"),
+        ("muon", None, "linear"),
         ("muon", "linear", "linear"),
         ("schedule_free", None, "constant"),
         ("schedule_free", "constant", "constant"),

@@ -69,7 +69,11 @@ class Scale:
 
 
 # Those of the preset when the first of these trials were made.
-BEFORE = {"batch": 16, "noise": {"p_mean": 0.0, "p_std": None, "weight": "process"}}
+BEFORE = {
+    "batch": 16,
+    "noise": {"p_mean": 0.0, "p_std": None, "weight": "process"},
+    "optimizer": {"decay": "cosine"},
+}
 ON_CPU = Scale(6e12, samples=400, judges=256, resolution=32, together=2, options={**BEFORE, "engine": {"threads": 1}})
 ON_GPU = Scale(
     1e15,

@@ -185,7 +185,7 @@ class Optimizer:
     """Fraction of the budget over which the learning rate rises from zero."""
     decay: Literal["cosine", "linear", "constant"] | None = None
     """How the learning rate falls from the end of the warm-up to zero at the end of the budget; constant: it stays.
-    None: cosine, or constant for schedule_free, which takes no other."""
+    None: cosine for adamw, linear for muon, and constant for schedule_free, which takes no other."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from patch_diffusion.config import Config, Data, Ema, Network, Noise, Optimizer,
 SMALL = Config(
     network=Network(width=16, multipliers=(1, 2, 4), blocks=1, attention=(2,), dropout=0.0),
     noise=Noise(p_mean=0.0, p_std=1.6, weight="learned"),
-    optimizer=Optimizer(kind="muon", learning_rate=5e-3, betas=(0.95, 0.99), decay="linear"),
+    optimizer=Optimizer(kind="muon", learning_rate=5e-3, betas=(0.95, 0.99)),
     batch=16,
     minutes=30,
     samples=5,
