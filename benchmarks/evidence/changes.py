@@ -71,6 +71,29 @@ def noise_by_size(batch: Batch, draws: Draws, generator: torch.Generator, *, tra
     return draws._replace(sigma=draws.sigma * math.exp(by * (1 + math.log2(share) if share < 1 else 1)))
 
 
+def matched_noise(trainer: Trainer) -> None:
+    """Each image has the noise of its step that is nearest to it (Li et al., arXiv 2406.12303): needs scipy."""
+    from scipy.optimize import linear_sum_assignment
+
+    batches, inputs = trainer.batches, trainer.batches.inputs
+
+    def changed(batch: Batch, slots: range) -> Inputs:
+        found = inputs(batch, slots)
+        apart = torch.cdist(found.clean.flatten(1), found.noise.flatten(1))
+        return found._replace(noise=found.noise[torch.as_tensor(linear_sum_assignment(apart.numpy())[1])])
+
+    batches.inputs = changed
+
+
+class WholeCountsTwice(pd.PatchSchedule):
+    """Steps on whole images move the weights by twice as much as others."""
+
+    def size_at(self, step: int, resolution: tuple[int, int], spent: float = 0.0, stride: int = 1) -> PatchSize:
+        """See `PatchSchedule`."""
+        size = super().size_at(step, resolution, spent, stride)
+        return replace(size, weight=2.0) if size.shape == resolution else size
+
+
 class LastOnWhole(pd.PatchSchedule):
     """The same proportions, but for the last ``last`` of the budget only whole images are seen."""
 
@@ -161,5 +184,7 @@ CHANGES: dict[str, Callable[[Trainer], None]] = {
     "noise by size": _with(noise_by_size, by=0.3),
     "last on whole": lambda trainer: scheduled(trainer, LastOnWhole),
     "halved": halved,
+    "matched noise": matched_noise,
+    "whole counts twice": lambda trainer: scheduled(trainer, WholeCountsTwice),
     "all sizes": all_sizes,
 }

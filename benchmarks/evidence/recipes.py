@@ -40,6 +40,8 @@ ARMS = [
     arm("even noise", "even noise"),
     arm("even places", "even places"),
     arm("noise by size", "noise by size"),
+    arm("matched noise", "matched noise"),
+    arm("whole counts twice", "whole counts twice"),
     arm("learned weight", noise=LEARNED),
     arm("p_std 1.6", noise={"p_std": 1.6}),
     arm("p_mean -0.4", noise={"p_mean": -0.4}),
