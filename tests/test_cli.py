@@ -200,6 +200,26 @@ def test_train_continues(trained, run, tmp_path):
     assert status == 1 and "other options (patches.whole)" in err and one_line(err)
 
 
+def test_a_config_file_changes_a_run_that_continues(trained, run, tmp_path):
+    folder, file = tmp_path / "run", tmp_path / "more.yaml"
+    shutil.copytree(trained, folder)
+    file.write_text("steps: 5\n")
+    status, text, _ = run("train --out RUN --config FILE --json", RUN=folder, FILE=file)
+    assert status == 0 and json.loads(text)["progress"]["step"] == 5
+    file.write_text("images: 5\npatches: {whole: 0.3}\n")
+    status, _, err = run("train --out RUN --config FILE", RUN=folder, FILE=file)
+    assert status == 1 and "other options (patches.whole)" in err
+    status, _, err = run("train --out RUN --preset small", RUN=folder)
+    assert status in (1, 2) and "--preset is for a new run" in err and one_line(err)
+
+
+def test_folders_with_the_names_of_guides(trained, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("class", "crops"):
+        (tmp_path / name).mkdir()
+    assert run("sample RUN --out OUT --seeds 0 --steps 1", RUN=trained, OUT=tmp_path / "out")[0] == 0
+
+
 def test_a_config_file_a_preset_and_options(run, tmp_path):
     (tmp_path / "options.yaml").write_text("data: {source: digits}\nsteps: 1\nbatch: 9\npatches: {whole: 0.9}\n")
     status, text, _ = run(
@@ -272,6 +292,11 @@ def test_an_interrupted_run_continues(tmp_path):
         ("sample EMPTY --out NEW", 1, "holds no run"),
         ("sample RUN --out NEW --seeds 1-x", 1, "not '1-x'"),
         ("sample RUN --out NEW --seeds 5-1", 1, "names no seed"),
+        ("sample RUN --out NEW --seeds 0-3,9-5", 1, "--seeds 9-5 names no seed"),
+        ("sample RUN --out NEW --seeds ²", 1, "not '²'"),
+        ("sample RUN --out NEW --seeds 9223372036854775808", 1, "below 2^63"),
+        ("sample RUN --out NEW --class ²", 1, "there is no class '²'"),
+        ("sample RUN --out NEW --grid grid.jpg", 1, "not as 'grid.jpg'"),
         ("sample RUN --out NEW --class eleven", 1, "there is no class 'eleven'"),
         ("sample RUN --out NEW --class 11", 1, "classes 0 to 9"),
         ("sample RUN --out NEW --solver hune", 1, "there is no solver 'hune'"),

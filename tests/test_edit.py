@@ -345,6 +345,13 @@ def test_arrays_and_pictures_are_read_as_they_are(model, image, tmp_path):
     Image.fromarray(image[0].numpy()).save(tmp_path / "d.png")
     for path in sorted(tmp_path.iterdir()):
         assert torch.equal(pd.read_image(path, model), image), path
+    np.save(tmp_path / "big.npy", image.numpy().astype(">u2"))
+    deep = pd.Denoiser(model.network, codec=PixelCodec("uint16"))
+    assert torch.equal(pd.read_image(tmp_path / "big.npy", deep).int(), image.int())
+    np.savez(tmp_path / "several.npz", image=image.numpy())
+    (tmp_path / "several.npz").rename(tmp_path / "several.npy")
+    with pytest.raises(pd.InputError, match="holds several arrays"):
+        pd.read_image(tmp_path / "several.npy", model)
     floats = pd.Denoiser(model.network, codec=PixelCodec("float32", 0, 255))
     assert torch.equal(pd.read_image(tmp_path / "a.npy", floats), image.float())
     wide = pd.Denoiser(model.network, codec=PixelCodec("uint16"))

@@ -349,6 +349,7 @@ def test_mistakes_from_python(model):
         ({"metrics": ["fid"]}, "there is no metric 'fid'"),
         ({"metrics": []}, "no metric was asked for: choose from frechet"),
         ({"bits_images": 0}, "at least 1 image"),
+        ({"batch": 0}, "a batch has at least 1 image, not 0"),
         ({"samples": 21}, "there are 20 images, and 21 were asked for"),
         ({"metrics": ["denoising"]}, "the metric denoising needs a run, not pictures"),
     ):

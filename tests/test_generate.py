@@ -163,6 +163,7 @@ def test_dropout_is_off_and_the_mode_is_kept(model):
         ({"labels": 4}, "classes 0 to 3"),
         ({"labels": [1]}, "2 seeds need as many labels"),
         ({"seeds": [-1, 0]}, "seeds are integers from 0"),
+        ({"seeds": [0, 2**63]}, "not 9223372036854775808"),
         ({"resolution": 7}, "multiples of 2"),
         ({"batch": 0}, "at least 1 image"),
     ],
@@ -198,6 +199,23 @@ def test_a_perfect_denoiser_gives_its_data():
 
     for sample in pd.generate(Oracle(lambda *_: None, resolution=(4, 6)), range(3)):
         assert torch.equal(sample.pixels, picture)
+
+
+def test_seeds_and_classes_of_other_libraries(model, tmp_path):
+    expected = list(pd.generate(model, range(3), steps=2, labels=[0, 3, 1]))
+    for seeds, labels in ((np.arange(3), np.array([0, 3, 1])), (torch.arange(3), torch.tensor([0, 3, 1]))):
+        found = list(pd.generate(model, seeds, steps=2, labels=labels))
+        assert all(torch.equal(one.pixels, other.pixels) for one, other in zip(found, expected, strict=True))
+        assert pd.write_samples(found, tmp_path) == 3
+    assert next(pd.generate(model, [1], steps=1, labels=np.int64(2))).label == 2
+
+
+def test_a_grid_that_cannot_be_written_is_refused_before_the_work(model, tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    for name, message in (("grid.jpg", "not as 'grid.jpg'"), ("folder.png", "is a folder")):
+        with pytest.raises(pd.InputError, match=message):
+            pd.write_samples(pd.generate(model, [0], steps=1), tmp_path / "out", grid=tmp_path / name)
+    assert not (tmp_path / "out").exists()
 
 
 def test_save_and_grid(model, tmp_path):

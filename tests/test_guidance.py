@@ -5,6 +5,7 @@ import torch
 
 import patch_diffusion as pd
 from patch_diffusion.data.codec import PixelCodec
+from patch_diffusion.data.latents.codec import LatentCodec
 from patch_diffusion.sampling.guidance.crops import in_crops
 from patch_diffusion.sampling.guidance.extrapolation import extrapolate
 from patch_diffusion.sampling.guidance.interval import within
@@ -137,6 +138,26 @@ def test_guides_change_the_picture_in_any_batch_alike(model, guide):
         assert not torch.equal(alone.pixels, plain[seed].pixels)
     limited = next(pd.generate(model, [0], **settings, guidance_interval=(0.0, 1.0)))
     assert not torch.equal(limited.pixels, together[0].pixels) and not torch.equal(limited.pixels, plain[0].pixels)
+
+
+def test_a_weaker_model_has_no_dropout_and_its_mode_is_kept(model):
+    torch.manual_seed(0)
+    weaker = pd.Denoiser(pd.UNet(1, 8, (1, 2), 1, num_classes=4, dropout=0.5))
+    for parameter in weaker.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    first, second = (next(pd.generate(model, [0], steps=2, guidance=2, guide=weaker)).pixels for _ in range(2))
+    assert torch.equal(first, second) and weaker.training
+
+
+def test_latents_of_one_autoencoder_wherever_it_is(model):
+    """And another decoder: they are the same latents."""
+    codec = LatentCodec((0.0,), (1.0,), False, 8, "vae", "abc")
+    latents = pd.Denoiser(model.network, resolution=(8, 12), codec=codec.decoded_by("elsewhere"))
+    weaker = pd.Denoiser(model.network, resolution=(8, 12), codec=codec)
+    pd.generate(latents, [0], guidance=2.0, guide=weaker)
+    others = pd.Denoiser(model.network, codec=LatentCodec((0.0,), (2.0,), False, 8, "vae", "abc"))
+    with pytest.raises(pd.InputError, match="theirs have other values"):
+        pd.generate(latents, [0], guidance=2.0, guide=others)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ import shlex
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -309,6 +310,7 @@ def test_options_as_words(tmp_path):
             "minutes": 2.5,
         }
     )
+    config = replace(config, noise=replace(config.noise, p_mean=None, sigma_max=0.1 + 0.2))
     words = option_words(config, base, without={"data.source"})
     assert Train.parse(["photos", "--out", "x", *words]).options == config
     file = tmp_path / "options.yaml"

@@ -237,6 +237,17 @@ def test_a_model_of_latents_is_trained_loaded_and_sampled(make_vae, make_trainer
     assert sample.pixels.shape == (3, 16, 24) and sample.pixels.dtype == torch.uint8
 
 
+def test_latents_that_cannot_be_decoded_are_shown_alike_in_any_batch(images):
+    codec = LatentCodec((1.0, 0.0), (2.0, 1.0), False, 8, "nowhere")
+    torch.manual_seed(0)
+    model = pd.Denoiser(pd.UNet(2, 8, (1, 2), 1), resolution=(8, 8), codec=codec)
+    together = list(pd.generate(model, range(3), steps=2))
+    for sample in together:
+        (alone,) = pd.generate(model, [sample.seed], steps=2, batch=1)
+        assert alone.range == sample.range == (-5.0, 7.0)
+        assert (alone.visible.int() - sample.visible.int()).abs().max() <= 1
+
+
 def test_another_autoencoder_in_its_place(make_vae, images, tmp_path):
     vae = make_vae()
     latents = encode_latents(images, vae, tmp_path / "latents")

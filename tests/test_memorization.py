@@ -126,6 +126,12 @@ def test_images_of_several_sizes_are_compared():
     assert torch.equal(small_pixels(grey), small_pixels(large)) and small_pixels(grey).shape == (1, 3 * 32 * 32)
 
 
+def test_images_of_other_channels_are_refused(digits):
+    training, _ = digits
+    with pytest.raises(pd.InputError, match="images of 4 channels cannot be copies of images of 3"):
+        memorization(pd.ImageSet(training.pixels[:20].expand(-1, 4, -1, -1)), digits)
+
+
 def test_the_picture_of_the_closest_pairs(digits, tmp_path):
     training, held_out = digits
     mixed = pd.ImageSet(torch.cat([held_out.pixels[:60], training.pixels[:3]]))

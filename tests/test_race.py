@@ -10,6 +10,7 @@ import torch
 
 import patch_diffusion as pd
 from patch_diffusion.config import Config, Data, Network, Optimizer
+from patch_diffusion.evaluation import heat
 from patch_diffusion.evaluation.arms import whole_images
 from patch_diffusion.training.checkpoints.checkpoint import read_checkpoint
 from patch_diffusion.training.trainer import Trainer
@@ -320,6 +321,7 @@ def test_what_is_refused_before_anything_is_written(arms, tmp_path, monkeypatch)
     refused("leave out the share data.held_out 0.2", held_out="digits")
     refused("one process", changed("engine", processes=2))
     refused("network.width is a multiple of 4", changed("network", width=7))
+    refused("a number for batch, not auto", {name: replace(each, batch="auto") for name, each in arms.items()})
     refused("moments is at least 1", moments=0)
     refused("a seed or more", seeds=[])
     refused("budget of tuning is above 0", tuned=["whole"], tune_budget=-1)
@@ -327,6 +329,14 @@ def test_what_is_refused_before_anything_is_written(arms, tmp_path, monkeypatch)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
     refused("without torchrun")
+
+
+def test_an_arm_that_diverges_ends_the_race_and_is_named(arms, tmp_path, monkeypatch):
+    monkeypatch.setattr(heat, "look", lambda trainer, judges: {0.1: float("nan"), 1.0: 0.5})
+    for _ in range(2):  # and again, where it goes on
+        with pytest.raises(pd.InputError, match=r"arm 'whole': the loss .* is not finite .* in another folder"):
+            pd.race(arms, tmp_path / "race")
+    json.loads((tmp_path / "race" / "race.json").read_text(), parse_constant=pytest.fail)
 
 
 def test_what_the_folder_may_hold(arms, tmp_path):

@@ -76,6 +76,20 @@ def test_without_a_cache_they_are_kept_in_memory(tmp_path, monkeypatch):
     assert found.features.shape == (40, 3) and found.gaussian.num == 40
 
 
+def test_what_cannot_be_kept_to_the_end_is_made_anew(monkeypatch):
+    """As on a disk that is full in the middle: what was gone through does not count twice."""
+    expected = Counting().of(pictures())
+
+    def full(path, blocks, *others):
+        next(iter(blocks))
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(module.cache, "write_blocks", full)
+    found = Counting({"version": 1}).of(pictures())
+    assert found.gaussian.num == 40 and torch.equal(found.features, expected.features)
+    assert torch.equal(found.gaussian.mean, expected.gaussian.mean)
+
+
 def test_of_many_images_some_features_are_kept(monkeypatch):
     monkeypatch.setattr(module, "MOST_FEATURES", 7)
     for settings in ({"version": 1}, None):

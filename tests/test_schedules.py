@@ -60,3 +60,11 @@ def test_diffusers_has_the_same_levels():
         scheduler = EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, sigma_schedule=name)
         scheduler.set_timesteps(18)
         torch.testing.assert_close(scheduler.sigmas.double(), ours(18, 0.002, 80), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize(("low", "high"), [(0.002, 80.0), (0.002, 100.0), (0.03, 0.7)])
+def test_the_ends_are_exactly_what_was_asked_for(name, low, high):
+    for steps in (1, 2, 18):
+        sigmas = SCHEDULES[name](steps, low, high)
+        assert sigmas[0] == high and (steps == 1 or sigmas[-2] == low) and sigmas[-1] == 0

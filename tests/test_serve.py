@@ -71,6 +71,8 @@ def test_the_page_and_its_files(served):
         ({"Host": "127.0.0.1", "Origin": "null"}, 403),
         ({"Host": "127.0.0.1", "Origin": "http://127.0.0.1"}, 200),
         ({"Host": ""}, 403),
+        ({"Host": "["}, 400),
+        ({"Host": "127.0.0.1", "Origin": "http://["}, 400),
     ],
 )
 def test_other_sites_cannot_ask(served, headers, status):

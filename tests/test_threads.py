@@ -131,6 +131,25 @@ def test_evaluation_is_that_of_one_thread(model):
     torch.testing.assert_close(one_level, model(clean, 0.5, coords[0]).detach(), rtol=1e-4, atol=1e-5)
 
 
+def test_what_is_not_shared_has_all_threads(model):
+    """A single image, what goes backward, and a model that threads may not share; in a thread that shares, one."""
+    found = []
+    model.network.register_forward_pre_hook(lambda *given: found.append(torch.get_num_threads()))
+    other = pd.Denoiser(nn.Conv2d(5, 3, 1), coords=True)
+    other.network.register_forward_pre_hook(lambda *given: found.append(torch.get_num_threads()))
+    other.network.forward = lambda x, c_noise, labels=None: x[:, :3]
+    clean, coords, sigma, labels, augment, _ = samples(num=1)
+    many = samples()
+    with sharing(model):
+        with torch.inference_mode():
+            evaluate(model, clean, sigma, coords, labels, augment)
+            evaluate(other, many[0], many[2], many[1])
+            evaluate(model, many[0], many[2], many[1])
+        evaluate(model, many[0], many[2], many[1])
+        assert torch.get_num_threads() == 1
+    assert found == [3, 3, 1, 1, 1, 3]
+
+
 def test_each_thread_takes_a_share(model):
     shares = []
     model.network.register_forward_hook(

@@ -122,6 +122,23 @@ def test_runs_that_go_or_are_damaged_leave_the_others(make_run, tmp_path):
     assert again["step"] == 0 and again["charts"] == ""
 
 
+def test_links_that_lead_to_themselves_leave_the_others(make_run, tmp_path):
+    make_run("one")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    runs = Runs(tmp_path)
+    assert runs.names() == ["one"]
+    with pytest.raises(GoneError):
+        runs.find("loop")
+
+
+def test_a_server_that_begins_anew_has_other_versions(make_run, tmp_path):
+    folder = make_run("one")
+    log(folder, 10)
+    before = Runs(tmp_path).detail("one")
+    log(folder, 100)
+    assert ">100<" in Runs(tmp_path).detail("one", before["version"])["standing"]
+
+
 def test_imported_runs_and_models_of_other_images(make_run, tmp_path):
     make_run("one", num_images=0, codec={"dtype": "float32", "low": -1.0, "high": 1.0}, image_channels=5)
     found = Runs(tmp_path).overview()[0]

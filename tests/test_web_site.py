@@ -230,11 +230,21 @@ def test_every_option_changes_the_picture_and_stands_in_the_command(site, path, 
         ((2048, 2048), (2048, 2048), 1, {}, 1),
         ((1024, 1024), (64, 64), 1, {"tile": 64}, 16),
         ((1024, 1024), (64, 64), 1, {"tile": 256}, 4),
+        ((256, 256), (64, 64), 4, {"tile": 64, "overlap": 32}, 16),
+        ((128, 128), (64, 64), 4, {"tile": 64, "overlap": 32, "backward": True}, 1),
         ((0, 0), None, 1, {}, 1),  # which others refuse
     ],
 )
 def test_how_many_a_network_is_given_together(resolution, trained, pictures, options, most):
     assert at_once(resolution, trained, pictures, **{"tile": None, "backward": False, **options}) == most
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_tiles_that_overlap_too_much(backward):
+    with pytest.raises(pd.InputError, match="choose a smaller overlap"):
+        at_once((256, 256), (32, 32), 4, tile=8, overlap=7, backward=backward)
+    with pytest.raises(pd.InputError, match="too much memory"):
+        at_once((256, 256), (64, 64), 4, tile=64, overlap=48, backward=True)
 
 
 @pytest.mark.parametrize(

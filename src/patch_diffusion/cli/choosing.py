@@ -19,7 +19,7 @@ def class_number(text: str | None, names: Sequence[str]) -> int | None:
         return None
     if text in names:
         return list(names).index(text)
-    if text.isdigit():
+    if text.isdecimal():
         return int(text)
     raise InputError(f"there is no class '{text}'" + (did_you_mean(text, names) if names else ": give its number"))
 
@@ -41,6 +41,6 @@ def guide_of(text: str, run: Path, *, device: str) -> str | Denoiser:
         folder = run.parent.parent if step is not None and run.parent.name == "checkpoints" else run
         return patch_diffusion.load(folder, checkpoint=step, ema_length=length, device=device)
 
-    if Path(text).is_dir():
+    if text.partition(":")[0] not in guides.KINDS and Path(text).is_dir():
         return patch_diffusion.load(text, device=device)
     return guides.guide_of(text, weaker)

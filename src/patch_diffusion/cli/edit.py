@@ -149,7 +149,7 @@ def _sides(words: Sequence[str]) -> dict[str, int]:
     found: dict[str, int] = {}
     for part in ",".join(words).split(","):
         side, _, pixels = part.strip().partition("=")
-        if not pixels.isdigit():
+        if not pixels.isdecimal():
             raise InputError(f"--extend takes sides and pixels, as in left=32,top=8, not '{part}'")
         found[side] = found.get(side, 0) + int(pixels)
     return found

@@ -8,6 +8,9 @@ from typing import Any
 
 from patch_diffusion.config import Config, flat, flat_options
 
+BUDGETS = ("steps", "images", "minutes")
+"""Options of which one alone counts."""
+
 _ALIASES = {"resolution": "data.resolution", "held_out": "data.held_out"}
 _NAMES = {name: alias for alias, name in _ALIASES.items()}
 
@@ -25,7 +28,9 @@ def option_words(config: Config, base: Config, *, without: Collection[str] = ())
     words: list[str] = []
     old = flat_options(base)
     for name, value in flat_options(config).items():
-        if value != old[name] and value is not None and name not in without:
+        if value is None and name in BUDGETS:
+            continue  # one that is given takes the place of the others
+        if value != old[name] and name not in without:
             words += _words(_NAMES.get(name, name).replace("_", "-"), value, like=old[name])
     return words
 
@@ -41,9 +46,15 @@ def _words(name: str, value: Any, like: Any) -> list[str]:
         group, _, option = name.rpartition(".")
         return [f"--{name}" if value else f"--{group}.no-{option}"]
     if isinstance(value, dict):
-        return [f"--{name}", *[f"{key}={share:g}" for key, share in value.items()]]
+        return [f"--{name}", *[f"{key}={_word(share)}" for key, share in value.items()]]
     values = value if isinstance(value, list) else [value]
-    return [f"--{name}", *(f"{one:g}" if isinstance(one, float) else str(one) for one in values)]
+    return [f"--{name}", *map(_word, values)]
+
+
+def _word(value: Any) -> str:
+    """With all digits of a number, and no more."""
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return short if not isinstance(value, float) or float(short) == value else repr(value)
 
 
 def _names_in(file: Path) -> Collection[str]:

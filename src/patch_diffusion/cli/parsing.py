@@ -43,11 +43,13 @@ def parse_seeds(text: str) -> list[int]:
     seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not first.isdecimal() or (dash and not last.isdecimal()):
             raise InputError(f"--seeds are numbers and ranges such as 0-63 or 3,5,8-11, not '{text}'")
+        if max(int(first), int(last or first)) >= 2**63:
+            raise InputError(f"--seeds are numbers below 2^63, not '{text}'")
+        if int(first) > int(last or first):
+            raise InputError(f"--seeds {part.strip()} names no seed: the first of a range is the smaller")
         seeds += range(int(first), int(last or first) + 1)
-    if not seeds:
-        raise InputError(f"--seeds {text} names no seed: the first of a range is the smaller")
     return seeds
 
 

@@ -10,14 +10,12 @@ from typing import Annotated, Any
 from tyro.conf import Positional, Suppress, arg
 
 import patch_diffusion
-from patch_diffusion.cli.options import given_options
+from patch_diffusion.cli.options import BUDGETS, given_options
 from patch_diffusion.cli.parsing import parse, value_of
 from patch_diffusion.cli.speaker import is_first
 from patch_diffusion.config import Config, read_yaml
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.presets import DEFAULT_PRESET, PRESETS
-
-_BUDGETS = ("steps", "images", "minutes")
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Train:
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Train:
-        """From words: over the preset and the config file, or over the stored config of a run that continues."""
+        """From words: over the config file, over the preset or over what is stored of a run that continues."""
         base = _preset_and_file(arguments)
         command = parse(cls, "train", arguments, cls(options=base))
         if command.out is None:
@@ -54,7 +52,10 @@ class Train:
         source = command.source or base.data.source
         given = given_options(arguments, command.config)
         if not source:
+            if value_of("--preset", arguments) is not None:
+                raise InputError(f"--preset is for a new run, and {command.out} has its settings: leave it out")
             base = _stored(command.out)
+            base = base if command.config is None else _one_budget(base, read_yaml(command.config, base))
             command = parse(cls, "train", arguments, cls(options=base))
             source, given = base.data.source, None
         options = replace(command.options, data=replace(command.options.data, source=source))
@@ -107,5 +108,5 @@ def settled(options: Config, base: Config, preset: str) -> Config:
 
 def _one_budget(base: Config, options: Config) -> Config:
     """A budget that was given takes the place of one of another kind that was not."""
-    given = {name for name in _BUDGETS if getattr(options, name) not in (None, getattr(base, name))}
-    return replace(options, **{name: None for name in _BUDGETS if name not in given}) if given else options
+    given = {name for name in BUDGETS if getattr(options, name) not in (None, getattr(base, name))}
+    return replace(options, **{name: None for name in BUDGETS if name not in given}) if given else options

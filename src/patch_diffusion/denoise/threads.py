@@ -7,6 +7,7 @@ the network by itself, and they meet once.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -30,7 +31,7 @@ class Workers:
     """
 
     def __init__(self, num: int) -> None:
-        self.num = num
+        self.num, self.owner = num, threading.get_ident()
         self._pool = ThreadPoolExecutor(num, "worker", initializer=torch.set_num_threads, initargs=(1,))
 
     def map(self, function: Callable[..., Result], inputs: Sequence[Tensor | None]) -> list[Result]:
@@ -101,7 +102,8 @@ def evaluate(model: Denoiser, noisy: Tensor, sigma: Tensor, coords: Tensor, *con
     """What the model gives, see `Denoiser.forward`; inside `sharing`, and without gradients, by several threads."""
     num = len(noisy)
     if _current is None or num == 1 or torch.is_grad_enabled() or not can_share(model):
-        return model(noisy, sigma, coords, *conditions)
+        with _all_threads():
+            return model(noisy, sigma, coords, *conditions)
     inference = torch.is_inference_mode_enabled()  # each thread has a mode of its own
 
     def some(*inputs: Tensor | None) -> Tensor:
@@ -145,6 +147,19 @@ def backward(
     for _, gradients in results:
         _add(parameters, gradients)
     return torch.cat([losses for losses, _ in results])
+
+
+@contextmanager
+def _all_threads() -> Iterator[None]:
+    """Inside, torch divides each operation among all threads, unless this is one of those that share."""
+    if _current is None or threading.get_ident() != _current.owner:
+        yield
+        return
+    torch.set_num_threads(_current.num)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(1)
 
 
 def threads() -> int:

@@ -106,6 +106,8 @@ def evaluate(
     wanted = known_metrics(metrics)
     if samples is not None and samples < 2:
         raise InputError(f"at least two samples are needed, not {samples}")
+    if batch < 1:
+        raise InputError(f"a batch has at least 1 image, not {batch}")
     if bits_images < 1:
         raise InputError(f"bits are counted of at least 1 image, not {bits_images}")
     if pairs is not None:

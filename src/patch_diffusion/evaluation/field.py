@@ -42,8 +42,10 @@ class Field:
     ) -> Field:
         """Read the images, and give every arm what suits them. See `race` for the arguments."""
         config = next(iter(arms.values()))
-        for each in arms.values():
+        for name, each in arms.items():
             budget_of(each)
+            if each.batch == "auto":  # as `Trainer` takes it; a sweep needs a number
+                raise InputError(f"arm '{name}': a race needs a number for batch, not auto")
         if config.engine.processes not in (None, 1) or started_by_launcher():
             raise InputError("a race takes one process: leave out engine.processes, and start it without torchrun")
         share = config.data.held_out

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 from patch_diffusion.data.images import Images
 from patch_diffusion.errors import InputError
-from patch_diffusion.evaluation.looking import look, measured
+from patch_diffusion.evaluation.looking import look, mean, measured
 from patch_diffusion.evaluation.meter import SampleMeter
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.trainer import Trainer
@@ -61,7 +61,7 @@ def run_heat(
                     at_work = None
                 if moment is not None:
                     for name, trainer in trainers.items():
-                        _measure(trainer, judges, budgets[name], moment / moments, meter)
+                        _measure(name, trainer, judges, budgets[name], moment / moments, meter)
                     after(moment)
         except InputError as error:
             raise InputError(f"arm '{at_work}': {error}" if at_work else str(error)) from None
@@ -81,7 +81,9 @@ def _laps(budgets: Collection[Budget], moments: int) -> Iterator[tuple[float, in
         yield lap / (moments * per_moment), None if lap % per_moment else lap // per_moment
 
 
-def _measure(trainer: Trainer, judges: Images, budget: Budget, due: float, meter: SampleMeter | None) -> None:
+def _measure(
+    name: str, trainer: Trainer, judges: Images, budget: Budget, due: float, meter: SampleMeter | None
+) -> None:
     """Look at an arm, and save it: in this order, as what is in the log of later steps than the checkpoint is void.
 
     One that was stopped on the way to a later moment has been looked at.
@@ -89,9 +91,14 @@ def _measure(trainer: Trainer, judges: Images, budget: Budget, due: float, meter
     before = measured(trainer.run.log_file)
     if before and before[-1]["spent"] >= due - _ROUNDED:
         return
-    spent = budget.spent(trainer.seen)
+    spent, losses = budget.spent(trainer.seen), look(trainer, judges)
+    if not math.isfinite(mean(losses)):
+        raise InputError(
+            f"arm '{name}': the loss of held-out images is not finite any more, so there is nothing to compare: give a "
+            "lower optimizer.learning_rate, in another folder"
+        )
     if meter is not None:
         trainer.progress.log_samples(trainer.seen, spent, meter(trainer.average.denoiser).numbers)
-    trainer.progress.log_held_out(trainer.seen, spent, look(trainer, judges))
+    trainer.progress.log_held_out(trainer.seen, spent, losses)
     if spent < 1:
         trainer.save(keep=False)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patch_diffusion.data.inspection.sheet import Thumbnail, thumbnail, write_sheet
+from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.intervals import Measure, interval_of_mean, interval_of_rate
 from patch_diffusion.evaluation.neighbours import Nearest, NearestTwo, nearest_two
 from patch_diffusion.evaluation.stream import Stream
@@ -111,6 +112,9 @@ def likeness(small: Tensor, features: Tensor, training: Stream, training_feature
     whole = NearestTwo(small)
     patches = {size: [NearestTwo(each) for each in cut(small[:MOST_CUT], parts)] for size, parts in PARTS.items()}
     for others in _blocks(training):
+        if others.shape[1] != small.shape[1]:
+            own, theirs = (pixels.shape[1] // SIDE**2 for pixels in (small, others))
+            raise InputError(f"images of {own} channels cannot be copies of images of {theirs}: convert one of them")
         whole.add(others)
         for size, parts in PARTS.items():
             for nearest, patch in zip(patches[size], cut(others, parts), strict=True):

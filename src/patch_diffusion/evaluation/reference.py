@@ -53,12 +53,13 @@ def reference_of(images: Stream, extractor: Extractor, *, show: bool = False) ->
         key = {"what": "features", "version": _VERSION, "images": images.digest(), "extractor": made_by}
         if entry := cache.find(key):
             return _of_entry(entry, places)
-    making = _Making(images, extractor, places, show)
     if key is not None:
         # Where there is no room for it, or no place, it is made in memory and not kept.
         with contextlib.suppress(OSError, InputError):
             cache.cache_folder().mkdir(parents=True, exist_ok=True)
+            making = _Making(images, extractor, places, show)
             return _of_entry(cache.make(key, making.write, num_bytes=making.num_bytes), places)
+    making = _Making(images, extractor, places, show)  # another may have been gone through in part
     features = torch.cat(list(making.kept()))
     return Reference(making.moments.gaussian(), features, places)
 

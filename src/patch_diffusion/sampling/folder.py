@@ -11,7 +11,7 @@ from torch import Tensor
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_json, write_json
 from patch_diffusion.sampling.generate import Sample
-from patch_diffusion.sampling.pictures import picture_grid, write_picture, write_pixels
+from patch_diffusion.sampling.pictures import check_picture, picture_grid, write_picture, write_pixels
 
 MOST_IN_GRID = 100
 
@@ -50,6 +50,8 @@ def write_samples(
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: give a folder for the pictures")
+    if grid is not None:
+        check_picture(grid)
     index = folder / "samples.json"
     entries: dict[int, dict[str, Any]] = {}
     if index.exists():

@@ -181,7 +181,7 @@ def generate(
             chosen = [seed for seed, _ in now]
             classes = [label for _, label in now]
             asked = None if classes[0] is None else torch.tensor(classes, device=model.device)
-            with evaluating(model), sharing(model), torch.inference_mode():
+            with evaluating(model), guiding.evaluating(), sharing(model), torch.inference_mode():
                 context = None if small is None else made(small, "small images", chosen, asked).float()
                 images = made(view, stream, chosen, asked, context, callback)
                 pixels, shown = decoded(model, images)
@@ -213,21 +213,24 @@ def decoded(model: Denoiser, images: Tensor) -> tuple[Tensor, tuple[float, float
         return codec.decode(images), codec.range
     if codec.can_decode:
         return codec.decode(images), (0, 255)
-    latents = codec.latents(images)
-    return latents, (float(latents.min()), float(latents.max()))
+    # The same for all images, which else could not be compared by what can be seen of them.
+    around = list(zip(codec.mean, codec.deviation, strict=True))
+    low, high = min(mean - 3 * spread for mean, spread in around), max(mean + 3 * spread for mean, spread in around)
+    return codec.latents(images), (low, high)
 
 
 def jobs_of(model: Denoiser, seeds: Iterable[int], labels: int | Iterable[int] | None) -> list[tuple[int, int | None]]:
     """Seeds with their classes."""
-    chosen = list(seeds)
-    if any(seed < 0 for seed in chosen):
-        raise InputError(f"seeds are integers from 0, not {min(chosen)}")
+    chosen = [int(seed) for seed in seeds]  # of NumPy, too
+    for seed in chosen:
+        if not 0 <= seed < 2**63:
+            raise InputError(f"seeds are integers from 0 to 2^63 - 1, not {seed}")
     classes = model.num_classes
     if labels is None:
         return [(seed, seed % classes if classes else None) for seed in chosen]
     if not classes:
         raise InputError("this model was trained without classes, so none can be asked for")
-    given = [labels] * len(chosen) if isinstance(labels, int) else list(labels)
+    given = [int(label) for label in labels] if isinstance(labels, Iterable) else [int(labels)] * len(chosen)
     if len(given) != len(chosen):
         raise InputError(f"{len(chosen)} seeds need as many labels, not {len(given)}")
     for label in given:

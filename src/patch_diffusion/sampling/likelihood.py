@@ -66,7 +66,7 @@ def bits_per_dimension(
         raise InputError(f"the pixels of this model are {codec.dtype}, not {pixels.dtype}")
     if probes < 1:
         raise InputError(f"at least 1 probe is needed, not {probes}")
-    seeds = range(len(pixels)) if seeds is None else seeds
+    seeds = range(len(pixels)) if seeds is None else [int(seed) for seed in seeds]
     if len(seeds) != len(pixels):
         raise InputError(f"{len(pixels)} images need as many seeds, not {len(seeds)}")
     shape = pixels.shape[1:]

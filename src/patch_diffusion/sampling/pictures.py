@@ -90,11 +90,19 @@ def picture_grid(pictures: Sequence[Tensor], columns: int | None = None) -> Imag
     return grid.resize((grid.width * scale, grid.height * scale), Image.Resampling.NEAREST)
 
 
-def write_picture(picture: Image.Image, path: str | Path) -> Path:
-    """Write a picture and return its path; its folder is made, and a half-written file never has its name."""
+def check_picture(path: str | Path) -> None:
+    """Refuse a name that no picture can be written under, before the work is done."""
     path = Path(path)
     if path.suffix.lower() not in (".png", ".webp", ".tif", ".tiff", ".bmp"):
         raise InputError(f"pictures are written as .png (or .webp, .tiff, .bmp), not as '{path.name}'")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give the name of a picture")
+
+
+def write_picture(picture: Image.Image, path: str | Path) -> Path:
+    """Write a picture and return its path; its folder is made, and a half-written file never has its name."""
+    path = Path(path)
+    check_picture(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:

@@ -34,7 +34,7 @@ def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7
     """
     ramp = _ramp(steps, sigma_min, sigma_max, rho)
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    return _ending_with_zero((high + ramp * (low - high)) ** rho)
+    return _exactly((high + ramp * (low - high)) ** rho, sigma_min, sigma_max)
 
 
 def vp_sigmas(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
@@ -56,7 +56,7 @@ def vp_sigmas(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
     ramp = _ramp(steps, sigma_min, sigma_max)
     process = VP()
     last, first = process.time(torch.tensor([sigma_min, sigma_max], dtype=torch.float64))
-    return _ending_with_zero(process.sigma(first + ramp * (last - first)))
+    return _exactly(process.sigma(first + ramp * (last - first)), sigma_min, sigma_max)
 
 
 def ve_sigmas(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
@@ -76,7 +76,7 @@ def ve_sigmas(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
     tensor([4., 2., 1., 0.], dtype=torch.float64)
     """
     ramp = _ramp(steps, sigma_min, sigma_max)
-    return _ending_with_zero(sigma_max * (sigma_min / sigma_max) ** ramp)
+    return _exactly(sigma_max * (sigma_min / sigma_max) ** ramp, sigma_min, sigma_max)
 
 
 def exponential_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 1.0) -> Tensor:
@@ -99,7 +99,7 @@ def exponential_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: floa
     tensor([16.,  2.,  1.,  0.], dtype=torch.float64)
     """
     ramp = _ramp(steps, sigma_min, sigma_max, rho)
-    return _ending_with_zero(sigma_min * (sigma_max / sigma_min) ** ((1 - ramp) ** rho))
+    return _exactly(sigma_min * (sigma_max / sigma_min) ** ((1 - ramp) ** rho), sigma_min, sigma_max)
 
 
 SCHEDULES: dict[str, Callable[..., Tensor]] = {
@@ -126,5 +126,8 @@ def _ramp(steps: int, sigma_min: float, sigma_max: float, rho: float = 1.0) -> T
     return torch.linspace(0, 1, steps, dtype=torch.float64)
 
 
-def _ending_with_zero(sigmas: Tensor) -> Tensor:
+def _exactly(sigmas: Tensor, sigma_min: float, sigma_max: float) -> Tensor:
+    """From the highest to the lowest without what rounding does to them, then 0."""
+    sigmas[-1] = sigma_min
+    sigmas[0] = sigma_max  # also of a single one
     return torch.cat([sigmas, torch.zeros(1, dtype=torch.float64)])

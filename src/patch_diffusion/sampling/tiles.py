@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.denoise.threads import evaluate
 from patch_diffusion.sampling.step import Denoise
 
 Place = tuple[int, int, int]
@@ -90,8 +91,8 @@ def in_tiles(
             where = coords if own else torch.stack([cut(coords, top, left) for _, top, left in group])
             images = [image for image, _, _ in group]
             classes = None if labels is None else labels[images]
-            shown = {} if context is None else {"context": context[images]}
-            denoised = model(pixels.float(), sigma.float(), where, classes, **shown).to(noisy)
+            shown = () if context is None else (None, context[images])
+            denoised = evaluate(model, pixels.float(), sigma.float(), where, classes, *shown).to(noisy)
             for (image, top, left), tile in zip(group, denoised, strict=True):
                 cut(total[image], top, left).add_(tile * weights)
                 cut(weight[image], top, left).add_(weights)

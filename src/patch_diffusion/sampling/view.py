@@ -44,7 +44,7 @@ class View:
         if self.tile is None:
             return bind(model, self.grid, labels, context)
         places = covering(self.resolution, self.tile, self.overlap)
-        window = smooth_window(*self.tile, self.overlap).to(self.grid.device)
+        window = smooth_window(*self.tile, self.overlap)
         return in_tiles(model, self.grid, labels, places, window, self.batch, context)
 
     def small(self, model: Denoiser) -> View | None:

@@ -9,6 +9,9 @@ from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.sampling.generate import Sample
 
+KINDS = ("class", "crops", "step", "ema")
+"""What the words for a guide begin with, up to a colon."""
+
 
 def guide_of(text: str, weaker: Callable[[int | None, float | None], Denoiser]) -> str | Denoiser:
     """A name that `Guidance` knows, or the weaker model that the text names.

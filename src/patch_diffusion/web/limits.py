@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from patch_diffusion.errors import InputError
+from patch_diffusion.sampling.tiles import even_starts
 
 MOST_PIXELS = 2**20
 """Of a picture."""
@@ -18,9 +19,18 @@ MOST_SEEN_BACK = 2**16
 
 _MOST_AT_ONCE = 16
 
+_MOST_OVERLAP = 20
+"""Of the pixels of a picture, that its tiles may have together: between two steps nothing can be stopped."""
+
 
 def at_once(
-    resolution: tuple[int, int], trained: tuple[int, int] | None, pictures: int, *, tile: int | None, backward: bool
+    resolution: tuple[int, int],
+    trained: tuple[int, int] | None,
+    pictures: int,
+    *,
+    tile: int | None,
+    overlap: int | None = None,
+    backward: bool,
 ) -> int:
     """How many pictures, or tiles, a network is given together.
 
@@ -31,6 +41,7 @@ def at_once(
         trained: those of the images of training.
         pictures: how many there will be.
         tile: side of tiles, which are seen one by one.
+        overlap: pixels that they overlap by; a quarter of the side where None.
         backward: whether the network goes backward, for which all tiles are kept.
 
     Raises:
@@ -44,7 +55,13 @@ def at_once(
         most = max(MOST_IN_ALL // pixels, 1)
         raise InputError(f"of pictures of {height}x{width} this page makes {most} at a time, not {pictures}")
     most = max(MOST_SEEN_BACK if backward else MOST_SEEN, usual)
-    seen = pixels if tile is None or backward else min(tile * tile, pixels)
+    in_tiles = pixels if tile is None else _pixels_in_tiles(resolution, tile, overlap)
+    if in_tiles > _MOST_OVERLAP * pixels:
+        raise InputError(
+            f"tiles of {tile}x{tile} that overlap by {overlap} pixels would take this page "
+            f"{in_tiles / pixels:.0f} times the work: choose a smaller overlap"
+        )
+    seen = in_tiles if tile is None or backward else min(tile * tile, pixels)
     if seen > most:
         side = int((MOST_SEEN_BACK if backward else MOST_SEEN) ** 0.5)
         others = "the quick way" if backward else "smaller tiles" if tile else "tiles"
@@ -53,3 +70,12 @@ def at_once(
             f"choose {others}"
         )
     return max(1, min(_MOST_AT_ONCE, pictures if tile is None else _MOST_AT_ONCE, most // max(seen, 1)))
+
+
+def _pixels_in_tiles(resolution: tuple[int, int], tile: int, overlap: int | None) -> int:
+    """Of all tiles together; what tiles cannot be is said where they are made."""
+    overlap = tile // 4 if overlap is None else overlap
+    if not 0 <= overlap < tile <= min(resolution):
+        return resolution[0] * resolution[1]
+    down, across = (len(even_starts(length, tile, overlap)) for length in resolution)
+    return down * across * tile * tile

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ class _Watched:
     tail: LogTail
     history: History = field(default_factory=History)
     version: int = 0
+    first: int = field(default_factory=time.time_ns)  # so that one that is watched anew has no version twice
 
     def look(self) -> None:
         """Read what has come to the log."""
@@ -82,7 +84,11 @@ class Runs:
             if any(part.startswith(".") or not part or "\\" in part or "\0" in part for part in parts):
                 raise GoneError(f"there is no run '{name}' here")
             run = RunFolder(self.folder.joinpath(*parts))
-        if not run.is_run() or not self._holds(run.config_file):
+        try:
+            found = run.is_run() and self._holds(run.config_file)
+        except (OSError, RuntimeError):
+            found = False
+        if not found:
             raise GoneError(f"there is no run '{name}' here: it is gone, or was never in {self.folder}")
         return run
 
@@ -110,7 +116,8 @@ class Runs:
                 self._watched.popitem(last=False)
             watched.look()
             # A run of the same name may have been deleted and begun anew.
-            version = f"{watched.version}-{folder.config_file.stat().st_mtime_ns}-{len(summary['checkpoints'])}"
+            begun = folder.config_file.stat().st_mtime_ns
+            version = f"{watched.first}-{watched.version}-{begun}-{len(summary['checkpoints'])}"
             if version != known:
                 summary |= {
                     "standing": standing(config, watched.history),
@@ -154,21 +161,28 @@ class Runs:
 
     def _names(self, folder: Path, name: str, depth: int = 0) -> Iterator[str]:
         """A folder with a run is looked into no further."""
-        if RunFolder(folder).is_run():
-            if self._holds(folder / "config.json"):
-                yield name or "."
-            return
         try:
+            if RunFolder(folder).is_run():
+                if self._holds(folder / "config.json"):
+                    yield name or "."
+                return
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name) if depth <= _DEEPEST else []
-        except OSError:  # gone meanwhile, or not to be read
+        except (OSError, RuntimeError):  # gone meanwhile, not to be read, or a link that leads to itself
             return
         for entry in entries:
-            if entry.is_dir() and not entry.name.startswith(".") and "\\" not in entry.name:
+            if _is_folder(entry) and not entry.name.startswith(".") and "\\" not in entry.name:
                 yield from self._names(folder / entry.name, f"{name}/{entry.name}" if name else entry.name, depth + 1)
 
     def _holds(self, path: Path) -> bool:
         """Whether a file lies in the folder, also where a link is followed to it."""
         return path.resolve().is_relative_to(self.folder.resolve())
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _state(facts: ModelFacts, spent: float, trainer: str | None) -> str:

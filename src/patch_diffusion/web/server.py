@@ -177,13 +177,15 @@ class _Connection(BaseHTTPRequestHandler):
 
     def _checked(self, answer: Callable[[str, dict[str, str]], Answer]) -> Answer:
         host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
-        if not self.server.is_own(host):
-            self.close_connection = True
-            return _refusal(403, "ask for this page by localhost, the address in numbers, or the machine's own name")
-        if origin is not None and urlsplit(origin).netloc != host:
-            self.close_connection = True
-            return _refusal(403, "this page answers only to itself")
         try:
+            if not self.server.is_own(host):
+                self.close_connection = True
+                return _refusal(
+                    403, "ask for this page by localhost, the address in numbers, or the machine's own name"
+                )
+            if origin is not None and urlsplit(origin).netloc != host:
+                self.close_connection = True
+                return _refusal(403, "this page answers only to itself")
             target = urlsplit(self.path)
             return answer(target.path, dict(parse_qsl(target.query, keep_blank_values=True)))
         except ValueError as error:

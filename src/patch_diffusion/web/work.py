@@ -53,7 +53,9 @@ def _generate(wanted: Pictures, column: int, chosen: Chosen, run: RunFolder, mod
         solver=wanted.solver,
         labels=wanted.label,
         resolution=wanted.resolution,
-        batch=at_once(resolution, model.resolution, wanted.pictures, tile=wanted.tile, backward=False),
+        batch=at_once(
+            resolution, model.resolution, wanted.pictures, tile=wanted.tile, overlap=wanted.overlap, backward=False
+        ),
         callback=told.step,
         **common,
     )
@@ -78,7 +80,9 @@ def _edit(wanted: Edited, run: RunFolder, models: Models, job: Job) -> None:
     resolution = wanted.task.resolution(image.shape[1], image.shape[2])
     usual = usual_covariance(exactly=wanted.restore is None, tiled=wanted.tile is not None)
     backward = (wanted.covariance or usual) == "network"
-    batch = at_once(resolution, model.resolution, wanted.pictures, tile=wanted.tile, backward=backward)
+    batch = at_once(
+        resolution, model.resolution, wanted.pictures, tile=wanted.tile, overlap=wanted.overlap, backward=backward
+    )
     told = _Told(job, 0, model, wanted.steps)
     common = _common(wanted, chosen, run, models)
     samples = patch_diffusion.edit(

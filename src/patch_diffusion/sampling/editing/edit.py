@@ -114,7 +114,7 @@ def edit(
             noise = partial(noise_of, now, known.shape, model.device)
             labels = None if label is None else torch.full((len(now),), label, device=model.device)
             denoise = guiding.around(model, view, labels, now, levels)
-            with evaluating(model), torch.no_grad():
+            with evaluating(model), guiding.evaluating(), torch.no_grad():
                 towards = _towards(denoise, model, known, covariance)
                 images = resampling(
                     towards, noise(None) * levels[0], levels, noise=noise, callback=callback, repeats=repeats

@@ -107,9 +107,11 @@ def _load(path: Path) -> NDArray[Any]:
         raise InputError(f"there is no file at {path}") from None
     except (ValueError, OSError, EOFError) as error:
         raise InputError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path} holds several arrays, as an .npz does: give one by itself")
     if not array.size:
         raise InputError(f"{path} is empty: its shape is {array.shape}")
-    return array
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _picture(path: Path) -> tuple[ImageFile, Header]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.patches.schedule import patch_shape
 from patch_diffusion.sampling.guidance.crops import in_crops
@@ -94,6 +95,10 @@ class Guidance:
         guided = extrapolate(denoise, weaker, self.scale)
         return guided if self.interval is None else within(guided, denoise, *self.interval)
 
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Inside, a weaker model has no dropout either."""
+        return evaluating(self.guide) if isinstance(self.guide, Denoiser) else nullcontext()
+
     @property
     def settings(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -137,8 +142,13 @@ def _check_weaker(model: Denoiser, weaker: Denoiser, view: View) -> None:
         own, other = getattr(model, name), getattr(weaker, name)
         if own != other:
             raise InputError(f"the guide must be a model of the same images, but its {name} is {other}, not {own}")
-    if model.codec.as_dict() != weaker.codec.as_dict():
+    if _values(model) != _values(weaker):
         raise InputError("the guide must be a model of the same images, but theirs have other values")
     seen = view.tile or view.resolution
     if seen[0] % weaker.stride or seen[1] % weaker.stride:
         raise InputError(f"the guide needs heights and widths that are multiples of {weaker.stride}, not {seen}")
+
+
+def _values(model: Denoiser) -> dict[str, Any]:
+    """What the values of its images mean: of latents wherever the autoencoder is, and whichever decoder it has."""
+    return {name: value for name, value in model.codec.as_dict().items() if name not in ("vae", "digest")}

@@ -37,6 +37,9 @@ export async function send(path, values, file) {
   return (await answered(address(path, values), {method: 'POST', headers, body: file})).blob();
 }
 
+// A picture that the server has.
+export const fetched = async source => (await answered(source)).blob();
+
 export const stop = id => answered(address('api/stop', {id}), {method: 'POST', headers: {'Content-Type': 'application/json'}});
 
 // The events of a job as they come, until it is over; a server that is away for a moment is asked again.

@@ -1,6 +1,6 @@
 // An image that is filled in where a mask is drawn and extended where an edge is dragged, or restored.
 
-import {address, follow, request, send} from './ask.js';
+import {address, fetched, follow, request, send} from './ask.js';
 import {Choice, GuidanceFields, ViewFields, field, fillClasses, more, numberOf, slider, usableRuns} from './models.js';
 import {element, trouble} from './page.js';
 import {Results} from './results.js';
@@ -54,12 +54,12 @@ export async function showEdit(place, values, signal) {
   const table = element('div');
   const results = element('div');
   place.append(element('div', {className: 'work'}, form, element('div', {}, problem, table, results)));
-  let stage = null, fittedTo = '', fittedAs = 'run';
+  let stage = null, fittedTo = '', fittedAs = 'run', taken = 0;
   empty();
   suit();
   const brought = sessionStorage.getItem('edit');
   sessionStorage.removeItem('edit');
-  if (brought) await fetch(brought).then(response => response.blob()).then(image => take(image, 'own'));
+  if (brought) await take(() => fetched(brought), 'own');
 
   function empty() {
     stage = null;
@@ -78,19 +78,25 @@ export async function showEdit(place, values, signal) {
     table.replaceChildren(drop);
   }
 
-  // as: how its size is found, "run" or "own".
+  // file: the image, or what fetches it; as: how its size is found, "run" or "own".
   async function take(file, as = size.value) {
     problem.replaceChildren();
+    const {run} = choice.asked, {stride} = choice.model, mine = ++taken;
+    // Whether this is of no use any more: another image was taken meanwhile, or another run chosen.
+    const late = () => mine !== taken || run !== choice.asked.run;
+    const again = () => { if (mine === taken && fittedTo !== choice.asked.run) take(file, as); };
     try {
-      const fitted = await send('api/fit', {run: choice.asked.run, size: as}, file);
-      stage = new Stage(choice.model.stride, suit);
-      [fittedTo, fittedAs] = [choice.asked.run, as];
+      const fitted = await send('api/fit', {run, size: as}, file instanceof Blob ? file : await file());
+      if (late()) return again();
+      stage = new Stage(stride, suit);
+      [fittedTo, fittedAs] = [run, as];
       stage.tools.append(element('button', {className: 'small', type: 'button', onclick: () => { empty(); suit(); }}, 'Another image'));
       table.replaceChildren(stage.element, stage.tools);
       await stage.show(fitted);
       results.replaceChildren();
     } catch (error) {
-      if (fittedTo !== choice.asked.run) empty();
+      if (late()) return again();
+      if (fittedTo !== run) empty();
       problem.replaceChildren(trouble(error));
     }
     suit();
@@ -106,7 +112,7 @@ export async function showEdit(place, values, signal) {
         reason = news.reason;
       }, signal);
       if (!made) throw new Error(reason || 'it was stopped');
-      await take(await (await fetch(address('api/file', {job, name: made.shown}))).blob(), 'own');
+      await take(() => fetched(address('api/file', {job, name: made.shown})), 'own');
     } catch (error) {
       problem.replaceChildren(trouble(error));
       empty();
@@ -120,7 +126,7 @@ export async function showEdit(place, values, signal) {
     guidance.suit([choice], label.value !== '');
     view.suit([model]);
     const {text, fields} = TASKS[task.value];
-    for (const [name, input] of Object.entries(told)) input.parentElement.hidden = !fields.includes(name);
+    for (const [name, input] of Object.entries(told)) input.disabled = input.parentElement.hidden = !fields.includes(name);
     told.noise.placeholder = task.value === 'denoise' ? '' : 'that of rounding';
     const missing = fields.find(name => told[name].value === '' && (name !== 'noise' || task.value === 'denoise'));
     stage?.restoring(task.value !== '');
@@ -142,8 +148,7 @@ export async function showEdit(place, values, signal) {
     const wanted = {model: choice.asked, image: await stage.imageText(), ...(task.value ? restored : filled),
       seed: Number(seed.value), pictures: Number(pictures.value), label: label.value === '' ? null : Number(label.value),
       steps: Number(steps.input.value), covariance: way.value || null, ...guidance.asked, ...view.asked};
-    const further = source => fetch(source).then(response => response.blob()).then(image => take(image, 'own'));
-    const shown = new Results(results, [choice.name], wanted.pictures, {onedit: (name, source) => further(source)});
+    const shown = new Results(results, [choice.name], wanted.pictures, {onedit: (name, source) => take(() => fetched(source), 'own')});
     results.scrollIntoView({block: 'nearest'});
     try {
       const {job} = await request('api/edit', wanted);

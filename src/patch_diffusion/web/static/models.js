@@ -82,7 +82,11 @@ export class GuidanceFields {
 
   get used() { return this.scale.value !== '1'; }
 
-  show() { this.guideLabel.hidden = this.interval.hidden = !this.used; }
+  // What is hidden is disabled, or a wrong value there would keep the form from being sent without a word.
+  show() {
+    this.guideLabel.hidden = this.interval.hidden = !this.used;
+    for (const input of [this.guide, this.low, this.high]) input.disabled = !this.used;
+  }
 
   // choices: of the models; labelled: whether they are told a class.
   suit(choices, labelled = true) {
