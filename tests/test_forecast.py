@@ -54,6 +54,22 @@ def test_where_a_step_takes_too_long_a_part_of_it_is_timed(make_trainer, monkeyp
     assert max(timed) == 4 and found.seconds["8x12"] == pytest.approx(32)
 
 
+def test_steps_are_of_the_batch_that_is_timed(make_trainer, monkeypatch):
+    trainer, steps = make_trainer(schedule={"whole": 1.0}, batch=64), []
+    step = trainer.train_step
+
+    def seen(spent=0.0):
+        before = trainer.seen.images
+        result = step(spent)
+        steps.append((trainer.batch, trainer.seen.images - before))
+        return result
+
+    monkeypatch.setattr(trainer, "train_step", seen)
+    forecast(trainer, seconds=0.01)
+    assert steps[0] == (1, 1) and all(batch == num for batch, num in steps)
+    assert trainer.batches.batch == trainer.batch == 64
+
+
 def test_images_and_minutes_are_two_ways_to_say_the_same():
     found = Forecast(
         "cpu", 10, {"8x8": 0.5, "16x16": 1.0}, {"8x8": 0.5, "16x16": 0.5}, {"8x8": 8, "16x16": 4}, 3.0, 5, 4, 7, 9

@@ -148,3 +148,12 @@ def test_they_survive_a_stop(make_trainer):
     continued.fit(steps=6)
     one, two = (trainer.power_averages["ema-0.1"].tensors for trainer in (whole, continued))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_checkpoint_before_the_first_step_is_no_part_of_an_average(make_trainer):
+    trainer = make_trainer(checkpoints=2, checkpoint_last=20, ema=Ema(lengths=(0.05, 0.1)))
+    trainer.fit(steps=4)
+    assert trainer.run.checkpoint(0).exists()
+    assert all(weight.isfinite().all() for weight in pd.load(trainer.run.path, ema_length=0.07).parameters())
+    with pytest.raises(pd.InputError, match="no checkpoint after a step yet"):
+        pd.load(trainer.run.path, checkpoint=0, ema_length=0.07)

@@ -520,3 +520,31 @@ def test_the_step_never_asks_a_tensor_for_its_value(make_trainer, monkeypatch):
     _, loss = trainer.train_step()
     monkeypatch.undo()
     assert loss.isfinite() and not loss.requires_grad
+
+
+def test_an_option_that_is_allowed_to_change_does(make_trainer):
+    make_trainer().fit(steps=2)
+    changed = make_trainer(optimizer=Optimizer(weight_decay=0.5), allow=["optimizer.weight_decay"])
+    changed.fit(steps=3)
+    assert {group["weight_decay"] for group in changed.optimizer.param_groups} == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("option", "settings"),
+    [("optimizer.kind", {"optimizer": Optimizer(kind="muon")}), ("ema.lengths", {"ema": Ema(lengths=(0.05, 0.1))})],
+)
+def test_options_that_cannot_change(make_trainer, option, settings):
+    make_trainer().fit(steps=2)
+    with pytest.raises(pd.InputError, match=f"{option} cannot change in a run that goes on"):
+        make_trainer(**settings, allow=[option, "optimizer.decay"])
+
+
+def test_what_a_kill_has_left_of_checkpoints_is_removed(make_trainer):
+    make_trainer().fit(steps=2)
+    folder = make_trainer().run.path / "checkpoints"
+    for name in ("step-00000001.tmp", "step-00000002.old"):
+        (folder / name).mkdir()
+        (folder / name / "weights.safetensors").write_bytes(b"half")
+    again = make_trainer()
+    again.fit(steps=4)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in again.run.checkpoints()}

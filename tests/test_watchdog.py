@@ -122,6 +122,15 @@ def test_it_goes_back_once_with_half_the_rate(make_trainer, how, why):
     assert not list(trainer.run.path.glob("checkpoints/*.tmp"))
 
 
+def test_what_it_goes_back_to_stays_where_it_was_to_stay(make_trainer):
+    trainer = make_trainer(log_every=2, checkpoints=6)
+    spoil(trainer, lambda trainer: trainer.seen.step == 12 and not trainer.watchdog.back, to_nan)
+    trainer.fit(steps=24)
+    assert trainer.watchdog.back
+    kept = [read_checkpoint(path)[1]["keep"] for path in trainer.run.checkpoints()]
+    assert [path.name[-2:] for path in trainer.run.checkpoints()] == ["04", "08", "12", "16", "20", "24"] and all(kept)
+
+
 def test_what_goes_back_and_is_killed_goes_on_from_there(make_trainer, monkeypatch):
     """The half rate is part of the checkpoint."""
     trainer = make_trainer(log_every=2, checkpoints=6)
@@ -189,8 +198,35 @@ def test_samples_of_one_colour_are_trouble(make_trainer, monkeypatch):
 
     monkeypatch.setattr(looks, "generate", constant)
     trainer.fit(steps=8)
-    assert any("the samples show nothing but one colour (step 5)" in note for note in notes(trainer))
+    [note] = [note for note in notes(trainer) if "the samples show nothing but one colour (step 5)" in note]
+    assert "back to step 2 " in note or "back to step 0 " in note  # not to what was saved with that picture
     assert trainer.seen.step == 8 and trainer.watchdog.back
+
+
+@pytest.mark.parametrize("watchdog", ["restore", "off"])
+def test_a_last_picture_of_one_colour_is_told_once(make_trainer, monkeypatch, watchdog):
+    generate = looks.generate
+
+    def constant(model, seeds, **options):
+        for sample in generate(model, seeds, **options):
+            yield replace(sample, pixels=torch.full_like(sample.pixels, 77))
+
+    monkeypatch.setattr(looks, "generate", constant)
+    last = make_trainer(samples=1, watchdog=watchdog)
+    last.fit(steps=4)
+    assert sum("nothing but one colour" in note for note in notes(last)) == 1
+
+
+def test_a_picture_of_one_colour_is_told_once_where_nothing_is_done_about_it(make_trainer, monkeypatch):
+    generate, trainer = looks.generate, make_trainer(samples=2, watchdog="off")
+
+    def constant(model, seeds, **options):
+        for sample in generate(model, seeds, **options):
+            yield replace(sample, pixels=torch.full_like(sample.pixels, 77)) if trainer.seen.step == 4 else sample
+
+    monkeypatch.setattr(looks, "generate", constant)
+    trainer.fit(steps=8)
+    assert sum("nothing but one colour" in note for note in notes(trainer)) == 1
 
 
 def test_a_slow_process_is_named():

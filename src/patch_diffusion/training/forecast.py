@@ -117,12 +117,12 @@ def forecast(trainer: Trainer, *, seconds: float = SECONDS) -> Forecast:
     memory_of_step = round(WORKSPACE * max(-(-images[name] // parts) * kept[name] for name in sizes))
     try:
         with trainer.engine.threads(trainer.denoiser):
-            trainer.batch = _batch_to_time(trainer, sizes, memory_of_step, seconds)
+            _resize(trainer, _batch_to_time(trainer, sizes, memory_of_step, seconds))
             measured = _time_steps(trainer, sizes, seconds)
         # Times of a part of the batch stand for all of it.
         timed = {name: (num, measured[name]) for name, num in _images(sizes, trainer.batch).items() if name in measured}
     finally:
-        trainer.batch = batch
+        _resize(trainer, batch)
     per_image = {name: spent / num for name, (num, spent) in timed.items()}
     per_flop = statistics.fmean(per_image[name] / trainer.flops[sizes[name].shape] for name in per_image)
     return Forecast(
@@ -142,6 +142,11 @@ def forecast(trainer: Trainer, *, seconds: float = SECONDS) -> Forecast:
     )
 
 
+def _resize(trainer: Trainer, batch: int) -> None:
+    """Give its steps another batch."""
+    trainer.batch = trainer.batches.batch = batch
+
+
 def _images(sizes: Mapping[str, PatchSize], batch: int) -> dict[str, int]:
     return {name: size.num_images(batch) for name, size in sizes.items()}
 
@@ -150,7 +155,7 @@ def _batch_to_time(trainer: Trainer, sizes: Mapping[str, PatchSize], memory: int
     """The batch, or the part of it that fits into half the memory and of which some steps take no longer than asked."""
     batch, room, parts = trainer.batch, memory_of(trainer.denoiser.device), trainer.engine.accumulation
     largest = batch if room is None else max(parts, min(batch, int(batch * room / 2 / memory)))
-    trainer.batch = parts
+    _resize(trainer, parts)
     _step(trainer, 0.5)
     while trainer.batch < largest:
         size, spent = _step(trainer, 0.5)
@@ -158,7 +163,7 @@ def _batch_to_time(trainer: Trainer, sizes: Mapping[str, PatchSize], memory: int
         slowest = spent * max(flops.values()) / flops[size]
         if 2 * slowest * _TIMED_STEPS * len(sizes) > seconds:
             break
-        trainer.batch = min(2 * trainer.batch, largest)
+        _resize(trainer, min(2 * trainer.batch, largest))
     return trainer.batch
 
 

@@ -12,6 +12,7 @@ from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_tensors, write_tensors
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.checkpoints import checkpoint
+from patch_diffusion.training.checkpoints.checkpoint import remove_leftovers
 from patch_diffusion.training.checkpoints.retention import step_of
 from patch_diffusion.training.checkpoints.sharded_checkpoint import read_shared_checkpoint
 from patch_diffusion.training.hardware.memory import memory_told
@@ -35,12 +36,15 @@ class Loop:
 
     def __init__(self, trainer: Trainer, budget: Budget) -> None:
         self.trainer, self.budget = trainer, budget
-        self._collapsed = False  # whether the last samples showed nothing
+        self._collapsed = False  # whether the last samples showed nothing, and after which step
+        self._collapsed_at = 0
         self._told: set[str] = set()
 
     def begin(self) -> None:
         """Go to where a stopped run was: its newest checkpoint that is not damaged."""
         trainer, engine, progress = self.trainer, self.trainer.engine, self.trainer.progress
+        if engine.first:
+            remove_leftovers(trainer.run.path)
         existing = trainer.run.checkpoints()
         engine.check_same_step(step_of(existing[-1]) if existing else 0)
         existing = engine.of_first(existing)
@@ -112,11 +116,13 @@ class Loop:
                 if seen.step % trainer.log_every == 0 or spent >= 1:
                     reason = self._log(spent) or reason
                 trainer.progress.show(seen, spent)
-                if reason and self._recover(reason):
-                    self._collapsed, spent = False, self.budget.spent(trainer.seen)
-                    continue
+                if reason:
+                    self._collapsed, back = False, self._recover(reason)
+                    if back:
+                        spent = self.budget.spent(trainer.seen)
+                        continue
                 if _crosses(before, spent, trainer.samples) and trainer.engine.takes_part:
-                    self._collapsed = write_samples(trainer)
+                    self._collapsed, self._collapsed_at = write_samples(trainer), seen.step
                 times = trainer.meter.options.times if trainer.meter is not None else 0
                 measured = _crosses(before, spent, times)
                 samples = None
@@ -141,6 +147,8 @@ class Loop:
                         f"the clock of this machine has stood still for {standing:,} steps, so minutes would never "
                         "end: continue with a budget of --steps or --images"
                     )
+            if self._collapsed:  # in the last picture, after which there was no step to say so
+                trainer.progress.note(f"WARNING: {_COLLAPSED}", trainer.seen.step)
         trainer.engine.wait()
         trainer.engine.disconnect_at_exit()
         if stop and spent < 1:
@@ -173,7 +181,10 @@ class Loop:
         with suppress(OSError, InputError):
             trainer.writer.wait()
         written: list[Path] = trainer.engine.of_first(trainer.run.checkpoints())
-        good = [path for path in written if step_of(path) <= trainer.watchdog.good]
+        latest = trainer.watchdog.good
+        if reason == _COLLAPSED:  # what was saved with that picture is no better
+            latest = min(latest, trainer.engine.of_first(self._collapsed_at) - 1)
+        good = [path for path in written if step_of(path) <= latest]
         if trainer.engine.first:
             for path in written:
                 if path not in good:
@@ -188,13 +199,14 @@ class Loop:
                 + (f"from step {step_of(good[-1]):,} " if good else "")
                 + "with a lower --optimizer.learning-rate and --allow optimizer.learning_rate"
             )
-        trainer.restore(good[-1])
+        state = trainer.restore(good[-1])
         back = trainer.seen.step
         trainer.watchdog = trainer.watchdog.gone_back(back)
         trainer.seen.seconds = seconds
         progress.continue_log(back)
         progress.note(f"WARNING: {reason} (step {step:,}); back to step {back:,} with half the learning rate", back)
-        trainer.save(keep=False)
+        # In its place, and for as long: one that is to stay, or is the best, stays so.
+        trainer.save(keep=state["keep"], held_out=state.get("held_out"), samples=state.get("samples"))
         return True
 
     def _publish(self, folder: Path) -> None:

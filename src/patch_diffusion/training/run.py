@@ -125,6 +125,11 @@ class RunFolder:
                     "choose another folder"
                 )
             changed = changed_options(stored, config)
+            if fixed := [name for name in changed if name in _FIXED and name in allow]:
+                raise InputError(
+                    f"{fixed[0]} cannot change in a run that goes on, as its checkpoints do not hold what another one "
+                    "keeps: choose another folder"
+                )
             if refused := [name for name in changed if name not in allow]:
                 raise InputError(
                     f"{self.path} holds a run with other options ({', '.join(refused)}): continue it with its own, "
@@ -175,6 +180,7 @@ class RunFolder:
         )
 
 
+_FIXED = ("optimizer.kind", "ema.lengths")
 # The class of each kind of network, and the options that others have and it has not.
 _UNET_ONLY, _DIT_ONLY = {"multipliers", "blocks", "attention"}, {"depth", "heads", "token"}
 
@@ -299,11 +305,15 @@ def _average(folder: RunFolder, config: Config, weights: Path, length: float) ->
         checkpoints = checkpoints[: checkpoints.index(weights.parent) + 1]
     if not checkpoints:
         raise InputError(f"{folder.path} has no checkpoint, and averages of other lengths are put together from those")
+    images = {path: int(read_json(path / "state.json")["seen"]["images"]) for path in checkpoints}
+    checkpoints = [path for path in checkpoints if images[path]]  # an average of nothing is none
+    if not checkpoints:
+        raise InputError(f"{folder.path} has no checkpoint after a step yet, which averages are put together from")
     kept = [path / f"{average_name(each)}.safetensors" for path in checkpoints for each in lengths]
     for path in kept:
         if not path.exists():
             raise InputError(f"{path} is missing: without {path.parent} the average is put together from the others")
-    times = [int(read_json(path / "state.json")["seen"]["images"]) for path in checkpoints for _ in lengths]
+    times = [images[path] for path in checkpoints for _ in lengths]
     shares = combination(times, list(lengths) * len(checkpoints), length, times[-1])
     return combine([read_tensors(path) for path in kept], list(shares))
 

@@ -390,9 +390,11 @@ class Trainer:
             self.writer.wait()
         return folder
 
-    def restore(self, folder: Path) -> None:
-        """Go back to a checkpoint; all processes of a run together."""
-        self.restore_content(folder, *read_shared_checkpoint(folder, self.network, self.engine.hosts))
+    def restore(self, folder: Path) -> dict[str, Any]:
+        """Go back to a checkpoint; all processes of a run together. Returns its state."""
+        tensors, state = read_shared_checkpoint(folder, self.network, self.engine.hosts)
+        self.restore_content(folder, tensors, state)
+        return state
 
     def restore_content(self, folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         """Go back to what was read from a checkpoint."""
@@ -409,7 +411,7 @@ class Trainer:
                 self.balance.restore(state.get("balance") or {})
             self.watchdog = Watchdog.restored(state["watchdog"])
             self.copying = Copying(**state.get("copying", {}))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{folder} is damaged: {error}") from None

@@ -22,6 +22,8 @@ from patch_diffusion.training.hardware.sharding import part
 
 STATE_FILE = "state.json"
 
+_OPTIONS = ("weight_decay",)  # of an optimizer's groups, which a run that goes on may have others of
+
 
 @dataclass(frozen=True)
 class Copies:
@@ -128,7 +130,16 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
 
 def remove_checkpoint(folder: Path) -> None:
     """Remove a checkpoint; under another name first, so that a part of one is never taken for a whole."""
-    shutil.rmtree(folder.rename(folder.with_name(folder.name + ".old")))
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(folder.rename(old))
+
+
+def remove_leftovers(run: Path) -> None:
+    """Remove what a kill has left of checkpoints that were being written, or removed, in a run folder."""
+    for kind in ("tmp", "old"):
+        for folder in run.glob(f"checkpoints/step-*.{kind}"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def set_aside(folder: Path, why: str) -> None:
@@ -163,6 +174,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, tens
     for path, tensor in tensors.items():
         name, _, key = path.rpartition(".")
         if name.startswith(".group."):
+            if key in _OPTIONS:
+                continue
             optimizer.param_groups[int(name.removeprefix(".group."))][key] = tensor.item()
             continue
         if name.startswith(".number."):
