@@ -11,6 +11,7 @@ import patch_diffusion as pd
 from image_files import own_cache, random_pictures, refusal, write_folder  # noqa: F401
 from patch_diffusion.data.arrays import stored
 from patch_diffusion.data.arrays.read import channel_axis
+from patch_diffusion.data.codec import PixelCodec
 
 PICTURES = random_pictures()
 
@@ -362,3 +363,30 @@ print(time.process_time() - began, (resource.getrusage(resource.RUSAGE_SELF).ru_
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     seconds, megabytes = map(float, done.stdout.split())
     assert seconds < 2 and megabytes < 300
+
+
+def test_arrays_of_one_name_in_several_groups(tmp_path):
+    """Which of them is meant is not to be guessed; where one is in no group, it is that."""
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "groups.h5"
+    with h5py.File(path, "w") as file:
+        for group, num in (("train", 9), ("test", 4)):
+            file[f"{group}/images"] = np.full((num, 8, 8, 3), num, np.uint8)
+    assert "several arrays: name the images with --data.key" in refusal(path)
+    assert len(pd.open_images(path, key="train/images")) == 9
+    with h5py.File(path, "a") as file:
+        file["images"] = np.full((5, 8, 8, 3), 5, np.uint8)
+    assert len(pd.open_images(path)) == 5
+
+
+def test_a_range_beyond_what_the_type_holds():
+    """White stays white."""
+    for codec in (PixelCodec("uint8", 0, 256), PixelCodec("uint8", -1, 256), PixelCodec("uint16", -5, 70000)):
+        ends = codec.decode(torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1)).int().flatten().tolist()
+        assert ends == [0, 255 if codec.dtype == "uint8" else 65535]
+
+
+@pytest.mark.parametrize("given", [255, (0, 1, 2)])
+def test_a_range_is_two_numbers(given):
+    with pytest.raises(pd.InputError, match=r"data\.range is two numbers"):
+        pd.open_images("digits", range=given)

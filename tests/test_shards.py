@@ -139,6 +139,8 @@ def test_a_damaged_image_is_named_with_its_shard(tmp_path):
         ("wds:{a,b}.tar", "there are no shards at a.tar"),
         ("wds:pipe:cat a.tar", "shards are files on this machine, not pipe:cat a.tar"),
         ("wds:https://example.com/a.tar", "shards are files on this machine"),
+        ("wds:", "shards are tar files, as in wds:shards/*.tar, not ''"),
+        ("wds:/", "shards are tar files, as in wds:shards/*.tar, not '/'"),
     ],
 )
 def test_shards_that_are_not_here(source, message):
@@ -173,3 +175,8 @@ def test_a_shard_that_changed_is_read_anew(folder):
 def test_no_library_is_needed(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "webdataset", None)
     assert len(pd.open_images(f"wds:{folder}/*.tar")) == 12
+
+
+def test_files_without_an_ending_are_no_images(tmp_path):
+    members = [("README", b"about these images"), *samples(0, 3)]
+    assert len(pd.open_images(f"wds:{write_shard(tmp_path / 'a.tar', members)}")) == 3

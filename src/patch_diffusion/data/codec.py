@@ -11,6 +11,7 @@ from torch import Tensor
 from patch_diffusion.errors import InputError
 
 DTYPES = {"uint8": torch.uint8, "uint16": torch.uint16, "float32": torch.float32}
+_LARGEST = {"uint8": 255.0, "uint16": 65535.0}
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class PixelCodec:
             raise InputError(f"pixels are {', '.join(DTYPES)}, not {self.dtype}")
         if self.dtype == "float32" and (self.low is None or self.high is None):
             raise InputError("the range of float pixels must be given: low and high")
-        largest = {"uint8": 255.0, "uint16": 65535.0}.get(self.dtype, 1.0)
+        largest = _LARGEST.get(self.dtype, 1.0)
         object.__setattr__(self, "low", 0.0 if self.low is None else float(self.low))
         object.__setattr__(self, "high", largest if self.high is None else float(self.high))
         if not self.range[0] < self.range[1]:
@@ -55,8 +56,8 @@ class PixelCodec:
         """Model space to pixels. Whole numbers are the nearest within [low, high]; floats are not clipped."""
         low, high = self.range
         values = (images + 1) * ((high - low) / 2) + low
-        if self.dtype != "float32":
-            values = values.round().clamp(low, high)
+        if self.dtype != "float32":  # which may hold less than the range, and would begin anew
+            values = values.round().clamp(max(low, 0.0), min(high, _LARGEST[self.dtype]))
         return values.to(DTYPES[self.dtype])
 
     @property

@@ -187,6 +187,8 @@ def _check(options: Data) -> None:
         )
     if shape is None and options.fit != "crop":
         raise InputError(f"data.fit {options.fit} needs data.resolution")
+    if options.range is not None and not (isinstance(options.range, tuple | list) and len(options.range) == 2):
+        raise InputError(f"data.range is two numbers, the values that are -1 and 1 in model space, not {options.range}")
     if options.range is not None and not options.range[0] < options.range[1]:
         raise InputError(f"data.range goes from a lower to a higher value, not from {options.range}")
     if options.labels is not None and options.classes is False:

@@ -203,9 +203,11 @@ def _choose(
         named = [name for expected in _IMAGE_NAMES for name in images if _last(name) == expected]
         if not images:
             raise InputError(f"{source} holds no array of images, which have three or four dimensions: {listed}")
-        if len(images) > 1 and not named:
+        # Of one name in several groups, such as train and test, none is the one that is meant.
+        several = [name for name in named if _last(name) == _last(named[0])]
+        if len(images) > 1 and (not named or (len(several) > 1 and _last(named[0]) not in several)):
             raise InputError(f"{source} holds several arrays: name the images with --data.key ({listed})")
-        key = images[0] if len(images) == 1 else named[0]
+        key = images[0] if len(images) == 1 else min(several, key=lambda name: name.count("/"))
     if labels is None:
         fitting = [name for name, shape in shapes.items() if shape[:1] == shapes[key][:1] and name != key]
         named = [name for expected in _LABEL_NAMES for name in fitting if _last(name) == expected]

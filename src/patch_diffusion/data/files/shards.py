@@ -134,6 +134,8 @@ def _expand(pattern: str) -> list[str]:
     found: list[str] = []
     for alternative in _expand_braces(pattern):
         path = Path(alternative).expanduser()
+        if not path.name:
+            raise InputError(f"shards are tar files, as in wds:shards/*.tar, not '{pattern}'")
         matching = sorted(map(str, Path(path.anchor).glob(str(path.relative_to(path.anchor)))))
         if not matching:
             raise InputError(f"there are no shards at {alternative}: give tar files, as in wds:shards/*.tar")
@@ -173,7 +175,7 @@ def _index(path: Path, options: Data) -> list[Sample]:
         folder, _, file = name.rpartition("/")
         stem, _, kind = file.partition(".")
         key, kind = f"{folder}/{stem}", kind.lower()
-        if kind == (ending or "").lower() or (ending is None and _is_image(kind)):
+        if _is_image(kind) if ending is None else kind == ending.lower():
             if key in images:
                 raise InputError(
                     f"{path} has several images of one sample, {images[key][0]} and {name}: choose an ending with "
