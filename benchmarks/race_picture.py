@@ -63,15 +63,24 @@ def picture(content: dict[str, Any], title: str, since: float) -> str:
         f'<text x="{across(tick):.1f}" y="{TOP + HEIGHT + 20}" text-anchor="middle" fill="#666">{tick:g}</text>'
         for tick in even(first, last, 8)
     ]
+    named = apart({name: up(points[-1][1]) for name, points in curves.items()})
     for (name, points), colour in zip(curves.items(), COLOURS, strict=False):
         band = [(time, least) for time, _, least, _ in points] + [(time, most) for time, *_, most in points][::-1]
         outline = " ".join(f"{across(time):.1f},{up(loss):.1f}" for time, loss in band)
         line = " ".join(f"{across(time):.1f},{up(loss):.1f}" for time, loss, *_ in points)
         parts.append(f'<polygon points="{outline}" fill="{colour}" opacity=".18"/>')
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        end = up(points[-1][1])
-        parts.append(f'<text x="{LEFT + WIDTH + 8}" y="{end + 4:.1f}" fill="{colour}">{NAMES.get(name, name)}</text>')
+        told = escape(NAMES.get(name, name))
+        parts.append(f'<text x="{LEFT + WIDTH + 8}" y="{named[name] + 4:.1f}" fill="{colour}">{told}</text>')
     return "\n".join([*parts, *guide(content, across, up), "</svg>", ""])
+
+
+def apart(heights: dict[str, float], least: float = 14.0) -> dict[str, float]:
+    """These heights, from the top, moved down where one word would lie on another."""
+    moved: dict[str, float] = {}
+    for name, height in sorted(heights.items(), key=lambda each: each[1]):
+        moved[name] = max(height, max(moved.values(), default=-least) + least)
+    return moved
 
 
 def guide(content: dict[str, Any], across: Any, up: Any) -> list[str]:

@@ -351,3 +351,15 @@ def test_a_channel_that_is_always_the_same(make_vae, images, tmp_path, monkeypat
     monkeypatch.setattr(Autoencoder, "encode", encode)
     latents = encode_latents(images, make_vae(), tmp_path / "latents")
     assert (latents.codec.encode(latents.pixels)[:, 4] == 0).all() and latents.codec.deviation[4] > 0
+
+
+def test_every_image_counts_where_latents_are_found_again(make_vae, tmp_path):
+    vae = make_vae()
+    pixels = torch.randint(0, 256, (200, 3, 8, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    first = encode_latents(pd.ImageSet(pixels), vae, tmp_path / "latents")
+    changed = pixels.clone()
+    changed[1] = 0
+    with pytest.raises(pd.InputError):
+        encode_latents(pd.ImageSet(changed), vae, tmp_path / "latents")
+    again = encode_latents(pd.ImageSet(pixels), vae, tmp_path / "latents")
+    assert torch.equal(again.pixels, first.pixels)

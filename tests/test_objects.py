@@ -169,3 +169,10 @@ def test_what_is_no_data_set(source, message):
 
 def test_one_picture_is_no_data_set():
     assert "which Image has not" in refusal(Image.new("L", (8, 8)))
+
+
+def test_labels_of_several_lengths():
+    items = [(np.zeros((8, 8, 3), np.uint8), [0] * (1 + number % 2)) for number in range(4)]
+    with pytest.raises(pd.InputError, match="not lists of several lengths: set data.classes to False"):
+        pd.open_images(items)
+    assert len(pd.open_images(items, classes=False)) == 4

@@ -286,3 +286,15 @@ def test_the_command(mixed, out, capsys):
 def test_the_command_after_ctrl_c(mixed, out, stopped, capsys):
     assert stopped(3, lambda: main(["prepare", str(mixed), str(out), "--resolution", "8"])) == 130
     assert "the same command goes on from here" in capsys.readouterr().err
+
+
+def test_an_array_in_many_files_that_has_changed(tmp_path, out):
+    zarr = pytest.importorskip("zarr")
+    path = tmp_path / "a.zarr"
+    stored = zarr.open_array(str(path), mode="w", shape=(6, 8, 8, 3), chunks=(2, 8, 8, 3), dtype="uint8")
+    stored[:] = 7
+    prepare_images(Data(str(path)), out)
+    assert prepare_images(Data(str(path)), out)
+    stored[:] = 8
+    with pytest.raises(pd.InputError, match="of other data or options"):
+        prepare_images(Data(str(path)), out)

@@ -1,6 +1,8 @@
 import gzip
+import io
 import json
 import sys
+import tarfile
 
 import numpy as np
 import pytest
@@ -180,3 +182,19 @@ def test_no_library_is_needed(folder, monkeypatch):
 def test_files_without_an_ending_are_no_images(tmp_path):
     members = [("README", b"about these images"), *samples(0, 3)]
     assert len(pd.open_images(f"wds:{write_shard(tmp_path / 'a.tar', members)}")) == 3
+
+
+def test_names_that_are_not_utf_8(tmp_path):
+    path = tmp_path / "latin.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as shard:
+        for name, content in (("caf\xe9.png", encoded(PICTURES.pixels[0])), ("tee.png", b"no picture")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            shard.addfile(member, io.BytesIO(content))
+    assert "latin.tar/tee.png" in refusal(f"wds:{path}")
+    (tmp_path / "latin.tar").unlink()
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as shard:
+        member = tarfile.TarInfo("caf\xe9.png")
+        member.size = len(encoded(PICTURES.pixels[0]))
+        shard.addfile(member, io.BytesIO(encoded(PICTURES.pixels[0])))
+    assert len(pd.open_images(f"wds:{path}")) == 1

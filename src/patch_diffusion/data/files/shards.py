@@ -68,7 +68,7 @@ def find_in_shards(pattern: str, options: Data, *, show: bool = False) -> Collec
         return io.BytesIO(read_at(names[shard], offset, size))
 
     def name(place: int) -> str:
-        return f"{paths[index.places[place][0]].name}/{index.names[place].decode()}"
+        return f"{paths[index.places[place][0]].name}/{index.names[place].decode(errors='replace')}"
 
     files = Files(len(index.places), lambda place: ImageFile(name(place), partial(opened, place)))
     return Collection(options.source, files, _labels(files, index, options), identity=digest(*states), slow=True)
@@ -93,7 +93,7 @@ class _Index:
         """Of all shards, in order."""
         samples = [(shard, *sample) for shard, samples in enumerate(samples_of_shards) for sample in samples]
         places = np.array([(shard, offset, size) for shard, _, offset, size, _ in samples], np.int64).reshape(-1, 3)
-        names = np.array([name.encode() for _, name, _, _, _ in samples], np.bytes_)
+        names = np.array([name.encode(errors="surrogateescape") for _, name, _, _, _ in samples], np.bytes_)
         values = [label for *_, label in samples]
         missing = [place for place, value in enumerate(values) if value is None]
         if len(missing) == len(values):
@@ -104,7 +104,7 @@ class _Index:
         odd = next((i for i, value in enumerate(values) if type(value) is not kind or kind not in (int, str)), None)
         if odd is not None:
             return cls(places, names, None, odd, f"{values[odd]!r} is no label beside {values[0]!r}")
-        return cls(places, names, np.array([v.encode() for v in values] if kind is str else values))
+        return cls(places, names, np.array([v.encode(errors="replace") for v in values] if kind is str else values))
 
     @classmethod
     def remembered(cls, key: dict[str, Any], look: Callable[[], _Index]) -> _Index:

@@ -174,11 +174,12 @@ def _check_images(images: ImageSet, autoencoder: Autoencoder) -> None:
 
 
 def _digest(images: ImageSet) -> str:
-    """Tells these images from others, by some of them."""
+    """Tells these images from others, by all pixels: of little cost beside encoding them."""
     facts = [len(images), images.codec.as_dict(), list(images.resolution), list(images.class_names)]
     digest = blake2b(json.dumps(facts).encode(), digest_size=16)
-    chosen = np.unique(np.linspace(0, len(images) - 1, 64).astype(np.int64))
-    digest.update(images.batch(chosen)[0].contiguous().numpy().tobytes())
+    for first in range(0, len(images), _MEASURED_AT_ONCE):
+        chosen = np.arange(first, min(first + _MEASURED_AT_ONCE, len(images)))
+        digest.update(images.batch(chosen)[0].contiguous().numpy().tobytes())
     if images.labels is not None:
         digest.update(images.labels.numpy().tobytes())
     return digest.hexdigest()

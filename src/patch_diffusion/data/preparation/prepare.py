@@ -226,7 +226,8 @@ def _key(found: Collection, options: Data, keep_duplicates: bool) -> str | None:
     identity = found.identity
     if identity is None and not has_files(options):
         path = Path(options.source).expanduser()
-        identity = options.source if options.source == NAME else state_of(path)
+        files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+        identity = options.source if options.source == NAME else list(map(state_of, files))
     if identity is None:
         return None
     asked = {name: getattr(options, name) for name in ("resolution", "fit", "mode", "key", "layout")}

@@ -102,7 +102,12 @@ def labels_of_values(values: Sequence[Any] | NDArray[Any], name: Callable[[int],
     Raises:
         InputError: anything else, or a number below 0.
     """
-    array: NDArray[Any] = np.asarray(values)
+    try:
+        array: NDArray[Any] = np.asarray(values)
+    except ValueError:  # lists of several lengths
+        raise InputError(
+            "labels are one class number or name per image, not lists of several lengths: set data.classes to False"
+        ) from None
     if array.dtype.kind == "O":
         array = np.array([_words(value) if isinstance(value, bytes) else value for value in array.tolist()])
     if array.dtype.kind == "S":
