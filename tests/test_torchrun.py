@@ -105,6 +105,20 @@ def test_a_lost_process_ends_the_others_with_one_line(tmp_path, number):
     assert err.splitlines()[-1].endswith("with as many processes as there are")
 
 
+def test_the_others_wait_for_looks_that_take_long(tmp_path):
+    """Longer than after which one that does not answer is given up."""
+    slow = IMPATIENT.replace(
+        "sys.exit(main())",
+        "from patch_diffusion.training import loop; import time; "
+        "loop.held_out_loss = lambda trainer, spent: time.sleep(8) if trainer.engine.first else None; sys.exit(main())",
+    )
+    first, second = pair(tmp_path / "run", tmp_path / "run", command=["-c", slow], steps=2)
+    for process in (first, second):
+        _, err = process.communicate(timeout=180)
+        assert process.returncode == 0, err
+    assert (tmp_path / "run" / "checkpoints" / "step-00000002").exists()
+
+
 def test_one_that_never_starts_is_told_too(tmp_path):
     (process,) = pair(tmp_path / "run", command=["-c", "import os; os.environ['WORLD_SIZE'] = '2'; " + IMPATIENT])
     _, err = process.communicate(timeout=180)

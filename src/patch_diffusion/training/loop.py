@@ -73,6 +73,7 @@ class Loop:
         complete = self.budget.spent(trainer.seen) >= 1
         if trainer.meter is not None and engine.takes_part and not complete:
             trainer.meter.begin(trainer.images, trainer.held_out, engine.device)
+        engine.wait_for_looks()
         if complete:
             if engine.first:  # it may have been killed when this was all that was missing
                 self._publish(trainer.run.checkpoint(step))
@@ -121,7 +122,8 @@ class Loop:
                     if back:
                         spent = self.budget.spent(trainer.seen)
                         continue
-                if _crosses(before, spent, trainer.samples) and trainer.engine.takes_part:
+                pictured = _crosses(before, spent, trainer.samples)
+                if pictured and trainer.engine.takes_part:
                     self._collapsed, self._collapsed_at = write_samples(trainer), seen.step
                 times = trainer.meter.options.times if trainer.meter is not None else 0
                 measured = _crosses(before, spent, times)
@@ -140,6 +142,8 @@ class Loop:
                     keep = spent >= 1 or (marked and not trainer.checkpoint_best)
                     trainer.save(keep=keep, wait=last, held_out=held_out, samples=samples)
                     last_save = seen.seconds
+                if pictured or measured or marked:
+                    trainer.engine.wait_for_looks()
                 standing = standing + 1 if seen.seconds == earlier else 0
                 if standing > _STANDING and self.budget.minutes is not None:
                     trainer.save()

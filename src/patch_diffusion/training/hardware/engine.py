@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,8 @@ from patch_diffusion.training.hardware.sharding import shard, whole
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+
+_LONGEST_LOOK = timedelta(days=3)
 
 # How much longer a process takes than the middle one, as a factor and in seconds between two lines of the log, before
 # the user is told.
@@ -69,6 +72,7 @@ class Engine:
         self.device = device_of_process(options.device, self.world)
         self.hosts: dist.ProcessGroup | None = None
         self.writers: dist.ProcessGroup | None = None
+        self._patient: dist.ProcessGroup | None = None
         self._busy, self._busy_of_all = 0.0, np.zeros(self.world)
         if options.shard:
             _check_sharding(options, self.world)
@@ -81,6 +85,8 @@ class Engine:
             self.hosts = _group_of_hosts()
             if options.shard:
                 self.writers = _group_of_hosts()
+            else:
+                self._patient = _group_of_hosts(_LONGEST_LOOK)
         self.type = _TYPES[_precision(options.precision, self.device)]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.type is torch.float16)
 
@@ -269,6 +275,14 @@ class Engine:
         if self.hosts is not None:
             dist.barrier(group=self.hosts)
 
+    def wait_for_looks(self) -> None:
+        """For the first process, which alone looks at what training has come to, where that takes longer than a step.
+
+        One that is gone is noticed at once here too; one that hangs is not given up for days.
+        """
+        if self._patient is not None:
+            dist.barrier(group=self._patient)
+
     def disconnect_at_exit(self) -> None:
         """After a `wait`, when nothing is on its way: have the connections closed when the process ends.
 
@@ -338,9 +352,9 @@ def _disconnect() -> None:
         dist.destroy_process_group()
 
 
-def _group_of_hosts() -> dist.ProcessGroup:
+def _group_of_hosts(patience: timedelta | None = None) -> dist.ProcessGroup:
     """Of all processes, past their devices."""
-    return dist.new_group(backend="gloo", timeout=GIVEN_UP_AFTER)  # pyright: ignore[reportReturnType]
+    return dist.new_group(backend="gloo", timeout=patience or GIVEN_UP_AFTER)  # pyright: ignore[reportReturnType]
 
 
 def device_of_process(name: str, world: int) -> torch.device:
