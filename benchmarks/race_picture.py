@@ -70,7 +70,7 @@ def picture(content: dict[str, Any], title: str, since: float) -> str:
         line = " ".join(f"{across(time):.1f},{up(loss):.1f}" for time, loss, *_ in points)
         parts.append(f'<polygon points="{outline}" fill="{colour}" opacity=".18"/>')
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        told = escape(NAMES.get(name, name))
+        told = escape(NAMES.get(name) or name)
         parts.append(f'<text x="{LEFT + WIDTH + 8}" y="{named[name] + 4:.1f}" fill="{colour}">{told}</text>')
     return "\n".join([*parts, *guide(content, across, up), "</svg>", ""])
 
