@@ -213,8 +213,9 @@ def test_every_option_changes_the_picture_and_stands_in_the_command(site, path, 
     assert main(shlex.split(kinds["finished"][0]["command"])[1:]) == 0
     written = "pictures" if path == "generate" else "edited"
     (same,) = [np.array(Image.open(file)) for file in (tmp_path / written).glob("*.png")]
-    # But for rounding in other kernels, as the page may give a network other numbers of crops at a time.
-    assert np.abs(same.astype(int) - made[1].astype(int)).max() <= 1
+    # The page gives a network other numbers of crops at a time than the command, and so to other kernels.
+    rounding = 1 if str(option.get("guide")).startswith("crops") else 0
+    assert np.abs(same.astype(int) - made[1].astype(int)).max() <= rounding
     if "guide" in option:
         told = json.loads((tmp_path / written / "samples.json").read_text())["samples"][0]["settings"]["guide"]
         assert told == option["guide"] == kinds["finished"][0]["settings"]["guide"]
