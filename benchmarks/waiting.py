@@ -42,8 +42,8 @@ def worker(folder: str, steps: int) -> None:
         PRESETS["small"], engine=Engine(device="cpu", threads=1), checkpoints=1, samples=0, log_every=10**6
     )
     trainer = build_trainer(options, images, Path(folder) / "run", show=False)
-    engine = trainer.engine
-    backward, step, agree, add = engine.backward, engine.step, engine.agree, trainer.losses.add
+    engine, group = trainer.engine, trainer.engine.group
+    backward, step, agree, add = engine.backward, engine.step, group.agree, trainer.losses.add
     waited, exchanged = [0.0], [0.0]
     rows: list[dict[str, Any]] = []
     began = [time.perf_counter()]
@@ -57,12 +57,12 @@ def worker(folder: str, steps: int) -> None:
         gradients = [parameter.grad for parameter in trainer.network.parameters() if parameter.grad is not None]
         joined = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(joined)
-        joined /= engine.world
+        joined /= group.world
         for gradient, part in zip(gradients, joined.split([gradient.numel() for gradient in gradients]), strict=True):
             gradient.copy_(part.view(gradient.shape))
 
     def measured_step(optimizer: torch.optim.Optimizer, clip: float | None) -> torch.Tensor:
-        timed(waited, engine.wait)
+        timed(waited, group.wait)
         timed(exchanged, exchange)
         return step(optimizer, clip)
 
@@ -71,7 +71,7 @@ def worker(folder: str, steps: int) -> None:
         add(size, loss, by_noise, skipped)
 
     def measured_agree(seconds: float, *flags: bool) -> tuple[float, list[bool]]:
-        timed(waited, engine.wait)
+        timed(waited, group.wait)
         result = agree(seconds, *flags)
         now = time.perf_counter()
         rows[-1] |= {"seconds": now - began[0], "waited": waited[0], "exchanged": exchanged[0]}
@@ -79,34 +79,34 @@ def worker(folder: str, steps: int) -> None:
         return result
 
     engine.backward = lambda loss, inputs, weight, *, last=True: backward(loss, inputs, weight, last=False)
-    engine.step, engine.agree, trainer.losses.add = measured_step, measured_agree, measured_add
+    engine.step, group.agree, trainer.losses.add = measured_step, measured_agree, measured_add
     trainer.fit(steps=steps)
 
     barriers = []
     for _ in range(200):  # what a barrier costs where nobody is late
         start = time.perf_counter()
-        engine.wait()
+        group.wait()
         barriers.append(time.perf_counter() - start)
     found = {
         "steps": rows[UNCOUNTED:],
         "bare": bare(trainer, steps)[UNCOUNTED:],
         "barrier_seconds": median(barriers),
     }
-    (Path(folder) / f"{engine.rank}.json").write_text(json.dumps(found))
+    (Path(folder) / f"{group.rank}.json").write_text(json.dumps(found))
 
 
 def bare(trainer: Trainer, steps: int) -> list[dict[str, Any]]:
     """The same with nothing but forward and backward passes on inputs that stay: what the machine makes them wait."""
-    rows = []
+    rows, group = [], trainer.engine.group
     for step in range(steps):
         size = trainer.schedule.size_at(step, trainer.images.resolution)
-        num = size.num_images(trainer.batch) // trainer.engine.world
+        num = size.num_images(trainer.batch) // group.world
         inputs = trainer.batches.inputs(Batch(step, 0, 0, size, num), range(num))
-        trainer.engine.wait()
+        group.wait()
         began = time.perf_counter()
         trainer.engine.backward(trainer.loss, inputs, 1.0, last=False)
         done = time.perf_counter()
-        trainer.engine.wait()
+        group.wait()
         now = time.perf_counter()
         rows.append({"size": str(size), "seconds": now - began, "waited": now - done, "exchanged": 0.0})
     return rows

@@ -104,6 +104,10 @@ def labels_miss_a_file(path):
     return folder, "00011.png"
 
 
+def nobodys_home(path):
+    return "~nosuchuser/photos", "~nosuchuser/photos"
+
+
 def two_sizes(path):
     folder = write_folder(path, PICTURES, labels=False)
     Image.new("RGB", (20, 16)).save(folder / "wide.png")
@@ -121,6 +125,7 @@ CASES = [
     complex_numbers,
     objects,
     labels_miss_a_file,
+    nobodys_home,
     two_sizes,
 ]
 

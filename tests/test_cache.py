@@ -2,6 +2,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -188,6 +190,10 @@ def test_where_it_is(monkeypatch, tmp_path):
         assert cache.cache_folder() == tmp_path / "patch_diffusion"
     monkeypatch.setattr(sys, "platform", "darwin")
     assert cache.cache_folder().parts[-3:] == ("Library", "Caches", "patch_diffusion")
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", str)  # nobody has a home
+    assert cache.cache_folder() == Path(tempfile.gettempdir(), ".cache", "patch_diffusion")
 
 
 def test_what_killed_processes_left_is_swept_after_a_while(folder, own_cache):  # noqa: F811

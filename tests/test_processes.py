@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -118,7 +119,7 @@ def test_parts_cover_every_sample_once():
         seen = []
         for rank in range(world):
             process = object.__new__(Process)
-            process.rank, process.world, process.accumulation = rank, world, accumulation
+            process.group, process.accumulation = SimpleNamespace(rank=rank, world=world), accumulation
             parts = process.shares(num)
             assert len(parts) == accumulation and min(map(len, parts)) >= 1
             seen += [slot for part in parts for slot in part]

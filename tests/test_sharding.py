@@ -79,7 +79,7 @@ def moves_by_what_is_not_finite(trainer):
     parameters = list(trainer.network.parameters())
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
-    if trainer.engine.rank == trainer.engine.world - 1:
+    if trainer.engine.group.rank == trainer.engine.group.world - 1:
         parameters[0].grad.to_local()[-1] = torch.inf
     before = [parameter.to_local().clone() for parameter in parameters]
     skipped = trainer.engine.step(trainer.optimizer, 1.0)
@@ -114,11 +114,11 @@ def two_processes(folder):
 
     pd.train(replace(SMALL, engine=SHARED), folder / "was alone", show=False)
     pd.train(replace(HALF, engine=SHARED), folder / "was shared", show=False)
-    trainer.engine.wait()
+    trainer.engine.group.wait()
     if first:
         shutil.copytree(folder / "was shared", folder / "to one")
         shutil.copytree(folder / "was shared", folder / "to three")
-    trainer.engine.wait()
+    trainer.engine.group.wait()
     pd.train(SMALL, folder / "was shared", show=False)
 
     muon.MOST_WHOLE = 1000  # so that matrices go through in portions
@@ -127,11 +127,11 @@ def two_processes(folder):
     pd.train(replace(SMALL, engine=replace(BF16, shard=True)), folder / "bf16", show=False)
     train_own(folder / "own", SHARED)
 
-    trainer.engine.wait()
+    trainer.engine.group.wait()
     if first:
         shutil.copytree(folder / "shared", folder / "damaged")
         flip(next((folder / "damaged/checkpoints/step-00000004/shards").glob("shard-00002*")))
-    trainer.engine.wait()
+    trainer.engine.group.wait()
     pd.train(replace(SMALL, engine=IN_PARTS), folder / "damaged", show=False)
 
     checksum, further = checkpoint.file_checksum, threading.Event()

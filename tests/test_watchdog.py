@@ -11,7 +11,7 @@ from patch_diffusion.config import Optimizer
 from patch_diffusion.files import read_tensors
 from patch_diffusion.training import loop
 from patch_diffusion.training.checkpoints.checkpoint import optimizer_tensors, read_checkpoint
-from patch_diffusion.training.hardware.engine import Engine, Options
+from patch_diffusion.training.hardware.group import Group
 from patch_diffusion.training.losses import Means
 from patch_diffusion.training.optimizing.optimizers import make_optimizer
 from patch_diffusion.training.watchdog import PATIENCE, Watchdog
@@ -230,11 +230,10 @@ def test_a_picture_of_one_colour_is_told_once_where_nothing_is_done_about_it(mak
 
 
 def test_a_slow_process_is_named():
-    engine = Engine(Options(device="cpu"))
-    engine.world = 3
-    engine._busy_of_all = np.array([10.0, 10.5, 25.0])
-    assert engine.lagging() == "process 2 takes 2.4 times as long as the others, which wait for it"
-    assert engine.lagging() == ""
+    group = Group(0, 1, torch.device("cpu"))
+    group._busy_of_all = np.array([10.0, 10.5, 25.0])
+    assert group.lagging() == "process 2 takes 2.4 times as long as the others, which wait for it"
+    assert group.lagging() == ""
 
 
 def test_a_clock_that_stands_still_ends_a_budget_of_minutes(make_trainer, monkeypatch):

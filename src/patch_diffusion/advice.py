@@ -20,6 +20,7 @@ from patch_diffusion.data.inspection.inspect import Findings
 from patch_diffusion.data.inspection.resolution import suggest_resolution
 from patch_diffusion.data.latents.folder import is_latents
 from patch_diffusion.errors import InputError
+from patch_diffusion.files import user_path
 from patch_diffusion.patches.schedule import PatchSchedule
 from patch_diffusion.presets import DEFAULT_PRESET
 from patch_diffusion.suggest import stride, suggest
@@ -127,7 +128,7 @@ def preset_for(source: str, device: str = "auto") -> str:
         return DIGITS
     if choose_device(device).type != "cuda":
         return DEFAULT_PRESET
-    return "adm-latent-32" if is_latents(Path(source).expanduser()) else "ddpmpp-64"
+    return "adm-latent-32" if is_latents(user_path(source)) else "ddpmpp-64"
 
 
 def warnings_of(findings: Findings, config: Config) -> list[str]:
@@ -139,7 +140,7 @@ def _at_a_resolution(
     findings: Findings, config: Config, given: Collection[str], side: int, reasons: dict[str, str]
 ) -> Config:
     """Brought to a resolution, where images are large or of several sizes."""
-    if "data.resolution" in given or not findings.sizes or is_latents(Path(config.data.source).expanduser()):
+    if "data.resolution" in given or not findings.sizes or is_latents(user_path(config.data.source)):
         return config
     found = suggest_resolution(findings.sizes, side)
     if found is None:
@@ -246,7 +247,7 @@ def _of_few(findings: Findings) -> list[str]:
 
 def _of_flips(findings: Findings, config: Config) -> list[str]:
     # Latents cannot be mirrored as pictures are.
-    told = config.data.augment.flip or config.data.augment.p or is_latents(Path(config.data.source).expanduser())
+    told = config.data.augment.flip or config.data.augment.p or is_latents(user_path(config.data.source))
     if told or findings.num_images >= _FLIPS_FOR or findings.asymmetry_by_chance >= _ENOUGH_TO_TELL:
         return []
     if findings.asymmetry >= max(2 * findings.asymmetry_by_chance, _SYMMETRIC):

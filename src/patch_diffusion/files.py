@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path in which ``~`` is the user's home; as it is where there is no such user or home."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  (Path.expanduser raises there)
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file under another name, sync it, rename it."""
     from safetensors import SafetensorError

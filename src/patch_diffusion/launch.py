@@ -6,12 +6,12 @@ import os
 from collections.abc import Collection
 from dataclasses import replace
 from os import PathLike
-from pathlib import Path
 
 from patch_diffusion.config import Config, Watch
 from patch_diffusion.data.sources import open_images
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError
+from patch_diffusion.files import user_path
 from patch_diffusion.suggest import suggest
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.build import build_trainer
@@ -67,7 +67,7 @@ def _train(
         images = replace(images, notes=(*images.notes, *reasons))
     meter = None
     idle = [name for name, value in vars(config.watch).items() if value != getattr(Watch(), name)]
-    if idle and not config.watch.metrics and not RunFolder(Path(out).expanduser()).is_run():
+    if idle and not config.watch.metrics and not RunFolder(user_path(out)).is_run():
         raise InputError(
             f"watch.{idle[0]} has no effect without watch.metrics: add --watch.metrics frechet, or leave it out"
         )

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from patch_diffusion.files import user_path
 from patch_diffusion.training.lock import holder
 from patch_diffusion.training.run import RunFolder
 from patch_diffusion.training.watching.history import Curve, History, in_words
@@ -41,7 +42,7 @@ def follow(run: Path, *, json: bool = False) -> None:
         InputError: no run there.
         KeyboardInterrupt: after Ctrl-C.
     """
-    folder = RunFolder(run.expanduser())
+    folder = RunFolder(user_path(run))
     folder.read_config()
     if json:
         for news, _, _ in _looks(folder):

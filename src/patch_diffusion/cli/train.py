@@ -15,6 +15,7 @@ from patch_diffusion.cli.parsing import parse, value_of
 from patch_diffusion.cli.speaker import is_first
 from patch_diffusion.config import Config, read_yaml
 from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.files import user_path
 from patch_diffusion.presets import DEFAULT_PRESET, PRESETS
 
 
@@ -88,7 +89,7 @@ def _preset_and_file(arguments: Sequence[str]) -> Config:
 def _stored(out: Path) -> Config:
     from patch_diffusion.training.run import RunFolder
 
-    run = RunFolder(out.expanduser())
+    run = RunFolder(user_path(out))
     if not run.is_run():
         raise InputError(f"there is no run to continue in {out}: give DATA to train on, a folder, a zip, or digits")
     config, _ = run.read_config()

@@ -23,6 +23,7 @@ from patch_diffusion.data.images import Images
 from patch_diffusion.data.latents.folder import is_latents, open_latents
 from patch_diffusion.data.reading.sizes import resolution_of
 from patch_diffusion.errors import InputError
+from patch_diffusion.files import user_path
 
 _CHOICES = {"mode": get_args(Mode), "fit": get_args(Fit), "layout": get_args(Layout), "cache": get_args(Cache)}
 
@@ -107,7 +108,7 @@ def open_images(
         if fit != "crop":
             raise InputError(f"data.fit {fit} has no meaning for the digits: leave it out")
         return digits.read_digits(options)
-    path = Path(source).expanduser()
+    path = user_path(source)
     if is_latents(path):
         if options != Data(options.source, classes=classes):
             raise InputError(f"{source} holds latents, which are as they were made: leave out all but data.classes")
@@ -128,7 +129,7 @@ def find_images(options: Data, *, show: bool = False) -> Iterator[Collection]:
         InputError: no files there, or an array or the digits, which have none.
     """
     _check(options)
-    source, path = options.source, Path(options.source).expanduser()
+    source, path = options.source, user_path(options.source)
     prefix = _prefix(source)
     _refuse_unknown(options, source, _FILES if prefix is None else _TABLE)
     if prefix is not None:

@@ -26,6 +26,7 @@ from patch_diffusion.evaluation.metrics import OF_MODELS, known_metrics, possibl
 from patch_diffusion.evaluation.reference import is_statistics, read_statistics
 from patch_diffusion.evaluation.samples import SamplesOptions, of_samples
 from patch_diffusion.evaluation.subject import Source, Subject, open_subject
+from patch_diffusion.files import user_path
 from patch_diffusion.sampling.guidance.guide import Guidance
 from patch_diffusion.training.hardware.engine import choose_device
 
@@ -143,8 +144,8 @@ def evaluate(
 
 
 def _statistics(reference: Source | Images | None) -> Gaussian | None:
-    if isinstance(reference, str | os.PathLike) and is_statistics(Path(reference).expanduser()):
-        return read_statistics(Path(reference).expanduser())
+    if isinstance(reference, str | os.PathLike) and is_statistics(user_path(reference)):
+        return read_statistics(user_path(reference))
     return None
 
 

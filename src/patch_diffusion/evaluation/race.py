@@ -20,6 +20,7 @@ from patch_diffusion.evaluation.looking import JUDGES, look, mean
 from patch_diffusion.evaluation.race_record import RaceFolder, Record
 from patch_diffusion.evaluation.summary import length
 from patch_diffusion.evaluation.tuning import tune
+from patch_diffusion.files import user_path
 from patch_diffusion.training.lock import locked
 from patch_diffusion.training.trainer import Trainer
 from patch_diffusion.training.watching.report import clock
@@ -77,7 +78,7 @@ def race(
     tune_budget = field.extent if tune_budget is None else tune_budget
     if tuned and not tune_budget > 0:
         raise InputError(f"the budget of tuning is above 0, not {tune_budget}")
-    folder = RaceFolder(Path(out).expanduser())
+    folder = RaceFolder(user_path(out))
     plan = {
         "arms": {name: to_dict(config) for name, config in field.arms.items()},
         "held_out": held_out,

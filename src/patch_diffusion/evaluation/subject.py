@@ -12,6 +12,7 @@ from patch_diffusion.data.images import Images, hold_out
 from patch_diffusion.data.sources import open_images
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError
+from patch_diffusion.files import user_path
 from patch_diffusion.training.run import ModelFacts, RunFolder, load
 
 Source = str | os.PathLike[str]
@@ -64,7 +65,7 @@ def open_subject(
     if not isinstance(source, str | os.PathLike):
         given = _reading_like(source.resolution, source.channels)
         return Subject("images", None, source, _open(data, given, show), _open(held_out, given, show), given)
-    path = Path(source).expanduser()
+    path = user_path(source)
     folder = RunFolder(path.parent.parent if path.parent.name == "checkpoints" else path)
     if not folder.is_run():
         try:

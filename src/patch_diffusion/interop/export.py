@@ -16,7 +16,7 @@ from torch import nn
 
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError, did_you_mean
-from patch_diffusion.files import check_room, sync, write_text
+from patch_diffusion.files import check_room, sync, user_path, write_text
 from patch_diffusion.interop.card import Card, Format, newest_lines, read_figures
 from patch_diffusion.interop.graph import write_graph
 from patch_diffusion.interop.hub import check_repository, push
@@ -80,7 +80,7 @@ def export_model(
 
     >>> export_model("runs/photos", "model", to="diffusers")  # doctest: +SKIP
     """
-    source, place = Path(run).expanduser(), Path(out).expanduser()
+    source, place = user_path(run), user_path(out)
     name = place.absolute().name
     folder = RunFolder(source.parent.parent if source.parent.name == "checkpoints" else source)
     sampler = _check_options(to, vae=vae, dtype=dtype, solver=solver, schedule=schedule)
@@ -91,7 +91,7 @@ def export_model(
     elif public:
         raise InputError("public says how a repository is made: name one by push OWNER/NAME")
     _check_place(place)
-    figures = {} if evaluation is None else read_figures(Path(evaluation).expanduser())
+    figures = {} if evaluation is None else read_figures(user_path(evaluation))
     config, facts = folder.read_config()
     if config.network.kind == "custom" and network is None:
         raise InputError(

@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -21,7 +20,7 @@ from patch_diffusion.config import Config, Data, Network, Noise, Patches, to_dic
 from patch_diffusion.denoise.networks.unet import STYLES
 from patch_diffusion.denoise.process import VP
 from patch_diffusion.errors import InputError
-from patch_diffusion.files import check_room, write_tensors
+from patch_diffusion.files import check_room, user_path, write_tensors
 from patch_diffusion.interop.pickled import printable
 from patch_diffusion.interop.published import Published, read_published
 from patch_diffusion.training.run import ModelFacts, RunFolder, build_network
@@ -69,7 +68,7 @@ def import_model(file: str | os.PathLike[str], out: str | os.PathLike[str]) -> d
     >>> found["network"], load("runs/cifar10").num_classes
     ('SongUNet', 10)
     """
-    path, run = Path(file).expanduser(), RunFolder(Path(out).expanduser())
+    path, run = user_path(file), RunFolder(user_path(out))
     if run.is_run():
         raise InputError(f"{run.path} holds a run already: choose a new or an empty folder")
     published = read_published(path)

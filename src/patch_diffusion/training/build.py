@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 from os import PathLike
-from pathlib import Path
 
 import torch
 
@@ -16,6 +15,7 @@ from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.noise import NoiseLevels
 from patch_diffusion.denoise.process import PROCESSES
 from patch_diffusion.errors import InputError
+from patch_diffusion.files import user_path
 from patch_diffusion.patches.schedule import PatchSchedule
 from patch_diffusion.streams import stream_key
 from patch_diffusion.training.run import RunFolder, build_network
@@ -41,7 +41,7 @@ def build_trainer(
         raise InputError("watch.metrics are measured by a meter: train by the function train, or give a SampleMeter")
     patches = {name: value for name, value in vars(config.patches).items() if name != "coords"}
     schedule = PatchSchedule(**patches, seed=config.seed)
-    share, notes = _share_held_out(config.data.held_out, images, RunFolder(Path(out).expanduser()))
+    share, notes = _share_held_out(config.data.held_out, images, RunFolder(user_path(out)))
     images, held_out = hold_out(replace(images, notes=(*images.notes, *notes)), share, config.seed)
     torch.manual_seed(stream_key(config.seed, "weights"))
     augment = Augment(**vars(config.data.augment))

@@ -42,16 +42,16 @@ class Loop:
 
     def begin(self) -> None:
         """Go to where a stopped run was: its newest checkpoint that is not damaged."""
-        trainer, engine, progress = self.trainer, self.trainer.engine, self.trainer.progress
-        if engine.first:
+        trainer, group, progress = self.trainer, self.trainer.engine.group, self.trainer.progress
+        if group.first:
             remove_leftovers(trainer.run.path)
         existing = trainer.run.checkpoints()
-        engine.check_same_step(step_of(existing[-1]) if existing else 0)
-        existing = engine.of_first(existing)
+        group.check_same_step(step_of(existing[-1]) if existing else 0)
+        existing = group.of_first(existing)
         damaged: dict[Path, str] = {}
         for folder in reversed(existing):
             try:
-                content = read_shared_checkpoint(folder, trainer.network, engine.hosts)
+                content = read_shared_checkpoint(folder, trainer.network, group.hosts)
             except InputError as error:
                 damaged[folder] = str(error)
                 continue
@@ -63,19 +63,19 @@ class Loop:
             )
         step = trainer.seen.step
         progress.continue_log(step if existing else -1)
-        engine.wait()
+        group.wait()
         for folder, reason in damaged.items():
-            if engine.first:
+            if group.first:
                 checkpoint.set_aside(folder, "damaged")
             progress.note(f"WARNING: {reason}; going back to the checkpoint before", step)
         for change in trainer.changed:
             progress.note(f"changed from here on: {change}", step)
         complete = self.budget.spent(trainer.seen) >= 1
-        if trainer.meter is not None and engine.takes_part and not complete:
-            trainer.meter.begin(trainer.images, trainer.held_out, engine.device)
-        engine.wait_for_looks()
+        if trainer.meter is not None and group.takes_part and not complete:
+            trainer.meter.begin(trainer.images, trainer.held_out, trainer.engine.device)
+        group.wait_for_looks()
         if complete:
-            if engine.first:  # it may have been killed when this was all that was missing
+            if group.first:  # it may have been killed when this was all that was missing
                 self._publish(trainer.run.checkpoint(step))
             progress.say(f"this run is complete, after {step:,} steps; a larger budget would continue it")
         elif existing:
@@ -94,7 +94,7 @@ class Loop:
             KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is written.
             InputError: training has gone wrong and does not go on, or cannot end.
         """
-        trainer, seen = self.trainer, self.trainer.seen
+        trainer, seen, group = self.trainer, self.trainer.seen, self.trainer.engine.group
         began, seconds_before = time.monotonic(), seen.seconds
         last_save = seconds_before
         standing = 0
@@ -107,11 +107,11 @@ class Loop:
                 seen = trainer.seen
                 before, earlier = spent, seen.seconds
                 seconds = seconds_before + time.monotonic() - began
-                seen.seconds, (stop, trouble) = trainer.engine.agree(seconds, interrupted.is_set(), self._collapsed)
+                seen.seconds, (stop, trouble) = group.agree(seconds, interrupted.is_set(), self._collapsed)
                 spent = self.budget.spent(seen)
                 if spent >= until:
                     trainer.engine.catch_up()  # what the device has still to do belongs to this lap
-                    seen.seconds, _ = trainer.engine.agree(seconds_before + time.monotonic() - began)
+                    seen.seconds, _ = group.agree(seconds_before + time.monotonic() - began)
                     spent = self.budget.spent(seen)
                 reason = _COLLAPSED if trouble else ""
                 if seen.step % trainer.log_every == 0 or spent >= 1:
@@ -123,7 +123,7 @@ class Loop:
                         spent = self.budget.spent(trainer.seen)
                         continue
                 pictured = _crosses(before, spent, trainer.samples)
-                if pictured and trainer.engine.takes_part:
+                if pictured and group.takes_part:
                     self._collapsed, self._collapsed_at = write_samples(trainer), seen.step
                 times = trainer.meter.options.times if trainer.meter is not None else 0
                 measured = _crosses(before, spent, times)
@@ -143,7 +143,7 @@ class Loop:
                     trainer.save(keep=keep, wait=last, held_out=held_out, samples=samples)
                     last_save = seen.seconds
                 if pictured or measured or marked:
-                    trainer.engine.wait_for_looks()
+                    group.wait_for_looks()
                 standing = standing + 1 if seen.seconds == earlier else 0
                 if standing > _STANDING and self.budget.minutes is not None:
                     trainer.save()
@@ -153,8 +153,8 @@ class Loop:
                     )
             if self._collapsed:  # in the last picture, after which there was no step to say so
                 trainer.progress.note(f"WARNING: {_COLLAPSED}", trainer.seen.step)
-        trainer.engine.wait()
-        trainer.engine.disconnect_at_exit()
+        group.wait()
+        group.disconnect_at_exit()
         if stop and spent < 1:
             raise KeyboardInterrupt
         return trainer.average.denoiser
@@ -169,7 +169,7 @@ class Loop:
         means = trainer.losses.means()
         trainer.losses.clear()
         trainer.progress.log(trainer.seen, spent, trainer.optimizer.param_groups[0]["lr"], means)
-        lagging = trainer.engine.lagging()
+        lagging = trainer.engine.group.lagging()
         if lagging and lagging[:10] not in self._told:
             self._told.add(lagging[:10])
             trainer.progress.note(f"WARNING: {lagging}", trainer.seen.step)
@@ -177,23 +177,23 @@ class Loop:
 
     def _recover(self, reason: str) -> bool:
         """Go back to the last good checkpoint, once, and else end with the reason; whether it has gone back."""
-        trainer, progress = self.trainer, self.trainer.progress
+        trainer, group, progress = self.trainer, self.trainer.engine.group, self.trainer.progress
         step, seconds = trainer.seen.step, trainer.seen.seconds
         if trainer.on_trouble == "off":
             progress.note(f"WARNING: {reason}; training goes on, since watchdog is off", step)
             return False
         with suppress(OSError, InputError):
             trainer.writer.wait()
-        written: list[Path] = trainer.engine.of_first(trainer.run.checkpoints())
+        written: list[Path] = group.of_first(trainer.run.checkpoints())
         latest = trainer.watchdog.good
         if reason == _COLLAPSED:  # what was saved with that picture is no better
-            latest = min(latest, trainer.engine.of_first(self._collapsed_at) - 1)
+            latest = min(latest, group.of_first(self._collapsed_at) - 1)
         good = [path for path in written if step_of(path) <= latest]
-        if trainer.engine.first:
+        if group.first:
             for path in written:
                 if path not in good:
                     checkpoint.set_aside(path, "bad")
-        if good and trainer.engine.first:
+        if good and group.first:
             self._publish(good[-1])
         if not good or trainer.on_trouble == "stop" or trainer.watchdog.back:
             again = " again" if trainer.watchdog.back else ""

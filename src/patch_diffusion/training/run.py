@@ -21,7 +21,7 @@ from patch_diffusion.denoise.networks.dit import DiT
 from patch_diffusion.denoise.networks.unet import STYLES, UNet
 from patch_diffusion.denoise.process import PROCESSES
 from patch_diffusion.errors import InputError, did_you_mean
-from patch_diffusion.files import read_json, read_tensors, write_json
+from patch_diffusion.files import read_json, read_tensors, user_path, write_json
 from patch_diffusion.training.checkpoints.retention import best_of, step_of
 from patch_diffusion.training.hardware.engine import choose_device, place
 from patch_diffusion.training.lock import LOCK_FILE
@@ -246,7 +246,7 @@ def load(
     >>> model(torch.zeros(1, 1, 16, 16), torch.ones(1), coordinate_grid(16, 16)).shape
     torch.Size([1, 1, 16, 16])
     """
-    path = Path(run).expanduser()
+    path = user_path(run)
     if path.parent.name == "checkpoints":
         folder, weights = RunFolder(path.parent.parent), path / "ema.safetensors"
     else:
@@ -340,7 +340,7 @@ def describe(run: str | os.PathLike[str]) -> dict[str, Any]:
     >>> describe("runs/digits")["checkpoints"]
     [1]
     """
-    folder = RunFolder(Path(run).expanduser())
+    folder = RunFolder(user_path(run))
     config, facts = folder.read_config()
     progress = last_measured(folder.log_file)
     best = folder.best()

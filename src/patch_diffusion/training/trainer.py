@@ -20,7 +20,7 @@ from patch_diffusion.data.images import Images
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.noise import NoiseLevels
 from patch_diffusion.errors import InputError
-from patch_diffusion.files import check_room, write_tensors
+from patch_diffusion.files import check_room, user_path, write_tensors
 from patch_diffusion.patches.schedule import PatchSchedule, PatchSize
 from patch_diffusion.streams import stream_key
 from patch_diffusion.training.balance import Balance
@@ -169,13 +169,14 @@ class Trainer:
         if engine.accumulation == "auto":
             self.engine.accumulation = parts_that_fit(self)
             engine = replace(engine, accumulation=self.engine.accumulation)
-        if batch < self.engine.world * self.engine.accumulation:
+        world = self.engine.group.world
+        if batch < world * self.engine.accumulation:
             raise InputError(
-                f"a batch of {batch} cannot be shared out to {self.engine.world} processes in {engine.accumulation} "
+                f"a batch of {batch} cannot be shared out to {world} processes in {engine.accumulation} "
                 "parts each: give a larger batch, or lower engine.accumulation"
             )
 
-        self.run = RunFolder(Path(out).expanduser())
+        self.run = RunFolder(user_path(out))
         self.facts = ModelFacts.of(denoiser, images)
         settings = getattr(self.network, "settings", None)
         self.config = Config(
@@ -213,7 +214,7 @@ class Trainer:
             track=None if track is None else tuple(track),  # pyright: ignore[reportArgumentType]
         )
         trackers = Trackers(choose_trackers(track), self.run.path)
-        first = self.engine.first
+        first = self.engine.group.first
         self.progress = Progress(
             self.run.log_file if first else None, show=show and first, trackers=trackers if first else None
         )
@@ -264,9 +265,9 @@ class Trainer:
         ...         model = train_until(tenth / 10)
         """
         budget = Budget(steps, images, minutes)
-        self.engine.wait()  # until all have looked at the folder
+        self.engine.group.wait()  # until all have looked at the folder
         with self._opened(budget):
-            self.engine.wait()
+            self.engine.group.wait()
             loop = Loop(self, budget)
             loop.begin()
             yield lambda until: loop.run(min(until, 1.0))
@@ -285,7 +286,7 @@ class Trainer:
         total, by_noise = torch.zeros((), device=self.engine.device), self.losses.none()
         shares = self.engine.shares(num)
         for part, slots in enumerate(shares):
-            with self.engine.busy():
+            with self.engine.group.busy():
                 inputs = self.batches.inputs(batch, slots)
                 if part + 1 < len(shares):
                     self.batches.expect(batch, shares[part + 1])
@@ -336,12 +337,12 @@ class Trainer:
             The folder; None where the one before is still being written and this need not be kept, where the gradients
             of late have not been finite, or in a process that does not write.
         """
-        if not self.engine.takes_part:
+        if not self.engine.group.takes_part:
             return None
-        sharing = self.engine.writers is not None
+        sharing = self.engine.group.writers is not None
         measured = held_out is not None or samples  # it may be the best
         needed = keep or wait or measured
-        if not needed and (self.engine.of_first(self.writer.busy) if sharing else self.writer.busy):
+        if not needed and (self.engine.group.of_first(self.writer.busy) if sharing else self.writer.busy):
             return None
         losses = self.losses.state()
         if self.on_trouble != "off" and 2 * (losses["skipped"] - self.watchdog.skipped) > max(len(losses["steps"]), 1):
@@ -364,12 +365,12 @@ class Trainer:
             "optimizer": checkpoint.optimizer_tensors(self.optimizer, self.network),
             **{name: average.tensors for name, average in self.power_averages.items()},
         }
-        processes = self.engine.writers
+        processes = self.engine.group.writers
         copies = checkpoint.Copies.of(tensors) if processes is None else SharedCopies.of(tensors, processes)
 
         def write() -> None:
             copies.write(folder, state)
-            if self.engine.first:
+            if self.engine.group.first:
                 write_tensors(self.run.model_file, copies.groups["ema"])
                 sweep(self.run.checkpoints(), last=self.checkpoint_last, best=self.checkpoint_best, good=good)
                 if keep and self.run.is_run():  # a page may take its time, and who stops a run should not wait for it
@@ -392,7 +393,7 @@ class Trainer:
 
     def restore(self, folder: Path) -> dict[str, Any]:
         """Go back to a checkpoint; all processes of a run together. Returns its state."""
-        tensors, state = read_shared_checkpoint(folder, self.network, self.engine.hosts)
+        tensors, state = read_shared_checkpoint(folder, self.network, self.engine.group.hosts)
         self.restore_content(folder, tensors, state)
         return state
 
@@ -423,7 +424,7 @@ class Trainer:
         one_checkpoint = (4 + len(self.power_averages)) * 4 * self.facts.parameters
         check_room(self.run.path, 2 * one_checkpoint)
         self.config = replace(self.config, **vars(budget))
-        if not self.engine.first:
+        if not self.engine.group.first:
             yield
             return
         self.run.path.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from patch_diffusion.errors import InputError
+from patch_diffusion.files import user_path
 from patch_diffusion.web.site import MOST_BYTES, Answer, Site
 
 _MOST_CONNECTIONS = 128
@@ -59,7 +60,7 @@ def serve(
     """
     from patch_diffusion.training.hardware.engine import choose_device
 
-    folder = Path(runs).expanduser()
+    folder = user_path(runs)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: give a folder with runs")
     choose_device(device)  # now, and not at the first picture

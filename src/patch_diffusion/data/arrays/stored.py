@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from patch_diffusion.data.reading.cache import digest, state_of
 from patch_diffusion.data.reading.optional import need
 from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.files import user_path
 
 ENDINGS = (".npy", ".npz", ".h5", ".hdf5", ".zarr")
 
@@ -80,7 +81,7 @@ def _open_npy(path: Path, source: str, key: str | None, labels: str | None) -> I
     if key is not None:
         raise InputError(f"{source} is one array and has no names: leave data.key out")
     array = _map_npy(path, source)
-    found = None if labels is None else _map_npy(Path(labels).expanduser(), labels)
+    found = None if labels is None else _map_npy(user_path(labels), labels)
     yield StoredArray(
         source, array.shape, array.dtype, lambda: _slices(array, source), found, state_of(path), mapped=array
     )

@@ -23,6 +23,7 @@ from patch_diffusion.data.files.places import stored_content
 from patch_diffusion.data.reading.cache import digest, state_of
 from patch_diffusion.data.reading.labels import LABELS_FILE, Labels, labels_of_csv, labels_of_folders, labels_of_json
 from patch_diffusion.errors import InputError
+from patch_diffusion.files import user_path
 
 OpenFile = Callable[[str], IO[bytes]]
 
@@ -180,7 +181,7 @@ def _labels(
 def _open_csv(names: Sequence[str], open_file: OpenFile, options: Data) -> IO[bytes]:
     """The file of labels, beside the user or within the data."""
     assert options.labels is not None
-    path = Path(options.labels).expanduser()
+    path = user_path(options.labels)
     if path.is_file():
         return path.open("rb")
     if options.labels in names:

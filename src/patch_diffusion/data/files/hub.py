@@ -19,6 +19,7 @@ from patch_diffusion.data.reading.cache import digest, state_of
 from patch_diffusion.data.reading.labels import Labels, labels_of_values
 from patch_diffusion.data.reading.optional import need
 from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.files import user_path
 
 PREFIX = "hf:"
 
@@ -85,7 +86,7 @@ def _place_and_split(name: str) -> tuple[str, str | None]:
 
 
 def _load(library: Any, place: str, source: str) -> Any:
-    path = Path(place).expanduser()
+    path = user_path(place)
     try:
         with _offline(library):
             if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():

@@ -24,6 +24,7 @@ from patch_diffusion.data.reading.cache import digest, make, state_of
 from patch_diffusion.data.reading.labels import Labels, labels_of_values
 from patch_diffusion.data.reading.parallel import in_order
 from patch_diffusion.errors import InputError
+from patch_diffusion.files import user_path
 
 PREFIX = "wds:"
 
@@ -133,7 +134,7 @@ def _expand(pattern: str) -> list[str]:
         raise InputError(f"shards are files on this machine, not {pattern}: fetch them first")
     found: list[str] = []
     for alternative in _expand_braces(pattern):
-        path = Path(alternative).expanduser()
+        path = user_path(alternative)
         if not path.name:
             raise InputError(f"shards are tar files, as in wds:shards/*.tar, not '{pattern}'")
         matching = sorted(map(str, Path(path.anchor).glob(str(path.relative_to(path.anchor)))))

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from patch_diffusion.data.latents.folder import is_latents
 from patch_diffusion.data.reading.sizes import resolution_of
 from patch_diffusion.data.sources import find_images, open_images
 from patch_diffusion.errors import InputError
+from patch_diffusion.files import user_path
 
 _SAMPLE_BYTES = 2**28
 _SAMPLE_IMAGES = 1024
@@ -76,7 +76,7 @@ def some_images(options: Data, *, without: Collection[str] = (), show: bool = Fa
 
 def has_files(options: Data) -> bool:
     """Whether a source consists of files, or else is an array, latents or the digits."""
-    path = Path(options.source).expanduser()
+    path = user_path(options.source)
     return options.source != NAME and not is_latents(path) and not (is_array(path) and path.exists())
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from patch_diffusion.errors import InputError
-from patch_diffusion.files import read_json
+from patch_diffusion.files import read_json, user_path
 
 KINDS = {"AutoencoderKL": "block_out_channels", "AutoencoderDC": "encoder_block_out_channels"}
 """Kinds of autoencoders, and the entry of their config that has a number for each level."""
@@ -38,7 +38,7 @@ class Autoencoder:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = user_path(folder)
         if (self.folder / "vae" / "config.json").exists():
             self.folder = self.folder / "vae"
         if not (self.folder / "config.json").exists():

@@ -15,6 +15,7 @@ from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.images import ImageSet
 from patch_diffusion.data.latents.autoencoder import Autoencoder
 from patch_diffusion.errors import InputError
+from patch_diffusion.files import user_path
 
 STANDARD_DEVIATION = 0.5
 """Of each channel in model space, about that of pixels, so that noise levels mean what they mean for pixels."""
@@ -82,7 +83,7 @@ class LatentCodec:
 
     def decoded_by(self, vae: str | Path) -> LatentCodec:
         """The same latents, and the autoencoder in another folder to decode them, whatever its weights."""
-        return replace(self, vae=str(Path(vae).expanduser().resolve()), digest=None)
+        return replace(self, vae=str(user_path(vae).resolve()), digest=None)
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON."""

@@ -29,7 +29,7 @@ from patch_diffusion.data.images import Images, ImageSet
 from patch_diffusion.data.latents.autoencoder import Autoencoder, images_at_once
 from patch_diffusion.data.latents.codec import STANDARD_DEVIATION, LatentCodec, LatentSet, codec_of
 from patch_diffusion.errors import InputError
-from patch_diffusion.files import check_room, read_json, sync, write_json
+from patch_diffusion.files import check_room, read_json, sync, user_path, write_json
 
 _FACTS, _LATENTS, _LABELS = "latents.json", "latents.npy", "labels.npy"
 _STARTED = "started.json"
@@ -58,7 +58,7 @@ def open_latents(
     Raises:
         InputError: no latents there, not all of them, or damaged ones.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not (path / _FACTS).exists():
         if (path / _STARTED).exists():
             raise InputError(f"the latents in {path} are not complete: make them with the same command again")
@@ -116,7 +116,7 @@ def encode_latents(
     if not isinstance(images, ImageSet) or isinstance(images, LatentSet):
         kind = "latents already" if isinstance(images, LatentSet) else "images of several sizes"
         raise InputError(f"latents are made of images of one size, and these are {kind}")
-    autoencoder, out = Autoencoder(vae), Path(out).expanduser()
+    autoencoder, out = Autoencoder(vae), user_path(out)
     _check_images(images, autoencoder)
     height, width = (side // autoencoder.factor for side in images.resolution)
     channels = autoencoder.latent_channels * (2 if autoencoder.posterior else 1)

@@ -32,7 +32,7 @@ from patch_diffusion.data.reading.parallel import in_order
 from patch_diffusion.data.reading.sizes import Size, resolution_of, too_small
 from patch_diffusion.data.sources import find_images
 from patch_diffusion.errors import InputError
-from patch_diffusion.files import check_room, read_json, sync, write_json
+from patch_diffusion.files import check_room, read_json, sync, user_path, write_json
 
 IMAGES_PER_FOLDER = 1000
 
@@ -63,12 +63,12 @@ def prepare_images(
     Raises:
         InputError: nothing to prepare, or images that no PNG holds.
     """
-    out = Path(out).expanduser()
+    out = user_path(out)
     if out.suffix.lower() != ".zip":
         raise InputError(f"images are prepared into a .zip, not '{out.name}'")
     if options.fit == "bucket":
         raise InputError("a zip has images of one size: fit is crop or stretch")
-    if Path(options.source).expanduser().resolve() == out.resolve():
+    if user_path(options.source).resolve() == out.resolve():
         raise InputError(f"{out} would be written over itself: choose another name")
     with ExitStack() as stack:
         found = stack.enter_context(find_images(options, show=show)) if has_files(options) else as_files(options)
@@ -225,7 +225,7 @@ def _key(found: Collection, options: Data, keep_duplicates: bool) -> str | None:
     """What the zip follows from, as a digest; None where it cannot be told."""
     identity = found.identity
     if identity is None and not has_files(options):
-        path = Path(options.source).expanduser()
+        path = user_path(options.source)
         files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
         identity = options.source if options.source == NAME else list(map(state_of, files))
     if identity is None:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patch_diffusion.errors import InputError
-from patch_diffusion.files import check_room, read_json, sync, write_json
+from patch_diffusion.files import check_room, read_json, sync, user_path, write_json
 
 FOLDER_VARIABLE = "PATCH_DIFFUSION_CACHE"
 """Environment variable that names the folder of the cache."""
@@ -55,13 +55,16 @@ class Entry:
 def cache_folder() -> Path:
     """What the variable PATCH_DIFFUSION_CACHE names, else a folder where the platform keeps such things."""
     if given := os.environ.get(FOLDER_VARIABLE):
-        return Path(given).expanduser()
+        return user_path(given)
+    home = user_path("~")
+    if not home.is_absolute():  # a machine without homes
+        home = Path(tempfile.gettempdir())
     if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+        base = os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local"
     elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
+        base = home / "Library" / "Caches"
     else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        base = os.environ.get("XDG_CACHE_HOME") or home / ".cache"
     return Path(base) / "patch_diffusion"
 
 

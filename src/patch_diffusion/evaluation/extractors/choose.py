@@ -17,6 +17,7 @@ from patch_diffusion.evaluation.extractors.mobilenet import is_mobilenet, mobile
 from patch_diffusion.evaluation.extractors.random_convolutions import random_convolutions
 from patch_diffusion.evaluation.extractors.torchscript import is_torchscript, torchscript
 from patch_diffusion.evaluation.extractors.weights import read_weights
+from patch_diffusion.files import user_path
 
 KINDS = ("random", "inception", "dinov2")
 
@@ -50,7 +51,7 @@ def open_extractor(
         return inception(_brought(FILE, "https://github.com/mseitzer/pytorch-fid/releases", "inception"), device)
     if what == "dinov2":
         return dinov2(_brought("dinov2", "https://huggingface.co/facebook/dinov2-large", "dinov2"), device)
-    path = Path(what).expanduser()
+    path = user_path(what)
     if path.is_dir():
         if is_dinov2(path):
             return dinov2(path, device)

@@ -15,6 +15,7 @@ from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.files.decode import Header, ImageFile, decode_file, quiet, read_header, reason
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError
+from patch_diffusion.files import user_path
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _NAMES = {1: "grey", 3: "RGB", 4: "RGB with transparency"}
@@ -41,7 +42,7 @@ def read_image(path: str | Path, model: Denoiser) -> Tensor:
 
     >>> image = read_image("photo.png", model)  # doctest: +SKIP
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     codec, channels = pixel_codec(model), model.image_channels
     if path.suffix.lower() == ".npy":
         return _from_array(_load(path), path, codec.dtype, channels)
@@ -65,7 +66,7 @@ def read_mask(path: str | Path) -> Tensor:
 
     >>> mask = read_mask("mask.png")  # doctest: +SKIP
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if path.suffix.lower() == ".npy":
         array = _load(path)
         if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):

@@ -76,12 +76,12 @@ def parts_that_fit(trainer: Trainer) -> int:
     """
     parts = 1
     for size in _sizes(trainer):
-        share = -(-size.num_images(trainer.batch) // trainer.engine.world)
+        share = -(-size.num_images(trainer.batch) // trainer.engine.group.world)
         most = most_at_a_time(trainer, size, share)
         if most == 0:
             raise InputError(_nothing_fits(size))
         parts = max(parts, -(-share // most))
-    return trainer.engine.largest(min(parts, max(trainer.batch // trainer.engine.world, 1)))
+    return trainer.engine.group.largest(min(parts, max(trainer.batch // trainer.engine.group.world, 1)))
 
 
 @contextmanager
@@ -106,7 +106,7 @@ def advice_on_memory(trainer: Trainer, reason: str) -> str:
     for size, most in fitting.items():
         if most == 0:
             return _nothing_fits(size)
-    batch = math.floor(min(trainer.engine.world * most / size.growth for size, most in fitting.items()))
+    batch = math.floor(min(trainer.engine.group.world * most / size.growth for size, most in fitting.items()))
     if batch >= trainer.batch:
         return (
             f"out of memory ({' '.join(reason.split())[:120]}), though a batch of {trainer.batch} fits as such: does "
@@ -128,7 +128,7 @@ def most_at_a_time(trainer: Trainer, size: PatchSize, wanted: int) -> int:
     if memory is None:
         return wanted
     weights = memory_of_weights(trainer.network, len(trainer.power_averages))
-    room = _USED * memory - (weights / trainer.engine.world if trainer.engine.options.shard else weights)
+    room = _USED * memory - (weights / trainer.engine.group.world if trainer.engine.options.shard else weights)
     return min(wanted, max(int(room / (WORKSPACE * kept_for_backward(trainer, size.shape))), 0))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from patch_diffusion.config import Config
 from patch_diffusion.errors import InputError
+from patch_diffusion.files import user_path
 from patch_diffusion.training.run import ModelFacts, RunFolder
 from patch_diffusion.training.watching.history import History
 from patch_diffusion.training.watching.log import read_log
@@ -57,7 +58,7 @@ def runs_in(place: str | os.PathLike[str]) -> list[Path]:
     Raises:
         InputError: there is none.
     """
-    path = Path(place).expanduser()
+    path = user_path(place)
     if not RunFolder(path).is_run() and path.is_dir():
         found = [entry for entry in sorted(path.iterdir()) if RunFolder(entry).is_run()]
         if not found:
@@ -72,7 +73,7 @@ def open_runs(runs: Sequence[str | os.PathLike[str]]) -> list[Run]:
     Raises:
         InputError: too few or too many, one that is given twice, is none or is damaged.
     """
-    folders = [Path(run).expanduser() for run in runs]
+    folders = [user_path(run) for run in runs]
     if not 2 <= len(folders) <= MOST_RUNS:
         raise InputError(f"2 to {MOST_RUNS} runs are compared on a page, not {len(folders)}")
     return [

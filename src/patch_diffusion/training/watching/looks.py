@@ -79,7 +79,7 @@ def write_samples(trainer: Trainer) -> bool:
     seeds = range(min(num, 10) * 2 if num else 16)
     samples = generate(trainer.average.denoiser, seeds, resolution=picture_resolution(trainer))
     pictures = [sample.visible for sample in samples]
-    if trainer.engine.first:
+    if trainer.engine.group.first:
         grid = picture_grid(pictures, columns=len(seeds) // 2 if num else None)
         step = trainer.seen.step
         trainer.progress.picture(write_picture(grid, trainer.run.sample_file(step)), step)
@@ -93,7 +93,7 @@ def held_out_loss(trainer: Trainer, spent: float) -> float | None:
     Beside whole images stand patches of them, of each size of the schedule.
     """
     images, model = trainer.held_out, trainer.average.denoiser
-    if images is None or not trainer.engine.takes_part:
+    if images is None or not trainer.engine.group.takes_part:
         return None
     whole = losses_of_images(model, images, most=MOST_HELD_OUT)
     by_noise = {sigma: float(losses.mean()) for sigma, losses in whole.items()}
@@ -116,7 +116,7 @@ def measure_samples(trainer: Trainer, spent: float) -> Mapping[str, float]:
 
     Processes that share the model all measure; of others the first does.
     """
-    if trainer.meter is None or not trainer.engine.takes_part:
+    if trainer.meter is None or not trainer.engine.group.takes_part:
         return {}
     measured, step = trainer.meter(trainer.average.denoiser), trainer.seen.step
     trainer.progress.log_samples(trainer.seen, spent, measured.numbers)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from patch_diffusion.config import Config, flat_options
 from patch_diffusion.errors import InputError
-from patch_diffusion.files import read_json, write_text
+from patch_diffusion.files import read_json, user_path, write_text
 from patch_diffusion.training.run import ModelFacts, RunFolder
 from patch_diffusion.training.watching.chart import chart, number
 from patch_diffusion.training.watching.history import DISTANCES, SHARES, History
@@ -38,7 +38,7 @@ def write_report(run: str | os.PathLike[str], out: str | os.PathLike[str] | None
     Raises:
         InputError: no run there, or a damaged one; or ``out`` is not named .html.
     """
-    folder = RunFolder(Path(run).expanduser())
+    folder = RunFolder(user_path(run))
     path = html_file(folder.path / REPORT_FILE if out is None else out)
     config, facts = folder.read_config()
     history = History.read(folder.log_file)
@@ -51,7 +51,7 @@ def write_report(run: str | os.PathLike[str], out: str | os.PathLike[str] | None
 
 def html_file(out: str | os.PathLike[str]) -> Path:
     """Where a page is to be written; a name that is none of a page is refused."""
-    path = Path(out).expanduser()
+    path = user_path(out)
     if path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"a report is written as .html, not as '{path.name}'")
     return path
