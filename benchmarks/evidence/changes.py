@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,10 +66,21 @@ def even_both(batch: Batch, draws: Draws, generator: torch.Generator, *, trainer
     return even_places(batch, even_noise(batch, draws, generator, trainer=trainer), generator)
 
 
-def noise_by_size(batch: Batch, draws: Draws, generator: torch.Generator, *, trainer: Trainer, by: float) -> Draws:
-    """More noise on larger patches: ln(sigma) higher by ``by`` on whole images, lower on halves and quarters."""
-    share = batch.size.height / trainer.images.resolution[0]
-    return draws._replace(sigma=draws.sigma * math.exp(by * (1 + math.log2(share) if share < 1 else 1)))
+def noise_by_size(
+    batch: Batch,
+    draws: Draws,
+    generator: torch.Generator,
+    *,
+    trainer: Trainer,
+    shifts: tuple[float, float, float],
+    std: float | None = None,
+) -> Draws:
+    """ln(sigma) moved by ``shifts`` on whole images, halves and quarters; of the deviation ``std`` where given."""
+    share, sigma = batch.size.height / trainer.images.resolution[0], draws.sigma
+    if std is not None:
+        usual = trainer.batches.noise.p_std
+        sigma = (sigma.log() * (std / (1.2 if usual is None else usual))).exp()  # p_mean is 0 in these trials
+    return draws._replace(sigma=sigma * math.exp(shifts[0 if share == 1 else 1 if share >= 0.5 else 2]))
 
 
 def matched_noise(trainer: Trainer) -> None:
@@ -111,6 +123,28 @@ class LastOnWhole(pd.PatchSchedule):
             if place < 0:
                 return size
         return sizes[-1]
+
+
+class Ramp(LastOnWhole):
+    """The share of whole images rises in a line, from none to twice the usual."""
+
+    def size_at(self, step: int, resolution: tuple[int, int], spent: float = 0.0, stride: int = 1) -> PatchSize:
+        """See `PatchSchedule`."""
+        return pd.PatchSchedule.size_at(replace(self, whole=2 * self.whole * spent), step, resolution, spent, stride)
+
+
+class Blurred(LastOnWhole):
+    """From small to large, each size at its time and, less often, half of the training before and after."""
+
+    def size_at(self, step: int, resolution: tuple[int, int], spent: float = 0.0, stride: int = 1) -> PatchSize:
+        """See `PatchSchedule`."""
+        place = abs(spent + uniform(self.seed, "patch size", step) - 0.5)
+        place = 2 - place if place > 1 else place
+        for size in self.sizes_for(resolution, stride):
+            place -= size.probability
+            if place < 0:
+                return size
+        return size
 
 
 class WithHalved(pd.PatchSchedule):
@@ -172,7 +206,7 @@ def all_sizes(trainer: Trainer) -> None:
     trainer.train_step = train_step
 
 
-def _with(change: Callable[..., Draws], **more: float) -> Callable[[Trainer], None]:
+def _with(change: Callable[..., Draws], **more: Any) -> Callable[[Trainer], None]:
     return lambda trainer: redrawn(trainer, partial(change, trainer=trainer, **more))
 
 
@@ -181,7 +215,14 @@ CHANGES: dict[str, Callable[[Trainer], None]] = {
     "even places": lambda trainer: redrawn(trainer, even_places),
     "even noise": _with(even_noise),
     "even places and noise": _with(even_both),
-    "noise by size": _with(noise_by_size, by=0.3),
+    "noise by size": _with(noise_by_size, shifts=(0.3, 0.0, -0.3)),
+    "noise by size 0.6": _with(noise_by_size, shifts=(0.6, 0.0, -0.6)),
+    "noise by size 1": _with(noise_by_size, shifts=(1.0, 0.0, -1.0)),
+    "more noise on whole": _with(noise_by_size, shifts=(0.8, 0.0, 0.0)),
+    "other noise by size": _with(noise_by_size, shifts=(1.2, -0.4, -1.0), std=1.2),
+    "other noise on few whole": _with(noise_by_size, shifts=(1.2, -0.4, -0.8)),
+    "ramp": lambda trainer: scheduled(trainer, Ramp),
+    "blurred": lambda trainer: scheduled(trainer, Blurred),
     "last on whole": lambda trainer: scheduled(trainer, LastOnWhole),
     "halved": halved,
     "matched noise": matched_noise,

@@ -28,6 +28,14 @@ def rate(value: float) -> dict[str, Any]:
     return {"optimizer": {"learning_rate": value}}
 
 
+def now(name: str, change: str | None = None, **options: Any) -> Arm:
+    """One that differs from the preset as these trials have left it, on half its batch."""
+    optimizer = {"decay": "linear", **options.pop("optimizer", {})}
+    return arm(f"now, {name}", change, **{"noise": {**LEARNED, "p_std": 1.6}, **options}, optimizer=optimizer)
+
+
+FEW_WHOLE = {"whole": 0.25}
+
 ARMS = [
     arm(BASE),
     arm("whole images", patches={"whole": 1}, **rate(1e-2)),
@@ -72,6 +80,23 @@ ARMS = [
         optimizer={"decay": "linear"},
     ),
     arm("bf16", engine={"precision": "bf16"}),
+    # What is tied to the size, and when; with what has won above
+    now("whole images", patches={"whole": 1, "coords": False}, **rate(1e-2)),
+    now("whole images, batch 4", batch=4, patches={"whole": 1, "coords": False}),
+    now("batch 4", batch=4),
+    now("p = 0.25", patches=FEW_WHOLE),
+    now("p = 0.25, batch 16", batch=16, patches=FEW_WHOLE),
+    now("p = 0.25, rate 0.01", patches=FEW_WHOLE, **rate(1e-2)),
+    now("p = 0.25, noise by size 0.6", "noise by size 0.6", patches=FEW_WHOLE),
+    now("p = 0.25, noise by size 1", "noise by size 1", patches=FEW_WHOLE),
+    now("p = 0.25, more noise on whole", "more noise on whole", patches=FEW_WHOLE),
+    now("p = 0.25, other noise by size", "other noise by size", patches=FEW_WHOLE),
+    now("other noise by size", "other noise by size"),
+    now("p = 0.1, other noise", "other noise on few whole", patches={"whole": 0.1}),
+    now("p = 0.25, ramp", "ramp", patches=FEW_WHOLE),
+    now("p = 0.4, ramp", "ramp", patches={"whole": 0.4}),
+    now("p = 0.25, blurred", "blurred", patches=FEW_WHOLE),
+    now("p = 0.4, blurred", "blurred", patches={"whole": 0.4}),
 ]
 
 if __name__ == "__main__":
