@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,7 +45,42 @@ def test_hiding_classes_of_images_without_any_is_refused():
 @pytest.mark.parametrize("preset", ["small", "digits", "dit-small"])
 @pytest.mark.parametrize("shape", [(16, 16), (32, 32), (64, 64), (48, 96), (128, 128)])
 def test_what_fits_stays_as_it_is(preset, shape):
-    assert suggest(images_of(shape), pd.PRESETS[preset]) == (pd.PRESETS[preset], [])
+    as_it_is = replace(pd.PRESETS[preset], batch_pixels=None)
+    assert suggest(images_of(shape), as_it_is) == (as_it_is, [])
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch", "whole"),
+    [((32, 32), 16, 0.5), ((44, 44), 16, 0.5), ((64, 64), 8, 0.25), ((48, 96), 7, 0.25), ((256, 256), 2, 0.25)],
+)
+def test_steps_on_larger_images_are_smaller(shape, batch, whole):
+    config, reasons = suggest(images_of(shape), SMALL)
+    assert (config.batch, config.patches.whole) == (batch, whole)
+    told = [reason.partition(",")[0].partition(":")[0] for reason in reasons]
+    expected = [f"batch {batch}", "patches.whole 0.25"] if batch < 16 else []
+    assert [each for each in told if each.startswith(("batch", "patches.whole"))] == expected
+    again = suggest(images_of(shape), config)[0]
+    assert (again.batch, again.patches) == (config.batch, config.patches)
+
+
+def test_steps_that_were_asked_for_are_not_smaller():
+    images = images_of((64, 64))
+    assert suggest(images, SMALL, {"batch"})[0] == SMALL
+    config, reasons = suggest(images, SMALL, {"patches.whole"})
+    assert (config.batch, config.patches.whole, len(reasons)) == (8, 0.5, 1)
+    config, _ = suggest(images, with_patches(SMALL, whole=1.0))
+    assert (config.batch, config.patches.whole) == (8, 1.0)
+    # Patches of a quarter, four for each image: as many pixels as a fourth of the image's.
+    config, _ = suggest(images_of((128, 128)), with_patches(SMALL, whole=0.0, sizes={"1/4": 1.0}))
+    assert (config.batch, config.patches.whole) == (8, 0.0)
+    assert suggest(images, PAPER)[0] == PAPER
+
+
+def test_batch_pixels_that_would_do_nothing_are_refused():
+    with pytest.raises(pd.InputError, match="batch_pixels is for a batch that is not given"):
+        suggest(images_of((64, 64)), SMALL, {"batch", "batch_pixels"})
+    with pytest.raises(pd.InputError, match="at least 1"):
+        suggest(images_of((64, 64)), replace(SMALL, batch_pixels=0), {"batch_pixels"})
 
 
 def test_levels_suit_what_the_network_sees():
@@ -92,7 +128,7 @@ def test_levels_go_where_images_cannot_be_halved_so_often():
 def test_large_images_take_more_levels_and_attention_stays_where_it_was():
     config, reasons = suggest(images_of((256, 256)), SMALL)
     assert config.network.multipliers == (1, 2, 4, 4) and config.network.attention == (3,)
-    assert len(reasons) == 1
+    assert [reason.split()[0] for reason in reasons] == ["network.multipliers", "batch", "patches.whole"]
     for name, option in (("network.multipliers", config.network.multipliers), ("network.attention", (2,))):
         config, _ = suggest(images_of((256, 256)), SMALL, {name})
         assert getattr(config.network, name[8:]) == (option if name == "network.attention" else (1, 2, 4))
@@ -127,7 +163,8 @@ def test_buckets_have_sizes_that_suit_all_of_them():
     config, _ = suggest(images_of(*shapes), PAPER)
     for shape in shapes:
         assert PatchSchedule(**vars_of(config)).sizes_for(shape, stride(config.network))
-    assert suggest(images_of(*shapes), SMALL) == (SMALL, [])
+    as_it_is = replace(SMALL, batch_pixels=None)
+    assert suggest(images_of(*shapes), as_it_is) == (as_it_is, [])
 
 
 def vars_of(config):

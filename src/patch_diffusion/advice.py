@@ -155,10 +155,10 @@ def _at_a_resolution(
 
 def _shares(images: Images, config: Config) -> dict[str, float]:
     """Of the steps, by size."""
-    options = {name: value for name, value in vars(config.patches).items() if name != "coords"}
+    schedule = PatchSchedule.of(config.patches)
     shares: dict[str, float] = {}
     for bucket in images.buckets:
-        for size in PatchSchedule(**options).sizes_for(bucket.resolution, stride(config.network)):
+        for size in schedule.sizes_for(bucket.resolution, stride(config.network)):
             shares[str(size)] = shares.get(str(size), 0.0) + size.probability * len(bucket) / len(images)
     return shares
 

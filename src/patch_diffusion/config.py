@@ -267,6 +267,9 @@ class Config:
     batch: int | Literal["auto"] = 64
     """Whole images per step; steps on small patches take more, see patches.growth. auto: the preset's, in as many parts
     as the memory takes."""
+    batch_pixels: int | None = None
+    """Most pixels in a step: where images are larger, a preset's batch is smaller, and whole images in fewer steps; not
+    where batch is given. None: as many as there are."""
     seed: int = 0
     """Everything random follows from it."""
     steps: int | None = None

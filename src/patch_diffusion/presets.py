@@ -13,6 +13,7 @@ SMALL = Config(
     noise=Noise(p_mean=0.0, p_std=1.6, weight="learned"),
     optimizer=Optimizer(kind="muon", learning_rate=5e-3, betas=(0.95, 0.99)),
     batch=16,
+    batch_pixels=2**15,
     minutes=30,
     samples=5,
 )

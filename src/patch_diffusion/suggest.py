@@ -1,4 +1,4 @@
-"""Noise levels, levels of the network and sizes of the patches that fit the images, where the user gave none."""
+"""Noise levels, levels of the network, sizes of the patches and a batch that fit the images, where none were given."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ FURTHEST_SIZE = math.sqrt(2)
 # As published (Patch Diffusion, arXiv 2304.12526, section 4): whole ones and halves.
 _SIZES_OF_LATENTS = {"1/2": 1.0}
 
+_FEWEST_IMAGES = 2  # of a batch, so that two threads share it
+# With three seeds, on faces and on photographs of 64 x 64: LOG.md, "Smaller steps on larger images".
+_WHOLE_WHERE_LARGE = 0.25
 _LEAST_SHIFT = 0.5  # of p_mean that is worth an option
 _FEWEST_LEVELS = 2
 _LARGEST_DENOMINATOR = 32
@@ -67,7 +70,9 @@ def suggest(images: Images, base: Config, given: Collection[str] = ()) -> tuple[
         sizes = _sizes(wanted, base.patches.whole, resolutions, stride(network), given)
         if sizes is not None:
             chosen = replace(base, network=network, patches=replace(base.patches, sizes=sizes))
-            return chosen, reasons + _reasons(base, chosen, resolutions, wanted)
+            reasons += _reasons(base, chosen, resolutions, wanted)
+            chosen, more = _smaller_steps(chosen, resolutions, given)
+            return chosen, reasons + more
     return base, reasons
 
 
@@ -101,6 +106,36 @@ def _shifted(images: Images, config: Config, given: Collection[str]) -> tuple[Co
         f"{deviation:.2f} and {side:.0f}"
     )
     return replace(config, noise=replace(config.noise, p_mean=p_mean)), [reason]
+
+
+def _smaller_steps(
+    config: Config, resolutions: Sequence[Resolution], given: Collection[str]
+) -> tuple[Config, list[str]]:
+    """A batch with which no step has more pixels than it should, and then fewer steps on whole images, too."""
+    most, batch = config.batch_pixels, config.batch
+    if most is not None and most < 1:
+        raise InputError(f"batch_pixels is at least 1, not {most}")
+    if most is None or "batch" in given or batch == "auto":
+        if most is not None and "batch_pixels" in given:
+            raise InputError("batch_pixels is for a batch that is not given: leave one of them out")
+        return config, []
+    schedule = PatchSchedule.of(config.patches)
+    pixels, side = max(
+        (size.growth * size.height * size.width, f"{height}x{width}")
+        for height, width in resolutions
+        for size in schedule.sizes_for((height, width), stride(config.network))
+    )
+    fewer = max(_FEWEST_IMAGES, int(most / pixels))
+    if fewer >= batch:
+        return config, []
+    reasons = [f"batch {fewer}: a step on {batch} images of {side} would be on more than {most:,} pixels"]
+    patches = config.patches
+    if "patches.whole" not in given and _WHOLE_WHERE_LARGE < patches.whole < 1:
+        patches = replace(patches, whole=_WHOLE_WHERE_LARGE)
+        reasons.append(
+            f"patches.whole {patches.whole:g}, not {config.patches.whole:g}: so large, whole images cost most"
+        )
+    return replace(config, batch=fewer, patches=patches), reasons
 
 
 def _seen(patches: Patches, resolutions: Sequence[Resolution]) -> Sequence[Resolution]:

@@ -108,6 +108,11 @@ class PatchSchedule:
                 "or to 0 with one size of share 1"
             )
 
+    @classmethod
+    def of(cls, options: Patches, *, seed: int = 0) -> PatchSchedule:
+        """That of a config's options."""
+        return cls(seed=seed, **{name: value for name, value in vars(options).items() if name != "coords"})
+
     def options(self, *, coords: bool) -> Patches:
         """As options of a config; the seed is one of the whole run, and ``coords`` is the denoiser's."""
         sizes = {str(size): share for size, share in self.sizes.items()}

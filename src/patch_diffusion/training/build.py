@@ -39,8 +39,7 @@ def build_trainer(
     """
     if config.watch.metrics and meter is None:
         raise InputError("watch.metrics are measured by a meter: train by the function train, or give a SampleMeter")
-    patches = {name: value for name, value in vars(config.patches).items() if name != "coords"}
-    schedule = PatchSchedule(**patches, seed=config.seed)
+    schedule = PatchSchedule.of(config.patches, seed=config.seed)
     share, notes = _share_held_out(config.data.held_out, images, RunFolder(user_path(out)))
     images, held_out = hold_out(replace(images, notes=(*images.notes, *notes)), share, config.seed)
     torch.manual_seed(stream_key(config.seed, "weights"))
