@@ -83,7 +83,10 @@ ARMS = [
     # What is tied to the size, and when; with what has won above
     now("whole images", patches={"whole": 1, "coords": False}, **rate(1e-2)),
     now("whole images, batch 4", batch=4, patches={"whole": 1, "coords": False}),
+    now("batch 16", batch=16),
     now("batch 4", batch=4),
+    now("p = 0.1", patches={"whole": 0.1}),
+    now("p = 0.25, batch 4", batch=4, patches=FEW_WHOLE),
     now("p = 0.25", patches=FEW_WHOLE),
     now("p = 0.25, batch 16", batch=16, patches=FEW_WHOLE),
     now("p = 0.25, rate 0.01", patches=FEW_WHOLE, **rate(1e-2)),

@@ -110,6 +110,7 @@ def run(about: str | None, arms: Sequence[Arm], name: str) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="the first for all arms, the rest for some")
     parser.add_argument("--flops", type=float, help="of the training of each arm")
     parser.add_argument("--samples", type=int, help="of each arm, for the distances; 0: none, and no distances")
+    parser.add_argument("--resolution", type=int)
     parser.add_argument("--data", help="images to train on, with --held-out; else cat faces")
     parser.add_argument("--held-out", help="those that judge")
     parser.add_argument("--quick", action="store_true", help="a few steps on digits, to see that it works")
@@ -120,7 +121,7 @@ def run(about: str | None, arms: Sequence[Arm], name: str) -> None:
     kind = "quick" if arguments.quick else "gpu" if device.type == "cuda" else "cpu"
     asked = {
         name: value
-        for name in ("flops", "samples", "data", "held_out")
+        for name in ("flops", "samples", "resolution", "data", "held_out")
         if (value := getattr(arguments, name)) is not None
     }
     scale = replace(on[kind], **asked)
@@ -179,7 +180,7 @@ def folder_of(arm: Arm, scale: Scale, seed: int, runs: Path) -> Path:
 
 def config_of(arm: Arm, scale: Scale, seed: int) -> pd.Config:
     """The preset's options, those of the scale, those of the arm, and nothing that would take training time."""
-    quiet = {"seed": seed, "minutes": None, "samples": 0, "checkpoints": 1, "track": []}
+    quiet = {"seed": seed, "minutes": None, "samples": 0, "checkpoints": 1, "track": [], "batch_pixels": None}
     quiet["data"] = {"held_out": 0.0}  # those that judge are apart already
     config = from_dict(quiet, base=pd.PRESETS["small"])
     for options in (scale.options or {}, arm.options):
