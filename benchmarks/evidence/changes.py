@@ -140,11 +140,12 @@ class Blurred(LastOnWhole):
         """See `PatchSchedule`."""
         place = abs(spent + uniform(self.seed, "patch size", step) - 0.5)
         place = 2 - place if place > 1 else place
-        for size in self.sizes_for(resolution, stride):
+        sizes = self.sizes_for(resolution, stride)
+        for size in sizes:
             place -= size.probability
             if place < 0:
                 return size
-        return size
+        return sizes[-1]
 
 
 class WithHalved(pd.PatchSchedule):

@@ -133,7 +133,7 @@ def _smaller_steps(
     if "patches.whole" not in given and _WHOLE_WHERE_LARGE < patches.whole < 1:
         patches = replace(patches, whole=_WHOLE_WHERE_LARGE)
         reasons.append(
-            f"patches.whole {patches.whole:g}, not {config.patches.whole:g}: so large, whole images cost most"
+            f"patches.whole {patches.whole:g}, not {config.patches.whole:g}: whole images of this size cost most"
         )
     return replace(config, batch=fewer, patches=patches), reasons
 
