@@ -22,8 +22,8 @@ OPTIONS = [
 ]
 # The command line, but it gives up one that does not answer after three seconds instead of ten minutes.
 IMPATIENT = (
-    "import datetime, sys; from patch_diffusion.training.hardware import engine; "
-    "engine.GIVEN_UP_AFTER = datetime.timedelta(seconds=3); from patch_diffusion.cli import main; sys.exit(main())"
+    "import datetime, sys; from patch_diffusion.training.hardware import group; "
+    "group.GIVEN_UP_AFTER = datetime.timedelta(seconds=3); from patch_diffusion.cli import main; sys.exit(main())"
 )
 GONE = "another process of this run is gone or does not answer"
 

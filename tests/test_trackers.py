@@ -13,7 +13,7 @@ from PIL import Image
 import patch_diffusion as pd
 from patch_diffusion.cli.train import Train
 from patch_diffusion.config import Config, changed_options
-from patch_diffusion.training.hardware.engine import Engine
+from patch_diffusion.training.hardware.group import Group
 from patch_diffusion.training.watching import trackers as module
 from patch_diffusion.training.watching.trackers import choose_trackers, scalars
 from patch_diffusion.training.watching.tracking import TRACKERS
@@ -237,7 +237,7 @@ def test_results_are_the_same_with_and_without(make_trainer):
 
 def test_only_the_first_process_tracks(make_trainer, as_tensorboard, monkeypatch):
     as_tensorboard(Recorded)
-    monkeypatch.setattr(Engine, "first", property(lambda self: False))
+    monkeypatch.setattr(Group, "first", property(lambda self: False))
     make_trainer(track=None).fit(steps=2)
     assert not Recorded.made
 
