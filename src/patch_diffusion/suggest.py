@@ -28,7 +28,8 @@ FURTHEST_SIZE = math.sqrt(2)
 _SIZES_OF_LATENTS = {"1/2": 1.0}
 
 _FEWEST_IMAGES = 2  # of a batch, so that two threads share it
-# With three seeds, on faces and on photographs of 64 x 64: LOG.md, "Smaller steps on larger images".
+# Against 0.5 on faces of 64 x 64, three seeds; on photographs together with the batch: LOG.md, "Smaller steps on larger
+# images".
 _WHOLE_WHERE_LARGE = 0.25
 _LEAST_SHIFT = 0.5  # of p_mean that is worth an option
 _FEWEST_LEVELS = 2
