@@ -24,7 +24,7 @@ from patch_diffusion.training.optimizing import muon
 
 SMALL = Config(
     data=Data("digits", resolution=8),
-    network=Network(width=8, multipliers=(1, 2), blocks=1, attention=(1,), dropout=0.0),
+    network=Network(width=16, multipliers=(1,), blocks=1, attention=(0,), dropout=0.0),
     patches=Patches(sizes={"1/2": 1.0}),
     optimizer=Optimizer(learning_rate=1e-3, clip=1.0, decay="constant", warmup=0.0),
     ema=Ema(lengths=(0.05, 0.1)),

@@ -110,7 +110,7 @@ def test_the_others_wait_for_looks_that_take_long(tmp_path):
     slow = IMPATIENT.replace(
         "sys.exit(main())",
         "from patch_diffusion.training import loop; import time; "
-        "loop.held_out_loss = lambda trainer, spent: time.sleep(8) if trainer.engine.group.first else None; "
+        "loop.held_out_loss = lambda trainer, spent: time.sleep(5) if trainer.engine.group.first else None; "
         "sys.exit(main())",
     )
     first, second = pair(tmp_path / "run", tmp_path / "run", command=["-c", slow], steps=2)
