@@ -3,6 +3,7 @@ import os
 import shutil
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 import patch_diffusion as pd
 from patch_diffusion.config import Config, Data, Network, Optimizer
-from patch_diffusion.evaluation import heat
+from patch_diffusion.evaluation import heat, race
 from patch_diffusion.evaluation.arms import whole_images
 from patch_diffusion.training.checkpoints.checkpoint import read_checkpoint
 from patch_diffusion.training.trainer import Trainer
@@ -154,6 +155,33 @@ def test_more_seeds_may_come_later(arms, tmp_path):
     both = pd.race(arms, tmp_path / "race", moments=2, seeds=[2])
     assert both["seeds"] == [1, 2] and both["standings"]["seeds"] == [1, 2]
     assert both["points"]["whole"]["1"] == first["points"]["whole"]["1"]
+
+
+def test_the_time_that_is_left_is_judged_by_what_was_done_since(arms, tmp_path, monkeypatch):
+    """Not by what an earlier start of the race had done."""
+    clock = [0.0]
+    monkeypatch.setattr(race, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    looks = heat.look
+
+    def look(trainer, judges):
+        clock[0] += 30
+        return looks(trainer, judges)
+
+    def left(line):
+        return " ".join(line.partition("patches")[2].split()[1:])
+
+    told = []
+    with monkeypatch.context() as patched:
+        patched.setattr(heat, "look", after(5, look))  # two moments of two arms, and half of the third
+        with pytest.raises(Killed):
+            pd.race(arms, tmp_path / "race", moments=6, tell=told.append)
+    assert [left(line) for line in told] == ["5 min 00 s left", "4 min 00 s left"]
+    monkeypatch.setattr(heat, "look", look)
+    told.clear()
+    pd.race(arms, tmp_path / "race", moments=6, tell=told.append)
+    assert [line.split()[0] for line in told] == ["17%", "33%", "50%", "67%", "83%", "100%"]
+    # Of the third moment one arm was looked at before, hence half of a minute.
+    assert [left(line) for line in told] == ["", "", "1 min 30 s left", "1 min 30 s left", "50 s left", ""]
 
 
 def test_ctrl_c_saves_all_arms(arms, tmp_path, monkeypatch):

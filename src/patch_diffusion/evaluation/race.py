@@ -98,12 +98,13 @@ def race(
             for name, config in field.arms.items()
         }
         heats = [seed for seed in record.seeds if not record.is_finished(seed)]
-        began = time.monotonic()
+        began, before = time.monotonic(), sum(record.moments(seed) for seed in heats)
         for number, seed in enumerate(heats):
 
             def after(moment: int, number: int = number, seed: int = seed) -> None:
                 done = number * moments + moment
-                left = (time.monotonic() - began) * (len(heats) * moments / done - 1)
+                each = (time.monotonic() - began) / (done - before) if done > before else 0.0
+                left = each * (len(heats) * moments - done)
                 tell(_line(record.write()["points"], seed, moment / moments, left))
 
             _heat(settings, seed, field, folder, moments, after)

@@ -113,6 +113,10 @@ class Record:
         ends = [self.folder.measured(name, seed)[-1:] for name in self._content["plan"]["arms"]]
         return all(end and end[0]["spent"] >= 1 for end in ends)
 
+    def moments(self, seed: int) -> int:
+        """At how many all arms were looked at with it."""
+        return min(len(self.folder.measured(name, seed)) for name in self._content["plan"]["arms"])
+
     def write(self) -> dict[str, Any]:
         """Write all that is known anew; returns it."""
         names, factor = self._content["plan"]["arms"], TIMES[self._content["unit"]]
