@@ -13,6 +13,7 @@ from patch_diffusion.files import read_tensors, write_tensors
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.checkpoints import checkpoint
 from patch_diffusion.training.checkpoints.checkpoint import remove_leftovers
+from patch_diffusion.training.checkpoints.content import restore_content
 from patch_diffusion.training.checkpoints.retention import step_of
 from patch_diffusion.training.checkpoints.sharded_checkpoint import read_shared_checkpoint
 from patch_diffusion.training.hardware.memory import memory_told
@@ -55,7 +56,7 @@ class Loop:
             except InputError as error:
                 damaged[folder] = str(error)
                 continue
-            trainer.restore_content(folder, *content)
+            restore_content(trainer, folder, *content)
             break
         if existing and len(damaged) == len(existing):
             raise InputError(

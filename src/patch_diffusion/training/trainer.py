@@ -28,6 +28,7 @@ from patch_diffusion.training.batches import Batches
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.checkpoints import checkpoint
 from patch_diffusion.training.checkpoints.background import BackgroundWriter
+from patch_diffusion.training.checkpoints.content import content_of, restore_content
 from patch_diffusion.training.checkpoints.retention import sweep
 from patch_diffusion.training.checkpoints.sharded_checkpoint import SharedCopies, read_shared_checkpoint
 from patch_diffusion.training.checks import check_network, check_watching
@@ -42,7 +43,7 @@ from patch_diffusion.training.optimizing.optimizers import decay_of, learning_ra
 from patch_diffusion.training.optimizing.power_ema import power_averages
 from patch_diffusion.training.optimizing.schedule_free import ScheduleFreeAverage
 from patch_diffusion.training.progress import Progress
-from patch_diffusion.training.run import ModelFacts, RunFolder, restore_weights
+from patch_diffusion.training.run import ModelFacts, RunFolder
 from patch_diffusion.training.watchdog import Watchdog
 from patch_diffusion.training.watching.looks import Copying, Meter
 from patch_diffusion.training.watching.report import write_report
@@ -344,27 +345,12 @@ class Trainer:
         needed = keep or wait or measured
         if not needed and (self.engine.group.of_first(self.writer.busy) if sharing else self.writer.busy):
             return None
-        losses = self.losses.state()
+        tensors, state = content_of(self)
+        losses = state["losses"]
         if self.on_trouble != "off" and 2 * (losses["skipped"] - self.watchdog.skipped) > max(len(losses["steps"]), 1):
             return None
-        state = {
-            "seen": self.seen.as_dict(),
-            "losses": losses,
-            "balance": None if self.balance is None else self.balance.state(),
-            "watchdog": self.watchdog.state(),
-            "scaler": self.engine.scaler.state_dict(),
-            "held_out": held_out,
-            "samples": dict(samples or {}),
-            "copying": vars(self.copying),
-            "keep": keep,
-        }
         folder, good = self.run.checkpoint(self.seen.step), self.watchdog.good
-        tensors = {
-            "weights": self.network.state_dict(),
-            "ema": self.average.denoiser.module.state_dict(),
-            "optimizer": checkpoint.optimizer_tensors(self.optimizer, self.network),
-            **{name: average.tensors for name, average in self.power_averages.items()},
-        }
+        state |= {"held_out": held_out, "samples": dict(samples or {}), "keep": keep}
         processes = self.engine.group.writers
         copies = checkpoint.Copies.of(tensors) if processes is None else SharedCopies.of(tensors, processes)
 
@@ -394,28 +380,8 @@ class Trainer:
     def restore(self, folder: Path) -> dict[str, Any]:
         """Go back to a checkpoint; all processes of a run together. Returns its state."""
         tensors, state = read_shared_checkpoint(folder, self.network, self.engine.group.hosts)
-        self.restore_content(folder, tensors, state)
+        restore_content(self, folder, tensors, state)
         return state
-
-    def restore_content(self, folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
-        """Go back to what was read from a checkpoint."""
-        try:
-            restore_weights(self.network, tensors["weights"], str(folder))
-            restore_weights(self.average.denoiser.module, tensors["ema"], str(folder))
-            for name, average in self.power_averages.items():
-                average.restore(tensors[name])
-            checkpoint.restore_optimizer(self.optimizer, self.network, tensors["optimizer"])
-            self.engine.scaler.load_state_dict(state["scaler"])
-            self.seen = Seen(**state["seen"])
-            self.losses.restore(state["losses"])
-            if self.balance is not None:
-                self.balance.restore(state.get("balance") or {})
-            self.watchdog = Watchdog.restored(state["watchdog"])
-            self.copying = Copying(**state.get("copying", {}))
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{folder} is damaged: {error}") from None
 
     @contextmanager
     def _opened(self, budget: Budget) -> Iterator[None]:
