@@ -7,15 +7,19 @@ heavy library, so that ``--help`` is quick. Ranges are checked by the objects th
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from patch_diffusion.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 Mode = Literal["auto", "L", "RGB", "RGBA"]
 Fit = Literal["crop", "stretch", "bucket"]
@@ -337,17 +341,25 @@ def from_dict(options: dict[str, Any], *, base: Config | None = None, where: str
         base: what options that are not given fall back to; the defaults where there is none.
         where: names the file in errors.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     merged = _merge(to_dict(base or Config()), options, where, ())
     try:
-        return TypeAdapter(Config).validate_python(merged)
+        return _validator().validate_python(merged)
     except ValidationError as error:
         errors = [(_name_of(found["loc"], merged), found) for found in error.errors()]
         name, first = errors[0]
         # Of an option that takes several kinds of values, each kind says what is wrong.
         reasons = dict.fromkeys(found["msg"].lower() for other, found in errors if other == name)
         raise InputError(f"{where}: {name} is {first['input']!r}: {', or '.join(reasons)}") from None
+
+
+@functools.cache
+def _validator() -> TypeAdapter[Config]:
+    """Made once: that takes longer than what it does."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Config)
 
 
 def _name_of(location: tuple[str | int, ...], options: Any) -> str:
