@@ -17,6 +17,7 @@ from patch_diffusion.training.hardware.lost import others_answer
 
 OPTIONS = [
     *("--batch", "4", "--samples", "0", "--log-every", "1", "--resolution", "8", "--patches.sizes", "1/2=1"),
+    *("--checkpoints", "1"),
     *("--engine.device", "cpu", "--engine.threads", "1"),
     *("--network.width", "8", "--network.multipliers", "1", "2", "--network.attention", "1"),
 ]
