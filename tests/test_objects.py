@@ -148,6 +148,17 @@ def test_a_broken_item_is_passed_over_with_its_label():
     assert "skipped item 7: a broken disk" in images.notes
 
 
+def test_names_of_fewer_classes_than_there_are():
+    data = Pictures(lambda index: (plain(index), index % 4), classes=["cat", "dog"])
+    assert "the data set names 2 classes, and the label of item 3 is 3, where numbers count from 0" in refusal(data)
+    assert pd.open_images(data, classes=False).labels is None
+
+
+def test_what_is_called_classes_and_is_no_names():
+    images = pd.open_images(Pictures(lambda index: (plain(index), index % 2), classes=2))
+    assert images.num_classes == 2 and not images.class_names
+
+
 def test_labels_that_some_items_have_not():
     data = Pictures(lambda index: (plain(index), None if index == 4 else 1))
     assert "has no label for 1 of 20 images (first: item 4)" in refusal(data)

@@ -143,5 +143,18 @@ def _labels(
     ]
     # Images that cannot be used have no label that counts.
     labels, class_names = labels_of_values([plain[usable[0]] if i in unusable else plain[i] for i in range(len(files))])
+    return labels, class_names or _class_names(source, labels, files)
+
+
+def _class_names(source: Any, labels: NDArray[np.int64], files: Sequence[ImageFile]) -> tuple[str, ...]:
+    """Those that a data set has as torchvision's do; none where ``classes`` is something else, such as their number."""
     names = getattr(source, "classes", None)
-    return labels, tuple(map(str, names)) if names is not None and not class_names else class_names
+    if not isinstance(names, (list, tuple, np.ndarray)):
+        return ()
+    highest = int(labels.argmax())
+    if labels[highest] >= len(names):
+        raise InputError(
+            f"the data set names {len(names):,} classes, and the label of {files[highest].name} is {labels[highest]}, "
+            "where numbers count from 0: mend either, or set classes to False"
+        )
+    return tuple(map(str, names))
