@@ -21,7 +21,7 @@ import patch_diffusion as pd
 from patch_diffusion.denoise.threads import evaluate, sharing
 from patch_diffusion.sampling.choices import SOLVERS
 from patch_diffusion.training.hardware.engine import choose_device, place
-from patch_diffusion.training.run import build_network
+from patch_diffusion.training.model import build_network
 
 TWICE = ("heun", "stochastic_heun")  # evaluate twice a step, but for the last
 

@@ -15,7 +15,7 @@ from patch_diffusion.data.inspection.resolution import suggest_resolution
 from patch_diffusion.patches.schedule import PatchSchedule
 from patch_diffusion.suggest import FURTHEST_SIZE, stride, suggest
 from patch_diffusion.training.build import build_trainer
-from patch_diffusion.training.run import build_network
+from patch_diffusion.training.model import build_network
 
 SMALL, PAPER = pd.PRESETS["small"], pd.PRESETS["paper"]
 

@@ -76,8 +76,8 @@ if TYPE_CHECKING:
     from patch_diffusion.sampling.stochastic import ancestral as ancestral
     from patch_diffusion.sampling.stochastic import euler_maruyama as euler_maruyama
     from patch_diffusion.sampling.stochastic import stochastic_heun as stochastic_heun
+    from patch_diffusion.training.model import load as load
     from patch_diffusion.training.run import describe as describe
-    from patch_diffusion.training.run import load as load
     from patch_diffusion.training.trainer import Trainer as Trainer
     from patch_diffusion.web.server import serve as serve
 
@@ -121,7 +121,8 @@ _HOME = {
     "sampling.solvers": ("dpm_solver_2m", "dpm_solver_3m", "euler", "heun"),
     "sampling.stochastic": ("ancestral", "euler_maruyama", "stochastic_heun"),
     "launch": ("train",),
-    "training.run": ("describe", "load"),
+    "training.model": ("load",),
+    "training.run": ("describe",),
     "training.trainer": ("Trainer",),
     "web.server": ("serve",),
 }

@@ -28,7 +28,7 @@ from patch_diffusion.training.build import build_trainer
 from patch_diffusion.training.forecast import Forecast, forecast
 from patch_diffusion.training.hardware.engine import choose_device
 from patch_diffusion.training.hardware.memory import memory_of, memory_of_weights
-from patch_diffusion.training.run import build_network
+from patch_diffusion.training.model import build_network
 
 SIDE_ON_CPU, SIDE_ON_GPU = 64, 128
 """Root of the area of images that is suggested where they are larger."""

@@ -16,7 +16,8 @@ from patch_diffusion.suggest import suggest
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.build import build_trainer
 from patch_diffusion.training.hardware.processes import run_processes, started_by_launcher
-from patch_diffusion.training.run import RunFolder, load
+from patch_diffusion.training.model import load
+from patch_diffusion.training.run import RunFolder
 
 
 def train(

@@ -26,7 +26,8 @@ from patch_diffusion.sampling.bind import check_one_stage
 from patch_diffusion.sampling.choices import SOLVERS, options_of
 from patch_diffusion.sampling.schedules import SCHEDULES
 from patch_diffusion.training.checkpoints.retention import step_of
-from patch_diffusion.training.run import RunFolder, load
+from patch_diffusion.training.model import load
+from patch_diffusion.training.run import RunFolder
 
 FORMATS = get_args(Format)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

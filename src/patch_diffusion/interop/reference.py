@@ -23,7 +23,8 @@ from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_room, user_path, write_tensors
 from patch_diffusion.interop.pickled import printable
 from patch_diffusion.interop.published import Published, read_published
-from patch_diffusion.training.run import ModelFacts, RunFolder, build_network
+from patch_diffusion.training.model import build_network
+from patch_diffusion.training.run import ModelFacts, RunFolder
 
 # Where a file holds tensors alone, they are taken for a network of EDM's own preconditioning.
 _PROCESSES: dict[str, Literal["edm", "ve", "vp"]] = {

@@ -18,7 +18,8 @@ from patch_diffusion.errors import InputError
 from patch_diffusion.files import user_path
 from patch_diffusion.patches.schedule import PatchSchedule
 from patch_diffusion.streams import stream_key
-from patch_diffusion.training.run import RunFolder, build_network
+from patch_diffusion.training.model import build_network
+from patch_diffusion.training.run import RunFolder
 from patch_diffusion.training.trainer import Trainer
 from patch_diffusion.training.watching.looks import Meter
 

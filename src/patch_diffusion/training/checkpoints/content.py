@@ -10,7 +10,7 @@ from torch import Tensor
 from patch_diffusion.errors import InputError
 from patch_diffusion.training.checkpoints.checkpoint import optimizer_tensors, restore_optimizer
 from patch_diffusion.training.cost import Seen
-from patch_diffusion.training.run import restore_weights
+from patch_diffusion.training.model import restore_weights
 from patch_diffusion.training.watchdog import Watchdog
 from patch_diffusion.training.watching.looks import Copying
 
