@@ -88,8 +88,8 @@ def test_a_run_of_two_processes_continues_with_one(alone, tmp_path):
 
 
 def test_what_goes_wrong_in_a_process_is_one_line(tmp_path):
-    with pytest.raises(pd.InputError, match="a batch of 2 cannot be shared out to 3 processes"):
-        pd.train(replace(SMALL, batch=2, engine=replace(SMALL.engine, processes=3)), tmp_path / "run", show=False)
+    with pytest.raises(pd.InputError, match="a batch of 1 cannot be shared out to 2 processes"):
+        pd.train(replace(SMALL, batch=1, engine=replace(SMALL.engine, processes=2)), tmp_path / "run", show=False)
     assert not (tmp_path / "run").exists()
     with pytest.raises(pd.InputError, match="processes is at least 1"):
         pd.train(replace(SMALL, engine=replace(SMALL.engine, processes=0)), tmp_path / "run", show=False)

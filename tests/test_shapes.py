@@ -17,7 +17,7 @@ TINY = replace(
     network=Network(width=8, multipliers=(1, 2), blocks=1, attention=(1,), dropout=0.0),
     patches=Patches(sizes={"1/2": 1.0}),
     minutes=None,
-    steps=50,
+    steps=20,
     batch=1,
     samples=1,
     checkpoints=1,
@@ -25,11 +25,11 @@ TINY = replace(
 
 
 def train_and_sample(tmp_path, data, **options):
-    """50 steps, then 50 steps of sampling from the stored run; the sample, and the file that it was written to."""
+    """20 steps, then 20 steps of sampling from the stored run; the sample, and the file that it was written to."""
     pd.train(replace(TINY, data=data, **options), tmp_path / "run", show=False)
     assert list((tmp_path / "run" / "samples").iterdir())
     model = pd.load(tmp_path / "run")
-    (sample,) = pd.generate(model, [3], steps=50, solver="euler")
+    (sample,) = pd.generate(model, [3], steps=20, solver="euler")
     file = sample.save(tmp_path / "out")
     if file.suffix == ".npy":
         stored = torch.from_numpy(np.load(file))
