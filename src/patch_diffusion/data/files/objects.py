@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -149,12 +149,13 @@ def _labels(
 def _class_names(source: Any, labels: NDArray[np.int64], files: Sequence[ImageFile]) -> tuple[str, ...]:
     """Those that a data set has as torchvision's do; none where ``classes`` is something else, such as their number."""
     names = getattr(source, "classes", None)
-    if not isinstance(names, (list, tuple, np.ndarray)):
+    if not isinstance(names, Iterable) or isinstance(names, (str, bytes)):
         return ()
+    names = tuple(map(str, names))
     highest = int(labels.argmax())
     if labels[highest] >= len(names):
         raise InputError(
             f"the data set names {len(names):,} classes, and the label of {files[highest].name} is {labels[highest]}, "
             "where numbers count from 0: mend either, or set classes to False"
         )
-    return tuple(map(str, names))
+    return names
