@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
 
 _MOST_AT_ONCE = 16
 
@@ -36,8 +36,16 @@ def in_order(
 def progress(items: Iterable[T], num: int | None, what: str, *, show: bool = False) -> Iterator[T]:
     """The items, with a progress bar on a terminal."""
     console = Console(stderr=True)
-    hidden = not (show and console.is_terminal)
-    yield from track(items, what, num, console=console, transient=True, disable=hidden)
+    if not (show and console.is_terminal):
+        yield from items
+        return
+    # Not rich's `track`: at its end it waits for a thread, see below.
+    columns = ("{task.description}", BarColumn(), TaskProgressColumn(show_speed=True), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=num)
+        for item in items:
+            yield item
+            bar.advance(task)
 
 
 def _in_order(task: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[T, R | Exception]]:
@@ -54,7 +62,8 @@ def _in_order(task: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[T, R
     num_threads = os.cpu_count() or 1
     # To hand over a small picture takes a thread as long as half of its decoding.
     at_once = max(1, min(_MOST_AT_ONCE, len(items) // (8 * num_threads)))
-    with ThreadPoolExecutor(num_threads) as pool:
+    pool = ThreadPoolExecutor(num_threads)
+    try:
         waiting: deque[Future[list[tuple[T, R | Exception]]]] = deque()
         for start in range(0, len(items), at_once):
             waiting.append(pool.submit(several, start))
@@ -62,3 +71,7 @@ def _in_order(task: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[T, R
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
+    finally:
+        # One that is not read to its end is closed whenever garbage is collected, by any thread, such as one that is
+        # just starting and holds a lock of `threading`. To wait for the pool's threads there would be to wait forever.
+        pool.shutdown(wait=False, cancel_futures=True)
