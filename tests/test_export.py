@@ -312,6 +312,10 @@ def test_wrong_models_and_schedulers(pipe):
     pipe.scheduler = diffusers.DDPMScheduler()
     with pytest.raises(ValueError, match="a DDPMScheduler cannot make images of this model"):
         pipe()
+    pipe.scheduler = diffusers.EDMEulerScheduler()
+    pipe.register_to_config(process="vp")
+    with pytest.raises(ValueError, match="an EDMEulerScheduler scales .* 'edm', and this model is of 'vp'"):
+        pipe()
     pipe.register_to_config(num_classes=0)
     with pytest.raises(ValueError, match="trained without classes"):
         pipe(class_labels=1)

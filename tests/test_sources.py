@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import warnings
@@ -285,6 +286,20 @@ def test_zips_with_a_password(tmp_path):
     content[content.index(b"PK\1\2") + 8] |= 1
     path.write_bytes(content)
     assert refusal(path) == f"{path} needs a password for a.png: unpack it, give the folder"
+
+
+@pytest.mark.parametrize("places", [["builtins.open", "io.open"], ["io.open"]])
+def test_a_zip_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch, places):
+    path, _ = as_zip(tmp_path / "pictures")
+
+    def refuse(file, *rest, opened=open, **options):
+        if str(file) == str(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+        return opened(file, *rest, **options)
+
+    for place in places:
+        monkeypatch.setattr(place, refuse)
+    assert refusal(path) == f"cannot read {path}: Permission denied"
 
 
 def test_damaged_zips(tmp_path):

@@ -203,6 +203,10 @@ def _refuse_unknown(options: Data, source: str, known: set[str]) -> None:
 
 
 def _what_it_is_not(path: Path, source: str) -> str:
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        return f"cannot read {source}: {error.strerror}"
     ending = path.suffix.lower()
     if ending == ".zip":
         return f"{source} is damaged: it is no complete zip"

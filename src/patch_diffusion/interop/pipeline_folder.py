@@ -89,6 +89,7 @@ def write_pipeline(model: Denoiser, folder: Path, *, dtype: torch.dtype, setting
         "timestep_scale": foreign.timestep_scale if foreign else 1.0,
         "id2label": {str(number): name for number, name in enumerate(model.class_names)},
         "codec": codec,
+        "process": model.process.name,
     }
     _carry("pipeline", folder / "pipeline.py")
     write_json(folder / "model_index.json", index)

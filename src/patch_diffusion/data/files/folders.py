@@ -78,8 +78,10 @@ def find_in_zip(path: Path, options: Data) -> Iterator[Collection]:
     """
     try:
         opened = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+    except zipfile.BadZipFile as error:
         raise InputError(f"{options.source} is damaged: {error}") from None
+    except OSError as error:
+        raise InputError(f"cannot read {options.source}: {error.strerror or error}") from None
     with opened as archive:
         entries = [info for info in archive.infolist() if not info.is_dir()]
         for info in entries:

@@ -37,6 +37,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         timestep_scale: what c_noise is multiplied by to be the network's timestep.
         id2label: names of the classes by number, where they have any.
         codec: what becomes -1 and 1 in model space; for latents, mean and scale of each channel.
+        process: "edm", "ve" or "vp": how the network's inputs and outputs are scaled.
     """
 
     model_cpu_offload_seq = "network->vae"
@@ -58,6 +59,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         timestep_scale: float = 1.0,
         id2label: Mapping[str, str] | None = None,
         codec: Mapping[str, Any] | None = None,
+        process: str = "edm",
     ) -> None:
         super().__init__()
         self.register_modules(network=network, scheduler=scheduler, vae=vae)
@@ -73,6 +75,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
             timestep_scale=timestep_scale,
             id2label=dict(id2label or {}),
             codec=dict(codec or PixelCodec().as_dict()),
+            process=process,
         )
 
     @torch.no_grad()
@@ -181,6 +184,12 @@ class PatchDiffusionPipeline(DiffusionPipeline):
                 f"a {type(self.scheduler).__name__} cannot make images of this model: take the scheduler of its folder "
                 "or one of diffusers' EDM schedulers"
             )
+        config: Any = self.config
+        if config.process != "edm":
+            raise InputError(
+                f"an {type(self.scheduler).__name__} scales inputs and outputs as the process 'edm', and this model is "
+                f"of '{config.process}': take the scheduler of its folder"
+            )
         self.scheduler.set_timesteps(steps, device=start.device)
         noisy = (start * self.scheduler.sigmas[0]).float()
         for time in self.scheduler.timesteps:
@@ -276,4 +285,5 @@ PatchDiffusionPipeline.__init__.__annotations__ = {
     **dict.fromkeys(("label_dropout", "timestep_scale"), float),
     "coords": bool,
     **dict.fromkeys(("id2label", "codec"), dict),
+    "process": str,
 }
