@@ -1,6 +1,7 @@
-"""The picture of a race, such as the README's.
+"""The picture of some races, side by side, such as the README's.
 
-    python benchmarks/race_picture.py benchmarks/results/race-cat-faces-32-cpu.json docs/race.svg [--title "Cat faces"]
+    python benchmarks/race_picture.py docs/race.svg --race benchmarks/results/race-cat-faces-32-cpu.json "Cat faces"
+        [--race FILE.json TITLE ...] [--from-spent 0.1]
 
 The loss of held-out images of each arm, the mean over the seeds and their range, and from where an arm has the final
 loss of whole images to where these have it.
@@ -16,24 +17,37 @@ from typing import Any
 from patch_diffusion.evaluation.summary import opponent
 from patch_diffusion.training.watching.chart import even
 
-LEFT, TOP, WIDTH, HEIGHT = 64, 58, 600, 300
+LEFT, TOP, RIGHT, HEIGHT, BELOW = 64, 58, 100, 300, 52
+WIDTH = 600  # of all panels together
 COLOURS = ("#b3541e", "#1e6bb3", "#4d8a3d", "#7a4fa3")
 NAMES = {"whole": "whole images", "patches": "patches"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("race", type=Path)
     parser.add_argument("picture", type=Path)
-    parser.add_argument("--title", default="Loss of held-out images")
+    parser.add_argument("--race", nargs=2, action="append", required=True, metavar=("FILE", "TITLE"))
     parser.add_argument("--from-spent", type=float, default=0.1, help="leave out what is before this share of the time")
     arguments = parser.parse_args()
-    content = json.loads(arguments.race.read_text(encoding="utf-8"))
-    arguments.picture.write_text(picture(content, arguments.title, arguments.from_spent), encoding="utf-8")
+    races = [(json.loads(Path(file).read_text(encoding="utf-8")), title) for file, title in arguments.race]
+    arguments.picture.write_text(picture(races, arguments.from_spent), encoding="utf-8")
 
 
-def picture(content: dict[str, Any], title: str, since: float) -> str:
+def picture(races: list[tuple[dict[str, Any], str]], since: float) -> str:
     """An SVG."""
+    width = WIDTH / len(races)
+    each = LEFT + width + RIGHT
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {each * len(races):g} {TOP + HEIGHT + BELOW}" '
+        'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>'
+    ]
+    for number, (content, title) in enumerate(races):
+        parts += [f'<g transform="translate({number * each:g} 0)">', *panel(content, title, since, width), "</g>"]
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def panel(content: dict[str, Any], title: str, since: float, width: float) -> list[str]:
+    """One race, with its axes as wide as this."""
     curves = {name: curve(content, name, since) for name in content["plan"]["arms"]}
     every = [value for points in curves.values() for _, *values in points for value in values]
     low, high = min(every), max(every)
@@ -41,7 +55,7 @@ def picture(content: dict[str, Any], title: str, since: float) -> str:
     first, last = since * content["budget"], content["budget"]
 
     def across(time: float) -> float:
-        return LEFT + WIDTH * (time - first) / (last - first)
+        return LEFT + width * (time - first) / (last - first)
 
     def up(loss: float) -> float:
         return TOP + HEIGHT * (high - loss) / (high - low)
@@ -49,19 +63,17 @@ def picture(content: dict[str, Any], title: str, since: float) -> str:
     seeds = len(content["standings"]["seeds"])
     about = "less is better" + (f"; means of {seeds} seeds and their range" if seeds > 1 else "; one seed")
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {LEFT + WIDTH + 120} {TOP + HEIGHT + 52}" '
-        'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>',
         f'<text x="{LEFT}" y="22" font-weight="bold">{escape(title)}</text>',
         f'<text x="{LEFT}" y="38" fill="#666">{about}</text>',
-        f'<text x="{LEFT + WIDTH / 2}" y="{TOP + HEIGHT + 42}" text-anchor="middle">'
+        f'<text x="{LEFT + width / 2:g}" y="{TOP + HEIGHT + 42}" text-anchor="middle">'
         f"{content['unit']} of training, of each</text>",
     ]
     for tick in even(low, high):
-        parts.append(f'<path d="M{LEFT} {up(tick):.1f}h{WIDTH}" stroke="#e4e4e4"/>')
+        parts.append(f'<path d="M{LEFT} {up(tick):.1f}h{width:g}" stroke="#e4e4e4"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{up(tick) + 4:.1f}" text-anchor="end" fill="#666">{tick:g}</text>')
     parts += [
         f'<text x="{across(tick):.1f}" y="{TOP + HEIGHT + 20}" text-anchor="middle" fill="#666">{tick:g}</text>'
-        for tick in even(first, last, 8)
+        for tick in even(first, last, 8 if width > WIDTH / 2 else 5)
     ]
     named = apart({name: up(points[-1][1]) for name, points in curves.items()})
     for (name, points), colour in zip(curves.items(), COLOURS, strict=False):
@@ -71,8 +83,8 @@ def picture(content: dict[str, Any], title: str, since: float) -> str:
         parts.append(f'<polygon points="{outline}" fill="{colour}" opacity=".18"/>')
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
         told = escape(NAMES.get(name) or name)
-        parts.append(f'<text x="{LEFT + WIDTH + 8}" y="{named[name] + 4:.1f}" fill="{colour}">{told}</text>')
-    return "\n".join([*parts, *guide(content, across, up), "</svg>", ""])
+        parts.append(f'<text x="{LEFT + width + 8:g}" y="{named[name] + 4:.1f}" fill="{colour}">{told}</text>')
+    return [*parts, *guide(content, across, up)]
 
 
 def apart(heights: dict[str, float], least: float = 14.0) -> dict[str, float]:

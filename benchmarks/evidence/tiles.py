@@ -1,9 +1,9 @@
 """Tiles of photographs as images to train on and others to judge by: a data set without a layout.
 
-    python benchmarks/evidence/tiles.py PHOTOS OUT [--side 64] [--held-out 3]
+    python benchmarks/evidence/tiles.py PHOTOS OUT [--side 64] [--held-out 3] [--judges 64]
 
 Square tiles that overlap by half, of the photographs and of the same at half the size, in random order. Those of the
-last photographs make OUT/heldout.zip, those of the others OUT/train.zip.
+last photographs, or some of them, make OUT/heldout.zip, those of the others OUT/train.zip.
 """
 
 import argparse
@@ -37,14 +37,17 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--held-out", type=int, default=3, help="photographs")
+    parser.add_argument("--judges", type=int, help="the most tiles of these; all where not given")
     arguments = parser.parse_args()
     photographs = sorted(arguments.photographs.glob("*.png"))
     split = len(photographs) - arguments.held_out
     shuffled = random.Random(0)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for name, group in (("train", photographs[:split]), ("heldout", photographs[split:])):
+    groups = (("train", photographs[:split], None), ("heldout", photographs[split:], arguments.judges))
+    for name, group, most in groups:
         tiles = [tile for photograph in group for tile in tiles_of(photograph, arguments.side)]
         shuffled.shuffle(tiles)
+        tiles = tiles[:most]
         with zipfile.ZipFile(arguments.out / f"{name}.zip", "w") as archive:
             for number, tile in enumerate(tiles):
                 encoded = io.BytesIO()
