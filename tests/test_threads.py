@@ -131,6 +131,18 @@ def test_evaluation_is_that_of_one_thread(model):
     torch.testing.assert_close(one_level, model(clean, 0.5, coords[0]).detach(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("given", "num", "found"), [(3, 1, [3]), (4, 2, [2, 2]), (4, 3, [1, 1, 1]), (3, 7, [1, 1, 1])])
+def test_fewer_samples_than_threads_have_the_threads_that_are_left(model, given, num, found):
+    seen = []
+    model.network.register_forward_pre_hook(lambda *given: seen.append(torch.get_num_threads()))
+    torch.set_num_threads(given)
+    with sharing(model):
+        for _ in range(2):
+            backward(DenoisingLoss(model), samples(num), 1.0)
+        assert torch.get_num_threads() == 1
+    assert seen == found * 2
+
+
 def test_what_is_not_shared_has_all_threads(model):
     """A single image, what goes backward, and a model that threads may not share; in a thread that shares, one."""
     found = []

@@ -2,7 +2,8 @@
 
 torch divides every operation among its threads, which meet after each, thousands of times a step; where another process
 takes a core for a moment, all of them wait, each time. Here each thread takes some of the samples all the way through
-the network by itself, and they meet once.
+the network by itself, and they meet once. Where there are fewer samples than threads, as of large images, torch divides
+each sample's operations among the threads that are left for it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Result = TypeVar("Result")
 
 
 class Workers:
-    """So many threads, in each of which torch computes alone.
+    """So many threads, in each of which torch computes alone, unless there is less to do than there are threads.
 
     Args:
         num: how many.
@@ -44,12 +45,12 @@ class Workers:
         num = next(len(value) for value in inputs if value is not None)
         parts = min(self.num, num)
         bounds = [num * part // parts for part in range(parts + 1)]
-        return self.run(
-            [
-                partial(function, *(value if value is None else value[first:last] for value in inputs))
-                for first, last in pairwise(bounds)
-            ]
-        )
+
+        def some(first: int, last: int) -> Result:
+            with _threads_of_torch(self.num // parts):
+                return function(*(value if value is None else value[first:last] for value in inputs))
+
+        return self.run([partial(some, first, last) for first, last in pairwise(bounds)])
 
     def run(self, tasks: Sequence[Callable[[], Result]]) -> list[Result]:
         """What each of some functions gives."""
@@ -155,11 +156,22 @@ def _all_threads() -> Iterator[None]:
     if _current is None or threading.get_ident() != _current.owner:
         yield
         return
-    torch.set_num_threads(_current.num)
+    with _threads_of_torch(_current.num):
+        yield
+
+
+@contextmanager
+def _threads_of_torch(num: int) -> Iterator[None]:
+    """So many inside, for what this thread computes."""
+    before = torch.get_num_threads()
+    if num == before:
+        yield
+        return
+    torch.set_num_threads(num)
     try:
         yield
     finally:
-        torch.set_num_threads(1)
+        torch.set_num_threads(before)
 
 
 def threads() -> int:
