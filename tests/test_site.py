@@ -1,5 +1,6 @@
 """The documentation: every link leads somewhere, and the site is built of it without a warning or anything remote."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -45,6 +46,14 @@ def test_broken_links_are_found(tmp_path):
         "# Some - words, *here*\n[a](#some-words-here) [b](#others) [c](none.md) `[d](code)` [e](https://x)"
     )
     assert list(broken(page)) == ["#others", "none.md"]
+
+
+def test_the_order_of_pages_names_pages(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs" / "site")
+    groups = importlib.import_module("pages").GROUPS
+    named = [name for group in groups.values() for name in group]
+    assert set(named) == {"index" if page.stem == "README" else page.stem for page in PAGES}
+    assert len(named) == len(set(named))
 
 
 @pytest.fixture(scope="module")

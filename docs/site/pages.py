@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[2]
 GROUPS = {
     "Start": ("index", "examples"),
     "Train": ("data", "augmentation", "runs", "watching", "large-images", "any-network", "clusters", "scaling"),
-    "Judge": ("evaluate", "race", "evidence"),
-    "Use": ("guidance", "editing", "edit", "export", "serve"),
+    "Judge": ("evaluation", "race", "performance", "evidence"),
+    "Use": ("editing", "export", "serve"),
     "About": ("architecture", "CONTRIBUTING", "CHANGELOG", "LOG"),
 }
 STAGES = {
