@@ -45,9 +45,24 @@ def test_the_make_targets():
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/any-network.md", "docs/augmentation.md"]
+    "page",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "benchmarks/README.md",
+        "docs/architecture.md",
+        "docs/any-network.md",
+        "docs/augmentation.md",
+    ],
 )
 def test_links_lead_somewhere(page):
     path = Path(__file__).parents[1] / page
     for link in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
         assert link.startswith("https://") or (path.parent / link).exists(), link
+
+
+def test_every_benchmark_is_listed_and_every_listed_one_is_there():
+    folder = Path(__file__).parents[1] / "benchmarks"
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    scripts = {path.name for path in folder.glob("*.py")} - {"measuring.py"}
+    assert scripts == {Path(name).name for name in re.findall(r"[\w/]+\.py", text)}

@@ -12,8 +12,14 @@ import pytest
 import patch_diffusion as pd
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"])
+OTHER_NAMES = {ROOT / "README.md": "index", ROOT / "benchmarks" / "README.md": "benchmarks"}
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def name_of(page):
+    """On the site."""
+    return OTHER_NAMES.get(page, page.stem)
 
 
 def text_of(page):
@@ -35,7 +41,7 @@ def broken(page):
             yield link
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page):
     assert list(broken(page)) == []
 
@@ -52,7 +58,7 @@ def test_the_order_of_pages_names_pages(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "docs" / "site")
     groups = importlib.import_module("pages").GROUPS
     named = [name for group in groups.values() for name in group]
-    assert set(named) == {"index" if page.stem == "README" else page.stem for page in PAGES}
+    assert set(named) == {name_of(page) for page in PAGES}
     assert len(named) == len(set(named))
 
 
@@ -73,9 +79,9 @@ def site(tmp_path_factory):
 
 def test_every_page_is_there_and_in_the_navigation(site):
     start = (site / "index.html").read_text(encoding="utf-8")
-    expected = {"index.html", *(f"{page.stem}.html" for page in PAGES if page.stem != "README")}
+    expected = {f"{name_of(page)}.html" for page in PAGES}
     assert expected <= {path.name for path in site.iterdir()}
-    assert expected <= set(re.findall(r'href="?([\w.-]+)', start)) | {"index.html"}
+    assert expected <= set(re.findall(r'href="?(?:\./)?([\w.-]+)', start)) | {"index.html"}
     assert "<h1" in start and "make demo" in start
 
 

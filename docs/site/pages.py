@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 GROUPS = {
     "Start": ("index", "examples"),
     "Train": ("data", "augmentation", "runs", "watching", "large-images", "any-network", "clusters", "scaling"),
-    "Judge": ("evaluation", "race", "performance", "evidence"),
+    "Judge": ("evaluation", "race", "performance", "evidence", "benchmarks"),
     "Use": ("editing", "export", "serve"),
     "About": ("architecture", "CONTRIBUTING", "CHANGELOG", "LOG"),
 }
@@ -44,7 +44,7 @@ _LINK = re.compile(r"(\]\()([^)#\s]+)(#[^)\s]*)?\)")
 def sources() -> dict[Path, str]:
     """The Markdown files that become pages, and the name that each has on the site."""
     found = {page: page.name for page in sorted((ROOT / "docs").glob("*.md"))}
-    found[ROOT / "README.md"] = "index.md"
+    found |= {ROOT / "README.md": "index.md", ROOT / "benchmarks" / "README.md": "benchmarks.md"}
     found.update({ROOT / name: name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "LOG.md")})
     return found
 
