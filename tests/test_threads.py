@@ -8,7 +8,7 @@ import patch_diffusion as pd
 from patch_diffusion.config import Engine
 from patch_diffusion.denoise import threads
 from patch_diffusion.denoise.loss import denoising_loss
-from patch_diffusion.denoise.networks.unet import group_norm
+from patch_diffusion.denoise.networks.unet import Enlarge, Reduce, group_norm
 from patch_diffusion.denoise.threads import backward, evaluate, sharing
 from patch_diffusion.files import read_tensors
 from patch_diffusion.training.hardware.engine import DenoisingLoss
@@ -104,6 +104,16 @@ def test_norms_compute_in_the_format_of_their_weights():
     assert torch.equal(found, norm(given.bfloat16().float()).detach().bfloat16())
     half = norm.half()
     assert half(given.half()).dtype is torch.float16
+
+
+@pytest.mark.parametrize("resize", [Reduce((1, 3, 3, 1)), Enlarge((1, 3, 3, 1))])
+def test_filters_compute_in_float32(resize):
+    given = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = resize(given)
+    assert found.dtype is torch.bfloat16
+    assert torch.equal(found, resize(given.float()).bfloat16())
+    assert resize(given).dtype is torch.bfloat16
 
 
 def test_gradients_are_added_to_those_that_are_there_and_repeat(model):
