@@ -103,11 +103,13 @@ def guide(content: dict[str, Any], across: Any, up: Any) -> list[str]:
     if reached["at"] is None:
         return []
     x, y, end = across(reached["at"]), up(loss), across(content["budget"])
-    text = f"{reached['ratio']:.2f} times as fast"
     return [
         f'<path d="M{x:.1f} {y:.1f}H{end:.1f}" stroke="#444" stroke-dasharray="5 4"/>',
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#444"/>',
-        f'<text x="{x - 8:.1f}" y="{y + 18:.1f}" text-anchor="end" font-weight="bold">{text}</text>',
+        *(
+            f'<text x="{x - 8:.1f}" y="{y + lower:.1f}" text-anchor="end" font-weight="bold">{text}</text>'
+            for lower, text in ((18, f"{reached['ratio']:.2f} times"), (32, "as fast"))
+        ),
     ]
 
 
