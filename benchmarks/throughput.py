@@ -26,8 +26,8 @@ import torch
 from measuring import circumstances
 
 import patch_diffusion as pd
+from patch_diffusion.devices import choose_device
 from patch_diffusion.training.build import build_trainer
-from patch_diffusion.training.hardware.engine import choose_device
 from patch_diffusion.training.trainer import Trainer
 
 ON_CPU = ("small", "ncsnpp-small", "adm-small", "dit-small")

@@ -24,6 +24,12 @@ def cache_folder(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("PATCH_DIFFUSION_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
+@pytest.fixture(autouse=True)
+def no_bf16(monkeypatch):
+    """Tests do the same on every processor."""
+    monkeypatch.setattr("patch_diffusion.suggest.processor_has_bf16", lambda: False)
+
+
 @pytest.fixture
 def code_folder(tmp_path, monkeypatch):
     """Where diffusers copies the code of pipelines to before it runs it; otherwise that is in the user's home."""

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 import patch_diffusion as pd
 from patch_diffusion.cli import main
-from patch_diffusion.config import Config, Network, Patches
+from patch_diffusion.config import Config, Engine, Network, Patches
 from patch_diffusion.data.inspection.resolution import suggest_resolution
+from patch_diffusion.devices import processor_has_bf16
 from patch_diffusion.patches.schedule import PatchSchedule
 from patch_diffusion.suggest import FURTHEST_SIZE, stride, suggest
 from patch_diffusion.training.build import build_trainer
@@ -74,6 +75,43 @@ def test_steps_that_were_asked_for_are_not_smaller():
     config, _ = suggest(images_of((128, 128)), with_patches(SMALL, whole=0.0, sizes={"1/4": 1.0}))
     assert (config.batch, config.patches.whole) == (8, 0.0)
     assert suggest(images, PAPER)[0] == PAPER
+
+
+@pytest.fixture
+def bf16(monkeypatch):
+    monkeypatch.setattr("patch_diffusion.suggest.processor_has_bf16", lambda: True)
+
+
+def formats_of(images, config, given=()):
+    """With a CPU as the device."""
+    config = replace(config, engine=replace(config.engine, device="cpu"))
+    found, reasons = suggest(images, config, given)
+    assert any("engine.precision" in reason for reason in reasons) == (found.engine != config.engine)
+    return found.engine.precision
+
+
+def test_large_images_are_trained_on_in_bf16_where_the_processor_has_it(bf16, monkeypatch):
+    large = images_of((64, 64))
+    assert formats_of(large, SMALL) == formats_of(images_of((48, 96)), PAPER) == "bf16"
+    assert formats_of(large, SMALL, {"engine.precision"}) == "auto"
+    assert formats_of(large, replace(SMALL, engine=Engine(precision="fp32"))) == "fp32"
+    assert formats_of(large, replace(SMALL, engine=Engine(compile=True))) == "auto"
+    assert formats_of(images_of((56, 56)), SMALL) == "auto"
+    alone = with_patches(SMALL, whole=0.0, sizes={"32": 1.0}, context=32)
+    assert formats_of(images_of((512, 512)), alone) == "auto"  # the network sees patches of 32
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert formats_of(large, SMALL) == "auto"
+
+
+def test_a_processor_without_bf16_is_left_with_fp32(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    assert processor_has_bf16()
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
+    assert not processor_has_bf16()
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
+    assert not processor_has_bf16()
+    assert formats_of(images_of((64, 64)), SMALL) == "auto"
 
 
 def test_batch_pixels_that_would_do_nothing_are_refused():

@@ -23,10 +23,10 @@ from changes import CHANGES, LastOnWhole, hide_coords
 import patch_diffusion as pd
 from patch_diffusion.config import from_dict, to_dict
 from patch_diffusion.denoise.whole_image import losses_of_images
+from patch_diffusion.devices import choose_device
 from patch_diffusion.evaluation.circumstances import circumstances
 from patch_diffusion.evaluation.intervals import interval_of_mean
 from patch_diffusion.training.build import build_trainer
-from patch_diffusion.training.hardware.engine import choose_device
 from patch_diffusion.training.trainer import Trainer
 
 RESULTS = Path(__file__).parents[1] / "results"

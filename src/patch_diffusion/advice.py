@@ -19,6 +19,7 @@ from patch_diffusion.data.inspection.as_files import some_images
 from patch_diffusion.data.inspection.inspect import Findings
 from patch_diffusion.data.inspection.resolution import suggest_resolution
 from patch_diffusion.data.latents.folder import is_latents
+from patch_diffusion.devices import choose_device
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import user_path
 from patch_diffusion.patches.schedule import PatchSchedule
@@ -26,7 +27,6 @@ from patch_diffusion.presets import DEFAULT_PRESET
 from patch_diffusion.suggest import stride, suggest
 from patch_diffusion.training.build import build_trainer
 from patch_diffusion.training.forecast import Forecast, forecast
-from patch_diffusion.training.hardware.engine import choose_device
 from patch_diffusion.training.hardware.memory import memory_of, memory_of_weights
 from patch_diffusion.training.model import build_network
 

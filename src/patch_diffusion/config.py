@@ -220,7 +220,8 @@ class Engine:
     processes: int | None = None
     """Processes on this machine that share each batch, one per GPU. None: one, or as torchrun says."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Number format of the network; its weights stay fp32. auto: bf16 on GPUs that have it."""
+    """Number format of the network; its weights stay fp32. auto: bf16 on GPUs that have it; fp32 on CPUs, where
+    train takes bf16 for images of 64 pixels or more if the processor has it."""
     compile: bool = False
     """Compile the network, once per patch size; takes minutes at the start."""
     accumulation: int | Literal["auto"] = 1

@@ -1,9 +1,10 @@
-"""Noise levels, levels of the network, sizes of the patches and a batch that fit the images, where none were given."""
+"""What fits the images, where none was given: noise, levels of the network, patch sizes, a batch, a number format."""
 
 from __future__ import annotations
 
 import inspect
 import math
+import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -12,6 +13,7 @@ from patch_diffusion.config import Config, Network, Patches
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.latents.codec import LatentCodec
 from patch_diffusion.denoise.networks.unet import STYLES, UNet
+from patch_diffusion.devices import choose_device, processor_has_bf16
 from patch_diffusion.errors import InputError
 from patch_diffusion.patches.schedule import PatchSchedule, patch_shape
 
@@ -31,6 +33,8 @@ _FEWEST_IMAGES = 2  # of a batch, so that two threads share it
 # Against 0.5 on faces of 64 x 64, three seeds; on photographs together with the batch: LOG.md, "Smaller steps on larger
 # images".
 _WHOLE_WHERE_LARGE = 0.25
+# Sides below gain little: LOG.md, "bf16 by the clock".
+_SMALLEST_IN_BF16 = 64
 _LEAST_SHIFT = 0.5  # of p_mean that is worth an option
 _FEWEST_LEVELS = 2
 _LARGEST_DENOMINATOR = 32
@@ -73,7 +77,8 @@ def suggest(images: Images, base: Config, given: Collection[str] = ()) -> tuple[
             chosen = replace(base, network=network, patches=replace(base.patches, sizes=sizes))
             reasons += _reasons(base, chosen, resolutions, wanted)
             chosen, more = _smaller_steps(chosen, resolutions, given)
-            return chosen, reasons + more
+            chosen, why = _number_format(chosen, resolutions, given)
+            return chosen, reasons + more + why
     return base, reasons
 
 
@@ -137,6 +142,22 @@ def _smaller_steps(
             f"patches.whole {patches.whole:g}, not {config.patches.whole:g}: whole images of this size cost most"
         )
     return replace(config, batch=fewer, patches=patches), reasons
+
+
+def _number_format(
+    config: Config, resolutions: Sequence[Resolution], given: Collection[str]
+) -> tuple[Config, list[str]]:
+    """bf16 on a processor that has it, where what the network sees is large enough to gain by that."""
+    engine = config.engine
+    side = max(math.sqrt(math.prod(seen)) for seen in _seen(config.patches, resolutions))
+    # The machines of a run of several processes may differ, and compiled networks were not measured.
+    settled = engine.precision != "auto" or engine.compile or int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if "engine.precision" in given or settled or side < _SMALLEST_IN_BF16:
+        return config, []
+    if choose_device(engine.device).type != "cpu" or not processor_has_bf16():
+        return config, []
+    reason = "engine.precision bf16: this processor computes in it, and takes longer for images of this size in fp32"
+    return replace(config, engine=replace(engine, precision="bf16")), [reason]
 
 
 def _seen(patches: Patches, resolutions: Sequence[Resolution]) -> Sequence[Resolution]:

@@ -72,7 +72,7 @@ class Prepare:
 
     def _make_latents(self, vae: Path) -> dict[str, Any]:
         from patch_diffusion.data.latents.folder import encode_latents
-        from patch_diffusion.training.hardware.engine import choose_device
+        from patch_diffusion.devices import choose_device
 
         if self.keep_duplicates:
             raise InputError("--keep-duplicates is for pictures: latents are made of all images")

@@ -16,6 +16,7 @@ from patch_diffusion.data.images import Images
 from patch_diffusion.data.inspection.sheet import check_sheet
 from patch_diffusion.data.sources import open_images
 from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.devices import choose_device
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.denoising import bits_measure, denoising_measures
 from patch_diffusion.evaluation.distances import Gaussian
@@ -28,7 +29,6 @@ from patch_diffusion.evaluation.samples import SamplesOptions, of_samples
 from patch_diffusion.evaluation.subject import Source, Subject, open_subject
 from patch_diffusion.files import user_path
 from patch_diffusion.sampling.guidance.guide import Guidance
-from patch_diffusion.training.hardware.engine import choose_device
 
 SAMPLES = 1000
 """That are generated where no number is asked for. Published distances take 50,000."""

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from patch_diffusion.devices import device_of_process
 from patch_diffusion.errors import InputError
-from patch_diffusion.training.hardware.engine import device_of_process
 from patch_diffusion.training.hardware.lost import others_answer
 
 T = TypeVar("T")

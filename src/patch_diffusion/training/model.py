@@ -15,10 +15,11 @@ from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.networks.dit import DiT
 from patch_diffusion.denoise.networks.unet import STYLES, UNet
 from patch_diffusion.denoise.process import PROCESSES
+from patch_diffusion.devices import choose_device
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_json, read_tensors, user_path
 from patch_diffusion.training.checkpoints.retention import step_of
-from patch_diffusion.training.hardware.engine import choose_device, place
+from patch_diffusion.training.hardware.engine import place
 from patch_diffusion.training.optimizing.power_ema import average_name, combination, combine
 from patch_diffusion.training.run import RunFolder
 

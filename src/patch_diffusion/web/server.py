@@ -58,7 +58,7 @@ def serve(
 
     >>> serve("runs")  # doctest: +SKIP
     """
-    from patch_diffusion.training.hardware.engine import choose_device
+    from patch_diffusion.devices import choose_device
 
     folder = user_path(runs)
     if folder.exists() and not folder.is_dir():

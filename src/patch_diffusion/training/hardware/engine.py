@@ -20,6 +20,7 @@ from patch_diffusion.config import Engine as Options
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.loss import denoising_loss
 from patch_diffusion.denoise.threads import backward, sharing
+from patch_diffusion.devices import device_of_process
 from patch_diffusion.errors import InputError
 from patch_diffusion.training.hardware.group import Group
 from patch_diffusion.training.hardware.lost import others_answer
@@ -214,37 +215,6 @@ class DenoisingLoss(nn.Module):
 def place(denoiser: Denoiser, device: torch.device) -> Denoiser:
     """Move a denoiser to a device; its convolution weights lie channels last, as the patches do."""
     return denoiser.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-
-
-def choose_device(name: str = "auto") -> torch.device:
-    """The device of that name; a GPU where there is one for "auto"."""
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise InputError(f"the device '{name}' is not there: take auto, cpu, cuda, cuda:1 or mps") from None
-    return device
-
-
-def device_of_process(name: str, world: int) -> torch.device:
-    """`choose_device` for one of several processes, which take a GPU of the machine each."""
-    device = choose_device(name)
-    if world == 1 or device.type == "cpu":
-        return device
-    if device.type == "mps":
-        raise InputError("a Mac's GPU takes one process: leave out engine.processes, or set engine.device to cpu")
-    if device.index is not None:
-        raise InputError(f"{world} processes cannot share {name}: set engine.device to cuda, and each takes its own")
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    if local >= torch.cuda.device_count():
-        raise InputError(
-            f"process {local} of this machine has no GPU, which has {torch.cuda.device_count()}: start fewer processes"
-        )
-    return torch.device("cuda", local)
 
 
 def _check_sharding(options: Options, world: int) -> None:

@@ -1,0 +1,46 @@
+"""What there is to compute on."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from patch_diffusion.errors import InputError
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of that name; a GPU where there is one for "auto"."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise InputError(f"the device '{name}' is not there: take auto, cpu, cuda, cuda:1 or mps") from None
+    return device
+
+
+def device_of_process(name: str, world: int) -> torch.device:
+    """`choose_device` for one of several processes, which take a GPU of the machine each."""
+    device = choose_device(name)
+    if world == 1 or device.type == "cpu":
+        return device
+    if device.type == "mps":
+        raise InputError("a Mac's GPU takes one process: leave out engine.processes, or set engine.device to cpu")
+    if device.index is not None:
+        raise InputError(f"{world} processes cannot share {name}: set engine.device to cuda, and each takes its own")
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if local >= torch.cuda.device_count():
+        raise InputError(
+            f"process {local} of this machine has no GPU, which has {torch.cuda.device_count()}: start fewer processes"
+        )
+    return torch.device("cuda", local)
+
+
+def processor_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 numbers itself; where it does not, they take longer than those of float32."""
+    known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch has no public name for it before 2.12
+    return any(getattr(torch.cpu, name, bool)() for name in known)
