@@ -42,5 +42,5 @@ def device_of_process(name: str, world: int) -> torch.device:
 
 def processor_has_bf16() -> bool:
     """Whether the CPU multiplies bf16 numbers itself; where it does not, they take longer than those of float32."""
-    known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch has no public name for it before 2.12
+    known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # the oldest torch has no public name for it
     return any(getattr(torch.cpu, name, bool)() for name in known)
