@@ -25,8 +25,8 @@ from measuring import circumstances
 
 import patch_diffusion as pd
 from patch_diffusion.devices import choose_device
+from patch_diffusion.runs.model import build_network
 from patch_diffusion.training.build import build_trainer
-from patch_diffusion.training.model import build_network
 
 UNCOUNTED = 10  # first steps, in which memory is found and kernels are chosen
 

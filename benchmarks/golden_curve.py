@@ -1,8 +1,8 @@
 """The losses of 20 training steps as hexadecimal floats, to show that a change of the code changes no number.
 
-    python benchmarks/golden_curve.py > before.txt    # at one commit
-    python benchmarks/golden_curve.py > after.txt     # at another, on the same machine
-    diff before.txt after.txt
+python benchmarks/golden_curve.py > before.txt    # at one commit
+python benchmarks/golden_curve.py > after.txt     # at another, on the same machine
+diff before.txt after.txt
 """
 
 from __future__ import annotations

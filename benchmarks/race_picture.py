@@ -14,8 +14,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from patch_diffusion.evaluation.summary import opponent
-from patch_diffusion.training.watching.chart import even
+from patch_diffusion.race.summary import opponent
+from patch_diffusion.runs.chart import even
 
 LEFT, TOP, RIGHT, HEIGHT, BELOW = 64, 58, 100, 300, 52
 WIDTH = 600  # of all panels together

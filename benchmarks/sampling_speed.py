@@ -18,11 +18,11 @@ import torch
 from measuring import circumstances
 
 import patch_diffusion as pd
+from patch_diffusion.denoise.denoiser import place
 from patch_diffusion.denoise.threads import evaluate, sharing
 from patch_diffusion.devices import choose_device
+from patch_diffusion.runs.model import build_network
 from patch_diffusion.sampling.choices import SOLVERS
-from patch_diffusion.training.hardware.engine import place
-from patch_diffusion.training.model import build_network
 
 TWICE = ("heun", "stochastic_heun")  # evaluate twice a step, but for the last
 

@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import patch_diffusion as pd
 from patch_diffusion.presets import PRESETS
-from patch_diffusion.training.cost import training_flops
-from patch_diffusion.training.model import build_network
+from patch_diffusion.runs.model import build_network
+from patch_diffusion.training.budget import training_flops
 
 GPUS = (1, 8, 16, 32, 64, 128, 256, 512, 1024)
 COLOURS = ("#b3541e", "#1e6bb3")

@@ -27,9 +27,9 @@ import torch.distributed as dist
 import patch_diffusion as pd
 from patch_diffusion.config import Engine
 from patch_diffusion.presets import PRESETS
+from patch_diffusion.processes import run_processes
 from patch_diffusion.training.batches import Batch
 from patch_diffusion.training.build import build_trainer
-from patch_diffusion.training.hardware.processes import run_processes
 from patch_diffusion.training.trainer import Trainer
 
 UNCOUNTED = 5  # first steps, in which memory is found and kernels are chosen

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from patch_diffusion.config import from_dict
-from patch_diffusion.training.run import ModelFacts, RunFolder
+from patch_diffusion.runs.folder import ModelFacts, RunFolder
 
 
 def make_run(path, *, steps=200, end=1.0, speed=1.0, loss=0.3, sizes=("16x16", "8x8"), held_out=True, options=None,

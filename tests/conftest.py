@@ -27,7 +27,7 @@ def cache_folder(tmp_path_factory, monkeypatch):
 @pytest.fixture(autouse=True)
 def no_bf16(monkeypatch):
     """Tests do the same on every processor."""
-    monkeypatch.setattr("patch_diffusion.suggest.processor_has_bf16", lambda: False)
+    monkeypatch.setattr("patch_diffusion.training.suggest.processor_has_bf16", lambda: False)
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 from safetensors import safe_open
 
 import patch_diffusion as pd
-from patch_diffusion.interop.published import Published
-from patch_diffusion.interop.reference import import_model, recognise
+from patch_diffusion.interop.edm_file import Published
+from patch_diffusion.interop.edm_import import import_model, recognise
 
 FOLDER = Path(__file__).parents[2] / "shared" / "parity"
 NAMES = ("ddpmpp.safetensors", "ddpmpp-class-augment.safetensors", "ncsnpp.safetensors", "adm-class.safetensors")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from patch_diffusion.interop.reference import Architecture, module_names
+from patch_diffusion.interop.edm_import import Architecture, module_names
 
 BLOCK_PARTS = {"attention.norm": "norm2", "attention.qkv": "qkv", "attention.proj": "proj"}
 

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from patch_diffusion.denoise.whole_image import SIGMAS
-from patch_diffusion.training.balance import Balance
-from patch_diffusion.training.losses import Losses
+from patch_diffusion.training.losses import Balance, Losses
 
 LEVELS = torch.tensor(SIGMAS)
 

@@ -11,7 +11,7 @@ CARRIED = ("pipeline", "scheduler", "network_unet", "network_dit")
 
 @pytest.mark.parametrize("name", CARRIED)
 def test_nothing_of_this_package_is_imported(name):
-    text = bundle(f"patch_diffusion.interop.carried.{name}")
+    text = bundle(f"patch_diffusion.interop.exported_code.{name}")
     imported = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
@@ -32,7 +32,9 @@ def test_the_text_is_the_package_s_own():
     from patch_diffusion.denoise.process import VP
     from patch_diffusion.sampling.schedules import karras_sigmas
 
-    network, scheduler = (bundle(f"patch_diffusion.interop.carried.{name}") for name in ("network_unet", "scheduler"))
+    network, scheduler = (
+        bundle(f"patch_diffusion.interop.exported_code.{name}") for name in ("network_unet", "scheduler")
+    )
     assert getsource(pd.UNet) in network
     for thing in (VP, karras_sigmas, *pd.SOLVERS.values()):
         assert getsource(thing) in scheduler

@@ -5,7 +5,7 @@ import pytest
 
 from patch_diffusion.cli import main
 from patch_diffusion.cli.race import Race
-from patch_diffusion.cli.race_table import race_table
+from patch_diffusion.cli.tables import race_table
 
 TINY = (
     "--network.width 8 --network.multipliers 1 2 --network.attention 1 --network.blocks 1 --batch 4 --moments 2 "

@@ -19,7 +19,7 @@ from image_files import (  # noqa: F401
     write_zip,
 )
 from patch_diffusion.data.files.decode import ImageFile, decode_file, read_header, read_headers
-from patch_diffusion.data.files.kept import Kept
+from patch_diffusion.data.files.small_file_cache import Kept
 
 RANDOM = np.random.default_rng(0)
 

@@ -15,7 +15,7 @@ from patch_diffusion.denoise.whole_image import SIGMAS, losses_of_images
 from patch_diffusion.evaluation.metrics import DEFAULT_METRICS, METRICS
 from patch_diffusion.evaluation.processes import first_alone, shared, together
 from patch_diffusion.evaluation.stream import stream_of_images
-from patch_diffusion.training.hardware.processes import run_processes
+from patch_diffusion.processes import run_processes
 
 TINY = (
     "--network.width 8 --network.multipliers 1 2 --network.attention 1 --network.blocks 1 --batch 4 --samples 0 "

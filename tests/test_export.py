@@ -261,9 +261,9 @@ def test_the_pipeline_needs_to_be_trusted(exported, code_folder):
 @pytest.fixture
 def pipe(runs):
     """The pipeline as it stands in this package, which is what is carried."""
-    from patch_diffusion.interop.carried.network_unet import PatchDiffusionUNet
-    from patch_diffusion.interop.carried.pipeline import PatchDiffusionPipeline
-    from patch_diffusion.interop.carried.scheduler import PatchDiffusionScheduler
+    from patch_diffusion.interop.exported_code.network_unet import PatchDiffusionUNet
+    from patch_diffusion.interop.exported_code.pipeline import PatchDiffusionPipeline
+    from patch_diffusion.interop.exported_code.scheduler import PatchDiffusionScheduler
 
     network = PatchDiffusionUNet(3, 8, (1, 2), 1, num_classes=2)
     found = PatchDiffusionPipeline(

@@ -299,7 +299,8 @@ def test_a_dead_disk_stops_training_with_a_note_in_the_log(tmp_path, make_traine
 
 
 def test_latents_take_their_room_with_the_deviation(monkeypatch):
-    from patch_diffusion.data.latents.codec import LatentCodec, LatentSet
+    from patch_diffusion.data.latents.codec import LatentCodec
+    from patch_diffusion.data.latents.folder import LatentSet
 
     codec = LatentCodec((0.0,) * 4, (1.0,) * 4, posterior=True, factor=8, vae="none")
     latents = LatentSet(torch.randn(20, 8, 4, 4).half(), codec=codec)

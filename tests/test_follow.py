@@ -14,10 +14,10 @@ import patch_diffusion as pd
 from patch_diffusion.cli import follow as module
 from patch_diffusion.cli import main
 from patch_diffusion.cli.follow import _view, follow, sparkline
-from patch_diffusion.training.lock import holder, locked
-from patch_diffusion.training.run import RunFolder
-from patch_diffusion.training.watching.history import Curve, History
-from patch_diffusion.training.watching.log import LogTail, last_measured, read_log
+from patch_diffusion.runs.folder import RunFolder
+from patch_diffusion.runs.history import Curve, History
+from patch_diffusion.runs.lock import holder, locked
+from patch_diffusion.runs.log import LogTail, last_measured, read_log
 
 
 def line(step, spent=0.0, **more):

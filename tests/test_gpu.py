@@ -10,8 +10,8 @@ import patch_diffusion as pd
 from patch_diffusion.config import Config, Data, Engine, Network, Optimizer
 from patch_diffusion.data.order import SampleOrder
 from patch_diffusion.files import read_json
+from patch_diffusion.processes import run_processes
 from patch_diffusion.training.hardware import feed
-from patch_diffusion.training.hardware.processes import run_processes
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -7,8 +7,7 @@ import patch_diffusion as pd
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.latents.codec import LatentCodec
 from patch_diffusion.sampling.guidance.crops import in_crops
-from patch_diffusion.sampling.guidance.extrapolation import extrapolate
-from patch_diffusion.sampling.guidance.interval import within
+from patch_diffusion.sampling.guidance.extrapolation import extrapolate, within
 from patch_diffusion.sampling.tiles import shifted_starts
 
 

@@ -2,9 +2,9 @@ from io import BytesIO
 
 import numpy as np
 
-from patch_diffusion.data.files import kept as module
+from patch_diffusion.data.files import small_file_cache as module
 from patch_diffusion.data.files.decode import ImageFile
-from patch_diffusion.data.files.kept import Kept
+from patch_diffusion.data.files.small_file_cache import Kept
 
 
 def counted(content, opened):

@@ -10,8 +10,8 @@ import patch_diffusion as pd
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.latents import folder as latent_folder
 from patch_diffusion.data.latents.autoencoder import Autoencoder
-from patch_diffusion.data.latents.codec import LatentCodec, LatentSet, codec_of
-from patch_diffusion.data.latents.folder import encode_latents, is_latents, open_latents
+from patch_diffusion.data.latents.codec import LatentCodec, codec_of
+from patch_diffusion.data.latents.folder import LatentSet, encode_latents, is_latents, open_latents
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -8,8 +8,8 @@ import torch
 import patch_diffusion as pd
 from patch_diffusion.config import Watch
 from patch_diffusion.data.images import hold_out
-from patch_diffusion.training.checkpoints.retention import step_of
-from patch_diffusion.training.watching.looks import Measured
+from patch_diffusion.evaluation.meter import Measured
+from patch_diffusion.runs.retention import step_of
 
 ALL = ("frechet", "kernel", "memorization")
 

@@ -5,8 +5,9 @@ import torch
 import patch_diffusion as pd
 from patch_diffusion.config import Ema, Optimizer
 from patch_diffusion.files import read_tensors
-from patch_diffusion.training.checkpoints.checkpoint import remove_checkpoint
-from patch_diffusion.training.optimizing.power_ema import LONGEST, PowerAverage, combination, combine, exponent
+from patch_diffusion.runs.averages import LONGEST, combination, combine, exponent
+from patch_diffusion.runs.retention import remove_checkpoint
+from patch_diffusion.training.optimizing.power_ema import PowerAverage
 
 
 def model(value):

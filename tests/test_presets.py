@@ -6,7 +6,7 @@ import torch
 import patch_diffusion as pd
 from patch_diffusion.config import Network
 from patch_diffusion.presets import DEFAULT_PRESET, PRESETS
-from patch_diffusion.training.model import build_network
+from patch_diffusion.runs.model import build_network
 
 
 def parameters(preset, channels=3, classes=0):

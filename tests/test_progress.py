@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from patch_diffusion.training.cost import Seen
+from patch_diffusion.training.budget import Seen
 from patch_diffusion.training.losses import Means
 from patch_diffusion.training.progress import Progress
 

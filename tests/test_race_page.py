@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from patch_diffusion.cli.race_table import race_table
+from patch_diffusion.cli.tables import race_table
 from patch_diffusion.config import Config, Data, to_dict
-from patch_diffusion.evaluation.arms import whole_images
-from patch_diffusion.evaluation.race_page import race_page
-from patch_diffusion.evaluation.standings import standings
-from patch_diffusion.evaluation.summary import sentences
+from patch_diffusion.race.arms import whole_images
+from patch_diffusion.race.page import race_page
+from patch_diffusion.race.standings import standings
+from patch_diffusion.race.summary import sentences
 from test_report import ATTACK, Page
 
 SPEED = {"whole": 1, "patches": 2}

@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 import parity
 import patch_diffusion as pd
 from patch_diffusion.cli import main
+from patch_diffusion.denoise.denoiser import place
 from patch_diffusion.denoise.process import PROCESSES
-from patch_diffusion.interop.published import read_published
-from patch_diffusion.interop.reference import import_model
-from patch_diffusion.training.hardware.engine import place
+from patch_diffusion.interop.edm_file import read_published
+from patch_diffusion.interop.edm_import import import_model
 from reference_files import (
     Persistent,
     Reduced,

@@ -13,10 +13,10 @@ from PIL import Image
 import patch_diffusion as pd
 import patch_diffusion.files
 from patch_diffusion.cli import main
-from patch_diffusion.training.watching.chart import chart, even, number
-from patch_diffusion.training.watching.history import Curve, History
-from patch_diffusion.training.watching.pictures import as_data, evenly
-from patch_diffusion.training.watching.report import write_report
+from patch_diffusion.runs.chart import chart, even, number
+from patch_diffusion.runs.history import Curve, History
+from patch_diffusion.runs.pictures import as_data, evenly
+from patch_diffusion.runs.report import write_report
 
 ATTACK = "<script>alert('&')</script>"
 

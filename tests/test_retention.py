@@ -7,7 +7,7 @@ import torch
 import patch_diffusion as pd
 from patch_diffusion.data.images import hold_out
 from patch_diffusion.files import write_json
-from patch_diffusion.training.checkpoints.retention import best_of, step_of, sweep
+from patch_diffusion.runs.retention import best_of, step_of, sweep
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from torch import nn
 import patch_diffusion as pd
 from patch_diffusion.config import Config, Data, Ema, Engine, Network, Optimizer, Patches, Watch
 from patch_diffusion.files import read_tensors
+from patch_diffusion.processes import run_processes
 from patch_diffusion.training.build import build_trainer
 from patch_diffusion.training.checkpoints import checkpoint
-from patch_diffusion.training.hardware.processes import run_processes
 from patch_diffusion.training.hardware.sharding import blocks, shard
 from patch_diffusion.training.optimizing import muon
 

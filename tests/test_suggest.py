@@ -14,9 +14,9 @@ from patch_diffusion.config import Config, Engine, Network, Patches
 from patch_diffusion.data.inspection.resolution import suggest_resolution
 from patch_diffusion.devices import processor_has_bf16
 from patch_diffusion.patches.schedule import PatchSchedule
-from patch_diffusion.suggest import FURTHEST_SIZE, stride, suggest
+from patch_diffusion.runs.model import build_network
 from patch_diffusion.training.build import build_trainer
-from patch_diffusion.training.model import build_network
+from patch_diffusion.training.suggest import FURTHEST_SIZE, stride, suggest
 
 SMALL, PAPER = pd.PRESETS["small"], pd.PRESETS["paper"]
 
@@ -79,7 +79,7 @@ def test_steps_that_were_asked_for_are_not_smaller():
 
 @pytest.fixture
 def bf16(monkeypatch):
-    monkeypatch.setattr("patch_diffusion.suggest.processor_has_bf16", lambda: True)
+    monkeypatch.setattr("patch_diffusion.training.suggest.processor_has_bf16", lambda: True)
 
 
 def formats_of(images, config, given=()):

@@ -7,8 +7,8 @@ from torch import nn
 import patch_diffusion as pd
 from patch_diffusion.config import Engine
 from patch_diffusion.denoise import threads
-from patch_diffusion.denoise.loss import denoising_loss
 from patch_diffusion.denoise.networks.unet import Enlarge, Reduce, group_norm
+from patch_diffusion.denoise.objective import denoising_loss
 from patch_diffusion.denoise.threads import backward, evaluate, sharing
 from patch_diffusion.files import read_tensors
 from patch_diffusion.training.hardware.engine import DenoisingLoss

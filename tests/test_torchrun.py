@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 import patch_diffusion as pd
 from patch_diffusion.cli import main
-from patch_diffusion.training.hardware.lost import others_answer
+from patch_diffusion.processes import others_answer
 
 OPTIONS = [
     *("--batch", "4", "--samples", "0", "--log-every", "1", "--resolution", "8", "--patches.sizes", "1/2=1"),

@@ -3,9 +3,9 @@
 import shlex
 from pathlib import Path
 
-from patch_diffusion.training.run import RunFolder
-from patch_diffusion.web.asked import Chosen, Edited, Pictures
+from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.web.commands import edit_command, sample_command
+from patch_diffusion.web.requests import Chosen, Edited, Pictures
 
 
 def after(command: str, option: str, num: int = 1) -> list[float]:

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 import patch_diffusion as pd
-from patch_diffusion.training.run import RunFolder
+from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.web.runs import GoneError, Runs
 
 
@@ -16,7 +16,7 @@ def make_run(tmp_path):
 
     def make(name, **facts):
         from patch_diffusion.config import Config
-        from patch_diffusion.training.run import ModelFacts
+        from patch_diffusion.runs.folder import ModelFacts
 
         known = {
             "image_channels": 3,
@@ -96,7 +96,7 @@ def test_a_run_that_is_trained_progresses(make_run, tmp_path):
 
 
 def test_who_trains_is_told(make_run, tmp_path):
-    from patch_diffusion.training.lock import locked
+    from patch_diffusion.runs.lock import locked
 
     folder, runs = make_run("one"), Runs(tmp_path)
     with locked(folder.path):

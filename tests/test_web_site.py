@@ -15,8 +15,8 @@ from PIL import Image
 
 import patch_diffusion as pd
 from patch_diffusion.cli import main
-from patch_diffusion.web.asked import MOST_PICTURES
 from patch_diffusion.web.limits import at_once
+from patch_diffusion.web.requests import MOST_PICTURES
 from patch_diffusion.web.site import Site
 
 TINY = (

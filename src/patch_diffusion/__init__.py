@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from patch_diffusion.data.images import ImageSet as ImageSet
     from patch_diffusion.data.sources import open_images as open_images
     from patch_diffusion.denoise.denoiser import Denoiser as Denoiser
-    from patch_diffusion.denoise.loss import denoising_loss as denoising_loss
     from patch_diffusion.denoise.networks.adapters import DiffusersNetwork as DiffusersNetwork
     from patch_diffusion.denoise.networks.dit import DiT as DiT
     from patch_diffusion.denoise.networks.unet import UNet as UNet
-    from patch_diffusion.denoise.noise import NoiseLevels as NoiseLevels
+    from patch_diffusion.denoise.objective import NoiseLevels as NoiseLevels
+    from patch_diffusion.denoise.objective import denoising_loss as denoising_loss
     from patch_diffusion.denoise.process import EDM as EDM
     from patch_diffusion.denoise.process import VE as VE
     from patch_diffusion.denoise.process import VP as VP
@@ -36,16 +36,17 @@ if TYPE_CHECKING:
     from patch_diffusion.evaluation.meter import SampleMeter as SampleMeter
     from patch_diffusion.evaluation.neighbours import density_coverage as density_coverage
     from patch_diffusion.evaluation.neighbours import precision_recall as precision_recall
-    from patch_diffusion.evaluation.race import race as race
+    from patch_diffusion.interop.edm_import import import_model as import_model
     from patch_diffusion.interop.export import export_model as export_model
-    from patch_diffusion.interop.reference import import_model as import_model
-    from patch_diffusion.launch import train as train
     from patch_diffusion.patches.coords import coordinate_grid as coordinate_grid
     from patch_diffusion.patches.crop import Patch as Patch
     from patch_diffusion.patches.crop import random_patches as random_patches
     from patch_diffusion.patches.crop import whole_image as whole_image
     from patch_diffusion.patches.schedule import PatchSchedule as PatchSchedule
     from patch_diffusion.presets import PRESETS as PRESETS
+    from patch_diffusion.race.race import race as race
+    from patch_diffusion.runs.folder import describe as describe
+    from patch_diffusion.runs.model import load as load
     from patch_diffusion.sampling.choices import SOLVERS as SOLVERS
     from patch_diffusion.sampling.editing.edit import edit as edit
     from patch_diffusion.sampling.editing.image import read_image as read_image
@@ -76,8 +77,7 @@ if TYPE_CHECKING:
     from patch_diffusion.sampling.stochastic import ancestral as ancestral
     from patch_diffusion.sampling.stochastic import euler_maruyama as euler_maruyama
     from patch_diffusion.sampling.stochastic import stochastic_heun as stochastic_heun
-    from patch_diffusion.training.model import load as load
-    from patch_diffusion.training.run import describe as describe
+    from patch_diffusion.training.build import train as train
     from patch_diffusion.training.trainer import Trainer as Trainer
     from patch_diffusion.web.server import serve as serve
 
@@ -86,15 +86,14 @@ _HOME = {
     "data.images": ("ImageBuckets", "ImageSet"),
     "data.sources": ("open_images",),
     "denoise.denoiser": ("Denoiser",),
-    "denoise.loss": ("denoising_loss",),
+    "denoise.objective": ("NoiseLevels", "denoising_loss"),
     "denoise.networks.adapters": ("DiffusersNetwork",),
     "denoise.networks.dit": ("DiT",),
     "denoise.networks.unet": ("UNet",),
-    "denoise.noise": ("NoiseLevels",),
     "denoise.process": ("EDM", "VE", "VP"),
     "denoise.whole_image": ("whole_image_loss",),
     "errors": ("InputError",),
-    "evaluation.race": ("race",),
+    "race.race": ("race",),
     "interop.export": ("export_model",),
     "evaluation.distances": ("frechet_distance", "gaussian_of", "kernel_distance"),
     "evaluation.evaluate": ("Evaluation", "evaluate"),
@@ -102,7 +101,7 @@ _HOME = {
     "evaluation.extractors.extractor": ("Extractor",),
     "evaluation.meter": ("SampleMeter",),
     "evaluation.neighbours": ("density_coverage", "precision_recall"),
-    "interop.reference": ("import_model",),
+    "interop.edm_import": ("import_model",),
     "patches.coords": ("coordinate_grid",),
     "patches.crop": ("Patch", "random_patches", "whole_image"),
     "patches.schedule": ("PatchSchedule",),
@@ -120,9 +119,9 @@ _HOME = {
     "sampling.schedules": ("SCHEDULES", "exponential_sigmas", "karras_sigmas", "ve_sigmas", "vp_sigmas"),
     "sampling.solvers": ("dpm_solver_2m", "dpm_solver_3m", "euler", "heun"),
     "sampling.stochastic": ("ancestral", "euler_maruyama", "stochastic_heun"),
-    "launch": ("train",),
-    "training.model": ("load",),
-    "training.run": ("describe",),
+    "runs.model": ("load",),
+    "runs.folder": ("describe",),
+    "training.build": ("train",),
     "training.trainer": ("Trainer",),
     "web.server": ("serve",),
 }

@@ -24,11 +24,11 @@ from patch_diffusion.errors import InputError
 from patch_diffusion.files import user_path
 from patch_diffusion.patches.schedule import PatchSchedule
 from patch_diffusion.presets import DEFAULT_PRESET
-from patch_diffusion.suggest import stride, suggest
+from patch_diffusion.runs.model import build_network
 from patch_diffusion.training.build import build_trainer
 from patch_diffusion.training.forecast import Forecast, forecast
 from patch_diffusion.training.hardware.memory import memory_of, memory_of_weights
-from patch_diffusion.training.model import build_network
+from patch_diffusion.training.suggest import stride, suggest
 
 SIDE_ON_CPU, SIDE_ON_GPU = 64, 128
 """Root of the area of images that is suggested where they are larger."""

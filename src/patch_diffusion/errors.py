@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
 
 
 class InputError(ValueError):
@@ -25,3 +27,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     known = list(known)
     nearest = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean '{nearest[0]}'?" if nearest else f"; choose from {', '.join(known)}"
+
+
+def need(library: str, source: str) -> Any:
+    """The library, or an error that says how it is installed."""
+    try:
+        return import_module(library)
+    except ImportError:
+        raise InputError(f"reading {source} needs {library}: pip install 'patch_diffusion[data]'") from None

@@ -23,9 +23,9 @@ from patch_diffusion.cli.prepare import Prepare
 from patch_diffusion.cli.race import Race
 from patch_diffusion.cli.sample import Sample
 from patch_diffusion.cli.serve import Serve
-from patch_diffusion.cli.speaker import is_first, listen
 from patch_diffusion.cli.train import Train
 from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.processes import is_first, listen
 
 
 class Verb(Protocol):

@@ -35,7 +35,7 @@ def guide_of(text: str, run: Path, *, device: str) -> str | Denoiser:
     Raises:
         InputError: there is no such model, or no such name.
     """
-    from patch_diffusion.training import guides
+    from patch_diffusion.sampling import guides
 
     def weaker(step: int | None, length: float | None) -> Denoiser:
         folder = run.parent.parent if step is not None and run.parent.name == "checkpoints" else run

@@ -93,7 +93,7 @@ class Edit:
         from rich.progress import track
 
         from patch_diffusion.sampling.editing.tasks import Task
-        from patch_diffusion.training.guides import named
+        from patch_diffusion.sampling.guides import named
 
         extend = None if self.extend is None else _sides(self.extend)
         task = Task(self.mask is not None, extend, self.restore, self.factor, self.blur, self.noise)

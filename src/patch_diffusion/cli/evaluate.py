@@ -13,8 +13,8 @@ from tyro.conf import Positional, arg
 import patch_diffusion
 from patch_diffusion.cli.choosing import guide_of
 from patch_diffusion.cli.parsing import parse
-from patch_diffusion.cli.speaker import is_first
 from patch_diffusion.errors import InputError
+from patch_diffusion.processes import is_first
 
 if TYPE_CHECKING:
     from patch_diffusion.evaluation.evaluate import Evaluation
@@ -96,7 +96,7 @@ class Evaluate:
         if self.processes < 1:
             raise InputError(f"processes is at least 1, not {self.processes}")
         from patch_diffusion.evaluation.processes import together
-        from patch_diffusion.training.hardware.processes import run_processes, started_by_launcher
+        from patch_diffusion.processes import run_processes, started_by_launcher
 
         if self.processes > 1 and not started_by_launcher():
             run_processes(self.processes, _run_and_tell, self)
@@ -112,7 +112,7 @@ class Evaluate:
             Path(self.json_file).parent.mkdir(parents=True, exist_ok=True)
             write_json(Path(self.json_file), result)
         if not self.json:
-            from patch_diffusion.cli.measures import print_measures
+            from patch_diffusion.cli.tables import print_measures
 
             print_measures(found)
         return result

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patch_diffusion.files import user_path
-from patch_diffusion.training.lock import holder
-from patch_diffusion.training.run import RunFolder
-from patch_diffusion.training.watching.history import Curve, History, in_words
-from patch_diffusion.training.watching.log import LogTail, News
+from patch_diffusion.runs.folder import RunFolder
+from patch_diffusion.runs.history import Curve, History, in_words
+from patch_diffusion.runs.lock import holder
+from patch_diffusion.runs.log import LogTail, News
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

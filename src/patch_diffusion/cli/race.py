@@ -17,8 +17,8 @@ from patch_diffusion.cli.parsing import parse, parse_seeds
 from patch_diffusion.cli.train import _preset_and_file, settled
 from patch_diffusion.config import Config, flat_options, option_names
 from patch_diffusion.errors import InputError, did_you_mean
-from patch_diffusion.evaluation.arms import PATCHES, WHOLE, check_arms, whole_images
 from patch_diffusion.presets import DEFAULT_PRESET, PRESETS
+from patch_diffusion.race.arms import PATCHES, WHOLE, check_arms, whole_images
 
 # A race makes no pictures and saves as it needs to; trackers would take an arm's time.
 _WITHOUT_EFFECT = (
@@ -112,7 +112,7 @@ class Race:
         """Hold the race; the table goes to stdout, unless all of it does."""
         from rich.console import Console
 
-        from patch_diffusion.cli.race_table import race_table
+        from patch_diffusion.cli.tables import race_table
 
         assert self.out is not None  # parse has seen to it
         console = Console(stderr=True, highlight=False, soft_wrap=True)

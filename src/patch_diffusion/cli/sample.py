@@ -91,7 +91,7 @@ class Sample:
         from rich.console import Console
         from rich.progress import track
 
-        from patch_diffusion.training.guides import named
+        from patch_diffusion.sampling.guides import named
 
         seeds = parse_seeds(self.seeds)
         model = patch_diffusion.load(self.source, ema_length=self.ema_length, vae=self.vae, device=self.device)

@@ -12,11 +12,11 @@ from tyro.conf import Positional, Suppress, arg
 import patch_diffusion
 from patch_diffusion.cli.options import BUDGETS, given_options
 from patch_diffusion.cli.parsing import parse, value_of
-from patch_diffusion.cli.speaker import is_first
 from patch_diffusion.config import Config, read_yaml
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.files import user_path
 from patch_diffusion.presets import DEFAULT_PRESET, PRESETS
+from patch_diffusion.processes import is_first
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _preset_and_file(arguments: Sequence[str]) -> Config:
 
 
 def _stored(out: Path) -> Config:
-    from patch_diffusion.training.run import RunFolder
+    from patch_diffusion.runs.folder import RunFolder
 
     run = RunFolder(user_path(out))
     if not run.is_run():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,41 @@ from patch_diffusion.errors import InputError
 
 DTYPES = {"uint8": torch.uint8, "uint16": torch.uint16, "float32": torch.float32}
 _LARGEST = {"uint8": 255.0, "uint16": 65535.0}
+
+
+class Codec(Protocol):
+    """The way between stored values, pixels or latents, and model space."""
+
+    @property
+    def dtype(self) -> str:
+        """Type of the stored values."""
+        ...
+
+    @property
+    def posterior(self) -> bool:
+        """True if `encode` draws by the noise that it is given."""
+        ...
+
+    @property
+    def can_decode(self) -> bool:
+        """True if `decode` has all that it needs."""
+        ...
+
+    def encode(self, pixels: Tensor, noise: Tensor | None = None, /) -> Tensor:
+        """Stored values to model space, float32."""
+        ...
+
+    def decode(self, images: Tensor) -> Tensor:
+        """Model space to pixels."""
+        ...
+
+    def decode_with_range(self, images: Tensor) -> tuple[Tensor, tuple[float, float]]:
+        """Model space to pixels, and the two values that are shown black and white."""
+        ...
+
+    def as_dict(self) -> dict[str, Any]:
+        """The codec's settings, ready for JSON."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -59,6 +94,10 @@ class PixelCodec:
         if self.dtype != "float32":  # which may hold less than the range, and would begin anew
             values = values.round().clamp(max(low, 0.0), min(high, _LARGEST[self.dtype]))
         return values.to(DTYPES[self.dtype])
+
+    def decode_with_range(self, images: Tensor) -> tuple[Tensor, tuple[float, float]]:
+        """Model space to pixels, and the two values that are shown black and white."""
+        return self.decode(images), self.range
 
     @property
     def posterior(self) -> bool:

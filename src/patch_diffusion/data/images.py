@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,13 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patch_diffusion.config import Data
-from patch_diffusion.data.codec import DTYPES, PixelCodec
+from patch_diffusion.data.codec import DTYPES, Codec, PixelCodec
 from patch_diffusion.data.gather import Gather
 from patch_diffusion.data.order import permute
 from patch_diffusion.errors import InputError
-
-if TYPE_CHECKING:
-    from patch_diffusion.data.latents.codec import LatentCodec
 
 HELD_OUT = 0.05
 """Share of the images that is held out where nothing else is asked for."""
@@ -73,7 +69,7 @@ class ImageSet:
     class_names: tuple[str, ...] = ()
     options: Data = field(default_factory=Data)
     notes: tuple[str, ...] = ()
-    codec: PixelCodec | LatentCodec = field(default_factory=PixelCodec)
+    codec: Codec = field(default_factory=PixelCodec)
     part: Part | None = None
     file: Path | None = None
     twins: int = 1
@@ -177,7 +173,7 @@ class ImageBuckets:
         return max(bucket.num_classes for bucket in self.buckets)
 
     @property
-    def codec(self) -> PixelCodec | LatentCodec:
+    def codec(self) -> Codec:
         """What brings pixels to model space."""
         return self.buckets[0].codec
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patch_diffusion.data.images import ImageSet
-from patch_diffusion.data.latents.codec import LatentSet
+from patch_diffusion.data.latents.folder import LatentSet
 from patch_diffusion.data.reading import cache
 from patch_diffusion.data.reading.parallel import progress
 from patch_diffusion.data.reading.pixels import Part, Plan, read

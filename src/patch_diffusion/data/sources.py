@@ -18,7 +18,7 @@ from patch_diffusion.data.arrays.stored import in_memory, is_array, open_array
 from patch_diffusion.data.files import hub, shards
 from patch_diffusion.data.files.collection import Collection, read_collection
 from patch_diffusion.data.files.folders import find_in_folder, find_in_zip
-from patch_diffusion.data.files.objects import array_of, find_in_objects
+from patch_diffusion.data.files.map_style import array_of, find_in_objects
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.latents.folder import is_latents, open_latents
 from patch_diffusion.data.reading.sizes import resolution_of

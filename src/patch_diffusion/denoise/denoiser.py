@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patch_diffusion.data.codec import PixelCodec
-from patch_diffusion.data.latents.codec import LatentCodec
+from patch_diffusion.data.codec import Codec, PixelCodec
 from patch_diffusion.denoise.process import EDM, Process
 from patch_diffusion.errors import InputError
 
@@ -57,7 +56,7 @@ class Denoiser(nn.Module):
         context: int | None = None,
         resolution: tuple[int, int] | None = None,
         class_names: tuple[str, ...] = (),
-        codec: PixelCodec | LatentCodec | None = None,
+        codec: Codec | None = None,
         sigma_min: float | None = None,
         sigma_max: float | None = None,
     ) -> None:
@@ -77,7 +76,7 @@ class Denoiser(nn.Module):
         self.context = context
         self.resolution = resolution
         self.class_names = class_names
-        self.codec: PixelCodec | LatentCodec = codec or PixelCodec()
+        self.codec: Codec = codec or PixelCodec()
         self.sigma_min = sigma_min
         self.sigma_max = sigma_max
 
@@ -194,3 +193,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(training)
+
+
+def place(denoiser: Denoiser, device: torch.device) -> Denoiser:
+    """Move a denoiser to a device; its convolution weights lie channels last, as the patches do."""
+    return denoiser.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

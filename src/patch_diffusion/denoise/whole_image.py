@@ -11,7 +11,7 @@ from torch import Tensor
 from patch_diffusion.data.images import Images, ImageSet
 from patch_diffusion.data.small import make_small, small_shape
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
-from patch_diffusion.denoise.loss import denoising_loss
+from patch_diffusion.denoise.objective import denoising_loss
 from patch_diffusion.denoise.threads import sharing
 from patch_diffusion.errors import InputError
 from patch_diffusion.patches.coords import coordinate_grid

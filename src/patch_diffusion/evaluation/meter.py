@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -23,9 +23,16 @@ from patch_diffusion.evaluation.memorization import Likeness, likeness, rates
 from patch_diffusion.evaluation.reference import Reference, reference_of
 from patch_diffusion.evaluation.samples import classes_like, pixels_of
 from patch_diffusion.evaluation.stream import Stream, stream_of_images, stream_of_model
-from patch_diffusion.training.watching.looks import Measured
 
 Metric = Literal["frechet", "kernel", "memorization"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a `Meter` finds: ``numbers`` by name, and a ``warning`` where samples are copies, else empty."""
+
+    numbers: Mapping[str, float]
+    warning: str = ""
 
 
 class SampleMeter:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from patch_diffusion.devices import device_of_process
 from patch_diffusion.errors import InputError
-from patch_diffusion.training.hardware.lost import others_answer
+from patch_diffusion.processes import others_answer
 
 T = TypeVar("T")
 

@@ -13,8 +13,8 @@ from patch_diffusion.data.sources import open_images
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import user_path
-from patch_diffusion.training.model import load
-from patch_diffusion.training.run import ModelFacts, RunFolder
+from patch_diffusion.runs.folder import ModelFacts, RunFolder
+from patch_diffusion.runs.model import load
 
 Source = str | os.PathLike[str]
 

@@ -22,12 +22,12 @@ from patch_diffusion.interop.graph import write_graph
 from patch_diffusion.interop.hub import check_repository, push
 from patch_diffusion.interop.pipeline_folder import check_pipeline, write_pipeline
 from patch_diffusion.interop.usage import graph_usage, pipeline_usage
+from patch_diffusion.runs.folder import RunFolder
+from patch_diffusion.runs.model import load
+from patch_diffusion.runs.retention import step_of
 from patch_diffusion.sampling.bind import check_one_stage
 from patch_diffusion.sampling.choices import SOLVERS, options_of
 from patch_diffusion.sampling.schedules import SCHEDULES
-from patch_diffusion.training.checkpoints.retention import step_of
-from patch_diffusion.training.model import load
-from patch_diffusion.training.run import RunFolder
 
 FORMATS = get_args(Format)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

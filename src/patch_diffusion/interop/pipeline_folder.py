@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from patch_diffusion.data.codec import PixelCodec
+from patch_diffusion.data.codec import Codec
 from patch_diffusion.data.latents.codec import STANDARD_DEVIATION, LatentCodec
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.networks.adapters import DiffusersNetwork
@@ -18,7 +18,7 @@ from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_json, write_json, write_tensors, write_text
 from patch_diffusion.interop.bundle import bundle
 
-_CARRIED = "patch_diffusion.interop.carried"
+_CARRIED = "patch_diffusion.interop.exported_code"
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 # diffusers looks for a component's class in a module of this name beside its files. A name of diffusers' own, such as
@@ -96,7 +96,7 @@ def write_pipeline(model: Denoiser, folder: Path, *, dtype: torch.dtype, setting
     return notes
 
 
-def codec_facts(codec: PixelCodec | LatentCodec) -> dict[str, Any]:
+def codec_facts(codec: Codec) -> dict[str, Any]:
     """What brings model space to pixels; of latents, mean and scale of each channel, and not where their VAE was."""
     if not isinstance(codec, LatentCodec):
         return {"kind": "pixels", **codec.as_dict()}

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.denoise.threads import sharing
 from patch_diffusion.errors import InputError
@@ -184,7 +183,7 @@ def generate(
             with evaluating(model), guiding.evaluating(), sharing(model), torch.inference_mode():
                 context = None if small is None else made(small, "small images", chosen, asked).float()
                 images = made(view, stream, chosen, asked, context, callback)
-                pixels, shown = decoded(model, images)
+                pixels, shown = model.codec.decode_with_range(images)
             for (seed, label), picture in zip(now, pixels.cpu(), strict=True):
                 yield Sample(picture, seed, label, settings, shown)
 
@@ -204,19 +203,6 @@ def noise_of(
     generators = [draws(seed) for seed in seeds]
     drawn = [torch.randn(shape, generator=each, dtype=torch.float64) for each in generators]
     return torch.stack(drawn).to(device, wide(device))
-
-
-def decoded(model: Denoiser, images: Tensor) -> tuple[Tensor, tuple[float, float]]:
-    """Pixels, and the values that are black and white; latents where their autoencoder is not there."""
-    codec = model.codec
-    if isinstance(codec, PixelCodec):
-        return codec.decode(images), codec.range
-    if codec.can_decode:
-        return codec.decode(images), (0, 255)
-    # The same for all images, which else could not be compared by what can be seen of them.
-    around = list(zip(codec.mean, codec.deviation, strict=True))
-    low, high = min(mean - 3 * spread for mean, spread in around), max(mean + 3 * spread for mean, spread in around)
-    return codec.latents(images), (low, high)
 
 
 def jobs_of(model: Denoiser, seeds: Iterable[int], labels: int | Iterable[int] | None) -> list[tuple[int, int | None]]:

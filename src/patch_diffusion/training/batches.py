@@ -15,12 +15,12 @@ from patch_diffusion.data.images import Images, ImageSet
 from patch_diffusion.data.order import SampleOrder, bucket_at
 from patch_diffusion.data.small import make_small, small_images, small_shape
 from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.denoise.noise import NoiseLevels
+from patch_diffusion.denoise.objective import NoiseLevels
 from patch_diffusion.patches.coords import coordinate_grid
 from patch_diffusion.patches.crop import corners, patch_coordinates, random_patches
 from patch_diffusion.patches.schedule import PatchSchedule, PatchSize
 from patch_diffusion.streams import slot_normal, stream_key
-from patch_diffusion.training.cost import Seen
+from patch_diffusion.training.budget import Seen
 from patch_diffusion.training.hardware.feed import Feed
 
 CONTEXT_NOISE = 0.2

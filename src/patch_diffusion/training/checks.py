@@ -5,7 +5,7 @@ from __future__ import annotations
 from patch_diffusion.config import Watch
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.images import Images
-from patch_diffusion.data.latents.codec import LatentSet
+from patch_diffusion.data.latents.folder import LatentSet
 from patch_diffusion.denoise.denoiser import NO_PLACES, Denoiser
 from patch_diffusion.errors import InputError
 

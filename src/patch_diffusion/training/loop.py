@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_tensors, write_tensors
+from patch_diffusion.runs.retention import step_of
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.checkpoints import checkpoint
 from patch_diffusion.training.checkpoints.checkpoint import remove_leftovers
 from patch_diffusion.training.checkpoints.content import restore_content
-from patch_diffusion.training.checkpoints.retention import step_of
 from patch_diffusion.training.checkpoints.sharded_checkpoint import read_shared_checkpoint
 from patch_diffusion.training.hardware.memory import memory_told
 from patch_diffusion.training.interrupts import interruptible

@@ -15,9 +15,9 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from patch_diffusion.files import write_text
-from patch_diffusion.training.cost import Seen
+from patch_diffusion.runs.history import in_words
+from patch_diffusion.training.budget import Seen
 from patch_diffusion.training.losses import Means
-from patch_diffusion.training.watching.history import in_words
 from patch_diffusion.training.watching.trackers import Trackers
 
 _SECONDS_PER_PLAIN_LINE = 10

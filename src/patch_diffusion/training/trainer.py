@@ -18,35 +18,33 @@ from patch_diffusion.config import Engine as EngineOptions
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.images import Images
 from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.denoise.noise import NoiseLevels
+from patch_diffusion.denoise.objective import NoiseLevels
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_room, user_path, write_tensors
 from patch_diffusion.patches.schedule import PatchSchedule, PatchSize
+from patch_diffusion.processes import others_answer
+from patch_diffusion.runs.folder import ModelFacts, RunFolder
+from patch_diffusion.runs.lock import locked
+from patch_diffusion.runs.report import write_report
+from patch_diffusion.runs.retention import sweep
 from patch_diffusion.streams import stream_key
-from patch_diffusion.training.balance import Balance
 from patch_diffusion.training.batches import Batches
-from patch_diffusion.training.budget import Budget
+from patch_diffusion.training.budget import Budget, Seen, training_flops
 from patch_diffusion.training.checkpoints import checkpoint
 from patch_diffusion.training.checkpoints.background import BackgroundWriter
 from patch_diffusion.training.checkpoints.content import content_of, restore_content
-from patch_diffusion.training.checkpoints.retention import sweep
 from patch_diffusion.training.checkpoints.sharded_checkpoint import SharedCopies, read_shared_checkpoint
 from patch_diffusion.training.checks import check_network, check_watching
-from patch_diffusion.training.cost import Seen, training_flops
 from patch_diffusion.training.hardware.engine import Engine
-from patch_diffusion.training.hardware.lost import others_answer
 from patch_diffusion.training.hardware.memory import memory_told, parts_that_fit
-from patch_diffusion.training.lock import locked
 from patch_diffusion.training.loop import Loop
-from patch_diffusion.training.losses import Losses
+from patch_diffusion.training.losses import Balance, Losses
 from patch_diffusion.training.optimizing.optimizers import decay_of, learning_rate, make_average, make_optimizer
 from patch_diffusion.training.optimizing.power_ema import power_averages
 from patch_diffusion.training.optimizing.schedule_free import ScheduleFreeAverage
 from patch_diffusion.training.progress import Progress
-from patch_diffusion.training.run import ModelFacts, RunFolder
 from patch_diffusion.training.watchdog import Watchdog
 from patch_diffusion.training.watching.looks import Copying, Meter
-from patch_diffusion.training.watching.report import write_report
 from patch_diffusion.training.watching.trackers import Trackers, choose_trackers
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from patch_diffusion.training.run import RunFolder
-from patch_diffusion.web.asked import Asked, Chosen, Edited, Pictures
+from patch_diffusion.runs.folder import RunFolder
+from patch_diffusion.web.requests import Asked, Chosen, Edited, Pictures
 
 
 def sample_command(wanted: Pictures, chosen: Chosen, run: RunFolder) -> str:

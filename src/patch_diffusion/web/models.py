@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import patch_diffusion
-from patch_diffusion.training.run import RunFolder
+from patch_diffusion.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from patch_diffusion.denoise.denoiser import Denoiser

@@ -13,13 +13,13 @@ from typing import Any
 
 from patch_diffusion.config import Config
 from patch_diffusion.errors import InputError
-from patch_diffusion.suggest import stride
-from patch_diffusion.training.checkpoints.retention import step_of
-from patch_diffusion.training.lock import holder
-from patch_diffusion.training.run import ModelFacts, RunFolder
-from patch_diffusion.training.watching.history import History
-from patch_diffusion.training.watching.log import LogTail, last_measured
-from patch_diffusion.training.watching.report import about, charts, standing
+from patch_diffusion.runs.folder import ModelFacts, RunFolder
+from patch_diffusion.runs.history import History
+from patch_diffusion.runs.lock import holder
+from patch_diffusion.runs.log import LogTail, last_measured
+from patch_diffusion.runs.report import about, charts, standing
+from patch_diffusion.runs.retention import step_of
+from patch_diffusion.training.suggest import stride
 
 MOST_RUNS = 500  # that are listed
 _DEEPEST = 3  # levels of folders that are looked into

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from patch_diffusion.errors import InputError
-from patch_diffusion.suggest import stride
-from patch_diffusion.training.watching.page import STYLE
+from patch_diffusion.runs.page import STYLE
+from patch_diffusion.training.suggest import stride
 from patch_diffusion.web import uploads
-from patch_diffusion.web.asked import Edited, Pictures, asked
 from patch_diffusion.web.jobs import BusyError, Job, Jobs
 from patch_diffusion.web.models import Models
+from patch_diffusion.web.requests import Edited, Pictures, asked
 from patch_diffusion.web.runs import GoneError, Runs
 
 MOST_BYTES = {"/api/fit": uploads.MOST_BYTES, "/api/generate": 2**16, "/api/edit": 16 * 2**20, "/api/stop": 0}
@@ -120,14 +120,14 @@ class Site:
         return Answer(uploads.fitted(body, facts, own_size_of=stride(config.network) if own else None), "image/png")
 
     def _generate(self, query: Query, body: bytes) -> Answer:
-        from patch_diffusion.web.work import generate
+        from patch_diffusion.web.making import generate
 
         wanted = asked(Pictures, body)
         folders = [self.runs.find(chosen.run) for chosen in wanted.models]
         return _json({"job": self.jobs.add(partial(generate, wanted, folders, self._models)).id})
 
     def _edit(self, query: Query, body: bytes) -> Answer:
-        from patch_diffusion.web.work import edit
+        from patch_diffusion.web.making import edit
 
         wanted = asked(Edited, body)
         folder = self.runs.find(wanted.model.run)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from patch_diffusion.data.files.decode import ImageFile, decode_file, quiet, read_header, reason
 from patch_diffusion.errors import InputError
+from patch_diffusion.runs.folder import ModelFacts
 from patch_diffusion.sampling.pictures import to_image
-from patch_diffusion.training.run import ModelFacts
 from patch_diffusion.web import limits
 
 MOST_BYTES = 32 * 2**20

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patch_diffusion.data.reading.cache import digest, state_of
-from patch_diffusion.data.reading.optional import need
-from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.errors import InputError, did_you_mean, need
 from patch_diffusion.files import user_path
 
 ENDINGS = (".npy", ".npz", ".h5", ".hdf5", ".zarr")

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from patch_diffusion.config import Data
 from patch_diffusion.data.files.decode import Header, ImageFile, decode_file, quiet, read_headers, reason
-from patch_diffusion.data.files.kept import Kept
-from patch_diffusion.data.files.kinds import common_kind
+from patch_diffusion.data.files.pixel_type import common_kind
+from patch_diffusion.data.files.small_file_cache import Kept
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.reading.labels import Labels
 from patch_diffusion.data.reading.parallel import in_order

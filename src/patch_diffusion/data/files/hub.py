@@ -17,8 +17,7 @@ from patch_diffusion.data.files.collection import Collection, Files
 from patch_diffusion.data.files.decode import ImageFile
 from patch_diffusion.data.reading.cache import digest, state_of
 from patch_diffusion.data.reading.labels import Labels, labels_of_values
-from patch_diffusion.data.reading.optional import need
-from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.errors import InputError, did_you_mean, need
 from patch_diffusion.files import user_path
 
 PREFIX = "hf:"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from patch_diffusion.data.codec import PixelCodec
-from patch_diffusion.data.images import ImageSet
 from patch_diffusion.data.latents.autoencoder import Autoencoder
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import user_path
@@ -76,6 +75,15 @@ class LatentCodec:
         pixels = (self.autoencoder.decode(self.latents(images)) + 1) * 127.5
         return pixels.round().clamp(0, 255).to(torch.uint8)
 
+    def decode_with_range(self, images: Tensor) -> tuple[Tensor, tuple[float, float]]:
+        """Pixels, or latents where the autoencoder is not there, and the two values that are shown black and white."""
+        if self.can_decode:
+            return self.decode(images), (0, 255)
+        # The same for all images, which else could not be compared by what can be seen of them.
+        around = list(zip(self.mean, self.deviation, strict=True))
+        low, high = min(mean - 3 * spread for mean, spread in around), max(mean + 3 * spread for mean, spread in around)
+        return self.latents(images), (low, high)
+
     @property
     def can_decode(self) -> bool:
         """Whether the folder of the autoencoder is there."""
@@ -122,30 +130,3 @@ def codec_of(facts: Mapping[str, Any]) -> PixelCodec | LatentCodec:
     if facts.pop("kind", "pixels") == "pixels":
         return PixelCodec(**facts)
     return LatentCodec(**{**facts, "mean": tuple(facts["mean"]), "deviation": tuple(facts["deviation"])})
-
-
-@dataclass(frozen=True, eq=False)
-class LatentSet(ImageSet):
-    """Latents, trained on like images: ``pixels`` is what is stored of them, ``resolution`` and ``channels`` theirs."""
-
-    codec: LatentCodec = field(kw_only=True)
-
-    def __post_init__(self) -> None:
-        stored = len(self.codec.mean) * (2 if self.codec.posterior else 1)
-        if self.pixels.ndim != 4 or self.pixels.shape[1] != stored or not self.pixels.is_floating_point():
-            raise InputError(
-                f"these latents are floats (n, {stored}, height, width), "
-                f"not {self.pixels.dtype} {tuple(self.pixels.shape)}"
-            )
-        if self.labels is not None and len(self.labels) != len(self.pixels):
-            raise InputError(f"{len(self.pixels):,} latents have {len(self.labels):,} labels")
-
-    @property
-    def channels(self) -> int:
-        """Channels of a latent, without those that store its standard deviation."""
-        return len(self.codec.mean)
-
-    @cached_property
-    def standard_deviation(self) -> float:
-        """In model space, by construction."""
-        return STANDARD_DEVIATION

@@ -13,6 +13,8 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,7 +29,7 @@ from torch import Tensor
 from patch_diffusion.config import Data
 from patch_diffusion.data.images import Images, ImageSet
 from patch_diffusion.data.latents.autoencoder import Autoencoder, images_at_once
-from patch_diffusion.data.latents.codec import STANDARD_DEVIATION, LatentCodec, LatentSet, codec_of
+from patch_diffusion.data.latents.codec import STANDARD_DEVIATION, LatentCodec, codec_of
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_room, read_json, sync, user_path, write_json
 
@@ -37,6 +39,33 @@ _FORMAT = 1
 _TYPE = np.dtype("<f2")
 _MEASURED_AT_ONCE = 256
 _SECONDS_BETWEEN_SAVES = 30
+
+
+@dataclass(frozen=True, eq=False)
+class LatentSet(ImageSet):
+    """Latents, trained on like images: ``pixels`` is what is stored of them, ``resolution`` and ``channels`` theirs."""
+
+    codec: LatentCodec = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        stored = len(self.codec.mean) * (2 if self.codec.posterior else 1)
+        if self.pixels.ndim != 4 or self.pixels.shape[1] != stored or not self.pixels.is_floating_point():
+            raise InputError(
+                f"these latents are floats (n, {stored}, height, width), "
+                f"not {self.pixels.dtype} {tuple(self.pixels.shape)}"
+            )
+        if self.labels is not None and len(self.labels) != len(self.pixels):
+            raise InputError(f"{len(self.pixels):,} latents have {len(self.labels):,} labels")
+
+    @property
+    def channels(self) -> int:
+        """Channels of a latent, without those that store its standard deviation."""
+        return len(self.codec.mean)
+
+    @cached_property
+    def standard_deviation(self) -> float:
+        """In model space, by construction."""
+        return STANDARD_DEVIATION
 
 
 def is_latents(path: str | Path) -> bool:

@@ -22,7 +22,7 @@ from patch_diffusion.config import Data
 from patch_diffusion.data.digits import NAME
 from patch_diffusion.data.files.collection import Collection
 from patch_diffusion.data.files.decode import ImageFile, decode_file, quiet, read_headers, reason
-from patch_diffusion.data.files.kinds import Kind, common_kind
+from patch_diffusion.data.files.pixel_type import Kind, common_kind
 from patch_diffusion.data.inspection.as_files import as_files, has_files
 from patch_diffusion.data.inspection.duplicates import content_hash
 from patch_diffusion.data.preparation.partial import PartialZip

@@ -13,7 +13,7 @@ from patch_diffusion.errors import InputError
 from patch_diffusion.sampling.bind import check_one_stage, noise_range, wide
 from patch_diffusion.sampling.editing.image import pixel_codec
 from patch_diffusion.sampling.editing.measurement import Measurement
-from patch_diffusion.sampling.generate import Sample, decoded, jobs_of, noise_of
+from patch_diffusion.sampling.generate import Sample, jobs_of, noise_of
 from patch_diffusion.sampling.guidance.guide import Guidance
 from patch_diffusion.sampling.guidance.posterior import Covariance, posterior
 from patch_diffusion.sampling.resampling import resampling
@@ -119,7 +119,7 @@ def edit(
                 images = resampling(
                     towards, noise(None) * levels[0], levels, noise=noise, callback=callback, repeats=repeats
                 )
-                pixels, shown = decoded(model, images)
+                pixels, shown = model.codec.decode_with_range(images)
             for seed, picture in zip(now, pixels.cpu(), strict=True):
                 if known.kept is not None:
                     original, where = known.kept

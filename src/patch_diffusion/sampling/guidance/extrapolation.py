@@ -24,3 +24,19 @@ def extrapolate(denoise: Denoise, weaker: Denoise, scale: float) -> Denoise:
         return without + scale * (denoise(noisy, sigma) - without)
 
     return guided
+
+
+def within(guided: Denoise, denoise: Denoise, low: float, high: float) -> Denoise:
+    """``guided`` at noise levels in (low, high], plain ``denoise`` at others, where the weaker one is not evaluated.
+
+    At high levels guidance takes variety away, at low ones it changes next to nothing.
+
+    >>> limited = within(lambda noisy, sigma: noisy + 1, lambda noisy, sigma: noisy, 0.5, 5.0)
+    >>> [limited(torch.zeros(1), torch.tensor(sigma)).item() for sigma in (80.0, 5.0, 0.5)]
+    [0.0, 1.0, 0.0]
+    """
+
+    def limited(noisy: Tensor, sigma: Tensor) -> Tensor:
+        return (guided if low < sigma <= high else denoise)(noisy, sigma)
+
+    return limited

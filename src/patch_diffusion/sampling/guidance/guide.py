@@ -13,8 +13,7 @@ from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.patches.schedule import patch_shape
 from patch_diffusion.sampling.guidance.crops import in_crops
-from patch_diffusion.sampling.guidance.extrapolation import extrapolate
-from patch_diffusion.sampling.guidance.interval import within
+from patch_diffusion.sampling.guidance.extrapolation import extrapolate, within
 from patch_diffusion.sampling.step import Denoise
 from patch_diffusion.sampling.view import View
 

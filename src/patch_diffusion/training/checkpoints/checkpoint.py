@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_room, read_json, read_tensors, sync, write_json, write_tensors
+from patch_diffusion.runs.retention import STATE_FILE, remove_checkpoint
 from patch_diffusion.training.hardware.sharding import part
-
-STATE_FILE = "state.json"
 
 _OPTIONS = ("weight_decay",)  # of an optimizer's groups, which a run that goes on may have others of
 
@@ -126,13 +125,6 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
     """
     state = verify(folder)
     return read_groups(folder, state), {key: value for key, value in state.items() if key != "checksums"}
-
-
-def remove_checkpoint(folder: Path) -> None:
-    """Remove a checkpoint; under another name first, so that a part of one is never taken for a whole."""
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    shutil.rmtree(folder.rename(old))
 
 
 def remove_leftovers(run: Path) -> None:

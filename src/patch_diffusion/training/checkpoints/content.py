@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from patch_diffusion.errors import InputError
+from patch_diffusion.runs.model import restore_weights
+from patch_diffusion.training.budget import Seen
 from patch_diffusion.training.checkpoints.checkpoint import optimizer_tensors, restore_optimizer
-from patch_diffusion.training.cost import Seen
-from patch_diffusion.training.model import restore_weights
 from patch_diffusion.training.watchdog import Watchdog
 from patch_diffusion.training.watching.looks import Copying
 

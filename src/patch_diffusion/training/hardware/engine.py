@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from patch_diffusion.config import Engine as Options
-from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.denoise.loss import denoising_loss
+from patch_diffusion.denoise.denoiser import Denoiser, place
+from patch_diffusion.denoise.objective import denoising_loss
 from patch_diffusion.denoise.threads import backward, sharing
 from patch_diffusion.devices import device_of_process
 from patch_diffusion.errors import InputError
+from patch_diffusion.processes import others_answer
 from patch_diffusion.training.hardware.group import Group
-from patch_diffusion.training.hardware.lost import others_answer
 from patch_diffusion.training.hardware.sharding import shard, whole
 
 if TYPE_CHECKING:
@@ -210,11 +210,6 @@ class DenoisingLoss(nn.Module):
         return denoising_loss(
             self.denoiser, clean, coords, sigma, labels, augment=augment, context=context, noise=noise
         )
-
-
-def place(denoiser: Denoiser, device: torch.device) -> Denoiser:
-    """Move a denoiser to a device; its convolution weights lie channels last, as the patches do."""
-    return denoiser.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def _check_sharding(options: Options, world: int) -> None:

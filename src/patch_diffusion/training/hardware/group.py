@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from patch_diffusion.errors import InputError
-from patch_diffusion.training.hardware.lost import GIVEN_UP_AFTER
+from patch_diffusion.processes import GIVEN_UP_AFTER
 
 _LONGEST_LOOK = timedelta(days=3)
 

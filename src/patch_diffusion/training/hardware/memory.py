@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from patch_diffusion.denoise.loss import denoising_loss
+from patch_diffusion.denoise.objective import denoising_loss
 from patch_diffusion.errors import InputError
 from patch_diffusion.patches.coords import coordinate_grid
 from patch_diffusion.patches.schedule import PatchSize

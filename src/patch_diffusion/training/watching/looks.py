@@ -14,6 +14,7 @@ from patch_diffusion.data.images import Images
 from patch_diffusion.data.small import small_shape
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.whole_image import losses_of_images
+from patch_diffusion.evaluation.meter import Measured
 from patch_diffusion.sampling.generate import generate
 from patch_diffusion.sampling.pictures import picture_grid, write_picture
 from patch_diffusion.training.watchdog import COLLAPSED
@@ -28,14 +29,6 @@ MOST_HELD_OUT = 64
 LARGEST_PICTURE = 256
 """Root of the pixels of an image that, with a context, is sampled for a picture during training; of larger ones the
 small copies are."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a `Meter` finds: ``numbers`` by name, and a ``warning`` where samples are copies, else empty."""
-
-    numbers: Mapping[str, float]
-    warning: str = ""
 
 
 class Meter(Protocol):

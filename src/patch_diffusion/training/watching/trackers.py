@@ -16,7 +16,7 @@ from threading import Thread
 from typing import Any
 
 from patch_diffusion.errors import InputError, did_you_mean
-from patch_diffusion.training.watching.log import Line
+from patch_diffusion.runs.log import Line
 from patch_diffusion.training.watching.tracking import TRACKERS, Tracker
 
 _MOST_WAITING = 10_000  # lines and pictures

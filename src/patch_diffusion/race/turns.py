@@ -12,8 +12,8 @@ from contextlib import ExitStack
 
 from patch_diffusion.data.images import Images
 from patch_diffusion.errors import InputError
-from patch_diffusion.evaluation.looking import look, mean, measured
 from patch_diffusion.evaluation.meter import SampleMeter
+from patch_diffusion.race.judging import look, mean, measured
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.trainer import Trainer
 

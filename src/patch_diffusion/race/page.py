@@ -8,10 +8,10 @@ from html import escape
 from typing import Any
 
 from patch_diffusion.config import differences, from_dict
-from patch_diffusion.evaluation.summary import Content, amount, length, opponent, rows, sentences
-from patch_diffusion.training.watching.chart import Guide, chart, number
-from patch_diffusion.training.watching.history import DISTANCES, TIMES, Curve, Point
-from patch_diffusion.training.watching.page import option_text, page, table, wide_table
+from patch_diffusion.race.summary import Content, amount, length, opponent, rows, sentences
+from patch_diffusion.runs.chart import Guide, chart, number
+from patch_diffusion.runs.history import DISTANCES, TIMES, Curve, Point
+from patch_diffusion.runs.page import option_text, page, table, wide_table
 
 _COUNTED = (
     "Seconds in which an arm trains count, and nothing else: held-out images are looked at, and checkpoints written, "

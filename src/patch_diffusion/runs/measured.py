@@ -8,9 +8,9 @@ from typing import Any
 
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_json
-from patch_diffusion.training.run import RunFolder
-from patch_diffusion.training.watching.chart import number
-from patch_diffusion.training.watching.page import option_text, wide_table
+from patch_diffusion.runs.chart import number
+from patch_diffusion.runs.folder import RunFolder
+from patch_diffusion.runs.page import option_text, wide_table
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 from patch_diffusion.data.images import Images
 from patch_diffusion.denoise.whole_image import whole_image_loss
+from patch_diffusion.runs.log import read_log
 from patch_diffusion.training.trainer import Trainer
-from patch_diffusion.training.watching.log import read_log
 
 JUDGES = 256
 """Held-out images that every arm is looked at with, at most."""

@@ -11,17 +11,16 @@ from torch import nn
 
 from patch_diffusion.config import Config, Network
 from patch_diffusion.data.latents.codec import LatentCodec, codec_of
-from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.denoise.denoiser import Denoiser, place
 from patch_diffusion.denoise.networks.dit import DiT
 from patch_diffusion.denoise.networks.unet import STYLES, UNet
 from patch_diffusion.denoise.process import PROCESSES
 from patch_diffusion.devices import choose_device
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_json, read_tensors, user_path
-from patch_diffusion.training.checkpoints.retention import step_of
-from patch_diffusion.training.hardware.engine import place
-from patch_diffusion.training.optimizing.power_ema import average_name, combination, combine
-from patch_diffusion.training.run import RunFolder
+from patch_diffusion.runs.averages import average_name, combination, combine
+from patch_diffusion.runs.folder import RunFolder
+from patch_diffusion.runs.retention import step_of
 
 # The class of each kind of network, and the options that others have and it has not.
 _UNET_ONLY, _DIT_ONLY = {"multipliers", "blocks", "attention"}, {"depth", "heads", "token"}

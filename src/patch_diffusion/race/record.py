@@ -11,13 +11,13 @@ from typing import Any
 
 from patch_diffusion.config import flat
 from patch_diffusion.errors import InputError
-from patch_diffusion.evaluation.looking import Measured, measured
-from patch_diffusion.evaluation.race_page import race_page
-from patch_diffusion.evaluation.standings import standings
 from patch_diffusion.files import read_json, write_json, write_text
-from patch_diffusion.training.lock import LOCK_FILE
-from patch_diffusion.training.run import RunFolder
-from patch_diffusion.training.watching.history import DISTANCES, TIMES
+from patch_diffusion.race.judging import Measured, measured
+from patch_diffusion.race.page import race_page
+from patch_diffusion.race.standings import standings
+from patch_diffusion.runs.folder import RunFolder
+from patch_diffusion.runs.history import DISTANCES, TIMES
+from patch_diffusion.runs.lock import LOCK_FILE
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import numpy as np
 from patch_diffusion.config import Config
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import user_path
-from patch_diffusion.training.run import ModelFacts, RunFolder
-from patch_diffusion.training.watching.history import History
-from patch_diffusion.training.watching.log import read_log
+from patch_diffusion.runs.folder import ModelFacts, RunFolder
+from patch_diffusion.runs.history import History
+from patch_diffusion.runs.log import read_log
 
 MOST_RUNS = 12  # that lines and letters can tell apart
 OVER = ("images", "minutes")

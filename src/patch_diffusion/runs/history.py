@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from patch_diffusion.training.watching.log import Line, read_log
+from patch_diffusion.runs.log import Line, read_log
 
 _MOST_POINTS = 128  # of a curve, an even number; more would show noise
 _RECENT = 10  # measured lines that the speed and the time left are taken from

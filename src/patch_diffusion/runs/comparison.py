@@ -10,13 +10,13 @@ from typing import Any
 
 from patch_diffusion.config import differences
 from patch_diffusion.files import write_text
-from patch_diffusion.training.watching.chart import chart, colours, number
-from patch_diffusion.training.watching.compared import OVER, Run, open_runs
-from patch_diffusion.training.watching.history import Curve
-from patch_diffusion.training.watching.measured import Measured, measured_tables
-from patch_diffusion.training.watching.page import option_text, page, wide_table
-from patch_diffusion.training.watching.pictures import as_data, evenly
-from patch_diffusion.training.watching.report import clock, html_file, step_of
+from patch_diffusion.runs.chart import chart, colours, number
+from patch_diffusion.runs.compared import OVER, Run, open_runs
+from patch_diffusion.runs.history import Curve
+from patch_diffusion.runs.measured import Measured, measured_tables
+from patch_diffusion.runs.page import option_text, page, wide_table
+from patch_diffusion.runs.pictures import as_data, evenly
+from patch_diffusion.runs.report import clock, html_file, step_of
 
 _MOMENTS = 3  # at which samples are shown, beside the newest
 _NEAR = 0.1  # of the budget: samples at moments further apart are not beside each other

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
-from patch_diffusion.training.watching.history import Curve, Point
+from patch_diffusion.runs.history import Curve, Point
 
 KINDS, LEVELS = 6, 8  # colours that the page has for kinds (of patches) and for rising levels (of noise)
 _SIDE = 1000  # of the drawing, in its own units

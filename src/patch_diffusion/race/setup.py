@@ -11,10 +11,10 @@ from patch_diffusion.data.images import HELD_OUT, Images
 from patch_diffusion.data.sources import open_images
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.meter import SampleMeter
-from patch_diffusion.suggest import suggest
+from patch_diffusion.processes import started_by_launcher
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.build import build_trainer
-from patch_diffusion.training.hardware.processes import started_by_launcher
+from patch_diffusion.training.suggest import suggest
 from patch_diffusion.training.trainer import Trainer
 
 _NEVER = 1e9  # minutes between checkpoints: a race saves between laps, where it takes nobody's time

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from patch_diffusion.training.watching.chart import KINDS, LEVELS
+from patch_diffusion.runs.chart import KINDS, LEVELS
 
 _COLOURS = (("c", KINDS), ("n", LEVELS))
 

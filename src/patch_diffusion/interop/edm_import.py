@@ -21,10 +21,10 @@ from patch_diffusion.denoise.networks.unet import STYLES
 from patch_diffusion.denoise.process import VP
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_room, user_path, write_tensors
-from patch_diffusion.interop.pickled import printable
-from patch_diffusion.interop.published import Published, read_published
-from patch_diffusion.training.model import build_network
-from patch_diffusion.training.run import ModelFacts, RunFolder
+from patch_diffusion.interop.edm_file import Published, read_published
+from patch_diffusion.interop.safe_pickle import printable
+from patch_diffusion.runs.folder import ModelFacts, RunFolder
+from patch_diffusion.runs.model import build_network
 
 # Where a file holds tensors alone, they are taken for a network of EDM's own preconditioning.
 _PROCESSES: dict[str, Literal["edm", "ve", "vp"]] = {

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from patch_diffusion.evaluation.arms import WHOLE
-from patch_diffusion.training.watching.history import DISTANCES
+from patch_diffusion.race.arms import WHOLE
+from patch_diffusion.runs.history import DISTANCES
 
 Content = Mapping[str, Any]
 """What is in ``race.json``."""

@@ -15,9 +15,9 @@ from patch_diffusion.data.images import Images
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.files import read_json, user_path, write_json
-from patch_diffusion.training.checkpoints.retention import best_of, step_of
-from patch_diffusion.training.lock import LOCK_FILE
-from patch_diffusion.training.watching.log import last_measured
+from patch_diffusion.runs.lock import LOCK_FILE
+from patch_diffusion.runs.log import last_measured
+from patch_diffusion.runs.retention import best_of, step_of
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from pathlib import Path
 from patch_diffusion.config import Config, flat_options
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_json, user_path, write_text
-from patch_diffusion.training.run import ModelFacts, RunFolder
-from patch_diffusion.training.watching.chart import chart, number
-from patch_diffusion.training.watching.history import DISTANCES, SHARES, History
-from patch_diffusion.training.watching.page import option_text, page, table
-from patch_diffusion.training.watching.pictures import as_data, evenly
+from patch_diffusion.runs.chart import chart, number
+from patch_diffusion.runs.folder import ModelFacts, RunFolder
+from patch_diffusion.runs.history import DISTANCES, SHARES, History
+from patch_diffusion.runs.page import option_text, page, table
+from patch_diffusion.runs.pictures import as_data, evenly
 
 REPORT_FILE = "report.html"
 

@@ -13,16 +13,16 @@ import torch
 
 import patch_diffusion
 from patch_diffusion.errors import InputError
+from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.sampling.editing.edit import usual_covariance
-from patch_diffusion.sampling.generate import Sample, decoded
+from patch_diffusion.sampling.generate import Sample
+from patch_diffusion.sampling.guides import guide_of, named
 from patch_diffusion.sampling.pictures import to_image, visible
-from patch_diffusion.training.guides import guide_of, named
-from patch_diffusion.training.run import RunFolder
-from patch_diffusion.web.asked import Asked, Chosen, Edited, Pictures
 from patch_diffusion.web.commands import edit_command, sample_command, source_of
 from patch_diffusion.web.jobs import Job
 from patch_diffusion.web.limits import at_once
 from patch_diffusion.web.models import Models
+from patch_diffusion.web.requests import Asked, Chosen, Edited, Pictures
 from patch_diffusion.web.uploads import MODES, pixels_of, png
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class _Told:
         return self._step
 
     def _step(self, step: Step) -> None:
-        pixels, shown = decoded(self._model, step.denoised.float())
+        pixels, shown = self._model.codec.decode_with_range(step.denoised.float())
         pictures = [_small(visible(picture, *shown)) for picture in pixels.cpu()]
         columns = math.ceil(len(pictures) ** 0.5)
         sheet = _sheet(pictures, columns)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_json
-from patch_diffusion.training.checkpoints.checkpoint import STATE_FILE, remove_checkpoint
+
+STATE_FILE = "state.json"
 
 
 def sweep(checkpoints: list[Path], *, last: int, best: str | None, good: int) -> None:
@@ -28,6 +30,13 @@ def sweep(checkpoints: list[Path], *, last: int, best: str | None, good: int) ->
     for path in checkpoints:
         if path not in stay and not _state(path).get("keep", True):
             remove_checkpoint(path)
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint; under another name first, so that a part of one is never taken for a whole."""
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(folder.rename(old))
 
 
 def best_of(checkpoints: list[Path], by: str = "loss") -> Path | None:

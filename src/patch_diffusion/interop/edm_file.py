@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from patch_diffusion.errors import InputError
-from patch_diffusion.interop.pickled import Instance, Makers, plain_keys, printable, read_pickle
+from patch_diffusion.interop.safe_pickle import Instance, Makers, plain_keys, printable, read_pickle
 
 _ZIP = b"PK\x03\x04"
 # The number that every torch file from before the zip format begins with, as a pickle of protocol 2.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from multiprocessing import get_context
 from typing import Any
-
-from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 from patch_diffusion.errors import InputError
 
@@ -31,6 +33,8 @@ def run_processes(num: int, function: Callable[..., Any], *arguments: Any) -> No
         InputError: what one of them raised as such; the others are stopped.
         KeyboardInterrupt: they were interrupted and have saved.
     """
+    from torch.multiprocessing.spawn import ProcessExitedException, start_processes
+
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -87,3 +91,52 @@ def _one_process(
     except InputError as error:
         answers.put(str(error))
         raise SystemExit(1) from None
+
+
+# One that ended is noticed at once, since its connections close. A machine that lost its power or its network closes
+# none: it is given up after this time, which is also how much later than the first one the last may start.
+GIVEN_UP_AFTER = timedelta(minutes=10)
+
+
+@contextmanager
+def others_answer() -> Iterator[None]:
+    """Around what needs the other processes; also a decorator.
+
+    Raises:
+        InputError: another process is gone or does not answer. Other errors are left as they are.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        from torch.distributed import DistError
+
+        if not isinstance(error, DistError) and "gloo" not in str(error):
+            raise
+        raise InputError(
+            f"another process of this run is gone or does not answer ({_reason(error)}): see what it said last; the "
+            "same command continues from the last checkpoint, with as many processes as there are"
+        ) from None
+
+
+def _reason(error: RuntimeError) -> str:
+    """Its first sentence, without the place in the library's source."""
+    text = re.sub(r"^\[[^\]]*\.(cc|cpp|h):\d+\]\s*", "", str(error).strip())
+    return re.split(r"\.\s|\n", text, maxsplit=1)[0].rstrip(".")
+
+
+# Launchers end the other processes of a machine within a tenth of a second of the first that fails.
+_SECONDS_TO_LISTEN = 3.0
+
+
+def is_first() -> bool:
+    """Whether this process is the one that tells results."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def listen() -> None:
+    """Before an error is told: let the first process of this machine tell it.
+
+    Where it has the same to tell, the launcher ends this process meanwhile; where it has not, this one tells.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(_SECONDS_TO_LISTEN)
