@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 import patch_diffusion as pd
 from patch_diffusion.data.images import ImageSet, hold_out
+from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.sampling.bind import bind
 from patch_diffusion.sampling.editing.edit import ITERATIONS
 from patch_diffusion.sampling.editing.operators import average_pooling, gaussian_blur
@@ -73,7 +74,7 @@ def solve(
 ) -> Tensor:  # fmt: skip
     """Images (n, c, h, w) in model space; of another ``draw`` others that agree with the values as well."""
     num = len(values)
-    denoise = bind(model, pd.coordinate_grid(*shape[1:]), labels)
+    denoise = bind(model, Conditions(pd.coordinate_grid(*shape[1:]), labels))
     sigmas = pd.karras_sigmas(steps, model.sigma_min, model.sigma_max)
 
     def drawn(index: int | None) -> Tensor:
@@ -143,7 +144,7 @@ def main() -> None:
     model = pd.load(options.run)
     assert model.resolution is not None
     height, width = model.resolution
-    images = pd.open_images(options.data, resolution=model.resolution).buckets[0]
+    images = pd.open_images(options.data, resolution=(height, width)).buckets[0]
     held = hold_out(images, options.held_out, 0)[1] or images
     assert isinstance(held, ImageSet)
     indices = held.rows(np.arange(len(held)))

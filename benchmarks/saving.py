@@ -64,7 +64,7 @@ def main() -> None:
 def time_sizes(trainer: Trainer, rounds: int) -> list[dict[str, Any]]:
     """Of every size, the whole image first: a step's images, median seconds and operations per image."""
     resolution = trainer.images.resolution
-    sizes = sorted(trainer.schedule.sizes_for(resolution), key=lambda size: -size.height)
+    sizes = sorted(trainer.schedule.sizes_for(resolution), key=lambda size: -size.shape[0])
     steps = {size: [s for s in range(9999) if trainer.schedule.size_at(s, resolution) == size] for size in sizes}
     seconds: dict[Any, list[float]] = {size: [] for size in sizes}
     for index in range(UNCOUNTED + rounds):

@@ -42,12 +42,12 @@ def test_starts_cover_from_end_to_end():
 
 
 def test_windows_that_overlap_exactly_add_up_to_1():
-    window = smooth_window(8, 9, 4).float()
+    window = smooth_window((8, 9), 4).float()
     total = torch.zeros(16, 9)
     for top in (0, 4, 8):
         total[top : top + 8] += window
     assert torch.allclose(total[4:12, 4], torch.ones(8)) and window.min() > 0
-    assert torch.equal(smooth_window(4, 6, 0), torch.ones(4, 6))
+    assert torch.equal(smooth_window((4, 6), 0), torch.ones(4, 6))
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (20, 13), (9, 31)])
@@ -63,7 +63,7 @@ def test_tiles_keep_their_coordinates():
     """A model that sees coordinates gives the coordinate grid, stretched, extended or repeated."""
     for coords, expected in (
         ("stretch", pd.coordinate_grid(16, 20)),
-        ("extend", extended_grid(16, 20, (8, 8), -4, -6)),
+        ("extend", extended_grid((16, 20), (8, 8), (-4, -6))),
     ):
         denoise = view_of(Oracle(own_places), (16, 20), coords=coords, tile=8).bind(Oracle(own_places))
         torch.testing.assert_close(denoise(torch.zeros(2, 1, 16, 20), torch.ones(()))[1, 0], expected[0])

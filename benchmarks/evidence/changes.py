@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 import patch_diffusion as pd
-from patch_diffusion.patches.schedule import PatchSize
+from patch_diffusion.patches.schedule import PatchSize, Shape
 from patch_diffusion.streams import uniform
 from patch_diffusion.training.batches import Batch, Draws, Inputs
 from patch_diffusion.training.optimizing.optimizers import learning_rate
@@ -37,7 +37,7 @@ def redrawn(trainer: Trainer, change: Callable[[Batch, Draws, torch.Generator], 
     batches, draw = trainer.batches, trainer.batches.draw
 
     def changed(batch: Batch) -> Draws:
-        generator = torch.Generator().manual_seed(2**32 * batches.schedule.seed + batch.step)
+        generator = torch.Generator().manual_seed(2**32 * batches.seed + batch.step)
         return change(batch, draw(batch), generator)
 
     batches.draw = changed
@@ -76,7 +76,7 @@ def noise_by_size(
     std: float | None = None,
 ) -> Draws:
     """ln(sigma) moved by ``shifts`` on whole images, halves and quarters; of the deviation ``std`` where given."""
-    share, sigma = batch.size.height / trainer.images.resolution[0], draws.sigma
+    share, sigma = batch.size.shape[0] / trainer.images.resolution[0], draws.sigma
     if std is not None:
         usual = trainer.batches.noise.p_std
         sigma = (sigma.log() * (std / (1.2 if usual is None else usual))).exp()  # p_mean is 0 in these trials
@@ -100,7 +100,7 @@ def matched_noise(trainer: Trainer) -> None:
 class WholeCountsTwice(pd.PatchSchedule):
     """Steps on whole images move the weights by twice as much as others."""
 
-    def size_at(self, step: int, resolution: tuple[int, int], spent: float = 0.0, stride: int = 1) -> PatchSize:
+    def size_at(self, step: int, resolution: Shape, spent: float = 0.0, stride: int = 1) -> PatchSize:
         """See `PatchSchedule`."""
         size = super().size_at(step, resolution, spent, stride)
         return replace(size, weight=2.0) if size.shape == resolution else size
@@ -111,12 +111,12 @@ class LastOnWhole(pd.PatchSchedule):
 
     last = 0.2
 
-    def size_at(self, step: int, resolution: tuple[int, int], spent: float = 0.0, stride: int = 1) -> PatchSize:
+    def size_at(self, step: int, resolution: Shape, spent: float = 0.0, stride: int = 1) -> PatchSize:
         """See `PatchSchedule`."""
         sizes = self.sizes_for(resolution, stride)
         if spent >= 1 - self.last:
             return sizes[-1]
-        place = uniform(self.seed, "patch size", step)
+        place = uniform(self.seed or 0, "patch size", step)
         for size in sizes:
             whole = size.shape == resolution
             place -= (size.probability - self.last * whole) / (1 - self.last)
@@ -128,7 +128,7 @@ class LastOnWhole(pd.PatchSchedule):
 class Ramp(LastOnWhole):
     """The share of whole images rises in a line, from none to twice the usual."""
 
-    def size_at(self, step: int, resolution: tuple[int, int], spent: float = 0.0, stride: int = 1) -> PatchSize:
+    def size_at(self, step: int, resolution: Shape, spent: float = 0.0, stride: int = 1) -> PatchSize:
         """See `PatchSchedule`."""
         return pd.PatchSchedule.size_at(replace(self, whole=2 * self.whole * spent), step, resolution, spent, stride)
 
@@ -136,9 +136,9 @@ class Ramp(LastOnWhole):
 class Blurred(LastOnWhole):
     """From small to large, each size at its time and, less often, half of the training before and after."""
 
-    def size_at(self, step: int, resolution: tuple[int, int], spent: float = 0.0, stride: int = 1) -> PatchSize:
+    def size_at(self, step: int, resolution: Shape, spent: float = 0.0, stride: int = 1) -> PatchSize:
         """See `PatchSchedule`."""
-        place = abs(spent + uniform(self.seed, "patch size", step) - 0.5)
+        place = abs(spent + uniform(self.seed or 0, "patch size", step) - 0.5)
         place = 2 - place if place > 1 else place
         sizes = self.sizes_for(resolution, stride)
         for size in sizes:
@@ -151,13 +151,12 @@ class Blurred(LastOnWhole):
 class WithHalved(pd.PatchSchedule):
     """Of the steps on whole images, half are on whole images at half their resolution."""
 
-    def size_at(self, step: int, resolution: tuple[int, int], spent: float = 0.0, stride: int = 1) -> PatchSize:
+    def size_at(self, step: int, resolution: Shape, spent: float = 0.0, stride: int = 1) -> PatchSize:
         """See `PatchSchedule`."""
         size = super().size_at(step, resolution, spent, stride)
-        if size.shape != resolution or uniform(self.seed, "halved", step) < 0.5:
+        if size.shape != resolution or uniform(self.seed or 0, "halved", step) < 0.5:
             return size
-        height, width = resolution
-        return replace(size, height=height // 2, width=width // 2, growth=2.0, small=True)
+        return replace(size, shape=tuple(side // 2 for side in resolution), growth=2.0, small=True)
 
 
 def scheduled(trainer: Trainer, kind: type[pd.PatchSchedule]) -> None:

@@ -104,8 +104,8 @@ class Patches:
     """Probability p of a step on whole images."""
     sizes: Annotated[dict[str, float], _SHARES] = field(default_factory=lambda: {"1/2": 3 / 5, "1/4": 2 / 5})
     """Other sizes and their shares of the rest: fractions of the image (1/2) or pixels of its shorter side (32)."""
-    kind: Literal["stochastic", "progressive", "fixed"] = "stochastic"
-    """stochastic: a size is drawn per step. progressive: from small to large as the budget is spent. fixed: one."""
+    kind: Literal["stochastic", "progressive"] = "stochastic"
+    """stochastic: a size is drawn per step. progressive: from small to large as the budget is spent."""
     growth: Literal["linear", "area", "none"] = "linear"
     """How the batch grows for a patch s of an image R: R/s, (R/s)^2 (equal pixels), or not."""
     weight: Literal["patch", "area"] = "patch"
@@ -123,12 +123,12 @@ class Noise:
 
     __pydantic_config__ = _STRICT
 
-    process: Literal["edm", "ve", "vp"] = "edm"
-    """How noise is added and the network preconditioned: as EDM, variance exploding, or variance preserving."""
     p_mean: float | None = None
     """Mean of ln(sigma) in training. None, with p_std: the process' own distribution; edm's is -1.2."""
     p_std: float | None = None
     """Standard deviation of ln(sigma) in training; edm's is 1.2."""
+    process: Literal["edm", "ve", "vp"] = "edm"
+    """How noise is added and the network preconditioned: as EDM, variance exploding, or variance preserving."""
     weight: Literal["process", "learned"] = "process"
     """What a loss counts by its noise level. process: as published. learned: every level counts alike, since losses are
     divided by what those of that level and patch size have been of late."""

@@ -21,10 +21,10 @@ _VALUES_AT_ONCE = 2**22
 """Of an image, that are looked at together: what making it small takes does not grow with it."""
 
 
-def small_shape(side: int, resolution: tuple[int, int], stride: int = 1) -> tuple[int, int]:
-    """Height and width of whole images made small.
+def small_shape(side: int, resolution: tuple[int, ...], stride: int = 1) -> tuple[int, ...]:
+    """Return the shape of whole images made small.
 
-    The shorter side becomes ``side``, the longer one keeps the aspect as well as multiples of ``stride`` can.
+    The shortest side becomes ``side``, the others keep the aspect as well as multiples of ``stride`` can.
 
     Raises:
         InputError: ``side`` is no multiple of ``stride``, or the images are not larger than that.
@@ -34,18 +34,16 @@ def small_shape(side: int, resolution: tuple[int, int], stride: int = 1) -> tupl
     """
     if side < 1 or side % stride:
         raise InputError(f"patches.context must be a multiple of {stride} for this network, not {side}")
-    shorter, longer = sorted(resolution)
+    shorter = min(resolution)
     if side >= shorter:
-        height, width = resolution
         raise InputError(
-            f"patches.context {side} is the side of small copies of the images, which are {height}x{width} themselves: "
-            f"give less than {shorter}, or leave it out"
+            f"patches.context {side} is the side of small copies of the images, which are "
+            f"{'x'.join(map(str, resolution))} themselves: give less than {shorter}, or leave it out"
         )
-    other = max(side, round(side * longer / shorter / stride) * stride)
-    return (side, other) if resolution[0] == shorter else (other, side)
+    return tuple(max(side, round(side * length / shorter / stride) * stride) for length in resolution)
 
 
-def make_small(images: Tensor, shape: tuple[int, int]) -> Tensor:
+def make_small(images: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Images (n, c, H, W) of any type as float32 (n, c, *shape), without aliasing.
 
     The outer pixels stay where they are: coordinates of -1 and 1 belong to the centres of the first and the last pixel
@@ -65,7 +63,7 @@ def make_small(images: Tensor, shape: tuple[int, int]) -> Tensor:
     return small
 
 
-def small_images(images: ImageSet, shape: tuple[int, int], *, show: bool = False) -> ImageSet:
+def small_images(images: ImageSet, shape: tuple[int, ...], *, show: bool = False) -> ImageSet:
     """All images made small, in the same order and of the same type; kept in the cache where they come from a file.
 
     Args:
@@ -93,7 +91,7 @@ def small_images(images: ImageSet, shape: tuple[int, int], *, show: bool = False
     return replace(images, pixels=found.pixels[0], file=None if found.files is None else found.files[0])
 
 
-def _key(images: ImageSet, shape: tuple[int, int]) -> dict[str, object] | None:
+def _key(images: ImageSet, shape: tuple[int, ...]) -> dict[str, object] | None:
     """What small images follow from; None for those that are not mapped from a file that is still there."""
     if images.file is None or not images.file.exists():
         return None

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patch_diffusion.data.codec import Codec, PixelCodec
+from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.process import EDM, Process
 from patch_diffusion.errors import InputError
 
@@ -36,7 +37,7 @@ class Denoiser(nn.Module):
         coords: whether the network is given the coordinates.
         context: the shorter side of the small copies that it is given, see `small_shape`; None where it is given none.
             The trainer fills it in.
-        resolution: height and width of the images it is trained on; the trainer fills it in.
+        resolution: shape of the images it is trained on, such as (height, width); the trainer fills it in.
         class_names: names of the classes, where they have any; the trainer fills them in.
         codec: between model space and the values of the images; the trainer fills it in.
         sigma_min, sigma_max: the range of noise levels to sample over; the process' own where None.
@@ -54,7 +55,7 @@ class Denoiser(nn.Module):
         process: Process | None = None,
         coords: bool = True,
         context: int | None = None,
-        resolution: tuple[int, int] | None = None,
+        resolution: tuple[int, ...] | None = None,
         class_names: tuple[str, ...] = (),
         codec: Codec | None = None,
         sigma_min: float | None = None,
@@ -118,66 +119,54 @@ class Denoiser(nn.Module):
         return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
 
     def forward(
-        self,
-        noisy: Tensor,
-        sigma: Tensor | float,
-        coords: Tensor,
-        labels: Tensor | None = None,
-        augment: Tensor | None = None,
-        context: Tensor | None = None,
+        self, noisy: Tensor, sigma: Tensor | float, coords: Tensor | Conditions, labels: Tensor | None = None
     ) -> Tensor:
         """Denoise.
 
         Args:
-            noisy: clean + sigma * noise, (n, c, h, w).
+            noisy: clean + sigma * noise, (n, c, *shape).
             sigma: noise levels (n,), or one for all.
-            coords: (2, h, w) or (n, 2, h, w).
+            coords: (axes, *shape) or (n, axes, *shape), such as (2, h, w); or all `Conditions`, labels among them.
             labels: classes (n,) for a class-conditional network; -1 or None is "no class".
-            augment: how the images were augmented (n, augment_channels), for a network that is told; None is "not".
-            context: small copies of the whole images (n, c, h', w'), for a denoiser with a context; None is "none".
 
         Returns:
-            The denoised images (n, c, h, w).
+            The denoised images (n, c, *shape).
         """
-        num, _, height, width = noisy.shape
+        conditions = coords if isinstance(coords, Conditions) else Conditions(coords, labels)
+        num, shape, along = len(noisy), tuple(noisy.shape[2:]), [1] * (noisy.ndim - 1)
         sigma = torch.as_tensor(sigma, dtype=noisy.dtype, device=noisy.device).expand(num)
         factors = self.process.preconditioning(sigma, self.sigma_data)
-        c_skip, c_out, c_in = (factor[:, None, None, None] for factor in factors[:3])
+        c_skip, c_out, c_in = (factor.view(num, *along) for factor in factors[:3])
         network_input = c_in * noisy
         if self.coords:
-            if coords.shape[-3:] != (2, height, width):
+            found = conditions.coords
+            if found is None or tuple(found.shape[-len(shape) - 1 :]) != (len(shape), *shape):
                 raise ValueError(
-                    f"coords {tuple(coords.shape)} do not belong to images {tuple(noisy.shape)}: "
-                    f"expected (2, {height}, {width}) or ({num}, 2, {height}, {width})"
+                    f"coords {None if found is None else tuple(found.shape)} do not belong to images "
+                    f"{tuple(noisy.shape)}: expected {(len(shape), *shape)} or {(num, len(shape), *shape)}"
                 )
-            coords = coords.to(noisy).expand(num, -1, -1, -1)
-            network_input = torch.cat([network_input, coords], dim=1)
-        if self.context is not None:
-            network_input = torch.cat([network_input, self._seen_of(context, coords, noisy)], dim=1)
-        conditions = (labels,) if augment is None else (labels, augment)
-        return c_skip * noisy + c_out * self.network(network_input, factors.c_noise, *conditions)
+            found = found.to(noisy).expand(num, *[-1] * len(along))
+            network_input = torch.cat([network_input, found], dim=1)
+            if self.context is not None:
+                network_input = torch.cat([network_input, self._around(conditions.thumbnail, found, noisy)], dim=1)
+        told = (conditions.labels,) if conditions.augment is None else (conditions.labels, conditions.augment)
+        return c_skip * noisy + c_out * self.network(network_input, factors.c_noise, *told)
 
-    def _seen_of(self, context: Tensor | None, coords: Tensor, noisy: Tensor) -> Tensor:
-        """What small copies of the whole images show at these places, and whether there are any: (n, c + 1, h, w)."""
-        num, channels, height, width = noisy.shape
-        if context is None:
-            return noisy.new_zeros(num, channels + 1, height, width)
-        places = coords.permute(0, 2, 3, 1)
-        shown = F.grid_sample(context.to(noisy), places, padding_mode="border", align_corners=True)
-        return torch.cat([shown / self.sigma_data, noisy.new_ones(num, 1, height, width)], dim=1)
+    def _around(self, thumbnail: Tensor | None, coords: Tensor, noisy: Tensor) -> Tensor:
+        """Return the thumbnail's values at these places, and 1 where there is one: (n, c + 1, *shape)."""
+        num, channels, *shape = noisy.shape
+        if thumbnail is None:
+            return noisy.new_zeros(num, channels + 1, *shape)
+        shown = F.grid_sample(thumbnail.to(noisy), coords.movedim(1, -1), padding_mode="border", align_corners=True)
+        return torch.cat([shown / self.sigma_data, noisy.new_ones(num, 1, *shape)], dim=1)
 
     def score(
-        self,
-        noisy: Tensor,
-        sigma: Tensor | float,
-        coords: Tensor,
-        labels: Tensor | None = None,
-        context: Tensor | None = None,
+        self, noisy: Tensor, sigma: Tensor | float, coords: Tensor | Conditions, labels: Tensor | None = None
     ) -> Tensor:
-        """Gradient of the log-density of the noisy images, (D(x; sigma) - x) / sigma^2 (EDM, equation 3)."""
+        """Return the gradient of the log-density of noisy images, (D(x; sigma) - x) / sigma^2 (EDM, equation 3)."""
         sigma = torch.as_tensor(sigma, dtype=noisy.dtype, device=noisy.device).expand(len(noisy))
-        denoised = self(noisy, sigma, coords, labels, context=context)
-        return (denoised - noisy) / sigma.square()[:, None, None, None]
+        denoised = self(noisy, sigma, coords, labels)
+        return (denoised - noisy) / sigma.square().view(-1, *[1] * (noisy.ndim - 1))
 
     def loss_weight(self, sigma: Tensor) -> Tensor:
         """lambda(sigma), the weight of the squared error: that of the process."""

@@ -1,46 +1,105 @@
-"""The denoising loss. It does not know what a patch is."""
+"""The training objective: what maps a denoiser and a batch to losses. It does not know what a patch is."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from patch_diffusion.denoise.denoiser import Denoiser
-from dataclasses import dataclass, field
-
-from patch_diffusion.denoise.process import EDM, Process
-from patch_diffusion.denoise.threads import evaluate
+from patch_diffusion.config import Noise
+from patch_diffusion.denoise.conditions import Conditions
+from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.denoise.process import PROCESSES, Process
 from patch_diffusion.errors import InputError
 
 
+class Batch(NamedTuple):
+    """The inputs of an objective for n samples.
+
+    ``clean`` images or patches (n, c, *shape) in model space, noise levels ``sigma`` (n,), ``noise`` of variance 1 like
+    ``clean``, and the `Conditions` of each sample.
+    """
+
+    clean: Tensor
+    sigma: Tensor
+    noise: Tensor
+    conditions: Conditions
+
+    def select(self, rows: slice) -> Batch:
+        """Return some of the samples."""
+        return Batch(self.clean[rows], self.sigma[rows], self.noise[rows], self.conditions.select(rows))
+
+
+class Denoises(Protocol):
+    """A `Denoiser`, or anything that is called like one."""
+
+    def __call__(
+        self, noisy: Tensor, sigma: Tensor, coords: Tensor | Conditions, labels: Tensor | None = None
+    ) -> Tensor:
+        """Return the denoised images (n, c, *shape)."""
+        ...
+
+    def loss_weight(self, sigma: Tensor) -> Tensor:
+        """Return lambda(sigma), the weight of the squared error."""
+        ...
+
+
+class Objective(nn.Module):
+    """A training objective around a denoiser: a module, which torch compiles and distributes.
+
+    A subclass implements ``forward``: batch to one loss per sample, (n,), each without regard to the others. It may own
+    frozen modules; ``state`` and ``restore`` keep what the next step depends on in checkpoints.
+
+    Args:
+        denoiser: the model in training.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+    def set_spent(self, spent: float) -> None:
+        """Take the fraction of the budget that is spent, before each step."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the tensors of its own that the next step depends on."""
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go back to the tensors of `state`."""
+
+
+class DenoisingObjective(Objective):
+    """The denoising loss, see `denoising_loss`."""
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the loss of each sample, (n,)."""
+        return denoising_loss(self.denoiser, batch.clean, batch.conditions, batch.sigma, noise=batch.noise)
+
+
 def denoising_loss(
-    denoiser: Denoiser,
+    denoiser: Denoises,
     clean: Tensor,
-    coords: Tensor,
+    coords: Tensor | Conditions,
     sigma: Tensor,
     labels: Tensor | None = None,
     *,
-    augment: Tensor | None = None,
-    context: Tensor | None = None,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """lambda(sigma) (D(clean + sigma noise) - clean)^2, the mean over channels and pixels of each sample: ``(n,)``.
+    """Return lambda(sigma) (D(clean + sigma noise) - clean)^2, the mean over channels and pixels, per sample: ``(n,)``.
 
     The expectation of EDM, arXiv 2206.00364, equation 2, on the image channels only (Patch Diffusion, arXiv 2304.12526,
     equation 4).
 
     Args:
         denoiser: see `Denoiser`.
-        clean: images or patches (n, c, h, w) in model space, [-1, 1] for pixels.
-        coords: their coordinates, (2, h, w) or (n, 2, h, w).
+        clean: images or patches (n, c, *shape) in model space, [-1, 1] for pixels.
+        coords: their coordinates, (axes, *shape) or (n, axes, *shape); or all conditions.
         sigma: noise levels (n,).
-        labels: classes (n,), -1 where hidden.
-        augment: how the images were augmented (n, augment_channels), for a network that is told; None is "not".
-        context: small copies of the whole images (n, c, h', w'), for a denoiser with a context; None is "none".
+        labels: classes (n,), -1 where hidden; with coordinates only.
         noise: standard normal numbers like ``clean``; drawn where not given.
         generator: draws the noise; torch's default generator where none is given.
 
@@ -56,34 +115,34 @@ def denoising_loss(
         device = generator.device if generator is not None else clean.device
         noise = torch.randn(clean.shape, generator=generator, device=device).to(clean)
     sigma = sigma.to(clean)
-    conditions = (labels, augment) if context is None else (labels, augment, context)
-    denoised = evaluate(denoiser, clean + sigma[:, None, None, None] * noise, sigma, coords, *conditions)
-    return denoiser.loss_weight(sigma) * (denoised - clean).square().mean(dim=(1, 2, 3))
+    denoised = denoiser(clean + sigma.view(-1, *[1] * (clean.ndim - 1)) * noise, sigma, coords, labels)
+    return denoiser.loss_weight(sigma) * (denoised - clean).square().mean(dim=tuple(range(1, clean.ndim)))
 
 
 @dataclass(frozen=True)
-class NoiseLevels:
-    """Noise levels as published for a process, or log-normal ones: ln(sigma) ~ N(p_mean, p_std^2).
+class NoiseLevels(Noise):
+    """The noise levels of training: as published for a process, or log-normal, ln(sigma) ~ N(p_mean, p_std^2).
 
-    Those of the EDM process are log-normal themselves, of -1.2 and 1.2 (EDM, arXiv 2206.00364, table 1), which are also
-    what the other of the two is where only one is given.
+    The options ``noise`` of a config, and what they do. The levels of the EDM process are log-normal themselves, with
+    -1.2 and 1.2 (EDM, arXiv 2206.00364, table 1), which also stand in for the one of the two that is not given.
+
+    Args:
+        p_mean, p_std, process and the others: see `patch_diffusion.config.Noise`; ``process`` may be a `Process`.
 
     >>> NoiseLevels().draw(8).shape
     torch.Size([8])
     """
 
-    p_mean: float | None = None
-    p_std: float | None = None
-    process: Process = field(default_factory=EDM)
-
     def __post_init__(self) -> None:
+        if isinstance(self.process, Process):
+            object.__setattr__(self, "process", self.process.name)
         if self.p_std is not None and self.p_std < 0:
             raise InputError(f"noise.p_std is a standard deviation, so at least 0, not {self.p_std}")
 
     def draw(self, num: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """``(num,)`` noise levels on the generator's device."""
+        """Draw noise levels ``(num,)`` on the generator's device."""
         if self.p_mean is None and self.p_std is None:
-            return self.process.draw(num, generator)
+            return PROCESSES[self.process].draw(num, generator)
         normal = torch.randn(num, generator=generator, device=None if generator is None else generator.device)
         p_mean, p_std = -1.2 if self.p_mean is None else self.p_mean, 1.2 if self.p_std is None else self.p_std
         return (normal * p_std + p_mean).exp()

@@ -19,41 +19,37 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.denoise.objective import Batch
 
 Result = TypeVar("Result")
 
 
 class Workers:
-    """So many threads, in each of which torch computes alone, unless there is less to do than there are threads.
+    """A pool of threads, in each of which torch computes alone, unless there is less to do than there are threads.
 
     Args:
-        num: how many.
+        num: number of threads.
     """
 
     def __init__(self, num: int) -> None:
         self.num, self.owner = num, threading.get_ident()
         self._pool = ThreadPoolExecutor(num, "worker", initializer=torch.set_num_threads, initargs=(1,))
 
-    def map(self, function: Callable[..., Result], inputs: Sequence[Tensor | None]) -> list[Result]:
-        """What a function makes of each thread's share of the samples, in their order.
-
-        Args:
-            function: called in several threads at a time.
-            inputs: its arguments: tensors of n rows, one of each sample, or None.
-        """
-        num = next(len(value) for value in inputs if value is not None)
+    def map_rows(self, function: Callable[[slice], Result], num: int) -> list[Result]:
+        """Call a function for each thread's share of ``num`` samples, in several threads at a time; in their order."""
         parts = min(self.num, num)
         bounds = [num * part // parts for part in range(parts + 1)]
 
         def some(first: int, last: int) -> Result:
             with _threads_of_torch(self.num // parts):
-                return function(*(value if value is None else value[first:last] for value in inputs))
+                return function(slice(first, last))
 
-        return self.run([partial(some, first, last) for first, last in pairwise(bounds)])
+        return self.map([partial(some, first, last) for first, last in pairwise(bounds)])
 
-    def run(self, tasks: Sequence[Callable[[], Result]]) -> list[Result]:
-        """What each of some functions gives."""
+    def map(self, tasks: Sequence[Callable[[], Result]]) -> list[Result]:
+        """Call functions in the threads, and return their results when all are done."""
         futures = [self._pool.submit(task) for task in tasks]
         wait(futures)  # for all, also where one has failed
         return [future.result() for future in futures]
@@ -68,7 +64,7 @@ _current: Workers | None = None
 
 @contextmanager
 def sharing(model: Denoiser) -> Iterator[None]:
-    """Inside, `evaluate` and `backward` share each batch among as many threads as torch would compute with.
+    """Let `forward` and `backward` share each batch, inside the block, among as many threads as torch computes with.
 
     Nothing changes for a model that is not on a CPU or that threads may not share, see `can_share`, nor inside another
     such block.
@@ -89,7 +85,7 @@ def sharing(model: Denoiser) -> Iterator[None]:
 
 
 def can_share(model: Denoiser) -> bool:
-    """Whether threads of a CPU may run a model at the same time, with results that repeat.
+    """Return True if threads of a CPU may run a model at the same time, with results that repeat.
 
     The networks of this package keep nothing while they compute; of others that is not known. Dropout draws from
     torch's one generator, which threads would reach in any order.
@@ -99,52 +95,70 @@ def can_share(model: Denoiser) -> bool:
     return not any(isinstance(module, nn.Dropout) and module.p > 0 and module.training for module in model.modules())
 
 
-def evaluate(model: Denoiser, noisy: Tensor, sigma: Tensor, coords: Tensor, *conditions: Tensor | None) -> Tensor:
-    """What the model gives, see `Denoiser.forward`; inside `sharing`, and without gradients, by several threads."""
+def forward(model: Denoiser, noisy: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
+    """Denoise, see `Denoiser.forward`; inside `sharing`, and without gradients, by several threads."""
     num = len(noisy)
     if _current is None or num == 1 or torch.is_grad_enabled() or not can_share(model):
         with _all_threads():
-            return model(noisy, sigma, coords, *conditions)
+            return model(noisy, sigma, conditions)
     inference = torch.is_inference_mode_enabled()  # each thread has a mode of its own
+    sigma, conditions = sigma.expand(num), conditions.spread(noisy)
 
-    def some(*inputs: Tensor | None) -> Tensor:
+    def some(rows: slice) -> Tensor:
         with torch.inference_mode(inference), torch.no_grad():
-            return model(*inputs)
+            return model(noisy[rows], sigma[rows], conditions.select(rows))
 
-    inputs = (noisy, sigma.expand(num), coords.expand(num, -1, -1, -1), *conditions)
-    return torch.cat(_current.map(some, inputs))
+    return torch.cat(_current.map_rows(some, num))
+
+
+class Shared:
+    """A denoiser whose batches are shared by the threads of `sharing`, to be called like the denoiser itself."""
+
+    def __init__(self, model: Denoiser) -> None:
+        self._model = model
+
+    def loss_weight(self, sigma: Tensor) -> Tensor:
+        """Return lambda(sigma), see `Denoiser.loss_weight`."""
+        return self._model.loss_weight(sigma)
+
+    def __call__(
+        self, noisy: Tensor, sigma: Tensor, coords: Tensor | Conditions, labels: Tensor | None = None
+    ) -> Tensor:
+        conditions = coords if isinstance(coords, Conditions) else Conditions(coords, labels)
+        return forward(self._model, noisy, sigma, conditions)
 
 
 def backward(
-    loss: nn.Module,
-    inputs: Sequence[Tensor | None],
+    objective: nn.Module,
+    batch: Batch,
     weight: float | Tensor,
-    computing: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Tensor | None:
     """Add the gradients of a weighted sum of losses to those of the parameters, inside `sharing`.
 
     Shares are summed in the order of the samples, whichever thread is done first, so that runs repeat.
 
     Args:
-        loss: gives the losses of samples, each without regard to the others.
-        inputs: what it takes, each of n rows, or None.
+        objective: maps a batch to the losses of its samples, each without regard to the others.
+        batch: n samples.
         weight: of each loss in the sum, of all one number or ``(n,)``.
-        computing: what each thread's losses are computed inside of, such as a number format.
+        autocast: context in which each thread computes losses, such as a number format.
 
     Returns:
         ``(n,)``, the losses, without a graph; None outside of `sharing`, where nothing is done.
     """
     if _current is None:
         return None
-    parameters = [parameter for parameter in loss.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    num = len(batch.clean)
+    weights = torch.as_tensor(weight).expand(num)
 
-    def some(weights: Tensor, *inputs: Tensor | None) -> tuple[Tensor, Sequence[Tensor | None]]:
-        with computing():
-            losses = loss(*inputs)
-        return losses.detach(), torch.autograd.grad((weights * losses).sum(), parameters, allow_unused=True)
+    def some(rows: slice) -> tuple[Tensor, Sequence[Tensor | None]]:
+        with autocast():
+            losses = objective(batch.select(rows))
+        return losses.detach(), torch.autograd.grad((weights[rows] * losses).sum(), parameters, allow_unused=True)
 
-    num = next(len(value) for value in inputs if value is not None)
-    results = _current.map(some, [torch.as_tensor(weight).expand(num), *inputs])
+    results = _current.map_rows(some, num)
     for _, gradients in results:
         _add(parameters, gradients)
     return torch.cat([losses for losses, _ in results])
@@ -179,11 +193,11 @@ def threads() -> int:
     return 1 if _current is None else _current.num
 
 
-def run(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
-    """What each of some functions gives that have nothing to do with each other and want no gradients."""
+def map(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
+    """Call functions that do not depend on each other and want no gradients, in the threads where there are any."""
     if _current is None:
         return [task() for task in tasks]
-    return _current.run([torch.no_grad()(task) for task in tasks])
+    return _current.map([torch.no_grad()(task) for task in tasks])
 
 
 def _add(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:

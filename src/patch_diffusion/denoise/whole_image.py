@@ -10,9 +10,10 @@ from torch import Tensor
 
 from patch_diffusion.data.images import Images, ImageSet
 from patch_diffusion.data.small import make_small, small_shape
+from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.denoise.objective import denoising_loss
-from patch_diffusion.denoise.threads import sharing
+from patch_diffusion.denoise.threads import Shared, sharing
 from patch_diffusion.errors import InputError
 from patch_diffusion.patches.coords import coordinate_grid
 from patch_diffusion.patches.crop import random_patches
@@ -64,7 +65,7 @@ def losses_of_images(
     seed: int = 0,
     batch: int = 64,
     most: int | None = None,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, ...] | None = None,
 ) -> dict[float, Tensor]:
     """What `whole_image_loss` takes the means of: sigma to the loss of each image (n,), float64 on the CPU.
 
@@ -89,7 +90,7 @@ def _losses(
     images: ImageSet,
     num: int,
     first: int,
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     level: int,
     sigma: float,
     seed: int,
@@ -98,15 +99,15 @@ def _losses(
     """Of ``num`` images of one size, the first of which has the place ``first`` in the data set, batch by batch."""
     device = model.device
     whole = coordinate_grid(*images.resolution, device=device)
-    where = torch.rand(num, 2, generator=generator(seed, "places of patches", first))
+    where = torch.rand(num, len(shape), generator=generator(seed, "places of patches", first))
     losses: list[Tensor] = []
     for start in range(0, num, batch):
         slots = range(start, min(start + batch, num))
         pixels, labels = images.batch(np.asarray(slots, np.int64))
-        pixels, coords, context = pixels.to(device), whole, None
+        pixels, coords, thumbnail = pixels.to(device), whole, None
         if model.context is not None:
             small = small_shape(model.context, images.resolution, model.stride)
-            context = make_small(images.codec.encode(pixels), small)
+            thumbnail = make_small(images.codec.encode(pixels), small)
         if shape != images.resolution:
             patch = random_patches(pixels, shape, places=where[slots.start : slots.stop])
             pixels, coords = patch.pixels, patch.coords
@@ -115,6 +116,7 @@ def _losses(
         noise = slot_normal(seed, "evaluation", level, places, tuple(clean.shape[1:]), device)
         classes = labels.to(device) if labels is not None and model.num_classes else None
         levels = torch.full((len(slots),), sigma, device=device)
-        found = denoising_loss(model, clean, coords, levels, classes, context=context, noise=noise)
+        conditions = Conditions(coords, classes, thumbnail=thumbnail)
+        found = denoising_loss(Shared(model), clean, conditions, levels, noise=noise)
         losses.append(found.cpu().double())
     return losses

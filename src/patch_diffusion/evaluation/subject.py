@@ -126,7 +126,7 @@ def _reading_of(config: Config, facts: ModelFacts, *, own: bool) -> dict[str, An
     return given | {"mode": mode}
 
 
-def _reading_like(resolution: tuple[int, int] | None, channels: int | None) -> dict[str, Any]:
+def _reading_like(resolution: tuple[int, ...] | None, channels: int | None) -> dict[str, Any]:
     return {"resolution": resolution, "mode": _MODES.get(channels or 0, "auto")}
 
 

@@ -1,15 +1,22 @@
-"""Where every pixel lies in its image."""
+"""Coordinates: where every pixel of an image or a patch lies in its whole image. Any number of axes.
+
+A shape is (height, width), or (depth, height, width) of a volume. Coordinates come in the opposite order, x first.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from patch_diffusion.errors import InputError
 
-def coordinate_grid(height: int, width: int, *, device: torch.device | str | None = None) -> Tensor:
-    """The coordinates of every pixel of a whole image, ``(2, height, width)`` float32: x, then y.
 
-    Both run over [-1, 1]; -1 and 1 are the centres of the first and the last pixel, whatever the shape of the image
+def coordinate_grid(*shape: int, device: torch.device | str | None = None) -> Tensor:
+    """Return the coordinates of every pixel of a whole image, ``(axes, *shape)`` float32: x, y (and z of a volume).
+
+    Each runs over [-1, 1]; -1 and 1 are the centres of the first and the last pixel, whatever the shape of the image
     (Patch Diffusion, arXiv 2304.12526, section 3.1). An axis of a single pixel is at 0. Training cuts this grid with
     the pixels, sampling uses it whole.
 
@@ -17,39 +24,80 @@ def coordinate_grid(height: int, width: int, *, device: torch.device | str | Non
     tensor([[-1.,  0.,  1.],
             [-1.,  0.,  1.]])
     """
-    if height < 1 or width < 1:
-        raise ValueError(f"an image has at least one pixel, not {height} x {width}")
-    return _grid(axis(height, device=device), axis(width, device=device))
+    if not shape or min(shape) < 1:
+        raise ValueError(f"an image has at least one pixel along each axis, not {' x '.join(map(str, shape))}")
+    return _grid([axis(length, device=device) for length in shape])
 
 
 def extended_grid(
-    height: int,
-    width: int,
-    whole: tuple[int, int],
-    top: float,
-    left: float,
+    shape: Sequence[int],
+    whole: Sequence[int],
+    corner: Sequence[float],
     *,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """The grid of an image of ``whole`` height and width, cut or continued beyond [-1, 1]: (2, height, width) float32.
+    """Return the grid of an image of ``whole`` shape, cut or continued beyond [-1, 1]: (axes, *shape) float32.
 
-    ``top`` and ``left`` are the row and column of that image where this one begins, below 0 for one that begins before
-    it.
+    ``corner`` is the pixel of that image where this one begins, below 0 along an axis on which it begins before it.
 
-    >>> extended_grid(1, 5, (1, 3), 0, -1)[0]
+    >>> extended_grid((1, 5), (1, 3), (0, -1))[0]
     tensor([[-2., -1.,  0.,  1.,  2.]])
     """
-    y, x = (
-        (torch.arange(n, device=device) + start) * (2 / max(length - 1, 1)) - (1 if length > 1 else 0)
-        for n, length, start in ((height, whole[0], top), (width, whole[1], left))
+    return _grid(
+        [
+            (torch.arange(n, device=device) + start) * (2 / max(length - 1, 1)) - (1 if length > 1 else 0)
+            for n, length, start in zip(shape, whole, corner, strict=True)
+        ]
     )
-    return _grid(y, x)
 
 
 def axis(num: int, *, device: torch.device | str | None = None) -> Tensor:
-    """The coordinates of ``num`` pixels in a row, from -1 to 1; a single one is at 0."""
+    """Return the coordinates of ``num`` pixels in a row, from -1 to 1; a single one is at 0."""
     return torch.linspace(-1, 1, num, device=device) if num > 1 else torch.zeros(1, device=device)
 
 
-def _grid(y: Tensor, x: Tensor) -> Tensor:
-    return torch.stack([x.expand(len(y), len(x)), y[:, None].expand(len(y), len(x))]).float()
+def patch_corners(places: Tensor, size: Sequence[int], resolution: Sequence[int]) -> Tensor:
+    """Return the index of each patch's first pixel along every axis, (n, axes), on the host.
+
+    Args:
+        places: (n, axes), uniform in [0, 1): where a patch lies among all places where it fits.
+        size: shape of the patches.
+        resolution: shape of the images.
+
+    Raises:
+        InputError: a patch of this size does not fit in the images.
+    """
+    if len(size) != len(resolution) or not all(0 < part <= of for part, of in zip(size, resolution, strict=True)):
+        patch, image = ("x".join(map(str, shape)) for shape in (size, resolution))
+        raise InputError(f"a patch of {patch} does not fit an image of {image}")
+    free = torch.tensor([of - part for part, of in zip(size, resolution, strict=True)])
+    # Rounding may take a place just below 1 to the number of choices itself.
+    return (places.cpu() * (free + 1)).long().minimum(free)
+
+
+def patch_coordinates(corners: Tensor, size: Sequence[int], resolution: Sequence[int]) -> Tensor:
+    """Return the coordinates of patches, (n, axes, *size), as cut from `coordinate_grid`, of which only axes are made.
+
+    Args:
+        corners: first pixel of each patch, (n, axes), on the device where the coordinates are wanted.
+        size: shape of the patches.
+        resolution: shape of the images.
+    """
+    num, device = len(corners), corners.device
+    lines = [
+        axis(length, device=device)[first[:, None] + torch.arange(part, device=device)]
+        for length, first, part in zip(resolution, corners.unbind(1), size, strict=True)
+    ]
+    grid = [line.view(num, *_along(place, len(size))).expand(num, *size) for place, line in enumerate(lines)]
+    return torch.stack(grid[::-1], dim=-1).movedim(-1, 1)  # channels last, as the pixels
+
+
+def _along(place: int, num_axes: int) -> list[int]:
+    """Return the shape that lays a line along one of several axes."""
+    return [-1 if other == place else 1 for other in range(num_axes)]
+
+
+def _grid(lines: Sequence[Tensor]) -> Tensor:
+    shape = [len(line) for line in lines]
+    grid = [line.view(_along(place, len(lines))).expand(shape) for place, line in enumerate(lines)]
+    return torch.stack(grid[::-1]).float()

@@ -1,11 +1,13 @@
-"""Which patch size a step takes, how many images it takes then, and what they weigh."""
+"""The patch size of each training step, its number of images and its weight. Any number of axes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from fractions import Fraction
+from functools import lru_cache
 from typing import Literal, get_args
 
 from patch_diffusion.config import Patches
@@ -13,59 +15,51 @@ from patch_diffusion.data.small import small_shape
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.streams import uniform
 
-Kind = Literal["stochastic", "progressive", "fixed"]
+Kind = Literal["stochastic", "progressive"]
 Growth = Literal["linear", "area", "none"]
 Weight = Literal["patch", "area"]
+Shape = tuple[int, ...]
 
 SMALL_SHARE = 1 / 4
-"""Of the steps, that a schedule with a context takes on the small whole images themselves."""
+"""Share of the steps that a schedule with a context takes on the small whole images themselves."""
 
 
 @dataclass(frozen=True)
 class PatchSize:
-    """One size of a schedule, in the pixels of one kind of image.
+    """One size of a schedule, in the pixels of images of one shape.
 
-    ``probability`` is its share of the steps, ``growth`` the factor on the batch, ``weight`` the factor on the loss.
-    ``small``: it is no patch, but the whole image made small, see `make_small`.
+    ``shape`` is (height, width), or (depth, height, width); ``probability`` its share of the steps, ``growth`` the
+    factor on the batch, ``weight`` the factor on the loss. ``small``: it is no patch, but the whole image made small,
+    see `make_small`.
     """
 
-    height: int
-    width: int
+    shape: Shape
     probability: float
     growth: float
     weight: float
     small: bool = False
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Height and width."""
-        return self.height, self.width
-
     def num_images(self, batch: int) -> int:
-        """Images in a step of this size, for ``batch`` whole images."""
+        """Return the number of images in a step of this size, for ``batch`` whole images."""
         return max(1, round(batch * self.growth))
 
     def __str__(self) -> str:
-        return f"{self.height}x{self.width}" + " small" * self.small
+        return _text(self.shape) + " small" * self.small
 
 
 @dataclass(frozen=True)
-class PatchSchedule:
+class PatchSchedule(Patches):
     """The sizes that training takes (Patch Diffusion, arXiv 2304.12526, section 3.2).
 
+    The options ``patches`` of a config, and what they do. A size is a fraction of the image ("1/2", rounded down, each
+    axis on its own) or the pixels of the shorter side ("32", the aspect is kept). The batch grows for a patch s of an
+    image R by R/s ("linear"), by the ratio of their numbers of pixels ("area"), or not; for a patch of another aspect
+    R/s is the root of that ratio.
+
     Args:
-        whole: probability p of a step on whole images, in [0, 1]. 1 is training without patches.
-        sizes: the other sizes and their shares of the rest, which add up to 1. A size is a fraction of the image
-            ("1/2", rounded down, each axis on its own) or the pixels of the shorter side ("32", the aspect is kept).
-        kind: "stochastic" draws a size per step; "progressive" goes from small to large as the budget is spent, in the
-            same proportions; "fixed" has a single size.
-        growth: how the batch grows for a patch s of an image R: "linear" R/s, "area" (R/s)^2 (a step has equally many
-            pixels at every size), "none". For patches of another aspect R/s is the root of the ratio of areas.
-        weight: "patch" counts every patch by the mean over its pixels, "area" by the sum, as the published
-            implementation does; a whole image weighs 1 in both.
-        context: shorter side of the small copies of whole images that every patch is shown with, see `Denoiser`, and
-            that a quarter of the steps, whatever the kind, train on by themselves; None for no such thing.
-        seed: the size of a step is a function of the seed and the step alone.
+        whole, sizes, kind, growth, weight, coords, context: see `patch_diffusion.config.Patches`.
+        seed: of the run; the size of a step is a function of the seed and the step alone. It is an option of the whole
+            config and not stored with the patches. None: that of the config, or 0.
 
     Raises:
         InputError: at construction where the numbers make no schedule; in `sizes_for` where they do not suit the image
@@ -76,15 +70,12 @@ class PatchSchedule:
     ['16x16', '32x32', '64x64']
     """
 
-    whole: float = Patches.whole
-    sizes: Mapping[str, float] = field(default_factory=lambda: dict(Patches().sizes))
-    kind: Kind = Patches.kind
-    growth: Growth = Patches.growth
-    weight: Weight = Patches.weight
-    context: int | None = Patches.context
-    seed: int = 0
+    seed: int | None = None
 
     def __post_init__(self) -> None:
+        if self.kind == "fixed":
+            warnings.warn("patches.kind 'fixed' is 'stochastic' with one size now", DeprecationWarning, stacklevel=3)
+            object.__setattr__(self, "kind", "stochastic")
         for name, choices in (("kind", Kind), ("growth", Growth), ("weight", Weight)):
             value = str(getattr(self, name))
             if value not in get_args(choices):
@@ -101,75 +92,75 @@ class PatchSchedule:
                 f"the shares in patches.sizes add up to {total:g}, but they share out the steps that are not on whole "
                 f"images and must add up to 1; for example {_rescaled(self.sizes, total)}"
             )
-        num_sizes = (self.whole > 0) + sum(share > 0 for share in self.sizes.values()) * (self.whole < 1)
-        if self.kind == "fixed" and num_sizes != 1:
-            raise InputError(
-                f"patches.kind 'fixed' trains on a single size, but {num_sizes} have a share: set patches.whole to 1, "
-                "or to 0 with one size of share 1"
-            )
 
     @classmethod
     def of(cls, options: Patches, *, seed: int = 0) -> PatchSchedule:
-        """That of a config's options."""
-        return cls(seed=seed, **{name: value for name, value in vars(options).items() if name != "coords"})
+        """Return the schedule of a config's options and seed."""
+        return cls(**{field.name: getattr(options, field.name) for field in fields(Patches)}, seed=seed)
 
-    def options(self, *, coords: bool) -> Patches:
-        """As options of a config; the seed is one of the whole run, and ``coords`` is the denoiser's."""
-        sizes = {str(size): share for size, share in self.sizes.items()}
-        return Patches(self.whole, sizes, self.kind, self.growth, self.weight, coords, self.context)
-
-    def sizes_for(self, resolution: tuple[int, int], stride: int = 1) -> tuple[PatchSize, ...]:
-        """The sizes in pixels, from small to large, that have a share of the steps.
+    def sizes_for(self, resolution: Shape, stride: int = 1) -> tuple[PatchSize, ...]:
+        """Return the sizes in pixels, from small to large, that have a share of the steps.
 
         Args:
-            resolution: height and width of the whole images.
-            stride: the number that the network needs every height and width to be a multiple of.
+            resolution: shape of the whole images.
+            stride: the number that the network needs every side to be a multiple of.
         """
-        whole_height, whole_width = resolution
-        # Sampling is on whole images, also where training never sees one.
-        _check_stride(whole_height, whole_width, resolution, stride)
-        shares: dict[tuple[int, int], float] = {}
-        if self.whole > 0:
-            shares[resolution] = self.whole
-        if self.whole < 1:
-            for size, share in self.sizes.items():
-                if share > 0:
-                    shape = patch_shape(size, resolution)
-                    shares[shape] = shares.get(shape, 0.0) + share * (1 - self.whole)
-        for height, width in shares:
-            _check_stride(height, width, resolution, stride)
-        given = [(shape, share * (1 - self._small_share), False) for shape, share in shares.items()]
-        if self.context is not None:
-            given.append((small_shape(self.context, resolution, stride), self._small_share, True))
-        sizes = []
-        for (height, width), probability, small in sorted(given, key=lambda each: each[0][0] * each[0][1]):
-            area = height * width / (whole_height * whole_width)
-            growth = {"linear": area**-0.5, "area": 1 / area, "none": 1.0}[self.growth]
-            weight = area if self.weight == "area" else 1.0
-            sizes.append(PatchSize(height, width, probability, growth, weight, small))
-        return tuple(sizes)
+        shares = tuple((str(size), share) for size, share in self.sizes.items())
+        return _sizes(self.whole, shares, self.growth, self.weight, self.context, tuple(resolution), stride)
 
-    def size_at(self, step: int, resolution: tuple[int, int], spent: float = 0.0, stride: int = 1) -> PatchSize:
-        """The size of a step, from its number and, for a progressive schedule, the spent fraction of the budget."""
-        sizes = self.sizes_for(resolution, stride)
-        if self.context is not None and uniform(self.seed, "small images", step) < self._small_share:
+    def size_at(self, step: int, resolution: Shape, spent: float = 0.0, stride: int = 1) -> PatchSize:
+        """Return the size of a step, from its number and, for a progressive schedule, the spent part of the budget."""
+        sizes, seed = self.sizes_for(resolution, stride), self.seed or 0
+        small_share = 0.0 if self.context is None else SMALL_SHARE
+        if self.context is not None and uniform(seed, "small images", step) < small_share:
             return next(size for size in sizes if size.small)
         sizes = [size for size in sizes if not size.small]
-        place = spent if self.kind == "progressive" else uniform(self.seed, "patch size", step)
-        place *= 1 - self._small_share
+        place = spent if self.kind == "progressive" else uniform(seed, "patch size", step)
+        place *= 1 - small_share
         for size in sizes:
             place -= size.probability
             if place < 0:
                 return size
         return sizes[-1]
 
-    @property
-    def _small_share(self) -> float:
-        return 0.0 if self.context is None else SMALL_SHARE
+
+@lru_cache(maxsize=256)
+def _sizes(
+    whole: float,
+    shares_of_rest: tuple[tuple[str, float], ...],
+    growth: Growth,
+    weight: Weight,
+    context: int | None,
+    resolution: Shape,
+    stride: int,
+) -> tuple[PatchSize, ...]:
+    """Return the sizes of `PatchSchedule.sizes_for`; kept, since every step asks for them."""
+    # Sampling is on whole images, also where training never sees one.
+    _check_stride(resolution, resolution, stride)
+    shares: dict[Shape, float] = {}
+    if whole > 0:
+        shares[resolution] = whole
+    if whole < 1:
+        for size, share in shares_of_rest:
+            if share > 0:
+                shape = patch_shape(size, resolution)
+                shares[shape] = shares.get(shape, 0.0) + share * (1 - whole)
+    for shape in shares:
+        _check_stride(shape, resolution, stride)
+    small_share = 0.0 if context is None else SMALL_SHARE
+    given = [(shape, share * (1 - small_share), False) for shape, share in shares.items()]
+    if context is not None:
+        given.append((small_shape(context, resolution, stride), small_share, True))
+    sizes = []
+    for shape, probability, small in sorted(given, key=lambda each: math.prod(each[0])):
+        area = math.prod(shape) / math.prod(resolution)
+        factor = {"linear": area ** (-1 / len(shape)), "area": 1 / area, "none": 1.0}[growth]
+        sizes.append(PatchSize(shape, probability, factor, area if weight == "area" else 1.0, small))
+    return tuple(sizes)
 
 
 def _parse_size(size: str | int) -> Fraction | int:
-    """A fraction of the image, or pixels."""
+    """Return a size as a fraction of the image, or as pixels."""
     text = str(size).strip()
     try:
         parsed = Fraction(text) if "/" in text else int(text)
@@ -182,51 +173,58 @@ def _parse_size(size: str | int) -> Fraction | int:
     return parsed
 
 
-def patch_shape(size: str | int, resolution: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of a patch of an image of this resolution.
+def patch_shape(size: str | int, resolution: Shape) -> Shape:
+    """Return the shape of a patch of an image.
 
     Args:
         size: a fraction of the image such as "1/2", or pixels of its shorter side.
-        resolution: height and width of the image.
+        resolution: shape of the image.
 
     Raises:
         InputError: for what is neither, and for a patch that does not fit.
     """
-    parsed = _parse_size(size)
-    height, width = resolution
-    shorter = min(resolution)
+    parsed, shorter = _parse_size(size), min(resolution)
     if isinstance(parsed, Fraction):
-        shape = (int(height * parsed), int(width * parsed))
+        shape = tuple(int(length * parsed) for length in resolution)
     elif parsed <= shorter:
-        shape = (height * parsed // shorter, width * parsed // shorter)
+        shape = tuple(length * parsed // shorter for length in resolution)
     else:
         raise InputError(
-            f"patch size {size} does not fit images of {height}x{width}: take at most {shorter}, or a fraction like 1/2"
+            f"patch size {size} does not fit images of {_text(resolution)}: take at most {shorter}, or a fraction like "
+            "1/2"
         )
     if min(shape) < 1:
-        raise InputError(f"patch size {size} of images of {height}x{width} is less than one pixel: take a larger one")
+        raise InputError(
+            f"patch size {size} of images of {_text(resolution)} is less than one pixel: take a larger one"
+        )
     return shape
 
 
-def _check_stride(height: int, width: int, resolution: tuple[int, int], stride: int) -> None:
-    if height % stride == 0 and width % stride == 0:
+def _check_stride(shape: Shape, resolution: Shape, stride: int) -> None:
+    if all(length % stride == 0 for length in shape):
         return
-    whole_height, whole_width = resolution
     halves = f"halves them {stride.bit_length() - 1} times and needs multiples of {stride}"
-    if (height, width) == resolution:
-        below = f"{max(height // stride, 1) * stride}x{max(width // stride, 1) * stride}"
+    if shape == resolution:
+        below = _text([max(length // stride, 1) * stride for length in shape])
         raise InputError(
-            f"images of {height}x{width} cannot pass the network, which {halves}: set data.resolution, for example to "
+            f"images of {_text(shape)} cannot pass the network, which {halves}: set data.resolution, for example to "
             f"{below}, or take fewer network.multipliers"
         )
-    shorter, longer = sorted(resolution)
-    fitting = [side for side in range(stride, shorter, stride) if longer * side % (shorter * stride) == 0]
+    shorter = min(resolution)
+    fitting = [
+        side
+        for side in range(stride, shorter, stride)
+        if all(length * side % (shorter * stride) == 0 for length in resolution)
+    ]
     choice = f"patch sizes that fit are {', '.join(map(str, fitting))}" if fitting else "no smaller patch fits"
     raise InputError(
-        f"patches of {height}x{width} cannot pass the network, which {halves}: for images of "
-        f"{whole_height}x{whole_width} {choice} (patches.sizes, in pixels of the shorter side); or take fewer "
-        "network.multipliers"
+        f"patches of {_text(shape)} cannot pass the network, which {halves}: for images of {_text(resolution)} "
+        f"{choice} (patches.sizes, in pixels of the shorter side); or take fewer network.multipliers"
     )
+
+
+def _text(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
 
 
 def _rescaled(sizes: Mapping[str, float], total: float) -> str:

@@ -7,27 +7,19 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.denoise.threads import evaluate
+from patch_diffusion.denoise.threads import forward
 from patch_diffusion.errors import InputError
 from patch_diffusion.patches.coords import coordinate_grid
 from patch_diffusion.sampling.step import Denoise
 
 
-def bind(model: Denoiser, coords: Tensor, labels: Tensor | None = None, context: Tensor | None = None) -> Denoise:
-    """``denoise(noisy, sigma)``; the solver's state stays in its own, wider type.
-
-    Args:
-        model: a denoiser.
-        coords: (2, h, w) or (n, 2, h, w).
-        labels: classes (n,), or None for no class.
-        context: small copies of the whole images (n, c, h', w'), or None for none.
-    """
-
-    conditions = (labels,) if context is None else (labels, None, context)
+def bind(model: Denoiser, conditions: Conditions) -> Denoise:
+    """Return ``denoise(noisy, sigma)`` under these conditions; the solver's state stays in its own, wider type."""
 
     def denoise(noisy: Tensor, sigma: Tensor) -> Tensor:
-        return evaluate(model, noisy.float(), sigma.float(), coords, *conditions).to(noisy)
+        return forward(model, noisy.float(), sigma.float(), conditions).to(noisy)
 
     return denoise
 
@@ -59,7 +51,7 @@ def bind_images(
             f"coords of these images are (2, {height}, {width}) or ({num}, 2, {height}, {width}), "
             f"not {tuple(coords.shape)}"
         )
-    return bind(model, coords.to(model.device), _classes(model, labels, num))
+    return bind(model, Conditions(coords.to(model.device), _classes(model, labels, num)))
 
 
 def check_one_stage(model: Denoiser) -> None:

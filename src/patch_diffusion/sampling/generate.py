@@ -6,7 +6,7 @@ A model with a context does so twice: it makes the small copy of the image, and 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.denoise.threads import sharing
 from patch_diffusion.errors import InputError
@@ -166,12 +167,11 @@ def generate(
         view: View,
         name: str,
         seeds: Sequence[int],
-        labels: Tensor | None,
-        context: Tensor | None = None,
+        conditions: Conditions,
         callback: Callback | None = None,
     ) -> Tensor:
         noise = partial(noise_of, seeds, (channels, *view.resolution), model.device, name=name)
-        denoise = guiding.around(model, view, labels, seeds, levels, context)
+        denoise = guiding.around(model, view, conditions, seeds, levels)
         return solve(denoise, noise(None) * levels[0], levels, noise=noise, callback=callback)
 
     def run() -> Iterator[Sample]:
@@ -179,10 +179,13 @@ def generate(
         while now := list(islice(waiting, view.images_at_once)):
             chosen = [seed for seed, _ in now]
             classes = [label for _, label in now]
-            asked = None if classes[0] is None else torch.tensor(classes, device=model.device)
+            labels = None if classes[0] is None else torch.tensor(classes, device=model.device)
+            conditions = Conditions(labels=labels)
             with evaluating(model), guiding.evaluating(), sharing(model), torch.inference_mode():
-                context = None if small is None else made(small, "small images", chosen, asked).float()
-                images = made(view, stream, chosen, asked, context, callback)
+                if small is not None:
+                    thumbnail = made(small, "small images", chosen, conditions).float()
+                    conditions = replace(conditions, thumbnail=thumbnail)
+                images = made(view, stream, chosen, conditions, callback)
                 pixels, shown = model.codec.decode_with_range(images)
             for (seed, label), picture in zip(now, pixels.cpu(), strict=True):
                 yield Sample(picture, seed, label, settings, shown)

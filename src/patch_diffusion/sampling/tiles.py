@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 
 import torch
 from torch import Tensor
 
+from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.denoise.threads import evaluate
+from patch_diffusion.denoise.threads import forward
 from patch_diffusion.sampling.step import Denoise
 
 Place = tuple[int, int, int]
@@ -45,36 +47,35 @@ def shifted_starts(length: int, size: int, offset: int) -> list[int]:
     return sorted({min(max(start, 0), length - size) for start in range(offset % size - size, length, size)})
 
 
-def smooth_window(height: int, width: int, overlap: int) -> Tensor:
-    """Weights (height, width) of a tile's pixels, above 0: 1 inside, falling to its edges as the squared sine.
+def smooth_window(size: Sequence[int], overlap: int) -> Tensor:
+    """Return the weights (height, width) of a tile's pixels, above 0: 1 inside, falling to its edges as the squared sine.
 
     Those of two tiles that overlap by exactly this much add up to 1.
     """
-    rows, columns = (_ramps(length, overlap) for length in (height, width))
+    rows, columns = (_ramps(length, overlap) for length in size)
     return rows[:, None] * columns
 
 
 def in_tiles(
     model: Denoiser,
-    coords: Tensor,
-    labels: Tensor | None,
+    conditions: Conditions,
     places: Places,
     window: Tensor,
     at_once: int,
-    context: Tensor | None = None,
 ) -> Denoise:
     """``denoise(noisy, sigma)`` of images (n, c, H, W) that the model only sees tiles of.
 
     Args:
         model: a denoiser.
-        coords: (2, H, W) of the whole image, which tiles are cut from; (2, h, w) is what every tile is given.
-        labels: classes (n,), or None for no class.
+        conditions: of the whole images; coordinates (2, H, W) are cut like the tiles, those of (2, h, w) every tile is
+            given as they are.
         places: where the tiles are.
         window: weights (h, w) of a tile's pixels.
         at_once: tiles that the model is given together.
-        context: small copies of the whole images (n, c, h', w'), or None for none.
     """
     height, width = window.shape
+    coords, rest = conditions.coords, conditions.without("coords")
+    assert coords is not None
     own = coords.shape[-2:] == window.shape
 
     def cut(image: Tensor, top: int, left: int) -> Tensor:
@@ -89,10 +90,8 @@ def in_tiles(
             group = chosen[first : first + at_once]
             pixels = torch.stack([cut(noisy[image], top, left) for image, top, left in group])
             where = coords if own else torch.stack([cut(coords, top, left) for _, top, left in group])
-            images = [image for image, _, _ in group]
-            classes = None if labels is None else labels[images]
-            shown = () if context is None else (None, context[images])
-            denoised = evaluate(model, pixels.float(), sigma.float(), where, classes, *shown).to(noisy)
+            told = replace(rest.select([image for image, _, _ in group]), coords=where)
+            denoised = forward(model, pixels.float(), sigma.float(), told).to(noisy)
             for (image, top, left), tile in zip(group, denoised, strict=True):
                 cut(total[image], top, left).add_(tile * weights)
                 cut(weight[image], top, left).add_(weights)
@@ -101,7 +100,7 @@ def in_tiles(
     return denoise
 
 
-def covering(resolution: tuple[int, int], tile: tuple[int, int], overlap: int) -> Places:
+def covering(resolution: Sequence[int], tile: Sequence[int], overlap: int) -> Places:
     """The same evenly spaced tiles at every step."""
     tops, lefts = (even_starts(length, size, overlap) for length, size in zip(resolution, tile, strict=True))
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from patch_diffusion.data.small import small_shape
+from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.patches.coords import coordinate_grid, extended_grid
@@ -16,7 +17,7 @@ from patch_diffusion.sampling.step import Denoise
 from patch_diffusion.sampling.tiles import covering, in_tiles, smooth_window
 
 Coords = Literal["stretch", "extend", "repeat"]
-Shape = tuple[int, int]
+Shape = tuple[int, ...]
 """Height and width."""
 
 
@@ -36,16 +37,14 @@ class View:
     batch: int
     is_usual: bool
 
-    def bind(self, model: Denoiser, labels: Tensor | None = None, context: Tensor | None = None) -> Denoise:
-        """``denoise(noisy, sigma)`` by a model, for images of these classes (n,), or of none.
-
-        ``context`` are small copies of the whole images (n, c, h', w'), of a model that has learned with them.
-        """
+    def bind(self, model: Denoiser, conditions: Conditions) -> Denoise:
+        """Return ``denoise(noisy, sigma)`` by a model, under these conditions and the view's own coordinates."""
+        conditions = replace(conditions, coords=self.grid)
         if self.tile is None:
-            return bind(model, self.grid, labels, context)
+            return bind(model, conditions)
         places = covering(self.resolution, self.tile, self.overlap)
-        window = smooth_window(*self.tile, self.overlap)
-        return in_tiles(model, self.grid, labels, places, window, self.batch, context)
+        window = smooth_window(self.tile, self.overlap)
+        return in_tiles(model, conditions, places, window, self.batch)
 
     def small(self, model: Denoiser) -> View | None:
         """Of the small copies that these images are made from; None where they are made without.
@@ -124,10 +123,10 @@ def view_of(
         grid = coordinate_grid(*(seen or shape))
     elif inside is not None:
         top, left, height, width = inside
-        grid = extended_grid(*shape, (height, width), -top, -left)
+        grid = extended_grid(shape, (height, width), (-top, -left))
     else:
         whole = model.resolution or shape
-        grid = extended_grid(*shape, whole, (whole[0] - shape[0]) / 2, (whole[1] - shape[1]) / 2)
+        grid = extended_grid(shape, whole, ((whole[0] - shape[0]) / 2, (whole[1] - shape[1]) / 2))
     usual = not model.coords or (kind == "stretch" and shape == model.resolution)
     return View(shape, grid.to(model.device), kind, seen, overlap, batch, usual)
 

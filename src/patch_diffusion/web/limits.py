@@ -24,8 +24,8 @@ _MOST_OVERLAP = 20
 
 
 def at_once(
-    resolution: tuple[int, int],
-    trained: tuple[int, int] | None,
+    resolution: tuple[int, ...],
+    trained: tuple[int, ...] | None,
     pictures: int,
     *,
     tile: int | None,
@@ -72,7 +72,7 @@ def at_once(
     return max(1, min(_MOST_AT_ONCE, pictures if tile is None else _MOST_AT_ONCE, most // max(seen, 1)))
 
 
-def _pixels_in_tiles(resolution: tuple[int, int], tile: int, overlap: int | None) -> int:
+def _pixels_in_tiles(resolution: tuple[int, ...], tile: int, overlap: int | None) -> int:
     """Of all tiles together; what tiles cannot be is said where they are made."""
     overlap = tile // 4 if overlap is None else overlap
     if not 0 <= overlap < tile <= min(resolution):

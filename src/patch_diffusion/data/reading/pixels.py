@@ -34,7 +34,7 @@ class Part:
     not all do; they are known when all blocks have come.
     """
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     most: int
     blocks: Callable[[], Iterator[NDArray[Any]]]
     kept: list[int] | None = None

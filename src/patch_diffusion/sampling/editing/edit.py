@@ -8,6 +8,7 @@ from itertools import islice
 
 import torch
 
+from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.errors import InputError
 from patch_diffusion.sampling.bind import check_one_stage, noise_range, wide
@@ -113,7 +114,7 @@ def edit(
         while now := list(islice(waiting, view.images_at_once)):
             noise = partial(noise_of, now, known.shape, model.device)
             labels = None if label is None else torch.full((len(now),), label, device=model.device)
-            denoise = guiding.around(model, view, labels, now, levels)
+            denoise = guiding.around(model, view, Conditions(labels=labels), now, levels)
             with evaluating(model), guiding.evaluating(), torch.no_grad():
                 towards = _towards(denoise, model, known, covariance)
                 images = resampling(

@@ -13,6 +13,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.sampling.step import Denoise
 from patch_diffusion.sampling.tiles import Place, in_tiles, shifted_starts
@@ -21,10 +22,9 @@ from patch_diffusion.streams import uniform
 
 def in_crops(
     model: Denoiser,
-    coords: Tensor,
-    labels: Tensor | None,
+    conditions: Conditions,
     *,
-    size: tuple[int, int],
+    size: tuple[int, ...],
     seeds: Sequence[int],
     sigmas: Tensor,
     at_once: int,
@@ -33,14 +33,14 @@ def in_crops(
 
     Args:
         model: a denoiser.
-        coords: (2, H, W) of the whole image.
-        labels: classes (n,), or None for no class.
+        conditions: of the whole images, with their coordinates (2, H, W).
         size: height and width of a crop.
         seeds: of the images, one each.
         sigmas: levels of the solver; a noise level belongs to the step of the nearest one below it, or at it.
         at_once: crops that the model is given together.
     """
-    height, width = coords.shape[-2:]
+    assert conditions.coords is not None
+    height, width = conditions.coords.shape[-2:]
 
     def places(num_images: int, sigma: Tensor) -> list[Place]:
         step = int((sigmas > sigma).sum())
@@ -51,4 +51,4 @@ def in_crops(
             found += product([image], tops, lefts)
         return found
 
-    return in_tiles(model, coords, labels, places, torch.ones(size), at_once)
+    return in_tiles(model, conditions, places, torch.ones(size), at_once)

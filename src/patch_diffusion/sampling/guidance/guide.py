@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
+from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.patches.schedule import patch_shape
@@ -68,29 +69,21 @@ class Guidance:
             self._crop(model, view)
 
     def around(
-        self,
-        model: Denoiser,
-        view: View,
-        labels: Tensor | None,
-        seeds: Sequence[int],
-        sigmas: Tensor,
-        context: Tensor | None = None,
+        self, model: Denoiser, view: View, conditions: Conditions, seeds: Sequence[int], sigmas: Tensor
     ) -> Denoise:
-        """The model as a denoise that is guided so, for images of these classes and seeds, in the solver's levels.
-
-        ``context`` are small copies of them, see `View.bind`.
-        """
-        denoise = view.bind(model, labels, context)
+        """Return the model as a guided denoise, for images under these conditions, of these seeds, at these levels."""
+        denoise = view.bind(model, conditions)
         if self.scale == 1:
             return denoise
         if isinstance(self.guide, Denoiser):
-            weaker = view.bind(self.guide, labels, context)
+            weaker = view.bind(self.guide, conditions)
         elif self.guide == "class":
-            weaker = view.bind(model, context=context)
+            weaker = view.bind(model, conditions.without("labels"))
         else:
             size = self._crop(model, view)
             at_once = max(1, view.batch * view.resolution[0] * view.resolution[1] // (size[0] * size[1]))
-            weaker = in_crops(model, view.grid, labels, size=size, seeds=seeds, sigmas=sigmas, at_once=at_once)
+            conditions = replace(conditions, coords=view.grid)
+            weaker = in_crops(model, conditions, size=size, seeds=seeds, sigmas=sigmas, at_once=at_once)
         guided = extrapolate(denoise, weaker, self.scale)
         return guided if self.interval is None else within(guided, denoise, *self.interval)
 
@@ -107,7 +100,7 @@ class Guidance:
         interval = {} if self.interval is None else {"guidance_interval": list(self.interval)}
         return {"guidance": self.scale, "guide": guide, **interval}
 
-    def _crop(self, model: Denoiser, view: View) -> tuple[int, int]:
+    def _crop(self, model: Denoiser, view: View) -> tuple[int, ...]:
         """Height and width of a crop."""
         assert isinstance(self.guide, str)
         if view.tile is not None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patch_diffusion.denoise.threads import run, threads
+from patch_diffusion.denoise import threads
 from patch_diffusion.training.hardware.sharding import is_sharded, part, whole
 
 # The quintic of Jordan et al.: steep at 0, so that five rounds lift singular values from 0.001 to about 1.
@@ -128,9 +128,9 @@ def orthogonalise(matrices: Sequence[Tensor]) -> list[Tensor]:
         squares = torch.stack([wide[index] @ wide[index].T for index in indices])
         return [product @ wide[index] for index, product in zip(indices, _polynomials(squares), strict=True)]
 
-    num = threads()
+    num = threads.threads()
     shares = [indices[first::num] for indices in alike.values() for first in range(min(num, len(indices)))]
-    for indices, levelled in zip(shares, run([partial(level, indices) for indices in shares]), strict=True):
+    for indices, levelled in zip(shares, threads.map([partial(level, indices) for indices in shares]), strict=True):
         for index, matrix in zip(indices, levelled, strict=True):
             wide[index] = matrix
     return [after.T if after.shape != before.shape else after for after, before in zip(wide, matrices, strict=True)]
