@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from patch_diffusion.race.summary import opponent
+from patch_diffusion.races.summary import opponent
 from patch_diffusion.runs.chart import even
 
 LEFT, TOP, RIGHT, HEIGHT, BELOW = 64, 58, 100, 300, 52

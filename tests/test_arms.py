@@ -4,7 +4,7 @@ import pytest
 
 from patch_diffusion.config import Augment, Config, Data, Engine, Noise, Optimizer, Patches
 from patch_diffusion.errors import InputError
-from patch_diffusion.race.arms import check_arms, differences, whole_images
+from patch_diffusion.races.arms import check_arms, differences, whole_images
 
 BASE = Config(steps=10)
 

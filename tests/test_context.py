@@ -14,7 +14,7 @@ from patch_diffusion.denoise.whole_image import losses_of_images, whole_image_lo
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_tensors
 from patch_diffusion.patches.schedule import SMALL_SHARE
-from patch_diffusion.race.arms import check_arms
+from patch_diffusion.races.arms import check_arms
 from patch_diffusion.sampling.editing.edit import edit
 from patch_diffusion.sampling.editing.tasks import inpainting
 from patch_diffusion.streams import slot_normal

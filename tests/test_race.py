@@ -11,9 +11,9 @@ import torch
 
 import patch_diffusion as pd
 from patch_diffusion.config import Config, Data, Network, Optimizer
-from patch_diffusion.race import race
-from patch_diffusion.race import turns as heat
-from patch_diffusion.race.arms import whole_images
+from patch_diffusion.races import race
+from patch_diffusion.races import turns as heat
+from patch_diffusion.races.arms import whole_images
 from patch_diffusion.training.checkpoints.checkpoint import read_checkpoint
 from patch_diffusion.training.trainer import Trainer
 
@@ -126,8 +126,8 @@ def after(num, function):
 def test_a_killed_race_goes_on_as_if_it_had_not_been(arms, whole_race, tmp_path, monkeypatch, place, calls):
     with monkeypatch.context() as patched:
         if place == "look":
-            from patch_diffusion.race import race
-            from patch_diffusion.race import turns as heat
+            from patch_diffusion.races import race
+            from patch_diffusion.races import turns as heat
 
             counted = after(calls, heat.look)
             for module in (heat, race):
@@ -226,7 +226,7 @@ def test_all_train_for_the_same_time_in_turns_and_nothing_else_counts(arms, tmp_
 
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     monkeypatch.setattr(Trainer, "train_step", timed)
-    monkeypatch.setattr("patch_diffusion.race.turns.look", look)
+    monkeypatch.setattr("patch_diffusion.races.turns.look", look)
     arms = {name: replace(config, steps=None, minutes=1.0) for name, config in arms.items()}
     content = pd.race(arms, tmp_path / "race", moments=2)
     points = {name: found["0"] for name, found in content["points"].items()}
@@ -263,7 +263,7 @@ def test_its_own_time_counts(arms, tmp_path, monkeypatch):
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     monkeypatch.setattr(Trainer, "train_step", timed)
     monkeypatch.setattr(
-        "patch_diffusion.race.turns.look",
+        "patch_diffusion.races.turns.look",
         lambda trainer, judges: {1.0: 1 - trainer.seen.step / (60 if trainer.config.minutes == 1 else 30)},
     )
     arms = {name: replace(config, steps=None, minutes=1.0) for name, config in arms.items()}
@@ -275,7 +275,7 @@ def test_its_own_time_counts(arms, tmp_path, monkeypatch):
 
 def test_the_sweep_of_an_arm(arms, tmp_path, monkeypatch):
     """The rate that wins is trained with; the trials are gone, and what they found stays."""
-    monkeypatch.setattr("patch_diffusion.race.race.look", lambda trainer, judges: {1.0: trainer.options.learning_rate})
+    monkeypatch.setattr("patch_diffusion.races.race.look", lambda trainer, judges: {1.0: trainer.options.learning_rate})
     content = pd.race(arms, tmp_path / "race", moments=1, tuned=["whole"], tune_budget=10)
     assert content["tuning"]["whole"]["learning_rate"] == 1.25e-3 and list(content["tuning"]) == ["whole"]
     assert content["tuning"]["whole"]["outermost"] == ["learning_rate"]

@@ -6,10 +6,10 @@ import pytest
 
 from patch_diffusion.cli.tables import race_table
 from patch_diffusion.config import Config, Data, to_dict
-from patch_diffusion.race.arms import whole_images
-from patch_diffusion.race.page import race_page
-from patch_diffusion.race.standings import standings
-from patch_diffusion.race.summary import sentences
+from patch_diffusion.races.arms import whole_images
+from patch_diffusion.races.page import race_page
+from patch_diffusion.races.standings import standings
+from patch_diffusion.races.summary import sentences
 from test_report import ATTACK, Page
 
 SPEED = {"whole": 1, "patches": 2}

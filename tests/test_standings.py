@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patch_diffusion.race.standings import standings, time_to
+from patch_diffusion.races.standings import standings, time_to
 
 
 @pytest.mark.parametrize(

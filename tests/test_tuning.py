@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from patch_diffusion.config import Config, Optimizer
-from patch_diffusion.race.tuning import Candidate, candidates, rounds, tune
+from patch_diffusion.races.tuning import Candidate, candidates, rounds, tune
 
 BASE = Config(batch=16, optimizer=Optimizer(learning_rate=0.01), minutes=30)
 

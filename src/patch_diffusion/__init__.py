@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from patch_diffusion.patches.crop import whole_image as whole_image
     from patch_diffusion.patches.schedule import PatchSchedule as PatchSchedule
     from patch_diffusion.presets import PRESETS as PRESETS
-    from patch_diffusion.race.race import race as race
+    from patch_diffusion.races.race import race as race
     from patch_diffusion.runs.folder import describe as describe
     from patch_diffusion.runs.model import load as load
     from patch_diffusion.sampling.choices import SOLVERS as SOLVERS
@@ -93,7 +93,7 @@ _HOME = {
     "denoise.process": ("EDM", "VE", "VP"),
     "denoise.whole_image": ("whole_image_loss",),
     "errors": ("InputError",),
-    "race.race": ("race",),
+    "races.race": ("race",),
     "interop.export": ("export_model",),
     "evaluation.distances": ("frechet_distance", "gaussian_of", "kernel_distance"),
     "evaluation.evaluate": ("Evaluation", "evaluate"),

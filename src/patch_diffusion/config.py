@@ -329,9 +329,25 @@ MAY_CHANGE = {
 }
 
 
+def plain(config: Config) -> Config:
+    """Return the config with its groups as plain options, also where one is an object that acts by them.
+
+    >>> type(plain(Config(patches=PatchSchedule(whole=0.25))).patches).__name__
+    'Patches'
+    """
+    return _plain(config, Config())
+
+
+def _plain(group: Any, like: Any) -> Any:
+    if not dataclasses.is_dataclass(like) or isinstance(like, type):
+        return group
+    fields = {field.name: (getattr(group, field.name), getattr(like, field.name)) for field in dataclasses.fields(like)}
+    return type(like)(**{name: _plain(*values) for name, values in fields.items()})
+
+
 def to_dict(config: Config) -> dict[str, Any]:
-    """The config as nested dicts, lists and numbers, ready for JSON."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    """Return the config as nested dicts, lists and numbers that JSON can store."""
+    return json.loads(json.dumps(dataclasses.asdict(plain(config))))
 
 
 def from_dict(options: dict[str, Any], *, base: Config | None = None, where: str = "the config") -> Config:

@@ -99,7 +99,7 @@ GIVEN_UP_AFTER = timedelta(minutes=10)
 
 
 @contextmanager
-def others_answer() -> Iterator[None]:
+def explain_lost_peer() -> Iterator[None]:
     """Around what needs the other processes; also a decorator.
 
     Raises:

@@ -18,7 +18,7 @@ from patch_diffusion.cli.train import _preset_and_file, settled
 from patch_diffusion.config import Config, flat_options, option_names
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.presets import DEFAULT_PRESET, PRESETS
-from patch_diffusion.race.arms import PATCHES, WHOLE, check_arms, whole_images
+from patch_diffusion.races.arms import PATCHES, WHOLE, check_arms, whole_images
 
 # A race makes no pictures and saves as it needs to; trackers would take an arm's time.
 _WITHOUT_EFFECT = (

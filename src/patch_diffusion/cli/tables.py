@@ -8,7 +8,7 @@ from typing import Any
 
 from patch_diffusion.evaluation.evaluate import Evaluation
 from patch_diffusion.evaluation.intervals import Measure
-from patch_diffusion.race.summary import opponent, rows, sentences
+from patch_diffusion.races.summary import opponent, rows, sentences
 
 _WIDTH = 80
 _NAME = 14  # columns of an arm

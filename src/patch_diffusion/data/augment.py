@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from patch_diffusion import config as options
 from patch_diffusion.errors import InputError
 from patch_diffusion.streams import slot_normal
 
@@ -42,7 +43,7 @@ _DRAWS = 24  # random numbers of an image, of all kinds, so that none depends on
 
 
 @dataclass(frozen=True)
-class Augment:
+class Augment(options.Augment):
     """Alters whole images, each on its own, and says how.
 
     Args:
@@ -77,10 +78,10 @@ class Augment:
     (torch.Size([4, 3, 32, 48]), torch.Size([4, 9]))
     """
 
-    flip: float = 0.0
-    p: float = 0.0
-    resample: bool = True
-    colour: bool = False
+    @classmethod
+    def of(cls, group: options.Augment) -> Augment:
+        """Return the augmentation by the options of a config."""
+        return cls(**{field.name: getattr(group, field.name) for field in fields(options.Augment)})
 
     def __post_init__(self) -> None:
         for name in ("flip", "p"):

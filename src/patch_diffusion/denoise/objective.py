@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple, Protocol
 
 import torch
@@ -132,6 +132,11 @@ class NoiseLevels(Noise):
     >>> NoiseLevels().draw(8).shape
     torch.Size([8])
     """
+
+    @classmethod
+    def of(cls, options: Noise) -> NoiseLevels:
+        """Return the noise levels by the options of a config."""
+        return cls(**{field.name: getattr(options, field.name) for field in fields(Noise)})
 
     def __post_init__(self) -> None:
         if isinstance(self.process, Process):

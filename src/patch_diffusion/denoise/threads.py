@@ -124,6 +124,7 @@ class Shared:
     def __call__(
         self, noisy: Tensor, sigma: Tensor, coords: Tensor | Conditions, labels: Tensor | None = None
     ) -> Tensor:
+        """Return the denoised images (n, c, *shape)."""
         conditions = coords if isinstance(coords, Conditions) else Conditions(coords, labels)
         return forward(self._model, noisy, sigma, conditions)
 

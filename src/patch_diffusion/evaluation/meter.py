@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -44,15 +44,14 @@ class SampleMeter:
     run that was stopped has the log of one that was not.
 
     Args:
-        metrics: "frechet", "kernel", "memorization".
-        times: how often, evenly over the budget.
-        samples: how many each time, of the same seeds.
-        extractor: see `open_extractor`.
+        metrics: the options ``watch`` of a config; or only "frechet", "kernel", "memorization" of them.
+        times, samples: in place of those of the options.
+        extractor: the same, see `open_extractor`; in Python also any callable.
         seed: of the samples' classes.
         batch: images at a time.
 
     Raises:
-        InputError: a metric that there is not, too few samples, or no such extractor.
+        InputError: there is no such metric or extractor, or too few samples are asked for.
 
     >>> meter = SampleMeter(("frechet", "memorization"), samples=200)
     >>> meter.options.times
@@ -61,33 +60,37 @@ class SampleMeter:
 
     def __init__(
         self,
-        metrics: Sequence[Metric],
+        metrics: Watch | Sequence[Metric],
         *,
-        times: int = Watch.times,
-        samples: int = Watch.samples,
-        extractor: str | Path | Extractor | Callable[[Tensor], Tensor] = Watch.extractor,
+        times: int | None = None,
+        samples: int | None = None,
+        extractor: str | Path | Extractor | Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
         batch: int = 64,
     ) -> None:
-        for name in metrics:
-            if name not in get_args(Metric):
-                raise InputError(f"watch.metrics has no '{name}'{did_you_mean(name, get_args(Metric))}")
-        if not metrics:
-            raise InputError(f"no metric was asked for: choose from {', '.join(get_args(Metric))}")
-        if times < 1:
-            raise InputError(f"watch.times is at least 1, not {times}")
-        if samples < 2:
-            raise InputError(f"watch.samples is at least 2, not {samples}")
+        options = metrics if isinstance(metrics, Watch) else Watch(tuple(metrics))
+        options = replace(options, metrics=tuple(dict.fromkeys(options.metrics)))
+        given = {name: value for name, value in (("times", times), ("samples", samples)) if value is not None}
+        extractor = options.extractor if extractor is None else extractor
         name = str(extractor) if isinstance(extractor, str | Path) else open_extractor(extractor).name
-        self.options = Watch(tuple(dict.fromkeys(metrics)), times, samples, name)
-        self._what, self._seed, self._batch = extractor, seed, batch
+        self.options = replace(options, extractor=name, **given)
+        for metric in self.options.metrics:
+            if metric not in get_args(Metric):
+                raise InputError(f"watch.metrics has no '{metric}'{did_you_mean(metric, get_args(Metric))}")
+        if not self.options.metrics:
+            raise InputError(f"no metric was asked for: choose from {', '.join(get_args(Metric))}")
+        if self.options.times < 1:
+            raise InputError(f"watch.times is at least 1, not {self.options.times}")
+        if self.options.samples < 2:
+            raise InputError(f"watch.samples is at least 2, not {self.options.samples}")
+        self._extractor, self._seed, self._batch = extractor, seed, batch
         if isinstance(extractor, str | Path):
             open_extractor(extractor)  # one that is not there is refused now
         self._beside: _Beside | None = None
 
     def begin(self, images: Images, held_out: Images | None, device: torch.device) -> None:
         """Make the features of the images, or find them in the cache."""
-        extractor = open_extractor(self._what, device=device)
+        extractor = open_extractor(self._extractor, device=device)
         self._beside = _Beside.of(images, held_out, extractor, self.options, self._seed, self._batch)
 
     def __call__(self, model: Denoiser) -> Measured:

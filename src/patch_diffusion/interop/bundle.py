@@ -33,7 +33,7 @@ def bundle(module: str) -> str:
     """
     found = _Bundle()
     found.add(module)
-    header = _HEADER.format(version=version(_PACKAGE), modules="\n# ".join(found.texts))
+    header = _HEADER.format(version=version("patch_diffusion"), modules="\n# ".join(found.texts))
     imports = "\n".join(found.import_lines())
     text = "\n\n\n".join(["from __future__ import annotations\n\n" + imports, *found.texts.values()])
     return header + "\n" + text + "\n"

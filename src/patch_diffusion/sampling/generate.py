@@ -74,7 +74,7 @@ def generate(
     guidance: float = 1.0,
     guide: str | Denoiser = "class",
     guidance_interval: tuple[float, float] | None = None,
-    resolution: int | tuple[int, int] | None = None,
+    resolution: int | tuple[int, ...] | None = None,
     coords: Coords | None = None,
     tile: int | tuple[int, int] | None = None,
     overlap: int | None = None,

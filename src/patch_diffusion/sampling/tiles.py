@@ -48,7 +48,7 @@ def shifted_starts(length: int, size: int, offset: int) -> list[int]:
 
 
 def smooth_window(size: Sequence[int], overlap: int) -> Tensor:
-    """Return the weights (height, width) of a tile's pixels, above 0: 1 inside, falling to its edges as the squared sine.
+    """Return the weights of a tile's pixels, above 0: 1 inside, falling to its edges as the squared sine.
 
     Those of two tiles that overlap by exactly this much add up to 1.
     """

@@ -1,4 +1,4 @@
-"""From options and images to a trainer."""
+"""From a config to a trained run: its images, its denoiser, its trainer."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from os import PathLike
 
 import torch
 
-from patch_diffusion.config import Config, Watch
+from patch_diffusion.config import Config
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.images import FEWEST_TO_HOLD_OUT, HELD_OUT, Images, hold_out
 from patch_diffusion.data.sources import open_images
 from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.denoise.objective import NoiseLevels
 from patch_diffusion.denoise.process import PROCESSES
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import user_path
-from patch_diffusion.patches.schedule import PatchSchedule
 from patch_diffusion.processes import run_processes, started_by_launcher
 from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.runs.model import build_network, load
@@ -26,90 +24,6 @@ from patch_diffusion.streams import stream_key
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.suggest import suggest
 from patch_diffusion.training.trainer import Trainer
-from patch_diffusion.training.watching.looks import Meter
-
-
-def build_trainer(
-    config: Config,
-    images: Images,
-    out: str | PathLike[str],
-    *,
-    meter: Meter | None = None,
-    allow: Collection[str] = (),
-    show: bool = True,
-) -> Trainer:
-    """The trainer that the options describe, with fresh weights that follow from the seed.
-
-    What `train` fits; nothing is written before it does. Of the images, those that ``data.held_out`` says are held out.
-    See `Trainer` for the errors. ``watch`` is what the ``meter`` has for options.
-    """
-    if config.watch.metrics and meter is None:
-        raise InputError("watch.metrics are measured by a meter: train by the function train, or give a SampleMeter")
-    schedule = PatchSchedule.of(config.patches, seed=config.seed)
-    share, notes = _share_held_out(config.data.held_out, images, RunFolder(user_path(out)))
-    images, held_out = hold_out(replace(images, notes=(*images.notes, *notes)), share, config.seed)
-    torch.manual_seed(stream_key(config.seed, "weights"))
-    augment = Augment(**vars(config.data.augment))
-    network = build_network(
-        config.network,
-        images.channels,
-        images.num_classes,
-        augment_channels=augment.channels,
-        coords=config.patches.coords,
-        context=config.patches.context,
-    )
-    noise, process = config.noise, PROCESSES[config.noise.process]
-    denoiser = Denoiser(
-        network,
-        images.standard_deviation if noise.sigma_data is None else noise.sigma_data,
-        process=process,
-        coords=config.patches.coords,
-        context=config.patches.context,
-        sigma_min=noise.sigma_min,
-        sigma_max=noise.sigma_max,
-    )
-    return Trainer(
-        denoiser,
-        images,
-        schedule,
-        out=out,
-        batch=config.batch,
-        held_out=held_out,
-        meter=meter,
-        augment=augment,
-        noise=NoiseLevels(noise.p_mean, noise.p_std, process),
-        weight=noise.weight,
-        optimizer=config.optimizer,
-        ema=config.ema,
-        engine=config.engine,
-        checkpoints=config.checkpoints,
-        checkpoint_minutes=config.checkpoint_minutes,
-        checkpoint_steps=config.checkpoint_steps,
-        checkpoint_last=config.checkpoint_last,
-        checkpoint_best=config.checkpoint_best,
-        checkpoint_by=config.checkpoint_by,
-        watchdog=config.watchdog,
-        samples=config.samples,
-        log_every=config.log_every,
-        allow=allow,
-        track=config.track,
-        show=show,
-    )
-
-
-def _share_held_out(asked: float | None, images: Images, run: RunFolder) -> tuple[float, list[str]]:
-    """What is asked for, or what the run has that is continued, or what suits so many images; and what is to be said.
-
-    Runs that were made before held out nothing unless they were asked to.
-    """
-    if asked is not None:
-        return asked, []
-    if run.is_run():
-        return run.read_config()[0].data.held_out or 0.0, []
-    if sum(len(bucket) // bucket.twins for bucket in images.buckets) >= FEWEST_TO_HOLD_OUT:
-        return HELD_OUT, []
-    few = f"of fewer than {FEWEST_TO_HOLD_OUT} images none are held out, so the log has no loss of others than these"
-    return 0.0, [f"{few}; --held-out 0.1 holds out a tenth, {min(64, len(images) // 2)} at the least"]
 
 
 def train(
@@ -120,9 +34,9 @@ def train(
     allow: Collection[str] = (),
     show: bool = True,
 ) -> Denoiser:
-    """Train what the config describes into the run folder ``out``, or continue a stopped run there.
+    """Train a model as the config describes into the run folder ``out``, or continue a stopped run there.
 
-    What the command line's ``train`` calls. See `Trainer` for the errors and `Trainer.fit` for the result. With
+    The command line's ``train`` calls it. See `Trainer` for the errors and `Trainer.fit` for the result. With
     ``engine.processes`` above 1 it starts that many; a program that calls it then needs ``if __name__ == "__main__":``.
 
     Args:
@@ -148,24 +62,66 @@ def train(
     return load(out, device=config.engine.device)
 
 
+def build_trainer(
+    config: Config,
+    images: Images,
+    out: str | PathLike[str],
+    *,
+    allow: Collection[str] = (),
+    show: bool = True,
+) -> Trainer:
+    """Build the trainer that `train` fits, with fresh weights that follow from the seed.
+
+    Nothing is written before it is fitted. A share ``data.held_out`` of the images is held out. See `Trainer` for the
+    errors.
+    """
+    share, notes = _share_held_out(config.data.held_out, images, RunFolder(user_path(out)))
+    images, held_out = hold_out(replace(images, notes=(*images.notes, *notes)), share, config.seed)
+    torch.manual_seed(stream_key(config.seed, "weights"))
+    network = build_network(
+        config.network,
+        images.channels,
+        images.num_classes,
+        augment_channels=Augment.of(config.data.augment).channels,
+        coords=config.patches.coords,
+        context=config.patches.context,
+    )
+    noise = config.noise
+    denoiser = Denoiser(
+        network,
+        images.standard_deviation if noise.sigma_data is None else noise.sigma_data,
+        process=PROCESSES[noise.process],
+        coords=config.patches.coords,
+        context=config.patches.context,
+        sigma_min=noise.sigma_min,
+        sigma_max=noise.sigma_max,
+    )
+    return Trainer(denoiser, images, config, out=out, held_out=held_out, allow=allow, show=show)
+
+
 def _train(
     config: Config, out: str | PathLike[str], given: Collection[str] | None, allow: Collection[str], show: bool
 ) -> Denoiser:
     budget = Budget(config.steps, config.images, config.minutes)
-    show = show and os.environ.get("RANK", "0") == "0"  # of several processes the first speaks
+    show = show and os.environ.get("RANK", "0") == "0"  # rank 0 alone tells the user
     how = {name: value for name, value in vars(config.data).items() if name not in ("augment", "held_out")}
     images = open_images(**how, show=show)
     if given is not None:
         config, reasons = suggest(images, config, given)
         images = replace(images, notes=(*images.notes, *reasons))
-    meter = None
-    idle = [name for name, value in vars(config.watch).items() if value != getattr(Watch(), name)]
-    if idle and not config.watch.metrics and not RunFolder(user_path(out)).is_run():
-        raise InputError(
-            f"watch.{idle[0]} has no effect without watch.metrics: add --watch.metrics frechet, or leave it out"
-        )
-    if config.watch.metrics:
-        from patch_diffusion.evaluation.meter import SampleMeter
+    return build_trainer(config, images, out, allow=allow, show=show).fit(**vars(budget))
 
-        meter = SampleMeter(**vars(config.watch), seed=config.seed)
-    return build_trainer(config, images, out, meter=meter, allow=allow, show=show).fit(**vars(budget))
+
+def _share_held_out(asked: float | None, images: Images, run: RunFolder) -> tuple[float, list[str]]:
+    """Return the share to hold out: as asked, or as the run has that continues, or as suits the images; and a note.
+
+    Runs that were made before held out nothing unless they were asked to.
+    """
+    if asked is not None:
+        return asked, []
+    if run.is_run():
+        return run.read_config()[0].data.held_out or 0.0, []
+    if sum(len(bucket) // bucket.twins for bucket in images.buckets) >= FEWEST_TO_HOLD_OUT:
+        return HELD_OUT, []
+    few = f"of fewer than {FEWEST_TO_HOLD_OUT} images none are held out, so the log has no loss of others than these"
+    return 0.0, [f"{few}; --held-out 0.1 holds out a tenth, {min(64, len(images) // 2)} at the least"]

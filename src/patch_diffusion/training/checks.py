@@ -1,13 +1,30 @@
-"""What does not go together is refused before anything is written."""
+"""Checks of options that do not go together, before anything is written."""
 
 from __future__ import annotations
 
-from patch_diffusion.config import Watch
+from patch_diffusion.config import Config, Watch
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.latents.folder import LatentSet
 from patch_diffusion.denoise.denoiser import NO_PLACES, Denoiser
 from patch_diffusion.errors import InputError
+
+
+def check_numbers(config: Config) -> None:
+    """Refuse numbers of the top level of a config that are too low."""
+    steps = 1 if config.checkpoint_steps is None else config.checkpoint_steps
+    for name, value, least in (
+        ("batch", config.batch, 1),
+        ("checkpoints", config.checkpoints, 1),
+        ("checkpoint_steps", steps, 1),
+        ("checkpoint_last", config.checkpoint_last, 1),
+        ("samples", config.samples, 0),
+        ("log_every", config.log_every, 1),
+    ):
+        if isinstance(value, int) and value < least:
+            raise InputError(f"{name} is at least {least}, not {value}")
+    if not config.checkpoint_minutes > 0:
+        raise InputError(f"checkpoint_minutes is above 0, not {config.checkpoint_minutes}")
 
 
 def check_network(denoiser: Denoiser, images: Images, augment: Augment, context: int | None) -> None:
@@ -36,15 +53,20 @@ def check_network(denoiser: Denoiser, images: Images, augment: Augment, context:
         )
 
 
-def check_watching(watch: Watch, images: Images, held_out: Images | None, *, best: bool, by: str) -> None:
-    """Refuse a best checkpoint by what is not measured, and measures of samples that cannot be.
+def check_watching(config: Config, images: Images, held_out: Images | None, *, continues: bool) -> None:
+    """Refuse a best checkpoint by a measure that is not taken, and measures of samples that cannot be.
 
     Args:
-        watch: what is measured of samples.
-        images, held_out: that are trained on, and that are not.
-        best: whether the best checkpoint is to stay.
-        by: by what.
+        config: all options.
+        images, held_out: to train on, and to evaluate on.
+        continues: there is a run already, whose measures may be switched off.
     """
+    watch, best, by = config.watch, config.checkpoint_best, config.checkpoint_by
+    idle = [name for name, value in vars(watch).items() if value != getattr(Watch(), name)]
+    if idle and not watch.metrics and not continues:
+        raise InputError(
+            f"watch.{idle[0]} has no effect without watch.metrics: add --watch.metrics frechet, or leave it out"
+        )
     if watch.metrics and isinstance(images, LatentSet):
         raise InputError(
             "watch.metrics compare samples with the images of the training, and these are latents: measure afterwards, "

@@ -13,7 +13,7 @@ from patch_diffusion.patches.schedule import PatchSize
 from patch_diffusion.sampling.generate import generate
 from patch_diffusion.training.hardware.memory import WORKSPACE, kept_for_backward, memory_of, memory_of_weights
 from patch_diffusion.training.trainer import Trainer
-from patch_diffusion.training.watching.looks import picture_resolution
+from patch_diffusion.training.watching.evaluation import picture_resolution
 
 SECONDS = 15.0
 """That the timed steps may take, about."""
@@ -102,31 +102,35 @@ def forecast(trainer: Trainer, *, seconds: float = SECONDS) -> Forecast:
         trainer: what would be fitted. Nothing is written.
         seconds: to spend on it, about; a single step may take longer.
     """
-    batch = trainer.batch
+    batch, demand = trainer.batches.batch, trainer.demand()
     buckets = trainer.images.buckets
     sizes: dict[str, PatchSize] = {}
     shares: dict[str, float] = {}
     for bucket in buckets:
-        for size in trainer.schedule.sizes_for(bucket.resolution, trainer.denoiser.stride):
+        for size in trainer.schedule.sizes_for(bucket.resolution, trainer.state.denoiser.stride):
             sizes[str(size)] = size
             share = size.probability * len(bucket) / len(trainer.images)
             shares[str(size)] = shares.get(str(size), 0.0) + share
     images = {name: size.num_images(batch) for name, size in sizes.items()}
-    kept = {name: kept_for_backward(trainer, size.shape) for name, size in sizes.items()}
+    kept = {name: kept_for_backward(demand, size.shape) for name, size in sizes.items()}
     parts = trainer.engine.accumulation
     memory_of_step = round(WORKSPACE * max(-(-images[name] // parts) * kept[name] for name in sizes))
     try:
-        with trainer.engine.threads(trainer.denoiser):
+        with trainer.engine.threads(trainer.state.denoiser):
             _resize(trainer, _batch_to_time(trainer, sizes, memory_of_step, seconds))
             measured = _time_steps(trainer, sizes, seconds)
         # Times of a part of the batch stand for all of it.
-        timed = {name: (num, measured[name]) for name, num in _images(sizes, trainer.batch).items() if name in measured}
+        timed = {
+            name: (num, measured[name])
+            for name, num in _images(sizes, trainer.batches.batch).items()
+            if name in measured
+        }
     finally:
         _resize(trainer, batch)
     per_image = {name: spent / num for name, (num, spent) in timed.items()}
     per_flop = statistics.fmean(per_image[name] / trainer.flops[sizes[name].shape] for name in per_image)
     return Forecast(
-        device=str(trainer.denoiser.device),
+        device=str(trainer.state.denoiser.device),
         parameters=trainer.facts.parameters,
         seconds={
             name: images[name] * per_image.get(name, per_flop * trainer.flops[size.shape])
@@ -135,16 +139,16 @@ def forecast(trainer: Trainer, *, seconds: float = SECONDS) -> Forecast:
         shares=shares,
         images=images,
         seconds_per_picture=_time_evaluation(trainer) * _EVALUATIONS,
-        pictures=trainer.samples,
+        pictures=trainer.config.samples,
         batch=batch,
-        memory_of_weights=memory_of_weights(trainer.network, len(trainer.power_averages)),
+        memory_of_weights=memory_of_weights(demand.network, demand.averages),
         memory_of_step=memory_of_step,
     )
 
 
 def _resize(trainer: Trainer, batch: int) -> None:
     """Give its steps another batch."""
-    trainer.batch = trainer.batches.batch = batch
+    trainer.batches.batch = batch
 
 
 def _images(sizes: Mapping[str, PatchSize], batch: int) -> dict[str, int]:
@@ -153,18 +157,20 @@ def _images(sizes: Mapping[str, PatchSize], batch: int) -> dict[str, int]:
 
 def _batch_to_time(trainer: Trainer, sizes: Mapping[str, PatchSize], memory: int, seconds: float) -> int:
     """The batch, or the part of it that fits into half the memory and of which some steps take no longer than asked."""
-    batch, room, parts = trainer.batch, memory_of(trainer.denoiser.device), trainer.engine.accumulation
+    batch, room, parts = trainer.batches.batch, memory_of(trainer.state.denoiser.device), trainer.engine.accumulation
     largest = batch if room is None else max(parts, min(batch, int(batch * room / 2 / memory)))
     _resize(trainer, parts)
     _step(trainer, 0.5)
-    while trainer.batch < largest:
+    while trainer.batches.batch < largest:
         size, spent = _step(trainer, 0.5)
-        flops = {name: num * trainer.flops[sizes[name].shape] for name, num in _images(sizes, trainer.batch).items()}
+        flops = {
+            name: num * trainer.flops[sizes[name].shape] for name, num in _images(sizes, trainer.batches.batch).items()
+        }
         slowest = spent * max(flops.values()) / flops[size]
         if 2 * slowest * _TIMED_STEPS * len(sizes) > seconds:
             break
-        _resize(trainer, min(2 * trainer.batch, largest))
-    return trainer.batch
+        _resize(trainer, min(2 * trainer.batches.batch, largest))
+    return trainer.batches.batch
 
 
 def _time_steps(trainer: Trainer, sizes: Mapping[str, PatchSize], seconds: float) -> dict[str, float]:
@@ -176,7 +182,7 @@ def _time_steps(trainer: Trainer, sizes: Mapping[str, PatchSize], seconds: float
         index += 1
         # Stochastic sizes follow the number of the step; progressive ones the spent part of the budget, of which this
         # goes evenly through all.
-        trainer.seen.step = index
+        trainer.state.counters.step = index
         size, spent = _step(trainer, index * _GOLDEN % 1)
         times[size].append(spent)
     return {name: statistics.median(found[1:] or found) for name, found in times.items() if found}
@@ -192,7 +198,8 @@ def _step(trainer: Trainer, spent: float) -> tuple[str, float]:
 
 def _time_evaluation(trainer: Trainer) -> float:
     """Seconds that the network takes for the images of a picture of samples, once."""
-    model, resolution = trainer.average.denoiser, picture_resolution(trainer)
+    model = trainer.state.average.denoiser
+    resolution = picture_resolution(model)
     list(generate(model, range(2), steps=1, resolution=resolution))
     began = time.monotonic()
     list(generate(model, range(_PICTURES), steps=1, resolution=resolution))

@@ -3,222 +3,247 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from patch_diffusion.config import Config
+from patch_diffusion.data.images import Images
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError
-from patch_diffusion.files import read_tensors, write_tensors
+from patch_diffusion.evaluation.meter import SampleMeter
+from patch_diffusion.patches.schedule import PatchSchedule
+from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.runs.retention import step_of
-from patch_diffusion.training.budget import Budget
+from patch_diffusion.sampling.pictures import picture_grid, write_picture
+from patch_diffusion.training.budget import Budget, Cadence
 from patch_diffusion.training.checkpoints import checkpoint
-from patch_diffusion.training.checkpoints.checkpoint import remove_leftovers
-from patch_diffusion.training.checkpoints.content import restore_content
-from patch_diffusion.training.checkpoints.sharded_checkpoint import read_shared_checkpoint
-from patch_diffusion.training.hardware.memory import memory_told
+from patch_diffusion.training.checkpoints.saving import Checkpoints
+from patch_diffusion.training.hardware.engine import Engine
 from patch_diffusion.training.interrupts import interruptible
-from patch_diffusion.training.watching.looks import held_out_loss, measure_samples, write_samples
-
-if TYPE_CHECKING:
-    from patch_diffusion.training.trainer import Trainer
+from patch_diffusion.training.progress import Progress
+from patch_diffusion.training.state import Copying, TrainingState
+from patch_diffusion.training.watching.evaluation import held_out_losses, is_collapsed, sample_pictures
 
 _STANDING = 1000  # steps during which the clock may stand still
 _COLLAPSED = "the samples show nothing but one colour"
 
 
+@dataclass
 class Loop:
-    """A trainer that spends a budget.
+    """A training that spends a budget, in an open run folder.
 
     Args:
-        trainer: what is trained; its run folder is open.
-        budget: what it may spend, over all continuations.
+        state: of the training.
+        train_step: takes a step, when this fraction of the budget is spent.
+        budget: over all continuations.
+        config: options of the run.
+        engine: the hardware.
+        run: the run folder.
+        checkpoints: of the run.
+        progress: the log and the screen.
+        schedule: patch sizes, for the losses of held-out images.
+        images, held_out: to train on, and to evaluate on where there are any.
+        meter: measures samples, where that is asked for.
+        explain: explains steps that fail for want of memory.
+        notes: what to tell the user when the run begins, and when it continues.
     """
 
-    def __init__(self, trainer: Trainer, budget: Budget) -> None:
-        self.trainer, self.budget = trainer, budget
-        self._collapsed = False  # whether the last samples showed nothing, and after which step
-        self._collapsed_at = 0
-        self._told: set[str] = set()
+    state: TrainingState
+    train_step: Callable[[float], object]
+    budget: Budget
+    config: Config
+    engine: Engine
+    run: RunFolder
+    checkpoints: Checkpoints
+    progress: Progress
+    schedule: PatchSchedule
+    images: Images
+    held_out: Images | None
+    meter: SampleMeter | None
+    explain: Callable[[], AbstractContextManager[None]]
+    notes: tuple[list[str], list[str]]
+    _collapsed: bool = False  # the last samples showed nothing, after the step:
+    _collapsed_at: int = 0
+    _told: set[str] = field(default_factory=set)
 
     def begin(self) -> None:
         """Go to where a stopped run was: its newest checkpoint that is not damaged."""
-        trainer, group, progress = self.trainer, self.trainer.engine.group, self.trainer.progress
-        if group.first:
-            remove_leftovers(trainer.run.path)
-        existing = trainer.run.checkpoints()
-        group.check_same_step(step_of(existing[-1]) if existing else 0)
-        existing = group.of_first(existing)
-        damaged: dict[Path, str] = {}
-        for folder in reversed(existing):
-            try:
-                content = read_shared_checkpoint(folder, trainer.network, group.hosts)
-            except InputError as error:
-                damaged[folder] = str(error)
-                continue
-            restore_content(trainer, folder, *content)
-            break
-        if existing and len(damaged) == len(existing):
-            raise InputError(
-                f"no checkpoint of {trainer.run.path} can be read: {'; '.join(damaged.values())}; choose another folder"
-            )
-        step = trainer.seen.step
-        progress.continue_log(step if existing else -1)
-        group.wait()
+        state, group, progress = self.state, self.engine.group, self.progress
+        continues, damaged = self.checkpoints.restore_newest()
+        step = state.counters.step
+        progress.continue_log(step if continues else -1)
+        group.barrier()
         for folder, reason in damaged.items():
-            if group.first:
+            if group.is_main:
                 checkpoint.set_aside(folder, "damaged")
             progress.note(f"WARNING: {reason}; going back to the checkpoint before", step)
-        for change in trainer.changed:
-            progress.note(f"changed from here on: {change}", step)
-        complete = self.budget.spent(trainer.seen) >= 1
-        if trainer.meter is not None and group.takes_part and not complete:
-            trainer.meter.begin(trainer.images, trainer.held_out, trainer.engine.device)
-        group.wait_for_looks()
+        starting, continuing = self.notes
+        for note in continuing:
+            progress.note(note, step)
+        complete = self.budget.spent(state.counters) >= 1
+        if self.meter is not None and group.samples_and_saves and not complete:
+            self.meter.begin(self.images, self.held_out, self.engine.device)
+        group.barrier_after_evaluation()
         if complete:
-            if group.first:  # it may have been killed when this was all that was missing
-                self._publish(trainer.run.checkpoint(step))
+            self.checkpoints.publish(self.run.checkpoint(step))  # a kill may have left this alone undone
             progress.say(f"this run is complete, after {step:,} steps; a larger budget would continue it")
-        elif existing:
+        elif continues:
             progress.say(f"continuing after step {step:,}")
         else:
-            for note in (trainer.summary(), *trainer.images.notes):
+            for note in starting:
                 progress.note(note, 0)
-            trainer.save(
-                keep=False
-            )  # to go back to if all goes wrong at once, and to see now whether the disk takes it
+            # To go back to if all goes wrong at once, and to see now whether the disk takes it.
+            self.checkpoints.save(keep=False)
 
-    def run(self, until: float = 1.0) -> Denoiser:
-        """Train until that fraction of the budget is spent; the averaged model.
+    def run_until(self, until: float = 1.0) -> Denoiser:
+        """Train until that fraction of the budget is spent; return the averaged model.
 
         Raises:
             KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is written.
-            InputError: training has gone wrong and does not go on, or cannot end.
         """
-        trainer, seen, group = self.trainer, self.trainer.seen, self.trainer.engine.group
-        began, seconds_before = time.monotonic(), seen.seconds
-        last_save = seconds_before
+        state, config, group, progress = self.state, self.config, self.engine.group, self.progress
+        pictures, keeps = Cadence(config.samples), Cadence(config.checkpoints)
+        measures = Cadence(config.watch.times if self.meter is not None else 0)
+        began = time.monotonic()
+        seconds_before = last_save = state.counters.seconds
         standing = 0
-        spent = self.budget.spent(seen)
-        with trainer.engine.threads(trainer.denoiser), trainer.progress, interruptible() as interrupted:
+        spent = self.budget.spent(state.counters)
+        with self.engine.threads(state.denoiser), progress, interruptible() as interrupted:
             stop = False
             while spent < until and not stop:
-                with memory_told(trainer):
-                    trainer.train_step(spent)
-                seen = trainer.seen
-                before, earlier = spent, seen.seconds
+                with self.explain():
+                    self.train_step(spent)
+                counters = state.counters
+                before, earlier = spent, counters.seconds
                 seconds = seconds_before + time.monotonic() - began
-                seen.seconds, (stop, trouble) = group.agree(seconds, interrupted.is_set(), self._collapsed)
-                spent = self.budget.spent(seen)
+                counters.seconds, (stop, trouble) = group.sync_clock_and_flags(
+                    seconds, interrupted.is_set(), self._collapsed
+                )
+                spent = self.budget.spent(counters)
                 if spent >= until:
-                    trainer.engine.catch_up()  # what the device has still to do belongs to this lap
-                    seen.seconds, _ = group.agree(seconds_before + time.monotonic() - began)
-                    spent = self.budget.spent(seen)
+                    self.engine.synchronize()  # what the device has still to do belongs to this lap
+                    counters.seconds, _ = group.sync_clock_and_flags(seconds_before + time.monotonic() - began)
+                    spent = self.budget.spent(counters)
                 reason = _COLLAPSED if trouble else ""
-                if seen.step % trainer.log_every == 0 or spent >= 1:
+                if counters.step % config.log_every == 0 or spent >= 1:
                     reason = self._log(spent) or reason
-                trainer.progress.show(seen, spent)
+                progress.show(counters, spent)
                 if reason:
                     self._collapsed, back = False, self._recover(reason)
                     if back:
-                        spent = self.budget.spent(trainer.seen)
+                        spent = self.budget.spent(state.counters)
                         continue
-                pictured = _crosses(before, spent, trainer.samples)
-                if pictured and group.takes_part:
-                    self._collapsed, self._collapsed_at = write_samples(trainer), seen.step
-                times = trainer.meter.options.times if trainer.meter is not None else 0
-                measured = _crosses(before, spent, times)
-                samples = None
+                pictured = pictures.is_due(before, spent)
+                if pictured and group.samples_and_saves:
+                    self._write_pictures()
+                measured, samples = measures.is_due(before, spent), None
                 if measured:
-                    trainer.engine.catch_up()
+                    self.engine.synchronize()
                     paused = time.monotonic()
-                    samples = measure_samples(trainer, spent)
+                    samples = self._measure_samples(spent)
                     began += time.monotonic() - paused  # a budget of minutes is one of training
-                marked = _crosses(before, spent, trainer.num_checkpoints) or self._is_marked(seen.step)
-                marked = marked or (measured and trainer.checkpoint_best not in (None, "loss"))
+                every = config.checkpoint_steps
+                marked = keeps.is_due(before, spent) or (every is not None and counters.step % every == 0)
+                marked = marked or (measured and config.checkpoint_best and config.checkpoint_by != "loss")
                 last = spent >= 1 or stop
-                if marked or last or seen.seconds - last_save > 60 * trainer.checkpoint_minutes:
-                    # Held-out images are looked at where the budget says, not the clock, so that logs repeat.
-                    held_out = held_out_loss(trainer, spent) if marked else None
-                    keep = spent >= 1 or (marked and not trainer.checkpoint_best)
-                    trainer.save(keep=keep, wait=last, held_out=held_out, samples=samples)
-                    last_save = seen.seconds
+                if marked or last or counters.seconds - last_save > 60 * config.checkpoint_minutes:
+                    # Held-out images are evaluated where the budget says, not the clock, so that logs repeat.
+                    held_out = self._held_out_loss(spent) if marked else None
+                    keep = spent >= 1 or (marked and not config.checkpoint_best)
+                    self.checkpoints.save(keep=keep, wait=last, held_out=held_out, samples=samples)
+                    last_save = counters.seconds
                 if pictured or measured or marked:
-                    group.wait_for_looks()
-                standing = standing + 1 if seen.seconds == earlier else 0
+                    group.barrier_after_evaluation()
+                standing = standing + 1 if counters.seconds == earlier else 0
                 if standing > _STANDING and self.budget.minutes is not None:
-                    trainer.save()
+                    self.checkpoints.save()
                     raise InputError(
                         f"the clock of this machine has stood still for {standing:,} steps, so minutes would never "
                         "end: continue with a budget of --steps or --images"
                     )
             if self._collapsed:  # in the last picture, after which there was no step to say so
-                trainer.progress.note(f"WARNING: {_COLLAPSED}", trainer.seen.step)
-        group.wait()
+                progress.note(f"WARNING: {_COLLAPSED}", state.counters.step)
+        group.barrier()
         group.disconnect_at_exit()
         if stop and spent < 1:
             raise KeyboardInterrupt
-        return trainer.average.denoiser
-
-    def _is_marked(self, step: int) -> bool:
-        every = self.trainer.checkpoint_steps
-        return every is not None and step % every == 0
+        return state.average.denoiser
 
     def _log(self, spent: float) -> str:
-        """Write a line of the log; what is wrong with the training, if anything is."""
-        trainer = self.trainer
-        means = trainer.losses.means()
-        trainer.losses.clear()
-        trainer.progress.log(trainer.seen, spent, trainer.optimizer.param_groups[0]["lr"], means)
-        lagging = trainer.engine.group.lagging()
+        """Write a line of the log; return what is wrong with the training, if anything is."""
+        state = self.state
+        summary = state.losses.summary()
+        state.losses.clear()
+        self.progress.log(state.counters, spent, state.optimizer.param_groups[0]["lr"], summary)
+        lagging = self.engine.group.lagging()
         if lagging and lagging[:10] not in self._told:
             self._told.add(lagging[:10])
-            trainer.progress.note(f"WARNING: {lagging}", trainer.seen.step)
-        return trainer.watchdog.judge(trainer.seen.step, means)
+            self.progress.note(f"WARNING: {lagging}", state.counters.step)
+        return state.watchdog.judge(state.counters.step, summary)
+
+    def _write_pictures(self) -> None:
+        """Write a picture of samples; with a sharded model all ranks sample, and rank 0 writes."""
+        model, step = self.state.average.denoiser, self.state.counters.step
+        pictures, columns = sample_pictures(model)
+        if self.engine.group.is_main:
+            path = write_picture(picture_grid(pictures, columns=columns), self.run.sample_file(step))
+            self.progress.picture(path, step)
+        self._collapsed, self._collapsed_at = is_collapsed(model, pictures), step
+
+    def _held_out_loss(self, spent: float) -> float | None:
+        """Log the loss of held-out images and return its mean; None where there are none."""
+        if self.held_out is None or not self.engine.group.samples_and_saves:
+            return None
+        by_noise, by_size = held_out_losses(self.state.average.denoiser, self.held_out, self.schedule)
+        return self.progress.log_held_out(self.state.counters, spent, by_noise, by_size)
+
+    def _measure_samples(self, spent: float) -> Mapping[str, float]:
+        """Log the measures of samples and return them, with a warning where samples begin to be copies."""
+        state, progress = self.state, self.progress
+        if self.meter is None or not self.engine.group.samples_and_saves:
+            return {}
+        measured, step = self.meter(state.average.denoiser), state.counters.step
+        progress.log_samples(state.counters, spent, measured.numbers)
+        clean = state.copying.clean
+        if not measured.warning:
+            state.copying = Copying(clean=step)
+        elif not state.copying.told:
+            before = (
+                f"after step {clean:,} it did not: stop about there" if clean else "it did at the first look already"
+            )
+            progress.note(f"WARNING: {measured.warning}; {before}", step)
+            state.copying = replace(state.copying, told=True)
+        return measured.numbers
 
     def _recover(self, reason: str) -> bool:
-        """Go back to the last good checkpoint, once, and else end with the reason; whether it has gone back."""
-        trainer, group, progress = self.trainer, self.trainer.engine.group, self.trainer.progress
-        step, seconds = trainer.seen.step, trainer.seen.seconds
-        if trainer.on_trouble == "off":
+        """Go back to the last good checkpoint, once, and else end with the reason; return True if it has gone back."""
+        state, group, progress = self.state, self.engine.group, self.progress
+        step, seconds, watchdog = state.counters.step, state.counters.seconds, state.watchdog
+        if self.config.watchdog == "off":
             progress.note(f"WARNING: {reason}; training goes on, since watchdog is off", step)
             return False
-        with suppress(OSError, InputError):
-            trainer.writer.wait()
-        written: list[Path] = group.of_first(trainer.run.checkpoints())
-        latest = trainer.watchdog.good
+        latest = watchdog.good
         if reason == _COLLAPSED:  # what was saved with that picture is no better
-            latest = min(latest, group.of_first(self._collapsed_at) - 1)
-        good = [path for path in written if step_of(path) <= latest]
-        if group.first:
-            for path in written:
-                if path not in good:
-                    checkpoint.set_aside(path, "bad")
-        if good and group.first:
-            self._publish(good[-1])
-        if not good or trainer.on_trouble == "stop" or trainer.watchdog.back:
-            again = " again" if trainer.watchdog.back else ""
+            latest = min(latest, group.broadcast(self._collapsed_at) - 1)
+        good: list[Path] = self.checkpoints.good_ones(latest)
+        if good:
+            self.checkpoints.publish(good[-1])
+        if not good or self.config.watchdog == "stop" or watchdog.back:
+            again = " again" if watchdog.back else ""
             progress.note(f"stopped: {reason}{again}", step)
             raise InputError(
                 f"{reason}{again} (step {step:,}), so training stopped; look at the data, or go on "
                 + (f"from step {step_of(good[-1]):,} " if good else "")
                 + "with a lower --optimizer.learning-rate and --allow optimizer.learning_rate"
             )
-        state = trainer.restore(good[-1])
-        back = trainer.seen.step
-        trainer.watchdog = trainer.watchdog.gone_back(back)
-        trainer.seen.seconds = seconds
+        numbers = self.checkpoints.restore(good[-1])
+        back = state.counters.step
+        state.watchdog = state.watchdog.gone_back(back)
+        state.counters.seconds = seconds
         progress.continue_log(back)
         progress.note(f"WARNING: {reason} (step {step:,}); back to step {back:,} with half the learning rate", back)
         # In its place, and for as long: one that is to stay, or is the best, stays so.
-        trainer.save(keep=state["keep"], held_out=state.get("held_out"), samples=state.get("samples"))
+        self.checkpoints.save(keep=numbers["keep"], held_out=numbers.get("held_out"), samples=numbers.get("samples"))
         return True
-
-    def _publish(self, folder: Path) -> None:
-        """Make the averaged weights of a checkpoint the model of the run."""
-        write_tensors(self.trainer.run.model_file, read_tensors(folder / "ema.safetensors"))
-
-
-def _crosses(before: float, spent: float, parts: int) -> bool:
-    """Whether one of ``parts`` even marks of the budget, the end among them, lies in (before, spent]."""
-    return parts > 0 and int(min(spent, 1.0) * parts + 1e-9) > int(before * parts + 1e-9)

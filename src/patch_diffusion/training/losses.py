@@ -1,4 +1,4 @@
-"""The losses of the steps since the last line of the log, per patch size and per noise level."""
+"""The running losses of training, per patch size and per noise level, and the loss weight learned from them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ _EDGES = tuple(math.sqrt(low * high) for low, high in pairwise(SIGMAS))
 
 
 @dataclass(frozen=True)
-class Means:
-    """Of the steps since the last line: mean losses by size and by noise level, of the finite ones, and their number.
+class Summary:
+    """Mean losses of the steps since the last line of the log, by size and by noise level, and the number of steps.
 
-    ``skipped`` counts steps, since the training began, whose gradients were not finite, so that they moved nothing.
+    Only finite losses count. ``skipped`` counts the steps since the training began whose gradients were not finite, so
+    that they moved nothing.
     """
 
     by_size: Mapping[str, float]
@@ -31,7 +32,7 @@ class Means:
 
 
 class Losses:
-    """Keeps losses on the device until they are asked for, so that a step never waits for the host."""
+    """Losses that stay on the device until a line of the log is due, so that a step never waits for the host."""
 
     def __init__(self, device: torch.device) -> None:
         self._steps: list[tuple[str, Tensor]] = []
@@ -39,26 +40,26 @@ class Losses:
         self._skipped = torch.zeros((), device=device)
         self._edges = torch.tensor(_EDGES, device=device)
 
-    def none(self) -> Tensor:
-        """What `by_noise` makes of no samples."""
+    def zeros(self) -> Tensor:
+        """Return the result of `binned` for no samples."""
         return torch.zeros_like(self._noise)
 
     def levels(self, sigma: Tensor) -> Tensor:
-        """``(n,)``: the places in `SIGMAS` of those that noise levels are nearest to."""
+        """Return the index in `SIGMAS` that each noise level is nearest to, ``(n,)``."""
         return torch.bucketize(sigma, self._edges)
 
-    def by_noise(self, losses: Tensor, sigma: Tensor) -> Tensor:
-        """Summed losses ``(n,)`` of samples by the nearest of `SIGMAS`, and how many they are: ``(2, levels)``."""
-        return self.none().index_add_(1, self.levels(sigma), torch.stack([losses, torch.ones_like(losses)]))
+    def binned(self, losses: Tensor, sigma: Tensor) -> Tensor:
+        """Sum losses ``(n,)`` by the nearest of `SIGMAS`, and count them: ``(2, levels)``."""
+        return self.zeros().index_add_(1, self.levels(sigma), torch.stack([losses, torch.ones_like(losses)]))
 
     def add(self, size: str, loss: Tensor, by_noise: Tensor, skipped: Tensor) -> None:
-        """Keep those of a step: the mean loss, what `by_noise` made of it, and 1 if it moved nothing, else 0."""
+        """Add a step: its mean loss, the result of `binned`, and 1 if it moved nothing, else 0."""
         self._steps.append((size, loss))
         self._noise += by_noise
         self._skipped += skipped
 
-    def means(self) -> Means:
-        """What a line of the log tells; waits for the device."""
+    def summary(self) -> Summary:
+        """Return the means for a line of the log; waits for the device."""
         values, (sums, counts), skipped = self._values()
         finite: dict[str, list[float]] = {}
         for size, value in values:
@@ -69,7 +70,7 @@ class Losses:
             for sigma, total, count in zip(SIGMAS, sums, counts, strict=True)
             if count and math.isfinite(total)
         }
-        return Means(
+        return Summary(
             {size: math.fsum(found) / len(found) for size, found in sorted(finite.items())},
             by_noise,
             len(values),
@@ -78,17 +79,17 @@ class Losses:
         )
 
     def clear(self) -> None:
-        """Begin the next line."""
+        """Drop the losses of the line that was written."""
         self._steps.clear()
         self._noise.zero_()
 
     def state(self) -> dict[str, Any]:
-        """All of it, ready for JSON, so that a continued run writes the same line of the log."""
+        """Return all losses as a dict that JSON can store, so that a continued run writes the same line of the log."""
         values, noise, skipped = self._values()
         return {"steps": values, "noise": noise, "skipped": skipped}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Undo `state`."""
+        """Go back to the losses of `state`."""
         self._steps = [(size, torch.tensor(value, dtype=torch.float64)) for size, value in state["steps"]]
         self._noise.copy_(torch.tensor(state["noise"]))
         self._skipped.fill_(state["skipped"])
@@ -107,11 +108,11 @@ _KEPT = 0.98  # of what is known, at each step that tells something new
 
 
 class Balance:
-    """Every noise level counts alike, at every patch size: losses are divided by what they have been of late.
+    """A loss weight that makes every noise level count alike, at every patch size: one over the loss of late.
 
-    Where much can be denoised the loss is small, and would otherwise teach little. The division is what the optimum of
-    EDM2's learned weighting, loss / exp(u) + u, comes to (arXiv 2312.02696, section 2.1, after Kendall et al., arXiv
-    1705.07115), with running means at eight levels in place of a network. All of it stays on the device.
+    Where much can be denoised the loss is small, and would otherwise teach little. One over the loss is the optimum of
+    EDM2's learned weighting, loss / exp(u) + u (arXiv 2312.02696, section 2.1, after Kendall et al., arXiv 1705.07115),
+    here from running means at eight levels in place of a network. All of it stays on the device.
 
     Args:
         losses: knows the levels.
@@ -122,25 +123,25 @@ class Balance:
         self._known: dict[str, Tensor] = {}
 
     def weights(self, size: str, sigma: Tensor) -> Tensor:
-        """``(n,)``, of losses at the noise levels ``sigma``, on patches of a size by its name."""
+        """Return the weights of losses at the noise levels ``sigma`` (n,), on patches of a size by its name."""
         sums, counts = self._of(size)
         return (counts / sums)[self._losses.levels(sigma)]
 
     def update(self, size: str, by_noise: Tensor) -> None:
-        """Learn from a step's losses, as `Losses.by_noise` tells them, of all processes."""
+        """Update the running means by a step's losses, summed by `Losses.binned` over all ranks."""
         known = self._of(size)
         news = (by_noise[1] > 0) & by_noise.isfinite().all(dim=0)
         self._known[size] = torch.where(news, _KEPT * known + by_noise, known)
 
     def state(self) -> dict[str, Any]:
-        """All of it, ready for JSON."""
+        """Return the running means as a dict that JSON can store."""
         return {size: known.tolist() for size, known in self._known.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Undo `state`."""
-        device = self._losses.none().device
+        """Go back to the running means of `state`."""
+        device = self._losses.zeros().device
         self._known = {size: torch.tensor(known, device=device) for size, known in state.items()}
 
     def _of(self, size: str) -> Tensor:
-        """Sums and counts: at first one loss of 1, which is that of a network that has learned nothing."""
-        return self._known.get(size, torch.ones_like(self._losses.none()))
+        """Return sums and counts: at first one loss of 1, which is that of a network that has learned nothing."""
+        return self._known.get(size, torch.ones_like(self._losses.zeros()))

@@ -16,8 +16,8 @@ from rich.progress import Progress as Bar
 
 from patch_diffusion.files import write_text
 from patch_diffusion.runs.history import in_words
-from patch_diffusion.training.budget import Seen
-from patch_diffusion.training.losses import Means
+from patch_diffusion.training.losses import Summary
+from patch_diffusion.training.state import Counters
 from patch_diffusion.training.watching.trackers import Trackers
 
 _SECONDS_PER_PLAIN_LINE = 10
@@ -83,15 +83,15 @@ class Progress:
         self.say(text)
         self._write({"step": step, "note": text})
 
-    def show(self, seen: Seen, spent: float) -> None:
+    def show(self, counters: Counters, spent: float) -> None:
         """Move the bar, or print a plain line now and then."""
         now = time.monotonic()
-        self._start = self._start or (now, spent, seen.images)
+        self._start = self._start or (now, spent, counters.images)
         began, spent_then, images_then = self._start
         elapsed = now - began
-        rate = (seen.images - images_then) / elapsed if elapsed > 0 else 0.0
+        rate = (counters.images - images_then) / elapsed if elapsed > 0 else 0.0
         left = elapsed * max(1 - spent, 0) / (spent - spent_then) if spent > spent_then else math.inf
-        text = f"step {seen.step:,}{self._loss}  {rate:,.0f} images/s  {_clock(left)} left"
+        text = f"step {counters.step:,}{self._loss}  {rate:,.0f} images/s  {_clock(left)} left"
         self._bar.update(self._task, completed=min(spent, 1.0), description=text)
         if not self._console.is_terminal and (now - self._last_plain > _SECONDS_PER_PLAIN_LINE or spent >= 1):
             self._last_plain = now
@@ -102,34 +102,38 @@ class Progress:
         if self._trackers is not None:
             self._trackers.picture(step, path)
 
-    def log(self, seen: Seen, spent: float, learning_rate: float, means: Means) -> None:
+    def log(self, counters: Counters, spent: float, learning_rate: float, summary: Summary) -> None:
         """Write a line of the mean losses since the last one."""
         line = {
-            **seen.as_dict(),
+            **counters.as_dict(),
             "spent": round(spent, 6),
             "learning_rate": learning_rate,
-            "loss": means.by_size,
-            "loss_by_noise": means.by_noise,
-            "skipped": means.skipped,
+            "loss": summary.by_size,
+            "loss_by_noise": summary.by_noise,
+            "skipped": summary.skipped,
         }
         self._write(line)
-        losses = means.by_size.values()
+        losses = summary.by_size.values()
         self._loss = f"  loss {math.fsum(losses) / len(losses):.3f}" if losses else ""
 
     def log_held_out(
-        self, seen: Seen, spent: float, losses: Mapping[float, float], by_size: Mapping[str, float] | None = None
+        self,
+        counters: Counters,
+        spent: float,
+        losses: Mapping[float, float],
+        by_size: Mapping[str, float] | None = None,
     ) -> float:
         """Write a line of the losses of held-out images by noise level, and by patch size; the mean of the former."""
         mean = math.fsum(losses.values()) / len(losses)
         found: dict[str, Any] = {"loss": mean, "by_noise": {f"{sigma:g}": loss for sigma, loss in losses.items()}}
         found |= {"by_size": dict(by_size)} if by_size else {}
-        self._write({**_counts(seen, spent), "held_out": found})
+        self._write({**_counts(counters, spent), "held_out": found})
         return mean
 
-    def log_samples(self, seen: Seen, spent: float, numbers: Mapping[str, float]) -> None:
+    def log_samples(self, counters: Counters, spent: float, numbers: Mapping[str, float]) -> None:
         """Write a line of what was measured of samples, and show it."""
-        self._write({**_counts(seen, spent), "samples": dict(numbers)})
-        self.say(f"step {seen.step:,}: {in_words(numbers)}")
+        self._write({**_counts(counters, spent), "samples": dict(numbers)})
+        self.say(f"step {counters.step:,}: {in_words(numbers)}")
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._log_file is None:
@@ -143,8 +147,8 @@ class Progress:
                 self.note(failure, self._step)
 
 
-def _counts(seen: Seen, spent: float) -> dict[str, Any]:
-    return {"step": seen.step, "images": seen.images, "seconds": seen.seconds, "spent": round(spent, 6)}
+def _counts(counters: Counters, spent: float) -> dict[str, Any]:
+    return {"step": counters.step, "images": counters.images, "seconds": counters.seconds, "spent": round(spent, 6)}
 
 
 def _clock(seconds: float) -> str:

@@ -17,7 +17,7 @@ from patch_diffusion.devices import choose_device, processor_has_bf16
 from patch_diffusion.errors import InputError
 from patch_diffusion.patches.schedule import PatchSchedule, patch_shape
 
-Resolution = tuple[int, int]
+Resolution = tuple[int, ...]
 
 LARGEST_AS_PRESET = 128
 """Root of the area of an image up to which a preset's levels do; each doubling from there adds one, as the attention
@@ -127,9 +127,9 @@ def _smaller_steps(
         return config, []
     schedule = PatchSchedule.of(config.patches)
     pixels, side = max(
-        (size.growth * size.height * size.width, f"{height}x{width}")
-        for height, width in resolutions
-        for size in schedule.sizes_for((height, width), stride(config.network))
+        (size.growth * math.prod(size.shape), "x".join(map(str, resolution)))
+        for resolution in resolutions
+        for size in schedule.sizes_for(resolution, stride(config.network))
     )
     fewer = max(_FEWEST_IMAGES, int(most / pixels))
     if fewer >= batch:

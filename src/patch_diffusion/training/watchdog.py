@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from patch_diffusion.training.losses import Means
+from patch_diffusion.training.losses import Summary
 
 RISEN, EXPLODED = 2.5, 10.0
 """Loss as a multiple of what it has been lately: suspicious, and clearly wrong."""
@@ -39,12 +39,12 @@ class Watchdog:
     rate: float = 1.0
     back: bool = False
 
-    def judge(self, step: int, means: Means) -> str:
+    def judge(self, step: int, summary: Summary) -> str:
         """What is wrong after ``step``, as the beginning of a sentence; empty if nothing is."""
-        skipped, self.skipped = means.skipped - self.skipped, means.skipped
-        if 2 * skipped > means.num_steps:
-            return f"the gradients of {skipped} of the last {means.num_steps} steps were not finite"
-        ratios = [loss / self.usual[size] for size, loss in means.by_size.items() if self.usual.get(size)]
+        skipped, self.skipped = summary.skipped - self.skipped, summary.skipped
+        if 2 * skipped > summary.num_steps:
+            return f"the gradients of {skipped} of the last {summary.num_steps} steps were not finite"
+        ratios = [loss / self.usual[size] for size, loss in summary.by_size.items() if self.usual.get(size)]
         ratio = sum(ratios) / len(ratios) if ratios else 1.0
         if ratio > RISEN:
             self.suspicion += PATIENCE // 2 if ratio > EXPLODED else 1
@@ -53,7 +53,7 @@ class Watchdog:
             return ""
         self.suspicion = 0
         self.good = step
-        for size, loss in means.by_size.items():
+        for size, loss in summary.by_size.items():
             self.usual[size] = _MEMORY * self.usual.get(size, loss) + (1 - _MEMORY) * loss
         return ""
 

@@ -13,15 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_room, read_json, read_tensors, sync, write_json, write_tensors
 from patch_diffusion.runs.retention import STATE_FILE, remove_checkpoint
-from patch_diffusion.training.hardware.sharding import part
-
-_OPTIONS = ("weight_decay",)  # of an optimizer's groups, which a run that goes on may have others of
 
 
 @dataclass(frozen=True)
@@ -139,50 +135,6 @@ def set_aside(folder: Path, why: str) -> None:
     aside = folder.with_name(f"{folder.name}.{why}")
     shutil.rmtree(aside, ignore_errors=True)
     folder.rename(aside)
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's state by parameter name: ``first.weight.exp_avg`` and so on.
-
-    Numbers, such as the count of steps that some optimizers keep, are tensors without axes that hold them exactly.
-    Those of a parameter have names such as ``.number.first.weight.step``, those of a group ``.group.0.k``, which begin
-    as no parameter's name does.
-    """
-    tensors = {}
-    for name, parameter in network.named_parameters():
-        for key, value in optimizer.state[parameter].items():
-            is_tensor = isinstance(value, Tensor)
-            tensors[f"{name}.{key}" if is_tensor else f".number.{name}.{key}"] = value if is_tensor else _exact(value)
-    for index, group in enumerate(optimizer.param_groups):
-        numbers = {key: value for key, value in group.items() if isinstance(value, int | float)}
-        tensors |= {f".group.{index}.{key}": _exact(value) for key, value in numbers.items()}
-    return tensors
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Undo `optimizer_tensors`."""
-    parameters = dict(network.named_parameters())
-    optimizer.state.clear()
-    for path, tensor in tensors.items():
-        name, _, key = path.rpartition(".")
-        if name.startswith(".group."):
-            if key in _OPTIONS:
-                continue
-            optimizer.param_groups[int(name.removeprefix(".group."))][key] = tensor.item()
-            continue
-        if name.startswith(".number."):
-            optimizer.state[parameters[name.removeprefix(".number.")]][key] = tensor.item()
-            continue
-        parameter = parameters[name]
-        # A fused optimizer walks parameter and moments side by side, so they must lie alike in memory, channels last.
-        like = parameter if tensor.shape == parameter.shape else tensor
-        alike = torch.empty_like(like, device=parameter.device)
-        optimizer.state[parameter][key] = alike.copy_(part(tensor, like))
-
-
-def _exact(number: float) -> Tensor:
-    kind = torch.bool if isinstance(number, bool) else torch.int64 if isinstance(number, int) else torch.float64
-    return torch.tensor(number, dtype=kind)
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

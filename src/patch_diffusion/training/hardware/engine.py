@@ -1,13 +1,12 @@
-"""The hardware a run is on: devices, processes, number formats. A thin layer over torch's own.
+"""The hardware of a run: device, ranks, number format. A thin layer over torch's own.
 
-Every process takes a share of each batch, and holds the whole model, or with ``shard`` a share of it too. Which samples
-are in a batch, and all that is random about them, does not depend on how many processes share it.
+Every rank takes a share of each batch, and holds the whole model, or with ``shard`` a shard of it. Which samples are in
+a batch, and all that is random about them, does not depend on the number of ranks.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from patch_diffusion.config import Engine as Options
 from patch_diffusion.denoise.denoiser import Denoiser, place
-from patch_diffusion.denoise.objective import denoising_loss
+from patch_diffusion.denoise.objective import Batch, Objective
 from patch_diffusion.denoise.threads import backward, sharing
 from patch_diffusion.devices import device_of_process
 from patch_diffusion.errors import InputError
-from patch_diffusion.processes import others_answer
+from patch_diffusion.processes import explain_lost_peer
 from patch_diffusion.training.hardware.group import Group
 from patch_diffusion.training.hardware.sharding import shard, whole
 
@@ -33,18 +32,18 @@ _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Engine:
-    """What one process of a run computes with.
+    """The device, ranks and number format that one process of a run computes with.
 
     Args:
         options: see `patch_diffusion.config.Engine`.
 
     Attributes:
         device: where this process computes.
-        accumulation: parts that it computes its share of a batch in; for "auto" 1, until the trainer knows better.
-        group: the processes of the run, of which this is one.
+        accumulation: microbatches that its share of a batch is computed in; for "auto" 1, until the trainer knows.
+        group: the ranks of the run, of which this process is one.
     """
 
-    @others_answer()
+    @explain_lost_peer()
     def __init__(self, options: Options) -> None:
         if options.accumulation != "auto" and options.accumulation < 1:
             raise InputError(f"engine.accumulation is at least 1, not {options.accumulation}")
@@ -67,81 +66,78 @@ class Engine:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.type is torch.float16)
 
     def place_average(self, denoiser: Denoiser) -> None:
-        """Move a model that is not trained to the device, or this process' share of it."""
+        """Move a model that is not trained to the device, or this rank's shard of it."""
         if self.options.shard:
             shard(denoiser, self._mesh())
         else:
             place(denoiser, self.device)
 
-    @others_answer()
-    def prepare(self, denoiser: Denoiser) -> nn.Module:
-        """The denoising loss as a module of this engine, see `DenoisingLoss`.
-
-        The denoiser is moved to the device, or this process' share of it.
-        """
+    @explain_lost_peer()
+    def wrap(self, objective: Objective) -> nn.Module:
+        """Move an objective to the device, or this rank's shard of it, and wrap it for compiling and many ranks."""
         if self.options.shard:
-            return DenoisingLoss(shard(denoiser, self._mesh(), self.type))
-        loss: nn.Module = DenoisingLoss(place(denoiser, self.device))
+            shard(objective.denoiser, self._mesh(), self.type)
+            return objective
+        place(objective.denoiser, self.device)
+        wrapped: nn.Module = objective.to(self.device)
         if self.options.compile:
             # One graph per patch size; sizes that change would otherwise be made dynamic, and slow.
-            loss.compile(dynamic=False)
+            wrapped.compile(dynamic=False)
         if self.group.world > 1:
             devices = [self.device] if self.device.type == "cuda" else None
-            loss = DistributedDataParallel(loss, device_ids=devices, gradient_as_bucket_view=True)
-        return loss
+            wrapped = DistributedDataParallel(wrapped, device_ids=devices, gradient_as_bucket_view=True)
+        return wrapped
 
     def threads(self, denoiser: Denoiser) -> AbstractContextManager[None]:
-        """Inside, threads of the CPU share each batch where they can, see `sharing`."""
+        """Let threads of the CPU share each batch inside the block, where they can, see `sharing`."""
         alone = self.group.world == 1 and not self.options.compile
         return sharing(denoiser) if alone else nullcontext()
 
-    def shares(self, num: int) -> list[range]:
-        """The samples of a batch of ``num`` that this process takes, in the parts that gradients are accumulated over.
+    def microbatches(self, num: int) -> list[range]:
+        """Return the samples of a batch of ``num`` that this rank takes, by the microbatches that it accumulates over.
 
-        Parts differ by at most one sample.
+        Microbatches differ by at most one sample.
         """
         parts = self.group.world * self.accumulation
         bounds = [num * part // parts for part in range(parts + 1)]
         mine = range(self.group.rank * self.accumulation, (self.group.rank + 1) * self.accumulation)
         return [range(bounds[part], bounds[part + 1]) for part in mine]
 
-    def computing(self) -> AbstractContextManager[Any]:
-        """Inside, the network computes in the engine's number format."""
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Let the network compute in the engine's number format inside the block."""
         if self.type is torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, self.type)
 
-    def backward(
-        self, loss: nn.Module, inputs: Sequence[Tensor | None], weight: float | Tensor, *, last: bool = True
-    ) -> Tensor:
+    def backward(self, module: nn.Module, batch: Batch, weight: float | Tensor, *, last: bool = True) -> Tensor:
         """Add the gradients of a weighted sum of losses to those of the parameters.
 
-        Gradients are averaged over the processes, so those of each process' share are scaled up.
+        Gradients are averaged over the ranks, so those of each rank's share are scaled up. They are exchanged after the
+        ``last`` microbatch only; those of a sharded model after each, or every rank would hold them whole in between.
 
         Args:
-            loss: see `prepare`.
-            inputs: what it takes, of this process' share of the batch or a part of it.
+            module: see `wrap`.
+            batch: a microbatch.
             weight: of each loss in the sum, of all one number or ``(n,)``.
-            last: whether no other part of the batch is to come. Gradients are exchanged after that one only; those of a
-                shared model after each, or every process would have to hold them whole in between.
+            last: no other microbatch of the step is to come.
 
         Returns:
             ``(n,)``, the losses, without a graph.
         """
-        losses = None if self.group.world > 1 else backward(loss, inputs, weight, self.computing)
-        if losses is not None:
-            return losses
-        with loss.no_sync() if isinstance(loss, DistributedDataParallel) and not last else nullcontext():
-            with self.group.busy(), self.computing():
-                losses = loss(*inputs)
+        if self.group.world == 1 and (shared := backward(module, batch, weight, self.autocast)) is not None:
+            return shared
+        waiting = isinstance(module, DistributedDataParallel) and not last
+        with module.no_sync() if waiting else nullcontext():  # pyright: ignore[reportCallIssue]
+            with self.group.busy(), self.autocast():
+                losses = module(batch)
             self.scaler.scale((losses * weight).sum() * self.group.world).backward()
         return losses.detach()
 
     def step(self, optimizer: torch.optim.Optimizer, clip: float | None) -> Tensor:
-        """Move the weights by their gradients, which are then gone.
+        """Take an optimizer step and clear the gradients.
 
         Returns:
-            1.0 if the gradients were not finite, and so nothing was moved, else 0.0; still on the device.
+            1.0 if the gradients were not finite, so that nothing was moved, else 0.0; still on the device.
         """
         self.scaler.unscale_(optimizer)
         gradients = [
@@ -150,7 +146,8 @@ class Engine:
             for parameter in group["params"]
             if parameter.grad is not None
         ]
-        norm = whole(torch.nn.utils.get_total_norm(gradients))
+        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = whole(norm) if self.options.shard else norm
         if clip is not None:
             factor = (clip / (norm + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
@@ -170,14 +167,14 @@ class Engine:
         optimizer.zero_grad()
         return skipped
 
-    def total(self, value: Tensor) -> Tensor:
-        """The sum over all processes, on the device."""
+    def all_reduce_sum(self, value: Tensor) -> Tensor:
+        """Return the sum over all ranks, on the device."""
         if self.group.world > 1:
             dist.all_reduce(value)
         return value
 
-    def catch_up(self) -> None:
-        """Return when the device has done all that it was asked to."""
+    def synchronize(self) -> None:
+        """Wait for queued device work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
@@ -187,29 +184,6 @@ class Engine:
         from torch.distributed.device_mesh import init_device_mesh
 
         return init_device_mesh(self.device.type, (self.group.world,))
-
-
-class DenoisingLoss(nn.Module):
-    """`denoising_loss` of a denoiser as a module, which is what torch distributes and compiles."""
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-
-    def forward(
-        self,
-        clean: Tensor,
-        coords: Tensor,
-        sigma: Tensor,
-        labels: Tensor | None,
-        augment: Tensor | None,
-        noise: Tensor,
-        context: Tensor | None = None,
-    ) -> Tensor:
-        """``(n,)``, see `denoising_loss`."""
-        return denoising_loss(
-            self.denoiser, clean, coords, sigma, labels, augment=augment, context=context, noise=noise
-        )
 
 
 def _check_sharding(options: Options, world: int) -> None:
@@ -232,7 +206,7 @@ def _check_sharding(options: Options, world: int) -> None:
 
 
 def _precision(name: str, device: torch.device) -> str:
-    """What "auto" means on a device, and no format that it lacks."""
+    """Return the number format on a device, chosen for "auto"; refuse one that the device lacks."""
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if name == "auto":
         return "bf16" if has_bf16 else "fp32"

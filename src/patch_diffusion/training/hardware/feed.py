@@ -1,15 +1,11 @@
-"""From images in memory or on a disk to the device, without a step that waits for them."""
+"""Images from memory or a disk to the device."""
 
 from __future__ import annotations
 
 import os
-import threading
 import weakref
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Sequence
 from contextlib import suppress
-from queue import SimpleQueue
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,149 +16,85 @@ from patch_diffusion.data.order import SampleOrder
 from patch_diffusion.errors import InputError
 
 SHARE_OF_DEVICE = 1 / 4
-"""Of the free memory of the device, that all images may take to be kept there."""
-
-SECONDS_TO_A_NOTE = 60.0
-"""Without a batch, after which the user is told: of a network disk, perhaps, that does not answer."""
-
-SECONDS_TO_THE_END = 1800.0
-"""Without a batch, after which training ends with an error."""
+"""Share of the device's free memory that all images may take to be kept there."""
 
 _BYTES_AT_ONCE = 2**28
-
-Asked = tuple[int, int, int, Windows | None]
-"""A bucket, the first position of its order, how many positions, and the windows of these images."""
 
 
 class Feed:
     """Gives images by their positions in the order, on the device.
 
     Where all images fit in a modest part of a device's memory they are copied there once, and gathered there. Otherwise
-    a thread gathers what was said to come next while the device computes, into pinned memory where that helps. What is
-    in the host's memory anyway is gathered when it is asked for. What comes out is the same, and a function of what was
-    asked alone.
+    they are gathered on the host, into pinned memory where that helps. The result is the same either way. It is called
+    in the thread of a `Prefetcher`, so that no step waits for a disk.
 
     Args:
-        images: what the positions are of.
+        images: all images, in one or several buckets.
         orders: of each bucket.
         device: where pixels are wanted.
-        note: tells the user something.
+
+    Attributes:
+        reading: name of the file that was asked last.
     """
 
-    def __init__(
-        self,
-        images: Images,
-        orders: Sequence[SampleOrder],
-        device: torch.device,
-        note: Callable[[str], None] = lambda text: None,
-    ) -> None:
-        self._buckets, self._orders, self._device, self._note = images.buckets, list(orders), device, note
+    def __init__(self, images: Images, orders: Sequence[SampleOrder], device: torch.device) -> None:
+        self._buckets, self._orders, self._device = images.buckets, list(orders), device
         self._pinned = device.type == "cuda"
         self._gather = [Gather(bucket.pixels) for bucket in images.buckets]
         self._watched = [_Watched(bucket) for bucket in images.buckets]
         self._in_memory = device.type == "cpu" and all(bucket.file is None for bucket in images.buckets)
-        self._reader: _Reader | None = None
-        self._ahead: tuple[Asked, Future[Tensor]] | None = None
         self._resident: list[Tensor] | None = None
         self._fits: bool | None = None
+        self.reading = self._watched[0].name
 
-    def take(self, bucket: int, first: int, count: int, windows: Windows | None = None) -> tuple[Tensor, Tensor | None]:
-        """Pixels (count, c, h, w) on the device, and labels (count,) on the host, at some positions of an order.
+    def get(self, bucket: int, first: int, count: int, windows: Windows | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return pixels (count, c, h, w) on the device, and labels (count,) on the host, at positions of an order.
 
-        Of each image all, or a window: then no more of it is read.
+        Whole images, or a window of each: then no more of it is read.
 
         Raises:
-            InputError: nothing came for half an hour, or the file is not what it was.
+            InputError: the file can no longer be read, or was cut short.
         """
         images, indices = self._buckets[bucket], self._orders[bucket].indices(first, count)
-        labels = images.labels_of(indices)
+        labels, rows = images.labels_of(indices), images.rows(indices)
         if self._in_memory:
-            return self._gather[bucket](images.rows(indices), None, windows), labels
-        if self._on_device():
-            assert self._resident is not None
-            chosen = torch.from_numpy(images.rows(indices))
+            return self._gather[bucket](rows, None, windows), labels
+        self.reading = self._watched[bucket].name
+        try:
+            if self._on_device():
+                assert self._resident is not None
+                chosen = torch.from_numpy(rows)
+                chosen = (chosen.pin_memory() if self._pinned else chosen).to(self._device, non_blocking=True)
+                return _rows(self._resident[bucket], chosen, windows), labels
+            self._watched[bucket].check()
+            gather, out = self._gather[bucket], None
             if self._pinned:
-                chosen = chosen.pin_memory()
-            chosen = chosen.to(self._device, non_blocking=True)
-            return _rows(self._resident[bucket], chosen, windows), labels
-        asked = (bucket, first, count, windows)
-        if self._ahead is None or self._ahead[0] != asked:
-            self.expect(*asked)
-        assert self._ahead is not None
-        coming, self._ahead = self._ahead[1], None
-        return self._wait(coming, bucket).to(self._device, non_blocking=True), labels
-
-    def expect(self, bucket: int, first: int, count: int, windows: Windows | None = None) -> None:
-        """Say what will be taken next, so that it is read meanwhile. If it is not, it was read for nothing."""
-        if self._in_memory or self._on_device():
-            return
-        asked = (bucket, first, count, windows)
-        images, gather, watched = self._buckets[bucket], self._gather[bucket], self._watched[bucket]
-        order, pixels, pinned = self._orders[bucket], images.pixels, self._pinned
-
-        def read() -> Tensor:
-            watched.check()
-            indices = images.rows(order.indices(first, count))
-            if not pinned:
-                return gather(indices, None, windows)
-            # Pinned memory comes from torch's own pool, which does not give it to another before it was copied.
-            lying = torch.channels_last if gather.channels_last else torch.contiguous_format
-            shape = (count, pixels.shape[1], *(pixels.shape[2:] if windows is None else windows.size))
-            to = torch.empty(shape, dtype=pixels.dtype, pin_memory=True, memory_format=lying)
-            return gather(indices, to, windows)
-
-        self._ahead = (asked, self._do(read))
+                # Pinned memory comes from torch's own pool, which does not give it to another before it was copied.
+                lying = torch.channels_last if gather.channels_last else torch.contiguous_format
+                shape = (count, images.pixels.shape[1], *(images.resolution if windows is None else windows.size))
+                out = torch.empty(shape, dtype=images.pixels.dtype, pin_memory=True, memory_format=lying)
+            return gather(rows, out, windows).to(self._device, non_blocking=True), labels
+        except OSError as error:
+            raise InputError(f"{self.reading} can no longer be read: {error.strerror or error}") from error
 
     def _on_device(self) -> bool:
-        """Whether all images are on the device; the first time this is asked they are copied there, if they fit."""
+        """Return True if all images are on the device; the first call copies them there, if they fit."""
         if self._fits is None:
             num_bytes = sum(bucket.pixels.numel() * bucket.pixels.element_size() for bucket in self._buckets)
             self._fits = num_bytes <= SHARE_OF_DEVICE * free_memory(self._device)
             if self._fits:
-                self._resident = []
-                for number, images in enumerate(self._buckets):
-                    self._resident.append(self._wait(self._do(self._copying(images, self._watched[number])), number))
+                self._resident = [self._copied(*each) for each in zip(self._buckets, self._watched, strict=True)]
         return self._fits
 
-    def _copying(self, images: ImageSet, watched: _Watched) -> Callable[[], Tensor]:
-        device = self._device
-
-        def copy() -> Tensor:
-            whole = torch.empty_like(images.pixels, device=device)
-            rows = max(1, _BYTES_AT_ONCE // (whole[0].numel() * whole.element_size()))
-            for start in range(0, len(whole), rows):
-                watched.check()
-                whole[start : start + rows].copy_(images.pixels[start : start + rows])
-            return whole
-
-        return copy
-
-    def _do(self, task: Callable[[], Tensor]) -> Future[Tensor]:
-        """In the thread, after what it was asked before."""
-        if self._reader is None:
-            self._reader = _Reader()
-            # The thread holds the images, and goes when nobody asks any more.
-            weakref.finalize(self, self._reader.end)
-        return self._reader.do(task)
-
-    def _wait(self, coming: Future[Tensor], bucket: int) -> Tensor:
-        where = self._watched[bucket].name
-        waited, patience = 0.0, SECONDS_TO_A_NOTE
-        while True:
-            wait([coming], patience)
-            if coming.done():
-                try:
-                    return coming.result()
-                except OSError as error:
-                    raise InputError(f"{where} can no longer be read: {error.strerror or error}") from error
-            waited += patience
-            if waited >= SECONDS_TO_THE_END:
-                raise InputError(
-                    f"no data from {where} for {waited / 60:,.0f} minutes: is the disk there? The same command "
-                    "continues from the last checkpoint"
-                )
-            self._note(f"waiting for data since {waited:,.0f} s: {where}")
-            patience = min(10 * SECONDS_TO_A_NOTE, SECONDS_TO_THE_END - waited)
+    def _copied(self, images: ImageSet, watched: _Watched) -> Tensor:
+        """Return a copy of all images on the device, made in pieces."""
+        self.reading = watched.name
+        whole = torch.empty_like(images.pixels, device=self._device)
+        rows = max(1, _BYTES_AT_ONCE // (whole[0].numel() * whole.element_size()))
+        for start in range(0, len(whole), rows):
+            watched.check()
+            whole[start : start + rows].copy_(images.pixels[start : start + rows])
+        return whole
 
 
 class _Watched:
@@ -192,22 +124,6 @@ class _Watched:
             )
 
 
-class _Reader:
-    """One thread that does what it is asked, in order, and that no exit waits for."""
-
-    def __init__(self) -> None:
-        self._tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        threading.Thread(target=_work, args=(self._tasks,), name="reading images", daemon=True).start()
-
-    def do(self, task: Callable[[], Tensor]) -> Future[Tensor]:
-        future: Future[Tensor] = Future()
-        self._tasks.put((future, task))
-        return future
-
-    def end(self) -> None:
-        self._tasks.put(None)
-
-
 def free_memory(device: torch.device) -> int:
     """Bytes that are free on a device; none on the CPU, where images are already."""
     if device.type == "cuda":
@@ -215,17 +131,6 @@ def free_memory(device: torch.device) -> int:
     if device.type == "mps":
         return max(0, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     return 0
-
-
-def _work(tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]) -> None:
-    while (asked := tasks.get()) is not None:
-        future, task = asked
-        try:
-            future.set_result(task())
-        # Whatever it is, it is for the one who waits.
-        except BaseException as error:
-            future.set_exception(error)
-        del asked, future, task  # nor does the thread keep the last batch while it waits
 
 
 def _rows(pixels: Tensor, chosen: Tensor, windows: Windows | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""The processes of a run, and what they tell each other past their devices."""
+"""The ranks of a run, and what they exchange between their hosts, past the devices."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from patch_diffusion.errors import InputError
 from patch_diffusion.processes import GIVEN_UP_AFTER
 
-_LONGEST_LOOK = timedelta(days=3)
+_LONGEST_EVALUATION = timedelta(days=3)
 
 # How much longer a process takes than the middle one, as a factor and in seconds between two lines of the log, before
 # the user is told.
@@ -24,18 +24,18 @@ _LAGGING, _LAGGING_SECONDS = 1.5, 2.0
 
 
 class Group:
-    """One process among those of a run, which may be one alone.
+    """One rank among those of a run, which may be one alone.
 
     Args:
         rank: the number of this process.
-        world: how many there are.
+        world: the number of processes.
         device: where this one computes.
-        sharing: whether they share one model, or hold it whole each.
+        sharing: True if the ranks hold shards of one model, False if each holds it whole.
 
     Attributes:
         rank, world, sharing: as given.
-        hosts, writers: groups of all processes in which hosts talk past the devices, during training and while a
-            checkpoint is written behind it; None where they have nothing to say.
+        hosts, writers: process groups of all ranks for exchange between hosts, during training and while a checkpoint
+            is written behind it; None where there is nothing to exchange.
     """
 
     def __init__(self, rank: int, world: int, device: torch.device, *, sharing: bool = False) -> None:
@@ -51,38 +51,38 @@ class Group:
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=GIVEN_UP_AFTER)
         # What the hosts tell each other must not wait for the devices.
-        self.hosts = _of_hosts()
+        self.hosts = _host_group()
         if sharing:
-            self.writers = _of_hosts()
+            self.writers = _host_group()
         else:
-            self._patient = _of_hosts(_LONGEST_LOOK)
+            self._patient = _host_group(_LONGEST_EVALUATION)
 
     @property
-    def first(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+    def is_main(self) -> bool:
+        """True if this is rank 0, which writes files and tells the user."""
         return self.rank == 0
 
     @property
-    def takes_part(self) -> bool:
-        """Whether this process is needed for pictures and checkpoints: the first, and where they share the model all.
+    def samples_and_saves(self) -> bool:
+        """True if this rank samples and saves: rank 0, or every rank when the model is sharded.
 
-        Those that are not the first then do the same and write nothing.
+        Ranks other than 0 then do the same and write nothing.
         """
-        return self.first or self.sharing
+        return self.is_main or self.sharing
 
-    def agree(self, seconds: float, *flags: bool) -> tuple[float, list[bool]]:
-        """The first process' clock, and of each flag whether any process raises it, on all processes."""
+    def sync_clock_and_flags(self, seconds: float, *flags: bool) -> tuple[float, list[bool]]:
+        """Return rank 0's clock, and for each flag whether any rank raises it, on all ranks."""
         if self.hosts is None:
             return seconds, list(flags)
-        mine = [seconds if self.first else 0.0, *map(float, flags)]
+        mine = [seconds if self.is_main else 0.0, *map(float, flags)]
         shared = torch.tensor(mine + [0.0] * self.world, dtype=torch.float64)
         shared[len(mine) + self.rank] = self._busy
         dist.all_reduce(shared, group=self.hosts)
         self._busy_of_all, self._busy = self._busy_of_all + shared[len(mine) :].numpy(), 0.0
         return shared[0].item(), [bool(flag > 0) for flag in shared[1 : len(mine)]]
 
-    def largest(self, value: int) -> int:
-        """Of the values of all processes, on all of them."""
+    def max(self, value: int) -> int:
+        """Return the largest value of all ranks, on all of them."""
         shared = torch.tensor(value)
         if self.hosts is not None:
             dist.all_reduce(shared, dist.ReduceOp.MAX, group=self.hosts)
@@ -90,13 +90,13 @@ class Group:
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """Around what a process does in a step before it needs the others: those that take longer hold all up."""
+        """Measure the time that a rank works in a step before it needs the others: a slow rank holds all up."""
         began = time.monotonic()
         yield
         self._busy += time.monotonic() - began
 
     def lagging(self) -> str:
-        """Which process has held up the others since this was asked last, as a sentence; empty if none has."""
+        """Return a sentence that names a rank that has held up the others since the last call; empty if none has."""
         busy, self._busy_of_all = self._busy_of_all, np.zeros(self.world)
         slowest, usual = int(busy.argmax()), float(np.median(busy))
         if busy[slowest] < _LAGGING * usual or busy[slowest] - usual < _LAGGING_SECONDS:
@@ -120,29 +120,29 @@ class Group:
                 "must be one and the same on all machines, on a disk that they share"
             )
 
-    def wait(self) -> None:
-        """For all processes to come here."""
+    def barrier(self) -> None:
+        """Wait until all ranks have come here."""
         if self.hosts is not None:
             dist.barrier(group=self.hosts)
 
-    def wait_for_looks(self) -> None:
-        """For the first process, which alone looks at what training has come to, where that takes longer than a step.
+    def barrier_after_evaluation(self) -> None:
+        """Wait for rank 0, which alone evaluates samples and held-out images, where that takes longer than a step.
 
-        One that is gone is noticed at once here too; one that hangs is not given up for days.
+        A rank that is gone is noticed at once here too; one that hangs is not given up for days.
         """
         if self._patient is not None:
             dist.barrier(group=self._patient)
 
     def disconnect_at_exit(self) -> None:
-        """After a `wait`, when nothing is on its way: have the connections closed when the process ends.
+        """Have the connections closed when the process ends; to be called after a `barrier`.
 
         Left to the end of the interpreter, their threads now and then abort it.
         """
         if self.hosts is not None:
             atexit.register(_disconnect)
 
-    def of_first(self, value: Any) -> Any:
-        """What this is in the first process."""
+    def broadcast(self, value: Any) -> Any:
+        """Broadcast rank 0's value."""
         if self.hosts is None:
             return value
         shared = [value]
@@ -155,6 +155,6 @@ def _disconnect() -> None:
         dist.destroy_process_group()
 
 
-def _of_hosts(patience: timedelta | None = None) -> dist.ProcessGroup:
-    """Of all processes, past their devices."""
+def _host_group(patience: timedelta | None = None) -> dist.ProcessGroup:
+    """Make a process group of all ranks on their hosts."""
     return dist.new_group(backend="gloo", timeout=patience or GIVEN_UP_AFTER)  # pyright: ignore[reportReturnType]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Literal
 
@@ -17,7 +16,7 @@ from patch_diffusion.training.optimizing.ema import WeightAverage
 from patch_diffusion.training.optimizing.muon import Muon
 from patch_diffusion.training.optimizing.schedule_free import ScheduleFreeAverage, make_schedule_free
 
-_DECAYS: dict[str, Literal["cosine", "linear", "constant"]] = {
+DECAYS: dict[str, Literal["cosine", "linear", "constant"]] = {
     "adamw": "cosine",
     "muon": "linear",  # half a percent of the held-out loss better than a cosine, or one: LOG.md
     "schedule_free": "constant",
@@ -82,13 +81,4 @@ def make_average(denoiser: Denoiser, ema: Ema, options: Optimizer) -> WeightAver
 
 def decay_of(options: Optimizer) -> Literal["cosine", "linear", "constant"]:
     """How the learning rate falls, where nothing else is asked for."""
-    return options.decay or _DECAYS[options.kind]
-
-
-def learning_rate(options: Optimizer, spent: float) -> float:
-    """The rate when ``spent`` of the budget is spent: a linear warm-up, then the decay."""
-    if spent < options.warmup:
-        return options.learning_rate * spent / options.warmup
-    after = min((spent - options.warmup) / (1 - options.warmup), 1.0)
-    factor = {"cosine": (1 + math.cos(math.pi * after)) / 2, "linear": 1 - after, "constant": 1.0}[decay_of(options)]
-    return options.learning_rate * factor
+    return options.decay or DECAYS[options.kind]

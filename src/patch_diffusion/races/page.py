@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from patch_diffusion.config import differences, from_dict
-from patch_diffusion.race.summary import Content, amount, length, opponent, rows, sentences
+from patch_diffusion.races.summary import Content, amount, length, opponent, rows, sentences
 from patch_diffusion.runs.chart import Guide, chart, number
 from patch_diffusion.runs.history import DISTANCES, TIMES, Curve, Point
 from patch_diffusion.runs.page import option_text, page, table, wide_table

@@ -22,7 +22,7 @@ are measured their distances."""
 
 def look(trainer: Trainer, judges: Images) -> dict[float, float]:
     """The loss of its averaged model on whole held-out images, by noise level."""
-    return whole_image_loss(trainer.average.denoiser, judges, most=JUDGES)
+    return whole_image_loss(trainer.state.average.denoiser, judges, most=JUDGES)
 
 
 def mean(losses: Mapping[float, float]) -> float:

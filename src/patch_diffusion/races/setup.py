@@ -84,7 +84,7 @@ class Field:
     def meter(self) -> SampleMeter | None:
         """What measures samples of all arms, where that was asked for."""
         config = next(iter(self.arms.values()))
-        return SampleMeter(**vars(config.watch), seed=config.seed) if config.watch.metrics else None
+        return SampleMeter(config.watch, seed=config.seed) if config.watch.metrics else None
 
     def trainer(self, config: Config, seed: int, out: Path) -> tuple[Trainer, Images]:
         """One that does nothing but train, and the images that judge it."""

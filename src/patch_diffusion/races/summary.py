@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from patch_diffusion.race.arms import WHOLE
+from patch_diffusion.races.arms import WHOLE
 from patch_diffusion.runs.history import DISTANCES
 
 Content = Mapping[str, Any]

@@ -14,13 +14,13 @@ from patch_diffusion.denoise.whole_image import SIGMAS
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.circumstances import circumstances
 from patch_diffusion.files import user_path
-from patch_diffusion.race.arms import check_arms
-from patch_diffusion.race.judging import JUDGES, look, mean
-from patch_diffusion.race.record import RaceFolder, Record
-from patch_diffusion.race.setup import Field, budget_of
-from patch_diffusion.race.summary import length
-from patch_diffusion.race.tuning import tune
-from patch_diffusion.race.turns import run_heat
+from patch_diffusion.races.arms import check_arms
+from patch_diffusion.races.judging import JUDGES, look, mean
+from patch_diffusion.races.record import RaceFolder, Record
+from patch_diffusion.races.setup import Field, budget_of
+from patch_diffusion.races.summary import length
+from patch_diffusion.races.tuning import tune
+from patch_diffusion.races.turns import run_heat
 from patch_diffusion.runs.lock import locked
 from patch_diffusion.runs.report import clock
 from patch_diffusion.training.trainer import Trainer

@@ -12,9 +12,9 @@ from typing import Any
 from patch_diffusion.config import flat
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_json, write_json, write_text
-from patch_diffusion.race.judging import Measured, measured
-from patch_diffusion.race.page import race_page
-from patch_diffusion.race.standings import standings
+from patch_diffusion.races.judging import Measured, measured
+from patch_diffusion.races.page import race_page
+from patch_diffusion.races.standings import standings
 from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.runs.history import DISTANCES, TIMES
 from patch_diffusion.runs.lock import LOCK_FILE

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from patch_diffusion.data.images import Images
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.meter import SampleMeter
-from patch_diffusion.race.judging import look, mean, measured
+from patch_diffusion.races.judging import look, mean, measured
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.trainer import Trainer
 
@@ -68,7 +68,7 @@ def run_heat(
         except KeyboardInterrupt:
             for name, trainer in trainers.items():
                 # The one at work has saved itself, or was stopped within a step.
-                if name != at_work and budgets[name].spent(trainer.seen) < 1:
+                if name != at_work and budgets[name].spent(trainer.state.counters) < 1:
                     trainer.save(keep=False)
             raise
 
@@ -91,14 +91,14 @@ def _measure(
     before = measured(trainer.run.log_file)
     if before and before[-1]["spent"] >= due - _ROUNDED:
         return
-    spent, losses = budget.spent(trainer.seen), look(trainer, judges)
+    spent, losses = budget.spent(trainer.state.counters), look(trainer, judges)
     if not math.isfinite(mean(losses)):
         raise InputError(
             f"arm '{name}': the loss of held-out images is not finite any more, so there is nothing to compare: give a "
             "lower optimizer.learning_rate, in another folder"
         )
     if meter is not None:
-        trainer.progress.log_samples(trainer.seen, spent, meter(trainer.average.denoiser).numbers)
-    trainer.progress.log_held_out(trainer.seen, spent, losses)
+        trainer.progress.log_samples(trainer.state.counters, spent, meter(trainer.state.average.denoiser).numbers)
+    trainer.progress.log_held_out(trainer.state.counters, spent, losses)
     if spent < 1:
         trainer.save(keep=False)

@@ -1,1 +1,0 @@
-"""Several trainings at equal time."""

@@ -1,0 +1,1 @@
+"""Races: several trainings at equal time."""

@@ -1,0 +1,152 @@
+"""The checkpoints of a run: written while training goes on, read when it continues or goes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from patch_diffusion.config import Config
+from patch_diffusion.errors import InputError
+from patch_diffusion.files import read_tensors, write_tensors
+from patch_diffusion.runs.folder import RunFolder
+from patch_diffusion.runs.report import write_report
+from patch_diffusion.runs.retention import step_of, sweep
+from patch_diffusion.training.checkpoints import checkpoint
+from patch_diffusion.training.checkpoints.background import BackgroundWriter
+from patch_diffusion.training.checkpoints.sharded_checkpoint import SharedCopies, read_shared_checkpoint
+from patch_diffusion.training.hardware.group import Group
+from patch_diffusion.training.state import TrainingState
+
+
+class Checkpoints:
+    """The checkpoints of a training in its run folder.
+
+    Args:
+        state: what is saved and restored.
+        run: the run folder.
+        group: the ranks of the run.
+        config: its options.
+        note: tells the user something, into the log.
+    """
+
+    def __init__(
+        self, state: TrainingState, run: RunFolder, group: Group, config: Config, note: Callable[[str], None]
+    ) -> None:
+        self.state, self.run, self.group, self.note = state, run, group, note
+        self.last, self.best = config.checkpoint_last, config.checkpoint_by if config.checkpoint_best else None
+        self.watched = config.watchdog != "off"
+        self.writer = BackgroundWriter()
+
+    def save(
+        self,
+        *,
+        keep: bool = True,
+        wait: bool = True,
+        held_out: float | None = None,
+        samples: Mapping[str, float] | None = None,
+    ) -> Path | None:
+        """Write a checkpoint and the model; one that need not be kept is removed when later ones are written.
+
+        With a sharded model all ranks must call this, after the same step; else rank 0 does it.
+
+        Args:
+            keep: the checkpoint stays.
+            wait: return when all is on the disk, and raise what goes wrong. Else training goes on while a copy is
+                written, and a failure is told and leaves the checkpoint before.
+            held_out, samples: the loss of held-out images and the measures of samples, where there are any.
+
+        Returns:
+            The folder; None where the one before is still being written and this need not be kept, where the gradients
+            of late have not been finite, or in a rank that does not write.
+        """
+        state, group = self.state, self.group
+        if not group.samples_and_saves:
+            return None
+        measured = held_out is not None or samples  # it may be the best
+        if not (keep or wait or measured):
+            busy = self.writer.busy
+            if group.broadcast(busy) if group.writers is not None else busy:
+                return None
+        tensors, numbers = state.state()
+        losses = numbers["losses"]
+        if self.watched and 2 * (losses["skipped"] - state.watchdog.skipped) > max(len(losses["steps"]), 1):
+            return None
+        folder, good = self.run.checkpoint(state.counters.step), state.watchdog.good
+        numbers |= {"held_out": held_out, "samples": dict(samples or {}), "keep": keep}
+        copies = checkpoint.Copies.of(tensors) if group.writers is None else SharedCopies.of(tensors, group.writers)
+
+        def write() -> None:
+            copies.write(folder, numbers)
+            if group.is_main:
+                write_tensors(self.run.model_file, copies.groups["ema"])
+                sweep(self.run.checkpoints(), last=self.last, best=self.best, good=good)
+                if keep and self.run.is_run():  # a page may take its time, and who stops a run should not wait for it
+                    with suppress(OSError, InputError):  # the checkpoint is good without it, and info --report makes it
+                        write_report(self.run.path)
+
+        try:
+            self.writer.wait()
+        except (OSError, InputError) as error:
+            newest = [path.name for path in self.run.checkpoints()[-1:]]
+            self.note(
+                f"a checkpoint could not be written ({error}); training goes on, the last good one is "
+                + (newest[0] if newest else "none")
+            )
+        self.writer.start(write)
+        if wait:
+            self.writer.wait()
+        return folder
+
+    def restore(self, folder: Path) -> dict[str, Any]:
+        """Go back to a checkpoint, all ranks together; return its numbers."""
+        tensors, numbers = read_shared_checkpoint(folder, self.state.network, self.group.hosts)
+        self.state.restore(folder, tensors, numbers)
+        return numbers
+
+    def restore_newest(self) -> tuple[bool, dict[Path, str]]:
+        """Go back to the newest checkpoint that is not damaged, and set those aside that are.
+
+        Returns:
+            True if there is a checkpoint, and what is wrong with the damaged ones.
+
+        Raises:
+            InputError: none of them can be read, or the ranks see different ones.
+        """
+        if self.group.is_main:
+            checkpoint.remove_leftovers(self.run.path)
+        existing = self.run.checkpoints()
+        self.group.check_same_step(step_of(existing[-1]) if existing else 0)
+        damaged: dict[Path, str] = {}
+        existing = self.group.broadcast(existing)
+        for folder in reversed(existing):
+            try:
+                content = read_shared_checkpoint(folder, self.state.network, self.group.hosts)
+            except InputError as error:
+                damaged[folder] = str(error)
+                continue
+            self.state.restore(folder, *content)
+            break
+        if existing and len(damaged) == len(existing):
+            raise InputError(
+                f"no checkpoint of {self.run.path} can be read: {'; '.join(damaged.values())}; choose another folder"
+            )
+        return bool(existing), damaged
+
+    def good_ones(self, latest: int) -> list[Path]:
+        """Return the checkpoints up to a step, oldest first, and set the later ones aside as bad."""
+        with suppress(OSError, InputError):
+            self.writer.wait()
+        written: list[Path] = self.group.broadcast(self.run.checkpoints())
+        good = [path for path in written if step_of(path) <= latest]
+        if self.group.is_main:
+            for path in written:
+                if path not in good:
+                    checkpoint.set_aside(path, "bad")
+        return good
+
+    def publish(self, folder: Path) -> None:
+        """Make the averaged weights of a checkpoint the model of the run; rank 0 does it."""
+        if self.group.is_main:
+            write_tensors(self.run.model_file, read_tensors(folder / "ema.safetensors"))

@@ -1,0 +1,120 @@
+"""One config from all that a trainer is given: a config, keywords, and the objects that have options of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, TypedDict
+
+from patch_diffusion import config as options
+from patch_diffusion.config import Config, Network, Patches
+from patch_diffusion.data.images import Images
+from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.denoise.objective import Objective
+from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.evaluation.meter import SampleMeter
+from patch_diffusion.patches.schedule import PatchSchedule
+from patch_diffusion.training.optimizing.optimizers import decay_of
+
+
+class TrainerOptions(TypedDict, total=False):
+    """Keywords of `Trainer`: the options of a `Config` by name, and what no config can hold.
+
+    ``schedule`` stands for ``patches``, ``augment`` for ``data.augment``. ``held_out``: images that are not trained on,
+    by which the log says how well others are denoised. ``meter``: measures samples, its options standing for ``watch``.
+    ``objective``: makes the training objective of the denoiser.
+    """
+
+    schedule: Patches
+    noise: options.Noise
+    augment: options.Augment
+    optimizer: options.Optimizer
+    ema: options.Ema
+    engine: options.Engine
+    watch: options.Watch
+    batch: int | Literal["auto"]
+    seed: int
+    checkpoints: int
+    checkpoint_minutes: float
+    checkpoint_steps: int | None
+    checkpoint_last: int
+    checkpoint_best: bool
+    checkpoint_by: Literal["loss", "frechet", "kernel"]
+    watchdog: Literal["restore", "stop", "off"]
+    samples: int
+    log_every: int
+    track: Sequence[Literal["tensorboard", "wandb", "trackio"]] | None
+    held_out: Images | None
+    meter: SampleMeter
+    objective: type[Objective]
+
+
+def config_of(given: Config | Patches | None, keywords: Mapping[str, Any]) -> Config:
+    """Return the config that a config, or a patch schedule, and keywords make together.
+
+    Raises:
+        InputError: an option is given twice, with two values; or two seeds.
+        TypeError: there is no keyword of that name.
+    """
+    config = given if isinstance(given, Config) else Config()
+    if isinstance(given, Patches):
+        keywords = {"schedule": given, **keywords}
+    known = TrainerOptions.__annotations__.keys() - {"held_out", "meter", "objective"}
+    for name, value in keywords.items():
+        if name not in known:
+            raise TypeError(f"Trainer has no option '{name}'{did_you_mean(name, sorted(known))}")
+        if value is None and name != "track":
+            continue
+        if name == "augment":
+            config = replace(config, data=_once(config.data, "augment", value, "data.augment"))
+        else:
+            value = tuple(value) if name == "track" and value is not None else value
+            config = _once(config, {"schedule": "patches"}.get(name, name), value, name)
+    seed = config.patches.seed if isinstance(config.patches, PatchSchedule) else None
+    if seed is not None and config.seed not in (Config.seed, seed):
+        raise InputError(f"two seeds: the config has {config.seed}, the patch schedule {seed}: leave one of them out")
+    return config if seed is None else replace(config, seed=seed)
+
+
+def reconciled(config: Config, denoiser: Denoiser, images: Images) -> Config:
+    """Return the config with the options of the denoiser and of the images, which are as they are.
+
+    Raises:
+        InputError: the config asks for something else than the objects have; it names the option.
+    """
+    settings = getattr(denoiser.network, "settings", None)
+    own = Network(kind="custom") if settings is None else Network(**settings)
+    read = replace(images.options, augment=config.data.augment, held_out=images.options.held_out or 0.0)
+    noise = replace(
+        config.noise,
+        process=denoiser.process.name,
+        sigma_data=denoiser.sigma_data,
+        sigma_min=denoiser.sigma_min,
+        sigma_max=denoiser.sigma_max,
+    )
+    found = replace(
+        config, network=own, data=read, noise=noise, patches=replace(config.patches, coords=denoiser.coords)
+    )
+    before, usual, now = (options.flat_options(each) for each in (config, Config(), found))
+    for name, value in before.items():
+        if value not in (usual[name], now[name]):
+            whose = {"network": "network", "data": "images"}.get(name.partition(".")[0], "denoiser")
+            raise InputError(
+                f"{name} is {value} in the config, but {now[name]} in the {whose} given here: leave it out of the "
+                "config"
+            )
+    optimizer = replace(found.optimizer, decay=decay_of(found.optimizer))
+    if found.batch == "auto":
+        engine = replace(found.engine, accumulation="auto")
+        return replace(found, optimizer=optimizer, batch=Config.batch, engine=engine)
+    return replace(found, optimizer=optimizer)
+
+
+def _once(group: Any, name: str, value: Any, keyword: str) -> Any:
+    """Return the group with an option, which must not have another value already."""
+    field = next(field for field in dataclasses.fields(group) if field.name == name)
+    usual = field.default_factory() if field.default is dataclasses.MISSING else field.default  # pyright: ignore
+    if getattr(group, name) not in (usual, value):
+        raise InputError(f"{keyword} is given twice, in the config and as a keyword: leave one of them out")
+    return replace(group, **{name: value})

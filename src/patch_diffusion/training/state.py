@@ -1,0 +1,226 @@
+"""The state of a training: all that its next step depends on, and all that a checkpoint holds of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from patch_diffusion.config import Config
+from patch_diffusion.denoise.objective import Objective
+from patch_diffusion.errors import InputError
+from patch_diffusion.patches.schedule import PatchSize, Shape
+from patch_diffusion.runs.model import restore_weights
+from patch_diffusion.training.hardware.engine import Engine
+from patch_diffusion.training.hardware.sharding import part
+from patch_diffusion.training.losses import Balance, Losses
+from patch_diffusion.training.optimizing.optimizers import make_average, make_optimizer
+from patch_diffusion.training.optimizing.power_ema import power_averages
+from patch_diffusion.training.optimizing.schedule_free import ScheduleFreeAverage
+from patch_diffusion.training.watchdog import Watchdog
+
+Tensors = dict[str, dict[str, Tensor]]
+"""Tensors by group and name, as the files of a checkpoint hold them."""
+
+_OPTIONS = ("weight_decay",)  # of an optimizer's groups, which a run that continues may have others of
+
+
+@dataclass
+class Counters:
+    """The exact counts of what training has seen and spent.
+
+    ``step`` optimizer steps; ``images`` drawn from the data, each shown whole or as one patch; ``patches``, how many of
+    them were not whole; ``pixels`` that went through the network; ``flops`` of the matrix products and convolutions;
+    ``seconds`` of the clock; ``by_resolution``, the images of each size of the data ("64x48").
+    """
+
+    step: int = 0
+    images: int = 0
+    patches: int = 0
+    pixels: int = 0
+    flops: int = 0
+    seconds: float = 0.0
+    by_resolution: dict[str, int] = field(default_factory=dict)
+
+    def add(self, size: PatchSize, num_images: int, resolution: Shape, flops_per_image: int) -> None:
+        """Count one step on ``num_images`` patches of a size, cut from images of this resolution."""
+        name = "x".join(map(str, resolution))
+        pixels = 1
+        for length in size.shape:
+            pixels *= length
+        self.step += 1
+        self.images += num_images
+        self.by_resolution = {**self.by_resolution, name: self.by_resolution.get(name, 0) + num_images}
+        self.patches += num_images * (size.shape != resolution and not size.small)
+        self.pixels += num_images * pixels
+        self.flops += num_images * flops_per_image
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the counts as a dict that JSON can store."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """The outcome of a step, still on the device: nothing of it was waited for.
+
+    ``losses`` (n,) and ``sigma`` (n,) of the samples of each microbatch of this rank; ``num`` samples in all;
+    ``skipped`` is 1 if the gradients were not finite and moved nothing, else 0.
+    """
+
+    size: PatchSize
+    num: int
+    losses: list[Tensor]
+    sigma: list[Tensor]
+    skipped: Tensor
+
+
+@dataclass(frozen=True)
+class Copying:
+    """The warnings of copied images so far, so that a run warns once, also one that was stopped and continues.
+
+    ``clean``: the newest step after which samples were no copies. ``told``: the warning was given.
+    """
+
+    clean: int | None = None
+    told: bool = False
+
+
+class TrainingState:
+    """The weights, averages, optimizer, counters and running statistics of a training.
+
+    Args:
+        objective: around the denoiser in training, which is moved to the engine's device, or sharded over its ranks.
+        config: options of the run.
+        engine: the hardware.
+
+    Attributes:
+        module: the objective as the engine wraps it.
+        average: the average of the weights that is sampled from.
+        power_averages: those of ``ema.lengths``, by name.
+    """
+
+    def __init__(self, objective: Objective, config: Config, engine: Engine) -> None:
+        self.objective, self.denoiser, self.network = objective, objective.denoiser, objective.denoiser.module
+        # Before the weights are sharded: then they cannot be copied.
+        self.average = make_average(self.denoiser, config.ema, config.optimizer)
+        engine.place_average(self.average.denoiser)
+        self.module = engine.wrap(objective).train()
+        self.scaler = engine.scaler
+        self.optimizer = make_optimizer(self.network.parameters(), config.optimizer, scaled=self.scaler.is_enabled())
+        if isinstance(self.average, ScheduleFreeAverage):
+            self.average.follow(self.optimizer)
+        self.power_averages = power_averages(self.denoiser, config.ema.lengths)
+        self.counters, self.copying, self.watchdog = Counters(), Copying(), Watchdog()
+        self.losses = Losses(engine.device)
+        self.balance = Balance(self.losses) if config.noise.weight == "learned" else None
+
+    def update_averages(self, num_images: int) -> None:
+        """Move the averages towards the weights, which have just been trained on ``num_images``."""
+        for average in (self.average, *self.power_averages.values()):
+            average.update(self.denoiser, num_images, self.counters.images)
+
+    def record(self, result: StepResult, all_reduce_sum: Callable[[Tensor], Tensor]) -> Tensor:
+        """Keep the losses of a step for the log and for the learned weight; return their mean over all ranks."""
+        total, binned = torch.zeros((), device=result.skipped.device), self.losses.zeros()
+        for losses, sigma in zip(result.losses, result.sigma, strict=True):
+            total += losses.sum() / result.num
+            binned += self.losses.binned(losses, sigma)
+        total, binned = all_reduce_sum(total), all_reduce_sum(binned)
+        if self.balance is not None:
+            self.balance.update(str(result.size), binned)
+        self.losses.add(str(result.size), total, binned, result.skipped)
+        return total
+
+    def state(self) -> tuple[Tensors, dict[str, Any]]:
+        """Return the tensors of all parts, not copied, and the rest as a dict that JSON can store."""
+        tensors = {
+            "weights": self.network.state_dict(),
+            "ema": self.average.denoiser.module.state_dict(),
+            "optimizer": optimizer_tensors(self.optimizer, self.network),
+            **{name: average.tensors for name, average in self.power_averages.items()},
+        }
+        if own := self.objective.state():
+            tensors["objective"] = own
+        numbers = {
+            "seen": self.counters.as_dict(),
+            "losses": self.losses.state(),
+            "balance": None if self.balance is None else self.balance.state(),
+            "watchdog": self.watchdog.state(),
+            "scaler": self.scaler.state_dict(),
+            "copying": vars(self.copying),
+        }
+        return tensors, numbers
+
+    def restore(self, folder: Path, tensors: Tensors, numbers: dict[str, Any]) -> None:
+        """Go back to the state that was read from a checkpoint folder.
+
+        Raises:
+            InputError: something of it is missing, or has another shape.
+        """
+        try:
+            restore_weights(self.network, tensors["weights"], str(folder))
+            restore_weights(self.average.denoiser.module, tensors["ema"], str(folder))
+            for name, average in self.power_averages.items():
+                average.restore(tensors[name])
+            restore_optimizer(self.optimizer, self.network, tensors["optimizer"])
+            self.objective.restore(tensors.get("objective", {}))
+            self.scaler.load_state_dict(numbers["scaler"])
+            self.counters = Counters(**numbers["seen"])
+            self.losses.restore(numbers["losses"])
+            if self.balance is not None:
+                self.balance.restore(numbers.get("balance") or {})
+            self.watchdog = Watchdog.restored(numbers["watchdog"])
+            self.copying = Copying(**numbers.get("copying", {}))
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{folder} is damaged: {error}") from None
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
+    """Return the optimizer's state by parameter name: ``first.weight.exp_avg`` and so on.
+
+    Numbers, such as the count of steps that some optimizers keep, are tensors without axes that hold them exactly.
+    Those of a parameter have names such as ``.number.first.weight.step``, those of a group ``.group.0.k``, which begin
+    as no parameter's name does.
+    """
+    tensors = {}
+    for name, parameter in network.named_parameters():
+        for key, value in optimizer.state[parameter].items():
+            is_tensor = isinstance(value, Tensor)
+            tensors[f"{name}.{key}" if is_tensor else f".number.{name}.{key}"] = value if is_tensor else _exact(value)
+    for index, group in enumerate(optimizer.param_groups):
+        numbers = {key: value for key, value in group.items() if isinstance(value, int | float)}
+        tensors |= {f".group.{index}.{key}": _exact(value) for key, value in numbers.items()}
+    return tensors
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put the tensors of `optimizer_tensors` back into an optimizer."""
+    parameters = dict(network.named_parameters())
+    optimizer.state.clear()
+    for path, tensor in tensors.items():
+        name, _, key = path.rpartition(".")
+        if name.startswith(".group."):
+            if key in _OPTIONS:
+                continue
+            optimizer.param_groups[int(name.removeprefix(".group."))][key] = tensor.item()
+            continue
+        if name.startswith(".number."):
+            optimizer.state[parameters[name.removeprefix(".number.")]][key] = tensor.item()
+            continue
+        parameter = parameters[name]
+        # A fused optimizer walks parameter and moments side by side, so they must lie alike in memory, channels last.
+        like = parameter if tensor.shape == parameter.shape else tensor
+        alike = torch.empty_like(like, device=parameter.device)
+        optimizer.state[parameter][key] = alike.copy_(part(tensor, like))
+
+
+def _exact(number: float) -> Tensor:
+    kind = torch.bool if isinstance(number, bool) else torch.int64 if isinstance(number, int) else torch.float64
+    return torch.tensor(number, dtype=kind)
