@@ -19,7 +19,7 @@ from image_files import (  # noqa: F401
     write_zip,
 )
 from patch_diffusion.data.files.decode import ImageFile, decode_file, read_header, read_headers
-from patch_diffusion.data.files.small_file_cache import Kept
+from patch_diffusion.data.files.small_file_cache import SmallFileCache
 
 RANDOM = np.random.default_rng(0)
 
@@ -317,7 +317,9 @@ def test_arrays_are_files_too():
     assert np.array_equal(decode_file(file), array) and decode_file(file, (2, 3)).shape == (2, 2, 3)
 
 
-@pytest.mark.parametrize("read", [read_header, decode_file, lambda file: Kept().looked_at(0, file).open()])
+@pytest.mark.parametrize(
+    "read", [read_header, decode_file, lambda file: SmallFileCache().for_header_pass(0, file).open()]
+)
 def test_what_cannot_be_read_is_closed(read):
     """A broken entry of a zip that stayed open would keep the zip open."""
 

@@ -35,7 +35,7 @@ _PIECE = 2**22
 
 
 @dataclass(frozen=True)
-class Part:
+class Subset:
     """``num`` images from the place ``first`` on, of all in an order that follows from ``seed``: it takes no memory.
 
     Of images that are there several times, ``first`` counts each once.
@@ -50,11 +50,11 @@ class Part:
 class ImageSet:
     """Images of one size: ``pixels`` (n, c, h, w) and, where there are classes, ``labels`` (n,) integers.
 
-    ``pixels`` are uint8, uint16 or float32, in memory once or mapped from a file, of which only what is asked for is
-    read. ``options`` are what they were opened with, ``notes`` what the user should know of the reading, ``codec`` what
-    brings pixels to model space, ``file`` what pixels are mapped from: it must not be cut short meanwhile. ``part``:
-    these are only some of the images, see `hold_out`. ``twins``: as often each image is there, as itself and mirrored,
-    in so many runs of all images, one after the other.
+    ``pixels`` are uint8, uint16 or float32, in memory or memory-mapped, and then only the requested images are read.
+    ``options`` are the options the images were opened with, ``notes`` are remarks for the user about the reading, and
+    ``codec`` maps pixels to model space. ``file`` is the file that pixels are mapped from, which must not be truncated
+    while it is in use. ``part`` makes this a subset of the images, see `hold_out`. ``mirrored`` is 2 if all images are
+    followed by their mirror images in the same order, else 1.
 
     Raises:
         InputError: the numbers cannot be pixels or labels, or there is not one label per image.
@@ -70,9 +70,9 @@ class ImageSet:
     options: Data = field(default_factory=Data)
     notes: tuple[str, ...] = ()
     codec: Codec = field(default_factory=PixelCodec)
-    part: Part | None = None
+    part: Subset | None = None
     file: Path | None = None
-    twins: int = 1
+    mirrored: int = 1
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.dtype != DTYPES[self.codec.dtype]:
@@ -114,7 +114,7 @@ class ImageSet:
         """Where some images are in ``pixels`` and ``labels``."""
         if self.part is None:
             return indices
-        num, of_part = len(self.pixels) // self.twins, self.part.num // self.twins
+        num, of_part = len(self.pixels) // self.mirrored, self.part.num // self.mirrored
         rows = permute(indices % of_part + self.part.first, num, self.part.seed, "held out")
         return rows + indices // of_part * num
 
@@ -200,15 +200,15 @@ def hold_out(images: Images, share: float, seed: int) -> tuple[Images, Images | 
         raise InputError(f"data.held_out is a share of the images from 0 to 0.5, not {share}")
     options = replace(images.options, held_out=share)
     share = max(share, min(_LEAST_HELD_OUT / len(images), 0.5)) if share else 0.0
-    numbers = [bucket.twins * round(share * len(bucket) / bucket.twins) for bucket in images.buckets]
+    numbers = [bucket.mirrored * round(share * len(bucket) / bucket.mirrored) for bucket in images.buckets]
     if share and not sum(numbers):
         raise InputError("of so few images none can be held out: set data.held_out to 0")
     if not share:
         return images, None
     parts = [
         (
-            replace(bucket, part=Part(seed, 0, len(bucket) - num), options=options),
-            replace(bucket, part=Part(seed, (len(bucket) - num) // bucket.twins, num), options=options),
+            replace(bucket, part=Subset(seed, 0, len(bucket) - num), options=options),
+            replace(bucket, part=Subset(seed, (len(bucket) - num) // bucket.mirrored, num), options=options),
         )
         for bucket, num in zip(images.buckets, numbers, strict=True)
     ]

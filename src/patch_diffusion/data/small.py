@@ -14,7 +14,7 @@ from patch_diffusion.data.images import ImageSet
 from patch_diffusion.data.latents.folder import LatentSet
 from patch_diffusion.data.reading import cache
 from patch_diffusion.data.reading.parallel import progress
-from patch_diffusion.data.reading.pixels import Part, Plan, read
+from patch_diffusion.data.reading.pixels import ArrayPlan, Plan, read
 from patch_diffusion.errors import InputError
 
 _VALUES_AT_ONCE = 2**22
@@ -87,7 +87,7 @@ def small_images(images: ImageSet, shape: tuple[int, int], *, show: bool = False
             yield (small if pixels.dtype is torch.float32 else small.round().to(pixels.dtype)).numpy()
 
     dtype = images.codec.dtype
-    plan = Plan(dtype, [Part((images.channels, *shape), len(pixels), blocks)])
+    plan = Plan(dtype, [ArrayPlan((images.channels, *shape), len(pixels), blocks)])
     key = _key(images, shape)
     found = read(lambda: plan, key, images.options, often=key is not None)
     return replace(images, pixels=found.pixels[0], file=None if found.files is None else found.files[0])

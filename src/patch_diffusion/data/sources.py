@@ -18,7 +18,7 @@ from patch_diffusion.data.arrays.stored import in_memory, is_array, open_array
 from patch_diffusion.data.files import hub, shards
 from patch_diffusion.data.files.collection import Collection, read_collection
 from patch_diffusion.data.files.folders import find_in_folder, find_in_zip
-from patch_diffusion.data.files.map_style import array_of, find_in_objects
+from patch_diffusion.data.files.map_style import array_of, find_in_map_style
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.latents.folder import is_latents, open_latents
 from patch_diffusion.data.reading.sizes import resolution_of
@@ -164,7 +164,7 @@ def _open_object(source: Any, options: Data, show: bool) -> Images:
         _refuse_unknown(options, "a table", _TABLE)
         return read_collection(hub.collection_of(source, options), options, show=show)
     _refuse_unknown(options, "a data set", _OBJECTS)
-    return read_collection(find_in_objects(source, options, show=show), options, show=show)
+    return read_collection(find_in_map_style(source, options, show=show), options, show=show)
 
 
 def _pair(value: Any) -> Any:

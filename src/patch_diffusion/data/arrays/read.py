@@ -16,7 +16,7 @@ from patch_diffusion.data.images import Images
 from patch_diffusion.data.reading import cache
 from patch_diffusion.data.reading.labels import Labels, labels_of_values
 from patch_diffusion.data.reading.parallel import in_order, progress
-from patch_diffusion.data.reading.pixels import Part, Plan, Read, images_of, read
+from patch_diffusion.data.reading.pixels import ArrayPlan, Plan, Read, images_of, read
 from patch_diffusion.data.reading.sizes import Size, choose_sizes, resize_values, resolution_of, too_small
 from patch_diffusion.data.reading.survey import Survey
 from patch_diffusion.errors import InputError
@@ -73,7 +73,7 @@ def read_array(stored: StoredArray, options: Data, *, show: bool = False) -> Ima
 
         if key is not None:
             key |= {"resolution": target, "fit": options.fit}
-        plan = Plan(dtype, [Part((channels, *target), stored.shape[0], blocks)], survey)
+        plan = Plan(dtype, [ArrayPlan((channels, *target), stored.shape[0], blocks)], survey)
         found = read(lambda: plan, key, options, often=key is not None)
     return images_of(found, labels, options, notes)
 

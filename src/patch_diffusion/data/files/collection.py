@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from patch_diffusion.config import Data
 from patch_diffusion.data.files.decode import Header, ImageFile, decode_file, quiet, read_headers, reason
-from patch_diffusion.data.files.pixel_type import common_kind
-from patch_diffusion.data.files.small_file_cache import Kept
+from patch_diffusion.data.files.pixel_type import common_pixel_type
+from patch_diffusion.data.files.small_file_cache import SmallFileCache
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.reading.labels import Labels
 from patch_diffusion.data.reading.parallel import in_order
-from patch_diffusion.data.reading.pixels import Part, Plan, images_of, read
+from patch_diffusion.data.reading.pixels import ArrayPlan, Plan, images_of, read
 from patch_diffusion.data.reading.sizes import Size, choose_sizes, describe_changes, resolution_of, too_small
 from patch_diffusion.data.reading.survey import Survey
 from patch_diffusion.errors import InputError
@@ -86,9 +86,9 @@ def read_collection(found: Collection, options: Data, *, show: bool = False) -> 
 
 def _plan(found: Collection, options: Data, show: bool) -> Plan:
     """Which files are decoded to which size."""
-    files, unusable, headers, kept_files = found.files, dict(found.unusable), found.headers, Kept()
+    files, unusable, headers, small_files = found.files, dict(found.unusable), found.headers, SmallFileCache()
     if headers is None:
-        looked_at = Files(len(files), lambda index: kept_files.looked_at(index, files[index]))
+        looked_at = Files(len(files), lambda index: small_files.for_header_pass(index, files[index]))
         headers, unusable = read_headers(looked_at, show=show)
     _refuse_many_unusable(files, unusable)
     sizes = {index: header.size for index, header in headers.items()}
@@ -98,16 +98,16 @@ def _plan(found: Collection, options: Data, show: bool) -> Plan:
             (height, width), _ = sizes[index], targets.pop(index)
             unusable[index] = f"{height}x{width} is too small to enlarge to {target[0]}x{target[1]}"
     _refuse_many_unusable(files, unusable)
-    kind, notes = common_kind(files, {index: headers[index] for index in targets}, options.mode, show=show)
+    pixel_type, notes = common_pixel_type(files, {index: headers[index] for index in targets}, options.mode, show=show)
     notes = describe_changes(sizes, targets, options.fit) + notes
     survey = Survey(name=lambda index: files[index].name)
 
-    def part_of(size: Size) -> Part:
+    def array_of_size(size: Size) -> ArrayPlan:
         indices = [index for index, target in targets.items() if target == size]
         kept: list[int] = []
 
         def decode(index: int) -> NDArray[Any]:
-            return decode_file(kept_files.decoded(index, files[index]), size, kind.mode, options.fit)
+            return decode_file(small_files.for_decode_pass(index, files[index]), size, pixel_type.mode, options.fit)
 
         def blocks() -> Iterator[NDArray[Any]]:
             together: list[NDArray[Any]] = []  # of neighbouring indices
@@ -129,7 +129,7 @@ def _plan(found: Collection, options: Data, show: bool) -> Plan:
             if together:
                 yield block()
 
-        return Part((kind.channels, *size), len(indices), blocks, kept)
+        return ArrayPlan((pixel_type.channels, *size), len(indices), blocks, kept)
 
     def finish() -> None:
         _refuse_many_unusable(files, unusable)
@@ -137,8 +137,8 @@ def _plan(found: Collection, options: Data, show: bool) -> Plan:
         if len(unusable) > _MOST_NAMED:
             notes.append(f"skipped {len(unusable) - _MOST_NAMED:,} others")
 
-    parts = [part_of(size) for size in sorted(set(targets.values()))]
-    return Plan(kind.dtype, parts, survey, notes, finish)
+    arrays = [array_of_size(size) for size in sorted(set(targets.values()))]
+    return Plan(pixel_type.dtype, arrays, survey, notes, finish)
 
 
 def _refuse_many_unusable(files: Sequence[ImageFile], unusable: Mapping[int, str]) -> None:

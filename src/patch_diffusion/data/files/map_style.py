@@ -27,7 +27,7 @@ _LABEL_NAMES = ("label", "labels", "class")
 Opened = IO[bytes] | Image.Image | NDArray[Any]
 
 
-def find_in_objects(source: Any, options: Data, *, show: bool = False) -> Collection:
+def find_in_map_style(source: Any, options: Data, *, show: bool = False) -> Collection:
     """All images of a data set whose items are images or (image, label), or mappings of them.
 
     An image is a Pillow image, a path, or an array or tensor (h, w), (c, h, w) or (h, w, c). Every item is asked for

@@ -14,7 +14,7 @@ from patch_diffusion.errors import InputError
 
 
 @dataclass(frozen=True)
-class Kind:
+class PixelType:
     """Type and number of channels of pixels; ``mode`` is what pictures of 8 bits are converted to."""
 
     dtype: str
@@ -22,9 +22,9 @@ class Kind:
     mode: str = "RGB"
 
 
-def common_kind(
+def common_pixel_type(
     files: Sequence[ImageFile], headers: Mapping[int, Header], mode: str, *, show: bool = False
-) -> tuple[Kind, list[str]]:
+) -> tuple[PixelType, list[str]]:
     """What all files are read as, with notes of what that leaves out.
 
     Args:
@@ -52,9 +52,9 @@ def common_kind(
             raise InputError(
                 f"data.mode {mode} is for pictures of 8 bits, and these are {_describe(dtype, channels)}: leave it out"
             )
-        return Kind(dtype, channels), []
+        return PixelType(dtype, channels), []
     mode, notes = _mode(files, headers, mode, show)
-    return Kind(dtype, len(Image.new(mode, (1, 1)).getbands()), mode), notes
+    return PixelType(dtype, len(Image.new(mode, (1, 1)).getbands()), mode), notes
 
 
 def _mode(files: Sequence[ImageFile], headers: Mapping[int, Header], mode: str, show: bool) -> tuple[str, list[str]]:

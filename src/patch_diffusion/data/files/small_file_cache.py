@@ -19,18 +19,18 @@ ROOM = 2**28
 """Bytes of all that are kept, at most."""
 
 
-class Kept:
+class SmallFileCache:
     """What small files hold, from when they are looked at to when they are decoded."""
 
     def __init__(self) -> None:
         self._contents: dict[int, bytes] = {}
         self._room = ROOM
 
-    def looked_at(self, index: int, file: ImageFile) -> ImageFile:
+    def for_header_pass(self, index: int, file: ImageFile) -> ImageFile:
         """The file, which is kept when it is opened."""
         return ImageFile(file.name, partial(self._open, index, file))
 
-    def decoded(self, index: int, file: ImageFile) -> ImageFile:
+    def for_decode_pass(self, index: int, file: ImageFile) -> ImageFile:
         """The file, which need not be opened again if it was kept, and is let go of."""
         content = self._contents.pop(index, None)
         if content is None:

@@ -114,8 +114,8 @@ def open_latents(
     if classes is False:
         labels, names = None, ()
     latents = f"{codec.factor}-fold latents of {len(codec.mean)} channels, of {height}x{width} images"
-    options, twins = options or Data(str(path)), facts.get("twins", 1)
-    return LatentSet(stored, labels, names, options, (latents,), codec=codec, file=path / _LATENTS, twins=twins)
+    options, mirrored = options or Data(str(path)), facts.get("twins", 1)
+    return LatentSet(stored, labels, names, options, (latents,), codec=codec, file=path / _LATENTS, mirrored=mirrored)
 
 
 def encode_latents(

@@ -22,7 +22,7 @@ from patch_diffusion.config import Data
 from patch_diffusion.data.digits import NAME
 from patch_diffusion.data.files.collection import Collection
 from patch_diffusion.data.files.decode import ImageFile, decode_file, quiet, read_headers, reason
-from patch_diffusion.data.files.pixel_type import Kind, common_kind
+from patch_diffusion.data.files.pixel_type import PixelType, common_pixel_type
 from patch_diffusion.data.inspection.as_files import as_files, has_files
 from patch_diffusion.data.inspection.duplicates import content_hash
 from patch_diffusion.data.preparation.partial import PartialZip
@@ -98,7 +98,7 @@ def prepare_images(
 class _Plan:
     """What all images become, and which cannot, by index."""
 
-    kind: Kind
+    pixel_type: PixelType
     size: Size
     unusable: dict[int, str]
     notes: list[str]
@@ -117,17 +117,17 @@ def _plan(found: Collection, options: Data, show: bool) -> _Plan:
         sizes = ", ".join(f"{height}x{width}" for (height, width), _ in counts.most_common(3))
         raise InputError(f"images are of {len(counts)} sizes ({sizes}{', ...' * (len(counts) > 3)}): give --resolution")
     size = resolution or next(iter(counts))
-    kind, notes = common_kind(found.files, headers, options.mode, show=show)
-    if (kind.dtype, kind.channels) not in _MODES:
+    pixel_type, notes = common_pixel_type(found.files, headers, options.mode, show=show)
+    if (pixel_type.dtype, pixel_type.channels) not in _MODES:
         raise InputError(
-            f"a PNG holds 1, 3 or 4 channels of 8 bits, or 1 of 16, but these images have {kind.channels} of "
-            f"{kind.dtype}: train on them as they are"
+            f"a PNG holds 1, 3 or 4 channels of 8 bits, or 1 of 16, but these images have {pixel_type.channels} of "
+            f"{pixel_type.dtype}: train on them as they are"
         )
     for index, header in headers.items():
         if too_small(header.size, size):
             height, width = header.size
             unusable[index] = f"{height}x{width} is too small to enlarge to {size[0]}x{size[1]}"
-    return _Plan(kind, size, unusable, notes)
+    return _Plan(pixel_type, size, unusable, notes)
 
 
 def _encode(
@@ -147,7 +147,7 @@ def _encode(
     def encode(index: int) -> tuple[bytes, bytes]:
         if index in plan.unusable:
             raise InputError(plan.unusable[index])
-        pixels = decode_file(files[index], plan.size, plan.kind.mode, options.fit)
+        pixels = decode_file(files[index], plan.size, plan.pixel_type.mode, options.fit)
         return _to_png(pixels), content_hash(pixels)
 
     for index, result in in_order(encode, range(len(partial.lines), len(files)), "preparing images", show=show):
@@ -183,7 +183,7 @@ def _report(found: Collection, plan: _Plan, partial: PartialZip, options: Data, 
         "files": len(partial.lines),
         "images": len(partial.lines) - len(dropped),
         "resolution": list(plan.size),
-        "mode": _MODES[plan.kind.dtype, plan.kind.channels],
+        "mode": _MODES[plan.pixel_type.dtype, plan.pixel_type.channels],
         "fit": options.fit,
         "num_classes": 0 if found.labels is None else int(found.labels[0].max()) + 1,
         "class_names": [] if found.labels is None else list(found.labels[1]),

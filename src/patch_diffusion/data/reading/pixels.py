@@ -27,7 +27,7 @@ MOST_IN_MEMORY = 128 * 2**20
 
 
 @dataclass
-class Part:
+class ArrayPlan:
     """Images of one size, still to be read.
 
     ``blocks`` gives arrays (k, *shape), ``most`` images at the most. ``kept`` are the indices of those that came, where
@@ -49,7 +49,7 @@ class Plan:
     """
 
     dtype: str
-    parts: list[Part]
+    arrays: list[ArrayPlan]
     survey: Survey = field(default_factory=Survey)
     notes: list[str] = field(default_factory=list)
     finish: Callable[[], None] = lambda: None
@@ -57,7 +57,7 @@ class Plan:
     @property
     def num_bytes(self) -> int:
         """Of all pixels."""
-        return sum(part.most * math.prod(part.shape) for part in self.parts) * np.dtype(self.dtype).itemsize
+        return sum(each.most * math.prod(each.shape) for each in self.arrays) * np.dtype(self.dtype).itemsize
 
     def facts(self) -> dict[str, Any]:
         """What was found, ready for JSON."""
@@ -66,14 +66,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Read:
-    """What a plan has become: pixels of each part, the indices of the images that they are (None: all), and facts."""
+    """What a plan has become: pixels of each each, the indices of the images that they are (None: all), and facts."""
 
     pixels: list[Tensor]
     kept: list[NDArray[np.int64] | None]
     facts: dict[str, Any]
     notes: tuple[str, ...] = ()
     files: list[Path] | None = None
-    """That the pixels of each part are mapped from."""
+    """That the pixels of each each are mapped from."""
 
     @property
     def survey(self) -> Survey:
@@ -170,25 +170,25 @@ def _can_write() -> bool:
 
 def _into_memory(plan: Plan) -> Read:
     pixels = []
-    for part in plan.parts:
-        array = np.empty((part.most, *part.shape), plan.dtype)
+    for each in plan.arrays:
+        array = np.empty((each.most, *each.shape), plan.dtype)
         count = 0
-        for block in part.blocks():
+        for block in each.blocks():
             array[count : count + len(block)] = block
             count += len(block)
         pixels.append(torch.from_numpy(array[:count]))
     plan.finish()
-    kept = [None if part.kept is None else np.array(part.kept, np.int64) for part in plan.parts]
+    kept = [None if each.kept is None else np.array(each.kept, np.int64) for each in plan.arrays]
     return Read(pixels, kept, plan.facts())
 
 
 def _write(plan: Plan, folder: Path) -> dict[str, Any]:
-    for number, part in enumerate(plan.parts):
-        cache.write_blocks(folder / f"pixels-{number}.npy", part.blocks(), part.shape, plan.dtype)
-        if part.kept is not None:
-            np.save(folder / f"kept-{number}.npy", np.array(part.kept, np.int64))
+    for number, each in enumerate(plan.arrays):
+        cache.write_blocks(folder / f"pixels-{number}.npy", each.blocks(), each.shape, plan.dtype)
+        if each.kept is not None:
+            np.save(folder / f"kept-{number}.npy", np.array(each.kept, np.int64))
     plan.finish()
-    return {**plan.facts(), "kept": [part.kept is not None for part in plan.parts]}
+    return {**plan.facts(), "kept": [each.kept is not None for each in plan.arrays]}
 
 
 def _from_cache(entry: cache.Entry) -> Read:
