@@ -162,7 +162,7 @@ def test_what_is_called_classes_and_is_no_names():
 def test_labels_that_some_items_have_not():
     data = Pictures(lambda index: (plain(index), None if index == 4 else 1))
     assert "has no label for 1 of 20 images (first: item 4)" in refusal(data)
-    assert "has no labels: its items are to be (image, label)" in refusal(Pictures(plain), classes=True)
+    assert "has no labels: its items must be (image, label)" in refusal(Pictures(plain), classes=True)
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def _labels(
     missing = [index for index in usable if values[index] is None]
     if len(missing) == len(usable):
         if options.classes or options.labels:
-            raise InputError("the data set has no labels: its items are to be (image, label)")
+            raise InputError("the data set has no labels: its items must be (image, label)")
         return None
     if missing:
         raise InputError(
