@@ -1,4 +1,4 @@
-"""Images that are files, wherever they were found, to pixels of one size or of a few."""
+"""Collections of image files from any kind of source, and their decoding to pixels of one size or of a few buckets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from patch_diffusion.data.reading.survey import Survey
 from patch_diffusion.errors import InputError
 
 MOST_UNUSABLE = 0.01
-"""Share of the files that may be broken before training is refused."""
+"""The largest share of the files that may be unusable; with more of them, training is refused."""
 
 _MOST_NAMED = 20
 _IMAGES_IN_A_BLOCK = 16
@@ -30,7 +30,7 @@ _IMAGES_IN_A_BLOCK = 16
 
 @dataclass(frozen=True)
 class Files(Sequence[ImageFile]):
-    """Files that are made when they are asked for: a list of millions takes long, though all be in the cache."""
+    """A lazy sequence of image files: each is made when it is accessed, since a list of millions takes long to make."""
 
     num: int
     make: Callable[[int], ImageFile]
@@ -51,12 +51,12 @@ class Files(Sequence[ImageFile]):
 
 @dataclass
 class Collection:
-    """Images that can be opened, in the order of the data set.
+    """The image files of a data set, in its order, with their labels.
 
-    ``labels`` are class numbers and the names of classes, of all files; ``notes`` what the user should know of the
-    finding. ``identity`` is what changes when the files do, ready for JSON; None where that cannot be told.
-    ``headers`` and ``unusable`` are what is known of them already, as `read_headers` finds it. ``slow`` ones are kept
-    on disk though they be few.
+    ``labels`` are the class numbers of all files and the names of the classes; ``notes`` are remarks for the user.
+    ``identity`` is JSON data that changes when the files do; None if that cannot be known. ``headers`` and ``unusable``
+    are results of `read_headers`, if there are any already. If ``slow``, decoded images are cached on disk even if they
+    are few.
     """
 
     source: str
@@ -70,10 +70,10 @@ class Collection:
 
 
 def read_collection(found: Collection, options: Data, *, show: bool = False) -> Images:
-    """All images of a collection, upright, with the same channels, of the same size or in buckets.
+    """Decode all images of a collection, upright, to the same channels, and to the same size or to buckets.
 
     Raises:
-        InputError: several sizes and no resolution, several kinds of pixels, or more than 1 % of the files unusable.
+        InputError: there are several sizes and no resolution, several pixel types, or more than 1 % unusable files.
     """
     key = None
     if found.identity is not None:
@@ -85,7 +85,7 @@ def read_collection(found: Collection, options: Data, *, show: bool = False) -> 
 
 
 def _plan(found: Collection, options: Data, show: bool) -> Plan:
-    """Which files are decoded to which size."""
+    """Plan which files are decoded to which size and pixel type, after a pass over their headers."""
     files, unusable, headers, small_files = found.files, dict(found.unusable), found.headers, SmallFileCache()
     if headers is None:
         looked_at = Files(len(files), lambda index: small_files.for_header_pass(index, files[index]))
@@ -110,7 +110,7 @@ def _plan(found: Collection, options: Data, show: bool) -> Plan:
             return decode_file(small_files.for_decode_pass(index, files[index]), size, pixel_type.mode, options.fit)
 
         def blocks() -> Iterator[NDArray[Any]]:
-            together: list[NDArray[Any]] = []  # of neighbouring indices
+            together: list[NDArray[Any]] = []  # images of consecutive indices
 
             def block() -> NDArray[Any]:
                 stacked = np.stack(together)
