@@ -88,8 +88,8 @@ def _plan(found: Collection, options: Data, show: bool) -> Plan:
     """Plan which files are decoded to which size and pixel type, after a pass over their headers."""
     files, unusable, headers, small_files = found.files, dict(found.unusable), found.headers, SmallFileCache()
     if headers is None:
-        looked_at = Files(len(files), lambda index: small_files.for_header_pass(index, files[index]))
-        headers, unusable = read_headers(looked_at, show=show)
+        cached = Files(len(files), lambda index: small_files.for_header_pass(index, files[index]))
+        headers, unusable = read_headers(cached, show=show)
     _refuse_many_unusable(files, unusable)
     sizes = {index: header.size for index, header in headers.items()}
     targets = choose_sizes(sizes, lambda index: files[index].name, resolution_of(options), options.fit)

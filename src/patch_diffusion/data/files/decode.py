@@ -224,7 +224,7 @@ def _tiff_tag(image: Image.Image, tag: int, default: int) -> Any:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 being upright; EXIF data after a PNG's pixels is ignored, as finding it is slow."""
+    """Return the EXIF orientation, 1 being upright. EXIF data after a PNG's pixels is ignored: finding it is slow."""
     exif = Image.Image.getexif(image) if image.format == "PNG" else image.getexif()
     return exif.get(_EXIF_ORIENTATION, 1)
 

@@ -43,7 +43,7 @@ def stored_content(path: str, entry: ZipInfo) -> bytes | None:
 
 
 def plain_members(path: Path) -> list[tuple[str, int, int]] | None:
-    """List the names, offsets and sizes of the files in a tar; None if it is damaged or not simple, as with long names."""
+    """List the name, offset and size of each file in a tar; None if it is damaged or not simple, as with long names."""
     found: list[tuple[str, int, int]] = []
     place, end = 0, path.stat().st_size
     with path.open("rb") as stream:
