@@ -23,7 +23,7 @@ class InputError(ValueError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return the end of an error sentence with the nearest known word, ``"; did you mean 'heun'?"``, or with all."""
+    """Return the end of an error sentence: the nearest known word, ``"; did you mean 'heun'?"``, or all known words."""
     known = list(known)
     nearest = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean '{nearest[0]}'?" if nearest else f"; choose from {', '.join(known)}"
