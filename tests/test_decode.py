@@ -105,7 +105,7 @@ def test_pages_of_a_tiff_are_channels(tmp_path, dtype):
 def test_pages_that_are_no_channels(tmp_path):
     flat = np.zeros((8, 8), np.uint8)
     save(tmp_path / "a.tiff", flat, np.zeros((4, 4), np.uint8))
-    assert "a.tiff (its 2 pages differ in size or kind, and so are no channels of one image)" in refusal(tmp_path)
+    assert "a.tiff (its 2 pages differ in size or type, so they cannot be channels of one image)" in refusal(tmp_path)
     save(tmp_path / "a.tiff", flat, flat.astype(np.uint16))
     assert "a.tiff (its 2 pages differ" in refusal(tmp_path)
     save(tmp_path / "a.tiff", *np.zeros((2, 8, 8, 3), np.uint8))

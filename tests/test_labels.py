@@ -118,7 +118,7 @@ def test_a_csv_that_cannot_be_used(folder, tmp_path, content, message):
 
 def test_labels_that_are_nowhere(folder):
     assert refusal(folder, labels="a.csv") == f"there is no file of labels at a.csv, nor in {folder}"
-    assert "data.classes False leaves them: give one" in refusal(folder, labels="a.csv", classes=False)
+    assert "data.classes False ignores them: give one" in refusal(folder, labels="a.csv", classes=False)
 
 
 def test_labels_stay_with_their_images_when_one_is_passed_over(tmp_path):

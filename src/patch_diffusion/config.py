@@ -73,11 +73,11 @@ class Data:
     resolution: Annotated[int | tuple[int, int] | None, tyro.conf.arg(aliases=["--resolution"])] = None
     """Side, or height and width, that images are resized to. None: their own size, the same for all."""
     classes: bool | None = None
-    """Train on classes, from the labels of the data or the names of sub-folders. None: only on labels of the data."""
+    """Train on classes: labels of the data, or names of sub-folders. None: on labels of the data, if it has any."""
     mode: Mode = "auto"
     """Channels to convert files to. auto: L if all files are grey, RGBA if all have transparency, else RGB."""
     fit: Fit = "crop"
-    """How to resize. crop: crop to the shape first. stretch. bucket: to the nearest of several shapes of equal area."""
+    """How images are fitted: crop to the shape, stretch, or bucket: crop to the nearest of several of equal area."""
     range: tuple[float, float] | None = None
     """Pixel values that become -1 and 1. None: the full range of integer types, or the range found in floats."""
     labels: str | None = None
@@ -113,8 +113,8 @@ class Patches:
     coords: bool = True
     """Give the network the coordinates of its pixels as input."""
     context: int | None = None
-    """Shorter side of a small copy of the whole image, an input with every patch that is sampled first, so that whole 0
-    makes coherent images at a cost that does not depend on their size. None: no small copy."""
+    """Shorter side of a small copy of the whole image, which is an input with every patch, and sampled first. With it,
+    whole 0 makes coherent images, at a cost that does not depend on their size. None: no small copy."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def device_of_process(name: str, world: int) -> torch.device:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if local >= torch.cuda.device_count():
         raise InputError(
-            f"process {local} of this machine has no GPU, which has {torch.cuda.device_count()}: start fewer processes"
+            f"process {local} of this machine has no GPU, of {torch.cuda.device_count()} in all: start fewer processes"
         )
     return torch.device("cuda", local)
 

@@ -202,7 +202,7 @@ def hold_out(images: Images, share: float, seed: int) -> tuple[Images, Images | 
     share = max(share, min(_LEAST_HELD_OUT / len(images), 0.5)) if share else 0.0
     numbers = [bucket.mirrored * round(share * len(bucket) / bucket.mirrored) for bucket in images.buckets]
     if share and not sum(numbers):
-        raise InputError("of so few images none can be held out: set data.held_out to 0")
+        raise InputError("there are too few images to hold any out: set data.held_out to 0")
     if not share:
         return images, None
     parts = [

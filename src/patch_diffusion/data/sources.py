@@ -111,7 +111,7 @@ def open_images(
     path = user_path(source)
     if is_latents(path):
         if options != Data(options.source, classes=classes):
-            raise InputError(f"{source} holds latents, which are as they were made: leave out all but data.classes")
+            raise InputError(f"{source} holds latents, which only data.classes applies to: leave out all other options")
         return open_latents(path, classes=classes, options=options)
     if _prefix(options.source) is None and is_array(path) and path.exists():
         _refuse_unknown(options, options.source, _ARRAY_FILE)
@@ -193,7 +193,7 @@ def _check(options: Data) -> None:
     if options.range is not None and not options.range[0] < options.range[1]:
         raise InputError(f"data.range goes from a lower to a higher value, not from {options.range}")
     if options.labels is not None and options.classes is False:
-        raise InputError("data.labels says where the classes are, and data.classes False leaves them: give one")
+        raise InputError("data.labels says where the classes are, and data.classes False ignores them: give one")
 
 
 def _refuse_unknown(options: Data, source: str, known: set[str]) -> None:

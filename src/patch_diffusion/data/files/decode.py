@@ -213,7 +213,7 @@ def _pages(image: Image.Image) -> list[int]:
             kinds.add((image.size, image.mode))
     image.seek(pages[0] if pages else 0)
     if len(kinds) > 1:
-        raise InputError(f"its {len(pages)} pages differ in size or kind, and so are no channels of one image")
+        raise InputError(f"its {len(pages)} pages differ in size or type, so they cannot be channels of one image")
     if len(pages) > 1 and _dtype(image) == "uint8" and image.mode not in ("1", "L"):
         raise InputError(f"has {len(pages)} pages of colour, and only grey ones can be the channels of one image")
     return pages or [0]

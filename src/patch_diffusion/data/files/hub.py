@@ -53,7 +53,7 @@ def collection_of(table: Any, options: Data) -> Collection:
     """
     library = need("datasets", options.source or "the data set")
     if isinstance(table, library.IterableDataset):
-        raise InputError("a data set that is streamed has no order to come back to: load it without streaming")
+        raise InputError("a streamed data set cannot be read again in the same order: load it without streaming")
     source = options.source or "the data set"
     column = _image_column(library, table, options.key, source)
     labels = _labels(library, table, options, source)

@@ -43,7 +43,7 @@ def find_in_map_style(source: Any, options: Data, *, show: bool = False) -> Coll
     """
     if not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):
         raise InputError(
-            f"a data set has a length and items by number, which {type(source).__name__} has not: a list has them"
+            f"a data set needs a length and items by index, which {type(source).__name__} lacks: give a list, say"
         )
     if not len(source):
         raise InputError("the data set is empty")
@@ -89,7 +89,7 @@ class _Items:
         if before is None or not isinstance(opened, (Image.Image, np.ndarray)):
             return opened
         if read_header(ImageFile("", lambda: opened)) != before:
-            raise InputError("is another image each time it is asked for: leave random augmentation out of it")
+            raise InputError("is a different image each time it is loaded: leave random augmentation out of it")
         return opened
 
     def _parts(self, item: Any) -> tuple[Any, Any]:
@@ -101,7 +101,7 @@ class _Items:
             return item[key], item.get(label)
         if isinstance(item, (tuple, list)):
             if len(item) not in (1, 2):
-                raise InputError(f"is {len(item)} things, and not an image or (image, label)")
+                raise InputError(f"has {len(item)} elements, and is not an image or (image, label)")
             return item[0], item[1] if len(item) == 2 else None
         return item, None
 

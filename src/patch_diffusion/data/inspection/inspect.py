@@ -112,7 +112,7 @@ def inspect_images(
         InputError: there are no images to inspect.
     """
     if most < 1:
-        raise InputError(f"at least 1 image is looked at, not {most}")
+        raise InputError(f"at least 1 image is inspected, not {most}")
     if sheet is not None:
         check_sheet(Path(sheet))
     with found_images(options, show=show) as (found, problems), quiet():

@@ -110,7 +110,7 @@ class LatentCodec:
         """The autoencoder that decodes the latents; an `InputError` if it is missing or not the one that made them."""
         if not self.can_decode:
             raise InputError(
-                f"latents become pixels by the VAE that made them, and {self.vae} is not there: bring that folder "
+                f"latents are decoded by the VAE that made them, but {self.vae} is not there: bring that folder "
                 "back, or say where it is now (vae)"
             )
         vae = Autoencoder(self.vae)

@@ -95,7 +95,7 @@ def open_latents(
     facts = read_json(path / _FACTS)
     try:
         if facts["format"] != _FORMAT:
-            raise InputError(f"the latents in {path} are of format {facts['format']}, and {_FORMAT} is known here")
+            raise InputError(f"the latents in {path} are of format {facts['format']}, not {_FORMAT}: make them anew")
         codec = codec_of(facts["codec"])
         names, (height, width) = tuple(facts["class_names"]), facts["resolution"]
         # Copy-on-write, so that writing to the tensor does not change the file: torch has no read-only tensors.
