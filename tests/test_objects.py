@@ -170,8 +170,8 @@ def test_labels_that_some_items_have_not():
     [
         ([], "the data set is empty"),
         (iter([]), "a data set needs a length and items by index, which list_iterator lacks"),
-        (type("Stream", (IterableDataset,), {"__iter__": None})(), "which Stream has not"),
-        (SimpleNamespace(), "which SimpleNamespace has not"),
+        (type("Stream", (IterableDataset,), {"__iter__": None})(), "which Stream lacks"),
+        (SimpleNamespace(), "which SimpleNamespace lacks"),
     ],
 )
 def test_what_is_no_data_set(source, message):
@@ -179,7 +179,7 @@ def test_what_is_no_data_set(source, message):
 
 
 def test_one_picture_is_no_data_set():
-    assert "which Image has not" in refusal(Image.new("L", (8, 8)))
+    assert "which Image lacks" in refusal(Image.new("L", (8, 8)))
 
 
 def test_labels_of_several_lengths():
