@@ -19,7 +19,7 @@ from image_files import (  # noqa: F401
     write_zip,
 )
 from patch_diffusion.data.files.decode import ImageFile, decode_file, read_header, read_headers
-from patch_diffusion.data.files.small_file_cache import Kept
+from patch_diffusion.data.files.small_file_cache import SmallFileCache
 
 RANDOM = np.random.default_rng(0)
 
@@ -105,7 +105,7 @@ def test_pages_of_a_tiff_are_channels(tmp_path, dtype):
 def test_pages_that_are_no_channels(tmp_path):
     flat = np.zeros((8, 8), np.uint8)
     save(tmp_path / "a.tiff", flat, np.zeros((4, 4), np.uint8))
-    assert "a.tiff (its 2 pages differ in size or kind, and so are no channels of one image)" in refusal(tmp_path)
+    assert "a.tiff (its 2 pages differ in size or type, so they cannot be channels of one image)" in refusal(tmp_path)
     save(tmp_path / "a.tiff", flat, flat.astype(np.uint16))
     assert "a.tiff (its 2 pages differ" in refusal(tmp_path)
     save(tmp_path / "a.tiff", *np.zeros((2, 8, 8, 3), np.uint8))
@@ -317,7 +317,9 @@ def test_arrays_are_files_too():
     assert np.array_equal(decode_file(file), array) and decode_file(file, (2, 3)).shape == (2, 2, 3)
 
 
-@pytest.mark.parametrize("read", [read_header, decode_file, lambda file: Kept().looked_at(0, file).open()])
+@pytest.mark.parametrize(
+    "read", [read_header, decode_file, lambda file: SmallFileCache().for_header_pass(0, file).open()]
+)
 def test_what_cannot_be_read_is_closed(read):
     """A broken entry of a zip that stayed open would keep the zip open."""
 

@@ -61,9 +61,9 @@ def test_the_published_recipe_trains_on_all():
     assert all(config.data.held_out is None for name, config in pd.PRESETS.items() if name != "paper")
 
 
-def test_twins_of_held_out_images_are_held_out():
+def test_mirror_images_of_held_out_images_are_held_out():
     numbers = torch.arange(1000).remainder(500).div(2, rounding_mode="floor").to(torch.uint8)
-    images = replace(pd.ImageSet(numbers[:, None, None, None].expand(1000, 1, 4, 4)), twins=2)
+    images = replace(pd.ImageSet(numbers[:, None, None, None].expand(1000, 1, 4, 4)), mirrored=2)
     train, held_out = hold_out(images, 0.1, 3)
     assert (len(train), len(held_out)) == (900, 100)
     rows = [part.rows(np.arange(len(part))) for part in (train, held_out)]

@@ -106,8 +106,8 @@ def test_labels_of_files_that_are_not_here_are_noted(folder, tmp_path):
         (csv_of("00000.png,"), "line 2 of"),
         (csv_of("00000.png"), "line 2 of"),
         (csv_of(*NUMBERS[:3], "00003.png,-1"), "the label of 00003.png is -1, and class numbers count from 0"),
-        ("name,class\na,b", "is to name the columns file and label, not name, class"),
-        ("", "is to name the columns file and label, not none"),
+        ("name,class\na,b", "must name the columns file and label, not name, class"),
+        ("", "must name the columns file and label, not none"),
         ("file,label\n\0\xff".encode("latin-1"), "is not a CSV of file,label"),
     ],
 )
@@ -118,7 +118,7 @@ def test_a_csv_that_cannot_be_used(folder, tmp_path, content, message):
 
 def test_labels_that_are_nowhere(folder):
     assert refusal(folder, labels="a.csv") == f"there is no file of labels at a.csv, nor in {folder}"
-    assert "data.classes False leaves them: give one" in refusal(folder, labels="a.csv", classes=False)
+    assert "data.classes False ignores them: give one" in refusal(folder, labels="a.csv", classes=False)
 
 
 def test_labels_stay_with_their_images_when_one_is_passed_over(tmp_path):

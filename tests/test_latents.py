@@ -183,7 +183,7 @@ def test_flips_are_made_of_the_mirrored_images(make_vae, images, tmp_path, monke
     monkeypatch.setattr(latent_folder, "images_at_once", lambda pixels: 32)  # so that one batch has both
     both = encode_latents(images, vae, tmp_path / "both", flips=True)
     assert len(both) == 140 and torch.equal(both.labels, images.labels.repeat(2))
-    assert (both.twins, mirrored.twins) == (2, 1)
+    assert (both.mirrored, mirrored.mirrored) == (2, 1)
     torch.testing.assert_close(both.pixels[70:].float(), mirrored.pixels.float(), atol=2e-3, rtol=2e-3)
     assert (both.pixels[:70] - mirrored.pixels).abs().max() > 0.1
 

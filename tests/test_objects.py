@@ -117,7 +117,7 @@ def test_items_that_change_from_one_time_to_the_next_are_named():
         asked.append(index)
         return np.zeros((8 + len(asked), 8), np.uint8)
 
-    assert "item 0 (is another image each time it is asked for" in refusal(Pictures(item), resolution=8)
+    assert "item 0 (is a different image each time it is loaded" in refusal(Pictures(item), resolution=8)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_items_that_change_from_one_time_to_the_next_are_named():
         ("not a path", "No such file"),
         (None, "is a NoneType, and not a Pillow image, an array or a tensor"),
         (3, "is a int, and not a Pillow image"),
-        ((np.zeros((8, 8), np.uint8), 1, 2), "is 3 things, and not an image or (image, label)"),
+        ((np.zeros((8, 8), np.uint8), 1, 2), "has 3 elements, and is not an image or (image, label)"),
         (np.zeros(8, np.uint8), "has the shape 1 x 8: images are"),
         (np.full((8, 8), np.nan), "holds NaN or infinity"),
         (np.full((8, 8), 1j), "holds complex128"),
@@ -162,16 +162,16 @@ def test_what_is_called_classes_and_is_no_names():
 def test_labels_that_some_items_have_not():
     data = Pictures(lambda index: (plain(index), None if index == 4 else 1))
     assert "has no label for 1 of 20 images (first: item 4)" in refusal(data)
-    assert "has no labels: its items are to be (image, label)" in refusal(Pictures(plain), classes=True)
+    assert "has no labels: its items must be (image, label)" in refusal(Pictures(plain), classes=True)
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
         ([], "the data set is empty"),
-        (iter([]), "a data set has a length and items by number, which list_iterator has not"),
-        (type("Stream", (IterableDataset,), {"__iter__": None})(), "which Stream has not"),
-        (SimpleNamespace(), "which SimpleNamespace has not"),
+        (iter([]), "a data set needs a length and items by index, which list_iterator lacks"),
+        (type("Stream", (IterableDataset,), {"__iter__": None})(), "which Stream lacks"),
+        (SimpleNamespace(), "which SimpleNamespace lacks"),
     ],
 )
 def test_what_is_no_data_set(source, message):
@@ -179,7 +179,7 @@ def test_what_is_no_data_set(source, message):
 
 
 def test_one_picture_is_no_data_set():
-    assert "which Image has not" in refusal(Image.new("L", (8, 8)))
+    assert "which Image lacks" in refusal(Image.new("L", (8, 8)))
 
 
 def test_labels_of_several_lengths():

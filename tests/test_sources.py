@@ -349,7 +349,7 @@ def test_folders_that_may_not_be_looked_into(make_folder):
         ({"resolution": 8.5}, "data.resolution is a side, or height and width"),
         ({"resolution": "8"}, "data.resolution is a side, or height and width"),
         ({"range": (1, 1)}, "data.range goes from a lower to a higher value, not from (1, 1)"),
-        ({"labels": "a", "classes": False}, "data.classes False leaves them: give one"),
+        ({"labels": "a", "classes": False}, "data.classes False ignores them: give one"),
         ({"fit": "stretch"}, "data.fit stretch needs data.resolution"),
     ],
 )

@@ -1,7 +1,7 @@
-"""Every option of a run, typed: what is asked for on the command line, what is stored with the run.
+"""The typed options of a run, as given on the command line and as stored in the run folder.
 
-One frozen dataclass per group; a field, a command-line option and a JSON key are the same word. This file imports no
-heavy library, so that ``--help`` is quick. Ranges are checked by the objects that use the values.
+There is one frozen dataclass per group; a field, a command-line option and a JSON key have the same name. This module
+imports no heavy library, so that ``--help`` is quick. Ranges are checked by the objects that use the values.
 """
 
 from __future__ import annotations
@@ -48,211 +48,211 @@ _SHARES = tyro.constructors.PrimitiveConstructorSpec(
 
 @dataclass(frozen=True)
 class Augment:
-    """Whole images are altered before patches are cut from them."""
+    """Augmentation of whole images, before patches are cropped from them."""
 
     __pydantic_config__ = _STRICT
 
     flip: float = 0.0
-    """Probability of a horizontal flip that the network is not told of; 0.5 where left and right are of one kind."""
+    """Probability of a horizontal flip without conditioning, so samples are flipped, too; 0.5 for symmetric data."""
     p: float = 0.0
-    """Probability of each alteration that the network is told of, so that samples show none: 0.12 for small data."""
+    """Probability of each augmentation the network is conditioned on, so samples show none: 0.12 for small data."""
     resample: bool = True
-    """Also turn, scale and stretch; otherwise flips and whole-pixel translations are all."""
+    """Also rotate, scale and stretch; otherwise only flip, and translate by whole pixels."""
     colour: bool = False
-    """Also alter the colours."""
+    """Also augment the colours."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """The images."""
+    """The training images, and how they are read."""
 
     __pydantic_config__ = _STRICT
 
     source: Annotated[str, tyro.conf.Suppress] = ""
-    """What the images are read from, see `open_images`; DATA on the command line."""
+    """The data set that the images are read from, see `open_images`; DATA on the command line."""
     resolution: Annotated[int | tuple[int, int] | None, tyro.conf.arg(aliases=["--resolution"])] = None
-    """Side, or height and width, to which images are brought. None: as they are, all the same."""
+    """Side, or height and width, that images are resized to. None: their own size, the same for all."""
     classes: bool | None = None
-    """Train on classes, those of the data or the names of sub-folders. None: those of the data, where it has any."""
+    """Train on classes: labels of the data, or names of sub-folders. None: on labels of the data, if it has any."""
     mode: Mode = "auto"
-    """Channels to convert files to. auto: L where all files are grey, RGBA where all are transparent, else RGB."""
+    """Channels to convert files to. auto: L if all files are grey, RGBA if all have transparency, else RGB."""
     fit: Fit = "crop"
-    """How: crop to the shape, stretch to it, or bucket: each image to the nearest of several of as many pixels."""
+    """How images are fitted: crop to the shape, stretch, or bucket: crop to the nearest of several of equal area."""
     range: tuple[float, float] | None = None
-    """The values that become -1 and 1. None: all that whole numbers can be, or, of floats, what is found."""
+    """Pixel values that become -1 and 1. None: the full range of integer types, or the range found in floats."""
     labels: str | None = None
-    """Where the classes are: a CSV of file,label for image files; the name of an array or a column for others."""
+    """Source of the class labels: a CSV of file,label for image files, or the name of an array or a column."""
     key: str | None = None
-    """Where the images are: the name of an array in a file, of a column, or the ending of images in shards."""
+    """Source of the images: the name of an array in a file or of a column, or the extension of images in shards."""
     layout: Layout = "auto"
-    """Where the channels of arrays are. auto: as their shape tells."""
+    """Position of the channel axis in arrays. auto: found from the shape."""
     cache: Cache = "auto"
-    """Where decoded images are kept: in memory, on disk, mapped, or, for auto, on disk where they are many."""
+    """Where to keep decoded images: in memory, or on disk, memory-mapped. auto: on disk if there are many."""
     held_out: Annotated[float | None, tyro.conf.arg(aliases=["--held-out"])] = None
-    """Share of the images that is not trained on, 64 at the least: the log says how well those are denoised. None:
-    0.05, or of fewer than 640 images 0; a run that continues keeps its own."""
+    """Share of the images to hold out, at least 64, for the held-out loss in the log. None: 0.05, or 0 for fewer than
+    640 images; a continued run keeps its own."""
     augment: Augment = Augment()
 
 
 @dataclass(frozen=True)
 class Patches:
-    """What the network is trained on: whole images and patches of them."""
+    """The schedule of patch sizes to train on: whole images and random patches of them."""
 
     __pydantic_config__ = _STRICT
 
     whole: float = 0.5
-    """Probability p of a step on whole images."""
+    """Probability p that a step trains on whole images."""
     sizes: Annotated[dict[str, float], _SHARES] = field(default_factory=lambda: {"1/2": 3 / 5, "1/4": 2 / 5})
-    """Other sizes and their shares of the rest: fractions of the image (1/2) or pixels of its shorter side (32)."""
+    """Patch sizes, with shares of the other steps: fraction of the image (1/2) or pixels of the shorter side (32)."""
     kind: Literal["stochastic", "progressive"] = "stochastic"
-    """stochastic: a size is drawn per step. progressive: from small to large as the budget is spent."""
+    """stochastic: draw a size per step. progressive: go from small to large over the budget."""
     growth: Literal["linear", "area", "none"] = "linear"
-    """How the batch grows for a patch s of an image R: R/s, (R/s)^2 (equal pixels), or not."""
+    """Growth of the batch for patches of side s of images of side R: by R/s, (R/s)^2 (equal pixels), or none."""
     weight: Literal["patch", "area"] = "patch"
     """Weight of a patch in the loss. patch: mean over its pixels. area: sum, as in the published implementation."""
     coords: bool = True
-    """Give the network the coordinates of its pixels."""
+    """Give the network the coordinates of its pixels as input."""
     context: int | None = None
-    """Shorter side of a small copy of the whole image that the network is given with every patch, and makes first when
-    it samples: so that whole 0 makes images of one piece, at a cost that does not depend on their size. None: none."""
+    """Shorter side of a small copy of the whole image, which is an input with every patch, and sampled first. With it,
+    whole 0 makes coherent images, at a cost that does not depend on their size. None: no small copy."""
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Noise levels of training, and the range of sampling."""
+    """The noise process, the noise levels of training, and the range of noise levels in sampling."""
 
     __pydantic_config__ = _STRICT
 
     p_mean: float | None = None
-    """Mean of ln(sigma) in training. None, with p_std: the process' own distribution; edm's is -1.2."""
+    """Mean of ln(sigma) in training. None, with p_std: the process' own distribution; for edm it is -1.2."""
     p_std: float | None = None
-    """Standard deviation of ln(sigma) in training; edm's is 1.2."""
+    """Standard deviation of ln(sigma) in training; for edm the default is 1.2."""
     process: Literal["edm", "ve", "vp"] = "edm"
-    """How noise is added and the network preconditioned: as EDM, variance exploding, or variance preserving."""
+    """Noise process and preconditioning: EDM, variance exploding, or variance preserving."""
     weight: Literal["process", "learned"] = "process"
-    """What a loss counts by its noise level. process: as published. learned: every level counts alike, since losses are
-    divided by what those of that level and patch size have been of late."""
+    """Weight of the loss at each noise level. process: as published. learned: equal for all levels, by dividing losses
+    by a running mean at their noise level and patch size."""
     sigma_data: float | None = None
-    """Standard deviation of the images in [-1, 1]. None: measured from the data."""
+    """Standard deviation of the images in [-1, 1]. None: measured on the data."""
     sigma_min: float | None = None
-    """Lowest noise level of sampling. None: the process' own; edm's is 0.002."""
+    """Lowest noise level in sampling. None: the process' own; for edm it is 0.002."""
     sigma_max: float | None = None
-    """Highest noise level of sampling. None: the process' own; edm's is 80."""
+    """Highest noise level in sampling. None: the process' own; for edm it is 80."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """The network."""
+    """The architecture of the network."""
 
     __pydantic_config__ = _STRICT
 
     kind: Literal["ddpmpp", "ncsnpp", "adm", "dit", "custom"] = "ddpmpp"
-    """Published U-Nets: ddpmpp, ncsnpp, adm. dit: a transformer. custom: your own module, from Python only."""
+    """Architecture. ddpmpp, ncsnpp, adm: published U-Nets. dit: a transformer. custom: your own, only in Python."""
     width: int | None = None
-    """Channels at full resolution; of all tokens in a dit."""
+    """Number of channels at full resolution; for a dit, the width of all tokens."""
     dropout: float | None = None
     """Probability of dropout."""
     label_dropout: float | None = None
-    """Probability of hiding a class label in training; without it there is no guidance in sampling."""
+    """Probability of dropping a class label in training; without it, sampling cannot use guidance."""
     multipliers: tuple[int, ...] | None = None
     """U-Nets: channels of each level as multiples of the width; each level after the first halves height and width."""
     blocks: int | None = None
-    """U-Nets: residual blocks per level."""
+    """U-Nets: number of residual blocks per level."""
     attention: tuple[int, ...] | None = None
     """U-Nets: levels with self-attention, 0 being full resolution. None: the level above the lowest."""
     depth: int | None = None
-    """dit: layers."""
+    """dit: number of layers."""
     heads: int | None = None
-    """dit: attention heads."""
+    """dit: number of attention heads."""
     token: int | None = None
-    """dit: side of a token in pixels."""
+    """dit: side of a token (patch embedding) in pixels."""
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """How the weights move."""
+    """The optimizer and its learning rate schedule."""
 
     __pydantic_config__ = _STRICT
 
     kind: Literal["adamw", "muon", "schedule_free"] = "adamw"
-    """muon: for convolutions and matrices, with AdamW for the rest; learns more per image. schedule_free: AdamW whose
-    own average of the weights takes the place of a decay and of ema; needs the extra schedule-free."""
+    """muon: for convolutions and matrices, with AdamW for the rest; learns more per image. schedule_free: AdamW with a
+    weight average of its own in place of decay and ema; needs the extra schedule-free."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.99)
-    """Decay rates of AdamW's moments; the first is Muon's momentum too, and the average's share for schedule_free."""
+    """Decay rates of AdamW's moments; the first is also Muon's momentum, and schedule_free's interpolation weight."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
     clip: float | None = None
-    """Largest norm of the gradients; larger ones are scaled down to it. None: as they are."""
+    """Largest gradient norm; larger gradients are scaled down to it. None: no clipping."""
     warmup: float = 0.02
     """Fraction of the budget over which the learning rate rises from zero."""
     decay: Literal["cosine", "linear", "constant"] | None = None
-    """How the learning rate falls from the end of the warm-up to zero at the end of the budget; constant: it stays.
-    None: cosine for adamw, linear for muon, and constant for schedule_free, which takes no other."""
+    """Shape of the learning rate's decay to zero from the end of warm-up to the end of the budget; constant: no decay.
+    None: cosine for adamw, linear for muon, and constant for schedule_free, which allows no other."""
 
 
 @dataclass(frozen=True)
 class Ema:
-    """The running average of the weights that is sampled from."""
+    """The exponential moving average (EMA) of the weights, which samples are made with."""
 
     __pydantic_config__ = _STRICT
 
     half_life_images: float = 500_000
-    """Images after which a weight's share in the average has halved."""
+    """Half-life of a weight's share in the average, in images."""
     ramp: float = 0.05
-    """Upper limit of the half-life as a fraction of the images seen so far, so that short runs average well too."""
+    """Upper limit of the half-life as a fraction of the images seen so far, so that short runs average well, too."""
     lengths: tuple[float, ...] = ()
-    """Power-function averages to keep in checkpoints, such as 0.05 0.1, from which any length is made afterwards; the
-    more checkpoints are kept, the more exactly: ten do."""
+    """Lengths of power-function averages to keep in checkpoints, such as 0.05 0.1; any other length can be made from
+    them afterwards, more exactly with more checkpoints: ten are enough."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """The hardware."""
+    """The hardware a run uses: device, processes, precision and memory."""
 
     __pydantic_config__ = _STRICT
 
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps. auto: a GPU where there is one."""
+    """Device: auto, cpu, cuda, cuda:1, mps. auto: a GPU if there is one."""
     threads: int | None = None
-    """CPU threads of each process, which share its part of a batch. None: as torch chooses, one per core."""
+    """CPU threads of each process, which split its share of a batch. None: torch's default, one per core."""
     processes: int | None = None
-    """Processes on this machine that share each batch, one per GPU. None: one, or as torchrun says."""
+    """Processes on this machine that split each batch, one per GPU. None: one, or the number torchrun sets."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Number format of the network; its weights stay fp32. auto: bf16 on GPUs that have it; fp32 on CPUs, where
-    train takes bf16 for images of 64 pixels or more if the processor has it."""
+    """dtype of the network's computations; weights stay fp32. auto: bf16 on GPUs that support it; fp32 on CPUs, where
+    train uses bf16 for images of 64 pixels or more if the processor supports it."""
     compile: bool = False
-    """Compile the network, once per patch size; takes minutes at the start."""
+    """Compile the network, once per patch size; this takes minutes at the start."""
     accumulation: int | Literal["auto"] = 1
-    """Parts that a process computes its share of a batch in, one after the other, to save memory. auto: the fewest."""
+    """Microbatches that each process splits its share of a batch into, to save memory. auto: the fewest that fit."""
     shard: bool = False
-    """Share weights, gradients, moments and averages over the processes (FSDP2), for models that do not fit."""
+    """Shard weights, gradients, moments and averages over the processes (FSDP2), for models that do not fit on one."""
 
 
 @dataclass(frozen=True)
 class Watch:
-    """What is measured of samples while training goes on, beside the images it trains on."""
+    """Metrics of samples, measured during training against the training images."""
 
     __pydantic_config__ = _STRICT
 
     metrics: tuple[Literal["frechet", "kernel", "memorization"], ...] = ()
-    """As in evaluate: distances of features, and near copies of training images beside those of held-out ones."""
+    """Metrics, as in evaluate: feature distances, and near copies of training images compared to held-out ones."""
     times: int = 5
-    """How often, evenly over the budget; it takes time, but no minutes of the budget."""
+    """Number of measurements, evenly over the budget; they take time, but no minutes of the budget."""
     samples: int = 500
-    """Samples each time, of the same seeds."""
+    """Number of samples in each measurement, always of the same seeds."""
     extractor: str = "random"
-    """What makes features: random, inception, dinov2, or a file, see evaluate."""
+    """Feature extractor: random, inception, dinov2, or a file, see evaluate."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that determines a run.
+    """All options that determine a run.
 
-    One group of options for each part, a budget (``steps``, ``images`` or ``minutes``), and how the run is kept. It is
-    what `train` takes and what ``config.json`` in a run folder holds; the command line's options have the same names.
-    Values are judged by what they are for, which raises `InputError`. `PRESETS` has some that go together.
+    There is one group of options for each part, a budget (``steps``, ``images`` or ``minutes``), and options for
+    checkpoints and logs. `train` takes a config, ``config.json`` in a run folder holds one, and the command line's
+    options have the same names. Values are checked where they are used, with an `InputError`. See also `PRESETS`.
 
     >>> Config(batch=16, steps=100).patches.whole
     0.5
@@ -270,44 +270,44 @@ class Config:
     watch: Watch = Watch()
 
     batch: int | Literal["auto"] = 64
-    """Whole images per step; steps on small patches take more, see patches.growth. auto: the preset's, in as many parts
-    as the memory takes."""
+    """Batch size in whole images; steps on small patches take more, see patches.growth. auto: the preset's batch, in as
+    many microbatches as memory requires."""
     batch_pixels: int | None = None
-    """Most pixels in a step: where images are larger, a preset's batch is smaller, and whole images in fewer steps; not
-    where batch is given. None: as many as there are."""
+    """Most pixels in a step: larger images reduce a preset's batch and its share of whole-image steps; no effect if
+    batch is given. None: no limit."""
     seed: int = 0
-    """Everything random follows from it."""
+    """Seed of all random numbers."""
     steps: int | None = None
     """Budget in optimizer steps."""
     images: int | None = None
     """Budget in images drawn from the data."""
     minutes: float | None = None
-    """Budget in minutes of training, over all continuations."""
+    """Budget in minutes of training, summed over all continuations."""
     checkpoints: int = 10
-    """Checkpoints to keep, evenly over the budget."""
+    """Number of checkpoints to keep, evenly over the budget."""
     checkpoint_minutes: float = 10.0
-    """Save at least this often; what is saved between two kept checkpoints is replaced by the next."""
+    """Save at least this often, in minutes; a checkpoint between two kept ones is replaced by the next."""
     checkpoint_steps: int | None = None
-    """Save every so many steps, too, and keep it."""
+    """Also save and keep a checkpoint every so many steps."""
     checkpoint_last: int = 1
-    """How many of the newest stay in any case."""
+    """Number of newest checkpoints that are kept in any case."""
     checkpoint_best: bool = False
-    """Of these, keep only the best one, and the newest."""
+    """Keep only the best of the checkpoints, and the newest."""
     checkpoint_by: Literal["loss", "frechet", "kernel"] = "loss"
-    """What is best: lowest in the loss of held-out images, or in one of watch.metrics, and then saved whenever that is
-    measured."""
+    """Criterion of the best checkpoint: lowest held-out loss, or lowest in one of watch.metrics, with a checkpoint at
+    each measurement."""
     watchdog: Literal["restore", "stop", "off"] = "restore"
-    """When training goes wrong. restore: back to the last good checkpoint, once, with half the learning rate; then, or
-    for stop at once, it ends and says why. off: it is only said."""
+    """Reaction when training goes wrong. restore: go back to the last good checkpoint, once, at half learning rate;
+    the next time, stop and say why. stop: stop at once and say why. off: only warn."""
     samples: int = 10
-    """Pictures of samples, evenly over the budget."""
+    """Number of times to save pictures of samples, evenly over the budget."""
     log_every: int = 20
-    """Steps per line of log.jsonl."""
+    """Number of steps per line of log.jsonl."""
     track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] | None = None
-    """Other tools to show the run with. None: tensorboard, where it is installed. Without a name: none of them."""
+    """Experiment trackers to log to. None: tensorboard, if it is installed. Without a name: no tracker."""
 
 
-# Options that may differ when a run continues: they do not change what the finished part of the run was.
+# Options that may differ when a run continues, as they do not affect the finished part of the run.
 MAY_CHANGE = {
     "data.cache",
     "engine",
@@ -351,12 +351,12 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(options: dict[str, Any], *, base: Config | None = None, where: str = "the config") -> Config:
-    """Nested options, as from JSON or YAML, laid over ``base``.
+    """Make a config from nested options, such as those of JSON or YAML, that override those of ``base``.
 
     Args:
         options: nested dicts with the field names of `Config`; unknown names are refused with the nearest known one.
-        base: what options that are not given fall back to; the defaults where there is none.
-        where: names the file in errors.
+        base: the config that options that are not given are taken from; None takes the defaults.
+        where: the name of the source of the options in errors.
     """
     from pydantic import ValidationError
 
@@ -366,21 +366,21 @@ def from_dict(options: dict[str, Any], *, base: Config | None = None, where: str
     except ValidationError as error:
         errors = [(_name_of(found["loc"], merged), found) for found in error.errors()]
         name, first = errors[0]
-        # Of an option that takes several kinds of values, each kind says what is wrong.
+        # An option that accepts several types of values has one error for each type.
         reasons = dict.fromkeys(found["msg"].lower() for other, found in errors if other == name)
         raise InputError(f"{where}: {name} is {first['input']!r}: {', or '.join(reasons)}") from None
 
 
 @functools.cache
 def _validator() -> TypeAdapter[Config]:
-    """Made once: that takes longer than what it does."""
+    """Return pydantic's validator of configs, made once, since making it takes longer than validating."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(Config)
 
 
 def _name_of(location: tuple[str | int, ...], options: Any) -> str:
-    """The option that an error is about; what follows in its location are kinds of values."""
+    """Return the full name of the option that a validation error is about, without the value types at its end."""
     parts = []
     for part in location:
         if isinstance(options, dict) and part in options:
@@ -392,7 +392,7 @@ def _name_of(location: tuple[str | int, ...], options: Any) -> str:
 
 
 def read_yaml(path: str | Path, base: Config | None = None) -> Config:
-    """A YAML file of options laid over ``base``."""
+    """Read a YAML file of options that override those of ``base``."""
     import yaml
 
     try:
@@ -409,24 +409,24 @@ def read_yaml(path: str | Path, base: Config | None = None) -> Config:
 
 
 def flat_options(config: Config) -> dict[str, Any]:
-    """All options by their full names, such as "optimizer.learning_rate"; those of no group come last."""
+    """Return all options by their full names, such as "optimizer.learning_rate"; those without a group come last."""
     return flat(to_dict(config))
 
 
 def option_names() -> frozenset[str]:
-    """The full names of all options."""
+    """Return the full names of all options."""
     return frozenset(flat_options(Config()))
 
 
 def changed_options(before: Config, after: Config) -> list[str]:
-    """Names of the options that differ and that a continued run may not change unless it is told to."""
+    """Return the names of options that differ, of those that a continued run may not change without permission."""
     old, new = flat_options(before), flat_options(after)
     may_change = {name for name in old for allowed in MAY_CHANGE if name == allowed or name.startswith(f"{allowed}.")}
     return sorted(name for name in old.keys() - may_change if old[name] != new[name])
 
 
 def differences(configs: Mapping[str, Config]) -> dict[str, dict[str, Any]]:
-    """The options in which several configs differ, each with its value in every one of them."""
+    """Return the options in which several configs differ, each with its value in every config."""
     options = {name: flat_options(config) for name, config in configs.items()}
     first, *others = options.values()
     differing = [option for option in first if any(other[option] != first[option] for other in others)]
@@ -447,7 +447,7 @@ def _merge(base: dict[str, Any], options: dict[str, Any], where: str, path: tupl
 
 
 def flat(options: dict[str, Any], group: str = "") -> dict[str, Any]:
-    """Nested options by their full names; those of no group come last."""
+    """Flatten nested options to a dict by their full names; those without a group come last."""
     groups = {name: value for name, value in options.items() if isinstance(value, dict) and name != "sizes"}
     found = {name: value for key in groups for name, value in flat(groups[key], f"{group}{key}.").items()}
     return {**found, **{group + name: value for name, value in options.items() if name not in groups}}

@@ -1,4 +1,4 @@
-"""What there is to compute on."""
+"""The choice of the device to compute on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from patch_diffusion.errors import InputError
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device of that name; a GPU where there is one for "auto"."""
+    """Return the device with this name, or raise an `InputError`; "auto" is a GPU if there is one, else the CPU."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -24,7 +24,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def device_of_process(name: str, world: int) -> torch.device:
-    """`choose_device` for one of several processes, which take a GPU of the machine each."""
+    """Return the device of this process, one of ``world``: each takes the GPU of its local rank; all share a CPU."""
     device = choose_device(name)
     if world == 1 or device.type == "cpu":
         return device
@@ -35,12 +35,12 @@ def device_of_process(name: str, world: int) -> torch.device:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if local >= torch.cuda.device_count():
         raise InputError(
-            f"process {local} of this machine has no GPU, which has {torch.cuda.device_count()}: start fewer processes"
+            f"process {local} of this machine has no GPU, of {torch.cuda.device_count()} in all: start fewer processes"
         )
     return torch.device("cuda", local)
 
 
 def processor_has_bf16() -> bool:
-    """Whether the CPU multiplies bf16 numbers itself; where it does not, they take longer than those of float32."""
-    known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # the oldest torch has no public name for it
+    """True if the CPU has instructions for bf16 arithmetic; without them, bf16 is slower than float32."""
+    known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # the oldest supported torch has no public names
     return any(getattr(torch.cpu, name, bool)() for name in known)

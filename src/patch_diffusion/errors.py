@@ -1,4 +1,4 @@
-"""The one error a user's mistake raises."""
+"""The error for mistakes of the user, and helpers that word its messages."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """Something given by the user cannot be used.
+    """An error for input of the user that cannot be used.
 
-    The message is one sentence that says what is wrong, where, and what to do; the command line prints it as it is,
-    without a traceback.
+    The message is one sentence that says what is wrong, where, and what to do; the command line prints it without a
+    traceback.
 
     >>> try:
     ...     PatchSchedule(whole=2)
@@ -23,14 +23,14 @@ class InputError(ValueError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence that names the nearest known word: ``"; did you mean 'heun'?"``, or the whole list."""
+    """Return the end of an error sentence: the nearest known word, ``"; did you mean 'heun'?"``, or all known words."""
     known = list(known)
     nearest = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean '{nearest[0]}'?" if nearest else f"; choose from {', '.join(known)}"
 
 
 def need(library: str, source: str) -> Any:
-    """The library, or an error that says how it is installed."""
+    """Import and return an optional library, or raise an `InputError` that says how to install it."""
     try:
         return import_module(library)
     except ImportError:

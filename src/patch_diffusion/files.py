@@ -1,4 +1,4 @@
-"""Files that are never half-written, and errors that name them."""
+"""Atomic writing of JSON, text and safetensors files, and reading them with errors that name the file."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """A path in which ``~`` is the user's home; as it is where there is no such user or home."""
+    """Expand ``~`` in a path to the user's home; leave it unchanged if there is no such user or home."""
     return Path(os.path.expanduser(path))  # noqa: PTH111  (Path.expanduser raises there)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file under another name, sync it, rename it."""
+    """Write a safetensors file atomically: under a temporary name, synced and then renamed."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -37,7 +37,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file."""
+    """Read the tensors of a safetensors file, or raise an `InputError` if it is missing or damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -50,12 +50,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file under another name, sync it, rename it."""
+    """Write a JSON file atomically: under a temporary name, synced and then renamed."""
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file under another name, sync it, rename it."""
+    """Write a text file atomically: under a temporary name, synced and then renamed."""
     partial = path.with_name(path.name + ".tmp")
     try:
         partial.write_text(text, encoding="utf-8")
@@ -66,7 +66,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object."""
+    """Read a JSON object from a file, or raise an `InputError` if it is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -79,7 +79,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_room(folder: Path, num_bytes: int) -> None:
-    """Refuse to start what the disk has no room for."""
+    """Raise an `InputError` if the disk of a folder has less free space than a number of bytes."""
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
@@ -91,7 +91,7 @@ def check_room(folder: Path, num_bytes: int) -> None:
 
 
 def sync(path: Path) -> None:
-    """Make sure that a file, or the names in a folder, are on the disk."""
+    """Flush a file, or the entries of a folder, to the disk (fsync)."""
     if path.is_dir() and os.name == "nt":  # Windows cannot open a folder
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

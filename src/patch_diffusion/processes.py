@@ -1,4 +1,4 @@
-"""Several processes on this machine, for those who do not start them with torchrun or a cluster's scheduler."""
+"""Processes of a distributed run: starting them without torchrun or a scheduler, and reporting errors once."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from patch_diffusion.errors import InputError
 
 
 def started_by_launcher() -> bool:
-    """Whether this is one of the processes of a run already, by torchrun's variables."""
+    """True if a launcher such as torchrun started this process, by its environment variables."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def run_processes(num: int, function: Callable[..., Any], *arguments: Any) -> None:
-    """Call a function in ``num`` processes that can talk to each other, and wait for them.
+    """Run a function in ``num`` processes that can communicate, and wait for them.
 
     Args:
-        num: how many.
-        function: importable by name, like the arguments' classes.
+        num: the number of processes.
+        function: a function that can be imported by name, like the arguments' classes.
 
     Raises:
-        InputError: what one of them raised as such; the others are stopped.
-        KeyboardInterrupt: they were interrupted and have saved.
+        InputError: one of the processes raised it, or died; the others are stopped.
+        KeyboardInterrupt: the processes were interrupted and have saved.
     """
     from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
@@ -50,7 +50,7 @@ def run_processes(num: int, function: Callable[..., Any], *arguments: Any) -> No
             if process.is_alive() and process.pid is not None:
                 os.kill(process.pid, number)
 
-    # Ctrl-C reaches all processes of a terminal by itself; SIGTERM comes to this one alone.
+    # Ctrl-C reaches all processes of a terminal by itself, but SIGTERM reaches only this one, which passes it on.
     previous = {}
     if threading.current_thread() is threading.main_thread():
         previous = {
@@ -93,17 +93,17 @@ def _one_process(
         raise SystemExit(1) from None
 
 
-# One that ended is noticed at once, since its connections close. A machine that lost its power or its network closes
-# none: it is given up after this time, which is also how much later than the first one the last may start.
+# A process that ended is noticed at once, since its connections close. A machine that lost its power or its network
+# closes none, so it is given up after this time, which is also the longest delay between the first and the last start.
 GIVEN_UP_AFTER = timedelta(minutes=10)
 
 
 @contextmanager
 def explain_lost_peer() -> Iterator[None]:
-    """Around what needs the other processes; also a decorator.
+    """Turn failures of communication with other processes inside the block into an `InputError`; also a decorator.
 
     Raises:
-        InputError: another process is gone or does not answer. Other errors are left as they are.
+        InputError: another process is gone or does not answer. Other errors are passed on.
     """
     try:
         yield
@@ -119,24 +119,24 @@ def explain_lost_peer() -> Iterator[None]:
 
 
 def _reason(error: RuntimeError) -> str:
-    """Its first sentence, without the place in the library's source."""
+    """Return the first sentence of an error message, without the position in the library's source code."""
     text = re.sub(r"^\[[^\]]*\.(cc|cpp|h):\d+\]\s*", "", str(error).strip())
     return re.split(r"\.\s|\n", text, maxsplit=1)[0].rstrip(".")
 
 
-# Launchers end the other processes of a machine within a tenth of a second of the first that fails.
+# A launcher ends the other processes of a machine within a tenth of a second after the first one fails.
 _SECONDS_TO_LISTEN = 3.0
 
 
 def is_first() -> bool:
-    """Whether this process is the one that tells results."""
+    """True if this process is rank 0, which reports results."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def listen() -> None:
-    """Before an error is told: let the first process of this machine tell it.
+    """Wait before this process reports an error, so that rank 0 of this machine can report it first.
 
-    Where it has the same to tell, the launcher ends this process meanwhile; where it has not, this one tells.
+    If that rank has the same error, the launcher ends this process meanwhile; otherwise this one goes on to report it.
     """
     if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(_SECONDS_TO_LISTEN)

@@ -1,8 +1,8 @@
 """Random numbers as pure functions of (seed, name, index).
 
-Training draws nothing from a generator that lives on: every random number is computed from the seed, a name for its
+Training uses no generator with state across steps: every random number is computed from the seed, a name for its
 use and the step (and sample slot) it belongs to. A continued run therefore needs no saved generator state, and the
-number of processes that share a batch does not change what is drawn.
+numbers do not depend on how many processes share a batch.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-# Noise is drawn for this many neighbouring slots at once: few calls on a device, little waste at the ends of a range.
+# Noise is drawn for this many consecutive slots at once, so that calls are few and little is wasted at a range's ends.
 SLOTS_PER_DRAW = 8
 
 
 def stream_key(seed: int, name: str, *index: int) -> int:
-    """A 63-bit key, the same on every machine, for the random numbers called ``name`` at ``index``."""
+    """Return a 63-bit key, the same on every machine, for the random numbers called ``name`` at ``index``."""
     digest = hashlib.blake2b(repr((seed, name, *index)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def uniform(seed: int, name: str, *index: int) -> float:
-    """One number, uniform in [0, 1)."""
+    """Return one random number, uniform in [0, 1), that is a function of the arguments alone."""
     return (stream_key(seed, name, *index) >> 10) / 2**53
 
 
 def generator(seed: int, name: str, *index: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A fresh generator for the random numbers called ``name`` at ``index``."""
+    """Return a new generator, seeded for the random numbers called ``name`` at ``index``."""
     import torch
 
     return torch.Generator(device).manual_seed(stream_key(seed, name, *index))
@@ -38,7 +38,7 @@ def generator(seed: int, name: str, *index: int, device: torch.device | str = "c
 def slot_normal(
     seed: int, name: str, step: int, slots: range, shape: tuple[int, ...], device: torch.device | str = "cpu"
 ) -> torch.Tensor:
-    """Standard normal numbers ``(len(slots), *shape)``; those of a slot do not depend on the other slots asked for."""
+    """Draw standard normal numbers ``(len(slots), *shape)``; those of a slot do not depend on the range of slots."""
     import torch
 
     first, last = slots.start // SLOTS_PER_DRAW, (slots.stop - 1) // SLOTS_PER_DRAW

@@ -1,1 +1,1 @@
-"""Images from wherever they are, in an order that can be computed."""
+"""Data sets of images: reading, caching, augmentation, latents, and the order of training images."""

@@ -1,15 +1,15 @@
-"""Augmentation of whole images, on the device, before they are cut.
+"""Augmentation of whole images, on the device, before patches are cropped from them.
 
-An image is altered first, then laid on its coordinate grid, and pixels and coordinates are cut together. So coordinates
-belong to the frame and not to what it shows: after a flip, what was on the left has the coordinates of the right, and a
-patch at (x, y) of the altered image is what the network is taught to see at (x, y). Altering patches that are already
-cut would leave their coordinates behind, and moving the coordinates with the content would teach that places lie
-outside the frame or run backwards, which never happens in sampling.
+An image is augmented first, then gets its coordinate grid, and pixels and coordinates are cropped together. So the
+coordinates belong to the frame and not to its content: after a flip, content from the left has the coordinates of the
+right, and a patch at (x, y) of the augmented image is what the network learns to see at (x, y). Augmenting patches that
+are already cropped would leave their coordinates behind, and moving the coordinates with the content would teach the
+network coordinates outside the frame or in reverse order, which never occur in sampling.
 
-There are two kinds. A plain flip is not told to the network, so that samples are flipped as often: for data in which
-left and right are of one kind. All others are told to it as numbers beside the noise level, which are zero where an
-image is as it was; sampling with zeros gives images that are not altered, so nothing leaks into them (EDM, arXiv
-2206.00364, appendix F.2, after ADA, arXiv 2006.06676).
+There are two kinds of augmentation. The network is not conditioned on a plain flip, so samples are flipped as often as
+training images: this suits data in which left and right are alike. It is conditioned on all others, by numbers next to
+the noise level, which are zero for an image that is not augmented; sampling with zeros gives images without
+augmentation, so none leaks into them (EDM, arXiv 2206.00364, appendix F.2, after ADA, arXiv 2006.06676).
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ from patch_diffusion.errors import InputError
 from patch_diffusion.streams import slot_normal
 
 SCALE = 2**0.2
-"""Factor of one standard deviation of scaling, and of stretching."""
+"""The factor of one standard deviation of random scaling, and of stretching."""
 
 SHIFT = 1 / 8
-"""Share of the width or height that is one standard deviation of a translation."""
+"""One standard deviation of a random translation, as a share of the width or height."""
 
 BRIGHTNESS, CONTRAST, SATURATION = 0.2, 2**0.5, 2.0
-"""One standard deviation: in model space for brightness, factors for the others."""
+"""One standard deviation of random colour changes: in model space for brightness, as factors for the others."""
 
-_TAPS = 6  # pixels that the interpolating filters reach to each side
-_REACH = 2 * _TAPS - 1  # the same in half pixels, without the outermost, which weigh nothing
+_TAPS = 6  # pixels that the interpolation filters reach to each side
+_REACH = 2 * _TAPS - 1  # the same in half pixels, without the outermost, whose weight is zero
 _FRAME_LABELS, _COLOUR_LABELS = 9, 6
-_DRAWS = 24  # random numbers of an image, of all kinds, so that none depends on which kinds are asked for
+_DRAWS = 24  # random numbers per image, for all kinds, so that no number depends on which kinds are enabled
 
 
 @dataclass(frozen=True)
 class Augment(options.Augment):
-    """Alters whole images, each on its own, and says how.
+    """Random augmentation of whole images, each on its own, with labels that condition the network on it.
 
     Args:
-        flip: probability of a plain horizontal flip, that the network is not told of. 0.5 doubles the data.
-        p: probability of each of the alterations that the network is told of; EDM takes 0.12 for CIFAR-10, and 0.15 for
-            faces and animals. Each is drawn on its own:
+        flip: probability of a plain horizontal flip, which the network is not conditioned on. 0.5 doubles the data.
+        p: probability of each of the augmentations that the network is conditioned on; EDM uses 0.12 for CIFAR-10, and
+            0.15 for faces and animals. Each is drawn independently:
 
-            | alteration | how much | numbers of the label |
+            | augmentation | amount | numbers of the label |
             |---|---|---|
             | horizontal flip, of half the images at any p above 0 | a0, 0 or 1 | a0 |
             | vertical flip, drawn for half of those chosen | a1, 0 or 1 | a1 |
@@ -60,18 +60,18 @@ class Augment(options.Augment):
             | stretching by 2^(0.2 a5) along a4, by its inverse across | a4 like a3, a5 normal | a5 cos a4, a5 sin a4 |
             | translation by a6 / 8 of the width, a7 / 8 of the height | a6, a7 normal | a6, a7 |
 
-            in this order, which is that of EDM's table 6: the first nine numbers. (A stretch along a4 and one by the
-            inverse along a4 + pi have the same numbers, there as here.) What comes in from outside the frame is the
-            image, mirrored at its outer pixels.
-        resample: without it there is nothing between pixels: flips, and translations by whole pixels, are all. For
-            drawings in pixels, or labels as images. The numbers of the others stay zero.
-        colour: also, for three channels, the five of ADA's colour transformations, in this order: brightness b (0.2 b
-            added), contrast c (times 2^(c / 2)), lightness turned over (l, 0 or 1), hue turned by h, saturation s
-            (times 2^s); b, c and s normal, h uniform from -pi to pi. Other numbers of channels have brightness and
-            contrast only, the same for all channels. Six more numbers: b, c, l, cos h - 1, sin h, s.
+            in this order, which is that of EDM's table 6. They make the first nine numbers of the label. (A stretch
+            along a4 and one by the inverse along a4 + pi have the same numbers, there as here.) Beyond the frame, the
+            image is mirrored at its outer pixels.
+        resample: if false, there is no interpolation, and only flips and translations by whole pixels are done. This
+            suits pixel art, or label maps. The numbers of the other augmentations stay zero.
+        colour: if true, and for three channels, also do ADA's five colour transformations, in this order: brightness b
+            (adds 0.2 b), contrast c (times 2^(c / 2)), lightness inversion (l, 0 or 1), hue rotation by h, saturation s
+            (times 2^s); b, c and s are normal, h is uniform from -pi to pi. Other numbers of channels get brightness
+            and contrast only, the same for all channels. Six more numbers: b, c, l, cos h - 1, sin h, s.
 
     Raises:
-        InputError: no probability, or an option that does nothing without ``p``.
+        InputError: a probability is not in [0, 1], or an option has no effect without ``p``.
 
     >>> images, labels = Augment(p=0.12)(torch.rand(4, 3, 32, 48), seed=0, step=0, slots=range(4))
     >>> images.shape, labels.shape
@@ -93,20 +93,20 @@ class Augment(options.Augment):
 
     @property
     def channels(self) -> int:
-        """Numbers that tell the network how an image was altered; 0 where it is not told."""
+        """The length of an image's augmentation label, which the network is conditioned on; 0 without labels."""
         return (_FRAME_LABELS + _COLOUR_LABELS * self.colour) if self.p else 0
 
     def __call__(self, images: Tensor, seed: int, step: int, slots: range) -> tuple[Tensor, Tensor | None]:
-        """Alter images as the seed, the step and each one's slot in the batch say.
+        """Augment images at random, determined by the seed, the step and each image's slot in the batch.
 
         Args:
-            images: whole images (n, c, H, W), of any type for plain flips, in model space otherwise.
-            seed, step: of the run.
-            slots: the places of these images in the batch of all processes.
+            images: whole images (n, c, H, W), of any dtype for plain flips, in model space otherwise.
+            seed, step: the seed and the step of the run.
+            slots: the positions of these images in the global batch of all processes.
 
         Returns:
-            The images, and the labels (n, channels), or None where ``p`` is 0. An image whose label is all zeros, and
-            that was not flipped, is as it was, bit for bit.
+            The images, and the labels (n, channels), or None if ``p`` is 0. An image whose label is all zeros, and
+            that was not flipped, is unchanged, bit for bit.
         """
         if len(slots) != len(images):
             raise ValueError(f"{len(images)} images are not those of the slots {slots}")
@@ -125,7 +125,7 @@ class Augment(options.Augment):
         return images, torch.stack(labels, dim=1).float().to(images.device, non_blocking=True)
 
     def _move(self, images: Tensor, plain: Tensor, draws: _Draws) -> tuple[Tensor, list[Tensor]]:
-        """The nine of EDM's table 6, with its names."""
+        """Apply the geometric augmentations of EDM's table 6, with its names, and return their nine label numbers."""
         height, width = images.shape[-2:]
         a0 = draws.happens(0.5)
         a1 = draws.happens(self.p) * draws.happens(0.5)
@@ -150,10 +150,10 @@ class Augment(options.Augment):
         return images, [a0, a1, a2, a3.cos() - 1, a3.sin(), a5 * a4.cos(), a5 * a4.sin(), a6, a7]
 
     def _recolour(self, images: Tensor, draws: _Draws) -> tuple[Tensor, list[Tensor]]:
-        """ADA's colour transformations."""
+        """Apply ADA's colour transformations to images, and return their six label numbers."""
         b = draws.happens(self.p) * draws.normal()
         c = draws.happens(self.p) * draws.normal()
-        # On other than three channels there is no hue.
+        # Hue is only defined for three channels.
         p = self.p if images.shape[1] == 3 else 0.0
         turned_over = draws.happens(p) * draws.happens(0.5)
         h = draws.happens(p) * draws.angle()
@@ -166,7 +166,7 @@ class Augment(options.Augment):
 
 
 class _Draws:
-    """The random numbers of some slots, taken one after another, each (n,), on the CPU."""
+    """The random numbers for the images in some batch slots, drawn one after another, each (n,), on the CPU."""
 
     def __init__(self, seed: int, step: int, slots: range) -> None:
         self._left = iter(slot_normal(seed, "augment", step, slots, (_DRAWS,)).double().unbind(1))
@@ -175,18 +175,18 @@ class _Draws:
         return next(self._left)
 
     def happens(self, probability: float) -> Tensor:
-        """1 with this probability, else 0."""
+        """Draw 1 with this probability, else 0, for each image."""
         return (torch.special.ndtr(self.normal()) < probability).double()
 
     def angle(self) -> Tensor:
-        """Uniform from -pi to pi."""
+        """Draw an angle, uniform from -pi to pi, for each image."""
         return (torch.special.ndtr(self.normal()) * 2 - 1) * math.pi
 
 
 def _change(images: Tensor, amounts: list[Tensor], change: Callable[..., Tensor], numbers: Tensor) -> Tensor:
-    """The images of which any amount is not zero, changed by their numbers; the others as they are.
+    """Apply a function to the images for which any amount is not zero, and leave the others unchanged.
 
-    Which they are is known on the CPU, so nothing waits for the device.
+    The amounts are on the CPU, so this needs no synchronization with the device.
     """
     chosen = torch.stack(amounts).any(dim=0).nonzero()[:, 0]
     if len(chosen) == 0:
@@ -203,7 +203,7 @@ def _move_pixels(
     across: Tensor | None = None,
     down: Tensor | None = None,
 ) -> Tensor:
-    """Flips, then translations by whole pixels: every pixel is one of the image's own."""
+    """Flip images, then translate them by whole pixels, by indexing alone: no pixel is interpolated."""
     columns = _sources(images.shape[3], flip_x, across).to(images.device, non_blocking=True)
     rows = _sources(images.shape[2], flip_y, down).to(images.device, non_blocking=True)
     sample = torch.arange(len(images), device=images.device)[:, None, None]
@@ -211,7 +211,7 @@ def _move_pixels(
 
 
 def _sources(side: int, flip: Tensor | None, shift: Tensor | None) -> Tensor:
-    """The row or column that each one comes from, (n, side), or (1, side) where nothing moves."""
+    """Return the source index of each row or column after a flip and a shift, (n, side); (1, side) if nothing moves."""
     indices = torch.arange(side)[None]
     if shift is not None:
         indices = _reflect(indices - shift.long()[:, None], side)
@@ -219,19 +219,19 @@ def _sources(side: int, flip: Tensor | None, shift: Tensor | None) -> Tensor:
 
 
 def _frame(forward: Tensor, shift: Tensor, height: int, width: int) -> Tensor:
-    """The places (n, 2, 3) of `affine_grid` that an image comes from which ``forward`` and then ``shift`` move."""
+    """Return matrices (n, 2, 3) for `affine_grid`, the inverse of moving an image by ``forward`` and then ``shift``."""
     size = torch.tensor([width, height], dtype=forward.dtype)
-    # What -1 and 1 are, in pixels from the centre: the outer pixels of the image, and the frame that `_warp` fills.
+    # The half sizes in pixels, where coordinates are 1: of the image's outer pixels, and of the frame `_warp` fills.
     image, frame = (size - 1).clamp(min=1) / 2, (size - 1 + _REACH) / 2
     backward = forward.inverse() / image[:, None]
     return torch.cat([backward * frame, -backward @ shift[:, :, None]], dim=-1)
 
 
 def _warp(images: Tensor, places: Tensor) -> Tensor:
-    """Images as they are at other places, mirrored at their outer pixels.
+    """Resample images on an affine grid, mirrored at their outer pixels.
 
-    Interpolated at twice the resolution and brought back by a low-pass filter, like ADA's, so that fine detail neither
-    fades as between two pixels nor becomes a moire where the image shrinks.
+    They are interpolated at twice the resolution and downsampled by a low-pass filter, as in ADA, so that fine detail
+    neither blurs, as between two pixels, nor becomes a moire where the image shrinks.
     """
     num, channels, height, width = images.shape
     shape = [num, channels, 2 * height - 1 + 2 * _REACH, 2 * width - 1 + 2 * _REACH]
@@ -243,7 +243,7 @@ def _warp(images: Tensor, places: Tensor) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _finer(side: int, device: torch.device) -> Tensor:
-    """(2 side - 1, side): the values that were there, and between them band-limited ones."""
+    """Return the matrix (2 side - 1, side) that upsamples an axis with band-limited values in between."""
     matrix = torch.zeros(2 * side - 1, side)
     matrix[::2] = torch.eye(side)
     for tap, weight in zip(range(1 - _TAPS, 1 + _TAPS), _sinc(torch.arange(-_TAPS, _TAPS) + 0.5), strict=True):
@@ -254,7 +254,7 @@ def _finer(side: int, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _coarser(side: int, device: torch.device) -> Tensor:
-    """(side, 2 side - 1 + 2 reach): a low-pass filter on half pixels around each pixel."""
+    """Return the matrix (side, 2 side - 1 + 2 reach) that downsamples an axis of half pixels with a low-pass filter."""
     matrix = torch.zeros(side, 2 * side - 1 + 2 * _REACH)
     for tap, weight in enumerate(_sinc(torch.arange(-_REACH, _REACH + 1) / 2)):
         matrix[torch.arange(side), 2 * torch.arange(side) + tap] = weight
@@ -262,20 +262,20 @@ def _coarser(side: int, device: torch.device) -> Tensor:
 
 
 def _sinc(places: Tensor) -> Tensor:
-    """A windowed sinc at these places, in pixels, of sum 1."""
+    """Return the weights of a windowed sinc at these positions, in pixels, normalized to sum 1."""
     weights = torch.sinc(places) * torch.cos(places * (math.pi / (2 * _TAPS))).square()
     return weights / weights.sum()
 
 
 def _reflect(indices: Tensor, side: int) -> Tensor:
-    """Indices anywhere to those in [0, side), mirrored at the first and the last pixel."""
+    """Map any indices into [0, side) by mirroring at the first and the last pixel."""
     period = max(2 * (side - 1), 1)
     indices = indices.remainder(period)
     return torch.where(indices < side, indices, period - indices)
 
 
 def _colours(images: Tensor, numbers: Tensor) -> Tensor:
-    """Brightness and contrast, and of three channels what lies along and around the grey axis."""
+    """Change brightness and contrast of images, and for three channels also lightness, saturation and hue."""
     brightness, contrast, lightness, cos, sin, saturation = numbers[:, :, None, None, None].unbind(1)
     images = (images + brightness) * contrast
     if images.shape[1] != 3:
@@ -288,11 +288,11 @@ def _colours(images: Tensor, numbers: Tensor) -> Tensor:
 
 
 def _rotation(angle: Tensor) -> Tensor:
-    """(n, 2, 2) on x to the right and y down: clockwise as it is seen."""
+    """Return rotation matrices (n, 2, 2) for x to the right and y down: positive angles look clockwise."""
     cos, sin = angle.cos(), angle.sin()
     return torch.stack([cos, -sin, sin, cos], dim=-1).reshape(-1, 2, 2)
 
 
 def _scaling(x: Tensor, y: Tensor) -> Tensor:
-    """(n, 2, 2)."""
+    """Return diagonal matrices (n, 2, 2) that scale by ``x`` and ``y``."""
     return torch.diag_embed(torch.stack([x, y], dim=-1))

@@ -1,4 +1,4 @@
-"""Values of the data to model space and back."""
+"""Codecs, which map stored values, such as 8-bit pixels, to model space and back."""
 
 from __future__ import annotations
 
@@ -15,47 +15,47 @@ _LARGEST = {"uint8": 255.0, "uint16": 65535.0}
 
 
 class Codec(Protocol):
-    """The way between stored values, pixels or latents, and model space."""
+    """The interface of codecs, which map stored values, pixels or latents, to model space and model space to pixels."""
 
     @property
     def dtype(self) -> str:
-        """Type of the stored values."""
+        """The dtype of the stored values."""
         ...
 
     @property
     def posterior(self) -> bool:
-        """True if `encode` draws by the noise that it is given."""
+        """True if `encode` samples from a posterior with the noise it is given."""
         ...
 
     @property
     def can_decode(self) -> bool:
-        """True if `decode` has all that it needs."""
+        """True if `decode` has everything it needs, such as the autoencoder of latents."""
         ...
 
     def encode(self, pixels: Tensor, noise: Tensor | None = None, /) -> Tensor:
-        """Stored values to model space, float32."""
+        """Map stored values to model space, float32."""
         ...
 
     def decode(self, images: Tensor) -> Tensor:
-        """Model space to pixels."""
+        """Map images in model space to pixels."""
         ...
 
     def decode_with_range(self, images: Tensor) -> tuple[Tensor, tuple[float, float]]:
-        """Model space to pixels, and the two values that are shown black and white."""
+        """Map images in model space to pixels, and also return the two values to display as black and white."""
         ...
 
     def as_dict(self) -> dict[str, Any]:
-        """The codec's settings, ready for JSON."""
+        """Return the codec's settings as a dict that JSON can store."""
         ...
 
 
 @dataclass(frozen=True)
 class PixelCodec:
-    """Pixels from ``low`` to ``high`` are -1 to 1 in model space.
+    """A codec of pixels, which maps values from ``low`` to ``high`` linearly to -1 to 1 in model space.
 
     Args:
-        dtype: type of the pixels, "uint8", "uint16" or "float32".
-        low, high: the values that become -1 and 1; 0 and the type's largest where not given. Floats need both.
+        dtype: the dtype of the pixels, "uint8", "uint16" or "float32".
+        low, high: the values that become -1 and 1; by default 0 and the dtype's largest value. Floats need both.
 
     >>> PixelCodec("uint16", 0, 4095).encode(torch.full((1, 1, 2, 2), 4095).to(torch.uint16)).max()
     tensor(1.)
@@ -78,37 +78,37 @@ class PixelCodec:
 
     @property
     def range(self) -> tuple[float, float]:
-        """The values that are -1 and 1 in model space."""
+        """The pixel values that become -1 and 1 in model space."""
         assert self.low is not None and self.high is not None
         return self.low, self.high
 
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Pixels (n, c, h, w) to float32, [low, high] to [-1, 1]. There is no choice in it, so noise is not needed."""
+        """Map pixels (n, c, h, w) to float32, [low, high] to [-1, 1]. It is deterministic and ignores the noise."""
         low, high = self.range
         return (pixels.float() - low) / ((high - low) / 2) - 1
 
     def decode(self, images: Tensor) -> Tensor:
-        """Model space to pixels. Whole numbers are the nearest within [low, high]; floats are not clipped."""
+        """Map model space to pixels. Integers are rounded and clipped to [low, high]; floats are not clipped."""
         low, high = self.range
         values = (images + 1) * ((high - low) / 2) + low
-        if self.dtype != "float32":  # which may hold less than the range, and would begin anew
+        if self.dtype != "float32":  # an integer dtype may hold less than the range, and would wrap around
             values = values.round().clamp(max(low, 0.0), min(high, _LARGEST[self.dtype]))
         return values.to(DTYPES[self.dtype])
 
     def decode_with_range(self, images: Tensor) -> tuple[Tensor, tuple[float, float]]:
-        """Model space to pixels, and the two values that are shown black and white."""
+        """Map model space to pixels, and also return the two values to display as black and white."""
         return self.decode(images), self.range
 
     @property
     def posterior(self) -> bool:
-        """Whether ``encode`` chooses by noise: it does not."""
+        """False, since encoding pixels is deterministic and takes no noise."""
         return False
 
     @property
     def can_decode(self) -> bool:
-        """Whether ``decode`` has all that it needs: it needs nothing."""
+        """True, since decoding pixels needs no autoencoder."""
         return True
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the dtype and value range as a dict that JSON can store."""
         return {"dtype": self.dtype, "low": self.range[0], "high": self.range[1]}

@@ -1,4 +1,4 @@
-"""The built-in digits."""
+"""The built-in data set of handwritten digits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAME = "digits"
 
 
 def read_digits(options: Data) -> ImageSet:
-    """The test set of Alpaydin and Kaynak's Optical Recognition of Handwritten Digits, enlarged from 8 x 8."""
+    """Load the test set of Alpaydin and Kaynak's Optical Recognition of Handwritten Digits, enlarged from 8 x 8."""
     with resources.files("patch_diffusion.data").joinpath("digits.npz").open("rb") as stream, np.load(stream) as arrays:
         small, labels = arrays["images"], arrays["labels"].astype(np.int64)
     height, width = resolution_of(options) or (16, 16)

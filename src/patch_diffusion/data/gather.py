@@ -1,4 +1,4 @@
-"""Some of many images in the host's memory, or in a file that is mapped there, or a window of each, side by side."""
+"""Gathering of batches: copies of chosen images, or of windows of them, from host memory or a memory-mapped file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Part of each of k images: ``top`` and ``left``, (k,) indices of its first row and column, and its ``size``."""
+    """Crop windows of k images: ``top`` and ``left``, (k,) indices of their first row and column, and one ``size``."""
 
     top: Tensor
     left: Tensor
@@ -26,10 +26,10 @@ class Windows:
 
 
 class Gather:
-    """Copies images by their indices, whole images at once.
+    """A callable that copies a batch of images, or a window of each, given their indices.
 
     Args:
-        pixels: all of them, (n, c, h, w); channels may lie last, then they do in what is copied too.
+        pixels: all images, (n, c, h, w); if their memory layout is channels-last, that of the copies is, too.
     """
 
     def __init__(self, pixels: Tensor) -> None:
@@ -41,22 +41,22 @@ class Gather:
             self._rows = (last if self.channels_last else pixels).numpy()
 
     def __call__(self, indices: NDArray[np.int64], out: Tensor | None = None, windows: Windows | None = None) -> Tensor:
-        """Pixels (k, c, h, w).
+        """Copy the pixels (k, c, h, w) of some images, or of a window of each.
 
         Args:
-            indices: of the images.
-            out: where they are copied to, lying as ``pixels`` do.
-            windows: what to copy of each; None: all.
+            indices: indices of the images.
+            out: the tensor to copy to, in the memory layout of ``pixels``.
+            windows: the window to copy of each image; None copies whole images.
 
         Raises:
-            IndexError: there is no such image; without ``out``.
+            IndexError: there is no such image; only raised without ``out``.
         """
         if windows is not None:
             return self._windows(indices, out, windows)
         if self._rows is None:
             chosen = self._pixels[torch.from_numpy(indices)]
             return chosen if out is None else out.copy_(chosen)
-        # NumPy copies whole images, five times as fast as indexing a tensor, and in this thread alone.
+        # NumPy copies whole images five times as fast as indexing a tensor does, and only in this thread.
         if out is None:
             chosen = torch.from_numpy(np.take(self._rows, indices, axis=0))
             return chosen.permute(0, 3, 1, 2) if self.channels_last else chosen
@@ -70,7 +70,7 @@ class Gather:
             lying = torch.channels_last if self.channels_last else torch.contiguous_format
             shape = (len(indices), self._pixels.shape[1], height, width)
             out = torch.empty(shape, dtype=self._pixels.dtype, memory_format=lying)
-        # As NumPy sees them, where each costs a tenth of a tensor's.
+        # NumPy slices cost a tenth of a tensor's.
         to, channels = (out.permute(0, 2, 3, 1) if self.channels_last else out).numpy(), slice(None)
         pixels = self._pixels.numpy() if self._rows is None else self._rows
         for number, (index, top, left) in enumerate(

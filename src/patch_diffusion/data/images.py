@@ -1,4 +1,4 @@
-"""Images ready to train on, in memory or memory-mapped."""
+"""Image sets to train on, in memory or memory-mapped, and their split into training and held-out images."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from patch_diffusion.data.order import permute
 from patch_diffusion.errors import InputError
 
 HELD_OUT = 0.05
-"""Share of the images that is held out where nothing else is asked for."""
+"""The share of the images that is held out by default."""
 
 FEWEST_TO_HOLD_OUT = 640
-"""Images of which some are held out without being asked to: of fewer, 64 would be more than a tenth."""
+"""The smallest data set from which images are held out by default: of fewer images, 64 would be more than a tenth."""
 
 _LEAST_HELD_OUT = 64
 
 _MEASURED, _MEASURED_VALUES = 16_384, 2**31
-"""Images that the standard deviation is measured on, evenly over the data set, or values where that is less; all where
-there are fewer."""
+"""The most images, evenly over the data set, and the most values that the standard deviation is measured on, whichever
+is less; all images of a smaller data set."""
 
 _PIECE = 2**22
-"""Values that are measured at a time, about: what is read of large images does not grow with them."""
+"""The number of values, about, that are measured at a time, so that memory does not grow with the size of images."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """``num`` images from the place ``first`` on, of all in an order that follows from ``seed``: it takes no memory.
+class Subset:
+    """A subset of a data set: ``num`` images from ``first`` on, in an order computed from ``seed`` without memory.
 
-    Of images that are there several times, ``first`` counts each once.
+    Where images are followed by their mirror images, ``first`` counts each pair once.
     """
 
     seed: int
@@ -48,16 +48,16 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images of one size: ``pixels`` (n, c, h, w) and, where there are classes, ``labels`` (n,) integers.
+    """Images of one size: ``pixels`` (n, c, h, w) and, if there are classes, integer ``labels`` (n,).
 
-    ``pixels`` are uint8, uint16 or float32, in memory once or mapped from a file, of which only what is asked for is
-    read. ``options`` are what they were opened with, ``notes`` what the user should know of the reading, ``codec`` what
-    brings pixels to model space, ``file`` what pixels are mapped from: it must not be cut short meanwhile. ``part``:
-    these are only some of the images, see `hold_out`. ``twins``: as often each image is there, as itself and mirrored,
-    in so many runs of all images, one after the other.
+    ``pixels`` are uint8, uint16 or float32, in memory or memory-mapped, and then only the requested images are read.
+    ``options`` are the options the images were opened with, ``notes`` are remarks for the user about the reading, and
+    ``codec`` maps pixels to model space. ``file`` is the file that pixels are mapped from, which must not be truncated
+    while it is in use. ``part`` makes this a subset of the images, see `hold_out`. ``mirrored`` is 2 if all images are
+    followed by their mirror images in the same order, else 1.
 
     Raises:
-        InputError: the numbers cannot be pixels or labels, or there is not one label per image.
+        InputError: the pixels or labels have a wrong shape, dtype or value, or there is not one label per image.
 
     >>> images = ImageSet(torch.zeros(10, 3, 24, 32, dtype=torch.uint8), labels=torch.arange(10) % 2)
     >>> len(images), images.channels, images.resolution, images.num_classes
@@ -70,9 +70,9 @@ class ImageSet:
     options: Data = field(default_factory=Data)
     notes: tuple[str, ...] = ()
     codec: Codec = field(default_factory=PixelCodec)
-    part: Part | None = None
+    part: Subset | None = None
     file: Path | None = None
-    twins: int = 1
+    mirrored: int = 1
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.dtype != DTYPES[self.codec.dtype]:
@@ -90,7 +90,7 @@ class ImageSet:
 
     @property
     def buckets(self) -> tuple[ImageSet, ...]:
-        """The sets of equal size that it consists of: itself."""
+        """The sets of equally large images that this set consists of: only itself."""
         return (self,)
 
     @property
@@ -111,33 +111,33 @@ class ImageSet:
         return len(self.class_names) or int(self.labels.max()) + 1
 
     def rows(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where some images are in ``pixels`` and ``labels``."""
+        """Map indices of this set, which may be a subset, to rows of ``pixels`` and ``labels``."""
         if self.part is None:
             return indices
-        num, of_part = len(self.pixels) // self.twins, self.part.num // self.twins
+        num, of_part = len(self.pixels) // self.mirrored, self.part.num // self.mirrored
         rows = permute(indices % of_part + self.part.first, num, self.part.seed, "held out")
         return rows + indices // of_part * num
 
     def batch(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
-        """Pixels and labels of some images."""
+        """Return the pixels and labels of the images with these indices."""
         return Gather(self.pixels)(self.rows(indices)), self.labels_of(indices)
 
     def labels_of(self, indices: NDArray[np.int64]) -> Tensor | None:
-        """Labels of some images."""
+        """Return the labels of the images with these indices; None without labels."""
         return None if self.labels is None else self.labels[torch.from_numpy(self.rows(indices))]
 
     @cached_property
     def standard_deviation(self) -> float:
-        """Of pixels in model space, [-1, 1]: the sigma_data of the denoiser."""
+        """The standard deviation of pixels in model space, [-1, 1]: the sigma_data of the denoiser."""
         return _standard_deviation([self])
 
 
 @dataclass(frozen=True, eq=False)
 class ImageBuckets:
-    """Images of several sizes, in one set for each. A step of the training takes all its images from one of them.
+    """Images of several sizes, with one image set (a bucket) per size. All images of a training step are of one bucket.
 
-    What `open_images` gives for ``fit="bucket"``. ``len`` counts the images of all of them; ``resolution`` is that
-    of the largest one.
+    `open_images` returns it for ``fit="bucket"``. ``len`` counts the images of all buckets; ``resolution`` is that of
+    the bucket with the most images.
 
     >>> wide, tall = (torch.zeros(10, 3, *shape, dtype=torch.uint8) for shape in ((24, 32), (32, 24)))
     >>> images = ImageBuckets((ImageSet(wide), ImageSet(tall)))
@@ -159,12 +159,12 @@ class ImageBuckets:
 
     @property
     def resolution(self) -> tuple[int, int]:
-        """Height and width of the largest bucket's images, which is what is sampled unless another is asked for."""
+        """Height and width of images in the bucket with the most images, which is the default size of samples."""
         return max(self.buckets, key=len).resolution
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, where they have any."""
+        """Names of the classes; empty if they have none."""
         return self.buckets[0].class_names
 
     @property
@@ -174,12 +174,12 @@ class ImageBuckets:
 
     @property
     def codec(self) -> Codec:
-        """What brings pixels to model space."""
+        """The codec that maps pixels to model space and back."""
         return self.buckets[0].codec
 
     @cached_property
     def standard_deviation(self) -> float:
-        """Of pixels in model space, [-1, 1]: the sigma_data of the denoiser."""
+        """The standard deviation of pixels in model space, [-1, 1]: the sigma_data of the denoiser."""
         return _standard_deviation(self.buckets)
 
 
@@ -187,28 +187,28 @@ Images = ImageSet | ImageBuckets
 
 
 def hold_out(images: Images, share: float, seed: int) -> tuple[Images, Images | None]:
-    """The images to train on, and those that are held out to see how well others than these are denoised.
+    """Split images into a training set and a held-out set, which measures how well unseen images are denoised.
 
-    Which they are follows from the seed alone, and the pixels stay where they are.
+    The split follows from the seed and the number of images alone, and the pixels are not copied.
 
     Args:
-        images: all of them.
-        share: that is held out, of every bucket, from 0 to 0.5; of a few images 64 are, or half of them.
-        seed: of the run.
+        images: all images.
+        share: the share of every bucket to hold out, from 0 to 0.5; of small data sets at least 64 images, or half.
+        seed: the seed of the run.
     """
     if not 0 <= share <= 0.5:
         raise InputError(f"data.held_out is a share of the images from 0 to 0.5, not {share}")
     options = replace(images.options, held_out=share)
     share = max(share, min(_LEAST_HELD_OUT / len(images), 0.5)) if share else 0.0
-    numbers = [bucket.twins * round(share * len(bucket) / bucket.twins) for bucket in images.buckets]
+    numbers = [bucket.mirrored * round(share * len(bucket) / bucket.mirrored) for bucket in images.buckets]
     if share and not sum(numbers):
-        raise InputError("of so few images none can be held out: set data.held_out to 0")
+        raise InputError("there are too few images to hold any out: set data.held_out to 0")
     if not share:
         return images, None
     parts = [
         (
-            replace(bucket, part=Part(seed, 0, len(bucket) - num), options=options),
-            replace(bucket, part=Part(seed, (len(bucket) - num) // bucket.twins, num), options=options),
+            replace(bucket, part=Subset(seed, 0, len(bucket) - num), options=options),
+            replace(bucket, part=Subset(seed, (len(bucket) - num) // bucket.mirrored, num), options=options),
         )
         for bucket, num in zip(images.buckets, numbers, strict=True)
     ]
@@ -219,7 +219,7 @@ def hold_out(images: Images, share: float, seed: int) -> tuple[Images, Images | 
 
 
 def _standard_deviation(buckets: Sequence[ImageSet]) -> float:
-    """Of all pixels of a fixed choice of images, in double precision."""
+    """Return the standard deviation, in double precision, of all pixels of a fixed choice of images."""
     total = sum(map(len, buckets))
     count, first, second = 0, 0.0, 0.0
     for bucket in buckets:
@@ -235,7 +235,7 @@ def _standard_deviation(buckets: Sequence[ImageSet]) -> float:
 
 
 def _pieces(images: ImageSet, chosen: NDArray[np.int64]) -> Iterator[Tensor]:
-    """Some images, several at a time or a few rows of one, (k, c, h, w)."""
+    """Yield the chosen images as tensors (k, c, h, w): several images at a time, or a few rows of a large one."""
     height, values = images.resolution[0], images.pixels[0].numel()
     if values <= _PIECE:
         together = min(max(_PIECE // values, 1), 256)

@@ -1,4 +1,4 @@
-"""The order of the images, as a pure function of (seed, epoch, slot)."""
+"""The order of training images, as a pure function of (seed, epoch, slot)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _ROUNDS = 6
 
 @dataclass(frozen=True)
 class SampleOrder:
-    """Every image once per epoch, each epoch in a new order, forever.
+    """An endless sampler that visits every image once per epoch, each epoch in a new order.
 
-    The order is a keyed permutation, computed where it is asked for, not a shuffled list: it needs no memory, and a
-    continued run asks for the next position.
+    The order is a keyed permutation, computed on demand, not a shuffled list: it needs no memory, and a continued run
+    goes on from the next position.
 
     >>> SampleOrder(num_images=5, seed=0).indices(0, 10).tolist()
     [1, 0, 2, 3, 4, 1, 2, 0, 3, 4]
@@ -34,7 +34,7 @@ class SampleOrder:
             raise InputError("there are no images to train on")
 
     def indices(self, start: int, count: int) -> NDArray[np.int64]:
-        """The images at positions ``start`` to ``start + count`` of the endless sequence."""
+        """Return the image indices at positions ``start`` to ``start + count`` of the endless sequence."""
         positions = np.arange(start, start + count, dtype=np.uint64)
         epochs, slots = np.divmod(positions, np.uint64(self.num_images))
         images = np.empty(count, np.int64)
@@ -45,7 +45,7 @@ class SampleOrder:
 
 
 def bucket_at(seed: int, step: int, lengths: Sequence[int]) -> int:
-    """The bucket that a step takes its images from, each as often as it has images."""
+    """Choose the bucket that a step takes its images from, with a probability proportional to its number of images."""
     place = uniform(seed, "bucket", step) * sum(lengths)
     for bucket, length in enumerate(lengths):
         place -= length
@@ -55,9 +55,9 @@ def bucket_at(seed: int, step: int, lengths: Sequence[int]) -> int:
 
 
 def permute(slots: NDArray[Any], domain: int, seed: int, name: str, *index: int) -> NDArray[np.int64]:
-    """Where a pseudo-random permutation of [0, domain) sends some numbers.
+    """Apply a pseudo-random permutation of [0, domain) to some numbers.
 
-    A Feistel network over the next power of four, with cycle walking; seed, name and index are its key.
+    It is a Feistel network over the next power of four, with cycle walking; seed, name and index are its key.
     """
     half = np.uint64(max(1, (max(domain - 1, 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half)) - 1)
@@ -70,14 +70,14 @@ def permute(slots: NDArray[Any], domain: int, seed: int, name: str, *index: int)
         return (left << half) | right
 
     result = scramble(slots.astype(np.uint64))
-    # What falls outside the domain is sent on along its cycle, which comes back inside.
+    # Results outside the domain are permuted again along their cycle until they are inside (cycle walking).
     while (outside := result >= np.uint64(domain)).any():
         result[outside] = scramble(result[outside])
     return result.astype(np.int64)
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Finaliser of SplitMix64 (Steele et al. 2014); products wrap around."""
+    """Hash 64-bit integers with the finaliser of SplitMix64 (Steele et al. 2014); products wrap around."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

@@ -1,4 +1,4 @@
-"""Whole images made small, to tell a network that sees a patch what the rest of the image shows."""
+"""Downscaled whole images, the global context of a network that sees only a patch."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from patch_diffusion.data.images import ImageSet
 from patch_diffusion.data.latents.folder import LatentSet
 from patch_diffusion.data.reading import cache
 from patch_diffusion.data.reading.parallel import progress
-from patch_diffusion.data.reading.pixels import Part, Plan, read
+from patch_diffusion.data.reading.pixels import ArrayPlan, Plan, read
 from patch_diffusion.errors import InputError
 
 _VALUES_AT_ONCE = 2**22
-"""Of an image, that are looked at together: what making it small takes does not grow with it."""
+"""The number of values that are downscaled at a time, so that memory does not grow with the size of the image."""
 
 
 def small_shape(side: int, resolution: tuple[int, ...], stride: int = 1) -> tuple[int, ...]:
-    """Return the shape of whole images made small.
+    """Compute the height and width of downscaled whole images.
 
-    The shortest side becomes ``side``, the others keep the aspect as well as multiples of ``stride`` can.
+    The shorter side becomes ``side``; the longer one is the multiple of ``stride`` that keeps the aspect ratio best.
 
     Raises:
-        InputError: ``side`` is no multiple of ``stride``, or the images are not larger than that.
+        InputError: ``side`` is no multiple of ``stride``, or the images are not larger than ``side``.
 
     >>> small_shape(16, (64, 100), 4)
     (16, 24)
@@ -44,11 +44,11 @@ def small_shape(side: int, resolution: tuple[int, ...], stride: int = 1) -> tupl
 
 
 def make_small(images: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Images (n, c, H, W) of any type as float32 (n, c, *shape), without aliasing.
+    """Downscale images (n, c, H, W) of any dtype to float32 (n, c, *shape), without aliasing.
 
-    The outer pixels stay where they are: coordinates of -1 and 1 belong to the centres of the first and the last pixel
-    before and after, so that a place shows the same in both. In between, a pixel is the mean of those around it,
-    weighted by a triangle as wide as two of the small pixels.
+    The outer pixels stay in place: coordinates -1 and 1 are the centres of the first and the last pixel before and
+    after, so that the same coordinates show the same content. Each small pixel is the mean of the pixels around it,
+    weighted by a triangle as wide as two small pixels.
 
     >>> make_small(torch.arange(9.0).expand(1, 1, 9, 9), (3, 3))[0, 0, 0]
     tensor([1., 4., 7.])
@@ -64,15 +64,15 @@ def make_small(images: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def small_images(images: ImageSet, shape: tuple[int, ...], *, show: bool = False) -> ImageSet:
-    """All images made small, in the same order and of the same type; kept in the cache where they come from a file.
+    """Downscale all images of a set, in the same order and dtype; those mapped from a file are kept in the disk cache.
 
     Args:
-        images: of one size.
-        shape: height and width, see `small_shape`.
-        show: a progress bar, on a terminal.
+        images: images of one size.
+        shape: height and width of the result, see `small_shape`.
+        show: if true, show a progress bar on a terminal.
 
     Raises:
-        InputError: latents, which would be no latents then; or there is no room.
+        InputError: the images are latents, which cannot be downscaled, or there is no room on the disk.
     """
     if isinstance(images, LatentSet):
         raise InputError("patches.context makes images small, which latents cannot be: leave it out")
@@ -85,14 +85,14 @@ def small_images(images: ImageSet, shape: tuple[int, ...], *, show: bool = False
             yield (small if pixels.dtype is torch.float32 else small.round().to(pixels.dtype)).numpy()
 
     dtype = images.codec.dtype
-    plan = Plan(dtype, [Part((images.channels, *shape), len(pixels), blocks)])
+    plan = Plan(dtype, [ArrayPlan((images.channels, *shape), len(pixels), blocks)])
     key = _key(images, shape)
     found = read(lambda: plan, key, images.options, often=key is not None)
     return replace(images, pixels=found.pixels[0], file=None if found.files is None else found.files[0])
 
 
 def _key(images: ImageSet, shape: tuple[int, ...]) -> dict[str, object] | None:
-    """What small images follow from; None for those that are not mapped from a file that is still there."""
+    """Return the cache key of downscaled images; None if the images are not mapped from a file that still exists."""
     if images.file is None or not images.file.exists():
         return None
     layout = [list(images.pixels.shape), list(images.pixels.stride()), images.pixels.storage_offset()]
@@ -100,7 +100,7 @@ def _key(images: ImageSet, shape: tuple[int, ...]) -> dict[str, object] | None:
 
 
 def _weights(small: int, large: int, device: torch.device) -> Tensor:
-    """(small, large), rows of sum 1: what each pixel of a small axis takes of those of a large one."""
+    """Return the weights (small, large) of a large axis' pixels in each pixel of a small axis; each row sums to 1."""
     places, centres = (torch.linspace(0, 1, length, dtype=torch.float64) for length in (large, small))
     if small == 1:
         return torch.full((1, large), 1 / large, device=device)

@@ -1,4 +1,4 @@
-"""Images from wherever they are."""
+"""Opening of data sets: images from files, arrays, shards, or data sets of other libraries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from patch_diffusion.data.arrays.stored import in_memory, is_array, open_array
 from patch_diffusion.data.files import hub, shards
 from patch_diffusion.data.files.collection import Collection, read_collection
 from patch_diffusion.data.files.folders import find_in_folder, find_in_zip
-from patch_diffusion.data.files.map_style import array_of, find_in_objects
+from patch_diffusion.data.files.map_style import array_of, find_in_map_style
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.latents.folder import is_latents, open_latents
 from patch_diffusion.data.reading.sizes import resolution_of
@@ -27,7 +27,7 @@ from patch_diffusion.files import user_path
 
 _CHOICES = {"mode": get_args(Mode), "fit": get_args(Fit), "layout": get_args(Layout), "cache": get_args(Cache)}
 
-# Options that only some sources know.
+# Some options have a meaning for some kinds of sources only.
 _FILES, _ARRAY_FILE, _ARRAY = {"labels"}, {"labels", "key", "layout"}, {"layout"}
 _TABLE, _OBJECTS = {"labels", "key"}, {"labels", "key", "layout"}
 
@@ -46,43 +46,43 @@ def open_images(
     cache: Cache = "auto",
     show: bool = False,
 ) -> Images:
-    """Images to train on, from files, an array, or a data set of another library.
+    """Open images to train on, from files, an array, or a data set of another library.
 
     Args:
-        source: where they are:
+        source: where the images are:
 
-            - a folder (searched through all its sub-folders) or a zip of anything that Pillow reads: pictures of 8
-              bits, grey ones of 16 bits or floats; the grey pages of a TIFF are channels;
+            - a folder (with all its sub-folders) or a zip of images that Pillow reads: 8-bit images, and grey images
+              of 16 bits or floats; the grey pages of a TIFF are channels;
             - an ``.npy``, ``.npz``, ``.h5`` or ``.zarr`` of n x c x h x w, n x h x w x c or n x h x w numbers;
             - ``hf:NAME_OR_PATH`` or ``hf:NAME_OR_PATH:SPLIT``, a data set of the Hugging Face library on this machine;
             - ``wds:shards/*.tar``, WebDataset's tar files;
             - ``digits``, 1,797 handwritten digits of the UCI repository as 16 x 16 grey images with 10 classes;
             - in Python also an array, a tensor, a ``datasets.Dataset``, a list or ``torch.utils.data.Dataset`` of
               images or (image, label).
-        resolution: side, or height and width, that images are brought to. None: as they are, all of one size.
-        classes: True asks for labels: those of the data, or else the names of sub-folders; False leaves them; None
-            takes those of the data (``dataset.json`` in StyleGAN's and EDM's layout, an array ``labels``, a column of
-            classes, ``.cls``) where it has any.
-        mode: channels that pictures of 8 bits are converted to: "L", "RGB", "RGBA", or "auto", the least of them that
-            keeps what all have.
-        fit: how images are brought to the resolution: "crop" (centred, to the aspect), "stretch", or "bucket": each to
-            the nearest of several shapes of about resolution^2 pixels, see `bucket_sizes`.
-        range: the values that become -1 and 1 in model space. None: all that whole numbers can be, or what is found of
-            floats.
+        resolution: side, or height and width, that images are resized to. None keeps their size, if all have the same.
+        classes: True requires labels: those of the data, or else the names of sub-folders; False ignores labels; None
+            uses the labels of the data (``dataset.json`` in StyleGAN's and EDM's layout, an array ``labels``, a column
+            of classes, ``.cls``) if it has any.
+        mode: channels that 8-bit images are converted to: "L", "RGB", "RGBA", or "auto", the smallest of these that
+            keeps the channels all images have.
+        fit: how images are resized: "crop" (centred, to the aspect ratio, first), "stretch", or "bucket": each to the
+            nearest of several shapes of about resolution^2 pixels, see `bucket_sizes`.
+        range: the values that become -1 and 1 in model space. None: the range of an integer dtype, or the range found
+            in the data for floats.
         labels: where the labels are: a CSV with columns ``file`` and ``label``, the name of an array or a column, a
-            field of ``.json`` in shards, or an ``.npy`` beside an ``.npy``.
-        key: the name of the array or column of images, or their ending in shards, where there are several.
-        layout: where the channels of an array are: "channels_first", "channels_last", or "auto", as its shape tells.
+            field of ``.json`` in shards, or an ``.npy`` file for an ``.npy``.
+        key: the name of the array or column of images, or their extension in shards, if there are several.
+        layout: where the channels of an array are: "channels_first", "channels_last", or "auto", by its shape.
         cache: "memory" holds decoded images in memory; "disk" keeps them in a folder under $PATCH_DIFFUSION_CACHE or
-            the platform's cache, maps them, and finds them there the next time; "auto" is "disk" for more than 128 MB
-            and for all that is slow to read again. An ``.npy`` is mapped where it lies.
-        show: a progress bar, on a terminal.
+            the platform's cache folder, memory-maps them, and finds them there the next time; "auto" is "disk" for more
+            than 128 MB and for sources that are slow to read. An ``.npy`` is mapped in place.
+        show: if true, show a progress bar on a terminal.
 
     Returns:
-        An `ImageSet`, or, if images of several shapes come out of "bucket", `ImageBuckets`.
+        An `ImageSet`, or `ImageBuckets` if "bucket" results in several shapes.
 
     Raises:
-        InputError: nothing usable there, or not all of one kind; the sentence says what and how to mend it.
+        InputError: there are no usable images, or they are of several kinds; the sentence says how to fix it.
 
     >>> open_images("digits").resolution
     (16, 16)
@@ -111,7 +111,7 @@ def open_images(
     path = user_path(source)
     if is_latents(path):
         if options != Data(options.source, classes=classes):
-            raise InputError(f"{source} holds latents, which are as they were made: leave out all but data.classes")
+            raise InputError(f"{source} holds latents, which only data.classes applies to: leave out all other options")
         return open_latents(path, classes=classes, options=options)
     if _prefix(options.source) is None and is_array(path) and path.exists():
         _refuse_unknown(options, options.source, _ARRAY_FILE)
@@ -123,10 +123,10 @@ def open_images(
 
 @contextmanager
 def find_images(options: Data, *, show: bool = False) -> Iterator[Collection]:
-    """The files of a source that consists of files: a folder, a zip, ``hf:`` or ``wds:``. They can be read within it.
+    """Find the image files of a folder, a zip, ``hf:`` or ``wds:``; they can be read inside the block.
 
     Raises:
-        InputError: no files there, or an array or the digits, which have none.
+        InputError: there are no files, or the source is an array or the digits, which do not consist of files.
     """
     _check(options)
     source, path = options.source, user_path(options.source)
@@ -164,7 +164,7 @@ def _open_object(source: Any, options: Data, show: bool) -> Images:
         _refuse_unknown(options, "a table", _TABLE)
         return read_collection(hub.collection_of(source, options), options, show=show)
     _refuse_unknown(options, "a data set", _OBJECTS)
-    return read_collection(find_in_objects(source, options, show=show), options, show=show)
+    return read_collection(find_in_map_style(source, options, show=show), options, show=show)
 
 
 def _pair(value: Any) -> Any:
@@ -193,7 +193,7 @@ def _check(options: Data) -> None:
     if options.range is not None and not options.range[0] < options.range[1]:
         raise InputError(f"data.range goes from a lower to a higher value, not from {options.range}")
     if options.labels is not None and options.classes is False:
-        raise InputError("data.labels says where the classes are, and data.classes False leaves them: give one")
+        raise InputError("data.labels says where the classes are, and data.classes False ignores them: give one")
 
 
 def _refuse_unknown(options: Data, source: str, known: set[str]) -> None:

@@ -121,7 +121,7 @@ def _share_held_out(asked: float | None, images: Images, run: RunFolder) -> tupl
         return asked, []
     if run.is_run():
         return run.read_config()[0].data.held_out or 0.0, []
-    if sum(len(bucket) // bucket.twins for bucket in images.buckets) >= FEWEST_TO_HOLD_OUT:
+    if sum(len(bucket) // bucket.mirrored for bucket in images.buckets) >= FEWEST_TO_HOLD_OUT:
         return HELD_OUT, []
     few = f"of fewer than {FEWEST_TO_HOLD_OUT} images none are held out, so the log has no loss of others than these"
     return 0.0, [f"{few}; --held-out 0.1 holds out a tenth, {min(64, len(images) // 2)} at the least"]

@@ -1,1 +1,1 @@
-"""Images in one array."""
+"""Data sets that are one array of images, in a file or in memory."""

@@ -1,4 +1,4 @@
-"""Images in one array: mapped where that can be, else copied once, piece by piece."""
+"""Reading of images in one array: memory-mapped if possible, otherwise copied once, block by block."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from patch_diffusion.data.images import Images
 from patch_diffusion.data.reading import cache
 from patch_diffusion.data.reading.labels import Labels, labels_of_values
 from patch_diffusion.data.reading.parallel import in_order, progress
-from patch_diffusion.data.reading.pixels import Part, Plan, Read, images_of, read
+from patch_diffusion.data.reading.pixels import ArrayPlan, Plan, Read, images_of, read
 from patch_diffusion.data.reading.sizes import Size, choose_sizes, resize_values, resolution_of, too_small
 from patch_diffusion.data.reading.survey import Survey
 from patch_diffusion.errors import InputError
 
 _LOOKED_AT = 256
-"""Images of a mapped array of whole numbers that are looked at when it is opened."""
+"""The number of images that are surveyed when a memory-mapped array of integers is opened."""
 
 _MOST_EXACT = 2**24
-"""Whole numbers up to here are exact as float32."""
+"""The largest integer up to which all are exact as float32."""
 
 _FEW_CHANNELS = 4
 
 
 def read_array(stored: StoredArray, options: Data, *, show: bool = False) -> Images:
-    """Images of an array, as uint8, uint16 or float32.
+    """Read the images of an array, as uint8, uint16 or float32.
 
-    An array that is mapped, or in memory, in the order and type that training takes is used as it is. Of whole numbers
-    only a sample is looked at then; floats are read through once, for their range and for NaN, and what was found is
-    kept in the cache, so that it is quick the next time.
+    An array that is memory-mapped, or in memory, in the layout and dtype that training takes is used without a copy.
+    For integers, only a sample is surveyed then; floats are scanned once, for their range and for NaN, and the result
+    is kept in the cache for the next time.
 
     Raises:
-        InputError: no such shape or type, NaN or infinity (with the index of the image), or labels that do not fit.
+        InputError: the shape or dtype is wrong, an image (named by index) has NaN or infinity, or labels do not fit.
     """
     axis = channel_axis(stored.shape, options.layout, stored.source)
     dtype = pixel_dtype(stored.dtype, stored.source)
@@ -73,19 +73,19 @@ def read_array(stored: StoredArray, options: Data, *, show: bool = False) -> Ima
 
         if key is not None:
             key |= {"resolution": target, "fit": options.fit}
-        plan = Plan(dtype, [Part((channels, *target), stored.shape[0], blocks)], survey)
+        plan = Plan(dtype, [ArrayPlan((channels, *target), stored.shape[0], blocks)], survey)
         found = read(lambda: plan, key, options, often=key is not None)
     return images_of(found, labels, options, notes)
 
 
 def channel_axis(shape: tuple[int, ...], layout: Layout, source: str) -> int:
-    """Where the channels of images (n, ...) are: 1 or 3; 0 where they have none.
+    """Find the channel axis of images (n, ...): 1 or 3; 0 if there is none.
 
-    Of four dimensions, "auto" takes the first or last of an image for channels: the one that is 4 at the most, or else
-    less than half of both others.
+    For four dimensions, "auto" takes the first or last axis of an image as channels: the one whose length is at most 4,
+    or else less than half of both other lengths.
 
     Raises:
-        InputError: other numbers of dimensions, or a shape that does not tell.
+        InputError: the number of dimensions is wrong, or the shape is ambiguous.
     """
     if len(shape) == 3 and (layout != "auto" or shape[2] > _FEW_CHANNELS):
         return 0
@@ -113,10 +113,10 @@ def channel_axis(shape: tuple[int, ...], layout: Layout, source: str) -> int:
 
 
 def pixel_dtype(dtype: np.dtype[Any], source: str) -> str:
-    """What pixels of a type are kept as: uint8 and uint16 as they are, bool as 0 and 255, other numbers as float32.
+    """Return the dtype that values are stored as: uint8 and bool as uint8, uint16 as it is, other numbers as float32.
 
     Raises:
-        InputError: no real numbers.
+        InputError: the dtype is not one of real numbers.
     """
     if dtype.hasobject:
         raise InputError(f"{source} holds Python objects, which are not read: save numbers, of one shape")
@@ -130,10 +130,10 @@ def pixel_dtype(dtype: np.dtype[Any], source: str) -> str:
 
 
 def to_pixels(values: NDArray[Any], dtype: str, source: str) -> NDArray[Any]:
-    """Values as `pixel_dtype` says.
+    """Convert values to pixels of the dtype that `pixel_dtype` chose; bools become 0 and 255.
 
     Raises:
-        InputError: whole numbers that float32 does not have.
+        InputError: an integer is too large for float32 to represent exactly.
     """
     if values.dtype.kind == "b":
         return values.astype(np.uint8) * np.uint8(255)
@@ -143,7 +143,7 @@ def to_pixels(values: NDArray[Any], dtype: str, source: str) -> NDArray[Any]:
             raise InputError(
                 f"{source} has whole numbers of {largest:,}; up to {_MOST_EXACT:,} can be kept: scale them"
             )
-    with np.errstate(over="ignore"):  # what becomes infinite is found and named
+    with np.errstate(over="ignore"):  # values that overflow to infinity are reported later, with the image's name
         return values.astype(dtype, copy=False)
 
 
@@ -178,7 +178,7 @@ def _mapped(
 
 
 def _one(stored: StoredArray, array: NDArray[Any], index: int) -> NDArray[Any]:
-    """One image (1, ...). Of a mapped file it is read: to touch it would have the system read megabytes around it."""
+    """Return one image (1, ...); from a mapped file it is read, since a page fault would load megabytes around it."""
     if stored.identity is None or not isinstance(array, np.memmap) or array.filename is None:
         return array[index : index + 1]
     size = math.prod(array.shape[1:])
@@ -187,7 +187,7 @@ def _one(stored: StoredArray, array: NDArray[Any], index: int) -> NDArray[Any]:
 
 
 def _pieces(stored: StoredArray, axis: int, dtype: str, show: bool) -> Iterator[NDArray[Any]]:
-    """Blocks (k, c, h, w) of pixels."""
+    """Yield the array in blocks of pixels (k, c, h, w), converted to the dtype of pixels."""
     for block in progress(stored.blocks(), None, "reading arrays", show=show):
         moved = block[:, None] if axis == 0 else np.moveaxis(block, axis, 1)
         yield to_pixels(moved, dtype, stored.source)

@@ -1,4 +1,4 @@
-"""Arrays in .npy, .npz, HDF5 and Zarr files: which one holds the images, and how to read it piece by piece."""
+"""Arrays in .npy, .npz, HDF5 and Zarr files: finding the one that holds the images, and reading it block by block."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _MOST_BLOCK_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class StoredArray:
-    """An array of images (n, ...).
+    """An array of images (n, ...), in a file or in memory.
 
-    ``blocks`` reads it, piece by piece along the first axis. ``labels`` are what was stored with it, if anything.
-    ``identity`` changes when the file does, None for an array in Python. ``mapped`` is the array itself, where it need
-    not be read to be used.
+    ``blocks`` reads it, block by block along the first axis. ``labels`` are the labels stored with it, if any.
+    ``identity`` changes when the file does, and is None for an array in Python. ``mapped`` is the array itself, if it
+    is in memory or memory-mapped.
     """
 
     source: str
@@ -45,7 +45,7 @@ class StoredArray:
 
 
 def is_array(path: Path) -> bool:
-    """Whether this is a file, or a folder of Zarr, that holds arrays."""
+    """True if a path is that of an array file (.npy, .npz, HDF5) or of a Zarr folder."""
     if path.is_dir():
         return path.suffix.lower() == ".zarr" or any((path / name).is_file() for name in _ZARR_FILES)
     return path.suffix.lower() in ENDINGS
@@ -53,17 +53,17 @@ def is_array(path: Path) -> bool:
 
 @contextmanager
 def open_array(path: Path, source: str, *, key: str | None = None, labels: str | None = None) -> Iterator[StoredArray]:
-    """The array of images in a file, which stays open meanwhile. Nothing is unpickled.
+    """Open the array of images in a file, which stays open inside the block. Nothing is unpickled.
 
     Args:
-        path: the file, or the folder of Zarr.
-        source: names it in errors.
+        path: the file, or the Zarr folder.
+        source: the name of the file in errors.
         key: the array's name in the file; None takes the only one that can be images, or ``images``, ``x`` or ``data``.
         labels: the name of the labels in the file, or, for an .npy, a file of them; None takes ``labels``, ``y`` or
-            ``label`` where there is one.
+            ``label``, if there is one.
 
     Raises:
-        InputError: a damaged file, no such array or no such labels; the names that there are are given.
+        InputError: the file is damaged, or has no such array or labels; the sentence lists the existing names.
     """
     opener = {".npy": _open_npy, ".npz": _open_npz, ".h5": _open_hdf5, ".hdf5": _open_hdf5}
     with opener.get(path.suffix.lower(), _open_zarr)(path, source, key, labels) as found:
@@ -71,7 +71,7 @@ def open_array(path: Path, source: str, *, key: str | None = None, labels: str |
 
 
 def in_memory(array: NDArray[Any], source: str) -> StoredArray:
-    """An array that is there already."""
+    """Wrap an array in memory as a stored array, without a copy."""
     return StoredArray(source, array.shape, array.dtype, lambda: _slices(array, source), mapped=array)
 
 
@@ -191,7 +191,7 @@ def _zarr_arrays(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _choose(
     shapes: Mapping[str, tuple[int, ...]], key: str | None, labels: str | None, source: str
 ) -> tuple[str, str | None]:
-    """Names of the images and of their labels."""
+    """Choose the names of the arrays of images and of labels; no array of labels (None) if there is none."""
     listed = ", ".join(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in sorted(shapes.items()))
     if not shapes:
         raise InputError(f"{source} holds no arrays")
@@ -203,7 +203,7 @@ def _choose(
         named = [name for expected in _IMAGE_NAMES for name in images if _last(name) == expected]
         if not images:
             raise InputError(f"{source} holds no array of images, which have three or four dimensions: {listed}")
-        # Of one name in several groups, such as train and test, none is the one that is meant.
+        # An array name in several groups, such as train and test, is ambiguous unless one is at the top level.
         several = [name for name in named if _last(name) == _last(named[0])]
         if len(images) > 1 and (not named or (len(several) > 1 and _last(named[0]) not in several)):
             raise InputError(f"{source} holds several arrays: name the images with --data.key ({listed})")
@@ -217,12 +217,12 @@ def _choose(
 
 
 def _last(name: str) -> str:
-    """Without the groups that it is in."""
+    """Return the name of an array in lower case, without the groups it is in."""
     return name.rpartition("/")[2].lower()
 
 
 def _slices(array: Any, source: str) -> Iterator[NDArray[Any]]:
-    """Consecutive pieces of anything that slices to NumPy arrays: whole chunks, where it is stored in chunks."""
+    """Yield consecutive blocks of an object that slices to NumPy arrays: whole chunks, if it is stored in chunks."""
     rows = _rows_at_once(array.shape, array.dtype)
     chunk = (getattr(array, "chunks", None) or (1,))[0]
     one_chunk = chunk * math.prod(array.shape[1:]) * array.dtype.itemsize
@@ -246,7 +246,7 @@ def _guarded(blocks: Iterator[NDArray[Any]], source: str) -> Iterator[NDArray[An
 
 @contextmanager
 def _damage_named(source: str) -> Iterator[None]:
-    """Readers of files raise many kinds of errors; here each is a damaged file."""
+    """Turn any exception in the block into an `InputError` that says the file is damaged: readers raise many kinds."""
     try:
         yield
     except (InputError, MemoryError):

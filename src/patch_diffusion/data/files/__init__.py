@@ -1,1 +1,1 @@
-"""Images that are files, or as good as files: found, opened and brought to one kind."""
+"""Image files in folders, zips, shards and data sets: finding, opening and decoding them to one size and pixel type."""

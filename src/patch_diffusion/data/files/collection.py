@@ -1,4 +1,4 @@
-"""Images that are files, wherever they were found, to pixels of one size or of a few."""
+"""Collections of image files from any kind of source, and their decoding to pixels of one size or of a few buckets."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 
 from patch_diffusion.config import Data
 from patch_diffusion.data.files.decode import Header, ImageFile, decode_file, quiet, read_headers, reason
-from patch_diffusion.data.files.pixel_type import common_kind
-from patch_diffusion.data.files.small_file_cache import Kept
+from patch_diffusion.data.files.pixel_type import common_pixel_type
+from patch_diffusion.data.files.small_file_cache import SmallFileCache
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.reading.labels import Labels
 from patch_diffusion.data.reading.parallel import in_order
-from patch_diffusion.data.reading.pixels import Part, Plan, images_of, read
+from patch_diffusion.data.reading.pixels import ArrayPlan, Plan, images_of, read
 from patch_diffusion.data.reading.sizes import Size, choose_sizes, describe_changes, resolution_of, too_small
 from patch_diffusion.data.reading.survey import Survey
 from patch_diffusion.errors import InputError
 
 MOST_UNUSABLE = 0.01
-"""Share of the files that may be broken before training is refused."""
+"""The largest share of the files that may be unusable; with more of them, training is refused."""
 
 _MOST_NAMED = 20
 _IMAGES_IN_A_BLOCK = 16
@@ -30,7 +30,7 @@ _IMAGES_IN_A_BLOCK = 16
 
 @dataclass(frozen=True)
 class Files(Sequence[ImageFile]):
-    """Files that are made when they are asked for: a list of millions takes long, though all be in the cache."""
+    """A lazy sequence of image files: each is made when it is accessed, since a list of millions takes long to make."""
 
     num: int
     make: Callable[[int], ImageFile]
@@ -51,12 +51,12 @@ class Files(Sequence[ImageFile]):
 
 @dataclass
 class Collection:
-    """Images that can be opened, in the order of the data set.
+    """The image files of a data set, in its order, with their labels.
 
-    ``labels`` are class numbers and the names of classes, of all files; ``notes`` what the user should know of the
-    finding. ``identity`` is what changes when the files do, ready for JSON; None where that cannot be told.
-    ``headers`` and ``unusable`` are what is known of them already, as `read_headers` finds it. ``slow`` ones are kept
-    on disk though they be few.
+    ``labels`` are the class numbers of all files and the names of the classes; ``notes`` are remarks for the user.
+    ``identity`` is JSON data that changes when the files do; None if that cannot be known. ``headers`` and ``unusable``
+    are results of `read_headers`, if there are any already. If ``slow``, decoded images are cached on disk even if they
+    are few.
     """
 
     source: str
@@ -70,10 +70,10 @@ class Collection:
 
 
 def read_collection(found: Collection, options: Data, *, show: bool = False) -> Images:
-    """All images of a collection, upright, with the same channels, of the same size or in buckets.
+    """Decode all images of a collection, upright, to the same channels, and to the same size or to buckets.
 
     Raises:
-        InputError: several sizes and no resolution, several kinds of pixels, or more than 1 % of the files unusable.
+        InputError: there are several sizes and no resolution, several pixel types, or more than 1 % unusable files.
     """
     key = None
     if found.identity is not None:
@@ -85,11 +85,11 @@ def read_collection(found: Collection, options: Data, *, show: bool = False) -> 
 
 
 def _plan(found: Collection, options: Data, show: bool) -> Plan:
-    """Which files are decoded to which size."""
-    files, unusable, headers, kept_files = found.files, dict(found.unusable), found.headers, Kept()
+    """Plan which files are decoded to which size and pixel type, after a pass over their headers."""
+    files, unusable, headers, small_files = found.files, dict(found.unusable), found.headers, SmallFileCache()
     if headers is None:
-        looked_at = Files(len(files), lambda index: kept_files.looked_at(index, files[index]))
-        headers, unusable = read_headers(looked_at, show=show)
+        cached = Files(len(files), lambda index: small_files.for_header_pass(index, files[index]))
+        headers, unusable = read_headers(cached, show=show)
     _refuse_many_unusable(files, unusable)
     sizes = {index: header.size for index, header in headers.items()}
     targets = choose_sizes(sizes, lambda index: files[index].name, resolution_of(options), options.fit)
@@ -98,19 +98,19 @@ def _plan(found: Collection, options: Data, show: bool) -> Plan:
             (height, width), _ = sizes[index], targets.pop(index)
             unusable[index] = f"{height}x{width} is too small to enlarge to {target[0]}x{target[1]}"
     _refuse_many_unusable(files, unusable)
-    kind, notes = common_kind(files, {index: headers[index] for index in targets}, options.mode, show=show)
+    pixel_type, notes = common_pixel_type(files, {index: headers[index] for index in targets}, options.mode, show=show)
     notes = describe_changes(sizes, targets, options.fit) + notes
     survey = Survey(name=lambda index: files[index].name)
 
-    def part_of(size: Size) -> Part:
+    def array_of_size(size: Size) -> ArrayPlan:
         indices = [index for index, target in targets.items() if target == size]
         kept: list[int] = []
 
         def decode(index: int) -> NDArray[Any]:
-            return decode_file(kept_files.decoded(index, files[index]), size, kind.mode, options.fit)
+            return decode_file(small_files.for_decode_pass(index, files[index]), size, pixel_type.mode, options.fit)
 
         def blocks() -> Iterator[NDArray[Any]]:
-            together: list[NDArray[Any]] = []  # of neighbouring indices
+            together: list[NDArray[Any]] = []  # images of consecutive indices
 
             def block() -> NDArray[Any]:
                 stacked = np.stack(together)
@@ -129,7 +129,7 @@ def _plan(found: Collection, options: Data, show: bool) -> Plan:
             if together:
                 yield block()
 
-        return Part((kind.channels, *size), len(indices), blocks, kept)
+        return ArrayPlan((pixel_type.channels, *size), len(indices), blocks, kept)
 
     def finish() -> None:
         _refuse_many_unusable(files, unusable)
@@ -137,8 +137,8 @@ def _plan(found: Collection, options: Data, show: bool) -> Plan:
         if len(unusable) > _MOST_NAMED:
             notes.append(f"skipped {len(unusable) - _MOST_NAMED:,} others")
 
-    parts = [part_of(size) for size in sorted(set(targets.values()))]
-    return Plan(kind.dtype, parts, survey, notes, finish)
+    arrays = [array_of_size(size) for size in sorted(set(targets.values()))]
+    return Plan(pixel_type.dtype, arrays, survey, notes, finish)
 
 
 def _refuse_many_unusable(files: Sequence[ImageFile], unusable: Mapping[int, str]) -> None:

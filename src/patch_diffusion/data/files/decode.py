@@ -1,4 +1,4 @@
-"""What an image file is, and its pixels."""
+"""Reading of image files: a pass over their headers, and the decoding of their pixels."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from patch_diffusion.errors import InputError
 
 _GREY = {"1", "L", "LA", "La"}
 _EXIF_ORIENTATION = 0x0112
-_ANIMATED = {"AVIF", "FLI", "GIF", "PNG", "WEBP"}  # others hold layers, or a picture in several sizes
+_ANIMATED = {"AVIF", "FLI", "GIF", "PNG", "WEBP"}  # frames of other formats are layers, or one image in several sizes
 _TIFF_WIDTH = 256
-_TIFF_KIND_OF_PAGE = 254  # its lowest bit: a smaller version of another page
+_TIFF_KIND_OF_PAGE = 254  # tag whose lowest bit marks a smaller version of another page
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image that can be opened.
+    """An image of a data set that can be opened.
 
-    ``name`` is that within the data set. ``open`` gives a stream of the file, or, of data sets in Python, a Pillow
-    image or an array (c, h, w) of uint8, uint16 or float32.
+    ``name`` is its name within the data set. ``open`` returns a stream of the file, or, for data sets in Python, a
+    Pillow image or an array (c, h, w) of uint8, uint16 or float32.
     """
 
     name: str
@@ -41,24 +41,24 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Header:
-    """What is known of an image before it is decoded."""
+    """The size, dtype and channels of an image, as known before its pixels are decoded."""
 
     size: Size
-    """Height and width, upright."""
+    """Height and width of the upright image."""
     dtype: str = "uint8"
-    """"uint8", "uint16" or "float32"."""
+    """The dtype of the pixels: "uint8", "uint16" or "float32"."""
     channels: int | None = None
-    """None for pictures of 8 bits, which can be converted to L, RGB or RGBA."""
+    """The number of channels; None for 8-bit images, which can be converted to L, RGB or RGBA."""
     grey: bool = False
     transparent: bool = False
     frames: int = 1
-    """Of an animation, of which the first is taken."""
+    """The number of frames of an animation, of which only the first is used."""
     reduced: bool = False
-    """Colour of 16 bits a channel, of which Pillow reads 8."""
+    """True if the file has 16 bits per colour channel, which Pillow reads as 8."""
 
 
 def read_headers(files: Sequence[ImageFile], *, show: bool = False) -> tuple[dict[int, Header], dict[int, str]]:
-    """Headers of all files that have one, by index, and why the others cannot be used."""
+    """Read the headers of all files; return them by index, and for the unusable files the reasons, by index."""
     headers, unusable, known = {}, {}, {}
     with quiet():
         for index, found in in_order(
@@ -67,16 +67,16 @@ def read_headers(files: Sequence[ImageFile], *, show: bool = False) -> tuple[dic
             if isinstance(found, Exception):
                 unusable[index] = reason(found)
             else:
-                headers[index] = known.setdefault(found, found)  # of millions, most are equal
+                headers[index] = known.setdefault(found, found)  # most of millions are equal and can share one object
     return headers, unusable
 
 
 def read_header(file: ImageFile) -> Header:
-    """What a file is, without decoding it.
+    """Read the size, dtype and channels of an image file without decoding its pixels.
 
     Raises:
-        InputError: an empty file, one of too many pixels, or pages that do not make one image.
-        Exception: whatever Pillow raises on broken files; `reason` puts it in words.
+        InputError: the file is empty, has too many pixels, or has pages that do not make one image.
+        Exception: Pillow may raise any exception on a broken file; `reason` puts it in words.
     """
     source = file.open()
     if not isinstance(source, (Image.Image, np.ndarray)):
@@ -93,7 +93,7 @@ def read_header(file: ImageFile) -> Header:
         num_pages = len(_pages(image))
         width, height = image.size
         _refuse_bomb(width * height * num_pages)
-        # Of a TIFF, newer versions of Pillow say the upright size, though it is turned when it is decoded.
+        # For a TIFF, newer versions of Pillow report the upright size, although the image is rotated when decoded.
         is_upright = image.format == "TIFF" and width != _tiff_tag(image, _TIFF_WIDTH, width)
         if _orientation(image) >= 5 and not is_upright:
             width, height = height, width
@@ -110,17 +110,17 @@ def read_header(file: ImageFile) -> Header:
 
 
 def decode_file(file: ImageFile, size: Size | None = None, mode: str = "RGB", fit: Fit = "crop") -> NDArray[Any]:
-    """The pixels (c, h, w) of a file, upright: uint8, uint16 or float32.
+    """Decode an image file to upright pixels (c, h, w) of uint8, uint16 or float32.
 
     Args:
-        file: what is read.
-        size: height and width to bring it to; None leaves it as it is.
-        mode: "L", "RGB" or "RGBA", that pictures of 8 bits are converted to; what else there is keeps its channels.
-        fit: "stretch", or else crop to the aspect of the size.
+        file: the image file.
+        size: height and width to resize to; None keeps the image's own.
+        mode: "L", "RGB" or "RGBA", which 8-bit images are converted to; all others keep their channels.
+        fit: "stretch", or any other to crop to the aspect ratio of the size.
 
     Raises:
-        InputError: values that are not finite or do not fit 16 bits, and what `read_header` raises.
-        Exception: whatever Pillow raises on broken files.
+        InputError: a value is not finite or does not fit 16 bits, or `read_header` would refuse the file.
+        Exception: Pillow may raise any exception on a broken file.
     """
     source = file.open()
     if not isinstance(source, (Image.Image, np.ndarray)):
@@ -149,7 +149,7 @@ def decode_file(file: ImageFile, size: Size | None = None, mode: str = "RGB", fi
 
 @contextmanager
 def closed_on_error(source: IO[bytes]) -> Iterator[None]:
-    """Inside, an error closes what is read: a broken entry of a zip would keep the zip open."""
+    """Close a stream if the block raises an error; otherwise a broken entry of a zip would keep the zip open."""
     try:
         yield
     except BaseException:
@@ -158,7 +158,7 @@ def closed_on_error(source: IO[bytes]) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """Why a file cannot be used, in a few words."""
+    """Describe in a few words why a file cannot be used, given the exception that reading it raised."""
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image, or a broken one"
     return " ".join(str(error).split()) or type(error).__name__
@@ -166,7 +166,7 @@ def reason(error: Exception) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within it, Pillow does not complain of odd files one by one, and too many pixels are an error."""
+    """Silence warnings, such as Pillow's about odd files, inside the block, and make too many pixels an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -201,7 +201,7 @@ def _refuse_bomb(num_pixels: int | None) -> None:
 
 
 def _pages(image: Image.Image) -> list[int]:
-    """The pages of a TIFF that are the channels of one image. Of anything else, the first is all."""
+    """Return the indices of the pages of a TIFF that are the channels of one image; [0] for all other formats."""
     if image.format != "TIFF" or getattr(image, "n_frames", 1) == 1:
         return [0]
     pages: list[int] = []
@@ -213,7 +213,7 @@ def _pages(image: Image.Image) -> list[int]:
             kinds.add((image.size, image.mode))
     image.seek(pages[0] if pages else 0)
     if len(kinds) > 1:
-        raise InputError(f"its {len(pages)} pages differ in size or kind, and so are no channels of one image")
+        raise InputError(f"its {len(pages)} pages differ in size or type, so they cannot be channels of one image")
     if len(pages) > 1 and _dtype(image) == "uint8" and image.mode not in ("1", "L"):
         raise InputError(f"has {len(pages)} pages of colour, and only grey ones can be the channels of one image")
     return pages or [0]
@@ -224,7 +224,7 @@ def _tiff_tag(image: Image.Image, tag: int, default: int) -> Any:
 
 
 def _orientation(image: Image.Image) -> int:
-    """As EXIF counts, 1 being upright. What stands after the pixels of a PNG is left: it takes decoding to find it."""
+    """Return the EXIF orientation, 1 being upright. EXIF data after a PNG's pixels is ignored: finding it is slow."""
     exif = Image.Image.getexif(image) if image.format == "PNG" else image.getexif()
     return exif.get(_EXIF_ORIENTATION, 1)
 
@@ -234,7 +234,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _dtype(image: Image.Image) -> str:
-    """That of the pixels, by Pillow's mode."""
+    """Return the dtype of the pixels for an image's Pillow mode: "uint8", "uint16" or "float32"."""
     return {"I": "uint16", "F": "float32"}.get(image.mode[0], "uint8")
 
 
@@ -243,7 +243,7 @@ def _is_reduced(image: Image.Image) -> bool:
         return False
     raw = image.tile[0].args  # pyright: ignore[reportAttributeAccessIssue]
     raw = raw if isinstance(raw, tuple) else (raw,)
-    if image.format == "PPM":  # the second is the largest value
+    if image.format == "PPM":  # its second argument is the largest value
         return len(raw) > 1 and isinstance(raw[1], int) and raw[1] > 255
     return isinstance(raw[0], str) and ";16" in raw[0]
 
@@ -258,14 +258,14 @@ def _picture(image: Image.Image, size: Size | None, mode: str, fit: Fit) -> NDAr
 
 
 def _pixels(image: Image.Image, size: Size | None, mode: str, fit: Fit) -> NDArray[np.uint8]:
-    """Of a picture that is upright and has no more channels than the mode."""
+    """Convert, resize and return the pixels (c, h, w) of an upright image with no more channels than the mode."""
     image = image if image.mode == mode else image.convert(mode)
     array = np.asarray(image if size is None else resize(image, size, fit))
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
 def _values(image: Image.Image) -> NDArray[Any]:
-    """One channel (h, w), as it was stored."""
+    """Return the values (h, w) of a single channel as they are stored: uint8, uint16 or float32."""
     if image.mode == "1":
         return np.asarray(image.convert("L"))
     values = np.asarray(image)

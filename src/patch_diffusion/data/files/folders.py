@@ -1,4 +1,4 @@
-"""Images in a folder or a zip."""
+"""Collections of the image files in a folder or a zip."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from patch_diffusion.files import user_path
 
 OpenFile = Callable[[str], IO[bytes]]
 
-# What Pillow knows by name only: without a program or a reader of one's own it cannot open them.
+# Pillow lists these formats but cannot open them without an external program or a custom reader.
 _NOT_READ = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 _ENCRYPTED = 0x1
 _HIDDEN = re.compile(r"(^|/)(\.|__MACOSX)")
-_UNSAFE = re.compile(r"^([/\\]|[A-Za-z]:)|(^|[/\\])\.\.([/\\]|$)")  # absolute, or with a way up
+_UNSAFE = re.compile(r"^([/\\]|[A-Za-z]:)|(^|[/\\])\.\.([/\\]|$)")  # absolute paths, and paths with ".."
 
 _HINTS = {
     ".zip": "unpack it first",
@@ -47,23 +47,23 @@ _HINTS = {
 
 @cache
 def image_endings() -> frozenset[str]:
-    """Endings of the files that Pillow reads, as in ".png"."""
+    """Return the file extensions that Pillow can read, such as ".png"."""
     Image.init()
     known = Image.registered_extensions().items()
     return frozenset(ending for ending, kind in known if kind in Image.OPEN and kind not in _NOT_READ)
 
 
 def find_in_folder(path: Path, options: Data) -> Collection:
-    """All images in a folder and its sub-folders, those behind links included.
+    """Collect all image files in a folder and its sub-folders, following symbolic links.
 
     Raises:
-        InputError: no images there, a folder that may not be read, or labels that do not fit.
+        InputError: there are no images, a folder may not be read, or the labels do not fit the images.
     """
     states = dict(_walk(path))
     names = sorted(states)
     images, notes = _images_among(names, options)
     labels = _labels(images, names, lambda name: (path / name).open("rb"), options, notes)
-    # By its name: to make a Path and open that takes as long as a tenth of the decoding of a small picture.
+    # Files are opened by name, since making a Path first takes a tenth as long as decoding a small image.
     files = Files(len(images), lambda index: ImageFile(images[index], partial(open, f"{path}/{images[index]}", "rb")))
     identity = [str(path.resolve()), digest(*((name, states[name]) for name in images))]
     return Collection(options.source, files, labels, notes, identity)
@@ -71,10 +71,10 @@ def find_in_folder(path: Path, options: Data) -> Collection:
 
 @contextmanager
 def find_in_zip(path: Path, options: Data) -> Iterator[Collection]:
-    """All images in a zip, which stays open meanwhile.
+    """Collect all image files in a zip, which stays open inside the block.
 
     Raises:
-        InputError: no images there, entries that no zip of images has, or labels that do not fit.
+        InputError: there are no images, an entry is encrypted or points out of the zip, or the labels do not fit.
     """
     try:
         opened = zipfile.ZipFile(path)
@@ -105,7 +105,7 @@ def find_in_zip(path: Path, options: Data) -> Iterator[Collection]:
 
 
 def _walk(path: Path) -> Iterator[tuple[str, tuple[int, int] | None]]:
-    """All files by their names within a folder, with size and time; None for a link that leads nowhere.
+    """Walk through a folder, and yield the relative path of each file with its size and time, or None for a dead link.
 
     A folder is entered once, however many links lead to it.
     """
@@ -134,7 +134,7 @@ def _walk(path: Path) -> Iterator[tuple[str, tuple[int, int] | None]]:
 
 
 def _images_among(names: Sequence[str], options: Data) -> tuple[list[str], list[str]]:
-    """Names of images, and notes of the others. Hidden files, and what macOS puts into zips, count for nothing."""
+    """Select the names of image files, and note the others; hidden files, and those macOS adds to zips, are ignored."""
     visible = [name for name in names if not _HIDDEN.search(name)]
     endings = image_endings()
     images, others = [], []
@@ -153,7 +153,7 @@ def _images_among(names: Sequence[str], options: Data) -> tuple[list[str], list[
 
 
 def _ending(name: str) -> str:
-    """As in ".png"."""
+    """Return the file extension in lower case, such as ".png"."""
     return "." + name.rpartition(".")[2].lower()
 
 
@@ -181,7 +181,7 @@ def _labels(
 
 
 def _open_csv(names: Sequence[str], open_file: OpenFile, options: Data) -> IO[bytes]:
-    """The file of labels, beside the user or within the data."""
+    """Open the CSV of labels, which is a path of the user's or a file inside the data set."""
     assert options.labels is not None
     path = user_path(options.labels)
     if path.is_file():

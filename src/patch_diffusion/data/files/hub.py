@@ -1,4 +1,4 @@
-"""Images in a data set of the Hugging Face library, on disk or in its own cache; nothing is downloaded."""
+"""Images in a data set of the Hugging Face ``datasets`` library, on disk or in its cache; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _LABEL_NAMES = ("label", "labels", "class")
 
 
 def find_in_hub(name: str, options: Data) -> Collection:
-    """All images of a data set: ``NAME_OR_PATH`` or ``NAME_OR_PATH:SPLIT``.
+    """Collect all images of a Hugging Face data set, ``NAME_OR_PATH`` or ``NAME_OR_PATH:SPLIT``.
 
-    A path is what ``save_to_disk`` wrote, or a folder of parquet files; a name must be in the library's cache, unless
-    the environment says HF_HUB_OFFLINE=0. Of several splits, "train" is taken.
+    A path is a folder that ``save_to_disk`` wrote, or a folder of parquet files; a name must be in the library's cache,
+    unless the environment has HF_HUB_OFFLINE=0. If there are several splits, "train" is used.
 
     Raises:
-        InputError: no such data set, split or column; the names that there are are given.
+        InputError: there is no such data set, split or column; the sentence lists the existing names.
     """
     library = need("datasets", options.source)
     place, split = _place_and_split(name)
@@ -46,14 +46,14 @@ def find_in_hub(name: str, options: Data) -> Collection:
 
 
 def collection_of(table: Any, options: Data) -> Collection:
-    """All images of a ``datasets.Dataset``, of which ``key`` and ``labels`` name the columns.
+    """Collect all images of a ``datasets.Dataset``; the options ``key`` and ``labels`` name its columns.
 
     Raises:
-        InputError: no column of images, or several.
+        InputError: there is no column of images, or there are several.
     """
     library = need("datasets", options.source or "the data set")
     if isinstance(table, library.IterableDataset):
-        raise InputError("a data set that is streamed has no order to come back to: load it without streaming")
+        raise InputError("a streamed data set cannot be read again in the same order: load it without streaming")
     source = options.source or "the data set"
     column = _image_column(library, table, options.key, source)
     labels = _labels(library, table, options, source)
@@ -71,13 +71,13 @@ def collection_of(table: Any, options: Data) -> Collection:
 
     files = Files(len(table), lambda index: ImageFile(f"image {index:,} of {source}", partial(opened, index)))
     stored = [state_of(Path(file["filename"])) for file in table.cache_files]
-    # Tables in memory have no files; their fingerprint follows from how they were made, which need not say it all.
+    # Tables in memory have no files; their fingerprint depends on how they were made, which may not determine the data.
     identity = digest(column, len(table), table._fingerprint, *stored) if stored else None
     return Collection(source, files, labels, identity=identity, slow=True)
 
 
 def _place_and_split(name: str) -> tuple[str, str | None]:
-    """Both parts of ``PLACE:SPLIT``, where the place may be a Windows path with a drive."""
+    """Split ``PLACE:SPLIT`` into its two parts; the place may be a Windows path with a drive letter."""
     found = re.fullmatch(r"((?:[A-Za-z]:[\\/])?[^:]+)(?::(.+))?", name)
     if found is None:
         raise InputError(f"a data set is hf:NAME_OR_PATH or hf:NAME_OR_PATH:SPLIT, not hf:{name}")
@@ -100,7 +100,7 @@ def _load(library: Any, place: str, source: str) -> Any:
 
 @contextmanager
 def _offline(library: Any) -> Iterator[None]:
-    """Names are looked up in the library's cache alone, and no progress is shown."""
+    """Keep the library offline inside the block, so that it reads its cache alone, and hide its progress bars."""
     config, bars = library.config, library.are_progress_bars_disabled()
     before = config.HF_HUB_OFFLINE
     config.HF_HUB_OFFLINE = os.environ.get("HF_HUB_OFFLINE", "1").lower() not in ("0", "false", "no", "off")

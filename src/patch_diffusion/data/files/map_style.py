@@ -1,4 +1,4 @@
-"""Images of a data set in Python: a list, or anything with a length and items by number."""
+"""Images of a map-style data set in Python: a list, or any object with a length and indexed items."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ _LABEL_NAMES = ("label", "labels", "class")
 Opened = IO[bytes] | Image.Image | NDArray[Any]
 
 
-def find_in_objects(source: Any, options: Data, *, show: bool = False) -> Collection:
-    """All images of a data set whose items are images or (image, label), or mappings of them.
+def find_in_map_style(source: Any, options: Data, *, show: bool = False) -> Collection:
+    """Collect all images of a map-style data set, whose items are images, (image, label), or mappings of them.
 
-    An image is a Pillow image, a path, or an array or tensor (h, w), (c, h, w) or (h, w, c). Every item is asked for
-    twice, to be looked at and to be read, and must be the same both times: what is random belongs to the training.
+    An image is a Pillow image, a path, or an array or tensor (h, w), (c, h, w) or (h, w, c). Every item is loaded
+    twice, for its header and for its pixels, and must be the same both times: random augmentation belongs to training.
 
     Args:
-        source: has a length and items by number.
-        options: ``key`` and ``labels`` name image and label of mappings, ``layout`` is that of arrays.
-        show: progress, on a terminal.
+        source: an object with a length and indexed items.
+        options: ``key`` and ``labels`` name the image and label in mappings, ``layout`` is the layout of arrays.
+        show: if true, show a progress bar on a terminal.
 
     Raises:
-        InputError: no such data set, or items that are no images.
+        InputError: the source is no such data set, or an item is no image.
     """
     if not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):
         raise InputError(
-            f"a data set has a length and items by number, which {type(source).__name__} has not: a list has them"
+            f"a data set needs a length and items by index, which {type(source).__name__} lacks: give a list, say"
         )
     if not len(source):
         raise InputError("the data set is empty")
@@ -56,7 +56,7 @@ def find_in_objects(source: Any, options: Data, *, show: bool = False) -> Collec
         for index, file in progress(enumerate(files), len(files), "looking at images", show=show):
             try:
                 headers[index] = items.headers[index] = read_header(file)
-            # What comes of a user's own code can be anything.
+            # The items come from the user's code, which can raise any exception.
             except Exception as error:
                 unusable[index] = reason(error)
             values.append(items.label)
@@ -66,22 +66,22 @@ def find_in_objects(source: Any, options: Data, *, show: bool = False) -> Collec
 
 
 def array_of(tensor: torch.Tensor) -> NDArray[Any]:
-    """The same numbers in NumPy, which has no bfloat16."""
+    """Convert a tensor to a NumPy array on the CPU; bfloat16 becomes float32, as NumPy has no bfloat16."""
     tensor = tensor.detach().cpu()
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 class _Items:
-    """Items of a data set, asked for one at a time: it need not be made for threads."""
+    """The items of a map-style data set behind a lock, since the data set may not be thread-safe."""
 
     def __init__(self, source: Any, options: Data) -> None:
         self.source, self.options = source, options
         self.lock = Lock()
-        self.label: Any = None  # that of the item asked for last
+        self.label: Any = None  # the label of the item loaded last
         self.headers: dict[int, Header] = {}
 
     def open(self, index: int) -> Opened:
-        """The image of an item, which is to be what it was the time before."""
+        """Load the image of an item, and check that it has the same header as the first time."""
         with self.lock:
             image, self.label = self._parts(self.source[index])
             opened = _opened(image, self.options)
@@ -89,7 +89,7 @@ class _Items:
         if before is None or not isinstance(opened, (Image.Image, np.ndarray)):
             return opened
         if read_header(ImageFile("", lambda: opened)) != before:
-            raise InputError("is another image each time it is asked for: leave random augmentation out of it")
+            raise InputError("is a different image each time it is loaded: leave random augmentation out of it")
         return opened
 
     def _parts(self, item: Any) -> tuple[Any, Any]:
@@ -101,7 +101,7 @@ class _Items:
             return item[key], item.get(label)
         if isinstance(item, (tuple, list)):
             if len(item) not in (1, 2):
-                raise InputError(f"is {len(item)} things, and not an image or (image, label)")
+                raise InputError(f"has {len(item)} elements, and is not an image or (image, label)")
             return item[0], item[1] if len(item) == 2 else None
         return item, None
 
@@ -131,7 +131,7 @@ def _labels(
     missing = [index for index in usable if values[index] is None]
     if len(missing) == len(usable):
         if options.classes or options.labels:
-            raise InputError("the data set has no labels: its items are to be (image, label)")
+            raise InputError("the data set has no labels: its items must be (image, label)")
         return None
     if missing:
         raise InputError(
@@ -141,13 +141,13 @@ def _labels(
     plain = [
         value.item() if isinstance(value, (torch.Tensor, np.generic)) and value.ndim == 0 else value for value in values
     ]
-    # Images that cannot be used have no label that counts.
+    # Labels of unusable images do not count, so any valid label stands in for them.
     labels, class_names = labels_of_values([plain[usable[0]] if i in unusable else plain[i] for i in range(len(files))])
     return labels, class_names or _class_names(source, labels, files)
 
 
 def _class_names(source: Any, labels: NDArray[np.int64], files: Sequence[ImageFile]) -> tuple[str, ...]:
-    """Those that a data set has as torchvision's do; none where ``classes`` is something else, such as their number."""
+    """Return the class names in a data set's ``classes``, as torchvision's have; none if that is, say, their number."""
     names = getattr(source, "classes", None)
     if not isinstance(names, Iterable) or isinstance(names, (str, bytes)):
         return ()

@@ -1,4 +1,4 @@
-"""The kind of pixels that all files of a data set have, and what reading them so leaves out."""
+"""The pixel type, dtype and channels, that all files of a data set are read as, and notes on what is lost by it."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from patch_diffusion.errors import InputError
 
 
 @dataclass(frozen=True)
-class Kind:
-    """Type and number of channels of pixels; ``mode`` is what pictures of 8 bits are converted to."""
+class PixelType:
+    """The dtype and number of channels of decoded pixels; ``mode`` is the Pillow mode 8-bit images are converted to."""
 
     dtype: str
     channels: int
     mode: str = "RGB"
 
 
-def common_kind(
+def common_pixel_type(
     files: Sequence[ImageFile], headers: Mapping[int, Header], mode: str, *, show: bool = False
-) -> tuple[Kind, list[str]]:
-    """What all files are read as, with notes of what that leaves out.
+) -> tuple[PixelType, list[str]]:
+    """Choose the dtype and channels that all files are read as, and return notes for the user on what is lost by it.
 
     Args:
-        files: of the data set.
-        headers: of those that can be read, by index.
-        mode: what was asked for; "auto" is the least of L, RGB and RGBA that keeps what all files have.
-        show: progress, where files must be looked into.
+        files: the files of the data set.
+        headers: headers of the readable files, by index.
+        mode: the mode option; "auto" is the smallest of L, RGB and RGBA that keeps the channels all files have.
+        show: if true, show a progress bar when files must be decoded.
 
     Raises:
-        InputError: files of several kinds, or a mode for what are no pictures of 8 bits.
+        InputError: the files have several pixel types, or a mode is given and they are not 8-bit images.
     """
     first: dict[tuple[str, int | None], int] = {}
     for index, header in headers.items():
@@ -52,9 +52,9 @@ def common_kind(
             raise InputError(
                 f"data.mode {mode} is for pictures of 8 bits, and these are {_describe(dtype, channels)}: leave it out"
             )
-        return Kind(dtype, channels), []
+        return PixelType(dtype, channels), []
     mode, notes = _mode(files, headers, mode, show)
-    return Kind(dtype, len(Image.new(mode, (1, 1)).getbands()), mode), notes
+    return PixelType(dtype, len(Image.new(mode, (1, 1)).getbands()), mode), notes
 
 
 def _mode(files: Sequence[ImageFile], headers: Mapping[int, Header], mode: str, show: bool) -> tuple[str, list[str]]:
@@ -87,7 +87,7 @@ def _mode(files: Sequence[ImageFile], headers: Mapping[int, Header], mode: str, 
 
 
 def _any_transparent(files: Sequence[ImageFile], indices: Sequence[int], show: bool) -> bool:
-    """Whether one pixel of one image is not opaque; the first such image ends the search."""
+    """True if any pixel of any image is not opaque; the search ends at the first such image."""
 
     def is_transparent(index: int) -> bool:
         return bool((decode_file(files[index], None, "RGBA")[3] < 255).any())

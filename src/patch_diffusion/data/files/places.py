@@ -1,7 +1,7 @@
-"""Where files lie in a zip or a tar, found and read at a fraction of the cost of opening them.
+"""Fast readers of files in a zip or a tar: they find a file's offset and read it without the standard library's cost.
 
-Only what is plain: stored entries of a zip, and tars of files with short names. All else is for `zipfile` and `tarfile`
-to read, or to refuse.
+They take only simple archives: stored entries of a zip, and tars of files with short names. All others are left to
+`zipfile` and `tarfile`, which read or refuse them.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import zlib
 from pathlib import Path
 from zipfile import ZIP_STORED, ZipInfo
 
-_LOCAL_HEADER = struct.Struct("<4s22xHH")  # of an entry of a zip: what it is, lengths of name and of more
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # local file header in a zip: signature, length of the name, of extra fields
 _BLOCK = 512
 _FILE, _FOLDER, _ATTRIBUTES = (b"0", b"\0"), b"5", b"x"
 _TIMES = {b"mtime", b"atime", b"ctime"}
 
 
 def read_at(path: str, offset: int, size: int) -> bytes:
-    """So many bytes from a place in a file, or fewer at its end."""
+    """Read ``size`` bytes at an offset of a file, or fewer at its end."""
     file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
         os.lseek(file, offset, os.SEEK_SET)
@@ -29,7 +29,7 @@ def read_at(path: str, offset: int, size: int) -> bytes:
 
 
 def stored_content(path: str, entry: ZipInfo) -> bytes | None:
-    """What an entry of a zip holds, where it is stored as it is and not damaged; else None."""
+    """Return the content of an entry of a zip; None if it is compressed or damaged."""
     if entry.compress_type != ZIP_STORED or entry.file_size != entry.compress_size:
         return None
     name = len(entry.filename.encode())
@@ -43,7 +43,7 @@ def stored_content(path: str, entry: ZipInfo) -> bytes | None:
 
 
 def plain_members(path: Path) -> list[tuple[str, int, int]] | None:
-    """Names, places and sizes of the files in a tar; None for one that is not plain, or damaged."""
+    """List the name, offset and size of each file in a tar; None if it is damaged or not simple, as with long names."""
     found: list[tuple[str, int, int]] = []
     place, end = 0, path.stat().st_size
     with path.open("rb") as stream:
@@ -71,7 +71,7 @@ def plain_members(path: Path) -> list[tuple[str, int, int]] | None:
 
 
 def _is_sound(header: bytes) -> bool:
-    """Its sum, with blanks for the sum itself, is what it says."""
+    """True if the checksum in a tar header is right: the sum of its bytes, with blanks in the checksum field."""
     return _octal(header[148:156]) == sum(header) - sum(header[148:156]) + 8 * ord(" ")
 
 
@@ -84,7 +84,7 @@ def _octal(field: bytes) -> int | None:
 
 
 def _name(header: bytes) -> str | None:
-    """None where the field may not be all of it."""
+    """Return the file name in a tar header; None if it may be incomplete or is no UTF-8 file name."""
     field = header[:100]
     if not field.endswith(b"\0") or header[345:346] != b"\0":
         return None
@@ -96,6 +96,6 @@ def _name(header: bytes) -> str | None:
 
 
 def _are_times(attributes: bytes) -> bool:
-    """Lines as in "20 mtime=1700000000.5": nothing that says another name or size."""
+    """True if the extended attributes are only times, such as "20 mtime=1700000000.5", and no other name or size."""
     lines = attributes.rstrip(b"\0\n").split(b"\n")
     return all(line.partition(b" ")[2].partition(b"=")[0] in _TIMES for line in lines)

@@ -1,8 +1,8 @@
-"""Ordinary JPEG and PNG files at a fraction of the cost of opening them, which of small ones is most of the work.
+"""Fast header parsing and decoding of ordinary JPEG and PNG files, since opening small ones is most of the work.
 
-Only what is certain: baseline or progressive JPEG of 8 bits, grey or YCbCr, and PNG of 8 bits, grey or RGB, with no
-word of orientation, transparency, several pictures or anything else that changes how they are read. All others are for
-Pillow to open.
+They are taken only if they are certain to be simple: baseline or progressive JPEG of 8 bits, grey or YCbCr, and PNG of
+8 bits, grey or RGB, without any marker of orientation, transparency, several images or anything else that changes how
+they are decoded. All others are left to Pillow.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from PIL import Image
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _START_OF_FRAME = {0xC0, 0xC1, 0xC2}
-_WITHOUT_MEANING = {0xC4, 0xDB, 0xDD, 0xE0, 0xFE}  # tables, and what is no more than a comment: JFIF's header, text
+_WITHOUT_MEANING = {0xC4, 0xDB, 0xDD, 0xE0, 0xFE}  # tables, JFIF's header, comments: none affects size or mode
 _PLAIN_CHUNKS = {b"IHDR", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"tIME", b"sBIT", b"bKGD"}
 _MOST_SEGMENTS = 64
 
 
 @dataclass(frozen=True)
 class QuickHeader:
-    """Height, width, and whether there is no colour."""
+    """The height and width of an ordinary JPEG or PNG, and a flag that is true if it is grey."""
 
     size: tuple[int, int]
     grey: bool
 
 
 def format_of(start: bytes) -> tuple[str, ...] | None:
-    """What Pillow need try on a file of these first bytes; None for everything it knows."""
+    """Return the only format that Pillow needs to try on a file with these first bytes; None for all formats."""
     if start.startswith(_JPEG):
         return ("JPEG",)
     return ("PNG",) if start.startswith(_PNG) else None
 
 
 def quick_header(stream: IO[bytes]) -> QuickHeader | None:
-    """What an ordinary file is; None for one that must be opened. The stream is left anywhere."""
+    """Parse the header of an ordinary JPEG or PNG; None for all others. The stream is not rewound."""
     start = stream.read(8)
     if start.startswith(_JPEG):
         stream.seek(2)
@@ -47,9 +47,9 @@ def quick_header(stream: IO[bytes]) -> QuickHeader | None:
 
 
 def quick_picture(content: bytes) -> Image.Image | None:
-    """The picture of an ordinary JPEG, by the decoder and with the settings that Pillow takes when it opens it.
+    """Decode an ordinary JPEG with the decoder and settings that Pillow itself uses.
 
-    None for all others, and for what is damaged or has too many pixels: that is for `Image.open` to refuse.
+    Return None for all others, and for files that are damaged or have too many pixels, which `Image.open` refuses.
     """
     if not content.startswith(_JPEG):
         return None
@@ -72,7 +72,7 @@ def _jpeg(stream: IO[bytes]) -> QuickHeader | None:
         if len(segment) < 4 or segment[0] != 0xFF:
             return None
         marker, length = segment[1], segment[2] << 8 | segment[3]
-        if marker == 0xDA:  # pixels follow
+        if marker == 0xDA:  # start of the compressed pixels
             return found
         content = stream.read(length - 2) if length > 2 else b""
         if len(content) != length - 2:

@@ -1,4 +1,4 @@
-"""Images in tar files, as WebDataset lays them out: files of one name before the first dot are one sample."""
+"""Images in tar files in the WebDataset layout: files whose names agree up to the first dot make one sample."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ _JSON_LABELS = ("label", "cls", "class")
 _ARRAYS = ("places", "names", "labels")
 
 Sample = tuple[str, int, int, Any]
-"""Name, place and size of an image in its shard, and its label or None."""
+"""The name, byte offset and size in bytes of an image in its shard, and its label or None."""
 
 
 def find_in_shards(pattern: str, options: Data, *, show: bool = False) -> Collection:
-    """All images of some tar files, which are read through once; where each image lies is kept in the cache.
+    """Collect all images of some tar files, which are scanned once; the offsets of the images are kept in the cache.
 
-    Labels are whole numbers or names in ``.cls``, or the field ``label`` of ``.json``.
+    Labels are integers or names in ``.cls`` files, or in the field ``label`` of ``.json`` files.
 
     Args:
-        pattern: as in ``shards/*.tar`` or ``shards/{000..127}.tar``.
-        options: ``key`` is the ending of the images where samples have several, ``labels`` the field of ``.json``.
-        show: progress, on a terminal.
+        pattern: the paths of the shards, such as ``shards/*.tar`` or ``shards/{000..127}.tar``.
+        options: ``key`` is the extension of the images if samples have several, ``labels`` the field of ``.json``.
+        show: if true, show a progress bar on a terminal.
 
     Raises:
-        InputError: no such files, damaged ones (by name), no images in them, or labels that not all have.
+        InputError: no shards are found, one (named) is damaged, none has images, or only some images have labels.
     """
     paths = [Path(path) for path in _expand(pattern)]
     states, names = [state_of(path) for path in paths], [str(path) for path in paths]
@@ -77,10 +77,10 @@ def find_in_shards(pattern: str, options: Data, *, show: bool = False) -> Collec
 
 @dataclass(frozen=True)
 class _Index:
-    """Where images lie in shards: the number of the shard, place and size (n, 3), their names, and labels (n,).
+    """An index of the images in shards: shard number, byte offset and size (n, 3), names (n,), and labels (n,).
 
-    ``labels`` are numbers, or words as UTF-8; None where no image has one, or where they cannot be used, and then
-    ``odd`` is the place of an image of which that is so, and ``what`` is wrong with it.
+    ``labels`` are numbers, or UTF-8 strings. They are None if no image has one, or if they cannot be used; then ``odd``
+    is the index of an image with an unusable label, and ``what`` says what is wrong with it.
     """
 
     places: NDArray[np.int64]
@@ -91,7 +91,7 @@ class _Index:
 
     @classmethod
     def of(cls, samples_of_shards: Sequence[Sequence[Sample]]) -> _Index:
-        """Of all shards, in order."""
+        """Build the index from the samples of each shard, in the order of the shards."""
         samples = [(shard, *sample) for shard, samples in enumerate(samples_of_shards) for sample in samples]
         places = np.array([(shard, offset, size) for shard, _, offset, size, _ in samples], np.int64).reshape(-1, 3)
         names = np.array([name.encode(errors="surrogateescape") for _, name, _, _, _ in samples], np.bytes_)
@@ -109,7 +109,7 @@ class _Index:
 
     @classmethod
     def remembered(cls, key: dict[str, Any], look: Callable[[], _Index]) -> _Index:
-        """From the cache; from the shards where it is not there yet or there is no cache."""
+        """Load the index from the cache; scan the shards if it is not there yet or the cache cannot be written to."""
         made: list[_Index] = []
 
         def write(folder: Path) -> dict[str, Any]:
@@ -129,7 +129,7 @@ class _Index:
 
 
 def _expand(pattern: str) -> list[str]:
-    """The files that a pattern with braces, stars and question marks means, in order."""
+    """Return the paths that match a pattern with braces, stars and question marks, in order."""
     if re.match(r"pipe:|\w+://", pattern):
         raise InputError(f"shards are files on this machine, not {pattern}: fetch them first")
     found: list[str] = []
@@ -148,7 +148,7 @@ def _expand(pattern: str) -> list[str]:
 
 
 def _expand_braces(pattern: str) -> list[str]:
-    """``a{0..2}`` and ``a{x,y}``, as a shell does.
+    """Expand ``a{0..2}`` and ``a{x,y}`` as a shell does.
 
     >>> _expand_braces("s-{08..10}.tar")
     ['s-08.tar', 's-09.tar', 's-10.tar']
@@ -191,7 +191,7 @@ def _index(path: Path, options: Data) -> list[Sample]:
 
 
 def _members(path: Path) -> list[tuple[str, int, int]]:
-    """Names, places and sizes of the files in a shard."""
+    """List the names, byte offsets and sizes of the files in a shard."""
     found = plain_members(path)
     if found is not None:
         return found
@@ -212,7 +212,7 @@ def _members(path: Path) -> list[tuple[str, int, int]]:
 
 
 def _refuse_early_end(shard: tarfile.TarFile, path: Path) -> None:
-    """Behind the last member there are zeros. tarfile takes half a header, or a damaged one, for the end too."""
+    """Raise an error if no zeros follow the last member: tarfile takes half a header, or a damaged one, for the end."""
     with path.open("rb") as stream:
         stream.seek(shard.offset)
         if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):

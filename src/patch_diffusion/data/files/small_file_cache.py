@@ -1,4 +1,4 @@
-"""Small files that are read twice, first for what they are and then for their pixels, from the disk only once."""
+"""A cache of small files between the header pass and the decode pass, so that they are read from disk only once."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from PIL import Image
 from patch_diffusion.data.files.decode import ImageFile, closed_on_error
 
 SMALL = 2**16
-"""Bytes of a file that is kept; of larger ones the header is a small part, to open them little of the work."""
+"""The largest cached file in bytes; for larger files, opening and the header are a small part of the work."""
 
 ROOM = 2**28
-"""Bytes of all that are kept, at most."""
+"""The most bytes that the cache holds."""
 
 
-class Kept:
-    """What small files hold, from when they are looked at to when they are decoded."""
+class SmallFileCache:
+    """An in-memory cache of the contents of small image files between the header pass and the decode pass."""
 
     def __init__(self) -> None:
         self._contents: dict[int, bytes] = {}
         self._room = ROOM
 
-    def looked_at(self, index: int, file: ImageFile) -> ImageFile:
-        """The file, which is kept when it is opened."""
+    def for_header_pass(self, index: int, file: ImageFile) -> ImageFile:
+        """Wrap a file so that opening it also puts its content into the cache, if it is small enough."""
         return ImageFile(file.name, partial(self._open, index, file))
 
-    def decoded(self, index: int, file: ImageFile) -> ImageFile:
-        """The file, which need not be opened again if it was kept, and is let go of."""
+    def for_decode_pass(self, index: int, file: ImageFile) -> ImageFile:
+        """Wrap a file so that its content comes from the cache, if it is there, and remove it from the cache."""
         content = self._contents.pop(index, None)
         if content is None:
             return file

@@ -1,1 +1,1 @@
-"""What is in a data set."""
+"""Inspection of a data set: its statistics, broken files, duplicates, and a suggested resolution."""

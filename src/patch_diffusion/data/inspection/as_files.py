@@ -1,4 +1,4 @@
-"""Images of any source as files, all of them or some."""
+"""A view of any data source as a collection of image files, of all its images or a sample of them."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _SAMPLE_IMAGES = 1024
 
 @contextmanager
 def found_images(options: Data, *, show: bool = False) -> Iterator[tuple[ImageCollection, list[str]]]:
-    """The images of a source of any kind as files, and sentences on what is wrong with their labels.
+    """Open any data source as a collection of files inside the block, with sentences on problems with its labels.
 
     Raises:
-        InputError: there are none.
+        InputError: there are no images.
     """
     problems: list[str] = []
     with ExitStack() as stack:
@@ -44,22 +44,22 @@ def found_images(options: Data, *, show: bool = False) -> Iterator[tuple[ImageCo
         try:
             found = find(options)
         except InputError as error:
-            # If it was the labels, the images can be looked at all the same.
+            # If the error was about the labels, the images can be inspected without them.
             problems.append(str(error))
             found = find(replace(options, classes=False, labels=None))
         yield found, problems
 
 
 def some_images(options: Data, *, without: Collection[str] = (), show: bool = False) -> Images:
-    """Up to 1,024 images evenly over a data set, exactly as training would get them.
+    """Load up to 1,024 images evenly over a data set, exactly as training would get them.
 
     Args:
-        options: the data set, and how it is to be read.
+        options: the data options.
         without: names of files that are known to be unusable.
-        show: a progress bar, on a terminal.
+        show: if true, show a progress bar on a terminal.
 
     Raises:
-        InputError: what training would refuse the images for.
+        InputError: training would refuse the images, for the same reason.
     """
     if not has_files(options):
         return open_images(**_reading(options), show=show)
@@ -75,13 +75,13 @@ def some_images(options: Data, *, without: Collection[str] = (), show: bool = Fa
 
 
 def has_files(options: Data) -> bool:
-    """Whether a source consists of files, or else is an array, latents or the digits."""
+    """True if a source consists of image files; false for an array, latents or the digits."""
     path = user_path(options.source)
     return options.source != NAME and not is_latents(path) and not (is_array(path) and path.exists())
 
 
 def as_files(options: Data) -> ImageCollection:
-    """Images that are no files as if they were, as they are before they are resized."""
+    """Wrap the images of an array or other source without files as a collection of files, at their original size."""
     images = open_images(**_reading(replace(options, resolution=None, fit="crop")))
     files, numbers = [], []
     for bucket in images.buckets:
@@ -94,12 +94,12 @@ def as_files(options: Data) -> ImageCollection:
 
 
 def evenly(num: int, most: int) -> list[int]:
-    """At most so many places among ``num``, evenly."""
+    """Return at most ``most`` indices, evenly spaced over ``num`` items."""
     return np.unique(np.linspace(0, num - 1, min(num, most)).round().astype(np.int64)).tolist() if num else []
 
 
 def _reading(options: Data) -> dict[str, Any]:
-    """Those of the options that say how images are read."""
+    """Return the data options that `open_images` takes, as a dict: all but augmentation and held-out share."""
     return {name: value for name, value in vars(options).items() if name not in ("augment", "held_out")}
 
 
@@ -108,7 +108,7 @@ def _pixels(images: ImageSet, index: int) -> NDArray[Any]:
 
 
 def _part(found: ImageCollection, chosen: Sequence[int]) -> ImageCollection:
-    """Some of the images."""
+    """Return a collection of the chosen images and their labels only."""
     labels = None if found.labels is None else (found.labels[0][list(chosen)], found.labels[1])
     headers = None if found.headers is None else dict(enumerate(found.headers[index] for index in chosen))
     return replace(

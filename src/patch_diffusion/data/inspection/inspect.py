@@ -1,4 +1,4 @@
-"""What is in a data set, and what of it would hurt."""
+"""Inspection of every image of a data set: statistics, and problems that would harm training."""
 
 from __future__ import annotations
 
@@ -22,39 +22,39 @@ from patch_diffusion.data.reading.parallel import in_order
 from patch_diffusion.errors import InputError
 
 MOST_READ = 100_000
-"""Images that are looked at, unless more are asked for."""
+"""The default for the most images that are inspected."""
 
 NEARLY_CONSTANT = 0.01
-"""Standard deviation of an image, as a share of the range of values, under which there is nothing to see in it."""
+"""The standard deviation, as a share of the value range, below which an image counts as nearly constant."""
 
-_SHOWN, _PAIRS = 60, 15  # on the sheet, of a kind
+_SHOWN, _PAIRS = 60, 15  # the most images, and the most pairs, in a section of the sheet
 
 T = TypeVar("T", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What `inspect_images` found. Images are told by their names; counts of kinds come the most frequent first.
+    """The results of `inspect_images`. Images are referred to by name; counts are sorted with the most frequent first.
 
     Args:
         source: the data set.
-        num_images: in it.
-        num_read: that were looked at, evenly over the data set; what follows is about them.
-        endings: of the files, such as "png": how many.
-        sizes: height and width, such as (64, 64): how many.
-        kinds: depth and channels, such as "8 bit RGB": how many.
-        class_counts: images of each class, of all; empty without classes.
-        folders: images in each of the first sub-folders, where they are not the classes, of all.
-        unusable: why a file cannot be read, by name.
-        nearly_constant: images of one value.
-        equal: groups of images of equal pixels.
-        near: pairs that look the same though their pixels differ, and their correlation, the most alike first.
-        means, deviations: of the pixels of each channel, where 0 and 1 are the ends of ``values``.
-        values: lowest and highest found.
-        span: what is 0 and 1: that of the type for 8 bits, else what was asked for or found.
-        asymmetry: how much the mean image differs from its mirror image, in standard deviations of the pixels.
-        asymmetry_by_chance: what it would be if every image were as likely as its mirror image.
-        problems: what the user has to mend before training, in sentences.
+        num_images: number of images in the data set.
+        num_read: number of images that were inspected, evenly over the data set; the results are about them.
+        endings: number of files by extension, such as "png".
+        sizes: number of images by height and width, such as (64, 64).
+        kinds: number of images by bit depth and channels, such as "8 bit RGB".
+        class_counts: number of images of each class, over the whole data set; empty without classes.
+        folders: number of images in each top-level sub-folder, over the whole data set; empty if there are classes.
+        unusable: the reasons why files cannot be read, by name.
+        nearly_constant: images whose pixels are nearly all of one value.
+        equal: groups of images with equal pixels.
+        near: pairs of near duplicates, whose pixels differ, and their correlation, the most similar first.
+        means, deviations: mean and standard deviation of each channel, where 0 and 1 are the ends of ``span``.
+        values: lowest and highest pixel value found.
+        span: the values scaled to 0 and 1: the ``range`` option if given, else 0 to 255 for 8 bits, else ``values``.
+        asymmetry: difference of the mean image from its mirror image, in standard deviations of the pixels.
+        asymmetry_by_chance: expected asymmetry if every image were as likely as its mirror image.
+        problems: sentences on what the user has to fix before training.
     """
 
     source: str
@@ -78,14 +78,14 @@ class Findings:
     problems: list[str]
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the findings as a dict that JSON can store."""
         sizes = {f"{height}x{width}": count for (height, width), count in self.sizes.items()}
         return {**asdict(self), "sizes": sizes}
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What is kept of an image that was looked at; ``means`` and ``variances`` are those of the channels."""
+    """The statistics and hashes kept of one inspected image; ``means`` and ``variances`` are per channel."""
 
     content: bytes
     likeness: Likeness
@@ -98,21 +98,21 @@ class _Seen:
 def inspect_images(
     options: Data, *, most: int = MOST_READ, sheet: str | Path | None = None, show: bool = False
 ) -> Findings:
-    """Look at every image of a data set, as it is before it is resized.
+    """Inspect every image of a data set, at its original size.
 
-    Broken files, odd sizes and wrong labels are found and not refused.
+    Broken files, odd sizes and wrong labels are reported and not refused.
 
     Args:
-        options: the data set, and how it is to be read.
-        most: images to look at; of more, so many evenly over the data set.
-        sheet: a picture to write, of some of the images and of those that are alike or show nearly nothing.
-        show: a progress bar, on a terminal.
+        options: the data options.
+        most: the most images to inspect; of a larger data set, so many are taken evenly.
+        sheet: the path of a contact sheet to write, of some images, of duplicates and of nearly constant images.
+        show: if true, show a progress bar on a terminal.
 
     Raises:
-        InputError: there are no images to look at.
+        InputError: there are no images to inspect.
     """
     if most < 1:
-        raise InputError(f"at least 1 image is looked at, not {most}")
+        raise InputError(f"at least 1 image is inspected, not {most}")
     if sheet is not None:
         check_sheet(Path(sheet))
     with found_images(options, show=show) as (found, problems), quiet():
@@ -176,7 +176,7 @@ def _findings(
 
 
 def _sections(findings: Findings, files: Mapping[str, ImageFile], mode: str) -> list[tuple[str, list[Thumbnail]]]:
-    """What is shown on the sheet."""
+    """Make the headings and thumbnails of the contact sheet's sections."""
 
     def show(name: str, joined: bool = False) -> Thumbnail:
         return Thumbnail(thumbnail(decode_file(files[name], None, mode), *findings.span), name, joined)
@@ -205,7 +205,7 @@ def _sections(findings: Findings, files: Mapping[str, ImageFile], mode: str) -> 
 
 
 def _mode(options: Data, headers: Iterable[Header]) -> str:
-    """What pictures of 8 bits are converted to: what was asked for, or the fewest channels that keep what all have."""
+    """Choose the mode to convert 8-bit images to: the option, or the fewest channels that keep what all have."""
     if options.mode != "auto":
         return options.mode
     pictures = [header for header in headers if header.channels is None]
@@ -229,7 +229,7 @@ def _look(file: ImageFile, mode: str) -> _Seen:
 def _statistics(
     seen: Sequence[_Seen], headers: Mapping[int, Header], options: Data
 ) -> tuple[list[float], list[float], tuple[float, float]]:
-    """Means and standard deviations of the channels, every image counting alike, and the values that are 0 and 1."""
+    """Compute channel means and standard deviations, each image with equal weight, and the values scaled to 0 and 1."""
     if options.range is not None:
         low, high = options.range
     elif all(header.dtype == "uint8" for header in headers.values()):
@@ -248,7 +248,7 @@ def _statistics(
 
 
 def _asymmetry(pictures: Sequence[Likeness]) -> tuple[float, float]:
-    """How far the mean picture is from its mirror image, and how far chance would bring it."""
+    """Compute the difference of the mean image from its mirror image, and its expectation by chance alone."""
     if not pictures:
         return 0.0, 0.0
     small = np.stack([picture.small for picture in pictures]).astype(np.float32).reshape(len(pictures), SMALL, SMALL)

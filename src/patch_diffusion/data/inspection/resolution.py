@@ -1,4 +1,4 @@
-"""A resolution for a data set whose images are large, or of several sizes."""
+"""Suggestion of a resolution for a data set whose images are large, or of several sizes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from itertools import accumulate
 from patch_diffusion.config import Fit
 from patch_diffusion.data.reading.sizes import Size
 
-_MOST_CROPPED = 0.15  # of an image, on average, before buckets are better
-_MULTIPLES = 16  # of which sides are, so that a quarter of one can be halved twice
-_LARGE = 1.5  # times the side that is aimed at
+_MOST_CROPPED = 0.15  # the largest mean share of an image cropped away; above it, buckets are suggested
+_MULTIPLES = 16  # sides are multiples of this, so that a quarter of a side can be halved twice
+_LARGE = 1.5  # images are large if their side is more than this many times the target side
 
 
 @dataclass(frozen=True)
 class Resolution:
-    """What images could be brought to, how, and why that and not as they are."""
+    """A suggested resolution and way to fit images to it, and the reason why they should not keep their size."""
 
     size: Size
     fit: Fit
@@ -25,13 +25,13 @@ class Resolution:
 
 
 def suggest_resolution(sizes: Mapping[Size, int], side: int) -> Resolution | None:
-    """A height and width that suit images of these sizes, of about ``side``^2 pixels; None where they can stay.
+    """Suggest a height and width of about ``side``^2 pixels for images of these sizes; None if they can keep theirs.
 
-    The aspect is the middle one, unless too much would be cut off the images: then they go to buckets.
+    The aspect ratio is the median, unless too much would be cropped away: then buckets are suggested.
 
     Args:
-        sizes: heights and widths, and how many images are of each.
-        side: what is aimed at. Small images are not enlarged to it.
+        sizes: number of images by height and width.
+        side: the target side. Small images are not enlarged to it.
 
     >>> suggest_resolution({(512, 768): 5}, side=64).size
     (48, 80)
@@ -56,7 +56,7 @@ def suggest_resolution(sizes: Mapping[Size, int], side: int) -> Resolution | Non
 
 
 def _quantile(values: Mapping[Size, float], counts: Mapping[Size, int], share: float) -> float:
-    """The value that at least this share of the images do not exceed."""
+    """Return the quantile of values, one per image size, weighted by the number of images of each size."""
     ordered = sorted(values, key=values.__getitem__)
     passed = accumulate(counts[size] for size in ordered)
     least = share * sum(counts.values())
@@ -64,7 +64,7 @@ def _quantile(values: Mapping[Size, float], counts: Mapping[Size, int], share: f
 
 
 def _rounded(length: float) -> int:
-    """To what can be cut and halved, and is not longer for small images."""
+    """Round a side to a multiple of 16, or down to a multiple of 4 if short, so that patches of it can be halved."""
     multiple = _MULTIPLES if length >= 2 * _MULTIPLES else 4
     nearest = round(length / multiple) if length >= 2 * _MULTIPLES else int(length // multiple)
     return max(multiple, multiple * nearest)

@@ -1,4 +1,4 @@
-"""A sheet of small pictures to look at: some of the data, and what was found in it."""
+"""A contact sheet: one image of thumbnails of the data, in sections with headings."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from PIL import Image, ImageDraw, ImageFont
 
 from patch_diffusion.errors import InputError
 
-_SIDE = 88  # of a picture
+_SIDE = 88  # side of a thumbnail in pixels
 _GAP = 4
 _COLUMNS = 10
-_CAPTION = 12  # height of a line of text
+_CAPTION = 12  # height of a line of text in pixels
 _PAPER, _INK = (245, 245, 245), (30, 30, 30)
 _ENDINGS = (".png", ".webp", ".tif", ".tiff", ".bmp")
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A picture of 8 bits and what stands below it; ``joined`` to the next one, with which it makes a pair."""
+    """An 8-bit image with a caption on a contact sheet; if ``joined``, it makes a pair with the next one."""
 
     picture: Image.Image
     caption: str = ""
@@ -31,9 +31,9 @@ class Thumbnail:
 
 
 def thumbnail(pixels: NDArray[Any], low: float, high: float) -> Image.Image:
-    """A small picture of pixels (c, h, w), of which ``low`` is black and ``high`` is white.
+    """Make a thumbnail of pixels (c, h, w), with ``low`` as black and ``high`` as white.
 
-    Four channels are colour and opacity, over grey; of other numbers than 1, 3 and 4 the mean is shown.
+    Four channels are colour and opacity, shown over grey; of any number but 1, 3 and 4, the mean channel is shown.
     """
     channels, height, width = pixels.shape
     if channels not in (1, 3, 4):
@@ -45,15 +45,15 @@ def thumbnail(pixels: NDArray[Any], low: float, high: float) -> Image.Image:
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "grey"), picture)
     scale = _SIDE / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    # Few pixels are shown square by square.
+    # Images of few pixels are enlarged without smoothing, so that each pixel shows as a square.
     return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS if scale < 2 else Image.Resampling.NEAREST)
 
 
 def write_sheet(path: str | Path, sections: Sequence[tuple[str, Sequence[Thumbnail]]]) -> None:
-    """Write sections of thumbnails, each under its heading, as one picture.
+    """Write sections of thumbnails, each under its heading, as one image.
 
     Raises:
-        InputError: the name is not that of a picture without loss.
+        InputError: the file extension is not that of a lossless image format.
     """
     path = Path(path)
     check_sheet(path)
@@ -79,13 +79,13 @@ def write_sheet(path: str | Path, sections: Sequence[tuple[str, Sequence[Thumbna
 
 
 def check_sheet(path: Path) -> None:
-    """Refuse a name that no picture can be written under, before the work is done."""
+    """Refuse a path whose file extension is not that of a lossless image format, before the work is done."""
     if path.suffix.lower() not in _ENDINGS:
         raise InputError(f"a sheet is written as .png (or .webp, .tiff, .bmp), not as '{path.name}'")
 
 
 def _rows(pictures: Sequence[Thumbnail]) -> list[list[Thumbnail]]:
-    """Of at most so many columns, pairs together."""
+    """Arrange thumbnails in rows of at most 10 columns, with both images of a pair in the same row."""
     rows: list[list[Thumbnail]] = [[]]
     pair: list[Thumbnail] = []
     for picture in pictures:
@@ -113,7 +113,7 @@ def _draw_row(
 
 
 def _shortened(text: str, font: Any) -> str:
-    """The end of a name, which tells files apart."""
+    """Shorten a caption to the width of a thumbnail, keeping the end of the name, which tells files apart."""
     while text and font.getlength(text) > _SIDE:
         text = "~" + text[2:] if text.startswith("~") else "~" + text[1:]
     return text

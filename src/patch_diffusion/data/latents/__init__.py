@@ -1,1 +1,1 @@
-"""Latents of an autoencoder in place of pixels."""
+"""Latent diffusion: training on the latents of an autoencoder in place of pixels."""

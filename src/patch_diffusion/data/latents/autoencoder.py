@@ -1,4 +1,4 @@
-"""Autoencoders of diffusers: images to latents and back."""
+"""Autoencoders in the format of diffusers, which encode images to latents and decode them."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_json, user_path
 
 KINDS = {"AutoencoderKL": "block_out_channels", "AutoencoderDC": "encoder_block_out_channels"}
-"""Kinds of autoencoders, and the entry of their config that has a number for each level."""
+"""The supported autoencoder classes, and the config entry of each that has one number per level."""
 
 _WEIGHTS = "diffusion_pytorch_model"
 _PIXELS_AT_ONCE = 2**20
 
 
 class Autoencoder:
-    """A folder as diffusers saves one: ``config.json`` and weights in safetensors. Weights are loaded when needed.
+    """An autoencoder that diffusers saved to a folder, as ``config.json`` and safetensors weights, loaded when needed.
 
     Args:
-        folder: of an AutoencoderKL or AutoencoderDC, or of a pipeline that has one in its sub-folder ``vae``.
+        folder: the folder of an AutoencoderKL or AutoencoderDC, or of a pipeline with one in its sub-folder ``vae``.
 
     Attributes:
         kind: the name of its class.
-        image_channels, latent_channels: what it takes and what it makes of it.
-        factor: pixels that are one latent, along each axis.
-        posterior: whether it makes a distribution of latents (an AutoencoderKL does) or latents.
+        image_channels, latent_channels: numbers of channels of the images and of the latents.
+        factor: pixels per latent, along each axis.
+        posterior: true if it encodes to a distribution of latents, as an AutoencoderKL does, and not to latents.
 
     Raises:
         InputError: there is no such autoencoder.
@@ -54,7 +54,7 @@ class Autoencoder:
             raise InputError(f"{self.folder / 'config.json'} is not the config of an {self.kind}") from None
         self.posterior = self.kind == "AutoencoderKL"
         files = sorted(self.folder.glob(f"{_WEIGHTS}*.safetensors"))
-        # A folder may have weights in several precisions, named by a part of the name; whole ones have none.
+        # A folder may have weights in several precisions, marked in the file names; full precision has no mark.
         self._variant = min(map(_variant, files), default="")
         self._files = [path for path in files if _variant(path) == self._variant]
         if not files:
@@ -65,7 +65,7 @@ class Autoencoder:
 
     @cached_property
     def digest(self) -> str:
-        """Tells this autoencoder from others, wherever its folder is."""
+        """A digest of the autoencoder's config and weights, the same wherever its folder is."""
         digest = hashlib.blake2b(digest_size=16)
         architecture = {name: value for name, value in self._config.items() if not name.startswith("_")}
         digest.update(json.dumps([self.kind, architecture], sort_keys=True).encode())
@@ -77,7 +77,7 @@ class Autoencoder:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images (n, c, H, W) in [-1, 1] to means, and standard deviations after them where there is a posterior."""
+        """Encode images (n, c, H, W) in [-1, 1] to latents, or to means and then standard deviations of a posterior."""
         module = self._module(images.device)
         if not self.posterior:
             return module.encode(images).latent
@@ -86,14 +86,14 @@ class Autoencoder:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (n, c, h, w), as the autoencoder makes them, to images in about [-1, 1]."""
+        """Decode latents (n, c, h, w), at the autoencoder's own scale, to images in about [-1, 1]."""
         module = self._module(latents.device)
         pixels = latents.shape[2] * latents.shape[3] * self.factor**2
         parts = latents.float().split(images_at_once(pixels))
         return torch.cat([module.decode(part).sample for part in parts])
 
     def save(self, folder: Path) -> None:
-        """Write it as diffusers saves one, its weights in float32."""
+        """Save the autoencoder to a folder in the format of diffusers, with its weights in float32."""
         self._module(torch.device("cpu")).save_pretrained(folder)
 
     def _module(self, device: torch.device) -> Any:
@@ -119,10 +119,10 @@ class Autoencoder:
 
 
 def _variant(path: Path) -> str:
-    """The "fp16" of ``diffusion_pytorch_model.fp16.safetensors``, also where that is in parts."""
+    """Return the variant of a weights file, the "fp16" of ``diffusion_pytorch_model.fp16.safetensors`` or its parts."""
     return path.name.removeprefix(_WEIGHTS).removesuffix(".safetensors").split("-")[0].removeprefix(".")
 
 
 def images_at_once(pixels: int) -> int:
-    """Images of so many pixels that are encoded or decoded at a time."""
+    """Return the number of images, each with so many pixels, to encode or decode at a time."""
     return max(1, _PIXELS_AT_ONCE // pixels)

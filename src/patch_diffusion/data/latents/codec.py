@@ -1,4 +1,4 @@
-"""Latents in place of images: what brings them to model space, and back to pixels."""
+"""The codec of latents, which maps them to model space, and model space to pixels."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from patch_diffusion.errors import InputError
 from patch_diffusion.files import user_path
 
 STANDARD_DEVIATION = 0.5
-"""Of each channel in model space, about that of pixels, so that noise levels mean what they mean for pixels."""
+"""The standard deviation of latent channels in model space, about that of pixels, so that noise levels fit both."""
 
 
 @dataclass(frozen=True)
 class LatentCodec:
-    """Latents as they are stored to model space, and model space to pixels by the autoencoder's decoder.
+    """A codec that maps stored latents to model space, and model space to pixels by the autoencoder's decoder.
 
     In model space each channel has mean 0 and standard deviation 0.5 over the data, whatever the autoencoder.
 
     Args:
-        mean, deviation: of each channel of the latents over the data.
-        posterior: whether standard deviations are stored after the means.
-        factor: pixels that are one latent, along each axis.
-        vae: folder of the autoencoder, needed to decode only.
-        digest: of that autoencoder; None takes any that makes latents of such a shape, for example one with a decoder
-            that was trained on.
+        mean, deviation: mean and standard deviation of each latent channel over the data.
+        posterior: true if the standard deviations of the posterior are stored after the means.
+        factor: pixels per latent, along each axis.
+        vae: folder of the autoencoder, needed for decoding only.
+        digest: digest of that autoencoder; None accepts any that makes latents of this shape, for example one with a
+            fine-tuned decoder.
     """
 
     mean: tuple[float, ...]
@@ -44,15 +44,15 @@ class LatentCodec:
 
     @property
     def dtype(self) -> str:
-        """Latents are numbers without levels."""
+        """The dtype of latents, which are continuous values."""
         return "float32"
 
     def encode(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Stored latents (n, stored channels, h, w) to model space, float32.
+        """Map stored latents (n, stored channels, h, w) to model space, float32.
 
         Args:
-            stored: whole or cut.
-            noise: standard normal numbers (n, c, h, w) that choose from the posterior; its mean where None.
+            stored: latents of whole images or crops of them.
+            noise: standard normal noise (n, c, h, w) that samples from the posterior; None takes its mean.
         """
         latents = stored.float()
         if self.posterior:
@@ -62,43 +62,43 @@ class LatentCodec:
         return (latents - mean) / factor
 
     def latents(self, images: Tensor) -> Tensor:
-        """Model space to latents as the autoencoder makes them, float32: what any decoder of it takes."""
+        """Map model space to latents at the autoencoder's own scale, float32, as its decoder takes them."""
         mean, factor = self._whitening(images)
         return (images * factor + mean).float()
 
     def decode(self, images: Tensor) -> Tensor:
-        """Model space (n, c, h, w) to uint8 pixels (n, c', factor h, factor w), on the device of the images.
+        """Decode model space (n, c, h, w) to uint8 pixels (n, c', factor h, factor w), on the device of the images.
 
         Raises:
-            InputError: the autoencoder is not where it was, or is another; the sentence says which to bring.
+            InputError: the autoencoder is missing or is a different one; the sentence says which one is needed.
         """
         pixels = (self.autoencoder.decode(self.latents(images)) + 1) * 127.5
         return pixels.round().clamp(0, 255).to(torch.uint8)
 
     def decode_with_range(self, images: Tensor) -> tuple[Tensor, tuple[float, float]]:
-        """Pixels, or latents where the autoencoder is not there, and the two values that are shown black and white."""
+        """Decode to pixels, or to latents without the autoencoder; also return the values of black and white."""
         if self.can_decode:
             return self.decode(images), (0, 255)
-        # The same for all images, which else could not be compared by what can be seen of them.
+        # All images are displayed with the same range, so that they can be compared by eye.
         around = list(zip(self.mean, self.deviation, strict=True))
         low, high = min(mean - 3 * spread for mean, spread in around), max(mean + 3 * spread for mean, spread in around)
         return self.latents(images), (low, high)
 
     @property
     def can_decode(self) -> bool:
-        """Whether the folder of the autoencoder is there."""
+        """True if the folder of the autoencoder exists."""
         return Path(self.vae).is_dir()
 
     def decoded_by(self, vae: str | Path) -> LatentCodec:
-        """The same latents, and the autoencoder in another folder to decode them, whatever its weights."""
+        """Return the same codec with the autoencoder in another folder, whatever its weights, to decode the latents."""
         return replace(self, vae=str(user_path(vae).resolve()), digest=None)
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the codec's settings as a dict that JSON can store."""
         return {"kind": "latents", **asdict(self), "mean": list(self.mean), "deviation": list(self.deviation)}
 
     def _whitening(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and factor of each channel, (c, 1, 1)."""
+        """Return the mean and the scale of each latent channel, (c, 1, 1), which standardize latents to model space."""
         mean, deviation = (
             torch.tensor(numbers, dtype=like.dtype).to(like.device, non_blocking=True)[:, None, None]
             for numbers in (self.mean, self.deviation)
@@ -107,10 +107,10 @@ class LatentCodec:
 
     @cached_property
     def autoencoder(self) -> Autoencoder:
-        """What decodes the latents; refused where it is not there or is another."""
+        """The autoencoder that decodes the latents; an `InputError` if it is missing or not the one that made them."""
         if not self.can_decode:
             raise InputError(
-                f"latents become pixels by the VAE that made them, and {self.vae} is not there: bring that folder "
+                f"latents are decoded by the VAE that made them, but {self.vae} is not there: bring that folder "
                 "back, or say where it is now (vae)"
             )
         vae = Autoencoder(self.vae)
@@ -125,7 +125,7 @@ class LatentCodec:
 
 
 def codec_of(facts: Mapping[str, Any]) -> PixelCodec | LatentCodec:
-    """The codec whose ``as_dict`` this is."""
+    """Make the codec of pixels or latents from the dict of its settings, as ``as_dict`` returns it."""
     facts = dict(facts)
     if facts.pop("kind", "pixels") == "pixels":
         return PixelCodec(**facts)

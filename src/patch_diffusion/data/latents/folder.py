@@ -1,10 +1,10 @@
-"""A folder of latents, made once and kept: training needs no autoencoder, sampling needs it at the end.
+"""Folders of precomputed latents: training needs no autoencoder, and sampling needs it only at the end.
 
-``latents.npy`` (n, c, h, w) in float16, mapped and read as it is asked for, is what an autoencoder without a posterior
-makes, or the means of the posterior and, in as many more channels, its standard deviations, so that each time an image
-is seen another of its latents is. ``labels.npy`` has the classes, and ``latents.json`` the rest: how latents are
-brought to model space, the autoencoder they come from, and the names of the classes. It is written last: where it is,
-all is.
+``latents.npy`` (n, c, h, w) in float16 is memory-mapped. It holds the latents of an autoencoder without a posterior, or
+the means of the posterior and, in as many more channels, its standard deviations, so that training samples a new latent
+each time it visits an image. ``labels.npy`` holds the classes, and ``latents.json`` the rest: how latents are mapped to
+model space, the autoencoder they come from, and the names of the classes. It is written last, so if it exists, the
+folder is complete.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _SECONDS_BETWEEN_SAVES = 30
 
 @dataclass(frozen=True, eq=False)
 class LatentSet(ImageSet):
-    """Latents, trained on like images: ``pixels`` is what is stored of them, ``resolution`` and ``channels`` theirs."""
+    """An image set of latents: ``pixels`` are stored values, ``resolution`` and ``channels`` those of latents."""
 
     codec: LatentCodec = field(kw_only=True)
 
@@ -59,33 +59,33 @@ class LatentSet(ImageSet):
 
     @property
     def channels(self) -> int:
-        """Channels of a latent, without those that store its standard deviation."""
+        """Channels of a latent, not counting those that store standard deviations of the posterior."""
         return len(self.codec.mean)
 
     @cached_property
     def standard_deviation(self) -> float:
-        """In model space, by construction."""
+        """The standard deviation of latents in model space, which is 0.5 by construction."""
         return STANDARD_DEVIATION
 
 
 def is_latents(path: str | Path) -> bool:
-    """Whether a folder holds latents, complete or not."""
+    """True if a folder holds latents, complete or not."""
     return any((Path(path) / name).exists() for name in (_FACTS, _STARTED))
 
 
 def open_latents(
     path: str | Path, *, vae: str | Path | None = None, classes: bool | None = None, options: Data | None = None
 ) -> LatentSet:
-    """Latents that `encode_latents` has made, mapped from their file.
+    """Open a folder of latents that `encode_latents` has made; they are memory-mapped.
 
     Args:
-        path: their folder.
-        vae: folder of an autoencoder to decode samples with, in place of the one that made them.
-        classes: False leaves the labels; True asks for them.
-        options: what the data was opened with, for the record.
+        path: the folder.
+        vae: folder of an autoencoder to decode samples with, in place of the one that made the latents.
+        classes: False ignores the labels; True requires them.
+        options: the data options that the user gave, for the record.
 
     Raises:
-        InputError: no latents there, not all of them, or damaged ones.
+        InputError: there are no latents, or they are incomplete or damaged.
     """
     path = user_path(path)
     if not (path / _FACTS).exists():
@@ -95,10 +95,10 @@ def open_latents(
     facts = read_json(path / _FACTS)
     try:
         if facts["format"] != _FORMAT:
-            raise InputError(f"the latents in {path} are of format {facts['format']}, and {_FORMAT} is known here")
+            raise InputError(f"the latents in {path} are of format {facts['format']}, not {_FORMAT}: make them anew")
         codec = codec_of(facts["codec"])
         names, (height, width) = tuple(facts["class_names"]), facts["resolution"]
-        # Mapped so that writing changes nothing on the disk: torch has no tensors that cannot be written to.
+        # Copy-on-write, so that writing to the tensor does not change the file: torch has no read-only tensors.
         stored = torch.from_numpy(np.load(path / _LATENTS, mmap_mode="c"))
         labels = torch.from_numpy(np.load(path / _LABELS)) if (path / _LABELS).exists() else None
     except (KeyError, TypeError, ValueError, OSError) as error:
@@ -114,8 +114,8 @@ def open_latents(
     if classes is False:
         labels, names = None, ()
     latents = f"{codec.factor}-fold latents of {len(codec.mean)} channels, of {height}x{width} images"
-    options, twins = options or Data(str(path)), facts.get("twins", 1)
-    return LatentSet(stored, labels, names, options, (latents,), codec=codec, file=path / _LATENTS, twins=twins)
+    options, mirrored = options or Data(str(path)), facts.get("twins", 1)
+    return LatentSet(stored, labels, names, options, (latents,), codec=codec, file=path / _LATENTS, mirrored=mirrored)
 
 
 def encode_latents(
@@ -127,20 +127,20 @@ def encode_latents(
     device: torch.device | str = "cpu",
     show: bool = False,
 ) -> LatentSet:
-    """Make the latents of all images, in a folder; what a stopped call has made is continued.
+    """Encode all images to latents in a folder; an interrupted call is resumed by the same call.
 
     Args:
-        images: of one size, a multiple of the autoencoder's factor. Grey ones are taken as colours where it wants
-            three channels.
+        images: images of one size, a multiple of the autoencoder's factor. Grey images are repeated over the channels
+            of an autoencoder that takes three.
         vae: folder of an AutoencoderKL or AutoencoderDC of diffusers, with weights in safetensors.
         out: the folder to make.
-        flips: also those of the mirrored images, after the others. Mirrored latents are not those of a mirrored image,
-            so this is how latents are augmented.
-        device: where the autoencoder runs.
-        show: a progress bar, on a terminal.
+        flips: if true, also encode the mirrored images, after the others. Mirroring a latent does not give the latent
+            of the mirrored image, so this is how latents are augmented.
+        device: the device that the autoencoder runs on.
+        show: if true, show a progress bar on a terminal.
 
     Raises:
-        InputError: images that the autoencoder does not take, a folder with something else in it, or no room.
+        InputError: the autoencoder does not take such images, the folder holds other data, or there is no room.
     """
     if not isinstance(images, ImageSet) or isinstance(images, LatentSet):
         kind = "latents already" if isinstance(images, LatentSet) else "images of several sizes"
@@ -161,7 +161,7 @@ def encode_latents(
         try:
             saved = time.monotonic()
             for latents in _made(images, autoencoder, range(done, shape[0]), torch.device(device), show):
-                # Written, not mapped: a disk that fills up is then an error, and not the end of the process.
+                # The file is written and not mapped, so that a full disk raises an error and does not kill the process.
                 file.write(latents.numpy().astype(_TYPE, copy=False).tobytes())
                 done += len(latents)
                 if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
@@ -203,7 +203,7 @@ def _check_images(images: ImageSet, autoencoder: Autoencoder) -> None:
 
 
 def _digest(images: ImageSet) -> str:
-    """Tells these images from others, by all pixels: of little cost beside encoding them."""
+    """Compute a digest of all pixels and labels of an image set, which costs little compared to encoding them."""
     facts = [len(images), images.codec.as_dict(), list(images.resolution), list(images.class_names)]
     digest = blake2b(json.dumps(facts).encode(), digest_size=16)
     for first in range(0, len(images), _MEASURED_AT_ONCE):
@@ -215,7 +215,7 @@ def _digest(images: ImageSet) -> str:
 
 
 def _start(out: Path, facts: dict[str, Any], shape: tuple[int, ...]) -> int:
-    """Make the folder, or go on with one that was stopped: the number of latents that are there."""
+    """Create the folder of latents, or check one that was interrupted; return the number of finished latents."""
     if (out / _STARTED).exists():
         started = read_json(out / _STARTED)
         if started.get("made_of") != facts:
@@ -231,14 +231,14 @@ def _start(out: Path, facts: dict[str, Any], shape: tuple[int, ...]) -> int:
 
 
 def _skip(file: BinaryIO, shape: tuple[int, ...], done: int) -> None:
-    """Go to the place of the next latents; what may be there already is written over."""
+    """Write the .npy header and seek to the end of the finished latents; data after it will be overwritten."""
     header = {"descr": np.lib.format.dtype_to_descr(_TYPE), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
     file.seek(done * int(np.prod(shape[1:])) * _TYPE.itemsize, os.SEEK_CUR)
 
 
 def _save(out: Path, file: BinaryIO, facts: dict[str, Any], done: int) -> None:
-    """Put down what is there, after it is."""
+    """Sync the file of latents to disk, and only then record the number of finished latents."""
     file.flush()
     os.fsync(file.fileno())
     write_json(out / _STARTED, {"made_of": facts, "done": done})
@@ -247,7 +247,7 @@ def _save(out: Path, file: BinaryIO, facts: dict[str, Any], done: int) -> None:
 def _made(
     images: ImageSet, autoencoder: Autoencoder, places: range, device: torch.device, show: bool
 ) -> Iterator[Tensor]:
-    """What is stored of the images at these places, float16 on the CPU; mirrored ones begin after the last image."""
+    """Encode images at these positions, in batches of float16 on the CPU; mirrored images follow the last image."""
     height, width = images.resolution
     console = Console(stderr=True)
     at_once = images_at_once(height * width)
@@ -262,7 +262,7 @@ def _made(
 
 
 def _statistics(stored: NDArray[np.float16], autoencoder: Autoencoder) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel over the data, and over the posterior where there is one."""
+    """Compute the mean and standard deviation of each latent channel over the data, and over the posterior if any."""
     channels = autoencoder.latent_channels
     first, second = np.zeros(channels), np.zeros(channels)
     for start in range(0, len(stored), _MEASURED_AT_ONCE):
@@ -273,6 +273,6 @@ def _statistics(stored: NDArray[np.float16], autoencoder: Autoencoder) -> tuple[
         second += np.square(block).sum((0, 2, 3)).reshape(-1, channels).sum(0)
     count = stored.size // stored.shape[1]
     mean, variance = first / count, second / count - (first / count) ** 2
-    # A channel that is always the same stays so.
+    # A constant channel is not scaled, since its standard deviation is zero.
     deviation = np.sqrt(np.where(variance > 1e-12, variance, STANDARD_DEVIATION**2))
     return tuple(mean.tolist()), tuple(deviation.tolist())

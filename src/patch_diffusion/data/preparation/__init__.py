@@ -1,1 +1,1 @@
-"""A checked zip of pictures from a data set."""
+"""Preparation of a data set: checking it and writing it as one zip of images of equal size."""

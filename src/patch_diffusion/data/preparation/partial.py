@@ -1,4 +1,4 @@
-"""What a stopped preparation has done already, to go on from there."""
+"""The saved state of an interrupted preparation, from which it can be resumed."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import IO, Any
 
 from patch_diffusion.errors import InputError
 
-_FLUSHED = 64  # files after which what is done is sure to be found again
+_FLUSHED = 64  # the number of files between two flushes, after which finished work survives an interruption
 
 
 class PartialZip:
-    """The pictures of a zip that is not complete: their bytes, one after the other, and a line for each file read.
+    """The finished images of an incomplete zip: one file of their concatenated bytes, and a JSON line per file read.
 
-    A line is ``{"file", "length", "checksum", "content"}``, or ``{"file", "dropped"}`` with the reason. The first one
-    says what the pictures are made of; those of something else, and what was cut short, do not count. Use as a context
+    A line is ``{"file", "length", "checksum", "content"}``, or ``{"file", "dropped"}`` with the reason. The first line
+    has a digest of the sources; images of other sources, and truncated ones, are discarded. Use it as a context
     manager.
 
     Args:
-        folder: where they are kept.
-        made_of: what they follow from, as a digest; None where that cannot be told, and so nothing can be found again.
+        folder: the folder of both files.
+        made_of: a digest of the sources and options; None if it is unknown, and then nothing can be resumed.
     """
 
     def __init__(self, folder: Path, made_of: str | None) -> None:
@@ -47,21 +47,21 @@ class PartialZip:
 
     def __exit__(self, *error: object) -> None:
         for file in self._files:
-            # What a full disk did not take is not there the next time.
+            # Data that a full disk did not take is discarded when the preparation is resumed.
             with contextlib.suppress(OSError):
                 file.close()
 
     def add(self, name: str, picture: bytes, content: bytes) -> None:
-        """A finished picture."""
+        """Append a finished image."""
         self._files[0].write(picture)
         self._line({"file": name, "length": len(picture), "checksum": zlib.crc32(picture), "content": content.hex()})
 
     def drop(self, name: str, why: str) -> None:
-        """A file that is left out."""
+        """Record that a file is left out, and why."""
         self._line({"file": name, "dropped": why})
 
     def pictures(self) -> Iterator[tuple[int, bytes]]:
-        """All that were added, with the number of their file in the data set."""
+        """Yield all finished images, encoded, with the index of their file in the data set."""
         stream = self._files[0]
         stream.flush()
         stream.seek(0)
@@ -74,25 +74,25 @@ class PartialZip:
 
     @property
     def num_bytes(self) -> int:
-        """Of all pictures."""
+        """The size of all finished images in bytes."""
         return sum(line.get("length", 0) for line in self.lines)
 
     def remove(self) -> None:
-        """Take all of it away, when the zip is complete."""
+        """Delete the folder, after the zip is complete."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _line(self, line: dict[str, Any]) -> None:
         self.lines.append(line)
         self._write_line(line)
         if len(self.lines) % _FLUSHED == 0:
-            for file in self._files:  # the pictures first, so that no line is there without its picture
+            for file in self._files:  # the images are flushed first, so that no line exists without its image
                 file.flush()
 
     def _write_line(self, line: dict[str, Any]) -> None:
         self._files[1].write(json.dumps(line).encode() + b"\n")
 
     def _complete(self, pictures: Path, lines: Path) -> tuple[list[dict[str, Any]], tuple[int, int]]:
-        """The lines whose pictures are there, and how long both files are up to them."""
+        """Return the lines whose images are complete, and the lengths of both files up to the last of them."""
         if not (pictures.exists() and lines.exists()):
             return [], (0, 0)
         kept: list[dict[str, Any]] = []

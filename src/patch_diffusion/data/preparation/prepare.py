@@ -1,4 +1,4 @@
-"""A data set as one zip of equal pictures, checked and without copies."""
+"""Writing of a data set as one zip of images of equal size, checked and without duplicates."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from patch_diffusion.config import Data
 from patch_diffusion.data.digits import NAME
 from patch_diffusion.data.files.collection import Collection
 from patch_diffusion.data.files.decode import ImageFile, decode_file, quiet, read_headers, reason
-from patch_diffusion.data.files.pixel_type import Kind, common_kind
+from patch_diffusion.data.files.pixel_type import PixelType, common_pixel_type
 from patch_diffusion.data.inspection.as_files import as_files, has_files
 from patch_diffusion.data.inspection.duplicates import content_hash
 from patch_diffusion.data.preparation.partial import PartialZip
@@ -37,31 +37,31 @@ from patch_diffusion.files import check_room, read_json, sync, user_path, write_
 IMAGES_PER_FOLDER = 1000
 
 _MODES = {("uint8", 1): "L", ("uint8", 3): "RGB", ("uint8", 4): "RGBA", ("uint16", 1): "I;16"}
-_COMPRESSION = 6  # of the PNGs, by zlib
-_LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the first moment of a zip, so that equal pictures make equal files
+_COMPRESSION = 6  # zlib's compression level in the PNGs
+_LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the earliest time in a zip: a fixed one, so that equal images make equal files
 
 
 def prepare_images(
     options: Data, out: str | Path, *, keep_duplicates: bool = False, show: bool = False
 ) -> dict[str, Any]:
-    """Write the images of a data set as a zip that training, and the tools of StyleGAN and EDM, open.
+    """Write the images of a data set as a zip that training, and the tools of StyleGAN and EDM, can open.
 
-    ``00000/img00000000.png`` and so on, stored without compression of the zip's own, and a ``dataset.json`` of labels.
-    What cannot be read or enlarged, and all but the first of images whose pixels come out equal, are left out and told
-    in ``OUT.report.json`` beside it. The same data and options give the same bytes, whether or not it was stopped in
-    between: finished pictures are kept in the folder ``OUT.zip.partial``, and the same call goes on from there.
+    It holds ``00000/img00000000.png`` and so on, stored without further compression, and a ``dataset.json`` of labels.
+    Images that cannot be read or enlarged, and all but the first of images with equal resulting pixels, are left out
+    and listed in ``OUT.report.json`` next to it. The same data and options give the same bytes, even if the call was
+    interrupted: finished images are kept in the folder ``OUT.zip.partial``, and the same call resumes from there.
 
     Args:
-        options: the data set; its ``resolution`` None asks for images that are all of one size.
-        out: the zip. One that was made of the same data with the same options is left as it is.
-        keep_duplicates: leave images in though they are there already.
-        show: a progress bar, on a terminal.
+        options: the data options; with ``resolution`` None, all images must have one size.
+        out: the path of the zip. An existing zip of the same data and options is left unchanged.
+        keep_duplicates: if true, keep images whose pixels equal those of an earlier image.
+        show: if true, show a progress bar on a terminal.
 
     Returns:
-        What is in the report: ``images``, ``resolution``, ``mode``, ``classes`` and what was ``dropped``.
+        The content of the report, such as ``images``, ``resolution``, ``mode``, ``num_classes`` and ``dropped``.
 
     Raises:
-        InputError: nothing to prepare, or images that no PNG holds.
+        InputError: there is nothing to prepare, or a PNG cannot store such images.
     """
     out = user_path(out)
     if out.suffix.lower() != ".zip":
@@ -96,9 +96,9 @@ def prepare_images(
 
 @dataclass(frozen=True)
 class _Plan:
-    """What all images become, and which cannot, by index."""
+    """The pixel type and size that all images are converted to, and why some cannot be used, by index."""
 
-    kind: Kind
+    pixel_type: PixelType
     size: Size
     unusable: dict[int, str]
     notes: list[str]
@@ -117,17 +117,17 @@ def _plan(found: Collection, options: Data, show: bool) -> _Plan:
         sizes = ", ".join(f"{height}x{width}" for (height, width), _ in counts.most_common(3))
         raise InputError(f"images are of {len(counts)} sizes ({sizes}{', ...' * (len(counts) > 3)}): give --resolution")
     size = resolution or next(iter(counts))
-    kind, notes = common_kind(found.files, headers, options.mode, show=show)
-    if (kind.dtype, kind.channels) not in _MODES:
+    pixel_type, notes = common_pixel_type(found.files, headers, options.mode, show=show)
+    if (pixel_type.dtype, pixel_type.channels) not in _MODES:
         raise InputError(
-            f"a PNG holds 1, 3 or 4 channels of 8 bits, or 1 of 16, but these images have {kind.channels} of "
-            f"{kind.dtype}: train on them as they are"
+            f"a PNG holds 1, 3 or 4 channels of 8 bits, or 1 of 16, but these images have {pixel_type.channels} of "
+            f"{pixel_type.dtype}: train on them as they are"
         )
     for index, header in headers.items():
         if too_small(header.size, size):
             height, width = header.size
             unusable[index] = f"{height}x{width} is too small to enlarge to {size[0]}x{size[1]}"
-    return _Plan(kind, size, unusable, notes)
+    return _Plan(pixel_type, size, unusable, notes)
 
 
 def _encode(
@@ -139,7 +139,7 @@ def _encode(
     keep_duplicates: bool,
     show: bool,
 ) -> None:
-    """Make the pictures that are not there yet."""
+    """Encode the images that are not finished yet as PNGs, and drop unusable ones and duplicates."""
     first_with = {
         line["content"]: index for index, line in reversed(list(enumerate(partial.lines))) if "content" in line
     }
@@ -147,7 +147,7 @@ def _encode(
     def encode(index: int) -> tuple[bytes, bytes]:
         if index in plan.unusable:
             raise InputError(plan.unusable[index])
-        pixels = decode_file(files[index], plan.size, plan.kind.mode, options.fit)
+        pixels = decode_file(files[index], plan.size, plan.pixel_type.mode, options.fit)
         return _to_png(pixels), content_hash(pixels)
 
     for index, result in in_order(encode, range(len(partial.lines), len(files)), "preparing images", show=show):
@@ -183,7 +183,7 @@ def _report(found: Collection, plan: _Plan, partial: PartialZip, options: Data, 
         "files": len(partial.lines),
         "images": len(partial.lines) - len(dropped),
         "resolution": list(plan.size),
-        "mode": _MODES[plan.kind.dtype, plan.kind.channels],
+        "mode": _MODES[plan.pixel_type.dtype, plan.pixel_type.channels],
         "fit": options.fit,
         "num_classes": 0 if found.labels is None else int(found.labels[0].max()) + 1,
         "class_names": [] if found.labels is None else list(found.labels[1]),
@@ -194,7 +194,7 @@ def _report(found: Collection, plan: _Plan, partial: PartialZip, options: Data, 
 
 
 def _write_zip(out: Path, partial: PartialZip, labels: Labels | None) -> None:
-    """All pictures, and their labels; under another name until it is complete."""
+    """Write all images and their labels to the zip, under a temporary name until it is complete."""
     check_room(out.parent, partial.num_bytes)
     unfinished = out.with_name(out.name + ".tmp")
     of_name: list[tuple[str, int]] = []
@@ -214,7 +214,7 @@ def _write_zip(out: Path, partial: PartialZip, labels: Labels | None) -> None:
 
 
 def _entry(name: str) -> zipfile.ZipInfo:
-    """Without anything of the machine or the time."""
+    """Make the header of a zip entry, without any trace of the machine or the time."""
     entry = zipfile.ZipInfo(name, _LONG_AGO)
     entry.create_system = 3
     entry.external_attr = 0o644 << 16
@@ -222,7 +222,7 @@ def _entry(name: str) -> zipfile.ZipInfo:
 
 
 def _key(found: Collection, options: Data, keep_duplicates: bool) -> str | None:
-    """What the zip follows from, as a digest; None where it cannot be told."""
+    """Compute a digest of everything that determines the zip: sources, labels, options; None if that is unknown."""
     identity = found.identity
     if identity is None and not has_files(options):
         path = user_path(options.source)
@@ -236,7 +236,7 @@ def _key(found: Collection, options: Data, keep_duplicates: bool) -> str | None:
 
 
 def _finished(out: Path, partial: PartialZip, made_of: str | None) -> dict[str, Any]:
-    """The report of a zip that is there already."""
+    """Return the report of a zip that exists already, or refuse it if its data or options were different."""
     try:
         report = read_json(_report_file(out))
     except InputError:

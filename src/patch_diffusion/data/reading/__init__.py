@@ -1,1 +1,1 @@
-"""From pixels that come piece by piece to images in memory or mapped."""
+"""Reading of pixels, block by block, into image sets in memory or memory-mapped from the cache."""

@@ -1,7 +1,7 @@
-"""What was read once, kept on disk: a folder of arrays and facts under a key of what they were read from.
+"""A disk cache of decoded data: each entry is a folder of arrays and facts, under a key of what they were read from.
 
-An entry is written under another name and renamed when it is complete, so that a reader never meets half of one. Its
-files are mapped, not loaded: all processes that train on the same images share one copy, in the memory of the system.
+An entry is written under a temporary name and renamed when it is complete, so no reader sees an incomplete one. Its
+files are memory-mapped, not loaded: all processes that train on the same images share one copy in the page cache.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_room, read_json, sync, user_path, write_json
 
 FOLDER_VARIABLE = "PATCH_DIFFUSION_CACHE"
-"""Environment variable that names the folder of the cache."""
+"""The environment variable that sets the cache folder."""
 
 _FACTS_FILE = "facts.json"
 _FORMAT = 1
@@ -37,27 +37,27 @@ _PARTIAL = ".partial"
 _ABANDONED_SECONDS = 7 * 24 * 3600
 
 Write = Callable[[Path], dict[str, Any]]
-"""Writes the .npy files of an entry into a folder, and returns its facts, ready for JSON."""
+"""A function that writes the .npy files of a cache entry into a folder and returns its facts as JSON data."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Facts, and arrays by the name of their file."""
+    """A complete cache entry: its facts, and its arrays, by file name."""
 
     folder: Path
     facts: dict[str, Any]
 
     def tensor(self, name: str) -> Tensor:
-        """A mapped array."""
+        """Return one array of the entry as a memory-mapped tensor."""
         return map_array(self.folder / name)
 
 
 def cache_folder() -> Path:
-    """What the variable PATCH_DIFFUSION_CACHE names, else a folder where the platform keeps such things."""
+    """Return the cache folder: $PATCH_DIFFUSION_CACHE, or else one in the platform's usual place for caches."""
     if given := os.environ.get(FOLDER_VARIABLE):
         return user_path(given)
     home = user_path("~")
-    if not home.is_absolute():  # a machine without homes
+    if not home.is_absolute():  # the user has no home folder
         home = Path(tempfile.gettempdir())
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local"
@@ -69,7 +69,7 @@ def cache_folder() -> Path:
 
 
 def find(key: Mapping[str, Any]) -> Entry | None:
-    """The entry of a key; None where there is none or a damaged one."""
+    """Return the cache entry of a key; None if it is missing or damaged."""
     folder = _folder_of(key)
     try:
         content = read_json(folder / _FACTS_FILE)
@@ -85,15 +85,15 @@ def find(key: Mapping[str, Any]) -> Entry | None:
 
 
 def make(key: Mapping[str, Any], write: Write, *, num_bytes: int = 0) -> Entry:
-    """The entry of a key, written now unless another process has done so in the meantime.
+    """Write the cache entry of a key, unless another process has done so in the meantime, and return it.
 
     Args:
-        key: what the content follows from, ready for JSON.
-        write: makes the content.
-        num_bytes: that it takes.
+        key: everything that determines the content, as JSON data.
+        write: the function that writes the content.
+        num_bytes: the size of the content.
 
     Raises:
-        InputError: no room on the disk, and what ``write`` raises; then nothing is left behind.
+        InputError: there is no room on the disk. Errors of ``write`` are passed on, too; then nothing is left behind.
     """
     final = _folder_of(key)
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def make(key: Mapping[str, Any], write: Write, *, num_bytes: int = 0) -> Entry:
             files = {path.name: path.stat().st_size for path in arrays}
             write_json(partial / _FACTS_FILE, {"key": _plain(key), "facts": facts, "files": files})
             sync(partial)
-            # Where locks do not work, another process may have been first; then its entry is as good.
+            # Where locks do not work, another process may have written the same entry first; that one is kept.
             with contextlib.suppress(OSError):
                 partial.replace(final)
         finally:
@@ -124,7 +124,7 @@ def make(key: Mapping[str, Any], write: Write, *, num_bytes: int = 0) -> Entry:
 
 
 def remember(key: Mapping[str, Any], find_out: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Facts that take long to find out, from the cache where they are there; it being closed is no error."""
+    """Return facts from the cache, or compute and cache them; a cache that cannot be written to is no error."""
     if found := find(key):
         return found.facts
     facts = find_out()
@@ -134,7 +134,7 @@ def remember(key: Mapping[str, Any], find_out: Callable[[], dict[str, Any]]) -> 
 
 
 def make_nameless(write: Write, *, num_bytes: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Facts and mapped arrays that nobody else can find, of what has no key; they go with this process."""
+    """Write data that has no key, and return its facts and memory-mapped arrays; they are deleted with this process."""
     cache_folder().mkdir(parents=True, exist_ok=True)
     _sweep(cache_folder())
     _check_room(num_bytes)
@@ -143,15 +143,15 @@ def make_nameless(write: Write, *, num_bytes: int) -> tuple[dict[str, Any], dict
         facts = write(folder)
         arrays = {path.name: map_array(path) for path in sorted(folder.glob("*.npy"))}
     finally:
-        # What is mapped stays until it is let go of. Windows keeps the files too, until they are swept.
+        # Mapped files stay readable until they are unmapped. On Windows they stay on the disk, until they are swept.
         shutil.rmtree(folder, ignore_errors=True)
     return facts, arrays
 
 
 def write_blocks(path: Path, blocks: Iterable[NDArray[Any]], shape: tuple[int, ...], dtype: str) -> None:
-    """An .npy file of arrays (k, *shape), one after another, however many they turn out to be.
+    """Write arrays (k, *shape), whose number need not be known, one after another into one .npy file.
 
-    It is written, not mapped: a disk that fills up meanwhile is then an error, and not the end of the process.
+    The file is written and not memory-mapped, so that a full disk raises an error and does not kill the process.
     """
     with path.open("wb") as file:
         _write_header(file, (0, *shape), dtype)
@@ -165,24 +165,24 @@ def write_blocks(path: Path, blocks: Iterable[NDArray[Any]], shape: tuple[int, .
 
 
 def map_array(path: Path) -> Tensor:
-    """An .npy file as a tensor, of which only what is asked for is read. It must not be written to."""
+    """Memory-map an .npy file as a tensor: only the accessed parts are read. The tensor must not be written to."""
     return as_tensor(np.load(path, mmap_mode="r"))
 
 
 def as_tensor(array: NDArray[Any]) -> Tensor:
-    """A tensor of the same memory; torch's warning that it could be written to is kept from the user."""
+    """Return a tensor that shares the memory of a read-only array, without torch's warning about writing to it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(array)
 
 
 def digest(*parts: object) -> str:
-    """A short name for what is too long for a key."""
+    """Return a SHA-256 digest, 32 hexadecimal digits, of the string forms of the arguments."""
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:32]
 
 
 def state_of(path: Path) -> list[Any]:
-    """What tells a file from another version of it: its name, size and time."""
+    """Return the path, size and modification time of a file, which differ if the file has changed."""
     found = path.stat()
     return [str(path.resolve()), found.st_size, found.st_mtime_ns]
 
@@ -197,7 +197,7 @@ def _folder_of(key: Mapping[str, Any]) -> Path:
 
 
 def _plain(key: Mapping[str, Any]) -> Any:
-    """As it comes back from JSON."""
+    """Return a key in the form it has after a round trip through JSON."""
     return json.loads(json.dumps(key))
 
 
@@ -209,7 +209,7 @@ def _check_room(num_bytes: int) -> None:
 
 
 def _sweep(folder: Path, abandoned: str = "") -> None:
-    """Remove what killed processes have left: long ago, or by names that are known to be nobody's."""
+    """Remove partial entries that killed processes left: those older than a week, or named as known to be abandoned."""
     for path in folder.glob(f"*{_PARTIAL}"):
         with contextlib.suppress(OSError):
             is_old = time.time() - path.stat().st_mtime > _ABANDONED_SECONDS
@@ -219,7 +219,7 @@ def _sweep(folder: Path, abandoned: str = "") -> None:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[bool]:
-    """One process at a time; False where the platform or the disk cannot do that."""
+    """Hold a file lock across processes inside the block; yield False if the platform or the disk has no locks."""
     try:
         import fcntl
     except ImportError:

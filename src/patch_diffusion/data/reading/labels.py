@@ -1,4 +1,4 @@
-"""Classes of images: from dataset.json, sub-folders, a CSV, or values that came with the images."""
+"""Class labels of images: from dataset.json, sub-folders, a CSV, or values that came with the images."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from patch_diffusion.errors import InputError
 LABELS_FILE = "dataset.json"
 
 Labels = tuple[NDArray[np.int64], tuple[str, ...]]
-"""Class numbers, one per image, and the names of the classes where they have any."""
+"""Class numbers, one per image, and the names of the classes, empty if they have none."""
 
 
 def labels_of_json(content: bytes, names: Sequence[str], source: str) -> Labels | None:
-    """Of a ``dataset.json``: ``{"labels": [["00000/img00000000.png", 6], ...]}``; None where it says null.
+    """Parse the labels in a ``dataset.json``, ``{"labels": [["00000/img00000000.png", 6], ...]}``; None if null.
 
     Raises:
-        InputError: another form, a label that is no class number, or an image without one, by name.
+        InputError: the form is another, a label is no class number, or an image, which is named, has no label.
     """
     try:
         entries = json.loads(content).get("labels") or []
@@ -43,10 +43,10 @@ def labels_of_json(content: bytes, names: Sequence[str], source: str) -> Labels 
 
 
 def labels_of_folders(names: Sequence[str], source: str) -> Labels:
-    """The first folder of each name.
+    """Label each image with the first folder in its name.
 
     Raises:
-        InputError: a name without one.
+        InputError: an image is in no folder.
     """
     folders = [name.partition("/")[0] if "/" in name else "" for name in names]
     if "" in folders:
@@ -57,20 +57,20 @@ def labels_of_folders(names: Sequence[str], source: str) -> Labels:
 
 
 def labels_of_csv(content: bytes, names: Sequence[str], source: str) -> tuple[Labels, list[str]]:
-    """Of a CSV whose first line names its columns, ``file`` and ``label`` among them; with notes.
+    """Parse the labels in a CSV whose header has the columns ``file`` and ``label``; also return notes for the user.
 
-    Labels that are all whole numbers are class numbers; any others are names of classes, which are numbered in
+    If all labels are integers, they are class numbers; otherwise they are class names, which are numbered in
     alphabetical order.
 
     Raises:
-        InputError: other columns, two labels for one file, or a file without one, by name.
+        InputError: a column is missing, a file has two labels, or an image, which is named, has none.
     """
     try:
         rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), skipinitialspace=True)
         columns = rows.fieldnames or ()
         if not {"file", "label"} <= set(columns):
             raise InputError(
-                f"the first line of {source} is to name the columns file and label, not {', '.join(columns) or 'none'}"
+                f"the first line of {source} must name the columns file and label, not {', '.join(columns) or 'none'}"
             )
         found: dict[str, str] = {}
         for row in rows:
@@ -93,14 +93,14 @@ def labels_of_csv(content: bytes, names: Sequence[str], source: str) -> tuple[La
 
 
 def labels_of_values(values: Sequence[Any] | NDArray[Any], name: Callable[[int], str] = "image {:,}".format) -> Labels:
-    """Whole numbers are class numbers, words are names of classes, numbered in alphabetical order.
+    """Convert label values: integers are class numbers, strings are class names, numbered in alphabetical order.
 
     Args:
-        values: one per image.
-        name: of an image, for errors.
+        values: one label per image.
+        name: gives the name of an image, for errors.
 
     Raises:
-        InputError: anything else, or a number below 0.
+        InputError: the values are of another type, or a number is below 0.
     """
     try:
         array: NDArray[Any] = np.asarray(values)
@@ -130,7 +130,7 @@ def labels_of_values(values: Sequence[Any] | NDArray[Any], name: Callable[[int],
 
 
 def notes_of_labels(labels: NDArray[np.int64], class_names: Sequence[str]) -> list[str]:
-    """Classes of one image, which cannot be learned."""
+    """Return a note for the user about classes with a single image, which cannot be learned."""
     numbers, counts = np.unique(labels, return_counts=True)
     single = numbers[counts == 1]
     if not len(single):
@@ -141,7 +141,7 @@ def notes_of_labels(labels: NDArray[np.int64], class_names: Sequence[str]) -> li
 
 
 def _words(name: bytes) -> str:
-    """Of any encoding: what is no UTF-8 is still told from other names."""
+    """Decode bytes as UTF-8, with escapes for invalid bytes, so that different names stay different."""
     return name.decode("utf-8", "backslashreplace")
 
 

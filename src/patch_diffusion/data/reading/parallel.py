@@ -1,4 +1,4 @@
-"""One task for each of many things, in threads, with results in order; and how far it has come."""
+"""A thread pool that runs one task per item and gives the results in order, and a progress bar."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ R = TypeVar("R")
 def in_order(
     task: Callable[[T], R], items: Sequence[T], what: str, *, show: bool = False
 ) -> Iterator[tuple[T, R | Exception]]:
-    """Each item with its result, or with the exception that came instead, in the order of the items.
+    """Run a task on each item in a thread pool, and yield each item with its result or exception, in order.
 
-    Only as many results as keep the threads busy are held, whatever the number of items.
+    Only as many results as keep the threads busy are held in memory, whatever the number of items.
 
     Args:
-        task: what is done with an item.
-        items: in order.
-        what: named beside the progress bar.
-        show: a progress bar, on a terminal.
+        task: the function that is called with each item.
+        items: the items, in order.
+        what: the caption of the progress bar.
+        show: if true, show a progress bar on a terminal.
     """
     yield from progress(_in_order(task, items), len(items), what, show=show)
 
 
 def progress(items: Iterable[T], num: int | None, what: str, *, show: bool = False) -> Iterator[T]:
-    """The items, with a progress bar on a terminal."""
+    """Yield the items, and show a progress bar on a terminal."""
     console = Console(stderr=True)
     if not (show and console.is_terminal):
         yield from items
         return
-    # Not rich's `track`: at its end it waits for a thread, see below.
+    # This is not rich's `track`, because that waits for a thread at its end, see below.
     columns = ("{task.description}", BarColumn(), TaskProgressColumn(show_speed=True), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=num)
@@ -52,7 +52,7 @@ def _in_order(task: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[T, R
     def guarded(item: T) -> tuple[T, R | Exception]:
         try:
             return item, task(item)
-        # Readers raise many kinds of errors on broken files.
+        # Image readers raise many kinds of errors on broken files.
         except Exception as error:
             return item, error
 
@@ -60,7 +60,7 @@ def _in_order(task: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[T, R
         return [guarded(items[index]) for index in range(start, min(start + at_once, len(items)))]
 
     num_threads = os.cpu_count() or 1
-    # To hand over a small picture takes a thread as long as half of its decoding.
+    # Handing over a small image takes half as long as decoding it, so threads get several at once.
     at_once = max(1, min(_MOST_AT_ONCE, len(items) // (8 * num_threads)))
     pool = ThreadPoolExecutor(num_threads)
     try:
@@ -72,6 +72,6 @@ def _in_order(task: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[T, R
         while waiting:
             yield from waiting.popleft().result()
     finally:
-        # One that is not read to its end is closed whenever garbage is collected, by any thread, such as one that is
-        # just starting and holds a lock of `threading`. To wait for the pool's threads there would be to wait forever.
+        # A generator that is not exhausted is closed when garbage is collected, by any thread, such as one that is
+        # just starting and holds a lock of `threading`. Waiting there for the pool's threads would be a deadlock.
         pool.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""From pixels that come block by block to images in memory, or on disk and mapped."""
+"""Reading of images: blocks of decoded pixels go into memory, or into the disk cache, from where they are mapped."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from patch_diffusion.data.reading.survey import Survey, codec_of, notes_of
 from patch_diffusion.errors import InputError
 
 MOST_IN_MEMORY = 128 * 2**20
-"""Bytes of decoded images that stay in memory if nothing else is asked for."""
+"""The most bytes of decoded images that the cache option "auto" keeps in memory."""
 
 
 @dataclass
-class Part:
-    """Images of one size, still to be read.
+class ArrayPlan:
+    """A plan to read images of one size into one array.
 
-    ``blocks`` gives arrays (k, *shape), ``most`` images at the most. ``kept`` are the indices of those that came, where
-    not all do; they are known when all blocks have come.
+    ``blocks`` yields arrays (k, *shape), ``most`` images in all at the most. ``kept`` collects the indices of images
+    that could be read, and is complete after the last block; it is None if no image can be missing.
     """
 
     shape: tuple[int, ...]
@@ -42,57 +42,57 @@ class Part:
 
 @dataclass
 class Plan:
-    """Everything to be read.
+    """A plan to read all images of a data set, with one array for each image size.
 
-    ``survey`` and ``notes`` are complete when all blocks of all parts have come and ``finish`` was called, which may
-    raise an `InputError` of its own.
+    ``survey`` and ``notes`` are complete when all blocks of all arrays have been read and ``finish`` was called, which
+    may raise an `InputError`.
     """
 
     dtype: str
-    parts: list[Part]
+    arrays: list[ArrayPlan]
     survey: Survey = field(default_factory=Survey)
     notes: list[str] = field(default_factory=list)
     finish: Callable[[], None] = lambda: None
 
     @property
     def num_bytes(self) -> int:
-        """Of all pixels."""
-        return sum(part.most * math.prod(part.shape) for part in self.parts) * np.dtype(self.dtype).itemsize
+        """The size of all pixels in bytes, if every image can be read."""
+        return sum(each.most * math.prod(each.shape) for each in self.arrays) * np.dtype(self.dtype).itemsize
 
     def facts(self) -> dict[str, Any]:
-        """What was found, ready for JSON."""
+        """Return the dtype, the survey of the values and the notes as a dict that JSON can store."""
         return {"dtype": self.dtype, "survey": self.survey.facts(), "notes": self.notes}
 
 
 @dataclass(frozen=True)
 class Read:
-    """What a plan has become: pixels of each part, the indices of the images that they are (None: all), and facts."""
+    """Images that have been read: for each size the pixels and the indices of the images (None: all), and facts."""
 
     pixels: list[Tensor]
     kept: list[NDArray[np.int64] | None]
     facts: dict[str, Any]
     notes: tuple[str, ...] = ()
     files: list[Path] | None = None
-    """That the pixels of each part are mapped from."""
+    """The file that each pixel array is mapped from; None if the arrays are in memory."""
 
     @property
     def survey(self) -> Survey:
-        """What the values are."""
+        """The range of the pixel values and the constant images, as found while reading."""
         return Survey(**self.facts["survey"])
 
 
 def read(make_plan: Callable[[], Plan], key: Mapping[str, Any] | None, options: Data, *, often: bool = False) -> Read:
-    """Read images into memory or the cache, or find them there.
+    """Read images into memory or into the disk cache, or find them in the cache.
 
     Args:
-        make_plan: says what is to be read; not asked where it was read before.
-        key: what the result follows from, ready for JSON; None where that cannot be told, as of objects in Python.
-        options: their ``cache`` chooses.
-        often: that "auto" means disk even for few, as it does for several processes: one of them decodes, and all map
-            what it wrote.
+        make_plan: makes the plan for reading; it is not called if the cache has the images.
+        key: everything that determines the result, as JSON data; None if it is unknown, as for objects in Python.
+        options: the data options, of which ``cache`` chooses between memory and disk.
+        often: if true, "auto" means disk even for few images, as it does for several processes: one of them decodes,
+            and all map the file it wrote.
 
     Raises:
-        InputError: no room, and what reading raises.
+        InputError: there is no room on the disk. Errors of reading are passed on, too.
     """
     if key is not None and options.cache != "memory" and (entry := cache.find(key)):
         return _from_cache(entry)
@@ -115,13 +115,13 @@ def read(make_plan: Callable[[], Plan], key: Mapping[str, Any] | None, options: 
 
 
 def images_of(found: Read, labels: Labels | None, options: Data, notes: list[str]) -> Images:
-    """What the trainer takes.
+    """Make an image set to train on from decoded pixels: an `ImageSet`, or `ImageBuckets` for several sizes.
 
     Args:
-        found: pixels.
-        labels: of all images, also of those that were passed over.
-        options: what was asked for.
-        notes: what the user should know beside what reading found.
+        found: the pixels.
+        labels: labels of all images, also of those that could not be read.
+        options: the data options that the user gave.
+        notes: remarks for the user, in addition to those of the reading.
     """
     dtype, survey = found.facts["dtype"], found.survey
     codec = codec_of(dtype, options.range, survey)
@@ -157,7 +157,7 @@ def _image_set(
 
 
 def _can_write() -> bool:
-    """Whether a cache can be made at all, as it cannot on a machine without a home."""
+    """True if the cache folder can be written to, which is not so on a machine without a home folder."""
     try:
         cache.cache_folder().mkdir(parents=True, exist_ok=True)
         probe = cache.cache_folder() / ".probe"
@@ -170,25 +170,25 @@ def _can_write() -> bool:
 
 def _into_memory(plan: Plan) -> Read:
     pixels = []
-    for part in plan.parts:
-        array = np.empty((part.most, *part.shape), plan.dtype)
+    for each in plan.arrays:
+        array = np.empty((each.most, *each.shape), plan.dtype)
         count = 0
-        for block in part.blocks():
+        for block in each.blocks():
             array[count : count + len(block)] = block
             count += len(block)
         pixels.append(torch.from_numpy(array[:count]))
     plan.finish()
-    kept = [None if part.kept is None else np.array(part.kept, np.int64) for part in plan.parts]
+    kept = [None if each.kept is None else np.array(each.kept, np.int64) for each in plan.arrays]
     return Read(pixels, kept, plan.facts())
 
 
 def _write(plan: Plan, folder: Path) -> dict[str, Any]:
-    for number, part in enumerate(plan.parts):
-        cache.write_blocks(folder / f"pixels-{number}.npy", part.blocks(), part.shape, plan.dtype)
-        if part.kept is not None:
-            np.save(folder / f"kept-{number}.npy", np.array(part.kept, np.int64))
+    for number, each in enumerate(plan.arrays):
+        cache.write_blocks(folder / f"pixels-{number}.npy", each.blocks(), each.shape, plan.dtype)
+        if each.kept is not None:
+            np.save(folder / f"kept-{number}.npy", np.array(each.kept, np.int64))
     plan.finish()
-    return {**plan.facts(), "kept": [part.kept is not None for part in plan.parts]}
+    return {**plan.facts(), "kept": [each.kept is not None for each in plan.arrays]}
 
 
 def _from_cache(entry: cache.Entry) -> Read:

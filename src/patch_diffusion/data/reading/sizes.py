@@ -1,4 +1,4 @@
-"""The size that each image is brought to, and how."""
+"""Target sizes of images, and cropping and resizing to them."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from patch_diffusion.config import Data, Fit
 from patch_diffusion.errors import InputError
 
 Size = tuple[int, int]
-"""Height and width."""
+"""Height and width of an image in pixels."""
 
 MOST_ENLARGED = 4
-"""An image is not enlarged by more than this factor: there is nothing to learn from it."""
+"""The largest factor an image is enlarged by: there is nothing to learn from an image that is enlarged more."""
 
 LEAST_IN_BUCKET = 8
-"""A bucket of fewer images joins the nearest: the same few would be seen at every step on it."""
+"""The fewest images in a bucket; a smaller bucket joins the nearest, as its steps would repeat the same few images."""
 
-_FINEST_BUCKETS = 16  # pixels between the sides of buckets, at the least
-_LONGEST_BUCKET = 4.0  # ratio of its sides
-_BUCKET_AREA = 0.25  # by which the area of a bucket may differ from resolution^2
+_FINEST_BUCKETS = 16  # smallest step in pixels between the sides of buckets
+_LONGEST_BUCKET = 4.0  # largest aspect ratio of a bucket
+_BUCKET_AREA = 0.25  # share by which the area of a bucket may differ from resolution^2
 
 
 def resolution_of(options: Data) -> Size | None:
-    """Height and width."""
+    """Return the resolution option as height and width; None if images keep their size."""
     resolution = options.resolution
     return (resolution, resolution) if isinstance(resolution, int) else resolution
 
@@ -37,16 +37,16 @@ def resolution_of(options: Data) -> Size | None:
 def choose_sizes(
     sizes: Mapping[int, Size], name: Callable[[int], str], resolution: Size | None, fit: Fit
 ) -> dict[int, Size]:
-    """The size that each image is brought to.
+    """Choose the size that each image is resized to.
 
     Args:
-        sizes: of the images, by index.
-        name: of an image, for errors.
-        resolution: what was asked for.
-        fit: "crop" and "stretch" bring all to the resolution, "bucket" each to the nearest of `bucket_sizes`.
+        sizes: sizes of the images, by index.
+        name: gives the name of an image, for errors.
+        resolution: the resolution that the user gave, if any.
+        fit: "crop" and "stretch" resize all to the resolution, "bucket" each to the nearest of `bucket_sizes`.
 
     Raises:
-        InputError: several sizes and no resolution.
+        InputError: the images have several sizes, and no resolution was given.
     """
     if resolution is None:
         return dict.fromkeys(sizes, _common_size(sizes, name))
@@ -56,9 +56,9 @@ def choose_sizes(
 
 
 def bucket_sizes(resolution: Size) -> list[Size]:
-    """The sizes that images of any aspect are brought to, of about the area of the resolution.
+    """Return the sizes of aspect-ratio buckets, which all have about the area of the resolution.
 
-    Their sides are multiples of a quarter of its side, rounded to a multiple of 16.
+    Their sides are multiples of a quarter of the resolution's side, rounded to a multiple of 16.
 
     >>> bucket_sizes((64, 64))[:4]
     [(32, 112), (32, 128), (48, 80), (48, 96)]
@@ -75,12 +75,12 @@ def bucket_sizes(resolution: Size) -> list[Size]:
 
 
 def too_small(size: Size, target: Size) -> bool:
-    """Whether an image has too few pixels for a size."""
+    """True if an image would have to be enlarged too much to reach a size."""
     return MOST_ENLARGED * size[0] < target[0] or MOST_ENLARGED * size[1] < target[1]
 
 
 def describe_changes(sizes: Mapping[int, Size], targets: Mapping[int, Size], fit: Fit) -> list[str]:
-    """What bringing images to other sizes does to them, as notes."""
+    """Describe in notes for the user how many images are resized, cropped or stretched, and to which sizes."""
     notes = []
     resized = [index for index, target in targets.items() if sizes[index] != target]
     changed = sum(sizes[i][0] * targets[i][1] != targets[i][0] * sizes[i][1] for i in resized)
@@ -99,7 +99,7 @@ def describe_changes(sizes: Mapping[int, Size], targets: Mapping[int, Size], fit
 
 
 def resize(image: Image.Image, size: Size, fit: Fit) -> Image.Image:
-    """An image at a size: stretched, or else cropped, centred, to its aspect and resized."""
+    """Resize an image: stretch it, or else crop it, centred, to the aspect ratio of the size first."""
     height, width = size
     if image.size == (width, height):
         return image
@@ -109,7 +109,7 @@ def resize(image: Image.Image, size: Size, fit: Fit) -> Image.Image:
 
 
 def resize_values(pixels: NDArray[Any], size: Size | None, fit: Fit) -> NDArray[Any]:
-    """`resize` for channels of any meaning: (c, h, w) uint8, uint16 or float32, each channel on its own."""
+    """Crop or stretch an array (c, h, w) of uint8, uint16 or float32 to a size, each channel on its own."""
     if size is None or pixels.shape[1:] == size:
         return pixels
     if pixels.dtype == np.uint8:
@@ -152,6 +152,6 @@ def _nearest_buckets(sizes: Mapping[int, Size], buckets: Sequence[Size]) -> dict
 
 
 def _nearest(size: Size, buckets: Sequence[Size]) -> Size:
-    """The bucket of the most similar aspect; of two, the one with more pixels."""
+    """Return the bucket with the most similar aspect ratio; of two equally near ones, the one with more pixels."""
     aspect = math.log(size[0] / size[1])
     return min(buckets, key=lambda bucket: (abs(math.log(bucket[0] / bucket[1]) - aspect), -bucket[0] * bucket[1]))

@@ -1,4 +1,4 @@
-"""What pixels hold, found while they go by."""
+"""Statistics of pixel values, gathered while images are read, and the value range chosen from them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.errors import InputError
 
 _LEAST_SHARE_OF_RANGE = 1 / 8
-"""Of the values that whole numbers can have; where less is found, the user is told."""
+"""The share of the range of an integer dtype that the values should span; otherwise a note tells the user."""
 
 
 @dataclass
 class Survey:
-    """The lowest and highest value of the images looked at, and which of them are of one value only."""
+    """Running statistics of images: the lowest and highest value, and the number of images of a single value."""
 
     num_images: int = 0
     low: float = float("inf")
@@ -28,10 +28,10 @@ class Survey:
     name: Callable[[int], str] = field(default=lambda index: f"image {index}", repr=False)
 
     def add(self, pixels: NDArray[Any], first: int) -> None:
-        """Take in images (n, c, h, w), the first of which has the index ``first``.
+        """Update the statistics with images (n, c, h, w), the first of which has the index ``first``.
 
         Raises:
-            InputError: NaN or infinity, with the image's name.
+            InputError: an image, which is named, has NaN or infinity.
         """
         rows = pixels.reshape(len(pixels), -1)
         self.num_images += len(rows)
@@ -46,7 +46,7 @@ class Survey:
         self.num_constant += len(constant)
 
     def facts(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the statistics as a dict that JSON can store."""
         return {
             "num_images": self.num_images,
             "low": self.low,
@@ -57,7 +57,7 @@ class Survey:
 
 
 def codec_of(dtype: str, given: tuple[float, float] | None, found: Survey) -> PixelCodec:
-    """The range that was given; else all that whole numbers can be, or what was found of floats."""
+    """Return the codec for the given value range, or else for the range of an integer dtype or of the floats found."""
     if given is not None or dtype != "float32":
         return PixelCodec(dtype, *(given or ()))
     if not found.low < found.high:
@@ -66,7 +66,7 @@ def codec_of(dtype: str, given: tuple[float, float] | None, found: Survey) -> Pi
 
 
 def notes_of(codec: PixelCodec, given: tuple[float, float] | None, found: Survey) -> list[str]:
-    """What the user should know of the values."""
+    """Return notes for the user on the range of the pixel values and on images of a single value."""
     notes = []
     low, high = codec.range
     values = f"values from {found.low:g} to {found.high:g}"
