@@ -45,7 +45,7 @@ class Train:
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Train:
-        """Parse the arguments of ``train``, over the config file, and that over the preset or a run's stored options."""
+        """Parse the arguments of ``train``, over the config file, over the preset or the stored options of a run."""
         base = _preset_and_file(arguments)
         command = parse(cls, "train", arguments, cls(options=base))
         if command.out is None:
