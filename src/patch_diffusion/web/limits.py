@@ -53,7 +53,7 @@ def at_once(
         raise InputError(f"{height}x{width} is more than this page makes, {MOST_PIXELS:,} pixels: ask for less")
     if pictures > 1 and pictures * pixels > MOST_IN_ALL:
         most = max(MOST_IN_ALL // pixels, 1)
-        raise InputError(f"of pictures of {height}x{width} this page makes {most} at a time, not {pictures}")
+        raise InputError(f"this page makes at most {most} pictures of {height}x{width} at a time, not {pictures}")
     most = max(MOST_SEEN_BACK if backward else MOST_SEEN, usual)
     in_tiles = pixels if tile is None else _pixels_in_tiles(resolution, tile, overlap)
     if in_tiles > _MOST_OVERLAP * pixels:

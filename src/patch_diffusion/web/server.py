@@ -181,9 +181,7 @@ class _Connection(BaseHTTPRequestHandler):
         try:
             if not self.server.is_own(host):
                 self.close_connection = True
-                return _refusal(
-                    403, "ask for this page by localhost, the address in numbers, or the machine's own name"
-                )
+                return _refusal(403, "open this page under localhost, a numeric address, or the machine's own name")
             if origin is not None and urlsplit(origin).netloc != host:
                 self.close_connection = True
                 return _refusal(403, "this page answers only to itself")
@@ -203,7 +201,7 @@ class _Connection(BaseHTTPRequestHandler):
         most, length = MOST_BYTES.get(path, 0), self.headers.get("Content-Length", "")
         if not length.isdecimal():
             self.close_connection = True
-            return _refusal(411, "say how many bytes are sent")
+            return _refusal(411, "say how many bytes are sent, in Content-Length")
         if int(length) > most:
             self.close_connection = True  # so that the rest of the body need not be read
             return _refusal(413, f"{int(length) / 2**20:.1f} MB are sent, and at most {most / 2**20:.1f} MB are taken")

@@ -188,5 +188,5 @@ def _of_file(path: Path, headers: Mapping[str, str] | None = None) -> Answer:
 
 def _one(query: Query, name: str) -> str:
     if name not in query:
-        raise InputError(f"the address says no {name}")
+        raise InputError(f"the address lacks the parameter '{name}'")
     return query[name]

@@ -41,7 +41,7 @@ def fitted(content: bytes, facts: ModelFacts, own_size_of: int | None = None) ->
         InputError: the file is not a picture or is too large, or the model takes no such pictures.
     """
     if facts.codec.get("dtype") != "uint8" or facts.image_channels not in MODES:
-        raise InputError("this page edits pictures of 8 bits in grey, RGB or RGBA, and this model is of other images")
+        raise InputError("this page edits pictures of 8 bits in grey, RGB or RGBA, and this model makes other images")
     with _one_at_a_time:
         pixels = _read(content, MODES[facts.image_channels], None if own_size_of else facts.resolution)
     return png(to_image(pixels if own_size_of is None else _cropped(pixels, own_size_of)))
@@ -87,7 +87,7 @@ def _read(content: bytes, mode: str, size: tuple[int, int] | None = None) -> Ten
                 width, height = picture.size
                 frames = getattr(picture, "n_frames", 1) if picture.format == "TIFF" else 1
         except Exception as error:  # Pillow raises many kinds of errors for damaged files
-            raise InputError(f"this is no picture that can be read: {reason(error)}") from None
+            raise InputError(f"this is not a picture that can be read: {reason(error)}") from None
         _refuse_large(width, height, frames)
         file = ImageFile("the picture", partial(io.BytesIO, content))
         try:
