@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from PIL import Image
 
-_MOST_BYTES = 400_000  # of a picture; a larger one is reduced
+_MOST_BYTES = 400_000  # largest picture that is embedded unreduced
 _SIDE = 640  # longest side of a reduced picture, in pixels
 
 T = TypeVar("T")
