@@ -302,7 +302,7 @@ def test_what_cannot_be_asked_for(site, path, wanted, reason):
         ("/api/generate", {**DIGITS, "resolution": [2048, 1024], "tile": 16}, "2048x1024 is more than this page makes"),
         ("/api/generate", {**DIGITS, "resolution": [1024, 1024]}, "512x512 are seen at once: choose tiles"),
         ("/api/generate", {**DIGITS, "resolution": [1024, 1024], "tile": 600}, "choose smaller tiles"),
-        ("/api/generate", {**DIGITS, "resolution": [1024, 1024], "tile": 16, "pictures": 17}, "at most 16 pictures of 1024x1024 at a time"),
+        ("/api/generate", {**DIGITS, "resolution": [1024, 1024], "tile": 16, "pictures": 17}, "makes at most 16"),
         ("/api/edit", {**FILL, "image": "?"}, "not sent as base64"),
         ("/api/edit", {**FILL, "image": "aGFsbG8="}, "not a picture that can be read"),
         ("/api/edit", {**EDIT, "extend": {"left": 9}}, "multiples of 2"),
