@@ -146,7 +146,7 @@ def test_as_a_command(runs, tmp_path, capsys):
         ("info A B --report OUT.pdf", 2, "Unrecognized options"),
         ("info A A --report OUT.html", 1, "patches is given twice"),
         ("info A NONE --report OUT.html", 1, "none does not exist"),
-        ("info A EMPTY --report OUT.html", 1, "empty is no run and holds none"),
+        ("info A EMPTY --report OUT.html", 1, "empty is not a run and holds none"),
         ("info A BROKEN --report OUT.html", 1, "broken/config.json"),
         ("info A B --follow", 2, "several runs"),
     ],

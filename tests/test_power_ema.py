@@ -94,7 +94,7 @@ def test_what_does_not_move_costs_nothing(length):
 
 
 def test_lengths_of_one_name_are_refused(make_trainer):
-    with pytest.raises(pd.InputError, match=r"different ones, not 0\.1 0\.1"):
+    with pytest.raises(pd.InputError, match=r"must all differ, not 0\.1 0\.1"):
         make_trainer(ema=Ema(lengths=(0.1, 0.10000001)))
 
 

@@ -15,7 +15,7 @@ import patch_diffusion.files
 from patch_diffusion.cli import main
 from patch_diffusion.runs.chart import chart, even, number
 from patch_diffusion.runs.history import Curve, History
-from patch_diffusion.runs.pictures import as_data, evenly
+from patch_diffusion.runs.pictures import as_data, evenly_spaced
 from patch_diffusion.runs.report import write_report
 
 ATTACK = "<script>alert('&')</script>"
@@ -208,7 +208,7 @@ def test_numbers_are_short():
 
 
 def test_samples_are_the_first_the_last_and_some_between(make_run):
-    assert evenly(range(3), 8) == [0, 1, 2] and evenly(range(100), 4) == [0, 33, 66, 99]
+    assert evenly_spaced(range(3), 8) == [0, 1, 2] and evenly_spaced(range(100), 4) == [0, 33, 66, 99]
     run = make_run([measured(1)])
     (run / "samples").mkdir()
     for step in range(1, 31):

@@ -1,4 +1,4 @@
-"""What to tell a user of a data set: settings that fit, what they cost on this machine, and what to look out for."""
+"""Advice about a data set: settings that fit it, their cost on this machine, and warnings."""
 
 from __future__ import annotations
 
@@ -31,32 +31,32 @@ from patch_diffusion.training.hardware.memory import memory_of, memory_of_weight
 from patch_diffusion.training.suggest import stride, suggest
 
 SIDE_ON_CPU, SIDE_ON_GPU = 64, 128
-"""Root of the area of images that is suggested where they are larger."""
+"""The side of a square image, in pixels, to whose area larger images should be reduced, on a CPU and on a GPU."""
 
 FEW_IMAGES = 5_000
-"""The smallest data sets that Patch Diffusion was published with (arXiv 2304.12526, abstract)."""
+"""The size of the smallest data sets that Patch Diffusion was published with (arXiv 2304.12526, abstract)."""
 
 _VERY_FEW_IMAGES = 500
-_FLIPS_FOR = 50_000  # images, above which flips gain little
-_ENOUGH_TO_TELL = 0.1  # asymmetry by chance, above which images are too few to tell
+_FLIPS_FOR = 50_000  # number of images above which flips gain little
+_ENOUGH_TO_TELL = 0.1  # asymmetry by chance above which there are too few images to judge flips
 _SYMMETRIC = 0.05
-_BALANCED = 10  # the largest class to the smallest
-_MEMORY_USED = 0.8  # of what there is
+_BALANCED = 10  # largest acceptable ratio of the largest class to the smallest
+_MEMORY_USED = 0.8  # fraction of the memory that training may use
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What `advise` says.
+    """Advice about training on a data set, as returned by `advise`.
 
     Args:
-        config: the options that fit, the budget among them.
-        reasons: why those that are not the preset's are as they are, by name.
-        warnings: what to look out for, in sentences.
-        refusal: why training would refuse the images; empty where it would not.
+        config: the options that fit the data set, including the budget.
+        reasons: the reason for each option that differs from the preset, by its name.
+        warnings: problems of the data set to look out for, in sentences.
+        refusal: the reason why training would refuse the images; empty if it would not.
         sigma_data: standard deviation of the images in model space.
-        sizes: shares of the steps that each size, such as "32x32", takes.
-        forecast: what training costs on this machine, where it was asked for.
-        memory: bytes that this machine has for it, where that is known.
+        sizes: the share of the steps that each size, such as "32x32", takes.
+        forecast: the cost of training on this machine, if steps were timed.
+        memory: bytes of memory that this machine has for training, if known.
     """
 
     config: Config
@@ -69,7 +69,7 @@ class Advice:
     memory: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the advice as a dict that JSON can store."""
         return {
             **asdict(self),
             "config": to_dict(self.config),
@@ -80,17 +80,17 @@ class Advice:
 def advise(
     findings: Findings, base: Config, given: Collection[str] = (), *, timed: bool = True, show: bool = False
 ) -> Advice:
-    """Settings for a data set, what they cost, and warnings.
+    """Suggest settings for a data set, with their cost on this machine and warnings.
 
     Args:
-        findings: what is in it.
-        base: options to start from, the data set among them: a preset and what the user asked for.
-        given: names of the options that the user asked for, which stay as they are.
-        timed: run some steps, to tell how long training takes.
-        show: a progress bar, on a terminal.
+        findings: the findings of an inspection of the data set.
+        base: options to start from, including the data set: a preset with the user's own options.
+        given: names of the options that the user gave, which are not changed.
+        timed: run some steps, to forecast how long training takes.
+        show: show a progress bar on a terminal.
 
     Raises:
-        InputError: options that cannot be, whatever the images.
+        InputError: an option is invalid for any images.
     """
     reasons: dict[str, str] = {}
     device = choose_device(base.engine.device)
@@ -123,7 +123,7 @@ def advise(
 
 
 def preset_for(source: str, device: str = "auto") -> str:
-    """The preset that suits a data set and a machine."""
+    """Return the name of the preset that suits a data set and a device."""
     if source == DIGITS:
         return DIGITS
     if choose_device(device).type != "cuda":
@@ -132,14 +132,14 @@ def preset_for(source: str, device: str = "auto") -> str:
 
 
 def warnings_of(findings: Findings, config: Config) -> list[str]:
-    """What to look out for in a data set, in sentences."""
+    """Return warnings about a data set, in sentences: on classes, files, the number of images, and flips."""
     return [*_of_classes(findings, config), *_of_files(findings), *_of_few(findings), *_of_flips(findings, config)]
 
 
 def _at_a_resolution(
     findings: Findings, config: Config, given: Collection[str], side: int, reasons: dict[str, str]
 ) -> Config:
-    """Brought to a resolution, where images are large or of several sizes."""
+    """Return the options with a resolution to resize to, if the images are large or of several sizes."""
     if "data.resolution" in given or not findings.sizes or is_latents(user_path(config.data.source)):
         return config
     found = suggest_resolution(findings.sizes, side)
@@ -154,7 +154,7 @@ def _at_a_resolution(
 
 
 def _shares(images: Images, config: Config) -> dict[str, float]:
-    """Of the steps, by size."""
+    """Return the share of training steps that each image or patch size takes."""
     schedule = PatchSchedule.of(config.patches)
     shares: dict[str, float] = {}
     for bucket in images.buckets:
@@ -166,14 +166,14 @@ def _shares(images: Images, config: Config) -> dict[str, float]:
 def _forecast(
     images: Images, config: Config, given: Collection[str], room: int | None, reasons: dict[str, str]
 ) -> tuple[Config, Forecast | None]:
-    """What training costs, with a smaller batch where there is no memory for this one; None where there never is."""
+    """Forecast the cost of training, with a smaller batch if memory is short; None if the weights alone do not fit."""
     most = _MEMORY_USED * (math.inf if room is None else room)
     with torch.device("meta"):
         patches = {"coords": config.patches.coords, "context": config.patches.context}
         network = build_network(config.network, images.channels, images.num_classes, **patches)
     if memory_of_weights(network, len(config.ema.lengths)) > most:
         return config, None
-    # It is one process that is timed, and training that is.
+    # A single process is timed, and only its training steps.
     alone = replace(config, engine=replace(config.engine, shard=False), watch=Watch(), checkpoint_by="loss")
     with tempfile.TemporaryDirectory() as folder:
         foreseen = forecast(build_trainer(alone, images, Path(folder) / "run", show=False))
@@ -187,7 +187,7 @@ def _forecast(
 
 
 def _refusal(findings: Findings) -> str:
-    """Why training would refuse the data set, as far as is known already."""
+    """Return the reason why training would refuse the data set, by the findings; empty if there is none."""
     if findings.problems:
         return findings.problems[0]
     if len(findings.unusable) > MOST_UNUSABLE * findings.num_read:
@@ -246,7 +246,7 @@ def _of_few(findings: Findings) -> list[str]:
 
 
 def _of_flips(findings: Findings, config: Config) -> list[str]:
-    # Latents cannot be mirrored as pictures are.
+    # Latents cannot be flipped as pictures can.
     told = config.data.augment.flip or config.data.augment.p or is_latents(user_path(config.data.source))
     if told or findings.num_images >= _FLIPS_FOR or findings.asymmetry_by_chance >= _ENOUGH_TO_TELL:
         return []

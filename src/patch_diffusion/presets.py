@@ -1,4 +1,4 @@
-"""Settings that go together."""
+"""The presets of training options, for ``train --preset``."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from patch_diffusion.config import Config, Data, Ema, Network, Noise, Optimizer, Patches
 
-# For a laptop's CPU, where small steps of a small network learn most per minute: ten minutes give blurry pictures at
-# 32 x 32. A GPU wants a larger batch and width.
+# SMALL is for a laptop's CPU, where small steps of a small network learn most per minute: ten minutes give blurry
+# pictures at 32 x 32. A GPU needs a larger batch and width.
 SMALL = Config(
     network=Network(width=16, multipliers=(1, 2, 4), blocks=1, attention=(2,), dropout=0.0),
     noise=Noise(p_mean=0.0, p_std=1.6, weight="learned"),
@@ -29,8 +29,8 @@ PAPER = Config(
 
 PRESETS: dict[str, Config] = {
     "small": SMALL,
-    # The built-in digits: recognisable in three minutes on two CPU cores. So few pixels hold little but layout, which
-    # is decided at higher noise than a photograph's.
+    # The built-in digits become recognisable in three minutes on two CPU cores. So few pixels hold little but layout,
+    # which is decided at higher noise than in photographs.
     "digits": Config(
         network=Network(width=16, multipliers=(1, 2, 4), blocks=1, attention=(1,), dropout=0.0),
         noise=Noise(p_mean=0.0),
@@ -40,11 +40,11 @@ PRESETS: dict[str, Config] = {
         samples=6,
         checkpoints=3,
     ),
-    # Small ones of the other networks, for the same laptop.
+    # Small versions of the other networks, for the same laptop.
     "ncsnpp-small": replace(SMALL, network=replace(SMALL.network, kind="ncsnpp")),
     "adm-small": replace(SMALL, network=replace(SMALL.network, kind="adm")),
     "dit-small": replace(SMALL, network=Network(kind="dit", width=64, depth=4, heads=2, token=2, dropout=0.0)),
-    # The networks of EDM (arXiv 2206.00364, table 7), trained by patches as published.
+    # The networks of EDM (arXiv 2206.00364, table 7), trained on patches as published.
     "ddpmpp-64": PAPER,
     "ncsnpp-64": replace(PAPER, network=replace(PAPER.network, kind="ncsnpp")),
     "adm-64": replace(
@@ -62,10 +62,10 @@ PRESETS: dict[str, Config] = {
         network=Network(kind="adm", width=192, multipliers=(1, 2, 3, 4), blocks=3, attention=(1, 2, 3), dropout=0.1),
         optimizer=replace(PAPER.optimizer, learning_rate=1e-4),
     ),
-    # The published recipe as a whole (Patch Diffusion, arXiv 2304.12526), for 64 x 64 images: on all of them.
+    # The full published recipe (Patch Diffusion, arXiv 2304.12526), for 64 x 64 images, without held-out images.
     "paper": replace(PAPER, data=Data(held_out=0.0)),
 }
-"""Settings that go together, by the names that ``train --preset`` knows; ``small`` where none is given.
+"""Sets of training options that go together, by the names that ``train --preset`` takes; the default is ``small``.
 
 >>> PRESETS["digits"].batch
 32

@@ -1,4 +1,4 @@
-"""The command line: ``patch-diffusion VERB``. Each verb has a file, with its options, and calls one public function.
+"""The command line: ``patch-diffusion VERB``. Each verb has a module with its options, and calls one public function.
 
 Results go to stdout, progress and messages to stderr. Exit status 0: done; 1: failed, with a one-line reason; 2: wrong
 usage; 130: interrupted, in training after a checkpoint was written. Heavy libraries are imported only when a verb runs.
@@ -29,28 +29,28 @@ from patch_diffusion.processes import is_first, listen
 
 
 class Verb(Protocol):
-    """What a verb's options can do."""
+    """The interface of a command-line verb: a dataclass of options that parses its arguments and runs."""
 
     @property
     def json(self) -> bool:
-        """Print the result as JSON."""
+        """True if the verb prints its result as JSON."""
         ...
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Verb:
-        """From words."""
+        """Parse the command-line arguments that follow the verb."""
         ...
 
     def run(self) -> dict[str, Any]:
-        """Do it."""
+        """Execute the verb and return its result as a dict."""
         ...
 
     def message(self, result: dict[str, Any]) -> str:
-        """What the user is told at the end."""
+        """Return the message that is printed to stderr after success, or an empty string."""
         ...
 
     def after_interrupt(self) -> str:
-        """What the user is told after Ctrl-C."""
+        """Return the text that follows "interrupted" in the message after Ctrl-C."""
         ...
 
 
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as head, has seen enough
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return status
@@ -112,8 +112,8 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def tell(command: Verb, result: dict[str, Any]) -> None:
-    """What the user is told at the end."""
-    if not result:  # what is followed has printed its lines itself; of several processes another tells it
+    """Print the result of a verb: as JSON on stdout, or its message on stderr."""
+    if not result:  # a followed run has printed its own lines; of several processes, only rank 0 has a result
         return
     if command.json:
         print(json.dumps(result, indent=1))

@@ -23,42 +23,42 @@ class Export:
     source: Annotated[Positional[Path], arg(metavar="RUN")]
     """The run folder, or one of its checkpoints."""
     to: Literal["diffusers", "onnx", "torch"]
-    """diffusers: a folder that it opens without patch_diffusion and that makes the pictures of sample; onnx and torch:
+    """diffusers: a folder that diffusers opens without patch_diffusion, for the same pictures as sample; onnx, torch:
     the denoiser as a graph, for any number of images of one shape."""
     out: Annotated[Path, arg(metavar="DIR")]
-    """The folder, new or empty."""
+    """The folder to write, new or empty."""
     checkpoint: int | Literal["best"] | None = None
-    """The step of a checkpoint, or the best, see --checkpoint-by of train. None: the newest weights."""
+    """The step of a checkpoint, or best, see --checkpoint-by of train. None: the newest weights."""
     ema_length: Annotated[float | None, arg(metavar="0.1")] = None
-    """Average the weights over this share of the training, where --ema.lengths kept what it takes."""
+    """Average the weights over this share of the training; needs a run that was trained with --ema.lengths."""
     vae: Annotated[Path | None, arg(metavar="FOLDER")] = None
-    """For a pipeline of latents: the autoencoder to carry, in place of the one that made them."""
+    """For a pipeline of latents: the autoencoder to include, in place of the one that made the latents."""
     resolution: int | tuple[int, int] | None = None
-    """Side, or height and width. None: that of the training images. A pipeline makes others too, a graph does not."""
+    """Side, or height and width. None: as the training images. A pipeline can make other sizes too, a graph cannot."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    """In which a pipeline's weights are stored. None: float32."""
+    """Number format in which a pipeline's weights are stored. None: float32."""
     solver: Annotated[str | None, arg(metavar="NAME")] = None
     """The solver of a pipeline, as for sample. None: heun."""
     schedule: Annotated[str | None, arg(metavar="NAME")] = None
     """The noise levels of a pipeline, as for sample. None: karras."""
     license: Annotated[str | None, arg(metavar="apache-2.0")] = None
-    """Under which you publish it, for the model card."""
+    """The licence under which you publish the model, for the model card."""
     evaluation: Annotated[Path | None, arg(metavar="FILE.json")] = None
-    """Figures for the model card: what evaluate --json wrote."""
+    """Metrics for the model card: a file written by evaluate --json."""
     push: Annotated[str | None, arg(metavar="OWNER/NAME")] = None
-    """Then put the folder into this repository of the Hugging Face hub, private where it is new."""
+    """Upload the folder to this repository of the Hugging Face hub, which is made private if it is new."""
     public: bool = False
-    """Make that repository public."""
+    """Make the new repository of --push public."""
     json: bool = False
     """Print the result as JSON on stdout."""
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Export:
-        """From words."""
+        """Parse the arguments of ``patch-diffusion export``."""
         return parse(cls, "export", arguments)
 
     def run(self) -> dict[str, Any]:
-        """Write the folder, and push it where that is asked for."""
+        """Export the model to the folder, and push the folder to the hub if --push is given."""
         return patch_diffusion.export_model(
             self.source,
             self.out,
@@ -77,7 +77,7 @@ class Export:
         )
 
     def message(self, result: dict[str, Any]) -> str:
-        """What the user is told at the end."""
+        """Return the message after the export: where the model is, how to use it, and notes."""
         if self.to == "diffusers":
             how = f'DiffusionPipeline.from_pretrained("{self.out}", trust_remote_code=True) opens it, and runs its code'
         else:
@@ -91,5 +91,5 @@ class Export:
         return "\n".join(lines)
 
     def after_interrupt(self) -> str:
-        """What the user is told after Ctrl-C."""
+        """Return the text that follows "interrupted" in the message after Ctrl-C."""
         return "; nothing was written" if not self.out.exists() else ""

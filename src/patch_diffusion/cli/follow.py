@@ -21,26 +21,26 @@ from patch_diffusion.runs.log import LogTail, News
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_SECONDS_BETWEEN = 0.5  # looks at the log
+_SECONDS_BETWEEN = 0.5  # interval at which the log is read
 _SECONDS_PER_PLAIN_LINE = 10.0
-_SILENT_SECONDS = 5.0  # after which a run that nobody seems to train is told to stand still
-_NOTES = 4  # that are shown
+_SILENT_SECONDS = 5.0  # without new lines, after which a run without a known trainer counts as not running
+_NOTES = 4  # number of notes that are shown
 _SPARKS = "▁▂▃▄▅▆▇█"
-_NAME = 10  # columns of a name
+_NAME = 10  # width of the column of names
 
 
 def follow(run: Path, *, json: bool = False) -> None:
-    """Show how a run goes on until it is complete, in place on a terminal and as lines elsewhere.
+    """Show the progress of a run until it is complete: a live view on a terminal, plain lines elsewhere.
 
-    A run that stops is waited for; one that continues, and writes its log anew, is followed.
+    If the run stops, the view waits for it; if it continues and rewrites its log, the view goes on.
 
     Args:
-        run: the run folder, of a run that may have no log yet.
-        json: print the lines of the log as they are, those that are there first.
+        run: the run folder; the run may have no log yet.
+        json: print the lines of the log as they are, beginning with the existing ones.
 
     Raises:
-        InputError: no run there.
-        KeyboardInterrupt: after Ctrl-C.
+        InputError: there is no run in the folder.
+        KeyboardInterrupt: the user pressed Ctrl-C.
     """
     folder = RunFolder(user_path(run))
     folder.read_config()
@@ -56,10 +56,10 @@ def follow(run: Path, *, json: bool = False) -> None:
 
 
 def _looks(folder: RunFolder) -> Iterator[tuple[News, History, str]]:
-    """What is new at each look, all that is known, and who trains; ends when the run is complete and left alone."""
+    """Yield, twice a second, new log lines, the history, and the trainer, until the run is complete and untrained."""
     tail, history, last_news = LogTail(folder.log_file), History(), -math.inf
     while True:
-        # In this order: whoever trained wrote before he went.
+        # The lock is read before the log, since a trainer writes its last lines before it releases the lock.
         trainer = holder(folder.path)
         news = tail.read()
         if news.restarted:
@@ -70,7 +70,7 @@ def _looks(folder: RunFolder) -> Iterator[tuple[News, History, str]]:
         if news.lines and history.num_lines > len(news.lines):
             last_news = now
         ended = history.complete and not trainer and not news.more
-        # Where locks are not told to other machines, a log that grows tells as much.
+        # On file systems that do not share locks between machines, a growing log shows that somebody trains.
         grows = now - last_news < _SILENT_SECONDS and not ended
         yield news, history, trainer or ("another process" if grows else "")
         if ended:
@@ -80,7 +80,7 @@ def _looks(folder: RunFolder) -> Iterator[tuple[News, History, str]]:
 
 
 def _print_lines(folder: RunFolder, tell: Callable[[str], None]) -> None:
-    """A line now and then, as a trainer prints them; notes at once."""
+    """Print a progress line now and then, as a trainer does, and each note at once."""
     last_told, standing, num_notes = 0.0, False, 0
     for news, history, trainer in _looks(folder):
         if news.more:
@@ -139,7 +139,7 @@ def _view(folder: RunFolder, history: History, trainer: str) -> RenderableType:
 
 
 def _rows(history: History) -> Iterator[tuple[str, str, str]]:
-    """Name, newest value and curve of what is to be seen."""
+    """Yield the rows of the live view: name, newest value and sparkline of each curve."""
     for size, curve in history.loss.items():
         yield f"loss {size}", _newest(curve), sparkline(curve)
     for level, curve in history.by_noise.items():
@@ -156,7 +156,7 @@ def _rows(history: History) -> Iterator[tuple[str, str, str]]:
 
 
 def sparkline(curve: Curve, width: int = 32) -> str:
-    """A curve as a line of blocks, the lowest value the lowest block."""
+    """Draw a curve as a line of Unicode blocks, with the lowest block for the lowest value."""
     values = [point.value for point in curve.points()]
     parts = min(width, len(values))
     bounds = [len(values) * part // parts for part in range(parts + 1)] if parts else []

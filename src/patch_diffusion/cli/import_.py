@@ -15,31 +15,31 @@ from patch_diffusion.cli.parsing import parse
 
 @dataclass(frozen=True)
 class Import:
-    """Make a run of a published EDM or Patch-Diffusion network.
+    """Make a run from a published EDM or Patch-Diffusion network.
 
     patch-diffusion import edm-cifar10-32x32-cond-vp.pkl --out runs/cifar10
 
-    The file is read as data: nothing in it is run, and one that asks for more than a network needs is refused.
+    The file is read as data: no code in it is run, and a file that asks for more than a network needs is refused.
     """
 
     source: Annotated[Positional[Path], arg(metavar="FILE")]
-    """The published .pkl, or its tensors by their published names as .safetensors or .pt."""
+    """The published .pkl, or its tensors under their published names as .safetensors or .pt."""
     out: Annotated[Path, arg(metavar="RUN")]
     """The run folder, new or empty."""
     json: bool = False
-    """Print what was recognised as JSON on stdout."""
+    """Print the recognised network as JSON on stdout."""
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Import:
-        """From words."""
+        """Parse the arguments of ``patch-diffusion import``."""
         return parse(cls, "import", arguments)
 
     def run(self) -> dict[str, Any]:
-        """Read the network and write the run."""
+        """Read the published network and write it as a run."""
         return patch_diffusion.import_model(self.source, self.out)
 
     def message(self, result: dict[str, Any]) -> str:
-        """What the user is told at the end."""
+        """Return the message after the import: the recognised network, and how to sample from it."""
         model, options = result["model"], result["options"]
         height, width = model["resolution"]
         classes = f"{model['num_classes']} classes" if model["num_classes"] else "no classes"
@@ -52,5 +52,5 @@ class Import:
         )
 
     def after_interrupt(self) -> str:
-        """What the user is told after Ctrl-C."""
+        """Return the text that follows "interrupted" in the message after Ctrl-C: none."""
         return ""

@@ -17,7 +17,7 @@ from patch_diffusion.errors import InputError
 
 @dataclass(frozen=True)
 class Info:
-    """Tell what is in a run folder, or show several runs side by side.
+    """Show the state of a run, or compare several runs side by side.
 
     patch-diffusion info runs/photos
 
@@ -29,18 +29,18 @@ class Info:
     """
 
     sources: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...")]
-    """The run folder; for --report several, or the folder of a race, which stands for the runs in it."""
+    """The run folder; for --report several, or the folder of a race, which stands for all runs in it."""
     follow: bool = False
-    """Show it live until the run is complete, or Ctrl-C; with --json, print its log line by line as it grows."""
+    """Show the run live until it is complete, or Ctrl-C; with --json, print its log line by line as it grows."""
     report: Annotated[str | None, arg(metavar="[FILE.html]")] = None
-    """Write a page of its curves, samples and settings; without a file, report.html in the run. Of several runs a page
-    that shows them side by side."""
+    """Write a page with curves, samples and settings; without a file name, report.html in the run folder. Several runs
+    are shown side by side."""
     json: bool = False
-    """Print all of it as JSON on stdout."""
+    """Print the full description as JSON on stdout."""
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Info:
-        """From words. What follows --report is its file only where it is named so."""
+        """Parse the arguments of ``info``; the word after --report is its file only if it ends in .html or .htm."""
         words = [
             word if word != "--report" or following.lower().endswith((".html", ".htm")) else "--report="
             for word, following in zip_longest(arguments, arguments[1:], fillvalue="")
@@ -55,7 +55,7 @@ class Info:
         return command
 
     def run(self) -> dict[str, Any]:
-        """Read the run; its main points go to stdout, unless all of it does."""
+        """Describe, follow or report the run; print its main points, unless --json prints the full description."""
         source = self.sources[0]
         if self.follow:
             from patch_diffusion.cli.follow import follow
@@ -86,11 +86,11 @@ class Info:
         return {"runs": [str(run) for run in runs], "report": str(write_comparison(runs, self.report))}
 
     def message(self, result: dict[str, Any]) -> str:
-        """Where the report is."""
+        """Return the message that says where the report is, if one was written."""
         return f"the report is in {result['report']}" if "report" in result else ""
 
     def after_interrupt(self) -> str:
-        """Looking at a run does not touch it."""
+        """Return the text that follows "interrupted" after Ctrl-C: the run was not changed."""
         return "; the run itself was not touched"
 
 

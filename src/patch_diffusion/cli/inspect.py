@@ -22,39 +22,39 @@ from patch_diffusion.presets import DEFAULT_PRESET, PRESETS
 if TYPE_CHECKING:
     from patch_diffusion.advice import Advice
 
-# Chosen by training where they are not given, so the command does not need them.
+# Training chooses these options by itself if they are not given, so the suggested command leaves them out.
 _CHOSEN_IN_TRAINING = ("noise.p_mean", "network.multipliers", "network.attention", "patches.sizes")
 
 
 @dataclass(frozen=True)
 class Inspect:
-    """Tell what is in a data set, and which settings fit it.
+    """Check a data set, and suggest settings that fit it.
 
     patch-diffusion inspect photos/ --sheet sheet.png
 
-    Takes all options of train, too, and tells what training with them would cost.
+    Takes all options of train, too, and estimates the cost of training with them.
     """
 
     source: Annotated[Positional[str], arg(metavar="DATA")] = ""
-    """What the images are read from, as in training."""
+    """The images: a folder, zip, array or other source, as for train."""
     sheet: Annotated[Path | None, arg(metavar="FILE.png")] = None
-    """A picture of some of the images, and of those that were found to be alike or empty."""
+    """Write a picture of some of the images, and of images that were found to be alike or empty."""
     most: int = 100_000
-    """Images to look at; of more, so many evenly over the data set."""
+    """Most images to read; of a larger data set, this many are read, evenly spaced."""
     forecast: bool = True
-    """Time some steps of training, to tell what it costs."""
+    """Time some steps of training, to estimate its cost."""
     preset: Annotated[str | None, arg(metavar="|".join(PRESETS))] = None
-    """Settings to start from. None: those that suit this machine."""
+    """Settings to start from. None: a preset that suits this machine and the data."""
     config: Annotated[Path | None, arg(metavar="FILE.yaml")] = None
-    """A file of options that go before the preset's."""
+    """A file of options that take precedence over the preset's."""
     json: bool = False
-    """Print all of it as JSON on stdout."""
+    """Print all findings and settings as JSON on stdout."""
     options: Annotated[Config, arg(name="")] = field(default_factory=Config)
     arguments: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Inspect:
-        """From words: over the preset and the config file."""
+        """Parse the arguments of ``inspect``; they take precedence over the config file, and that over the preset."""
         base = _preset_and_file(arguments)
         command = parse(cls, "inspect", arguments, cls(options=base))
         source = command.source or base.data.source
@@ -69,7 +69,7 @@ class Inspect:
         )
 
     def run(self) -> dict[str, Any]:
-        """Look at the data set and time some steps; the main points go to stdout, unless all of it does."""
+        """Inspect the data set and time some steps; print the main points, unless --json prints everything."""
         from patch_diffusion.advice import advise, preset_for
         from patch_diffusion.cli.inspection import inspection
         from patch_diffusion.data.inspection.inspect import inspect_images
@@ -89,15 +89,15 @@ class Inspect:
         return {"data": findings.as_dict(), "advice": advice.as_dict(), "preset": self.preset, "command": command}
 
     def message(self, result: dict[str, Any]) -> str:
-        """Where the sheet is."""
+        """Return the message that says where the sheet of pictures is, if one was written."""
         return "" if self.sheet is None else f"pictures of what was found are in {self.sheet}"
 
     def after_interrupt(self) -> str:
-        """Nothing is left behind."""
+        """Return the text that follows "interrupted" after Ctrl-C: none, since inspection leaves nothing behind."""
         return ""
 
     def _command(self, advice: Advice) -> str:
-        """What trains with these settings; empty where training would refuse."""
+        """Return the command line that trains with the suggested settings; empty if training would refuse the data."""
         if advice.refusal:
             return ""
         assert self.preset is not None

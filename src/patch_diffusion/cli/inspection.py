@@ -1,4 +1,4 @@
-"""What ``inspect`` found, in lines to read."""
+"""The text that ``inspect`` prints: findings about a data set and suggested settings, in readable lines."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from patch_diffusion.data.inspection.inspect import Findings
 from patch_diffusion.training.forecast import Forecast
 
 _WIDTH, _INDENT = 80, 13
-_KINDS = 8  # of sizes, classes and so on that are listed
-_NAMED = 3  # images that are named
+_KINDS = 8  # most sizes, file endings and so on that are listed
+_NAMED = 3  # most images that are listed by name
 
 
 def inspection(findings: Findings, advice: Advice, preset: str, command: str) -> str:
-    """All of it, in lines of 80 columns; only long names, and the command if there is one, may be longer."""
+    """Format findings and advice in lines of 80 columns; only long names and the training command may be longer."""
     lines = [*_points(_of_data(findings)), "", "SETTINGS", *_points(_of_settings(findings, advice, preset))]
     if advice.refusal:
         lines += ["", *_wrapped("Training would refuse: " + advice.refusal)]
@@ -77,7 +77,7 @@ def _of_settings(findings: Findings, advice: Advice, preset: str) -> Iterator[tu
 
 
 def _budget(findings: Findings, config: Config, foreseen: Forecast) -> tuple[str, str]:
-    """What the budget comes to: images for minutes, minutes for images and steps."""
+    """Convert the training budget, as a row of text: minutes into images, and images or steps into minutes."""
     if config.minutes is not None:
         images = foreseen.images_in(config.minutes)
         times = f"{images / findings.num_images:,.1f} times each of the {findings.num_images:,}"
@@ -93,7 +93,7 @@ def _duration(minutes: float) -> str:
 
 
 def _counted(counts: Mapping[str, int]) -> str:
-    """The only one by its name, several each with how many there are of it."""
+    """Format counts: a single kind by its name alone, several each with its count."""
     if len(counts) == 1:
         return next(iter(counts))
     shown = [f"{name} ({count:,})" for name, count in list(counts.items())[:_KINDS]]
@@ -112,7 +112,7 @@ def _shares(values: Sequence[float]) -> str:
 
 def _points(points: Iterator[tuple[str, str]]) -> Iterator[str]:
     for name, text in points:
-        # A long name has a line of its own.
+        # A name longer than the indent gets a line of its own.
         first = f"{name:<{_INDENT}}"
         if len(name) >= _INDENT:
             yield name

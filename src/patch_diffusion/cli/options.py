@@ -1,4 +1,4 @@
-"""Options of a config as words of the command line: which of them were given, and which words give them."""
+"""Conversions between the options of a config and command-line arguments: names that were given, words to give."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from patch_diffusion.config import Config, flat, flat_options
 
 BUDGETS = ("steps", "images", "minutes")
-"""Options of which one alone counts."""
+"""The names of the options that set the training budget; only one of them counts."""
 
 _ALIASES = {"resolution": "data.resolution", "held_out": "data.held_out"}
 _NAMES = {name: alias for alias, name in _ALIASES.items()}
 
 
 def given_options(arguments: Sequence[str], file: Path | None = None) -> frozenset[str]:
-    """Names of the options that the user gave, such as "patches.sizes", on the command line or in a config file."""
+    """Return names of the options, such as "patches.sizes", that the user gave on the command line or in a file."""
     words = [word[2:].partition("=")[0] for word in arguments if word.startswith("--")]
     names = [word.replace("-", "_") for word in words]
     names = [_ALIASES.get(name, name).replace(".no_", ".") for name in names]
@@ -24,19 +24,19 @@ def given_options(arguments: Sequence[str], file: Path | None = None) -> frozens
 
 
 def option_words(config: Config, base: Config, *, without: Collection[str] = ()) -> list[str]:
-    """What to write on the command line to turn the options of ``base`` into those of ``config``."""
+    """Return the command-line words that turn the options of ``base`` into those of ``config``."""
     words: list[str] = []
     old = flat_options(base)
     for name, value in flat_options(config).items():
         if value is None and name in BUDGETS:
-            continue  # one that is given takes the place of the others
+            continue  # the budget that is given replaces the others
         if value != old[name] and name not in without:
             words += _words(_NAMES.get(name, name).replace("_", "-"), value, like=old[name])
     return words
 
 
 def value_words(config: Config, name: str) -> list[str]:
-    """The value of an option as words of the command line."""
+    """Return the value of a config's option as command-line words."""
     value = flat_options(config)[name]
     return _words("", value, like=None)[1:]
 
@@ -52,7 +52,7 @@ def _words(name: str, value: Any, like: Any) -> list[str]:
 
 
 def _word(value: Any) -> str:
-    """With all digits of a number, and no more."""
+    """Format a value as one command-line word, a float in its shortest exact form."""
     short = f"{value:g}" if isinstance(value, float) else str(value)
     return short if not isinstance(value, float) or float(short) == value else repr(value)
 

@@ -1,4 +1,4 @@
-"""Words of the command line to typed options; a wrong one is an error of one line."""
+"""Parsing of command-line arguments into typed options, with one-line errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def parse(kind: type[T], verb: str, arguments: Sequence[str], default: T | None = None) -> T:
-    """Options of a verb as its dataclass. What tyro says of a wrong one, in boxes of many lines, becomes one line."""
+    """Parse a verb's arguments into its dataclass; tyro's error boxes of many lines become InputErrors of one line."""
     errors = io.StringIO()
     known: dict[str, Any] = {} if default is None else {"default": default}
     try:
@@ -29,7 +29,7 @@ def parse(kind: type[T], verb: str, arguments: Sequence[str], default: T | None 
 
 
 def value_of(option: str, arguments: Sequence[str]) -> str | None:
-    """The value of one option, before the others can be parsed."""
+    """Return the value of one command-line option, found before the other options can be parsed."""
     for word, following in zip_longest(arguments, arguments[1:]):
         if word == option:
             return following
@@ -39,7 +39,7 @@ def value_of(option: str, arguments: Sequence[str]) -> str | None:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """``0-63`` or ``3,5,8-11``."""
+    """Parse a list of seeds with ranges, such as ``0-63`` or ``3,5,8-11``."""
     seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
@@ -54,7 +54,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def _first_paragraph(boxed: str) -> str:
-    """What a box says, with the first suggestion."""
+    """Return the first paragraph of a boxed error message as one line, with the first suggestion."""
     lines = [line.strip("│╭╮╰╯ ").strip() for line in boxed.splitlines()]
     text, suggestion = [], ""
     for line in lines[1:]:

@@ -17,49 +17,49 @@ from patch_diffusion.errors import InputError
 
 @dataclass(frozen=True)
 class Prepare:
-    """Make one zip of checked pictures of one size from a data set.
+    """Convert a data set into a zip of checked images of one size.
 
     patch-diffusion prepare photos/ photos-64.zip --resolution 64
 
-    Leaves out what is broken, too small or there already, and reports it.
+    Leaves out broken images, small ones and duplicates, and lists them in a report.
 
-    Called again after it was stopped, it goes on from there.
+    If it is stopped, the same command continues from there.
     """
 
     source: Annotated[Positional[str], arg(metavar="DATA")]
-    """What the images are read from, as in training."""
+    """The images: a folder, zip, array or other source, as for train."""
     out: Annotated[Positional[Path], arg(metavar="OUT.zip")]
-    """The zip, in the layout of StyleGAN and EDM; a folder for latents."""
+    """The zip to write, in the layout of StyleGAN and EDM; a folder for latents."""
     resolution: int | tuple[int, int] | None = None
-    """Side, or height and width, that images are brought to. None: as they are, all the same."""
+    """Side, or height and width, to which images are resized. None: their own, which must be one for all."""
     fit: Literal["crop", "stretch"] = "crop"
-    """How: crop, centred, to the shape, or stretch to it."""
+    """How images get the shape of --resolution: crop them at the centre, or stretch them."""
     mode: Mode = "auto"
-    """Channels to convert to. auto: L where all are grey, RGBA where all are transparent, else RGB."""
+    """Channels to convert images to. auto: L if all are grey, RGBA if all are transparent, else RGB."""
     classes: bool | None = None
-    """Keep classes: those of the data or the names of sub-folders. None: those of the data, where it has any."""
+    """Keep classes: those of the data or the names of sub-folders. None: those of the data, if it has any."""
     labels: str | None = None
-    """Where the classes are: a CSV of file,label, or the name of an array or a column."""
+    """Source of the classes: a CSV of file,label, or the name of an array or a column."""
     key: str | None = None
-    """Where the images are: the name of an array in a file, of a column, or the ending of images in shards."""
+    """Source of the images: the name of an array in a file, of a column, or the ending of images in shards."""
     layout: Layout = "auto"
-    """Where the channels of arrays are. auto: as their shape tells."""
+    """Position of the channels in arrays. auto: detected from their shape."""
     keep_duplicates: bool = False
-    """Keep images whose pixels are those of another."""
+    """Keep images whose pixels are equal to those of another image."""
     latents: Annotated[Path | None, arg(metavar="VAE")] = None
-    """Make latents by the autoencoder in this folder (AutoencoderKL or AutoencoderDC of diffusers), to train on."""
+    """Make latents to train on, with the autoencoder in this folder (AutoencoderKL or AutoencoderDC of diffusers)."""
     flips: bool = False
-    """Make the latents of the mirrored images too."""
+    """Make latents of the mirrored images, too."""
     json: bool = False
     """Print the report as JSON on stdout."""
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Prepare:
-        """From words."""
+        """Parse the arguments of ``patch-diffusion prepare``."""
         return parse(cls, "prepare", arguments)
 
     def run(self) -> dict[str, Any]:
-        """Write the zip and its report."""
+        """Write the zip of images and its report, or the folder of latents."""
         if self.latents is not None:
             return self._make_latents(self.latents)
         if self.flips:
@@ -83,7 +83,7 @@ class Prepare:
         return {"images": len(latents), "resolution": list(latents.resolution), "channels": latents.channels}
 
     def message(self, result: dict[str, Any]) -> str:
-        """What the user is told at the end."""
+        """Return the message after preparation: how many images are where, and how many were left out."""
         height, width = result["resolution"]
         if self.latents is not None:
             train = f"patch-diffusion train {self.out} --patches.sizes 1/2=1"
@@ -102,5 +102,5 @@ class Prepare:
         return "\n".join(lines)
 
     def after_interrupt(self) -> str:
-        """What the user is told after Ctrl-C."""
+        """Return the text that follows "interrupted" after Ctrl-C: whether the same command continues."""
         return "; the same command goes on from here" if self.out.with_name(self.out.name + ".partial").exists() else ""

@@ -20,7 +20,7 @@ from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.presets import DEFAULT_PRESET, PRESETS
 from patch_diffusion.races.arms import PATCHES, WHOLE, check_arms, whole_images
 
-# A race makes no pictures and saves as it needs to; trackers would take an arm's time.
+# A race makes no pictures and saves checkpoints at its own moments; trackers would take training time.
 _WITHOUT_EFFECT = (
     "samples",
     "checkpoints",
@@ -34,42 +34,42 @@ _WITHOUT_EFFECT += ("watch.times", "track")
 
 @dataclass(frozen=True)
 class _Arm:
-    """Options of one arm."""
+    """The training options of one arm of a race."""
 
     options: Annotated[Config, arg(name="")] = field(default_factory=Config)
 
 
 @dataclass(frozen=True)
 class Race:
-    """Measure how much faster patches are than whole images, on your data.
+    """Measure on your data how much faster patches train than whole images.
 
     patch-diffusion race photos.zip --resolution 64 --minutes 20 --out races/photos
 
-    Takes all options of train, too. The same command goes on after a stop.
+    Takes all options of train, too. If it is stopped, the same command continues.
     """
 
     source: Annotated[Positional[str], arg(metavar="DATA")] = ""
-    """What the images are read from, as in training."""
+    """The images: a folder, zip, array or other source, as for train."""
     out: Annotated[Path | None, arg(metavar="DIR")] = None
-    """Folder for race.json, race.html and a run for each arm and seed."""
+    """The folder for race.json, race.html and a run for each arm and seed."""
     arm: UseAppendAction[Annotated[tuple[tuple[str, str], ...], arg(metavar="NAME 'OPTION=VALUE ...'")]] = ()
     """Another arm, such as --arm quarter 'patches.whole=0.25 batch=32' or --arm half minutes=10; any number of them."""
     arms: Annotated[tuple[str, ...] | None, arg(metavar="NAME ...")] = None
-    """Which arms race. None: whole, patches and those of --arm."""
+    """The arms that race. None: whole, patches and those of --arm."""
     seeds: Annotated[str, arg(metavar="0,1,2")] = "0"
-    """Seeds, as in 0-2 or 0,1,2: all arms race with each."""
+    """Seeds, as in 0-2 or 0,1,2; all arms race with each."""
     tune: float | None = None
-    """Minutes (steps, images) for the sweep over batch and learning rate of whole. None: as much as a run. 0: none."""
+    """Minutes (or steps, images) for a sweep over batch and learning rate of whole. None: as for a run. 0: no sweep."""
     tune_all: bool = False
-    """The same sweep for every arm."""
+    """Do that sweep for every arm."""
     moments: int = 20
-    """How often all are looked at, evenly over the budget."""
+    """Number of evaluations of every arm, evenly spaced over the budget."""
     held_out_data: Annotated[str | None, arg(metavar="DATA")] = None
-    """Images to judge by, in place of a share of DATA; --held-out DATA is short for it."""
+    """Images to evaluate on, in place of a held-out share of DATA; --held-out DATA is short for it."""
     preset: Annotated[str, arg(metavar="|".join(PRESETS))] = DEFAULT_PRESET
     """Settings to start from."""
     config: Annotated[Path | None, arg(metavar="FILE.yaml")] = None
-    """A file of options that go before the preset's."""
+    """A file of options that take precedence over the preset's."""
     json: bool = False
     """Print race.json on stdout."""
     options: Annotated[Config, arg(name="")] = field(default_factory=Config)
@@ -78,7 +78,7 @@ class Race:
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Race:
-        """From words: over the preset and the config file, and each arm's own over those."""
+        """Parse the arguments of ``race``, over the preset and the config file, and each arm's options over those."""
         arguments = _readable(arguments)
         base = _preset_and_file(arguments)
         command = parse(cls, "race", arguments, cls(options=base))
@@ -89,7 +89,7 @@ class Race:
             raise InputError("race needs DATA: a folder, a zip, an array, or digits")
         given = given_options(arguments, command.config) & option_names()
         _check_given(given)
-        # A race needs some, also where a preset holds out none.
+        # A race needs held-out images, also if a preset holds out none.
         share = command.options.data.held_out if "data.held_out" in given else None
         options = replace(command.options, data=replace(command.options.data, source=source, held_out=share))
         options = settled(options, base, command.preset)
@@ -109,12 +109,12 @@ class Race:
         return replace(command, options=options, configs=configs, given={name: all_given[name] for name in names})
 
     def run(self) -> dict[str, Any]:
-        """Hold the race; the table goes to stdout, unless all of it does."""
+        """Run the race and print its table, unless --json prints all results."""
         from rich.console import Console
 
         from patch_diffusion.cli.tables import race_table
 
-        assert self.out is not None  # parse has seen to it
+        assert self.out is not None  # parse refuses arguments without --out
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         tuned = list(self.configs) if self.tune_all else [name for name in self.configs if name == WHOLE]
         content = patch_diffusion.race(
@@ -133,18 +133,18 @@ class Race:
         return content
 
     def message(self, result: dict[str, Any]) -> str:
-        """Where the page is."""
+        """Return the message that says where the page of the race is."""
         assert self.out is not None
         return f"curves, tables and all settings are on the page {self.out / 'race.html'}"
 
     def after_interrupt(self) -> str:
-        """What the user is told after Ctrl-C."""
+        """Return the text that follows "interrupted" after Ctrl-C: whether the same command continues the race."""
         started = self.out is not None and (self.out / "race.json").exists()
         return "; the same command goes on with the race" if started else ""
 
 
 def _readable(arguments: Sequence[str]) -> list[str]:
-    """``--held-out`` is followed by a share, or by data; an arm's options are no options of the race."""
+    """Rewrite arguments for the parser: --held-out with data becomes --held-out-data; an arm's options are shielded."""
     words: list[str] = []
     for place, word in enumerate(arguments):
         name, equals, value = word.partition("=")
@@ -171,10 +171,10 @@ def _check_given(given: frozenset[str]) -> None:
 def _all_arms(
     own: Sequence[tuple[str, str]], base: Config, given: frozenset[str], preset: str
 ) -> tuple[dict[str, Config], dict[str, frozenset[str]]]:
-    """Whole images, patches, and the user's own arms, with the names of the options that were asked for in each."""
+    """Return the config of each arm (whole images, patches, the user's own), and the names of its given options."""
     configs = {WHOLE: whole_images(base), PATCHES: base}
     if configs[WHOLE].patches.whole == base.patches.whole:
-        del configs[PATCHES]  # whole images only were asked for: what they race against are arms of the user's own
+        del configs[PATCHES]  # the options ask for whole images only, so the opponents are the user's own arms
     names = dict.fromkeys(configs, given)
     for name, text in own:
         if name in configs or name in (WHOLE, PATCHES):
@@ -195,7 +195,7 @@ def _parsed(name: str, words: Sequence[str], base: Config, preset: str) -> Confi
 
 
 def _words(arm: str, text: str) -> list[str]:
-    """``patches.whole=0.25 network.multipliers=1 2 4`` as words of the command line."""
+    """Split an arm's options, such as ``patches.whole=0.25 network.multipliers=1 2 4``, into command-line words."""
     words: list[str] = []
     switches = {name for name, value in flat_options(Config()).items() if isinstance(value, bool)}
     try:

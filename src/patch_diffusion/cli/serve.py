@@ -17,40 +17,40 @@ from patch_diffusion.cli.parsing import parse
 
 @dataclass(frozen=True)
 class Serve:
-    """Open a page of runs: watch, sample, compare, edit.
+    """Serve a web page: watch and compare runs, sample, and edit images.
 
     patch-diffusion serve runs
 
-    It is for this machine alone, loads nothing from elsewhere, and needs no network.
+    The page is for this machine alone, loads nothing from elsewhere, and needs no network.
     """
 
     runs: Annotated[Positional[Path], arg(metavar="[RUNS]")] = Path("runs")
-    """Folder with runs, or a run. Runs that are begun while it is served appear."""
+    """A folder with runs, or a run folder. Runs that begin while the page is served appear on it."""
     host: str = "127.0.0.1"
-    """Address to listen at. 0.0.0.0: all, and whoever reaches this machine can use the page."""
+    """Address to listen at. 0.0.0.0: all addresses, so that whoever reaches this machine can use the page."""
     port: int = 7474
-    """Port to listen at; 0 for any that is free."""
+    """Port to listen at; 0 for any free port."""
     device: str = "auto"
-    """What models are run on: auto, cpu, cuda, cuda:1, mps."""
+    """Device that models run on: auto, cpu, cuda, cuda:1, mps."""
     json: bool = False
-    """Print the address as JSON on stdout, once the page is there."""
+    """Print the address as JSON on stdout, once the server listens."""
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Serve:
-        """From words."""
+        """Parse the arguments of ``patch-diffusion serve``."""
         return parse(cls, "serve", arguments)
 
     def run(self) -> dict[str, Any]:
-        """Serve until Ctrl-C, which is its ordinary end."""
+        """Serve the page until Ctrl-C, which is the ordinary end."""
         patch_diffusion.serve(self.runs, host=self.host, port=self.port, device=self.device, ready=self._tell)
         return {}
 
     def message(self, result: dict[str, Any]) -> str:
-        """It was told at the beginning."""
+        """Return an empty message, as the address was printed when the server began to listen."""
         return ""
 
     def after_interrupt(self) -> str:
-        """Before the page was there."""
+        """Return the text that follows "interrupted" after a Ctrl-C before the server listens: none."""
         return ""
 
     def _tell(self, address: str) -> None:

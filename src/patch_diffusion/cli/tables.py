@@ -1,4 +1,4 @@
-"""How a race ended, in 80 columns."""
+"""Tables of 80 columns for the terminal: the results of a race, and the metrics of an evaluation."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from patch_diffusion.evaluation.intervals import Measure
 from patch_diffusion.races.summary import opponent, rows, sentences
 
 _WIDTH = 80
-_NAME = 14  # columns of an arm
+_NAME = 14  # width of the column of arm names
 
 
 def race_table(content: Mapping[str, Any]) -> str:
-    """A line for each arm, and who is how much faster than the opponent; of what is in ``race.json``."""
+    """Format the content of ``race.json``: a line for each arm, and how much faster each is than the opponent."""
     lines = []
     if content["standings"]["seeds"]:
         other = opponent(content)
@@ -50,7 +50,7 @@ def _filled(text: str) -> str:
 
 
 _WIDTH = 80
-_SHARES = {"precision", "recall", "coverage", "near_copies", "near_copies_held_out"}  # and patches of these
+_SHARES = {"precision", "recall", "coverage", "near_copies", "near_copies_held_out"}  # metrics printed as percentages
 _NAMES = {
     "frechet": "Frechet distance",
     "kernel": "kernel distance",
@@ -64,7 +64,7 @@ _NAMES = {
 
 
 def print_measures(found: Evaluation) -> None:
-    """On stdout, in 80 columns."""
+    """Print the metrics, settings and notes of an evaluation on stdout, in 80 columns."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -102,7 +102,7 @@ def _interval(name: str, measure: Measure) -> str:
 
 
 def _of(settings: dict[str, Any]) -> str:
-    """The numbers of images behind a number."""
+    """Return the numbers of images that a metric was computed from, as text."""
     if "held_out_images" in settings:
         return f"{settings['held_out_images']:,} held out"
     against = f" against {settings['reference_images']:,}" if settings.get("reference_images") else ""
@@ -110,7 +110,7 @@ def _of(settings: dict[str, Any]) -> str:
 
 
 def _settings(settings: dict[str, Any]) -> Iterator[str]:
-    """What made all of them, in lines."""
+    """Yield the settings that all metrics of an evaluation share, as wrapped lines."""
     words = [
         f"{name} {value['name'] if name == 'extractor' else _plain(value)}"
         for name, value in settings.items()

@@ -31,13 +31,13 @@ class Train:
     source: Annotated[Positional[str], arg(metavar="DATA")] = ""
     """A folder, a zip, an array (.npy, .npz, .h5, .zarr), hf:NAME, wds:SHARDS, or "digits". Not needed to continue."""
     out: Annotated[Path | None, arg(metavar="RUN")] = None
-    """The run folder."""
+    """The run folder, new or that of a run to continue."""
     preset: Annotated[str, arg(metavar="|".join(PRESETS))] = DEFAULT_PRESET
     """Settings to start from."""
     config: Annotated[Path | None, arg(metavar="FILE.yaml")] = None
-    """A file of options that go before the preset's."""
+    """A file of options that take precedence over the preset's."""
     allow: tuple[str, ...] = ()
-    """Options that may differ from those of the run that continues, such as optimizer.learning_rate."""
+    """Options that may differ from those of the run to continue, such as optimizer.learning_rate."""
     json: bool = False
     """Print the result as JSON on stdout."""
     options: Annotated[Config, arg(name="")] = field(default_factory=Config)
@@ -45,7 +45,7 @@ class Train:
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Train:
-        """From words: over the config file, over the preset or over what is stored of a run that continues."""
+        """Parse the arguments of ``train``, over the config file, over the preset or the stored options of a run."""
         base = _preset_and_file(arguments)
         command = parse(cls, "train", arguments, cls(options=base))
         if command.out is None:
@@ -63,17 +63,17 @@ class Train:
         return replace(command, options=settled(options, base, command.preset), given=given)
 
     def run(self) -> dict[str, Any]:
-        """Train, then tell what is in the run; of several processes the first does."""
-        assert self.out is not None  # parse has seen to it
+        """Train, then describe the run; of several processes, only rank 0 returns the description."""
+        assert self.out is not None  # parse refuses arguments without --out
         patch_diffusion.train(self.options, self.out, given=self.given, allow=self.allow)
         return patch_diffusion.describe(self.out) if is_first() else {}
 
     def message(self, result: dict[str, Any]) -> str:
-        """What the user is told at the end."""
+        """Return the message after training: where the model is, and how to sample from it."""
         return f"the model is in {self.out}; to sample from it: patch-diffusion sample {self.out} --out pictures"
 
     def after_interrupt(self) -> str:
-        """What the user is told after Ctrl-C."""
+        """Return the text that follows "interrupted" after Ctrl-C: how to continue the run."""
         started = self.out is not None and (self.out / "config.json").exists()
         return f"; continue with: patch-diffusion train --out {self.out}" if started else ""
 
@@ -99,7 +99,7 @@ def _stored(out: Path) -> Config:
 
 
 def settled(options: Config, base: Config, preset: str) -> Config:
-    """The options with one budget, and with a number for a batch that is to be computed in as few parts as fit."""
+    """Return the options with one budget; batch "auto" becomes the preset's number, in as few parts as fit."""
     if options.batch == "auto":
         batch = PRESETS[preset].batch if base.batch == "auto" else base.batch
         parts = "auto" if options.engine.accumulation == 1 else options.engine.accumulation
@@ -108,6 +108,6 @@ def settled(options: Config, base: Config, preset: str) -> Config:
 
 
 def _one_budget(base: Config, options: Config) -> Config:
-    """A budget that was given takes the place of one of another kind that was not."""
+    """Return the options with only the budget that was given, in place of the other kind that ``base`` has."""
     given = {name for name in BUDGETS if getattr(options, name) not in (None, getattr(base, name))}
     return replace(options, **{name: None for name in BUDGETS if name not in given}) if given else options

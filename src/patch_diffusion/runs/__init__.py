@@ -1,1 +1,1 @@
-"""A run on disk: its folder, lock, log, checkpoints that stay, model, and pages."""
+"""Training runs on disk: the run folder, its lock, its log, checkpoint retention, the model, and HTML reports."""

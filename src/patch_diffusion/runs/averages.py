@@ -1,4 +1,4 @@
-"""Averages of the weights of any length, put together from those that a run kept."""
+"""Power-function averages of the weights of any length, combined from the averages that a run's checkpoints hold."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor
 from patch_diffusion.errors import InputError
 
 LONGEST = 1 / 12**0.5
-"""The length of the plain mean of all weights, gamma = 0."""
+"""The greatest length of a power-function average: that of the plain mean of all weights, gamma = 0."""
 
 
 def average_name(length: float) -> str:
-    """What the average of a length is called in a checkpoint."""
+    """Return the name that a checkpoint gives to the weight average of this length, such as "ema-0.1"."""
     return f"ema-{length:g}"
 
 
 def exponent(length: float) -> float:
-    """The gamma of a length: the positive root of length^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3))."""
+    """Return an average's gamma, the positive root of length^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3))."""
     if not 0 < length <= LONGEST + 1e-9:
         raise InputError(f"the length of an average is a share of the training in (0, {LONGEST:.3f}], not {length}")
     # (gamma + 2)^2 (gamma + 3) - (gamma + 1) / length^2 = 0
@@ -30,20 +30,20 @@ def exponent(length: float) -> float:
 
 
 def combination(times: Sequence[float], lengths: Sequence[float], length: float, time: float) -> NDArray[np.float64]:
-    """The shares, one per average that was kept, whose sum is nearest to the average of ``length`` at ``time``.
+    """Return the coefficients that bring the sum of stored averages nearest to the average of ``length`` at ``time``.
 
-    The more checkpoints, the nearer: it is exact for a length that was kept at that time.
+    More checkpoints bring the sum nearer. It is exact if an average of that length was stored at that time.
 
     Args:
-        times, lengths: of each average, as many of the one as of the other.
-        length, time: of the average that is wanted.
+        times, lengths: the time and the length of each stored average; both have the same number of entries.
+        length, time: the length and the time of the average that is wanted.
     """
     gammas = np.array([exponent(each) for each in lengths])
     ends = np.asarray(times, np.float64)
     wanted = np.array([exponent(length)])
     overlaps = _overlap(ends[:, None], gammas[:, None], ends, gammas)
     with_wanted = _overlap(ends[:, None], gammas[:, None], np.array([float(time)]), wanted)
-    # Least squares under the condition that the shares sum to 1, by a Lagrange multiplier.
+    # A Lagrange multiplier adds the condition that the coefficients sum to 1 to the least squares.
     scale, ones = overlaps.max(), np.ones((len(ends), 1))
     system = np.block([[overlaps / scale, ones], [ones.T, np.zeros((1, 1))]])
     solution = np.linalg.lstsq(system, np.append(with_wanted[:, 0] / scale, 1.0), rcond=1e-12)[0]
@@ -51,7 +51,7 @@ def combination(times: Sequence[float], lengths: Sequence[float], length: float,
 
 
 def combine(averages: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
-    """The weighted sum of averages, in double precision; whole numbers are the last one's."""
+    """Return the weighted sum of weight averages, computed in double precision; integer tensors are the last one's."""
     result = {}
     for name, last in averages[-1].items():
         if not last.is_floating_point():
@@ -67,7 +67,7 @@ def combine(averages: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) 
 def _overlap(
     time: NDArray[np.float64], gamma: NDArray[np.float64], other_time: NDArray[np.float64], other: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """The integral of the product of two profiles, (gamma + 1) tau^gamma / time^(gamma + 1) up to their times."""
+    """Return the integral of the product of two profiles (gamma + 1) tau^gamma / time^(gamma + 1) up to their times."""
     least = np.minimum(time, other_time)
     ratio = (least / time) ** gamma * (least / other_time) ** other / np.maximum(time, other_time)
     return (gamma + 1) * (other + 1) / (gamma + other + 1) * ratio

@@ -1,4 +1,4 @@
-"""Curves as HTML: lines in an SVG that takes any width, with labels that keep their size."""
+"""Line charts as HTML: an SVG that scales to any width, with labels that keep their size."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from html import escape
 
 from patch_diffusion.runs.history import Curve, Point
 
-KINDS, LEVELS = 6, 8  # colours that the page has for kinds (of patches) and for rising levels (of noise)
-_SIDE = 1000  # of the drawing, in its own units
-_LETTER_WIDTH, _LETTER_HEIGHT = 0.05, 0.075  # shares of a drawing that the letter of a curve takes
-_LOGARITHMIC_FROM = 4.0  # ratio of the highest value to the lowest
+KINDS, LEVELS = 6, 8  # number of colours for kinds (such as patch sizes) and for rising levels (of noise)
+_SIDE = 1000  # width and height of the drawing, in SVG units
+_LETTER_WIDTH, _LETTER_HEIGHT = 0.05, 0.075  # size of a curve's letter, as a fraction of the drawing
+_LOGARITHMIC_FROM = 4.0  # ratio of the highest value to the lowest from which the axis is logarithmic
 
 
 @dataclass(frozen=True)
 class Guide:
-    """A dashed line at a value, in the colour of the curve that it is about."""
+    """A dashed horizontal line at a value, from ``first`` to ``last``, in the colour of the curve it refers to."""
 
     curve: str
     value: float
@@ -38,32 +38,32 @@ def chart(
     guides: Sequence[Guide] = (),
     labels: Mapping[str, str] | None = None,
 ) -> str:
-    """Curves over steps, as a figure; empty where there is no value yet.
+    """Draw curves over steps as an HTML figure; return an empty string if no curve has a value yet.
 
-    Values of a wide range have a logarithmic axis. A band shows the range of values that share a point.
+    The value axis is logarithmic where values span a wide range. A band shows the range of values that share a point.
 
     Args:
-        title, about: what is shown, and a word of explanation.
-        curves: by name.
-        rising: the names are rising levels, which have the colours of a scale.
-        from_zero: begin the axis at zero.
-        over: what takes the place of steps, such as "minute".
-        start: where that axis begins.
-        guides: lines to compare the curves by.
-        labels: letters by the names of curves, also of such as are not here, to stand where they end and in the key.
-            Ranges are not shown then.
+        title, about: heading of the figure, and a few words of explanation.
+        curves: the curves by name.
+        rising: True if the names are rising levels, which get the colours of a scale.
+        from_zero: begin the value axis at zero.
+        over: the unit of the horizontal axis, such as "minute", where it is not steps.
+        start: the value at which the horizontal axis begins.
+        guides: dashed lines to compare the curves with.
+        labels: the letter of each curve by its name, shown at the end of the curve and in the key; curves that are
+            not in this chart may have one too. Ranges are not shown then.
     """
     points = {name: curve.points() for name, curve in curves.items() if curve}
     if not points:
         return ""
-    if labels is not None:  # ranges of many curves would hide one another
+    if labels is not None:  # the bands of many curves would hide one another
         points = {name: [replace(each, least=each.value, most=each.value) for each in points[name]] for name in points}
     every = [point for of_curve in points.values() for point in of_curve]
     axis = _Axis([point.least for point in every] + [point.most for point in every], from_zero)
     last_step = max(point.step for point in every)
     span = (start, last_step if last_step > start else start + 1.0)
     kinds = colours(len(points), rising)
-    if labels is not None:  # a run has its colour in every chart
+    if labels is not None:  # a run keeps its colour in every chart
         own_colours = dict(zip(labels, colours(len(labels)), strict=True))
         kinds = [own_colours[name] for name in points]
     drawn = "".join(
@@ -101,7 +101,7 @@ def chart(
 
 
 class _Axis:
-    """Of values, linear or logarithmic."""
+    """The value axis of a chart, linear or logarithmic, with its range and its ticks."""
 
     def __init__(self, values: Sequence[float], from_zero: bool) -> None:
         low, high = min(values), max(values)
@@ -120,7 +120,7 @@ class _Axis:
         self._low, self._span = self._scaled(low), self._scaled(high) - self._scaled(low)
 
     def place(self, value: float) -> float:
-        """0 at the lower end, 1 at the upper."""
+        """Return the position of a value on the axis: 0 at the lower end, 1 at the upper."""
         return (self._scaled(value) - self._low) / self._span
 
     def _scaled(self, value: float) -> float:
@@ -128,7 +128,7 @@ class _Axis:
 
 
 def even(low: float, high: float, most: int = 6) -> Iterator[float]:
-    """Round numbers from ``low`` to ``high``, evenly spaced, at most one more than ``most``."""
+    """Yield round numbers from ``low`` to ``high`` for the ticks of an axis, evenly spaced, at most ``most`` + 1."""
     step = 10.0 ** math.floor(math.log10((high - low) / most))
     step *= next(factor for factor in (1, 2, 5, 10, 20) if (high - low) / (step * factor) <= most)
     for index in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1):
@@ -136,7 +136,7 @@ def even(low: float, high: float, most: int = 6) -> Iterator[float]:
 
 
 def number(value: float) -> str:
-    """A number with three digits that count."""
+    """Format a number with three significant digits, or as an integer from 1,000 to 10 million."""
     if value == 0:
         return "0"
     if abs(value) >= 1000:
@@ -156,7 +156,7 @@ def _round_numbers(low: float, high: float) -> Iterator[float]:
 
 
 def colours(num: int, rising: bool = False) -> list[str]:
-    """The classes that the page's style gives colours."""
+    """Return the CSS classes that colour ``num`` curves; rising levels get the colours of a scale."""
     if rising:
         return [f"n{round(index * (LEVELS - 1) / max(num - 1, 1))}" for index in range(num)]
     return [f"c{index % KINDS}{' dashed' if index // KINDS % 2 else ''}" for index in range(num)]
@@ -167,7 +167,7 @@ def _lettered(name: str, labels: Mapping[str, str] | None) -> str:
 
 
 def _ends(lasts: Mapping[str, Point], axis: _Axis, span: tuple[float, float], kinds: Sequence[str]) -> str:
-    """Letters where curves end, moved apart where they would lie on one another, and none below the drawing."""
+    """Return the letters at the ends of curves as HTML, moved apart where they overlap, and none below the drawing."""
     lasts_in_order = sorted(zip(lasts.items(), kinds, strict=True), key=lambda each: -each[0][1].value)
     lefts = [_part(last.step, span) for (_, last), _ in lasts_in_order]
     tops = [1 - axis.place(last.value) for (_, last), _ in lasts_in_order]
@@ -207,7 +207,7 @@ def _guide(guide: Guide, axis: _Axis, span: tuple[float, float], colour: str) ->
 
 
 def _part(step: float, span: tuple[float, float]) -> float:
-    """0 where the axis of steps begins, 1 where it ends."""
+    """Return the horizontal position of a step: 0 where the axis begins, 1 where it ends."""
     first, last = span
     return (step - first) / (last - first)
 
@@ -224,5 +224,5 @@ def _steps(value: float) -> str:
 
 
 def _in_script(values: object) -> str:
-    """JSON that cannot end the script it stands in."""
+    """Return values as JSON that cannot end the HTML script element it stands in."""
     return json.dumps(values, separators=(",", ":")).replace("<", "\\u003c")

@@ -1,4 +1,4 @@
-"""The runs that are compared on a page: which they are, what they are called, what is read of them."""
+"""The runs of a comparison page: how they are found and named, and the data that is read from them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from patch_diffusion.runs.folder import ModelFacts, RunFolder
 from patch_diffusion.runs.history import History
 from patch_diffusion.runs.log import read_log
 
-MOST_RUNS = 12  # that lines and letters can tell apart
+MOST_RUNS = 12  # more could not be told apart by their lines and letters
 OVER = ("images", "minutes")
-"""What losses are shown over."""
+"""The units of the horizontal axis that the loss curves of a comparison can have."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One of those that are compared, by its ``letter``."""
+    """A run on a comparison page, with the ``letter`` that marks it there."""
 
     letter: str
     name: str
@@ -35,17 +35,17 @@ class Run:
 
     @cached_property
     def histories(self) -> dict[str, History]:
-        """Of its log, over each of what curves can be over."""
+        """The curves of the run's log, once for each unit of the horizontal axis."""
         return {over: History.read(self.folder.log_file, over) for over in OVER}
 
     @property
     def history(self) -> History:
-        """Where it does not matter over what."""
+        """The curves of the run's log, for uses in which the unit of the horizontal axis does not matter."""
         return self.histories[OVER[0]]
 
     @cached_property
     def samples(self) -> list[tuple[float, Path]]:
-        """Pictures of samples, each with the fraction of the budget that was spent when it was made."""
+        """The pictures of samples, each after the fraction of the budget that was spent when it was made."""
         lines = [line for line in read_log(self.folder.log_file) if line is not None and "spent" in line]
         steps, spent = (np.array([0, *(line[key] for line in lines)], float) for key in ("step", "spent"))
         paths = [path for path in sorted(self.folder.path.glob("samples/step-*.png")) if path.stem[5:].isdecimal()]
@@ -53,25 +53,25 @@ class Run:
 
 
 def runs_in(place: str | os.PathLike[str]) -> list[Path]:
-    """The run that a folder is, or those that lie directly in it, as in that of a race.
+    """Return the folder itself if it is a run folder, else the run folders directly in it, as a race has them.
 
     Raises:
-        InputError: there is none.
+        InputError: the folder neither is a run nor holds any.
     """
     path = user_path(place)
     if not RunFolder(path).is_run() and path.is_dir():
         found = [entry for entry in sorted(path.iterdir()) if RunFolder(entry).is_run()]
         if not found:
-            raise InputError(f"{path} is no run and holds none: give run folders, or the folder of a race")
+            raise InputError(f"{path} is not a run and holds none: give run folders, or the folder of a race")
         return found
     return [path]
 
 
 def open_runs(runs: Sequence[str | os.PathLike[str]]) -> list[Run]:
-    """Runs with a letter and a name each.
+    """Open the run folders of a comparison, and give each run a letter and a name.
 
     Raises:
-        InputError: too few or too many, one that is given twice, is none or is damaged.
+        InputError: there are too few or too many runs, or one is given twice, is not a run or is damaged.
     """
     folders = [user_path(run) for run in runs]
     if not 2 <= len(folders) <= MOST_RUNS:
@@ -83,7 +83,7 @@ def open_runs(runs: Sequence[str | os.PathLike[str]]) -> list[Run]:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Of each folder as many of its last parts as tell it from the others."""
+    """Return a name for each folder: the last parts of its path, as many as make all names different."""
     places = [folder.resolve() for folder in folders]
     for folder, place in zip(folders, places, strict=True):
         if places.count(place) > 1:

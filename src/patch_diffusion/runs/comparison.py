@@ -1,4 +1,4 @@
-"""Several runs on one page, side by side: what differs in their settings, and what became of them."""
+"""An HTML page that compares several runs: settings that differ, loss curves, counts, samples and metrics."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from patch_diffusion.files import write_text
 from patch_diffusion.runs.chart import chart, colours, number
 from patch_diffusion.runs.compared import OVER, Run, open_runs
 from patch_diffusion.runs.history import Curve
-from patch_diffusion.runs.measured import Measured, measured_tables
+from patch_diffusion.runs.measured import EvaluationResults, measured_tables
 from patch_diffusion.runs.page import option_text, page, wide_table
-from patch_diffusion.runs.pictures import as_data, evenly
-from patch_diffusion.runs.report import clock, html_file, step_of
+from patch_diffusion.runs.pictures import as_data, evenly_spaced
+from patch_diffusion.runs.report import clock, html_file, step_label
 
-_MOMENTS = 3  # at which samples are shown, beside the newest
-_NEAR = 0.1  # of the budget: samples at moments further apart are not beside each other
+_MOMENTS = 3  # number of moments in training at which samples are shown, in addition to the newest
+_NEAR = 0.1  # fraction of the budget: samples from moments further apart are not shown side by side
 _PICTURE_BYTES = 200_000
-_COMPARABLE = ("data.source", "noise.process", "noise.sigma_data")  # a loss of others is another quantity
+_COMPARABLE = ("data.source", "noise.process", "noise.sigma_data")  # losses are comparable only if these agree
 _FACTS = ("resolution", "image_channels", "codec")
 
 
 def write_comparison(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> Path:
-    """Write what is to be seen of several runs on one page, side by side.
+    """Write an HTML page that compares several runs side by side.
 
-    It needs nothing beside it, and can be written at any time, also while the runs are trained. Text from the runs is
-    escaped.
+    The page needs no other files, and can be written at any time, also while the runs are trained. Text from the runs
+    is escaped.
 
     Args:
         runs: two to twelve run folders.
         out: an .html file.
 
     Returns:
-        Where it is.
+        The path of the page.
 
     Raises:
-        InputError: too few or too many runs, one that is given twice or is none or damaged; or ``out`` is not named
-            .html.
+        InputError: there are too few or too many runs, one is given twice, is not a run or is damaged, or ``out`` is
+            not named .html.
     """
     path = html_file(out)
     found = open_runs(runs)
@@ -66,7 +66,7 @@ def _parts(runs: Sequence[Run]) -> Iterator[str]:
             yield f'<h2>{title} <small>{about}</small></h2><div class="box">{table}</div>'
     if samples := _samples(runs):
         yield f"<h2>Samples <small>of the averaged weights, from the same seeds</small></h2>{samples}"
-    yield measured_tables([_lettered(run) for run in runs], [Measured.of(run.folder) for run in runs])
+    yield measured_tables([_lettered(run) for run in runs], [EvaluationResults.of(run.folder) for run in runs])
 
 
 def _lettered(run: Run) -> str:
@@ -112,7 +112,7 @@ def _settings(runs: Sequence[Run]) -> str:
 
 
 def _curves(runs: Sequence[Run]) -> str:
-    """A chart of each size, and of held-out images, over each of what they can be over; one of each is shown."""
+    """Draw a loss chart per patch size, and one of held-out images, for each unit; the page shows one of each."""
     sizes = {over: _by_size({run.name: run.histories[over].loss for run in runs}) for over in OVER}
     charts = ""
     letters = {run.name: run.letter for run in runs}
@@ -136,7 +136,7 @@ def _curves(runs: Sequence[Run]) -> str:
 
 
 def _by_size(losses: Mapping[str, Mapping[str, Curve]]) -> dict[str, dict[str, Curve]]:
-    """Of each patch size a curve for each run that has it; sizes that more runs have come first, then larger ones."""
+    """Group loss curves by patch size, then by run; sizes that more runs have come first, then larger ones."""
     sizes = dict.fromkeys(size for found in losses.values() for size in found)
     curves = {size: {name: found[size] for name, found in losses.items() if size in found} for size in sizes}
     return dict(sorted(curves.items(), key=lambda item: -len(item[1])))
@@ -184,7 +184,7 @@ def _by_noise(runs: Sequence[Run], curves: Sequence[Mapping[str, Curve]]) -> str
 
 
 def _samples(runs: Sequence[Run]) -> str:
-    """The newest of each run, and those of moments at which all have some."""
+    """Return HTML rows of sample pictures: the newest of each run, and moments at which all runs have samples."""
     newest = [run.samples[-1][1] if run.samples else None for run in runs]
     if not any(newest):
         return ""
@@ -192,13 +192,13 @@ def _samples(runs: Sequence[Run]) -> str:
     fewest = min((run.samples for run in runs), key=len)
     beside = {spent: [_nearest(run, spent) for run in runs] for spent, _ in fewest}
     common = [spent for spent, paths in beside.items() if all(paths) and paths != newest]
-    for spent in reversed(evenly(common, _MOMENTS)):
+    for spent in reversed(evenly_spaced(common, _MOMENTS)):
         html += _row(f"{min(spent, 1):.0%} of the budget", runs, beside[spent])
     return html
 
 
 def _nearest(run: Run, spent: float) -> Path | None:
-    """The samples that are nearest to a moment, if they are near."""
+    """Return the picture whose moment is nearest to ``spent`` of the budget, or None if none is near."""
     away, path = min(((abs(at - spent), path) for at, path in run.samples), default=(1.0, None))
     return path if away <= _NEAR else None
 
@@ -207,7 +207,7 @@ def _row(title: str, runs: Sequence[Run], paths: Sequence[Path | None]) -> str:
     figures = ""
     for run, path in zip(runs, paths, strict=True):
         data = None if path is None else as_data(path, _PICTURE_BYTES)
-        told = "none yet" if path is None or data is None else f"step {step_of(path)}"
+        told = "none yet" if path is None or data is None else f"step {step_label(path)}"
         shown = f'<img alt="samples of {escape(run.name)}" src="{data}">' if data else ""
         figures += f"<figure>{shown}<figcaption>{escape(_lettered(run))} <small>{told}</small></figcaption></figure>"
     return f'<h3>{title}</h3><div class="beside">{figures}</div>'

@@ -1,4 +1,4 @@
-"""The run folder: what lies where in it, and what it says of itself."""
+"""The run folder: the paths of its files, its ``config.json``, and a summary of a run as a dict."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from patch_diffusion.runs.retention import best_of, step_of
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the config does not say and rebuilding the model needs: what the data turned out to be."""
+    """Properties of the data and the network that rebuilding a run's model needs and its options do not tell."""
 
     image_channels: int
     resolution: tuple[int, int]
@@ -36,7 +36,7 @@ class ModelFacts:
 
     @classmethod
     def of(cls, denoiser: Denoiser, images: Images) -> ModelFacts:
-        """Those of a denoiser for some images."""
+        """Collect the facts of a denoiser and of the images that it is trained on."""
         return cls(
             image_channels=images.channels,
             resolution=images.resolution,
@@ -52,54 +52,54 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """``config.json``, ``model.safetensors``, ``checkpoints/step-NNNNNNNN/``, ``log.jsonl``, ``samples/``."""
+    """A run folder: `config.json`, `model.safetensors`, `checkpoints/step-NNNNNNNN/`, `log.jsonl`, and `samples/`."""
 
     path: Path
 
     @property
     def config_file(self) -> Path:
-        """Options of the run and facts of the model."""
+        """The path of the JSON file with the options of the run and the facts of the model."""
         return self.path / "config.json"
 
     @property
     def model_file(self) -> Path:
-        """The averaged weights."""
+        """The path of the averaged weights."""
         return self.path / "model.safetensors"
 
     @property
     def log_file(self) -> Path:
-        """One JSON object a line."""
+        """The path of the log, a file with one JSON object per line."""
         return self.path / "log.jsonl"
 
     def sample_file(self, step: int) -> Path:
-        """The picture of samples made after ``step`` steps."""
+        """Return the path of the picture of samples made after ``step`` steps."""
         return self.path / "samples" / f"step-{step:08d}.png"
 
     def checkpoint(self, step: int) -> Path:
-        """The checkpoint after ``step`` steps."""
+        """Return the path of the checkpoint written after ``step`` steps."""
         return self.path / "checkpoints" / f"step-{step:08d}"
 
     def checkpoints(self) -> list[Path]:
-        """All complete checkpoints, oldest first."""
+        """Return the folders of all complete checkpoints, oldest first."""
         return sorted(path for path in self.path.glob("checkpoints/step-*") if path.name[5:].isdigit())
 
     def best(self) -> Path | None:
-        """The best checkpoint, by what the run says is best; None where that was not measured."""
+        """Return the best checkpoint by the metric ``checkpoint_by`` of the run; None if it was not measured."""
         return best_of(self.checkpoints(), self.read_config()[0].checkpoint_by)
 
     def is_run(self) -> bool:
-        """Whether there is a run here."""
+        """Return True if the folder holds a run, that is, a ``config.json``."""
         return self.config_file.exists()
 
     def check(self, config: Config, facts: ModelFacts, allow: Collection[str] = ()) -> list[str]:
-        """Refuse a place that holds something else, or a run with other options, data or network.
+        """Refuse to train into a folder that holds other files, or a run with other options, data or network.
 
         Args:
-            config, facts: of what is to be trained here.
-            allow: names of options that may differ from those of the run that is here.
+            config, facts: the options and the facts of the model that is to be trained here.
+            allow: names of options that may differ from those of the run that the folder holds.
 
         Returns:
-            Which of those do, as "batch: 16, 32".
+            A text for each option that differs, such as "batch: 16, now 32".
         """
         known = {*option_names(), *vars(facts)}
         for name in allow:
@@ -118,8 +118,8 @@ class RunFolder:
             changed = changed_options(stored, config)
             if fixed := [name for name in changed if name in _FIXED and name in allow]:
                 raise InputError(
-                    f"{fixed[0]} cannot change in a run that goes on, as its checkpoints do not hold what another one "
-                    "keeps: choose another folder"
+                    f"{fixed[0]} cannot change in a run that goes on, as its checkpoints hold no state for another "
+                    "value: choose another folder"
                 )
             if refused := [name for name in changed if name not in allow]:
                 raise InputError(
@@ -137,7 +137,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file: give a folder for the run")
         found = (entry.name for entry in self.path.iterdir()) if self.path.is_dir() else ()
-        # A run that was stopped before it wrote anything has left its lock.
+        # A run that was stopped before it wrote anything has left its lock file.
         others = sorted(name for name in found if name != LOCK_FILE)
         if others:
             more = ", ..." if len(others) > 1 else ""
@@ -147,13 +147,13 @@ class RunFolder:
         return []
 
     def write_config(self, config: Config, facts: ModelFacts) -> None:
-        """Store what runs."""
+        """Write the options and the facts of the model to ``config.json``; create the folder if it is missing."""
         content = {"version": version("patch_diffusion"), **to_dict(config), "model": asdict(facts)}
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.config_file, content)
 
     def read_config(self) -> tuple[Config, ModelFacts]:
-        """What `write_config` stored."""
+        """Read the options and the facts of the model from ``config.json``."""
         if not self.is_run():
             missing = "holds no run (no config.json)" if self.path.is_dir() else "does not exist"
             raise InputError(f"{self.path} {missing}: give the --out folder of a training run")
@@ -175,21 +175,21 @@ _FIXED = ("optimizer.kind", "ema.lengths")
 
 
 def _differs(fact: Any, stored: Any) -> bool:
-    """The autoencoder of latents may be elsewhere, or have a better decoder: they are the same latents."""
+    """Return True if a fact differs; an autoencoder may move or get another decoder, as the latents stay the same."""
     if isinstance(fact, dict) and isinstance(stored, dict):
         return any(fact.get(name) != stored.get(name) for name in (fact.keys() | stored.keys()) - {"vae", "digest"})
     return fact != stored
 
 
 def describe(run: str | os.PathLike[str]) -> dict[str, Any]:
-    """What is in a run folder: options, facts of the model, checkpoints, and the last line of the log.
+    """Describe a run folder: its options, the facts of its model, its checkpoints, and the last line of its log.
 
     Returns:
-        Ready for JSON: ``run``, ``model``, ``options`` (those of `Config`), ``progress`` (of the log, empty before its
-        first line), ``checkpoints`` (their steps), ``best_checkpoint``, ``pictures`` (paths), and ``complete``.
+        A dict that JSON can store: ``run``, ``model``, ``options`` (those of `Config`), ``progress`` (a line of the
+        log, empty before the first), ``checkpoints`` (steps), ``best_checkpoint``, ``pictures`` (paths), ``complete``.
 
     Raises:
-        InputError: no run there, or a damaged one.
+        InputError: there is no run in the folder, or it is damaged.
 
     >>> describe("runs/digits")["checkpoints"]
     [1]

@@ -1,4 +1,4 @@
-"""What the lines of a log add up to: curves that fit on a page, however long the log is."""
+"""A run's log as curves of bounded length, with its newest lines and its notes, for pages and live views."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 
 from patch_diffusion.runs.log import Line, read_log
 
-_MOST_POINTS = 128  # of a curve, an even number; more would show noise
-_RECENT = 10  # measured lines that the speed and the time left are taken from
-_FIRST_NOTES, _LAST_NOTES = 40, 160  # that are kept of very many
+_MOST_POINTS = 128  # most points of a curve, an even number; more would show noise
+_RECENT = 10  # number of training lines from which the speed and the time left are computed
+_FIRST_NOTES, _LAST_NOTES = 40, 160  # number of notes that are kept if there are very many
 
 TIMES = {"steps": ("step", 1.0), "images": ("images", 1.0), "minutes": ("seconds", 1 / 60)}
-"""What curves can be over: the key in a line of the log, and the factor to the unit."""
+"""The units of a curve's horizontal axis, each with the key in a line of the log and the factor to the unit."""
 
 DISTANCES = {"frechet": "Frechet distance", "kernel": "kernel distance"}
-"""What is measured of samples by its name in the log, and how it is called."""
+"""The display names of the distances between samples and images, by their keys in the log."""
 
 SHARES = {
     "near_copies": "samples",
@@ -29,12 +29,12 @@ SHARES = {
     "near_copies@1/4": "1/4 of samples",
     "near_copies_held_out@1/4": "1/4 of held-out images",
 }
-"""The same for shares of near copies: of whom, or of patches of whom."""
+"""The display names of the shares of near copies, by their keys in the log: the images, or patches, that are copies."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """Some neighbouring values of a curve: their mean, at the mean of their steps, and their range."""
+    """A point of a curve, joined from neighbouring values: their mean, at the mean of their steps, and their range."""
 
     step: float
     value: float
@@ -43,27 +43,27 @@ class Point:
 
 
 class Curve:
-    """Values over steps. Once there are too many, neighbours are joined, so that it takes the same room at any length.
+    """Values over steps, in bounded memory: once there are too many points, neighbours are joined in pairs.
 
     Args:
-        most: points to have, at most.
+        most: the largest number of points.
     """
 
     def __init__(self, most: int = _MOST_POINTS) -> None:
         self._most = most
         self._per_point = 1
-        # Of each point: values in it, sum of steps, sum of values, least, most.
+        # Each point is a tuple: number of values, sum of steps, sum of values, least value, greatest value.
         self._points: list[tuple[int, float, float, float, float]] = []
 
     @classmethod
     def of(cls, points: Sequence[Point]) -> Curve:
-        """Of points as they are, each with a range of its own."""
+        """Make a curve of points as they are, each with its own range."""
         curve = cls(most=max(2, 2 * len(points)))
         curve._points = [(1, point.step, point.value, point.least, point.most) for point in points]
         return curve
 
     def add(self, step: float, value: float) -> None:
-        """The next value; one that is not finite is left out."""
+        """Append a value to the curve; a value that is not finite is left out."""
         if not math.isfinite(value):
             return
         new = (1, float(step), value, value, value)
@@ -80,25 +80,25 @@ class Curve:
         return bool(self._points)
 
     def points(self) -> list[Point]:
-        """At most so many points, by rising step."""
+        """Return the points of the curve by rising step, at most ``most``."""
         return [Point(steps / num, total / num, least, most) for num, steps, total, least, most in self._points]
 
 
 class History:
-    """All that is to be seen of a run in its log; the lines are added one by one.
+    """The curves, the newest lines and the notes of a run's log, from lines that are added one by one.
 
     Args:
-        over: what the curves are over, of `TIMES`.
+        over: the unit of the horizontal axis of the curves, one of `TIMES`.
 
     Attributes:
         loss: a curve for each patch size, the largest first.
         by_noise, held_out_by_noise: a curve for each noise level, by rising level.
         held_out_by_size: a curve for each patch size, the largest first.
-        samples: a curve for each number that was measured of samples, by its name in the log.
+        samples: a curve for each metric of samples, by its name in the log.
         held_out, learning_rate, speed: a curve each; the speed in images per second.
-        last, last_held_out, last_samples: the newest line of each kind, empty where there is none.
-        notes: (step, text) of the first and the newest.
-        num_lines, num_damaged, num_notes: how many there were.
+        last, last_held_out, last_samples: the newest line of each kind, empty if there is none.
+        notes: (step, text) of the first and the newest notes.
+        num_lines, num_damaged, num_notes: the number of lines, of damaged lines and of notes so far.
     """
 
     def __init__(self, over: str = "steps") -> None:
@@ -119,7 +119,7 @@ class History:
 
     @classmethod
     def of(cls, lines: Iterable[Line | None], over: str = "steps") -> History:
-        """Of all lines; None stands for a damaged one."""
+        """Make the history of the lines of a log; None stands for a damaged line."""
         history = cls(over)
         for line in lines:
             history.add(line)
@@ -127,11 +127,11 @@ class History:
 
     @classmethod
     def read(cls, path: Path, over: str = "steps") -> History:
-        """Of a log, which need not be there."""
+        """Read the history of a log file, which may be missing."""
         return cls.of(read_log(path), over)
 
     def add(self, line: Line | None) -> None:
-        """The next line; one that is not as a trainer writes it counts as damaged."""
+        """Add the next line of the log; a line that is not as a trainer writes it counts as damaged."""
         self.num_lines += 1
         try:
             if line is None:
@@ -174,63 +174,63 @@ class History:
 
     @property
     def loss(self) -> dict[str, Curve]:
-        """A curve for each patch size, the largest first."""
+        """The training loss: a curve for each patch size, the largest first."""
         return _by_area(self._loss)
 
     @property
     def by_noise(self) -> dict[str, Curve]:
-        """A curve for each noise level, by rising level."""
+        """The training loss: a curve for each noise level, by rising level."""
         return dict(sorted(self._by_noise.items(), key=lambda item: float(item[0])))
 
     @property
     def held_out_by_noise(self) -> dict[str, Curve]:
-        """The same for images that are not trained on."""
+        """The loss on held-out images: a curve for each noise level, by rising level."""
         return dict(sorted(self._held_out_by_noise.items(), key=lambda item: float(item[0])))
 
     @property
     def held_out_by_size(self) -> dict[str, Curve]:
-        """Of patches of images that are not trained on, the largest first."""
+        """The loss on patches of held-out images: a curve for each patch size, the largest first."""
         return _by_area(self._held_out_by_size)
 
     @property
     def notes(self) -> list[tuple[int, str]]:
-        """(step, text) of the first and the newest."""
+        """The first and the newest notes of the log, each as (step, text)."""
         return [*self._first_notes, *self._last_notes]
 
     @property
     def spent(self) -> float:
-        """The fraction of the budget that is spent."""
+        """The fraction of the training budget that is spent."""
         return float(self.last.get("spent", 0.0))
 
     @property
     def complete(self) -> bool:
-        """Whether the budget is spent."""
+        """True if the training budget is spent."""
         return self.spent >= 1
 
     @property
     def mean_loss(self) -> float | None:
-        """The mean over the sizes of the last line, as the trainer shows it."""
+        """The training loss of the last line, averaged over patch sizes, as the trainer shows it."""
         losses = list(_numbers(self.last.get("loss", {})).values())
         return math.fsum(losses) / len(losses) if losses else None
 
     @property
     def images_per_second(self) -> float | None:
-        """Over the last lines."""
+        """The training speed over the last lines, in images per second."""
         images, seconds, _ = self._lately()
         return images / seconds if seconds > 0 else None
 
     @property
     def seconds_left(self) -> float | None:
-        """Of training, at the speed of the last lines."""
+        """The training time that is left, in seconds, at the speed of the last lines."""
         _, seconds, spent = self._lately()
         return seconds * max(1 - self.spent, 0.0) / spent if spent > 0 else None
 
     def _lately(self) -> tuple[float, float, float]:
-        """Images, seconds and fraction of the budget between the first and the last of the last lines."""
+        """Return the images, seconds and fraction of the budget between the first and last of the most recent lines."""
         if not self._recent:
             return 0.0, 0.0, 0.0
         first, last = self._recent[0], self._recent[-1]
-        if first is last:  # the only one: since the beginning
+        if first is last:  # a single line counts from the beginning of the run
             return last["images"], last["seconds"], last.get("spent", 0.0)
         then, now = _seen(first), _seen(last)
         return now[1] - then[1], now[0] - then[0], last.get("spent", 0.0) - first.get("spent", 0.0)
@@ -245,7 +245,7 @@ def _numbers(values: dict[str, Any]) -> dict[str, float]:
 
 
 def _by_level(values: dict[str, Any]) -> dict[str, float]:
-    """Values by noise level, or a ValueError where a level is no number."""
+    """Return the losses by noise level; raise a ValueError where a level is not a number."""
     return {name: value for name, value in _numbers(values).items() if float(name) >= 0}
 
 
@@ -255,7 +255,7 @@ def _add_each(curves: dict[str, Curve], place: float, values: dict[str, float]) 
 
 
 def in_words(samples: Mapping[str, float]) -> str:
-    """What was measured of samples, in a line to read."""
+    """Format the metrics of samples as one readable line."""
     words = [f"{DISTANCES[name]} {value:.4g}" for name, value in samples.items() if name in DISTANCES]
     words += [f"{name} {value:.4g}" for name, value in samples.items() if name not in DISTANCES | SHARES]
     if "near_copies" in samples:

@@ -1,4 +1,4 @@
-"""One trainer per run folder."""
+"""The lock of a run folder, which lets only one process train into it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from patch_diffusion.errors import InputError
 
 LOCK_FILE = ".lock"
 
-_SECONDS_FOR_LOOKERS, _SECONDS_BETWEEN = 10.0, 0.002  # `holder` has the lock for a moment
+_SECONDS_FOR_LOOKERS, _SECONDS_BETWEEN = 10.0, 0.002  # `holder` takes the lock for a moment
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Inside, no other process can train into the folder.
+    """Hold the lock of a run folder inside the block, so that no other process can train into it.
 
     The operating system frees the lock when the process ends, however it ends, so a killed run leaves none behind.
-    Where it has no such locks (Windows), there is none.
+    On Windows, which has no such locks, nothing is locked.
 
     Raises:
-        InputError: another process holds the lock; which one.
+        InputError: another process holds the lock; the message names it.
     """
     if sys.platform == "win32":
         yield
@@ -43,9 +43,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def holder(folder: Path) -> str | None:
-    """Who trains into the folder, such as "process 123 on name"; None where nobody does, or where it cannot be known.
+    """Return who trains into a run folder, such as "process 123 on name"; None if nobody does, or it cannot be known.
 
-    The lock is asked for and given back at once, which a trainer that starts in this moment waits for.
+    The function takes a shared lock and releases it at once; a trainer that starts at this moment waits for that.
     """
     if sys.platform == "win32":
         return None
@@ -63,7 +63,7 @@ def holder(folder: Path) -> str | None:
 
 
 def _taken(file: TextIO) -> bool:
-    """Whether the lock is now ours alone: a trainer has it alone, those who look share it, and they are waited for."""
+    """Return True once this process alone holds the lock; wait while `holder` shares it, but not for a trainer."""
     import fcntl
 
     end = time.monotonic() + _SECONDS_FOR_LOOKERS

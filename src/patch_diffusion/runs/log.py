@@ -1,4 +1,4 @@
-"""Reading ``log.jsonl`` while it is written."""
+"""Readers of a run's ``log.jsonl``, which work also while the file is written."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 Line = dict[str, Any]
-"""A line of the log. Those that measured the training have "loss", those of held-out images "held_out", those of
-samples "samples", and the rest "note"; all have "step"."""
+"""A line of the log as a dict. Lines with training measurements have "loss", lines about held-out images "held_out",
+lines about samples "samples", and the rest "note"; all have "step"."""
 
-_SPAN = 1 << 21  # bytes that are read at a time
-_REMEMBERED = 256  # bytes before the place that was read to, to see whether they are still the same
+_SPAN = 1 << 21  # bytes read at a time
+_REMEMBERED = 256  # bytes before the read position that are kept, to detect a log that was rewritten
 
 
 def parse_line(text: bytes) -> Line | None:
-    """A line of the log, or None for a damaged one."""
+    """Parse a line of the log; return None if it is damaged."""
     try:
         line = json.loads(text)
     except ValueError:
@@ -27,9 +27,9 @@ def parse_line(text: bytes) -> Line | None:
 
 
 def read_log(path: Path) -> Iterator[Line | None]:
-    """The lines of a log, one after the other, and None for each damaged one.
+    """Yield the lines of a log one by one, and None for each damaged line.
 
-    A log that is not there has none, and a last line without its end is still being written.
+    A missing log has no lines. A last line without a newline is still being written, and is left out.
     """
     try:
         file = path.open("rb")
@@ -42,7 +42,7 @@ def read_log(path: Path) -> Iterator[Line | None]:
 
 
 def last_measured(path: Path) -> Line:
-    """The newest line that measured the training, empty where there is none; a long log is read from its end only."""
+    """Return the newest line with a training loss, empty if there is none; a long log is read from its end only."""
     if not path.exists():
         return {}
     with path.open("rb") as file:
@@ -61,13 +61,13 @@ def last_measured(path: Path) -> Line:
 
 @dataclass(frozen=True)
 class News:
-    """What `LogTail.read` found.
+    """The new lines of a log, as returned by `LogTail.read`.
 
     Args:
-        lines: what is to be added to what was read before.
-        restarted: the log was written anew, so what was read before is to be forgotten first.
-        known: how many of the lines, from the first, had been read before.
-        more: there is more to read at once.
+        lines: the lines to add to those that were read before.
+        restarted: True if the log was rewritten, so that the lines read before are to be discarded first.
+        known: the number of these lines, from the first, that had been read before the log was rewritten.
+        more: True if more lines can be read at once.
     """
 
     lines: list[Line | None] = field(default_factory=list)
@@ -77,20 +77,20 @@ class News:
 
 
 class LogTail:
-    """Reads what has come to a log since the last time.
+    """An incremental reader of a log, which returns the lines added since the last call.
 
-    A run that continues writes its log anew, without the steps that its checkpoint does not hold.
+    It notices a rewritten log: a run that continues rewrites its log without the steps after its checkpoint.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._place = 0
-        self._end = b""  # the bytes before the place
-        self._num = 0  # lines before the place
-        self._known = array("q")  # a number for each line that was ever read, until the first that is another now
+        self._end = b""  # the bytes before the read position
+        self._num = 0  # lines before the read position
+        self._known = array("q")  # hashes of all lines that were ever read, up to the first that differs now
 
     def read(self) -> News:
-        """The lines that came since the last call, or the next of very many, without waiting for any."""
+        """Return the lines added since the last call, or the next part of very many, without waiting for any."""
         try:
             file = self._path.open("rb")
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What `evaluate` found of runs, where its JSON lies in their folders, as tables."""
+"""Tables of the evaluation results of runs, from the JSON files that `evaluate` wrote into their folders."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from patch_diffusion.runs.page import option_text, wide_table
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The newest of each measure by its name, as `evaluate` wrote it, and its settings."""
+class EvaluationResults:
+    """The evaluation results of a run: the newest measure of each name as `evaluate` wrote it, and its settings."""
 
     measures: Mapping[str, Mapping[str, Any]]
     settings: Mapping[str, Mapping[str, Any]]
 
     @classmethod
-    def of(cls, folder: RunFolder) -> Measured:
-        """What lies in a run folder as any .json."""
+    def of(cls, folder: RunFolder) -> EvaluationResults:
+        """Read the evaluation results from all .json files of a run folder; skip files that hold none."""
         measures, settings = {}, {}
         for path in sorted(folder.path.glob("*.json"), key=lambda path: path.stat().st_mtime):
             try:
@@ -32,14 +32,14 @@ class Measured:
                     name: (_text(each), {**shared, **each["settings"]}, each) for name, each in found["metrics"].items()
                 }
             except (InputError, OSError, KeyError, TypeError, ValueError, AttributeError):
-                continue  # other files lie there, too
+                continue  # other JSON files are in the folder, too
             measures |= {name: each for name, (_, _, each) in read.items()}
             settings |= {name: made_with for name, (_, made_with, _) in read.items()}
         return cls(measures, settings)
 
 
-def measured_tables(names: Sequence[str], runs: Sequence[Measured]) -> str:
-    """A column for each run, as HTML; empty where nothing was measured of any."""
+def measured_tables(names: Sequence[str], runs: Sequence[EvaluationResults]) -> str:
+    """Return an HTML table of evaluation results with a column per run; an empty string if no run was evaluated."""
     metrics = list(dict.fromkeys(name for run in runs for name in run.measures))
     if not metrics:
         return ""
@@ -55,8 +55,8 @@ def measured_tables(names: Sequence[str], runs: Sequence[Measured]) -> str:
     return f"{html}</div>"
 
 
-def _differing(metrics: Sequence[str], runs: Sequence[Measured]) -> list[list[str]]:
-    """Settings in which the same metric was measured otherwise in some of the runs."""
+def _differing(metrics: Sequence[str], runs: Sequence[EvaluationResults]) -> list[list[str]]:
+    """Return table rows of the evaluation settings with which the same metric was measured differently across runs."""
     rows: dict[tuple[str, ...], str] = {}
     for metric in metrics:
         found = [run.settings.get(metric) for run in runs]

@@ -1,4 +1,4 @@
-"""The model of a run: its network by the options, and its weights."""
+"""The model of a run: the network that its options describe, with the weights of a checkpoint or an average."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from patch_diffusion.runs.averages import average_name, combination, combine
 from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.runs.retention import step_of
 
-# The class of each kind of network, and the options that others have and it has not.
+# Options that only one class of networks has, and that the other refuses.
 _UNET_ONLY, _DIT_ONLY = {"multipliers", "blocks", "attention"}, {"depth", "heads", "token"}
 
 
@@ -35,7 +35,7 @@ def build_network(
     coords: bool,
     context: int | None = None,
 ) -> nn.Module:
-    """The network that the options describe."""
+    """Build the network that the options describe, with fresh weights."""
     if options.kind == "custom":
         raise InputError("this run's network is a module of your own: give it as network=..., from Python")
     given = {name: value for name, value in vars(options).items() if value is not None and name != "kind"}
@@ -47,7 +47,7 @@ def build_network(
         if options.kind in STYLES:
             return UNet(image_channels, kind=options.kind, **given)
         return DiT(image_channels, **given)
-    # The networks' own files import nothing of the package, so they raise Python's error.
+    # The network modules import nothing of the package, so they raise ValueError instead of InputError.
     except ValueError as error:
         raise InputError(str(error)) from None
 
@@ -61,20 +61,20 @@ def load(
     network: nn.Module | None = None,
     vae: str | os.PathLike[str] | None = None,
 ) -> Denoiser:
-    """The model of a run, with averaged weights, ready to sample from. Nothing is unpickled.
+    """Load the model of a run, with averaged weights, ready to sample from. Nothing is unpickled.
 
     Args:
         run: the run folder, or one of its checkpoints.
-        checkpoint: the step of a checkpoint, instead of the newest weights; "best": the one that is, by what
-            ``checkpoint_by`` of the run says.
-        ema_length: length of a power-function average, put together from those that ``ema.lengths`` kept in the
-            checkpoints so far, see `power_ema`; the ordinary average where None.
+        checkpoint: the step of a checkpoint, instead of the newest weights; "best" for the best checkpoint by the
+            metric ``checkpoint_by`` of the run.
+        ema_length: length of a power-function average, combined from the averages that ``ema.lengths`` kept in the
+            checkpoints so far, see `power_ema`; the ordinary average if None.
         device: see `choose_device`.
         vae: for a model of latents: folder of an autoencoder to decode with, in place of the one that made them.
         network: for a run that trained a module of your own: such a module, to be filled with the weights.
 
     Raises:
-        InputError: no run there, or a damaged one.
+        InputError: there is no run in the folder, or it is damaged.
 
     >>> model = load("runs/digits")
     >>> model(torch.zeros(1, 1, 16, 16), torch.ones(1), coordinate_grid(16, 16)).shape
@@ -130,7 +130,7 @@ def load(
 
 
 def _average(folder: RunFolder, config: Config, weights: Path, length: float) -> dict[str, torch.Tensor]:
-    """The power-function average of this length at the checkpoint of ``weights``, or at the newest."""
+    """Compute the power-function average of this length at the checkpoint of ``weights``, or at the newest one."""
     lengths = config.ema.lengths
     if not lengths:
         raise InputError(f"{folder.path} has kept no averages of other lengths: train with --ema.lengths 0.05 0.1")
@@ -138,22 +138,22 @@ def _average(folder: RunFolder, config: Config, weights: Path, length: float) ->
     if weights.parent in checkpoints:
         checkpoints = checkpoints[: checkpoints.index(weights.parent) + 1]
     if not checkpoints:
-        raise InputError(f"{folder.path} has no checkpoint, and averages of other lengths are put together from those")
+        raise InputError(f"{folder.path} has no checkpoint, and averages of other lengths are made from checkpoints")
     images = {path: int(read_json(path / "state.json")["seen"]["images"]) for path in checkpoints}
-    checkpoints = [path for path in checkpoints if images[path]]  # an average of nothing is none
+    checkpoints = [path for path in checkpoints if images[path]]  # before the first image there is no average
     if not checkpoints:
-        raise InputError(f"{folder.path} has no checkpoint after a step yet, which averages are put together from")
+        raise InputError(f"{folder.path} has no checkpoint after a step yet, and averages are made from checkpoints")
     kept = [path / f"{average_name(each)}.safetensors" for path in checkpoints for each in lengths]
     for path in kept:
         if not path.exists():
-            raise InputError(f"{path} is missing: without {path.parent} the average is put together from the others")
+            raise InputError(f"{path} is missing: without {path.parent} the other checkpoints make up the average")
     times = [images[path] for path in checkpoints for _ in lengths]
     shares = combination(times, list(lengths) * len(checkpoints), length, times[-1])
     return combine([read_tensors(path) for path in kept], list(shares))
 
 
 def restore_weights(network: nn.Module, weights: dict[str, torch.Tensor], where: str) -> None:
-    """Fill a network, or say why these weights are not its own."""
+    """Load weights into a network; raise an InputError with the reason if they do not fit it."""
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""What a report looks like: its style, and the few lines of script that show values under the pointer."""
+"""The HTML skeleton of reports: page, tables, style sheet, and the script that shows values under the pointer."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ for(const field of fields)field.addEventListener('change',show);show()}
 
 
 def page(title: str, body: str) -> str:
-    """A whole page that needs nothing beside it."""
+    """Return a complete HTML page that needs no other files."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -128,13 +128,13 @@ def page(title: str, body: str) -> str:
 
 
 def table(rows: list[tuple[str, str]]) -> str:
-    """Names and texts, which are escaped here."""
+    """Return an HTML table of names and texts; both are escaped here."""
     lines = "".join(f"<tr><th>{_breakable(name)}</th><td>{escape(text)}</td></tr>" for name, text in rows)
     return f"<table>{lines}</table>"
 
 
 def wide_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns with a head, which a narrow page scrolls; the first names its row. All is escaped here."""
+    """Return an HTML table with a head row, which a narrow page scrolls; first cells name the rows. All is escaped."""
     lines = ["".join(f'<th scope="col">{escape(name)}</th>' for name in head)]
     for first, *others in rows:
         cells = "".join(f"<td>{escape(cell)}</td>" for cell in others)
@@ -143,7 +143,7 @@ def wide_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def option_text(value: Any) -> str:
-    """The value of an option in words."""
+    """Format the value of an option as readable text."""
     if isinstance(value, dict):
         return " ".join(f"{name}={share:g}" for name, share in value.items())
     if isinstance(value, list):
@@ -152,5 +152,5 @@ def option_text(value: Any) -> str:
 
 
 def _breakable(name: str) -> str:
-    """A name that a narrow page breaks between its words."""
+    """Return an option's name as HTML that a narrow page can break between its words."""
     return escape(name).replace(".", ".<wbr>").replace("_", "_<wbr>")

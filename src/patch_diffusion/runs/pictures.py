@@ -1,4 +1,4 @@
-"""Pictures inside a page."""
+"""Pictures embedded in HTML pages as data URIs."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from PIL import Image
 
-_MOST_BYTES = 400_000  # of a picture; a larger one is shown smaller
-_SIDE = 640  # pixels of a smaller one
+_MOST_BYTES = 400_000  # largest picture that is embedded unreduced
+_SIDE = 640  # longest side of a reduced picture, in pixels
 
 T = TypeVar("T")
 
 
-def evenly(these: Sequence[T], most: int) -> list[T]:
-    """At most so many, the first and the last among them, the others evenly between."""
+def evenly_spaced(these: Sequence[T], most: int) -> list[T]:
+    """Return at most ``most`` items of a sequence: the first, the last, and others evenly spaced between them."""
     if len(these) <= most:
         return list(these)
     return [these[round(index * (len(these) - 1) / (most - 1))] for index in range(most)]
 
 
 def as_data(path: Path, most: int = _MOST_BYTES) -> str | None:
-    """A picture as the URI of an ``<img>``, of at most so many bytes; None for one that cannot be read."""
+    """Return a PNG file as a data URI for ``<img>``, reduced to ``most`` bytes if larger; None if it cannot be read."""
     from PIL import Image
 
     try:

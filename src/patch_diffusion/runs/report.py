@@ -1,4 +1,4 @@
-"""``report.html``: a run on one page, which needs no network and nothing beside it."""
+"""The report of a run, ``report.html``: one page that needs no network and no other files."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from patch_diffusion.runs.chart import chart, number
 from patch_diffusion.runs.folder import ModelFacts, RunFolder
 from patch_diffusion.runs.history import DISTANCES, SHARES, History
 from patch_diffusion.runs.page import option_text, page, table
-from patch_diffusion.runs.pictures import as_data, evenly
+from patch_diffusion.runs.pictures import as_data, evenly_spaced
 
 REPORT_FILE = "report.html"
 
 _PICTURES = 8
-_CLASSES = 20  # that are named
+_CLASSES = 20  # number of classes that are listed by name
 
 
 def write_report(run: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
-    """Write what is to be seen of a run on one page: what is trained, its curves, samples, notes and settings.
+    """Write an HTML report of a run on one page: the model and its data, curves, samples, notes and settings.
 
-    It can be written at any time, also while the run is trained, and of a run that has no log yet. Text from the run
-    is escaped. It takes at most some 4 MB, however long the run is.
+    The report can be written at any time, also while the run is trained or before it has a log. Text from the run
+    is escaped. The page takes at most some 4 MB, however long the run is.
 
     Args:
         run: the run folder.
-        out: an .html file; ``report.html`` in the run folder where None.
+        out: an .html file; ``report.html`` in the run folder if None.
 
     Returns:
-        Where it is.
+        The path of the report.
 
     Raises:
-        InputError: no run there, or a damaged one; or ``out`` is not named .html.
+        InputError: there is no run in the folder, or it is damaged, or ``out`` is not named .html.
     """
     folder = RunFolder(user_path(run))
     path = html_file(folder.path / REPORT_FILE if out is None else out)
@@ -50,7 +50,7 @@ def write_report(run: str | os.PathLike[str], out: str | os.PathLike[str] | None
 
 
 def html_file(out: str | os.PathLike[str]) -> Path:
-    """Where a page is to be written; a name that is none of a page is refused."""
+    """Return the path that a page is to be written to; refuse a name that does not end in .html or .htm."""
     path = user_path(out)
     if path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"a report is written as .html, not as '{path.name}'")
@@ -58,7 +58,7 @@ def html_file(out: str | os.PathLike[str]) -> Path:
 
 
 def clock(seconds: float) -> str:
-    """Hours, minutes and seconds to read."""
+    """Format a duration in seconds as readable hours, minutes and seconds, such as "1 h 05 min"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -76,7 +76,7 @@ def _parts(title: str, folder: RunFolder, config: Config, facts: ModelFacts, his
 
 
 def standing(config: Config, history: History) -> str:
-    """How far a run is, its newest numbers and what it warned of, as HTML."""
+    """Return the progress of a run, its newest numbers and its warnings as HTML."""
     return (
         f"{_state(config, history)}"
         f'<div class="meter"><div style="width:{100 * min(history.spent, 1):.2f}%"></div></div>'
@@ -85,12 +85,12 @@ def standing(config: Config, history: History) -> str:
 
 
 def charts(history: History) -> str:
-    """The curves of a run, as HTML; empty where there are none yet."""
+    """Return the curves of a run as HTML charts; an empty string if there are none yet."""
     return "".join(_charts(history))
 
 
 def about(folder: RunFolder, config: Config, facts: ModelFacts, history: History) -> str:
-    """What is trained, with which settings, its checkpoints and notes, as HTML."""
+    """Return a description of a run as HTML: its data and network, its settings, checkpoints and notes."""
     options, usual = flat_options(config), flat_options(Config())
     own = [(name, option_text(value)) for name, value in options.items() if value != usual.get(name)]
     return (
@@ -159,14 +159,14 @@ def _samples(paths: Sequence[Path]) -> str:
     figures = [
         f'<figure><img alt="samples after step {step}" src="{data}"><figcaption><small>step {step}</small></figcaption>'
         "</figure>"
-        for path in evenly(paths, _PICTURES)
-        if (data := as_data(path)) is not None and (step := step_of(path))
+        for path in evenly_spaced(paths, _PICTURES)
+        if (data := as_data(path)) is not None and (step := step_label(path))
     ]
     return f'<div class="samples">{"".join(figures)}</div>' if figures else ""
 
 
-def step_of(path: Path) -> str:
-    """The step that a file or a folder is named after."""
+def step_label(path: Path) -> str:
+    """Return the training step in the name of a file or folder as text, with thousands separators."""
     step = path.stem.rpartition("-")[2]
     return f"{int(step):,}" if step.isdecimal() else escape(path.stem)
 
@@ -211,9 +211,9 @@ def _checkpoints(folder: RunFolder) -> str:
         try:
             size = sum(file.stat().st_size for file in path.iterdir())
             kept = read_json(path / "state.json").get("keep", True)
-        except (OSError, InputError):  # removed, or damaged, meanwhile
+        except (OSError, InputError):  # removed meanwhile, or damaged
             continue
-        rows.append((f"step {step_of(path)}", f"{size / 1e6:,.1f} MB{'' if kept else ', until the next'}"))
+        rows.append((f"step {step_label(path)}", f"{size / 1e6:,.1f} MB{'' if kept else ', until the next'}"))
     return table(rows) if rows else "none yet"
 
 

@@ -1,4 +1,4 @@
-"""Which checkpoints stay."""
+"""Checkpoint retention: which checkpoints of a run are kept, and which are removed."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ STATE_FILE = "state.json"
 
 
 def sweep(checkpoints: list[Path], *, last: int, best: str | None, good: int) -> None:
-    """Remove checkpoints that need not stay.
+    """Remove the checkpoints of a run that are no longer needed.
 
-    Those that are to be kept stay, the newest ``last``, the newest that is known to be good, and the best. One that
-    cannot be read is left where it is.
+    Checkpoints marked to be kept stay, and so do the newest ``last``, the newest that is known to be good, and the
+    best. A checkpoint that cannot be read is left where it is.
 
     Args:
-        checkpoints: complete ones, oldest first.
+        checkpoints: complete checkpoints, oldest first.
         last: how many of the newest stay in any case.
-        best: what the one is lowest in that stays in any case, see `best_of`; None: there is none such.
-        good: the last step up to which all was well.
+        best: the metric whose lowest checkpoint stays in any case, see `best_of`; None keeps no best checkpoint.
+        good: the last step up to which training is known to have gone well.
     """
     known_good = [path for path in checkpoints if step_of(path) <= good]
     stay = {*checkpoints[-last:], *known_good[-1:], best_of(checkpoints, best) if best else None}
@@ -33,18 +33,18 @@ def sweep(checkpoints: list[Path], *, last: int, best: str | None, good: int) ->
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Remove a checkpoint; under another name first, so that a part of one is never taken for a whole."""
+    """Remove a checkpoint; rename it first, so that a partly removed one is never taken for a complete one."""
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(folder.rename(old))
 
 
 def best_of(checkpoints: list[Path], by: str = "loss") -> Path | None:
-    """The best checkpoint; None where what tells that was not measured at any.
+    """Return the best checkpoint, the one with the lowest metric; None if the metric was not measured at any.
 
     Args:
         checkpoints: oldest first.
-        by: "loss": the lowest of held-out images; or what was measured of samples and is best where it is lowest.
+        by: "loss" for the loss on held-out images, or the name of a metric of samples that is best where it is lowest.
     """
     found = {path: _state(path) for path in checkpoints}
     values = {
@@ -56,7 +56,7 @@ def best_of(checkpoints: list[Path], by: str = "loss") -> Path | None:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The number of steps after which a checkpoint was written."""
+    """Return the number of steps after which a checkpoint was written."""
     return int(checkpoint.name[5:])
 
 

@@ -1,4 +1,4 @@
-"""What a run will take in minutes and memory, from a few steps of it."""
+"""A forecast of the time and memory that a run will take, measured on a few of its steps."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from patch_diffusion.training.trainer import Trainer
 from patch_diffusion.training.watching.evaluation import picture_resolution
 
 SECONDS = 15.0
-"""That the timed steps may take, about."""
+"""The approximate time, in seconds, that the timed steps may take."""
 
-_TIMED_STEPS = 4  # of each size, beside the first, in which memory is allocated
-_PICTURES, _EVALUATIONS = 16, 35  # of a picture of samples: images, and how often the network sees each
+_TIMED_STEPS = 4  # timed steps of each size, not counting the first, in which memory is allocated
+_PICTURES, _EVALUATIONS = 16, 35  # images in a picture of samples, and network evaluations for each
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run costs on this machine.
+    """The cost of a run on this machine, in time and memory.
 
     Args:
-        device: where it was measured.
-        parameters: of the network.
-        seconds: of a step of each size.
-        shares: of the steps, of each size.
-        images: in a step of each size.
-        seconds_per_picture: of the samples that are made now and then.
-        pictures: how many times they are made.
+        device: the device that was measured.
+        parameters: number of parameters of the network.
+        seconds: duration of a step, by size.
+        shares: share of the steps, by size.
+        images: images in a step, by size.
+        seconds_per_picture: duration of making one picture of samples during training.
+        pictures: number of pictures of samples in the run.
         batch: whole images in a step.
-        memory_of_weights: bytes on the device, for weights, their gradients, average and moments.
-        memory_of_step: bytes beside them that the largest step takes. The data, and torch itself, come on top.
+        memory_of_weights: bytes on the device for weights, gradients, averages and moments.
+        memory_of_step: further bytes that the largest step takes. The data, and torch itself, come on top.
     """
 
     device: str
@@ -53,11 +53,11 @@ class Forecast:
 
     @property
     def memory(self) -> int:
-        """Bytes on the device."""
+        """The memory that the run takes on the device, in bytes."""
         return self.memory_of_weights + self.memory_of_step
 
     def with_batch(self, batch: int) -> Forecast:
-        """The same with another batch, all but the weights being in proportion to it."""
+        """Return the forecast for another batch size; all costs but those of weights and samples are proportional."""
         factor = batch / self.batch
         return replace(
             self,
@@ -69,23 +69,23 @@ class Forecast:
 
     @property
     def images_per_second(self) -> float:
-        """Images drawn from the data, without the time for pictures of samples."""
+        """The training speed in images drawn from the data per second, without the time for pictures of samples."""
         return self._mean(self.images) / self._mean(self.seconds)
 
     def images_in(self, minutes: float) -> int:
-        """Images that training sees in a budget of minutes."""
+        """Return the number of images that training sees in a budget of minutes."""
         seconds = max(60 * minutes - self.pictures * self.seconds_per_picture, 0.0)
         return round(seconds * self.images_per_second)
 
     def minutes_for(self, *, steps: float | None = None, images: float | None = None) -> float:
-        """Minutes that so many steps, or images, take."""
+        """Return the minutes that training on so many steps, or images, takes."""
         if images is not None:
             steps = images / self._mean(self.images)
         assert steps is not None
         return (steps * self._mean(self.seconds) + self.pictures * self.seconds_per_picture) / 60
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the forecast as a dict that JSON can store."""
         return {**asdict(self), "memory": self.memory, "images_per_second": self.images_per_second}
 
     def _mean(self, of_size: Mapping[str, float] | Mapping[str, int]) -> float:
@@ -93,14 +93,14 @@ class Forecast:
 
 
 def forecast(trainer: Trainer, *, seconds: float = SECONDS) -> Forecast:
-    """Run some steps of a fresh trainer and time them; it is not to be used afterwards.
+    """Forecast the cost of a run by timing some steps of a fresh trainer, which is not to be used afterwards.
 
-    Sizes that did not come up are counted by their floating-point operations. Where a step of the whole batch would
-    take too long, or more memory than there is, fewer images are timed and the rest is counted like them.
+    Sizes that did not occur are estimated by their floating-point operations. If a step of the whole batch would take
+    too long, or more memory than there is, fewer images are timed and the result is scaled up.
 
     Args:
-        trainer: what would be fitted. Nothing is written.
-        seconds: to spend on it, about; a single step may take longer.
+        trainer: the trainer of the run. Nothing is written.
+        seconds: approximate time to spend; a single step may take longer.
     """
     batch, demand = trainer.batches.batch, trainer.demand()
     buckets = trainer.images.buckets
@@ -119,7 +119,7 @@ def forecast(trainer: Trainer, *, seconds: float = SECONDS) -> Forecast:
         with trainer.engine.threads(trainer.state.denoiser):
             _resize(trainer, _batch_to_time(trainer, sizes, memory_of_step, seconds))
             measured = _time_steps(trainer, sizes, seconds)
-        # Times of a part of the batch stand for all of it.
+        # If only a part of the batch was timed, its time per image stands for the whole batch.
         timed = {
             name: (num, measured[name])
             for name, num in _images(sizes, trainer.batches.batch).items()
@@ -147,7 +147,7 @@ def forecast(trainer: Trainer, *, seconds: float = SECONDS) -> Forecast:
 
 
 def _resize(trainer: Trainer, batch: int) -> None:
-    """Give its steps another batch."""
+    """Set the batch size of a trainer's steps."""
     trainer.batches.batch = batch
 
 
@@ -156,7 +156,7 @@ def _images(sizes: Mapping[str, PatchSize], batch: int) -> dict[str, int]:
 
 
 def _batch_to_time(trainer: Trainer, sizes: Mapping[str, PatchSize], memory: int, seconds: float) -> int:
-    """The batch, or the part of it that fits into half the memory and of which some steps take no longer than asked."""
+    """Set and return the batch to time: all, or the part that fits into half the memory and into ``seconds``."""
     batch, room, parts = trainer.batches.batch, memory_of(trainer.state.denoiser.device), trainer.engine.accumulation
     largest = batch if room is None else max(parts, min(batch, int(batch * room / 2 / memory)))
     _resize(trainer, parts)
@@ -174,14 +174,14 @@ def _batch_to_time(trainer: Trainer, sizes: Mapping[str, PatchSize], memory: int
 
 
 def _time_steps(trainer: Trainer, sizes: Mapping[str, PatchSize], seconds: float) -> dict[str, float]:
-    """Median seconds of a step, of the sizes that came up."""
+    """Time training steps; return the median seconds of a step for each size that occurred."""
     times: dict[str, list[float]] = {name: [] for name in sizes}
     end = time.monotonic() + seconds
     index = 0
     while time.monotonic() < end and any(len(found) <= _TIMED_STEPS for found in times.values()):
         index += 1
-        # Stochastic sizes follow the number of the step; progressive ones the spent part of the budget, of which this
-        # goes evenly through all.
+        # Stochastic sizes depend on the number of the step, progressive ones on the spent fraction of the budget, which
+        # is therefore sampled evenly.
         trainer.state.counters.step = index
         size, spent = _step(trainer, index * _GOLDEN % 1)
         times[size].append(spent)
@@ -189,15 +189,15 @@ def _time_steps(trainer: Trainer, sizes: Mapping[str, PatchSize], seconds: float
 
 
 def _step(trainer: Trainer, spent: float) -> tuple[str, float]:
-    """A step: its size, and the seconds it took."""
+    """Run one training step; return its size and the seconds it took."""
     began = time.monotonic()
     size, loss = trainer.train_step(spent)
-    loss.item()  # waits for the device
+    loss.item()  # synchronizes, so that the time is that of the whole step
     return str(size), time.monotonic() - began
 
 
 def _time_evaluation(trainer: Trainer) -> float:
-    """Seconds that the network takes for the images of a picture of samples, once."""
+    """Return the seconds of one network evaluation on all images of a picture of samples."""
     model = trainer.state.average.denoiser
     resolution = picture_resolution(model)
     list(generate(model, range(2), steps=1, resolution=resolution))

@@ -1,4 +1,4 @@
-"""Ctrl-C between two steps, never inside one."""
+"""Handling of Ctrl-C between two training steps, never inside one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """Inside, the first SIGINT or SIGTERM sets the event, so that a step can be finished; the second acts as usual."""
+    """Set the yielded event at the first SIGINT or SIGTERM, so that a step can finish; the second acts as usual."""
     event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
         yield event
         return
     signals = (signal.SIGINT, signal.SIGTERM)

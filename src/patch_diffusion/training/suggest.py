@@ -1,4 +1,4 @@
-"""What fits the images, where none was given: noise, levels of the network, patch sizes, a batch, a number format."""
+"""Suggested options that fit the images: noise, levels of the network, patch sizes, batch, and number format."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ from patch_diffusion.patches.schedule import PatchSchedule, patch_shape
 Resolution = tuple[int, ...]
 
 LARGEST_AS_PRESET = 128
-"""Root of the area of an image up to which a preset's levels do; each doubling from there adds one, as the attention
-at the lowest levels costs by the square of the pixels there."""
+"""The square root of the largest image area for which a preset's levels suffice; each doubling adds a level, since the
+cost of attention at the lowest levels grows with the square of the number of pixels there."""
 
 FURTHEST_SIZE = math.sqrt(2)
-"""Factor by which a patch size may be moved to one that the network can take."""
+"""The largest factor between a wanted patch size and the one that is chosen so that the network can take it."""
 
-# As published (Patch Diffusion, arXiv 2304.12526, section 4): whole ones and halves.
+# Latents are trained whole or in halves, as published (Patch Diffusion, arXiv 2304.12526, section 4).
 _SIZES_OF_LATENTS = {"1/2": 1.0}
 
-_FEWEST_IMAGES = 2  # of a batch, so that two threads share it
-# Against 0.5 on faces of 64 x 64, three seeds; on photographs together with the batch: LOG.md, "Smaller steps on larger
-# images".
+_FEWEST_IMAGES = 2  # smallest batch, so that two threads can share it
+# Compared with 0.5 on faces of 64 x 64, three seeds, and on photographs together with the batch: LOG.md, "Smaller steps
+# on larger images".
 _WHOLE_WHERE_LARGE = 0.25
-# Sides below gain little: LOG.md, "bf16 by the clock".
+# Images with smaller sides gain little: LOG.md, "bf16 by the clock".
 _SMALLEST_IN_BF16 = 64
-_LEAST_SHIFT = 0.5  # of p_mean that is worth an option
+_LEAST_SHIFT = 0.5  # smallest shift of p_mean that is worth an option
 _FEWEST_LEVELS = 2
 _LARGEST_DENOMINATOR = 32
 
 
 def suggest(images: Images, base: Config, given: Collection[str] = ()) -> tuple[Config, list[str]]:
-    """The options, with noise levels that suit the images and levels and patch sizes that they can be cut to.
+    """Suggest options that fit the images: noise levels, levels of the network, patch sizes, batch and number format.
 
-    What fits stays as it is, and nothing that the user gave is changed. Where nothing that may be changed would help,
-    the options come back as they were, and the trainer says what is wrong with them.
+    Options that fit are not changed, nor are options that the user gave. If no allowed change would help, the options
+    are returned as they were, and the trainer reports what is wrong with them.
 
     Args:
-        images: of one resolution or several.
-        base: the options, of a preset for instance.
-        given: names of those that the user asked for, such as "patches.sizes" or "network.multipliers".
+        images: the images, of one resolution or several.
+        base: the options to start from, for instance those of a preset.
+        given: names of the options that the user gave, such as "patches.sizes" or "network.multipliers".
 
     Returns:
-        The options, and a sentence for each that was changed.
+        The options, and a sentence for each option that was changed.
 
     Raises:
-        InputError: an option was given that means nothing for such images.
+        InputError: an option was given that has no meaning for such images.
 
     >>> images = ImageSet(torch.zeros(9, 1, 28, 28, dtype=torch.uint8))
     >>> config, reasons = suggest(images, PRESETS["small"])
@@ -83,7 +83,7 @@ def suggest(images: Images, base: Config, given: Collection[str] = ()) -> tuple[
 
 
 def stride(network: Network) -> int:
-    """What every height and width must be a multiple of."""
+    """Return the number of which every height and width that a network takes must be a multiple."""
     if network.kind in STYLES:
         return 2 ** (len(_multipliers(network)) - 1)
     if network.kind == "dit":
@@ -94,10 +94,10 @@ def stride(network: Network) -> int:
 
 
 def _shifted(images: Images, config: Config, given: Collection[str]) -> tuple[Config, list[str]]:
-    """Noise levels for images that are flatter, or larger, than those that a preset's are for.
+    """Shift the noise levels for images that are flatter, or larger, than those that a preset is for.
 
-    Images of k times the deviation are the same problem at k times the noise, and in images of k times the side as much
-    is seen at k times the noise (Hoogeboom et al., arXiv 2301.11093, section 2.1).
+    Images with k times the deviation are the same problem at k times the noise, and images with k times the side show
+    as much at k times the noise (Hoogeboom et al., arXiv 2301.11093, section 2.1).
     """
     if {"noise.p_mean", "noise.p_std", "noise.process"} & set(given) or config.noise.process != "edm":
         return config, []
@@ -117,7 +117,7 @@ def _shifted(images: Images, config: Config, given: Collection[str]) -> tuple[Co
 def _smaller_steps(
     config: Config, resolutions: Sequence[Resolution], given: Collection[str]
 ) -> tuple[Config, list[str]]:
-    """A batch with which no step has more pixels than it should, and then fewer steps on whole images, too."""
+    """Reduce the batch so that no step exceeds ``batch_pixels``, and in that case also the share of whole images."""
     most, batch = config.batch_pixels, config.batch
     if most is not None and most < 1:
         raise InputError(f"batch_pixels is at least 1, not {most}")
@@ -147,10 +147,10 @@ def _smaller_steps(
 def _number_format(
     config: Config, resolutions: Sequence[Resolution], given: Collection[str]
 ) -> tuple[Config, list[str]]:
-    """bf16 on a processor that has it, where what the network sees is large enough to gain by that."""
+    """Choose bf16 on a CPU that supports it, if the images or patches are large enough to gain from it."""
     engine = config.engine
     side = max(math.sqrt(math.prod(seen)) for seen in _seen(config.patches, resolutions))
-    # The machines of a run of several processes may differ, and compiled networks were not measured.
+    # The machines of a run with several processes may differ, and compiled networks were not measured.
     settled = engine.precision != "auto" or engine.compile or int(os.environ.get("WORLD_SIZE", "1")) > 1
     if "engine.precision" in given or settled or side < _SMALLEST_IN_BF16:
         return config, []
@@ -161,7 +161,7 @@ def _number_format(
 
 
 def _seen(patches: Patches, resolutions: Sequence[Resolution]) -> Sequence[Resolution]:
-    """What the network sees at once: with a context and without steps on whole images, patches."""
+    """Return the shapes that the network takes: images, or patches if it has a context and no whole images."""
     if patches.whole > 0 or patches.context is None:
         return resolutions
     try:
@@ -175,7 +175,7 @@ def _multipliers(network: Network) -> tuple[int, ...]:
 
 
 def _networks(network: Network, resolutions: Sequence[Resolution], given: Collection[str]) -> Iterator[Network]:
-    """What may be tried, the best first: with more levels where images are large, as it is, with fewer."""
+    """Yield networks to try, the best first: with more levels if images are large, then unchanged, then with fewer."""
     if "network.multipliers" in given or network.kind not in STYLES:
         yield network
         return
@@ -199,7 +199,7 @@ def _networks(network: Network, resolutions: Sequence[Resolution], given: Collec
 def _sizes(
     wanted: dict[str, float], whole: float, resolutions: Sequence[Resolution], stride: int, given: Collection[str]
 ) -> dict[str, float] | None:
-    """The sizes, or the nearest that such a network can take; None where there are none."""
+    """Return the patch sizes with shares, or the nearest ones that a network of this stride can take; None if none."""
     if any(side % stride for resolution in resolutions for side in resolution):
         return None
     if whole >= 1 or _fits(wanted, resolutions, stride):
@@ -218,7 +218,7 @@ def _sizes(
 
 
 def _nearest(size: str, resolutions: Sequence[Resolution], stride: int) -> str | None:
-    """The size itself, or the nearest that fits: in pixels if it may be, else a fraction of few parts."""
+    """Return a patch size that fits, the wanted or the nearest, in pixels if possible, else as a simple fraction."""
     if _fits([size], resolutions, stride):
         return size
     shorter = min(map(min, resolutions))
@@ -229,7 +229,7 @@ def _nearest(size: str, resolutions: Sequence[Resolution], stride: int) -> str |
         for part in range(1, whole)
         if math.gcd(part, whole) == 1
     ]
-    # Where shorter sides differ, so many pixels are another part of each.
+    # If the shorter sides of images differ, a size in pixels would be a different fraction of each.
     if len(set(map(min, resolutions))) == 1:
         candidates = [str(side) for side in range(stride, shorter, stride)] + candidates
     fitting = [
@@ -237,13 +237,13 @@ def _nearest(size: str, resolutions: Sequence[Resolution], stride: int) -> str |
         for candidate in candidates
         if _fits([candidate], resolutions, stride)
     ]
-    # min takes the first of equals: pixels before parts, few parts before many.
+    # min takes the first of equals: pixels before fractions, small denominators before large ones.
     distance, nearest = min(fitting, key=lambda item: item[0], default=(math.inf, ""))
     return nearest if distance <= math.log(FURTHEST_SIZE) else None
 
 
 def _distance(size: str, target: Fraction, resolutions: Sequence[Resolution]) -> float:
-    """How far patches of this size are from a part of the images: the largest |ln ratio| of a side."""
+    """Return how far patches of a size are from a fraction of the images: the largest |ln ratio| of a side."""
     schedule = PatchSchedule(whole=0, sizes={size: 1.0})
     ratios = [
         pixels / (whole * target)
@@ -254,7 +254,7 @@ def _distance(size: str, target: Fraction, resolutions: Sequence[Resolution]) ->
 
 
 def _fits(sizes: Collection[str], resolutions: Sequence[Resolution], stride: int) -> bool:
-    """Whether a network of this stride takes patches of these sizes, and the whole images."""
+    """Return True if a network of this stride takes patches of these sizes, and the whole images."""
     schedule = PatchSchedule(whole=0.5, sizes={size: 1 / len(sizes) for size in sizes})
     try:
         for resolution in resolutions:
@@ -265,7 +265,7 @@ def _fits(sizes: Collection[str], resolutions: Sequence[Resolution], stride: int
 
 
 def _reasons(base: Config, chosen: Config, resolutions: Sequence[Resolution], wanted: dict[str, float]) -> list[str]:
-    """What was changed and why, in sentences."""
+    """Return a sentence for each changed option of network levels and patch sizes: its value and the reason."""
     height, width = max(resolutions, key=math.prod)
     others = " and others" if len(resolutions) > 1 else ""
     images = f"images of {height}x{width}{others}"

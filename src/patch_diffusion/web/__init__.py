@@ -1,1 +1,1 @@
-"""The web page: runs to look at, models to sample from and to edit images by, on this machine alone."""
+"""The web page of ``patch-diffusion serve``: watch runs, sample from their models and edit images, on this machine."""

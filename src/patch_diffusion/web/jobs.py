@@ -1,4 +1,4 @@
-"""What the page asks a model for, one after the other, and what became of it."""
+"""The job queue of the web server: requests to models, run one after the other, with their events and results."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from typing import Any, Literal
 from patch_diffusion.errors import InputError
 
 MOST_WAITING = 32
-_KEPT = 24  # jobs that are over, whose pictures can still be asked for
-_MOST_BYTES = 512 * 2**20  # that they may take on the disk
-_LONELY_SECONDS = 60.0  # after which a job that no page asks for any more is stopped
+_KEPT = 24  # finished jobs whose pictures can still be fetched
+_MOST_BYTES = 512 * 2**20  # disk space that finished jobs may take
+_LONELY_SECONDS = 60.0  # without a request from a page, after which a job is stopped
 
 Event = dict[str, Any]
 State = Literal["waiting", "running", "done", "failed", "stopped"]
 
 
 class BusyError(InputError):
-    """More is waiting than will be waited for."""
+    """An error for a job that is refused because the queue is full."""
 
 
 class StoppedError(Exception):
-    """A job that was stopped, in its own thread."""
+    """An exception that ends a stopped job, raised in the thread that runs it."""
 
 
 class Job:
-    """Something that takes a while, and tells what it has so far.
+    """A long-running task of the web server, with its state and the events that it has reported so far.
 
     Args:
-        folder: for its files; it has it for itself.
+        folder: the folder for the job's files, used by no other job.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -50,10 +50,10 @@ class Job:
         self._news = threading.Condition()
 
     def tell(self, kind: str, **values: Any) -> None:
-        """Add an event, and stop here if that was asked for.
+        """Report an event of the job, and raise if the job is to stop.
 
         Raises:
-            StoppedError: the job was stopped, or nobody asks for it any more.
+            StoppedError: the job was stopped, or no page has requested its news for a minute.
         """
         with self._news:
             self.events.append({"event": kind, **values})
@@ -61,18 +61,18 @@ class Job:
         self.check()
 
     def check(self) -> None:
-        """Stop here if that was asked for."""
+        """Raise `StoppedError` if the job was stopped, or no page has requested its news for a minute."""
         if self.asked_to_stop or time.monotonic() - self.looked_at > _LONELY_SECONDS:
             raise StoppedError
 
     def become(self, state: State, reason: str = "") -> None:
-        """Change the state."""
+        """Set the state of the job, with the reason of a failure, and wake waiting readers."""
         with self._news:
             self.state, self.reason = state, reason
             self._news.notify_all()
 
     def after(self, num: int, state: str = "", wait: float = 0.0) -> tuple[State, list[Event]]:
-        """The state, and the events after the first ``num``; waits so many seconds for something new of either."""
+        """Return the state and the events after the first ``num``; wait up to ``wait`` seconds until either is new."""
         self.looked_at = time.monotonic()
         with self._news:
             self._news.wait_for(lambda: len(self.events) > num or self.state != state or self.is_over, wait)
@@ -81,15 +81,15 @@ class Job:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will come of it."""
+        """True if the job is done, failed or stopped."""
         return self.state in ("done", "failed", "stopped")
 
 
 class Jobs:
-    """A queue with one thread that works: a model has the machine for itself.
+    """A job queue with a single worker thread, so that only one model computes at a time.
 
     Args:
-        folder: where jobs have their files; jobs that are over lose them, the oldest first, as others come.
+        folder: the parent of the jobs' folders; the oldest finished jobs are deleted as new jobs come.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -102,10 +102,10 @@ class Jobs:
         self._thread.start()
 
     def add(self, task: Callable[[Job], None]) -> Job:
-        """Have something done.
+        """Queue a task as a new job, and return the job.
 
         Raises:
-            BusyError: too much is waiting.
+            BusyError: the queue is full.
         """
         with self._change:
             if len(self._tasks) >= MOST_WAITING:
@@ -119,19 +119,19 @@ class Jobs:
         return job
 
     def find(self, identity: str) -> Job | None:
-        """A job by its name, if it is still known."""
+        """Return the job with this identifier, or None if it is no longer known."""
         with self._change:
             return self._jobs.get(identity)
 
     def ahead_of(self, job: Job) -> int:
-        """How many are done before it."""
+        """Return the number of jobs that are waiting or running ahead of this one."""
         with self._change:
             waiting = [other for other, _ in self._tasks]
             running = any(other.state == "running" for other in self._jobs.values())
             return (waiting.index(job) + running) if job in waiting else 0
 
     def stop(self, job: Job) -> None:
-        """Have it done no further; what it has so far stays."""
+        """Stop a job, waiting or running; its results so far are kept."""
         job.asked_to_stop = True
         with self._change:
             if any(other is job for other, _ in self._tasks):
@@ -139,7 +139,7 @@ class Jobs:
                 job.become("stopped")
 
     def close(self) -> None:
-        """Stop all, and wait for the end of the step that is taken: a thread inside torch cannot be left behind."""
+        """Stop all jobs and join the worker after its current step, as a thread inside torch cannot be abandoned."""
         with self._change:
             self._is_closed = True
             jobs = list(self._jobs.values())
@@ -167,15 +167,15 @@ class Jobs:
             job.become("stopped")
         except InputError as error:
             job.become("failed", str(error))
-        except OSError as error:  # a run was deleted meanwhile, or the disk is full
+        except OSError as error:  # for instance, a run was deleted meanwhile, or the disk is full
             job.become("failed", f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
-        except Exception as error:  # a defect, or too little memory: the next is done all the same
+        except Exception as error:  # a defect, or too little memory, must not keep the next job from running
             traceback.print_exc(file=sys.stderr)
             reason = " ".join(str(error).split())[:300]
             job.become("failed", f"{type(error).__name__}: {reason}")
 
     def _forget(self) -> None:
-        """Remove jobs that are over, the oldest first, beyond what is kept."""
+        """Delete finished jobs and their files, the oldest first, beyond the number and the bytes that are kept."""
         over = [job for job in self._jobs.values() if job.is_over]
         sizes = {job.id: _size(job.folder) for job in over}
         while over and (len(over) > _KEPT or sum(sizes[job.id] for job in over) > _MOST_BYTES):

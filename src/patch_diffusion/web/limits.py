@@ -1,4 +1,4 @@
-"""How large pictures may be, so that no request fills the memory of the machine."""
+"""Limits on the size of pictures that the web page requests, so that no request fills the machine's memory."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from patch_diffusion.errors import InputError
 from patch_diffusion.sampling.tiles import even_starts
 
 MOST_PIXELS = 2**20
-"""Of a picture."""
+"""The largest number of pixels of one requested picture."""
 
 MOST_IN_ALL = 2**24
-"""Of the pictures of a request."""
+"""The largest number of pixels of all pictures of a request together."""
 
 MOST_SEEN = 2**18
-"""Of what a network is shown at once; it keeps a few numbers for each pixel and feature."""
+"""The largest number of pixels in one forward pass of a network, which keeps few activations per pixel in memory."""
 
 MOST_SEEN_BACK = 2**16
-"""The same where it goes backward too, for which it keeps all of them."""
+"""The largest number of pixels in a pass with gradients, for which a network keeps all activations in memory."""
 
 _MOST_AT_ONCE = 16
 
 _MOST_OVERLAP = 20
-"""Of the pixels of a picture, that its tiles may have together: between two steps nothing can be stopped."""
+"""The largest ratio of the pixels of all overlapping tiles to those of the picture: no step can be stopped midway."""
 
 
 def at_once(
@@ -32,20 +32,20 @@ def at_once(
     overlap: int | None = None,
     backward: bool,
 ) -> int:
-    """How many pictures, or tiles, a network is given together.
+    """Return the batch size, of pictures or of tiles, with which a network can make the requested pictures.
 
-    What a model was trained on may be as large as it is.
+    The resolution that a model was trained on is always allowed.
 
     Args:
         resolution: height and width of the pictures.
-        trained: those of the images of training.
-        pictures: how many there will be.
-        tile: side of tiles, which are seen one by one.
-        overlap: pixels that they overlap by; a quarter of the side where None.
-        backward: whether the network goes backward, for which all tiles are kept.
+        trained: height and width of the training images.
+        pictures: the number of pictures.
+        tile: side of tiles, which the network takes one by one.
+        overlap: pixels by which tiles overlap; a quarter of the side if None.
+        backward: True if the network also computes gradients, for which all tiles are kept.
 
     Raises:
-        InputError: that is too much.
+        InputError: the request is too large.
     """
     height, width = resolution
     pixels, usual = height * width, 1 if trained is None else trained[0] * trained[1]
@@ -53,7 +53,7 @@ def at_once(
         raise InputError(f"{height}x{width} is more than this page makes, {MOST_PIXELS:,} pixels: ask for less")
     if pictures > 1 and pictures * pixels > MOST_IN_ALL:
         most = max(MOST_IN_ALL // pixels, 1)
-        raise InputError(f"of pictures of {height}x{width} this page makes {most} at a time, not {pictures}")
+        raise InputError(f"this page makes at most {most} pictures of {height}x{width} at a time, not {pictures}")
     most = max(MOST_SEEN_BACK if backward else MOST_SEEN, usual)
     in_tiles = pixels if tile is None else _pixels_in_tiles(resolution, tile, overlap)
     if in_tiles > _MOST_OVERLAP * pixels:
@@ -73,7 +73,7 @@ def at_once(
 
 
 def _pixels_in_tiles(resolution: tuple[int, ...], tile: int, overlap: int | None) -> int:
-    """Of all tiles together; what tiles cannot be is said where they are made."""
+    """Return the number of pixels of all tiles together; sampling itself refuses impossible tiles."""
     overlap = tile // 4 if overlap is None else overlap
     if not 0 <= overlap < tile <= min(resolution):
         return resolution[0] * resolution[1]

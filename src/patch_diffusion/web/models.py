@@ -1,4 +1,4 @@
-"""Models that were loaded, so that the next picture does not wait for its weights."""
+"""The web server's cache of loaded models, so that the next picture does not wait for weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST = 3
 
 
 class Models:
-    """The last few models that were asked for.
+    """A cache of the three most recently used models.
 
     Args:
         device: see `choose_device`.
@@ -27,20 +27,20 @@ class Models:
         self._models: OrderedDict[tuple[Path, int, int, float | None], Denoiser] = OrderedDict()
 
     def load(self, folder: RunFolder, checkpoint: int | None = None, ema_length: float | None = None) -> Denoiser:
-        """The model of a run as it is now, or of one of its checkpoints: of a run that is trained the weights change.
+        """Return the current model of a run, or that of a checkpoint, from the cache unless its file has changed.
 
-        ``ema_length`` as in `load`.
+        ``ema_length`` has the same meaning as in `load`.
 
         Raises:
-            InputError: there is none, or it is damaged.
+            InputError: there is no such model, or it is damaged.
         """
         path = folder.model_file if checkpoint is None else folder.checkpoint(checkpoint) / "ema.safetensors"
-        if not path.exists():  # an error that names what there is
+        if not path.exists():  # loading raises the error that names the existing checkpoints
             return self._load(folder, checkpoint, ema_length)
         status = path.stat()
         key = (path, status.st_mtime_ns, status.st_size, ema_length)
         if key not in self._models:
-            while len(self._models) >= _MOST:  # before, so that there is room
+            while len(self._models) >= _MOST:  # old models go first, so that memory is free for the new one
                 self._models.popitem(last=False)
             self._models[key] = self._load(folder, checkpoint, ema_length)
         self._models.move_to_end(key)

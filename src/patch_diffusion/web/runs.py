@@ -1,4 +1,4 @@
-"""The runs of a folder, by names that cannot lead out of it."""
+"""The runs in the served folder, found by names that cannot lead out of it, with their data for the page."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from patch_diffusion.runs.report import about, charts, standing
 from patch_diffusion.runs.retention import step_of
 from patch_diffusion.training.suggest import stride
 
-MOST_RUNS = 500  # that are listed
-_DEEPEST = 3  # levels of folders that are looked into
-_WATCHED = 16  # runs whose curves are kept
+MOST_RUNS = 500  # most runs that are listed
+_DEEPEST = 3  # levels of sub-folders that are searched
+_WATCHED = 16  # most runs whose curves are kept in memory
 
 
 class GoneError(InputError):
-    """What was asked for is not there, or not there any more."""
+    """An error for a run, picture, file or job that does not exist, or no longer exists."""
 
 
 @dataclass
 class _Watched:
-    """A log that is read on, and what it adds up to."""
+    """The log of a run that is read incrementally, with the curves from its lines and a version number."""
 
     tail: LogTail
     history: History = field(default_factory=History)
     version: int = 0
-    first: int = field(default_factory=time.time_ns)  # so that one that is watched anew has no version twice
+    first: int = field(default_factory=time.time_ns)  # keeps versions unique if a run is dropped and watched again
 
     def look(self) -> None:
-        """Read what has come to the log."""
+        """Read the new lines of the log into the history."""
         while True:
             news = self.tail.read()
             if news.restarted:
@@ -53,13 +53,13 @@ class _Watched:
 
 
 class Runs:
-    """The runs in a folder and in its sub-folders; or the one that the folder itself is, whose name is then ".".
+    """The runs in a folder and its sub-folders; if the folder is itself a run, only that one, under the name ".".
 
-    They are looked for at every question, so that runs appear and go. Links that lead out of the folder are not
-    followed.
+    The folder is searched again for every request, so that new runs appear and deleted ones vanish. Links that lead
+    out of the folder are not followed.
 
     Args:
-        folder: that is served; it need not be there yet.
+        folder: the folder that is served; it may not exist yet.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -68,14 +68,14 @@ class Runs:
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
-        """All runs, in the order of their names."""
+        """Return the names of all runs in alphabetical order, at most `MOST_RUNS`."""
         return sorted(self._names(self.folder, ""))[:MOST_RUNS]
 
     def find(self, name: str) -> RunFolder:
-        """The run of this name.
+        """Return the run folder of this name.
 
         Raises:
-            GoneError: there is none in the folder, or the name leads out of it.
+            GoneError: the folder has no such run, or the name leads out of the folder.
         """
         if name == ".":
             run = RunFolder(self.folder)
@@ -93,19 +93,19 @@ class Runs:
         return run
 
     def overview(self) -> list[dict[str, Any]]:
-        """What a list of the runs shows of each, the one that changed last first."""
+        """Return a summary of each run for the list of runs, the most recently changed first."""
         found = []
         for name in self.names():
             try:
                 found.append(self._summary(name))
-            except GoneError:  # meanwhile
+            except GoneError:  # the run was deleted meanwhile
                 continue
-            except (ValueError, TypeError, AttributeError, OSError) as error:  # in a run that is damaged
+            except (ValueError, TypeError, AttributeError, OSError) as error:  # the run is damaged
                 found.append({"name": name, "damaged": str(error), "changed": 0.0})
         return sorted(found, key=lambda run: -run["changed"])
 
     def detail(self, name: str, known: str = "") -> dict[str, Any]:
-        """All there is to be seen of a run; without what is drawn where its version is ``known``."""
+        """Return all data about a run for its page, without the HTML parts if the page has this version (``known``)."""
         folder = self.find(name)
         config, facts = folder.read_config()
         summary = self._summary(name)
@@ -115,7 +115,7 @@ class Runs:
             while len(self._watched) > _WATCHED:
                 self._watched.popitem(last=False)
             watched.look()
-            # A run of the same name may have been deleted and begun anew.
+            # A run may have been deleted and begun anew under the same name.
             begun = folder.config_file.stat().st_mtime_ns
             version = f"{watched.first}-{watched.version}-{begun}-{len(summary['checkpoints'])}"
             if version != known:
@@ -127,7 +127,7 @@ class Runs:
         return summary | {"version": version, "samples": [path.name for path in self._samples(folder)]}
 
     def picture(self, name: str, file: str) -> Path:
-        """A picture of samples of a run, by its file name."""
+        """Return the path of a picture of samples of a run, by its file name."""
         folder = self.find(name)
         for path in self._samples(folder):
             if path.name == file:
@@ -160,21 +160,21 @@ class Runs:
         return sorted(path for path in folder.path.glob("samples/step-*.png") if self._holds(path))
 
     def _names(self, folder: Path, name: str, depth: int = 0) -> Iterator[str]:
-        """A folder with a run is looked into no further."""
+        """Yield the names of the runs in a folder and its sub-folders; do not search inside a run folder."""
         try:
             if RunFolder(folder).is_run():
                 if self._holds(folder / "config.json"):
                     yield name or "."
                 return
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name) if depth <= _DEEPEST else []
-        except (OSError, RuntimeError):  # gone meanwhile, not to be read, or a link that leads to itself
+        except (OSError, RuntimeError):  # deleted meanwhile, unreadable, or a link that leads to itself
             return
         for entry in entries:
             if _is_folder(entry) and not entry.name.startswith(".") and "\\" not in entry.name:
                 yield from self._names(folder / entry.name, f"{name}/{entry.name}" if name else entry.name, depth + 1)
 
     def _holds(self, path: Path) -> bool:
-        """Whether a file lies in the folder, also where a link is followed to it."""
+        """Return True if a file is inside the served folder after all links are resolved."""
         return path.resolve().is_relative_to(self.folder.resolve())
 
 
@@ -194,7 +194,7 @@ def _state(facts: ModelFacts, spent: float, trainer: str | None) -> str:
 
 
 def _model(config: Config, facts: ModelFacts) -> dict[str, Any]:
-    """What a form needs to know of a model before it is loaded."""
+    """Return the properties of a model that the forms of the page need, without loading the model."""
     codec = facts.codec
     dropped, context = config.network.label_dropout, config.patches.context
     return {
@@ -206,7 +206,7 @@ def _model(config: Config, facts: ModelFacts) -> dict[str, Any]:
         "stride": stride(config.network),
         "coords": config.patches.coords,
         "ema_lengths": list(config.ema.lengths or ()),
-        # Networks drop labels unless they are told not to.
+        # Networks drop labels in training unless label_dropout is 0.
         "classless": not facts.num_classes or dropped is None or dropped > 0,
         "editable": codec.get("dtype") == "uint8" and facts.image_channels in (1, 3, 4) and context is None,
     }
@@ -218,6 +218,6 @@ def _mean(losses: dict[str, Any]) -> float | None:
 
 
 def _changed(folder: RunFolder) -> float:
-    """When something was last written, in seconds."""
+    """Return the time of the last write to a run's config or log, in seconds since the epoch."""
     times = [path.stat().st_mtime for path in (folder.config_file, folder.log_file) if path.exists()]
     return max(times, default=0.0)

@@ -1,4 +1,4 @@
-"""The page over HTTP, for this machine alone unless it is told otherwise."""
+"""The HTTP server of the web page, which listens to this machine alone by default."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from patch_diffusion.files import user_path
 from patch_diffusion.web.site import MOST_BYTES, Answer, Site
 
 _MOST_CONNECTIONS = 128
-_QUIET_SECONDS = 30.0  # after which a connection that says nothing is closed
+_QUIET_SECONDS = 30.0  # timeout of a connection on which nothing is sent
 _HEADERS = {
-    # Even if something from a run got past the escaping, the page could load nothing and send nothing elsewhere.
+    # Even if text from a run got past the escaping, the page could load nothing and send nothing elsewhere.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -41,20 +41,20 @@ def serve(
     device: str = "auto",
     ready: Callable[[str], object] | None = None,
 ) -> None:
-    """Serve the page until Ctrl-C: the runs of a folder, pictures made by their models, images edited by them.
+    """Serve a web page until Ctrl-C, which shows the runs of a folder and samples or edits images with their models.
 
-    Nothing is loaded from elsewhere or sent there. Whoever reaches the page can use it; by default that is this machine
-    alone.
+    The page loads nothing from elsewhere and sends nothing there. Whoever reaches it can use it; by default that is
+    this machine alone.
 
     Args:
-        runs: folder with runs, at any depth of up to three, or a run. It need not be there yet.
+        runs: a run, or a folder with runs in sub-folders of up to three levels. It may not exist yet.
         host: address to listen at; "0.0.0.0" for all machines that reach this one.
-        port: 0 for any that is free.
+        port: port to listen at; 0 for any free port.
         device: see `choose_device`.
-        ready: called with the address of the page once it is there.
+        ready: called with the address of the page once the server listens.
 
     Raises:
-        InputError: ``runs`` is a file, or the address cannot be had.
+        InputError: ``runs`` is a file, or the server cannot listen at the address.
 
     >>> serve("runs")  # doctest: +SKIP
     """
@@ -63,11 +63,11 @@ def serve(
     folder = user_path(runs)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: give a folder with runs")
-    choose_device(device)  # now, and not at the first picture
+    choose_device(device)  # a wrong device is refused now, and not at the first picture
     with tempfile.TemporaryDirectory(prefix="patch-diffusion-", ignore_cleanup_errors=True) as work:
         server = Server(host, port, Site(folder, Path(work), device))
-        main = threading.current_thread() is threading.main_thread()  # only there can signals be handled
-        # The pictures are removed then, too.
+        main = threading.current_thread() is threading.main_thread()  # only the main thread can handle signals
+        # SIGTERM ends the server like Ctrl-C, so that the temporary pictures are removed.
         before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
         try:
             if ready is not None:
@@ -83,14 +83,14 @@ def serve(
 
 
 class Server(ThreadingHTTPServer):
-    """A thread for each connection, of which there are not too many.
+    """The HTTP server of the page, with one thread per connection and a limit on connections.
 
     Args:
-        host, port: where it listens.
-        site: what it answers.
+        host, port: the address to listen at.
+        site: the site that answers requests.
 
     Raises:
-        InputError: it cannot listen there.
+        InputError: the server cannot listen at this address.
     """
 
     daemon_threads = True
@@ -110,7 +110,7 @@ class Server(ThreadingHTTPServer):
             ) from None
 
     def server_bind(self) -> None:
-        """Without asking for the name of this machine, which a name server elsewhere would be asked for."""
+        """Bind the socket without resolving this machine's name, which would query a name server elsewhere."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
@@ -118,14 +118,14 @@ class Server(ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
-        """Of the page."""
+        """The URL of the page."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{self.server_port}/"
 
     def is_own(self, host: str) -> bool:
-        """Whether a name that the page was asked for by is one of this machine.
+        """Return True if the host name of a request is one of this machine.
 
-        Names of other sites may be made to lead here, by which those would read what is here.
+        Other sites could let their names resolve to this machine, to read its data (DNS rebinding).
         """
         name = (urlsplit(f"//{host}").hostname or "").lower()
         if name in ("localhost", self._host.lower(), platform.node().lower()):
@@ -137,27 +137,27 @@ class Server(ThreadingHTTPServer):
         return True
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """In a thread, if there is room for one."""
+        """Handle a connection in a new thread, or close it if there are too many connections."""
         if not self._room.acquire(blocking=False):
             self.shutdown_request(request)
             return
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Until the connection is closed."""
+        """Handle a connection until it is closed, then free its place among the connections."""
         try:
             super().process_request_thread(request, client_address)
         finally:
             self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A page that was closed in the middle of an answer is no error."""
+        """Print a traceback, unless the error is only that a page was closed in the middle of an answer."""
         if not isinstance(sys.exc_info()[1], OSError):
             traceback.print_exc(file=sys.stderr)
 
 
 class _Connection(BaseHTTPRequestHandler):
-    """What one browser asks, one question after the other."""
+    """A request handler for one connection of a browser, which answers its requests one after the other."""
 
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "patch-diffusion", ""
@@ -165,15 +165,15 @@ class _Connection(BaseHTTPRequestHandler):
     server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def do_GET(self) -> None:
-        """A question."""
+        """Answer a GET request."""
         self._reply(self._checked(lambda path, query: self.server.site.ask(path, query)))
 
     def do_HEAD(self) -> None:
-        """A question whose answer is not sent."""
+        """Answer a HEAD request, like GET but without the body."""
         self.do_GET()
 
     def do_POST(self) -> None:
-        """Something to be done."""
+        """Answer a POST request, which uploads a picture, starts a job or stops one."""
         self._reply(self._checked(self._done))
 
     def _checked(self, answer: Callable[[str, dict[str, str]], Answer]) -> Answer:
@@ -181,9 +181,7 @@ class _Connection(BaseHTTPRequestHandler):
         try:
             if not self.server.is_own(host):
                 self.close_connection = True
-                return _refusal(
-                    403, "ask for this page by localhost, the address in numbers, or the machine's own name"
-                )
+                return _refusal(403, "open this page under localhost, a numeric address, or the machine's own name")
             if origin is not None and urlsplit(origin).netloc != host:
                 self.close_connection = True
                 return _refusal(403, "this page answers only to itself")
@@ -194,7 +192,7 @@ class _Connection(BaseHTTPRequestHandler):
             return _refusal(400, str(error))
         except (ConnectionError, TimeoutError):
             raise
-        except Exception:  # a defect, which the next question need not suffer from
+        except Exception:  # a defect must not keep the server from answering the next request
             traceback.print_exc(file=sys.stderr)
             self.close_connection = True
             return _refusal(500, "this failed, and the reason is where the page was started")
@@ -203,11 +201,11 @@ class _Connection(BaseHTTPRequestHandler):
         most, length = MOST_BYTES.get(path, 0), self.headers.get("Content-Length", "")
         if not length.isdecimal():
             self.close_connection = True
-            return _refusal(411, "say how many bytes are sent")
+            return _refusal(411, "say how many bytes are sent, in Content-Length")
         if int(length) > most:
-            self.close_connection = True  # rather than read what is not wanted
+            self.close_connection = True  # so that the rest of the body need not be read
             return _refusal(413, f"{int(length) / 2**20:.1f} MB are sent, and at most {most / 2**20:.1f} MB are taken")
-        # A form of another site cannot be of this kind.
+        # An HTML form of another site cannot send these content types.
         if self.headers.get_content_type() not in ("application/json", "application/octet-stream"):
             self.close_connection = True
             return _refusal(415, "send application/json, or pictures as application/octet-stream")
@@ -229,7 +227,7 @@ class _Connection(BaseHTTPRequestHandler):
             self.wfile.write(answer.content)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: the terminal is for errors."""
+        """Log nothing, since the terminal is for errors."""
 
 
 def _refusal(status: int, reason: str) -> Answer:

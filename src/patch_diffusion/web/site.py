@@ -1,4 +1,4 @@
-"""What the page is answered: one function a question, without a word of HTTP but its status."""
+"""The web page's API: one function per path, which knows nothing of HTTP but the status codes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from patch_diffusion.web.requests import Edited, Pictures, asked
 from patch_diffusion.web.runs import GoneError, Runs
 
 MOST_BYTES = {"/api/fit": uploads.MOST_BYTES, "/api/generate": 2**16, "/api/edit": 16 * 2**20, "/api/stop": 0}
-"""Of what is sent to each place that takes something."""
+"""The largest request body, in bytes, of each path that takes a POST request."""
 
-_WAIT_SECONDS = 10.0  # for news of a job
-_SECONDS_TRUE = 1.0  # of the list of runs, so that many pages read the disk no more than one
+_WAIT_SECONDS = 10.0  # longest wait of a request for news of a job
+_SECONDS_TRUE = 1.0  # lifetime of the cached list of runs, so that many pages read the disk no more than one
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -41,7 +41,7 @@ _STATIC = files("patch_diffusion.web") / "static"
 
 @dataclass(frozen=True)
 class Answer:
-    """A status, and what is sent with it."""
+    """An answer to an HTTP request: body, content type, status code and headers."""
 
     content: bytes
     kind: str = "application/json"
@@ -53,11 +53,11 @@ Query = Mapping[str, str]
 
 
 class Site:
-    """The page, of a folder of runs.
+    """The web site of a folder of runs: static files, data about runs, and jobs that make or edit pictures.
 
     Args:
-        folder: the runs.
-        work: an empty folder for the pictures that are made.
+        folder: the folder of runs.
+        work: an empty folder for the pictures that jobs make.
         device: see `choose_device`.
     """
 
@@ -85,7 +85,7 @@ class Site:
         }
 
     def ask(self, path: str, query: Query) -> Answer:
-        """What is there."""
+        """Answer a GET request for a path."""
         if path in self._questions:
             return _answered(partial(self._questions[path], query))
         if path.startswith("/static/"):
@@ -93,7 +93,7 @@ class Site:
         return _refused(404, f"there is nothing at {path}")
 
     def request(self, path: str, query: Query, body: bytes) -> Answer:
-        """Something to be done."""
+        """Answer a POST request for a path."""
         if path not in self._requests:
             return _refused(404, f"there is nothing at {path}")
         return _answered(partial(self._requests[path], query, body))
@@ -146,7 +146,7 @@ class Site:
 
     def _result(self, query: Query) -> Answer:
         job, name = self._find(query), _one(query, "name")
-        # Only names of files that are there, so none leads out of the folder.
+        # The name is compared with the files of the folder, so that no name can lead out of it.
         for path in job.folder.rglob("*"):
             if path.is_file() and path.relative_to(job.folder).as_posix() == name:
                 saved = {"Content-Disposition": f'attachment; filename="{path.name}"'} if "save" in query else {}
@@ -169,7 +169,7 @@ def _answered(answer: Callable[[], Answer]) -> Answer:
         return _refused(503, str(error))
     except InputError as error:
         return _refused(400, str(error))
-    except OSError as error:  # a run was deleted in this moment
+    except OSError as error:  # for instance, a run was deleted at this moment
         return _refused(404, f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
 
 
@@ -188,5 +188,5 @@ def _of_file(path: Path, headers: Mapping[str, str] | None = None) -> Answer:
 
 def _one(query: Query, name: str) -> str:
     if name not in query:
-        raise InputError(f"the address says no {name}")
+        raise InputError(f"the address lacks the parameter '{name}'")
     return query[name]

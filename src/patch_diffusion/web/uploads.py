@@ -1,4 +1,4 @@
-"""A picture that someone uploads, brought to what a model was trained on."""
+"""Uploaded pictures: decoding, and conversion to the channels and resolution that a model was trained on."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ MOST_BYTES = 32 * 2**20
 MOST_PIXELS = 24_000_000
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-# Pillow reads others too, some of them by programs of their own.
+# Pillow reads other formats too, some of them by running external programs.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _one_at_a_time = threading.Lock()  # a large picture takes some hundred megabytes
 
 
 def fitted(content: bytes, facts: ModelFacts, own_size_of: int | None = None) -> bytes:
-    """A picture as a PNG of a model's channels and resolution: upright, cropped at its centre and resized.
+    """Convert a picture to a PNG with a model's channels and resolution: upright, cropped at its centre and resized.
 
     Args:
-        content: of a file.
-        facts: of the model.
-        own_size_of: leave the picture as large as it is, but for what is cropped so that its sides are multiples of
-            this number.
+        content: the bytes of an image file.
+        facts: the facts of the model.
+        own_size_of: if given, keep the size of the picture, but crop it so that its sides are multiples of this
+            number.
 
     Raises:
-        InputError: it is no picture, too large, or the model takes none.
+        InputError: the file is not a picture or is too large, or the model takes no such pictures.
     """
     if facts.codec.get("dtype") != "uint8" or facts.image_channels not in MODES:
-        raise InputError("this page edits pictures of 8 bits in grey, RGB or RGBA, and this model is of other images")
+        raise InputError("this page edits pictures of 8 bits in grey, RGB or RGBA, and this model makes other images")
     with _one_at_a_time:
         pixels = _read(content, MODES[facts.image_channels], None if own_size_of else facts.resolution)
     return png(to_image(pixels if own_size_of is None else _cropped(pixels, own_size_of)))
 
 
 def pixels_of(text: str, mode: str) -> Tensor:
-    """Pixels (c, h, w) of a small picture in base64, as the page sends back what it was given.
+    """Decode the pixels (c, h, w) of a small picture in base64, as the page sends them.
 
     Raises:
-        InputError: it is no picture, or too large.
+        InputError: the text is not a picture, or the picture is too large.
     """
     try:
         content = base64.b64decode(text, validate=True)
@@ -61,14 +61,14 @@ def pixels_of(text: str, mode: str) -> Tensor:
 
 
 def png(picture: Image.Image) -> bytes:
-    """A picture as a file."""
+    """Encode a picture as the bytes of a PNG file."""
     file = io.BytesIO()
     picture.save(file, "PNG")
     return file.getvalue()
 
 
 def _cropped(pixels: Tensor, multiple: int) -> Tensor:
-    """The middle of a picture, its sides multiples of a number."""
+    """Crop the pixels of a picture at its centre, so that both sides are multiples of a number."""
     found = pixels.shape[1:]
     height, width = (side // multiple * multiple for side in found)
     if not height or not width or height * width > limits.MOST_PIXELS:
@@ -86,8 +86,8 @@ def _read(content: bytes, mode: str, size: tuple[int, int] | None = None) -> Ten
             with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
                 width, height = picture.size
                 frames = getattr(picture, "n_frames", 1) if picture.format == "TIFF" else 1
-        except Exception as error:  # whatever Pillow raises
-            raise InputError(f"this is no picture that can be read: {reason(error)}") from None
+        except Exception as error:  # Pillow raises many kinds of errors for damaged files
+            raise InputError(f"this is not a picture that can be read: {reason(error)}") from None
         _refuse_large(width, height, frames)
         file = ImageFile("the picture", partial(io.BytesIO, content))
         try:

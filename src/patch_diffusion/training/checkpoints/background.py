@@ -1,4 +1,4 @@
-"""Writing while training goes on."""
+"""A background thread that writes checkpoints while training goes on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 
 class BackgroundWriter:
-    """Does one thing at a time in a thread. What goes wrong there is reported when it is next asked for anything."""
+    """A background thread that runs one task at a time; an error of a task is raised by the next `start` or `wait`."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -15,23 +15,23 @@ class BackgroundWriter:
 
     @property
     def busy(self) -> bool:
-        """Whether a task is under way."""
+        """True if a task is running in the background."""
         return self._last is not None and not self._last.done()
 
     def start(self, task: Callable[[], None]) -> None:
-        """Begin a task, once the one before is done.
+        """Start a task in the background, once the previous task is done.
 
         Raises:
-            OSError: the one before failed; the new one is not begun.
+            OSError: the previous task failed; the new one is not started.
         """
         self.wait()
         self._last = self._pool.submit(task)
 
     def wait(self) -> None:
-        """Return when nothing is under way.
+        """Wait until no task is running.
 
         Raises:
-            OSError: the last task failed; told once.
+            OSError: the last task failed; this is raised only once.
         """
         last, self._last = self._last, None
         if last is not None:

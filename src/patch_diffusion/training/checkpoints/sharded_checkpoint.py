@@ -1,8 +1,8 @@
-"""Checkpoints of a run whose processes share the model: each writes its own slices.
+"""Checkpoints of a run with a sharded model, of which each rank writes its own shards.
 
-Weights and optimizer go through ``torch.distributed.checkpoint`` in its safetensors format, which says of every slice
-where in the whole it lies, and holds no pickle; so any number of processes can continue, sharing the model or not. The
-averages are written whole by the first process: they are what is sampled from, also without this run's processes.
+Weights and optimizer are written by ``torch.distributed.checkpoint`` in its safetensors format, which stores the place
+of every shard in the whole tensor and no pickle; so any number of ranks can continue, with a sharded model or not. The
+averages are written unsharded by rank 0, since samples are made with them, also without the processes of this run.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -25,23 +25,23 @@ from patch_diffusion.training.checkpoints import checkpoint
 from patch_diffusion.training.hardware.sharding import gathered, is_sharded, parts
 
 SHARDS = "shards"
-"""The folder of the slices in a checkpoint."""
+"""The name of the folder in a checkpoint that holds the shards."""
 
 SHARED = ("weights", "optimizer")
-"""What is written in slices."""
+"""The groups of tensors that a checkpoint holds as shards, one per rank."""
 
 
 @dataclass(frozen=True)
 class Slice:
-    """This process' slice of a tensor, as plain numbers in the host's memory.
+    """This rank's shard of a tensor, as a plain tensor in host memory.
 
-    ``torch.distributed.checkpoint`` would take a ``DTensor`` as it is, but those are for one thread: a process that
-    computed with some while a thread of it wrote others has died of it.
+    ``torch.distributed.checkpoint`` would take a ``DTensor`` as it is, but those are for one thread only: a process
+    that computed with some while another of its threads wrote others has crashed.
 
     Args:
-        numbers: the slice.
-        offset: where in the whole it begins.
-        shape: of the whole.
+        numbers: the shard.
+        offset: the position in the whole tensor at which the shard begins.
+        shape: the shape of the whole tensor.
     """
 
     numbers: Tensor
@@ -50,14 +50,14 @@ class Slice:
 
     @classmethod
     def of(cls, tensor: Tensor) -> Slice:
-        """A copy of what this process has of a tensor, made by the thread that computes with it."""
+        """Copy this rank's shard of a tensor to host memory; call it in the thread that computes with the tensor."""
         if not is_sharded(tensor):
             return cls(tensor.detach().to("cpu", copy=True), torch.Size([0] * tensor.ndim), tensor.shape)
         (chunk,) = tensor.__create_chunk_list__()
         return cls(tensor.to_local().detach().to("cpu", copy=True), chunk.offsets, tensor.shape)
 
     def __create_write_items__(self, name: str, _: object) -> list[Any]:
-        """What there is to write of it, for ``torch.distributed.checkpoint``."""
+        """Return the write items of this shard, for ``torch.distributed.checkpoint``."""
         from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
         from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
@@ -68,19 +68,19 @@ class Slice:
 
 @dataclass(frozen=True)
 class SharedCopies:
-    """`checkpoint.Copies` in processes that share the model: of weights and optimizer each has its ``slices``.
+    """The copies of a sharded run's tensors to write to a checkpoint, as `checkpoint.Copies` are of an unsharded run.
 
-    The others, ``groups``, are whole, in the first process.
+    Each rank has its ``slices`` of weights and optimizer; rank 0 has all other ``groups`` of tensors, unsharded.
     """
 
     slices: dict[str, Slice]
     groups: dict[str, dict[str, Tensor]]
     processes: dist.ProcessGroup
-    """All of them, in a group that nothing else uses at the same time."""
+    """The process group of all ranks, which nothing else uses at the same time."""
 
     @classmethod
     def of(cls, groups: Mapping[str, Mapping[str, Tensor]], processes: dist.ProcessGroup) -> SharedCopies:
-        """All processes must do this together."""
+        """Copy the tensors of all groups to host memory; all ranks must call this together."""
         first = dist.get_rank(processes) == 0
         return cls(
             {f"{name}.{key}": Slice.of(tensor) for name in SHARED for key, tensor in groups[name].items()},
@@ -89,10 +89,10 @@ class SharedCopies:
         )
 
     def write(self, folder: Path, state: Mapping[str, Any]) -> None:
-        """All processes together, on a disk that all of them see; it is complete when all of them are done.
+        """Write the checkpoint, all ranks together, to a shared disk; it is complete when all ranks have returned.
 
         Raises:
-            InputError: it could not be written, by whichever of them; in all of them.
+            InputError: any rank could not write its part; raised on all ranks.
         """
         rank, world = dist.get_rank(self.processes), dist.get_world_size(self.processes)
         partial = checkpoint.partial_name(folder)
@@ -126,9 +126,9 @@ class SharedCopies:
 def read_shared_checkpoint(
     folder: Path, network: nn.Module, group: dist.ProcessGroup | None
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """What was written, by processes that shared the model or not, as this network lies: in slices, or whole.
+    """Read a checkpoint, of a sharded run or not, and return its tensors, sharded as the network is, and its state.
 
-    Each process checks some of the files, and all agree on what is damaged.
+    Each rank verifies some of the files, and all ranks raise the same error if one is damaged.
     """
     rank, world = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
     with together(group):
@@ -146,10 +146,10 @@ def read_shared_checkpoint(
 
 @contextmanager
 def together(group: dist.ProcessGroup | None) -> Iterator[None]:
-    """Around what may fail in one process: then it has failed in all.
+    """Run the block on all ranks of a group, and raise on all of them if it fails on any.
 
     Raises:
-        InputError: the first reason, in all processes of the group.
+        InputError: the block failed; the reason is that of the first failed rank, on all ranks.
     """
     if group is None:
         yield
@@ -183,7 +183,7 @@ def _write_slices(folder: Path, slices: dict[str, Slice], group: dist.ProcessGro
 
 
 def _read_slices(folder: Path, network: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """The weights and optimizer's tensors as the network lies."""
+    """Read the weights and the optimizer's tensors from shards, sharded as the network is."""
     from torch.distributed.checkpoint import HuggingFaceStorageReader, load
     from torch.distributed.checkpoint.api import CheckpointException
 
@@ -200,7 +200,7 @@ def _read_slices(folder: Path, network: nn.Module) -> dict[str, dict[str, Tensor
             else:
                 wanted[name] = torch.empty(shape, dtype=dtype)
         with warnings.catch_warnings():
-            # Each process reads what it needs by itself, of files that all see.
+            # Each rank reads the shards that it needs by itself, from files that all ranks see.
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
     except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
@@ -213,7 +213,7 @@ def _read_slices(folder: Path, network: nn.Module) -> dict[str, dict[str, Tensor
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong at the bottom of torch's report, in one line."""
+    """Return the root cause in torch's report of a checkpoint error, as one line."""
     failures = getattr(error, "failures", None)
     if failures:
         error = next(iter(failures.values()))[0]

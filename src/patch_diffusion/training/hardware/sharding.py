@@ -1,8 +1,8 @@
-"""Models shared out over the processes of a run, for those that do not fit on one device (FSDP2).
+"""Sharding of a model over the ranks of a run, for models that do not fit on one device (FSDP2).
 
-Every process keeps a slice, along the first axis, of each weight, gradient, moment and average. The weights of a block
-are brought together just before it computes, forward and backward, and let go after it, so a device holds its share of
-all and the whole of one block.
+Every rank keeps a shard, along the first axis, of each weight, gradient, moment and average. The weights of a block
+are gathered just before it computes, forward and backward, and freed after it, so a device holds its shards of all
+blocks and the whole of one.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from torch import Tensor, nn
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError
 
-if TYPE_CHECKING:  # they take a second to import, which runs that share nothing are spared
+if TYPE_CHECKING:  # these take a second to import, which unsharded runs should not pay
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
-# A block is brought together by itself, unless it is this small beside the largest: fewer exchanges are quicker.
+# A block below this fraction of the largest is not gathered by itself, as fewer exchanges are quicker.
 SMALL_BLOCK = 0.1
-# A block that holds this much of the network is itself split into blocks.
+# A block above this fraction of the network is itself split into blocks.
 LARGE_BLOCK = 0.25
 
-# Modules whose children are called one by one, and so can be blocks: torch brings weights together where a module is
-# called, and nothing else tells that it is.
+# The children of these modules are called one by one, and so can be blocks: torch gathers weights when a module is
+# called, and there is no other sign that a module is called.
 _LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
 def shard(denoiser: Denoiser, mesh: DeviceMesh, type: torch.dtype = torch.float32) -> Denoiser:
-    """Keep this process' slices of a model, on the device of the mesh.
+    """Shard a model over the ranks of a mesh, so that this rank keeps its shards on its device.
 
-    Block by block, so that the device never holds all of it. From then on every process must run the model at the same
-    time, on whatever input.
+    This goes block by block, so that the device never holds the whole model. From then on all ranks must run the model
+    at the same time, on whatever input.
 
     Args:
-        denoiser: the same in all processes; it cannot be copied afterwards.
-        mesh: of one axis, the processes.
-        type: number format in which blocks are brought together. Autocast would do as well for the result, but a block
-            keeps what it is given for the backward pass: with copies by autocast, all weights whole.
+        denoiser: the model, equal on all ranks; it cannot be copied afterwards.
+        mesh: a mesh with one axis, the ranks.
+        type: dtype in which blocks are gathered. Autocast would give the same result, but a block keeps its inputs for
+            the backward pass: with copies made by autocast, that would be all weights, unsharded.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -50,22 +50,22 @@ def shard(denoiser: Denoiser, mesh: DeviceMesh, type: torch.dtype = torch.float3
             raise InputError(
                 f"engine.shard cannot split {name} of the network, which is a single number: give it the shape (1,)"
             )
-        parameter.data = parameter.data.contiguous()  # slices of weights that lie channels last are not to be had
+        parameter.data = parameter.data.contiguous()  # channels-last weights cannot be sharded
     policy = MixedPrecisionPolicy(
         param_dtype=None if type is torch.float32 else type,
         reduce_dtype=torch.float32,
-        cast_forward_inputs=False,  # coordinates and noise levels need their digits; autocast does the rest
+        cast_forward_inputs=False,  # coordinates and noise levels need full precision; autocast does the rest
     )
     for module in [*blocks(denoiser.module), denoiser]:
-        # The outermost too is let go after the forward pass: what is read between steps are always the slices.
+        # The outermost module is freed after the forward pass, too, so that code between steps always reads shards.
         fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
     return denoiser
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:
-    """The parts of a network that are brought together by themselves, inner ones first.
+    """Return the blocks of a network that are gathered one at a time, inner ones first.
 
-    Members of lists and sequences that are not small; what is in none of them is brought together for the whole pass.
+    These are members of lists and sequences that are not small; all other weights are gathered for the whole pass.
     """
     found = list(_members(network, _size(network) * LARGE_BLOCK))
     users = Counter(id(parameter) for _, parameter in network.named_parameters(remove_duplicate=False))
@@ -78,17 +78,17 @@ def blocks(network: nn.Module) -> list[nn.Module]:
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
-    """Whether this process holds a slice of it only."""
+    """Return True if this rank holds only a shard of a tensor."""
     return hasattr(tensor, "full_tensor")
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, from the slices of the processes, which must all ask for it."""
+    """Gather a tensor from the shards of all ranks, which must all call this; return an unsharded tensor as it is."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def part(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process' slice of a whole tensor, on the device of ``like`` and cut as that is."""
+    """Return this rank's shard of an unsharded tensor, on the device of ``like`` and split in the same way."""
     if is_sharded(tensor) or not is_sharded(like):
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -97,12 +97,12 @@ def part(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def parts(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`part` of each, by name."""
+    """Return this rank's shard of each tensor by name, split like the tensor of that name in ``like``."""
     return {name: part(tensor, like.get(name, tensor)) for name, tensor in tensors.items()}
 
 
 def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """All whole in the host's memory, or nothing where ``keep`` is off; one after the other, for the device's sake."""
+    """Gather tensors one by one into host memory, to save device memory; return an empty dict if not ``keep``."""
     copies = {}
     for name, tensor in tensors.items():
         complete = whole(tensor.detach())

@@ -1,1 +1,1 @@
-"""How the weights move, and their averages."""
+"""Optimizers, learning rate schedules, and averages of the weights."""

@@ -1,4 +1,4 @@
-"""The running average of the weights, which is what is sampled from."""
+"""The exponential moving average of the weights, which samples are made with."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from patch_diffusion.errors import InputError
 
 
 class WeightAverage:
-    """An exponential moving average with a half-life in images, so that it does not depend on the batch.
+    """An exponential moving average of a model's weights with a half-life in images, so the batch does not matter.
 
-    While few images have been seen the half-life is at most ``ramp`` times their number (EDM, arXiv 2206.00364,
+    While few images have been seen, the half-life is at most ``ramp`` times their number (EDM, arXiv 2206.00364,
     appendix F.2). ``denoiser`` is the averaged model, in evaluation mode.
     """
 
@@ -31,9 +31,9 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, denoiser: Denoiser, num_images: int, images_seen: int) -> None:
-        """Move towards ``denoiser``, which has just trained on ``num_images``, ``images_seen`` in all."""
+        """Move the average towards ``denoiser``, just trained on ``num_images``, on ``images_seen`` in all."""
         half_life = min(self.options.half_life_images, self.options.ramp * images_seen)
-        if self._followed is None or self._followed[0] is not denoiser:  # to look for them takes as long as the rest
+        if self._followed is None or self._followed[0] is not denoiser:  # listing tensors takes as long as the rest
             self._followed = denoiser, _Tensors.of(denoiser), _Tensors.of(self.denoiser)
         _, current, averages = self._followed
         decay = 0.5 ** (num_images / half_life)

@@ -1,8 +1,8 @@
-"""Muon: momentum whose every direction moves alike (Jordan et al., 2024, kellerjordan.github.io/posts/muon).
+"""The Muon optimizer: orthogonalized momentum (Jordan et al., 2024, kellerjordan.github.io/posts/muon).
 
 The update of a weight matrix is its momentum with all singular values brought near 1, so that directions with small
-gradients are learned as fast as those with large ones. Written here because torch's own takes two axes only, while
-almost all weights of a U-Net are convolutions, and goes through matrices one by one.
+gradients are learned as fast as those with large ones. It is written here because torch's Muon takes two axes only,
+while almost all weights of a U-Net are convolutions, and processes matrices one by one.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -24,23 +24,23 @@ from patch_diffusion.training.hardware.sharding import is_sharded, part, whole
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ROUNDS = 5
 
-# Below this the matrix has too few directions to level: the last convolution, for instance, has one per image channel.
+# A smaller matrix has too few directions to level: the last convolution, for instance, has one per image channel.
 SMALLEST_SIDE = 8
 
-# Numbers of sharded matrices that a process brings together at a time: 256 MB.
+# Most numbers of sharded matrices that a rank gathers at a time: 256 MB.
 MOST_WHOLE = 2**26
 
 
 class Muon(torch.optim.AdamW):
     """Muon for convolutions and matrices, AdamW for all other parameters, at one learning rate.
 
-    Updates are scaled to the size that AdamW's have, 0.2 sqrt(max(rows, columns)) (Liu et al., arXiv 2502.16982,
-    section 2.2), which lets both share it. A convolution's matrix is (out channels, in channels x height x width).
+    Muon's updates are scaled to the size of AdamW's, 0.2 sqrt(max(rows, columns)) (Liu et al., arXiv 2502.16982,
+    section 2.2), so that both share a rate. A convolution's matrix is (out channels, in channels x height x width).
 
     Args:
-        parameters: of the network.
-        lr, weight_decay: of both.
-        betas: decay rates of AdamW's moments; the first is Muon's (Nesterov) momentum too.
+        parameters: the parameters of the network.
+        lr, weight_decay: learning rate and weight decay of both.
+        betas: decay rates of AdamW's moments; the first is also Muon's (Nesterov) momentum.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Move all parameters that have gradients; those of matrices are used up."""
+        """Update all parameters that have gradients; gradients of matrices are set to None."""
         for group in self.param_groups:
             if group["orthogonalise"]:
                 self._move_matrices(group)
@@ -81,8 +81,8 @@ class Muon(torch.optim.AdamW):
         ahead = torch._foreach_add(gradients, velocities, alpha=momentum)
         torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"] * moves)
         for chosen in _portions(ahead):
-            # Of a sharded matrix every process brings all together and levels it, the same work in each, then keeps
-            # its own rows: an exchange of the matrix per step, and arithmetic that does not shrink with the processes.
+            # Every rank gathers a sharded matrix and levels it, the same work on each, then keeps its own rows: this
+            # costs one gather of the matrix per step, and arithmetic that does not shrink with the number of ranks.
             updates = orthogonalise([whole(ahead[index]).flatten(1) for index in chosen])
             if isinstance(moves, Tensor):
                 torch._foreach_mul_(updates, moves)
@@ -93,14 +93,14 @@ class Muon(torch.optim.AdamW):
             parameter.grad = None  # so that AdamW leaves it alone
 
     def _unscaled(self, gradients: list[Tensor]) -> tuple[list[Tensor], Tensor | float]:
-        """Gradients without the scale of fp16, and 1, or 0 on the device where they overflow and nothing is to move.
+        """Return gradients without the loss scale of fp16, and a factor for updates: 1, or 0 if gradients overflow.
 
-        A `GradScaler` hands both to a fused optimizer as attributes of these names and leaves the rest to it.
+        A `GradScaler` passes the scale and the overflow to a fused optimizer as attributes of these names.
         """
         scale, overflow = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         if scale is not None:
             gradients = list(torch._foreach_div(gradients, scale))
-        if overflow is None or (overflow.device.type == "cpu" and not overflow):  # a GPU would have to be waited for
+        if overflow is None or (overflow.device.type == "cpu" and not overflow):  # on a GPU, this synchronizes
             return gradients, 1.0
         return [torch.where(overflow > 0, 0.0, gradient) for gradient in gradients], 1 - overflow
 
@@ -115,8 +115,8 @@ def orthogonalise(matrices: Sequence[Tensor]) -> list[Tensor]:
     """Bring all singular values of each matrix near 1.
 
     The Newton-Schulz iteration X <- (a + b XX' + c (XX')^2) X runs on the small square XX' alone, and X is multiplied
-    once at the end, by the product of all the polynomials: a third of the arithmetic for a 3x3 convolution, and squares
-    of one size go through together, whatever the other sides.
+    once at the end, by the product of all the polynomials: this takes a third of the arithmetic for a 3x3 convolution,
+    and squares of one size are batched, whatever their matrices' other sides.
     """
     wide = [matrix.T if matrix.shape[0] > matrix.shape[1] else matrix for matrix in matrices]
     wide = [matrix / (torch.linalg.vector_norm(matrix) + 1e-7) for matrix in wide]
@@ -137,7 +137,7 @@ def orthogonalise(matrices: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _polynomials(squares: Tensor) -> Tensor:
-    """What the iteration multiplies each X by, from its XX': ``(n, side, side)``."""
+    """Return the factor by which the Newton-Schulz iteration multiplies each X, from its XX': ``(n, side, side)``."""
     a, b, c = COEFFICIENTS
 
     def polynomial(squares: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ def _polynomials(squares: Tensor) -> Tensor:
 
 
 def _portions(matrices: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Which matrices go through together: all, or where they are sharded as many as a process may hold whole."""
+    """Yield the indices of matrices to process together: all, or if sharded, as many as a rank may hold unsharded."""
     portion, size = [], 0
     for index, matrix in enumerate(matrices):
         if portion and is_sharded(matrix) and size + matrix.numel() > MOST_WHOLE:

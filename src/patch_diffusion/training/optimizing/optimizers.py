@@ -1,4 +1,4 @@
-"""How the weights move, and how fast."""
+"""The choice of the optimizer, the weight average and the learning rate schedule, by the options."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ DECAYS: dict[str, Literal["cosine", "linear", "constant"]] = {
 def make_optimizer(
     parameters: Iterable[nn.Parameter], options: Optimizer, *, scaled: bool = False
 ) -> torch.optim.Optimizer:
-    """The optimizer of that kind.
+    """Make the optimizer of the kind that the options ask for.
 
     Args:
-        parameters: of the network.
+        parameters: the parameters of the network.
         options: see `patch_diffusion.config.Optimizer`.
-        scaled: whether losses are scaled for fp16, and steps left out where gradients overflow.
+        scaled: True if losses are scaled for fp16, so that steps are skipped where gradients overflow.
     """
     if not options.learning_rate > 0:
         raise InputError(f"optimizer.learning_rate is above 0, not {options.learning_rate}")
@@ -60,11 +60,11 @@ def make_optimizer(
 
 
 def make_average(denoiser: Denoiser, ema: Ema, options: Optimizer) -> WeightAverage | ScheduleFreeAverage:
-    """The average of the weights that is sampled from: the optimizer's own, where it keeps one."""
+    """Make the average of the weights that samples are made with: the optimizer's own if it keeps one, else an EMA."""
     if options.kind != "schedule_free":
         return WeightAverage(denoiser, ema)
     if ema.lengths:
-        # A length is a share of the training, and no average of such weights has the one that it is called by.
+        # A length is a share of the training, and an average of averaged weights has another than its name says.
         raise InputError(
             "ema.lengths average raw weights, but those of optimizer.kind schedule_free are averages already: leave it "
             "out, or take adamw or muon"
@@ -80,5 +80,5 @@ def make_average(denoiser: Denoiser, ema: Ema, options: Optimizer) -> WeightAver
 
 
 def decay_of(options: Optimizer) -> Literal["cosine", "linear", "constant"]:
-    """How the learning rate falls, where nothing else is asked for."""
+    """Return how the learning rate decays: as the options say, else the default of the optimizer."""
     return options.decay or DECAYS[options.kind]

@@ -1,10 +1,10 @@
-"""Averages of the weights of any length, after the run (EDM2, arXiv 2312.02696, section 3 and appendix C).
+"""Power-function averages of the weights, of any length, after the run (EDM2, arXiv 2312.02696, section 3, appendix C).
 
 A power-function average at time t weighs the weights of time tau by tau^gamma. Its *length* is the standard deviation
 of that profile as a share of t: 0.1 means that mostly the last tenth of the training counts. Two such averages, kept in
-every checkpoint, are enough to put together that of another length: the best combination of all that were kept. Its
-shares sum to 1, which the paper does not ask: weights are large beside what training moves them by, so that a sum of
-1.0005 costs more than all the rest, half the way from one length to the next where ten checkpoints were kept.
+every checkpoint, are enough to approximate the average of another length by the best combination of all kept ones. The
+coefficients sum to 1, which the paper does not require: weights are large compared with their changes in training, so
+a sum of 1.0005 costs more than all other errors: half the way from one length to the next, with ten checkpoints kept.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class PowerAverage:
     """A power-function average of a denoiser's weights; time is measured in images, so the batch does not matter.
 
     Args:
-        denoiser: whose weights are averaged.
-        length: in (0, 0.288].
+        denoiser: the model whose weights are averaged.
+        length: the length of the average, in (0, 0.288].
 
     >>> round(exponent(0.05), 2)
     16.97
@@ -37,7 +37,7 @@ class PowerAverage:
 
     @torch.no_grad()
     def update(self, denoiser: Denoiser, num_images: int, images_seen: int) -> None:
-        """Move towards ``denoiser``, which has just trained on ``num_images``, ``images_seen`` in all."""
+        """Move the average towards ``denoiser``, just trained on ``num_images``, on ``images_seen`` in all."""
         share = 1 - (1 - num_images / images_seen) ** (self.gamma + 1)
         weights = denoiser.module.state_dict()
         floats = [name for name, tensor in weights.items() if tensor.is_floating_point()]
@@ -48,14 +48,14 @@ class PowerAverage:
             self.tensors[name].copy_(weights[name])
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go back to the average of a checkpoint."""
+        """Restore the average from the tensors of a checkpoint."""
         for name, tensor in self.tensors.items():
             tensor.copy_(tensors[name])
 
 
 def power_averages(denoiser: Denoiser, lengths: Sequence[float]) -> dict[str, PowerAverage]:
-    """An average of each length, by its name."""
+    """Make a power-function average of each length, by its name in checkpoints."""
     averages = {average_name(length): PowerAverage(denoiser, length) for length in lengths}
     if len(averages) < len(lengths):
-        raise InputError(f"ema.lengths are different ones, not {' '.join(f'{length:g}' for length in lengths)}")
+        raise InputError(f"ema.lengths must all differ, not {' '.join(f'{length:g}' for length in lengths)}")
     return averages

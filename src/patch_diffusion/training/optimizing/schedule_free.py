@@ -1,7 +1,7 @@
 """Schedule-free AdamW: an average of all weights takes the place of a learning rate that falls (arXiv 2405.15682).
 
 The sequence z is moved by gradients taken at y = (1 - beta) z + beta x, where x is the running mean of z and beta the
-first of ``betas``. The network holds y; what is sampled from is x. The optimizer is the library's.
+first of ``betas``. The network holds y; samples are made with x. The optimizer is that of the schedulefree package.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -19,10 +19,10 @@ from patch_diffusion.errors import InputError
 
 
 def make_schedule_free(parameters: Iterable[nn.Parameter], options: Optimizer) -> torch.optim.Optimizer:
-    """The library's optimizer, for weights that stay at y.
+    """Make the schedulefree package's AdamW, in training mode, so that the network's weights stay at y.
 
-    Its own warm-up counts steps and is left out: ours follows the budget. A step weighs in the mean as the square of
-    the highest learning rate so far, so those of the warm-up, the first of which moves nothing, weigh less.
+    The package's warm-up counts steps and is not used: the trainer's follows the budget. A step's weight in the mean is
+    the square of the highest learning rate so far, so steps of the warm-up weigh less; the first of them moves nothing.
     """
     try:
         from schedulefree import AdamWScheduleFree
@@ -40,10 +40,10 @@ def make_schedule_free(parameters: Iterable[nn.Parameter], options: Optimizer) -
 
 
 class ScheduleFreeAverage:
-    """The mean x of a schedule-free optimizer, in the place of a `WeightAverage`.
+    """The mean x of a schedule-free optimizer, in place of a `WeightAverage`.
 
-    ``denoiser`` is the averaged model, in evaluation mode. It is what the optimizer's ``eval()`` would make of the
-    weights, x = y + (z - y) (1 - 1 / beta), but in tensors of its own: the weights in training are left alone.
+    ``denoiser`` is the averaged model, in evaluation mode. Its weights are those that the optimizer's ``eval()`` would
+    set, x = y + (z - y) (1 - 1 / beta), but in tensors of their own: the weights in training are left alone.
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
@@ -51,15 +51,15 @@ class ScheduleFreeAverage:
         self.denoiser = copy.deepcopy(denoiser).eval().requires_grad_(False)
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take the mean from this optimizer."""
+        """Set the schedule-free optimizer whose mean this average takes."""
         self.optimizer = optimizer
 
     @torch.no_grad()
     def update(self, denoiser: Denoiser, num_images: int, images_seen: int) -> None:
-        """Take the mean of now, in which steps count, not images."""
+        """Compute the averaged weights from the optimizer's current state; the mean is over steps, not images."""
         assert self.optimizer is not None, "there is no mean before there is an optimizer"
         averages = dict(zip(denoiser.parameters(), self.denoiser.parameters(), strict=True))
-        for weight, average in averages.items():  # one by one, as torch has no list of copies for shared weights
+        for weight, average in averages.items():  # one by one, as torch cannot copy lists with shared weights
             average.copy_(weight)
         for group in self.optimizer.param_groups:
             moved = [weight for weight in group["params"] if "z" in self.optimizer.state[weight]]

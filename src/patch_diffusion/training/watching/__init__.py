@@ -1,1 +1,1 @@
-"""What a run tells of itself: its log, a page, other tools."""
+"""Monitoring of a run while it trains: sample pictures, held-out loss, metrics of samples, and experiment trackers."""

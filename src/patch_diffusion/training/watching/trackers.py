@@ -1,7 +1,7 @@
-"""A run shown by other tools as it goes on: TensorBoard, Weights & Biases, trackio.
+"""Reporting of a run's log to experiment trackers while it trains: TensorBoard, Weights & Biases, trackio.
 
-Each tool has a thread of its own, so that training waits neither for disks nor for networks. One that fails is dropped,
-with a note in the log.
+Each tracker has its own thread, so that training waits neither for disks nor for networks. A tracker that fails is
+dropped, with a note in the log.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.runs.log import Line
 from patch_diffusion.training.watching.tracking import TRACKERS, Tracker
 
-_MOST_WAITING = 10_000  # lines and pictures
-_SECONDS_AT_THE_END = 10.0  # for what still waits; an interrupted run is to be gone soon
+_MOST_WAITING = 10_000  # most lines and pictures in the queue of a tracker
+_SECONDS_AT_THE_END = 10.0  # time to empty the queues; an interrupted run should end soon
 
 
 def choose_trackers(names: Sequence[str] | None) -> tuple[str, ...]:
-    """Those that are named, or TensorBoard, where it is installed, for None.
+    """Return the names of the trackers to use: the given ones, or for None TensorBoard if it is installed.
 
     Raises:
-        InputError: there is none of that name, or it is not installed.
+        InputError: there is no tracker of that name, or it is not installed.
     """
     if names is None:
         return ("tensorboard",) if _installed("tensorboard") else ()
@@ -40,26 +40,26 @@ def choose_trackers(names: Sequence[str] | None) -> tuple[str, ...]:
 
 
 class Trackers:
-    """All tools that a run is shown by.
+    """All experiment trackers that a run reports to.
 
     Args:
-        names: of `choose_trackers`.
+        names: the names of the trackers, from `choose_trackers`.
         run: the run folder.
     """
 
     def __init__(self, names: Sequence[str], run: Path) -> None:
         self._names, self._run = names, run
         self._step = 0
-        self._told: list[_Told] | None = None  # None until there is something to tell
+        self._told: list[_TrackerThread] | None = None  # None until there is something to report
         self._last: Line = {}
 
     def begin(self, step: int) -> None:
-        """The run goes on after ``step`` steps; what was told of later ones is void. Nothing is opened yet."""
+        """Close the trackers and prepare to report from ``step`` on; later steps are void. Nothing is opened yet."""
         self.close(wait=False)
         self._told, self._step, self._last = None, step, {}
 
     def log(self, line: Line) -> None:
-        """Tell them a line of the log."""
+        """Report a line of the log to all trackers."""
         values = scalars(line, self._last)
         if "loss" in line:
             self._last = line
@@ -67,18 +67,18 @@ class Trackers:
         self._tell(lambda tracker: tracker.write(step, values, note))
 
     def picture(self, step: int, path: Path) -> None:
-        """Show them a picture of samples."""
+        """Report a picture of samples to all trackers."""
         self._tell(lambda tracker: tracker.picture(step, path))
 
     def failures(self) -> list[str]:
-        """A sentence for each that has failed since this was last asked."""
+        """Return a sentence for each tracker that has failed since the last call, and drop these trackers."""
         told = self._told or []
         found = [one for one in told if one.failure]
         self._told = [one for one in told if not one.failure] if self._told is not None else None
         return [f"{one.name} is no longer told of this run ({one.failure}); training goes on" for one in found]
 
     def close(self, *, wait: bool = True) -> list[str]:
-        """Tell them that it is over, and give them some seconds; their failures, as of `failures`."""
+        """End all trackers, wait some seconds for their queues, and return their failures as `failures` does."""
         for one in self._told or []:
             one.end()
         deadline = time.monotonic() + (_SECONDS_AT_THE_END if wait else 0.0)
@@ -89,17 +89,17 @@ class Trackers:
 
     def _tell(self, task: Callable[[Tracker], None]) -> None:
         if self._told is None:
-            self._told = [_Told(name, self._run, self._step) for name in self._names]
+            self._told = [_TrackerThread(name, self._run, self._step) for name in self._names]
         for one in self._told:
             one.tell(task)
 
 
 def scalars(line: Line, before: Line) -> dict[str, float]:
-    """The numbers of a line of the log by the names they are tracked under; those that are not finite are left out.
+    """Return the numbers in a line of the log by their names at the trackers; those that are not finite are left out.
 
     Args:
-        line: any.
-        before: the measured line before, for the speed, or an empty one.
+        line: a line of the log, of any kind.
+        before: the previous line with training measurements, to compute the speed, or an empty one.
     """
     values: dict[str, Any] = {}
     if "loss" in line:
@@ -119,8 +119,8 @@ def scalars(line: Line, before: Line) -> dict[str, float]:
     return {name: float(value) for name, value in values.items() if value is not None and math.isfinite(value)}
 
 
-class _Told:
-    """One tool in its thread."""
+class _TrackerThread:
+    """A thread that runs one experiment tracker and feeds it from a queue of tasks."""
 
     def __init__(self, name: str, run: Path, step: int) -> None:
         self.name = name
@@ -157,6 +157,6 @@ class _Told:
 
 
 def _installed(name: str) -> bool:
-    """Whether it can be imported; a folder of that name beside the script, as these tools leave them, is not it."""
+    """Return True if a package can be imported; a data folder of that name, as these tools leave behind, is none."""
     spec = find_spec(name)
     return spec is not None and spec.origin is not None

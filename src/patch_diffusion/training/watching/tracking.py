@@ -1,4 +1,4 @@
-"""What is told to each of the tools that show runs. A tracker is used by one thread, its own."""
+"""Adapters to experiment trackers (TensorBoard, Weights & Biases, trackio), each used by a single thread."""
 
 from __future__ import annotations
 
@@ -20,45 +20,45 @@ _IDENTITY, _STDOUT = threading.Lock(), threading.Lock()
 
 
 class Tracker(Protocol):
-    """One run at one tool, opened for what comes after a step."""
+    """The interface of an experiment tracker that a run reports to, opened for the steps after a given one."""
 
     def write(self, step: int, values: Mapping[str, float], note: str) -> None:
-        """Take the numbers of a step, and a note that may be empty."""
+        """Record the scalars of a step by name, and a note, which may be empty."""
         ...
 
     def picture(self, step: int, path: Path) -> None:
-        """Take a picture of samples."""
+        """Record a picture of samples, a file, at a step."""
         ...
 
     def finish(self) -> None:
-        """Nothing more comes."""
+        """Flush and close the tracker."""
         ...
 
 
 class TensorBoard:
-    """Event files in ``RUN/tensorboard``; to look at them: ``tensorboard --logdir RUN``."""
+    """A tracker that writes event files to ``RUN/tensorboard``; to see them: ``tensorboard --logdir RUN``."""
 
     def __init__(self, run: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         folder = run / "tensorboard"
         continued = any(folder.glob("events.*"))
-        # Readers then forget what earlier files say of later steps, which are trained anew.
+        # With purge_step, readers discard later steps of earlier files, since those steps are trained anew.
         self._writer = SummaryWriter(str(folder), purge_step=step + 1 if continued else None)
         if not continued:
             rows = [f"| {name} | {value} |" for name, value in _settings(run).items()]
             self._writer.add_text("settings", "\n".join(["| option | value |", "|---|---|", *rows]), 0)
 
     def write(self, step: int, values: Mapping[str, float], note: str) -> None:
-        """Take the numbers of a step, and a note that may be empty."""
+        """Write the scalars of a step, and a note, which may be empty, to the event file."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         if note:
             self._writer.add_text("notes", note, step)
-        self._writer.flush()  # a killed process leaves no gap behind
+        self._writer.flush()  # so that a killed process leaves no gap behind
 
     def picture(self, step: int, path: Path) -> None:
-        """Take a picture of samples."""
+        """Write a picture of samples to the event file."""
         import numpy as np
         from PIL import Image
 
@@ -68,12 +68,12 @@ class TensorBoard:
         self._writer.flush()
 
     def finish(self) -> None:
-        """Nothing more comes."""
+        """Flush and close the event file."""
         self._writer.close()
 
 
 class WeightsAndBiases:
-    """A run of the project "patch_diffusion", or of ``WANDB_PROJECT``; ``WANDB_MODE=offline`` needs no account."""
+    """A Weights & Biases tracker; project "patch_diffusion" or `WANDB_PROJECT`; `WANDB_MODE=offline` needs no login."""
 
     def __init__(self, run: Path, step: int) -> None:
         wandb: Any = import_module("wandb")
@@ -89,26 +89,26 @@ class WeightsAndBiases:
             config=_settings(run),
             settings=wandb.Settings(silent=True, console="off"),
         )
-        # Steps that were told before a kill are trained anew with the same result, and are not taken twice.
+        # Steps that were recorded before a kill are trained anew with the same result, and are not recorded twice.
         self._next = self._run.step
 
     def write(self, step: int, values: Mapping[str, float], note: str) -> None:
-        """Take the numbers of a step; notes stay in the log."""
+        """Record the scalars of a step; notes stay in the log only."""
         if values and step >= self._next:
             self._run.log(dict(values), step=step)
 
     def picture(self, step: int, path: Path) -> None:
-        """Take a picture of samples."""
+        """Record a picture of samples as an image of the tracked run."""
         if step >= self._next:
             self._run.log({"samples": self._image(str(path))}, step=step)
 
     def finish(self) -> None:
-        """Nothing more comes."""
+        """Finish the Weights & Biases run."""
         self._run.finish()
 
 
 class Trackio:
-    """A run of the project "patch_diffusion" on this machine, or where trackio's own environment variables say."""
+    """A trackio tracker, in project "patch_diffusion" on this machine, or where trackio's environment variables say."""
 
     def __init__(self, run: Path, step: int) -> None:
         trackio: Any = import_module("trackio")
@@ -121,21 +121,21 @@ class Trackio:
                 config=_settings(run),
                 embed=False,
             )
-        # Steps that were told before a kill are trained anew with the same result, and are not taken twice.
+        # Steps that were recorded before a kill are trained anew with the same result, and are not recorded twice.
         self._next = getattr(self._run, "_next_step", 0)
 
     def write(self, step: int, values: Mapping[str, float], note: str) -> None:
-        """Take the numbers of a step; notes stay in the log."""
+        """Record the scalars of a step; notes stay in the log only."""
         if values and step >= self._next:
             self._run.log(dict(values), step=step)
 
     def picture(self, step: int, path: Path) -> None:
-        """Take a picture of samples."""
+        """Record a picture of samples as an image of the tracked run."""
         if step >= self._next:
             self._run.log({"samples": self._image(str(path))}, step=step)
 
     def finish(self) -> None:
-        """Nothing more comes."""
+        """Finish the trackio run."""
         with _stdout_to_stderr():
             self._run.finish()
 
@@ -148,7 +148,7 @@ TRACKERS: dict[str, Callable[[Path, int], Tracker]] = {
 
 
 def _identity(run: Path) -> str:
-    """What tells this run from others of its name, over all continuations."""
+    """Return the identifier of a run at the trackers, unique among runs of its name and kept over all continuations."""
     file = run / "tracking.json"
     with _IDENTITY:
         if not file.exists():
@@ -157,12 +157,12 @@ def _identity(run: Path) -> str:
 
 
 def _settings(run: Path) -> dict[str, Any]:
-    """The options of the run, and what its data turned out to be."""
+    """Return the options of a run and the facts of its model, as a flat dict."""
     return flat(read_json(run / "config.json"))
 
 
 @contextlib.contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
-    """Inside, what a library prints does not mix with results, which are on stdout."""
+    """Redirect stdout to stderr inside the block, so that a library's prints do not mix with results on stdout."""
     with _STDOUT, contextlib.redirect_stdout(sys.stderr):
         yield
