@@ -111,7 +111,7 @@ def train(side: int, patch: int, context: int | None, batch: int, threads: int) 
         images = pd.open_images(path)
         trainer = build_trainer(config, images, Path(folder) / "run", show=False)
         seconds = []
-        with trainer.engine.threads(trainer.denoiser):
+        with trainer.engine.threads(trainer.state.denoiser):
             for _ in range(STEPS):
                 # On a CPU its own time, which other processes do not add to.
                 clock = time.perf_counter if gpu else time.process_time

@@ -27,7 +27,7 @@ import patch_diffusion as pd
 from patch_diffusion.config import Config, Optimizer
 from patch_diffusion.presets import PRESETS
 from patch_diffusion.training.build import build_trainer
-from patch_diffusion.training.optimizing.optimizers import learning_rate
+from patch_diffusion.training.step import learning_rate
 
 KINDS = {
     "adamw": (Optimizer("adamw", betas=(0.9, 0.99)), (1e-3, 2e-3, 4e-3)),
@@ -108,7 +108,7 @@ class Comparison:
             trainer = self.trainer(kind, rate, seed, Path(folder) / "run")
             model = trainer.fit(steps=self.config.steps)
         losses = pd.whole_image_loss(model, self.held_out)
-        run = key | {"mean": statistics.mean(losses.values()), "losses": losses, "images": trainer.seen.images}
+        run = key | {"mean": statistics.mean(losses.values()), "losses": losses, "images": trainer.state.counters.images}
         if model.num_classes:
             run["recognised"] = recognised(model)
         self.runs.append(run)
@@ -130,12 +130,12 @@ class Comparison:
                 began = time.perf_counter()
                 trainer.train_step(0.5)
                 seconds[kind]["step"].append(time.perf_counter() - began)
-                for parameter in trainer.network.parameters():
+                for parameter in trainer.state.network.parameters():
                     parameter.grad = torch.ones_like(parameter)
                 began = time.perf_counter()
-                trainer.optimizer.param_groups[0]["lr"] = learning_rate(trainer.options, 0.5)
-                trainer.optimizer.step()
-                trainer.average.update(trainer.denoiser, trainer.batch, trainer.seen.images)
+                trainer.state.optimizer.param_groups[0]["lr"] = learning_rate(trainer.config.optimizer, 0.5)
+                trainer.state.optimizer.step()
+                trainer.state.average.update(trainer.state.denoiser, trainer.config.batch, trainer.state.counters.images)
                 seconds[kind]["update"].append(time.perf_counter() - began)
         whole = statistics.median(seconds["adamw"]["step"])
         self.content["cost_of_adamw_step"] = {

@@ -82,11 +82,11 @@ def fit(trainer: Trainer, steps: int) -> float:
 
 
 def bare(trainer: Trainer, steps: int) -> float:
-    loss, optimizer = trainer.loss, make_optimizer(trainer.network.parameters(), trainer.options)
+    loss, optimizer = trainer.state.module, make_optimizer(trainer.state.network.parameters(), trainer.config.optimizer)
     sizes = [trainer.schedule.size_at(step, trainer.images.resolution) for step in range(steps)]
     inputs = {}
     for size in sizes:
-        num = size.num_images(trainer.batch)
+        num = size.num_images(trainer.config.batch)
         inputs[size] = trainer.batches.inputs(Batch(0, 0, 0, size, num), range(num))
     began = 0.0
     for step, size in enumerate(sizes):

@@ -42,7 +42,7 @@ def main() -> None:
     config = replace(config, batch=arguments.batch or config.batch)
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(config, images, Path(folder) / "run", show=False)
-        with trainer.engine.threads(trainer.denoiser):
+        with trainer.engine.threads(trainer.state.denoiser):
             sizes = time_sizes(trainer, arguments.rounds)
     savings = [saving(whole, sizes) for whole in SHARES]
     for row in sizes:
@@ -69,7 +69,7 @@ def time_sizes(trainer: Trainer, rounds: int) -> list[dict[str, Any]]:
     seconds: dict[Any, list[float]] = {size: [] for size in sizes}
     for index in range(UNCOUNTED + rounds):
         for size in sizes:
-            trainer.seen.step = steps[size][index]
+            trainer.state.counters.step = steps[size][index]
             began = time.perf_counter()
             trainer.train_step(0.5)[1].item()
             seconds[size].append(time.perf_counter() - began)
@@ -77,7 +77,7 @@ def time_sizes(trainer: Trainer, rounds: int) -> list[dict[str, Any]]:
         {
             "size": str(size),
             "share": size.probability / (1 - sizes[0].probability) if size is not sizes[0] else None,
-            "images": size.num_images(trainer.batch),
+            "images": size.num_images(trainer.config.batch),
             "seconds": median(seconds[size][UNCOUNTED:]),
             "flops_per_image": trainer.flops[size.shape],
         }

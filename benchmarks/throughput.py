@@ -98,7 +98,7 @@ def measure(preset: str, number_format: Any, way: str, arguments: argparse.Names
     images = pd.ImageSet(torch.randint(0, 256, (1024, 3, side, side), dtype=torch.uint8, generator=generator))
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(config, images, Path(folder) / "run", show=False)
-        with trainer.engine.threads(trainer.denoiser):
+        with trainer.engine.threads(trainer.state.denoiser):
             found = seconds_of_steps(trainer, arguments.steps)
         taken = torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_of_process() - before
     rate = rate_of_products(device, trainer.engine.type)
@@ -114,20 +114,20 @@ def measure(preset: str, number_format: Any, way: str, arguments: argparse.Names
 def seconds_of_steps(trainer: Trainer, steps: int) -> dict[str, float]:
     """Of steps as they come, after some that see all sizes."""
     began = time.perf_counter()
-    sizes = {size.shape for size in trainer.schedule.sizes_for(trainer.images.resolution, trainer.denoiser.stride)}
+    sizes = {size.shape for size in trainer.schedule.sizes_for(trainer.images.resolution, trainer.state.denoiser.stride)}
     seen = set()
-    while seen != sizes or trainer.seen.step < 10:
+    while seen != sizes or trainer.state.counters.step < 10:
         seen.add(trainer.train_step(0.5)[0].shape)
-    trainer.engine.catch_up()
-    first, counted = vars(trainer.seen).copy(), time.perf_counter()
+    trainer.engine.synchronize()
+    first, counted = vars(trainer.state.counters).copy(), time.perf_counter()
     for _ in range(steps):
         trainer.train_step(0.5)
-    trainer.engine.catch_up()
+    trainer.engine.synchronize()
     seconds = time.perf_counter() - counted
     return {
-        "images_per_second": (trainer.seen.images - first["images"]) / seconds,
+        "images_per_second": (trainer.state.counters.images - first["images"]) / seconds,
         "steps_per_second": steps / seconds,
-        "flops_per_second": (trainer.seen.flops - first["flops"]) / seconds,
+        "flops_per_second": (trainer.state.counters.flops - first["flops"]) / seconds,
         "seconds_of_first_steps": counted - began,
     }
 

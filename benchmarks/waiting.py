@@ -43,7 +43,7 @@ def worker(folder: str, steps: int) -> None:
     )
     trainer = build_trainer(options, images, Path(folder) / "run", show=False)
     engine, group = trainer.engine, trainer.engine.group
-    backward, step, agree, add = engine.backward, engine.step, group.agree, trainer.losses.add
+    backward, step, agree, add = engine.backward, engine.step, group.sync_clock_and_flags, trainer.state.losses.add
     waited, exchanged = [0.0], [0.0]
     rows: list[dict[str, Any]] = []
     began = [time.perf_counter()]
@@ -54,7 +54,7 @@ def worker(folder: str, steps: int) -> None:
         spent[0] += time.perf_counter() - start
 
     def exchange() -> None:
-        gradients = [parameter.grad for parameter in trainer.network.parameters() if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in trainer.state.network.parameters() if parameter.grad is not None]
         joined = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(joined)
         joined /= group.world
@@ -79,13 +79,13 @@ def worker(folder: str, steps: int) -> None:
         return result
 
     engine.backward = lambda loss, inputs, weight, *, last=True: backward(loss, inputs, weight, last=False)
-    engine.step, group.agree, trainer.losses.add = measured_step, measured_agree, measured_add
+    engine.step, group.sync_clock_and_flags, trainer.state.losses.add = measured_step, measured_agree, measured_add
     trainer.fit(steps=steps)
 
     barriers = []
     for _ in range(200):  # what a barrier costs where nobody is late
         start = time.perf_counter()
-        group.wait()
+        group.barrier()
         barriers.append(time.perf_counter() - start)
     found = {
         "steps": rows[UNCOUNTED:],
@@ -100,13 +100,13 @@ def bare(trainer: Trainer, steps: int) -> list[dict[str, Any]]:
     rows, group = [], trainer.engine.group
     for step in range(steps):
         size = trainer.schedule.size_at(step, trainer.images.resolution)
-        num = size.num_images(trainer.batch) // group.world
+        num = size.num_images(trainer.config.batch) // group.world
         inputs = trainer.batches.inputs(Batch(step, 0, 0, size, num), range(num))
-        group.wait()
+        group.barrier()
         began = time.perf_counter()
-        trainer.engine.backward(trainer.loss, inputs, 1.0, last=False)
+        trainer.engine.backward(trainer.state.module, inputs, 1.0, last=False)
         done = time.perf_counter()
-        group.wait()
+        group.barrier()
         now = time.perf_counter()
         rows.append({"size": str(size), "seconds": now - began, "waited": now - done, "exchanged": 0.0})
     return rows

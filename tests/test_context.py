@@ -86,8 +86,8 @@ def test_a_patch_comes_with_its_own_image(make_trainer, smooth, monkeypatch, fli
     trainer = make_trainer(images=smooth, network={"context": True}, schedule=plan, augment=Augment(flip=flip), batch=8)
     checked = set()
     for step in range(8):
-        trainer.seen.step = step
-        batch = trainer.batches.at(trainer.seen, 0.0)
+        trainer.state.counters.step = step
+        batch = trainer.batches.at(trainer.state.counters, 0.0)
         size = batch.size
         clean, coords, _, _, _, _, context = trainer.batches.inputs(batch, range(2, 8))
         if size.small:
@@ -103,13 +103,15 @@ def test_a_patch_comes_with_its_own_image(make_trainer, smooth, monkeypatch, fli
 def test_its_noise_belongs_to_the_slot(make_trainer, images):
     options = {"network": {"context": True}, "schedule": {"whole": 0.0, "sizes": {"1/2": 1.0}, "context": 4}}
     trainer = make_trainer(**options)
-    trainer.seen.step = next(step for step in range(9) if not trainer.schedule.size_at(step, (8, 12), 0.0, 2).small)
-    batch = replace(trainer.batches.at(trainer.seen, 0.0), num=8)
+    trainer.state.counters.step = next(
+        step for step in range(9) if not trainer.schedule.size_at(step, (8, 12), 0.0, 2).small
+    )
+    batch = replace(trainer.batches.at(trainer.state.counters, 0.0), num=8)
     whole, part = (trainer.batches.inputs(batch, slots).context for slots in (range(8), range(3, 8)))
     assert torch.equal(whole[3:], part)
     clean = images.codec.encode(trainer.batches.small.take(0, 0, 8)[0])
     levels = (whole - clean).abs().amax((1, 2, 3)) / slot_normal(
-        0, "context", trainer.seen.step, range(8), (3, 4, 6)
+        0, "context", trainer.state.counters.step, range(8), (3, 4, 6)
     ).abs().amax((1, 2, 3))
     assert (levels <= 0.1 + 1e-6).all() and levels.unique().numel() == 8 and levels.max() > 0.03
 
@@ -123,7 +125,12 @@ def test_whole_images_are_not_read_for_the_small_ones(make_trainer, tmp_path, mo
     monkeypatch.setattr(trainer.batches.feed, "take", lambda *_: pytest.fail("whole images were read"))
     monkeypatch.setattr(trainer.batches.feed, "expect", lambda *_: pytest.fail("whole images were read"))
     size, loss = trainer.train_step()
-    assert size.small and loss.isfinite() and trainer.seen.patches == 0 and trainer.seen.pixels == 8 * 8 * 8
+    assert (
+        size.small
+        and loss.isfinite()
+        and trainer.state.counters.patches == 0
+        and trainer.state.counters.pixels == 8 * 8 * 8
+    )
 
 
 OPTIONS = {"network": {"context": True}, "schedule": {"whole": 0.0, "context": 4}}

@@ -265,7 +265,7 @@ def test_training_does_not_depend_on_the_way(tmp_path, make_trainer, monkeypatch
             )
             trainer.fit(steps=6)
             losses.append((trainer.run.path / "log.jsonl").read_text().count('"loss": '))
-            losses.append(trainer.network.state_dict())
+            losses.append(trainer.state.network.state_dict())
         assert losses[0] == losses[2] == 6
         assert all(torch.equal(losses[1][name], losses[3][name]) for name in losses[1])
 

@@ -14,11 +14,11 @@ def steps_of(monkeypatch, seconds, left_out=()):
     """Steps that take such seconds by size, of which some never come up; the rest of the forecast is as it is."""
 
     def step(trainer, spent):
-        size = trainer.schedule.size_at(trainer.seen.step, trainer.images.resolution, spent)
+        size = trainer.schedule.size_at(trainer.state.counters.step, trainer.images.resolution, spent)
         if str(size) in left_out:
             size = trainer.schedule.sizes_for(trainer.images.resolution)[-1]
-        trainer.seen.step += 1
-        return str(size), seconds[str(size)] * trainer.batch / 4
+        trainer.state.counters.step += 1
+        return str(size), seconds[str(size)] * trainer.config.batch / 4
 
     monkeypatch.setattr(module, "_step", step)
 
@@ -31,7 +31,7 @@ def test_seconds_of_sizes_are_weighed_by_their_shares(make_trainer, monkeypatch,
     assert found.shares == {"4x6": 0.75, "8x12": 0.25} and found.images == {"4x6": 8, "8x12": 4}
     assert found.seconds == {"4x6": 0.25, "8x12": 0.5}
     assert found.images_per_second == pytest.approx((0.75 * 8 + 0.25 * 4) / (0.75 * 0.25 + 0.25 * 0.5))
-    assert found.pictures == 2 and found.device == "cpu" and trainer.batch == 4
+    assert found.pictures == 2 and found.device == "cpu" and trainer.config.batch == 4
     assert not trainer.run.path.exists()
 
 
@@ -46,8 +46,8 @@ def test_where_a_step_takes_too_long_a_part_of_it_is_timed(make_trainer, monkeyp
     timed = []
 
     def step(trainer, spent):
-        timed.append(trainer.batch)
-        return "8x12", 0.5 * trainer.batch
+        timed.append(trainer.config.batch)
+        return "8x12", 0.5 * trainer.config.batch
 
     monkeypatch.setattr(module, "_step", step)
     found = forecast(make_trainer(schedule={"whole": 1.0}, batch=64), seconds=10)
@@ -59,15 +59,15 @@ def test_steps_are_of_the_batch_that_is_timed(make_trainer, monkeypatch):
     step = trainer.train_step
 
     def seen(spent=0.0):
-        before = trainer.seen.images
+        before = trainer.state.counters.images
         result = step(spent)
-        steps.append((trainer.batch, trainer.seen.images - before))
+        steps.append((trainer.config.batch, trainer.state.counters.images - before))
         return result
 
     monkeypatch.setattr(trainer, "train_step", seen)
     forecast(trainer, seconds=0.01)
     assert steps[0] == (1, 1) and all(batch == num for batch, num in steps)
-    assert trainer.batches.batch == trainer.batch == 64
+    assert trainer.batches.batch == trainer.config.batch == 64
 
 
 def test_images_and_minutes_are_two_ways_to_say_the_same():
@@ -91,10 +91,10 @@ def test_the_forecast_is_of_the_steps_that_are_made(make_trainer):
     trainer = make_trainer("made", batch=16, network={"width": 32})
     for _ in range(3):
         trainer.train_step()
-    began, images = time.monotonic(), trainer.seen.images
+    began, images = time.monotonic(), trainer.state.counters.images
     for _ in range(30):
         trainer.train_step()
-    rate = (trainer.seen.images - images) / (time.monotonic() - began)
+    rate = (trainer.state.counters.images - images) / (time.monotonic() - began)
     assert 1 / 3 < found.images_per_second / rate < 3
 
 

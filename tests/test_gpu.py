@@ -30,7 +30,7 @@ def test_continues_there(make_trainer):
     make_trainer(engine=Engine(device="cuda")).fit(steps=2)
     continued = make_trainer(engine=Engine(device="cuda"))
     continued.fit(steps=4)
-    assert continued.seen.step == 4
+    assert continued.state.counters.step == 4
 
 
 def test_the_step_does_not_wait(make_trainer):

@@ -38,12 +38,12 @@ def test_what_is_not_logged_yet_survives_a_checkpoint():
     first, second = filled(), Losses(torch.device("cpu"))
     second.restore(json.loads(json.dumps(first.state())))
     for losses in (first, second):
-        losses.add("8x8", torch.tensor(0.1), losses.none(), NONE)
+        losses.add("8x8", torch.tensor(0.1), losses.zeros(), NONE)
     assert first.means() == second.means() and first.means().by_size["8x8"] == pytest.approx(3.1 / 3)
 
 
 def test_a_new_line_begins_with_nothing_but_the_count_of_skipped_steps():
     losses = filled()
     losses.clear()
-    means = losses.means()
+    means = losses.summary()
     assert means.by_size == means.by_noise == {} and (means.num_steps, means.skipped) == (0, 1)

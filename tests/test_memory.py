@@ -5,7 +5,7 @@ import patch_diffusion as pd
 from patch_diffusion.cli.train import Train
 from patch_diffusion.config import Engine
 from patch_diffusion.training.hardware import memory
-from patch_diffusion.training.hardware.memory import advice_on_memory, is_out_of_memory, parts_that_fit
+from patch_diffusion.training.hardware.memory import advice_on_memory, is_out_of_memory, microbatches_that_fit
 
 
 class Hungry(torch.nn.Module):
@@ -60,7 +60,7 @@ def test_a_step_that_runs_out_of_memory_says_what_fits(hungry, tried_out, monkey
         trainer.fit(steps=8)
     fits = hungry(50, allow=["batch"])
     fits.fit(steps=8)
-    assert fits.seen.step == 8
+    assert fits.state.counters.step == 8
 
 
 def test_what_fits_by_itself_is_not_the_batch_s_fault(hungry, tried_out):
@@ -83,12 +83,12 @@ def test_auto_takes_the_fewest_parts(hungry, tried_out, monkeypatch):
 
 def test_on_a_cpu_it_is_reckoned(make_trainer, monkeypatch):
     trainer = make_trainer(batch=32)
-    assert parts_that_fit(trainer) == 1
+    assert microbatches_that_fit(trainer) == 1
     per_image = memory.kept_for_backward(trainer, (8, 12))
-    of_weights = memory.memory_of_weights(trainer.network)
+    of_weights = memory.memory_of_weights(trainer.state.network)
     room = (memory.WORKSPACE * 10.5 * per_image + of_weights) / memory._USED
     monkeypatch.setattr(memory, "memory_of", lambda device: int(room))
-    assert parts_that_fit(trainer) == 4  # ten at a time
+    assert microbatches_that_fit(trainer) == 4  # ten at a time
     parts = make_trainer(batch="auto", out="parts")
     assert parts.batch == 64 and parts.engine.accumulation == 7
 

@@ -77,7 +77,7 @@ def test_a_stopped_run_has_the_same_log(make_trainer, images, monkeypatch):
     step = killed.train_step
 
     def die(spent):
-        if killed.seen.step == 7:
+        if killed.state.counters.step == 7:
             raise RuntimeError("killed")
         return step(spent)
 
@@ -107,7 +107,7 @@ def test_a_run_that_continues_does_not_tell_it_again(make_trainer):
     trainer = make_trainer(meter=Rising(1, 3, 3), checkpoints=2)
     with trainer.in_laps(steps=6) as train_until:
         train_until(0.5)
-        trainer.writer.wait()
+        trainer.checkpoints.writer.wait()
     continued = make_trainer(meter=Rising(3, 3, 3), checkpoints=2)
     continued.fit(steps=6)
     notes = [line["step"] for line in lines(continued, "note") if "WARNING" in line["note"]]
@@ -195,4 +195,4 @@ def test_measuring_takes_no_minutes_of_the_budget(make_trainer, monkeypatch):
 
     monkeypatch.setattr(trainer, "train_step", one_second)
     trainer.fit(minutes=0.1)
-    assert trainer.seen.step == 6 and [line["seconds"] for line in lines(trainer)] == [1, 2, 3, 4, 5, 6]
+    assert trainer.state.counters.step == 6 and [line["seconds"] for line in lines(trainer)] == [1, 2, 3, 4, 5, 6]

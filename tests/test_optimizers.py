@@ -4,7 +4,7 @@ import torch
 from patch_diffusion.config import Optimizer
 from patch_diffusion.files import read_tensors, write_tensors
 from patch_diffusion.training.checkpoints.checkpoint import optimizer_tensors, restore_optimizer
-from patch_diffusion.training.optimizing.optimizers import learning_rate
+from patch_diffusion.training.step import learning_rate
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_they_survive_a_stop(make_trainer):
     stopped.fit(steps=3)
     continued = make_trainer("stopped", **options)
     continued.fit(steps=6)
-    one, two = (trainer.power_averages["ema-0.1"].tensors for trainer in (whole, continued))
+    one, two = (trainer.state.power_averages["ema-0.1"].tensors for trainer in (whole, continued))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 

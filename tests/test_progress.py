@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from patch_diffusion.training.budget import Seen
+from patch_diffusion.training.state import Counters
 from patch_diffusion.training.losses import Means
 from patch_diffusion.training.progress import Progress
 
@@ -14,7 +14,7 @@ MEANS = Means({"4x4": 5.0, "8x8": 1.5}, {"0.1": 2.0}, num_steps=3, num_finite=3,
 
 def test_a_line_has_the_means(tmp_path):
     progress = Progress(tmp_path / "log.jsonl", show=False)
-    progress.log(Seen(step=3, images=9), 0.5, 1e-3, MEANS)
+    progress.log(Counters(step=3, images=9), 0.5, 1e-3, MEANS)
     line = json.loads((tmp_path / "log.jsonl").read_text())
     assert line["loss"] == {"4x4": 5.0, "8x8": 1.5} and line["loss_by_noise"] == {"0.1": 2.0} and line["skipped"] == 1
     assert (line["step"], line["images"], line["spent"], line["learning_rate"]) == (3, 9, 0.5, 1e-3)
@@ -22,8 +22,8 @@ def test_a_line_has_the_means(tmp_path):
 
 def test_held_out_losses_have_a_line(tmp_path):
     progress = Progress(tmp_path / "log.jsonl", show=False)
-    assert progress.log_held_out(Seen(step=3), 0.5, {0.05: 1.0, 6.4: 0.5}) == 0.75
-    progress.log_held_out(Seen(step=4), 0.5, {0.05: 1.0}, {"8x8": 0.5})
+    assert progress.log_held_out(Counters(step=3), 0.5, {0.05: 1.0, 6.4: 0.5}) == 0.75
+    progress.log_held_out(Counters(step=4), 0.5, {0.05: 1.0}, {"8x8": 0.5})
     line, other = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
     assert line["step"] == 3 and line["held_out"] == {"loss": 0.75, "by_noise": {"0.05": 1.0, "6.4": 0.5}}
     assert other["held_out"]["by_size"] == {"8x8": 0.5}
@@ -37,7 +37,7 @@ def test_what_was_measured_of_samples_has_a_line_and_is_shown(tmp_path, capsys):
         "near_copies@1/2": 0.3,
         "mine": 2.0,
     }
-    Progress(tmp_path / "log.jsonl", show=True).log_samples(Seen(step=3000, images=9, seconds=2.0), 0.5, numbers)
+    Progress(tmp_path / "log.jsonl", show=True).log_samples(Counters(step=3000, images=9, seconds=2.0), 0.5, numbers)
     line = json.loads((tmp_path / "log.jsonl").read_text())
     assert line == {"step": 3000, "images": 9, "seconds": 2.0, "spent": 0.5, "samples": numbers}
     told = "step 3,000: Frechet distance 12.35, mine 2, near copies 25.0% (of held-out images 10.0%)"
@@ -61,9 +61,9 @@ def test_what_is_shown_fits_eighty_columns(tmp_path, monkeypatch, terminal):
     progress = Progress(tmp_path / "log.jsonl")
     with progress:
         progress.note("a note", 0)
-        progress.log(Seen(step=1_234_000, images=5), 0.5, 1e-3, replace(MEANS, by_size={"8x8": 0.25}))
-        progress.show(Seen(step=1_234_000, images=123_456), 0.5)
-        progress.show(Seen(step=1_234_560, images=987_654_321), 1.0)
+        progress.log(Counters(step=1_234_000, images=5), 0.5, 1e-3, replace(MEANS, by_size={"8x8": 0.25}))
+        progress.show(Counters(step=1_234_000, images=123_456), 0.5)
+        progress.show(Counters(step=1_234_560, images=987_654_321), 1.0)
     text = stream.getvalue()
     assert "a note" in text and "step 1,234,560" in text and "loss 0.250" in text and "left" in text
     assert ("\x1b[" in text) == terminal

@@ -222,7 +222,7 @@ def test_all_train_for_the_same_time_in_turns_and_nothing_else_counts(arms, tmp_
 
     def look(trainer, judges):
         clock[0] += 1000
-        return {1.0: 1 / trainer.seen.step}
+        return {1.0: 1 / trainer.state.counters.step}
 
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     monkeypatch.setattr(Trainer, "train_step", timed)
@@ -264,7 +264,7 @@ def test_its_own_time_counts(arms, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "train_step", timed)
     monkeypatch.setattr(
         "patch_diffusion.races.turns.look",
-        lambda trainer, judges: {1.0: 1 - trainer.seen.step / (60 if trainer.config.minutes == 1 else 30)},
+        lambda trainer, judges: {1.0: 1 - trainer.state.counters.step / (60 if trainer.config.minutes == 1 else 30)},
     )
     arms = {name: replace(config, steps=None, minutes=1.0) for name, config in arms.items()}
     content = pd.race({**arms, "half": replace(arms["patches"], minutes=0.5)}, tmp_path / "race", moments=2)
@@ -275,7 +275,9 @@ def test_its_own_time_counts(arms, tmp_path, monkeypatch):
 
 def test_the_sweep_of_an_arm(arms, tmp_path, monkeypatch):
     """The rate that wins is trained with; the trials are gone, and what they found stays."""
-    monkeypatch.setattr("patch_diffusion.races.race.look", lambda trainer, judges: {1.0: trainer.options.learning_rate})
+    monkeypatch.setattr(
+        "patch_diffusion.races.race.look", lambda trainer, judges: {1.0: trainer.config.optimizer.learning_rate}
+    )
     content = pd.race(arms, tmp_path / "race", moments=1, tuned=["whole"], tune_budget=10)
     assert content["tuning"]["whole"]["learning_rate"] == 1.25e-3 and list(content["tuning"]) == ["whole"]
     assert content["tuning"]["whole"]["outermost"] == ["learning_rate"]

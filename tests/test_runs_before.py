@@ -48,7 +48,9 @@ def test_it_continues_as_it_would_have(run):
     for line, before in zip(lines, map(json.loads, (FOLDER / "expected.jsonl").read_text().splitlines()), strict=True):
         assert line.keys() - {"seconds"} == before.keys()
         assert all(line[key] == before[key] for key in before.keys() - {"loss", "loss_by_noise", "held_out"})
-        assert {size: pytest.approx(loss, rel=1e-3) for size, loss in line.get("loss", {}).items()} == before.get("loss", {})
+        assert {size: pytest.approx(loss, rel=1e-3) for size, loss in line.get("loss", {}).items()} == before.get(
+            "loss", {}
+        )
     assert RunFolder(run).read_config() == (config, facts)
 
 

@@ -80,9 +80,9 @@ def test_equals_the_paper_s_formulas():
 def test_a_run_s_model_is_the_optimizer_s_own_average(make_trainer):
     trainer = make_trainer(optimizer=Optimizer("schedule_free", learning_rate=1e-2))
     model = trainer.fit(steps=6)
-    weights = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
-    trainer.optimizer.eval()  # exchanges the weights for their average
-    expected = trainer.network.state_dict()
+    weights = {name: tensor.clone() for name, tensor in trainer.state.network.state_dict().items()}
+    trainer.state.optimizer.eval()  # exchanges the weights for their average
+    expected = trainer.state.network.state_dict()
     stored, loaded = read_tensors(trainer.run.model_file), pd.load(trainer.run.path).module.state_dict()
     for found in (model.module.state_dict(), stored, loaded):
         assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -103,7 +103,7 @@ def test_it_needs_no_end(make_trainer):
     for group in expected:
         assert found[group].keys() == expected[group].keys()
         assert all(torch.equal(found[group][name], expected[group][name]) for name in expected[group])
-    before, after = whole.optimizer.param_groups[0], continued.optimizer.param_groups[0]
+    before, after = whole.optimizer.param_groups[0], continued.state.optimizer.param_groups[0]
     assert {name: value for name, value in before.items() if name != "params"} == {
         name: value for name, value in after.items() if name != "params"
     }
@@ -116,11 +116,14 @@ def test_going_back_takes_the_counts_back_too(make_trainer):
     for step in range(3):
         trainer.train_step(step / 6)
     folder = trainer.save()
-    expected = {name: tensor.clone() for name, tensor in optimizer_tensors(trainer.optimizer, trainer.network).items()}
+    expected = {
+        name: tensor.clone()
+        for name, tensor in optimizer_tensors(trainer.state.optimizer, trainer.state.network).items()
+    }
     for step in range(3, 6):
         trainer.train_step(step / 6)
-    trainer.restore(folder)
-    found = optimizer_tensors(trainer.optimizer, trainer.network)
+    trainer.checkpoints.restore(folder)
+    found = optimizer_tensors(trainer.state.optimizer, trainer.state.network)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 

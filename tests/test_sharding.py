@@ -76,13 +76,13 @@ def held(tensors):
 def moves_by_what_is_not_finite(trainer):
     """Whether a step says it was skipped, and whether weights have moved, if a gradient of the last process is not."""
     trainer.train_step(0.5)
-    parameters = list(trainer.network.parameters())
+    parameters = list(trainer.state.network.parameters())
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
     if trainer.engine.group.rank == trainer.engine.group.world - 1:
         parameters[0].grad.to_local()[-1] = torch.inf
     before = [parameter.to_local().clone() for parameter in parameters]
-    skipped = trainer.engine.step(trainer.optimizer, 1.0)
+    skipped = trainer.engine.step(trainer.state.optimizer, 1.0)
     after = [parameter.to_local() for parameter in parameters]
     return [float(skipped), not all(torch.equal(one, two) for one, two in zip(before, after, strict=True))]
 
@@ -95,12 +95,12 @@ def two_processes(folder):
     images = pd.open_images("digits", resolution=8, show=False)
     trainer = build_trainer(config, images, folder / "shared", show=False)
     trainer.fit(steps=4)
-    moments = [tensor for state in trainer.optimizer.state.values() for tensor in state.values() if tensor.ndim]
+    moments = [tensor for state in trainer.state.optimizer.state.values() for tensor in state.values() if tensor.ndim]
     counts = {
-        "weights": held(list(trainer.network.parameters())),
+        "weights": held(list(trainer.state.network.parameters())),
         "moments": held(moments),
-        "average": held(list(trainer.average.denoiser.parameters())),
-        "power average": held(list(trainer.power_averages["ema-0.1"].tensors.values())),
+        "average": held(list(trainer.state.average.denoiser.parameters())),
+        "power average": held(list(trainer.state.power_averages["ema-0.1"].tensors.values())),
     }
     (folder / f"held-{os.environ['RANK']}.json").write_text(json.dumps(counts))
 
@@ -114,11 +114,11 @@ def two_processes(folder):
 
     pd.train(replace(SMALL, engine=SHARED), folder / "was alone", show=False)
     pd.train(replace(HALF, engine=SHARED), folder / "was shared", show=False)
-    trainer.engine.group.wait()
+    trainer.engine.group.barrier()
     if first:
         shutil.copytree(folder / "was shared", folder / "to one")
         shutil.copytree(folder / "was shared", folder / "to three")
-    trainer.engine.group.wait()
+    trainer.engine.group.barrier()
     pd.train(SMALL, folder / "was shared", show=False)
 
     muon.MOST_WHOLE = 1000  # so that matrices go through in portions
@@ -127,11 +127,11 @@ def two_processes(folder):
     pd.train(replace(SMALL, engine=replace(BF16, shard=True)), folder / "bf16", show=False)
     train_own(folder / "own", SHARED)
 
-    trainer.engine.group.wait()
+    trainer.engine.group.barrier()
     if first:
         shutil.copytree(folder / "shared", folder / "damaged")
         flip(next((folder / "damaged/checkpoints/step-00000004/shards").glob("shard-00002*")))
-    trainer.engine.group.wait()
+    trainer.engine.group.barrier()
     pd.train(replace(SMALL, engine=IN_PARTS), folder / "damaged", show=False)
 
     checksum, further = checkpoint.file_checksum, threading.Event()
@@ -139,7 +139,7 @@ def two_processes(folder):
     take_step = trainer.train_step
 
     def step(spent):
-        if trainer.seen.step == 2:  # the checkpoint of it has been begun
+        if trainer.state.counters.step == 2:  # the checkpoint of it has been begun
             further.set()
         return take_step(spent)
 

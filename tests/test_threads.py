@@ -81,7 +81,7 @@ def test_every_loss_may_have_a_weight_of_its_own(model):
 def test_threads_compute_in_the_number_format_of_the_training(model):
     """Autocast holds for the thread that enters it alone."""
     engine, inputs = Running(Engine(device="cpu", precision="bf16")), samples()
-    with engine.computing():
+    with engine.autocast():
         losses = DenoisingLoss(model)(*inputs)
     losses.sum().backward()
     expected = gradients(model)

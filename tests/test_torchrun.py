@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 import patch_diffusion as pd
 from patch_diffusion.cli import main
-from patch_diffusion.processes import others_answer
+from patch_diffusion.processes import explain_lost_peer
 
 OPTIONS = [
     *("--batch", "4", "--samples", "0", "--log-every", "1", "--resolution", "8", "--patches.sizes", "1/2=1"),
@@ -111,7 +111,7 @@ def test_the_others_wait_for_looks_that_take_long(tmp_path):
     slow = IMPATIENT.replace(
         "sys.exit(main())",
         "from patch_diffusion.training import loop; import time; "
-        "loop.held_out_loss = lambda trainer, spent: time.sleep(5) if trainer.engine.group.first else None; "
+        "loop.held_out_loss = lambda trainer, spent: time.sleep(5) if trainer.engine.group.is_main else None; "
         "sys.exit(main())",
     )
     first, second = pair(tmp_path / "run", tmp_path / "run", command=["-c", slow], steps=2)
@@ -138,10 +138,10 @@ def test_machines_that_do_not_share_the_folder_are_refused(tmp_path):
 
 
 def test_only_errors_of_the_network_are_taken_for_a_lost_process():
-    with pytest.raises(RuntimeError, match="of the network's own"), others_answer():
+    with pytest.raises(RuntimeError, match="of the network's own"), explain_lost_peer():
         raise RuntimeError("an error of the network's own")
-    with pytest.raises(pd.InputError, match=r"does not answer \(1/2 clients joined\): "), others_answer():
+    with pytest.raises(pd.InputError, match=r"does not answer \(1/2 clients joined\): "), explain_lost_peer():
         raise dist.DistStoreError("1/2 clients joined.\nmore")
     closed = r"does not answer \(Connection closed by peer \[10\.0\.0\.2\]:7\): "
-    with pytest.raises(pd.InputError, match=closed), others_answer():
+    with pytest.raises(pd.InputError, match=closed), explain_lost_peer():
         raise RuntimeError("[/x/gloo/tcp/pair.cc:5] Connection closed by peer [10.0.0.2]:7. This is typically")

@@ -134,7 +134,7 @@ def test_a_killed_run_that_continues_shows_each_step_once(make_trainer):
     step = killed.train_step
 
     def kill(spent):
-        if killed.seen.step == 7:
+        if killed.state.counters.step == 7:
             raise RuntimeError("killed")
         return step(spent)
 
@@ -188,7 +188,7 @@ def test_one_that_fails_is_dropped_with_one_note(make_trainer, as_tensorboard, k
     trainer.fit(steps=4)
     notes = [line["note"] for line in log_of(trainer) if "note" in line and "tensorboard" in line["note"]]
     assert notes == [f"tensorboard is no longer told of this run ({reason}); training goes on"]
-    assert trainer.seen.step == 4
+    assert trainer.state.counters.step == 4
 
 
 def test_training_does_not_wait_for_one_that_hangs(make_trainer, as_tensorboard, monkeypatch):
@@ -203,7 +203,7 @@ def test_training_does_not_wait_for_one_that_hangs(make_trainer, as_tensorboard,
     monkeypatch.setattr(module, "_MOST_WAITING", 3)
     trainer = make_trainer(track=None, log_every=1)
     trainer.fit(steps=6)
-    assert not release.is_set() and trainer.seen.step == 6
+    assert not release.is_set() and trainer.state.counters.step == 6
     release.set()
     notes = [line["note"] for line in log_of(trainer) if "tensorboard" in line.get("note", "")]
     assert notes == ["tensorboard is no longer told of this run (it has not taken the last 3 lines); training goes on"]

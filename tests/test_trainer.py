@@ -86,7 +86,7 @@ def test_a_killed_run_continues_as_if_it_had_not_been(make_trainer, monkeypatch,
     step = killed.train_step
 
     def die(spent):
-        if killed.seen.step == 7:
+        if killed.state.counters.step == 7:
             raise Killed
         return step(spent)
 
@@ -118,7 +118,7 @@ def test_laps_are_one_training(make_trainer, kind):
     with laps.in_laps(steps=10) as train_until:
         for until, step in ((0.3, 3), (0.6, 6), (0.1, 6), (1.0, 10)):
             train_until(until)
-            assert laps.seen.step == step
+            assert laps.state.counters.step == step
             other.train_step(until)
     (tensors, state), (expected, expected_state) = (read_checkpoint(t.run.checkpoint(10)) for t in (laps, whole))
     for group in expected:
@@ -143,7 +143,7 @@ def test_what_happens_between_laps_takes_no_time(make_trainer, monkeypatch):
         train_until(0.5)
         clock[0] += 1000
         train_until(1)
-    assert trainer.seen.step == 6 and trainer.seen.seconds == 6
+    assert trainer.state.counters.step == 6 and trainer.state.counters.seconds == 6
 
 
 def test_ctrl_c_in_the_last_step_of_a_lap(make_trainer, monkeypatch):
@@ -165,7 +165,7 @@ def test_ctrl_c_writes_a_checkpoint(make_trainer, monkeypatch):
     step = trainer.train_step
 
     def interrupt(spent):
-        if trainer.seen.step == 3:
+        if trainer.state.counters.step == 3:
             os.kill(os.getpid(), signal.SIGINT)
         return step(spent)
 
@@ -183,7 +183,7 @@ def test_training_outside_the_main_thread(make_trainer):
     thread = threading.Thread(target=lambda: trainer.fit(steps=1))
     thread.start()
     thread.join()
-    assert trainer.seen.step == 1
+    assert trainer.state.counters.step == 1
 
 
 def test_it_learns(make_trainer):
@@ -214,12 +214,12 @@ def test_counts_are_exact(make_trainer):
     sizes = [trainer.train_step()[0] for _ in range(30)]
     halves = sum(str(size) == "4x6" for size in sizes)
     assert 0 < halves < 30
-    assert trainer.seen.step == 30
-    assert trainer.seen.images == 4 * (30 - halves) + 8 * halves
-    assert trainer.seen.patches == 8 * halves
-    assert trainer.seen.pixels == 4 * (30 - halves) * 96 + 8 * halves * 24
+    assert trainer.state.counters.step == 30
+    assert trainer.state.counters.images == 4 * (30 - halves) + 8 * halves
+    assert trainer.state.counters.patches == 8 * halves
+    assert trainer.state.counters.pixels == 4 * (30 - halves) * 96 + 8 * halves * 24
     flops = {"{}x{}".format(*shape): value for shape, value in trainer.flops.items()}
-    assert trainer.seen.flops == 4 * (30 - halves) * flops["8x12"] + 8 * halves * flops["4x6"]
+    assert trainer.state.counters.flops == 4 * (30 - halves) * flops["8x12"] + 8 * halves * flops["4x6"]
     assert flops["8x12"] > 3 * flops["4x6"] > 0
 
 
@@ -229,7 +229,7 @@ def test_coordinates_go_with_the_pixels(make_trainer, images):
     pixels = torch.cat([ramp, ramp[:1]])[None].expand(16, -1, -1, -1).contiguous()
     trainer = make_trainer(images=pd.ImageSet(pixels), noise=pd.NoiseLevels(p_mean=-12.0, p_std=0.0))
     given = []
-    trainer.network.register_forward_pre_hook(lambda module, args: given.append(args[0]))
+    trainer.state.network.register_forward_pre_hook(lambda module, args: given.append(args[0]))
     for _ in range(6):
         trainer.train_step()
     for x in given:
@@ -241,7 +241,7 @@ def test_coordinates_go_with_the_pixels(make_trainer, images):
 def test_labels_are_dropped_as_often_as_asked(make_trainer):
     trainer = make_trainer(network={"label_dropout": 0.3}, batch=256)
     given = []
-    trainer.network.register_forward_pre_hook(lambda module, args: given.append(args[2]))
+    trainer.state.network.register_forward_pre_hook(lambda module, args: given.append(args[2]))
     for _ in range(8):
         trainer.train_step()
     labels = torch.cat(given)
@@ -318,19 +318,19 @@ def test_budgets(make_trainer, budget, spent):
     last = lines(trainer)[-1]
     assert last["spent"] >= 1 and last["learning_rate"] < 2e-4
     if "images" in budget:
-        assert 30 <= trainer.seen.images < 30 + 8
+        assert 30 <= trainer.state.counters.images < 30 + 8
     if spent:
-        assert trainer.seen.step == spent
+        assert trainer.state.counters.step == spent
 
 
 def test_a_complete_run_is_left_alone_and_a_larger_budget_continues(make_trainer):
     make_trainer().fit(steps=2)
     again = make_trainer()
     again.fit(steps=2)
-    assert again.seen.step == 2
+    assert again.state.counters.step == 2
     more = make_trainer()
     more.fit(steps=4)
-    assert more.seen.step == 4 and [line["step"] for line in lines(more) if "loss" in line] == [2, 4]
+    assert more.state.counters.step == 4 and [line["step"] for line in lines(more) if "loss" in line] == [2, 4]
 
 
 @pytest.mark.parametrize(
@@ -396,7 +396,7 @@ def test_a_network_of_one_s_own(images, tmp_path):
     with pytest.raises(pd.InputError, match="module of your own"):
         pd.load(trainer.run.path)
     model = pd.load(trainer.run.path, network=Mine())
-    assert torch.equal(model.network.convolution.weight, trainer.average.denoiser.network.convolution.weight)
+    assert torch.equal(model.network.convolution.weight, trainer.state.average.denoiser.network.convolution.weight)
     with pytest.raises(pd.InputError, match="does not fit the network"):
         pd.load(trainer.run.path, network=torch.nn.Conv2d(5, 3, 1))
     with pytest.raises(pd.InputError, match=r"must be a torch\.nn\.Module"):
@@ -505,7 +505,7 @@ def test_a_disk_that_fills_during_a_save(make_trainer, monkeypatch):
     monkeypatch.undo()
     continued = make_trainer(checkpoints=2)
     continued.fit(steps=4)
-    assert continued.seen.step == 4
+    assert continued.state.counters.step == 4
 
 
 def test_the_step_never_asks_a_tensor_for_its_value(make_trainer, monkeypatch):

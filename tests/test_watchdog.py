@@ -44,12 +44,12 @@ def spoil(trainer, when, how):
 
 @torch.no_grad()
 def to_nan(trainer):
-    next(iter(trainer.network.parameters())).fill_(math.nan)
+    next(iter(trainer.state.network.parameters())).fill_(math.nan)
 
 
 @torch.no_grad()
 def scramble(trainer):
-    for parameter in trainer.network.parameters():
+    for parameter in trainer.state.network.parameters():
         parameter.add_(10 * torch.randn_like(parameter))
 
 
@@ -83,18 +83,21 @@ def test_gradients_that_are_no_numbers_move_nothing_and_are_counted(make_trainer
     """A step with them leaves weights and moments as they were, and the next one is as if it had not been."""
     trainer = make_trainer(optimizer=Optimizer(kind=kind, clip=clip, weight_decay=0.1))
     trainer.train_step(0.5)
-    before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
-    moments = {name: tensor.clone() for name, tensor in optimizer_tensors(trainer.optimizer, trainer.network).items()}
-    broken = next(iter(trainer.network.parameters())).register_hook(lambda gradient: gradient * math.inf)
+    before = {name: tensor.clone() for name, tensor in trainer.state.network.state_dict().items()}
+    moments = {
+        name: tensor.clone()
+        for name, tensor in optimizer_tensors(trainer.state.optimizer, trainer.state.network).items()
+    }
+    broken = next(iter(trainer.state.network.parameters())).register_hook(lambda gradient: gradient * math.inf)
     trainer.train_step(0.5)
     broken.remove()
-    after = trainer.network.state_dict()
+    after = trainer.state.network.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    later = optimizer_tensors(trainer.optimizer, trainer.network)
+    later = optimizer_tensors(trainer.state.optimizer, trainer.state.network)
     assert all(torch.equal(moments[name], later[name]) for name in moments)
     trainer.train_step(0.5)
-    assert trainer.losses.means().skipped == 1
-    assert any(not torch.equal(before[name], tensor) for name, tensor in trainer.network.state_dict().items())
+    assert trainer.state.losses.summary().skipped == 1
+    assert any(not torch.equal(before[name], tensor) for name, tensor in trainer.state.network.state_dict().items())
 
 
 @pytest.mark.parametrize(("how", "why"), [(to_nan, "gradients of"), (scramble, "the loss has risen")])
@@ -103,14 +106,14 @@ def test_it_goes_back_once_with_half_the_rate(make_trainer, how, why):
     spoiled = []
 
     def once(trainer):
-        if trainer.seen.step == 12 and not spoiled:
+        if trainer.state.counters.step == 12 and not spoiled:
             spoiled.append(True)
             return True
         return False
 
     spoil(trainer, once, how)
     trainer.fit(steps=24)
-    assert trainer.seen.step == 24 and trainer.watchdog.rate == 0.5 and trainer.watchdog.back
+    assert trainer.state.counters.step == 24 and trainer.state.watchdog.rate == 0.5 and trainer.state.watchdog.back
     [note] = [note for note in notes(trainer) if "WARNING" in note]
     assert why in note and "back to step 12 with half the learning rate" in note
     steps = [line["step"] for line in lines(trainer) if "loss" in line]
@@ -124,9 +127,9 @@ def test_it_goes_back_once_with_half_the_rate(make_trainer, how, why):
 
 def test_what_it_goes_back_to_stays_where_it_was_to_stay(make_trainer):
     trainer = make_trainer(log_every=2, checkpoints=6)
-    spoil(trainer, lambda trainer: trainer.seen.step == 12 and not trainer.watchdog.back, to_nan)
+    spoil(trainer, lambda trainer: trainer.state.counters.step == 12 and not trainer.state.watchdog.back, to_nan)
     trainer.fit(steps=24)
-    assert trainer.watchdog.back
+    assert trainer.state.watchdog.back
     kept = [read_checkpoint(path)[1]["keep"] for path in trainer.run.checkpoints()]
     assert [path.name[-2:] for path in trainer.run.checkpoints()] == ["04", "08", "12", "16", "20", "24"] and all(kept)
 
@@ -134,16 +137,16 @@ def test_what_it_goes_back_to_stays_where_it_was_to_stay(make_trainer):
 def test_what_goes_back_and_is_killed_goes_on_from_there(make_trainer, monkeypatch):
     """The half rate is part of the checkpoint."""
     trainer = make_trainer(log_every=2, checkpoints=6)
-    spoil(trainer, lambda trainer: trainer.seen.step == 12 and not trainer.watchdog.back, to_nan)
+    spoil(trainer, lambda trainer: trainer.state.counters.step == 12 and not trainer.state.watchdog.back, to_nan)
     trainer.fit(steps=24)
 
     killed = make_trainer("killed", log_every=2, checkpoints=6)
-    spoil(killed, lambda trainer: trainer.seen.step == 12 and not trainer.watchdog.back, to_nan)
+    spoil(killed, lambda trainer: trainer.state.counters.step == 12 and not trainer.state.watchdog.back, to_nan)
 
     def die(trainer):
         raise ZeroDivisionError
 
-    spoil(killed, lambda trainer: trainer.seen.step == 13 and trainer.watchdog.back, die)
+    spoil(killed, lambda trainer: trainer.state.counters.step == 13 and trainer.state.watchdog.back, die)
     with pytest.raises(ZeroDivisionError):
         killed.fit(steps=24)
     continued = make_trainer("killed", log_every=2, checkpoints=6)
@@ -154,7 +157,7 @@ def test_what_goes_back_and_is_killed_goes_on_from_there(make_trainer, monkeypat
 
 def test_the_second_time_it_stops_and_leaves_the_good_state(make_trainer):
     trainer = make_trainer(log_every=1, checkpoints=4)
-    spoil(trainer, lambda trainer: trainer.seen.step >= 2, to_nan)
+    spoil(trainer, lambda trainer: trainer.state.counters.step >= 2, to_nan)
     with pytest.raises(pd.InputError, match=r"not finite again \(step 3\), so training stopped; look at the data"):
         trainer.fit(steps=4)
     assert [path.name for path in trainer.run.checkpoints()] == ["step-00000001", "step-00000002"]
@@ -163,27 +166,27 @@ def test_the_second_time_it_stops_and_leaves_the_good_state(make_trainer):
         log_every=1, checkpoints=4, optimizer=Optimizer(learning_rate=1e-4), allow=["optimizer.learning_rate"]
     )
     continued.fit(steps=4)
-    assert continued.seen.step == 4
+    assert continued.state.counters.step == 4
     assert "changed from here on: optimizer.learning_rate: 0.001, now 0.0001" in notes(continued)
 
 
 def test_it_may_be_told_to_stop_at_once_or_to_go_on(make_trainer):
     stops = make_trainer("stops", log_every=1, watchdog="stop")
-    spoil(stops, lambda trainer: trainer.seen.step == 2, to_nan)
+    spoil(stops, lambda trainer: trainer.state.counters.step == 2, to_nan)
     with pytest.raises(pd.InputError, match="so training stopped"):
         stops.fit(steps=4)
-    assert stops.seen.step == 3 and stops.watchdog.rate == 1
+    assert stops.state.counters.step == 3 and stops.watchdog.rate == 1
     goes_on = make_trainer("goes on", log_every=1, watchdog="off")
-    spoil(goes_on, lambda trainer: trainer.seen.step == 2, to_nan)
+    spoil(goes_on, lambda trainer: trainer.state.counters.step == 2, to_nan)
     goes_on.fit(steps=4)
-    assert goes_on.seen.step == 4 and sum("since watchdog is off" in note for note in notes(goes_on)) == 2
+    assert goes_on.state.counters.step == 4 and sum("since watchdog is off" in note for note in notes(goes_on)) == 2
 
 
 def test_trouble_from_the_start_goes_back_to_the_start(make_trainer):
     trainer = make_trainer(log_every=2)
-    spoil(trainer, lambda trainer: not trainer.watchdog.back, to_nan)
+    spoil(trainer, lambda trainer: not trainer.state.watchdog.back, to_nan)
     trainer.fit(steps=4)
-    assert "back to step 0 with half" in notes(trainer)[-1] and trainer.seen.step == 4
+    assert "back to step 0 with half" in notes(trainer)[-1] and trainer.state.counters.step == 4
 
 
 def test_samples_of_one_colour_are_trouble(make_trainer, monkeypatch):
@@ -192,7 +195,7 @@ def test_samples_of_one_colour_are_trouble(make_trainer, monkeypatch):
 
     def constant(model, seeds, **options):
         for sample in generate(model, seeds, **options):
-            if trainer.seen.step == 4 and not trainer.watchdog.back:
+            if trainer.state.counters.step == 4 and not trainer.state.watchdog.back:
                 sample = replace(sample, pixels=torch.full_like(sample.pixels, 77))
             yield sample
 
@@ -200,7 +203,7 @@ def test_samples_of_one_colour_are_trouble(make_trainer, monkeypatch):
     trainer.fit(steps=8)
     [note] = [note for note in notes(trainer) if "the samples show nothing but one colour (step 5)" in note]
     assert "back to step 2 " in note or "back to step 0 " in note  # not to what was saved with that picture
-    assert trainer.seen.step == 8 and trainer.watchdog.back
+    assert trainer.state.counters.step == 8 and trainer.state.watchdog.back
 
 
 @pytest.mark.parametrize("watchdog", ["restore", "off"])
@@ -222,7 +225,11 @@ def test_a_picture_of_one_colour_is_told_once_where_nothing_is_done_about_it(mak
 
     def constant(model, seeds, **options):
         for sample in generate(model, seeds, **options):
-            yield replace(sample, pixels=torch.full_like(sample.pixels, 77)) if trainer.seen.step == 4 else sample
+            yield (
+                replace(sample, pixels=torch.full_like(sample.pixels, 77))
+                if trainer.state.counters.step == 4
+                else sample
+            )
 
     monkeypatch.setattr(looks, "generate", constant)
     trainer.fit(steps=8)
@@ -245,7 +252,7 @@ def test_a_clock_that_stands_still_ends_a_budget_of_minutes(make_trainer, monkey
     assert trainer.run.checkpoints()
     continued = make_trainer()
     continued.fit(steps=8)
-    assert continued.seen.step == 8
+    assert continued.state.counters.step == 8
 
 
 def test_make_optimizer_steps_without_an_engine():

@@ -17,7 +17,7 @@ import patch_diffusion as pd
 from patch_diffusion.patches.schedule import PatchSize, Shape
 from patch_diffusion.streams import uniform
 from patch_diffusion.training.batches import Batch, Draws, Inputs
-from patch_diffusion.training.optimizing.optimizers import learning_rate
+from patch_diffusion.training.step import learning_rate
 from patch_diffusion.training.trainer import Trainer
 
 
@@ -29,7 +29,7 @@ def hide_coords(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor,
 
 def without_coords(trainer: Trainer) -> None:
     """The average of the weights, which is what is measured, is a copy, and is not hooked."""
-    trainer.network.register_forward_pre_hook(hide_coords)
+    trainer.state.network.register_forward_pre_hook(hide_coords)
 
 
 def redrawn(trainer: Trainer, change: Callable[[Batch, Draws, torch.Generator], Draws]) -> None:
@@ -185,22 +185,22 @@ def all_sizes(trainer: Trainer) -> None:
     """Every step on all sizes, each with its share of the images, counted by that share."""
 
     def train_step(spent: float = 0.0) -> tuple[PatchSize, Tensor]:
-        step, resolution = trainer.seen.step, trainer.images.resolution
+        step, resolution = trainer.state.counters.step, trainer.images.resolution
         sizes, total = trainer.schedule.sizes_for(resolution), torch.zeros(())
         for number, size in enumerate(sizes):
-            num = max(1, round(size.num_images(trainer.batch) * size.probability))
-            batch = Batch(step, 0, trainer.seen.drawn(resolution), size, num)
+            num = max(1, round(size.num_images(trainer.config.batch) * size.probability))
+            batch = Batch(step, 0, trainer.state.counters.drawn(resolution), size, num)
             inputs = trainer.batches.inputs(batch, range(num))
             weight, last = size.probability / num, number == len(sizes) - 1
-            total += trainer.engine.backward(trainer.loss, inputs, weight, last=last).sum() * weight
-            trainer.seen.add(size, num, resolution, trainer.flops[size.shape])
-        trainer.seen.step = step + 1
-        for group in trainer.optimizer.param_groups:
-            group["lr"] = learning_rate(trainer.options, spent)
-        skipped = trainer.engine.step(trainer.optimizer, trainer.options.clip)
-        images = sum(max(1, round(size.num_images(trainer.batch) * size.probability)) for size in sizes)
-        trainer.average.update(trainer.denoiser, images, trainer.seen.images)
-        trainer.losses.add("all", total, trainer.losses.none(), skipped)
+            total += trainer.engine.backward(trainer.state.module, inputs, weight, last=last).sum() * weight
+            trainer.state.counters.add(size, num, resolution, trainer.flops[size.shape])
+        trainer.state.counters.step = step + 1
+        for group in trainer.state.optimizer.param_groups:
+            group["lr"] = learning_rate(trainer.config.optimizer, spent)
+        skipped = trainer.engine.step(trainer.state.optimizer, trainer.config.optimizer.clip)
+        images = sum(max(1, round(size.num_images(trainer.config.batch) * size.probability)) for size in sizes)
+        trainer.state.average.update(trainer.state.denoiser, images, trainer.state.counters.images)
+        trainer.state.losses.add("all", total, trainer.state.losses.zeros(), skipped)
         return sizes[-1], total
 
     trainer.train_step = train_step

@@ -214,7 +214,7 @@ def train(trial: tuple[Arm, Scale, int, Path]) -> None:
             CHANGES[change](trainer)
     began = time.monotonic()
     trainer.fit(steps=steps_for(trainer, scale.flops))
-    print(f"{arm.name}, seed {seed}: {trainer.seen.step:,} steps, {time.monotonic() - began:.0f} s", flush=True)
+    print(f"{arm.name}, seed {seed}: {trainer.state.counters.step:,} steps, {time.monotonic() - began:.0f} s", flush=True)
 
 
 def steps_for(trainer: Trainer, flops: float) -> int:
@@ -225,7 +225,7 @@ def steps_for(trainer: Trainer, flops: float) -> int:
     schedule, resolution = trainer.schedule, trainer.images.resolution
 
     def cost(size: Any) -> int:
-        return size.num_images(trainer.batch) * trainer.flops[size.shape]
+        return size.num_images(trainer.config.batch) * trainer.flops[size.shape]
 
     if schedule.kind == "progressive" or isinstance(schedule, LastOnWhole):
         return max(1, round(flops / sum(size.probability * cost(size) for size in schedule.sizes_for(resolution))))

@@ -329,6 +329,10 @@ MAY_CHANGE = {
 }
 
 
+# Values of options that configs of versions before may have, and what they are called now.
+_OLD_VALUES = (("patches", "kind", "fixed", "stochastic"),)
+
+
 def plain(config: Config) -> Config:
     """Return the config with its groups as plain options, also where one is an object that acts by them.
 
@@ -361,6 +365,9 @@ def from_dict(options: dict[str, Any], *, base: Config | None = None, where: str
     from pydantic import ValidationError
 
     merged = _merge(to_dict(base or Config()), options, where, ())
+    for group, name, old, new in _OLD_VALUES:
+        if merged[group][name] == old:
+            merged[group][name] = new
     try:
         return _validator().validate_python(merged)
     except ValidationError as error:
