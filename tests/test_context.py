@@ -18,7 +18,8 @@ from patch_diffusion.races.arms import check_arms
 from patch_diffusion.sampling.editing.edit import edit
 from patch_diffusion.sampling.editing.tasks import inpainting
 from patch_diffusion.streams import slot_normal
-from patch_diffusion.training.watching.looks import write_samples
+from patch_diffusion.training.batches import Position
+from patch_diffusion.training.watching.evaluation import sample_pictures
 
 
 class Shown:
@@ -87,9 +88,9 @@ def test_a_patch_comes_with_its_own_image(make_trainer, smooth, monkeypatch, fli
     checked = set()
     for step in range(8):
         trainer.state.counters.step = step
-        batch = trainer.batches.at(trainer.state.counters, 0.0)
-        size = batch.size
-        clean, coords, _, _, _, _, context = trainer.batches.inputs(batch, range(2, 8))
+        plan = trainer.batches.plan(Position(step, 0, {}))
+        size, batch = plan.size, trainer.batches.make(plan, range(2, 8))
+        clean, coords, context = batch.clean, batch.conditions.coords, batch.conditions.thumbnail
         if size.small:
             assert context is None and coords.equal(pd.coordinate_grid(12, 18).expand(6, -1, -1, -1))
             assert clean.shape == (6, 3, 12, 18)
@@ -106,10 +107,10 @@ def test_its_noise_belongs_to_the_slot(make_trainer, images):
     trainer.state.counters.step = next(
         step for step in range(9) if not trainer.schedule.size_at(step, (8, 12), 0.0, 2).small
     )
-    batch = replace(trainer.batches.at(trainer.state.counters, 0.0), num=8)
-    whole, part = (trainer.batches.inputs(batch, slots).context for slots in (range(8), range(3, 8)))
+    plan = replace(trainer.batches.plan(Position(trainer.state.counters.step, 0, {})), num=8)
+    whole, part = (trainer.batches.make(plan, slots).conditions.thumbnail for slots in (range(8), range(3, 8)))
     assert torch.equal(whole[3:], part)
-    clean = images.codec.encode(trainer.batches.small.take(0, 0, 8)[0])
+    clean = images.codec.encode(trainer.batches.small.get(0, 0, 8)[0])
     levels = (whole - clean).abs().amax((1, 2, 3)) / slot_normal(
         0, "context", trainer.state.counters.step, range(8), (3, 4, 6)
     ).abs().amax((1, 2, 3))
@@ -122,8 +123,7 @@ def test_whole_images_are_not_read_for_the_small_ones(make_trainer, tmp_path, mo
     plan = {"whole": 0.0, "sizes": {"4": 1.0}, "context": 8}
     trainer = make_trainer(images=pd.open_images(path), network={"context": True}, schedule=plan)
     monkeypatch.setattr(trainer.schedule.__class__, "size_at", lambda self, *_: self.sizes_for((16, 16), 2)[1])
-    monkeypatch.setattr(trainer.batches.feed, "take", lambda *_: pytest.fail("whole images were read"))
-    monkeypatch.setattr(trainer.batches.feed, "expect", lambda *_: pytest.fail("whole images were read"))
+    monkeypatch.setattr(trainer.batches.feed, "get", lambda *_: pytest.fail("whole images were read"))
     size, loss = trainer.train_step()
     assert (
         size.small
@@ -228,17 +228,17 @@ def test_held_out_patches_are_shown_the_small_copy_of_their_whole_image(model, i
 
 
 def test_pictures_of_large_images_are_small(make_trainer, monkeypatch):
-    monkeypatch.setattr("patch_diffusion.training.watching.looks.LARGEST_PICTURE", 8)
+    monkeypatch.setattr("patch_diffusion.training.watching.evaluation.LARGEST_PICTURE", 8)
     asked = []
 
     def watched(model, seeds, **options):
         asked.append(options)
         return pd.generate(model, seeds, steps=1, **options)
 
-    monkeypatch.setattr("patch_diffusion.training.watching.looks.generate", watched)
+    monkeypatch.setattr("patch_diffusion.training.watching.evaluation.generate", watched)
     trainer = make_trainer(**OPTIONS)
     trainer.fit(steps=1)
-    write_samples(trainer)
+    sample_pictures(trainer.state.average.denoiser)
     assert asked == [{"resolution": (4, 6)}]
 
 

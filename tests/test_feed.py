@@ -1,6 +1,5 @@
 """Images on their way to the device: the same as `ImageSet.batch` gives, whatever way they take."""
 
-import gc
 import os
 import threading
 from dataclasses import replace
@@ -13,6 +12,8 @@ import patch_diffusion as pd
 from patch_diffusion.config import Engine
 from patch_diffusion.data.gather import Gather, Windows
 from patch_diffusion.data.order import SampleOrder
+from patch_diffusion.training import prefetch
+from patch_diffusion.training.batches import Position
 from patch_diffusion.training.hardware import feed
 from patch_diffusion.training.hardware.feed import Feed
 
@@ -48,30 +49,19 @@ def feed_of(images, way, monkeypatch, **options):
     return made
 
 
-@pytest.mark.parametrize("way", ["memory", "thread", "device"])
+@pytest.mark.parametrize("way", ["memory", "file", "device"])
 def test_gives_the_images_of_the_order(stored, way, monkeypatch):
     made = feed_of(stored, way, monkeypatch)
     order = SampleOrder(len(stored), seed=1)
     for first, count in ((0, 7), (7, 7), (14, 60), (3, 1)):
-        made.expect(0, first, count)
-        pixels, labels = made.take(0, first, count)
+        pixels, labels = made.get(0, first, count)
         indices = order.indices(first, count)
         # Indexing is the independent implementation.
         assert torch.equal(pixels, stored.pixels[torch.from_numpy(indices)]) and pixels.dtype == stored.pixels.dtype
         assert labels.tolist() == [index % 3 for index in indices]
 
 
-@pytest.mark.parametrize("way", ["memory", "thread", "device"])
-def test_what_was_expected_does_not_matter(stored, way, monkeypatch):
-    made = feed_of(stored, way, monkeypatch)
-    wanted = stored.batch(SampleOrder(len(stored), seed=1).indices(20, 5))[0]
-    for guess in ((0, 99, 3), (0, 20, 4), (0, 20, 5)):
-        made.expect(*guess)
-        assert torch.equal(made.take(0, 20, 5)[0], wanted)
-    assert torch.equal(made.take(0, 20, 5)[0], wanted)
-
-
-@pytest.mark.parametrize("way", ["memory", "thread", "device"])
+@pytest.mark.parametrize("way", ["memory", "file", "device"])
 def test_windows_are_parts_of_the_images(stored, way, monkeypatch):
     made = feed_of(stored, way, monkeypatch)
     height, width = stored.resolution
@@ -80,8 +70,7 @@ def test_windows_are_parts_of_the_images(stored, way, monkeypatch):
         draw = torch.Generator().manual_seed(seed)
         top, left = torch.randint(height - 1, (5,), generator=draw), torch.randint(width - 2, (5,), generator=draw)
         windows = Windows(top, left, (2, 3))
-        made.expect(0, 20, 5, Windows(top.flip(0), left, (2, 3)) if seed == 0 else windows)
-        pixels, labels = made.take(0, 20, 5, windows)
+        pixels, labels = made.get(0, 20, 5, windows)
         wanted = [
             image[:, t : t + 2, e : e + 3] for image, t, e in zip(whole, top.tolist(), left.tolist(), strict=True)
         ]
@@ -108,25 +97,6 @@ def test_gathers_as_indexing_does():
         Gather(values)(np.array([7]))
 
 
-def test_reads_ahead_while_others_compute(stored, monkeypatch):
-    read = threading.Event()
-
-    def telling(*arguments):
-        result = gather(*arguments)
-        read.set()
-        return result
-
-    monkeypatch.setattr(Gather, "__call__", telling)
-    made = feed_of(stored, "thread", monkeypatch)
-    made.take(0, 0, 4)
-    read.clear()
-    made.expect(0, 4, 4)
-    assert read.wait(10)  # nobody took it yet
-    wanted = stored.batch(SampleOrder(50, seed=1).indices(4, 4))[0]
-    monkeypatch.setattr(Gather, "__call__", None)
-    assert torch.equal(made.take(0, 4, 4)[0], wanted)
-
-
 def test_several_buckets(monkeypatch):
     buckets = tuple(
         pd.ImageSet(torch.randint(0, 255, (num, 1, *size), dtype=torch.uint8), torch.arange(num))
@@ -136,7 +106,7 @@ def test_several_buckets(monkeypatch):
     for way in ("memory", "device"):
         made = feed_of(images, way, monkeypatch) if way == "device" else Feed(images, orders_of(images), CPU)
         for number, bucket in enumerate(buckets):
-            pixels, labels = made.take(number, 2, 12)
+            pixels, labels = made.get(number, 2, 12)
             indices = SampleOrder(len(bucket), seed=1).indices(2, 12)
             assert torch.equal(pixels, bucket.pixels[torch.from_numpy(indices)]) and labels.tolist() == indices.tolist()
 
@@ -158,56 +128,6 @@ def test_the_copy_goes_by_pieces(stored, monkeypatch):
     assert torch.equal(made._resident[0], stored.pixels)
 
 
-def test_memory_needs_no_thread(stored, monkeypatch):
-    made = feed_of(stored, "memory", monkeypatch)
-    made.expect(0, 0, 3)
-    made.take(0, 0, 3)
-    assert made._reader is None
-
-
-def reading_threads():
-    return [thread for thread in threading.enumerate() if thread.name == "reading images"]
-
-
-def test_the_thread_goes_with_the_feed(stored, monkeypatch):
-    before = set(reading_threads())
-    made = feed_of(stored, "thread", monkeypatch)
-    made.take(0, 0, 3)
-    [thread] = set(reading_threads()) - before
-    del made
-    gc.collect()
-    thread.join(10)
-    assert not thread.is_alive()
-
-
-def test_a_disk_that_does_not_answer_is_told_then_an_error(stored, monkeypatch):
-    answers = threading.Event()
-    monkeypatch.setattr(Gather, "__call__", lambda *arguments: answers.wait(60) and gather(*arguments))
-    monkeypatch.setattr(feed, "SECONDS_TO_A_NOTE", 0.05)
-    monkeypatch.setattr(feed, "SECONDS_TO_THE_END", 0.2)
-    notes = []
-    made = feed_of(stored, "thread", monkeypatch, note=notes.append)
-    try:
-        with pytest.raises(pd.InputError, match=r"^no data from \S*a\.npy for 0 minutes: is the disk there\?"):
-            made.take(0, 0, 3)
-    finally:
-        answers.set()
-    assert notes == [f"waiting for data since 0 s: {stored.file}"]
-
-
-def test_a_disk_that_answers_late_is_told_only(stored, monkeypatch):
-    answers, notes = threading.Event(), []
-
-    def note(text):
-        notes.append(text)
-        answers.set()
-
-    monkeypatch.setattr(Gather, "__call__", lambda *arguments: answers.wait(60) and gather(*arguments))
-    monkeypatch.setattr(feed, "SECONDS_TO_A_NOTE", 0.05)
-    pixels, _ = feed_of(stored, "thread", monkeypatch, note=note).take(0, 0, 3)
-    assert torch.equal(pixels, stored.batch(SampleOrder(50, seed=1).indices(0, 3))[0]) and len(notes) == 1
-
-
 @pytest.mark.parametrize(
     ("error", "raised", "match"),
     [
@@ -216,36 +136,35 @@ def test_a_disk_that_answers_late_is_told_only(stored, monkeypatch):
         (MemoryError("too much"), MemoryError, "too much"),
     ],
 )
-def test_errors_of_the_thread_come_out_in_training(stored, monkeypatch, error, raised, match):
+def test_errors_of_a_disk_name_the_file(stored, monkeypatch, error, raised, match):
     def fails(*arguments):
         raise error
 
     monkeypatch.setattr(Gather, "__call__", fails)
-    made = feed_of(stored, "thread", monkeypatch)
-    made.expect(0, 0, 3)
+    made = feed_of(stored, "file", monkeypatch)
     with pytest.raises(raised, match=match):
-        made.take(0, 0, 3)
+        made.get(0, 0, 3)
     monkeypatch.setattr(Gather, "__call__", gather)
-    assert len(made.take(0, 0, 3)[0]) == 3  # the thread lives on
+    assert len(made.get(0, 0, 3)[0]) == 3
 
 
 @pytest.mark.skipif(os.name == "nt", reason="files in use cannot be changed there")
 def test_a_file_that_is_cut_is_refused_before_it_ends_the_process(stored, monkeypatch):
-    made = feed_of(stored, "thread", monkeypatch)
-    made.take(0, 0, 3)
+    made = feed_of(stored, "file", monkeypatch)
+    made.get(0, 0, 3)
     size = stored.file.stat().st_size
     os.truncate(stored.file, 200)
     with pytest.raises(pd.InputError, match=rf"a\.npy was cut from {size:,} to 200 bytes"):
-        made.take(0, 3, 3)
+        made.get(0, 3, 3)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="files in use cannot be removed there")
 def test_a_file_that_is_replaced_stays_as_it_was(stored, monkeypatch):
     wanted = stored.batch(SampleOrder(50, seed=1).indices(0, 3))[0]
-    made = feed_of(stored, "thread", monkeypatch)
+    made = feed_of(stored, "file", monkeypatch)
     stored.file.unlink()
     stored.file.write_bytes(b"another")
-    assert torch.equal(made.take(0, 0, 3)[0], wanted)
+    assert torch.equal(made.get(0, 0, 3)[0], wanted)
 
 
 def test_training_does_not_depend_on_the_way(tmp_path, make_trainer, monkeypatch):
@@ -270,17 +189,16 @@ def test_training_does_not_depend_on_the_way(tmp_path, make_trainer, monkeypatch
         assert all(torch.equal(losses[1][name], losses[3][name]) for name in losses[1])
 
 
-def test_the_trainer_expects_what_it_takes(tmp_path, make_trainer, monkeypatch):
-    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 256, (30, 3, 8, 12), dtype=np.uint8))
-    trainer = make_trainer(images=pd.open_images(tmp_path / "a.npy"), engine=Engine(accumulation=2))
-    expected, taken = [], []
-    expect, take = trainer.batches.feed.expect, trainer.batches.feed.take
-    monkeypatch.setattr(trainer.batches.feed, "expect", lambda *asked: (expected.append(asked), expect(*asked))[1])
-    monkeypatch.setattr(trainer.batches.feed, "take", lambda *asked: (taken.append(asked), take(*asked))[1])
+def test_the_trainer_prepares_each_batch_once_and_ahead(make_trainer, monkeypatch):
+    trainer = make_trainer(engine=Engine(accumulation=2))
+    made, make = [], trainer.batches.make
+    monkeypatch.setattr(trainer.batches, "make", lambda plan, slots: (made.append((plan, slots)), make(plan, slots))[1])
     for _ in range(5):
         trainer.train_step()
-    # The first is expected by nobody, and so read when it is taken.
-    assert len(taken) == 10 and taken[1:] == expected[1:-1] and expected[0] == taken[0]
+    trainer.step.batches.get(Position(5, 0, trainer.state.counters.by_resolution))
+    assert len(made) in (11, 12)  # one more is being made
+    assert [plan.step for plan, _ in made[:11]] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5]
+    assert trainer.state.counters.images == made[10][0].first
 
 
 def test_a_dead_disk_stops_training_with_a_note_in_the_log(tmp_path, make_trainer, monkeypatch):
@@ -288,8 +206,8 @@ def test_a_dead_disk_stops_training_with_a_note_in_the_log(tmp_path, make_traine
     trainer = make_trainer(images=pd.open_images(tmp_path / "a.npy"))
     never = threading.Event()
     monkeypatch.setattr(Gather, "__call__", lambda *arguments: never.wait(60) and gather(*arguments))
-    monkeypatch.setattr(feed, "SECONDS_TO_A_NOTE", 0.05)
-    monkeypatch.setattr(feed, "SECONDS_TO_THE_END", 0.2)
+    monkeypatch.setattr(prefetch, "SECONDS_TO_A_NOTE", 0.05)
+    monkeypatch.setattr(prefetch, "SECONDS_TO_THE_END", 0.2)
     try:
         with pytest.raises(pd.InputError, match="no data from"):
             trainer.fit(steps=3)

@@ -61,7 +61,7 @@ def test_steps_are_of_the_batch_that_is_timed(make_trainer, monkeypatch):
     def seen(spent=0.0):
         before = trainer.state.counters.images
         result = step(spent)
-        steps.append((trainer.config.batch, trainer.state.counters.images - before))
+        steps.append((trainer.batches.batch, trainer.state.counters.images - before))
         return result
 
     monkeypatch.setattr(trainer, "train_step", seen)

@@ -45,8 +45,8 @@ def hungry(images, tmp_path):
 def tried_out(monkeypatch):
     """As on a GPU, where what fits is tried out."""
 
-    def most(trainer, size, wanted):
-        return memory._largest(lambda num: memory._passes(trainer, size.shape, num), wanted)
+    def most(demand, size, wanted):
+        return memory._largest(lambda num: memory._passes(demand, size.shape, num), wanted)
 
     monkeypatch.setattr(memory, "most_at_a_time", most)
 
@@ -64,7 +64,7 @@ def test_a_step_that_runs_out_of_memory_says_what_fits(hungry, tried_out, monkey
 
 
 def test_what_fits_by_itself_is_not_the_batch_s_fault(hungry, tried_out):
-    assert "does another process take the memory?" in advice_on_memory(hungry(4), "CUDA out of memory.")
+    assert "does another process take the memory?" in advice_on_memory(hungry(4).demand(), "CUDA out of memory.")
 
 
 def test_where_nothing_fits(hungry, tried_out, monkeypatch):
@@ -78,19 +78,19 @@ def test_auto_takes_the_fewest_parts(hungry, tried_out, monkeypatch):
     trainer = hungry(64, engine=Engine(accumulation="auto"))
     assert trainer.engine.accumulation == 4 and trainer.config.engine.accumulation == 4
     trainer.fit(steps=4)
-    assert hungry("auto").batch == 64
+    assert hungry("auto").config.batch == 64
 
 
 def test_on_a_cpu_it_is_reckoned(make_trainer, monkeypatch):
     trainer = make_trainer(batch=32)
-    assert microbatches_that_fit(trainer) == 1
-    per_image = memory.kept_for_backward(trainer, (8, 12))
+    assert microbatches_that_fit(trainer.demand()) == 1
+    per_image = memory.kept_for_backward(trainer.demand(), (8, 12))
     of_weights = memory.memory_of_weights(trainer.state.network)
     room = (memory.WORKSPACE * 10.5 * per_image + of_weights) / memory._USED
     monkeypatch.setattr(memory, "memory_of", lambda device: int(room))
-    assert microbatches_that_fit(trainer) == 4  # ten at a time
+    assert microbatches_that_fit(trainer.demand()) == 4  # ten at a time
     parts = make_trainer(batch="auto", out="parts")
-    assert parts.batch == 64 and parts.engine.accumulation == 7
+    assert parts.config.batch == 64 and parts.engine.accumulation == 7
 
 
 def test_the_command_takes_the_preset_s_batch(tmp_path):

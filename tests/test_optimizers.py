@@ -3,7 +3,7 @@ import torch
 
 from patch_diffusion.config import Optimizer
 from patch_diffusion.files import read_tensors, write_tensors
-from patch_diffusion.training.checkpoints.checkpoint import optimizer_tensors, restore_optimizer
+from patch_diffusion.training.state import optimizer_tensors, restore_optimizer
 from patch_diffusion.training.step import learning_rate
 
 

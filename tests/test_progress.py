@@ -5,16 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from patch_diffusion.training.state import Counters
-from patch_diffusion.training.losses import Means
+from patch_diffusion.training.losses import Summary
 from patch_diffusion.training.progress import Progress
+from patch_diffusion.training.state import Counters
 
-MEANS = Means({"4x4": 5.0, "8x8": 1.5}, {"0.1": 2.0}, num_steps=3, num_finite=3, skipped=1)
+SUMMARY = Summary({"4x4": 5.0, "8x8": 1.5}, {"0.1": 2.0}, num_steps=3, num_finite=3, skipped=1)
 
 
 def test_a_line_has_the_means(tmp_path):
     progress = Progress(tmp_path / "log.jsonl", show=False)
-    progress.log(Counters(step=3, images=9), 0.5, 1e-3, MEANS)
+    progress.log(Counters(step=3, images=9), 0.5, 1e-3, SUMMARY)
     line = json.loads((tmp_path / "log.jsonl").read_text())
     assert line["loss"] == {"4x4": 5.0, "8x8": 1.5} and line["loss_by_noise"] == {"0.1": 2.0} and line["skipped"] == 1
     assert (line["step"], line["images"], line["spent"], line["learning_rate"]) == (3, 9, 0.5, 1e-3)
@@ -61,7 +61,7 @@ def test_what_is_shown_fits_eighty_columns(tmp_path, monkeypatch, terminal):
     progress = Progress(tmp_path / "log.jsonl")
     with progress:
         progress.note("a note", 0)
-        progress.log(Counters(step=1_234_000, images=5), 0.5, 1e-3, replace(MEANS, by_size={"8x8": 0.25}))
+        progress.log(Counters(step=1_234_000, images=5), 0.5, 1e-3, replace(SUMMARY, by_size={"8x8": 0.25}))
         progress.show(Counters(step=1_234_000, images=123_456), 0.5)
         progress.show(Counters(step=1_234_560, images=987_654_321), 1.0)
     text = stream.getvalue()

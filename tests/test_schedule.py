@@ -14,7 +14,7 @@ def sizes(schedule, resolution=(64, 64), stride=1):
 @given(st.floats(0, 1), st.integers(8, 200), st.integers(8, 200))
 def test_probabilities_are_those_of_the_paper(whole, height, width):
     found = pd.PatchSchedule(whole=whole).sizes_for((height, width))
-    by_shape = {(size.height, size.width): size.probability for size in found}
+    by_shape = {size.shape: size.probability for size in found}
     assert sum(by_shape.values()) == pytest.approx(1)
     assert by_shape.get((height, width), 0) == pytest.approx(whole)
     assert by_shape.get((height // 2, width // 2), 0) == pytest.approx(0.6 * (1 - whole))
@@ -45,11 +45,11 @@ def test_progressive_goes_from_small_to_large_in_the_same_proportions():
 
 def test_whole_images_alone():
     assert list(sizes(pd.PatchSchedule(whole=1))) == ["64x64"]
-    assert list(sizes(pd.PatchSchedule(whole=1, kind="fixed"))) == ["64x64"]
+    assert list(sizes(pd.PatchSchedule(whole=1))) == ["64x64"]
 
 
 def test_no_whole_images():
-    assert list(sizes(pd.PatchSchedule(whole=0, sizes={"1/2": 1}, kind="fixed"))) == ["32x32"]
+    assert list(sizes(pd.PatchSchedule(whole=0, sizes={"1/2": 1}))) == ["32x32"]
 
 
 def test_sizes_in_pixels_keep_the_aspect():
@@ -94,7 +94,6 @@ def test_area_weights_are_the_reference_s_shares_of_the_objective():
         ({"kind": "stochastik"}, "did you mean 'stochastic'"),
         ({"growth": "cubic"}, "linear, area, none"),
         ({"weight": "pixel"}, "patch, area"),
-        ({"kind": "fixed"}, "'fixed' trains on a single size, but 3 have a share"),
     ],
 )
 def test_what_makes_no_schedule_is_refused(options, message):

@@ -7,11 +7,11 @@ from torch import nn
 import patch_diffusion as pd
 from patch_diffusion.config import Engine
 from patch_diffusion.denoise import threads
+from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.networks.unet import Enlarge, Reduce, group_norm
-from patch_diffusion.denoise.objective import denoising_loss
-from patch_diffusion.denoise.threads import backward, evaluate, sharing
+from patch_diffusion.denoise.objective import Batch, DenoisingObjective
+from patch_diffusion.denoise.threads import backward, forward, sharing
 from patch_diffusion.files import read_tensors
-from patch_diffusion.training.hardware.engine import DenoisingLoss
 from patch_diffusion.training.hardware.engine import Engine as Running
 from patch_diffusion.training.optimizing.muon import orthogonalise
 
@@ -40,7 +40,7 @@ def samples(num=7):
     sigma = torch.rand(num, generator=draw) + 0.1
     labels = torch.arange(num) % 3 - 1
     coords = pd.coordinate_grid(8, 12).expand(num, -1, -1, -1)
-    return clean, coords, sigma, labels, torch.randn(num, 2, generator=draw), noise
+    return Batch(clean, sigma, noise, Conditions(coords, labels, torch.randn(num, 2, generator=draw)))
 
 
 def gradients(model):
@@ -52,12 +52,11 @@ def gradients(model):
 @pytest.mark.parametrize("num", [1, 2, 3, 7])
 def test_gradients_are_those_of_one_thread(model, num):
     inputs = samples(num)
-    clean, coords, sigma, labels, augment, noise = inputs
-    losses = denoising_loss(model, clean, coords, sigma, labels, augment=augment, noise=noise)
+    losses = DenoisingObjective(model)(inputs)
     (0.25 * losses).sum().backward()
     expected = gradients(model)
     with sharing(model):
-        shared = backward(DenoisingLoss(model), inputs, 0.25)
+        shared = backward(DenoisingObjective(model), inputs, 0.25)
     assert shared is not None and not shared.requires_grad
     torch.testing.assert_close(shared, losses.detach(), rtol=1e-5, atol=1e-6)
     for name, gradient in gradients(model).items():
@@ -66,8 +65,8 @@ def test_gradients_are_those_of_one_thread(model, num):
 
 
 def test_every_loss_may_have_a_weight_of_its_own(model):
-    loss, inputs, weights = DenoisingLoss(model), samples(), torch.arange(7.0)
-    (weights * loss(*inputs)).sum().backward()
+    loss, inputs, weights = DenoisingObjective(model), samples(), torch.arange(7.0)
+    (weights * loss(inputs)).sum().backward()
     expected, engine = gradients(model), Running(Engine(device="cpu"))
     engine.backward(loss, inputs, weights)
     alone = gradients(model)
@@ -82,13 +81,13 @@ def test_threads_compute_in_the_number_format_of_the_training(model):
     """Autocast holds for the thread that enters it alone."""
     engine, inputs = Running(Engine(device="cpu", precision="bf16")), samples()
     with engine.autocast():
-        losses = DenoisingLoss(model)(*inputs)
+        losses = DenoisingObjective(model)(inputs)
     losses.sum().backward()
     expected = gradients(model)
     with sharing(model):
-        exact = backward(DenoisingLoss(model), inputs, 1.0)
+        exact = backward(DenoisingObjective(model), inputs, 1.0)
         gradients(model)
-        shared = engine.backward(DenoisingLoss(model), inputs, 1.0)
+        shared = engine.backward(DenoisingObjective(model), inputs, 1.0)
     assert exact is not None
     apart, rounding = (losses - shared).abs().max(), (losses - exact).abs().max()
     assert apart < 0.1 * rounding
@@ -117,7 +116,7 @@ def test_filters_compute_in_float32(resize):
 
 
 def test_gradients_are_added_to_those_that_are_there_and_repeat(model):
-    loss, inputs = DenoisingLoss(model), samples()
+    loss, inputs = DenoisingObjective(model), samples()
     with sharing(model):
         backward(loss, inputs, 1.0)
         once = gradients(model)
@@ -132,13 +131,14 @@ def test_gradients_are_added_to_those_that_are_there_and_repeat(model):
 
 
 def test_evaluation_is_that_of_one_thread(model):
-    clean, coords, sigma, labels, augment, _ = samples()
-    expected = model(clean, sigma, coords, labels, augment).detach()
+    clean, sigma, _, conditions = samples()
+    coords = pd.coordinate_grid(8, 12)
+    expected = model(clean, sigma, conditions).detach()
     with sharing(model), torch.inference_mode():
-        shared = evaluate(model, clean, sigma, coords, labels, augment)
-        one_level = evaluate(model, clean, torch.tensor(0.5), coords[0])
+        shared = forward(model, clean, sigma, conditions)
+        one_level = forward(model, clean, torch.tensor(0.5), Conditions(coords))
     torch.testing.assert_close(shared, expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(one_level, model(clean, 0.5, coords[0]).detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(one_level, model(clean, 0.5, coords).detach(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("given", "num", "found"), [(3, 1, [3]), (4, 2, [2, 2]), (4, 3, [1, 1, 1]), (3, 7, [1, 1, 1])])
@@ -148,7 +148,7 @@ def test_fewer_samples_than_threads_have_the_threads_that_are_left(model, given,
     torch.set_num_threads(given)
     with sharing(model):
         for _ in range(2):
-            backward(DenoisingLoss(model), samples(num), 1.0)
+            backward(DenoisingObjective(model), samples(num), 1.0)
         assert torch.get_num_threads() == 1
     assert seen == found * 2
 
@@ -160,14 +160,13 @@ def test_what_is_not_shared_has_all_threads(model):
     other = pd.Denoiser(nn.Conv2d(5, 3, 1), coords=True)
     other.network.register_forward_pre_hook(lambda *given: found.append(torch.get_num_threads()))
     other.network.forward = lambda x, c_noise, labels=None: x[:, :3]
-    clean, coords, sigma, labels, augment, _ = samples(num=1)
-    many = samples()
+    one, many = samples(num=1), samples()
     with sharing(model):
         with torch.inference_mode():
-            evaluate(model, clean, sigma, coords, labels, augment)
-            evaluate(other, many[0], many[2], many[1])
-            evaluate(model, many[0], many[2], many[1])
-        evaluate(model, many[0], many[2], many[1])
+            forward(model, one.clean, one.sigma, one.conditions)
+            forward(other, many.clean, many.sigma, many.conditions)
+            forward(model, many.clean, many.sigma, many.conditions)
+        forward(model, many.clean, many.sigma, many.conditions)
         assert torch.get_num_threads() == 1
     assert found == [3, 3, 1, 1, 1, 3]
 
@@ -179,9 +178,9 @@ def test_each_thread_takes_a_share(model):
             (len(output), torch.get_num_threads(), threading.current_thread().name, output.is_inference())
         )
     )
-    clean, coords, sigma, *_ = samples(8)
+    clean, sigma, _, conditions = samples(8)
     with sharing(model), torch.inference_mode():
-        evaluate(model, clean, sigma, coords)
+        forward(model, clean, sigma, conditions)
     assert sorted(share[0] for share in shares) == [2, 3, 3]
     assert all(share[1] == 1 and share[2].startswith("worker") and share[3] for share in shares)
 
@@ -209,7 +208,7 @@ def test_torch_has_its_threads_back(model):
             raise RuntimeError("of two")
 
         model.network.forward = fails
-        backward(DenoisingLoss(model), samples(), 1.0)
+        backward(DenoisingObjective(model), samples(), 1.0)
     assert torch.get_num_threads() == 3 and threads._current is None and threading.active_count() == before
 
 
@@ -223,7 +222,7 @@ def test_what_threads_may_not_share(model, why):
         torch.set_num_threads(1)
     with sharing(model):
         assert threads._current is None
-        assert backward(DenoisingLoss(model), samples(), 1.0) is None
+        assert backward(DenoisingObjective(model), samples(), 1.0) is None
     with sharing(model.eval()):  # without dropout there is nothing to draw
         assert (threads._current is not None) == (why == "dropout")
 

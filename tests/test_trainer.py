@@ -79,7 +79,12 @@ class Killed(Exception):
 )
 def test_a_killed_run_continues_as_if_it_had_not_been(make_trainer, monkeypatch, kind, weight):
     """10 steps == 5 + checkpoint + 2 lost steps + continue: weights, average, optimizer, counters and log."""
-    options = {"log_every": 3, "checkpoints": 2, "optimizer": Optimizer(kind=kind), "weight": weight}
+    options = {
+        "log_every": 3,
+        "checkpoints": 2,
+        "optimizer": Optimizer(kind=kind),
+        "noise": pd.NoiseLevels(weight=weight),
+    }
     whole = make_trainer("whole", **options)
     whole.fit(steps=10)
     killed = make_trainer("killed", **options)
@@ -268,7 +273,7 @@ def test_labels_are_dropped_as_often_as_asked(make_trainer):
         {"batch": 5},
         {"noise": pd.NoiseLevels(p_mean=0.0)},
         {"noise": pd.NoiseLevels(p_std=0.5)},
-        {"weight": "learned"},
+        {"noise": pd.NoiseLevels(weight="learned")},
         {"optimizer": Optimizer(kind="muon")},
         {"optimizer": Optimizer(kind="schedule_free")},
         {"optimizer": Optimizer(learning_rate=1e-2)},

@@ -10,16 +10,17 @@ import patch_diffusion as pd
 from patch_diffusion.config import Optimizer
 from patch_diffusion.files import read_tensors
 from patch_diffusion.training import loop
-from patch_diffusion.training.checkpoints.checkpoint import optimizer_tensors, read_checkpoint
+from patch_diffusion.training.checkpoints.checkpoint import read_checkpoint
 from patch_diffusion.training.hardware.group import Group
-from patch_diffusion.training.losses import Means
+from patch_diffusion.training.losses import Summary
 from patch_diffusion.training.optimizing.optimizers import make_optimizer
+from patch_diffusion.training.state import optimizer_tensors
 from patch_diffusion.training.watchdog import PATIENCE, Watchdog
-from patch_diffusion.training.watching import looks
+from patch_diffusion.training.watching import evaluation
 
 
 def means(loss, *, steps=20, skipped=0):
-    return Means({"8x8": loss}, {}, steps, steps, skipped)
+    return Summary({"8x8": loss}, {}, steps, steps, skipped)
 
 
 def lines(trainer):
@@ -191,7 +192,7 @@ def test_trouble_from_the_start_goes_back_to_the_start(make_trainer):
 
 def test_samples_of_one_colour_are_trouble(make_trainer, monkeypatch):
     trainer = make_trainer(samples=2, checkpoints=4)
-    generate = looks.generate
+    generate = evaluation.generate
 
     def constant(model, seeds, **options):
         for sample in generate(model, seeds, **options):
@@ -199,7 +200,7 @@ def test_samples_of_one_colour_are_trouble(make_trainer, monkeypatch):
                 sample = replace(sample, pixels=torch.full_like(sample.pixels, 77))
             yield sample
 
-    monkeypatch.setattr(looks, "generate", constant)
+    monkeypatch.setattr(evaluation, "generate", constant)
     trainer.fit(steps=8)
     [note] = [note for note in notes(trainer) if "the samples show nothing but one colour (step 5)" in note]
     assert "back to step 2 " in note or "back to step 0 " in note  # not to what was saved with that picture
@@ -208,20 +209,20 @@ def test_samples_of_one_colour_are_trouble(make_trainer, monkeypatch):
 
 @pytest.mark.parametrize("watchdog", ["restore", "off"])
 def test_a_last_picture_of_one_colour_is_told_once(make_trainer, monkeypatch, watchdog):
-    generate = looks.generate
+    generate = evaluation.generate
 
     def constant(model, seeds, **options):
         for sample in generate(model, seeds, **options):
             yield replace(sample, pixels=torch.full_like(sample.pixels, 77))
 
-    monkeypatch.setattr(looks, "generate", constant)
+    monkeypatch.setattr(evaluation, "generate", constant)
     last = make_trainer(samples=1, watchdog=watchdog)
     last.fit(steps=4)
     assert sum("nothing but one colour" in note for note in notes(last)) == 1
 
 
 def test_a_picture_of_one_colour_is_told_once_where_nothing_is_done_about_it(make_trainer, monkeypatch):
-    generate, trainer = looks.generate, make_trainer(samples=2, watchdog="off")
+    generate, trainer = evaluation.generate, make_trainer(samples=2, watchdog="off")
 
     def constant(model, seeds, **options):
         for sample in generate(model, seeds, **options):
@@ -231,7 +232,7 @@ def test_a_picture_of_one_colour_is_told_once_where_nothing_is_done_about_it(mak
                 else sample
             )
 
-    monkeypatch.setattr(looks, "generate", constant)
+    monkeypatch.setattr(evaluation, "generate", constant)
     trainer.fit(steps=8)
     assert sum("nothing but one colour" in note for note in notes(trainer)) == 1
 

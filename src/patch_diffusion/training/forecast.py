@@ -149,6 +149,7 @@ def forecast(trainer: Trainer, *, seconds: float = SECONDS) -> Forecast:
 def _resize(trainer: Trainer, batch: int) -> None:
     """Set the batch size of a trainer's steps."""
     trainer.batches.batch = batch
+    trainer.step.batches.forget()
 
 
 def _images(sizes: Mapping[str, PatchSize], batch: int) -> dict[str, int]:

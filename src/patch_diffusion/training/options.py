@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypedDict
@@ -60,6 +61,12 @@ def config_of(given: Config | Patches | None, keywords: Mapping[str, Any]) -> Co
     config = given if isinstance(given, Config) else Config()
     if isinstance(given, Patches):
         keywords = {"schedule": given, **keywords}
+    if "weight" in keywords:
+        warnings.warn(
+            "weight is an option of noise: Trainer(..., noise=NoiseLevels(weight=...))", DeprecationWarning, 3
+        )
+        noise = replace(keywords.get("noise") or config.noise, weight=keywords["weight"])
+        keywords = {name: value for name, value in keywords.items() if name != "weight"} | {"noise": noise}
     known = TrainerOptions.__annotations__.keys() - {"held_out", "meter", "objective"}
     for name, value in keywords.items():
         if name not in known:

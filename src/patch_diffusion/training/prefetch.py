@@ -68,6 +68,10 @@ class Prefetcher(Generic[Key, Item]):
         self._ahead = (item.following, self._submit(item.following))
         return item
 
+    def forget(self) -> None:
+        """Drop the item that was prepared ahead, since `make` would now make another."""
+        self._ahead = None
+
     def _submit(self, key: Key) -> Future[Item]:
         """Have an item prepared in the thread, after those that it was asked for before."""
         if self._tasks is None:
