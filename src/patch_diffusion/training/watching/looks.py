@@ -14,7 +14,7 @@ from patch_diffusion.data.images import Images
 from patch_diffusion.data.small import small_shape
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.whole_image import losses_of_images
-from patch_diffusion.evaluation.meter import Measured
+from patch_diffusion.evaluation.meter import MeterReading
 from patch_diffusion.sampling.generate import generate
 from patch_diffusion.sampling.pictures import picture_grid, write_picture
 from patch_diffusion.training.watchdog import COLLAPSED
@@ -47,7 +47,7 @@ class Meter(Protocol):
         """
         ...
 
-    def __call__(self, model: Denoiser) -> Measured:
+    def __call__(self, model: Denoiser) -> MeterReading:
         """Sample and measure."""
         ...
 
