@@ -1,1 +1,1 @@
-"""Several trainings at equal time."""
+"""Races: several trainings, compared at equal training time."""
