@@ -146,7 +146,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
     def _output(
         self, coords: Tensor, labels: Tensor | None, guidance: float
     ) -> list[Callable[[Tensor, Tensor], Tensor]]:
-        """Bind coordinates and classes to the network F(c_in x, c_noise), for guidance a second time without classes."""
+        """Bind coordinates and classes to the network F(c_in x, c_noise), for guidance also without classes."""
         config: Any = self.config
 
         def bound(labels: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
@@ -163,7 +163,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         return [bound(labels), bound(without)] if guidance != 1 else [bound(labels)]
 
     def _denoise(self, outputs: list[Callable[[Tensor, Tensor], Tensor]], guidance: float) -> Any:
-        """Return D(x; sigma) = c_skip x + c_out F(c_in x, c_noise), guided; the solver's state keeps its wider dtype."""
+        """Return D(x; sigma) = c_skip x + c_out F(c_in x, c_noise), guided; the solver's state keeps its dtype."""
 
         def bound(output: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
             def denoise(state: Tensor, sigma: Tensor) -> Tensor:
