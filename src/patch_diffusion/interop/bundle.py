@@ -29,7 +29,7 @@ def bundle(module: str) -> str:
         ValueError: a module breaks these rules, which is a mistake in this package.
 
     >>> print(bundle("patch_diffusion.sampling.guidance.extrapolation").splitlines()[-1])
-        return guided
+        return limited
     """
     found = _Bundle()
     found.add(module)
