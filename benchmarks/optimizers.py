@@ -108,7 +108,11 @@ class Comparison:
             trainer = self.trainer(kind, rate, seed, Path(folder) / "run")
             model = trainer.fit(steps=self.config.steps)
         losses = pd.whole_image_loss(model, self.held_out)
-        run = key | {"mean": statistics.mean(losses.values()), "losses": losses, "images": trainer.state.counters.images}
+        run = key | {
+            "mean": statistics.mean(losses.values()),
+            "losses": losses,
+            "images": trainer.state.counters.images,
+        }
         if model.num_classes:
             run["recognised"] = recognised(model)
         self.runs.append(run)
@@ -135,7 +139,9 @@ class Comparison:
                 began = time.perf_counter()
                 trainer.state.optimizer.param_groups[0]["lr"] = learning_rate(trainer.config.optimizer, 0.5)
                 trainer.state.optimizer.step()
-                trainer.state.average.update(trainer.state.denoiser, trainer.config.batch, trainer.state.counters.images)
+                trainer.state.average.update(
+                    trainer.state.denoiser, trainer.config.batch, trainer.state.counters.images
+                )
                 seconds[kind]["update"].append(time.perf_counter() - began)
         whole = statistics.median(seconds["adamw"]["step"])
         self.content["cost_of_adamw_step"] = {

@@ -114,7 +114,9 @@ def measure(preset: str, number_format: Any, way: str, arguments: argparse.Names
 def seconds_of_steps(trainer: Trainer, steps: int) -> dict[str, float]:
     """Of steps as they come, after some that see all sizes."""
     began = time.perf_counter()
-    sizes = {size.shape for size in trainer.schedule.sizes_for(trainer.images.resolution, trainer.state.denoiser.stride)}
+    sizes = {
+        size.shape for size in trainer.schedule.sizes_for(trainer.images.resolution, trainer.state.denoiser.stride)
+    }
     seen = set()
     while seen != sizes or trainer.state.counters.step < 10:
         seen.add(trainer.train_step(0.5)[0].shape)

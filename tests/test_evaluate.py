@@ -13,7 +13,7 @@ import patch_diffusion as pd
 from patch_diffusion.cli import main
 from patch_diffusion.denoise.whole_image import SIGMAS, losses_of_images
 from patch_diffusion.evaluation.metrics import DEFAULT_METRICS, METRICS
-from patch_diffusion.evaluation.processes import first_alone, shared, together
+from patch_diffusion.evaluation.processes import distributed_evaluation, first_alone, shared
 from patch_diffusion.evaluation.stream import stream_of_images
 from patch_diffusion.processes import run_processes
 
@@ -270,7 +270,7 @@ def share_numbers(folder):
             raise pd.InputError("part 5 is broken")
         return number
 
-    with together("cpu") as device:
+    with distributed_evaluation("cpu") as device:
         assert device == "cpu" and first_alone(lambda: 3) == 3
         assert list(shared(lambda number: number * number, 3)) == [0, 1, 4]
         got = []

@@ -6,7 +6,7 @@ from PIL import Image
 
 import patch_diffusion as pd
 from patch_diffusion.evaluation.intervals import Measure
-from patch_diffusion.evaluation.memorization import RATIO, Likeness, cut, likeness, rates, small_pixels, verdict
+from patch_diffusion.evaluation.memorization import RATIO, CopyCheck, cut, find_copies, rates, small_pixels, verdict
 from patch_diffusion.evaluation.neighbours import Nearest
 from patch_diffusion.evaluation.stream import stream_of_images
 
@@ -82,7 +82,7 @@ def test_a_warning_of_patches_stands_where_there_is_none_of_images():
         return Nearest(torch.tensor([[ratio, 1.0]]).expand(num, 2), torch.zeros(num, 2, dtype=torch.long))
 
     def notes(*whole_and_patches):
-        both = [Likeness(near(ratio), near(0.9), {"1/2": torch.full((100,), of)}) for ratio, of in whole_and_patches]
+        both = [CopyCheck(near(ratio), near(0.9), {"1/2": torch.full((100,), of)}) for ratio, of in whole_and_patches]
         return rates(*both, "random", 0)[1]
 
     far, copied = 0.9, 0.1
@@ -96,10 +96,10 @@ def test_what_many_have_is_no_copy():
     pixels = torch.randint(0, 256, (6, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     pixels[:3, :, :16, :16] = 0
     stream = stream_of_images(pd.ImageSet(pixels[1:]))
-    found = likeness(small_pixels(pixels[:1]), torch.zeros(1, 2), stream, torch.randn(5, 2))
+    found = find_copies(small_pixels(pixels[:1]), torch.zeros(1, 2), stream, torch.randn(5, 2))
     assert found.patches["1/2"].item() > 0.5
     stream = stream_of_images(pd.ImageSet(pixels[2:]))
-    found = likeness(small_pixels(pixels[:1]), torch.zeros(1, 2), stream, torch.randn(4, 2))
+    found = find_copies(small_pixels(pixels[:1]), torch.zeros(1, 2), stream, torch.randn(4, 2))
     assert found.patches["1/2"].item() == 0
 
 

@@ -8,7 +8,7 @@ import torch
 import patch_diffusion as pd
 from patch_diffusion.config import Watch
 from patch_diffusion.data.images import hold_out
-from patch_diffusion.evaluation.meter import Measured
+from patch_diffusion.evaluation.meter import MeterReading
 from patch_diffusion.runs.retention import step_of
 
 ALL = ("frechet", "kernel", "memorization")
@@ -36,7 +36,7 @@ class Rising:
 
     def __call__(self, model):
         value = self.values.pop(0)
-        return Measured({"kernel": value}, "the model copies" if value > 2 else "")
+        return MeterReading({"kernel": value}, "the model copies" if value > 2 else "")
 
 
 def test_the_numbers_are_those_of_evaluate(make_trainer, images):

@@ -11,8 +11,7 @@ import torch
 
 import patch_diffusion as pd
 from patch_diffusion.config import Config, Data, Network, Optimizer
-from patch_diffusion.races import race
-from patch_diffusion.races import turns as heat
+from patch_diffusion.races import race, turns
 from patch_diffusion.races.arms import whole_images
 from patch_diffusion.training.checkpoints.checkpoint import read_checkpoint
 from patch_diffusion.training.trainer import Trainer
@@ -119,19 +118,16 @@ def after(num, function):
         ("train_step", 3),  # in the sweep's trials
         ("train_step", 25),
         ("save", 10),
-        ("look", 4),
-        ("look", 9),
+        ("judgement", 4),
+        ("judgement", 9),
     ],
 )
 def test_a_killed_race_goes_on_as_if_it_had_not_been(arms, whole_race, tmp_path, monkeypatch, place, calls):
     with monkeypatch.context() as patched:
-        if place == "look":
-            from patch_diffusion.races import race
-            from patch_diffusion.races import turns as heat
-
-            counted = after(calls, heat.look)
-            for module in (heat, race):
-                patched.setattr(module, "look", counted)
+        if place == "judgement":
+            counted = after(calls, turns.judgement)
+            for module in (turns, race):
+                patched.setattr(module, "judgement", counted)
         else:
             patched.setattr(Trainer, place, after(calls, getattr(Trainer, place)))
         with pytest.raises(Killed):
@@ -163,26 +159,26 @@ def test_the_time_that_is_left_is_judged_by_what_was_done_since(arms, tmp_path, 
     """Not by what an earlier start of the race had done."""
     clock = [0.0]
     monkeypatch.setattr(race, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    looks = heat.look
+    judgement = turns.judgement
 
-    def look(trainer, judges):
+    def slow(trainer, judges):
         clock[0] += 30
-        return looks(trainer, judges)
+        return judgement(trainer, judges)
 
     def left(line):
         return " ".join(line.partition("patches")[2].split()[1:])
 
     told = []
     with monkeypatch.context() as patched:
-        patched.setattr(heat, "look", after(5, look))  # two moments of two arms, and half of the third
+        patched.setattr(turns, "judgement", after(5, slow))  # two moments of two arms, and half of the third
         with pytest.raises(Killed):
             pd.race(arms, tmp_path / "race", moments=6, tell=told.append)
     assert [left(line) for line in told] == ["5 min 00 s left", "4 min 00 s left"]
-    monkeypatch.setattr(heat, "look", look)
+    monkeypatch.setattr(turns, "judgement", slow)
     told.clear()
     pd.race(arms, tmp_path / "race", moments=6, tell=told.append)
     assert [line.split()[0] for line in told] == ["17%", "33%", "50%", "67%", "83%", "100%"]
-    # Of the third moment one arm was looked at before, hence half of a minute.
+    # Of the third moment one arm was judged before, hence half of a minute.
     assert [left(line) for line in told] == ["", "", "1 min 30 s left", "1 min 30 s left", "50 s left", ""]
 
 
@@ -210,30 +206,30 @@ def test_ctrl_c_saves_all_arms(arms, tmp_path, monkeypatch):
 
 
 def test_all_train_for_the_same_time_in_turns_and_nothing_else_counts(arms, tmp_path, monkeypatch):
-    """Whole images take 2 s a step, patches 1 s, and a look at the held-out images 1000 s."""
-    clock, turns = [0.0], []
+    """Whole images take 2 s a step, patches 1 s, and a judgement by the held-out images 1000 s."""
+    clock, laps = [0.0], []
     step = Trainer.train_step
 
     def timed(self, spent=0.0):
         seconds = 2 if self.schedule.whole == 1 else 1
         clock[0] += seconds
-        turns.append(seconds)
+        laps.append(seconds)
         return step(self, spent)
 
-    def look(trainer, judges):
+    def judgement(trainer, judges):
         clock[0] += 1000
         return {1.0: 1 / trainer.state.counters.step}
 
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     monkeypatch.setattr(Trainer, "train_step", timed)
-    monkeypatch.setattr("patch_diffusion.races.turns.look", look)
+    monkeypatch.setattr("patch_diffusion.races.turns.judgement", judgement)
     arms = {name: replace(config, steps=None, minutes=1.0) for name, config in arms.items()}
     content = pd.race(arms, tmp_path / "race", moments=2)
     points = {name: found["0"] for name, found in content["points"].items()}
     assert [(each["step"], each["seconds"]) for each in points["whole"]] == [(15, 30), (30, 60)]
     assert [(each["step"], each["seconds"]) for each in points["patches"]] == [(30, 30), (60, 60)]
     # Laps of 15 seconds; who has just been goes first, so that each begins as often.
-    assert turns == 8 * [2] + 15 * [1] + 15 * [1] + 7 * [2] + 8 * [2] + 15 * [1] + 15 * [1] + 7 * [2]
+    assert laps == 8 * [2] + 15 * [1] + 15 * [1] + 7 * [2] + 8 * [2] + 15 * [1] + 15 * [1] + 7 * [2]
     reached = content["standings"]["reaches"]
     assert reached["patches"]["whole"]["ratio"] == pytest.approx(60 / 30)
     assert reached["whole"]["patches"]["ratio"] is None and content["unit"] == "minutes"
@@ -263,7 +259,7 @@ def test_its_own_time_counts(arms, tmp_path, monkeypatch):
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     monkeypatch.setattr(Trainer, "train_step", timed)
     monkeypatch.setattr(
-        "patch_diffusion.races.turns.look",
+        "patch_diffusion.races.turns.judgement",
         lambda trainer, judges: {1.0: 1 - trainer.state.counters.step / (60 if trainer.config.minutes == 1 else 30)},
     )
     arms = {name: replace(config, steps=None, minutes=1.0) for name, config in arms.items()}
@@ -275,9 +271,7 @@ def test_its_own_time_counts(arms, tmp_path, monkeypatch):
 
 def test_the_sweep_of_an_arm(arms, tmp_path, monkeypatch):
     """The rate that wins is trained with; the trials are gone, and what they found stays."""
-    monkeypatch.setattr(
-        "patch_diffusion.races.race.look", lambda trainer, judges: {1.0: trainer.config.optimizer.learning_rate}
-    )
+    monkeypatch.setattr(race, "judgement", lambda trainer, judges: {1.0: trainer.config.optimizer.learning_rate})
     content = pd.race(arms, tmp_path / "race", moments=1, tuned=["whole"], tune_budget=10)
     assert content["tuning"]["whole"]["learning_rate"] == 1.25e-3 and list(content["tuning"]) == ["whole"]
     assert content["tuning"]["whole"]["outermost"] == ["learning_rate"]
@@ -353,7 +347,7 @@ def test_what_is_refused_before_anything_is_written(arms, tmp_path, monkeypatch)
     refused("network.width is a multiple of 4", changed("network", width=7))
     refused("a number for batch, not auto", {name: replace(each, batch="auto") for name, each in arms.items()})
     refused("moments is at least 1", moments=0)
-    refused("a seed or more", seeds=[])
+    refused("at least one seed", seeds=[])
     refused("budget of tuning is above 0", tuned=["whole"], tune_budget=-1)
     refused("which says when training ends", {name: replace(each, steps=None) for name, each in arms.items()})
     monkeypatch.setenv("RANK", "0")
@@ -362,7 +356,7 @@ def test_what_is_refused_before_anything_is_written(arms, tmp_path, monkeypatch)
 
 
 def test_an_arm_that_diverges_ends_the_race_and_is_named(arms, tmp_path, monkeypatch):
-    monkeypatch.setattr(heat, "look", lambda trainer, judges: {0.1: float("nan"), 1.0: 0.5})
+    monkeypatch.setattr(turns, "judgement", lambda trainer, judges: {0.1: float("nan"), 1.0: 0.5})
     for _ in range(2):  # and again, where it goes on
         with pytest.raises(pd.InputError, match=r"arm 'whole': the loss .* is not finite .* in another folder"):
             pd.race(arms, tmp_path / "race")

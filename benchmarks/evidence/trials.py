@@ -214,7 +214,9 @@ def train(trial: tuple[Arm, Scale, int, Path]) -> None:
             CHANGES[change](trainer)
     began = time.monotonic()
     trainer.fit(steps=steps_for(trainer, scale.flops))
-    print(f"{arm.name}, seed {seed}: {trainer.state.counters.step:,} steps, {time.monotonic() - began:.0f} s", flush=True)
+    print(
+        f"{arm.name}, seed {seed}: {trainer.state.counters.step:,} steps, {time.monotonic() - began:.0f} s", flush=True
+    )
 
 
 def steps_for(trainer: Trainer, flops: float) -> int:

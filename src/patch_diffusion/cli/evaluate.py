@@ -95,13 +95,13 @@ class Evaluate:
             raise InputError(f"{self.json_file} is a folder: give a file for the result")
         if self.processes < 1:
             raise InputError(f"processes is at least 1, not {self.processes}")
-        from patch_diffusion.evaluation.processes import together
+        from patch_diffusion.evaluation.processes import distributed_evaluation
         from patch_diffusion.processes import run_processes, started_by_launcher
 
         if self.processes > 1 and not started_by_launcher():
             run_processes(self.processes, _run_and_tell, self)
             return {}
-        with together(self.device) as device:
+        with distributed_evaluation(self.device) as device:
             found = self._measure(device)
         if not is_first():
             return {}

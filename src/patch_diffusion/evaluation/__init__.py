@@ -1,1 +1,1 @@
-"""Is a model good, and which of several is better: numbers with their intervals and the settings that made them."""
+"""Evaluation of models: metrics with their confidence intervals and the settings that made them."""

@@ -1,4 +1,4 @@
-"""Where figures were measured: what stands beside them, so that they can be measured again."""
+"""Hardware, versions and commit that figures were measured with, recorded so that they can be measured again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CPU_NAMES = Path("/proc/cpuinfo")
 
 
 def circumstances(device: torch.device) -> dict[str, Any]:
-    """Hardware, versions and, where the package is used from a checkout, the commit."""
+    """Return the hardware, the versions and, if the package is used from a checkout, its commit."""
     return {
         "device": device_name(device),
         "threads": torch.get_num_threads(),
@@ -28,7 +28,7 @@ def circumstances(device: torch.device) -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's, or the processor's."""
+    """Return the name of the GPU, or of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     names = [platform.processor() or platform.machine()]
@@ -47,7 +47,7 @@ def _commit() -> str | None:
             text=True,
             timeout=10,
         )
-        # Installed into another project's checkout, the package is none of its files.
+        # The package may be installed inside another project's checkout, whose commit says nothing about it.
         tracked = subprocess.run(
             ["git", "-C", str(here), "ls-files", "--error-unmatch", Path(__file__).name],
             capture_output=True,

@@ -1,4 +1,4 @@
-"""One pass over the images that are evaluated: of each batch stays what the metrics need, and no image."""
+"""One pass over the evaluated images, which keeps features and small pixels for the metrics, and no whole image."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from patch_diffusion.evaluation.processes import shared
 from patch_diffusion.evaluation.stream import Stream
 
 MOST_KEPT = 10_000
-"""Images whose features and small pixels are kept; the moments are those of all."""
+"""The most images whose features and small pixels are kept; the moments are those of all images."""
 
 
 @dataclass(frozen=True)
 class Collected:
-    """What one pass leaves.
+    """Results of one pass over images.
 
-    ``moments`` of each group of the images, ``features`` (k, d) and ``small`` pixels (k, 3072) of the first ones.
-    ``channels`` and ``resolution`` are those of the first image.
+    ``moments`` are those of each group of images, ``features`` (k, d) and ``small`` pixels (k, 3072) those of the first
+    k images. ``channels`` and ``resolution`` are those of the first image.
     """
 
     num: int
@@ -38,14 +38,14 @@ class Collected:
 def collect(
     images: Stream, extractor: Extractor | None, *, what: str, moments: bool = True, show: bool = False
 ) -> Collected:
-    """Go through all images once.
+    """Read all images once and collect their features, moments and small pixels.
 
     Args:
-        images: what to go through.
-        extractor: of features; None where no metric needs them, and then none are made.
-        what: named beside the progress bar.
-        moments: whether a metric needs those.
-        show: a progress bar, on a terminal.
+        images: the images to read.
+        extractor: the feature extractor; None if no metric needs features, and then none are made.
+        what: the label of the progress bar.
+        moments: whether a metric needs the moments of the features.
+        show: whether to show a progress bar, on a terminal.
     """
     groups = groups_of(images.num)
     of_groups = [Moments() for _ in groups]
@@ -55,7 +55,7 @@ def collect(
     shape = torch.Size()
 
     def look(number: int) -> list[tuple[torch.Size, Tensor, Tensor | None]]:
-        """What is kept of the batches of a part, and their shapes."""
+        """Return the image shape, the small pixels and the features of each batch of a part."""
         return [
             (batch.shape[1:], small_pixels(batch), None if extractor is None else extractor(batch))
             for batch in images.part(number)

@@ -1,4 +1,4 @@
-"""Samples beside real images, by their features: distances, and shares of neighbourhoods."""
+"""Comparisons of samples with real images by their features: distances, precision, recall, density, coverage."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from patch_diffusion.evaluation.neighbours import density_coverage, precision_re
 from patch_diffusion.evaluation.reference import Reference
 
 MOST_COMPARED = 10_000
-"""Real images that samples are compared with one by one, evenly over the data set."""
+"""The most real images that samples are compared with one by one, evenly spaced over the data set."""
 
 PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
-"""Those of the papers."""
+"""The numbers of nearest neighbours that the papers use."""
 
 
 def compare(
@@ -28,15 +28,15 @@ def compare(
     extractor: str,
     seed: int,
 ) -> tuple[dict[str, Measure], list[str]]:
-    """The measures of some metrics by their names, and what the user should know of them.
+    """Return the measures of some metrics by name, and notes for the user.
 
     Args:
-        metrics: "frechet", "kernel", "precision", "density"; others are not looked at.
-        collected: what is known of the samples.
-        reference: of real images; None where there are ``statistics`` only.
-        statistics: published ones, for the Frechet distance.
-        extractor: its name.
-        seed: of the intervals.
+        metrics: "frechet", "kernel", "precision", "density"; other names are ignored.
+        collected: features and moments of the samples.
+        reference: features of real images; None if there are only ``statistics``.
+        statistics: published mean and covariance, for the Frechet distance.
+        extractor: the name of the feature extractor.
+        seed: the seed of the confidence intervals.
     """
     measures: dict[str, Measure] = {}
     notes: list[str] = []
@@ -47,7 +47,7 @@ def compare(
         notes += _too_few(collected.num, gaussian)
     if reference is None:
         return measures, notes
-    real = evenly(reference.features)
+    real = spaced_subset(reference.features)
     of_both = {"images": len(collected.features), "reference_images": len(real), "extractor": extractor}
     if "kernel" in metrics:
         groups = [collected.features[group.start : group.stop] for group in groups_of(len(collected.features))]
@@ -76,7 +76,7 @@ def _frechet(collected: Collected, gaussian: Gaussian, extractor: str, seed: int
 
 
 def _too_few(num: int, reference: Gaussian) -> list[str]:
-    """Of a covariance that is not of full rank."""
+    """Return a warning if there are fewer images than features, so that a covariance is not of full rank."""
     size = len(reference.mean)
     fewer = [f"{num:,} images"] if num <= size else []
     fewer += [f"{reference.num:,} of the reference"] if reference.num is not None and reference.num <= size else []
@@ -88,8 +88,8 @@ def _too_few(num: int, reference: Gaussian) -> list[str]:
     ]
 
 
-def evenly(features: Tensor) -> Tensor:
-    """Those that samples are compared with one by one."""
+def spaced_subset(features: Tensor) -> Tensor:
+    """Return at most `MOST_COMPARED` features, evenly spaced over the data set, to compare samples with."""
     if len(features) <= MOST_COMPARED:
         return features
     step = len(features) / MOST_COMPARED

@@ -1,4 +1,4 @@
-"""What a model does with images that it was not trained on: the loss at each noise level, and bits per dimension."""
+"""Metrics of a model on held-out images: the denoising loss at each noise level, and bits per dimension."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from patch_diffusion.evaluation.processes import shared
 from patch_diffusion.sampling.likelihood import bits_per_dimension
 
 MOST_DENOISED = 1000
-"""Images of each size that are denoised, the first ones."""
+"""The most images of each size that are denoised; the first ones are taken."""
 
 _BITS_AT_ONCE = 16
 
 
 def denoising_measures(model: Denoiser, held_out: Images, *, seed: int = 0, batch: int = 64) -> dict[str, Measure]:
-    """The loss of whole held-out images, "denoising" its mean over the levels, "denoising@0.4" that of one."""
+    """Measure the loss of whole held-out images: "denoising" over all noise levels, "denoising@0.4" at one of them."""
     losses = losses_of_images(model, held_out, seed=seed, batch=batch, most=MOST_DENOISED)
     num = len(next(iter(losses.values())))
-    told = {} if model.context is None else {"context": model.context}  # which makes it another measure
+    told = {} if model.context is None else {"context": model.context}  # a context makes it another measure
     settings = {"held_out_images": num, "sigmas": list(losses), "seed": seed, **told}
     mean = torch.stack(list(losses.values())).mean(dim=0)
     found = interval_of_mean(mean, seed)
@@ -37,17 +37,17 @@ def denoising_measures(model: Denoiser, held_out: Images, *, seed: int = 0, batc
 
 
 def bits_measure(model: Denoiser, held_out: Images, num: int, *, seed: int = 0, show: bool = False) -> Measure:
-    """Bits per dimension of the first held-out images, of all where there are fewer; see `bits_per_dimension`.
+    """Measure the bits per dimension of the first held-out images, or of all if fewer; see `bits_per_dimension`.
 
     Args:
-        model: with pixels that are whole numbers.
-        held_out: of one size.
-        num: images.
-        seed: another one takes other places in the bins and other probes.
-        show: a progress bar, on a terminal.
+        model: a model of pixels that are whole numbers.
+        held_out: images of one size.
+        num: the number of images.
+        seed: the seed of the places in the quantization bins and of the probes.
+        show: whether to show a progress bar, on a terminal.
     """
     if len(held_out.buckets) != 1:
-        raise InputError("bits are counted of images of one size, and the held-out ones have several")
+        raise InputError("bits are counted for images of one size, and the held-out images have several sizes")
     (images,) = held_out.buckets
     num = min(num, len(images))
 

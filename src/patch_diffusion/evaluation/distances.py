@@ -1,6 +1,6 @@
 """Distances between two sets of features: between the Gaussians that fit them, and between kernel means.
 
-Everything is in float64 on the CPU; features may come block by block, of which only the moments stay.
+Everything is in float64 on the CPU; features may come block by block, and only their moments are kept.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from patch_diffusion.errors import InputError
 
-_ROWS = 2048  # whose products are in memory at a time
+_ROWS = 2048  # rows of features whose products are in memory at a time
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """``mean`` (d,) and ``covariance`` (d, d), float64, of ``num`` features; None where that is not known."""
+    """A Gaussian fitted to ``num`` features (None if unknown): ``mean`` (d,) and ``covariance`` (d, d), float64."""
 
     mean: Tensor
     covariance: Tensor
@@ -27,13 +27,13 @@ class Gaussian:
 
     @property
     def rank(self) -> int:
-        """The highest that the covariance can have."""
+        """The highest rank that the covariance can have."""
         size = len(self.mean)
         return size if self.num is None else min(size, self.num - 1)
 
 
 class Moments:
-    """Mean and scatter of features that come block by block (Chan et al. 1979): exact whatever their mean."""
+    """A running mean and scatter of features that come block by block (Chan et al. 1979), exact for any mean."""
 
     def __init__(self) -> None:
         self.num = 0
@@ -41,7 +41,7 @@ class Moments:
         self._scatter: Tensor | None = None
 
     def add(self, features: Tensor) -> None:
-        """Some more features (n, d)."""
+        """Add the features (n, d) of another block."""
         if len(features) == 0:
             return
         values = features.double()
@@ -53,7 +53,7 @@ class Moments:
         self._move(mean, len(features))
 
     def merge(self, other: Moments) -> None:
-        """All that another has seen."""
+        """Add all features that another accumulator has seen."""
         if other._mean is None or other._scatter is None:
             return
         if self._mean is None or self._scatter is None:
@@ -62,10 +62,10 @@ class Moments:
         self._move(other._mean, other.num)
 
     def gaussian(self) -> Gaussian:
-        """The mean and the sample covariance.
+        """Return the mean and the sample covariance of the features so far.
 
         Raises:
-            InputError: of fewer than two features.
+            InputError: there are fewer than two features.
         """
         if self.num < 2 or self._mean is None or self._scatter is None:
             raise InputError(f"a distance needs at least two images on either side, and here are {self.num}")
@@ -81,7 +81,7 @@ class Moments:
 
 
 def gaussian_of(blocks: Iterable[Tensor]) -> Gaussian:
-    """The Gaussian that fits features which come as blocks (n, d).
+    """Fit a Gaussian to features that come as blocks (n, d).
 
     >>> type(gaussian_of([torch.randn(5, 2), torch.randn(3, 2)])).__name__
     'Gaussian'
@@ -93,7 +93,7 @@ def gaussian_of(blocks: Iterable[Tensor]) -> Gaussian:
 
 
 def merged(several: Sequence[Moments]) -> Gaussian:
-    """The Gaussian that fits all that these have seen."""
+    """Fit a Gaussian to all features that several accumulators have seen."""
     together = Moments()
     for one in several:
         together.merge(one)
@@ -101,10 +101,10 @@ def merged(several: Sequence[Moments]) -> Gaussian:
 
 
 class FrechetTo:
-    """The Frechet distance to one Gaussian, from as many others as are asked for.
+    """The Frechet distance of other Gaussians to one reference Gaussian.
 
-    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), as Heusel et al. (arXiv 1706.08500, equation 6) use it. The eigenvalues
-    of C1 C2 are those of S C2 S, with S the symmetric root of C1, so that nothing but symmetric matrices is decomposed.
+    It is |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Heusel et al., arXiv 1706.08500, equation 6). The eigenvalues of
+    C1 C2 are those of S C2 S, with S the symmetric root of C1, so that only symmetric matrices are decomposed.
     """
 
     def __init__(self, reference: Gaussian) -> None:
@@ -114,7 +114,7 @@ class FrechetTo:
         self._root = (vectors * values.clamp(min=0).sqrt()) @ vectors.mT
 
     def __call__(self, other: Gaussian) -> float:
-        """The distance, at least 0."""
+        """Return the Frechet distance of a Gaussian to the reference, at least 0."""
         _check(other)
         reference = self._reference
         if other.mean.shape != reference.mean.shape:
@@ -123,14 +123,14 @@ class FrechetTo:
                 "made with another extractor"
             )
         values = torch.linalg.eigvalsh(self._root @ other.covariance @ self._root)
-        # Of a covariance of fewer images than features all others are 0 but for rounding, which a root makes large.
+        # With fewer images than features, the other eigenvalues are rounding errors, which the root would enlarge.
         shared = values[-min(reference.rank, other.rank) :].clamp(min=0).sqrt().sum()
         spread = reference.covariance.trace() + other.covariance.trace() - 2 * shared
         return max(0.0, float((reference.mean - other.mean).square().sum() + spread))
 
 
 def frechet_distance(one: Gaussian, other: Gaussian) -> float:
-    """The Frechet distance between two Gaussians, see `FrechetTo`.
+    """Return the Frechet distance between two Gaussians, see `FrechetTo`.
 
     >>> features = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
     >>> round(frechet_distance(gaussian_of([features]), gaussian_of([features + 1])), 6)
@@ -140,15 +140,15 @@ def frechet_distance(one: Gaussian, other: Gaussian) -> float:
 
 
 class KernelDistance:
-    """The kernel distance of groups of features from a reference: the unbiased estimate of the squared MMD.
+    """The kernel distance of groups of features to a reference: the unbiased estimate of the squared MMD.
 
-    The kernel is (x . y / d + 1)^3 (Binkowski et al., arXiv 1801.01401, section 4), and every pair counts, not those of
-    random subsets only, so that there is nothing random in it. Sums over pairs of groups are kept: the distance of any
-    of the groups costs nothing more.
+    The kernel is (x . y / d + 1)^3 (Binkowski et al., arXiv 1801.01401, section 4). Every pair counts, not only those
+    of random subsets, so that the estimate is deterministic. Sums over pairs of groups are kept, so that the distance
+    of any selection of groups costs nothing more.
 
     Args:
-        groups: of features (n, d).
-        reference: features (m, d).
+        groups: features (n, d) of each group.
+        reference: features (m, d) of real images.
     """
 
     def __init__(self, groups: Sequence[Tensor], reference: Tensor) -> None:
@@ -174,7 +174,7 @@ class KernelDistance:
         )
 
     def __call__(self, chosen: Sequence[int] | None = None) -> float:
-        """Of the chosen groups together; of all where None. An unbiased estimate can be below 0."""
+        """Return the distance of the chosen groups together, of all if None. An unbiased estimate can be below 0."""
         places = list(range(len(self._sizes)) if chosen is None else chosen)
         num = sum(self._sizes[place] for place in places)
         if num < 2:
@@ -185,7 +185,7 @@ class KernelDistance:
 
 
 def kernel_distance(one: Tensor, other: Tensor) -> float:
-    """The kernel distance between two sets of features (n, d) and (m, d), see `KernelDistance`.
+    """Return the kernel distance between two sets of features (n, d) and (m, d), see `KernelDistance`.
 
     >>> kernel_distance(torch.zeros(4, 2), torch.ones(4, 2)) > 0
     True
@@ -202,7 +202,7 @@ def _sum_of_kernels(one: Tensor, other: Tensor) -> float:
 
 
 def _sum_of_own_kernels(features: Tensor) -> float:
-    """Of every feature with itself."""
+    """Return the sum over all features of the kernel of a feature with itself."""
     return sum(
         float(rows.double().square().sum(dim=1).div_(features.shape[1]).add_(1).pow_(3).sum())
         for rows in features.split(_ROWS)

@@ -1,4 +1,4 @@
-"""How good is a run, or a folder of pictures: every number with its interval and the settings that made it."""
+"""Evaluation of a run or a folder of pictures: every metric with its interval and the settings that made it."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from patch_diffusion.files import user_path
 from patch_diffusion.sampling.guidance.guide import Guidance
 
 SAMPLES = 1000
-"""That are generated where no number is asked for. Published distances take 50,000."""
+"""The default number of samples to generate. Published distances take 50,000."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured: ``measures`` by name, ``settings`` of all of them, ``notes`` to read them with.
+    """Results of an evaluation: ``measures`` by name, the ``settings`` of all of them, ``notes`` to read them with.
 
     >>> isinstance(evaluate("runs/photos"), Evaluation)  # doctest: +SKIP
     True
@@ -48,7 +48,7 @@ class Evaluation:
     notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the results as a dict that JSON can store."""
         metrics = {name: measure.as_dict() for name, measure in self.measures.items()}
         return {"source": self.source, "metrics": metrics, "settings": self.settings, "notes": list(self.notes)}
 

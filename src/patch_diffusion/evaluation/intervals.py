@@ -1,4 +1,4 @@
-"""How far a number may be off: intervals that hold the true one in 95 of 100 cases."""
+"""Confidence intervals of metrics, which hold the true value in 95 of 100 cases."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from patch_diffusion.streams import generator
 
 GROUPS = 8
-"""Groups that images are divided into for numbers that are not means over images."""
+"""The number of groups that images are divided into for metrics that are not means over images."""
 
 _LEAST_IN_A_GROUP = 2
 _HALVES = 40
@@ -26,7 +26,7 @@ _DRAWN_AT_ONCE = 10_000_000
 
 @dataclass(frozen=True)
 class Measure:
-    """A number: its ``value``, its interval of 95 % from ``low`` to ``high`` where there is one, what made it."""
+    """The ``value`` of a metric, its 95 % interval from ``low`` to ``high`` if it has one, and its settings."""
 
     value: float
     low: float | None = None
@@ -34,36 +34,36 @@ class Measure:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the value, the interval and the settings as a dict that JSON can store."""
         interval = None if self.low is None or self.high is None else [self.low, self.high]
         return {"value": self.value, "interval": interval, "settings": self.settings}
 
 
 def num_groups(num: int) -> int:
-    """Groups that so many images make; 0 where they are too few for an interval."""
+    """Return the number of groups that so many images make; 0 if they are too few for an interval."""
     groups = min(GROUPS, num // _LEAST_IN_A_GROUP) // 2 * 2
     return groups if groups >= 4 else 0
 
 
 def groups_of(num: int) -> list[range]:
-    """The images of each group, nearly equal numbers of neighbours; one group where they are too few for more."""
+    """Return the range of images of each group, of nearly equal lengths; one group if there are too few images."""
     count = num_groups(num) or 1
     return [range(num * place // count, num * (place + 1) // count) for place in range(count)]
 
 
 def interval_of_halves(value: float, of_groups: Callable[[Sequence[int]], float], count: int, seed: int) -> Measure:
-    """An interval for a number that is no mean over images, such as a distance.
+    """Return the interval of a metric that is not a mean over images, such as a distance.
 
-    A bootstrap without replacement: the number is computed of random halves of the groups, and the variance of these
-    numbers estimates that of the whole (delete-half jackknife; Shao and Wu 1989, The Annals of Statistics 17). Drawing
-    with replacement would not do, as the Frechet distance of a set with repeated images is another one. The factor is
-    Student's, as there are few groups.
+    This is a bootstrap without replacement: the metric is computed for random halves of the groups, and the variance of
+    these values estimates that of the whole (delete-half jackknife; Shao and Wu 1989, The Annals of Statistics 17).
+    Drawing with replacement would not do, because repeated images change the Frechet distance of a set. The factor is
+    Student's, because there are few groups.
 
     Args:
-        value: of all groups.
-        of_groups: the number of some groups.
-        count: how many groups there are; below 4 there is no interval.
-        seed: of the halves.
+        value: the metric of all groups.
+        of_groups: computes the metric of some groups from their indices.
+        count: the number of groups; below 4 there is no interval.
+        seed: the seed of the random halves.
     """
     if count < 4:
         return Measure(value)
@@ -79,7 +79,7 @@ def interval_of_halves(value: float, of_groups: Callable[[Sequence[int]], float]
 
 
 def interval_of_mean(values: Tensor, seed: int) -> Measure:
-    """The mean of a number per image, with the percentiles of means of images drawn with replacement (bootstrap)."""
+    """Return the mean of one number per image with its bootstrap interval, from images drawn with replacement."""
     values = values.double()
     mean, num = float(values.mean()), len(values)
     if num < 2:
@@ -95,7 +95,7 @@ def interval_of_mean(values: Tensor, seed: int) -> Measure:
 
 
 def interval_of_rate(count: int, num: int) -> Measure:
-    """A share of images, with Wilson's interval (1927), which says something even where none or all are counted."""
+    """Return a share of images with Wilson's interval (1927), which is informative even if none or all are counted."""
     rate, z = count / num, 1.96
     centre = (rate + z**2 / (2 * num)) / (1 + z**2 / num)
     reach = z * math.sqrt(rate * (1 - rate) / num + z**2 / (4 * num**2)) / (1 + z**2 / num)

@@ -1,7 +1,7 @@
-"""Does a model copy what it was trained on? Nearest training images, and how much nearer they are than the next.
+"""Detection of copied training images: the nearest one, and how much nearer it is than the second nearest.
 
-A model may also put images together of parts that it copies, so that no whole image is a copy. So patches are looked
-at, too, each beside those at the same place in the training images.
+A model may also assemble images from parts that it copies, so that no whole image is a copy. So patches are compared,
+too, each with those at the same place in the training images.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from patch_diffusion.evaluation.neighbours import Nearest, NearestTwo, nearest_t
 from patch_diffusion.evaluation.stream import Stream
 
 RATIO = 1 / 3
-"""An image is a near copy where the nearest training image is at most so far away as a share of the second nearest's
-distance (Yoon et al. 2023, "Diffusion probabilistic models generalize when they fail to memorize", section 3)."""
+"""The largest ratio of nearest to second nearest distance at which an image is a near copy of the nearest training
+image (Yoon et al. 2023, "Diffusion probabilistic models generalize when they fail to memorize", section 3)."""
 
 SIDE = 32
-"""Pixels are compared at this height and width."""
+"""The height and width at which pixels are compared."""
 
 PARTS = {"1/2": 2, "1/4": 4}
-"""Patches that are compared, by their size: images are divided into so many along each axis."""
+"""The sizes of the compared patches, each with the number of patches along each axis of an image."""
 
 COMMON = 10.0
-"""A patch whose second nearest is within so many levels of 255, root mean square, is one that many images have."""
+"""A root mean square distance, in levels of 255; a patch is common if its second nearest is not further away."""
 
 MOST_CUT = 1000
-"""Images whose patches are compared, the first ones."""
+"""The most images whose patches are compared; the first ones are taken."""
 
-_BLOCK = 2048  # training images that are compared at a time
-_PAIRS = 15  # in the picture, of a kind
+_BLOCK = 2048  # training images compared at a time
+_PAIRS = 15  # pairs in each section of the picture
 
 
 @dataclass(frozen=True)
-class Likeness:
-    """How near some images are to training images, by their ``pixels`` and by their ``features``.
+class CopyCheck:
+    """The two nearest training images of each image, by ``pixels`` and by ``features``.
 
-    ``patches``: by size, the lowest ratio of nearest to second nearest among the patches of each of the first images.
+    ``patches`` maps a patch size to the lowest ratio of nearest to second nearest among the patches of an image, (n,).
     """
 
     pixels: Nearest
@@ -55,16 +55,16 @@ class Likeness:
 
     @property
     def ratios(self) -> Tensor:
-        """The lower of both ratios of nearest to second nearest, (n,)."""
+        """The lower of the pixel and the feature ratio of nearest to second nearest distance, (n,)."""
         return torch.minimum(self.pixels.ratios, self.features.ratios)
 
     @property
     def near_copies(self) -> Tensor:
-        """Whether an image is a near copy, (n,) booleans."""
+        """A boolean mask (n,) of the images that are near copies of a training image."""
         return self.ratios < RATIO
 
     def measures(self, extractor: str, seed: int) -> tuple[Measure, Measure]:
-        """The share of near copies, and the mean ratio."""
+        """Return the share of near copies, and the mean ratio of nearest to second nearest distance."""
         near = self.near_copies
         rate = interval_of_rate(int(near.sum()), len(near))
         settings: dict[str, Any] = {
@@ -88,7 +88,7 @@ class Likeness:
         )
 
     def of_patches(self, size: str) -> Measure:
-        """The share of images with a patch of this size that is a near copy of one at the same place."""
+        """Return the share of images with a patch of a size that is a near copy of one at the same place."""
         near = self.patches[size] < RATIO
         rate = interval_of_rate(int(near.sum()), len(near))
         side = SIDE // PARTS[size]
@@ -100,14 +100,14 @@ class Likeness:
         return Measure(rate.value, rate.low, rate.high, settings)
 
 
-def likeness(small: Tensor, features: Tensor, training: Stream, training_features: Tensor) -> Likeness:
-    """How near images are to those a model was trained on.
+def find_copies(small: Tensor, features: Tensor, training: Stream, training_features: Tensor) -> CopyCheck:
+    """Find the two nearest training images of each image.
 
     Args:
-        small: the images, see `small_pixels`.
-        features: theirs.
-        training: all images of the training.
-        training_features: of those.
+        small: the pixels of the images, see `small_pixels`.
+        features: the features of the images.
+        training: all training images.
+        training_features: the features of training images.
     """
     whole = NearestTwo(small)
     patches = {size: [NearestTwo(each) for each in cut(small[:MOST_CUT], parts)] for size, parts in PARTS.items()}
@@ -123,11 +123,11 @@ def likeness(small: Tensor, features: Tensor, training: Stream, training_feature
         size: torch.stack([_ratios(each.found(), small.shape[1] // len(nearest)) for each in nearest]).amin(dim=0)
         for size, nearest in patches.items()
     }
-    return Likeness(whole.found(), nearest_two(features, [training_features]), of_patches)
+    return CopyCheck(whole.found(), nearest_two(features, [training_features]), of_patches)
 
 
 def _blocks(images: Stream) -> Iterator[Tensor]:
-    """Small pixels, of many images at a time: what is done once for each block is then little."""
+    """Yield the small pixels of many images at a time, so that little work is repeated for each block."""
     waiting: list[Tensor] = []
     for batch in images.batches():
         waiting.append(small_pixels(batch))
@@ -139,20 +139,20 @@ def _blocks(images: Stream) -> Iterator[Tensor]:
 
 
 def cut(small: Tensor, parts: int) -> tuple[Tensor, ...]:
-    """The patches (n, d) at each place of images as `small_pixels` makes them, so many along each axis."""
+    """Cut the small pixels of n images into patches, ``parts`` along each axis: a tensor (n, d) for each place."""
     side = SIDE // parts
     grid = small.reshape(len(small), -1, parts, side, parts, side).permute(2, 4, 0, 1, 3, 5)
     return grid.reshape(parts * parts, len(small), -1).unbind()
 
 
 def _ratios(nearest: Nearest, size: int) -> Tensor:
-    """Of patches (n, d): one that many have, such as a black corner, is a copy of none of them."""
+    """Return the ratios (n,) of patches of d values; a common patch, such as a black corner, is no copy and gets 1."""
     apart = nearest.distances[:, 1] / math.sqrt(size)
     return torch.where(apart <= COMMON, 1.0, nearest.ratios)
 
 
 def small_pixels(images: Tensor) -> Tensor:
-    """Images (n, c, h, w) as they are compared: uint8 (n, c * 32 * 32), grey ones in three equal channels."""
+    """Downscale images (n, c, h, w) for the comparison to uint8 (n, c * 32 * 32), grey ones in three equal channels."""
     if images.shape[1] == 1:
         images = images.expand(-1, 3, -1, -1)
     found = F.interpolate(images.float(), (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
@@ -160,15 +160,15 @@ def small_pixels(images: Tensor) -> Tensor:
 
 
 def verdict(generated: Measure, held_out: Measure | None, size: str = "") -> str:
-    """What the user should know of the rates, of images or of patches of a ``size``; empty where there is nothing."""
+    """Return a warning if too many images, or patches of a ``size``, are near copies; else an empty text."""
     are = f"have a patch of {size} of the side that is a near copy" if size else "are near copies of training images"
     if held_out is None:
-        # Of patches some always are: without others beside them their number says nothing.
+        # Some patches always are near copies, so without held-out images their rate says nothing.
         if size or generated.low is None or generated.low <= 0.01:
             return ""
         return (
-            f"{generated.value:.1%} of the images {are}; how many of images that are not would be is not known without "
-            "held-out images (--held-out)"
+            f"{generated.value:.1%} of the images {are}; the rate among images that were not in the training is "
+            "not known without held-out images (--held-out)"
         )
     assert generated.low is not None and held_out.high is not None
     if generated.low <= held_out.high:
@@ -180,15 +180,15 @@ def verdict(generated: Measure, held_out: Measure | None, size: str = "") -> str
 
 
 def write_pairs(
-    path: str | Path, training: Stream, training_places: Tensor, sections: Iterable[tuple[str, Stream, Likeness]]
+    path: str | Path, training: Stream, training_places: Tensor, sections: Iterable[tuple[str, Stream, CopyCheck]]
 ) -> None:
-    """A picture of the images that are nearest to a training image, each beside that one.
+    """Write a picture of the images that are nearest to a training image, each next to that training image.
 
     Args:
-        path: of the picture.
+        path: the path of the picture.
         training: the training images.
-        training_places: which of them each of the training features belongs to.
-        sections: a heading, images, and how near they are.
+        training_places: the index of the training image of each training feature.
+        sections: headings, each with images and their nearest training images.
     """
     write_sheet(
         path,
@@ -196,7 +196,7 @@ def write_pairs(
     )
 
 
-def _pairs(images: Stream, near: Likeness, training: Stream, training_places: Tensor) -> Iterator[Thumbnail]:
+def _pairs(images: Stream, near: CopyCheck, training: Stream, training_places: Tensor) -> Iterator[Thumbnail]:
     closest = near.ratios.argsort()[:_PAIRS].tolist()
     others = [_nearest_place(near, place, training_places) for place in closest]
     for place, image, original in zip(closest, images.some(closest), training.some(others), strict=True):
@@ -204,8 +204,8 @@ def _pairs(images: Stream, near: Likeness, training: Stream, training_places: Te
         yield Thumbnail(_picture(original), "training")
 
 
-def _nearest_place(near: Likeness, place: int, training_places: Tensor) -> int:
-    """Of the training image that is nearest by what tells more."""
+def _nearest_place(near: CopyCheck, place: int, training_places: Tensor) -> int:
+    """Return the index of the nearest training image, by pixels or by features, whichever ratio is lower."""
     if near.pixels.ratios[place] <= near.features.ratios[place]:
         return int(near.pixels.places[place, 0])
     return int(training_places[near.features.places[place, 0]])
@@ -216,9 +216,9 @@ def _picture(image: Tensor) -> Any:
 
 
 def rates(
-    generated: Likeness, held_out: Likeness | None, extractor: str, seed: int
+    generated: CopyCheck, held_out: CopyCheck | None, extractor: str, seed: int
 ) -> tuple[dict[str, Measure], Sequence[str]]:
-    """The measures by their names, and what the user should know of them."""
+    """Return the measures of near copies by name, and a warning if the model copies."""
     of_both = {"": generated} if held_out is None else {"": generated, "_held_out": held_out}
     found = {whose: near.measures(extractor, seed) for whose, near in of_both.items()}
     measures = {f"near_copies{whose}": found[whose][0] for whose in of_both}
@@ -230,5 +230,5 @@ def rates(
         verdict(measures[f"near_copies@{size}"], measures.get(f"near_copies_held_out@{size}"), size)
         for size in generated.patches
     ]
-    # Copies of whole images have copies of patches in them.
+    # A copy of a whole image has copied patches in it, so a warning about patches would repeat the first.
     return measures, [said] if said else [text for text in of_patches if text][:1]

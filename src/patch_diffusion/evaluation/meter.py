@@ -1,4 +1,4 @@
-"""How good samples are while a model is trained: the same measures as in `evaluate`, at intervals, into the log."""
+"""Sample quality during a training: the measures of `evaluate`, taken at intervals and written to the log."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from patch_diffusion.data.images import Images
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.evaluation.collect import Collected, collect
-from patch_diffusion.evaluation.comparing import evenly
+from patch_diffusion.evaluation.comparing import spaced_subset
 from patch_diffusion.evaluation.distances import FrechetTo, KernelDistance, merged
 from patch_diffusion.evaluation.extractors.choose import open_extractor
 from patch_diffusion.evaluation.extractors.extractor import Extractor
-from patch_diffusion.evaluation.memorization import Likeness, likeness, rates
+from patch_diffusion.evaluation.memorization import CopyCheck, find_copies, rates
 from patch_diffusion.evaluation.reference import Reference, reference_of
 from patch_diffusion.evaluation.samples import classes_like, pixels_of
 from patch_diffusion.evaluation.stream import Stream, stream_of_images, stream_of_model
@@ -28,8 +28,8 @@ Metric = Literal["frechet", "kernel", "memorization"]
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a `Meter` finds: ``numbers`` by name, and a ``warning`` where samples are copies, else empty."""
+class MeterReading:
+    """Metrics of samples at one moment of a training: ``numbers`` by name, and a ``warning`` if samples are copies."""
 
     numbers: Mapping[str, float]
     warning: str = ""
@@ -85,7 +85,7 @@ class SampleMeter:
             raise InputError(f"watch.samples is at least 2, not {self.options.samples}")
         self._extractor, self._seed, self._batch = extractor, seed, batch
         if isinstance(extractor, str | Path):
-            open_extractor(extractor)  # one that is not there is refused now
+            open_extractor(extractor)  # a missing extractor is refused now, not in the middle of a training
         self._beside: _Beside | None = None
 
     def begin(self, images: Images, held_out: Images | None, device: torch.device) -> None:
@@ -93,7 +93,7 @@ class SampleMeter:
         extractor = open_extractor(self._extractor, device=device)
         self._beside = _Beside.of(images, held_out, extractor, self.options, self._seed, self._batch)
 
-    def __call__(self, model: Denoiser) -> Measured:
+    def __call__(self, model: Denoiser) -> MeterReading:
         """Sample and measure."""
         beside, options = self._beside, self.options
         if beside is None:
@@ -106,24 +106,24 @@ class SampleMeter:
         if beside.frechet is not None:
             numbers["frechet"] = beside.frechet(merged(found.moments))
         if "kernel" in options.metrics:
-            numbers["kernel"] = KernelDistance([found.features], evenly(beside.reference.features))()
+            numbers["kernel"] = KernelDistance([found.features], spaced_subset(beside.reference.features))()
         if "memorization" not in options.metrics:
-            return Measured(numbers)
+            return MeterReading(numbers)
         measures, said = rates(beside.near(found), beside.held_out, beside.extractor.name, self._seed)
         shares = {name: found.value for name, found in measures.items() if name.startswith("near_copies")}
-        return Measured(numbers | shares, "; ".join(said))
+        return MeterReading(numbers | shares, "; ".join(said))
 
 
 @dataclass(frozen=True)
 class _Beside:
-    """What samples are compared with; it stays the same all through a training."""
+    """The real images that samples are compared with, and their features; the same throughout a training."""
 
     images: Images
     extractor: Extractor
     stream: Stream
     reference: Reference
     frechet: FrechetTo | None
-    held_out: Likeness | None
+    held_out: CopyCheck | None
 
     @classmethod
     def of(
@@ -139,6 +139,6 @@ class _Beside:
         near = found.near(collect(others, extractor, what="held-out images", moments=False))
         return cls(images, extractor, stream, reference, frechet, near)
 
-    def near(self, found: Collected) -> Likeness:
-        """How near images are to those of the training."""
-        return likeness(found.small, found.features, self.stream, self.reference.features)
+    def near(self, found: Collected) -> CopyCheck:
+        """Find the two nearest training images of each collected image."""
+        return find_copies(found.small, found.features, self.stream, self.reference.features)

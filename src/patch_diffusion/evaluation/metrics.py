@@ -1,4 +1,4 @@
-"""Which metrics there are, and what each of them needs."""
+"""The metrics of an evaluation, and the inputs that each of them needs."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from patch_diffusion.evaluation.distances import Gaussian
 from patch_diffusion.evaluation.subject import Subject
 
 METRICS = ("frechet", "kernel", "precision", "density", "memorization", "denoising", "bits")
-"""All that can be asked for; "precision" has recall with it, and "density" coverage."""
+"""The names of all metrics; "precision" includes recall, and "density" includes coverage."""
 
 DEFAULT_METRICS = METRICS[:-1]
-"""What is measured where nothing is asked for, as far as what is given allows. Bits take long."""
+"""The metrics that are measured by default, if their inputs are given: all but "bits", which takes long."""
 
 OF_MODELS = frozenset({"denoising", "bits"})
-"""Those that need no samples."""
+"""The metrics that need a model and held-out images, but no samples."""
 
 OF_FEATURES = frozenset({"kernel", "precision", "density"})
-"""Those that need the features of real images, not only their moments."""
+"""The metrics that need the features of real images, not only their moments."""
 
 _NEIGHBOURS = {"precision": PRECISION_NEIGHBOURS, "density": DENSITY_NEIGHBOURS}
 
 
 def known_metrics(metrics: Collection[str] | None) -> set[str]:
-    """Those that were asked for, or the default ones.
+    """Return the requested metrics as a set, the default ones if None.
 
     Raises:
-        InputError: for one that there is not, and for none.
+        InputError: a metric is unknown, or none is requested.
     """
     if metrics is None:
         return set(DEFAULT_METRICS)
@@ -50,18 +50,18 @@ def possible_metrics(
     *,
     asked: bool,
 ) -> tuple[set[str], list[str]]:
-    """The metrics that what is given allows, and what is to be said of the others.
+    """Return the metrics that the given inputs allow, and notes on the others.
 
     Args:
-        wanted: of `METRICS`.
-        subject: what is evaluated.
-        num: samples, or pictures.
-        real: images to compare with.
-        statistics: published ones in place of them.
-        asked: whether the user asked for these; then one that cannot be is an error.
+        wanted: names from `METRICS`.
+        subject: the run or pictures to evaluate.
+        num: the number of samples or pictures.
+        real: real images to compare with.
+        statistics: published statistics to compare with, in place of real images.
+        asked: whether the user asked for these metrics; then a metric without its inputs is an error.
 
     Raises:
-        InputError: a metric that was asked for lacks something, or all lack something.
+        InputError: a metric that the user asked for lacks an input, or all metrics do.
     """
     lacking = {
         name: why for name in METRICS if name in wanted and (why := _lacks(name, subject, num, real, statistics))

@@ -1,4 +1,4 @@
-"""Who is near whom: nearest neighbours in blocks, and what shares of neighbourhoods tell of two sets of images."""
+"""Nearest neighbours, computed in blocks, and the metrics of two sets of images that count neighbours."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from torch import Tensor
 
 from patch_diffusion.errors import InputError
 
-_ROWS = 2048  # whose distances are in memory at a time
+_ROWS = 2048  # rows of points whose distances are in memory at a time
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """Of each of n points, the distances (n, 2) to its nearest and second nearest of others, and their ``places``."""
+    """The nearest and second nearest neighbours of n points: ``distances`` (n, 2) and indices, ``places`` (n, 2)."""
 
     distances: Tensor
     places: Tensor
 
     @property
     def ratios(self) -> Tensor:
-        """Nearest to second nearest, (n,): far below 1 where a point belongs to one other alone; 0 where it is it."""
+        """The ratios (n,) of nearest to second nearest distance: far below 1 near a single point, 0 at a copy of it."""
         nearest, second = self.distances.unbind(dim=1)
         return torch.where(nearest == 0, 0.0, nearest / second.clamp(min=torch.finfo(nearest.dtype).tiny))
 
 
 class NearestTwo:
-    """The two nearest of others that come block by block.
+    """A search for the two nearest neighbours of points among others that come block by block.
 
     Args:
-        points: (n, d), of any type.
+        points: the points (n, d), of any dtype.
     """
 
     def __init__(self, points: Tensor) -> None:
@@ -41,14 +41,14 @@ class NearestTwo:
         self._num = 0
 
     def add(self, block: Tensor) -> None:
-        """Some more of the others, (m, d)."""
+        """Compare the points with another block (m, d)."""
         for part in block.split(_ROWS):
             candidates = part.float()
             for rows in torch.arange(len(self._points)).split(_ROWS):
                 points = self._points[rows].float()
                 found = torch.cdist(points, candidates, compute_mode="use_mm_for_euclid_dist")
                 best = found.topk(min(2, len(candidates)), dim=1, largest=False)
-                # Products leave rounding errors that matter between a picture and its copy.
+                # Distances by matrix products have rounding errors that matter between a picture and its copy.
                 exact = (points[:, None] - candidates[best.indices]).square().sum(dim=2).sqrt()
                 both = torch.cat([self._distances[rows], exact], dim=1)
                 which = torch.cat([self._places[rows], best.indices + self._num], dim=1)
@@ -57,10 +57,10 @@ class NearestTwo:
             self._num += len(candidates)
 
     def found(self) -> Nearest:
-        """Of all that came.
+        """Return the two nearest neighbours among all blocks so far.
 
         Raises:
-            InputError: of fewer than two.
+            InputError: there were fewer than two points in the blocks.
         """
         if self._num < 2:
             raise InputError(f"a second nearest image needs at least two to compare with, and here are {self._num}")
@@ -68,11 +68,11 @@ class NearestTwo:
 
 
 def nearest_two(points: Tensor, others: Iterable[Tensor]) -> Nearest:
-    """The two nearest of others that come as blocks.
+    """Find the two nearest neighbours of points among others that come as blocks.
 
     Args:
-        points: (n, d).
-        others: blocks (m, d); two points in all at the least.
+        points: the points (n, d).
+        others: blocks (m, d) of the others, with at least two points in all.
     """
     nearest = NearestTwo(points)
     for block in others:
@@ -81,15 +81,15 @@ def nearest_two(points: Tensor, others: Iterable[Tensor]) -> Nearest:
 
 
 def precision_recall(generated: Tensor, real: Tensor, neighbours: int = 3) -> tuple[Tensor, Tensor]:
-    """Improved precision and recall (Kynkaanniemi et al., arXiv 1904.06991), before the mean.
+    """Compute improved precision and recall (Kynkaanniemi et al., arXiv 1904.06991) per image, before the mean.
 
     Args:
         generated, real: features (n, d) and (m, d).
-        neighbours: the ball around a point reaches to so many of its own set.
+        neighbours: the ball around a point reaches to its neighbour of this number in its own set.
 
     Returns:
-        For each generated image whether it lies in a ball of the real ones, (n,); for each real image whether it lies
-        in a ball of the generated ones, (m,). Booleans.
+        Booleans (n,), true for a generated image in a ball of a real image, and (m,), true for a real image in a ball
+        of a generated image.
 
     >>> precision, recall = precision_recall(torch.zeros(4, 2), torch.randn(8, 2))
     >>> precision.shape, recall.shape
@@ -104,15 +104,15 @@ def precision_recall(generated: Tensor, real: Tensor, neighbours: int = 3) -> tu
 
 
 def density_coverage(generated: Tensor, real: Tensor, neighbours: int = 5) -> tuple[Tensor, Tensor]:
-    """Density and coverage (Naeem et al., arXiv 2002.09797), before the mean; outliers count for less in them.
+    """Compute density and coverage (Naeem et al., arXiv 2002.09797), which weigh outliers less, before the mean.
 
     Args:
         generated, real: features (n, d) and (m, d).
-        neighbours: the ball around a real image reaches to so many other real ones.
+        neighbours: the ball around a real image reaches to its neighbour of this number among the real images.
 
     Returns:
-        For each generated image in how many balls it lies, as a share of ``neighbours``, (n,); for each real image
-        whether a generated one lies in its ball, (m,).
+        The number of balls that each generated image lies in, as a share of ``neighbours``, (n,); and booleans (m,),
+        true for a real image with a generated image in its ball.
 
     >>> density, coverage = density_coverage(torch.zeros(4, 2), torch.randn(8, 2))
     >>> density.shape, coverage.shape
@@ -128,7 +128,7 @@ def density_coverage(generated: Tensor, real: Tensor, neighbours: int = 5) -> tu
 
 
 def radii(points: Tensor, neighbours: int) -> Tensor:
-    """The distance (n,) of each point to its neighbour of that number among the others."""
+    """Return the distance (n,) of each point to its k-th nearest neighbour, with k the number of ``neighbours``."""
     if len(points) <= neighbours:
         raise InputError(
             f"the {neighbours} nearest neighbours of an image need more than {neighbours} images on either side, not "
@@ -144,7 +144,7 @@ def radii(points: Tensor, neighbours: int) -> Tensor:
 
 
 def _distances(one: Tensor, other: Tensor) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
-    """Places in both, and the distances between these."""
+    """Yield blocks of the distances between two sets of points: row indices, column indices, distances."""
     one, other = one.float(), other.float()
     for rows in torch.arange(len(one)).split(_ROWS):
         for columns in torch.arange(len(other)).split(_ROWS):

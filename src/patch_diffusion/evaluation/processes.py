@@ -1,6 +1,6 @@
-"""Several processes that evaluate together: each makes some of what is measured, and all know all of it.
+"""Distributed evaluation: each rank computes some of the samples or features, and all ranks get all of them.
 
-What they know is the same, and in the same order, however many they are, and so are the numbers.
+The results are the same, and in the same order, for any number of ranks, and so are the metrics.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from patch_diffusion.processes import explain_lost_peer
 
 T = TypeVar("T")
 
-# The first process alone makes a reference, which can take long. One that ends is noticed at once.
+# The others wait while rank 0 makes a reference, which can take long. A rank that ends is noticed at once.
 _LONGEST = timedelta(hours=24)
 
 _group: ContextVar[dist.ProcessGroup | None] = ContextVar("group", default=None)
 
 
 @contextmanager
-def together(device: str = "auto") -> Iterator[str]:
-    """Inside, the processes that a launcher has started evaluate together; each must do the same. Alone, it is nothing.
+def distributed_evaluation(device: str = "auto") -> Iterator[str]:
+    """Evaluate on all ranks of a launcher inside the block; each must do the same. A single process changes nothing.
 
     Args:
-        device: see `choose_device`; for "auto" and "cuda" each process of a machine takes a GPU of its own.
+        device: see `choose_device`; for "auto" and "cuda" each rank of a machine takes a GPU of its own.
 
     Yields:
-        The device of this process.
+        The device of this rank.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -55,10 +55,10 @@ def together(device: str = "auto") -> Iterator[str]:
 
 
 def shared(make: Callable[[int], T], num: int) -> Iterator[T]:
-    """``make(0)`` to ``make(num - 1)``, in order; of several processes each makes some, and all get all of them.
+    """Yield ``make(0)`` to ``make(num - 1)`` in order; each rank computes some of them, and all ranks get all.
 
     Raises:
-        InputError: in all of them, what one raised.
+        InputError: on all ranks, the error that one rank raised.
     """
     group = _group.get()
     if group is None:
@@ -80,7 +80,7 @@ def shared(make: Callable[[int], T], num: int) -> Iterator[T]:
 
 
 def first_alone(make: Callable[[], T]) -> T:
-    """What it makes, in the first process before the others, which may find in a cache what that one has left there."""
+    """Call a function on rank 0 before the other ranks call it, so that they may find its result in a cache."""
     group = _group.get()
     if group is None:
         return make()

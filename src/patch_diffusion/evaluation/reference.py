@@ -1,4 +1,4 @@
-"""What samples are compared with: features of real images, made once and kept, or published statistics."""
+"""References that samples are compared with: cached features of real images, or published statistics."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from patch_diffusion.evaluation.extractors.extractor import Extractor
 from patch_diffusion.evaluation.stream import Stream
 
 MOST_FEATURES = 50_000
-"""Images whose features are kept, evenly over the data set; the moments are those of all."""
+"""The most images whose features are kept, evenly spaced over the data set; the moments are those of all images."""
 
 _VERSION = 1
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The Gaussian that fits the features of all images, and the ``features`` (m, d) of those at ``places`` (m,)."""
+    """The Gaussian fitted to the features of all images, and the ``features`` (m, d) of images ``places`` (m,)."""
 
     gaussian: Gaussian
     features: Tensor
@@ -37,12 +37,12 @@ class Reference:
 
 
 def reference_of(images: Stream, extractor: Extractor, *, show: bool = False) -> Reference:
-    """Features of a data set, from the cache where the same images went through the same extractor before.
+    """Compute the features of a data set, or read them from the cache of an earlier call with this extractor.
 
     Args:
-        images: at least two.
-        extractor: makes them; one without ``settings`` cannot be told from another, and leaves nothing in the cache.
-        show: a progress bar, on a terminal.
+        images: at least two images.
+        extractor: the feature extractor; one without ``settings`` cannot be identified, so nothing of it is cached.
+        show: whether to show a progress bar, on a terminal.
     """
     if images.num < 2:
         raise InputError(f"a reference has at least two images, and there are {images.num}")
@@ -54,21 +54,21 @@ def reference_of(images: Stream, extractor: Extractor, *, show: bool = False) ->
         if entry := cache.find(key):
             return _of_entry(entry, places)
     if key is not None:
-        # Where there is no room for it, or no place, it is made in memory and not kept.
+        # Without disk space or a cache folder, the features are made in memory and not kept.
         with contextlib.suppress(OSError, InputError):
             cache.cache_folder().mkdir(parents=True, exist_ok=True)
             making = _Making(images, extractor, places, show)
             return _of_entry(cache.make(key, making.write, num_bytes=making.num_bytes), places)
-    making = _Making(images, extractor, places, show)  # another may have been gone through in part
+    making = _Making(images, extractor, places, show)  # the first one may have been read in part
     features = torch.cat(list(making.kept()))
     return Reference(making.moments.gaussian(), features, places)
 
 
 def read_statistics(path: Path) -> Gaussian:
-    """Published statistics: an ``.npz`` with ``mu`` (d,) and ``sigma`` (d, d), as EDM's references are.
+    """Read published statistics from an ``.npz`` with ``mu`` (d,) and ``sigma`` (d, d), such as EDM's references.
 
     Raises:
-        InputError: it does not hold them.
+        InputError: the file is missing, is damaged, or does not hold them.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
@@ -88,7 +88,7 @@ def read_statistics(path: Path) -> Gaussian:
 
 
 def is_statistics(path: Path) -> bool:
-    """Whether a file holds statistics, and not images."""
+    """True if a file holds published statistics, not images."""
     if path.suffix.lower() != ".npz" or not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -96,7 +96,7 @@ def is_statistics(path: Path) -> bool:
 
 
 class _Making:
-    """Features as they come, and their moments when all have come."""
+    """One pass over real images that yields their features block by block, and has their moments at the end."""
 
     def __init__(self, images: Stream, extractor: Extractor, places: Tensor, show: bool) -> None:
         self.moments = Moments()
@@ -108,11 +108,11 @@ class _Making:
 
     @property
     def num_bytes(self) -> int:
-        """On disk."""
+        """The size of the features and moments on disk."""
         return 4 * len(self._places) * self._size + 8 * self._size * (self._size + 1)
 
     def kept(self) -> Iterator[Tensor]:
-        """Features of the places, block by block; it can be gone through once."""
+        """Yield the features of the selected images, block by block; this works only once."""
         wanted = self._places
         for features in chain([self._first], self._coming):
             start = self.moments.num
@@ -121,7 +121,7 @@ class _Making:
             yield features[inside]
 
     def write(self, folder: Path) -> dict[str, Any]:
-        """Into a folder of the cache."""
+        """Write the features and moments into a cache folder, and return the number of images as its facts."""
         cache.write_blocks(folder / "features.npy", (block.numpy() for block in self.kept()), (self._size,), "float32")
         gaussian = self.moments.gaussian()
         np.save(folder / "mean.npy", gaussian.mean.numpy())

@@ -1,4 +1,4 @@
-"""What samples tell: one pass over them, and real images beside them."""
+"""Metrics of samples: one pass over the samples, then the comparison with real images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from patch_diffusion.evaluation.comparing import compare
 from patch_diffusion.evaluation.distances import Gaussian
 from patch_diffusion.evaluation.extractors.extractor import Extractor, conversion
 from patch_diffusion.evaluation.intervals import Measure
-from patch_diffusion.evaluation.memorization import Likeness, likeness, rates, write_pairs
+from patch_diffusion.evaluation.memorization import CopyCheck, find_copies, rates, write_pairs
 from patch_diffusion.evaluation.metrics import OF_FEATURES
 from patch_diffusion.evaluation.processes import first_alone
 from patch_diffusion.evaluation.reference import Reference, reference_of
@@ -29,7 +29,7 @@ from patch_diffusion.streams import generator
 
 @dataclass(frozen=True)
 class SamplesOptions:
-    """``num`` samples, or pictures; what makes their features; how they are ``sampled``; see `evaluate` for others."""
+    """Options of the metrics of samples: their number, extractor, sampling options and others; see `evaluate`."""
 
     num: int
     extractor: Extractor
@@ -85,13 +85,13 @@ def _memorization(
 ) -> tuple[dict[str, Measure], Sequence[str]]:
     assert subject.training is not None
     training = pixels_of(subject.training, how.batch)
-    near = likeness(collected.small, collected.features, training, of_training.features)
-    sections: list[tuple[str, Stream, Likeness]] = [("the images nearest to a training image", images, near)]
+    near = find_copies(collected.small, collected.features, training, of_training.features)
+    sections: list[tuple[str, Stream, CopyCheck]] = [("the images nearest to a training image", images, near)]
     if subject.held_out is not None:
         num = min(len(subject.held_out), len(collected.small))
         outside = stream_of_images(subject.held_out, num, seed=how.seed, batch=how.batch)
         seen = collect(outside, how.extractor, what="held-out images", moments=False, show=how.show)
-        near_outside = likeness(seen.small, seen.features, training, of_training.features)
+        near_outside = find_copies(seen.small, seen.features, training, of_training.features)
         sections.append(("held-out images nearest to a training image", outside, near_outside))
     if how.pairs is not None:
         write_pairs(how.pairs, training, of_training.places, sections)

@@ -1,4 +1,4 @@
-"""Images that are evaluated, as they come: batch by batch, as uint8, generated or read, never all at once."""
+"""Streams of images to evaluate: generated or read batch by batch as uint8, never all in memory at once."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from patch_diffusion.sampling.guidance.guide import Guidance
 
 @dataclass(frozen=True)
 class Stream:
-    """``num`` images, which come as uint8 (k, c, h, w), the same each time.
+    """A stream of ``num`` images as uint8 tensors (k, c, h, w), the same each time it is read.
 
-    ``part`` gives those of a part of at most ``batch`` images, by its number: in one tensor, or one for each of their
-    sizes. ``some`` gives those of some places again. ``settings`` say what they are, ready for JSON.
+    ``part`` returns part number i, at most ``batch`` images: in one tensor, or one for each image size. ``some``
+    returns the images at some places again. ``settings`` describe the images, as JSON can store them.
     """
 
     num: int
@@ -38,16 +38,16 @@ class Stream:
 
     @property
     def num_parts(self) -> int:
-        """Of all images."""
+        """The number of parts that all images make."""
         return -(-self.num // self.batch)
 
     def batches(self) -> Iterator[Tensor]:
-        """All of them."""
+        """Yield the batches of all parts, in order."""
         for number in range(self.num_parts):
             yield from self.part(number)
 
     def digest(self) -> str:
-        """Of all pixels, in order; the same for the same images wherever they were read from."""
+        """Return a digest of all pixels, in order, which does not depend on where the images were read from."""
         digest = hashlib.blake2b(digest_size=16)
         for images in self.batches():
             for image in images:
@@ -79,14 +79,14 @@ def stream_of_images(images: Images, num: int | None = None, *, seed: int = 0, b
         return np.searchsorted(ends, chosen, side="right")
 
     def read(chosen: NDArray[np.int64]) -> Iterator[Tensor]:
-        """In order, but that those of one size come together."""
+        """Yield the chosen images in order, except that images of one size come together."""
         which = which_bucket(chosen)
         for number in np.unique(which):
             bucket = images.buckets[number]
             inside = chosen[which == number] - (ends[number] - len(bucket))
             yield to_uint8(bucket.batch(inside)[0], codec)
 
-    # The order in which they come, so that `some` finds them again.
+    # The order in which images come, so that `some` finds them again.
     chunks = [places[start : start + batch] for start in range(0, len(places), batch)]
     order = np.concatenate([chunk[np.argsort(which_bucket(chunk), kind="stable")] for chunk in chunks])
 

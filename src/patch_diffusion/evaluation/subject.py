@@ -1,4 +1,4 @@
-"""What is evaluated, and beside which images: a run or pictures, its training images, others that are held out."""
+"""The subject of an evaluation: a run or pictures, with its training images and held-out images."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 @dataclass(frozen=True)
 class Subject:
-    """A ``model``, or ``pictures``; what it was trained on, ``training``, and what it was not, ``held_out``.
+    """A ``model`` or ``pictures`` to evaluate, the ``training`` images of the model, and ``held_out`` images.
 
-    ``reading``: the options with which others are opened to be of the same shape. ``notes`` are what the user should
-    know of the reading.
+    ``reading`` holds the options that open other images in the same shape, ``notes`` tell the user how images were
+    read.
     """
 
     name: str
@@ -48,17 +48,17 @@ def open_subject(
     vae: Source | None = None,
     show: bool = False,
 ) -> Subject:
-    """Open what is evaluated.
+    """Open a model or pictures to evaluate, with training and held-out images.
 
     Args:
         source: a run or one of its checkpoints, pictures as `open_images` takes them; in Python also a model or images.
-        data: images it was trained on; a run's own where None.
-        held_out: images it was not trained on; where None, those that the run held out, if ``data`` is the run's own.
-        device, ema_length, vae: for a run, see `load`.
-        show: progress bars, on a terminal.
+        data: the training images; None: those of the run.
+        held_out: images the model was not trained on; None: those that the run held out, if ``data`` is the run's own.
+        device, ema_length, vae: options for a run, see `load`.
+        show: whether to show progress bars, on a terminal.
 
     Raises:
-        InputError: something is not there.
+        InputError: the run or some images cannot be opened.
     """
     if isinstance(source, Denoiser):
         given = _reading_like(source.resolution, source.image_channels)
@@ -86,7 +86,7 @@ def open_subject(
 def _training(
     config: Config, facts: ModelFacts, data: Source | Images | None, show: bool
 ) -> tuple[Images | None, Images | None, list[str]]:
-    """Images that the run was trained on and those it held out, and what is to be said of them."""
+    """Return the images that the run was trained on, those it held out, and notes on them for the user."""
     stored = config.data.source
     if data is None:
         if not stored:
@@ -110,7 +110,7 @@ def _training(
 
 
 def _reading_of(config: Config, facts: ModelFacts, *, own: bool) -> dict[str, Any]:
-    """How images are opened for a run: as in its training, or others brought to the same shape."""
+    """Return the options that open images for a run: as in its training, or other images in the same shape."""
     options = config.data
     codec = facts.codec
     if own:

@@ -1,1 +1,1 @@
-"""In and out of other tools."""
+"""Interoperation with other tools: import of published networks, and export of models."""

@@ -1,4 +1,4 @@
-"""Modules of this package as one file that imports nothing of it."""
+"""Bundling of modules of this package into one file that imports nothing from the package."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _HEADER = """\
 
 
 def bundle(module: str) -> str:
-    """The source of a module, after that of all modules of this package that it uses: a file that runs by itself.
+    """Join a module and all modules of this package that it uses into one source text that runs by itself.
 
-    So every solver, schedule and network is written once, and an exported folder has a copy. What is imported from this
-    package must be imported by name at the top of a module, and no two of the modules may define the same name.
+    So every solver, schedule and network is written once, and an exported folder has a copy. Modules must import from
+    this package by name, at the top of the module, and no two of them may define the same name.
 
     Args:
-        module: its full name.
+        module: the full name of the module.
 
     Raises:
-        ValueError: a module is not written so, a mistake of this package.
+        ValueError: a module breaks these rules, which is a mistake in this package.
 
     >>> print(bundle("patch_diffusion.sampling.guidance.extrapolation").splitlines()[-1])
-        return guided
+        return limited
     """
     found = _Bundle()
     found.add(module)
@@ -41,13 +41,13 @@ def bundle(module: str) -> str:
 
 @dataclass
 class _Bundle:
-    texts: dict[str, str] = field(default_factory=dict)  # of modules, in the order in which they can run
-    packages: set[str] = field(default_factory=set)  # what is imported whole
-    imports: dict[str, set[str]] = field(default_factory=dict)  # names from other packages
-    owners: dict[str, str] = field(default_factory=dict)  # which module defines a name
+    texts: dict[str, str] = field(default_factory=dict)  # source text by module, in the order in which they can run
+    packages: set[str] = field(default_factory=set)  # modules of other packages that are imported whole
+    imports: dict[str, set[str]] = field(default_factory=dict)  # imported names by module of other packages
+    owners: dict[str, str] = field(default_factory=dict)  # the module that defines each name
 
     def add(self, module: str) -> None:
-        """A module and, before it, those that it uses."""
+        """Add a module and, before it, the modules of this package that it uses."""
         source = _source(module)
         lines: list[str | None] = list(source.splitlines())
         for node in ast.parse(source).body:
@@ -66,12 +66,12 @@ class _Bundle:
         self.texts[module] = re.sub(r"\n{4,}", "\n\n\n", text).strip("\n")
 
     def import_lines(self) -> list[str]:
-        """What is imported from other packages, in order."""
+        """Return the import statements for other packages, in alphabetical order."""
         plain = [f"import {name}" for name in sorted(self.packages)]
         return plain + [f"from {name} import {', '.join(sorted(self.imports[name]))}" for name in sorted(self.imports)]
 
     def _imported(self, node: ast.Import | ast.ImportFrom) -> str | None:
-        """Note what is imported; what takes the place of the statement."""
+        """Record the names of an import statement, and return the line that replaces it, if any."""
         if isinstance(node, ast.Import):
             self.packages.update(map(ast.unparse, node.names))
             return None
@@ -101,7 +101,7 @@ def _end(node: ast.stmt) -> int:
 
 
 def _defined(node: ast.stmt) -> list[str]:
-    """Names that a statement at the top of a module gives something to."""
+    """Return the names that a statement at the top of a module defines."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return [node.name]
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []

@@ -1,4 +1,4 @@
-"""The model card: what an exported model is, learned from, and may be used for, as README.md."""
+"""The model card, README.md: architecture, data, training, figures and intended use of an exported model."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from patch_diffusion.runs.log import Line, read_log
 
 Format = Literal["diffusers", "onnx", "torch"]
 
-_CLASSES = 20  # that are named
+_CLASSES = 20  # the most class names that a card lists
 _PAPER = "https://arxiv.org/abs/2304.12526"
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a card is made of.
+    """The contents of a model card.
 
     Args:
-        name: of the model.
-        to: what it was exported to.
-        config, facts: of the run.
-        resolution: height and width that were exported.
+        name: the name of the model.
+        to: the format of the export.
+        config, facts: the settings and the facts of the run.
+        resolution: the exported height and width.
         measured, held_out: the log's newest lines of training and of held-out images at the exported weights; empty
-            where there are none.
-        figures: what `evaluate` found, by name.
-        settings: how it was exported, by name.
-        notes: what was not carried.
-        license: as the hub names it, "apache-2.0"; None where the user gave none.
-        usage: how to use it, in markdown.
+            if there are none.
+        figures: the results of `evaluate`, by name.
+        settings: the settings of the export, by name.
+        notes: sentences on what was not exported.
+        license: the licence as the hub names it, "apache-2.0"; None if the user gave none.
+        usage: how to use the model, in markdown.
     """
 
     name: str
@@ -54,12 +54,12 @@ class Card:
     usage: str
 
     def text(self) -> str:
-        """The whole file."""
+        """Return the whole card as markdown."""
         return "\n".join([_front(self), f"# {self.name}\n", *_sections(self)])
 
 
 def newest_lines(run: RunFolder, step: int | None) -> tuple[Line, Line]:
-    """The newest lines of training and of held-out images, up to a step."""
+    """Return the newest log lines of training and of held-out images, up to a step."""
     measured: Line = {}
     held_out: Line = {}
     for line in read_log(run.log_file):
@@ -73,7 +73,7 @@ def newest_lines(run: RunFolder, step: int | None) -> tuple[Line, Line]:
 
 
 def read_figures(path: Path) -> dict[str, Any]:
-    """Numbers and words of a JSON file, such as ``evaluate --json`` writes, by their full names."""
+    """Read the numbers and words of a JSON file, such as ``evaluate --json`` writes, by their full names."""
     found = dict(_leaves(read_json(path), ""))
     if not found:
         raise InputError(f"{path} holds no figures for the card: give what patch-diffusion evaluate --json wrote")
@@ -134,7 +134,7 @@ def _sections(card: Card) -> Iterator[str]:
 def _data(card: Card) -> dict[str, str]:
     facts = card.facts
     source = card.config.data.source
-    # A path of the machine it was trained on says nothing to others, but for its last part.
+    # Only the last part of a path on the training machine means anything to others.
     shown = source if source.startswith(("hf:", "wds:")) and "/" not in source[:5] else Path(source).name
     height, width = facts.resolution
     names = [_plain(name) for name in facts.class_names[:_CLASSES]]
@@ -164,7 +164,7 @@ def _training(card: Card) -> dict[str, str]:
     rows["seed"] = str(config.seed)
     usual = flat_options(Config())
     hidden = ("data.source", "engine.", "checkpoint", "samples", "log_every", "track", "watchdog", "seed", "data.key")
-    hidden += ("data.labels", "data.cache")  # paths, or nothing of what was learned
+    hidden += ("data.labels", "data.cache")  # paths, which say nothing about what was learned
     for name, value in flat_options(config).items():
         if value != usual.get(name) and not name.startswith(hidden):
             rows[name] = _plain(str(value))
@@ -192,7 +192,7 @@ def _table(title: str, rows: Mapping[str, Any]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text of a run in a cell of a table: on one line, nothing in it taken for markup."""
+    """Escape text of a run for a table cell: one line, in which nothing is taken for markup."""
     return "".join(f"\\{sign}" if sign in "|<>[]`*_\\" else sign for sign in " ".join(text.split()))
 
 

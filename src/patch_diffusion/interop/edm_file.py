@@ -1,9 +1,9 @@
-"""What a file holds of a published network: tensors and settings, under the names that they were published with.
+"""Files of published networks: reading their tensors and settings under the published names.
 
-Three kinds of file, told apart by their first bytes: a pickle of whole objects, as EDM (arXiv 2206.00364) and Patch
-Diffusion (arXiv 2304.12526) publish their networks; a torch file of tensors; a safetensors file of tensors, whose
-metadata may hold the settings. Of a pickle's objects the class names, plain values and tensors are taken; the source
-text that it carries along is left where it is.
+There are three kinds of file, recognised by their first bytes: a pickle of whole objects, as EDM (arXiv 2206.00364) and
+Patch Diffusion (arXiv 2304.12526) publish their networks; a torch file of tensors; a safetensors file of tensors, whose
+metadata may hold the settings. Class names, plain values and tensors are taken from the objects of a pickle; the source
+text that it carries along is ignored.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from patch_diffusion.errors import InputError
 from patch_diffusion.interop.safe_pickle import Instance, Makers, plain_keys, printable, read_pickle
 
 _ZIP = b"PK\x03\x04"
-# The number that every torch file from before the zip format begins with, as a pickle of protocol 2.
+# Every torch file from before the zip format begins with this number, as a pickle of protocol 2.
 _OLD_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 @dataclass(frozen=True)
 class Published:
-    """Tensors and settings of a network by their published names.
+    """The tensors and settings of a published network, under their published names.
 
     ``outer_class`` is the class with the preconditioning, ``inner_class`` that of the network in it; both are empty
-    where the file holds tensors alone.
+    if the file holds only tensors.
     """
 
     weights: dict[str, Tensor]
@@ -44,10 +44,10 @@ class Published:
 
 
 def read_published(path: Path) -> Published:
-    """Read a file without running anything in it.
+    """Read a published network from a file without running anything in it.
 
     Raises:
-        InputError: there is no such file, it names what no network needs, or it holds no network.
+        InputError: the file is missing, names something that no network needs, or holds no network.
     """
     if not path.is_file():
         raise InputError(f"there is no file at {path}")
@@ -75,12 +75,12 @@ def _from_pickle(path: Path) -> Published:
 
 
 def _values(module: Instance) -> dict[str, str | float]:
-    """What a module was constructed with, and what it made of that."""
+    """Return the constructor arguments and attributes of a module that are text or numbers."""
     return _plain_settings({**module.state.get("_init_kwargs", {}), **module.state})
 
 
 def _plain_settings(values: Mapping[str, Any]) -> dict[str, str | float]:
-    """Those that are text or numbers, and that floats can hold."""
+    """Return the values that are text or numbers, without integers that a float cannot hold."""
     return {
         name: value
         for name, value in values.items()
@@ -89,7 +89,7 @@ def _plain_settings(values: Mapping[str, Any]) -> dict[str, str | float]:
 
 
 def _tensors(network: Instance) -> dict[str, Tensor]:
-    """Parameters and buffers of a module and of those in it, by their places: ``model.enc.16x16_conv.weight``."""
+    """Return the parameters and buffers of a module and its submodules by path: ``model.enc.16x16_conv.weight``."""
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
     waiting = [("", network)]
@@ -124,7 +124,7 @@ def _from_safetensors(path: Path) -> Published:
 
 
 def _parsed(text: str) -> Any:
-    """A value of the metadata, which is text: JSON where it is that."""
+    """Parse a value of the metadata as JSON; return the text itself if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -132,7 +132,7 @@ def _parsed(text: str) -> Any:
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a torch file: its dictionary, or the one that this holds as 'ema'."""
+    """Read the tensors of a torch file: those of its dictionary, or of the dictionary in it under 'ema'."""
     try:
         with path.open("rb") as file:
             content = _load(file)
@@ -153,10 +153,10 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _load(file: BinaryIO) -> Any:
-    """What torch reads without running anything; an `InputError` where the file asks for more."""
+    """Load a torch file without running anything in it; raise `InputError` if the file names other functions."""
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
-    # A hostile or damaged file can fail anywhere in there, in any way.
+    # A hostile or damaged file can fail anywhere in torch's reader, with any exception.
     except Exception as error:
         if named := re.search(r"GLOBAL (\S+)", str(error)):
             raise InputError(f"it names {printable(named[1], 80)}, which no published network needs") from None
@@ -164,7 +164,7 @@ def _load(file: BinaryIO) -> Any:
 
 
 def _persistent(fields: dict[str, Any]) -> Instance:
-    """An object that carries its own source text."""
+    """Rebuild an object that carries its own source text, without that text."""
     if type(fields["class_name"]) is not str:
         raise TypeError("the name of a class is no text")
     return Instance(fields["class_name"], state=fields["state"])
@@ -184,7 +184,7 @@ def _instance(name: str) -> Callable[..., Instance]:
 
 
 def _storage(content: bytes) -> Tensor:
-    """The numbers that tensors are views of, in a row. They are a torch file inside the pickle."""
+    """Read the flat storage that tensors are views of, which is a torch file inside the pickle."""
     stored = _load(io.BytesIO(content))
     if not isinstance(stored, torch.TypedStorage | torch.UntypedStorage):
         raise TypeError(f"the data of a tensor is a {type(stored).__name__}")
@@ -194,7 +194,7 @@ def _storage(content: bytes) -> Tensor:
 
 
 def _tensor(stored: Tensor, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> Tensor:
-    """A view of stored numbers."""
+    """Rebuild a tensor as a view of its storage."""
     if not isinstance(stored, Tensor) or any(type(number) is not int for number in (offset, *shape, *strides)):
         raise TypeError("a tensor is not described by whole numbers")
     # A few bytes could otherwise claim to be a tensor of any size, by strides of zero.
@@ -204,7 +204,7 @@ def _tensor(stored: Tensor, offset: int, shape: tuple[int, ...], strides: tuple[
 
 
 def _numpy_scalar(dtype: Instance, content: bytes) -> int | float | bool:
-    """A number as numpy stores it, which a square root in a setting leaves behind."""
+    """Rebuild a number that numpy stored, such as a setting that was computed by a square root."""
     code, order = dtype.arguments[0], dtype.state[1]
     if not re.fullmatch("[fiub][1248]", code) or order not in ("<", ">", "|"):
         raise ValueError(f"a number is of the type {printable(code, 20)}")

@@ -1,7 +1,7 @@
-"""Published EDM and Patch-Diffusion networks as runs: their settings as ours, their tensors under our names.
+"""Import of published EDM and Patch-Diffusion networks as runs, with settings and tensors under our names.
 
-The tensors tell nearly everything: kind, width, levels, blocks, attention, channels, classes (EDM, arXiv 2206.00364,
-table 7). Only what leaves no trace in them is taken from the settings: preconditioning, dropout, sigma_data.
+Kind, width, levels, blocks, attention, channels and classes are read off the tensors (EDM, arXiv 2206.00364, table 7).
+Only preconditioning, dropout and sigma_data, which leave no trace in the tensors, are taken from the settings.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from patch_diffusion.interop.safe_pickle import printable
 from patch_diffusion.runs.folder import ModelFacts, RunFolder
 from patch_diffusion.runs.model import build_network
 
-# Where a file holds tensors alone, they are taken for a network of EDM's own preconditioning.
+# A file with tensors alone is taken for a network with EDM's own preconditioning.
 _PROCESSES: dict[str, Literal["edm", "ve", "vp"]] = {
     "": "edm",
     "EDMPrecond": "edm",
@@ -47,9 +47,9 @@ _PARTS = {"norm2": "attention.norm", "qkv": "attention.qkv", "proj": "attention.
 
 
 def import_model(file: str | os.PathLike[str], out: str | os.PathLike[str]) -> dict[str, Any]:
-    """Make an ordinary run folder of a published network; nothing in its file is run.
+    """Convert a published network to an ordinary run folder, without running anything in its file.
 
-    `load`, `generate` and `describe` take the run as they take one that was trained here.
+    `load`, `generate` and `describe` treat the run like one that was trained here.
 
     Args:
         file: a network as EDM and Patch Diffusion publish theirs (a pickle), or its tensors under their published names
@@ -57,13 +57,13 @@ def import_model(file: str | os.PathLike[str], out: str | os.PathLike[str]) -> d
         out: the run folder, new or empty.
 
     Returns:
-        What was recognised: ``file``, ``run``, ``preconditioning`` and ``network`` (the published classes; None where
-        the file has tensors alone), ``coords``, ``options`` of the network and of the noise, and facts of the
-        ``model``.
+        A dict of recognised facts: ``file``, ``run``, ``preconditioning`` and ``network`` (the published
+        classes; None if the file holds only tensors), ``coords``, ``options`` of the network and of the noise, and
+        facts of the ``model``.
 
     Raises:
-        InputError: the file names what no published network needs, is damaged, or holds a network that is not
-            supported; or ``out`` is occupied.
+        InputError: the file names something that no published network needs, is damaged, or holds a network that is
+            not supported; or ``out`` is occupied.
 
     >>> found = import_model("edm-cifar10-32x32-cond-vp.pkl", "runs/cifar10")
     >>> found["network"], load("runs/cifar10").num_classes
@@ -81,7 +81,7 @@ def import_model(file: str | os.PathLike[str], out: str | os.PathLike[str]) -> d
     check_room(run.path, sum(tensor.nbytes for tensor in weights.values()))
     run.path.mkdir(parents=True, exist_ok=True)
     write_tensors(run.model_file, weights)
-    # Last, because a folder with it is a run.
+    # The config is written last, because a folder with a config is a run.
     run.write_config(config, facts)
     options = to_dict(config)
     return {
@@ -96,10 +96,10 @@ def import_model(file: str | os.PathLike[str], out: str | os.PathLike[str]) -> d
 
 
 def recognise(published: Published) -> tuple[Config, ModelFacts, dict[str, Tensor]]:
-    """Options, facts and weights of a run, from what a file holds of a published network.
+    """Derive the options, facts and weights of a run from the content of a published file.
 
     Raises:
-        InputError: a sentence that says what is not supported.
+        InputError: the network is not supported; the message says why.
     """
     settings = published.settings
     if published.outer_class not in _PROCESSES:
@@ -158,7 +158,7 @@ def recognise(published: Published) -> tuple[Config, ModelFacts, dict[str, Tenso
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the tensors of a published network tell of it; levels and channels as in `UNet`."""
+    """The architecture of a published network, read off its tensors; levels and channels as in `UNet`."""
 
     kind: Literal["ddpmpp", "ncsnpp", "adm"]
     resolution: int
@@ -176,8 +176,8 @@ def read_architecture(tensors: Mapping[str, Tensor], resolution: int) -> Archite
     """Read a network's architecture off the names and shapes of its tensors.
 
     Args:
-        tensors: by their published names, ``enc.16x16_conv.weight`` and so on.
-        resolution: side of the whole images.
+        tensors: the tensors by their published names, ``enc.16x16_conv.weight`` and so on.
+        resolution: the side of the whole images.
     """
     sides = _sides(resolution, resolution.bit_length())
     levels = 0
@@ -216,7 +216,7 @@ def read_architecture(tensors: Mapping[str, Tensor], resolution: int) -> Archite
 
 
 def module_names(architecture: Architecture) -> dict[str, str]:
-    """Our name of every published module: ``enc.16x16_conv`` is ``first``."""
+    """Map the name of every published module to ours: ``enc.16x16_conv`` to ``first``."""
     levels, blocks = len(architecture.multipliers), architecture.blocks
     sides = _sides(architecture.resolution, levels)
     encoder, decoder = [], []
@@ -247,7 +247,7 @@ def module_names(architecture: Architecture) -> dict[str, str]:
 
 
 def our_name(name: str, modules: Mapping[str, str]) -> str | None:
-    """Our name of a published tensor, for the modules of `module_names`; None where we have no such tensor."""
+    """Return our name of a published tensor, for the map of `module_names`; None if we have no such tensor."""
     words = name.split(".")
     length = 2 if words[0] in ("enc", "dec") else 1
     module, inside = ".".join(words[:length]), words[length:]
@@ -257,7 +257,7 @@ def our_name(name: str, modules: Mapping[str, str]) -> str | None:
 
 
 def _one_network(weights: Mapping[str, Tensor]) -> tuple[int, dict[str, Tensor]]:
-    """The resolution, and the tensors without what stands before all of their names: ``model.`` or another place."""
+    """Return the resolution, and the tensors without the common prefix of their names, such as ``model.``."""
     firsts = {name: match for name in weights if (match := _FIRST.search(name))}
     if len(firsts) != 1:
         raise InputError(
@@ -283,9 +283,9 @@ def _kind(tensors: Mapping[str, Tensor]) -> Literal["ddpmpp", "ncsnpp", "adm"]:
 
 
 def _our_weights(tensors: Mapping[str, Tensor], architecture: Architecture, network: Network) -> dict[str, Tensor]:
-    """The tensors under our names, checked against the network that they are to fill."""
+    """Return the tensors under our names, after checking them against the network that will load them."""
     modules = module_names(architecture)
-    # Of what the file claims, nothing is allocated before it is known to be there.
+    # On the meta device, sizes that the file merely claims allocate no memory.
     with torch.device("meta"):
         expected = build_network(
             network,
@@ -316,7 +316,7 @@ def _our_weights(tensors: Mapping[str, Tensor], architecture: Architecture, netw
 
 
 def _check_filters(tensors: Mapping[str, Tensor], kind: str) -> None:
-    """Refuse images resized by other filters than ours, whose taps are the row sums of the published filters."""
+    """Refuse a network that resizes by other filters than ours, whose taps are the row sums of published filters."""
     taps = torch.tensor(STYLES[kind].filter, dtype=torch.float32)
     expected = torch.outer(taps, taps) / taps.sum() ** 2
     for name, found in tensors.items():
@@ -329,19 +329,19 @@ def _check_filters(tensors: Mapping[str, Tensor], kind: str) -> None:
 
 
 def _sides(resolution: int, levels: int) -> list[str]:
-    """``["16x16", "8x8", ...]``: images at each level, as published modules are named."""
+    """Return the image sizes of the levels as they occur in published module names: ``["16x16", "8x8", ...]``."""
     return [f"{resolution >> level}x{resolution >> level}" for level in range(levels)]
 
 
 def _convolution(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int]:
-    """Output and input channels of a convolution."""
+    """Return the numbers of output and input channels of a convolution."""
     if name not in tensors or tensors[name].dim() != 4 or not tensors[name].numel():
         raise InputError(f"the network has no convolution {name}, as those supported have")
     return tensors[name].shape[0], tensors[name].shape[1]
 
 
 def _inputs(tensors: Mapping[str, Tensor], name: str) -> int:
-    """Input channels of a linear layer; 0 where there is none."""
+    """Return the number of input channels of a linear layer; 0 if there is no such layer."""
     return tensors[name].shape[-1] if name in tensors and tensors[name].dim() == 2 else 0
 
 

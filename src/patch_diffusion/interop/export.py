@@ -1,4 +1,4 @@
-"""The model of a run for other tools: a diffusers pipeline, an ONNX file or a program of torch.export."""
+"""Export of a run's model to other tools: a diffusers pipeline, an ONNX file or a torch.export program."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def export_model(
     push_to: str | None = None,
     public: bool = False,
 ) -> dict[str, Any]:
-    """Write the model of a run, with averaged weights, and a model card, for tools that know nothing of this package.
+    """Export the model of a run, with averaged weights and a model card, for tools that do not use this package.
 
     "diffusers" is a folder for ``DiffusionPipeline.from_pretrained(out, trust_remote_code=True)``, which makes the
     images that `generate` makes of the same seeds. "onnx" and "torch" are the denoiser, preconditioning included,
@@ -61,23 +61,23 @@ def export_model(
 
     Args:
         run, checkpoint, ema_length, network, vae: as for `load`.
-        out: the folder, new or empty. It has its name when all of it is there.
-        to: what for.
-        resolution: side, or height and width; that of the training images where None. For a pipeline it is what is
-            made when nothing else is asked for, for a graph the only one.
-        dtype: "float32", "float16" or "bfloat16", in which a pipeline's weights are stored; float32 where None.
-        solver, schedule: which a pipeline samples by, see `generate`; Heun's and Karras' where None.
-        license: for the card, as the hub names it: "apache-2.0", "cc-by-4.0".
+        out: the folder, new or empty. It gets its name only when it is complete.
+        to: the format, "diffusers", "onnx" or "torch".
+        resolution: side, or height and width; None: that of the training images. It is the default of a pipeline, and
+            the only resolution of a graph.
+        dtype: "float32", "float16" or "bfloat16", the dtype of a pipeline's stored weights; None: float32.
+        solver, schedule: how a pipeline samples, see `generate`; None: Heun's solver and Karras' schedule.
+        license: the licence for the card, as the hub names it: "apache-2.0", "cc-by-4.0".
         evaluation: a JSON file of figures for the card, such as ``evaluate --json`` writes.
-        push_to: OWNER/NAME of a repository that the folder is then pushed to.
-        public: make that repository public, where it is new.
+        push_to: OWNER/NAME of a repository to push the folder to.
+        public: whether to make that repository public, if it is new.
 
     Returns:
         ``out``, ``to``, ``files``, ``difference`` (of a graph to the model; None for a pipeline), ``notes`` on what is
-        not carried, and ``pushed``, the address of the repository.
+        not exported, and ``pushed``, the address of the repository.
 
     Raises:
-        InputError: the run, the place or a setting cannot be used, or the hub does not take it.
+        InputError: the run, the folder or a setting cannot be used, or the hub refuses the upload.
 
     >>> export_model("runs/photos", "model", to="diffusers")  # doctest: +SKIP
     """
@@ -134,7 +134,7 @@ def export_model(
 
 
 def _check_options(to: str, **options: Any) -> dict[str, Any]:
-    """Refuse what is unknown or without effect; the settings of a pipeline's scheduler."""
+    """Refuse options that are unknown or have no effect; return the settings of a pipeline's scheduler."""
     if to not in FORMATS:
         raise InputError(f"there is no format '{to}' to export to{did_you_mean(to, FORMATS)}")
     for name, value in options.items():
@@ -161,14 +161,14 @@ def _check_place(place: Path) -> None:
 
 @contextmanager
 def _whole(place: Path) -> Iterator[Path]:
-    """A folder beside ``place`` that gets its name when all is in it, and is gone when something fails."""
+    """Write into a temporary folder inside the block; rename it to ``place`` at the end, or delete it on an error."""
     place.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{place.absolute().name}-", dir=place.parent))
     try:
         yield partial
         for path in partial.rglob("*"):
             sync(path)
-        partial.chmod(0o777 & ~_umask())  # temporary folders are for nobody else
+        partial.chmod(0o777 & ~_umask())  # temporary folders are private to their owner
         if place.is_dir():
             place.rmdir()
         partial.replace(place)
@@ -178,7 +178,7 @@ def _whole(place: Path) -> Iterator[Path]:
 
 
 def _umask() -> int:
-    """The process' mask of permissions, which can only be read by setting it."""
+    """Return the permission mask of the process, which can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
@@ -199,7 +199,7 @@ def _shape(model: Denoiser, resolution: int | tuple[int, int] | None) -> tuple[i
 
 
 def _step_of(source: Path, folder: RunFolder, checkpoint: int | Literal["best"] | None) -> int | None:
-    """The step whose weights are exported; None for the newest."""
+    """Return the step of the checkpoint to export; None for the newest."""
     if source.parent.name == "checkpoints":
         return step_of(source)
     if checkpoint == "best":

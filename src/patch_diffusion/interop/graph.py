@@ -1,4 +1,4 @@
-"""The denoiser as a graph without Python: an ONNX file, or a program of torch.export."""
+"""Export of the denoiser as a graph that needs no Python: an ONNX file, or a torch.export program."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from patch_diffusion.interop.pipeline_folder import codec_facts
 from patch_diffusion.patches.coords import coordinate_grid
 
 TOLERANCE = 1e-4
-"""How far a graph may be from the model it was made of, relative to the largest of the values or 1."""
+"""The largest allowed difference of a graph from its model, relative to the largest value, at least 1."""
 
 _OPSET = 18
 
-Run = Callable[[tuple[Tensor, ...]], Tensor]
+GraphCall = Callable[[tuple[Tensor, ...]], Tensor]
 
 
 class DenoiserGraph(nn.Module):
-    """``(noisy, sigma[, coords][, labels]) -> denoised``: what `Denoiser` is called with, of what it uses.
+    """The module to trace, ``(noisy, sigma[, coords][, labels]) -> denoised``, with the inputs that the model uses.
+
+    Inputs are coords (2, h, w) if the network uses coordinates, and labels (n,), -1 for "no class", if it has classes.
 
     Args:
         model: the denoiser; its preconditioning becomes part of the graph.
-        coords: whether the network is given coordinates (2, h, w).
-        labels: whether it is given classes (n,), -1 for "no class".
     """
 
     def __init__(self, model: Denoiser) -> None:
@@ -42,14 +42,14 @@ class DenoiserGraph(nn.Module):
         self.inputs = ("noisy", "sigma", *(["coords"] * model.coords), *(["labels"] * bool(model.num_classes)))
 
     def forward(self, noisy: Tensor, sigma: Tensor, *rest: Tensor) -> Tensor:
-        """The denoised images (n, c, h, w)."""
+        """Denoise images (n, c, h, w) of noise levels sigma (n,)."""
         given = dict(zip(self.inputs[2:], rest, strict=True))
         coords = given.get("coords", noisy.new_zeros(2, 1, 1))
         return self.model(noisy, sigma, coords, given.get("labels"))
 
 
 def example(graph: DenoiserGraph, resolution: tuple[int, int], num: int) -> tuple[Tensor, ...]:
-    """Inputs of a graph: images from nearly clean to nothing but noise, each of another class."""
+    """Make example inputs of a graph: ``num`` images from nearly clean to pure noise, each of another class."""
     model, draws = graph.model, torch.Generator().manual_seed(0)
     sigma = torch.logspace(-2, 1.5, num)
     noisy = torch.randn(num, model.image_channels or 1, *resolution, generator=draws) * (1 + sigma[:, None, None, None])
@@ -66,20 +66,20 @@ def write_graph(model: Denoiser, folder: Path, resolution: tuple[int, int], to: 
     """Write ``model.onnx`` or ``model.pt2``, and ``config.json`` with what a sampler needs to know.
 
     Args:
-        model: on the CPU.
-        folder: the place, which is there.
+        model: the denoiser, on the CPU.
+        folder: an existing folder.
         resolution: height and width of the images; their number is free.
         to: "onnx" or "torch".
 
     Returns:
-        What is not carried, a sentence each; and how far the images of the file are from the model's.
+        Sentences on what is not exported, and the largest difference between the outputs of the file and the model.
 
     Raises:
-        InputError: the network cannot be written so.
+        InputError: the network cannot be written in this format.
     """
     if to == "onnx":
         check_onnx()
-    # Weights that lie channels last in memory are not taken for whole ones when a program is saved.
+    # torch.export.save does not recognise a channels-last weight as the whole of its storage.
     graph = DenoiserGraph(model).eval().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     program = _traced(graph, resolution)
     run = (_onnx if to == "onnx" else _program)(graph, program, folder)
@@ -103,18 +103,18 @@ def write_graph(model: Denoiser, folder: Path, resolution: tuple[int, int], to: 
     return ["the VAE is not carried: the graph denoises latents"] if latents else [], difference
 
 
-def _program(graph: DenoiserGraph, program: torch.export.ExportedProgram, folder: Path) -> Run:
+def _program(graph: DenoiserGraph, program: torch.export.ExportedProgram, folder: Path) -> GraphCall:
     path = folder / "model.pt2"
     torch.export.save(program, path)
     again = torch.export.load(path).module()
     return lambda inputs: again(*inputs)
 
 
-def _onnx(graph: DenoiserGraph, program: torch.export.ExportedProgram, folder: Path) -> Run:
+def _onnx(graph: DenoiserGraph, program: torch.export.ExportedProgram, folder: Path) -> GraphCall:
     import onnxruntime
 
     path = folder / "model.onnx"
-    # A file of ONNX holds at most 2 GB; what is more lies beside it.
+    # An ONNX file holds at most 2 GB, so the weights of large models go into a second file.
     size = sum(tensor.nbytes for tensor in graph.state_dict().values())
     with _quiet():
         torch.onnx.export(
@@ -137,10 +137,10 @@ def _onnx(graph: DenoiserGraph, program: torch.export.ExportedProgram, folder: P
 
 
 def check_onnx() -> None:
-    """Say which extra is missing.
+    """Check that the packages for ONNX are installed.
 
     Raises:
-        InputError: it is.
+        InputError: one is missing; the message names the extra to install.
     """
     try:
         import onnxruntime  # noqa: F401
@@ -152,7 +152,7 @@ def check_onnx() -> None:
 
 
 def _traced(graph: DenoiserGraph, resolution: tuple[int, int]) -> torch.export.ExportedProgram:
-    """The graph, traced with two images, for any number of them."""
+    """Trace the graph with two images into a program for any number of images."""
     batch = torch.export.Dim("batch", min=1)
     dynamic: dict[str, Any] = {"noisy": {0: batch}, "sigma": {0: batch}, "coords": None, "labels": {0: batch}}
     noisy, sigma, *rest = (dynamic[name] for name in graph.inputs)
@@ -160,7 +160,7 @@ def _traced(graph: DenoiserGraph, resolution: tuple[int, int]) -> torch.export.E
     try:
         with torch.no_grad(), _quiet():
             return torch.export.export(graph, example(graph, resolution, 2), dynamic_shapes=shapes)
-    except Exception as error:  # of the many kinds that torch has for what it cannot trace
+    except Exception as error:  # torch has many exception types for what it cannot trace
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"torch.export cannot follow the network {type(graph.model.network).__name__}: {reason}"
@@ -169,7 +169,7 @@ def _traced(graph: DenoiserGraph, resolution: tuple[int, int]) -> torch.export.E
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what exporters say of other libraries."""
+    """Silence warnings and logs of the exporters inside the block."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -181,11 +181,11 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _difference(graph: DenoiserGraph, resolution: tuple[int, int], run: Run) -> float:
-    """The largest difference, in a batch of another size than it was traced with.
+def _difference(graph: DenoiserGraph, resolution: tuple[int, int], run: GraphCall) -> float:
+    """Return the largest difference between graph and model, for another batch size than that of the trace.
 
     Raises:
-        InputError: it is too large to be rounding.
+        InputError: the difference is too large to be rounding.
     """
     inputs = example(graph, resolution, 3)
     with torch.no_grad():

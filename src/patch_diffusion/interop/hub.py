@@ -1,4 +1,4 @@
-"""An exported folder to a model hub, only when it is asked for."""
+"""Upload of an exported folder to a model hub, only on request."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def check_repository(name: str) -> None:
-    """Refuse what cannot be pushed to, before there is anything to push.
+    """Refuse a repository that cannot be pushed to, before anything is exported.
 
     Raises:
-        InputError: no such name of a repository, or the package for it is missing.
+        InputError: the name is not OWNER/NAME, or the package huggingface_hub is missing.
     """
     if not _NAME.fullmatch(name) or ".." in name or "--" in name:
         raise InputError(f"a repository is given as OWNER/NAME, not '{name}'")
@@ -25,17 +25,17 @@ def check_repository(name: str) -> None:
 
 
 def push(folder: Path, name: str, *, public: bool) -> str:
-    """Make the repository where it is not there, and put the files of a folder into it; its address.
+    """Create a repository if it does not exist, upload the files of a folder to it, and return its address.
 
-    Whoever is logged in by ``hf auth login``, or by the environment variable HF_TOKEN, is its owner.
+    The upload uses the login of ``hf auth login``, or of the environment variable HF_TOKEN.
 
     Args:
-        folder: what is to be seen there.
-        name: OWNER/NAME.
-        public: make a new repository public; one that is there stays as it is.
+        folder: the folder to upload.
+        name: OWNER/NAME of the repository.
+        public: whether to make a new repository public; an existing one stays as it is.
 
     Raises:
-        InputError: the hub does not take it; the folder stays.
+        InputError: the hub refuses the upload; the folder stays.
     """
     from huggingface_hub import HfApi
 
@@ -43,7 +43,7 @@ def push(folder: Path, name: str, *, public: bool) -> str:
     try:
         address = str(hub.create_repo(name, private=not public, exist_ok=True))
         hub.upload_folder(repo_id=name, folder_path=folder, commit_message="Exported by patch_diffusion")
-    # Without a network, a login or a permission, errors of several libraries come here, with nothing in common.
+    # Errors of network, login and permission come from several libraries and share no base class.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(

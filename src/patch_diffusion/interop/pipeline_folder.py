@@ -1,4 +1,4 @@
-"""A folder that diffusers opens without this package: a pipeline, its network, its scheduler, and a VAE for latents."""
+"""The exported folder that diffusers opens without this package: pipeline, network, scheduler, and VAE for latents."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from patch_diffusion.interop.bundle import bundle
 _CARRIED = "patch_diffusion.interop.exported_code"
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
-# diffusers looks for a component's class in a module of this name beside its files. A name of diffusers' own, such as
-# "dit", would be taken for a module of its.
+# diffusers looks for a component's class in a module of this name in the component's folder. It would take a name such
+# as "dit" for a module of diffusers itself.
 _CLASSES: dict[type, tuple[str, str]] = {
     UNet: ("network_unet", "PatchDiffusionUNet"),
     DiT: ("network_dit", "PatchDiffusionDiT"),
@@ -30,13 +30,13 @@ _CLASSES: dict[type, tuple[str, str]] = {
 
 
 def check_pipeline(model: Denoiser) -> None:
-    """Refuse networks whose code an exported folder cannot carry.
+    """Refuse networks whose code an exported folder cannot contain.
 
     Raises:
         InputError: the network is a module of the user's own.
     """
     network: Any = model.network.unet if isinstance(model.network, DiffusersNetwork) else model.network
-    # What is made of one of these classes, by the user, has code of its own.
+    # A subclass of one of these classes has code of its own, so subclasses are refused.
     if type(network) not in _CLASSES and type(network).__module__.split(".")[0] != "diffusers":
         raise InputError(
             f"the network is a {type(network).__name__} of your own, whose code a pipeline cannot carry: export it "
@@ -45,16 +45,16 @@ def check_pipeline(model: Denoiser) -> None:
 
 
 def write_pipeline(model: Denoiser, folder: Path, *, dtype: torch.dtype, settings: dict[str, Any]) -> list[str]:
-    """Write the pipeline into a folder that is there and empty.
+    """Write a model as a diffusers pipeline into an existing, empty folder.
 
     Args:
-        model: on the CPU.
-        folder: the place.
-        dtype: of the stored weights.
-        settings: solver, schedule and their options, which the scheduler is to have.
+        model: the denoiser, on the CPU.
+        folder: the empty folder.
+        dtype: the dtype of the stored weights.
+        settings: solver, schedule and their options for the scheduler.
 
     Returns:
-        What is not carried, a sentence each.
+        Sentences on what is not exported.
     """
     check_pipeline(model)
     network = _write_network(model, folder / "network", dtype)
@@ -97,7 +97,7 @@ def write_pipeline(model: Denoiser, folder: Path, *, dtype: torch.dtype, setting
 
 
 def codec_facts(codec: Codec) -> dict[str, Any]:
-    """What brings model space to pixels; of latents, mean and scale of each channel, and not where their VAE was."""
+    """Return the constants from model space to pixels, or to latents by channel, without the path of their VAE."""
     if not isinstance(codec, LatentCodec):
         return {"kind": "pixels", **codec.as_dict()}
     scale = [deviation / STANDARD_DEVIATION for deviation in codec.deviation]
@@ -105,7 +105,7 @@ def codec_facts(codec: Codec) -> dict[str, Any]:
 
 
 def _write_network(model: Denoiser, folder: Path, dtype: torch.dtype) -> list[str]:
-    """Config, code and weights; the entry of the index."""
+    """Write the config, code and weights of the network; return its entry in the pipeline's index."""
     network = model.network
     if isinstance(network, DiffusersNetwork):
         unet: Any = network.unet
@@ -131,7 +131,7 @@ def _write_network(model: Denoiser, folder: Path, dtype: torch.dtype) -> list[st
 
 
 def _write_codec(model: Denoiser, folder: Path) -> tuple[list[str | None], dict[str, Any], list[str]]:
-    """The entry of the VAE, what is known of pixels or latents, and what was left behind."""
+    """Write the VAE; return its entry in the index, the constants of pixels or latents, and notes on a missing VAE."""
     codec, facts = model.codec, codec_facts(model.codec)
     if not isinstance(codec, LatentCodec):
         return [None, None], facts, []
@@ -144,7 +144,7 @@ def _write_codec(model: Denoiser, folder: Path) -> tuple[list[str | None], dict[
 
 
 def _forget_place(folder: Path) -> None:
-    """diffusers notes where on this machine it had a model from; that is nobody else's business."""
+    """Delete the path on this machine that diffusers stores in the config of a model, because it is private."""
     config = read_json(folder / "config.json")
     config.pop("_name_or_path", None)
     write_json(folder / "config.json", config)

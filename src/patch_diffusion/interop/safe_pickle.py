@@ -1,8 +1,8 @@
-"""Pickles read as data: nothing that a file names is imported, nothing of it is called.
+"""A safe pickle reader, which neither imports nor calls anything that a file names.
 
 A pickle is a program for a small stack machine, and Python's own machine imports and calls whatever the program names.
-This one builds plain values only. A name in the file stands for a function of the reader's, and every other name is
-refused. The operations are those that ``pickletools`` documents, as far as protocols 3 to 5 write them.
+This one builds only plain values. A name in the file stands for a function that the caller provides, and every other
+name is refused. The operations are those that ``pickletools`` documents, as far as protocols 3 to 5 write them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Makers = Mapping[str, Callable[..., Any]]
 
 @dataclass
 class Instance:
-    """An object of the file, not alive: the name of its class, what it was made from, and what state it had."""
+    """An inert record of an object in a pickle: the name of its class, its constructor arguments and its state."""
 
     class_name: str
     arguments: tuple[Any, ...] = ()
@@ -50,15 +50,15 @@ _LITERALS = {
 
 
 def read_pickle(path: Path, makers: Makers) -> Any:
-    """The value in a pickle.
+    """Read the value in a pickle without running anything in it.
 
     Args:
-        path: the file.
-        makers: for every name that the file may use, ``"module.name"``, the function of ours that makes the value from
-            what the file gives to it. Where it returns an `Instance`, the file may give that a state.
+        path: the path of the pickle.
+        makers: for every name that the file may use, ``"module.name"``, our function that makes the value from the
+            arguments in the file. If it returns an `Instance`, the file may set that object's state.
 
     Raises:
-        InputError: the file uses another name, or is no pickle, or a damaged one.
+        InputError: the file uses another name, is no pickle, or is damaged.
 
     >>> import pickle, tempfile
     >>> file = Path(tempfile.mkdtemp()) / "harmless.pkl"
@@ -68,7 +68,7 @@ def read_pickle(path: Path, makers: Makers) -> Any:
     """
     if not path.stat().st_size:
         raise InputError(f"{path} is empty")
-    # Mapped, because a length in the file that is a lie then gives what is there and reserves no memory.
+    # The file is memory-mapped, so that a false length in it yields only the bytes that exist and reserves no memory.
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         try:
             return _Machine(makers).run(pickletools.genops(content))  # pyright: ignore[reportArgumentType]
@@ -80,7 +80,7 @@ def read_pickle(path: Path, makers: Makers) -> Any:
 
 
 def plain_keys(keys: Sequence[Any]) -> Sequence[Any]:
-    """Keys of a dictionary or a set, none of them nested: the hash of tuples of tuples of tuples can take for ever."""
+    """Return the keys of a dict or set, or refuse nested ones: the hash of tuples of tuples can take for ever."""
     for key in keys:
         if not isinstance(key, _Plain):
             raise TypeError(f"a {type(key).__name__} is a key")
@@ -88,7 +88,7 @@ def plain_keys(keys: Sequence[Any]) -> Sequence[Any]:
 
 
 def printable(text: str | float | Exception, length: int = 160) -> str:
-    """What a file says, fit for an error of one line: no line breaks, no control characters."""
+    """Return text of a file for an error message: one line, ASCII only, at most so long."""
     shown = ascii(" ".join(str(text).split()))[1:-1]
     return shown if len(shown) <= length else shown[: length - 3] + "..."
 
@@ -101,7 +101,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self, operations: Iterable[tuple[pickletools.OpcodeInfo, Any, int | None]]) -> Any:
-        """The value at STOP."""
+        """Execute the operations of a pickle, and return the value on the stack at STOP."""
         for operation, argument, _ in operations:
             if operation.name == "STOP":
                 break
@@ -112,7 +112,7 @@ class _Machine:
         return value
 
     def step(self, operation: str, argument: Any) -> None:
-        """One operation."""
+        """Execute one operation of a pickle."""
         if operation in _LITERALS:
             self.stack.append(argument)
             return
@@ -175,18 +175,18 @@ class _Machine:
                 raise InputError(f"it uses the operation {operation}, which no published file does")
 
     def since_mark(self) -> list[Any]:
-        """What was put on the stack since the last mark, which ends here."""
+        """Remove the last mark, and return the values that were pushed after it."""
         items, self.stack = self.stack, self.outer.pop()
         return items
 
     def top(self, kind: type) -> Any:
-        """The last value, which must be of this very type."""
+        """Return the last value on the stack, which must be of exactly this type."""
         if type(self.stack[-1]) is not kind:
             raise TypeError(f"{kind.__name__} is expected, not {type(self.stack[-1]).__name__}")
         return self.stack[-1]
 
     def named(self, name: str) -> _Global:
-        """A name, if it is one of those expected."""
+        """Return a record of a global name of the file, which must be one of the expected names."""
         if name not in self.makers:
             raise InputError(f"it names {printable(name, 80)}, which no published network needs")
         return _Global(name)

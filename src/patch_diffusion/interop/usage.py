@@ -1,4 +1,4 @@
-"""What a model card says of how to use what was exported: code that runs as it stands."""
+"""The usage section of a model card: code that samples from the exported model and runs as it stands."""
 
 from __future__ import annotations
 
@@ -87,12 +87,12 @@ latents = noisy * scale + mean  # for the decoder of the VAE that made them"""
 
 
 def pipeline_usage(model: Denoiser, place: str, *, dtype: str) -> str:
-    """How to sample with an exported pipeline.
+    """Return markdown that shows how to sample with an exported pipeline.
 
     Args:
-        model: what was exported.
+        model: the exported model.
         place: its folder or repository.
-        dtype: of the stored weights.
+        dtype: the dtype of the stored weights.
     """
     classes = ""
     if model.num_classes:
@@ -114,7 +114,7 @@ def pipeline_usage(model: Denoiser, place: str, *, dtype: str) -> str:
 
 
 def graph_usage(model: Denoiser, place: str, resolution: tuple[int, int], to: str) -> str:
-    """How to sample with an exported graph, ``to`` "onnx" or "torch"."""
+    """Return markdown that shows how to sample with an exported graph, ``to`` "onnx" or "torch"."""
     imports, opened, run = (line.format(place=place) for line in _OPENED[to])
     return _GRAPH.format(
         file={"onnx": "model.onnx", "torch": "model.pt2"}[to],

@@ -1,4 +1,4 @@
-"""What races against what: settings that differ in how to train, and in nothing else."""
+"""The arms of a race: settings that differ only in how to train, and checks that they can be compared."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from patch_diffusion.config import Config, differences, flat_options
 from patch_diffusion.errors import InputError
 
 PATCHES, WHOLE = "patches", "whole"
-"""Names of the two arms that a race is about."""
+"""The names of the two usual arms of a race: training on patches, and training on whole images."""
 
-# Images, device, and what a loss is weighted by: with other ones losses or times cannot be compared.
+# All arms share these options, because losses or times could not be compared if they differed.
 _SHARED = (
     "data",
     "noise.process",
@@ -24,11 +24,11 @@ _SHARED = (
     "seed",
     "watch",
 )
-_OWN = "data.augment"  # how images are altered is how to train
+_OWN = "data.augment"  # augmentation is a part of how to train, so arms may differ in it
 
 
 def whole_images(config: Config) -> Config:
-    """The ordinary training with the same settings: whole images, and no coordinates."""
+    """Return the same settings for ordinary training: on whole images, and without coordinates."""
     return replace(config, patches=replace(config.patches, whole=1.0, coords=False))
 
 
@@ -36,8 +36,8 @@ def check_arms(arms: Mapping[str, Config]) -> None:
     """Refuse arms that cannot be compared.
 
     Raises:
-        InputError: fewer than two, a name that makes no folder, two that are the same, or one with an option that all
-            must share.
+        InputError: there are fewer than two arms, a name cannot be part of a folder's name, two arms are the same, or
+            one arm differs in an option that all must share.
     """
     if len(arms) < 2:
         raise InputError(f"a race takes two arms or more, not {len(arms)}: add one by --arm NAME 'patches.whole=0.25'")
@@ -46,8 +46,8 @@ def check_arms(arms: Mapping[str, Config]) -> None:
             raise InputError(f"an arm's name is made of letters, digits, '-', '_' and '.', not '{name}'")
     if with_context := [name for name, config in arms.items() if config.patches.context is not None]:
         raise InputError(
-            f"arm '{with_context[0]}' has patches.context, and so is told in small what the others have to guess: the "
-            "loss of whole images, by which arms are compared, says nothing then"
+            f"arm '{with_context[0]}' has patches.context, so its network is given every image in small: its loss of "
+            "whole images cannot be compared with that of the others, so leave patches.context out"
         )
     first, *others = arms
     options = {name: flat_options(config) for name, config in arms.items()}
@@ -71,7 +71,7 @@ def check_arms(arms: Mapping[str, Config]) -> None:
 
 
 def _unit(config: Config) -> str:
-    """What a budget is counted in; "nothing" where there is none."""
+    """Return the unit of a budget, such as "steps"; "nothing" if there is no budget."""
     given = [name for name in ("steps", "images", "minutes") if getattr(config, name) is not None]
     return " and ".join(given) or "nothing"
 

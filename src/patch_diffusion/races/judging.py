@@ -1,4 +1,4 @@
-"""What is measured of an arm at each moment of a race, and where it is kept: in the log of its run."""
+"""Measurements of the arms at each moment of a race, which are stored in the logs of their runs."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from patch_diffusion.runs.log import read_log
 from patch_diffusion.training.trainer import Trainer
 
 JUDGES = 256
-"""Held-out images that every arm is looked at with, at most."""
+"""The most held-out images that every arm is judged by."""
 
-Measured = list[dict[str, Any]]
-"""By rising time, each with step, images, seconds, spent, and what was found then: loss, by_noise, and where samples
-are measured their distances."""
+Measurements = list[dict[str, Any]]
+"""Measurements of an arm by rising time, each with step, images, seconds, spent, loss, by_noise and, if samples are
+measured, their distances."""
 
 
-def look(trainer: Trainer, judges: Images) -> dict[float, float]:
-    """The loss of its averaged model on whole held-out images, by noise level."""
+def judgement(trainer: Trainer, judges: Images) -> dict[float, float]:
+    """Compute the loss of a trainer's averaged model on whole held-out images, by noise level."""
     return whole_image_loss(trainer.state.average.denoiser, judges, most=JUDGES)
 
 
 def mean(losses: Mapping[float, float]) -> float:
-    """What arms are compared by."""
+    """Return the mean loss over the noise levels, by which arms are compared."""
     return math.fsum(losses.values()) / len(losses)
 
 
-def measured(log_file: Path) -> Measured:
-    """All that was measured of a run so far."""
-    found: Measured = []
+def read_measurements(log_file: Path) -> Measurements:
+    """Read all measurements of an arm so far from the log of its run."""
+    found: Measurements = []
     of_samples: dict[int, dict[str, float]] = {}
     for line in read_log(log_file):
         if line is not None and "samples" in line:

@@ -1,4 +1,4 @@
-"""The folder of a race: ``ARM-seedS/``, a run each, and ``race.json``, all that was found so far."""
+"""The folder of a race: ``ARM-seedS/``, a run for each arm and seed, and ``race.json``, all results so far."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from patch_diffusion.config import flat
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_json, write_json, write_text
-from patch_diffusion.races.judging import Measured, measured
+from patch_diffusion.races.judging import Measurements, read_measurements
 from patch_diffusion.races.page import race_page
 from patch_diffusion.races.standings import standings
 from patch_diffusion.runs.folder import RunFolder
@@ -22,35 +22,35 @@ from patch_diffusion.runs.lock import LOCK_FILE
 
 @dataclass(frozen=True)
 class RaceFolder:
-    """What lies where."""
+    """The paths of the files in the folder of a race."""
 
     path: Path
 
     @property
     def json_file(self) -> Path:
-        """All that was found."""
+        """The path of the file with all results."""
         return self.path / "race.json"
 
     @property
     def page_file(self) -> Path:
-        """The same to look at."""
+        """The path of the HTML page that shows the results."""
         return self.path / "race.html"
 
     @property
     def tuning(self) -> Path:
-        """Where the trials of a sweep are, while it lasts."""
+        """The folder of the trials of a sweep, which exists while the sweep lasts."""
         return self.path / "tuning"
 
     def arm(self, name: str, seed: int) -> Path:
-        """The run of an arm with a seed."""
+        """Return the run folder of an arm with a seed."""
         return self.path / f"{name}-seed{seed}"
 
-    def measured(self, name: str, seed: int) -> Measured:
-        """What was measured of an arm so far."""
-        return measured(RunFolder(self.arm(name, seed)).log_file)
+    def measurements(self, name: str, seed: int) -> Measurements:
+        """Read all measurements of an arm with a seed so far."""
+        return read_measurements(RunFolder(self.arm(name, seed)).log_file)
 
     def check(self, plan: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The race that is here, None where the place is new; any other place, or race, is refused."""
+        """Return the content of a race that is here, None if the folder is new; refuse other files and other races."""
         if self.json_file.exists():
             found = read_json(self.json_file)
             _check_same(self.path, found.get("plan", {}), plan)
@@ -67,13 +67,13 @@ class RaceFolder:
 
 
 class Record:
-    """What is known of a race, in ``race.json`` and ``race.html``.
+    """The results of a race so far, kept in ``race.json`` and ``race.html``.
 
     Args:
-        folder: of the race.
-        found: what is there already, None for a new one.
-        plan: what was asked for, which is the same for as long as the race lasts.
-        facts: what there is to know of the images, the budget and the arms.
+        folder: the folder of the race.
+        found: the content of a race that continues, None for a new one.
+        plan: the requested race, which stays the same for as long as the race lasts.
+        facts: facts about the images, the budget and the arms.
     """
 
     def __init__(
@@ -85,42 +85,42 @@ class Record:
 
     @property
     def seeds(self) -> list[int]:
-        """All that the arms race with."""
+        """The seeds that all arms race with."""
         return self._content["seeds"]
 
-    def sit_down(self, seeds: Sequence[int], circumstances: Mapping[str, Any]) -> None:
-        """The race begins, or goes on, perhaps with more seeds or elsewhere."""
+    def begin(self, seeds: Sequence[int], circumstances: Mapping[str, Any]) -> None:
+        """Record that a race begins or continues, perhaps with more seeds or on another machine."""
         self._content["seeds"] = list(dict.fromkeys([*self.seeds, *seeds]))
         if circumstances not in self._content["circumstances"]:
             self._content["circumstances"] = [*self._content["circumstances"], circumstances]
         self.write()
 
     def rounds(self, name: str) -> list[dict[str, Any]]:
-        """The rounds of an arm's sweep that are finished."""
+        """Return the finished rounds of an arm's sweep."""
         return self._content["tuning"].get(name, {}).get("rounds", [])
 
     def add_round(self, name: str, finished: Mapping[str, Any]) -> None:
-        """One more is finished."""
+        """Record another finished round of an arm's sweep."""
         self.tuned(name, {"rounds": [*self.rounds(name), finished]})
 
     def tuned(self, name: str, found: Mapping[str, Any]) -> None:
-        """What a sweep has found so far."""
+        """Record the results of an arm's sweep so far."""
         self._content["tuning"] = {**self._content["tuning"], name: found}
         self.write()
 
     def is_finished(self, seed: int) -> bool:
-        """Whether all arms have come to the end with it."""
-        ends = [self.folder.measured(name, seed)[-1:] for name in self._content["plan"]["arms"]]
+        """True if all arms have spent their budget with a seed."""
+        ends = [self.folder.measurements(name, seed)[-1:] for name in self._content["plan"]["arms"]]
         return all(end and end[0]["spent"] >= 1 for end in ends)
 
     def moments(self, seed: int) -> int:
-        """At how many all arms were looked at with it."""
-        return min(len(self.folder.measured(name, seed)) for name in self._content["plan"]["arms"])
+        """Return the number of moments at which all arms were judged with a seed."""
+        return min(len(self.folder.measurements(name, seed)) for name in self._content["plan"]["arms"])
 
     def write(self) -> dict[str, Any]:
-        """Write all that is known anew; returns it."""
+        """Rewrite ``race.json`` and ``race.html``, and return the content of the former."""
         names, factor = self._content["plan"]["arms"], TIMES[self._content["unit"]]
-        points = {name: {seed: self.folder.measured(name, seed) for seed in self.seeds} for name in names}
+        points = {name: {seed: self.folder.measurements(name, seed) for seed in self.seeds} for name in names}
         finished = [seed for seed in self.seeds if self.is_finished(seed)]
 
         def standings_by(measure: str) -> dict[str, Any]:
@@ -131,18 +131,18 @@ class Record:
         asked = next(iter(self._content["plan"]["arms"].values()))["watch"]["metrics"]
         distances = {measure: standings_by(measure) for measure in DISTANCES if measure in asked}
         content = {**self._content, "points": points, "standings": standings_by("loss"), "distances": distances}
-        content = json.loads(json.dumps(content))  # keys are words, as they will be when it is read again
+        content = json.loads(json.dumps(content))  # keys become text, as in a file that is read again
         write_json(self.folder.json_file, content)
         write_text(self.folder.page_file, race_page(self.folder.path.resolve().name, content))
         return content
 
 
-def _curve(points: Measured, time: str, factor: float, measure: str) -> list[tuple[float, float]]:
+def _curve(points: Measurements, time: str, factor: float, measure: str) -> list[tuple[float, float]]:
     return [(factor * point[time], point[measure]) for point in points]
 
 
 def _check_same(path: Path, stored: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
-    """Only the same race goes on."""
+    """Refuse to continue a race with other arms or other options."""
     arms, others = stored.get("arms", {}), plan["arms"]
     if list(arms) != list(others):
         raise InputError(

@@ -1,4 +1,4 @@
-"""What all arms of a race share: the images, and those that judge; and what makes a trainer of an arm."""
+"""The setup that all arms of a race share: the images to train on and to judge by, and the trainers' options."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from patch_diffusion.training.build import build_trainer
 from patch_diffusion.training.suggest import suggest
 from patch_diffusion.training.trainer import Trainer
 
-_NEVER = 1e9  # minutes between checkpoints: a race saves between laps, where it takes nobody's time
+_NEVER = 1e9  # minutes between checkpoints: a race saves between laps, where it takes no training time
 
 
 @dataclass(frozen=True)
-class Field:
-    """Where a race takes place.
+class RaceSetup:
+    """The settings of all arms of a race, and the images that they share.
 
     Args:
-        arms: their settings, by name.
-        images: that are trained on, and those that are held out where ``apart`` is None.
-        apart: that are not among them, to judge by.
-        notes: by arm, what was changed to suit the images.
+        arms: the settings of each arm, by name.
+        images: the images to train on, and to hold out a share of if ``apart`` is None.
+        apart: separate held-out images to judge by.
+        notes: by arm, the settings that were changed to suit the images.
     """
 
     arms: Mapping[str, Config]
@@ -39,8 +39,8 @@ class Field:
     @classmethod
     def open(
         cls, arms: Mapping[str, Config], held_out: str | None, given: Mapping[str, Collection[str]] | None
-    ) -> Field:
-        """Read the images, and give every arm what suits them. See `race` for the arguments."""
+    ) -> RaceSetup:
+        """Open the images, and adapt the settings of every arm to them. See `race` for the arguments."""
         config = next(iter(arms.values()))
         for name, each in arms.items():
             budget_of(each)
@@ -68,26 +68,26 @@ class Field:
 
     @property
     def unit(self) -> str:
-        """Of all budgets: minutes, steps or images."""
+        """The unit of all budgets: minutes, steps or images."""
         budget = budget_of(next(iter(self.arms.values())))
         return next(name for name, value in vars(budget).items() if value is not None)
 
     @property
     def extent(self) -> float:
-        """Of the largest budget, in its unit."""
+        """The largest budget of an arm, in the unit of the budgets."""
         return max(getattr(config, self.unit) for config in self.arms.values())
 
-    def told(self) -> list[str]:
-        """What the user should know of the images, and of settings that were changed to suit them."""
+    def messages(self) -> list[str]:
+        """Return notes for the user on the images, and on settings that were changed to suit them."""
         return [*self.images.notes, *(f"{name}: {note}" for name, notes in self.notes.items() for note in notes)]
 
     def meter(self) -> SampleMeter | None:
-        """What measures samples of all arms, where that was asked for."""
+        """Return the meter that measures samples of all arms, None if ``watch`` has no metrics."""
         config = next(iter(self.arms.values()))
         return SampleMeter(config.watch, seed=config.seed) if config.watch.metrics else None
 
     def trainer(self, config: Config, seed: int, out: Path) -> tuple[Trainer, Images]:
-        """One that does nothing but train, and the images that judge it."""
+        """Build a trainer of an arm that does nothing but train, and return it with the images to judge it by."""
         quiet = replace(
             config,
             seed=seed,
@@ -101,19 +101,19 @@ class Field:
             track=(),
         )
         trainer = build_trainer(quiet, self.images, out, show=False)
-        # It would look at them on its own time.
+        # The trainer would judge itself by them during its training time.
         judges, trainer.held_out = self.apart or trainer.held_out, None
-        assert judges is not None  # `open` has seen to it
+        assert judges is not None  # `open` refuses a race without held-out images
         return trainer, judges
 
 
 def budget_of(config: Config) -> Budget:
-    """That of an arm."""
+    """Return the training budget of an arm from its settings."""
     return Budget(config.steps, config.images, config.minutes)
 
 
 def _check_alike(apart: Images, images: Images) -> None:
-    """Refuse images to judge by that are not like those to train on."""
+    """Refuse held-out images whose shape, classes or range of values differ from those of the training images."""
     for name in ("resolution", "channels", "num_classes", "class_names"):
         found, expected = getattr(apart, name), getattr(images, name)
         if found != expected:

@@ -1,4 +1,4 @@
-"""Who has won, and by how much: from curves to the time that one arm needs for what another reaches."""
+"""The standings of a race: final losses, and the time that one arm needs to reach the final loss of another."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-Curve = Sequence[tuple[float, float]]
-"""(time, loss) at the moments of a race, by rising time. Time is in minutes, or steps or images, as the budget is."""
+LossCurve = Sequence[tuple[float, float]]
+"""Pairs (time, loss) at the moments of a race, by rising time; the time is in the unit of the budget."""
 
 
-def time_to(curve: Curve, loss: float) -> float | None:
-    """When a curve first comes down to a loss, in a straight line between two moments; None where it never does.
+def time_to(curve: LossCurve, loss: float) -> float | None:
+    """Return when a curve first falls to a loss, by linear interpolation between moments; None if it never does.
 
-    Where it is as low at the first moment already, that moment: it may have been there before, nobody looked.
+    If the loss is as low at the first moment already, this is that moment: earlier losses are unknown.
 
     >>> time_to([(1, 0.75), (2, 0.25), (3, 0.125)], 0.5)
     1.5
@@ -28,19 +28,19 @@ def time_to(curve: Curve, loss: float) -> float | None:
     return None
 
 
-def standings(curves: Mapping[str, Mapping[int, Curve]]) -> dict[str, Any]:
-    """Final losses, and how fast each arm is where another ends.
+def standings(curves: Mapping[str, Mapping[int, LossCurve]]) -> dict[str, Any]:
+    """Compute the final loss of each arm, and how fast it reaches the final loss of each other arm.
 
     Args:
-        curves: of each arm, by seed; seeds that some arm has not finished are to be left out.
+        curves: the curves of each arm, by seed, without the seeds that some arm has not finished.
 
     Returns:
-        ``seeds``: those that count. ``final``: of each arm the mean loss at the end, its ``deviation`` over the seeds
-        and each seed's. ``reaches``: of each arm and each other, "at" what time it has the other's final loss and
-        the ``ratio`` of the other's time to that one, above 1 where it is faster: the mean and the geometric mean over
-        the seeds, None where it is not reached with all of them; ``reached`` with how many, and all of it
-        ``by_seed``. Losses of an arm on the way are those of a learning rate that has not fallen yet, so that a ratio
-        is rather too small.
+        ``seeds``: the seeds that count. ``final``: for each arm the mean loss at the end, its ``deviation`` over the
+        seeds, and each seed's loss. ``reaches``: for each arm and each other, "at" what time the arm has the other's
+        final loss and the ``ratio`` of the other's time to that time, above 1 if the arm is faster: the mean and the
+        geometric mean over the seeds, None unless all seeds reach the loss; ``reached``, the number of seeds that do,
+        and the same ``by_seed``. Before its end, an arm's loss is that of a learning rate that has not fallen yet, so
+        a ratio is rather too small.
     """
     seeds = sorted(set.intersection(*(set(found) for found in curves.values()))) if curves else []
     finals = {name: {seed: found[seed][-1][1] for seed in seeds} for name, found in curves.items()}
@@ -59,7 +59,7 @@ def standings(curves: Mapping[str, Mapping[int, Curve]]) -> dict[str, Any]:
 
 
 def _reaches(
-    mine: Mapping[int, Curve], others: Mapping[int, Curve], finals: Mapping[int, float], seeds: Sequence[int]
+    mine: Mapping[int, LossCurve], others: Mapping[int, LossCurve], finals: Mapping[int, float], seeds: Sequence[int]
 ) -> dict[str, Any]:
     by_seed = {}
     for seed in seeds:

@@ -1,4 +1,4 @@
-"""A race in a few words and rows, from what is in ``race.json``; for the terminal and for the page."""
+"""The results of a race as sentences and table rows, from ``race.json``, for the terminal and the page."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from patch_diffusion.races.arms import WHOLE
 from patch_diffusion.runs.history import DISTANCES
 
 Content = Mapping[str, Any]
-"""What is in ``race.json``."""
+"""The content of ``race.json``, the results of a race."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """An arm at the end, means over the seeds: words to show."""
+    """A table row for an arm at the end of a race: means over the seeds, as text."""
 
     name: str
     loss: str
@@ -28,14 +28,14 @@ class Row:
 
 
 def opponent(content: Content) -> str:
-    """The arm that the others are compared with: whole images, where they race, else the first."""
+    """Return the arm that the others are compared with: training on whole images if it races, else the first arm."""
     arms = list(content["plan"]["arms"])
     return WHOLE if WHOLE in arms else arms[0]
 
 
 def rows(content: Content) -> list[Row]:
-    """A row for each arm; ``time`` and ``ratio`` are those in which it has the opponent's final loss, ``theirs`` the
-    time in which the opponent has its."""
+    """Return a row for each arm: ``time`` and ``ratio`` say how fast it reaches the opponent's final loss, ``theirs``
+    when the opponent reaches the arm's."""
     found, other = content["standings"], opponent(content)
     result = []
     for name in content["plan"]["arms"]:
@@ -57,7 +57,7 @@ def rows(content: Content) -> list[Row]:
 
 
 def sentences(content: Content) -> list[str]:
-    """Who is how much faster, and what is not finished."""
+    """Return sentences on how much faster each arm is than the opponent, and on seeds that are not finished."""
     found, other = content["standings"], opponent(content)
     lines = []
     measures = {"loss": found} | {DISTANCES[name]: each for name, each in content["distances"].items()}
@@ -78,19 +78,19 @@ def sentences(content: Content) -> list[str]:
 
 
 def amount(value: float | None, unit: str) -> str:
-    """So many minutes, steps or images."""
+    """Format an amount of training in minutes, steps or images; "never" for None."""
     if value is None:
         return "never"
     return f"{number_of(value, unit)} {'min' if unit == 'minutes' else unit}"
 
 
 def length(value: float, unit: str) -> str:
-    """Of a trial, which may be short: less than a minute is told in seconds."""
+    """Format the budget of a trial, which may be short: less than a minute is given in seconds."""
     return f"{60 * value:.3g} s" if unit == "minutes" and value < 1 else amount(value, unit)
 
 
 def number_of(value: float, unit: str) -> str:
-    """Minutes with their fractions, whole steps or images."""
+    """Format a number without its unit: minutes with fractions, whole steps or images."""
     return f"{value:.3g}" if unit == "minutes" else f"{value:,.0f}"
 
 

@@ -1,9 +1,9 @@
 """A fair opponent: the batch and the learning rate that suit an arm, found by a small sweep before the race.
 
-Successive halving (Jamieson and Talwalkar, arXiv 1502.07943): all candidates are trained for a short while, the better
-half for twice as long, and so on. Every trial is a whole training with a learning rate that falls to its end; those of
-a round take turns, so that noise of the machine hits all alike. What was given stays in to the last round: what does
-not beat it there is not taken. Where the best is the outermost that was tried, what lies further out is tried too.
+The sweep is successive halving (Jamieson and Talwalkar, arXiv 1502.07943): all candidates are trained for a short time,
+the better half for twice as long, and so on. Every trial is a complete training whose learning rate falls to its end;
+the trials of a round take turns, so that noise of the machine hits all alike. The given settings stay until the last
+round, and other settings must beat them there. If the best is the outermost candidate, ones further out are tried too.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ from patch_diffusion.config import Config
 from patch_diffusion.training.trainer import Trainer
 
 BATCHES, RATES = (1 / 4, 1 / 2, 1, 2), (1 / 2, 1, 2)
-"""Factors on the batch and on the learning rate that are tried, in all combinations."""
+"""The factors on the batch and on the learning rate that are tried, in all combinations."""
 
-_FURTHER = 2  # rounds of going further out, where the best is outermost
+_FURTHER = 2  # rounds with candidates further out, if the best is outermost
 
-_TURNS = 8  # that each trial of a round takes
+_TURNS = 8  # the number of turns that each trial of a round takes
 
 Judge = Callable[[Trainer], float]
-"""The loss that the averaged model of a trainer has on held-out images."""
+"""A function that returns the loss of a trainer's averaged model on held-out images."""
 
 Build = Callable[[Config, Path], Trainer]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is tried."""
+    """A batch size and a learning rate to try."""
 
     batch: int
     learning_rate: float
 
     def of(self, config: Config) -> Config:
-        """The settings with it."""
+        """Return the settings with this batch size and learning rate."""
         optimizer = replace(config.optimizer, learning_rate=self.learning_rate)
         return replace(config, batch=self.batch, optimizer=optimizer)
 
 
 def candidates(config: Config) -> list[Candidate]:
-    """All that are tried for these settings, the settings' own first.
+    """Return all candidates for these settings, the settings' own first.
 
-    Where the budget is in steps a larger batch would win by seeing more, so then the batch is left alone.
+    If the budget is in steps, a larger batch would win by seeing more images, so then the batch stays the same.
     """
     assert isinstance(config.batch, int)
     batches = (1,) if config.steps is not None else BATCHES
@@ -62,7 +62,7 @@ def candidates(config: Config) -> list[Candidate]:
 
 
 def rounds(num: int) -> list[int]:
-    """How many candidates take part in each round."""
+    """Return how many candidates take part in each round of a sweep."""
     found = [num]
     while found[-1] >= 4:
         found.append(found[-1] // 2)
@@ -79,20 +79,20 @@ def tune(
     known: Sequence[Mapping[str, Any]] = (),
     tell: Callable[[Mapping[str, Any]], None] = lambda finished: None,
 ) -> tuple[Config, dict[str, Any]]:
-    """The settings with the best batch and learning rate, and how they were found.
+    """Find the best batch and learning rate; return the settings with them, and the rounds of the sweep.
 
     Args:
         config: the settings; their budget's kind, steps, images or minutes, is that of ``budget``.
-        budget: of all trials together, about.
-        folder: for the trials, removed after each round.
-        build: makes a trainer.
-        judge: says how good it is in the end.
-        known: rounds that were finished before, as they were told.
-        tell: is given every round that is finished, ready for JSON.
+        budget: the approximate budget of all trials together.
+        folder: a folder for the trials, removed after each round.
+        build: makes a trainer from settings and a run folder.
+        judge: returns the loss of a trained model.
+        known: the rounds that were finished earlier, as ``tell`` got them.
+        tell: is called with each finished round, as JSON can store it.
     """
     grid = candidates(config)
     given, sizes = grid[0], rounds(len(grid))
-    last = 2 ** (len(sizes) - 1)  # a trial of the last round, in trials of the first
+    last = 2 ** (len(sizes) - 1)  # the length of a trial of the last round, in trials of the first
     unit = budget / (sum(num * 2**number for number, num in enumerate(sizes)) + _FURTHER * last)
     finished: list[Mapping[str, Any]] = []
 
@@ -119,14 +119,14 @@ def tune(
 
 
 def _best(trials: Sequence[Mapping[str, Any]], num: int, given: Candidate | None = None) -> list[Candidate]:
-    """The best of some trials of one length, in the order of their losses; the given one in any case."""
+    """Return the best candidates of trials of one length, by rising loss; the given candidate is always among them."""
     trials = sorted(trials, key=lambda trial: trial["loss"] if trial["loss"] is not None else math.inf)
     found = [Candidate(trial["batch"], trial["learning_rate"]) for trial in trials]
     return found[:num] if given is None or given in found[:num] else [*found[: num - 1], given]
 
 
 def _outermost(best: Candidate, tried: Sequence[Candidate]) -> list[str]:
-    """In what the best is the largest or the smallest that was tried, so that what was not tried may be better."""
+    """Return the options of which the best candidate has the largest or smallest tried value: more may be better."""
     return [
         name
         for name in ("batch", "learning_rate")
@@ -136,7 +136,7 @@ def _outermost(best: Candidate, tried: Sequence[Candidate]) -> list[str]:
 
 
 def _further_out(best: Candidate, tried: Sequence[Candidate], config: Config) -> list[Candidate]:
-    """Half or twice of that in which the best is outermost, the other as it is."""
+    """Return new candidates beyond the best one: half or twice each outermost option, the other one unchanged."""
     found = []
     for name in _outermost(best, tried):
         value = getattr(best, name)
@@ -147,16 +147,16 @@ def _further_out(best: Candidate, tried: Sequence[Candidate], config: Config) ->
 
 
 def _parts(config: Config) -> int:
-    """The smallest batch there is."""
+    """Return the smallest possible batch: one image for each microbatch."""
     return config.engine.accumulation if isinstance(config.engine.accumulation, int) else 1
 
 
 def _round(configs: Sequence[Config], budget: float, folder: Path, build: Build, judge: Judge) -> list[float | None]:
-    """The losses after training each for that long; None where there is none, as training went wrong."""
+    """Train a model with each of the settings for a budget and return the losses, None where training diverged."""
     shutil.rmtree(folder, ignore_errors=True)
     try:
         with ExitStack() as stack:
-            # A trial that goes wrong is no reason to end: it has lost.
+            # A trial that diverges has merely lost, so the watchdog must not end the sweep.
             trainers = [
                 build(replace(config, watchdog="off"), folder / f"{place}") for place, config in enumerate(configs)
             ]
@@ -174,7 +174,7 @@ def _round(configs: Sequence[Config], budget: float, folder: Path, build: Build,
 
 
 def _scaled(config: Config, budget: float) -> dict[str, Any]:
-    """The budget of a trial, of the kind that the config's is."""
+    """Return the budget of a trial as options, in the unit of the settings' own budget."""
     if config.minutes is not None:
         return {"minutes": budget}
     name = "steps" if config.steps is not None else "images"

@@ -1,7 +1,7 @@
-"""A heat: all arms of a race with one seed, side by side.
+"""The turns of a race: all arms train with one seed, side by side.
 
-They take turns, a lap of some seconds each, so that noise of the machine hits all alike. At the same moments all are
-looked at and saved. Neither counts as training time.
+Each turn is a lap of some seconds, so that noise of the machine hits all arms alike. At the same moments all arms are
+judged and saved, which does not count as training time.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from contextlib import ExitStack
 from patch_diffusion.data.images import Images
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.meter import SampleMeter
-from patch_diffusion.races.judging import look, mean, measured
+from patch_diffusion.races.judging import judgement, mean, read_measurements
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.trainer import Trainer
 
 SECONDS_PER_LAP = 15.0
-"""That an arm trains, at most, before it is the next one's turn."""
+"""The longest time that an arm trains before it is the turn of the next arm."""
 
-_ROUNDED = 1e-6  # what the log leaves of the fraction that is spent
+_ROUNDED = 1e-6  # the log rounds the spent fraction of a budget
 
 
-def run_heat(
+def run_turns(
     trainers: Mapping[str, Trainer],
     judges: Images,
     budgets: Mapping[str, Budget],
@@ -31,20 +31,20 @@ def run_heat(
     after: Callable[[int], None] = lambda moment: None,
     meter: SampleMeter | None = None,
 ) -> None:
-    """Train all until their budget is spent; those that were stopped go on, in step with the others.
+    """Train all arms in turns until their budgets are spent; stopped arms continue in step with the others.
 
-    What is measured is in the log of each run, as the loss of held-out images.
+    The measurements go into the log of each run, as losses of held-out images.
 
     Args:
-        trainers: by name; they do nothing but train.
-        judges: the images that all are looked at with.
-        budgets: of each, by name. Where they are not alike a lap is as large a part of each.
-        moments: how often they are looked at, evenly over their budgets.
-        after: is called after each moment.
-        meter: measures samples of all at the same moments, beside the images that they are trained on.
+        trainers: the trainers by name; they do nothing but train.
+        judges: the held-out images that all arms are judged by.
+        budgets: the budgets by name. If they differ, a lap is the same fraction of each.
+        moments: how often the arms are judged, evenly over their budgets.
+        after: is called with the number of each moment after it.
+        meter: measures samples of all arms at the same moments, and compares them with the training images.
 
     Raises:
-        KeyboardInterrupt: after Ctrl-C, once a checkpoint of all is written.
+        KeyboardInterrupt: after Ctrl-C, once checkpoints of all arms are written.
     """
     if meter is not None:
         some = next(iter(trainers.values()))
@@ -54,7 +54,7 @@ def run_heat(
         names, at_work = list(trainers), None
         try:
             for number, (until, moment) in enumerate(_laps(budgets.values(), moments)):
-                # Each begins as often as the others, should one leave the machine warmer than the next one finds it.
+                # The order alternates, because one arm may leave the machine warmer for the next.
                 for name in names if number % 2 == 0 else names[::-1]:
                     at_work = name
                     laps[name](until)
@@ -67,14 +67,14 @@ def run_heat(
             raise InputError(f"arm '{at_work}': {error}" if at_work else str(error)) from None
         except KeyboardInterrupt:
             for name, trainer in trainers.items():
-                # The one at work has saved itself, or was stopped within a step.
+                # The arm at work has saved itself, or was stopped within a step.
                 if name != at_work and budgets[name].spent(trainer.state.counters) < 1:
                     trainer.save(keep=False)
             raise
 
 
 def _laps(budgets: Collection[Budget], moments: int) -> Iterator[tuple[float, int | None]]:
-    """The fraction of its budget that each lap of an arm ends at, and the moment that comes then, if one does."""
+    """Yield the fraction of the budget at which each lap ends, and the number of the moment that follows it or None."""
     minutes = max(budget.minutes or 0.0 for budget in budgets)
     per_moment = max(1, math.ceil(60 * minutes / moments / SECONDS_PER_LAP))
     for lap in range(1, moments * per_moment + 1):
@@ -84,14 +84,14 @@ def _laps(budgets: Collection[Budget], moments: int) -> Iterator[tuple[float, in
 def _measure(
     name: str, trainer: Trainer, judges: Images, budget: Budget, due: float, meter: SampleMeter | None
 ) -> None:
-    """Look at an arm, and save it: in this order, as what is in the log of later steps than the checkpoint is void.
+    """Judge an arm, then save it: in this order, because log lines after the checkpoint's step are void.
 
-    One that was stopped on the way to a later moment has been looked at.
+    An arm that was stopped on the way to a later moment has been judged already.
     """
-    before = measured(trainer.run.log_file)
+    before = read_measurements(trainer.run.log_file)
     if before and before[-1]["spent"] >= due - _ROUNDED:
         return
-    spent, losses = budget.spent(trainer.state.counters), look(trainer, judges)
+    spent, losses = budget.spent(trainer.state.counters), judgement(trainer, judges)
     if not math.isfinite(mean(losses)):
         raise InputError(
             f"arm '{name}': the loss of held-out images is not finite any more, so there is nothing to compare: give a "

@@ -126,8 +126,8 @@ class Trainer:
         world, parts = self.engine.group.world, self.engine.accumulation
         if self.batches.batch < world * parts:
             raise InputError(
-                f"a batch of {self.batches.batch} cannot be shared out to {world} processes in {parts} parts each: give "
-                "a larger batch, or lower engine.accumulation"
+                f"a batch of {self.batches.batch} cannot be shared out to {world} processes in {parts} parts each: "
+                "give a larger batch, or lower engine.accumulation"
             )
 
         self.config = plain(replace(config, steps=None, images=None, minutes=None))

@@ -1,1 +1,1 @@
-"""What makes features of images: a kind a file, and `open_extractor` that knows them all."""
+"""Feature extractors, one module for each kind, and `open_extractor`, which chooses among them."""

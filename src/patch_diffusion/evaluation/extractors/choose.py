@@ -1,4 +1,4 @@
-"""Extractors by what the user calls them: a kind, a file or a folder. Nothing is ever downloaded."""
+"""The choice of a feature extractor by its kind, a file or a folder. Nothing is ever downloaded."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ KINDS = ("random", "inception", "dinov2")
 def open_extractor(
     what: str | Path | Extractor | Callable[[Tensor], Tensor] = "random", *, device: torch.device | str = "cpu"
 ) -> Extractor:
-    """What makes features.
+    """Open a feature extractor by its kind or from a file, or wrap a callable as one.
 
     Args:
         what: one of
 
-            - "random": convolutions of a fixed seed, which need no file;
+            - "random": convolutions with a fixed seed, which need no file;
             - "inception" or "dinov2": the weights in the folder of `extractors_folder`;
             - a file of weights of Inception-v3 or MobileNetV2, known by the names of its tensors, or a TorchScript
               file; a folder with a DINOv2 that transformers saved;
-            - any callable, uint8 (n, c, h, w) to (n, d), see `Extractor`.
-        device: where it is computed; a callable chooses for itself.
+            - any callable from uint8 images (n, c, h, w) to features (n, d), see `Extractor`.
+        device: the device of the network; a callable chooses its own.
 
     Raises:
-        InputError: nothing usable there. Nothing is downloaded; the sentence says which file to bring.
+        InputError: there is no usable extractor. Nothing is downloaded; the message says which file to bring.
 
     >>> open_extractor("random").name
     'random'
@@ -55,7 +55,7 @@ def open_extractor(
     if path.is_dir():
         if is_dinov2(path):
             return dinov2(path, device)
-        raise InputError(f"{path} is no extractor: a folder is one where transformers saved a DINOv2 in it")
+        raise InputError(f"{path} is no extractor: give a folder in which transformers saved a DINOv2")
     if not path.exists():
         if path.suffix or len(path.parts) > 1:
             raise InputError(f"there is no extractor at {path}: give a file of weights, or one of {', '.join(KINDS)}")
@@ -75,7 +75,7 @@ def open_extractor(
 
 
 def extractors_folder() -> Path:
-    """Where weights lie that are asked for by their kind: ``extractors`` in the cache folder."""
+    """Return the folder of the weights of "inception" and "dinov2": ``extractors`` in the cache folder."""
     return cache_folder() / "extractors"
 
 

@@ -1,4 +1,4 @@
-"""DINOv2 (Oquab et al., arXiv 2304.07193), as Stein et al. (arXiv 2306.04675) recommend it for comparing images."""
+"""DINOv2 features (Oquab et al., arXiv 2304.07193), recommended to compare images by Stein et al., arXiv 2306.04675."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from patch_diffusion.files import read_json
 
 SIDE = 224
 
-# Of ImageNet's red, green and blue in [0, 1], which the network was trained with.
+# ImageNet's means and deviations of red, green and blue in [0, 1], with which the network was trained.
 _MEANS, _DEVIATIONS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def is_dinov2(folder: Path) -> bool:
-    """Whether a folder holds such a model of transformers."""
+    """True if a folder holds a DINOv2 model that transformers saved."""
     config = folder / "config.json"
     return config.exists() and str(read_json(config).get("model_type", "")).startswith("dinov2")
 
 
 def dinov2(folder: Path, device: torch.device | str = "cpu") -> Extractor:
-    """The class token behind the last norm.
+    """Open a DINOv2 extractor, whose features are the class token after the last norm.
 
     Args:
-        folder: as ``save_pretrained`` of transformers writes it, with weights in safetensors.
-        device: where it is computed.
+        folder: a folder that ``save_pretrained`` of transformers wrote, with weights in safetensors.
+        device: the device of the network.
 
     Raises:
-        InputError: no such model there, or transformers is not installed.
+        InputError: the folder holds no such model, or transformers is not installed.
     """
     if not is_dinov2(folder):
         raise InputError(f"{folder} holds no DINOv2: give a folder that transformers saved, with config.json")
@@ -50,7 +50,7 @@ def dinov2(folder: Path, device: torch.device | str = "cpu") -> Extractor:
     transformers.utils.logging.disable_progress_bar()
     try:
         network = transformers.AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    # What is wrong with a folder transformers tells in many ways.
+    # transformers reports a broken folder by exceptions of many types.
     except Exception as error:
         raise InputError(f"{folder} cannot be read as a DINOv2: {' '.join(str(error).split())[:200]}") from None
     network = network.to(device).eval()

@@ -1,4 +1,4 @@
-"""What turns images into features: any callable, with a name and what identifies it."""
+"""The interface of feature extractors: any callable from images to features, with a name and identifying settings."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from patch_diffusion.errors import InputError
 
 @dataclass(frozen=True)
 class Extractor:
-    """Images to features, by which sets of images are compared.
+    """A function from images to features, by which sets of images are compared.
 
     Args:
-        name: how the numbers that come of it are called.
-        function: uint8 images (n, c, h, w) to features (n, d), any floats.
-        settings: all that its features follow from, ready for JSON, such as a digest of its weights; numbers are
-            comparable where these agree. None where that cannot be told; then nothing made by it is kept on disk.
-        channels: of the images it takes; others are converted, see `conversion`. None: any number.
-        note: what the user should know of its numbers.
+        name: the name under which its numbers are reported.
+        function: maps uint8 images (n, c, h, w) to features (n, d) of any float dtype.
+        settings: everything that the features depend on, as JSON can store it, such as a digest of the weights; numbers
+            are comparable if their settings agree. None if unknown; then the features are not cached on disk.
+        channels: the channels of the images it takes; others are converted, see `conversion`. None: any number.
+        note: a note for the user on its numbers.
 
     >>> means = Extractor("channel means", lambda images: images.float().mean(dim=(2, 3)))
     >>> means(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)).shape
@@ -36,10 +36,10 @@ class Extractor:
     note: str = ""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Features (n, d), float32 on the CPU, of uint8 images (n, c, h, w).
+        """Compute the features (n, d), float32 on the CPU, of uint8 images (n, c, h, w).
 
         Raises:
-            InputError: for images that it cannot take, and for features that cannot be used.
+            InputError: the images do not suit the extractor, or its features have a wrong shape or are not finite.
         """
         if images.ndim != 4 or images.dtype != torch.uint8:
             raise InputError(
@@ -61,7 +61,7 @@ class Extractor:
 
 
 def as_extractor(function: Extractor | Callable[[Tensor], Tensor]) -> Extractor:
-    """A callable as an extractor, by its attributes ``name``, ``settings`` and ``channels`` where it has them."""
+    """Wrap a callable as an extractor, taking its attributes ``name``, ``settings`` and ``channels`` if it has them."""
     if isinstance(function, Extractor):
         return function
     name = getattr(function, "name", None) or getattr(function, "__qualname__", type(function).__name__)
@@ -71,7 +71,7 @@ def as_extractor(function: Extractor | Callable[[Tensor], Tensor]) -> Extractor:
 
 
 def conversion(channels: int, wanted: int | None) -> str:
-    """What happens to images of so many channels on their way into an extractor; empty where nothing does."""
+    """Describe how images of so many channels are converted for an extractor; empty if they are not converted."""
     if wanted is None or channels == wanted:
         return ""
     if channels == 1:
@@ -82,7 +82,7 @@ def conversion(channels: int, wanted: int | None) -> str:
 
 
 def with_channels(images: Tensor, wanted: int | None, name: str) -> Tensor:
-    """Images (n, c, h, w) of as many channels as are wanted, as `conversion` says."""
+    """Convert images (n, c, h, w) to the channels that an extractor takes, as `conversion` describes."""
     channels = images.shape[1]
     if not conversion(channels, wanted):
         return images

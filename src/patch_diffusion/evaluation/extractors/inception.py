@@ -1,8 +1,8 @@
-"""Inception-v3 as the published Frechet distances ("FID") use it.
+"""The Inception-v3 network and features that published Frechet distances ("FID") use.
 
 The network is that of Szegedy et al., arXiv 1512.00567, with the weights of TensorFlow's ``inception-2015-12-05``. It
-differs from later ones in three places: 1,008 classes, average pools that do not count what was padded, and a largest
-value in the pool of the last block. Images are enlarged and scaled as that graph does it (see `enlarge`).
+differs from later ones in three places: 1,008 classes, average pools that do not count the padding, and a max pool in
+the last block. Images are enlarged and scaled as in that graph (see `enlarge`).
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from patch_diffusion.evaluation.extractors.weights import check_shapes, digest_o
 
 SIDE = 299
 FILE = "pt_inception-2015-12-05-6726825d.pth"
-"""The name under which the weights are published for torch."""
+"""The file name under which the weights are published for torch."""
 
 _NUM_CLASSES = 1008
 
 
 def is_inception(names: set[str]) -> bool:
-    """Whether tensors have the names of this network."""
+    """True if the names of tensors are those of this Inception-v3."""
     return "Conv2d_1a_3x3.conv.weight" in names
 
 
 def inception(path: Path, device: torch.device | str = "cpu") -> Extractor:
-    """The 2,048 values behind the last block, pooled over the image.
+    """Open an Inception-v3 extractor of 2,048 features, the output of the last block averaged over the image.
 
     Args:
         path: weights by the names of the common port of ``inception-2015-12-05`` to torch, such as
             ``Conv2d_1a_3x3.conv.weight`` and ``fc.weight``, as ``.pth`` or safetensors.
-        device: where it is computed.
+        device: the device of the network.
 
     Raises:
-        InputError: no such weights there.
+        InputError: the file holds no such weights.
     """
     weights = read_weights(path)
     with torch.device("meta"):
@@ -57,7 +57,7 @@ def inception(path: Path, device: torch.device | str = "cpu") -> Extractor:
 
 
 class Inception(nn.Module):
-    """uint8 images (n, 3, h, w) to features (n, 2048). ``fc`` is there because the files have it."""
+    """The Inception-v3 network of FID: images to features (n, 2048). The unused ``fc`` is part of the weight files."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Inception(nn.Module):
         self.fc = nn.Linear(2048, _NUM_CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features of uint8 images (n, 3, h, w)."""
+        """Return the features (n, 2048) of uint8 images (n, 3, h, w)."""
         x = (enlarge(images.float(), SIDE) - 128) / 128
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, stride=2)))
@@ -91,7 +91,7 @@ class Inception(nn.Module):
 
 
 def enlarge(images: Tensor, side: int) -> Tensor:
-    """Images (n, c, h, w) to a square of this side, bilinearly as TensorFlow 1 does it.
+    """Resize images (n, c, h, w) to a square of this side, bilinearly as TensorFlow 1 does it.
 
     Pixel i of the result lies at i * height / side of the image: the first pixels coincide, not the corners nor the
     centres, and there is no antialiasing. Published distances depend on it.
@@ -105,7 +105,7 @@ def enlarge(images: Tensor, side: int) -> Tensor:
 
 
 def _places(length: int, side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """The pixel before each place, the one after it, and how far between them it lies."""
+    """Return the input pixels before and after each output pixel, and its fractional position between them."""
     places = torch.arange(side, device=device, dtype=torch.float32) * (length / side)
     before = places.long().clamp(max=length - 1)
     return before, (before + 1).clamp(max=length - 1), places - before
@@ -128,7 +128,7 @@ def _average_pool(x: Tensor) -> Tensor:
 
 
 class _At35(nn.Module):
-    """Figure 5 of the paper, at 35 x 35."""
+    """An Inception block at 35 x 35, figure 5 of the paper."""
 
     def __init__(self, inputs: int, pooled: int) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class _At35(nn.Module):
 
 
 class _To17(nn.Module):
-    """Figure 10: from 35 x 35 to 17 x 17."""
+    """The block that reduces 35 x 35 to 17 x 17, figure 10 of the paper."""
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class _To17(nn.Module):
 
 
 class _At17(nn.Module):
-    """Figure 6: 7 x 7 in two steps."""
+    """An Inception block at 17 x 17, its 7 x 7 convolutions in two steps, figure 6 of the paper."""
 
     def __init__(self, inputs: int, inner: int) -> None:
         super().__init__()
@@ -186,7 +186,7 @@ class _At17(nn.Module):
 
 
 class _To8(nn.Module):
-    """From 17 x 17 to 8 x 8."""
+    """The block that reduces 17 x 17 to 8 x 8."""
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ class _To8(nn.Module):
 
 
 class _At8(nn.Module):
-    """Figure 7: both directions of 3 x 3 side by side."""
+    """An Inception block at 8 x 8, with 1 x 3 and 3 x 1 side by side, figure 7 of the paper."""
 
     def __init__(self, inputs: int, largest: bool) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""MobileNetV2 (Sandler et al., arXiv 1801.04381) with its batch norms folded in: small, and good on two cores."""
+"""MobileNetV2 features (Sandler et al., arXiv 1801.04381), batch norms folded in: small, and fast on two cores."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from patch_diffusion.evaluation.extractors.extractor import Extractor
 from patch_diffusion.evaluation.extractors.weights import check_shapes, digest_of, read_weights
 
 SIDE = 128
-"""Images are brought to this side, as pooled features of this network take any multiple of 32."""
+"""The height and width to which images are resized; the network takes any multiple of 32."""
 
-# Channels that a block expands to are six times its inputs (table 2 of the paper), but for the first.
+# Each block but the first expands its input to six times as many channels (table 2 of the paper).
 _OUTPUTS = (16, 24, 24, *[32] * 3, *[64] * 4, *[96] * 3, *[160] * 3, 320)
 _STRIDES = {2: 2, 4: 2, 7: 2, 14: 2}
 _STEM, _HEAD = 32, 1280
 
 
 def is_mobilenet(weights: Mapping[str, Tensor]) -> bool:
-    """Whether tensors have the names of this network."""
+    """True if the names of tensors are those of this MobileNetV2."""
     return "stem.weight" in weights and "block1.depthwise.weight" in weights
 
 
 def mobilenet(path: Path, side: int = SIDE, device: torch.device | str = "cpu") -> Extractor:
-    """The 1,280 values behind the last convolution, pooled over the image.
+    """Open a MobileNetV2 extractor of 1,280 features, the output of the last convolution averaged over the image.
 
     Args:
-        path: weights ``stem``, ``block1`` ... ``block17`` with ``.expand`` (but block1), ``.depthwise`` and
+        path: a file of weights ``stem``, ``block1`` ... ``block17`` with ``.expand`` (but block1), ``.depthwise`` and
             ``.project``, and ``head``, each with ``.weight`` (outputs, inputs, height, width) and ``.bias``.
-        side: that images are brought to, bicubically and, where that makes them smaller, with antialiasing.
-        device: where it is computed.
+        side: the height and width to which images are resized, bicubically, with antialiasing if they get smaller.
+        device: the device of the network.
 
     Raises:
-        InputError: no such weights there.
+        InputError: the file holds no such weights.
     """
     weights = read_weights(path)
     check_shapes(path, weights, _shapes(), "a MobileNetV2")
@@ -72,13 +72,13 @@ class _MobileNet:
     def _convolution(self, x: Tensor, name: str, stride: int = 1, groups: int = 1) -> Tensor:
         weight = self._weights[f"{name}.weight"]
         if weight.shape[-1] == 3:
-            # TensorFlow's SAME: what cannot be divided evenly goes below and to the right.
+            # TensorFlow's SAME padding puts the odd pixel below and to the right.
             x = F.pad(x, (0, 1, 0, 1) if stride == 2 else (1, 1, 1, 1))
         return F.conv2d(x, weight, self._weights[f"{name}.bias"], stride, groups=groups)
 
 
 def _placed(weight: Tensor, device: torch.device | str) -> Tensor:
-    """With the channels last, which makes it twice as fast on a CPU."""
+    """Move a weight to a device, channels last, which makes the network twice as fast on a CPU."""
     layout = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
     return weight.to(device, torch.float32, memory_format=layout)
 

@@ -1,8 +1,8 @@
-"""Features that need no file: random convolutions, the same on every machine.
+"""Random convolutions as features that need no weight file, the same on every machine.
 
 Even untrained convolutions tell sets of images apart (Naeem et al., arXiv 2002.09797, use them where trained features
-do not suit the images). The absolute value follows each of them, as in scattering transforms: no filter is silent. They
-see colours, edges and textures, and nothing that has a name.
+do not suit the images). Each is followed by the absolute value, as in scattering transforms, so that no filter is
+silent. The features see colours, edges and textures, but no objects.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from patch_diffusion.evaluation.extractors.extractor import Extractor
 from patch_diffusion.streams import generator
 
 WIDTHS = (16, 32, 64, 64)
-"""Filters of each layer; after each, height and width are halved."""
+"""The number of filters of each layer; after each layer, height and width are halved."""
 
-_LARGEST = 128  # side; larger images are reduced
-_PARTS = 2  # the last layer is pooled into so many parts along each axis, so that layout counts
+_LARGEST = 128  # the largest side; larger images are downscaled
+_PARTS = 2  # the last layer is pooled into this many parts along each axis, so that layout counts
 
 
 def random_convolutions(seed: int = 0, device: torch.device | str = "cpu") -> Extractor:
-    """368 features: the mean of each filter of four layers, of the last layer in each quarter of the image.
+    """Make an extractor of 368 features: the mean of each filter of four layers, by quarters in the last layer.
 
     Args:
-        seed: of the filters.
-        device: where they are computed.
+        seed: the seed of the filters.
+        device: the device of the filters.
     """
     return Extractor(
         "random",
@@ -44,7 +44,7 @@ class _RandomConvolutions:
     def __init__(self, seed: int, device: torch.device) -> None:
         self._seed = seed
         self._device = device
-        self._filters: dict[int, list[Tensor]] = {}  # by the channels of the images
+        self._filters: dict[int, list[Tensor]] = {}  # by the number of image channels
 
     def __call__(self, images: Tensor) -> Tensor:
         values = images.to(self._device).float() / 127.5 - 1

@@ -1,4 +1,4 @@
-"""Extractors that are TorchScript files."""
+"""Feature extractors stored as TorchScript files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from patch_diffusion.evaluation.extractors.weights import digest_of
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive: a zip with code beside the tensors."""
+    """True if a file is a TorchScript archive: a zip with code beside the tensors."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -23,16 +23,16 @@ def is_torchscript(path: Path) -> bool:
 
 
 def torchscript(path: Path, device: torch.device | str = "cpu") -> Extractor:
-    """A scripted module that is called with uint8 images (n, 3, h, w) and returns features (n, d).
+    """Open a scripted module that maps uint8 images (n, 3, h, w) to features (n, d).
 
-    Where its forward has an argument ``return_features``, as those of StyleGAN's metrics have, it is True.
+    If its forward has an argument ``return_features``, as those of StyleGAN's metrics have, it is passed as True.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be read.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that scripting will be replaced, which the user cannot help
+            warnings.simplefilter("ignore")  # torch warns that TorchScript is deprecated, which no user can help
             module = torch.jit.load(str(path), map_location=str(device)).eval()
     except (RuntimeError, OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as TorchScript: {str(error).splitlines()[0]}") from None

@@ -1,4 +1,4 @@
-"""Files of weights for extractors: read as data, and told apart."""
+"""Weight files of feature extractors: reading them without running code, checking and identifying them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from patch_diffusion.files import read_tensors
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name, of a safetensors file or of what ``torch.save`` wrote; no code in it is run.
+    """Read tensors by name from a safetensors file or a file of ``torch.save``, without running code in it.
 
     Raises:
-        InputError: no file there, a damaged one, or one that holds something else.
+        InputError: the file is missing, is damaged, or holds something else.
     """
     if path.suffix == ".safetensors":
         return read_tensors(path)
@@ -38,7 +38,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def check_shapes(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], kind: str) -> None:
-    """Refuse weights that are not those of this kind of network, naming the first that differs."""
+    """Refuse weights whose names, shapes or values do not suit a kind of network, naming the first bad tensor."""
     for name, shape in expected.items():
         if name not in found:
             raise InputError(f"{path} is not {kind}: its tensor {name} is missing")
@@ -51,7 +51,7 @@ def check_shapes(path: Path, found: Mapping[str, Tensor], expected: Mapping[str,
 
 
 def digest_of(path: Path) -> str:
-    """Of the content, wherever the file lies."""
+    """Return a digest of the content of a file."""
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         while block := file.read(2**20):

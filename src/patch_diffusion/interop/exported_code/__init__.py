@@ -1,1 +1,1 @@
-"""What an exported folder carries to be opened by diffusers alone; `bundle` makes each of these one file of its own."""
+"""Modules that an exported folder contains, so that diffusers alone opens it; `bundle` makes each a single file."""

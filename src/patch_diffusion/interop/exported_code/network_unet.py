@@ -1,4 +1,4 @@
-"""A U-Net of this package as a model of diffusers."""
+"""The U-Net of this package as a diffusers model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from patch_diffusion.denoise.networks.unet import UNet
 
 
 class PatchDiffusionUNet(ModelMixin, ConfigMixin):
-    """`UNet`, called as diffusers calls its own networks; its arguments are those of `UNet`."""
+    """The network `UNet` with the interface of diffusers' own networks; its arguments are those of `UNet`."""
 
     @register_to_config
     def __init__(
@@ -50,13 +50,13 @@ class PatchDiffusionUNet(ModelMixin, ConfigMixin):
     def forward(
         self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
     ) -> Any:
-        """The raw output F (n, image_channels, h, w).
+        """Compute the raw output F (n, image_channels, h, w).
 
         Args:
-            sample: scaled noisy images and coordinates (n, image_channels + 2, h, w).
+            sample: scaled noisy images with their coordinates (n, image_channels + 2, h, w).
             timestep: c_noise of the scheduler's preconditioning (n,).
             class_labels: (n,), -1 for "no class".
-            return_dict: give an output of diffusers, whose ``sample`` it is; else a tuple.
+            return_dict: whether to return an output of diffusers with F as its ``sample``; else a tuple.
         """
         # With weights in half precision, noise levels and coordinates are still turned into waves in float32.
         half = self.dtype in (torch.float16, torch.bfloat16)

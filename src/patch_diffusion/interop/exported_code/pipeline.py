@@ -1,4 +1,4 @@
-"""An exported model as a pipeline of diffusers: seeds and classes to the images that ``sample`` makes of them."""
+"""An exported model as a diffusers pipeline, which makes the images that ``sample`` makes of a seed and class."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ OUTPUTS = ("pil", "np", "pt", "pixels", "latent")
 
 
 class PatchDiffusionPipeline(DiffusionPipeline):
-    """Samples whole images from a model that was trained on patches.
+    """A pipeline that samples whole images from a model that was trained on patches.
 
     Args:
         network: maps scaled noisy images with their coordinates to the raw output of the denoiser.
         scheduler: preconditioning, noise levels and solver; or one of diffusers' EDM schedulers.
-        vae: for a model of latents: what decodes them; None where it was not carried.
-        height, width: of the images, or latents, that it was trained on.
-        image_channels: their channels.
-        stride: what every height and width must be a multiple of.
+        vae: the decoder of a model of latents; None if it was not exported.
+        height, width: the size of the images, or latents, of the training.
+        image_channels: the channels of these images or latents.
+        stride: every height and width must be a multiple of it.
         coords: whether the network is given the coordinates of its pixels.
-        num_classes: classes it is conditioned on; 0 for none.
-        label_dropout: share of the labels that training hid; guidance needs it above 0.
+        num_classes: the number of classes of the conditioning; 0 for none.
+        label_dropout: the share of labels dropped in training; guidance needs it above 0.
         no_class: the label that stands for "no class".
-        timestep_scale: what c_noise is multiplied by to be the network's timestep.
-        id2label: names of the classes by number, where they have any.
-        codec: what becomes -1 and 1 in model space; for latents, mean and scale of each channel.
+        timestep_scale: the factor from c_noise to the network's timestep.
+        id2label: names of the classes by number, if they have any.
+        codec: the pixel values that are -1 and 1 in model space; for latents, mean and scale of each channel.
         process: "edm", "ve" or "vp": how the network's inputs and outputs are scaled.
     """
 
@@ -92,21 +92,21 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> Any:
-        """Sample images, all at once, so ask for as many as fit.
+        """Sample images, all in one batch, which must fit in memory.
 
         Args:
-            batch_size: how many; as many as there are seeds where these are given.
-            class_labels: a class, by number or name, for all, or one per image. None: seed k, or image k where there
-                are no seeds, gets class k mod classes.
-            num_inference_steps: solver steps.
-            guidance_scale: scale of classifier-free guidance; 1 is none.
+            batch_size: the number of images; if there are seeds, their number counts instead.
+            class_labels: a class, by number or name, for all images, or one per image. None: seed k, or image k if
+                there are no seeds, gets class k mod classes.
+            num_inference_steps: the number of solver steps.
+            guidance_scale: the scale of classifier-free guidance; 1 is none.
             seeds: a seed gives the picture that ``patch-diffusion sample`` makes of it, in any batch, also with a
                 solver that adds noise.
-            generator: one for all images, or one for each, to draw from where there are no seeds.
-            height, width: of the images, or latents, where they are not to be those of the training.
-            output_type: "pil", or "np" (n, h, w, c) and "pt" (n, c, h, w) in [0, 1], or "pixels" such as it was trained
-                on, (n, c, h, w), or "latent": as they are in model space.
-            return_dict: give an ``ImagePipelineOutput``; else a tuple.
+            generator: one generator for all images, or one for each, to draw noise from if there are no seeds.
+            height, width: the size of the images, or latents; None: that of the training.
+            output_type: "pil", "np" (n, h, w, c) or "pt" (n, c, h, w) in [0, 1], "pixels" (n, c, h, w) as in the
+                training data, or "latent": the values in model space.
+            return_dict: whether to return an ``ImagePipelineOutput``; else a tuple.
 
         Raises:
             InputError: a setting does not suit the model.
@@ -146,7 +146,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
     def _output(
         self, coords: Tensor, labels: Tensor | None, guidance: float
     ) -> list[Callable[[Tensor, Tensor], Tensor]]:
-        """The raw network F(c_in x, c_noise) with its coordinates and classes, and, for guidance, without classes."""
+        """Bind coordinates and classes to the network F(c_in x, c_noise), for guidance also without classes."""
         config: Any = self.config
 
         def bound(labels: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
@@ -163,7 +163,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         return [bound(labels), bound(without)] if guidance != 1 else [bound(labels)]
 
     def _denoise(self, outputs: list[Callable[[Tensor, Tensor], Tensor]], guidance: float) -> Any:
-        """D(x; sigma) = c_skip x + c_out F(c_in x, c_noise), guided; the solver's state stays in its wider type."""
+        """Return D(x; sigma) = c_skip x + c_out F(c_in x, c_noise), guided; the solver's state keeps its dtype."""
 
         def bound(output: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
             def denoise(state: Tensor, sigma: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         return extrapolate(conditional, unconditional[0], guidance) if unconditional else conditional
 
     def _by_steps(self, outputs: list[Any], guidance: float, start: Tensor, steps: int, bar: Any) -> Tensor:
-        """By one of diffusers' EDM schedulers, which have their own preconditioning: that of the "edm" process."""
+        """Sample by one of diffusers' EDM schedulers, which have the preconditioning of the "edm" process."""
         if not hasattr(self.scheduler, "precondition_noise"):
             raise InputError(
                 f"a {type(self.scheduler).__name__} cannot make images of this model: take the scheduler of its folder "
@@ -201,7 +201,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         return noisy
 
     def _labels(self, given: Any, seeds: Sequence[int]) -> Tensor | None:
-        """A class for each image (n,); None for a model without."""
+        """Return a class for each image (n,); None for a model without classes."""
         config: Any = self.config
         if not config.num_classes:
             if given is not None:
@@ -222,7 +222,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         return torch.tensor(chosen, device=self._execution_device)
 
     def _noise(self, shape: tuple[int, ...], num: int, seeds: Sequence[int] | None, given: Any) -> Any:
-        """``noise(index)``: standard normal numbers (n, c, h, w) of a step, of the start for None."""
+        """Return ``noise(index)``, which draws normal numbers (n, c, h, w) for a step, or for the start if None."""
         device = self._execution_device
         wide = torch.float32 if device.type == "mps" else torch.float64
         if seeds is not None and (given is not None or any(seed < 0 for seed in seeds)):
@@ -247,7 +247,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         return noise
 
     def _images(self, images: Tensor, kind: str) -> Any:
-        """Model space (n, c, h, w) to what is asked for."""
+        """Convert images (n, c, h, w) from model space to an output type."""
         config: Any = self.config
         if kind == "latent":
             return images
@@ -277,7 +277,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         return [Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array) for array in arrays]
 
 
-# Older versions of diffusers look at the types in the signature, and take none that are text, as all are in this file.
+# Older versions of diffusers read the types in the signature, and fail on postponed annotations, as in this file.
 PatchDiffusionPipeline.__init__.__annotations__ = {
     "network": torch.nn.Module,
     **dict.fromkeys(("scheduler", "vae"), object),

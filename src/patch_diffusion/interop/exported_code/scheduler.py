@@ -17,19 +17,19 @@ from patch_diffusion.sampling.step import Callback, Denoise, StepNoise
 
 
 class PatchDiffusionScheduler(SchedulerMixin, ConfigMixin):
-    """The settings that samples are made with, and `solve`, which makes them.
+    """A scheduler with the sampling settings of an exported model, and `solve`, which samples by them.
 
-    Its solvers evaluate the network as often and where they like, some twice a step, so it has no ``step``; the names
-    in its config are those of diffusers' EDM schedulers where they mean the same, so that one of those can be made of
-    it: ``EDMDPMSolverMultistepScheduler.from_config(pipe.scheduler.config)``.
+    Its solvers evaluate the network as often and where they like, some twice a step, so it has no ``step``. Names in
+    its config are those of diffusers' EDM schedulers if they mean the same, so that one of those can be made from it:
+    ``EDMDPMSolverMultistepScheduler.from_config(pipe.scheduler.config)``.
 
     Args:
-        process: "edm", "ve" or "vp", what the network was trained in.
+        process: "edm", "ve" or "vp", the diffusion process of the training.
         sigma_data: standard deviation of the data in model space.
-        sigma_min, sigma_max: the noise levels to go between.
-        solver, schedule: their names, see ``SOLVERS`` and ``SCHEDULES``.
-        rho, churn, churn_min, churn_max, churn_noise, eta: their options; their own defaults where None.
-        sigma_schedule, prediction_type: not used here; what diffusers' EDM schedulers are to be told.
+        sigma_min, sigma_max: the lowest and the highest noise level.
+        solver, schedule: the names of the solver and the schedule, see ``SOLVERS`` and ``SCHEDULES``.
+        rho, churn, churn_min, churn_max, churn_noise, eta: options of these two; None: their own defaults.
+        sigma_schedule, prediction_type: not used here; settings for diffusers' EDM schedulers.
     """
 
     @register_to_config
@@ -50,17 +50,17 @@ class PatchDiffusionScheduler(SchedulerMixin, ConfigMixin):
         sigma_schedule: str = "karras",
         prediction_type: str = "epsilon",
     ) -> None:
-        # What is wrong with the settings is said when they are given.
+        # Wrong settings raise an error here already, not when sampling begins.
         self.sigmas(2)
         self._solver()
 
     def preconditioning(self, sigma: Tensor) -> Preconditioning:
-        """c_skip, c_out, c_in and c_noise at noise levels of any shape."""
+        """Return c_skip, c_out, c_in and c_noise at noise levels of any shape."""
         config: Any = self.config
         return PROCESSES[config.process].preconditioning(sigma, config.sigma_data)
 
     def sigmas(self, steps: int) -> Tensor:
-        """Noise levels from high to low and then 0, ``(steps + 1,)`` float64."""
+        """Return the noise levels from high to low and then 0, ``(steps + 1,)`` float64."""
         config: Any = self.config
         options = options_of("schedule", config.schedule, SCHEDULES, {"rho": config.rho})
         return SCHEDULES[config.schedule](steps, config.sigma_min, config.sigma_max, **options)
@@ -68,7 +68,7 @@ class PatchDiffusionScheduler(SchedulerMixin, ConfigMixin):
     def solve(
         self, denoise: Denoise, noise: StepNoise, start: Tensor, steps: int, callback: Callback | None = None
     ) -> Tensor:
-        """Images (n, c, h, w) out of ``start``, standard normal numbers; ``noise(index)`` gives those of a step."""
+        """Sample images (n, c, h, w) from normal numbers ``start``; ``noise(index)`` gives the noise of a step."""
         levels = self.sigmas(steps).to(start.dtype)
         return self._solver()(denoise, start * levels[0], levels, noise=noise, callback=callback)
 
@@ -80,5 +80,5 @@ class PatchDiffusionScheduler(SchedulerMixin, ConfigMixin):
             options["process"] = PROCESSES[config.process]
         solve = partial(SOLVERS[config.solver], **options)
         nothing = torch.zeros(1)
-        solve(lambda noisy, sigma: noisy, nothing, nothing, noise=lambda index: nothing)  # no step: checks its options
+        solve(lambda noisy, sigma: noisy, nothing, nothing, noise=lambda index: nothing)  # no step: checks options
         return solve
