@@ -128,7 +128,7 @@ class Engine:
             return shared
         waiting = isinstance(module, DistributedDataParallel) and not last
         with module.no_sync() if waiting else nullcontext():  # pyright: ignore[reportCallIssue]
-            with self.group.busy(), self.autocast():
+            with self.group.busy() if self.group.world > 1 else nullcontext(), self.autocast():
                 losses = module(batch)
             self.scaler.scale((losses * weight).sum() * self.group.world).backward()
         return losses.detach()
