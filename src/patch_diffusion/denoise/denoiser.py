@@ -133,7 +133,7 @@ class Denoiser(nn.Module):
             The denoised images (n, c, *shape).
         """
         conditions = coords if isinstance(coords, Conditions) else Conditions(coords, labels)
-        num, shape, along = len(noisy), tuple(noisy.shape[2:]), [1] * (noisy.ndim - 1)
+        num, shape, along = noisy.shape[0], tuple(noisy.shape[2:]), [1] * (noisy.ndim - 1)
         sigma = torch.as_tensor(sigma, dtype=noisy.dtype, device=noisy.device).expand(num)
         factors = self.process.preconditioning(sigma, self.sigma_data)
         c_skip, c_out, c_in = (factor.view(num, *along) for factor in factors[:3])

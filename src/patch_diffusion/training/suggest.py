@@ -117,17 +117,14 @@ def _shifted(images: Images, config: Config, given: Collection[str]) -> tuple[Co
 def limit_pixels(
     config: Config, resolutions: Sequence[Resolution], stride: int, given: Collection[str]
 ) -> tuple[Config, list[str]]:
-    """Reduce the batch so that no step exceeds ``batch_pixels``, and in that case also the share of whole images.
-
-    Where the batch is ``given`` it stays, and no limit is stored.
-    """
+    """Reduce the batch so that no step exceeds ``batch_pixels``, and in that case also the share of whole images."""
     most, batch = config.batch_pixels, config.batch
     if most is not None and most < 1:
         raise InputError(f"batch_pixels is at least 1, not {most}")
     if most is None or "batch" in given or batch == "auto":
         if most is not None and "batch_pixels" in given:
             raise InputError("batch_pixels is for a batch that is not given: leave one of them out")
-        return replace(config, batch_pixels=None), []
+        return config, []
     schedule = PatchSchedule.of(config.patches)
     pixels, side = max(
         (size.growth * math.prod(size.shape), "x".join(map(str, resolution)))
