@@ -136,13 +136,12 @@ def test_images_come_without_waiting(tmp_path, monkeypatch, share, dtype, last):
     images = pd.open_images(tmp_path / "a.npy")
     order = SampleOrder(50, seed=0)
     made = feed.Feed(images, [order], torch.device("cuda"))
-    made.take(0, 0, 20)
+    made.get(0, 0, 20)
     torch.cuda.set_sync_debug_mode("error")
     try:
         taken = []
         for first in range(0, 1000, 20):
-            made.expect(0, first, 20)
-            taken.append(made.take(0, first, 20)[0])
+            taken.append(made.get(0, first, 20)[0])
     finally:
         torch.cuda.set_sync_debug_mode("default")
     for number, pixels in enumerate(taken):
