@@ -105,7 +105,7 @@ def test_it_needs_no_end(make_trainer):
     for group in expected:
         assert found[group].keys() == expected[group].keys()
         assert all(torch.equal(found[group][name], expected[group][name]) for name in expected[group])
-    before, after = whole.optimizer.param_groups[0], continued.state.optimizer.param_groups[0]
+    before, after = whole.state.optimizer.param_groups[0], continued.state.optimizer.param_groups[0]
     assert {name: value for name, value in before.items() if name != "params"} == {
         name: value for name, value in after.items() if name != "params"
     }

@@ -132,6 +132,8 @@ class Batches:
 
     def microbatch(self, position: Position) -> Microbatch:
         """Make the microbatch at a position, on the device."""
+        if self.device.type == "cuda" and self.device.index is not None:
+            torch.cuda.set_device(self.device)  # of this thread, which else would open the first one, too
         plan = self.plan(position)
         parts = self.split(plan.num)
         slots, is_last = parts[position.part], position.part == len(parts) - 1
