@@ -135,9 +135,7 @@ def test_images_come_without_waiting(tmp_path, monkeypatch, share, dtype, last):
     made.get(0, 0, 20)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        taken = []
-        for first in range(0, 1000, 20):
-            taken.append(made.get(0, first, 20)[0])
+        taken = [made.get(0, first, 20)[0] for first in range(0, 1000, 20)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
     for number, pixels in enumerate(taken):

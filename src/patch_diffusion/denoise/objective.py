@@ -1,4 +1,4 @@
-"""The training objective: what maps a denoiser and a batch to losses. It does not know what a patch is."""
+"""The training objective: maps a denoiser and a batch to losses. It does not know what a patch is."""
 
 from __future__ import annotations
 
