@@ -77,6 +77,9 @@ class Engine:
         """Move an objective to the device, or this rank's shard of it, and wrap it for compiling and many ranks."""
         if self.options.shard:
             shard(objective.denoiser, self._mesh(), self.type)
+            for module in objective.children():
+                if module is not objective.denoiser:
+                    module.to(self.device)
             return objective
         place(objective.denoiser, self.device)
         wrapped: nn.Module = objective.to(self.device)

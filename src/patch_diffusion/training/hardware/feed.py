@@ -98,7 +98,7 @@ class Feed:
 
 
 class _Watched:
-    """The file that images are mapped from, watched: to read behind the end of a cut file kills the process (SIGBUS)."""
+    """The file that images are mapped from, watched: reading behind the end of a cut file kills the process."""
 
     def __init__(self, images: ImageSet) -> None:
         self.name = str(images.file or images.options.source or "the images")
