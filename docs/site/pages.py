@@ -25,16 +25,17 @@ GROUPS = {
     "Train": ("data", "augmentation", "runs", "watching", "large-images", "any-network", "clusters", "scaling"),
     "Judge": ("evaluation", "race", "performance", "evidence", "benchmarks"),
     "Use": ("editing", "export", "serve"),
-    "About": ("architecture", "CONTRIBUTING", "CHANGELOG", "LOG"),
+    "About": ("reading", "architecture", "CONTRIBUTING", "CHANGELOG", "LOG"),
 }
 STAGES = {
     "data": "Images",
     "patches": "Patches",
     "denoise": "Denoisers and networks",
-    "launch": "Training",
     "training": "Training",
     "sampling": "Sampling",
+    "runs": "Runs",
     "evaluation": "Evaluation",
+    "races": "Evaluation",
     "interop": "Other tools",
 }
 OTHERS = "Settings and errors"
