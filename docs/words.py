@@ -1,6 +1,6 @@
 """Counts the docstrings of src that begin with What, Of, Those, That or Whether: those that name no thing.
 
-    python docs/words.py       # fails above the number that is allowed
+python docs/words.py       # fails above the number that is allowed
 """
 
 from __future__ import annotations

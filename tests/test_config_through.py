@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import patch_diffusion as pd
+from patch_diffusion.cli.train import Train
 from patch_diffusion.config import Config, Data, Network, Optimizer, flat_options, from_dict, option_names
 from patch_diffusion.runs.folder import RunFolder
 
@@ -230,3 +231,12 @@ def test_kind_fixed_of_before_is_stochastic_with_a_warning():
     with pytest.warns(DeprecationWarning, match="'fixed' is 'stochastic' with one size now"):
         schedule = pd.PatchSchedule(whole=1, kind="fixed")
     assert schedule.kind == "stochastic"
+
+
+@pytest.mark.parametrize("words", [["--patches.kind", "fixed"], ["--patches.kind=fixed"]])
+def test_kind_fixed_of_before_on_the_command_line(tmp_path, capsys, words):
+    options = Train.parse(["digits", "--out", str(tmp_path), "--patches.whole", "1", *words]).options
+    assert options.patches.kind == "stochastic" and options.patches.whole == 1
+    assert (
+        capsys.readouterr().err == "--patches.kind fixed is stochastic now; the old name works for one more release\n"
+    )

@@ -330,8 +330,8 @@ MAY_CHANGE = {
 }
 
 
-# Values of options that configs of versions before may have, and what they are called now.
-_OLD_VALUES = (("patches", "kind", "fixed", "stochastic"),)
+# Values of options that configs of the version before may have, and what they are called now.
+OLD_VALUES = {"patches.kind": {"fixed": "stochastic"}}
 
 
 def plain(config: Config) -> Config:
@@ -366,9 +366,9 @@ def from_dict(options: dict[str, Any], *, base: Config | None = None, where: str
     from pydantic import ValidationError
 
     merged = _merge(to_dict(base or Config()), options, where, ())
-    for group, name, old, new in _OLD_VALUES:
-        if merged[group][name] == old:
-            merged[group][name] = new
+    for option, renamed in OLD_VALUES.items():
+        group, name = option.split(".")
+        merged[group][name] = renamed.get(merged[group][name], merged[group][name])
     try:
         return _validator().validate_python(merged)
     except ValidationError as error:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import sys
 from collections.abc import Sequence
 from itertools import pairwise, zip_longest
 from typing import Any, TypeVar
 
 import tyro
 
+from patch_diffusion.config import OLD_VALUES
 from patch_diffusion.errors import InputError
 
 T = TypeVar("T")
@@ -17,6 +19,7 @@ T = TypeVar("T")
 
 def parse(kind: type[T], verb: str, arguments: Sequence[str], default: T | None = None) -> T:
     """Parse a verb's arguments into its dataclass; tyro's error boxes of many lines become InputErrors of one line."""
+    arguments = _renamed(arguments)
     errors = io.StringIO()
     known: dict[str, Any] = {} if default is None else {"default": default}
     try:
@@ -26,6 +29,19 @@ def parse(kind: type[T], verb: str, arguments: Sequence[str], default: T | None 
         if not stopped.code:  # --help
             raise
         raise InputError(f"{_first_paragraph(errors.getvalue())}; see patch-diffusion {verb} --help") from None
+
+
+def _renamed(arguments: Sequence[str]) -> list[str]:
+    """Return the words with values of the version before under their new names, each told on stderr."""
+    words = list(arguments)
+    for option, renamed in OLD_VALUES.items():
+        for old, new in renamed.items():
+            if value_of(f"--{option}", words) == old:
+                print(f"--{option} {old} is {new} now; the old name works for one more release", file=sys.stderr)
+                words = [word.replace(f"--{option}={old}", f"--{option}={new}") for word in words]
+                if f"--{option}" in words:
+                    words[words.index(f"--{option}") + 1] = new
+    return words
 
 
 def value_of(option: str, arguments: Sequence[str]) -> str | None:
