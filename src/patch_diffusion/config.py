@@ -368,7 +368,9 @@ def from_dict(options: dict[str, Any], *, base: Config | None = None, where: str
     merged = _merge(to_dict(base or Config()), options, where, ())
     for option, renamed in OLD_VALUES.items():
         group, name = option.split(".")
-        merged[group][name] = renamed.get(merged[group][name], merged[group][name])
+        for old, new in renamed.items():
+            if merged[group][name] == old:
+                merged[group][name] = new
     try:
         return _validator().validate_python(merged)
     except ValidationError as error:
