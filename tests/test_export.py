@@ -19,7 +19,7 @@ from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.latents.folder import encode_latents
 from patch_diffusion.files import read_tensors, write_tensors
-from patch_diffusion.sampling.choices import SOLVERS
+from patch_diffusion.sampling.stochastic import SOLVERS
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -8,9 +8,9 @@ from PIL import Image
 import patch_diffusion as pd
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.denoise.process import PROCESSES
-from patch_diffusion.sampling.choices import SOLVERS
+from patch_diffusion.sampling.stochastic import SOLVERS
 from patch_diffusion.sampling.pictures import write_picture
-from patch_diffusion.sampling.schedules import SCHEDULES
+from patch_diffusion.sampling.solvers import SCHEDULES
 
 
 @pytest.fixture

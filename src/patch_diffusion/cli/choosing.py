@@ -1,4 +1,4 @@
-"""Classes and guides that sampling is asked for by words."""
+"""Classes and guides by the words of the command line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def class_number(text: str | None, names: Sequence[str]) -> int | None:
-    """A class by its number or name."""
+    """Return the number of a class that is given by number or name; None for None."""
     if text is None:
         return None
     if text in names:
@@ -24,13 +24,13 @@ def class_number(text: str | None, names: Sequence[str]) -> int | None:
     raise InputError(f"there is no class '{text}'" + (did_you_mean(text, names) if names else ": give its number"))
 
 
-def guide_of(text: str, run: Path, *, device: str) -> str | Denoiser:
-    """What guidance leads away from, see `guides.guide_of`; also the folder of another run or checkpoint.
+def open_guide(text: str, run: Path, *, device: str) -> str | Denoiser:
+    """Return what guidance leads away from, see `guides.guide_of`, or load the model of another run or checkpoint.
 
     Args:
-        text: of ``--guide``.
+        text: the word after ``--guide``.
         run: the run folder, or one of its checkpoints.
-        device: where the model is put.
+        device: the device to load the model to.
 
     Raises:
         InputError: there is no such model, or no such name.
