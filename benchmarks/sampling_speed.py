@@ -43,7 +43,7 @@ def main() -> None:
 
     def sample(solver: str) -> None:
         for _ in pd.generate(
-            model, range(arguments.images), solver=solver, steps=arguments.steps, batch=arguments.images
+            model, range(arguments.images), pd.Sampling(solver=solver, steps=arguments.steps, batch=arguments.images)
         ):
             pass
 

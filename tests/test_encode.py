@@ -51,7 +51,7 @@ def test_the_noise_is_that_of_the_exact_ode(model, images):
 
 
 def test_decode_makes_the_pictures_of_generate(model):
-    samples = list(pd.generate(model, range(3), labels=[2, 0, 1], resolution=SHAPE[1:], steps=12))
+    samples = list(pd.generate(model, range(3), pd.Sampling(resolution=SHAPE[1:], steps=12), labels=[2, 0, 1]))
     noise = [
         torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in range(3)
     ]

@@ -6,9 +6,8 @@ import torch
 
 import patch_diffusion as pd
 from patch_diffusion.denoise.process import PROCESSES
-from patch_diffusion.sampling.solvers import options_of
+from patch_diffusion.sampling.solvers import karras_sigmas, options_of
 from patch_diffusion.sampling.stochastic import SOLVERS
-from patch_diffusion.sampling.solvers import karras_sigmas
 
 ORDERS = {"euler": 1, "heun": 2, "dpm_solver_2m": 2, "dpm_solver_3m": 3}
 STOCHASTIC = sorted(SOLVERS.keys() - ORDERS)

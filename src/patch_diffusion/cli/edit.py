@@ -86,7 +86,7 @@ class Edit:
         task.check()
         seeds = parse_seeds(self.seeds)
         model = patch_diffusion.load(self.source, ema_length=self.ema_length, device=self.device)
-        guide = open_guide(self.sampling.guide, self.source, device=self.device)
+        guide = open_guide(str(self.sampling.guide), self.source, device=self.device)
         image = patch_diffusion.read_image(self.image, model)
         mask = None if self.mask is None else patch_diffusion.read_mask(self.mask)
         samples = patch_diffusion.edit(

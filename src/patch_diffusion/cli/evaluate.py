@@ -76,7 +76,7 @@ class Evaluate:
         if self.processes > 1 and not started_by_launcher():
             run_processes(self.processes, _run_and_tell, self)
             return {}
-        with distributed_evaluation(self.device) as device:
+        with distributed_evaluation(self.options.device) as device:
             found = self._measure(device)
         if not is_first():
             return {}
@@ -93,7 +93,7 @@ class Evaluate:
         return result
 
     def _measure(self, device: str) -> Evaluation:
-        guide = open_guide(self.sampling.guide, Path(self.source), device=device)
+        guide = open_guide(str(self.sampling.guide), Path(self.source), device=device)
         found = patch_diffusion.evaluate(
             self.source,
             self.data,

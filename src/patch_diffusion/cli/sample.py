@@ -56,7 +56,7 @@ class Sample:
 
         seeds = parse_seeds(self.seeds)
         model = patch_diffusion.load(self.source, ema_length=self.ema_length, vae=self.vae, device=self.device)
-        guide = open_guide(self.sampling.guide, self.source, device=self.device)
+        guide = open_guide(str(self.sampling.guide), self.source, device=self.device)
         sampling = replace(self.sampling, guide=guide)
         label = class_number(self.label, model.class_names)
         samples = patch_diffusion.generate(model, seeds, sampling, labels=label)
