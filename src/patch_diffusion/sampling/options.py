@@ -117,9 +117,10 @@ class Sampling:
         """Return the noise levels between which a model samples, from high to low and then 0, (steps + 1,) float64."""
         from patch_diffusion.sampling.solvers import SCHEDULES
 
+        options = self._schedule_options()
         low = model.sigma_min if self.sigma_min is None else self.sigma_min
         high = model.sigma_max if self.sigma_max is None else self.sigma_max
-        return SCHEDULES[self.schedule](self.steps, low, high, **self._schedule_options())
+        return SCHEDULES[self.schedule](self.steps, low, high, **options)
 
     def solver_for(self, model: Denoiser, sigmas: Tensor) -> Solver:
         """Return the solver with its options, or raise an `InputError` if one is unknown or out of range."""

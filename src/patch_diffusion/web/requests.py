@@ -125,11 +125,13 @@ def read_request(kind: type[T], body: bytes) -> T:
     try:
         return TypeAdapter(kind).validate_python(found)
     except ValidationError as error:
-        first: Any = error.errors(include_url=False)[0]
-        if isinstance(reason := first.get("ctx", {}).get("error"), InputError):
+        # Of a value that can have several types, the error that was found deepest inside is that of the type it has.
+        found: Any = max(error.errors(include_url=False), key=lambda each: len(each["loc"]))
+        if isinstance(reason := found.get("ctx", {}).get("error"), InputError):
             raise InputError(str(reason)) from None
-        where = ".".join(str(part) for part in first["loc"] if part != "sampling") or "the request"
-        raise InputError(f"{where}: {first['msg'].lower()}") from None
+        hidden = ("sampling", "int", "tuple[int, int]", "tuple[int,int]")
+        where = ".".join(str(part) for part in found["loc"] if part not in hidden) or "the request"
+        raise InputError(f"{where}: {found['msg'].lower()}") from None
 
 
 def options_schema() -> dict[str, Any]:
