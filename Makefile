@@ -21,10 +21,11 @@ demo: .venv/installed  ## Train on the built-in digits, sample them, and have th
 test: .venv/installed  ## The whole test suite.
 	$(BIN)/pytest -n auto
 
-lint: .venv/linters  ## Format, lint, types, and the direction of imports.
+lint: .venv/linters  ## Format, lint, types, the direction of imports, and how docstrings begin.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+	$(BIN)/python docs/words.py
 	$(BIN)/pyright
 
 docs: .venv/installed  ## The pages of docs/ and a reference of the public names as a site.

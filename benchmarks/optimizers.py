@@ -140,7 +140,7 @@ class Comparison:
                 trainer.state.optimizer.param_groups[0]["lr"] = learning_rate(trainer.config.optimizer, 0.5)
                 trainer.state.optimizer.step()
                 trainer.state.average.update(
-                    trainer.state.denoiser, trainer.config.batch, trainer.state.counters.images
+                    trainer.state.denoiser, trainer.batches.batch, trainer.state.counters.images
                 )
                 seconds[kind]["update"].append(time.perf_counter() - began)
         whole = statistics.median(seconds["adamw"]["step"])

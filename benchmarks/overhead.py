@@ -23,7 +23,7 @@ import torch
 from measuring import circumstances
 
 import patch_diffusion as pd
-from patch_diffusion.training.batches import Batch
+from patch_diffusion.training.batches import Plan
 from patch_diffusion.training.build import build_trainer
 from patch_diffusion.training.optimizing.optimizers import make_optimizer
 from patch_diffusion.training.trainer import Trainer
@@ -86,14 +86,14 @@ def bare(trainer: Trainer, steps: int) -> float:
     sizes = [trainer.schedule.size_at(step, trainer.images.resolution) for step in range(steps)]
     inputs = {}
     for size in sizes:
-        num = size.num_images(trainer.config.batch)
-        inputs[size] = trainer.batches.inputs(Batch(0, 0, 0, size, num), range(num))
+        num = size.num_images(trainer.batches.batch)
+        inputs[size] = trainer.batches.make(Plan(0, 0, trainer.images.resolution, 0, size, num), range(num))
     began = 0.0
     for step, size in enumerate(sizes):
         if step == UNCOUNTED:
             began = time.perf_counter()
         optimizer.zero_grad()
-        loss(*inputs[size]).mean().backward()
+        loss(inputs[size]).mean().backward()
         optimizer.step()
     return (time.perf_counter() - began) / (steps - UNCOUNTED)
 

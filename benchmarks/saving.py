@@ -77,7 +77,7 @@ def time_sizes(trainer: Trainer, rounds: int) -> list[dict[str, Any]]:
         {
             "size": str(size),
             "share": size.probability / (1 - sizes[0].probability) if size is not sizes[0] else None,
-            "images": size.num_images(trainer.config.batch),
+            "images": size.num_images(trainer.batches.batch),
             "seconds": median(seconds[size][UNCOUNTED:]),
             "flops_per_image": trainer.flops[size.shape],
         }

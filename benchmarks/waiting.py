@@ -28,7 +28,7 @@ import patch_diffusion as pd
 from patch_diffusion.config import Engine
 from patch_diffusion.presets import PRESETS
 from patch_diffusion.processes import run_processes
-from patch_diffusion.training.batches import Batch
+from patch_diffusion.training.batches import Plan
 from patch_diffusion.training.build import build_trainer
 from patch_diffusion.training.trainer import Trainer
 
@@ -62,7 +62,7 @@ def worker(folder: str, steps: int) -> None:
             gradient.copy_(part.view(gradient.shape))
 
     def measured_step(optimizer: torch.optim.Optimizer, clip: float | None) -> torch.Tensor:
-        timed(waited, group.wait)
+        timed(waited, group.barrier)
         timed(exchanged, exchange)
         return step(optimizer, clip)
 
@@ -71,14 +71,14 @@ def worker(folder: str, steps: int) -> None:
         add(size, loss, by_noise, skipped)
 
     def measured_agree(seconds: float, *flags: bool) -> tuple[float, list[bool]]:
-        timed(waited, group.wait)
+        timed(waited, group.barrier)
         result = agree(seconds, *flags)
         now = time.perf_counter()
         rows[-1] |= {"seconds": now - began[0], "waited": waited[0], "exchanged": exchanged[0]}
         began[0], waited[0], exchanged[0] = now, 0.0, 0.0
         return result
 
-    engine.backward = lambda loss, inputs, weight, *, last=True: backward(loss, inputs, weight, last=False)
+    engine.backward = lambda module, batch, weight, *, last=True: backward(module, batch, weight, last=False)
     engine.step, group.sync_clock_and_flags, trainer.state.losses.add = measured_step, measured_agree, measured_add
     trainer.fit(steps=steps)
 
@@ -100,8 +100,8 @@ def bare(trainer: Trainer, steps: int) -> list[dict[str, Any]]:
     rows, group = [], trainer.engine.group
     for step in range(steps):
         size = trainer.schedule.size_at(step, trainer.images.resolution)
-        num = size.num_images(trainer.config.batch) // group.world
-        inputs = trainer.batches.inputs(Batch(step, 0, 0, size, num), range(num))
+        num = size.num_images(trainer.batches.batch) // group.world
+        inputs = trainer.batches.make(Plan(step, 0, trainer.images.resolution, 0, size, num), range(num))
         group.barrier()
         began = time.perf_counter()
         trainer.engine.backward(trainer.state.module, inputs, 1.0, last=False)

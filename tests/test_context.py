@@ -10,6 +10,7 @@ from patch_diffusion.cli import main
 from patch_diffusion.config import Engine, Patches
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.small import make_small
+from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.whole_image import losses_of_images, whole_image_loss
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_tensors
@@ -38,7 +39,7 @@ def test_the_network_sees_what_is_shown_at_each_place():
     denoiser = pd.Denoiser(network, 0.5, context=4)
     patch = pd.random_patches(torch.zeros(3, 2, 24, 36), 8)
     small = pd.coordinate_grid(4, 6).expand(3, -1, -1, -1)
-    denoiser(torch.zeros(3, 2, 8, 8), 1.0, patch.coords, context=small)
+    denoiser(torch.zeros(3, 2, 8, 8), 1.0, Conditions(patch.coords, thumbnail=small))
     assert (network.x[:, 4:6] * 0.5).allclose(patch.coords, atol=1e-6)
     assert (network.x[:, 6] == 1).all() and network.x[:, 2:4].equal(patch.coords)
     denoiser(torch.zeros(3, 2, 8, 8), 1.0, patch.coords)
@@ -52,7 +53,7 @@ def test_networks_take_it(network):
         torch.nn.init.normal_(parameter, std=0.1)
     denoiser = pd.Denoiser(network, context=4).eval()
     small = torch.randn(2, 3, 4, 4, requires_grad=True)
-    denoised = denoiser(torch.randn(2, 3, 8, 8), 1.0, pd.coordinate_grid(8, 8), context=small)
+    denoised = denoiser(torch.randn(2, 3, 8, 8), 1.0, Conditions(pd.coordinate_grid(8, 8), thumbnail=small))
     assert denoised.shape == (2, 3, 8, 8) and torch.autograd.grad(denoised.sum(), small)[0].abs().min() > 0
 
 
@@ -169,9 +170,9 @@ def test_small_copies_first_and_then_whole_images(model, monkeypatch):
     contexts = []
     forward = type(model).forward
 
-    def watched(self, noisy, *others, context=None):
-        contexts.append((others[4] if len(others) > 4 else context, noisy.shape))
-        return forward(self, noisy, *others, **({} if len(others) > 4 else {"context": context}))
+    def watched(self, noisy, sigma, conditions):
+        contexts.append((conditions.thumbnail, noisy.shape))
+        return forward(self, noisy, sigma, conditions)
 
     monkeypatch.setattr(type(model), "forward", watched)
     samples = list(pd.generate(model, range(3), steps=2))
@@ -206,18 +207,17 @@ def test_held_out_images_are_shown_their_small_copies(model, images):
     clean = images.codec.encode(images.batch(np.arange(4))[0])
     noise = slot_normal(0, "evaluation", 0, range(4), (3, 8, 12))
     labels = images.labels[:4]
-    losses = pd.denoising_loss(
-        model, clean, pd.coordinate_grid(8, 12), torch.ones(4), labels, context=make_small(clean, (4, 6)), noise=noise
-    )
+    conditions = Conditions(pd.coordinate_grid(8, 12), labels, thumbnail=make_small(clean, (4, 6)))
+    losses = pd.denoising_loss(model, clean, conditions, torch.ones(4), noise=noise)
     assert before[1.0] == pytest.approx(losses.mean().item(), rel=1e-4)
 
 
 def test_held_out_patches_are_shown_the_small_copy_of_their_whole_image(model, images, monkeypatch):
     shown = []
 
-    def watched(model, clean, coords, sigma, labels, *, context, noise):
-        shown.append((clean.shape, coords.shape, context))
-        return pd.denoising_loss(model, clean, coords, sigma, labels, context=context, noise=noise)
+    def watched(model, clean, conditions, sigma, *, noise):
+        shown.append((clean.shape, conditions.coords.shape, conditions.thumbnail))
+        return pd.denoising_loss(model, clean, conditions, sigma, noise=noise)
 
     monkeypatch.setattr("patch_diffusion.denoise.whole_image.denoising_loss", watched)
     losses_of_images(model, images, sigmas=(1.0,), most=4, size=(4, 6))

@@ -6,7 +6,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 import patch_diffusion as pd
 from image_files import (  # noqa: F401
@@ -18,8 +18,7 @@ from image_files import (  # noqa: F401
     write_folder,
     write_zip,
 )
-from patch_diffusion.data.files.decode import ImageFile, decode_file, read_header, read_headers
-from patch_diffusion.data.files.small_file_cache import SmallFileCache
+from patch_diffusion.data.files.decode import Header, ImageFile, decode_file, quiet, read_header, read_headers, reason
 
 RANDOM = np.random.default_rng(0)
 
@@ -317,9 +316,7 @@ def test_arrays_are_files_too():
     assert np.array_equal(decode_file(file), array) and decode_file(file, (2, 3)).shape == (2, 2, 3)
 
 
-@pytest.mark.parametrize(
-    "read", [read_header, decode_file, lambda file: SmallFileCache().for_header_pass(0, file).open()]
-)
+@pytest.mark.parametrize("read", [read_header, decode_file])
 def test_what_cannot_be_read_is_closed(read):
     """A broken entry of a zip that stayed open would keep the zip open."""
 
@@ -336,3 +333,66 @@ def test_what_cannot_be_read_is_closed(read):
     with pytest.raises(zipfile.BadZipFile):
         read(ImageFile("a.png", open_it))
     assert opened and all(each.closed for each in opened)
+
+
+def saved(mode="RGB", kind="JPEG", **options):
+    small = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    stream = BytesIO()
+    Image.fromarray(small).resize((34, 21), Image.Resampling.BICUBIC).convert(mode).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"optimize": True}, {"comment": b"a picture"}])
+def test_ordinary_files_are_what_pillow_reads(kind, mode, options):
+    content = saved(mode, kind, **options)
+    with Image.open(BytesIO(content)) as image:
+        image.load()
+    assert read_header(file_of(content)) == Header((21, 34), grey=mode == "L")
+    for other in ("L", "RGB", "RGBA"):
+        pixels = decode_file(file_of(content), None, other)
+        assert np.array_equal(np.atleast_3d(image.convert(other)).transpose(2, 0, 1), pixels)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_damage_is_what_pillow_says_it_is(kind):
+    """Cut anywhere, or with any byte of the header changed: the same pixels, or the same error."""
+    whole = saved(kind=kind)
+    damaged = [whole[:length] for length in range(0, len(whole), 7)]
+    damaged += [whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :] for place in range(0, 700, 3)]
+
+    def by_pillow(content):
+        with Image.open(BytesIO(content)) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB")).transpose(2, 0, 1)
+
+    def outcome(read):
+        with quiet():
+            try:
+                return read().tobytes()
+            except Exception as error:
+                return reason(error)
+
+    for content in damaged[1:]:
+        assert outcome(lambda: decode_file(file_of(content))) == outcome(lambda: by_pillow(content))  # noqa: B023
+
+
+def test_too_many_pixels_are_refused_unread(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 21 * 34 - 1)
+    for kind in ("JPEG", "PNG"):
+        for function in (read_header, decode_file):
+            with quiet(), pytest.raises(pd.InputError, match="714 pixels, more than the 713"):
+                function(file_of(saved(kind=kind)))
+
+
+def test_a_damaged_file_that_pillow_would_read_is_refused_of_a_zip(tmp_path):
+    folder = write_folder(tmp_path / "pictures", random_pictures(200), labels=False, ending="jpg")
+    path = write_zip(tmp_path / "a.zip", folder)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        sound, after = (archive.getinfo(f"{index:05d}.jpg") for index in (7, 8))
+    content[after.header_offset - 8] ^= 1  # one of the last bytes of the seventh
+    path.write_bytes(content)
+    assert decode_file(file_of(bytes(content[sound.header_offset + 39 : after.header_offset]))).shape == (3, 8, 12)
+    images = pd.open_images(path)
+    assert len(images) == 199 and "skipped 00007.jpg: Bad CRC-32 for file '00007.jpg'" in images.notes

@@ -72,10 +72,11 @@ def test_what_the_page_promises():
     from patch_diffusion.data.files.collection import MOST_UNUSABLE
     from patch_diffusion.data.reading.pixels import MOST_IN_MEMORY
     from patch_diffusion.data.reading.sizes import LEAST_IN_BUCKET
+    from patch_diffusion.training import prefetch
     from patch_diffusion.training.hardware import feed
 
     assert MOST_IN_MEMORY == 128 * 2**20 and MOST_UNUSABLE == 0.01 and LEAST_IN_BUCKET == 8
-    assert (feed.SHARE_OF_DEVICE, feed.SECONDS_TO_A_NOTE, feed.SECONDS_TO_THE_END) == (1 / 4, 60, 30 * 60)
+    assert (feed.SHARE_OF_DEVICE, prefetch.SECONDS_TO_A_NOTE, prefetch.SECONDS_TO_THE_END) == (1 / 4, 60, 30 * 60)
 
 
 def test_its_links_lead_somewhere():

@@ -91,7 +91,7 @@ def test_hidden_coordinates_teach_nothing(found, runs):
         folder = trials.folder_of(arms[name], trials.QUICK, 0, runs)
         config = trials.config_of(arms[name], trials.QUICK, 0)
         images = trials.images_of(arms[name], trials.QUICK)
-        fresh = build_trainer(config, images, folder.parent / "fresh", show=False).denoiser.state_dict()
+        fresh = build_trainer(config, images, folder.parent / "fresh", show=False).state.denoiser.state_dict()
         trained = pd.load(folder).state_dict()
         (first,) = [key for key, value in fresh.items() if value.ndim == 4 and value.shape[1] == 3]
         moved[name] = (trained[first] - fresh[first]).abs().amax(dim=(0, 2, 3))

@@ -18,7 +18,7 @@ def steps_of(monkeypatch, seconds, left_out=()):
         if str(size) in left_out:
             size = trainer.schedule.sizes_for(trainer.images.resolution)[-1]
         trainer.state.counters.step += 1
-        return str(size), seconds[str(size)] * trainer.config.batch / 4
+        return str(size), seconds[str(size)] * trainer.batches.batch / 4
 
     monkeypatch.setattr(module, "_step", step)
 
@@ -46,8 +46,8 @@ def test_where_a_step_takes_too_long_a_part_of_it_is_timed(make_trainer, monkeyp
     timed = []
 
     def step(trainer, spent):
-        timed.append(trainer.config.batch)
-        return "8x12", 0.5 * trainer.config.batch
+        timed.append(trainer.batches.batch)
+        return "8x12", 0.5 * trainer.batches.batch
 
     monkeypatch.setattr(module, "_step", step)
     found = forecast(make_trainer(schedule={"whole": 1.0}, batch=64), seconds=10)
@@ -125,7 +125,7 @@ def test_activations_are_counted_once_and_weights_are_not():
         trainer = Trainer(
             pd.Denoiser(Twice(), 0.5, coords=False), images, pd.PatchSchedule(whole=1.0), out="nowhere", show=False
         )
-        kept.append(kept_for_backward(trainer, (side, side)))
+        kept.append(kept_for_backward(trainer.demand(), (side, side)))
     # The input of the convolution, what comes out of it, its exponential, each once, though two are used twice; and the
     # differences that the loss is made of.
     assert kept[0] == pytest.approx(4 * 3 * 16 * 16 * 4, rel=0.02) and kept[0] == pytest.approx(4 * kept[1], rel=0.02)

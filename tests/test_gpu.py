@@ -49,14 +49,10 @@ def _one_that_shares(folder):
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
 
-    from patch_diffusion.training.checkpoints import checkpoint
-    from patch_diffusion.training.checkpoints.sharded_checkpoint import (
-        copies,
-        read_shared_checkpoint,
-        write_sharded_checkpoint,
-    )
+    from patch_diffusion.training.checkpoints.sharded_checkpoint import SharedCopies, read_shared_checkpoint
     from patch_diffusion.training.hardware.sharding import is_sharded, shard
     from patch_diffusion.training.optimizing.optimizers import make_optimizer
+    from patch_diffusion.training.state import optimizer_tensors
 
     torch.cuda.set_device(0)
     dist.init_process_group("nccl")
@@ -89,11 +85,11 @@ def _one_that_shares(folder):
         tensors = {
             "weights": network.state_dict(),
             "ema": network.state_dict(),
-            "optimizer": checkpoint.optimizer_tensors(optimizer, network),
+            "optimizer": optimizer_tensors(optimizer, network),
         }
-        in_memory = copies(tensors, first=True)
-        assert {tensor.device.type for group in in_memory.values() for tensor in group.values()} == {"cpu"}
-        write_sharded_checkpoint(folder / kind, in_memory, {}, hosts)
+        in_memory = SharedCopies.of(tensors, hosts)
+        assert {piece.numbers.device.type for piece in in_memory.slices.values()} == {"cpu"}
+        in_memory.write(folder / kind, {})
         content, _ = read_shared_checkpoint(folder / kind, network, hosts)
         for name, group in tensors.items():
             for key, tensor in group.items():
@@ -136,13 +132,10 @@ def test_images_come_without_waiting(tmp_path, monkeypatch, share, dtype, last):
     images = pd.open_images(tmp_path / "a.npy")
     order = SampleOrder(50, seed=0)
     made = feed.Feed(images, [order], torch.device("cuda"))
-    made.take(0, 0, 20)
+    made.get(0, 0, 20)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        taken = []
-        for first in range(0, 1000, 20):
-            made.expect(0, first, 20)
-            taken.append(made.take(0, first, 20)[0])
+        taken = [made.get(0, first, 20)[0] for first in range(0, 1000, 20)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
     for number, pixels in enumerate(taken):

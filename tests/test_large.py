@@ -43,7 +43,7 @@ images = pd.open_images({str(large)!r})
 whole = resident("VmRSS")
 feed = Feed(images, [SampleOrder(len(images))], torch.device("cpu"))
 for first in range(0, 2048, 64):
-    feed.take(0, first, 64)
+    feed.get(0, first, 64)
 print(len(images), resident("RssAnon") - before, whole)
 """
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()

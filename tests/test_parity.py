@@ -5,6 +5,7 @@ import torch
 
 import parity
 import patch_diffusion as pd
+from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.sampling.bind import bind
 from patch_diffusion.sampling.guidance.extrapolation import extrapolate
 from patch_diffusion.sampling.stochastic import stochastic_heun
@@ -24,9 +25,8 @@ def test_denoised_and_loss(name, kind, tmp_path):
     clean, noise, coords = (tensors[f"{kind}.{key}"] for key in ("clean", "noise", "coords"))
     sigma, labels, expected = tensors["sigma"], labels_of(tensors), tensors[f"{kind}.denoised"]
     with torch.no_grad():
-        denoised = model(
-            clean + sigma[:, None, None, None] * noise, sigma, coords, labels, tensors.get("augment_labels")
-        )
+        conditions = Conditions(coords, labels, tensors.get("augment_labels"))
+        denoised = model(clean + sigma[:, None, None, None] * noise, sigma, conditions)
     torch.testing.assert_close(denoised, expected, atol=1e-5, rtol=0)
     weight, recorded = model.loss_weight(sigma)[:, None, None, None], tensors[f"{kind}.weighted_loss"]
     torch.testing.assert_close(weight * (expected - clean).square(), recorded, atol=1e-5, rtol=1e-6)
@@ -36,9 +36,9 @@ def test_denoised_and_loss(name, kind, tmp_path):
 
 def solve(model, tensors, solver, steps, *, guidance=1.0, **options):
     sigmas, coords, labels = pd.karras_sigmas(steps, 0.002, 80), pd.coordinate_grid(16, 16), labels_of(tensors)
-    denoise = bind(model, coords, labels)
+    denoise = bind(model, Conditions(coords, labels))
     if guidance != 1:
-        denoise = extrapolate(denoise, bind(model, coords), guidance)
+        denoise = extrapolate(denoise, bind(model, Conditions(coords)), guidance)
     with torch.no_grad():
         return solver(denoise, tensors["sample.latents"] * sigmas[0], sigmas, **options)
 

@@ -123,8 +123,8 @@ def test_a_run_keeps_them_and_load_makes_any_length(make_trainer):
     trainer.fit(steps=40)
     direct = make_trainer("direct", ema=Ema(lengths=(0.15,)))
     direct.fit(steps=40)
-    expected = direct.power_averages["ema-0.15"].tensors
-    last = direct.network.state_dict()
+    expected = direct.state.power_averages["ema-0.15"].tensors
+    last = direct.state.network.state_dict()
     for run in (trainer.run, direct.run):
         found = pd.load(run.path, ema_length=0.15).module.state_dict()
         for name in ("first.weight", "middle.0.conv0.weight"):

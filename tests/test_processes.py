@@ -14,8 +14,9 @@ import torch
 
 import patch_diffusion as pd
 from patch_diffusion.config import Config, Data, Engine, Network, Optimizer, Patches
+from patch_diffusion.denoise.conditions import Conditions
+from patch_diffusion.denoise.objective import Batch, DenoisingObjective
 from patch_diffusion.files import read_tensors
-from patch_diffusion.training.hardware.engine import DenoisingLoss
 from patch_diffusion.training.hardware.engine import Engine as Process
 
 SMALL = Config(
@@ -120,7 +121,7 @@ def test_parts_cover_every_sample_once():
         for rank in range(world):
             process = object.__new__(Process)
             process.group, process.accumulation = SimpleNamespace(rank=rank, world=world), accumulation
-            parts = process.shares(num)
+            parts = process.microbatches(num)
             assert len(parts) == accumulation and min(map(len, parts)) >= 1
             seen += [slot for part in parts for slot in part]
         assert seen == list(range(num))
@@ -150,14 +151,14 @@ def test_impossible_options_are_refused(tmp_path, options, message):
 def test_the_loss_is_one_graph_for_each_size():
     """What engine.compile asks for: no graph breaks, and no recompilation when a size comes again."""
     torch._dynamo.reset()
-    loss = DenoisingLoss(pd.Denoiser(pd.UNet(3, 8, (1, 2), 1, dropout=0.0)))
+    loss = DenoisingObjective(pd.Denoiser(pd.UNet(3, 8, (1, 2), 1, dropout=0.0)))
     loss.compile(dynamic=False, backend="aot_eager", fullgraph=True)
     torch._dynamo.utils.counters.clear()
     for _ in range(2):
         for size in (8, 16):
             clean = torch.randn(2, 3, size, size)
             coords = pd.coordinate_grid(size, size).expand(2, -1, -1, -1)
-            loss(clean, coords, torch.ones(2), None, None, torch.randn_like(clean)).sum().backward()
+            loss(Batch(clean, torch.ones(2), torch.randn_like(clean), Conditions(coords))).sum().backward()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
     torch._dynamo.reset()
 

@@ -14,6 +14,7 @@ from patch_diffusion.config import Config, Data, Network, Optimizer
 from patch_diffusion.races import race, turns
 from patch_diffusion.races.arms import whole_images
 from patch_diffusion.training.checkpoints.checkpoint import read_checkpoint
+from patch_diffusion.training.checkpoints.saving import Checkpoints
 from patch_diffusion.training.trainer import Trainer
 
 
@@ -129,7 +130,8 @@ def test_a_killed_race_goes_on_as_if_it_had_not_been(arms, whole_race, tmp_path,
             for module in (turns, race):
                 patched.setattr(module, "judgement", counted)
         else:
-            patched.setattr(Trainer, place, after(calls, getattr(Trainer, place)))
+            owner = Checkpoints if place == "save" else Trainer
+            patched.setattr(owner, place, after(calls, getattr(owner, place)))
         with pytest.raises(Killed):
             pd.race(arms, tmp_path / "race", **TUNED)
     assert json.loads((tmp_path / "race" / "race.json").read_text())["seeds"] == [0, 1]

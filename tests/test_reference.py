@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 import parity
 import patch_diffusion as pd
 from patch_diffusion.cli import main
+from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.denoiser import place
 from patch_diffusion.denoise.process import PROCESSES
 from patch_diffusion.interop.edm_file import read_published
@@ -76,7 +77,7 @@ def denoised(model, height=16, width=16):
     augment = torch.randn(4, 3, generator=generator) if model.augment_channels else None
     labels = torch.tensor([0, 3, -1, 2]) if model.num_classes else None
     with torch.no_grad():
-        return model(noisy, sigma, pd.coordinate_grid(height, width), labels, augment=augment)
+        return model(noisy, sigma, Conditions(pd.coordinate_grid(height, width), labels, augment))
 
 
 @pytest.mark.parametrize("process", PROCESSES)
@@ -153,7 +154,7 @@ def test_imported_runs_equal_the_reference(tmp_path, name, layout):
     for part in ("full", "half"):
         noisy = tensors[f"{part}.clean"] + sigma[:, None, None, None] * tensors[f"{part}.noise"]
         with torch.no_grad():
-            found = model(noisy, sigma, tensors[f"{part}.coords"], labels, augment=augment)
+            found = model(noisy, sigma, Conditions(tensors[f"{part}.coords"], labels, augment))
         torch.testing.assert_close(found, tensors[f"{part}.denoised"], rtol=0, atol=1e-5)
 
 

@@ -116,7 +116,7 @@ def test_at_least_64_are_held_out_or_half():
     for share in (-0.1, 0.6):
         with pytest.raises(pd.InputError, match="held_out is a share of the images from 0 to 0.5"):
             hold_out(images, share, 0)
-    with pytest.raises(pd.InputError, match="none can be held out"):
+    with pytest.raises(pd.InputError, match="too few images to hold any out"):
         hold_out(pd.ImageSet(images.pixels[:1]), 0.5, 0)
 
 

@@ -9,8 +9,9 @@ import patch_diffusion as pd
 from patch_diffusion.config import Ema, Optimizer
 from patch_diffusion.files import read_json, read_tensors
 from patch_diffusion.training.checkpoints.checkpoint import read_checkpoint
-from patch_diffusion.training.optimizing.optimizers import decay_of, learning_rate, make_average, make_optimizer
+from patch_diffusion.training.optimizing.optimizers import decay_of, make_average, make_optimizer
 from patch_diffusion.training.state import optimizer_tensors
+from patch_diffusion.training.step import learning_rate
 
 RATES = (0.0, 0.05, 0.1, 0.1, 0.07, 0.1, 0.1)
 """A warm-up from nothing, and a budget that was enlarged on the way."""
@@ -104,7 +105,7 @@ def test_it_needs_no_end(make_trainer):
     for group in expected:
         assert found[group].keys() == expected[group].keys()
         assert all(torch.equal(found[group][name], expected[group][name]) for name in expected[group])
-    before, after = whole.optimizer.param_groups[0], continued.state.optimizer.param_groups[0]
+    before, after = whole.state.optimizer.param_groups[0], continued.state.optimizer.param_groups[0]
     assert {name: value for name, value in before.items() if name != "params"} == {
         name: value for name, value in after.items() if name != "params"
     }

@@ -224,7 +224,7 @@ def test_any_shape_either_fits_then_or_stays_as_it_was(height, width, preset):
     assert math.isclose(sum(config.patches.sizes.values()), 1)
     assert sum(size.shape == (height, width) for size in sizes) == 1
     assert bool(reasons) == (config != base)
-    smallest = min(1 / 4, *(size.height * size.width / (height * width) for size in sizes)) ** 0.5
+    smallest = min(1 / 4, *(math.prod(size.shape) / (height * width) for size in sizes)) ** 0.5
     assert smallest >= 1 / 4 / FURTHEST_SIZE - 2 / min(height, width)
 
 

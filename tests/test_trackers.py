@@ -237,7 +237,7 @@ def test_results_are_the_same_with_and_without(make_trainer):
 
 def test_only_the_first_process_tracks(make_trainer, as_tensorboard, monkeypatch):
     as_tensorboard(Recorded)
-    monkeypatch.setattr(Group, "first", property(lambda self: False))
+    monkeypatch.setattr(Group, "is_main", property(lambda self: False))
     make_trainer(track=None).fit(steps=2)
     assert not Recorded.made
 

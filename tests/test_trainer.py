@@ -531,7 +531,7 @@ def test_an_option_that_is_allowed_to_change_does(make_trainer):
     make_trainer().fit(steps=2)
     changed = make_trainer(optimizer=Optimizer(weight_decay=0.5), allow=["optimizer.weight_decay"])
     changed.fit(steps=3)
-    assert {group["weight_decay"] for group in changed.optimizer.param_groups} == {0.5}
+    assert {group["weight_decay"] for group in changed.state.optimizer.param_groups} == {0.5}
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ def test_it_may_be_told_to_stop_at_once_or_to_go_on(make_trainer):
     spoil(stops, lambda trainer: trainer.state.counters.step == 2, to_nan)
     with pytest.raises(pd.InputError, match="so training stopped"):
         stops.fit(steps=4)
-    assert stops.state.counters.step == 3 and stops.watchdog.rate == 1
+    assert stops.state.counters.step == 3 and stops.state.watchdog.rate == 1
     goes_on = make_trainer("goes on", log_every=1, watchdog="off")
     spoil(goes_on, lambda trainer: trainer.state.counters.step == 2, to_nan)
     goes_on.fit(steps=4)

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 import patch_diffusion as pd
+from patch_diffusion.denoise.objective import Batch
 from patch_diffusion.patches.schedule import PatchSize, Shape
 from patch_diffusion.streams import uniform
-from patch_diffusion.training.batches import Batch, Draws, Inputs
+from patch_diffusion.training.batches import Plan, Position, RandomDraws
 from patch_diffusion.training.step import learning_rate
 from patch_diffusion.training.trainer import Trainer
 
@@ -32,51 +33,51 @@ def without_coords(trainer: Trainer) -> None:
     trainer.state.network.register_forward_pre_hook(hide_coords)
 
 
-def redrawn(trainer: Trainer, change: Callable[[Batch, Draws, torch.Generator], Draws]) -> None:
+def redrawn(trainer: Trainer, change: Callable[[Plan, RandomDraws, torch.Generator], RandomDraws]) -> None:
     """Other places and noise levels than those that are drawn, by a generator of the step's own."""
     batches, draw = trainer.batches, trainer.batches.draw
 
-    def changed(batch: Batch) -> Draws:
-        generator = torch.Generator().manual_seed(2**32 * batches.seed + batch.step)
-        return change(batch, draw(batch), generator)
+    def changed(plan: Plan) -> RandomDraws:
+        generator = torch.Generator().manual_seed(2**32 * batches.seed + plan.step)
+        return change(plan, draw(plan), generator)
 
     batches.draw = changed
 
 
-def even_places(batch: Batch, draws: Draws, generator: torch.Generator) -> Draws:
+def even_places(plan: Plan, draws: RandomDraws, generator: torch.Generator) -> RandomDraws:
     """Places spread evenly over the image: a lattice (Roberts' R2) that is shifted at random."""
     root = 1.32471795724474602596  # of x^3 = x + 1
     steps = torch.tensor([1 / root, 1 / root**2], dtype=torch.float64)
-    lattice = torch.arange(batch.num, dtype=torch.float64)[:, None] * steps
+    lattice = torch.arange(plan.num, dtype=torch.float64)[:, None] * steps
     places = (torch.rand(2, generator=generator, dtype=torch.float64) + lattice) % 1
     return draws._replace(places=places.float())
 
 
-def even_noise(batch: Batch, draws: Draws, generator: torch.Generator, *, trainer: Trainer) -> Draws:
+def even_noise(plan: Plan, draws: RandomDraws, generator: torch.Generator, *, trainer: Trainer) -> RandomDraws:
     """Noise levels at even steps of their distribution, from a random one on, in random order."""
     noise = trainer.batches.noise
     assert noise.p_mean is not None
-    at = (torch.randperm(batch.num, generator=generator) + torch.rand(1, generator=generator)) / batch.num
+    at = (torch.randperm(plan.num, generator=generator) + torch.rand(1, generator=generator)) / plan.num
     normal = torch.special.ndtri(at.clamp(1e-6, 1 - 1e-6))
     return draws._replace(sigma=(noise.p_mean + (1.2 if noise.p_std is None else noise.p_std) * normal).exp())
 
 
-def even_both(batch: Batch, draws: Draws, generator: torch.Generator, *, trainer: Trainer) -> Draws:
+def even_both(plan: Plan, draws: RandomDraws, generator: torch.Generator, *, trainer: Trainer) -> RandomDraws:
     """Both."""
-    return even_places(batch, even_noise(batch, draws, generator, trainer=trainer), generator)
+    return even_places(plan, even_noise(plan, draws, generator, trainer=trainer), generator)
 
 
 def noise_by_size(
-    batch: Batch,
-    draws: Draws,
+    plan: Plan,
+    draws: RandomDraws,
     generator: torch.Generator,
     *,
     trainer: Trainer,
     shifts: tuple[float, float, float],
     std: float | None = None,
-) -> Draws:
+) -> RandomDraws:
     """ln(sigma) moved by ``shifts`` on whole images, halves and quarters; of the deviation ``std`` where given."""
-    share, sigma = batch.size.shape[0] / trainer.images.resolution[0], draws.sigma
+    share, sigma = plan.size.shape[0] / trainer.images.resolution[0], draws.sigma
     if std is not None:
         usual = trainer.batches.noise.p_std
         sigma = (sigma.log() * (std / (1.2 if usual is None else usual))).exp()  # p_mean is 0 in these trials
@@ -87,14 +88,14 @@ def matched_noise(trainer: Trainer) -> None:
     """Each image has the noise of its step that is nearest to it (Li et al., arXiv 2406.12303): needs scipy."""
     from scipy.optimize import linear_sum_assignment
 
-    batches, inputs = trainer.batches, trainer.batches.inputs
+    batches, make = trainer.batches, trainer.batches.make
 
-    def changed(batch: Batch, slots: range) -> Inputs:
-        found = inputs(batch, slots)
+    def changed(plan: Plan, slots: range) -> Batch:
+        found = make(plan, slots)
         apart = torch.cdist(found.clean.flatten(1), found.noise.flatten(1))
         return found._replace(noise=found.noise[torch.as_tensor(linear_sum_assignment(apart.numpy())[1])])
 
-    batches.inputs = changed
+    batches.make = changed
 
 
 class WholeCountsTwice(pd.PatchSchedule):
@@ -167,18 +168,19 @@ def scheduled(trainer: Trainer, kind: type[pd.PatchSchedule]) -> None:
 def halved(trainer: Trainer) -> None:
     """See `WithHalved`: pixels are means of four, with the coordinates of the whole."""
     scheduled(trainer, WithHalved)
-    batches, inputs = trainer.batches, trainer.batches.inputs
+    batches, make = trainer.batches, trainer.batches.make
 
-    def changed(batch: Batch, slots: range) -> Inputs:
-        if not batch.size.small:
-            return inputs(batch, slots)
-        height, width = trainer.images.resolution
-        found = inputs(replace(batch, size=replace(batch.size, height=height, width=width, small=False)), slots)
-        coords = pd.coordinate_grid(*batch.size.shape).expand(len(slots), -1, -1, -1)
+    def changed(plan: Plan, slots: range) -> Batch:
+        if not plan.size.small:
+            return make(plan, slots)
+        found = make(replace(plan, size=replace(plan.size, shape=plan.resolution, small=False)), slots)
+        coords = pd.coordinate_grid(*plan.size.shape).expand(len(slots), -1, -1, -1)
+        conditions = replace(found.conditions, coords=coords)
         # The mean of four standard normal numbers, twice, is one.
-        return found._replace(clean=avg_pool2d(found.clean, 2), coords=coords, noise=2 * avg_pool2d(found.noise, 2))
+        noise = 2 * avg_pool2d(found.noise, 2)
+        return found._replace(clean=avg_pool2d(found.clean, 2), noise=noise, conditions=conditions)
 
-    batches.inputs = changed
+    batches.make = changed
 
 
 def all_sizes(trainer: Trainer) -> None:
@@ -188,17 +190,17 @@ def all_sizes(trainer: Trainer) -> None:
         step, resolution = trainer.state.counters.step, trainer.images.resolution
         sizes, total = trainer.schedule.sizes_for(resolution), torch.zeros(())
         for number, size in enumerate(sizes):
-            num = max(1, round(size.num_images(trainer.config.batch) * size.probability))
-            batch = Batch(step, 0, trainer.state.counters.drawn(resolution), size, num)
-            inputs = trainer.batches.inputs(batch, range(num))
+            num = max(1, round(size.num_images(trainer.batches.batch) * size.probability))
+            first = trainer.batches.plan(Position(step, 0, trainer.state.counters.by_resolution)).first
+            batch = trainer.batches.make(Plan(step, 0, resolution, first, size, num), range(num))
             weight, last = size.probability / num, number == len(sizes) - 1
-            total += trainer.engine.backward(trainer.state.module, inputs, weight, last=last).sum() * weight
+            total += trainer.engine.backward(trainer.state.module, batch, weight, last=last).sum() * weight
             trainer.state.counters.add(size, num, resolution, trainer.flops[size.shape])
         trainer.state.counters.step = step + 1
         for group in trainer.state.optimizer.param_groups:
             group["lr"] = learning_rate(trainer.config.optimizer, spent)
         skipped = trainer.engine.step(trainer.state.optimizer, trainer.config.optimizer.clip)
-        images = sum(max(1, round(size.num_images(trainer.config.batch) * size.probability)) for size in sizes)
+        images = sum(max(1, round(size.num_images(trainer.batches.batch) * size.probability)) for size in sizes)
         trainer.state.average.update(trainer.state.denoiser, images, trainer.state.counters.images)
         trainer.state.losses.add("all", total, trainer.state.losses.zeros(), skipped)
         return sizes[-1], total
@@ -206,7 +208,7 @@ def all_sizes(trainer: Trainer) -> None:
     trainer.train_step = train_step
 
 
-def _with(change: Callable[..., Draws], **more: Any) -> Callable[[Trainer], None]:
+def _with(change: Callable[..., RandomDraws], **more: Any) -> Callable[[Trainer], None]:
     return lambda trainer: redrawn(trainer, partial(change, trainer=trainer, **more))
 
 

@@ -227,7 +227,7 @@ def steps_for(trainer: Trainer, flops: float) -> int:
     schedule, resolution = trainer.schedule, trainer.images.resolution
 
     def cost(size: Any) -> int:
-        return size.num_images(trainer.config.batch) * trainer.flops[size.shape]
+        return size.num_images(trainer.batches.batch) * trainer.flops[size.shape]
 
     if schedule.kind == "progressive" or isinstance(schedule, LastOnWhole):
         return max(1, round(flops / sum(size.probability * cost(size) for size in schedule.sizes_for(resolution))))

@@ -174,7 +174,9 @@ def _forecast(
     if memory_of_weights(network, len(config.ema.lengths)) > most:
         return config, None
     # A single process is timed, and only its training steps.
-    alone = replace(config, engine=replace(config.engine, shard=False), watch=Watch(), checkpoint_by="loss")
+    alone = replace(
+        config, engine=replace(config.engine, shard=False), watch=Watch(), checkpoint_by="loss", batch_pixels=None
+    )
     with tempfile.TemporaryDirectory() as folder:
         foreseen = forecast(build_trainer(alone, images, Path(folder) / "run", show=False))
     batch = config.batch

@@ -314,6 +314,7 @@ MAY_CHANGE = {
     "steps",
     "images",
     "minutes",
+    "batch_pixels",
     "checkpoints",
     "checkpoint_minutes",
     "checkpoint_steps",

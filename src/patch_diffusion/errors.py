@@ -29,9 +29,15 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{nearest[0]}'?" if nearest else f"; choose from {', '.join(known)}"
 
 
-def need(library: str, source: str) -> Any:
-    """Import and return an optional library, or raise an `InputError` that says how to install it."""
+def need(library: str, extra: str, what: str) -> Any:
+    """Import and return an optional library, or raise an `InputError` that says how to install it.
+
+    Args:
+        library: the name of the library.
+        extra: the extra of this package that installs it.
+        what: the feature that needs it, the beginning of the sentence.
+    """
     try:
         return import_module(library)
     except ImportError:
-        raise InputError(f"reading {source} needs {library}: pip install 'patch_diffusion[data]'") from None
+        raise InputError(f"{what} needs {library}: pip install 'patch_diffusion[{extra}]'") from None

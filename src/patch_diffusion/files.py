@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,20 +21,31 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111  (Path.expanduser raises there)
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Replace a file atomically: yield a temporary path to write to, which is synced and renamed after the block.
+
+    If the block raises an error, the temporary file is deleted, and a file that was at ``path`` stays as it was.
+    """
+    partial = path.with_name(path.name + ".tmp")
+    try:
+        yield partial
+        sync(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file atomically: under a temporary name, synced and then renamed."""
+    """Write a safetensors file atomically, see `replacing`."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    partial = path.with_name(path.name + ".tmp")
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
-        sync(partial)
-        partial.replace(path)
+        with replacing(path) as partial:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
     except SafetensorError as error:
         raise OSError(f"cannot write {path}: {error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -50,19 +62,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file atomically: under a temporary name, synced and then renamed."""
+    """Write a JSON file atomically, see `replacing`."""
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically: under a temporary name, synced and then renamed."""
-    partial = path.with_name(path.name + ".tmp")
-    try:
+    """Write a text file atomically, see `replacing`."""
+    with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
-        sync(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:

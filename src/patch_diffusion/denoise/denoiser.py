@@ -18,7 +18,7 @@ NO_PLACES = "patches.context is looked up at the coordinates of the pixels: leav
 
 
 class Denoiser(nn.Module):
-    """D(x; sigma, coords) = c_skip x + c_out F(cat(c_in x, coords); c_noise), the best guess of the clean image.
+    """A denoiser: D(x; sigma, coords) = c_skip x + c_out F(cat(c_in x, coords); c_noise) estimates the clean image.
 
     The factors are those of a noise process (EDM, arXiv 2206.00364, table 1), around any network F. The coordinates are
     an input only, not scaled and not denoised (Patch Diffusion, arXiv 2304.12526, section 3.1).
@@ -83,7 +83,7 @@ class Denoiser(nn.Module):
 
     @property
     def module(self) -> nn.Module:
-        """The network, where it is a torch module and so has weights."""
+        """The network as a torch module, which has weights; other callables are refused."""
         if not isinstance(self.network, nn.Module):
             raise InputError("to have weights, the denoiser's network must be a torch.nn.Module")
         return self.network
@@ -95,7 +95,7 @@ class Denoiser(nn.Module):
 
     @property
     def image_channels(self) -> int | None:
-        """Channels of the images, where the network says so."""
+        """Number of image channels, if the network has such an attribute."""
         return getattr(self.network, "image_channels", None)
 
     @property
@@ -115,13 +115,13 @@ class Denoiser(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
 
     def forward(
         self, noisy: Tensor, sigma: Tensor | float, coords: Tensor | Conditions, labels: Tensor | None = None
     ) -> Tensor:
-        """Denoise.
+        """Denoise images at some noise levels, under some conditions.
 
         Args:
             noisy: clean + sigma * noise, (n, c, *shape).
@@ -133,7 +133,7 @@ class Denoiser(nn.Module):
             The denoised images (n, c, *shape).
         """
         conditions = coords if isinstance(coords, Conditions) else Conditions(coords, labels)
-        num, shape, along = len(noisy), tuple(noisy.shape[2:]), [1] * (noisy.ndim - 1)
+        num, shape, along = noisy.shape[0], tuple(noisy.shape[2:]), [1] * (noisy.ndim - 1)
         sigma = torch.as_tensor(sigma, dtype=noisy.dtype, device=noisy.device).expand(num)
         factors = self.process.preconditioning(sigma, self.sigma_data)
         c_skip, c_out, c_in = (factor.view(num, *along) for factor in factors[:3])
@@ -169,13 +169,13 @@ class Denoiser(nn.Module):
         return (denoised - noisy) / sigma.square().view(-1, *[1] * (noisy.ndim - 1))
 
     def loss_weight(self, sigma: Tensor) -> Tensor:
-        """lambda(sigma), the weight of the squared error: that of the process."""
+        """Return lambda(sigma), the process' loss weight of the squared error at a noise level."""
         return self.process.loss_weight(sigma, self.sigma_data)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout inside the block; the model's mode is as before after it."""
+    """Put a model into evaluation mode inside the block, so without dropout, and back into its mode after it."""
     training = model.training
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""The training objective: what maps a denoiser and a batch to losses. It does not know what a patch is."""
+"""The training objective: maps a denoiser and a batch to losses. It does not know what a patch is."""
 
 from __future__ import annotations
 
@@ -127,7 +127,8 @@ class NoiseLevels(Noise):
     -1.2 and 1.2 (EDM, arXiv 2206.00364, table 1), which also stand in for the one of the two that is not given.
 
     Args:
-        p_mean, p_std, process and the others: see `patch_diffusion.config.Noise`; ``process`` may be a `Process`.
+        p_mean, p_std, process, weight, sigma_data, sigma_min, sigma_max: see `patch_diffusion.config.Noise`;
+            ``process`` may also be a `Process`.
 
     >>> NoiseLevels().draw(8).shape
     torch.Size([8])

@@ -1,4 +1,4 @@
-"""Noise processes: how an image turns into noise, and what a network that undoes it is given.
+"""Noise processes: how an image turns into noise, and how the network that denoises it is preconditioned.
 
 A process is a schedule of the noise level sigma(t) and of a scale s(t): the noisy image at time t is
 x_t = s(t) (clean + sigma(t) noise). All else follows (EDM, arXiv 2206.00364, appendix B.1 to B.3):
@@ -23,7 +23,7 @@ from typing_extensions import override
 
 
 class Preconditioning(NamedTuple):
-    """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise): the four factors, like sigma."""
+    """The four factors of the preconditioning D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), shaped like sigma."""
 
     c_skip: Tensor
     c_out: Tensor
@@ -44,40 +44,40 @@ class Process(ABC):
 
     @abstractmethod
     def sigma(self, time: Tensor) -> Tensor:
-        """Noise level at a time."""
+        """Return the noise level sigma(t) at a time."""
 
     @abstractmethod
     def time(self, sigma: Tensor) -> Tensor:
-        """Time of a noise level."""
+        """Return the time t of a noise level."""
 
     @abstractmethod
     def scale(self, time: Tensor) -> Tensor:
-        """s(t)."""
+        """Return the scale s(t) of the image at a time."""
 
     @abstractmethod
     def drift(self, noisy: Tensor, time: Tensor) -> Tensor:
-        """f(x, t)."""
+        """Return the drift f(x, t) of the forward SDE."""
 
     @abstractmethod
     def diffusion(self, time: Tensor) -> Tensor:
-        """g(t)."""
+        """Return the diffusion coefficient g(t) of the forward SDE."""
 
     @abstractmethod
     def preconditioning(self, sigma: Tensor, sigma_data: float) -> Preconditioning:
-        """What the network's input and output are multiplied by."""
+        """Return the factors of the network's input and output at a noise level."""
 
     @abstractmethod
     def loss_weight(self, sigma: Tensor, sigma_data: float) -> Tensor:
-        """lambda(sigma), the weight of the squared error."""
+        """Return lambda(sigma), the loss weight of the squared error at a noise level."""
 
     @abstractmethod
     def draw(self, num: int, generator: torch.Generator | None = None) -> Tensor:
-        """``(num,)`` noise levels as published for training, on the generator's device."""
+        """Draw ``(num,)`` noise levels as published for training, on the generator's device."""
 
 
 @dataclass(frozen=True)
 class EDM(Process):
-    """sigma(t) = t, s(t) = 1 (EDM, arXiv 2206.00364, table 1, last column).
+    """The EDM noise process: sigma(t) = t, s(t) = 1 (arXiv 2206.00364, table 1, last column).
 
     The process of a `Denoiser` unless another is given. It is trained on ln(sigma) ~ N(-1.2, 1.2^2) and sampled between
     noise levels of 0.002 and 80.
@@ -122,18 +122,18 @@ class EDM(Process):
 
     @override
     def loss_weight(self, sigma: Tensor, sigma_data: float) -> Tensor:
-        """At the start of the training every level counts alike."""
+        """Return a loss weight by which every noise level counts alike at the start of the training."""
         return (sigma.square() + sigma_data**2) / (sigma * sigma_data).square()
 
     @override
     def draw(self, num: int, generator: torch.Generator | None = None) -> Tensor:
-        """ln(sigma) ~ N(-1.2, 1.2^2)."""
+        """Draw log-normal noise levels of training, ln(sigma) ~ N(-1.2, 1.2^2)."""
         return (_normal(num, generator) * 1.2 - 1.2).exp()
 
 
 @dataclass(frozen=True)
 class VE(Process):
-    """Variance exploding, the continuous SMLD: sigma(t) = sqrt(t), s(t) = 1 (EDM, table 1; score-SDE, 2011.13456).
+    """The variance-exploding process, continuous SMLD: sigma(t) = sqrt(t), s(t) = 1 (EDM, table 1; arXiv 2011.13456).
 
     Sampled between noise levels of 0.02 and 100, which training draws evenly in ln(sigma).
 
@@ -176,13 +176,13 @@ class VE(Process):
 
     @override
     def draw(self, num: int, generator: torch.Generator | None = None) -> Tensor:
-        """ln(sigma) uniform between the two ends."""
+        """Draw noise levels of training with ln(sigma) uniform between the two ends."""
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** _uniform(num, generator)
 
 
 @dataclass(frozen=True)
 class VP(Process):
-    """Variance preserving, the continuous DDPM: s(t) = 1 / sqrt(1 + sigma(t)^2), t in [0, 1].
+    """The variance-preserving process, continuous DDPM: s(t) = 1 / sqrt(1 + sigma(t)^2), t in [0, 1].
 
     sigma(t)^2 = exp(beta_d t^2 / 2 + beta_min t) - 1 (EDM, table 1; score-SDE, 2011.13456). ``sigma_max`` is sigma(1).
     It is sampled between noise levels of 0.010486 and 152.167, and trained on times drawn evenly.
@@ -236,7 +236,7 @@ class VP(Process):
 
     @override
     def draw(self, num: int, generator: torch.Generator | None = None) -> Tensor:
-        """t uniform in [1e-5, 1]."""
+        """Draw noise levels of training at times uniform in [1e-5, 1]."""
         return self.sigma(1 + _uniform(num, generator) * (self.least_time - 1))
 
 

@@ -1,4 +1,4 @@
-"""Threads of a CPU that share a batch.
+"""CPU threads that share a batch.
 
 torch divides every operation among its threads, which meet after each, thousands of times a step; where another process
 takes a core for a moment, all of them wait, each time. Here each thread takes some of the samples all the way through
@@ -96,7 +96,7 @@ def can_share(model: Denoiser) -> bool:
 
 
 def forward(model: Denoiser, noisy: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
-    """Denoise, see `Denoiser.forward`; inside `sharing`, and without gradients, by several threads."""
+    """Denoise a batch, see `Denoiser.forward`; inside `sharing`, and without gradients, by several threads."""
     num = len(noisy)
     if _current is None or num == 1 or torch.is_grad_enabled() or not can_share(model):
         with _all_threads():
@@ -167,7 +167,7 @@ def backward(
 
 @contextmanager
 def _all_threads() -> Iterator[None]:
-    """Inside, torch divides each operation among all threads, unless this is one of those that share."""
+    """Let torch use all threads for each operation inside the block, unless this thread is one of those that share."""
     if _current is None or threading.get_ident() != _current.owner:
         yield
         return
@@ -177,7 +177,7 @@ def _all_threads() -> Iterator[None]:
 
 @contextmanager
 def _threads_of_torch(num: int) -> Iterator[None]:
-    """So many inside, for what this thread computes."""
+    """Set the number of threads that torch uses for this thread's operations inside the block."""
     before = torch.get_num_threads()
     if num == before:
         yield
@@ -190,7 +190,7 @@ def _threads_of_torch(num: int) -> Iterator[None]:
 
 
 def threads() -> int:
-    """How many share the work here: 1 outside of `sharing`."""
+    """Return the number of threads that share the work: 1 outside of `sharing`."""
     return 1 if _current is None else _current.num
 
 
@@ -202,7 +202,7 @@ def map(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
 
 
 def _add(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
-    """To what the parameters have, if they have any."""
+    """Add gradients to those that the parameters have, if they have any."""
     sums, terms = [], []
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is None:

@@ -1,4 +1,4 @@
-"""How well whole images, or patches of them, are denoised: the plainest number by which two models can be compared."""
+"""The denoising loss of whole images, or of patches of them: the plainest number to compare two models by."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def whole_image_loss(
     batch: int = 64,
     most: int | None = None,
 ) -> dict[float, float]:
-    """The denoising loss of whole images at fixed noise levels, with fixed noise: sigma to mean loss.
+    """Compute the mean denoising loss of whole images at fixed noise levels, with fixed noise, by noise level.
 
     Images that the model was not trained on tell how well it has learned; the noise of an image depends on the seed,
     its place in the data set and the level alone, so two models are compared on the same noise. A model with a context
@@ -67,7 +67,7 @@ def losses_of_images(
     most: int | None = None,
     size: tuple[int, ...] | None = None,
 ) -> dict[float, Tensor]:
-    """What `whole_image_loss` takes the means of: sigma to the loss of each image (n,), float64 on the CPU.
+    """Compute the denoising loss of each image (n,), float64 on the CPU, by noise level; see `whole_image_loss`.
 
     With a ``size``, height and width, the loss is that of a patch of each image, at a place that follows from the seed.
     """
@@ -96,7 +96,7 @@ def _losses(
     seed: int,
     batch: int,
 ) -> list[Tensor]:
-    """Of ``num`` images of one size, the first of which has the place ``first`` in the data set, batch by batch."""
+    """Compute the losses of ``num`` images of one size, batch by batch; ``first`` is the first one's index."""
     device = model.device
     whole = coordinate_grid(*images.resolution, device=device)
     where = torch.rand(num, len(shape), generator=generator(seed, "places of patches", first))

@@ -90,12 +90,12 @@ class SampleMeter:
         self._beside: _Beside | None = None
 
     def begin(self, images: Images, held_out: Images | None, device: torch.device) -> None:
-        """Make the features of the images, or find them in the cache."""
+        """Compute the features of the real images, or read them from the cache."""
         extractor = open_extractor(self._extractor, device=device)
         self._beside = _Beside.of(images, held_out, extractor, self.options, self._seed, self._batch)
 
     def __call__(self, model: Denoiser) -> MeterReading:
-        """Sample and measure."""
+        """Sample images from a model and return their metrics."""
         beside, options = self._beside, self.options
         if beside is None:
             raise InputError("a meter compares with images: call begin first, as a trainer does")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from patch_diffusion.data.latents.codec import LatentCodec
 from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, need
 from patch_diffusion.files import write_json
 from patch_diffusion.interop.pipeline_folder import codec_facts
 from patch_diffusion.patches.coords import coordinate_grid
@@ -142,13 +142,8 @@ def check_onnx() -> None:
     Raises:
         InputError: one is missing; the message names the extra to install.
     """
-    try:
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError:
-        raise InputError(
-            "an ONNX file needs onnxscript and onnxruntime: pip install 'patch_diffusion[export]'"
-        ) from None
+    for library in ("onnxscript", "onnxruntime"):
+        need(library, "export", "an ONNX file")
 
 
 def _traced(graph: DenoiserGraph, resolution: tuple[int, int]) -> torch.export.ExportedProgram:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, need
 
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -18,10 +18,7 @@ def check_repository(name: str) -> None:
     """
     if not _NAME.fullmatch(name) or ".." in name or "--" in name:
         raise InputError(f"a repository is given as OWNER/NAME, not '{name}'")
-    try:
-        import huggingface_hub  # noqa: F401
-    except ImportError:
-        raise InputError("--push needs huggingface_hub: pip install 'patch_diffusion[export]'") from None
+    need("huggingface_hub", "export", "--push")
 
 
 def push(folder: Path, name: str, *, public: bool) -> str:

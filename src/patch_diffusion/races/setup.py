@@ -63,7 +63,10 @@ class RaceSetup:
             _check_alike(apart, images)
         settled, notes = dict(arms), {}
         for name in arms if given is not None else ():
-            settled[name], notes[name] = suggest(images, arms[name], given.get(name, ()) if given else ())
+            asked = given.get(name, ()) if given else ()
+            settled[name], notes[name] = suggest(images, arms[name], asked)
+            if "batch" in asked:
+                settled[name] = replace(settled[name], batch_pixels=None)
         return cls(settled, images, apart, notes)
 
     @property

@@ -73,16 +73,6 @@ class Microbatch:
     is_last: bool
     following: Position
 
-    @property
-    def sigma(self) -> Tensor:
-        """Noise levels of the samples, (n,)."""
-        return self.batch.sigma
-
-    @property
-    def size(self) -> str:
-        """Name of the patch size."""
-        return str(self.plan.size)
-
 
 class RandomDraws(NamedTuple):
     """The random numbers of all images of a step, drawn at once on the host: ``(num,)``, places ``(num, axes)``.
@@ -142,6 +132,8 @@ class Batches:
 
     def microbatch(self, position: Position) -> Microbatch:
         """Make the microbatch at a position, on the device."""
+        if self.device.type == "cuda" and self.device.index is not None:
+            torch.cuda.set_device(self.device)  # of this thread, which else would open the first one, too
         plan = self.plan(position)
         parts = self.split(plan.num)
         slots, is_last = parts[position.part], position.part == len(parts) - 1
@@ -193,7 +185,8 @@ class Batches:
         else:
             if self.augment.p:
                 pixels = images.codec.encode(pixels)
-            pixels, altered = self.augment(pixels, self.seed, plan.step, slots)
+            if self._alters:
+                pixels, altered = self.augment(pixels, self.seed, plan.step, slots)
             if self.schedule.context is not None and self.small is None:
                 small = make_small(pixels, self._small_shape(images))
             patch = random_patches(

@@ -108,6 +108,8 @@ def _train(
     images = open_images(**how, show=show)
     if given is not None:
         config, reasons = suggest(images, config, given)
+        if "batch" in given:
+            config = replace(config, batch_pixels=None)
         images = replace(images, notes=(*images.notes, *reasons))
     return build_trainer(config, images, out, allow=allow, show=show).fit(**vars(budget))
 

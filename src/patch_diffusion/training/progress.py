@@ -1,4 +1,4 @@
-"""What the user sees of a run: ``log.jsonl``, and a bar or plain lines on stderr."""
+"""The display of a run: ``log.jsonl``, and a bar or plain lines on stderr."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SECONDS_PER_PLAIN_LINE = 10
 
 
 class Progress:
-    """Use as a context manager around the steps. Without a file nothing is logged. Trackers are told what is logged."""
+    """A progress bar, the log file and the trackers of a run; a context manager around the steps."""
 
     def __init__(self, log_file: Path | None, *, show: bool = True, trackers: Trackers | None = None) -> None:
         self._log_file = log_file
@@ -75,16 +75,16 @@ class Progress:
         write_text(self._log_file, "".join(kept))
 
     def say(self, text: str) -> None:
-        """Tell the user something."""
+        """Print a line for the user."""
         self._console.print(text, markup=False)
 
     def note(self, text: str, step: int) -> None:
-        """Tell the user something, and keep it in the log."""
+        """Print a line for the user, and write it as a note into the log."""
         self.say(text)
         self._write({"step": step, "note": text})
 
     def show(self, counters: Counters, spent: float) -> None:
-        """Move the bar, or print a plain line now and then."""
+        """Move the progress bar, or print a plain line every few seconds where there is no terminal."""
         now = time.monotonic()
         self._start = self._start or (now, spent, counters.images)
         began, spent_then, images_then = self._start
@@ -98,12 +98,12 @@ class Progress:
             self._console.print(f"{min(spent, 1):4.0%}  {text}")
 
     def picture(self, path: Path, step: int) -> None:
-        """Show a picture of samples to the trackers."""
+        """Send a picture of samples to the trackers."""
         if self._trackers is not None:
             self._trackers.picture(step, path)
 
     def log(self, counters: Counters, spent: float, learning_rate: float, summary: Summary) -> None:
-        """Write a line of the mean losses since the last one."""
+        """Write a line of the mean losses since the last one into the log."""
         line = {
             **counters.as_dict(),
             "spent": round(spent, 6),
@@ -123,7 +123,7 @@ class Progress:
         losses: Mapping[float, float],
         by_size: Mapping[str, float] | None = None,
     ) -> float:
-        """Write a line of the losses of held-out images by noise level, and by patch size; the mean of the former."""
+        """Write the losses of held-out images by noise level and patch size into the log; return the mean."""
         mean = math.fsum(losses.values()) / len(losses)
         found: dict[str, Any] = {"loss": mean, "by_noise": {f"{sigma:g}": loss for sigma, loss in losses.items()}}
         found |= {"by_size": dict(by_size)} if by_size else {}
@@ -131,7 +131,7 @@ class Progress:
         return mean
 
     def log_samples(self, counters: Counters, spent: float, numbers: Mapping[str, float]) -> None:
-        """Write a line of what was measured of samples, and show it."""
+        """Write the measures of samples into the log, and print them."""
         self._write({**_counts(counters, spent), "samples": dict(numbers)})
         self.say(f"step {counters.step:,}: {in_words(numbers)}")
 

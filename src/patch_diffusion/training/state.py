@@ -60,7 +60,7 @@ class Counters:
         self.flops += num_images * flops_per_image
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the counts as a dict that JSON can store."""
+        """Return the counts of training as a dict that JSON can store."""
         return asdict(self)
 
 

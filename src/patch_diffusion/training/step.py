@@ -45,11 +45,11 @@ class Step:
         part = self.batches.get(Position(state.counters.step, 0, state.counters.by_resolution, spent))
         while True:
             torch.manual_seed(part.dropout_seed)  # modules with dropout draw from torch's own generator
-            weight = (
-                part.weight if state.balance is None else part.weight * state.balance.weights(part.size, part.sigma)
-            )
+            weight: float | Tensor = part.weight
+            if state.balance is not None:
+                weight = weight * state.balance.weights(str(part.plan.size), part.batch.sigma)
             losses.append(engine.backward(state.module, part.batch, weight, last=part.is_last))
-            sigma.append(part.sigma)
+            sigma.append(part.batch.sigma)
             if part.is_last:
                 break
             part = self.batches.get(part.following)

@@ -76,7 +76,7 @@ def suggest(images: Images, base: Config, given: Collection[str] = ()) -> tuple[
         if sizes is not None:
             chosen = replace(base, network=network, patches=replace(base.patches, sizes=sizes))
             reasons += _reasons(base, chosen, resolutions, wanted)
-            chosen, more = _smaller_steps(chosen, resolutions, given)
+            chosen, more = limit_pixels(chosen, resolutions, stride(network), given)
             chosen, why = _number_format(chosen, resolutions, given)
             return chosen, reasons + more + why
     return base, reasons
@@ -114,8 +114,8 @@ def _shifted(images: Images, config: Config, given: Collection[str]) -> tuple[Co
     return replace(config, noise=replace(config.noise, p_mean=p_mean)), [reason]
 
 
-def _smaller_steps(
-    config: Config, resolutions: Sequence[Resolution], given: Collection[str]
+def limit_pixels(
+    config: Config, resolutions: Sequence[Resolution], stride: int, given: Collection[str]
 ) -> tuple[Config, list[str]]:
     """Reduce the batch so that no step exceeds ``batch_pixels``, and in that case also the share of whole images."""
     most, batch = config.batch_pixels, config.batch
@@ -129,7 +129,7 @@ def _smaller_steps(
     pixels, side = max(
         (size.growth * math.prod(size.shape), "x".join(map(str, resolution)))
         for resolution in resolutions
-        for size in schedule.sizes_for(resolution, stride(config.network))
+        for size in schedule.sizes_for(resolution, stride)
     )
     fewer = max(_FEWEST_IMAGES, int(most / pixels))
     if fewer >= batch:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from patch_diffusion.config import Config, Patches, plain
+from patch_diffusion.config import Config, Patches, flat_options, plain
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.images import Images
 from patch_diffusion.denoise.conditions import Conditions
@@ -38,6 +38,7 @@ from patch_diffusion.training.prefetch import Prefetcher
 from patch_diffusion.training.progress import Progress
 from patch_diffusion.training.state import TrainingState
 from patch_diffusion.training.step import Step
+from patch_diffusion.training.suggest import limit_pixels
 from patch_diffusion.training.watching.trackers import Trackers, choose_trackers
 
 
@@ -85,6 +86,9 @@ class Trainer:
             options["watch"] = meter.options
         config = reconciled(config_of(config, options), denoiser, images)
         check_numbers(config)
+        given = {name for name, value in flat_options(config).items() if value != flat_options(Config())[name]}
+        resolutions = [bucket.resolution for bucket in images.buckets]
+        config, limits = limit_pixels(config, resolutions, denoiser.stride, given - {"batch", "batch_pixels"})
         self.run = RunFolder(user_path(out))
         check_watching(config, images, held_out, continues=self.run.is_run())
         self.meter = meter
@@ -97,7 +101,7 @@ class Trainer:
         sizes = {
             size: None for each in images.buckets for size in self.schedule.sizes_for(each.resolution, denoiser.stride)
         }
-        self.images, self.held_out = images, held_out
+        self.images, self.held_out = replace(images, notes=(*images.notes, *limits)), held_out
         denoiser.resolution = images.resolution
         denoiser.class_names = images.class_names if denoiser.num_classes else ()
         denoiser.codec = images.codec

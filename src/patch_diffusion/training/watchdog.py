@@ -1,4 +1,4 @@
-"""What tells a training that goes wrong from one that only fluctuates."""
+"""The watchdog: tells a training that goes wrong from one that only fluctuates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MEMORY = 0.9  # of the running mean of the losses of healthy lines
 
 @dataclass
 class Watchdog:
-    """Judges each line of the log. What it has seen is part of a checkpoint.
+    """Judges the losses of each line of the log. Its memory is part of a checkpoint.
 
     ``usual`` are running means of the losses by size; ``suspicion`` counts up to `PATIENCE`; ``good`` is the step of
     the last line without suspicion; ``rate`` what the learning rate is multiplied by, below 1 once training has gone
@@ -40,7 +40,7 @@ class Watchdog:
     back: bool = False
 
     def judge(self, step: int, summary: Summary) -> str:
-        """What is wrong after ``step``, as the beginning of a sentence; empty if nothing is."""
+        """Return what is wrong with the training after ``step``, as the start of a sentence; empty if nothing is."""
         skipped, self.skipped = summary.skipped - self.skipped, summary.skipped
         if 2 * skipped > summary.num_steps:
             return f"the gradients of {skipped} of the last {summary.num_steps} steps were not finite"
@@ -58,14 +58,14 @@ class Watchdog:
         return ""
 
     def gone_back(self, step: int) -> Watchdog:
-        """As of the checkpoint after ``step``, from where training goes on, more slowly."""
+        """Return the watchdog for a training that has gone back to ``step`` and goes on at a lower learning rate."""
         return Watchdog(dict(self.usual), 0, step, self.skipped, SLOWER * self.rate, True)
 
     def state(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the watchdog's memory as a dict that JSON can store."""
         return asdict(self)
 
     @classmethod
     def restored(cls, state: Mapping[str, Any]) -> Watchdog:
-        """Undo `state`."""
+        """Make a watchdog of the dict that `state` returned."""
         return cls(**state)

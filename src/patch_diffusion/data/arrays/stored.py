@@ -142,7 +142,7 @@ def _read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype
 
 @contextmanager
 def _open_hdf5(path: Path, source: str, key: str | None, labels: str | None) -> Iterator[StoredArray]:
-    h5py = need("h5py", source)
+    h5py = need("h5py", "data", f"reading {source}")
     with _damage_named(source):
         file = h5py.File(path, "r")
     with file:
@@ -164,7 +164,7 @@ _ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")
 
 @contextmanager
 def _open_zarr(path: Path, source: str, key: str | None, labels: str | None) -> Iterator[StoredArray]:
-    zarr = need("zarr", source)
+    zarr = need("zarr", "data", f"reading {source}")
     if not path.is_dir():
         raise InputError(f"{source} is no folder of Zarr")
     with _damage_named(source):

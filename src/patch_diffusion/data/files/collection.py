@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from patch_diffusion.config import Data
 from patch_diffusion.data.files.decode import Header, ImageFile, decode_file, quiet, read_headers, reason
 from patch_diffusion.data.files.pixel_type import common_pixel_type
-from patch_diffusion.data.files.small_file_cache import SmallFileCache
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.reading.labels import Labels
 from patch_diffusion.data.reading.parallel import in_order
@@ -86,10 +85,9 @@ def read_collection(found: Collection, options: Data, *, show: bool = False) -> 
 
 def _plan(found: Collection, options: Data, show: bool) -> Plan:
     """Plan which files are decoded to which size and pixel type, after a pass over their headers."""
-    files, unusable, headers, small_files = found.files, dict(found.unusable), found.headers, SmallFileCache()
+    files, unusable, headers = found.files, dict(found.unusable), found.headers
     if headers is None:
-        cached = Files(len(files), lambda index: small_files.for_header_pass(index, files[index]))
-        headers, unusable = read_headers(cached, show=show)
+        headers, unusable = read_headers(files, show=show)
     _refuse_many_unusable(files, unusable)
     sizes = {index: header.size for index, header in headers.items()}
     targets = choose_sizes(sizes, lambda index: files[index].name, resolution_of(options), options.fit)
@@ -107,7 +105,7 @@ def _plan(found: Collection, options: Data, show: bool) -> Plan:
         kept: list[int] = []
 
         def decode(index: int) -> NDArray[Any]:
-            return decode_file(small_files.for_decode_pass(index, files[index]), size, pixel_type.mode, options.fit)
+            return decode_file(files[index], size, pixel_type.mode, options.fit)
 
         def blocks() -> Iterator[NDArray[Any]]:
             together: list[NDArray[Any]] = []  # images of consecutive indices

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from patch_diffusion.config import Fit
-from patch_diffusion.data.files.quick import format_of, quick_header, quick_picture
 from patch_diffusion.data.reading.parallel import in_order
 from patch_diffusion.data.reading.sizes import Size, resize, resize_values
 from patch_diffusion.errors import InputError
@@ -78,15 +77,7 @@ def read_header(file: ImageFile) -> Header:
         InputError: the file is empty, has too many pixels, or has pages that do not make one image.
         Exception: Pillow may raise any exception on a broken file; `reason` puts it in words.
     """
-    source = file.open()
-    if not isinstance(source, (Image.Image, np.ndarray)):
-        with closed_on_error(source):
-            found = quick_header(source)
-        if found is not None:
-            source.close()
-            _refuse_bomb(found.size[0] * found.size[1])
-            return Header(found.size, grey=found.grey)
-    with _opened(source) as image:
+    with _opened(file.open()) as image:
         if isinstance(image, np.ndarray):
             channels, height, width = image.shape
             return Header((height, width), image.dtype.name, channels)
@@ -124,15 +115,8 @@ def decode_file(file: ImageFile, size: Size | None = None, mode: str = "RGB", fi
     """
     source = file.open()
     if not isinstance(source, (Image.Image, np.ndarray)):
-        with closed_on_error(source):
-            start = source.read(8)
-        if format_of(start) == ("JPEG",):
-            with source:
-                content = start + source.read()
-            picture = quick_picture(content)
-            if picture is not None:
-                return _pixels(picture, size, mode, fit)
-            source = BytesIO(content)
+        with source:
+            source = BytesIO(source.read())  # Pillow stops before the end, where a zip finds out that it is damaged
     with _opened(source) as image:
         if isinstance(image, np.ndarray):
             return resize_values(_finite(image), size, fit)
@@ -145,16 +129,6 @@ def decode_file(file: ImageFile, size: Size | None = None, mode: str = "RGB", fi
                 image.seek(page)
             channels.append(_values(_upright(image)))
         return resize_values(_finite(np.stack(channels)), size, fit)
-
-
-@contextmanager
-def closed_on_error(source: IO[bytes]) -> Iterator[None]:
-    """Close a stream if the block raises an error; otherwise a broken entry of a zip would keep the zip open."""
-    try:
-        yield
-    except BaseException:
-        source.close()
-        raise
 
 
 def reason(error: Exception) -> str:
@@ -179,13 +153,11 @@ def _opened(source: IO[bytes] | Image.Image | NDArray[Any]) -> Iterator[Image.Im
         yield source
         return
     with source:
-        source.seek(0)
-        start = source.read(8)
-        if not start:
+        if not source.read(1):
             raise InputError("an empty file")
         source.seek(0)
         try:
-            image = Image.open(source, formats=format_of(start))
+            image = Image.open(source)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             found = re.search(r"\d+", str(error))
             _refuse_bomb(int(found[0]) if found else None)
@@ -254,11 +226,6 @@ def _picture(image: Image.Image, size: Size | None, mode: str, fit: Fit) -> NDAr
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     elif image.mode == "P":
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    return _pixels(image, size, mode, fit)
-
-
-def _pixels(image: Image.Image, size: Size | None, mode: str, fit: Fit) -> NDArray[np.uint8]:
-    """Convert, resize and return the pixels (c, h, w) of an upright image with no more channels than the mode."""
     image = image if image.mode == mode else image.convert(mode)
     array = np.asarray(image if size is None else resize(image, size, fit))
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)

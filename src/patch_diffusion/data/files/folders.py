@@ -9,7 +9,6 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
-from io import BytesIO
 from pathlib import Path
 from typing import IO
 
@@ -18,8 +17,6 @@ from PIL import Image
 from patch_diffusion.config import Data
 from patch_diffusion.data.files.collection import Collection, Files
 from patch_diffusion.data.files.decode import ImageFile
-from patch_diffusion.data.files.places import stored_content
-from patch_diffusion.data.files.small_file_cache import SMALL
 from patch_diffusion.data.reading.cache import digest, state_of
 from patch_diffusion.data.reading.labels import LABELS_FILE, Labels, labels_of_csv, labels_of_folders, labels_of_json
 from patch_diffusion.errors import InputError
@@ -94,13 +91,7 @@ def find_in_zip(path: Path, options: Data) -> Iterator[Collection]:
         if len(names) < len(entries):
             notes.append(f"{len(entries) - len(names):,} entries of the zip have a name twice: the last one counts")
         labels = _labels(images, names, archive.open, options, notes)
-
-        def open_entry(name: str) -> IO[bytes]:
-            entry = archive.getinfo(name)
-            content = stored_content(str(path), entry) if entry.file_size <= SMALL else None
-            return archive.open(name) if content is None else BytesIO(content)
-
-        files = Files(len(images), lambda index: ImageFile(images[index], partial(open_entry, images[index])))
+        files = Files(len(images), lambda index: ImageFile(images[index], partial(archive.open, images[index])))
         yield Collection(options.source, files, labels, notes, state_of(path))
 
 

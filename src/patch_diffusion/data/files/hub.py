@@ -35,7 +35,7 @@ def find_in_hub(name: str, options: Data) -> Collection:
     Raises:
         InputError: there is no such data set, split or column; the sentence lists the existing names.
     """
-    library = need("datasets", options.source)
+    library = need("datasets", "data", f"reading {options.source}")
     place, split = _place_and_split(name)
     found = _load(library, place, options.source)
     if hasattr(found, "keys"):
@@ -51,7 +51,7 @@ def collection_of(table: Any, options: Data) -> Collection:
     Raises:
         InputError: there is no column of images, or there are several.
     """
-    library = need("datasets", options.source or "the data set")
+    library = need("datasets", "data", f"reading {options.source or 'the data set'}")
     if isinstance(table, library.IterableDataset):
         raise InputError("a streamed data set cannot be read again in the same order: load it without streaming")
     source = options.source or "the data set"

@@ -19,7 +19,6 @@ from patch_diffusion.config import Data
 from patch_diffusion.data.files.collection import Collection, Files
 from patch_diffusion.data.files.decode import ImageFile
 from patch_diffusion.data.files.folders import image_endings
-from patch_diffusion.data.files.places import plain_members, read_at
 from patch_diffusion.data.reading.cache import digest, make, state_of
 from patch_diffusion.data.reading.labels import Labels, labels_of_values
 from patch_diffusion.data.reading.parallel import in_order
@@ -50,7 +49,7 @@ def find_in_shards(pattern: str, options: Data, *, show: bool = False) -> Collec
         InputError: no shards are found, one (named) is damaged, none has images, or only some images have labels.
     """
     paths = [Path(path) for path in _expand(pattern)]
-    states, names = [state_of(path) for path in paths], [str(path) for path in paths]
+    states = [state_of(path) for path in paths]
 
     def look() -> _Index:
         found = in_order(lambda path: _index(path, options), paths, "looking into shards", show=show)
@@ -66,7 +65,7 @@ def find_in_shards(pattern: str, options: Data, *, show: bool = False) -> Collec
 
     def opened(place: int) -> IO[bytes]:
         shard, offset, size = index.places[place].tolist()
-        return io.BytesIO(read_at(names[shard], offset, size))
+        return io.BytesIO(_read_at(paths[shard], offset, size))
 
     def name(place: int) -> str:
         return f"{paths[index.places[place][0]].name}/{index.names[place].decode(errors='replace')}"
@@ -184,7 +183,7 @@ def _index(path: Path, options: Data) -> list[Sample]:
                 )
             images[key] = (name, place, size)
         elif (kind == "cls" and field is None) or kind == "json":
-            found = _label(read_at(str(path), place, size), kind, field, f"{path}/{name}")
+            found = _label(_read_at(path, place, size), kind, field, f"{path}/{name}")
             if found is not None:
                 labels[key] = found
     return [(*image, labels.get(key)) for key, image in images.items()]
@@ -192,9 +191,6 @@ def _index(path: Path, options: Data) -> list[Sample]:
 
 def _members(path: Path) -> list[tuple[str, int, int]]:
     """List the names, byte offsets and sizes of the files in a shard."""
-    found = plain_members(path)
-    if found is not None:
-        return found
     try:
         with tarfile.open(path, "r:") as shard:
             found = [(member.name, member.offset_data, member.size) for member in shard if member.isreg()]
@@ -209,6 +205,12 @@ def _members(path: Path) -> list[tuple[str, int, int]]:
         )
         raise InputError(f"{path} {what}") from None
     return found
+
+
+def _read_at(path: Path, offset: int, size: int) -> bytes:
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        return stream.read(size)
 
 
 def _refuse_early_end(shard: tarfile.TarFile, path: Path) -> None:

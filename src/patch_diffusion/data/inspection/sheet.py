@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from patch_diffusion.errors import InputError
+from patch_diffusion.files import replacing
 
 _SIDE = 88  # side of a thumbnail in pixels
 _GAP = 4
@@ -70,12 +71,8 @@ def write_sheet(path: str | Path, sections: Sequence[tuple[str, Sequence[Thumbna
             _draw_row(sheet, draw, font, pictures, top)
             top += line
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        sheet.save(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial:
+        sheet.save(partial, Image.registered_extensions()[path.suffix.lower()])
 
 
 def check_sheet(path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, need
 from patch_diffusion.files import read_json, user_path
 
 KINDS = {"AutoencoderKL": "block_out_channels", "AutoencoderDC": "encoder_block_out_channels"}
@@ -101,10 +101,7 @@ class Autoencoder:
 
     @cached_property
     def _loaded(self) -> nn.Module:
-        try:
-            import diffusers
-        except ImportError:
-            raise InputError("the VAE of latents needs diffusers: pip install 'patch_diffusion[hub]'") from None
+        diffusers = need("diffusers", "hub", "the VAE of latents")
         try:
             module = getattr(diffusers, self.kind).from_pretrained(
                 self.folder,

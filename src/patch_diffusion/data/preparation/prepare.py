@@ -32,7 +32,7 @@ from patch_diffusion.data.reading.parallel import in_order
 from patch_diffusion.data.reading.sizes import Size, resolution_of, too_small
 from patch_diffusion.data.sources import find_images
 from patch_diffusion.errors import InputError
-from patch_diffusion.files import check_room, read_json, sync, user_path, write_json
+from patch_diffusion.files import check_room, read_json, replacing, user_path, write_json
 
 IMAGES_PER_FOLDER = 1000
 
@@ -196,21 +196,15 @@ def _report(found: Collection, plan: _Plan, partial: PartialZip, options: Data, 
 def _write_zip(out: Path, partial: PartialZip, labels: Labels | None) -> None:
     """Write all images and their labels to the zip, under a temporary name until it is complete."""
     check_room(out.parent, partial.num_bytes)
-    unfinished = out.with_name(out.name + ".tmp")
     of_name: list[tuple[str, int]] = []
-    try:
-        with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:
-            for number, (index, picture) in enumerate(partial.pictures()):
-                name = f"{number // IMAGES_PER_FOLDER:05d}/img{number:08d}.png"
-                archive.writestr(_entry(name), picture)
-                if labels is not None:
-                    of_name.append((name, int(labels[0][index])))
-            content = {"labels": None if labels is None else of_name}
-            archive.writestr(_entry(LABELS_FILE), json.dumps(content))
-        sync(unfinished)
-        unfinished.replace(out)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(out) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:
+        for number, (index, picture) in enumerate(partial.pictures()):
+            name = f"{number // IMAGES_PER_FOLDER:05d}/img{number:08d}.png"
+            archive.writestr(_entry(name), picture)
+            if labels is not None:
+                of_name.append((name, int(labels[0][index])))
+        content = {"labels": None if labels is None else of_name}
+        archive.writestr(_entry(LABELS_FILE), json.dumps(content))
 
 
 def _entry(name: str) -> zipfile.ZipInfo:

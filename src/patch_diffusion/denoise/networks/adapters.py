@@ -85,7 +85,7 @@ class DiffusersNetwork(nn.Module):
 
 
 def _check(config: Any, num_classes: int, *, coords: bool, context: bool) -> None:
-    """The model was built for such images, classes and noise levels."""
+    """Refuse a diffusers model that was built for other images, classes or noise levels."""
     expected = {
         "in_channels": config.out_channels + 2 * coords + (config.out_channels + 1) * context,
         "num_class_embeds": num_classes + 1 if num_classes else None,

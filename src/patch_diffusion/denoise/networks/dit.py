@@ -22,7 +22,7 @@ TURNS = (1.0, 16 * math.pi)
 
 
 class DiT(nn.Module):
-    """Maps scaled noisy images and their coordinates to the raw network output F of the denoiser.
+    """A diffusion transformer: maps scaled noisy images and their coordinates to the raw network output F.
 
     Called as `UNet` is. Transformer blocks with adaptive normalisation that start as the identity ("adaLN-Zero",
     DiT, section 3.2). A token is told its place at the start, and its normalised queries and keys are turned by it, so
@@ -106,7 +106,7 @@ class DiT(nn.Module):
     def forward(
         self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
     ) -> Tensor:
-        """Run the network.
+        """Run the transformer on noisy images.
 
         Args:
             x: images and coordinates (n, image_channels + 2, h, w), and the context where it takes one; h and w
@@ -138,7 +138,7 @@ class DiT(nn.Module):
         return F.pixel_shuffle(values.unflatten(2, (height // self.stride, width // self.stride)), self.stride)
 
     def _condition(self, c_noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
-        """Noise level, class and augmentation as one vector for each sample: (n, width)."""
+        """Embed noise level, class and augmentation as one vector for each sample, (n, width)."""
         condition = self.embed_noise(c_noise[:, None])
         if self.embed_label is not None:
             if labels is None:
@@ -149,7 +149,7 @@ class DiT(nn.Module):
         return F.silu(condition)
 
     def _initialise(self) -> None:
-        """Xavier uniform; zero what opens a residual branch and what ends the network, so that it starts as nothing."""
+        """Initialise the weights: Xavier uniform; zero at each residual branch and at the end of the network."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -162,7 +162,7 @@ class DiT(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention among all tokens, then two layers for each by itself; the condition scales, shifts and gates both."""
+    """A transformer block: attention among all tokens, then two layers for each token; the condition modulates both."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, turn: Tensor, condition: Tensor) -> Tensor:
-        """(n, tokens, width), (n, 1, tokens, width / heads) and (n, width) to the shape of the first."""
+        """Map tokens (n, tokens, width), given rotations (n, 1, tokens, width / heads) and conditions (n, width)."""
         scale0, shift0, gate0, scale1, shift1, gate1 = self.modulation(condition)[:, None].chunk(6, dim=-1)
         x = x + gate0 * self.dropout(self._attend(modulated(x, scale0, shift0), turn))
         h = self.down(F.gelu(self.up(modulated(x, scale1, shift1)), approximate="tanh"))
@@ -191,7 +191,7 @@ class Block(nn.Module):
 
 
 class Waves(nn.Module):
-    """Sines and cosines of numbers at ``num`` angular frequencies, evenly spaced on a logarithmic axis."""
+    """An embedding of numbers by sines and cosines at ``num`` angular frequencies, evenly spaced on a log axis."""
 
     frequencies: Tensor
 
@@ -201,29 +201,29 @@ class Waves(nn.Module):
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., numbers) to (..., 2 num numbers)."""
+        """Embed numbers (..., numbers) as waves (..., 2 num numbers)."""
         angles = (x[..., None] * self.frequencies).flatten(-2)
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """The tokens (n, tokens, width), each of zero mean and unit variance before it is scaled and shifted."""
+    """Normalise each token (n, tokens, width) to zero mean and unit variance, then scale and shift it."""
     return F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
 
 
 def turned(x: Tensor, turn: Tensor) -> Tensor:
-    """Pairs of channels (..., tokens, channels), each turned by the angle whose sine and cosine ``turn`` holds."""
+    """Rotate pairs of channels (..., tokens, channels) by the angles whose sines and cosines ``turn`` holds."""
     sin, cos = turn.chunk(2, dim=-1)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
 def _rows(x: Tensor) -> Tensor:
-    """(n, c, h, w) to tokens (n, h w, c)."""
+    """Flatten an image (n, c, h, w) to tokens (n, h w, c)."""
     return x.flatten(2).transpose(1, 2)
 
 
 def _whole_grid(height: int, width: int, like: Tensor) -> Tensor:
-    """The coordinates of a whole image of this shape (1, 2, height, width): x, then y."""
+    """Return the coordinate grid of a whole image of this shape, (1, 2, height, width): x, then y."""
     x, y = (torch.linspace(-1, 1, side, device=like.device, dtype=like.dtype) for side in (width, height))
     return torch.stack([x.expand(height, width), y[:, None].expand(height, width)])[None]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Style:
-    """What tells the published U-Nets apart."""
+    """The differences between the published U-Nets."""
 
     norm_epsilon: float = 1e-6
     residual_scale: float = math.sqrt(0.5)  # of every sum of two, so that its variance stays
@@ -179,7 +179,7 @@ class UNet(nn.Module):
     def forward(
         self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
     ) -> Tensor:
-        """Run the network.
+        """Run the U-Net on noisy images.
 
         Args:
             x: images and coordinates (n, image_channels + 2, h, w), and the context where it takes one; h and w
@@ -212,7 +212,7 @@ class UNet(nn.Module):
         return self.last(F.silu(self.last_norm(x)))
 
     def _embedding(self, c_noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
-        """Noise level, class and augmentation as one vector for each sample: (n, 4 width)."""
+        """Embed noise level, class and augmentation as one vector for each sample, (n, 4 width)."""
         embedding = self.embed_noise(c_noise)
         if self.embed_augment is not None and augment is not None:
             embedding = embedding + self.embed_augment(augment.to(embedding))
@@ -228,7 +228,7 @@ class UNet(nn.Module):
         return last_activation(embedding)
 
     def _one_hot(self, labels: Tensor | None, num: int, like: Tensor) -> Tensor:
-        """(n, num_classes), of unit variance where the label joins the noise level; all zero for "no class"."""
+        """Return class labels as one-hot vectors (n, num_classes), of unit variance; all zero for "no class"."""
         if labels is None:
             return like.new_zeros(num, self.num_classes)
         classes = torch.arange(self.num_classes, device=like.device)
@@ -236,7 +236,7 @@ class UNet(nn.Module):
         return one_hot if self.style.late_label else one_hot * math.sqrt(self.num_classes)
 
     def _initialise(self) -> None:
-        """Xavier uniform for DDPM++ and NCSN++, PyTorch's own for ADM; what ends a residual branch starts at nothing.
+        """Initialise the weights: Xavier uniform for DDPM++ and NCSN++, PyTorch's own for ADM; a branch ends in zeros.
 
         Nearly nothing in score-SDE, which keeps its gradients from being exactly zero.
         """
@@ -262,7 +262,7 @@ class UNet(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions beside a skip path, with the embedding entering in between; then, if asked, attention."""
+    """A residual block: two convolutions beside a skip path, the embedding added in between; then attention."""
 
     def __init__(
         self,
@@ -290,7 +290,7 @@ class ResidualBlock(nn.Module):
         self.attention = Attention(out_channels, style) if attends else None
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """(n, in_channels, h, w) and (n, embedding_width) to (n, out_channels, h', w')."""
+        """Map features (n, in_channels, h, w), given embeddings (n, embedding_width), to (n, out_channels, h', w')."""
         h = self.conv0(self.resize(F.silu(self.norm0(x))))
         influence = self.affine(embedding)[:, :, None, None]
         if self.style.scale_and_shift:
@@ -304,7 +304,7 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention among all pixels."""
+    """A self-attention layer among all pixels."""
 
     def __init__(self, channels: int, style: Style) -> None:
         super().__init__()
@@ -319,7 +319,7 @@ class Attention(nn.Module):
         self.proj = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, c, h, w) to the same shape."""
+        """Let the pixels of features (n, c, h, w) attend to each other."""
         num, channels, height, width = x.shape
         # Channels of qkv lie as (head, channel, q | k | v). The fast kernels want each of the three contiguous; the
         # pixels of an image in channels-last memory are its tokens already.
@@ -330,7 +330,7 @@ class Attention(nn.Module):
 
 
 class Reduce(nn.Module):
-    """Half the height and width: a filter, and every second pixel of what it gives."""
+    """A downsampling layer to half the height and width: a filter, then every second pixel."""
 
     kernel: Tensor
 
@@ -340,14 +340,14 @@ class Reduce(nn.Module):
         self.padding = (len(taps) - 1) // 2 if padding is None else padding
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, c, h, w) to (n, c, h / 2, w / 2)."""
+        """Downsample features (n, c, h, w) to (n, c, h / 2, w / 2)."""
         if self.kernel.shape[-1] == 2:
             return F.avg_pool2d(x, 2)
         return filtered(F.conv2d, x, self.kernel, self.padding)
 
 
 class Enlarge(nn.Module):
-    """Twice the height and width, by the same filter."""
+    """An upsampling layer to twice the height and width, by the same filter."""
 
     kernel: Tensor
 
@@ -356,7 +356,7 @@ class Enlarge(nn.Module):
         self.register_buffer("kernel", 4 * _kernel(taps), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, c, h, w) to (n, c, 2 h, 2 w)."""
+        """Upsample features (n, c, h, w) to (n, c, 2 h, 2 w)."""
         side = self.kernel.shape[-1]
         if side == 2:
             return F.interpolate(x, scale_factor=2.0)
@@ -364,7 +364,7 @@ class Enlarge(nn.Module):
 
 
 def filtered(convolution: Callable[..., Tensor], x: Tensor, kernel: Tensor, padding: int) -> Tensor:
-    """Each channel (n, c, h, w) by itself, at every second pixel or from it.
+    """Filter each channel of (n, c, h, w) by itself, down to every second pixel or up from it.
 
     In float32 under autocast on CPUs, where torch's grouped convolutions in bf16 take ten times as long.
     """
@@ -382,19 +382,19 @@ def filtered(convolution: Callable[..., Tensor], x: Tensor, kernel: Tensor, padd
 
 
 class SideConv(nn.Conv2d):
-    """What brings NCSN++'s side branch to the next level: a convolution, then half the height and width."""
+    """A step of NCSN++'s side branch to the next level: a convolution, then half the height and width."""
 
     def __init__(self, in_channels: int, out_channels: int, taps: tuple[int, ...]) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1 + (len(taps) - 1) // 2)
         self.reduce = Reduce(taps, padding=0)
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """(n, in_channels, h, w) to (n, out_channels, h / 2, w / 2)."""
+        """Convolve and downsample features (n, in_channels, h, w) to (n, out_channels, h / 2, w / 2)."""
         return self.reduce(super().forward(x))
 
 
 class Sinusoids(nn.Module):
-    """Sines and cosines of the noise level, at frequencies from 1 down to 1/10000; cosines first, one short of it."""
+    """A sinusoidal embedding of the noise level, at frequencies from 1 to just above 1/10000; cosines first."""
 
     frequencies: Tensor
 
@@ -405,14 +405,14 @@ class Sinusoids(nn.Module):
         self.cosines_first = cosines_first
 
     def forward(self, c_noise: Tensor) -> Tensor:
-        """(n,) to (n, width)."""
+        """Embed noise levels (n,) as (n, width)."""
         angles = c_noise.to(self.frequencies)[:, None] * self.frequencies
         waves = [angles.sin(), angles.cos()]
         return torch.cat(waves[::-1] if self.cosines_first else waves, dim=1)
 
 
 class FourierFeatures(nn.Module):
-    """Sines and cosines of the noise level at random frequencies, which are part of the weights."""
+    """A Fourier embedding of the noise level: sines and cosines at random frequencies, kept as weights."""
 
     frequencies: Tensor
 
@@ -421,30 +421,32 @@ class FourierFeatures(nn.Module):
         self.register_buffer("frequencies", torch.randn(width) * scale)
 
     def forward(self, c_noise: Tensor) -> Tensor:
-        """(n,) to (n, 2 width)."""
+        """Embed noise levels (n,) as (n, 2 width)."""
         angles = 2 * math.pi * c_noise.to(self.frequencies)[:, None] * self.frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class GroupNorm(nn.GroupNorm):
-    """In the number format of its weights, as autocast has it on GPUs: on CPUs torch's own for mixed ones takes four
-    times as long."""
+    """Group normalisation in the number format of its weights, as autocast has it on GPUs.
+
+    On CPUs torch's own for mixed formats takes four times as long.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Like what is given."""
+        """Normalise features (n, c, h, w) by groups of channels."""
         if input.dtype == self.weight.dtype or input.device.type != "cpu":
             return super().forward(input)
         return super().forward(input.to(self.weight.dtype)).to(input.dtype)
 
 
 def group_norm(channels: int, epsilon: float) -> GroupNorm:
-    """Groups of at least 4 channels, at most 32 groups; fewer where these do not divide the channels."""
+    """Make a group norm with groups of at least 4 channels, at most 32 groups; fewer where these do not divide."""
     groups = max(n for n in range(1, max(1, min(32, channels // 4)) + 1) if channels % n == 0)
     return GroupNorm(groups, channels, eps=epsilon)
 
 
 def _kernel(taps: tuple[int, ...]) -> Tensor:
-    """The outer product of a filter with itself, of sum 1: (1, 1, len, len)."""
+    """Return the outer product of a filter with itself, of sum 1, as a kernel (1, 1, len, len)."""
     line = torch.tensor(taps, dtype=torch.float32)
     square = torch.outer(line, line)
     return (square / square.sum())[None, None]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, need
 from patch_diffusion.evaluation.extractors.extractor import Extractor
 from patch_diffusion.evaluation.extractors.weights import digest_of
 from patch_diffusion.files import read_json
@@ -43,10 +41,7 @@ def dinov2(folder: Path, device: torch.device | str = "cpu") -> Extractor:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise InputError(f"{folder} has no weights in safetensors: save them by save_pretrained")
-    try:
-        transformers: Any = import_module("transformers")
-    except ImportError:
-        raise InputError("DINOv2 needs transformers: pip install 'patch_diffusion[evaluation]'") from None
+    transformers = need("transformers", "evaluation", "DINOv2")
     transformers.utils.logging.disable_progress_bar()
     try:
         network = transformers.AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)

@@ -22,13 +22,13 @@ from patch_diffusion.runs.retention import STATE_FILE, remove_checkpoint
 
 @dataclass(frozen=True)
 class Copies:
-    """What is written of a run, in the host's memory, so that training can go on meanwhile."""
+    """Copies of a run's tensors in the host's memory, to be written while training goes on."""
 
     groups: dict[str, dict[str, Tensor]]
 
     @classmethod
     def of(cls, groups: Mapping[str, Mapping[str, Tensor]]) -> Copies:
-        """Copies of groups of tensors."""
+        """Copy groups of tensors to the host's memory."""
         return cls(
             {
                 name: {key: tensor.detach().to("cpu", copy=True) for key, tensor in group.items()}
@@ -50,12 +50,12 @@ class Copies:
 
 
 def partial_name(folder: Path) -> Path:
-    """Where a checkpoint is while it is not complete."""
+    """Return the name of a checkpoint's folder while it is not complete."""
     return folder.with_name(folder.name + ".tmp")
 
 
 def begin(folder: Path, num_bytes: int) -> None:
-    """Make the partial folder, where there is room."""
+    """Make the partial folder of a checkpoint, if the disk has room."""
     partial = partial_name(folder)
     shutil.rmtree(partial, ignore_errors=True)
     check_room(folder.parent, num_bytes)
@@ -89,7 +89,7 @@ def abandon(folder: Path) -> None:
 
 
 def verify(folder: Path, rank: int = 0, world: int = 1) -> dict[str, Any]:
-    """The state in a checkpoint, with the checksums of its files, of which one in ``world`` is checked, from ``rank``.
+    """Read the state of a checkpoint, and check the checksum of every ``world``-th file, from ``rank`` on.
 
     Raises:
         InputError: a file is missing, or is not what was written.
@@ -108,13 +108,13 @@ def verify(folder: Path, rank: int = 0, world: int = 1) -> dict[str, Any]:
 
 
 def read_groups(folder: Path, state: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
-    """The tensors that lie whole in the checkpoint of this state, by group."""
+    """Read the tensors that lie whole in the checkpoint of this state, by group."""
     files = [folder / name for name in state["checksums"] if "/" not in name]
     return {file.stem: read_tensors(file) for file in files}
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """What `write_checkpoint` wrote.
+    """Read the tensors and the state of a checkpoint, all checksums verified.
 
     Raises:
         InputError: a file is missing, or is not what was written.
@@ -142,7 +142,7 @@ def _checksum(content: Mapping[str, Any]) -> str:
 
 
 def file_checksum(file: Path) -> str:
-    """Of its content."""
+    """Return the checksum of a file's content."""
     digest = hashlib.blake2b(digest_size=16)
     with file.open("rb") as stream:
         while block := stream.read(1 << 20):

@@ -77,6 +77,9 @@ class Engine:
         """Move an objective to the device, or this rank's shard of it, and wrap it for compiling and many ranks."""
         if self.options.shard:
             shard(objective.denoiser, self._mesh(), self.type)
+            for module in objective.children():
+                if module is not objective.denoiser:
+                    module.to(self.device)
             return objective
         place(objective.denoiser, self.device)
         wrapped: nn.Module = objective.to(self.device)
@@ -128,7 +131,7 @@ class Engine:
             return shared
         waiting = isinstance(module, DistributedDataParallel) and not last
         with module.no_sync() if waiting else nullcontext():  # pyright: ignore[reportCallIssue]
-            with self.group.busy(), self.autocast():
+            with self.group.busy() if self.group.world > 1 else nullcontext(), self.autocast():
                 losses = module(batch)
             self.scaler.scale((losses * weight).sum() * self.group.world).backward()
         return losses.detach()

@@ -98,7 +98,7 @@ class Feed:
 
 
 class _Watched:
-    """A file that images are mapped from. Read behind its end, it would take the whole process down (SIGBUS)."""
+    """The file that images are mapped from, watched: reading behind the end of a cut file kills the process."""
 
     def __init__(self, images: ImageSet) -> None:
         self.name = str(images.file or images.options.source or "the images")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from patch_diffusion.config import Optimizer
 from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, need
 
 
 def make_schedule_free(parameters: Iterable[nn.Parameter], options: Optimizer) -> torch.optim.Optimizer:
@@ -24,15 +24,10 @@ def make_schedule_free(parameters: Iterable[nn.Parameter], options: Optimizer) -
     The package's warm-up counts steps and is not used: the trainer's follows the budget. A step's weight in the mean is
     the square of the highest learning rate so far, so steps of the warm-up weigh less; the first of them moves nothing.
     """
-    try:
-        from schedulefree import AdamWScheduleFree
-    except ImportError:
-        raise InputError(
-            "optimizer.kind schedule_free needs schedulefree: pip install 'patch_diffusion[schedule-free]'"
-        ) from None
+    library = need("schedulefree", "schedule-free", "optimizer.kind schedule_free")
     if options.betas[0] == 0:
         raise InputError("optimizer.kind schedule_free needs a first beta above 0: the mean could not be told from y")
-    optimizer = AdamWScheduleFree(
+    optimizer = library.AdamWScheduleFree(
         parameters, lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay
     )
     optimizer.train()
