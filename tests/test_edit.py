@@ -23,7 +23,7 @@ class Gaussian(pd.Denoiser):
         super().__init__(lambda *_: None, resolution=shape, codec=PixelCodec("float32", -1, 1), sigma_max=20.0)
         self.mean, self.covariance = mean, covariance
 
-    def forward(self, noisy, sigma, coords, labels=None):
+    def forward(self, noisy, sigma, conditions):
         identity = torch.eye(len(self.mean))
         gain = self.covariance @ torch.linalg.inv(self.covariance + float(sigma) ** 2 * identity)
         return (self.mean + (noisy.flatten(1) - self.mean) @ gain.mT).view_as(noisy)

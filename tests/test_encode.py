@@ -17,8 +17,9 @@ class Gaussian(pd.Denoiser):
 
     image_channels, num_classes, label_dropout = 2, 3, 0.1
 
-    def forward(self, noisy, sigma, coords, labels=None):
-        assert coords.shape[-3:] == (2, *SHAPE[1:])
+    def forward(self, noisy, sigma, conditions):
+        labels = conditions.labels
+        assert conditions.coords.shape[-3:] == (2, *SHAPE[1:])
         mean = MEAN if labels is None else MEAN + 0.2 * labels[:, None, None, None]
         return mean + (noisy - mean) * DEVIATION**2 / (DEVIATION**2 + sigma**2)
 

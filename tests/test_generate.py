@@ -53,7 +53,7 @@ def test_noise_of_steps_is_independent_of_the_start_and_of_other_steps_and_seeds
     class Nothing(pd.Denoiser):
         image_channels = 1
 
-        def forward(self, noisy, sigma, coords, labels=None):
+        def forward(self, noisy, sigma, conditions):
             return torch.zeros_like(noisy)
 
     steps = []
@@ -99,7 +99,7 @@ def test_the_reverse_sde_is_in_the_process_of_the_model():
     class Oracle(pd.Denoiser):
         image_channels = 1
 
-        def forward(self, noisy, sigma, coords, labels=None):
+        def forward(self, noisy, sigma, conditions):
             return 0.3 * noisy / (0.3 + sigma**2)
 
     def picture(process):
@@ -196,8 +196,8 @@ def test_a_perfect_denoiser_gives_its_data():
     class Oracle(pd.Denoiser):
         image_channels = 3
 
-        def forward(self, noisy, sigma, coords, labels=None):
-            assert torch.equal(coords, pd.coordinate_grid(4, 6))
+        def forward(self, noisy, sigma, conditions):
+            assert torch.equal(conditions.coords, pd.coordinate_grid(4, 6))
             return (picture.float() / 127.5 - 1).expand_as(noisy)
 
     for sample in pd.generate(Oracle(lambda *_: None, resolution=(4, 6)), range(3)):

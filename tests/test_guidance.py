@@ -7,6 +7,7 @@ import patch_diffusion as pd
 from grouped import grouped
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.latents.codec import LatentCodec
+from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.sampling.guidance.crops import in_crops
 from patch_diffusion.sampling.guidance.extrapolation import extrapolate, within
 from patch_diffusion.sampling.tiles import shifted_starts
@@ -21,7 +22,7 @@ class Fixed(pd.Denoiser):
         super().__init__(lambda *_: None, resolution=(8, 12), **options)
         self.value, self.seen = value, []
 
-    def forward(self, noisy, sigma, coords, labels=None):
+    def forward(self, noisy, sigma, conditions):
         self.seen.append((float(sigma), tuple(noisy.shape)))
         return torch.full_like(noisy, self.value)
 
@@ -33,9 +34,9 @@ class Places(Fixed):
         super().__init__(**options)
         self.axis = axis
 
-    def forward(self, noisy, sigma, coords, labels=None):
+    def forward(self, noisy, sigma, conditions):
         self.seen.append((float(sigma), tuple(noisy.shape)))
-        return coords.expand(len(noisy), -1, -1, -1)[:, self.axis, None].clone()
+        return conditions.coords.expand(len(noisy), -1, -1, -1)[:, self.axis, None].clone()
 
 
 @pytest.fixture
@@ -111,14 +112,13 @@ def test_crops_are_a_function_of_the_seed_and_the_step():
         found = []
 
         class Looks(Fixed):
-            def forward(self, noisy, sigma, coords, labels=None):
+            def forward(self, noisy, sigma, conditions):
                 found.extend(noisy[:, 0, 0, 0].tolist())
                 return noisy
 
         image = torch.arange(32 * 32, dtype=torch.float64).view(1, 1, 32, 32).expand(len(seeds), -1, -1, -1)
-        crops = in_crops(
-            Looks(), pd.coordinate_grid(32, 32), None, size=(16, 16), seeds=seeds, sigmas=sigmas, at_once=3
-        )
+        conditions = Conditions(pd.coordinate_grid(32, 32))
+        crops = in_crops(Looks(), conditions, size=(16, 16), seeds=seeds, sigmas=sigmas, at_once=3)
         torch.testing.assert_close(crops(image, torch.tensor(sigma)), image.clone())
         return found
 

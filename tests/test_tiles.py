@@ -18,10 +18,10 @@ class Oracle(pd.Denoiser):
         super().__init__(lambda *_: None, resolution=resolution, **options)
         self.see, self.shapes, self.grids = see, [], []
 
-    def forward(self, noisy, sigma, coords, labels=None):
+    def forward(self, noisy, sigma, conditions):
         self.shapes.append(tuple(noisy.shape))
-        self.grids.append(coords)
-        return self.see(noisy, sigma, coords)
+        self.grids.append(conditions.coords)
+        return self.see(noisy, sigma, conditions.coords)
 
 
 def gaussian(noisy, sigma, coords):
@@ -97,8 +97,8 @@ def test_labels_go_with_their_images():
     class Classes(pd.Denoiser):
         image_channels, num_classes, label_dropout = 1, 3, 0.1
 
-        def forward(self, noisy, sigma, coords, labels=None):
-            return (labels.double() / 2 - 0.5)[:, None, None, None].expand_as(noisy).clone()
+        def forward(self, noisy, sigma, conditions):
+            return (conditions.labels.double() / 2 - 0.5)[:, None, None, None].expand_as(noisy).clone()
 
     model = Classes(lambda *_: None, resolution=(8, 8))
     pictures = [
