@@ -164,7 +164,7 @@ def test_dropout_is_off_and_the_mode_is_kept(model):
         ({"sigma_min": 0.0}, "0 < sigma_min"),
         ({"steps": 0}, "at least 1 step"),
         ({"labels": 4}, "classes 0 to 3"),
-        ({"labels": [1]}, "2 seeds need as many labels"),
+        ({"labels": [1]}, "2 images need as many labels"),
         ({"seeds": [-1, 0]}, "seeds are integers from 0"),
         ({"seeds": [0, 2**63]}, "not 9223372036854775808"),
         ({"resolution": 7}, "multiples of 2"),

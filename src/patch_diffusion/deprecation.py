@@ -14,19 +14,10 @@ T = TypeVar("T")
 
 
 def takes_old_keywords(**groups: type[Any]) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorate a function whose keywords became groups of options, so that a call with old keywords still works.
+    """Decorate a function so that it still takes old keywords, which are now fields of its groups of options.
 
     Such a call warns once, with the new way to write it. Signature and types of the function show only the new way.
-
-    Args:
-        groups: dataclasses of options, by the names of the parameters that now take them. Keywords that are fields of
-            a group, and no parameters themselves, are folded into the group.
-
-    >>> @takes_old_keywords(sampling=Sampling)
-    ... def double(sampling=None):
-    ...     return 2 * sampling.steps
-    >>> double(Sampling(steps=4))
-    8
+    ``groups`` are the dataclasses of options, by the names of the parameters that take them.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:

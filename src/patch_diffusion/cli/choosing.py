@@ -1,10 +1,10 @@
-"""Classes and guides by the words of the command line."""
+"""Parts that verbs of sampling share: classes and guides by their words, and the writing of samples."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import patch_diffusion
 from patch_diffusion.errors import InputError, did_you_mean
@@ -44,3 +44,14 @@ def open_guide(text: str, run: Path, *, device: str) -> str | Denoiser:
     if text.partition(":")[0] not in guides.KINDS and Path(text).is_dir():
         return patch_diffusion.load(text, device=device)
     return guides.guide_of(text, weaker)
+
+
+def write_shown(samples: Iterable[Any], out: Path, doing: str, num: int, **given: Any) -> dict[str, Any]:
+    """Write samples with a progress bar on a terminal, see `write_samples`, and return the result of the verb."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    shown = track(samples, doing, num, console=console, disable=not console.is_terminal)
+    written = patch_diffusion.write_samples(shown, out, **given)
+    return {"samples": written, "out": str(out), "grid": None if given["grid"] is None else str(given["grid"])}

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 import patch_diffusion
-from patch_diffusion.cli.choosing import class_number, open_guide
+from patch_diffusion.cli.choosing import class_number, open_guide, write_shown
 from patch_diffusion.cli.parsing import parse, parse_seeds
 from patch_diffusion.errors import InputError
 from patch_diffusion.sampling.options import Sampling
@@ -75,9 +75,6 @@ class Edit:
 
     def run(self) -> dict[str, Any]:
         """Edit the image and write the results as pictures."""
-        from rich.console import Console
-        from rich.progress import track
-
         from patch_diffusion.sampling.editing.tasks import Task
         from patch_diffusion.sampling.guides import named
 
@@ -101,17 +98,8 @@ class Edit:
         told = {"image": str(self.image), "mask": None if self.mask is None else str(self.mask)}
         told = {name: value for name, value in told.items() if value is not None}
         samples = (replace(each, settings=told | each.settings) for each in named(samples, guide, self.sampling.guide))
-        console = Console(stderr=True)
-        shown = track(samples, "editing", len(seeds), console=console, disable=not console.is_terminal)
-        num = patch_diffusion.write_samples(
-            shown,
-            self.out,
-            class_names=model.class_names,
-            source=str(self.source),
-            grid=self.grid,
-            mean=self.mean,
-        )
-        return {"samples": num, "out": str(self.out), "grid": None if self.grid is None else str(self.grid)}
+        given = {"class_names": model.class_names, "source": str(self.source), "grid": self.grid, "mean": self.mean}
+        return write_shown(samples, self.out, "editing", len(seeds), **given)
 
     def message(self, result: dict[str, Any]) -> str:
         """Return the message at the end: the number of pictures and where they are."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 import patch_diffusion
-from patch_diffusion.cli.choosing import class_number, open_guide
+from patch_diffusion.cli.choosing import class_number, open_guide, write_shown
 from patch_diffusion.cli.parsing import parse, parse_seeds
 from patch_diffusion.sampling.options import Sampling
 
@@ -49,25 +49,16 @@ class Sample:
 
     def run(self) -> dict[str, Any]:
         """Sample the images and write them as pictures."""
-        from rich.console import Console
-        from rich.progress import track
-
         from patch_diffusion.sampling.guides import named
 
         seeds = parse_seeds(self.seeds)
         model = patch_diffusion.load(self.source, ema_length=self.ema_length, vae=self.vae, device=self.device)
         guide = open_guide(str(self.sampling.guide), self.source, device=self.device)
         sampling = replace(self.sampling, guide=guide)
-        label = class_number(self.label, model.class_names)
-        samples = patch_diffusion.generate(model, seeds, sampling, labels=label)
-        samples = named(samples, guide, self.sampling.guide)
-        console = Console(stderr=True)
-        shown = track(samples, "sampling", len(seeds), console=console, disable=not console.is_terminal)
-        source = str(self.source)
-        num = patch_diffusion.write_samples(
-            shown, self.out, class_names=model.class_names, source=source, grid=self.grid
-        )
-        return {"samples": num, "out": str(self.out), "grid": None if self.grid is None else str(self.grid)}
+        labels = class_number(self.label, model.class_names)
+        samples = named(patch_diffusion.generate(model, seeds, sampling, labels=labels), guide, self.sampling.guide)
+        given = {"class_names": model.class_names, "source": str(self.source), "grid": self.grid}
+        return write_shown(samples, self.out, "sampling", len(seeds), **given)
 
     def message(self, result: dict[str, Any]) -> str:
         """Return the message at the end: the number of pictures and where they are."""

@@ -107,8 +107,7 @@ def evaluate(
     subject = open_subject(source, data, held_out, **weights, show=show)
     real = None if statistics is not None else _real(subject, reference, show)
     num = options.samples or (SAMPLES if subject.pictures is None else len(subject.pictures))
-    asked = options.metrics is not None
-    wanted, notes = possible_metrics(wanted, subject, num, real, statistics, asked=asked)
+    wanted, notes = possible_metrics(wanted, subject, num, real, statistics, asked=options.metrics is not None)
     measures: dict[str, Measure] = {}
     settings: dict[str, Any] = {}
     notes = [*subject.notes, *notes]

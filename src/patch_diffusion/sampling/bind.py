@@ -12,6 +12,7 @@ from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.threads import Shared
 from patch_diffusion.errors import InputError
 from patch_diffusion.patches.coords import coordinate_grid
+from patch_diffusion.sampling.generate import jobs_of
 from patch_diffusion.sampling.options import bind
 from patch_diffusion.sampling.step import Denoise
 
@@ -68,16 +69,8 @@ def _shape(images: Tensor) -> torch.Size:
 
 
 def _classes(model: Denoiser, labels: int | Iterable[int] | None, num: int) -> Tensor | None:
-    if labels is None:
-        if model.num_classes and not model.label_dropout:
-            raise InputError("this model has learned images of a class only: give labels")
-        return None
-    if not model.num_classes:
-        raise InputError("this model was trained without classes, so images have none")
-    given = [labels] * num if isinstance(labels, int) else [int(label) for label in labels]
-    if len(given) != num:
-        raise InputError(f"{num} images need as many labels, not {len(given)}")
-    for label in given:
-        if not 0 <= label < model.num_classes:
-            raise InputError(f"class {label} does not exist: this model has classes 0 to {model.num_classes - 1}")
-    return torch.tensor(given, device=model.device)
+    if labels is not None:
+        return torch.tensor([label for _, label in jobs_of(model, range(num), labels)], device=model.device)
+    if model.num_classes and not model.label_dropout:
+        raise InputError("this model has learned images of a class only: give labels")
+    return None

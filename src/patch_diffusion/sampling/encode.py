@@ -56,8 +56,7 @@ def encode(
     if steps < 2:
         raise InputError(f"encoding takes at least 2 noise levels, not {steps}")
     denoise = bind_images(model, images, labels, coords)
-    options = Sampling(steps, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
-    sigmas = options.sigmas(model).to(wide(model.device))
+    sigmas = Sampling(steps, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho).sigmas(model).to(wide(model.device))
     with evaluating(model), sharing(model), torch.no_grad():
         return heun(denoise, images.to(model.device, sigmas.dtype), sigmas[:-1].flip(0)) / sigmas[0]
 
@@ -85,7 +84,6 @@ def decode(
     tensor(0., dtype=torch.float64)
     """
     denoise = bind_images(model, noise, labels, coords)
-    options = Sampling(steps, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
-    sigmas = options.sigmas(model).to(wide(model.device))
+    sigmas = Sampling(steps, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho).sigmas(model).to(wide(model.device))
     with evaluating(model), sharing(model), torch.no_grad():
         return heun(denoise, noise.to(model.device, sigmas.dtype) * sigmas[0], sigmas)

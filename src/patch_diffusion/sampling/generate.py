@@ -165,10 +165,10 @@ def jobs_of(model: Denoiser, seeds: Iterable[int], labels: int | Iterable[int] |
     if labels is None:
         return [(seed, seed % classes if classes else None) for seed in chosen]
     if not classes:
-        raise InputError("this model was trained without classes, so none can be asked for")
+        raise InputError("this model was trained without classes, so its images have none")
     given = [int(label) for label in labels] if isinstance(labels, Iterable) else [int(labels)] * len(chosen)
     if len(given) != len(chosen):
-        raise InputError(f"{len(chosen)} seeds need as many labels, not {len(given)}")
+        raise InputError(f"{len(chosen)} images need as many labels, not {len(given)}")
     for label in given:
         if not 0 <= label < classes:
             raise InputError(f"class {label} does not exist: this model has classes 0 to {classes - 1}")

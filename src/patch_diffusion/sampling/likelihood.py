@@ -76,14 +76,11 @@ def bits_per_dimension(
     bin_width = 2 / (codec.range[1] - codec.range[0])  # between neighbours of the levels in [-1, 1]
     images = (codec.encode(pixels.cpu()) + bin_width * (inside - 0.5)).to(model.device, wide(model.device))
     denoise = bind_images(model, images, labels, coords)
+    lowest = model.sigma_min if sigma_min is None else sigma_min
+    highest = model.sigma_max if sigma_max is None else sigma_max
     with evaluating(model):
         nats = log_density(
-            denoise,
-            images,
-            2 * signs.to(images) - 1,
-            sigma_min=model.sigma_min if sigma_min is None else sigma_min,
-            sigma_max=model.sigma_max if sigma_max is None else sigma_max,
-            tolerance=tolerance,
+            denoise, images, 2 * signs.to(images) - 1, sigma_min=lowest, sigma_max=highest, tolerance=tolerance
         )
     return -(nats / shape.numel() + math.log(bin_width)) / math.log(2)
 

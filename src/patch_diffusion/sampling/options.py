@@ -5,7 +5,7 @@ This module imports no heavy library at its top, so that ``--help`` is quick.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from patch_diffusion.denoise.conditions import Conditions
     from patch_diffusion.denoise.denoiser import Denoiser
-    from patch_diffusion.sampling.step import ConditionalDenoise, Denoise, Solver
+    from patch_diffusion.sampling.step import ConditionalDenoise, Denoise
 
     Guide = str | Denoiser
     Size = int | tuple[int, ...]
@@ -90,25 +90,13 @@ class Sampling:
     """Images at a time."""
 
     def with_steps(self, steps: int | None, usual: int) -> Sampling:
-        """Return the options with their own number of steps, or else with the given one, or else the usual one.
-
-        Raises:
-            InputError: both are given and differ.
-        """
+        """Return the options with their own number of steps, or else the given one, or else the usual one."""
         if steps is not None and self.steps is not None and steps != self.steps:
             raise InputError(f"sampling has {self.steps} steps, and steps={steps} is given beside it: leave one out")
         return replace(self, steps=next(each for each in (self.steps, steps, usual) if each is not None))
 
     def refuse(self, names: Collection[str], reason: str) -> None:
-        """Refuse options that have no effect.
-
-        Args:
-            names: the options.
-            reason: why they have none, for the message.
-
-        Raises:
-            InputError: one of them is not at its default.
-        """
+        """Raise an `InputError` with the reason if one of the named options is not at its default."""
         for field in fields(self):
             if field.name in names and getattr(self, field.name) != field.default:
                 raise InputError(f"{field.name} has no effect: {reason}")
@@ -122,7 +110,7 @@ class Sampling:
         high = model.sigma_max if self.sigma_max is None else self.sigma_max
         return SCHEDULES[self.schedule](self.steps, low, high, **options)
 
-    def solver_for(self, model: Denoiser, sigmas: Tensor) -> Solver:
+    def solver_for(self, model: Denoiser, sigmas: Tensor) -> Callable[..., Tensor]:
         """Return the solver with its options, or raise an `InputError` if one is unknown or out of range."""
         from patch_diffusion.sampling.stochastic import SOLVERS
 
@@ -141,15 +129,10 @@ class Sampling:
         return self.guidance != 1
 
     def view(self, model: Denoiser, inside: tuple[int, int, int, int] | None = None) -> View:
-        """Return the view of the images: whole or in tiles, and with which coordinates.
+        """Return how the model is shown the images, or raise an `InputError` if it cannot take them.
 
-        Args:
-            model: a denoiser.
-            inside: for an image that was extended, where the original lies (top, left, height, width), whose
-                coordinates "extend" then continues.
-
-        Raises:
-            InputError: the model cannot take such images, or an option has no effect.
+        For an image that was extended, ``inside`` is where the original lies (top, left, height, width), whose
+        coordinates "extend" then continues.
         """
         from patch_diffusion.patches.coords import coordinate_grid
 

@@ -56,14 +56,7 @@ def vp_sigmas(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
     """Return noise levels that are even in the time of the VP process (EDM, table 1; score-SDE, arXiv 2011.13456).
 
     Args:
-        steps: the number of noise levels before the 0, at least 1.
-        sigma_min, sigma_max: the lowest noise level, above 0, and the highest.
-
-    Returns:
-        ``(steps + 1,)`` float64, from sigma_max to sigma_min, then 0.
-
-    Raises:
-        InputError: a number is out of its range.
+        steps, sigma_min, sigma_max: as for `karras_sigmas`, as is the result.
 
     >>> vp_sigmas(18, 0.002, 80.0).shape
     torch.Size([19])
@@ -78,14 +71,7 @@ def ve_sigmas(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
     """Return geometric noise levels, as in the time of the VE process (EDM, table 1; score-SDE, arXiv 2011.13456).
 
     Args:
-        steps: the number of noise levels before the 0, at least 1.
-        sigma_min, sigma_max: the lowest noise level, above 0, and the highest.
-
-    Returns:
-        ``(steps + 1,)`` float64, from sigma_max to sigma_min, then 0.
-
-    Raises:
-        InputError: a number is out of its range.
+        steps, sigma_min, sigma_max: as for `karras_sigmas`, as is the result.
 
     >>> ve_sigmas(3, 1.0, 4.0)
     tensor([4., 2., 1., 0.], dtype=torch.float64)
@@ -100,15 +86,8 @@ def exponential_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: floa
     A rho above 1 has more low levels, a rho below 1 more high ones.
 
     Args:
-        steps: the number of noise levels before the 0, at least 1.
-        sigma_min, sigma_max: the lowest noise level, above 0, and the highest.
+        steps, sigma_min, sigma_max: as for `karras_sigmas`, as is the result.
         rho: the exponent, above 0.
-
-    Returns:
-        ``(steps + 1,)`` float64, from sigma_max to sigma_min, then 0.
-
-    Raises:
-        InputError: a number is out of its range.
 
     >>> exponential_sigmas(3, 1.0, 16.0, rho=2.0)
     tensor([16.,  2.,  1.,  0.], dtype=torch.float64)
@@ -141,14 +120,7 @@ def euler(
     """Solve by Euler's method, of first order, with one evaluation a step; the same as DDIM (arXiv 2010.02502).
 
     Args:
-        denoise: ``denoise(noisy, sigma)``, which returns the denoised images (n, c, h, w), such as by a `Denoiser`.
-        noisy: images (n, c, h, w) with noise of level ``sigmas[0]``.
-        sigmas: noise levels from high to low, the last may be 0, or upwards without a 0; see `karras_sigmas`.
-        noise: unused; it is there so that all solvers are called alike.
-        callback: called with every step.
-
-    Returns:
-        The images at ``sigmas[-1]``.
+        denoise, noisy, sigmas, noise, callback: as for `heun`, as is the result.
 
     >>> def denoise(noisy, sigma):  # where all data is grey
     ...     return torch.zeros_like(noisy)
@@ -221,14 +193,7 @@ def dpm_solver_2m(
     taken at the middle of the step, on the line through the last two D; the first step and the step to 0 take D itself.
 
     Args:
-        denoise: ``denoise(noisy, sigma)``, which returns the denoised images (n, c, h, w), such as by a `Denoiser`.
-        noisy: images (n, c, h, w) with noise of level ``sigmas[0]``.
-        sigmas: noise levels from high to low, the last may be 0; see `karras_sigmas`.
-        noise: unused; it is there so that all solvers are called alike.
-        callback: called with every step.
-
-    Returns:
-        The images at ``sigmas[-1]``.
+        denoise, noisy, sigmas, noise, callback: as for `heun`, as is the result.
 
     >>> def denoise(noisy, sigma):  # where all data is grey
     ...     return torch.zeros_like(noisy)
@@ -267,14 +232,7 @@ def dpm_solver_3m(
     than some 25 steps the parabola overshoots, and `dpm_solver_2m` is better.
 
     Args:
-        denoise: ``denoise(noisy, sigma)``, which returns the denoised images (n, c, h, w), such as by a `Denoiser`.
-        noisy: images (n, c, h, w) with noise of level ``sigmas[0]``.
-        sigmas: noise levels from high to low, the last may be 0; see `karras_sigmas`.
-        noise: unused; it is there so that all solvers are called alike.
-        callback: called with every step.
-
-    Returns:
-        The images at ``sigmas[-1]``.
+        denoise, noisy, sigmas, noise, callback: as for `heun`, as is the result.
 
     >>> def denoise(noisy, sigma):  # where all data is grey
     ...     return torch.zeros_like(noisy)

@@ -20,9 +20,6 @@ ConditionalDenoise = Callable[[Tensor, Tensor, "Conditions"], Tensor]
 StepNoise = Callable[[int], Tensor]
 """``noise(index)``: standard normal numbers like the images, always the same for the same step."""
 
-Solver = Callable[..., Tensor]
-"""``solver(denoise, noisy, sigmas, noise=, callback=)``, see `solvers`."""
-
 
 @dataclass(frozen=True)
 class Step:

@@ -33,15 +33,8 @@ def euler_maruyama(
     needs small steps, some hundreds. The step to 0 takes the denoised image, without noise.
 
     Args:
-        denoise: ``denoise(noisy, sigma)``, which returns the denoised images (n, c, h, w), such as by a `Denoiser`.
-        noisy: images (n, c, h, w) with noise of level ``sigmas[0]``.
-        sigmas: noise levels from high to low, the last may be 0; see `karras_sigmas`.
-        noise: ``noise(index)``, which returns standard normal numbers like ``noisy`` for a step.
-        callback: called with every step.
+        denoise, noisy, sigmas, noise, callback: as for `ancestral`, as is the result.
         process: `EDM`, `VE` or `VP`; None: EDM.
-
-    Returns:
-        The images at ``sigmas[-1]``.
 
     Raises:
         InputError: ``noise`` is not given.
@@ -88,13 +81,10 @@ def stochastic_heun(
     The defaults are EDM's for ImageNet (table 5). The steps given to ``callback`` have the raised level.
 
     Args:
-        denoise, noisy, sigmas, noise, callback: as for `ancestral`.
+        denoise, noisy, sigmas, noise, callback: as for `ancestral`, as is the result.
         churn: S_churn, at least 0: each level is raised by the factor 1 + min(churn / steps, sqrt(2) - 1).
         churn_min, churn_max: S_tmin and S_tmax, the noise levels between which levels are raised.
         churn_noise: S_noise, standard deviation of the fresh noise; a little above 1 makes up for lost detail.
-
-    Returns:
-        The images at ``sigmas[-1]``.
 
     Raises:
         InputError: ``noise`` is not given, or an option is out of its range.
@@ -189,7 +179,6 @@ SOLVERS: dict[str, Callable[..., Tensor]] = {
 
 
 def _needed(noise: StepNoise | None, solver: str) -> StepNoise:
-    """Return the noise, or refuse to solve without it."""
     if noise is None:
         raise InputError(f"{solver} adds noise at every step: give noise=, a function of the step's index")
     return noise

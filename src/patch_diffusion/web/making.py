@@ -52,7 +52,7 @@ def _generate(
     resolution = pair(wanted.sampling.resolution) or model.resolution or (1, 1)
     sampling = _options(wanted, chosen, run, models, model, resolution, usual=18)
     reporter = Reporter(job, column, model, sampling.steps)
-    samples = patch_diffusion.generate(model, _seeds(wanted), sampling, labels=wanted.label, callback=reporter.step)
+    samples = patch_diffusion.generate(model, wanted.seeds, sampling, labels=wanted.label, callback=reporter.step)
     samples = named(samples, sampling.guide, wanted.sampling.guide)
     reporter.write(samples, run, chosen, sample_command(wanted, chosen, run))
 
@@ -79,7 +79,7 @@ def _edit(wanted: EditRequest, run: RunFolder, models: Models, job: Job) -> None
     samples = patch_diffusion.edit(
         model,
         wanted.task.known(model, image, mask),
-        _seeds(wanted),
+        wanted.seeds,
         sampling,
         label=wanted.label,
         covariance=wanted.covariance,
@@ -175,10 +175,6 @@ class Reporter:
             shown=shown.relative_to(inside).as_posix(),
         )
         self._done += 1
-
-
-def _seeds(wanted: Request) -> range:
-    return range(wanted.seed, wanted.seed + wanted.pictures)
 
 
 def _options(

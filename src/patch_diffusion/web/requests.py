@@ -60,6 +60,11 @@ class Request:
             for name, side in zip(names, pair(getattr(self.sampling, size)) or (), strict=False):
                 _within(name, side, 1, 2**15)
 
+    @property
+    def seeds(self) -> range:
+        """The seeds of the pictures."""
+        return range(self.seed, self.seed + self.pictures)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRequest(Request):
@@ -125,13 +130,12 @@ def read_request(kind: type[T], body: bytes) -> T:
     try:
         return TypeAdapter(kind).validate_python(found)
     except ValidationError as error:
-        # Of a value that can have several types, the error that was found deepest inside is that of the type it has.
-        found: Any = max(error.errors(include_url=False), key=lambda each: len(each["loc"]))
-        if isinstance(reason := found.get("ctx", {}).get("error"), InputError):
+        # A size can be an int or a pair; the error that is deepest inside is the one of the type that was meant.
+        worst: Any = max(error.errors(include_url=False), key=lambda each: len(each["loc"]))
+        if isinstance(reason := worst.get("ctx", {}).get("error"), InputError):
             raise InputError(str(reason)) from None
-        hidden = ("sampling", "int", "tuple[int, int]", "tuple[int,int]")
-        where = ".".join(str(part) for part in found["loc"] if part not in hidden) or "the request"
-        raise InputError(f"{where}: {found['msg'].lower()}") from None
+        path = [str(part) for part in worst["loc"] if part not in ("sampling", "int") and "[" not in str(part)]
+        raise InputError(f"{'.'.join(path) or 'the request'}: {worst['msg'].lower()}") from None
 
 
 def options_schema() -> dict[str, Any]:
@@ -145,6 +149,5 @@ def options_schema() -> dict[str, Any]:
 
 
 def _within(name: str, value: int, least: int, most: int) -> None:
-    """Refuse a number that is out of the page's limits."""
     if not least <= value <= most:
         raise InputError(f"{name} can be {least} to {most:,} here, not {value:,}")

@@ -92,19 +92,9 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         width: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        *,
         guidance_interval: tuple[float, float] | None = None,
         coords: str = "stretch",
-        solver: str | None = None,
-        schedule: str | None = None,
-        sigma_min: float | None = None,
-        sigma_max: float | None = None,
-        rho: float | None = None,
-        churn: float | None = None,
-        churn_min: float | None = None,
-        churn_max: float | None = None,
-        churn_noise: float | None = None,
-        eta: float | None = None,
+        **options: str | float | None,
     ) -> Any:
         """Sample images, all in one batch, which must fit in memory.
 
@@ -124,8 +114,8 @@ class PatchDiffusionPipeline(DiffusionPipeline):
             guidance_interval: noise levels (low, high] with guidance; None: all.
             coords: coordinates of an image of another size: "stretch", as those of the training images, or "extend",
                 beyond them.
-            solver, schedule, sigma_min, sigma_max, rho, churn, churn_min, churn_max, churn_noise, eta: options of the
-                scheduler for this call, see `PatchDiffusionScheduler`; None: those of its config.
+            options: options of the scheduler for this call: solver, schedule, sigma_min, sigma_max, rho, churn,
+                churn_min, churn_max, churn_noise, eta; None: those of its config.
 
         Raises:
             InputError: a setting does not suit the model.
@@ -145,10 +135,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
             raise InputError(f"guidance_interval goes from a lower to a higher noise level, not {guidance_interval}")
         if coords not in COORDS:
             raise InputError(f"coords cannot be '{coords}'{did_you_mean(coords, COORDS)}")
-        names = ("churn", "churn_min", "churn_max", "churn_noise", "eta")
-        values = (churn, churn_min, churn_max, churn_noise, eta)
-        options = {"solver": solver, "schedule": schedule, "sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho}
-        scheduler = self._scheduler({**options, **dict(zip(names, values, strict=True))})
+        scheduler = self._scheduler(options)
         chosen = None if seeds is None else [seeds] if isinstance(seeds, int) else list(seeds)
         num = batch_size if chosen is None else len(chosen)
         if num < 1:

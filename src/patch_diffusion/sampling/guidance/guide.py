@@ -58,16 +58,7 @@ def guided(
     seeds: Sequence[int],
     sigmas: Tensor,
 ) -> Denoise:
-    """Return ``denoise(noisy, sigma)`` with guidance.
-
-    Args:
-        sampling: options, which have been checked.
-        model: a denoiser.
-        view: how it is shown the images.
-        conditions: conditions of the images.
-        seeds: the images' seeds.
-        sigmas: noise levels of the solver.
-    """
+    """Return ``denoise(noisy, sigma)`` with guidance as checked by `check_guidance`, for images of these seeds."""
     denoise = view.bind(model, conditions)
     if isinstance(sampling.guide, Denoiser):
         weaker = view.bind(Shared(sampling.guide), conditions)
