@@ -15,7 +15,8 @@ from patch_diffusion.cli import main
 from patch_diffusion.deprecation import takes_old_keywords
 from patch_diffusion.sampling.editing.edit import OWN_SOLVER
 from patch_diffusion.web.commands import sample_command
-from patch_diffusion.web.requests import EditRequest, ModelChoice, SampleRequest, options_schema, read_request
+from patch_diffusion.web.requests import EditRequest, ModelChoice, SampleRequest, read_request
+from patch_diffusion.web.site import Site
 
 CHURN = {"solver": "stochastic_heun", "churn_max": 60.0}
 LARGE = {"resolution": (16, 24)}
@@ -117,8 +118,11 @@ def test_the_command_line_has_every_option(capsys, verb):
     assert {f"--{name.replace('_', '-')}" for name in FIELDS} <= set(re.findall(r"--[a-z-]+", told))
 
 
-def test_the_page_has_every_option():
-    schema = options_schema()["properties"]
+def test_the_page_has_every_option(tmp_path):
+    site = Site(tmp_path, tmp_path / "work", "cpu")
+    schema = json.loads(site.ask("/api/options", {}).content)["properties"]
+    site.jobs.close()
+    assert schema["schedule"]["enum"] == list(pd.SCHEDULES)
     assert list(schema) == FIELDS and all(option["description"] for option in schema.values())
     values = {name: CHANGES[name][1] for name in FIELDS}
     body = json.dumps({"models": [{"run": "mine"}], **values}).encode()
