@@ -40,7 +40,10 @@ def main() -> None:
             seen = pd.describe(Path(folder) / "run")["progress"]
         pairs = None if arguments.pairs is None else arguments.pairs / f"pairs-{num}.png"
         found = pd.evaluate(
-            model, training, held_out=held_out, samples=arguments.samples, metrics=["memorization"], pairs=pairs
+            model,
+            training,
+            held_out=held_out,
+            options=pd.EvaluationOptions(samples=arguments.samples, metrics=("memorization",), pairs=pairs),
         )
         flagged = [note for note in found.notes if note.startswith("the model copies")]
         results[str(num)] = {

@@ -20,7 +20,7 @@ import torch
 from measuring import circumstances
 
 import patch_diffusion as pd
-from patch_diffusion.cli.choosing import guide_of
+from patch_diffusion.cli.choosing import open_guide
 
 STRENGTHS = (1.25, 1.5, 2.0, 3.0)
 MEASURES = ("frechet", "kernel")
@@ -62,21 +62,21 @@ def main() -> None:
     made = circumstances()  # of the code that runs, whatever is committed meanwhile
     began, results = time.perf_counter(), []
     for cell in settings_of(options.run, options.early, options.kinds.split(",") if options.kinds else []):
-        guide = guide_of(cell["guide"], options.run, device="auto")
+        guide = open_guide(cell["guide"], options.run, device="auto")
         interval = tuple(options.interval) if options.interval and cell["guidance"] != 1 else None
         found = [
             pd.evaluate(
                 options.run,
                 options.data,
-                metrics=MEASURES,
-                samples=options.samples,
-                seed=seed,
                 extractor=options.extractor,
-                steps=options.steps,
-                solver=options.solver,
-                guidance=cell["guidance"],
-                guide=guide,
-                guidance_interval=interval,
+                sampling=pd.Sampling(
+                    steps=options.steps,
+                    solver=options.solver,
+                    guidance=cell["guidance"],
+                    guide=guide,
+                    guidance_interval=interval,
+                ),
+                options=pd.EvaluationOptions(metrics=MEASURES, samples=options.samples, seed=seed),
             )
             for seed in range(options.seeds)
         ]

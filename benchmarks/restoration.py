@@ -108,7 +108,9 @@ def psnr(found: Tensor, truth: Tensor) -> float:
 def distances(found: Tensor, truth: Tensor, model: pd.Denoiser, extractor: str) -> dict[str, float]:
     """Of the features of two sets of images."""
     sets = [pd.ImageSet(model.codec.decode(each)) for each in (found, truth)]
-    result = pd.evaluate(sets[0], reference=sets[1], metrics=["frechet", "kernel"], extractor=extractor)
+    result = pd.evaluate(
+        sets[0], reference=sets[1], extractor=extractor, options=pd.EvaluationOptions(metrics=("frechet", "kernel"))
+    )
     return {name: measure.value for name, measure in result.measures.items()}
 
 

@@ -23,7 +23,7 @@ from patch_diffusion.denoise.denoiser import place
 from patch_diffusion.denoise.threads import forward, sharing
 from patch_diffusion.devices import choose_device
 from patch_diffusion.runs.model import build_network
-from patch_diffusion.sampling.choices import SOLVERS
+from patch_diffusion.sampling.stochastic import SOLVERS
 
 TWICE = ("heun", "stochastic_heun")  # evaluate twice a step, but for the last
 
@@ -43,7 +43,7 @@ def main() -> None:
 
     def sample(solver: str) -> None:
         for _ in pd.generate(
-            model, range(arguments.images), solver=solver, steps=arguments.steps, batch=arguments.images
+            model, range(arguments.images), pd.Sampling(solver=solver, steps=arguments.steps, batch=arguments.images)
         ):
             pass
 

@@ -36,7 +36,7 @@ def main(words: list[str] | None = None) -> dict[float, float]:
 
     pictures, spread = [], {}
     for scale in options.guidance:
-        samples = pd.generate(model, range(options.samples), labels=options.digit, guidance=scale)
+        samples = pd.generate(model, range(options.samples), pd.Sampling(guidance=scale), labels=options.digit)
         row = [sample.visible for sample in samples]
         pictures += row
         spread[scale] = float(torch.stack(row).float().std(dim=0).mean())

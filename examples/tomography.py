@@ -85,7 +85,9 @@ def main(words: list[str] | None = None) -> dict[str, dict[str, float]]:
             values = exact + noise * drawn * (exact != 0)
             known = pd.Measurement(values, operator, (1, side, side), noise)
             baseline = ridge(known)
-            (sample,) = pd.edit(model, known, [index], steps=options.steps, repeats=1, covariance=options.covariance)
+            (sample,) = pd.edit(
+                model, known, [index], pd.Sampling(steps=options.steps), repeats=1, covariance=options.covariance
+            )
             errors["ridge"] += psnr(baseline, truth) / len(truths)
             errors["model"] += psnr(sample.pixels, truth) / len(truths)
             rows.append((truth, baseline.round().clamp(0, 255).to(torch.uint8), sample.pixels))

@@ -30,7 +30,7 @@ def test_the_text_is_the_package_s_own():
 
     import patch_diffusion as pd
     from patch_diffusion.denoise.process import VP
-    from patch_diffusion.sampling.schedules import karras_sigmas
+    from patch_diffusion.sampling.solvers import karras_sigmas
 
     network, scheduler = (
         bundle(f"patch_diffusion.interop.exported_code.{name}") for name in ("network_unet", "scheduler")

@@ -163,8 +163,8 @@ def test_every_option_of_a_solver_changes_the_picture(trained, run, tmp_path, so
 
 
 def test_sample_help_names_every_solver_and_schedule(capsys):
-    from patch_diffusion.sampling.choices import SOLVERS
-    from patch_diffusion.sampling.schedules import SCHEDULES
+    from patch_diffusion.sampling.solvers import SCHEDULES
+    from patch_diffusion.sampling.stochastic import SOLVERS
 
     with pytest.raises(SystemExit):
         main(["sample", "--help"])

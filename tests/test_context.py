@@ -179,7 +179,7 @@ def test_small_copies_first_and_then_whole_images(model, monkeypatch):
     assert samples[0].settings["context"] == [4, 6] and samples[0].pixels.shape == (3, 8, 12)
     assert [context is None for context, _ in contexts] == [True] * 3 + [False] * 3
     assert [shape[2:] for _, shape in contexts] == [(4, 6)] * 3 + [(8, 12)] * 3
-    small = list(pd.generate(model, range(3), steps=2, resolution=(4, 6)))
+    small = list(pd.generate(model, range(3), pd.Sampling(steps=2, resolution=(4, 6))))
     decoded = model.codec.decode(contexts[3][0])
     assert all((one.pixels.int() - two.int()).abs().max() <= 1 for one, two in zip(small, decoded, strict=True))
 
@@ -187,8 +187,8 @@ def test_small_copies_first_and_then_whole_images(model, monkeypatch):
 @pytest.mark.parametrize("options", [{}, {"tile": 4, "overlap": 2}, {"solver": "ancestral"}, {"guidance": 2.0}])
 def test_a_seed_gives_the_same_in_any_batch(model, options):
     alone, among = (
-        list(pd.generate(model, [2], steps=2, **options)),
-        list(pd.generate(model, range(3), steps=2, labels=[0, 1, 0], batch=2, **options)),
+        list(pd.generate(model, [2], pd.Sampling(steps=2, **options))),
+        list(pd.generate(model, range(3), pd.Sampling(steps=2, batch=2, **options), labels=[0, 1, 0])),
     )
     difference = (alone[0].pixels.float() - among[2].pixels.float()).abs()
     assert difference.max() <= 1 and alone[0].pixels.float().std() > 1
@@ -196,9 +196,9 @@ def test_a_seed_gives_the_same_in_any_batch(model, options):
 
 def test_tiles_see_their_own_part_of_the_small_copy(model):
     """A tile as large as the image is the image."""
-    whole, tiled = (list(pd.generate(model, [5], steps=2, tile=tile)) for tile in (None, (8, 12)))
+    whole, tiled = (list(pd.generate(model, [5], pd.Sampling(steps=2, tile=tile))) for tile in (None, (8, 12)))
     assert (whole[0].pixels.float() - tiled[0].pixels.float()).abs().max() <= 1
-    large = next(pd.generate(model, [5], steps=2, resolution=(20, 30), tile=4))
+    large = next(pd.generate(model, [5], pd.Sampling(steps=2, resolution=(20, 30), tile=4)))
     assert large.pixels.shape == (3, 20, 30) and large.settings["coords"] == "stretch"
 
 
@@ -231,15 +231,15 @@ def test_pictures_of_large_images_are_small(make_trainer, monkeypatch):
     monkeypatch.setattr("patch_diffusion.training.watching.evaluation.LARGEST_PICTURE", 8)
     asked = []
 
-    def watched(model, seeds, **options):
-        asked.append(options)
-        return pd.generate(model, seeds, steps=1, **options)
+    def watched(model, seeds, sampling):
+        asked.append(sampling)
+        return pd.generate(model, seeds, sampling, steps=1)
 
     monkeypatch.setattr("patch_diffusion.training.watching.evaluation.generate", watched)
     trainer = make_trainer(**OPTIONS)
     trainer.fit(steps=1)
     sample_pictures(trainer.state.average.denoiser)
-    assert asked == [{"resolution": (4, 6)}]
+    assert asked == [pd.Sampling(resolution=(4, 6))]
 
 
 def test_what_has_one_stage_is_refused(model, images, tmp_path):
@@ -265,13 +265,13 @@ def test_what_has_one_stage_is_refused(model, images, tmp_path):
 )
 def test_ways_of_sampling_that_are_refused(model, options, message):
     with pytest.raises(InputError, match=message):
-        pd.generate(model, [0], **options)
+        pd.generate(model, [0], pd.Sampling(**options))
 
 
 def test_a_guide_has_the_same_context(model):
     other = pd.Denoiser(pd.UNet(3, 8, (1, 2), 1, num_classes=2), resolution=(8, 12))
     with pytest.raises(InputError, match="its context is None, not 4"):
-        pd.generate(model, [0], guidance=2.0, guide=other)
+        pd.generate(model, [0], pd.Sampling(guidance=2.0, guide=other))
 
 
 @pytest.mark.parametrize(
@@ -303,8 +303,10 @@ def test_a_denoiser_and_a_schedule_of_different_contexts(images, tmp_path):
 
 def test_bits_are_refused_before_anything_is_measured(model, images):
     with pytest.raises(InputError, match="metric bits needs a model that makes images in one stage"):
-        pd.evaluate(model, data=images, held_out=images, metrics=["bits"], device="cpu")
-    found = pd.evaluate(model, data=images, held_out=images, metrics=["denoising"], device="cpu")
+        pd.evaluate(model, data=images, held_out=images, options=pd.EvaluationOptions(metrics=("bits",), device="cpu"))
+    found = pd.evaluate(
+        model, data=images, held_out=images, options=pd.EvaluationOptions(metrics=("denoising",), device="cpu")
+    )
     assert found.measures["denoising"].settings["context"] == 4
 
 

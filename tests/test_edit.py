@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 import patch_diffusion as pd
+from grouped import grouped
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.sampling.editing.operators import average_pooling, gaussian_blur
 from patch_diffusion.sampling.guidance.posterior import conjugate_gradients
@@ -22,7 +23,7 @@ class Gaussian(pd.Denoiser):
         super().__init__(lambda *_: None, resolution=shape, codec=PixelCodec("float32", -1, 1), sigma_max=20.0)
         self.mean, self.covariance = mean, covariance
 
-    def forward(self, noisy, sigma, coords, labels=None):
+    def forward(self, noisy, sigma, conditions):
         identity = torch.eye(len(self.mean))
         gain = self.covariance @ torch.linalg.inv(self.covariance + float(sigma) ** 2 * identity)
         return (self.mean + (noisy.flatten(1) - self.mean) @ gain.mT).view_as(noisy)
@@ -65,7 +66,7 @@ def test_samples_are_those_of_the_exact_posterior(gaussian, noise):
     """Of normal data the network's covariance makes no error: mean and covariance of samples are the known ones."""
     measured = torch.tensor([0.7, -0.2])
     known = pd.Measurement(measured, lambda images: images.flatten(1) @ MATRIX.mT, (1, 2, 3), noise)
-    samples = pd.edit(gaussian, known, range(1000), steps=60, repeats=1, covariance="network", batch=1000)
+    samples = pd.edit(gaussian, known, range(1000), pd.Sampling(steps=60, batch=1000), repeats=1, covariance="network")
     found = torch.stack([sample.pixels.flatten() for sample in samples])
     prior = gaussian.covariance
     gain = prior @ MATRIX.mT @ torch.linalg.inv(MATRIX @ prior @ MATRIX.mT + noise**2 * torch.eye(2))
@@ -82,7 +83,7 @@ def test_an_isotropic_covariance_is_exact_where_the_pixels_are_independent():
     measured = torch.tensor([0.4, -0.3])
     known = pd.Measurement(measured, lambda images: images.flatten(1) @ MATRIX.mT, (1, 2, 3), 0.2)
     one, other = (
-        next(pd.edit(model, known, [3], steps=20, repeats=1, covariance=covariance)).pixels
+        next(pd.edit(model, known, [3], pd.Sampling(steps=20), repeats=1, covariance=covariance)).pixels
         for covariance in ("isotropic", "network")
     )
     torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
@@ -98,7 +99,9 @@ def test_repeats_bring_what_is_filled_together_with_what_is_known():
         known = pd.inpainting(image, mask)
         found = [
             sample.pixels[0, 0, 1]
-            for sample in pd.edit(model, known, range(200), steps=20, repeats=repeats, covariance=covariance)
+            for sample in pd.edit(
+                model, known, range(200), pd.Sampling(steps=20), repeats=repeats, covariance=covariance
+            )
         ]
         return float((torch.stack(found) - 0.8 * 0.99).square().mean().sqrt())
 
@@ -176,7 +179,7 @@ def test_operators_keep_grey_as_it_is():
 
 
 def test_what_a_mask_leaves_is_kept_exactly(model, image, mask):
-    samples = list(pd.edit(model, pd.inpainting(image, mask), range(3), steps=3, repeats=2))
+    samples = list(pd.edit(model, pd.inpainting(image, mask), range(3), pd.Sampling(steps=3), repeats=2))
     for sample in samples:
         assert torch.equal(sample.pixels[:, ~mask], image[:, ~mask]) and sample.label is None
     assert not torch.equal(samples[0].pixels, samples[1].pixels)
@@ -185,13 +188,13 @@ def test_what_a_mask_leaves_is_kept_exactly(model, image, mask):
 
 def test_an_extended_image_lies_where_it_should(model, image, mask):
     known = pd.outpainting(image, {"left": 4, "bottom": 2})
-    (sample,) = pd.edit(model, known, [0], steps=2)
+    (sample,) = pd.edit(model, known, [0], pd.Sampling(steps=2))
     assert sample.pixels.shape == (1, 10, 16) and torch.equal(sample.pixels[:, :8, 4:], image)
     assert sample.settings["extend"] == {"left": 4, "bottom": 2}
-    (both,) = pd.edit(model, pd.outpainting(image, {"left": 4}, mask), [0], steps=2)
+    (both,) = pd.edit(model, pd.outpainting(image, {"left": 4}, mask), [0], pd.Sampling(steps=2))
     assert torch.equal(both.pixels[:, :, 4:][:, ~mask], image[:, ~mask])
     assert not torch.equal(both.pixels[:, :, 4:], image)
-    (other,) = pd.edit(model, known, [0], steps=2, coords="extend")
+    (other,) = pd.edit(model, known, [0], pd.Sampling(steps=2, coords="extend"))
     assert not torch.equal(other.pixels, sample.pixels)
 
 
@@ -205,7 +208,7 @@ def test_restored_images_agree_with_what_was_measured(image, covariance):
         (pd.deblurring(model, gaussian_blur(1.0, (8, 12))(values[None])[0], blur=1.0), 0.02),
         (pd.denoising(values, noise=0.05), 0.2),
     ):
-        (sample,) = pd.edit(model, known, [0], steps=20, repeats=1, covariance=covariance)
+        (sample,) = pd.edit(model, known, [0], pd.Sampling(steps=20), repeats=1, covariance=covariance)
         assert (known.operator(sample.pixels[None])[0] - known.values).abs().mean() < within, known.settings
 
 
@@ -219,7 +222,7 @@ def test_operators_of_ones_own(image):
 
     truth = image.float() / 127.5 - 1
     known = pd.Measurement(fourier(truth[None])[0], fourier, (1, 8, 12))
-    (sample,) = pd.edit(model, known, [0], steps=8)
+    (sample,) = pd.edit(model, known, [0], pd.Sampling(steps=8))
     assert (fourier(sample.pixels[None])[0] - known.values).abs().max() < 1e-3
 
     def blind(images):
@@ -232,9 +235,11 @@ def test_operators_of_ones_own(image):
 
     measured = truth[..., ::2]
     with pytest.raises(pd.InputError, match="give its adjoint"):
-        next(pd.edit(model, pd.Measurement(measured, blind, (1, 8, 12)), [0], steps=2))
+        next(pd.edit(model, pd.Measurement(measured, blind, (1, 8, 12)), [0], pd.Sampling(steps=2)))
     one, other = (
-        next(pd.edit(model, pd.Measurement(measured, operator, (1, 8, 12), adjoint=given), [0], steps=4)).pixels
+        next(
+            pd.edit(model, pd.Measurement(measured, operator, (1, 8, 12), adjoint=given), [0], pd.Sampling(steps=4))
+        ).pixels
         for operator, given in ((blind, adjoint), (lambda images: images[..., ::2], None))
     )
     torch.testing.assert_close(one, other)
@@ -249,15 +254,15 @@ def test_measurements_that_no_image_explains(covariance):
         return images[:, 0, 0, :1].expand(-1, 2)
 
     known = pd.Measurement(torch.tensor([0.2, 0.6]), twice, (1, 2, 3))
-    (sample,) = pd.edit(model, known, [0], steps=12, covariance=covariance)
+    (sample,) = pd.edit(model, known, [0], pd.Sampling(steps=12), covariance=covariance)
     assert sample.pixels[0, 0, 0].item() == pytest.approx(0.4, abs=1e-3) and sample.pixels.abs().max() < 3
 
 
 def test_a_seed_gives_the_same_in_any_batch(model, image, mask):
     known = pd.inpainting(image, mask)
     for covariance in ("isotropic", "network"):
-        together = list(pd.edit(model, known, range(3), steps=3, repeats=2, covariance=covariance))
-        (alone,) = pd.edit(model, known, [2], steps=3, repeats=2, covariance=covariance)
+        together = list(pd.edit(model, known, range(3), pd.Sampling(steps=3), repeats=2, covariance=covariance))
+        (alone,) = pd.edit(model, known, [2], pd.Sampling(steps=3), repeats=2, covariance=covariance)
         assert (alone.pixels.int() - together[2].pixels.int()).abs().max() <= 2
 
 
@@ -266,7 +271,7 @@ def test_every_setting_matters(model, image, mask):
 
     def pixels(**settings):
         return next(
-            pd.edit(model, known, [0], **{"steps": 4, "repeats": 2, "covariance": "isotropic", **settings})
+            pd.edit(model, known, [0], **grouped(**{"steps": 4, "repeats": 2, "covariance": "isotropic", **settings}))
         ).pixels
 
     plain = pixels()
@@ -301,7 +306,7 @@ def test_every_setting_matters(model, image, mask):
 )
 def test_wrong_settings_are_refused_at_once(model, image, mask, settings, message):
     with pytest.raises(pd.InputError, match=message):
-        pd.edit(model, pd.inpainting(image, mask), **settings)
+        pd.edit(model, pd.inpainting(image, mask), **grouped(**settings))
 
 
 def test_models_and_images_that_do_not_fit(model, image, mask):

@@ -17,8 +17,9 @@ class Gaussian(pd.Denoiser):
 
     image_channels, num_classes, label_dropout = 2, 3, 0.1
 
-    def forward(self, noisy, sigma, coords, labels=None):
-        assert coords.shape[-3:] == (2, *SHAPE[1:])
+    def forward(self, noisy, sigma, conditions):
+        labels = conditions.labels
+        assert conditions.coords.shape[-3:] == (2, *SHAPE[1:])
         mean = MEAN if labels is None else MEAN + 0.2 * labels[:, None, None, None]
         return mean + (noisy - mean) * DEVIATION**2 / (DEVIATION**2 + sigma**2)
 
@@ -51,7 +52,7 @@ def test_the_noise_is_that_of_the_exact_ode(model, images):
 
 
 def test_decode_makes_the_pictures_of_generate(model):
-    samples = list(pd.generate(model, range(3), labels=[2, 0, 1], resolution=SHAPE[1:], steps=12))
+    samples = list(pd.generate(model, range(3), pd.Sampling(resolution=SHAPE[1:], steps=12), labels=[2, 0, 1]))
     noise = [
         torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in range(3)
     ]

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import patch_diffusion as pd
+from grouped import grouped
 from patch_diffusion.cli import main
 from patch_diffusion.denoise.whole_image import SIGMAS, losses_of_images
 from patch_diffusion.evaluation.metrics import DEFAULT_METRICS, METRICS
@@ -73,7 +74,9 @@ def colours(images):
 
 def test_samples_of_a_perfect_model_are_as_good_as_other_real_images(model):
     real = gaussian_images(400)
-    good = pd.evaluate(model, real, samples=200, steps=60, extractor=colours)
+    good = pd.evaluate(
+        model, real, extractor=colours, sampling=pd.Sampling(steps=60), options=pd.EvaluationOptions(samples=200)
+    )
     real_again = pd.evaluate(gaussian_images(200, 1), real, extractor=colours)
     bad = pd.evaluate(gaussian_images(200, 1, mean=MEAN + 0.1), real, extractor=colours)
     for name in ("frechet", "kernel"):
@@ -87,7 +90,13 @@ def test_samples_of_a_perfect_model_are_as_good_as_other_real_images(model):
 
 def test_the_distance_is_that_of_samples_which_generate_gives(model):
     real = gaussian_images(50)
-    found = pd.evaluate(model, real, samples=20, seed=3, steps=4, batch=7, extractor=colours, metrics=["frechet"])
+    found = pd.evaluate(
+        model,
+        real,
+        extractor=colours,
+        sampling=pd.Sampling(steps=4, batch=7),
+        options=pd.EvaluationOptions(samples=20, seed=3, metrics=("frechet",)),
+    )
     pixels = torch.stack([sample.pixels for sample in pd.generate(model, range(60, 80), steps=4)])
     exact = pd.frechet_distance(pd.gaussian_of([colours(real.pixels)]), pd.gaussian_of([colours(pixels)]))
     assert found.measures["frechet"].value == pytest.approx(exact, rel=1e-4)
@@ -98,7 +107,11 @@ def test_images_are_evaluated_in_any_batch_and_some_follow_from_the_seed():
     real, pictures = gaussian_images(60), gaussian_images(40, 1)
 
     def frechet(**options):
-        return pd.evaluate(pictures, real, metrics=["frechet"], extractor=colours, **options).measures["frechet"].value
+        return (
+            pd.evaluate(pictures, real, **grouped(metrics=["frechet"], extractor=colours, **options))
+            .measures["frechet"]
+            .value
+        )
 
     assert frechet() == pytest.approx(frechet(batch=3), rel=1e-6)
     assert frechet(samples=40) == frechet()
@@ -115,7 +128,9 @@ def test_the_interval_does_not_depend_on_the_order_of_the_pictures():
     """Dark ones first: groups of neighbours would differ far more than other samples would."""
     real = gaussian_images(100)
     pixels = torch.cat([gaussian_images(48, 1, mean=-0.3).pixels, gaussian_images(48, 2, mean=0.5).pixels])
-    found = pd.evaluate(pd.ImageSet(pixels), real, metrics=["frechet"], extractor=colours).measures["frechet"]
+    found = pd.evaluate(
+        pd.ImageSet(pixels), real, extractor=colours, options=pd.EvaluationOptions(metrics=("frechet",))
+    ).measures["frechet"]
     assert found.high - found.low < 0.1 * found.value
 
 
@@ -133,8 +148,8 @@ def test_published_statistics_take_the_place_of_images(model, tmp_path):
     gaussian = pd.gaussian_of([colours(real.pixels)])
     np.savez(tmp_path / "reference.npz", mu=gaussian.mean.numpy(), sigma=gaussian.covariance.numpy())
     options = {"samples": 20, "steps": 3, "extractor": colours}
-    of_images = pd.evaluate(model, real, metrics=["frechet"], **options)
-    of_file = pd.evaluate(model, reference=tmp_path / "reference.npz", **options)
+    of_images = pd.evaluate(model, real, **grouped(metrics=["frechet"], **options))
+    of_file = pd.evaluate(model, reference=tmp_path / "reference.npz", **grouped(**options))
     assert of_file.measures["frechet"].value == pytest.approx(of_images.measures["frechet"].value, rel=1e-5)
     assert list(of_file.measures) == ["frechet"] and "not measured: kernel, which needs images" in " ".join(
         of_file.notes
@@ -144,7 +159,14 @@ def test_published_statistics_take_the_place_of_images(model, tmp_path):
 def test_another_reference_than_the_training(model):
     training, other = gaussian_images(40), gaussian_images(40, 2, mean=-0.5)
     near, far = (
-        pd.evaluate(model, training, reference=reference, samples=20, steps=3, extractor=colours)
+        pd.evaluate(
+            model,
+            training,
+            reference=reference,
+            extractor=colours,
+            sampling=pd.Sampling(steps=3),
+            options=pd.EvaluationOptions(samples=20),
+        )
         for reference in (None, other)
     )
     assert far.measures["frechet"].value > 5 * near.measures["frechet"].value
@@ -153,7 +175,7 @@ def test_another_reference_than_the_training(model):
 
 def test_denoising_is_the_loss_of_whole_images(model):
     held_out = gaussian_images(30)
-    found = pd.evaluate(model, held_out=held_out, metrics=["denoising"], seed=2).measures
+    found = pd.evaluate(model, held_out=held_out, options=pd.EvaluationOptions(metrics=("denoising",), seed=2)).measures
     exact = pd.whole_image_loss(model, held_out, seed=2)
     assert set(found) == {"denoising", *(f"denoising@{sigma:g}" for sigma in SIGMAS)}
     for sigma in SIGMAS:
@@ -168,13 +190,17 @@ def test_bits_agree_between_seeds_within_their_interval(model):
     pytest.importorskip("torchdiffeq")
     held_out = gaussian_images(24)
     one, other = (
-        pd.evaluate(model, held_out=held_out, metrics=["bits"], bits_images=24, seed=seed).measures["bits"]
+        pd.evaluate(
+            model, held_out=held_out, options=pd.EvaluationOptions(metrics=("bits",), bits_images=24, seed=seed)
+        ).measures["bits"]
         for seed in (0, 1)
     )
     assert one.value != other.value and one.low < other.value < one.high and other.low < one.value < other.high
     entropy = 0.5 * np.log2(2 * np.pi * np.e * DEVIATION**2) + np.log2(255 / 2)
     assert one.value == pytest.approx(entropy, rel=0.02)
-    fewer = pd.evaluate(model, held_out=held_out, metrics=["bits"], bits_images=5).measures["bits"]
+    fewer = pd.evaluate(
+        model, held_out=held_out, options=pd.EvaluationOptions(metrics=("bits",), bits_images=5)
+    ).measures["bits"]
     assert fewer.settings["held_out_images"] == 5
 
 
@@ -182,7 +208,7 @@ def test_every_option_changes_the_numbers(trained, tmp_path):
     options = {"samples": 8, "steps": 2, "metrics": ["frechet"]}
 
     def frechet(**other):
-        return pd.evaluate(trained, **{**options, **other}).measures["frechet"].value
+        return pd.evaluate(trained, **grouped(**{**options, **other})).measures["frechet"].value
 
     plain = frechet()
     assert plain == frechet()
@@ -281,14 +307,19 @@ def share_numbers(folder):
 
 
 def test_a_run_knows_what_it_held_out(trained):
-    found = pd.evaluate(trained, metrics=["memorization", "denoising"], samples=4, steps=1)
+    found = pd.evaluate(
+        trained,
+        sampling=pd.Sampling(steps=1),
+        options=pd.EvaluationOptions(metrics=("memorization", "denoising"), samples=4),
+    )
     assert found.measures["denoising"].settings["held_out_images"] == 90
     assert found.measures["near_copies_held_out"].settings["images"] == 4
-    other = pd.evaluate(trained, "digits", held_out="digits", metrics=["denoising"])
+    other = pd.evaluate(trained, "digits", held_out="digits", options=pd.EvaluationOptions(metrics=("denoising",)))
     assert other.measures["denoising"].settings["held_out_images"] == 1000  # of 1,797
     checkpoint = trained / "checkpoints" / "step-00000003"
     assert (
-        pd.evaluate(checkpoint, metrics=["denoising"]).measures == pd.evaluate(trained, metrics=["denoising"]).measures
+        pd.evaluate(checkpoint, options=pd.EvaluationOptions(metrics=("denoising",))).measures
+        == pd.evaluate(trained, options=pd.EvaluationOptions(metrics=("denoising",))).measures
     )
 
 
@@ -298,10 +329,12 @@ def test_data_that_is_not_what_it_was_trained_on(trained, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config["model"]["num_images"] = 1000
     (folder / "config.json").write_text(json.dumps(config))
-    found = pd.evaluate(folder, metrics=["frechet"], samples=4, steps=1)
+    found = pd.evaluate(
+        folder, sampling=pd.Sampling(steps=1), options=pd.EvaluationOptions(metrics=("frechet",), samples=4)
+    )
     assert any("trained on 1,000 images, and of this data it would have 1,707" in note for note in found.notes)
     with pytest.raises(pd.InputError, match="needs images the model was not trained on"):
-        pd.evaluate(folder, metrics=["denoising"])
+        pd.evaluate(folder, options=pd.EvaluationOptions(metrics=("denoising",)))
 
 
 def test_folders_of_pictures(run, make_folder, tmp_path):
@@ -317,7 +350,7 @@ def test_folders_of_pictures(run, make_folder, tmp_path):
 def test_grey_images_for_an_extractor_of_colours():
     grey = pd.ImageSet(gaussian_images(20).pixels[:, :1])
     extractor = pd.Extractor("colours", colours)
-    found = pd.evaluate(grey, grey, metrics=["kernel"], extractor=extractor)
+    found = pd.evaluate(grey, grey, extractor=extractor, options=pd.EvaluationOptions(metrics=("kernel",)))
     assert "images of 1 channel are repeated to 3 for the extractor colours" in found.notes
 
 
@@ -330,7 +363,9 @@ def test_images_of_16_bits_and_floats():
     floats = pd.ImageSet(pixels.float() / 255, codec=PixelCodec("float32", 0, 1))
     real = gaussian_images(30, 1)
     found = [
-        pd.evaluate(images, real, metrics=["frechet"], extractor=colours).measures["frechet"].value
+        pd.evaluate(images, real, extractor=colours, options=pd.EvaluationOptions(metrics=("frechet",)))
+        .measures["frechet"]
+        .value
         for images in (pd.ImageSet(pixels), wide, floats)
     ]
     assert found[1] == pytest.approx(found[0]) and found[2] == pytest.approx(found[0])
@@ -353,11 +388,11 @@ def test_mistakes_from_python(model):
         ({"metrics": ["denoising"]}, "the metric denoising needs a run, not pictures"),
     ):
         with pytest.raises(pd.InputError, match=message):
-            pd.evaluate(real, real, **options)
+            pd.evaluate(real, real, **grouped(**options))
     with pytest.raises(pd.InputError, match="at least two images are needed, and images has 1"):
         pd.evaluate(gaussian_images(1), real)
     with pytest.raises(pd.InputError, match="needs more than 3 images on either side"):
-        pd.evaluate(gaussian_images(3), real, metrics=["precision"])
+        pd.evaluate(gaussian_images(3), real, options=pd.EvaluationOptions(metrics=("precision",)))
     few = pd.evaluate(gaussian_images(3), real)
     assert "not measured: precision, which needs more than 3 images on either side" in few.notes
     assert few.measures["frechet"].low is None
@@ -365,7 +400,7 @@ def test_mistakes_from_python(model):
         pd.evaluate(model)
     for metric in ("memorization", "frechet", "kernel"):
         with pytest.raises(pd.InputError, match=f"the metric {metric} needs .*give --data DATA"):
-            pd.evaluate(model, metrics=[metric])
+            pd.evaluate(model, options=pd.EvaluationOptions(metrics=(metric,)))
 
 
 @pytest.mark.parametrize(
@@ -433,6 +468,10 @@ def test_help_names_every_metric_and_torch_is_not_imported(capsys):
 
 
 def test_a_picture_of_pairs_shows_samples_beside_training_images(trained, tmp_path):
-    pd.evaluate(trained, metrics=["memorization"], samples=4, steps=1, pairs=tmp_path / "pairs.png")
+    pd.evaluate(
+        trained,
+        sampling=pd.Sampling(steps=1),
+        options=pd.EvaluationOptions(metrics=("memorization",), samples=4, pairs=tmp_path / "pairs.png"),
+    )
     with Image.open(tmp_path / "pairs.png") as picture:
         assert picture.width > 900

@@ -14,12 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 import patch_diffusion as pd
+from grouped import grouped
 from patch_diffusion.cli import main
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.latents.folder import encode_latents
 from patch_diffusion.files import read_tensors, write_tensors
-from patch_diffusion.sampling.choices import SOLVERS
+from patch_diffusion.sampling.stochastic import SOLVERS
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -90,6 +91,8 @@ def make_vae(folder):
 
 
 CALL = {"seeds": SEEDS, "num_inference_steps": 4, "output_type": "latent"}
+CHURN = {"solver": "stochastic_heun", "churn": 1.0, "churn_min": 0.1, "churn_max": 40.0, "churn_noise": 1.01}
+LEVELS = {"schedule": "exponential", "rho": 2.0, "sigma_min": 0.01, "sigma_max": 40.0}
 # Of each kind of model, calls of its pipeline, and what is said to `generate` for the same.
 CALLS = {
     "unet": [
@@ -101,6 +104,23 @@ CALLS = {
         (
             {**CALL, "scheduler": {"solver": "stochastic_heun", "churn": 1.0, "rho": 3.0}},
             {"solver": "stochastic_heun", "churn": 1.0, "rho": 3.0},
+        ),
+        ({**CALL, "solver": "ancestral", "eta": 0.5}, {"solver": "ancestral", "eta": 0.5}),
+        ({**CALL, **CHURN}, CHURN),
+        ({**CALL, **LEVELS}, LEVELS),
+        ({**CALL, "height": 12, "width": 16, "coords": "extend"}, {"resolution": (12, 16), "coords": "extend"}),
+        (
+            {**CALL, "guidance_scale": 1.7, "guidance_interval": (0.1, 5.0)},
+            {"guidance": 1.7, "guidance_interval": (0.1, 5.0)},
+        ),
+        (
+            {
+                **CALL,
+                "guidance_scale": 1.7,
+                "guidance_interval": (0.1, 5.0),
+                "scheduler": {"class": "EDMEulerScheduler"},
+            },
+            {"solver": "euler", "guidance": 1.7, "guidance_interval": (0.1, 5.0)},
         ),
         ({**CALL, "scheduler": {"class": "EDMEulerScheduler"}}, {"solver": "euler"}),
         ({**CALL, "scheduler": {"class": "EDMDPMSolverMultistepScheduler"}}, {"solver": "dpm_solver_2m"}),
@@ -151,7 +171,7 @@ def loaded(runs, name, **options):
 def generated(model, **settings):
     """The images in model space, and the samples."""
     steps = []
-    samples = list(pd.generate(model, SEEDS, **{"steps": 4, **settings}, callback=steps.append))
+    samples = list(pd.generate(model, SEEDS, **grouped(**{"steps": 4, **settings}), callback=steps.append))
     return steps[-1].denoised, torch.stack([sample.pixels for sample in samples])
 
 
@@ -294,6 +314,11 @@ def pipe(runs):
         ({"seeds": 1, "generator": torch.Generator()}, "stand in the place of a generator"),
         ({"generator": [torch.Generator()] * 2}, "1 images need as many generators, not 2"),
         ({"num_inference_steps": 0}, "at least 1 step"),
+        ({"solver": "hune"}, "did you mean 'heun'"),
+        ({"eta": 0.5}, "eta is not an option of the solver 'heun'"),
+        ({"coords": "repeat"}, "coords cannot be 'repeat'"),
+        ({"guidance_interval": (0.1, 1.0)}, "for a guidance_scale other than 1"),
+        ({"guidance_scale": 2.0, "guidance_interval": (1.0, 0.1)}, "from a lower to a higher noise level"),
     ],
 )
 def test_wrong_settings_of_a_call(pipe, settings, message):
@@ -313,6 +338,8 @@ def test_wrong_models_and_schedulers(pipe):
     with pytest.raises(ValueError, match="a DDPMScheduler cannot make images of this model"):
         pipe()
     pipe.scheduler = diffusers.EDMEulerScheduler()
+    with pytest.raises(ValueError, match="the scheduler, EDMEulerScheduler, has no option churn: leave it out"):
+        pipe(churn=1.0)
     pipe.register_to_config(process="vp")
     with pytest.raises(ValueError, match="an EDMEulerScheduler scales .* 'edm', and this model is of 'vp'"):
         pipe()

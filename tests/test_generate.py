@@ -6,11 +6,12 @@ import torch
 from PIL import Image
 
 import patch_diffusion as pd
+from grouped import grouped
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.denoise.process import PROCESSES
-from patch_diffusion.sampling.choices import SOLVERS
 from patch_diffusion.sampling.pictures import write_picture
-from patch_diffusion.sampling.schedules import SCHEDULES
+from patch_diffusion.sampling.solvers import SCHEDULES
+from patch_diffusion.sampling.stochastic import SOLVERS
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def model():
 def test_a_seed_gives_the_same_picture_in_any_batch(model):
     together = list(pd.generate(model, range(5), steps=4))
     for sample in together:
-        (alone,) = pd.generate(model, [sample.seed], steps=4, batch=1)
+        (alone,) = pd.generate(model, [sample.seed], pd.Sampling(steps=4, batch=1))
         assert (alone.pixels.int() - sample.pixels.int()).abs().max() <= 1  # rounding in other kernels
         assert (alone.seed, alone.label) == (sample.seed, sample.label)
     assert torch.equal(
@@ -38,8 +39,8 @@ def test_a_seed_gives_the_same_picture_in_any_batch(model):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_seed_gives_the_same_picture_with_every_solver(model, solver):
-    together, again = (list(pd.generate(model, [4, 0, 7], steps=6, solver=solver)) for _ in range(2))
-    alone = list(pd.generate(model, [7, 4], steps=6, solver=solver, batch=1))
+    together, again = (list(pd.generate(model, [4, 0, 7], pd.Sampling(steps=6, solver=solver))) for _ in range(2))
+    alone = list(pd.generate(model, [7, 4], pd.Sampling(steps=6, solver=solver, batch=1)))
     assert all(torch.equal(first.pixels, second.pixels) for first, second in zip(together, again, strict=True))
     for first, second in ((together[2], alone[0]), (together[0], alone[1])):
         assert (first.pixels.int() - second.pixels.int()).abs().max() <= 1
@@ -52,12 +53,12 @@ def test_noise_of_steps_is_independent_of_the_start_and_of_other_steps_and_seeds
     class Nothing(pd.Denoiser):
         image_channels = 1
 
-        def forward(self, noisy, sigma, coords, labels=None):
+        def forward(self, noisy, sigma, conditions):
             return torch.zeros_like(noisy)
 
     steps = []
     oracle = Nothing(lambda *_: None, resolution=(32, 32))
-    list(pd.generate(oracle, [0, 1], steps=4, solver="ancestral", callback=steps.append))
+    list(pd.generate(oracle, [0, 1], pd.Sampling(steps=4, solver="ancestral"), callback=steps.append))
     drawn = [steps[0].noisy / steps[0].sigma]
     for before, after in pairwise(steps):
         ratio = after.sigma / before.sigma
@@ -70,7 +71,7 @@ def test_noise_of_steps_is_independent_of_the_start_and_of_other_steps_and_seeds
 
 def test_the_callback_sees_every_step_of_every_batch(model):
     steps = []
-    samples = list(pd.generate(model, range(3), steps=4, batch=2, callback=steps.append))
+    samples = list(pd.generate(model, range(3), pd.Sampling(steps=4, batch=2), callback=steps.append))
     assert [step.index for step in steps] == [0, 1, 2, 3] * 2
     assert [len(step.noisy) for step in steps] == [2] * 4 + [1] * 4
     assert [step.sigma.item() for step in steps[:4]] == pd.karras_sigmas(4, 0.002, 80)[:-1].tolist()
@@ -79,7 +80,7 @@ def test_the_callback_sees_every_step_of_every_batch(model):
 
 def test_settings_are_told_with_the_sample(model):
     settings = next(
-        pd.generate(model, [0], steps=2, solver="ancestral", schedule="exponential", sigma_max=9.0)
+        pd.generate(model, [0], pd.Sampling(steps=2, solver="ancestral", schedule="exponential", sigma_max=9.0))
     ).settings
     assert settings == {
         "steps": 2,
@@ -98,12 +99,14 @@ def test_the_reverse_sde_is_in_the_process_of_the_model():
     class Oracle(pd.Denoiser):
         image_channels = 1
 
-        def forward(self, noisy, sigma, coords, labels=None):
+        def forward(self, noisy, sigma, conditions):
             return 0.3 * noisy / (0.3 + sigma**2)
 
     def picture(process):
         oracle = Oracle(lambda *_: None, resolution=(8, 8), process=process)
-        return next(pd.generate(oracle, [0], steps=8, solver="euler_maruyama", sigma_min=0.02, sigma_max=20.0)).pixels
+        return next(
+            pd.generate(oracle, [0], pd.Sampling(steps=8, solver="euler_maruyama", sigma_min=0.02, sigma_max=20.0))
+        ).pixels
 
     pictures = [picture(process) for process in PROCESSES.values()]
     assert all(not torch.equal(first, second) for first, second in combinations(pictures, 2))
@@ -119,7 +122,7 @@ def test_classes(model):
 
 def test_every_setting_matters(model):
     def pixels(**settings):
-        return next(pd.generate(model, [0], **{"steps": 5, **settings})).pixels
+        return next(pd.generate(model, [0], pd.Sampling(**{"steps": 5, **settings}))).pixels
 
     plain = pixels()
     for settings in (
@@ -137,8 +140,8 @@ def test_every_setting_matters(model):
 
 def test_any_resolution_that_the_network_takes(model):
     assert next(pd.generate(model, [0], steps=1)).pixels.shape == (3, 8, 12)
-    assert next(pd.generate(model, [0], steps=1, resolution=4)).pixels.shape == (3, 4, 4)
-    assert next(pd.generate(model, [0], steps=1, resolution=(16, 2))).pixels.shape == (3, 16, 2)
+    assert next(pd.generate(model, [0], pd.Sampling(steps=1, resolution=4))).pixels.shape == (3, 4, 4)
+    assert next(pd.generate(model, [0], pd.Sampling(steps=1, resolution=(16, 2)))).pixels.shape == (3, 16, 2)
 
 
 def test_dropout_is_off_and_the_mode_is_kept(model):
@@ -161,7 +164,7 @@ def test_dropout_is_off_and_the_mode_is_kept(model):
         ({"sigma_min": 0.0}, "0 < sigma_min"),
         ({"steps": 0}, "at least 1 step"),
         ({"labels": 4}, "classes 0 to 3"),
-        ({"labels": [1]}, "2 seeds need as many labels"),
+        ({"labels": [1]}, "2 images need as many labels"),
         ({"seeds": [-1, 0]}, "seeds are integers from 0"),
         ({"seeds": [0, 2**63]}, "not 9223372036854775808"),
         ({"resolution": 7}, "multiples of 2"),
@@ -170,7 +173,7 @@ def test_dropout_is_off_and_the_mode_is_kept(model):
 )
 def test_wrong_settings_are_refused_at_once(model, settings, message):
     with pytest.raises(pd.InputError, match=message):
-        pd.generate(model, **{"seeds": [0, 1], **settings})
+        pd.generate(model, **grouped(**{"seeds": [0, 1], **settings}))
 
 
 def test_guidance_needs_dropped_labels():
@@ -179,7 +182,7 @@ def test_guidance_needs_dropped_labels():
         (pd.UNet(1, 8, (1,), 1), "has no classes"),
     ):
         with pytest.raises(pd.InputError, match=message):
-            pd.generate(pd.Denoiser(network, resolution=(4, 4)), [0], guidance=2.0)
+            pd.generate(pd.Denoiser(network, resolution=(4, 4)), [0], pd.Sampling(guidance=2.0))
     with pytest.raises(pd.InputError, match="trained without classes"):
         pd.generate(pd.Denoiser(pd.UNet(1, 8, (1,), 1), resolution=(4, 4)), [0], labels=1)
     with pytest.raises(pd.InputError, match="does not know the resolution"):
@@ -193,8 +196,8 @@ def test_a_perfect_denoiser_gives_its_data():
     class Oracle(pd.Denoiser):
         image_channels = 3
 
-        def forward(self, noisy, sigma, coords, labels=None):
-            assert torch.equal(coords, pd.coordinate_grid(4, 6))
+        def forward(self, noisy, sigma, conditions):
+            assert torch.equal(conditions.coords, pd.coordinate_grid(4, 6))
             return (picture.float() / 127.5 - 1).expand_as(noisy)
 
     for sample in pd.generate(Oracle(lambda *_: None, resolution=(4, 6)), range(3)):

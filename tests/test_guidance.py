@@ -4,8 +4,10 @@ import pytest
 import torch
 
 import patch_diffusion as pd
+from grouped import grouped
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.latents.codec import LatentCodec
+from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.sampling.guidance.crops import in_crops
 from patch_diffusion.sampling.guidance.extrapolation import extrapolate, within
 from patch_diffusion.sampling.tiles import shifted_starts
@@ -20,7 +22,7 @@ class Fixed(pd.Denoiser):
         super().__init__(lambda *_: None, resolution=(8, 12), **options)
         self.value, self.seen = value, []
 
-    def forward(self, noisy, sigma, coords, labels=None):
+    def forward(self, noisy, sigma, conditions):
         self.seen.append((float(sigma), tuple(noisy.shape)))
         return torch.full_like(noisy, self.value)
 
@@ -32,9 +34,9 @@ class Places(Fixed):
         super().__init__(**options)
         self.axis = axis
 
-    def forward(self, noisy, sigma, coords, labels=None):
+    def forward(self, noisy, sigma, conditions):
         self.seen.append((float(sigma), tuple(noisy.shape)))
-        return coords.expand(len(noisy), -1, -1, -1)[:, self.axis, None].clone()
+        return conditions.coords.expand(len(noisy), -1, -1, -1)[:, self.axis, None].clone()
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def grey(value):
 def test_away_from_a_weaker_model():
     """Closed form: of two constants, the line through them."""
     for scale, expected in ((0.0, 0.1), (1.25, 0.35), (2.0, 0.5)):
-        (sample,) = pd.generate(Fixed(0.3), [0], steps=3, guidance=scale, guide=Fixed(0.1))
+        (sample,) = pd.generate(Fixed(0.3), [0], pd.Sampling(steps=3, guidance=scale, guide=Fixed(0.1)))
         assert set(sample.pixels.flatten().tolist()) == {grey(expected)}
         assert sample.settings["guide"] == "model"
 
@@ -74,7 +76,9 @@ def test_the_weaker_model_is_evaluated_within_the_interval_only():
     weaker, model = Fixed(0.1), Fixed(0.3)
     levels = pd.karras_sigmas(8, 0.002, 80)[:-1].tolist()
     (sample,) = pd.generate(
-        model, [0], steps=8, solver="euler", guidance=2.0, guide=weaker, guidance_interval=(levels[5], levels[2])
+        model,
+        [0],
+        pd.Sampling(steps=8, solver="euler", guidance=2.0, guide=weaker, guidance_interval=(levels[5], levels[2])),
     )
     assert [sigma for sigma, _ in weaker.seen] == pytest.approx(levels[2:5])
     assert [sigma for sigma, _ in model.seen] == pytest.approx(levels)
@@ -87,7 +91,7 @@ def test_crops_have_the_coordinates_of_their_places(size, shape):
     for axis in (0, 1):
         model = Places(axis)
         plain = next(pd.generate(model, [5], steps=3))
-        guided = next(pd.generate(model, [5], steps=3, guidance=4.0, guide=size))
+        guided = next(pd.generate(model, [5], pd.Sampling(steps=3, guidance=4.0, guide=size)))
         assert torch.equal(plain.pixels, guided.pixels)
         assert {found[2:] for _, found in model.seen} == {(8, 12), shape}
 
@@ -108,14 +112,13 @@ def test_crops_are_a_function_of_the_seed_and_the_step():
         found = []
 
         class Looks(Fixed):
-            def forward(self, noisy, sigma, coords, labels=None):
+            def forward(self, noisy, sigma, conditions):
                 found.extend(noisy[:, 0, 0, 0].tolist())
                 return noisy
 
         image = torch.arange(32 * 32, dtype=torch.float64).view(1, 1, 32, 32).expand(len(seeds), -1, -1, -1)
-        crops = in_crops(
-            Looks(), pd.coordinate_grid(32, 32), None, size=(16, 16), seeds=seeds, sigmas=sigmas, at_once=3
-        )
+        conditions = Conditions(pd.coordinate_grid(32, 32))
+        crops = in_crops(Looks(), conditions, size=(16, 16), seeds=seeds, sigmas=sigmas, at_once=3)
         torch.testing.assert_close(crops(image, torch.tensor(sigma)), image.clone())
         return found
 
@@ -129,13 +132,13 @@ def test_crops_are_a_function_of_the_seed_and_the_step():
 @pytest.mark.parametrize("guide", ["class", "crops", "crops:4"])
 def test_guides_change_the_picture_in_any_batch_alike(model, guide):
     settings = {"steps": 4, "guidance": 3.0, "guide": guide}
-    together = list(pd.generate(model, range(3), **settings))
+    together = list(pd.generate(model, range(3), pd.Sampling(**settings)))
     plain = list(pd.generate(model, range(3), steps=4))
     for seed in range(3):
-        (alone,) = pd.generate(model, [seed], **settings, batch=1)
+        (alone,) = pd.generate(model, [seed], pd.Sampling(**settings, batch=1))
         assert (alone.pixels.int() - together[seed].pixels.int()).abs().max() <= 1
         assert not torch.equal(alone.pixels, plain[seed].pixels)
-    limited = next(pd.generate(model, [0], **settings, guidance_interval=(0.0, 1.0)))
+    limited = next(pd.generate(model, [0], pd.Sampling(**settings, guidance_interval=(0.0, 1.0))))
     assert not torch.equal(limited.pixels, together[0].pixels) and not torch.equal(limited.pixels, plain[0].pixels)
 
 
@@ -144,7 +147,9 @@ def test_a_weaker_model_has_no_dropout_and_its_mode_is_kept(model):
     weaker = pd.Denoiser(pd.UNet(1, 8, (1, 2), 1, num_classes=4, dropout=0.5))
     for parameter in weaker.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    first, second = (next(pd.generate(model, [0], steps=2, guidance=2, guide=weaker)).pixels for _ in range(2))
+    first, second = (
+        next(pd.generate(model, [0], pd.Sampling(steps=2, guidance=2, guide=weaker))).pixels for _ in range(2)
+    )
     assert torch.equal(first, second) and weaker.training
 
 
@@ -153,10 +158,10 @@ def test_latents_of_one_autoencoder_wherever_it_is(model):
     codec = LatentCodec((0.0,), (1.0,), False, 8, "vae", "abc")
     latents = pd.Denoiser(model.network, resolution=(8, 12), codec=codec.decoded_by("elsewhere"))
     weaker = pd.Denoiser(model.network, resolution=(8, 12), codec=codec)
-    pd.generate(latents, [0], guidance=2.0, guide=weaker)
+    pd.generate(latents, [0], pd.Sampling(guidance=2.0, guide=weaker))
     others = pd.Denoiser(model.network, codec=LatentCodec((0.0,), (2.0,), False, 8, "vae", "abc"))
     with pytest.raises(pd.InputError, match="theirs have other values"):
-        pd.generate(latents, [0], guidance=2.0, guide=others)
+        pd.generate(latents, [0], pd.Sampling(guidance=2.0, guide=others))
 
 
 @pytest.mark.parametrize(
@@ -191,12 +196,12 @@ def test_latents_of_one_autoencoder_wherever_it_is(model):
 )
 def test_wrong_guidance_is_refused_at_once(model, settings, message):
     with pytest.raises(pd.InputError, match=message):
-        pd.generate(model, [0], **settings)
+        pd.generate(model, [0], **grouped(**settings))
 
 
 def test_a_model_without_classes_is_guided_by_crops():
     network = pd.UNet(1, 8, (1, 2), 1)
     model = pd.Denoiser(network, resolution=(8, 8))
     with pytest.raises(pd.InputError, match="another guide, such as crops, does without"):
-        pd.generate(model, [0], guidance=2.0)
-    assert next(pd.generate(model, [0], steps=2, guidance=2.0, guide="crops")).pixels.shape == (1, 8, 8)
+        pd.generate(model, [0], pd.Sampling(guidance=2.0))
+    assert next(pd.generate(model, [0], pd.Sampling(steps=2, guidance=2.0, guide="crops"))).pixels.shape == (1, 8, 8)

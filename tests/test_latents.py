@@ -243,7 +243,7 @@ def test_latents_that_cannot_be_decoded_are_shown_alike_in_any_batch(images):
     model = pd.Denoiser(pd.UNet(2, 8, (1, 2), 1), resolution=(8, 8), codec=codec)
     together = list(pd.generate(model, range(3), steps=2))
     for sample in together:
-        (alone,) = pd.generate(model, [sample.seed], steps=2, batch=1)
+        (alone,) = pd.generate(model, [sample.seed], pd.Sampling(steps=2, batch=1))
         assert alone.range == sample.range == (-5.0, 7.0)
         assert (alone.visible.int() - sample.visible.int()).abs().max() <= 1
 

@@ -22,7 +22,8 @@ HADAMARD = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -
 class Gaussian(pd.Denoiser):
     image_channels, num_classes, label_dropout = 3, 2, 0.1
 
-    def forward(self, noisy, sigma, coords, labels=None):
+    def forward(self, noisy, sigma, conditions):
+        labels = conditions.labels
         mean = MEAN if labels is None else MEAN + labels[:, None, None, None]
         return mean + (noisy - mean) * DEVIATION**2 / (DEVIATION**2 + sigma**2)
 
@@ -107,7 +108,7 @@ def test_levels_are_spread_evenly_over_their_bins():
     """Where the density is as narrow as a bin: the mean square over the bin, width^2 / 12, shows."""
 
     class Narrow(pd.Denoiser):
-        def forward(self, noisy, sigma, coords, labels=None):
+        def forward(self, noisy, sigma, conditions):
             return centre + (noisy - centre) * 0.003**2 / (0.003**2 + sigma**2)
 
     pixels = torch.full((16, 1, 16, 16), 140, dtype=torch.uint8)
@@ -121,7 +122,7 @@ def test_levels_are_spread_evenly_over_their_bins():
 
 def test_every_seed_has_its_own_probes():
     class Correlated(pd.Denoiser):
-        def forward(self, noisy, sigma, coords, labels=None):
+        def forward(self, noisy, sigma, conditions):
             return correlated(noisy.double(), sigma.double())
 
     fine = Correlated(lambda *_: None, codec=PixelCodec("uint16"))  # with bins too narrow to matter

@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 import patch_diffusion as pd
+from grouped import grouped
 from patch_diffusion.evaluation.intervals import Measure
 from patch_diffusion.evaluation.memorization import RATIO, CopyCheck, cut, find_copies, rates, small_pixels, verdict
 from patch_diffusion.evaluation.neighbours import Nearest
@@ -25,7 +26,7 @@ def noisy(images, deviation):
 
 
 def memorization(generated, digits, **options):
-    return pd.evaluate(generated, digits[0], held_out=digits[1], metrics=["memorization"], **options)
+    return pd.evaluate(generated, digits[0], held_out=digits[1], **grouped(metrics=["memorization"], **options))
 
 
 def test_copies_are_flagged(digits):
@@ -42,7 +43,9 @@ def test_copies_are_flagged(digits):
 def test_held_out_images_are_not_flagged(digits):
     training, held_out = digits
     halves = [pd.ImageSet(held_out.pixels[place::2]) for place in (0, 1)]
-    found = pd.evaluate(halves[0], training, held_out=halves[1], metrics=["memorization"])
+    found = pd.evaluate(
+        halves[0], training, held_out=halves[1], options=pd.EvaluationOptions(metrics=("memorization",))
+    )
     assert found.measures["near_copies"].value < 0.03
     assert not any("copies" in note for note in found.notes)
     ratios = [found.measures[name] for name in ("nearest_ratio", "nearest_ratio_held_out")]
@@ -59,7 +62,9 @@ def test_some_copies_among_others_are_counted(digits):
 
 def test_without_held_out_images_the_rate_stands_alone(digits):
     training, _ = digits
-    found = pd.evaluate(pd.ImageSet(training.pixels[:50]), training, metrics=["memorization"])
+    found = pd.evaluate(
+        pd.ImageSet(training.pixels[:50]), training, options=pd.EvaluationOptions(metrics=("memorization",))
+    )
     assert "near_copies_held_out" not in found.measures
     assert any("not known without held-out images" in note for note in found.notes)
 
@@ -144,7 +149,7 @@ def test_the_picture_of_the_closest_pairs(digits, tmp_path):
     with pytest.raises(pd.InputError, match="written as .png"):
         memorization(mixed, digits, pairs=tmp_path / "pairs.jpg")
     with pytest.raises(pd.InputError, match="ask for that too"):
-        pd.evaluate(mixed, training, metrics=["frechet"], pairs=tmp_path / "pairs.png")
+        pd.evaluate(mixed, training, options=pd.EvaluationOptions(metrics=("frechet",), pairs=tmp_path / "pairs.png"))
 
 
 def test_the_ratio_is_that_of_the_paper():

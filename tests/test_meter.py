@@ -45,7 +45,7 @@ def test_the_numbers_are_those_of_evaluate(make_trainer, images):
     trainer = make_trainer(images=train, held_out=held_out, meter=meter)
     model = trainer.fit(steps=2)
     (line,) = lines(trainer)
-    found = pd.evaluate(model, train, held_out=held_out, metrics=ALL, samples=20).measures
+    found = pd.evaluate(model, train, held_out=held_out, options=pd.EvaluationOptions(metrics=ALL, samples=20)).measures
     assert line["step"] == 2 and line["samples"].keys() >= {"frechet", "kernel", "near_copies", "near_copies@1/4"}
     assert line["samples"] == pytest.approx({name: found[name].value for name in line["samples"]}, rel=1e-6, abs=1e-6)
     assert trainer.config.watch == Watch(ALL, 1, 20, "random")

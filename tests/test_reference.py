@@ -134,7 +134,7 @@ def test_labels_never_dropped_means_no_guidance(tmp_path):
     model = pd.load(tmp_path / "run", device="cpu")
     assert model.num_classes == 4 and model.label_dropout == 0
     with pytest.raises(pd.InputError, match="guidance needs"):
-        pd.generate(model, [0], guidance=2)
+        pd.generate(model, [0], pd.Sampling(guidance=2))
 
 
 @pytest.mark.parametrize("name", parity.NAMES)

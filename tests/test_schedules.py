@@ -5,7 +5,7 @@ import torch
 
 import patch_diffusion as pd
 from patch_diffusion.denoise.process import VP
-from patch_diffusion.sampling.schedules import SCHEDULES, exponential_sigmas, karras_sigmas, ve_sigmas, vp_sigmas
+from patch_diffusion.sampling.solvers import SCHEDULES, exponential_sigmas, karras_sigmas, ve_sigmas, vp_sigmas
 
 ZEROS = torch.zeros(16, dtype=torch.float64)
 

@@ -29,7 +29,7 @@ def train_and_sample(tmp_path, data, **options):
     pd.train(replace(TINY, data=data, **options), tmp_path / "run", show=False)
     assert list((tmp_path / "run" / "samples").iterdir())
     model = pd.load(tmp_path / "run")
-    (sample,) = pd.generate(model, [3], steps=20, solver="euler")
+    (sample,) = pd.generate(model, [3], pd.Sampling(steps=20, solver="euler"))
     file = sample.save(tmp_path / "out")
     if file.suffix == ".npy":
         stored = torch.from_numpy(np.load(file))

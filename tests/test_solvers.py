@@ -6,8 +6,8 @@ import torch
 
 import patch_diffusion as pd
 from patch_diffusion.denoise.process import PROCESSES
-from patch_diffusion.sampling.choices import SOLVERS, options_of
-from patch_diffusion.sampling.schedules import karras_sigmas
+from patch_diffusion.sampling.solvers import karras_sigmas, options_of
+from patch_diffusion.sampling.stochastic import SOLVERS
 
 ORDERS = {"euler": 1, "heun": 2, "dpm_solver_2m": 2, "dpm_solver_3m": 3}
 STOCHASTIC = sorted(SOLVERS.keys() - ORDERS)

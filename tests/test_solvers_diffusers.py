@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from patch_diffusion.denoise.process import EDM
-from patch_diffusion.sampling.choices import SOLVERS
-from patch_diffusion.sampling.schedules import karras_sigmas
+from patch_diffusion.sampling.solvers import karras_sigmas
+from patch_diffusion.sampling.stochastic import SOLVERS
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

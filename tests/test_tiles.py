@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import patch_diffusion as pd
+from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.patches.coords import extended_grid
 from patch_diffusion.sampling.tiles import even_starts, smooth_window
-from patch_diffusion.sampling.view import view_of
 
 
 class Oracle(pd.Denoiser):
@@ -18,10 +18,10 @@ class Oracle(pd.Denoiser):
         super().__init__(lambda *_: None, resolution=resolution, **options)
         self.see, self.shapes, self.grids = see, [], []
 
-    def forward(self, noisy, sigma, coords, labels=None):
+    def forward(self, noisy, sigma, conditions):
         self.shapes.append(tuple(noisy.shape))
-        self.grids.append(coords)
-        return self.see(noisy, sigma, coords)
+        self.grids.append(conditions.coords)
+        return self.see(noisy, sigma, conditions.coords)
 
 
 def gaussian(noisy, sigma, coords):
@@ -53,8 +53,8 @@ def test_windows_that_overlap_exactly_add_up_to_1():
 @pytest.mark.parametrize("shape", [(8, 8), (20, 13), (9, 31)])
 def test_what_does_not_look_at_its_neighbours_is_the_same_in_tiles(shape):
     """Also at sizes that the network itself could not take."""
-    whole = next(pd.generate(Oracle(gaussian), [3], steps=5, resolution=shape))
-    tiled = next(pd.generate(Oracle(gaussian), [3], steps=5, resolution=shape, tile=(8, 6), overlap=3))
+    whole = next(pd.generate(Oracle(gaussian), [3], pd.Sampling(steps=5, resolution=shape)))
+    tiled = next(pd.generate(Oracle(gaussian), [3], pd.Sampling(steps=5, resolution=shape, tile=(8, 6), overlap=3)))
     assert torch.equal(whole.pixels, tiled.pixels) and tiled.pixels.shape == (1, *shape)
     assert tiled.settings["tile"] == [8, 6] and tiled.settings["overlap"] == 3
 
@@ -65,42 +65,46 @@ def test_tiles_keep_their_coordinates():
         ("stretch", pd.coordinate_grid(16, 20)),
         ("extend", extended_grid((16, 20), (8, 8), (-4, -6))),
     ):
-        denoise = view_of(Oracle(own_places), (16, 20), coords=coords, tile=8).bind(Oracle(own_places))
+        view = pd.Sampling(resolution=(16, 20), coords=coords, tile=8).view(Oracle(own_places))
+        denoise = view.bind(Oracle(own_places), Conditions())
         torch.testing.assert_close(denoise(torch.zeros(2, 1, 16, 20), torch.ones(()))[1, 0], expected[0])
     oracle = Oracle(own_places)
-    list(pd.generate(oracle, [0], steps=1, resolution=16, tile=8))
+    list(pd.generate(oracle, [0], pd.Sampling(steps=1, resolution=16, tile=8)))
     assert all(torch.equal(grid, pd.coordinate_grid(8, 8)) for grid in oracle.grids)
-    inside = view_of(Oracle(own_places), 8, tile=4)  # of a size that was trained, they are patches
+    inside = pd.Sampling(resolution=8, tile=4).view(Oracle(own_places))  # of a size that was trained, they are patches
     assert torch.equal(inside.grid, pd.coordinate_grid(8, 8))
 
 
 def test_extended_coordinates_are_as_far_apart_as_in_training():
-    grid = view_of(Oracle(own_places), (8, 16), coords="extend").grid
+    grid = pd.Sampling(resolution=(8, 16), coords="extend").view(Oracle(own_places)).grid
     assert torch.allclose(grid[:, :, 4:12], pd.coordinate_grid(8, 8), atol=1e-6)
     assert grid[0, 0, 0].item() == pytest.approx(-1 - 8 / 7) and grid[0, 0, -1].item() == pytest.approx(1 + 8 / 7)
-    smaller = view_of(Oracle(own_places), (4, 8), coords="extend").grid
+    smaller = pd.Sampling(resolution=(4, 8), coords="extend").view(Oracle(own_places)).grid
     assert torch.allclose(smaller, pd.coordinate_grid(8, 8)[:, 2:6], atol=1e-6)
-    left_extended = view_of(Oracle(own_places), (6, 10), coords="extend", inside=(0, 4, 6, 6)).grid
+    left_extended = pd.Sampling(resolution=(6, 10), coords="extend").view(Oracle(own_places), (0, 4, 6, 6)).grid
     assert torch.allclose(left_extended[:, :, 4:], pd.coordinate_grid(6, 6), atol=1e-6)
 
 
 def test_the_network_never_sees_more_than_a_batch_of_tiles():
     oracle = Oracle(gaussian)
-    assert len(list(pd.generate(oracle, range(3), steps=2, resolution=64, tile=8, batch=5))) == 3
+    assert len(list(pd.generate(oracle, range(3), pd.Sampling(steps=2, resolution=64, tile=8, batch=5)))) == 3
     assert {shape[1:] for shape in oracle.shapes} == {(1, 8, 8)} and max(shape[0] for shape in oracle.shapes) == 5
-    view = view_of(oracle, 64, tile=8, batch=512)
-    assert view.images_at_once == 8 and view_of(oracle, 64, batch=7).images_at_once == 7
+    view = pd.Sampling(resolution=64, tile=8, batch=512).view(oracle)
+    assert view.images_at_once == 8 and pd.Sampling(resolution=64, batch=7).view(oracle).images_at_once == 7
 
 
 def test_labels_go_with_their_images():
     class Classes(pd.Denoiser):
         image_channels, num_classes, label_dropout = 1, 3, 0.1
 
-        def forward(self, noisy, sigma, coords, labels=None):
-            return (labels.double() / 2 - 0.5)[:, None, None, None].expand_as(noisy).clone()
+        def forward(self, noisy, sigma, conditions):
+            return (conditions.labels.double() / 2 - 0.5)[:, None, None, None].expand_as(noisy).clone()
 
     model = Classes(lambda *_: None, resolution=(8, 8))
-    pictures = [each.pixels.unique().tolist() for each in pd.generate(model, range(3), steps=2, resolution=12, tile=8)]
+    pictures = [
+        each.pixels.unique().tolist()
+        for each in pd.generate(model, range(3), pd.Sampling(steps=2, resolution=12, tile=8))
+    ]
     assert pictures == [[64], [128], [191]]
 
 
@@ -127,7 +131,9 @@ def seams(overlap):
     starts = even_starts(160, 32, overlap)
     borders = {start - 1 for start in starts[1:]} | {start + 31 for start in starts[:-1]}
     across, elsewhere = [], []
-    for sample in pd.generate(Oracle(wiener, (32, 32)), range(6), steps=12, resolution=160, tile=32, overlap=overlap):
+    for sample in pd.generate(
+        Oracle(wiener, (32, 32)), range(6), pd.Sampling(steps=12, resolution=160, tile=32, overlap=overlap)
+    ):
         for image in (sample.pixels[0].float(), sample.pixels[0].float().T):
             steepness = image.diff(dim=1).abs().mean(0)
             across += [steepness[column] for column in borders]
@@ -155,13 +161,13 @@ def test_no_seams_at_the_borders_of_tiles():
 def test_wrong_views_are_refused_at_once(settings, message):
     model = pd.Denoiser(pd.UNet(1, 8, (1, 2), 1), resolution=(8, 8))
     with pytest.raises(pd.InputError, match=message):
-        pd.generate(model, [0], **settings)
+        pd.generate(model, [0], pd.Sampling(**settings))
 
 
 def test_coords_need_a_model_that_has_them():
     model = pd.Denoiser(pd.UNet(1, 8, (1, 2), 1, coords=False), coords=False, resolution=(8, 8))
     with pytest.raises(pd.InputError, match="trained without coordinates"):
-        pd.generate(model, [0], coords="extend", resolution=16)
+        pd.generate(model, [0], pd.Sampling(coords="extend", resolution=16))
     model = pd.Denoiser(pd.UNet(1, 8, (1, 2), 1))
     with pytest.raises(pd.InputError, match="which coords 'extend' needs"):
-        pd.generate(model, [0], coords="extend", resolution=16)
+        pd.generate(model, [0], pd.Sampling(coords="extend", resolution=16))

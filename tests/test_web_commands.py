@@ -3,9 +3,10 @@
 import shlex
 from pathlib import Path
 
+import patch_diffusion as pd
 from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.web.commands import edit_command, sample_command
-from patch_diffusion.web.requests import Chosen, Edited, Pictures
+from patch_diffusion.web.requests import EditRequest, ModelChoice, SampleRequest
 
 
 def after(command: str, option: str, num: int = 1) -> list[float]:
@@ -16,12 +17,16 @@ def after(command: str, option: str, num: int = 1) -> list[float]:
 
 def test_numbers_of_many_digits_are_not_rounded():
     run = RunFolder(Path("run"))
-    chosen = Chosen("run", ema_length=0.012345678)
+    chosen = ModelChoice("run", ema_length=0.012345678)
     interval = (0.0123456789, 1234.56789)
-    new = sample_command(Pictures(models=[chosen], guidance=1.2345678, guidance_interval=interval), chosen, run)
+    new = sample_command(
+        SampleRequest(models=[chosen], sampling=pd.Sampling(guidance=1.2345678, guidance_interval=interval)),
+        chosen,
+        run,
+    )
     assert after(new, "--ema-length") == [0.012345678]
     assert after(new, "--guidance") == [1.2345678]
     assert after(new, "--guidance-interval", 2) == list(interval)
-    edited = edit_command(Edited(model=chosen, image="", restore="deblur", blur=1.2345678, noise=2.0), run)
+    edited = edit_command(EditRequest(model=chosen, image="", restore="deblur", blur=1.2345678, noise=2.0), run)
     assert after(edited, "--blur") == [1.2345678]
     assert "--noise 2 " in edited

@@ -80,7 +80,12 @@ def test_pictures_are_those_of_generate_and_every_step_is_seen(site, runs):
     assert found["state"] == "done", found
     model, seen = pd.load(runs / "digits", device="cpu"), []
     same = list(
-        pd.generate(model, range(3, 8), steps=4, guidance=2.0, solver="euler", callback=lambda step: seen.append(step))
+        pd.generate(
+            model,
+            range(3, 8),
+            pd.Sampling(steps=4, guidance=2.0, solver="euler"),
+            callback=lambda step: seen.append(step),
+        )
     )
     for sample, event in zip(same, kinds["sample"], strict=True):
         assert (event["seed"], event["label"]) == (sample.seed, str(sample.label))
@@ -230,10 +235,10 @@ def test_every_option_changes_the_picture_and_stands_in_the_command(site, path, 
         ((256, 256), (64, 64), 64, {"backward": True}, 1),
         ((512, 512), (512, 512), 64, {"backward": True}, 1),  # as it was trained
         ((2048, 2048), (2048, 2048), 1, {}, 1),
-        ((1024, 1024), (64, 64), 1, {"tile": 64}, 16),
-        ((1024, 1024), (64, 64), 1, {"tile": 256}, 4),
-        ((256, 256), (64, 64), 4, {"tile": 64, "overlap": 32}, 16),
-        ((128, 128), (64, 64), 4, {"tile": 64, "overlap": 32, "backward": True}, 1),
+        ((1024, 1024), (64, 64), 1, {"tile": (64, 64)}, 16),
+        ((1024, 1024), (64, 64), 1, {"tile": (256, 256)}, 4),
+        ((256, 256), (64, 64), 4, {"tile": (64, 64), "overlap": 32}, 16),
+        ((128, 128), (64, 64), 4, {"tile": (64, 64), "overlap": 32, "backward": True}, 1),
         ((0, 0), None, 1, {}, 1),  # which others refuse
     ],
 )
@@ -244,9 +249,9 @@ def test_how_many_a_network_is_given_together(resolution, trained, pictures, opt
 @pytest.mark.parametrize("backward", [False, True])
 def test_tiles_that_overlap_too_much(backward):
     with pytest.raises(pd.InputError, match="choose a smaller overlap"):
-        at_once((256, 256), (32, 32), 4, tile=8, overlap=7, backward=backward)
+        at_once((256, 256), (32, 32), 4, tile=(8, 8), overlap=7, backward=backward)
     with pytest.raises(pd.InputError, match="too much memory"):
-        at_once((256, 256), (64, 64), 4, tile=64, overlap=48, backward=True)
+        at_once((256, 256), (64, 64), 4, tile=(64, 64), overlap=48, backward=True)
 
 
 @pytest.mark.parametrize(

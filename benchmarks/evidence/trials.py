@@ -260,11 +260,9 @@ def measure(trial: tuple[Arm, Scale, int, Path]) -> dict[str, Any]:
             images,
             held_out=held_out,
             reference=everything,
-            metrics=("frechet", "kernel", "memorization"),
-            samples=scale.samples,
             extractor=scale.extractor,
-            steps=scale.steps,
-            solver=scale.solver,
+            sampling=pd.Sampling(steps=scale.steps, solver=scale.solver),
+            options=pd.EvaluationOptions(metrics=("frechet", "kernel", "memorization"), samples=scale.samples),
         ).measures
     (state,) = [json.loads(path.read_text()) for path in sorted(folder.glob("checkpoints/*/state.json"))[-1:]]
     found = {

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from patch_diffusion.evaluation.meter import SampleMeter as SampleMeter
     from patch_diffusion.evaluation.neighbours import density_coverage as density_coverage
     from patch_diffusion.evaluation.neighbours import precision_recall as precision_recall
+    from patch_diffusion.evaluation.options import EvaluationOptions as EvaluationOptions
     from patch_diffusion.interop.edm_import import import_model as import_model
     from patch_diffusion.interop.export import export_model as export_model
     from patch_diffusion.patches.coords import coordinate_grid as coordinate_grid
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from patch_diffusion.races.race import race as race
     from patch_diffusion.runs.folder import describe as describe
     from patch_diffusion.runs.model import load as load
-    from patch_diffusion.sampling.choices import SOLVERS as SOLVERS
     from patch_diffusion.sampling.editing.edit import edit as edit
     from patch_diffusion.sampling.editing.image import read_image as read_image
     from patch_diffusion.sampling.editing.image import read_mask as read_mask
@@ -64,16 +64,18 @@ if TYPE_CHECKING:
     from patch_diffusion.sampling.generate import generate as generate
     from patch_diffusion.sampling.likelihood import bits_per_dimension as bits_per_dimension
     from patch_diffusion.sampling.likelihood import log_density as log_density
+    from patch_diffusion.sampling.options import Sampling as Sampling
     from patch_diffusion.sampling.pictures import picture_grid as picture_grid
-    from patch_diffusion.sampling.schedules import SCHEDULES as SCHEDULES
-    from patch_diffusion.sampling.schedules import exponential_sigmas as exponential_sigmas
-    from patch_diffusion.sampling.schedules import karras_sigmas as karras_sigmas
-    from patch_diffusion.sampling.schedules import ve_sigmas as ve_sigmas
-    from patch_diffusion.sampling.schedules import vp_sigmas as vp_sigmas
+    from patch_diffusion.sampling.solvers import SCHEDULES as SCHEDULES
     from patch_diffusion.sampling.solvers import dpm_solver_2m as dpm_solver_2m
     from patch_diffusion.sampling.solvers import dpm_solver_3m as dpm_solver_3m
     from patch_diffusion.sampling.solvers import euler as euler
+    from patch_diffusion.sampling.solvers import exponential_sigmas as exponential_sigmas
     from patch_diffusion.sampling.solvers import heun as heun
+    from patch_diffusion.sampling.solvers import karras_sigmas as karras_sigmas
+    from patch_diffusion.sampling.solvers import ve_sigmas as ve_sigmas
+    from patch_diffusion.sampling.solvers import vp_sigmas as vp_sigmas
+    from patch_diffusion.sampling.stochastic import SOLVERS as SOLVERS
     from patch_diffusion.sampling.stochastic import ancestral as ancestral
     from patch_diffusion.sampling.stochastic import euler_maruyama as euler_maruyama
     from patch_diffusion.sampling.stochastic import stochastic_heun as stochastic_heun
@@ -101,12 +103,12 @@ _HOME = {
     "evaluation.extractors.extractor": ("Extractor",),
     "evaluation.meter": ("SampleMeter",),
     "evaluation.neighbours": ("density_coverage", "precision_recall"),
+    "evaluation.options": ("EvaluationOptions",),
     "interop.edm_import": ("import_model",),
     "patches.coords": ("coordinate_grid",),
     "patches.crop": ("Patch", "random_patches", "whole_image"),
     "patches.schedule": ("PatchSchedule",),
     "presets": ("PRESETS",),
-    "sampling.choices": ("SOLVERS",),
     "sampling.editing.edit": ("edit",),
     "sampling.editing.image": ("read_image", "read_mask"),
     "sampling.editing.measurement": ("Measurement",),
@@ -116,9 +118,12 @@ _HOME = {
     "sampling.generate": ("Sample", "generate"),
     "sampling.likelihood": ("bits_per_dimension", "log_density"),
     "sampling.pictures": ("picture_grid",),
-    "sampling.schedules": ("SCHEDULES", "exponential_sigmas", "karras_sigmas", "ve_sigmas", "vp_sigmas"),
-    "sampling.solvers": ("dpm_solver_2m", "dpm_solver_3m", "euler", "heun"),
-    "sampling.stochastic": ("ancestral", "euler_maruyama", "stochastic_heun"),
+    "sampling.options": ("Sampling",),
+    "sampling.solvers": (
+        *("SCHEDULES", "exponential_sigmas", "karras_sigmas", "ve_sigmas", "vp_sigmas"),
+        *("dpm_solver_2m", "dpm_solver_3m", "euler", "heun"),
+    ),
+    "sampling.stochastic": ("SOLVERS", "ancestral", "euler_maruyama", "stochastic_heun"),
     "runs.model": ("load",),
     "runs.folder": ("describe",),
     "training.build": ("train",),
@@ -133,7 +138,8 @@ __all__ = sorted([*_MODULE_OF, "__version__"])  # pyright: ignore[reportUnsuppor
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'patch_diffusion' has no attribute '{name}'")
-    return getattr(import_module(f"patch_diffusion.{_MODULE_OF[name]}"), name)
+    value = globals()[name] = getattr(import_module(f"patch_diffusion.{_MODULE_OF[name]}"), name)
+    return value
 
 
 def __dir__() -> list[str]:

@@ -1,10 +1,10 @@
-"""Classes and guides that sampling is asked for by words."""
+"""Parts that verbs of sampling share: classes and guides by their words, and the writing of samples."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import patch_diffusion
 from patch_diffusion.errors import InputError, did_you_mean
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def class_number(text: str | None, names: Sequence[str]) -> int | None:
-    """A class by its number or name."""
+    """Return the number of a class that is given by number or name; None for None."""
     if text is None:
         return None
     if text in names:
@@ -24,13 +24,13 @@ def class_number(text: str | None, names: Sequence[str]) -> int | None:
     raise InputError(f"there is no class '{text}'" + (did_you_mean(text, names) if names else ": give its number"))
 
 
-def guide_of(text: str, run: Path, *, device: str) -> str | Denoiser:
-    """What guidance leads away from, see `guides.guide_of`; also the folder of another run or checkpoint.
+def open_guide(text: str, run: Path, *, device: str) -> str | Denoiser:
+    """Return what guidance leads away from, see `guides.guide_of`, or load the model of another run or checkpoint.
 
     Args:
-        text: of ``--guide``.
+        text: the word after ``--guide``.
         run: the run folder, or one of its checkpoints.
-        device: where the model is put.
+        device: the device to load the model to.
 
     Raises:
         InputError: there is no such model, or no such name.
@@ -44,3 +44,14 @@ def guide_of(text: str, run: Path, *, device: str) -> str | Denoiser:
     if text.partition(":")[0] not in guides.KINDS and Path(text).is_dir():
         return patch_diffusion.load(text, device=device)
     return guides.guide_of(text, weaker)
+
+
+def write_shown(samples: Iterable[Any], out: Path, doing: str, num: int, **given: Any) -> dict[str, Any]:
+    """Write samples with a progress bar on a terminal, see `write_samples`, and return the result of the verb."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    shown = track(samples, doing, num, console=console, disable=not console.is_terminal)
+    written = patch_diffusion.write_samples(shown, out, **given)
+    return {"samples": written, "out": str(out), "grid": None if given["grid"] is None else str(given["grid"])}

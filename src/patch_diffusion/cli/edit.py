@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 import patch_diffusion
-from patch_diffusion.cli.choosing import class_number, guide_of
+from patch_diffusion.cli.choosing import class_number, open_guide, write_shown
 from patch_diffusion.cli.parsing import parse, parse_seeds
 from patch_diffusion.errors import InputError
+from patch_diffusion.sampling.options import Sampling
 
 
 @dataclass(frozen=True)
@@ -49,34 +50,19 @@ class Edit:
     """Seeds, as in 0-7 or 3,5. Each finds another image that agrees with what is known."""
     label: Annotated[str | None, arg(name="class", metavar="K")] = None
     """Class of the image, by number or name. Without it, none."""
-    steps: int = 32
-    """Noise levels."""
+    sampling: Annotated[Sampling, arg(name="")] = field(default_factory=Sampling)
     repeats: int | None = None
     """How often each step is taken, so that what is new and what is known come together. None: 1 for network, 4 for
     isotropic."""
     covariance: Literal["isotropic", "network"] | None = None
     """What a known pixel says of others. isotropic: nothing, which is quick. network: what the model says, at some five
     times the work a step. None: network for --mask and --extend without --tile, else isotropic."""
-    guidance: float = 1.0
-    """Scale of guidance; 1 is none."""
-    guide: Annotated[str, arg(metavar="NAME")] = "class"
-    """What guidance leads away from, as for sample."""
-    guidance_interval: Annotated[tuple[float, float] | None, arg(metavar="LOW HIGH")] = None
-    """Guidance only at noise levels above LOW, up to HIGH. None: at all."""
-    coords: Annotated[Literal["stretch", "extend", "repeat"] | None, arg(metavar="NAME")] = None
-    """Coordinates of an image of another resolution, as for sample; extend goes on with those of the image."""
-    tile: int | tuple[int, int] | None = None
-    """Side, or height and width, of overlapping tiles for images that are too large for the memory. None: none."""
-    overlap: int | None = None
-    """Pixels that tiles overlap by. None: a quarter of their side."""
     ema_length: Annotated[float | None, arg(metavar="0.1")] = None
     """Average the weights over this share of the training, where --ema.lengths kept what it takes."""
     grid: Annotated[Path | None, arg(metavar="FILE.png")] = None
     """One picture of the first 100 results."""
     mean: bool = False
     """Also write mean.png, the mean of all seeds: nearer to the truth than any one of them, and less sharp."""
-    batch: int = 64
-    """Images at a time."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     json: bool = False
@@ -84,14 +70,11 @@ class Edit:
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Edit:
-        """From words."""
+        """Parse the arguments of ``patch-diffusion edit``."""
         return parse(cls, "edit", arguments)
 
     def run(self) -> dict[str, Any]:
-        """Edit and write the pictures."""
-        from rich.console import Console
-        from rich.progress import track
-
+        """Edit the image and write the results as pictures."""
         from patch_diffusion.sampling.editing.tasks import Task
         from patch_diffusion.sampling.guides import named
 
@@ -100,52 +83,36 @@ class Edit:
         task.check()
         seeds = parse_seeds(self.seeds)
         model = patch_diffusion.load(self.source, ema_length=self.ema_length, device=self.device)
-        guide = guide_of(self.guide, self.source, device=self.device)
+        guide = open_guide(str(self.sampling.guide), self.source, device=self.device)
         image = patch_diffusion.read_image(self.image, model)
         mask = None if self.mask is None else patch_diffusion.read_mask(self.mask)
         samples = patch_diffusion.edit(
             model,
             task.known(model, image, mask),
             seeds,
+            replace(self.sampling, guide=guide),
             label=class_number(self.label, model.class_names),
-            steps=self.steps,
             repeats=self.repeats,
             covariance=self.covariance,
-            guidance=self.guidance,
-            guide=guide,
-            guidance_interval=self.guidance_interval,
-            coords=self.coords,
-            tile=self.tile,
-            overlap=self.overlap,
-            batch=self.batch,
         )
         told = {"image": str(self.image), "mask": None if self.mask is None else str(self.mask)}
         told = {name: value for name, value in told.items() if value is not None}
-        samples = (replace(each, settings=told | each.settings) for each in named(samples, guide, self.guide))
-        console = Console(stderr=True)
-        shown = track(samples, "editing", len(seeds), console=console, disable=not console.is_terminal)
-        num = patch_diffusion.write_samples(
-            shown,
-            self.out,
-            class_names=model.class_names,
-            source=str(self.source),
-            grid=self.grid,
-            mean=self.mean,
-        )
-        return {"samples": num, "out": str(self.out), "grid": None if self.grid is None else str(self.grid)}
+        samples = (replace(each, settings=told | each.settings) for each in named(samples, guide, self.sampling.guide))
+        given = {"class_names": model.class_names, "source": str(self.source), "grid": self.grid, "mean": self.mean}
+        return write_shown(samples, self.out, "editing", len(seeds), **given)
 
     def message(self, result: dict[str, Any]) -> str:
-        """What the user is told at the end."""
+        """Return the message at the end: the number of pictures and where they are."""
         mean = ", their mean beside them" if self.mean else ""
         return f"{result['samples']} pictures in {self.out}{mean}" + (f", a grid in {self.grid}" if self.grid else "")
 
     def after_interrupt(self) -> str:
-        """What the user is told after Ctrl-C."""
+        """Return the text that follows "interrupted" in the message after Ctrl-C."""
         return f"; what was edited is in {self.out}" if self.out.exists() else ""
 
 
 def _sides(words: Sequence[str]) -> dict[str, int]:
-    """``left=32,top=8``, or the same in several words."""
+    """Parse the sides of --extend, as in ``left=32,top=8``, given in one word or several."""
     found: dict[str, int] = {}
     for part in ",".join(words).split(","):
         side, _, pixels = part.strip().partition("=")

@@ -23,6 +23,7 @@ from patch_diffusion.evaluation.memorization import CopyCheck, find_copies, rate
 from patch_diffusion.evaluation.reference import Reference, reference_of
 from patch_diffusion.evaluation.samples import classes_like, pixels_of
 from patch_diffusion.evaluation.stream import Stream, stream_of_images, stream_of_model
+from patch_diffusion.sampling.options import Sampling
 
 Metric = Literal["frechet", "kernel", "memorization"]
 
@@ -100,7 +101,7 @@ class SampleMeter:
             raise InputError("a meter compares with images: call begin first, as a trainer does")
         num = options.samples
         labels = classes_like(beside.images, model, num, self._seed)
-        stream = stream_of_model(model, range(num), labels=labels, batch=self._batch)
+        stream = stream_of_model(model, range(num), labels=labels, sampling=Sampling(batch=self._batch))
         found = collect(stream, beside.extractor, what="samples", moments=beside.frechet is not None)
         numbers: dict[str, float] = {}
         if beside.frechet is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +19,12 @@ from patch_diffusion.evaluation.extractors.extractor import Extractor, conversio
 from patch_diffusion.evaluation.intervals import Measure
 from patch_diffusion.evaluation.memorization import CopyCheck, find_copies, rates, write_pairs
 from patch_diffusion.evaluation.metrics import OF_FEATURES
+from patch_diffusion.evaluation.options import EvaluationOptions
 from patch_diffusion.evaluation.processes import first_alone
 from patch_diffusion.evaluation.reference import Reference, reference_of
 from patch_diffusion.evaluation.stream import Stream, stream_of_images, stream_of_model
 from patch_diffusion.evaluation.subject import Subject
+from patch_diffusion.sampling.options import Sampling
 from patch_diffusion.streams import generator
 
 
@@ -33,10 +34,8 @@ class SamplesOptions:
 
     num: int
     extractor: Extractor
-    sampling: dict[str, Any]
-    seed: int
-    batch: int
-    pairs: str | Path | None
+    sampling: Sampling
+    options: EvaluationOptions
     show: bool
 
 
@@ -63,13 +62,13 @@ def of_samples(
 
     def reference(of: Images) -> Reference:
         if id(of) not in references:
-            images = pixels_of(of, how.batch)
+            images = pixels_of(of, how.sampling.batch)
             references[id(of)] = first_alone(lambda: reference_of(images, extractor, show=how.show))
         return references[id(of)]
 
     compared = real is not None and {"frechet", *OF_FEATURES} & set(wanted)
     beside = reference(real) if real is not None and compared else None
-    measures, more = compare(wanted, collected, beside, statistics, extractor.name, how.seed)
+    measures, more = compare(wanted, collected, beside, statistics, extractor.name, how.options.seed)
     notes += more
     if "memorization" in wanted and subject.training is not None:
         found, said = _memorization(images, collected, subject, reference(subject.training), how)
@@ -84,30 +83,30 @@ def _memorization(
     images: Stream, collected: Collected, subject: Subject, of_training: Reference, how: SamplesOptions
 ) -> tuple[dict[str, Measure], Sequence[str]]:
     assert subject.training is not None
-    training = pixels_of(subject.training, how.batch)
+    training = pixels_of(subject.training, how.sampling.batch)
     near = find_copies(collected.small, collected.features, training, of_training.features)
     sections: list[tuple[str, Stream, CopyCheck]] = [("the images nearest to a training image", images, near)]
     if subject.held_out is not None:
         num = min(len(subject.held_out), len(collected.small))
-        outside = stream_of_images(subject.held_out, num, seed=how.seed, batch=how.batch)
+        outside = stream_of_images(subject.held_out, num, seed=how.options.seed, batch=how.sampling.batch)
         seen = collect(outside, how.extractor, what="held-out images", moments=False, show=how.show)
         near_outside = find_copies(seen.small, seen.features, training, of_training.features)
         sections.append(("held-out images nearest to a training image", outside, near_outside))
-    if how.pairs is not None:
-        write_pairs(how.pairs, training, of_training.places, sections)
-    return rates(near, sections[1][2] if len(sections) > 1 else None, how.extractor.name, how.seed)
+    if how.options.pairs is not None:
+        write_pairs(how.options.pairs, training, of_training.places, sections)
+    return rates(near, sections[1][2] if len(sections) > 1 else None, how.extractor.name, how.options.seed)
 
 
 def _stream(subject: Subject, how: SamplesOptions) -> Stream:
-    model, num, seed = subject.model, how.num, how.seed
+    model, num, seed = subject.model, how.num, how.options.seed
     if model is None:
         assert subject.pictures is not None
         if num < 2:
             raise InputError(f"at least two images are needed, and {subject.name} has {num}")
-        return stream_of_images(subject.pictures, num, seed=seed, batch=how.batch)
+        return stream_of_images(subject.pictures, num, seed=seed, batch=how.sampling.batch)
     labels = classes_like(subject.training, model, num, seed)
     seeds = range(seed * num, (seed + 1) * num)
-    stream = stream_of_model(model, seeds, labels=labels, batch=how.batch, **how.sampling)
+    stream = stream_of_model(model, seeds, labels=labels, sampling=how.sampling)
     if not model.num_classes:
         return stream
     classes = "seed mod classes" if labels is None else "as frequent as in the data"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from patch_diffusion.data.order import permute
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError
 from patch_diffusion.sampling.generate import generate
-from patch_diffusion.sampling.guidance.guide import Guidance
+from patch_diffusion.sampling.options import Sampling
 
 
 @dataclass(frozen=True)
@@ -101,39 +100,32 @@ def stream_of_model(
     seeds: Sequence[int],
     *,
     labels: Sequence[int] | None = None,
-    guidance: Guidance | None = None,
-    batch: int = 64,
-    **options: Any,
+    sampling: Sampling | None = None,
 ) -> Stream:
-    """Samples, made as they are asked for.
+    """Return the samples of a model as a stream, which makes them as they are read.
 
     Args:
-        model: what samples.
+        model: a denoiser.
         seeds: one per image.
-        labels: one per image; None: seed k gets class k mod classes where the model has classes.
-        guidance: what they are guided by; None: by nothing.
-        batch: images at a time.
-        options: others of `generate`.
+        labels: one per image; None: seed k gets class k mod classes if the model has classes.
+        sampling: the options of sampling; None: their defaults.
     """
     if not isinstance(model.codec, PixelCodec) and not model.codec.can_decode:
         raise InputError("this model makes latents, and its VAE is not there to decode them: give --vae FOLDER")
-
-    guidance = guidance or Guidance()
-    guided = {"guidance": guidance.scale, "guide": guidance.guide, "guidance_interval": guidance.interval}
-    make = partial(generate, model, batch=batch, **guided, **options)
+    options = (sampling or Sampling()).with_steps(None, usual=18)
+    batch = options.batch
 
     def sampled(places: Sequence[int]) -> list[Tensor]:
         chosen = None if labels is None else [labels[place] for place in places]
-        return [
-            shown(sample.pixels, sample.range) for sample in make([seeds[place] for place in places], labels=chosen)
-        ]
+        samples = generate(model, [seeds[place] for place in places], options, labels=chosen)
+        return [shown(sample.pixels, sample.range) for sample in samples]
 
     def part(number: int) -> list[Tensor]:
         return [torch.stack(sampled(range(number * batch, min((number + 1) * batch, len(seeds)))))]
 
-    # Settings that do not suit the model are refused now, and told as they are used.
-    make([])
-    settings = {"samples": len(seeds), "seeds": f"{seeds[0]}-{seeds[-1]}", **options, **guidance.settings}
+    generate(model, [], options)  # options that do not suit the model are refused now
+    made_with = options.settings(options.view(model), options.sigmas(model))
+    settings = {"samples": len(seeds), "seeds": f"{seeds[0]}-{seeds[-1]}", **made_with}
     return Stream(len(seeds), part, sampled, settings, batch)
 
 

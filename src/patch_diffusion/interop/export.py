@@ -26,8 +26,8 @@ from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.runs.model import load
 from patch_diffusion.runs.retention import step_of
 from patch_diffusion.sampling.bind import check_one_stage
-from patch_diffusion.sampling.choices import SOLVERS, options_of
-from patch_diffusion.sampling.schedules import SCHEDULES
+from patch_diffusion.sampling.solvers import SCHEDULES, options_of
+from patch_diffusion.sampling.stochastic import SOLVERS
 
 FORMATS = get_args(Format)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

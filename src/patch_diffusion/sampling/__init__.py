@@ -1,1 +1,1 @@
-"""Images out of noise."""
+"""Sampling: images from noise by a trained denoiser."""

@@ -1,4 +1,4 @@
-"""A model with its coordinates and classes as the plain ``denoise(noisy, sigma)`` that solvers call."""
+"""Denoisers bound to given images, for the solvers that start from images: their classes, coordinates and checks."""
 
 from __future__ import annotations
 
@@ -9,34 +9,27 @@ from torch import Tensor
 
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.denoise.threads import forward
+from patch_diffusion.denoise.threads import Shared
 from patch_diffusion.errors import InputError
 from patch_diffusion.patches.coords import coordinate_grid
+from patch_diffusion.sampling.generate import jobs_of
+from patch_diffusion.sampling.options import bind
 from patch_diffusion.sampling.step import Denoise
-
-
-def bind(model: Denoiser, conditions: Conditions) -> Denoise:
-    """Return ``denoise(noisy, sigma)`` under these conditions; the solver's state stays in its own, wider type."""
-
-    def denoise(noisy: Tensor, sigma: Tensor) -> Tensor:
-        return forward(model, noisy.float(), sigma.float(), conditions).to(noisy)
-
-    return denoise
 
 
 def bind_images(
     model: Denoiser, images: Tensor, labels: int | Iterable[int] | None = None, coords: Tensor | None = None
 ) -> Denoise:
-    """`bind` for given images.
+    """Return ``denoise(noisy, sigma)`` for given images, whose batches threads share.
 
     Args:
         model: a denoiser.
         images: (n, c, h, w) floats.
-        labels: a class for all, or one per image; None is no class.
-        coords: (2, h, w) or (n, 2, h, w); those of the whole image where None.
+        labels: a class for all images, or one per image; None is no class.
+        coords: (2, h, w) or (n, 2, h, w); None: those of the whole image.
 
     Raises:
-        InputError: for images, labels or coordinates that the model cannot take.
+        InputError: the model cannot take the images, labels or coordinates.
     """
     check_one_stage(model)
     num, channels, height, width = _shape(images)
@@ -51,30 +44,20 @@ def bind_images(
             f"coords of these images are (2, {height}, {width}) or ({num}, 2, {height}, {width}), "
             f"not {tuple(coords.shape)}"
         )
-    return bind(model, Conditions(coords.to(model.device), _classes(model, labels, num)))
+    return bind(Shared(model), Conditions(coords.to(model.device), _classes(model, labels, num)))
 
 
 def check_one_stage(model: Denoiser) -> None:
-    """Refuse a model with a context where a single flow from noise to images is meant.
+    """Refuse a model with a context, which has no single flow from noise to images.
 
     Raises:
-        InputError: it has one.
+        InputError: the model has a context.
     """
     if model.context is not None:
         raise InputError(
             "this model was trained with patches.context and makes images in two stages, first a small copy and then "
             "the whole: it can be sampled, but not edited, inverted, counted in bits or exported"
         )
-
-
-def noise_range(model: Denoiser, sigma_min: float | None, sigma_max: float | None) -> tuple[float, float]:
-    """The noise levels to go between: the model's own where not given."""
-    return (model.sigma_min if sigma_min is None else sigma_min, model.sigma_max if sigma_max is None else sigma_max)
-
-
-def wide(device: torch.device) -> torch.dtype:
-    """float64, but for devices that have none."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _shape(images: Tensor) -> torch.Size:
@@ -86,16 +69,8 @@ def _shape(images: Tensor) -> torch.Size:
 
 
 def _classes(model: Denoiser, labels: int | Iterable[int] | None, num: int) -> Tensor | None:
-    if labels is None:
-        if model.num_classes and not model.label_dropout:
-            raise InputError("this model has learned images of a class only: give labels")
-        return None
-    if not model.num_classes:
-        raise InputError("this model was trained without classes, so images have none")
-    given = [labels] * num if isinstance(labels, int) else [int(label) for label in labels]
-    if len(given) != num:
-        raise InputError(f"{num} images need as many labels, not {len(given)}")
-    for label in given:
-        if not 0 <= label < model.num_classes:
-            raise InputError(f"class {label} does not exist: this model has classes 0 to {model.num_classes - 1}")
-    return torch.tensor(given, device=model.device)
+    if labels is not None:
+        return torch.tensor([label for _, label in jobs_of(model, range(num), labels)], device=model.device)
+    if model.num_classes and not model.label_dropout:
+        raise InputError("this model has learned images of a class only: give labels")
+    return None

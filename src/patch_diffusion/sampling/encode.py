@@ -1,4 +1,4 @@
-"""Images back to noise along the probability-flow ODE, and noise to images (score-SDE, arXiv 2011.13456, section 4.3).
+"""Inversion along the probability-flow ODE: images to noise and back (score-SDE, arXiv 2011.13456, section 4.3).
 
 The ODE dx/dsigma = (x - D(x; sigma)) / sigma takes every image to one noise and every noise to one image.
 """
@@ -13,9 +13,9 @@ from torch import Tensor
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.denoise.threads import sharing
 from patch_diffusion.errors import InputError
-from patch_diffusion.sampling.bind import bind_images, noise_range, wide
-from patch_diffusion.sampling.schedules import karras_sigmas
-from patch_diffusion.sampling.solvers import heun
+from patch_diffusion.sampling.bind import bind_images
+from patch_diffusion.sampling.options import Sampling
+from patch_diffusion.sampling.solvers import heun, wide
 
 
 def encode(
@@ -29,25 +29,25 @@ def encode(
     sigma_max: float | None = None,
     rho: float = 7.0,
 ) -> Tensor:
-    """The noise that images come from: Heun's method from sigma_min up to sigma_max, where x / sigma_max is the noise.
+    """Return the noise that images come from, by Heun's method from sigma_min up to sigma_max: x / sigma_max there.
 
-    The images are taken as they are for images at sigma_min. The noise is standard normal numbers, as far as the images
-    are such as the model makes, and `decode` takes it back to them: for interpolation, for editing, or for a look at
-    what the model makes of an image.
+    The images are taken as images at sigma_min, without adding noise. Images such as the model makes become standard
+    normal numbers, and `decode` takes these back to the images: for interpolation, for editing, or for a look at how
+    the model sees an image.
 
     Args:
         model: from `load`, or any `Denoiser`.
         images: (n, c, h, w) floats in model space, [-1, 1] for pixels; all at once, so give as many as fit.
-        labels: a class for all, or one per image; None is no class.
-        coords: (2, h, w) or (n, 2, h, w); those of the whole image where None.
-        steps: noise levels, at least 2; the network is evaluated 2 * steps - 2 times.
-        sigma_min, sigma_max, rho: noise levels, see `karras_sigmas`; the model's own range where None.
+        labels: a class for all images, or one per image; None is no class.
+        coords: (2, h, w) or (n, 2, h, w); None: those of the whole image.
+        steps: the number of noise levels, at least 2; the network is evaluated 2 * steps - 2 times.
+        sigma_min, sigma_max, rho: noise levels, see `karras_sigmas`; None: the model's own range.
 
     Returns:
-        The noise (n, c, h, w), float64 where the device has it.
+        The noise (n, c, h, w), float64 if the device has it.
 
     Raises:
-        InputError: when images or settings do not suit the model.
+        InputError: images or settings do not suit the model.
 
     >>> model = Denoiser(lambda x, c_noise, labels: x[:, :3])
     >>> encode(model, torch.zeros(2, 3, 8, 12), steps=4).shape
@@ -56,7 +56,7 @@ def encode(
     if steps < 2:
         raise InputError(f"encoding takes at least 2 noise levels, not {steps}")
     denoise = bind_images(model, images, labels, coords)
-    sigmas = karras_sigmas(steps, *noise_range(model, sigma_min, sigma_max), rho).to(wide(model.device))
+    sigmas = Sampling(steps, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho).sigmas(model).to(wide(model.device))
     with evaluating(model), sharing(model), torch.no_grad():
         return heun(denoise, images.to(model.device, sigmas.dtype), sigmas[:-1].flip(0)) / sigmas[0]
 
@@ -72,18 +72,18 @@ def decode(
     sigma_max: float | None = None,
     rho: float = 7.0,
 ) -> Tensor:
-    """The images (n, c, h, w) in model space that noise (n, c, h, w) of unit variance leads to, as in `generate`.
+    """Return the images (n, c, h, w) in model space that noise (n, c, h, w) of unit variance leads to, as `generate`.
 
     The other arguments are those of `encode`; the network is evaluated 2 * steps - 1 times.
 
     Raises:
-        InputError: when noise or settings do not suit the model.
+        InputError: noise or settings do not suit the model.
 
     >>> model = Denoiser(lambda x, c_noise, labels: x[:, :3])
     >>> decode(model, torch.zeros(2, 3, 8, 12), steps=4).abs().max()
     tensor(0., dtype=torch.float64)
     """
     denoise = bind_images(model, noise, labels, coords)
-    sigmas = karras_sigmas(steps, *noise_range(model, sigma_min, sigma_max), rho).to(wide(model.device))
+    sigmas = Sampling(steps, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho).sigmas(model).to(wide(model.device))
     with evaluating(model), sharing(model), torch.no_grad():
         return heun(denoise, noise.to(model.device, sigmas.dtype) * sigmas[0], sigmas)

@@ -1,4 +1,4 @@
-"""A folder of samples: a picture each, and what made them."""
+"""Folders of samples: the pictures, and an index with the settings of each."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ def write_samples(
 ) -> int:
     """Write samples as ``000000.png`` ... named by seed, and ``samples.json`` with seed, class and settings of each.
 
-    Samples that are there already stay, but for those of the same seed. The index is written at the end, also when the
-    end is an interruption.
+    Earlier samples in the folder stay, except those of the same seed. The index is written at the end, also after an
+    interruption.
 
     Args:
         samples: from `generate`.
-        folder: made where it is not there.
-        class_names: names for the index.
-        source: where the model comes from, for the index.
-        grid: a picture of the first 100 samples, sorted by class.
-        mean: also write the mean of all these samples, as ``mean.png``.
+        folder: the folder, which is created if it does not exist.
+        class_names: names of the classes, for the index.
+        source: the path of the model, for the index.
+        grid: the path of a picture with the first 100 samples, sorted by class.
+        mean: True to also write the mean of all these samples, as ``mean.png``.
 
     Returns:
         The number of samples.
 
     Raises:
-        InputError: ``folder`` is a file, or ``grid`` not the name of a picture.
+        InputError: ``folder`` is a file, or ``grid`` is not the name of a picture.
 
     >>> write_samples(generate(load("runs/digits"), seeds=range(2), steps=2), "pictures", grid="grid.png")
     2

@@ -1,4 +1,4 @@
-"""What guidance leads away from, in words: a name, or a weaker model of the same run."""
+"""Guides by the words of the command line and the page: a name, or a weaker model of the same run."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.sampling.generate import Sample
 
 KINDS = ("class", "crops", "step", "ema")
-"""What the words for a guide begin with, up to a colon."""
+"""The words that a guide can begin with, up to a colon."""
 
 
 def guide_of(text: str, weaker: Callable[[int | None, float | None], Denoiser]) -> str | Denoiser:
-    """A name that `Guidance` knows, or the weaker model that the text names.
+    """Return a guide that `Sampling` takes: the name of one, or the weaker model that the text names.
 
     Args:
         text: "class", "crops", "crops:1/4"; "step:400" for a checkpoint of the run, "ema:0.02" for an average of
             another length.
-        weaker: loads a model of the run, by the step of a checkpoint or by the length of an average.
+        weaker: a function that loads a model of the run, by the step of a checkpoint or by the length of an average.
 
     Raises:
         InputError: there is no such model, or no such name.
@@ -40,7 +40,7 @@ def guide_of(text: str, weaker: Callable[[int | None, float | None], Denoiser]) 
     raise InputError(f"there is no guide '{text}'{did_you_mean(text, ['class', 'crops', 'step:N', 'ema:LENGTH'])}")
 
 
-def named(samples: Iterable[Sample], guide: str | Denoiser, text: str) -> Iterator[Sample]:
-    """The samples, with the guide in their settings as the user named it: of a model those cannot say which."""
+def named(samples: Iterable[Sample], guide: str | Denoiser, text: str | Denoiser) -> Iterator[Sample]:
+    """Yield the samples with the guide in their settings as the user named it, which matters if it is a model."""
     for sample in samples:
         yield sample if guide == text else replace(sample, settings=sample.settings | {"guide": text})

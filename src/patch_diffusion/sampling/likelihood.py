@@ -1,4 +1,4 @@
-"""How likely a model finds images: the probability-flow ODE as a normalising flow (score-SDE, arXiv 2011.13456)."""
+"""Likelihood of images under a model: the probability-flow ODE as a normalising flow (score-SDE, arXiv 2011.13456)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor
 from patch_diffusion.data.codec import DTYPES, PixelCodec
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.errors import InputError
-from patch_diffusion.sampling.bind import bind_images, noise_range, wide
+from patch_diffusion.sampling.bind import bind_images
+from patch_diffusion.sampling.solvers import wide
 from patch_diffusion.sampling.step import Denoise
 from patch_diffusion.streams import generator
 
@@ -29,29 +30,29 @@ def bits_per_dimension(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
 ) -> Tensor:
-    """Bits that an image takes per channel of a pixel, were it coded by the model; less is better.
+    """Return the bits that images would take per channel of a pixel if the model coded them; less is better.
 
-    -log2 p(x) / d + log2(255 / 2) for an image of d numbers, where x is the image with its 256 levels spread evenly
-    over their bins in model space, x = 2 (pixels + u - 1/2) / 255 - 1 with u uniform in [0, 1), 2 / 255 is the width of
-    a bin, and p is the density at sigma_min of what the ODE makes of the prior N(0, sigma_max^2), see `log_density`.
-    The mean over u is an upper bound of the bits of the image itself (Theis et al., arXiv 1511.01844, section 3.1).
-    Papers often take bins of 2 / 256, which makes it 0.006 bits more. For whole numbers other than 8-bit ones, 255 is
-    the range of the model's codec.
+    They are -log2 p(x) / d + log2(255 / 2) for an image of d numbers, where x is the image with its 256 levels spread
+    evenly over their bins in model space, x = 2 (pixels + u - 1/2) / 255 - 1 with u uniform in [0, 1), 2 / 255 is the
+    width of a bin, and p is the density at sigma_min to which the ODE takes the prior N(0, sigma_max^2), see
+    `log_density`. The mean over u is an upper bound of the bits of the image itself (Theis et al., arXiv 1511.01844,
+    section 3.1). Papers often take bins of 2 / 256, which makes it 0.006 bits more. For whole numbers other than 8-bit
+    ones, 255 is the range of the model's codec.
 
     Args:
         model: from `load`, or any `Denoiser`.
         pixels: (n, c, h, w), uint8 unless the model was trained on others.
-        seeds: one per image, 0, 1, ... where None; u and the probes of an image follow from its seed alone.
+        seeds: one per image; None: 0, 1, ... The u and the probes of an image follow from its seed alone.
         labels, coords, sigma_min, sigma_max: as for `encode`.
-        probes: random directions in which the divergence is measured; the estimate is unbiased, and more of them make
-            it less noisy and slower.
-        tolerance: relative and absolute, of the ODE's solution.
+        probes: the number of random directions in which the divergence is measured; the estimate is unbiased, and more
+            probes make it less noisy and slower.
+        tolerance: the relative and absolute tolerance of the ODE's solution.
 
     Returns:
-        ``(n,)``, float64 where the device has it.
+        The bits ``(n,)``, float64 if the device has it.
 
     Raises:
-        InputError: when images or settings do not suit the model, or torchdiffeq is not installed.
+        InputError: images or settings do not suit the model, or torchdiffeq is not installed.
 
     >>> images = open_images("digits").buckets[0].pixels[:2]
     >>> bits_per_dimension(load("runs/digits"), images, tolerance=0.1).shape
@@ -75,7 +76,8 @@ def bits_per_dimension(
     bin_width = 2 / (codec.range[1] - codec.range[0])  # between neighbours of the levels in [-1, 1]
     images = (codec.encode(pixels.cpu()) + bin_width * (inside - 0.5)).to(model.device, wide(model.device))
     denoise = bind_images(model, images, labels, coords)
-    lowest, highest = noise_range(model, sigma_min, sigma_max)
+    lowest = model.sigma_min if sigma_min is None else sigma_min
+    highest = model.sigma_max if sigma_max is None else sigma_max
     with evaluating(model):
         nats = log_density(
             denoise, images, 2 * signs.to(images) - 1, sigma_min=lowest, sigma_max=highest, tolerance=tolerance
@@ -92,25 +94,25 @@ def log_density(
     sigma_max: float,
     tolerance: float = 1e-5,
 ) -> Tensor:
-    """ln p(x) of images in model space, in nats: ``(n,)``, like the images.
+    """Return ln p(x) of images in model space, in nats: ``(n,)``, in the dtype of the images.
 
     In l = ln(sigma) the ODE is dx/dl = x - D(x; sigma), and by the instantaneous change of variables
 
         ln p(x) = ln N(x(sigma_max); 0, sigma_max^2) + integral from ln(sigma_min) to ln(sigma_max) of div(x - D) dl
 
-    (score-SDE, arXiv 2011.13456, equation 39). So p is the density of the images at sigma_min, which is to be small
-    beside the details, as given by an exact ODE solver from the noise that sampling starts from. The divergence is the
+    (score-SDE, arXiv 2011.13456, equation 39). So p is the density of the images at sigma_min, a level that should be
+    small beside the details, under an exact ODE solver from the noise that sampling starts from. The divergence is the
     mean of e^T J e over the probes e (Hutchinson's estimate).
 
     Args:
         denoise: ``denoise(noisy, sigma)``, differentiable.
-        images: (n, c, h, w), in the type that is to be calculated in.
+        images: (n, c, h, w), in the dtype of the computation.
         probes: (k, n, c, h, w), independent numbers of mean 0 and variance 1; signs, 1 or -1, vary least.
         sigma_min, sigma_max: range of noise levels.
-        tolerance: relative and absolute, of the solution of every image.
+        tolerance: the relative and absolute tolerance of the solution of every image.
 
     Raises:
-        InputError: for levels or a tolerance that cannot be, or when torchdiffeq is not installed.
+        InputError: the levels or the tolerance are out of range, or torchdiffeq is not installed.
 
     >>> def denoise(noisy, sigma):  # where the data are normal numbers of variance 1
     ...     return noisy / (1 + sigma**2)
@@ -151,7 +153,7 @@ def log_density(
 
 
 def _largest(state: tuple[Tensor, Tensor]) -> Tensor:
-    """The error of the worst image, so that an image is solved to the tolerance whatever it is among."""
+    """Return the error of the worst image, so that an image is solved to the tolerance in any batch."""
     images, divergences = state
     return torch.maximum(images.flatten(1).square().mean(1).sqrt().max(), divergences.abs().max())
 

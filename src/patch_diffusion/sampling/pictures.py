@@ -1,4 +1,4 @@
-"""Samples as picture files."""
+"""Picture files, grids and Pillow images of samples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SMALLEST_GRID = 512  # pixels; grids of small images are enlarged by a whole nu
 
 
 def to_image(pixels: Tensor) -> Image.Image:
-    """A Pillow image of uint8 pixels (c, h, w) with 1, 3 or 4 channels."""
+    """Convert uint8 pixels (c, h, w) with 1, 3 or 4 channels to a Pillow image."""
     if len(pixels) not in _MODES:
         raise InputError(f"images of {len(pixels)} channels are no pictures; take sample.pixels")
     array = np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy())
@@ -25,9 +25,9 @@ def to_image(pixels: Tensor) -> Image.Image:
 
 
 def visible(pixels: Tensor, low: float, high: float) -> Tensor:
-    """What can be looked at of pixels (c, h, w) of any type: uint8, ``low`` black and ``high`` white.
+    """Convert pixels (c, h, w) of any dtype to uint8 for display, with ``low`` black and ``high`` white.
 
-    One, three and four channels stay as they are; other numbers of channels lie side by side, in grey.
+    One, three and four channels stay as they are; other numbers of channels are shown side by side, in grey.
     """
     if pixels.dtype != torch.uint8 or (low, high) != (0, 255):
         pixels = ((pixels.float() - low) * (255 / (high - low))).round().clamp(0, 255).to(torch.uint8)
@@ -35,14 +35,14 @@ def visible(pixels: Tensor, low: float, high: float) -> Tensor:
 
 
 def write_pixels(pixels: Tensor, path: Path) -> Path:
-    """Write pixels (c, h, w) without loss, as a PNG where it can hold them and as a NumPy array otherwise.
+    """Write pixels (c, h, w) without loss, as a PNG if it can hold them, else as a NumPy array.
 
     Args:
-        pixels: of any type.
-        path: without an ending.
+        pixels: pixels of any dtype.
+        path: the path without a file extension.
 
     Returns:
-        The path with its ending.
+        The path with its extension.
     """
     if pixels.dtype == torch.uint8 and len(pixels) in _MODES:
         return write_picture(to_image(pixels), path.with_suffix(".png"))
@@ -61,16 +61,16 @@ def write_pixels(pixels: Tensor, path: Path) -> Path:
 
 
 def picture_grid(pictures: Sequence[Tensor], columns: int | None = None) -> Image.Image:
-    """Pictures (c, h, w) side by side, row by row, a grey pixel between them; near-square without ``columns``.
+    """Return a grid of pictures (c, h, w), row by row, with a grey pixel between them.
 
-    Small pictures are enlarged by a whole number, so that the grid can be looked at.
+    Small pictures are enlarged by a whole number, so that one can see them.
 
     Args:
         pictures: uint8 pixels of 1, 3 or 4 channels, all of one shape.
-        columns: pictures in a row.
+        columns: pictures in a row; None: as many as make the grid nearly square.
 
     Raises:
-        InputError: there are none, or they have other numbers of channels.
+        InputError: there are no pictures, or they have another number of channels.
 
     >>> picture_grid([torch.zeros(3, 255, 255, dtype=torch.uint8)] * 4).size
     (1022, 1022)
@@ -91,7 +91,7 @@ def picture_grid(pictures: Sequence[Tensor], columns: int | None = None) -> Imag
 
 
 def check_picture(path: str | Path) -> None:
-    """Refuse a name that no picture can be written under, before the work is done."""
+    """Refuse a file name that no picture can be written under, before the work is done."""
     path = Path(path)
     if path.suffix.lower() not in (".png", ".webp", ".tif", ".tiff", ".bmp"):
         raise InputError(f"pictures are written as .png (or .webp, .tiff, .bmp), not as '{path.name}'")
@@ -100,7 +100,7 @@ def check_picture(path: str | Path) -> None:
 
 
 def write_picture(picture: Image.Image, path: str | Path) -> Path:
-    """Write a picture and return its path; its folder is made, and a half-written file never has its name."""
+    """Write a picture and return its path; its folder is created, and a half-written file never has its name."""
     path = Path(path)
     check_picture(path)
     path.parent.mkdir(parents=True, exist_ok=True)

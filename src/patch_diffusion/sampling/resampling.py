@@ -1,7 +1,7 @@
-"""The solver of conditional sampling: steps that are taken again and again (RePaint, Lugmayr et al., arXiv 2201.09865).
+"""The solver of conditional sampling, which repeats its steps (RePaint, Lugmayr et al., arXiv 2201.09865).
 
-A step that only replaces what is known does not look at how well the rest goes with it. To add the noise of the step
-back and take it again lets the two come together.
+A step that only replaces the known pixels ignores how well the others fit them. Adding the noise of the step back and
+taking the step again makes the two agree.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def resampling(
     callback: Callback | None = None,
     repeats: int = 1,
 ) -> Tensor:
-    """Ancestral steps, each taken ``repeats`` times, but for the last one to 0 (RePaint, algorithm 1, jumps of 1).
+    """Take ancestral steps, each ``repeats`` times, the last one to 0 once (RePaint, algorithm 1, jumps of 1).
 
-    With ``repeats`` of 1 it is `ancestral` with an eta of 1. The network is evaluated (steps - 1) * repeats + 1 times.
+    With one repeat it is `ancestral` with an eta of 1. The network is evaluated (steps - 1) * repeats + 1 times.
     """
     if repeats < 1:
         raise InputError(f"every step is taken at least once, not {repeats} times")
@@ -39,7 +39,7 @@ def resampling(
                 callback(Step(index, sigma, noisy, denoised))
             if next_sigma == 0:
                 return denoised
-            # Noise is kept in proportion to the variance that stays, and filled up to the next level.
+            # The noise is kept in proportion to the variance that stays, and fresh noise fills up to the next level.
             kept = (next_sigma / sigma) ** 2
             fresh = next_sigma * (1 - kept).sqrt()
             noisy = denoised + kept * (noisy - denoised) + fresh * noise(next(draws))

@@ -1,9 +1,13 @@
-"""Solvers of the probability-flow ODE dx/dsigma = (x - D(x; sigma)) / sigma (EDM, arXiv 2206.00364, equation 1).
+"""Noise levels of a sample, and solvers of the probability-flow ODE that go from one level to the next.
 
-Each is a pure function ``solver(denoise, noisy, sigmas, *, noise=None, callback=None)``: from images (n, c, h, w) at
-noise level ``sigmas[0]`` to images at ``sigmas[-1]``, which may be 0. They know neither networks nor coordinates nor
-classes; those are bound into ``denoise``. ``callback`` is told of every step. ``noise`` is there so that all solvers
-are called alike: those in `stochastic` draw from it, these do not.
+Each schedule returns ``steps`` levels from sigma_max to sigma_min, then 0: ``(steps + 1,)`` float64. They differ in
+where the steps are small.
+
+The ODE is dx/dsigma = (x - D(x; sigma)) / sigma (EDM, arXiv 2206.00364, equation 1). Each solver is a pure function
+``solver(denoise, noisy, sigmas, *, noise=None, callback=None)``: from images (n, c, h, w) at noise level ``sigmas[0]``
+to images at ``sigmas[-1]``, which may be 0. Solvers know neither networks nor coordinates nor classes; those are bound
+into ``denoise``. They call ``callback`` with every step. ``noise`` is there so that all solvers are called alike: those
+in `stochastic` draw from it, these do not.
 
 >>> def denoise(noisy, sigma):  # where all data is grey
 ...     return torch.zeros_like(noisy)
@@ -13,11 +17,96 @@ tensor(0.)
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
 from itertools import pairwise
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from patch_diffusion.denoise.process import VP
+from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.sampling.step import Callback, Denoise, Step, StepNoise
+
+
+def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
+    """Return noise levels that are even in sigma^(1/rho), so a larger rho has more low ones (EDM, equation 5).
+
+    Args:
+        steps: the number of noise levels before the 0, at least 1.
+        sigma_min, sigma_max: the lowest noise level, above 0, and the highest.
+        rho: the exponent, above 0.
+
+    Returns:
+        ``(steps + 1,)`` float64, from sigma_max to sigma_min, then 0.
+
+    Raises:
+        InputError: a number is out of its range.
+
+    >>> karras_sigmas(3, 1.0, 4.0, rho=2.0)
+    tensor([4.0000, 2.2500, 1.0000, 0.0000], dtype=torch.float64)
+    """
+    ramp = _ramp(steps, sigma_min, sigma_max, rho)
+    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return _exactly((high + ramp * (low - high)) ** rho, sigma_min, sigma_max)
+
+
+def vp_sigmas(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+    """Return noise levels that are even in the time of the VP process (EDM, table 1; score-SDE, arXiv 2011.13456).
+
+    Args:
+        steps, sigma_min, sigma_max: as for `karras_sigmas`, as is the result.
+
+    >>> vp_sigmas(18, 0.002, 80.0).shape
+    torch.Size([19])
+    """
+    ramp = _ramp(steps, sigma_min, sigma_max)
+    process = VP()
+    last, first = process.time(torch.tensor([sigma_min, sigma_max], dtype=torch.float64))
+    return _exactly(process.sigma(first + ramp * (last - first)), sigma_min, sigma_max)
+
+
+def ve_sigmas(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+    """Return geometric noise levels, as in the time of the VE process (EDM, table 1; score-SDE, arXiv 2011.13456).
+
+    Args:
+        steps, sigma_min, sigma_max: as for `karras_sigmas`, as is the result.
+
+    >>> ve_sigmas(3, 1.0, 4.0)
+    tensor([4., 2., 1., 0.], dtype=torch.float64)
+    """
+    ramp = _ramp(steps, sigma_min, sigma_max)
+    return _exactly(sigma_max * (sigma_min / sigma_max) ** ramp, sigma_min, sigma_max)
+
+
+def exponential_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 1.0) -> Tensor:
+    """Return noise levels whose logarithm falls as (1 - i / (steps - 1))^rho; with a rho of 1 they are `ve_sigmas`.
+
+    A rho above 1 has more low levels, a rho below 1 more high ones.
+
+    Args:
+        steps, sigma_min, sigma_max: as for `karras_sigmas`, as is the result.
+        rho: the exponent, above 0.
+
+    >>> exponential_sigmas(3, 1.0, 16.0, rho=2.0)
+    tensor([16.,  2.,  1.,  0.], dtype=torch.float64)
+    """
+    ramp = _ramp(steps, sigma_min, sigma_max, rho)
+    return _exactly(sigma_min * (sigma_max / sigma_min) ** ((1 - ramp) ** rho), sigma_min, sigma_max)
+
+
+SCHEDULES: dict[str, Callable[..., Tensor]] = {
+    "karras": karras_sigmas,
+    "vp": vp_sigmas,
+    "ve": ve_sigmas,
+    "exponential": exponential_sigmas,
+}
+"""The schedules of noise levels by name, for `Sampling` and ``sample --schedule``.
+
+>>> SCHEDULES["karras"](18, 0.002, 80.0).shape
+torch.Size([19])
+"""
 
 
 def euler(
@@ -28,17 +117,10 @@ def euler(
     noise: StepNoise | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """First order, one evaluation a step; the same as DDIM (arXiv 2010.02502).
+    """Solve by Euler's method, of first order, with one evaluation a step; the same as DDIM (arXiv 2010.02502).
 
     Args:
-        denoise: ``denoise(noisy, sigma)``, the best guess of the clean images, such as of `Denoiser` (n, c, h, w).
-        noisy: images (n, c, h, w) with noise of level ``sigmas[0]``.
-        sigmas: noise levels from high to low, or upwards without a 0, of which the last may be 0; see `karras_sigmas`.
-        noise: not used: there so that all solvers are called alike.
-        callback: told of every step.
-
-    Returns:
-        The images at ``sigmas[-1]``.
+        denoise, noisy, sigmas, noise, callback: as for `heun`, as is the result.
 
     >>> def denoise(noisy, sigma):  # where all data is grey
     ...     return torch.zeros_like(noisy)
@@ -62,14 +144,14 @@ def heun(
     noise: StepNoise | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Second order, two evaluations a step but for the last one to 0 (EDM, algorithm 1). It goes upwards too.
+    """Solve by Heun's method, of second order: two evaluations a step, one in the step to 0 (EDM, algorithm 1).
 
     Args:
-        denoise: ``denoise(noisy, sigma)``, the best guess of the clean images, such as of `Denoiser` (n, c, h, w).
+        denoise: ``denoise(noisy, sigma)``, which returns the denoised images (n, c, h, w), such as by a `Denoiser`.
         noisy: images (n, c, h, w) with noise of level ``sigmas[0]``.
-        sigmas: noise levels from high to low, or upwards without a 0, of which the last may be 0; see `karras_sigmas`.
-        noise: not used: there so that all solvers are called alike.
-        callback: told of every step.
+        sigmas: noise levels from high to low, the last may be 0, or upwards without a 0; see `karras_sigmas`.
+        noise: unused; it is there so that all solvers are called alike.
+        callback: called with every step.
 
     Returns:
         The images at ``sigmas[-1]``.
@@ -88,7 +170,7 @@ def heun(
 
 
 def heun_step(denoise: Denoise, noisy: Tensor, denoised: Tensor, sigma: Tensor, next_sigma: Tensor) -> Tensor:
-    """An Euler step, and the same step again with the mean of the slopes at its two ends."""
+    """Take an Euler step, then take it again with the mean of the slopes at its two ends."""
     slope = (noisy - denoised) / sigma
     predicted = noisy + (next_sigma - sigma) * slope
     if next_sigma == 0:
@@ -105,20 +187,13 @@ def dpm_solver_2m(
     noise: StepNoise | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Second order, one evaluation a step: DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2).
+    """Solve by DPM-Solver++(2M), of second order, with one evaluation a step (arXiv 2211.01095, algorithm 2).
 
-    In l = -ln(sigma) the ODE is dx/dl = D - x, so a step of h in l is x' = e^-h x + (1 - e^-h) D where D is constant. D
-    is taken at the middle of the step, on the line through the last two; in the first step and in that to 0, as it is.
+    In l = -ln(sigma) the ODE is dx/dl = D - x, so a step of h in l is x' = e^-h x + (1 - e^-h) D for a constant D. D is
+    taken at the middle of the step, on the line through the last two D; the first step and the step to 0 take D itself.
 
     Args:
-        denoise: ``denoise(noisy, sigma)``, the best guess of the clean images, such as of `Denoiser` (n, c, h, w).
-        noisy: images (n, c, h, w) with noise of level ``sigmas[0]``.
-        sigmas: noise levels from high to low, of which the last may be 0; see `karras_sigmas`.
-        noise: not used: there so that all solvers are called alike.
-        callback: told of every step.
-
-    Returns:
-        The images at ``sigmas[-1]``.
+        denoise, noisy, sigmas, noise, callback: as for `heun`, as is the result.
 
     >>> def denoise(noisy, sigma):  # where all data is grey
     ...     return torch.zeros_like(noisy)
@@ -150,21 +225,14 @@ def dpm_solver_3m(
     noise: StepNoise | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Third order, one evaluation a step: DPM-Solver++ with the last three D (arXiv 2211.01095).
+    """Solve by DPM-Solver++ with the last three D, of third order, with one evaluation a step (arXiv 2211.01095).
 
     A step of h in l = -ln(sigma) is x' = e^-h x + integral over u from 0 to h of e^-(h - u) D(l + u), here with the
-    parabola D + slope u + curve u^2 through the last three D; with what there is in the first two steps. With less than
-    some 25 steps the parabola overshoots, and `dpm_solver_2m` is better.
+    parabola D + slope u + curve u^2 through the last three D, or through as many as the first two steps have. With less
+    than some 25 steps the parabola overshoots, and `dpm_solver_2m` is better.
 
     Args:
-        denoise: ``denoise(noisy, sigma)``, the best guess of the clean images, such as of `Denoiser` (n, c, h, w).
-        noisy: images (n, c, h, w) with noise of level ``sigmas[0]``.
-        sigmas: noise levels from high to low, of which the last may be 0; see `karras_sigmas`.
-        noise: not used: there so that all solvers are called alike.
-        callback: told of every step.
-
-    Returns:
-        The images at ``sigmas[-1]``.
+        denoise, noisy, sigmas, noise, callback: as for `heun`, as is the result.
 
     >>> def denoise(noisy, sigma):  # where all data is grey
     ...     return torch.zeros_like(noisy)
@@ -192,3 +260,51 @@ def dpm_solver_3m(
                 noisy = noisy + (h**2 - 2 * h + 2 * (1 - kept)) * curve
             noisy = noisy + (h - (1 - kept)) * slope
     return noisy
+
+
+def options_of(
+    kind: str, name: str, known: Mapping[str, Callable[..., Tensor]], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the options of a solver or schedule: given values, and its own defaults for those that are None.
+
+    Raises:
+        InputError: the name is not among the ``known`` ones, or a given option is not one of its own.
+    """
+    if name not in known:
+        raise InputError(f"there is no {kind} '{name}'{did_you_mean(name, known)}")
+    defaults = {function: _defaults(known[function], given) for function in known}
+    for option, value in given.items():
+        if value is not None and option not in defaults[name]:
+            users = ", ".join(f"'{function}'" for function in known if option in defaults[function])
+            raise InputError(f"{option} is not an option of the {kind} '{name}', only of {users}")
+    return {
+        option: given[option] if given[option] is not None else default for option, default in defaults[name].items()
+    }
+
+
+def _defaults(function: Callable[..., Tensor], options: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters
+    return {option: parameters[option].default for option in options if option in parameters}
+
+
+def wide(device: torch.device) -> torch.dtype:
+    """Return the dtype in which solvers compute on a device: float64, or float32 on devices without it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _ramp(steps: int, sigma_min: float, sigma_max: float, rho: float = 1.0) -> Tensor:
+    """Check the options of a schedule, and return ``steps`` evenly spaced numbers from 0 to 1."""
+    if steps < 1:
+        raise InputError(f"sampling takes at least 1 step, not {steps}")
+    if not 0 < sigma_min <= sigma_max:
+        raise InputError(f"noise levels must be 0 < sigma_min <= sigma_max, not {sigma_min} and {sigma_max}")
+    if not rho > 0:
+        raise InputError(f"rho is a number above 0, not {rho}")
+    return torch.linspace(0, 1, steps, dtype=torch.float64)
+
+
+def _exactly(sigmas: Tensor, sigma_min: float, sigma_max: float) -> Tensor:
+    """Set the ends of the noise levels, which rounding has changed, to sigma_max and sigma_min, and append a 0."""
+    sigmas[-1] = sigma_min
+    sigmas[0] = sigma_max  # also of a single one
+    return torch.cat([sigmas, torch.zeros(1, dtype=torch.float64)])

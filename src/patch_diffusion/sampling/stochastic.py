@@ -1,19 +1,20 @@
-"""Solvers that add noise as they go: other paths between the same distributions at every noise level.
+"""Stochastic solvers, which add noise as they go, and all solvers by name.
 
-Fresh noise forgets the errors of earlier steps, at the price of more steps. They are called as those in `solvers`;
-``noise(index)`` gives the standard normal numbers of a step, so that what is drawn is for the caller to say.
+Fresh noise forgets the errors of earlier steps, at the price of more steps. These solvers are called like those in
+`solvers`; ``noise(index)`` returns the standard normal numbers of a step, so the caller decides how they are drawn.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 from torch import Tensor
 
 from patch_diffusion.denoise.process import EDM, Process
 from patch_diffusion.errors import InputError
-from patch_diffusion.sampling.solvers import heun_step
+from patch_diffusion.sampling.solvers import dpm_solver_2m, dpm_solver_3m, euler, heun, heun_step
 from patch_diffusion.sampling.step import Callback, Denoise, Step, StepNoise
 
 
@@ -26,21 +27,14 @@ def euler_maruyama(
     callback: Callback | None = None,
     process: Process | None = None,
 ) -> Tensor:
-    """The reverse SDE dx = [f - g^2 score] dt + g dw in steps of first order (score-SDE, arXiv 2011.13456, section 4).
+    """Solve the reverse SDE dx = [f - g^2 score] dt + g dw to first order (score-SDE, arXiv 2011.13456, section 4).
 
-    It is solved in the time and the scale of ``process`` (EDM where None), though ``noisy`` and the result are not
-    scaled. It needs small steps, some hundreds. The step to 0 takes the denoised image, without noise.
+    The steps are in the time and the scale of ``process``, though ``noisy`` and the result are not scaled. The solver
+    needs small steps, some hundreds. The step to 0 takes the denoised image, without noise.
 
     Args:
-        denoise: ``denoise(noisy, sigma)``, the best guess of the clean images, such as of `Denoiser` (n, c, h, w).
-        noisy: images (n, c, h, w) with noise of level ``sigmas[0]``.
-        sigmas: noise levels from high to low, of which the last may be 0; see `karras_sigmas`.
-        noise: standard normal numbers like ``noisy`` for the step of an index.
-        callback: told of every step.
-        process: `EDM`, `VE` or `VP`; EDM where None.
-
-    Returns:
-        The images at ``sigmas[-1]``.
+        denoise, noisy, sigmas, noise, callback: as for `ancestral`, as is the result.
+        process: `EDM`, `VE` or `VP`; None: EDM.
 
     Raises:
         InputError: ``noise`` is not given.
@@ -82,18 +76,15 @@ def stochastic_heun(
     churn_max: float = 50.0,
     churn_noise: float = 1.003,
 ) -> Tensor:
-    """Heun's steps, each from a noise level that was first raised a little (EDM, arXiv 2206.00364, algorithm 2).
+    """Take Heun's steps, each from a noise level that is first raised a little (EDM, arXiv 2206.00364, algorithm 2).
 
-    The defaults are EDM's for ImageNet (table 5). ``callback`` is told of the raised level.
+    The defaults are EDM's for ImageNet (table 5). The steps given to ``callback`` have the raised level.
 
     Args:
-        denoise, noisy, sigmas, noise, callback: as for `ancestral`.
-        churn: S_churn, at least 0: a level is raised by the factor 1 + min(churn / steps, sqrt(2) - 1).
-        churn_min, churn_max: S_tmin and S_tmax, the noise levels between which this is done.
+        denoise, noisy, sigmas, noise, callback: as for `ancestral`, as is the result.
+        churn: S_churn, at least 0: each level is raised by the factor 1 + min(churn / steps, sqrt(2) - 1).
+        churn_min, churn_max: S_tmin and S_tmax, the noise levels between which levels are raised.
         churn_noise: S_noise, standard deviation of the fresh noise; a little above 1 makes up for lost detail.
-
-    Returns:
-        The images at ``sigmas[-1]``.
 
     Raises:
         InputError: ``noise`` is not given, or an option is out of its range.
@@ -131,18 +122,18 @@ def ancestral(
     callback: Callback | None = None,
     eta: float = 1.0,
 ) -> Tensor:
-    """Euler's steps to below the next level, which fresh noise then fills up to.
+    """Take Euler's steps to below the next level, and fill up to it with fresh noise.
 
     An eta of 1 is ancestral sampling as in DDPM (arXiv 2006.11239, equation 7), 0 is Euler, or DDIM, and between them
-    lie those of DDIM (arXiv 2010.02502, equation 16).
+    are the solvers of DDIM (arXiv 2010.02502, equation 16).
 
     Args:
-        denoise: ``denoise(noisy, sigma)``, the best guess of the clean images, such as of `Denoiser` (n, c, h, w).
+        denoise: ``denoise(noisy, sigma)``, which returns the denoised images (n, c, h, w), such as by a `Denoiser`.
         noisy: images (n, c, h, w) with noise of level ``sigmas[0]``.
-        sigmas: noise levels from high to low, of which the last may be 0; see `karras_sigmas`.
-        noise: standard normal numbers like ``noisy`` for the step of an index.
-        callback: told of every step.
-        eta: from 0, no noise, to 1.
+        sigmas: noise levels from high to low, the last may be 0; see `karras_sigmas`.
+        noise: ``noise(index)``, which returns standard normal numbers like ``noisy`` for a step.
+        callback: called with every step.
+        eta: the share of fresh noise, from 0, none, to 1.
 
     Returns:
         The images at ``sigmas[-1]``.
@@ -169,6 +160,22 @@ def ancestral(
         left = (next_sigma**2 - fresh**2).sqrt()
         noisy = denoised + left / sigma * (noisy - denoised) + fresh * noise(index)
     return noisy
+
+
+SOLVERS: dict[str, Callable[..., Tensor]] = {
+    "euler": euler,
+    "heun": heun,
+    "dpm_solver_2m": dpm_solver_2m,
+    "dpm_solver_3m": dpm_solver_3m,
+    "euler_maruyama": euler_maruyama,
+    "stochastic_heun": stochastic_heun,
+    "ancestral": ancestral,
+}
+"""The solvers by name, for `Sampling` and ``sample --solver``.
+
+>>> sorted(SOLVERS)[:3]
+['ancestral', 'dpm_solver_2m', 'dpm_solver_3m']
+"""
 
 
 def _needed(noise: StepNoise | None, solver: str) -> StepNoise:

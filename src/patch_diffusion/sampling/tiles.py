@@ -1,9 +1,8 @@
-"""An image in tiles: the network sees one tile at a time, with the coordinates of its place, and what it makes of them
-is put together at every step of the solver.
+"""Tiled denoising: the network sees one tile of an image at a time, with the coordinates of its place.
 
-Tiles that overlap are blended, each pixel by the weights of the tiles that hold it, which is the least-squares
-solution for an image all of whose tiles shall be denoised as the network says (MultiDiffusion, Bar-Tal et al.,
-arXiv 2302.08113).
+The denoised tiles are put together at every step of the solver. Tiles that overlap are blended, each pixel by the
+weights of the tiles that hold it, which is the least-squares solution for an image all of whose tiles are to be
+denoised as the network says (MultiDiffusion, Bar-Tal et al., arXiv 2302.08113).
 """
 
 from __future__ import annotations
@@ -17,19 +16,17 @@ import torch
 from torch import Tensor
 
 from patch_diffusion.denoise.conditions import Conditions
-from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.denoise.threads import forward
-from patch_diffusion.sampling.step import Denoise
+from patch_diffusion.sampling.step import ConditionalDenoise, Denoise
 
 Place = tuple[int, int, int]
-"""Index of the image, and the row and column where the tile begins in it."""
+"""The place of a tile: the index of its image, and the row and column where it begins."""
 
 Places = Callable[[int, Tensor], Sequence[Place]]
-"""``places(num_images, sigma)``: the tiles of a step, which cover every pixel of every image."""
+"""``places(num_images, sigma)``: the places of a step's tiles, which cover every pixel of every image."""
 
 
 def even_starts(length: int, size: int, overlap: int) -> list[int]:
-    """Where tiles of one axis begin: as few as overlap by at least so much, evenly spaced, from end to end.
+    """Return where tiles begin along an axis: evenly spaced from end to end, as few as overlap by at least so much.
 
     >>> even_starts(160, 64, 16)
     [0, 48, 96]
@@ -39,7 +36,7 @@ def even_starts(length: int, size: int, overlap: int) -> list[int]:
 
 
 def shifted_starts(length: int, size: int, offset: int) -> list[int]:
-    """Where tiles of one axis begin: side by side, one at ``offset``, those that would stand out moved inside.
+    """Return where tiles begin along an axis: side by side, one at ``offset``, those at the ends moved inside.
 
     >>> shifted_starts(16, 8, 0), shifted_starts(16, 8, 3)
     ([0, 8], [0, 3, 8])
@@ -50,28 +47,28 @@ def shifted_starts(length: int, size: int, offset: int) -> list[int]:
 def smooth_window(size: Sequence[int], overlap: int) -> Tensor:
     """Return the weights of a tile's pixels, above 0: 1 inside, falling to its edges as the squared sine.
 
-    Those of two tiles that overlap by exactly this much add up to 1.
+    The weights of two tiles that overlap by exactly this much add up to 1.
     """
     rows, columns = (_ramps(length, overlap) for length in size)
     return rows[:, None] * columns
 
 
 def in_tiles(
-    model: Denoiser,
+    model: ConditionalDenoise,
     conditions: Conditions,
     places: Places,
     window: Tensor,
     at_once: int,
 ) -> Denoise:
-    """``denoise(noisy, sigma)`` of images (n, c, H, W) that the model only sees tiles of.
+    """Return ``denoise(noisy, sigma)`` for images (n, c, H, W) of which the model only sees tiles.
 
     Args:
         model: a denoiser.
-        conditions: of the whole images; coordinates (2, H, W) are cut like the tiles, those of (2, h, w) every tile is
-            given as they are.
-        places: where the tiles are.
+        conditions: conditions of the whole images; coordinates (2, H, W) are cut like the tiles, while coordinates
+            (2, h, w) are given to every tile.
+        places: the places of the tiles.
         window: weights (h, w) of a tile's pixels.
-        at_once: tiles that the model is given together.
+        at_once: the number of tiles that the model is given together.
     """
     height, width = window.shape
     coords, rest = conditions.coords, conditions.without("coords")
@@ -91,7 +88,7 @@ def in_tiles(
             pixels = torch.stack([cut(noisy[image], top, left) for image, top, left in group])
             where = coords if own else torch.stack([cut(coords, top, left) for _, top, left in group])
             told = replace(rest.select([image for image, _, _ in group]), coords=where)
-            denoised = forward(model, pixels.float(), sigma.float(), told).to(noisy)
+            denoised = model(pixels.float(), sigma.float(), told).to(noisy)
             for (image, top, left), tile in zip(group, denoised, strict=True):
                 cut(total[image], top, left).add_(tile * weights)
                 cut(weight[image], top, left).add_(weights)
@@ -101,7 +98,7 @@ def in_tiles(
 
 
 def covering(resolution: Sequence[int], tile: Sequence[int], overlap: int) -> Places:
-    """The same evenly spaced tiles at every step."""
+    """Return the places of evenly spaced tiles, the same at every step."""
     tops, lefts = (even_starts(length, size, overlap) for length, size in zip(resolution, tile, strict=True))
 
     def places(num_images: int, sigma: Tensor) -> list[Place]:

@@ -28,7 +28,7 @@ def at_once(
     trained: tuple[int, ...] | None,
     pictures: int,
     *,
-    tile: int | None,
+    tile: tuple[int, ...] | None,
     overlap: int | None = None,
     backward: bool,
 ) -> int:
@@ -40,8 +40,8 @@ def at_once(
         resolution: height and width of the pictures.
         trained: height and width of the training images.
         pictures: the number of pictures.
-        tile: side of tiles, which the network takes one by one.
-        overlap: pixels by which tiles overlap; a quarter of the side if None.
+        tile: height and width of tiles, which the network takes one by one.
+        overlap: pixels by which tiles overlap; a quarter of the shorter side if None.
         backward: True if the network also computes gradients, for which all tiles are kept.
 
     Raises:
@@ -56,12 +56,12 @@ def at_once(
         raise InputError(f"this page makes at most {most} pictures of {height}x{width} at a time, not {pictures}")
     most = max(MOST_SEEN_BACK if backward else MOST_SEEN, usual)
     in_tiles = pixels if tile is None else _pixels_in_tiles(resolution, tile, overlap)
-    if in_tiles > _MOST_OVERLAP * pixels:
+    if tile is not None and in_tiles > _MOST_OVERLAP * pixels:
         raise InputError(
-            f"tiles of {tile}x{tile} that overlap by {overlap} pixels would take this page "
+            f"tiles of {tile[0]}x{tile[1]} that overlap by {overlap} pixels would take this page "
             f"{in_tiles / pixels:.0f} times the work: choose a smaller overlap"
         )
-    seen = in_tiles if tile is None or backward else min(tile * tile, pixels)
+    seen = in_tiles if tile is None or backward else min(tile[0] * tile[1], pixels)
     if seen > most:
         side = int((MOST_SEEN_BACK if backward else MOST_SEEN) ** 0.5)
         others = "the quick way" if backward else "smaller tiles" if tile else "tiles"
@@ -72,10 +72,10 @@ def at_once(
     return max(1, min(_MOST_AT_ONCE, pictures if tile is None else _MOST_AT_ONCE, most // max(seen, 1)))
 
 
-def _pixels_in_tiles(resolution: tuple[int, ...], tile: int, overlap: int | None) -> int:
+def _pixels_in_tiles(resolution: tuple[int, ...], tile: tuple[int, ...], overlap: int | None) -> int:
     """Return the number of pixels of all tiles together; sampling itself refuses impossible tiles."""
-    overlap = tile // 4 if overlap is None else overlap
-    if not 0 <= overlap < tile <= min(resolution):
+    overlap = min(tile) // 4 if overlap is None else overlap
+    if not 0 <= overlap < min(tile) or tile[0] > resolution[0] or tile[1] > resolution[1]:
         return resolution[0] * resolution[1]
-    down, across = (len(even_starts(length, tile, overlap)) for length in resolution)
-    return down * across * tile * tile
+    down, across = (len(even_starts(length, side, overlap)) for length, side in zip(resolution, tile, strict=True))
+    return down * across * tile[0] * tile[1]

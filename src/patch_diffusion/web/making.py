@@ -1,4 +1,4 @@
-"""Pictures made for the page: each step told as it is taken, and at the end all of them with what made them."""
+"""Pictures for the web page: each step is reported as it is taken, and all pictures are packed at the end."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,13 @@ from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.sampling.editing.edit import usual_covariance
 from patch_diffusion.sampling.generate import Sample
 from patch_diffusion.sampling.guides import guide_of, named
+from patch_diffusion.sampling.options import Sampling, pair
 from patch_diffusion.sampling.pictures import to_image, visible
 from patch_diffusion.web.commands import edit_command, sample_command, source_of
 from patch_diffusion.web.jobs import Job
 from patch_diffusion.web.limits import at_once
 from patch_diffusion.web.models import Models
-from patch_diffusion.web.requests import Asked, Chosen, Edited, Pictures
+from patch_diffusion.web.requests import EditRequest, ModelChoice, Request, SampleRequest
 from patch_diffusion.web.uploads import MODES, pixels_of, png
 
 if TYPE_CHECKING:
@@ -35,41 +37,33 @@ _LARGEST_TILE = 256  # side of a picture in the sheet of a step
 _LARGE_SHEET = 400_000  # pixels from which on a sheet is a JPEG
 
 
-def generate(wanted: Pictures, folders: list[RunFolder], models: Models, job: Job) -> None:
-    """New pictures of several models, one after the other, into the job's folder."""
+def generate(wanted: SampleRequest, folders: list[RunFolder], models: Models, job: Job) -> None:
+    """Sample new pictures of several models, one after the other, into the job's folder."""
     with _packed(job.folder):
         for column, (chosen, run) in enumerate(zip(wanted.models, folders, strict=True)):
             _generate(wanted, column, chosen, run, models, job)
 
 
-def _generate(wanted: Pictures, column: int, chosen: Chosen, run: RunFolder, models: Models, job: Job) -> None:
+def _generate(
+    wanted: SampleRequest, column: int, chosen: ModelChoice, run: RunFolder, models: Models, job: Job
+) -> None:
     job.tell("loading", model=column)
     model = models.load(run, chosen.checkpoint, chosen.ema_length)
-    resolution = wanted.resolution or model.resolution or (1, 1)
-    told = _Told(job, column, model, wanted.steps)
-    common = _common(wanted, chosen, run, models)
-    samples = patch_diffusion.generate(
-        model,
-        solver=wanted.solver,
-        labels=wanted.label,
-        resolution=wanted.resolution,
-        batch=at_once(
-            resolution, model.resolution, wanted.pictures, tile=wanted.tile, overlap=wanted.overlap, backward=False
-        ),
-        callback=told.step,
-        **common,
-    )
-    samples = named(samples, common["guide"], wanted.guide)
-    told.write(samples, run, chosen, sample_command(wanted, chosen, run))
+    resolution = pair(wanted.sampling.resolution) or model.resolution or (1, 1)
+    sampling = _options(wanted, chosen, run, models, model, resolution, usual=18)
+    reporter = Reporter(job, column, model, sampling.steps)
+    samples = patch_diffusion.generate(model, wanted.seeds, sampling, labels=wanted.label, callback=reporter.step)
+    samples = named(samples, sampling.guide, wanted.sampling.guide)
+    reporter.write(samples, run, chosen, sample_command(wanted, chosen, run))
 
 
-def edit(wanted: Edited, run: RunFolder, models: Models, job: Job) -> None:
-    """An image filled in, extended or restored, several ways, into the job's folder."""
+def edit(wanted: EditRequest, run: RunFolder, models: Models, job: Job) -> None:
+    """Fill in, extend or restore an image, several ways, into the job's folder."""
     with _packed(job.folder):
         _edit(wanted, run, models, job)
 
 
-def _edit(wanted: Edited, run: RunFolder, models: Models, job: Job) -> None:
+def _edit(wanted: EditRequest, run: RunFolder, models: Models, job: Job) -> None:
     job.tell("loading", model=0)
     chosen = wanted.model
     model = models.load(run, chosen.checkpoint, chosen.ema_length)
@@ -78,39 +72,43 @@ def _edit(wanted: Edited, run: RunFolder, models: Models, job: Job) -> None:
     image = pixels_of(wanted.image, MODES[model.image_channels])
     mask = None if wanted.mask is None else pixels_of(wanted.mask, "L")[0] >= 128
     resolution = wanted.task.resolution(image.shape[1], image.shape[2])
-    usual = usual_covariance(exactly=wanted.restore is None, tiled=wanted.tile is not None)
+    usual = usual_covariance(exactly=wanted.restore is None, tiled=wanted.sampling.tile is not None)
     backward = (wanted.covariance or usual) == "network"
-    batch = at_once(
-        resolution, model.resolution, wanted.pictures, tile=wanted.tile, overlap=wanted.overlap, backward=backward
-    )
-    told = _Told(job, 0, model, wanted.steps)
-    common = _common(wanted, chosen, run, models)
+    sampling = _options(wanted, chosen, run, models, model, resolution, usual=32, backward=backward)
+    reporter = Reporter(job, 0, model, sampling.steps)
     samples = patch_diffusion.edit(
         model,
         wanted.task.known(model, image, mask),
+        wanted.seeds,
+        sampling,
         label=wanted.label,
         covariance=wanted.covariance,
-        batch=batch,
-        callback=told.step,
-        **common,
+        callback=reporter.step,
     )
     (job.folder / "image.png").write_bytes(png(to_image(image)))
     if mask is not None:
         (job.folder / "mask.png").write_bytes(png(to_image(mask[None].to(torch.uint8) * 255)))
-    samples = named(samples, common["guide"], wanted.guide)
-    told.write(samples, run, chosen, edit_command(wanted, run))
+    samples = named(samples, sampling.guide, wanted.sampling.guide)
+    reporter.write(samples, run, chosen, edit_command(wanted, run))
 
 
-class _Told:
-    """What a model makes, told as it comes."""
+class Reporter:
+    """A reporter of a model's pictures to the page, step by step and at the end.
 
-    def __init__(self, job: Job, column: int, model: Denoiser, steps: int) -> None:
+    Args:
+        job: the job that reports the events.
+        column: the number of the model among those of the request.
+        model: the model.
+        steps: the number of solver steps.
+    """
+
+    def __init__(self, job: Job, column: int, model: Denoiser, steps: int | None) -> None:
         self._job, self._column, self._model, self._steps = job, column, model, steps
         self._done = 0
 
     @property
     def step(self) -> Callback:
-        """To be called with every step: a sheet of what the pictures of the batch are becoming."""
+        """The callback for every step, which reports a sheet of the batch's pictures as they form."""
         return self._step
 
     def _step(self, step: Step) -> None:
@@ -136,8 +134,8 @@ class _Told:
             size=[pictures[0].shape[-2], pictures[0].shape[-1]],
         )
 
-    def write(self, samples: Iterable[Sample], run: RunFolder, chosen: Chosen, command: str) -> None:
-        """Write the pictures, as ``patch-diffusion sample`` does, and tell each."""
+    def write(self, samples: Iterable[Sample], run: RunFolder, chosen: ModelChoice, command: str) -> None:
+        """Write the pictures as ``patch-diffusion sample`` does, and report each of them."""
         name = f"{self._column + 1}-{run.path.resolve().name}"
         name += "" if chosen.checkpoint is None else f"-step-{chosen.checkpoint}"
         name += "" if chosen.ema_length is None else f"-ema-{chosen.ema_length:g}"
@@ -148,7 +146,7 @@ class _Told:
         def passed() -> Iterator[Sample]:
             for sample in samples:
                 yield sample
-                # Asked for the next, `write_samples` has written this one.
+                # `write_samples` asks for the next sample once it has written this one.
                 self._tell(sample, folder)
                 last[:] = [sample]
 
@@ -179,32 +177,37 @@ class _Told:
         self._done += 1
 
 
-def _common(wanted: Asked, chosen: Chosen, run: RunFolder, models: Models) -> dict[str, Any]:
-    """Options that `generate` and `edit` share."""
+def _options(
+    wanted: Request,
+    chosen: ModelChoice,
+    run: RunFolder,
+    models: Models,
+    model: Denoiser,
+    resolution: tuple[int, ...],
+    *,
+    usual: int,
+    backward: bool = False,
+) -> Sampling:
+    """Return the options of sampling with the number of steps, the loaded guide, and a batch that fits the memory."""
 
     def weaker(step: int | None, length: float | None) -> Denoiser:
         return models.load(run, chosen.checkpoint if step is None else step, length)
 
-    return {
-        "seeds": range(wanted.seed, wanted.seed + wanted.pictures),
-        "steps": wanted.steps,
-        "guidance": wanted.guidance,
-        "guide": guide_of(wanted.guide, weaker),
-        "guidance_interval": wanted.guidance_interval,
-        "coords": wanted.coords,
-        "tile": wanted.tile,
-        "overlap": wanted.overlap,
-    }
+    asked = wanted.sampling
+    tile, overlap = pair(asked.tile), asked.overlap
+    most = at_once(resolution, model.resolution, wanted.pictures, tile=tile, overlap=overlap, backward=backward)
+    guide = guide_of(str(asked.guide), weaker)
+    return replace(asked, steps=asked.steps or usual, guide=guide, batch=min(asked.batch, most))
 
 
 def _small(pixels: torch.Tensor) -> torch.Tensor:
-    """Every second, third, ... pixel of a picture (c, h, w) that is too large for a sheet."""
+    """Return every second, third, ... pixel of a picture (c, h, w) that is too large for a sheet."""
     every = -(-max(pixels.shape[1:]) // _LARGEST_TILE)
     return pixels[:, ::every, ::every]
 
 
 def _sheet(pictures: list[torch.Tensor], columns: int) -> Any:
-    """Pictures row by row, with nothing between them."""
+    """Return a Pillow image with the pictures row by row and nothing between them."""
     rows = -(-len(pictures) // columns)
     empty = torch.zeros_like(pictures[0])
     filled = pictures + [empty] * (rows * columns - len(pictures))
@@ -214,7 +217,7 @@ def _sheet(pictures: list[torch.Tensor], columns: int) -> Any:
 
 @contextmanager
 def _packed(folder: Path) -> Iterator[None]:
-    """Afterwards, also of work that was stopped, all pictures and what made them are in one archive."""
+    """Pack all pictures of a folder and their settings into an archive after the block, also if it was stopped."""
     try:
         yield
     finally:

@@ -1,26 +1,30 @@
-"""What the page may ask for, checked before it waits in the queue."""
+"""Requests of the web page, checked before they wait in the queue."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
 
 from patch_diffusion.errors import InputError
 from patch_diffusion.sampling.editing.tasks import Restoration, Task
 from patch_diffusion.sampling.guidance.posterior import Covariance
+from patch_diffusion.sampling.options import Sampling, pair
+from patch_diffusion.sampling.solvers import SCHEDULES
+from patch_diffusion.sampling.stochastic import SOLVERS
 
 MOST_PICTURES = 64
 MOST_MODELS = 4
 MOST_STEPS = 256
 
 _STRICT = {"extra": "forbid", "allow_inf_nan": False}
+_OPTIONS = [option.name for option in fields(Sampling)]
 
-T = TypeVar("T")
+T = TypeVar("T", bound="Request")
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """A model: of a run as it is now, or of one of its checkpoints; with averages of the usual or another length."""
+class ModelChoice:
+    """The choice of a model: a run's newest weights or a checkpoint, with averages of the usual or another length."""
 
     __pydantic_config__ = _STRICT
 
@@ -30,61 +34,59 @@ class Chosen:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What new pictures and edited ones have in common; what is not said here is as in `generate` and `edit`."""
+class Request:
+    """A request for pictures, new or edited: their seeds and class, and the options of sampling.
+
+    In JSON the options of sampling stand beside the other fields, see `read_request`.
+    """
 
     __pydantic_config__ = _STRICT
 
+    sampling: Sampling = field(default_factory=Sampling)
+    """The guide can be any but another run, see `guide_of`; the page may lower the batch to fit its memory."""
     seed: int = 0
-    """The first."""
+    """The first seed."""
     pictures: int = 4
-    """Seeds, from the first on."""
+    """The number of seeds, from the first on."""
     label: int | None = None
-    steps: int = 18
-    guidance: float = 1.0
-    guide: str = "class"
-    """See `guide_of`; of the same run."""
-    guidance_interval: tuple[float, float] | None = None
-    coords: Literal["stretch", "extend", "repeat"] | None = None
-    tile: int | None = None
-    overlap: int | None = None
+    """Class. None: seed k of new pictures gets class k mod classes, and an edited image none."""
 
     def __post_init__(self) -> None:
         _within("seed", self.seed, 0, 2**53)
         _within("pictures", self.pictures, 1, MOST_PICTURES)
-        _within("steps", self.steps, 1, MOST_STEPS)
-        if self.tile is not None:
-            _within("tile", self.tile, 1, 2**15)
+        if self.sampling.steps is not None:
+            _within("steps", self.sampling.steps, 1, MOST_STEPS)
+        for size, names in (("tile", ("tile", "tile")), ("resolution", ("height", "width"))):
+            for name, side in zip(names, pair(getattr(self.sampling, size)) or (), strict=False):
+                _within(name, side, 1, 2**15)
+
+    @property
+    def seeds(self) -> range:
+        """The seeds of the pictures."""
+        return range(self.seed, self.seed + self.pictures)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures(Asked):
-    """New pictures of several models, from the same seeds."""
+class SampleRequest(Request):
+    """A request for new pictures of several models, from the same seeds."""
 
     __pydantic_config__ = _STRICT
 
-    models: list[Chosen]
+    models: list[ModelChoice]
     pictures: int = 16
-    label: int | None = None
-    """Class; seed k gets class k mod classes where None."""
-    solver: str = "heun"
-    resolution: tuple[int, int] | None = None
-    """Height and width; those of the model where None."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _within("models", len(self.models), 1, MOST_MODELS)
-        for name, side in zip(("height", "width"), self.resolution or (), strict=False):
-            _within(name, side, 1, 2**15)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Edited(Asked):
-    """An image that is filled where a mask says so and extended, or restored: see `Task`."""
+class EditRequest(Request):
+    """A request to fill an image where a mask says so, to extend it, or to restore it: see `Task`."""
 
     __pydantic_config__ = _STRICT
 
-    model: Chosen
+    model: ModelChoice
     image: str
     """A PNG of the model's channels, in base64."""
     mask: str | None = None
@@ -95,7 +97,6 @@ class Edited(Asked):
     factor: int | None = None
     blur: float | None = None
     noise: float | None = None
-    steps: int = 32
     covariance: Covariance | None = None
 
     def __post_init__(self) -> None:
@@ -107,26 +108,44 @@ class Edited(Asked):
 
     @property
     def task(self) -> Task:
-        """What is to be done."""
+        """The edit or restoration to perform."""
         return Task(self.mask is not None, self.extend, self.restore, self.factor, self.blur, self.noise)
 
 
-def asked(kind: type[T], body: bytes) -> T:
-    """JSON from the page as what it asks for.
+def read_request(kind: type[T], body: bytes) -> T:
+    """Parse and check JSON from the page, in which the options of sampling stand beside the other fields.
 
     Raises:
-        InputError: it is not that.
+        InputError: the JSON is no request of this kind.
     """
     from pydantic import TypeAdapter, ValidationError
+    from pydantic_core import from_json
 
     try:
-        return TypeAdapter(kind).validate_json(body)
+        found = from_json(body)
+    except ValueError as error:
+        raise InputError(f"the request: invalid json: {error}") from None
+    if isinstance(found, dict) and "sampling" not in found:
+        found["sampling"] = {name: found.pop(name) for name in _OPTIONS if name in found}
+    try:
+        return TypeAdapter(kind).validate_python(found)
     except ValidationError as error:
-        first: Any = error.errors(include_url=False)[0]
-        if isinstance(found := first.get("ctx", {}).get("error"), InputError):
-            raise InputError(str(found)) from None
-        where = ".".join(str(part) for part in first["loc"]) or "the request"
-        raise InputError(f"{where}: {first['msg'].lower()}") from None
+        # A size can be an int or a pair; the error that is deepest inside is the one of the type that was meant.
+        worst: Any = max(error.errors(include_url=False), key=lambda each: len(each["loc"]))
+        if isinstance(reason := worst.get("ctx", {}).get("error"), InputError):
+            raise InputError(str(reason)) from None
+        path = [str(part) for part in worst["loc"] if part not in ("sampling", "int") and "[" not in str(part)]
+        raise InputError(f"{'.'.join(path) or 'the request'}: {worst['msg'].lower()}") from None
+
+
+def options_schema() -> dict[str, Any]:
+    """Return the JSON schema of the options of sampling, from which the page makes inputs for the rarer ones."""
+    from pydantic import TypeAdapter
+
+    schema = TypeAdapter(Sampling).json_schema()
+    schema["properties"]["solver"]["enum"] = list(SOLVERS)
+    schema["properties"]["schedule"]["enum"] = list(SCHEDULES)
+    return schema
 
 
 def _within(name: str, value: int, least: int, most: int) -> None:

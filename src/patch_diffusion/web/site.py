@@ -18,7 +18,7 @@ from patch_diffusion.training.suggest import stride
 from patch_diffusion.web import uploads
 from patch_diffusion.web.jobs import BusyError, Job, Jobs
 from patch_diffusion.web.models import Models
-from patch_diffusion.web.requests import Edited, Pictures, asked
+from patch_diffusion.web.requests import EditRequest, SampleRequest, options_schema, read_request
 from patch_diffusion.web.runs import GoneError, Runs
 
 MOST_BYTES = {"/api/fit": uploads.MOST_BYTES, "/api/generate": 2**16, "/api/edit": 16 * 2**20, "/api/stop": 0}
@@ -74,6 +74,7 @@ class Site:
             "/api/runs": self._overview,
             "/api/run": lambda query: _json(self.runs.detail(_one(query, "name"), query.get("known", ""))),
             "/api/picture": lambda query: _of_file(self.runs.picture(_one(query, "run"), _one(query, "file"))),
+            "/api/options": lambda query: _json(options_schema()),
             "/api/job": self._job,
             "/api/file": self._result,
         }
@@ -122,14 +123,14 @@ class Site:
     def _generate(self, query: Query, body: bytes) -> Answer:
         from patch_diffusion.web.making import generate
 
-        wanted = asked(Pictures, body)
+        wanted = read_request(SampleRequest, body)
         folders = [self.runs.find(chosen.run) for chosen in wanted.models]
         return _json({"job": self.jobs.add(partial(generate, wanted, folders, self._models)).id})
 
     def _edit(self, query: Query, body: bytes) -> Answer:
         from patch_diffusion.web.making import edit
 
-        wanted = asked(Edited, body)
+        wanted = read_request(EditRequest, body)
         folder = self.runs.find(wanted.model.run)
         return _json({"job": self.jobs.add(partial(edit, wanted, folder, self._models)).id})
 

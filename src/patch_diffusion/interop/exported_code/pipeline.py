@@ -12,12 +12,13 @@ from torch import Tensor
 
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.errors import InputError, did_you_mean
-from patch_diffusion.patches.coords import coordinate_grid
-from patch_diffusion.sampling.guidance.extrapolation import extrapolate
+from patch_diffusion.patches.coords import coordinate_grid, extended_grid
+from patch_diffusion.sampling.guidance.extrapolation import extrapolate, within
 from patch_diffusion.streams import generator as generator_of
 
 PICTURES = (1, 3, 4)  # channels that Pillow shows
 OUTPUTS = ("pil", "np", "pt", "pixels", "latent")
+COORDS = ("stretch", "extend")
 
 
 class PatchDiffusionPipeline(DiffusionPipeline):
@@ -91,6 +92,9 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         width: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        guidance_interval: tuple[float, float] | None = None,
+        coords: str = "stretch",
+        **options: str | float | None,
     ) -> Any:
         """Sample images, all in one batch, which must fit in memory.
 
@@ -107,6 +111,11 @@ class PatchDiffusionPipeline(DiffusionPipeline):
             output_type: "pil", "np" (n, h, w, c) or "pt" (n, c, h, w) in [0, 1], "pixels" (n, c, h, w) as in the
                 training data, or "latent": the values in model space.
             return_dict: whether to return an ``ImagePipelineOutput``; else a tuple.
+            guidance_interval: noise levels (low, high] with guidance; None: all.
+            coords: coordinates of an image of another size: "stretch", as those of the training images, or "extend",
+                beyond them.
+            options: options of the scheduler for this call: solver, schedule, sigma_min, sigma_max, rho, churn,
+                churn_min, churn_max, churn_noise, eta; None: those of its config.
 
         Raises:
             InputError: a setting does not suit the model.
@@ -119,6 +128,14 @@ class PatchDiffusionPipeline(DiffusionPipeline):
             raise InputError(f"height and width must be multiples of {config.stride}, not {shape[0]}x{shape[1]}")
         if guidance_scale != 1 and not (config.num_classes and config.label_dropout):
             raise InputError("guidance needs a model of classes that was also trained without them, which this is not")
+        if guidance_scale == 1 and guidance_interval is not None:
+            raise InputError("guidance_interval is for a guidance_scale other than 1, which is none")
+        interval = guidance_interval or (-1.0, float("inf"))
+        if not interval[0] < interval[1]:
+            raise InputError(f"guidance_interval goes from a lower to a higher noise level, not {guidance_interval}")
+        if coords not in COORDS:
+            raise InputError(f"coords cannot be '{coords}'{did_you_mean(coords, COORDS)}")
+        scheduler = self._scheduler(options)
         chosen = None if seeds is None else [seeds] if isinstance(seeds, int) else list(seeds)
         num = batch_size if chosen is None else len(chosen)
         if num < 1:
@@ -126,22 +143,29 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         labels = self._labels(class_labels, chosen or range(num))
         noise = self._noise((config.image_channels, *shape), num, chosen, generator)
         device = self._execution_device
-        output = self._output(coordinate_grid(*shape, device=device), labels, guidance_scale)
+        whole = (config.height, config.width)
+        corner = ((whole[0] - shape[0]) / 2, (whole[1] - shape[1]) / 2)
+        grid = coordinate_grid(*shape) if coords == "stretch" else extended_grid(shape, whole, corner)
+        output = self._output(grid.to(device), labels, guidance_scale)
         progress: Any = self.progress_bar
         with progress(total=num_inference_steps) as bar:
-            if hasattr(self.scheduler, "solve"):
-                images = self.scheduler.solve(
-                    self._denoise(output, guidance_scale),
-                    noise,
-                    noise(None),
-                    num_inference_steps,
-                    lambda _: bar.update(),
-                )
+            if hasattr(scheduler, "solve"):
+                denoise = self._denoise(scheduler, output, guidance_scale, interval)
+                images = scheduler.solve(denoise, noise, noise(None), num_inference_steps, lambda _: bar.update())
             else:
-                images = self._by_steps(output, guidance_scale, noise(None), num_inference_steps, bar)
+                start = noise(None)
+                images = self._by_steps(scheduler, output, guidance_scale, interval, start, num_inference_steps, bar)
         images = self._images(images, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _scheduler(self, options: Mapping[str, Any]) -> Any:
+        """Return the scheduler with the options that are given, the pipeline's own one if none is."""
+        given = {name: value for name, value in options.items() if value is not None}
+        for name in given:
+            if name not in self.scheduler.config:
+                raise InputError(f"the scheduler, {type(self.scheduler).__name__}, has no option {name}: leave it out")
+        return type(self.scheduler).from_config(self.scheduler.config, **given) if given else self.scheduler
 
     def _output(
         self, coords: Tensor, labels: Tensor | None, guidance: float
@@ -162,41 +186,49 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         without = None if labels is None else torch.full_like(labels, config.no_class)
         return [bound(labels), bound(without)] if guidance != 1 else [bound(labels)]
 
-    def _denoise(self, outputs: list[Callable[[Tensor, Tensor], Tensor]], guidance: float) -> Any:
+    def _denoise(
+        self, scheduler: Any, outputs: list[Callable[[Tensor, Tensor], Tensor]], guidance: float, interval: Any
+    ) -> Any:
         """Return D(x; sigma) = c_skip x + c_out F(c_in x, c_noise), guided; the solver's state keeps its dtype."""
 
         def bound(output: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
             def denoise(state: Tensor, sigma: Tensor) -> Tensor:
                 noisy = state.float()
-                factors = self.scheduler.preconditioning(sigma.to(noisy).expand(len(noisy)))
+                factors = scheduler.preconditioning(sigma.to(noisy).expand(len(noisy)))
                 c_skip, c_out, c_in = (factor[:, None, None, None] for factor in factors[:3])
                 return (c_skip * noisy + c_out * output(c_in * noisy, factors.c_noise)).to(state)
 
             return denoise
 
         conditional, *unconditional = [bound(output) for output in outputs]
-        return extrapolate(conditional, unconditional[0], guidance) if unconditional else conditional
+        if not unconditional:
+            return conditional
+        return within(extrapolate(conditional, unconditional[0], guidance), conditional, *interval)
 
-    def _by_steps(self, outputs: list[Any], guidance: float, start: Tensor, steps: int, bar: Any) -> Tensor:
+    def _by_steps(
+        self, scheduler: Any, outputs: list[Any], guidance: float, interval: Any, start: Tensor, steps: int, bar: Any
+    ) -> Tensor:
         """Sample by one of diffusers' EDM schedulers, which have the preconditioning of the "edm" process."""
-        if not hasattr(self.scheduler, "precondition_noise"):
+        if not hasattr(scheduler, "precondition_noise"):
             raise InputError(
-                f"a {type(self.scheduler).__name__} cannot make images of this model: take the scheduler of its folder "
+                f"a {type(scheduler).__name__} cannot make images of this model: take the scheduler of its folder "
                 "or one of diffusers' EDM schedulers"
             )
         config: Any = self.config
         if config.process != "edm":
             raise InputError(
-                f"an {type(self.scheduler).__name__} scales inputs and outputs as the process 'edm', and this model is "
+                f"an {type(scheduler).__name__} scales inputs and outputs as the process 'edm', and this model is "
                 f"of '{config.process}': take the scheduler of its folder"
             )
-        self.scheduler.set_timesteps(steps, device=start.device)
-        noisy = (start * self.scheduler.sigmas[0]).float()
-        for time in self.scheduler.timesteps:
-            scaled = self.scheduler.scale_model_input(noisy, time)
-            found = [output(scaled, time.to(scaled).expand(len(scaled))) for output in outputs]
+        scheduler.set_timesteps(steps, device=start.device)
+        noisy = (start * scheduler.sigmas[0]).float()
+        low, high = interval
+        for time, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
+            scaled = scheduler.scale_model_input(noisy, time)
+            used = outputs if low < sigma <= high else outputs[:1]
+            found = [output(scaled, time.to(scaled).expand(len(scaled))) for output in used]
             output = found[0] if len(found) == 1 else torch.lerp(found[1], found[0], guidance)
-            noisy = self.scheduler.step(output, time, noisy).prev_sample
+            noisy = scheduler.step(output, time, noisy).prev_sample
             bar.update()
         return noisy
 

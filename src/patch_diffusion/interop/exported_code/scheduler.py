@@ -11,9 +11,9 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from patch_diffusion.denoise.process import PROCESSES, Preconditioning
-from patch_diffusion.sampling.choices import SOLVERS, options_of
-from patch_diffusion.sampling.schedules import SCHEDULES
+from patch_diffusion.sampling.solvers import SCHEDULES, options_of
 from patch_diffusion.sampling.step import Callback, Denoise, StepNoise
+from patch_diffusion.sampling.stochastic import SOLVERS
 
 
 class PatchDiffusionScheduler(SchedulerMixin, ConfigMixin):

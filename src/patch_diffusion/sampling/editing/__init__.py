@@ -1,1 +1,1 @@
-"""Images edited and restored: sampling under the condition of what was measured."""
+"""Editing and restoration of images: sampling under the condition of a measurement."""

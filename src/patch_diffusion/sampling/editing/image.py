@@ -1,4 +1,4 @@
-"""An image and a mask from files, as a model can take them."""
+"""Readers of an image and a mask from files, in the form that a model takes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _NAMES = {1: "grey", 3: "RGB", 4: "RGB with transparency"}
 
 
 def pixel_codec(model: Denoiser) -> PixelCodec:
-    """The codec of a model of pixels.
+    """Return the codec of a model of pixels.
 
     Raises:
-        InputError: a model of latents, in which a pixel has no place.
+        InputError: the model is one of latents, in which a pixel has no place.
     """
     if not isinstance(model.codec, PixelCodec):
         raise InputError("this is a model of latents, and images are edited by models of pixels")
@@ -33,12 +33,12 @@ def pixel_codec(model: Denoiser) -> PixelCodec:
 
 
 def read_image(path: str | Path, model: Denoiser) -> Tensor:
-    """Pixels (c, h, w) of a picture, or of an array in an .npy, in the type of the model's data.
+    """Read the pixels (c, h, w) of a picture, or of an array in an .npy, in the dtype of the model's data.
 
     An array is (h, w), (c, h, w) or (h, w, c).
 
     Raises:
-        InputError: no image there, or one of other channels or another type than the model's.
+        InputError: there is no image, or it has other channels or another dtype than the model's images.
 
     >>> image = read_image("photo.png", model)  # doctest: +SKIP
     """
@@ -59,10 +59,10 @@ def read_image(path: str | Path, model: Denoiser) -> Tensor:
 
 
 def read_mask(path: str | Path) -> Tensor:
-    """Where an image is to be filled, (h, w): what is nearer to white in a picture, what is not 0 in an .npy.
+    """Read a mask (h, w), True where an image is to be filled: nearer to white in a picture, or not 0 in an .npy.
 
     Raises:
-        InputError: no mask there.
+        InputError: there is no mask.
 
     >>> mask = read_mask("mask.png")  # doctest: +SKIP
     """

@@ -1,4 +1,4 @@
-"""What is known of an image: linear measurements of it."""
+"""Linear measurements of an image, which say what is known of it."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from torch import Tensor
 from patch_diffusion.errors import InputError
 
 Operator = Callable[[Tensor], Tensor]
-"""Images (n, c, h, w) to what is measured of each (n, ...), float32; linear, and of every image on its own."""
+"""A linear function from images (n, c, h, w) to the measurement of each one by itself (n, ...), float32."""
 
 _NOT_LINEAR = 1e-3  # relative; float32 sums of a million numbers differ by less
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """``values`` = operator(image) + noise, of an image that is to be found.
+    """A measurement ``values`` = operator(image) + noise of an image that is to be found.
 
     Args:
-        values: what was measured, of any shape, real or complex, as the operator gives it for one image.
-        operator: linear, of images in the values of the data: 0 to 255 for pictures of 8 bits. Any Python function of
-            tensors that torch can differentiate; others need their ``adjoint``.
-        shape: of the image, (channels, height, width).
-        noise: standard deviation of what was added, in the units of ``values``.
-        adjoint: the transposed operator, (n, ...) to (n, c, h, w); found by differentiation where None.
-        kept: pixels (c, h, w) in the type of the data, and where they are known (h, w): they are kept exactly.
-        inside: of an image that was extended, where the original lies: top, left, height and width.
-        settings: what to say of it beside the samples.
+        values: the measured values, of any shape, real or complex, as the operator returns them for one image.
+        operator: a linear function of images in the values of the data, 0 to 255 for pictures of 8 bits. It can be any
+            Python function of tensors that torch can differentiate; others need their ``adjoint``.
+        shape: shape of the image, (channels, height, width).
+        noise: standard deviation of the noise, in the units of ``values``.
+        adjoint: the transposed operator, (n, ...) to (n, c, h, w); None: it is found by differentiation.
+        kept: pixels (c, h, w) in the dtype of the data, and where they are known (h, w): they are kept exactly.
+        inside: for an image that was extended, where the original lies: top, left, height and width.
+        settings: a description of the measurement, for the settings of the samples.
 
     Raises:
-        InputError: for shapes that do not belong together, and an operator that is not linear.
+        InputError: the shapes do not belong together, or the operator is not linear.
 
     >>> rows = Measurement(torch.zeros(1, 4), lambda images: images.sum(dim=-1), (1, 4, 6))
     >>> rows.transposed(torch.ones(2, 1, 4)).shape
@@ -68,17 +68,17 @@ class Measurement:
 
     @property
     def resolution(self) -> tuple[int, int]:
-        """Height and width of the image."""
+        """The height and width of the image."""
         return self.shape[1], self.shape[2]
 
     @property
     def transposed(self) -> Operator:
-        """The adjoint, given or found."""
+        """The adjoint of the operator, as given or found by differentiation."""
         return self.adjoint or self._differentiated
 
     @cached_property
     def _differentiated(self) -> Operator:
-        """By reverse-mode differentiation: of a linear function it is the same everywhere."""
+        """The adjoint by reverse-mode differentiation, which for a linear function is the same everywhere."""
 
         def transposed(values: Tensor) -> Tensor:
             with torch.enable_grad():

@@ -13,17 +13,17 @@ from patch_diffusion.sampling.editing.measurement import Operator
 
 
 def average_pooling(factor: int) -> Operator:
-    """Each pixel the mean of ``factor`` x ``factor``: what a sensor with larger pixels sees."""
+    """Return the operator that averages ``factor`` x ``factor`` pixels, as a sensor with larger pixels does."""
     if factor < 2:
         raise InputError(f"the factor of super-resolution is a whole number of at least 2, not {factor}")
     return lambda images: F.avg_pool2d(images, factor)
 
 
 def gaussian_blur(deviation: float, resolution: tuple[int, int]) -> Operator:
-    """Blur by a Gaussian of this standard deviation in pixels; at its edges the image is mirrored.
+    """Return the operator that blurs by a Gaussian of this standard deviation in pixels, mirroring the image's edges.
 
     Raises:
-        InputError: a deviation that is not above 0, or so large that the blur is wider than the image.
+        InputError: the deviation is not above 0, or so large that the blur is wider than the image.
     """
     if not deviation > 0:
         raise InputError(f"the standard deviation of a blur is above 0 pixels, not {deviation}")

@@ -1,4 +1,4 @@
-"""Common edits and restorations as measurements: what of the image they leave known."""
+"""Common edits and restorations as measurements of the image that is to be made."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "deblur": ("blur", "noise"),
     "denoise": ("noise",),
 }
-"""What each restoration is told."""
+"""The parameters of each restoration."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be done with an image, as options say it: filled in where a mask is, extended, or restored.
+    """An edit of an image as options name it: to fill it in where a mask is, to extend it, or to restore it.
 
     Args:
-        has_mask: whether there is a mask.
+        has_mask: True if there is a mask.
         extend: see `outpainting`.
-        restore, factor, blur, noise: one of `PARAMETERS`, and what it is told.
+        restore, factor, blur, noise: one of `PARAMETERS`, and its parameters.
     """
 
     has_mask: bool = False
@@ -44,10 +44,10 @@ class Task:
     noise: float | None = None
 
     def check(self) -> None:
-        """Refuse what does not belong together, before anything is read.
+        """Check the options before any file is read.
 
         Raises:
-            InputError: as it says.
+            InputError: an option is missing, or options do not belong together.
         """
         if not (self.has_mask or self.extend or self.restore):
             raise InputError("say what to do with the image: mask what is to be filled, extend it, or restore it")
@@ -63,7 +63,7 @@ class Task:
             raise InputError("restore denoise needs noise, its standard deviation in the values of the pixels")
 
     def resolution(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width that an image will have."""
+        """Return the height and width that an image will have after the edit."""
         extend, factor = self.extend or {}, self._factor if self.restore == "super-resolution" else 1
         return (
             (height + extend.get("top", 0) + extend.get("bottom", 0)) * factor,
@@ -71,17 +71,17 @@ class Task:
         )
 
     def known(self, model: Denoiser, image: Tensor, mask: Tensor | None = None) -> Measurement:
-        """What is known of the image that is to be made.
+        """Return the measurement of the image that is to be made.
 
         Args:
-            model: of images of this kind.
-            image: pixels (c, h, w) in the type of the data.
+            model: a model of such images.
+            image: pixels (c, h, w) in the dtype of the data.
             mask: True where the image is to be filled (h, w).
         """
         if self.restore == "super-resolution":
             return super_resolution(model, image, factor=self._factor, noise=self.noise)
         if self.restore == "deblur":
-            assert self.blur is not None  # check has seen to it
+            assert self.blur is not None  # `check` refuses it
             return deblurring(model, image, blur=self.blur, noise=self.noise)
         if self.restore == "denoise":
             assert self.noise is not None
@@ -97,15 +97,15 @@ class Task:
 
 
 def inpainting(image: Tensor, mask: Tensor, *, inside: tuple[int, int, int, int] | None = None) -> Measurement:
-    """What a mask does not cover is known, exactly.
+    """Return the measurement for filling in a mask: all other pixels are known exactly.
 
     Args:
-        image: pixels (c, h, w) in the type of the data.
+        image: pixels (c, h, w) in the dtype of the data.
         mask: True where the image is to be filled (h, w).
-        inside: of an image that was extended, see `Measurement`.
+        inside: for an image that was extended, see `Measurement`.
 
     Raises:
-        InputError: a mask of another size, or one that covers nothing or everything.
+        InputError: the mask has another size, or covers nothing or everything.
 
     >>> inpainting(torch.zeros(3, 8, 8), torch.arange(64).view(8, 8) < 16).shape
     (3, 8, 8)
@@ -124,15 +124,15 @@ def inpainting(image: Tensor, mask: Tensor, *, inside: tuple[int, int, int, int]
 
 
 def outpainting(image: Tensor, extend: Mapping[str, int], mask: Tensor | None = None) -> Measurement:
-    """The image lies within a larger one.
+    """Return the measurement for extending an image: the given one lies within the larger one.
 
     Args:
-        image: pixels (c, h, w) in the type of the data.
+        image: pixels (c, h, w) in the dtype of the data.
         extend: pixels to add at the "left", "right", "top" and "bottom".
         mask: True where the image itself is to be filled, too (h, w).
 
     Raises:
-        InputError: unknown sides, fewer than 0 pixels, or none at all.
+        InputError: a side is unknown, or there are fewer than 0 pixels or none at all.
 
     >>> outpainting(torch.zeros(3, 8, 8), {"left": 4}).shape
     (3, 8, 12)
@@ -158,9 +158,9 @@ def outpainting(image: Tensor, extend: Mapping[str, int], mask: Tensor | None = 
 
 
 def super_resolution(model: Denoiser, image: Tensor, *, factor: int = 2, noise: float | None = None) -> Measurement:
-    """The image is one of ``factor`` times the sides, each pixel the mean of several.
+    """Return the measurement for super-resolution: each pixel is the mean of ``factor`` x ``factor`` pixels.
 
-    ``noise`` is its standard deviation in the values of the pixels; that of rounding where None.
+    ``noise`` is the standard deviation of the noise in the values of the pixels; None: that of rounding.
 
     >>> known = super_resolution(model, small, factor=2)  # doctest: +SKIP
     """
@@ -173,7 +173,9 @@ def super_resolution(model: Denoiser, image: Tensor, *, factor: int = 2, noise: 
 
 
 def deblurring(model: Denoiser, image: Tensor, *, blur: float, noise: float | None = None) -> Measurement:
-    """The image was blurred by a Gaussian of standard deviation ``blur``, in pixels; ``noise`` as above.
+    """Return the measurement for deblurring an image that was blurred by a Gaussian.
+
+    ``blur`` is its standard deviation in pixels, and ``noise`` is as for `super_resolution`.
 
     >>> known = deblurring(model, image, blur=1.5)  # doctest: +SKIP
     """
@@ -184,7 +186,7 @@ def deblurring(model: Denoiser, image: Tensor, *, blur: float, noise: float | No
 
 
 def denoising(image: Tensor, *, noise: float) -> Measurement:
-    """Normal noise of standard deviation ``noise``, in the values of the pixels, was added to the image.
+    """Return the measurement for denoising an image with normal noise of standard deviation ``noise``, in pixel values.
 
     >>> denoising(torch.zeros(3, 8, 8), noise=25).shape
     (3, 8, 8)
@@ -196,7 +198,7 @@ def denoising(image: Tensor, *, noise: float) -> Measurement:
 
 
 def rounding(model: Denoiser) -> float:
-    """Standard deviation of what rounding to whole numbers adds; of floats, a thousandth of half their range."""
+    """Return the standard deviation of rounding to whole numbers; for floats, a thousandth of half their range."""
     codec = pixel_codec(model)
     low, high = codec.range
     return 12**-0.5 if codec.dtype != "float32" else 1e-3 * (high - low) / 2

@@ -1,1 +1,1 @@
-"""Guidance: a denoise around a denoise."""
+"""Guidance: functions that wrap a denoise and return another denoise."""

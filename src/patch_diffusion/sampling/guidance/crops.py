@@ -1,8 +1,8 @@
 """Crop guidance: the same network on crops as the weaker denoise.
 
-A network that was trained by patches is at home on crops, where it does not see the rest of the image; guidance away
-from what it makes of them is guidance towards what only the whole image shows. The crops are a tiling whose place is
-random, so that no border stays where it is: a function of the seed and the solver's step alone.
+A network that was trained by patches knows crops, on which it does not see the rest of the image; guidance away from
+its denoised crops is guidance towards what only the whole image shows. The crops are a tiling whose place is random, so
+that no border stays where it is: a function of the seed and the solver's step alone.
 """
 
 from __future__ import annotations
@@ -14,30 +14,29 @@ import torch
 from torch import Tensor
 
 from patch_diffusion.denoise.conditions import Conditions
-from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.sampling.step import Denoise
+from patch_diffusion.sampling.step import ConditionalDenoise, Denoise
 from patch_diffusion.sampling.tiles import Place, in_tiles, shifted_starts
 from patch_diffusion.streams import uniform
 
 
 def in_crops(
-    model: Denoiser,
+    model: ConditionalDenoise,
     conditions: Conditions,
     *,
-    size: tuple[int, ...],
+    size: Sequence[int],
     seeds: Sequence[int],
     sigmas: Tensor,
     at_once: int,
 ) -> Denoise:
-    """``denoise(noisy, sigma)`` by a model that only sees crops, with their own coordinates.
+    """Return ``denoise(noisy, sigma)`` by a model that only sees crops, with their own coordinates.
 
     Args:
         model: a denoiser.
-        conditions: of the whole images, with their coordinates (2, H, W).
+        conditions: conditions of the whole images, with their coordinates (2, H, W).
         size: height and width of a crop.
-        seeds: of the images, one each.
-        sigmas: levels of the solver; a noise level belongs to the step of the nearest one below it, or at it.
-        at_once: crops that the model is given together.
+        seeds: one seed per image.
+        sigmas: noise levels of the solver; a level belongs to the step of the nearest of them that is not above it.
+        at_once: the number of crops that the model is given together.
     """
     assert conditions.coords is not None
     height, width = conditions.coords.shape[-2:]

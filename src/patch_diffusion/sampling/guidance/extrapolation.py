@@ -1,7 +1,7 @@
 """Guidance away from a weaker denoise, whatever makes it the weaker one.
 
-That is the same network without the class for classifier-free guidance (Ho and Salimans, arXiv 2207.12598), an earlier
-or smaller network for autoguidance (Karras et al., arXiv 2406.02507), and the network on `crops` for crop guidance.
+The weaker one is the same network without the class for classifier-free guidance (Ho and Salimans, arXiv 2207.12598),
+an earlier or smaller network for autoguidance (Karras et al., arXiv 2406.02507), or the network on `crops`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from patch_diffusion.sampling.step import Denoise
 
 
 def extrapolate(denoise: Denoise, weaker: Denoise, scale: float) -> Denoise:
-    """D_w + scale (D - D_w). A scale of 1 is no guidance, 0 the weaker denoise alone.
+    """Return D_w + scale (D - D_w) as a denoise. A scale of 1 is no guidance, 0 the weaker denoise alone.
 
     >>> guided = extrapolate(lambda noisy, sigma: noisy, lambda noisy, sigma: noisy - 1, 3.0)
     >>> guided(torch.zeros(1), torch.ones(()))
@@ -27,9 +27,10 @@ def extrapolate(denoise: Denoise, weaker: Denoise, scale: float) -> Denoise:
 
 
 def within(guided: Denoise, denoise: Denoise, low: float, high: float) -> Denoise:
-    """``guided`` at noise levels in (low, high], plain ``denoise`` at others, where the weaker one is not evaluated.
+    """Return a denoise that is ``guided`` at noise levels in (low, high], and at others the plain ``denoise``.
 
-    At high levels guidance takes variety away, at low ones it changes next to nothing.
+    At high levels guidance takes variety away, at low ones it changes next to nothing. The weaker denoise is not
+    evaluated outside of the interval.
 
     >>> limited = within(lambda noisy, sigma: noisy + 1, lambda noisy, sigma: noisy, 0.5, 5.0)
     >>> [limited(torch.zeros(1), torch.tensor(sigma)).item() for sigma in (80.0, 5.0, 0.5)]

@@ -1,16 +1,16 @@
-"""What a denoise becomes when linear measurements of the image are known: a denoise again.
+"""Posterior denoising: a denoise towards linear measurements of the image.
 
 Given the noisy image x, the clean one is taken for a Gaussian around D(x; sigma), with a covariance V. Its mean when
 y = A x0 + n was measured, n ~ N(0, s^2), is
 
     D + V A^T (s^2 + A V A^T)^-1 (y - A D).
 
-Two choices of V. *isotropic*: one number v for all pixels. Without noise it cancels, and what was measured replaces
-what was denoised in the range of A (the null-space method DDNM, Wang et al., arXiv 2212.00490; for a mask
-that is the replacement of known pixels, as in RePaint); with noise it is the proximal step of DiffPIR (Zhu et al.,
-arXiv 2305.08995). *network*: sigma^2 times the Jacobian of D, which is the covariance itself where D is
-the mean (moment matching, Rozet et al., arXiv 2405.13712); it tells what a measured pixel says of others,
-and takes a backward pass of the network for each of the ``iterations`` that solve the system.
+There are two choices of V. *isotropic*: one number v for all pixels. Without noise v cancels, and the measurement
+replaces the denoised values in the range of A (the null-space method DDNM, Wang et al., arXiv 2212.00490; for a mask
+that is the replacement of known pixels, as in RePaint); with noise the change is the proximal step of DiffPIR (Zhu et
+al., arXiv 2305.08995). *network*: sigma^2 times the Jacobian of D, which is the covariance itself if D is the mean
+(moment matching, Rozet et al., arXiv 2405.13712); it says how a measured pixel changes others, and takes a backward
+pass of the network for each of the ``iterations`` that solve the system.
 
 For the isotropic V, (s^2 / v + A^T A) d = A^T (y - A D) is solved, which gives the same change d of D, and has a
 solution also where no image explains y.
@@ -27,8 +27,8 @@ from torch import Tensor
 from patch_diffusion.sampling.step import Denoise
 
 _LEAST_CURVATURE = 0.03
-"""Of the network's covariance along a direction, as a share of the largest: below it lies what is not symmetric in the
-Jacobian of a network, and to divide by it has made pictures explode."""
+"""The least usable variance of the network's covariance along a direction, as a share of the largest variance: below it
+lie the parts of a network's Jacobian that are not symmetric, and dividing by them has made pictures explode."""
 
 Covariance = Literal["isotropic", "network"]
 Linear = Callable[[Tensor], Tensor]
@@ -45,20 +45,20 @@ def posterior(
     covariance: Covariance,
     iterations: int,
 ) -> Denoise:
-    """``denoise(noisy, sigma)`` towards what was measured.
+    """Return ``denoise(noisy, sigma)`` towards the measurement.
 
     Args:
-        denoise: of a model of the images.
-        residual: denoised images (n, c, h, w) to y - A D (n, ...).
-        apply, transpose: A and A^T, without what is constant.
+        denoise: the denoise of a model of the images.
+        residual: function from denoised images (n, c, h, w) to y - A D (n, ...).
+        apply, transpose: A and A^T, without constant terms.
         noise: s, in the units of y.
-        sigma_data: standard deviation of the images, which limits an isotropic V where sigma is large.
+        sigma_data: standard deviation of the images, which limits an isotropic V at large sigma.
         covariance: V.
-        iterations: of conjugate gradients at most.
+        iterations: the most iterations of conjugate gradients.
     """
 
     def nearest(left: Tensor, ridge: float) -> Tensor:
-        """The change d of the image with the least |left - A d|^2 + ridge |d|^2, which there always is."""
+        """Return the change d of the image with the least |left - A d|^2 + ridge |d|^2, which always exists."""
         return conjugate_gradients(lambda d: ridge * d + transpose(apply(d)), transpose(left), iterations)
 
     def isotropic(noisy: Tensor, sigma: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def posterior(
             denoised = denoise(start, sigma)
 
         def spread(u: Tensor) -> Tensor:
-            """V A^T u."""
+            """Return V A^T u."""
             through = torch.autograd.grad(denoised, start, transpose(u).to(denoised), retain_graph=True)[0]
             return sigma**2 * through
 
@@ -80,7 +80,7 @@ def posterior(
             return noise**2 * u + apply(spread(u).float())
 
         left = residual(denoised.detach().float())
-        if noise == 0:  # what no image can explain has no solution
+        if noise == 0:  # the part of y that no image can explain has no solution
             left = apply(nearest(left, 0.0))
         solved = conjugate_gradients(system, left, iterations, least_curvature=_LEAST_CURVATURE)
         return denoised.detach() + spread(solved)
@@ -91,15 +91,15 @@ def posterior(
 def conjugate_gradients(
     system: Linear, right: Tensor, iterations: int, *, tolerance: float = 1e-5, least_curvature: float = 0.0
 ) -> Tensor:
-    """The solution of ``system(u) = right`` (n, ...) for a symmetric, positive ``system``, each of the n on its own.
+    """Solve ``system(u) = right`` (n, ...) for a symmetric, positive ``system``, each of the n rows by itself.
 
     Args:
-        system: linear.
-        right: real or complex.
-        iterations: at most.
-        tolerance: one is done where its residual has fallen to this share of what it was.
-        least_curvature: one also stops before a direction along which the system is smaller than this share of the
-            largest it has met, or not positive.
+        system: a linear function.
+        right: the right side, real or complex.
+        iterations: the most iterations.
+        tolerance: a row is solved when its residual has fallen to this share of its first value.
+        least_curvature: a row also stops before a direction along which the system is smaller than this share of the
+            largest value so far, or not positive.
     """
     solution = torch.zeros_like(right)
     left, direction = right, right
@@ -123,7 +123,7 @@ def conjugate_gradients(
 
 
 def _dot(first: Tensor, second: Tensor) -> Tensor:
-    """(n,), real also of complex numbers."""
+    """Return the inner product of each row (n,), real also for complex numbers."""
     return (first.conj() * second).flatten(1).sum(1).real
 
 

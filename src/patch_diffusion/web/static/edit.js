@@ -1,7 +1,7 @@
 // An image that is filled in where a mask is drawn and extended where an edge is dragged, or restored.
 
 import {address, fetched, follow, request, send} from './ask.js';
-import {Choice, GuidanceFields, ViewFields, field, fillClasses, more, numberOf, slider, usableRuns} from './models.js';
+import {Choice, GuidanceFields, OtherFields, ViewFields, field, fillClasses, more, numberOf, slider, usableRuns} from './models.js';
 import {element, trouble} from './page.js';
 import {Results} from './results.js';
 import {Stage} from './stage.js';
@@ -40,6 +40,7 @@ export async function showEdit(place, values, signal) {
     .map(([value, text]) => element('option', {value}, text)));
   const guidance = new GuidanceFields();
   const view = new ViewFields();
+  const others = await OtherFields.of(signal, ['sigma_min', 'sigma_max', 'rho']);  // editing has its own solver
   view.size.hidden = true;  // it follows from the image
   const size = element('select', {name: 'size'}, element('option', {value: 'run'}, 'becomes that of the run’s'),
     element('option', {value: 'own'}, 'stays as it is'));
@@ -49,7 +50,7 @@ export async function showEdit(place, values, signal) {
     element('div', {className: 'box'}, choice.row),
     element('div', {className: 'box'}, field('What to do', task), ...Object.values(told).map(input => input.parentElement)),
     element('div', {className: 'box'}, element('div', {className: 'pair'}, field('First seed', seed), field('Pictures', pictures)),
-      field('Class', label), steps.label, ...guidance.fields, more(guidance.interval, field('Way', way), ...view.fields)), go, hint);
+      field('Class', label), steps.label, ...guidance.fields, more(guidance.interval, field('Way', way), ...view.fields), others.fold), go, hint);
   const problem = element('div');
   const table = element('div');
   const results = element('div');
@@ -147,7 +148,7 @@ export async function showEdit(place, values, signal) {
       extend: stage.extended ? Object.fromEntries(Object.entries(stage.extend).filter(pair => pair[1])) : null};
     const wanted = {model: choice.asked, image: await stage.imageText(), ...(task.value ? restored : filled),
       seed: Number(seed.value), pictures: Number(pictures.value), label: label.value === '' ? null : Number(label.value),
-      steps: Number(steps.input.value), covariance: way.value || null, ...guidance.asked, ...view.asked};
+      steps: Number(steps.input.value), covariance: way.value || null, ...guidance.asked, ...view.asked, ...others.asked};
     const shown = new Results(results, [choice.name], wanted.pictures, {onedit: (name, source) => take(() => fetched(source), 'own')});
     results.scrollIntoView({block: 'nearest'});
     try {

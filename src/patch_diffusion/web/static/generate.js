@@ -1,7 +1,7 @@
 // New pictures by one model, or by several side by side from the same seeds.
 
 import {request} from './ask.js';
-import {Choice, GuidanceFields, ViewFields, field, fillClasses, more, slider, usableRuns} from './models.js';
+import {Choice, GuidanceFields, OtherFields, ViewFields, field, fillClasses, more, slider, usableRuns} from './models.js';
 import {element, trouble} from './page.js';
 import {Results} from './results.js';
 
@@ -27,12 +27,13 @@ export async function showGenerate(place, values, signal) {
   const solver = element('select', {name: 'solver'}, ...Object.entries(SOLVERS).map(([value, text]) => element('option', {value}, text)));
   const guidance = new GuidanceFields();
   const view = new ViewFields();
+  const others = await OtherFields.of(signal);
   const go = element('button', {className: 'main'}, 'Generate');
   const results = element('div', {}, element('div', {className: 'empty'}, 'Pictures appear here, step by step.'));
   const form = element('form', {onsubmit: event => { event.preventDefault(); make(); }},
     element('div', {className: 'box'}, models, element('div', {}, beside)),
     element('div', {className: 'box'}, element('div', {className: 'pair'}, field('First seed', seed), field('Pictures', pictures)),
-      field('Class', label), steps.label, field('Solver', solver), ...guidance.fields, more(guidance.interval, ...view.fields)), go);
+      field('Class', label), steps.label, field('Solver', solver), ...guidance.fields, more(guidance.interval, ...view.fields), others.fold), go);
   place.append(element('div', {className: 'work'}, form, results));
   add(values);
 
@@ -64,7 +65,7 @@ export async function showGenerate(place, values, signal) {
     go.disabled = true;
     const wanted = {models: choices.map(choice => choice.asked), seed: Number(seed.value), pictures: Number(pictures.value),
       label: label.value === '' ? null : Number(label.value), steps: Number(steps.input.value), solver: solver.value,
-      ...guidance.asked, resolution: view.resolution, ...view.asked};
+      ...guidance.asked, resolution: view.resolution, ...view.asked, ...others.asked};
     const names = choices.map(choice => choice.name);
     const editable = choices.every(choice => choice.model.editable);
     const shown = new Results(results, names, wanted.pictures, editable ? {onedit: (name, source) => {

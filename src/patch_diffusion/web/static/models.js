@@ -138,4 +138,26 @@ export class ViewFields {
   get asked() { return {coords: this.coords.value || null, tile: numberOf(this.tile), overlap: numberOf(this.overlap)}; }
 }
 
-export const more = (...fields) => element('details', {className: 'more'}, element('summary', {}, 'More'), ...fields);
+// The options of sampling that a form has no input for: one each, as the server's schema describes them.
+export class OtherFields {
+  static async of(signal, names = null) {
+    const {properties} = await ask('api/options', {}, signal);
+    return new OtherFields(Object.entries(properties).filter(([name]) => names ? names.includes(name) : !FORMED.includes(name)));
+  }
+
+  constructor(options) {
+    this.inputs = options.map(([name, {enum: words, description: title}]) => words
+      ? element('select', {name, title}, ...words.map(value => element('option', {value}, value)))
+      : element('input', {type: 'number', name, title, step: 'any', placeholder: 'the usual'}));
+    this.fold = fold('More options', ...this.inputs.map(input => field(input.name.replace('_', ' '), input)));
+  }
+
+  get asked() {
+    return Object.fromEntries(this.inputs.filter(input => input.value !== '').map(input => [input.name, input.type === 'number' ? Number(input.value) : input.value]));
+  }
+}
+
+const FORMED = ['steps', 'solver', 'guidance', 'guide', 'guidance_interval', 'resolution', 'coords', 'tile', 'overlap', 'batch'];
+
+const fold = (name, ...fields) => element('details', {className: 'more'}, element('summary', {}, name), ...fields);
+export const more = (...fields) => fold('More', ...fields);

@@ -1,0 +1,314 @@
+"""The options of sampling, each written once: for Python, the command line, the web page and ``samples.json``.
+
+This module imports no heavy library at its top, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+from tyro.conf import arg
+
+from patch_diffusion.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from patch_diffusion.denoise.conditions import Conditions
+    from patch_diffusion.denoise.denoiser import Denoiser
+    from patch_diffusion.sampling.step import ConditionalDenoise, Denoise
+
+    Guide = str | Denoiser
+    Size = int | tuple[int, ...]
+else:  # as the command line and the page read them
+    Guide, Size = str, int | tuple[int, int]
+
+_STRICT = {"extra": "forbid", "allow_inf_nan": False, "use_attribute_docstrings": True}
+
+Coords = Literal["stretch", "extend", "repeat"]
+Shape = tuple[int, ...]
+"""Height and width."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The options of sampling: the solver, its noise levels, guidance, and how a model is shown the images.
+
+    None stands for a default that depends on the model, the solver or the schedule. `generate` takes all options;
+    `edit` has a solver and a schedule of its own.
+
+    >>> Sampling(steps=8, solver="dpm_solver_2m", guidance=2.0).steps
+    8
+    """
+
+    __pydantic_config__ = _STRICT
+
+    steps: int | None = None
+    """Solver steps. None: 18, or 32 to edit an image."""
+    solver: Annotated[str, arg(metavar="NAME")] = "heun"
+    """euler, heun, dpm_solver_2m, dpm_solver_3m; or, adding noise and so needing more steps, stochastic_heun,
+    ancestral, euler_maruyama. heun and stochastic_heun evaluate the network twice a step, the others once."""
+    schedule: Annotated[str, arg(metavar="NAME")] = "karras"
+    """Where the steps are small: karras, vp, ve, exponential."""
+    sigma_min: float | None = None
+    """Lowest noise level. None: the model's own."""
+    sigma_max: float | None = None
+    """Highest noise level. None: the model's own."""
+    rho: float | None = None
+    """For karras (7) and exponential (1): the larger, the more of the levels are low."""
+    churn: float | None = None
+    """For stochastic_heun (40): how much noise is added."""
+    churn_min: float | None = None
+    """For stochastic_heun (0.05): lowest noise level at which noise is added."""
+    churn_max: float | None = None
+    """For stochastic_heun (50): highest noise level at which noise is added."""
+    churn_noise: float | None = None
+    """For stochastic_heun (1.003): standard deviation of what is added."""
+    eta: float | None = None
+    """For ancestral (1): how much of the noise is fresh, from 0 to 1."""
+    guidance: float = 1.0
+    """Scale of guidance; 1 is none."""
+    guide: Annotated[Guide, arg(metavar="NAME")] = "class"
+    """What guidance leads away from. class: the model without the class. crops: the model on crops, of half the sides
+    or as in crops:1/4. step:400: an earlier checkpoint. ema:0.02: an average of another length. Or another run; in
+    Python a weaker denoiser."""
+    guidance_interval: Annotated[tuple[float, float] | None, arg(metavar="LOW HIGH")] = None
+    """Guidance only at noise levels above LOW, up to HIGH. None: at all."""
+    resolution: Size | None = None
+    """Side, or height and width. None: that of the training images."""
+    coords: Annotated[Coords | None, arg(metavar="NAME")] = None
+    """Coordinates of an image of another resolution. stretch: as those of an image of training. extend: beyond them.
+    repeat: each tile as an image of its own. None: stretch, or repeat for tiles of larger images."""
+    tile: Size | None = None
+    """Side, or height and width, of overlapping tiles for images that are too large for the memory. None: none."""
+    overlap: int | None = None
+    """Pixels that tiles overlap by. None: a quarter of their side."""
+    batch: int = 64
+    """Images at a time."""
+
+    def with_steps(self, steps: int | None, usual: int) -> Sampling:
+        """Return the options with their own number of steps, or else the given one, or else the usual one."""
+        if steps is not None and self.steps is not None and steps != self.steps:
+            raise InputError(f"sampling has {self.steps} steps, and steps={steps} is given beside it: leave one out")
+        return replace(self, steps=next(each for each in (self.steps, steps, usual) if each is not None))
+
+    def refuse(self, names: Collection[str], reason: str) -> None:
+        """Raise an `InputError` with the reason if one of the named options is not at its default."""
+        for field in fields(self):
+            if field.name in names and getattr(self, field.name) != field.default:
+                raise InputError(f"{field.name} has no effect: {reason}")
+
+    def sigmas(self, model: Denoiser) -> Tensor:
+        """Return the noise levels between which a model samples, from high to low and then 0, (steps + 1,) float64."""
+        from patch_diffusion.sampling.solvers import SCHEDULES
+
+        options = self._schedule_options()
+        low = model.sigma_min if self.sigma_min is None else self.sigma_min
+        high = model.sigma_max if self.sigma_max is None else self.sigma_max
+        return SCHEDULES[self.schedule](self.steps, low, high, **options)
+
+    def solver_for(self, model: Denoiser, sigmas: Tensor) -> Callable[..., Tensor]:
+        """Return the solver with its options, or raise an `InputError` if one is unknown or out of range."""
+        from patch_diffusion.sampling.stochastic import SOLVERS
+
+        options = self._solver_options()
+        if self.solver == "euler_maruyama":
+            options["process"] = model.process
+        solve = partial(SOLVERS[self.solver], **options)
+        # A single level is no step, so this call only lets the solver check its options.
+        solve(lambda noisy, sigma: noisy, sigmas[:1], sigmas[:1], noise=lambda index: sigmas[:1])
+        return solve
+
+    def is_guided(self) -> bool:
+        """Return True if there is guidance, and raise an `InputError` if only its options are given."""
+        if self.guidance == 1 and (self.guidance_interval is not None or self.guide != "class"):
+            raise InputError("guide and guidance_interval are for a guidance other than 1, which is none")
+        return self.guidance != 1
+
+    def view(self, model: Denoiser, inside: tuple[int, int, int, int] | None = None) -> View:
+        """Return how the model is shown the images, or raise an `InputError` if it cannot take them.
+
+        For an image that was extended, ``inside`` is where the original lies (top, left, height, width), whose
+        coordinates "extend" then continues.
+        """
+        from patch_diffusion.patches.coords import coordinate_grid
+
+        if self.batch < 1:
+            raise InputError(f"a batch has at least 1 image, not {self.batch}")
+        shape, tile = pair(self.resolution) or model.resolution, pair(self.tile)
+        if shape is None:
+            raise InputError("this model does not know the resolution of its images: give resolution=(height, width)")
+        _check_stride(model, shape, tile)
+        overlap = self._overlap(shape, tile) if tile or self.overlap is not None else 0
+        kind = self._coords(model, shape, tile) if tile or self.coords else "stretch"
+        grid = (
+            coordinate_grid(*shape)
+            if kind == "stretch"
+            else _grid(kind, model.resolution or shape, shape, tile, inside)
+        )
+        usual = not model.coords or (kind == "stretch" and shape == model.resolution)
+        view = View(shape, grid.to(model.device), kind, tile, overlap, self.batch, usual)
+        return view if model.context is None or min(shape) <= model.context else _with_small(view, model)
+
+    def settings(self, view: View, sigmas: Tensor) -> dict[str, Any]:
+        """Return the options, with defaults filled in, as a dict that JSON can store; ``samples.json`` holds it."""
+        return {
+            "steps": self.steps,
+            "solver": self.solver,
+            **self._solver_options(),
+            "schedule": self.schedule,
+            **self._schedule_options(),
+            "guidance": self.guidance,
+            **({} if self.guidance == 1 else self._guide_settings()),
+            **view.settings,
+            "sigma_min": float(sigmas[-2]),
+            "sigma_max": float(sigmas[0]),
+        }
+
+    def _schedule_options(self) -> dict[str, Any]:
+        from patch_diffusion.sampling.solvers import SCHEDULES, options_of
+
+        return options_of("schedule", self.schedule, SCHEDULES, {"rho": self.rho})
+
+    def _solver_options(self) -> dict[str, Any]:
+        from patch_diffusion.sampling.solvers import options_of
+        from patch_diffusion.sampling.stochastic import SOLVERS
+
+        names = ("churn", "churn_min", "churn_max", "churn_noise", "eta")
+        return options_of("solver", self.solver, SOLVERS, {name: getattr(self, name) for name in names})
+
+    def _guide_settings(self) -> dict[str, Any]:
+        guide = self.guide if isinstance(self.guide, str) else "model"
+        interval = {} if self.guidance_interval is None else {"guidance_interval": list(self.guidance_interval)}
+        return {"guide": guide, **interval}
+
+    def _overlap(self, shape: Shape, tile: Shape | None) -> int:
+        if tile is None:
+            raise InputError("overlap is that of tiles: give tile, too, or leave it out")
+        if tile[0] > shape[0] or tile[1] > shape[1]:
+            raise InputError(f"a tile of {tile[0]}x{tile[1]} does not fit an image of {shape[0]}x{shape[1]}")
+        overlap = min(tile) // 4 if self.overlap is None else self.overlap
+        if not 0 <= overlap < min(tile):
+            raise InputError(f"tiles of {tile[0]}x{tile[1]} overlap by 0 to {min(tile) - 1} pixels, not {overlap}")
+        return overlap
+
+    def _coords(self, model: Denoiser, shape: Shape, tile: Shape | None) -> Coords:
+        """Return the kind of coordinates, checked; by default tiles of larger images repeat those of training."""
+        if self.coords is None:
+            is_larger = any(side > own for side, own in zip(shape, model.resolution or shape, strict=True))
+            return "repeat" if is_larger and model.context is None else "stretch"
+        if model.context is not None and self.coords != "stretch":
+            raise InputError(f"coords '{self.coords}' leads beyond the small copy of the image that this model goes by")
+        if self.coords not in get_args(Coords):
+            raise InputError(f"coords cannot be '{self.coords}'{did_you_mean(self.coords, get_args(Coords))}")
+        if not model.coords:
+            raise InputError("this model was trained without coordinates: leave coords out")
+        if self.coords == "repeat" and tile is None:
+            raise InputError("coords 'repeat' is for tiles: give tile, too")
+        if self.coords == "extend" and model.resolution is None:
+            raise InputError("this model does not know the resolution of its images, which coords 'extend' needs")
+        return self.coords
+
+
+@dataclass(frozen=True)
+class View:
+    """A view of images: a model sees the whole image at once, or a tile at a time, with these coordinates.
+
+    Args:
+        resolution: height and width of the images.
+        grid: coordinates of the whole image (2, height, width), or those (2, tile) that every tile is given.
+        kind: how the coordinates were made.
+        tile: height and width of the tiles; None: the whole image at once.
+        overlap: pixels by which tiles overlap at least.
+        batch: the number of whole images, or of tiles, that the model is given together.
+        is_usual: True if the coordinates are those of the training images.
+        small: the view of the small copies that a model with a context makes first; None: it makes none.
+    """
+
+    resolution: Shape
+    grid: Tensor
+    kind: Coords
+    tile: Shape | None
+    overlap: int
+    batch: int
+    is_usual: bool
+    small: View | None = None
+
+    def bind(self, model: ConditionalDenoise, conditions: Conditions) -> Denoise:
+        """Return ``denoise(noisy, sigma)`` by a model, under these conditions and the view's own coordinates."""
+        conditions = replace(conditions, coords=self.grid)
+        if self.tile is None:
+            return bind(model, conditions)
+        from patch_diffusion.sampling.tiles import covering, in_tiles, smooth_window
+
+        places = covering(self.resolution, self.tile, self.overlap)
+        return in_tiles(model, conditions, places, smooth_window(self.tile, self.overlap), self.batch)
+
+    @property
+    def images_at_once(self) -> int:
+        """The number of images to solve together: fewer large ones in tiles, so that they fit the memory of a batch."""
+        if self.tile is None:
+            return self.batch
+        return max(1, self.batch * self.tile[0] * self.tile[1] // (self.resolution[0] * self.resolution[1]))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The resolution, tiles and coordinates as a dict that JSON can store."""
+        found: dict[str, Any] = {"resolution": list(self.resolution)}
+        if not self.is_usual:
+            found["coords"] = self.kind
+        if self.tile is not None:
+            found |= {"tile": list(self.tile), "overlap": self.overlap}
+        if self.small is not None:
+            found["context"] = list(self.small.resolution)
+        return found
+
+
+def bind(model: ConditionalDenoise, conditions: Conditions) -> Denoise:
+    """Return ``denoise(noisy, sigma)`` under these conditions; the solver's state stays in its own, wider dtype."""
+
+    def denoise(noisy: Tensor, sigma: Tensor) -> Tensor:
+        return model(noisy.float(), sigma.float(), conditions).to(noisy)
+
+    return denoise
+
+
+def pair(size: Size | None) -> Shape | None:
+    """Return the height and width of a size that may be given as one side."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def _check_stride(model: Denoiser, shape: Shape, tile: Shape | None) -> None:
+    """Refuse sizes that the network cannot take; of an image in tiles, only the tiles must suit it."""
+    height, width = tile or shape
+    if min(height, width, *shape) < 1 or height % model.stride or width % model.stride:
+        what = "height and width" if tile is None else "height and width of a tile"
+        raise InputError(f"{what} must be multiples of {model.stride} for this network, not {height}x{width}")
+
+
+def _grid(
+    kind: Coords, whole: Shape, shape: Shape, tile: Shape | None, inside: tuple[int, int, int, int] | None
+) -> Tensor:
+    """Return coordinates that extend those of images of ``whole`` shape, or those that all tiles repeat."""
+    from patch_diffusion.patches.coords import coordinate_grid, extended_grid
+
+    if kind == "repeat":
+        return coordinate_grid(*(tile or shape))
+    if inside is None:
+        return extended_grid(shape, whole, ((whole[0] - shape[0]) / 2, (whole[1] - shape[1]) / 2))
+    top, left, height, width = inside
+    return extended_grid(shape, (height, width), (-top, -left))
+
+
+def _with_small(view: View, model: Denoiser) -> View:
+    """Return the view with that of its small copies, for a model with a context."""
+    from patch_diffusion.data.small import small_shape
+    from patch_diffusion.patches.coords import coordinate_grid
+
+    assert model.context is not None
+    shape = small_shape(model.context, view.resolution, model.stride)
+    small = replace(view, resolution=shape, grid=coordinate_grid(*shape, device=model.device), tile=None)
+    return replace(view, small=small)
