@@ -11,6 +11,7 @@ from typing import Any
 
 from patch_diffusion.patches.schedule import PatchSize
 from patch_diffusion.sampling.generate import generate
+from patch_diffusion.sampling.options import Sampling
 from patch_diffusion.training.hardware.memory import WORKSPACE, kept_for_backward, memory_of, memory_of_weights
 from patch_diffusion.training.trainer import Trainer
 from patch_diffusion.training.watching.evaluation import picture_resolution
@@ -200,8 +201,8 @@ def _step(trainer: Trainer, spent: float) -> tuple[str, float]:
 def _time_evaluation(trainer: Trainer) -> float:
     """Return the seconds of one network evaluation on all images of a picture of samples."""
     model = trainer.state.average.denoiser
-    resolution = picture_resolution(model)
-    list(generate(model, range(2), steps=1, resolution=resolution))
+    sampling = Sampling(steps=1, resolution=picture_resolution(model))
+    list(generate(model, range(2), sampling))
     began = time.monotonic()
-    list(generate(model, range(_PICTURES), steps=1, resolution=resolution))
+    list(generate(model, range(_PICTURES), sampling))
     return time.monotonic() - began

@@ -13,6 +13,7 @@ from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.whole_image import losses_of_images
 from patch_diffusion.patches.schedule import PatchSchedule, Shape
 from patch_diffusion.sampling.generate import generate
+from patch_diffusion.sampling.options import Sampling
 from patch_diffusion.training.watchdog import COLLAPSED
 
 MOST_HELD_OUT = 64
@@ -27,7 +28,7 @@ def sample_pictures(model: Denoiser) -> tuple[list[Tensor], int | None]:
     """Sample pictures (c, h, w) from fixed seeds, and return them with the columns of their grid."""
     num = model.num_classes
     seeds = range(min(num, 10) * 2 if num else 16)
-    samples = generate(model, seeds, resolution=picture_resolution(model))
+    samples = generate(model, seeds, Sampling(resolution=picture_resolution(model)))
     return [sample.visible for sample in samples], len(seeds) // 2 if num else None
 
 
