@@ -156,7 +156,7 @@ def _tuned(name: str, setup: RaceSetup, record: Record, budget: float, tell: Tel
         return mean(judgement(trainer, judges))
 
     def told(finished: Mapping[str, Any]) -> None:
-        record.add_round(name, finished)
+        record.tuned(name, {"rounds": [*record.rounds(name), finished]})
         tell(f"tuning {name}: {_told(finished, setup.unit)}")
 
     judges = setup.trainer(setup.arms[name], seed, record.folder.tuning / "none")[1]

@@ -13,7 +13,7 @@ from patch_diffusion.files import write_text
 from patch_diffusion.runs.chart import chart, colours, number
 from patch_diffusion.runs.compared import OVER, Run, open_runs
 from patch_diffusion.runs.history import Curve
-from patch_diffusion.runs.measured import EvaluationResults, measured_tables
+from patch_diffusion.runs.measured import evaluation_results, measured_tables
 from patch_diffusion.runs.page import option_text, page, wide_table
 from patch_diffusion.runs.pictures import as_data, evenly_spaced
 from patch_diffusion.runs.report import clock, html_file, step_label
@@ -66,7 +66,7 @@ def _parts(runs: Sequence[Run]) -> Iterator[str]:
             yield f'<h2>{title} <small>{about}</small></h2><div class="box">{table}</div>'
     if samples := _samples(runs):
         yield f"<h2>Samples <small>of the averaged weights, from the same seeds</small></h2>{samples}"
-    yield measured_tables([_lettered(run) for run in runs], [EvaluationResults.of(run.folder) for run in runs])
+    yield measured_tables([_lettered(run) for run in runs], [evaluation_results(run.folder) for run in runs])
 
 
 def _lettered(run: Run) -> str:
