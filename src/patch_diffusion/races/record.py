@@ -12,9 +12,9 @@ from typing import Any
 from patch_diffusion.config import flat
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_json, write_json, write_text
-from patch_diffusion.races.judging import Measurements, read_measurements
 from patch_diffusion.races.page import race_page
 from patch_diffusion.races.standings import standings
+from patch_diffusion.races.turns import Measurements, read_measurements
 from patch_diffusion.runs.folder import RunFolder, refuse_occupied
 from patch_diffusion.runs.history import DISTANCES, TIMES
 
@@ -107,13 +107,19 @@ class Record:
 
     def write(self) -> dict[str, Any]:
         """Rewrite ``race.json`` and ``race.html``, and return the content of the former."""
-        names, factor = self._content["plan"]["arms"], TIMES[self._content["unit"]]
+        names, (time, factor) = self._content["plan"]["arms"], TIMES[self._content["unit"]]
         points = {name: {seed: self.folder.measurements(name, seed) for seed in self.seeds} for name in names}
         finished = [seed for seed in self.seeds if self.is_finished(seed)]
 
         def standings_by(measure: str) -> dict[str, Any]:
             return standings(
-                {name: {seed: _curve(points[name][seed], *factor, measure) for seed in finished} for name in names}
+                {
+                    name: {
+                        seed: [(factor * point[time], point[measure]) for point in points[name][seed]]
+                        for seed in finished
+                    }
+                    for name in names
+                }
             )
 
         asked = next(iter(self._content["plan"]["arms"].values()))["watch"]["metrics"]
@@ -123,10 +129,6 @@ class Record:
         write_json(self.folder.json_file, content)
         write_text(self.folder.page_file, race_page(self.folder.path.resolve().name, content))
         return content
-
-
-def _curve(points: Measurements, time: str, factor: float, measure: str) -> list[tuple[float, float]]:
-    return [(factor * point[time], point[measure]) for point in points]
 
 
 def _check_same(path: Path, stored: Mapping[str, Any], plan: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from patch_diffusion.data.arrays.stored import StoredArray
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.reading import cache
 from patch_diffusion.data.reading.labels import Labels, labels_of_values
-from patch_diffusion.data.reading.parallel import in_order, progress
+from patch_diffusion.data.reading.parallel import progress, results_in_order
 from patch_diffusion.data.reading.pixels import ArrayPlan, Plan, Read, images_of, read
 from patch_diffusion.data.reading.sizes import Size, choose_sizes, resize_values, resolution_of, too_small
 from patch_diffusion.data.reading.survey import Survey
@@ -196,12 +196,9 @@ def _pieces(stored: StoredArray, axis: int, dtype: str, show: bool) -> Iterator[
 def _resized(block: NDArray[Any], size: Size, options: Data) -> NDArray[Any]:
     if block.shape[2:] == size:
         return block
-    resized = []
-    for _, pixels in in_order(lambda row: resize_values(block[row], size, options.fit), range(len(block)), ""):
-        if isinstance(pixels, Exception):
-            raise pixels
-        resized.append(pixels)
-    return np.stack(resized)
+    return np.stack(
+        list(results_in_order(lambda row: resize_values(block[row], size, options.fit), range(len(block)), ""))
+    )
 
 
 def _labels(stored: StoredArray, options: Data) -> Labels | None:
