@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from patch_diffusion.config import Network
 from patch_diffusion.interop.edm_import import Architecture, module_names
 
 BLOCK_PARTS = {"attention.norm": "norm2", "attention.qkv": "qkv", "attention.proj": "proj"}
@@ -105,12 +106,8 @@ def published_weights(unet, resolution):
     settings = unet.settings
     inputs = unet.first.in_channels
     architecture = Architecture(
-        kind=settings["kind"],
+        Network(**{name: settings[name] for name in ("kind", "width", "multipliers", "blocks", "attention")}),
         resolution=resolution,
-        width=settings["width"],
-        multipliers=settings["multipliers"],
-        blocks=settings["blocks"],
-        attention=settings["attention"],
         image_channels=unet.image_channels,
         coords=inputs > unet.image_channels,
         num_classes=unet.num_classes,

@@ -11,8 +11,7 @@ import patch_diffusion as pd
 from browser import CHROMIUM, Browser
 from comparable_runs import make_run
 from patch_diffusion.cli import main
-from patch_diffusion.runs.compared import MOST_RUNS
-from patch_diffusion.runs.comparison import write_comparison
+from patch_diffusion.runs.comparison import MOST_RUNS, write_comparison
 from patch_diffusion.runs.page import STYLE
 from test_report import ATTACK, Page
 

@@ -7,9 +7,8 @@ import shutil
 from pathlib import Path
 
 from patch_diffusion.cli import main
-from patch_diffusion.races.judging import JUDGES
 from patch_diffusion.races.tuning import BATCHES, RATES
-from patch_diffusion.races.turns import SECONDS_PER_LAP
+from patch_diffusion.races.turns import JUDGES, SECONDS_PER_LAP
 
 PAGE = (Path(__file__).parents[1] / "docs" / "race.md").read_text(encoding="utf-8")
 COMMANDS = [

@@ -95,7 +95,7 @@ def advise(
     reasons: dict[str, str] = {}
     device = choose_device(base.engine.device)
     config = _at_a_resolution(findings, base, given, SIDE_ON_GPU if device.type == "cuda" else SIDE_ON_CPU, reasons)
-    warnings = warnings_of(findings, config)
+    warnings = [*_of_classes(findings, config), *_of_files(findings), *_of_few(findings), *_of_flips(findings, config)]
     refusal = _refusal(findings)
     if findings.problems:
         return Advice(config, reasons, warnings=warnings, refusal=refusal)
@@ -129,11 +129,6 @@ def preset_for(source: str, device: str = "auto") -> str:
     if choose_device(device).type != "cuda":
         return DEFAULT_PRESET
     return "adm-latent-32" if is_latents(user_path(source)) else "ddpmpp-64"
-
-
-def warnings_of(findings: Findings, config: Config) -> list[str]:
-    """Return warnings about a data set, in sentences: on classes, files, the number of images, and flips."""
-    return [*_of_classes(findings, config), *_of_files(findings), *_of_few(findings), *_of_flips(findings, config)]
 
 
 def _at_a_resolution(

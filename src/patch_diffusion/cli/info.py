@@ -71,8 +71,7 @@ class Info:
         return found
 
     def _report(self) -> dict[str, Any]:
-        from patch_diffusion.runs.compared import runs_in
-        from patch_diffusion.runs.comparison import write_comparison
+        from patch_diffusion.runs.comparison import runs_in, write_comparison
         from patch_diffusion.runs.report import write_report
 
         runs = [run for source in self.sources for run in runs_in(source)]

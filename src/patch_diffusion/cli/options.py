@@ -20,7 +20,11 @@ def given_options(arguments: Sequence[str], file: Path | None = None) -> frozens
     words = [word[2:].partition("=")[0] for word in arguments if word.startswith("--")]
     names = [word.replace("-", "_") for word in words]
     names = [_ALIASES.get(name, name).replace(".no_", ".") for name in names]
-    return frozenset(names) | (frozenset() if file is None else frozenset(_names_in(file)))
+    if file is not None:
+        import yaml
+
+        names += flat(yaml.safe_load(file.read_text(encoding="utf-8")) or {}).keys()
+    return frozenset(names)
 
 
 def option_words(config: Config, base: Config, *, without: Collection[str] = ()) -> list[str]:
@@ -55,9 +59,3 @@ def _word(value: Any) -> str:
     """Format a value as one command-line word, a float in its shortest exact form."""
     short = f"{value:g}" if isinstance(value, float) else str(value)
     return short if not isinstance(value, float) or float(short) == value else repr(value)
-
-
-def _names_in(file: Path) -> Collection[str]:
-    import yaml
-
-    return flat(yaml.safe_load(file.read_text(encoding="utf-8")) or {}).keys()

@@ -28,8 +28,9 @@ _WITHOUT_EFFECT = (
     "checkpoint_steps",
     "checkpoint_best",
     "checkpoint_by",
+    "watch.times",
+    "track",
 )
-_WITHOUT_EFFECT += ("watch.times", "track")
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,7 @@ def race_table(content: Mapping[str, Any]) -> str:
     if content["standings"]["seeds"]:
         other = opponent(content)
         head = ["", "held-out loss", "steps", "images/s", f"{_short(other)}'s in", "faster", "its own"]
-        cells = [
-            [_short(row.name), row.loss, row.steps, row.rate, row.time, row.ratio, row.theirs] for row in rows(content)
-        ]
+        cells = [[_short(name), *others] for name, *others in rows(content)]
         lines = [*_columns([head, *cells]), ""]
         lines.append(
             _filled(f"'{other}'s in': when an arm has {other}'s final loss; 'its own': when {other} has the arm's.")
@@ -49,7 +47,6 @@ def _filled(text: str) -> str:
     return textwrap.fill(text, _WIDTH, subsequent_indent="  ")
 
 
-_WIDTH = 80
 _SHARES = {"precision", "recall", "coverage", "near_copies", "near_copies_held_out"}  # metrics printed as percentages
 _NAMES = {
     "frechet": "Frechet distance",

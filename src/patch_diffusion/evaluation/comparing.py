@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -53,14 +53,15 @@ def compare(
         groups = [collected.features[group.start : group.stop] for group in groups_of(len(collected.features))]
         distance = KernelDistance(groups, real)
         measured = interval_of_halves(distance(), distance, len(groups), seed)
-        measures["kernel"] = _with(measured, {**of_both, "kernel": "(x.y/d + 1)^3"})
+        measures["kernel"] = replace(measured, settings={**of_both, "kernel": "(x.y/d + 1)^3"})
     for metric, names, neighbours, function in (
         ("precision", ("precision", "recall"), PRECISION_NEIGHBOURS, precision_recall),
         ("density", ("density", "coverage"), DENSITY_NEIGHBOURS, density_coverage),
     ):
         if metric in metrics:
             for name, values in zip(names, function(collected.features, real, neighbours), strict=True):
-                measures[name] = _with(interval_of_mean(values, seed), {**of_both, "neighbours": neighbours})
+                settings = {**of_both, "neighbours": neighbours}
+                measures[name] = replace(interval_of_mean(values, seed), settings=settings)
     return measures, notes
 
 
@@ -71,8 +72,8 @@ def _frechet(collected: Collected, gaussian: Gaussian, extractor: str, seed: int
     measured = interval_of_halves(
         value, lambda chosen: distance(merged([groups[place] for place in chosen])), len(groups), seed
     )
-    settings: dict[str, Any] = {"images": collected.num, "reference_images": gaussian.num, "extractor": extractor}
-    return _with(measured, {**settings, "features": len(gaussian.mean)})
+    settings = {"images": collected.num, "reference_images": gaussian.num, "extractor": extractor}
+    return replace(measured, settings={**settings, "features": len(gaussian.mean)})
 
 
 def _too_few(num: int, reference: Gaussian) -> list[str]:
@@ -94,7 +95,3 @@ def spaced_subset(features: Tensor) -> Tensor:
         return features
     step = len(features) / MOST_COMPARED
     return features[[int(place * step) for place in range(MOST_COMPARED)]]
-
-
-def _with(measure: Measure, settings: dict[str, Any]) -> Measure:
-    return Measure(measure.value, measure.low, measure.high, settings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from patch_diffusion.data.images import Images
@@ -26,13 +28,10 @@ def denoising_measures(model: Denoiser, held_out: Images, *, seed: int = 0, batc
     told = {} if model.context is None else {"context": model.context}  # a context makes it another measure
     settings = {"held_out_images": num, "sigmas": list(losses), "seed": seed, **told}
     mean = torch.stack(list(losses.values())).mean(dim=0)
-    found = interval_of_mean(mean, seed)
-    measures = {"denoising": Measure(found.value, found.low, found.high, settings)}
+    measures = {"denoising": replace(interval_of_mean(mean, seed), settings=settings)}
     for sigma, values in losses.items():
-        found = interval_of_mean(values, seed)
-        measures[f"denoising@{sigma:g}"] = Measure(
-            found.value, found.low, found.high, {"held_out_images": num, "sigma": sigma, "seed": seed, **told}
-        )
+        settings = {"held_out_images": num, "sigma": sigma, "seed": seed, **told}
+        measures[f"denoising@{sigma:g}"] = replace(interval_of_mean(values, seed), settings=settings)
     return measures
 
 
@@ -60,5 +59,5 @@ def bits_measure(model: Denoiser, held_out: Images, num: int, *, seed: int = 0, 
 
     parts = -(-num // _BITS_AT_ONCE)
     found = list(progress(shared(bits, parts), parts, "bits per dimension", show=show))
-    measured = interval_of_mean(torch.cat(found), seed)
-    return Measure(measured.value, measured.low, measured.high, {"held_out_images": num, "seed": seed, "probes": 1})
+    settings = {"held_out_images": num, "seed": seed, "probes": 1}
+    return replace(interval_of_mean(torch.cat(found), seed), settings=settings)

@@ -167,8 +167,7 @@ class KernelDistance:
                     total -= _sum_of_own_kernels(one)
                 self._among[first, second] = self._among[second, first] = total
         self._across = [_sum_of_kernels(group, reference) for group in groups]
-        num = len(reference)
-        self._num_reference = num
+        self._num_reference = num = len(reference)
         self._of_reference = (_sum_of_kernels(reference, reference) - _sum_of_own_kernels(reference)) / (
             num * (num - 1)
         )

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,14 +64,7 @@ class CopyCheck:
 
     def measures(self, extractor: str, seed: int) -> tuple[Measure, Measure]:
         """Return the share of near copies, and the mean ratio of nearest to second nearest distance."""
-        near = self.near_copies
-        rate = interval_of_rate(int(near.sum()), len(near))
-        settings: dict[str, Any] = {
-            "images": len(near),
-            "near": f"nearest / second nearest < {RATIO:.3f}",
-            "pixels": f"{SIDE}x{SIDE}",
-            "extractor": extractor,
-        }
+        rate = _rate(self.ratios, pixels=f"{SIDE}x{SIDE}", extractor=extractor)
         by = {
             f"{name} by {way}": float(value)
             for way, nearest in (("pixels", self.pixels), ("features", self.features))
@@ -81,23 +73,19 @@ class CopyCheck:
                 ("median ratio", nearest.ratios.median()),
             )
         }
-        ratio = interval_of_mean(self.ratios, seed)
-        return (
-            Measure(rate.value, rate.low, rate.high, {**settings, **by}),
-            Measure(ratio.value, ratio.low, ratio.high, settings),
-        )
+        mean = replace(interval_of_mean(self.ratios, seed), settings=rate.settings)
+        return replace(rate, settings=rate.settings | by), mean
 
     def of_patches(self, size: str) -> Measure:
         """Return the share of images with a patch of a size that is a near copy of one at the same place."""
-        near = self.patches[size] < RATIO
-        rate = interval_of_rate(int(near.sum()), len(near))
         side = SIDE // PARTS[size]
-        settings: dict[str, Any] = {
-            "images": len(near),
-            "near": f"nearest / second nearest < {RATIO:.3f}",
-            "pixels": f"{side}x{side} of {SIDE}x{SIDE}",
-        }
-        return Measure(rate.value, rate.low, rate.high, settings)
+        return _rate(self.patches[size], pixels=f"{side}x{side} of {SIDE}x{SIDE}")
+
+
+def _rate(ratios: Tensor, **settings: str) -> Measure:
+    """Return the share of images whose ratio (n,) of nearest to second nearest distance is that of a near copy."""
+    about = {"images": len(ratios), "near": f"nearest / second nearest < {RATIO:.3f}", **settings}
+    return replace(interval_of_rate(int((ratios < RATIO).sum()), len(ratios)), settings=about)
 
 
 def find_copies(small: Tensor, features: Tensor, training: Stream, training_features: Tensor) -> CopyCheck:
@@ -200,8 +188,8 @@ def _pairs(images: Stream, near: CopyCheck, training: Stream, training_places: T
     closest = near.ratios.argsort()[:_PAIRS].tolist()
     others = [_nearest_place(near, place, training_places) for place in closest]
     for place, image, original in zip(closest, images.some(closest), training.some(others), strict=True):
-        yield Thumbnail(_picture(image), f"ratio {float(near.ratios[place]):.2f}", joined=True)
-        yield Thumbnail(_picture(original), "training")
+        yield Thumbnail(thumbnail(image.numpy(), 0, 255), f"ratio {float(near.ratios[place]):.2f}", joined=True)
+        yield Thumbnail(thumbnail(original.numpy(), 0, 255), "training")
 
 
 def _nearest_place(near: CopyCheck, place: int, training_places: Tensor) -> int:
@@ -209,10 +197,6 @@ def _nearest_place(near: CopyCheck, place: int, training_places: Tensor) -> int:
     if near.pixels.ratios[place] <= near.features.ratios[place]:
         return int(near.pixels.places[place, 0])
     return int(training_places[near.features.places[place, 0]])
-
-
-def _picture(image: Tensor) -> Any:
-    return thumbnail(image.numpy(), 0, 255)
 
 
 def rates(

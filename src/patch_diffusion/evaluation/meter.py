@@ -137,8 +137,7 @@ class _Beside:
         if held_out is None or "memorization" not in options.metrics:
             return found
         others = stream_of_images(held_out, min(len(held_out), options.samples), seed=seed, batch=batch)
-        near = found.near(collect(others, extractor, what="held-out images", moments=False))
-        return cls(images, extractor, stream, reference, frechet, near)
+        return replace(found, held_out=found.near(collect(others, extractor, what="held-out images", moments=False)))
 
     def near(self, found: Collected) -> CopyCheck:
         """Find the two nearest training images of each collected image."""

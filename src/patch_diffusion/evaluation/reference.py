@@ -47,13 +47,11 @@ def reference_of(images: Stream, extractor: Extractor, *, show: bool = False) ->
     if images.num < 2:
         raise InputError(f"a reference has at least two images, and there are {images.num}")
     places = torch.from_numpy(np.linspace(0, images.num - 1, min(images.num, MOST_FEATURES)).round().astype(np.int64))
-    key = None
     if extractor.settings is not None:
         made_by = {"name": extractor.name, **extractor.settings}
         key = {"what": "features", "version": _VERSION, "images": images.digest(), "extractor": made_by}
         if entry := cache.find(key):
             return _of_entry(entry, places)
-    if key is not None:
         # Without disk space or a cache folder, the features are made in memory and not kept.
         with contextlib.suppress(OSError, InputError):
             cache.cache_folder().mkdir(parents=True, exist_ok=True)

@@ -60,7 +60,7 @@ class _Bundle:
                     if self.owners.setdefault(name, module) != module:
                         raise ValueError(f"{module} and {self.owners[name]} both define {name}")
                 continue
-            lines[node.lineno - 1 : node.end_lineno] = [None] * (_end(node) - node.lineno + 1)
+            lines[node.lineno - 1 : node.end_lineno] = [None] * ((node.end_lineno or node.lineno) - node.lineno + 1)
             lines[node.lineno - 1] = replacement
         text = "\n".join(line for line in lines if line is not None)
         self.texts[module] = re.sub(r"\n{4,}", "\n\n\n", text).strip("\n")
@@ -94,10 +94,6 @@ def _source(module: str) -> str:
     if found is None or found.origin is None:
         raise ValueError(f"there is no module {module}")
     return Path(found.origin).read_text(encoding="utf-8")
-
-
-def _end(node: ast.stmt) -> int:
-    return node.end_lineno or node.lineno
 
 
 def _defined(node: ast.stmt) -> list[str]:

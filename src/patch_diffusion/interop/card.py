@@ -138,9 +138,7 @@ def _data(card: Card) -> dict[str, str]:
     shown = source if source.startswith(("hf:", "wds:")) and "/" not in source[:5] else Path(source).name
     height, width = facts.resolution
     names = [_plain(name) for name in facts.class_names[:_CLASSES]]
-    rows = {"name": _plain(shown) or "given in Python"} if facts.num_images else {}
-    if facts.num_images:
-        rows["images"] = f"{facts.num_images:,}"
+    rows = {"name": _plain(shown) or "given in Python", "images": f"{facts.num_images:,}"} if facts.num_images else {}
     rows["shape"] = f"{height} x {width} x {facts.image_channels}"
     rows["values"] = "latents of an autoencoder" if facts.codec.get("kind") == "latents" else _values(facts.codec)
     if facts.num_classes:
@@ -163,10 +161,10 @@ def _training(card: Card) -> dict[str, str]:
         rows["time"] = f"{measured['seconds'] / 60:,.1f} minutes"
     rows["seed"] = str(config.seed)
     usual = flat_options(Config())
-    hidden = ("data.source", "engine.", "checkpoint", "samples", "log_every", "track", "watchdog", "seed", "data.key")
-    hidden += ("data.labels", "data.cache")  # paths, which say nothing about what was learned
+    hidden = ("engine.", "checkpoint", "samples", "log_every", "track", "watchdog", "seed")
+    paths = ("data.source", "data.key", "data.labels", "data.cache")  # they say nothing about what was learned
     for name, value in flat_options(config).items():
-        if value != usual.get(name) and not name.startswith(hidden):
+        if value != usual.get(name) and not name.startswith(hidden + paths):
             rows[name] = _plain(str(value))
     return rows
 

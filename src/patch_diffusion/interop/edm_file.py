@@ -12,7 +12,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -175,10 +175,6 @@ def _dictionary(pairs: Iterable[tuple[Any, Any]] = ()) -> dict[Any, Any]:
     return dict(zip(plain_keys(keys), values, strict=True))
 
 
-def _set(items: Sequence[Any] = ()) -> set[Any]:
-    return set(plain_keys(items))
-
-
 def _instance(name: str) -> Callable[..., Instance]:
     return lambda *arguments: Instance(name, arguments)
 
@@ -215,7 +211,7 @@ _MAKERS: Makers = {
     "torch_utils.persistence._reconstruct_persistent_obj": _persistent,
     "dnnlib.util.EasyDict": _dictionary,
     "collections.OrderedDict": _dictionary,
-    "builtins.set": _set,
+    "builtins.set": lambda items=(): set(plain_keys(items)),
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch.storage._load_from_bytes": _storage,

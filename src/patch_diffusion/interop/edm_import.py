@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -126,16 +126,9 @@ def recognise(published: Published) -> tuple[Config, ModelFacts, dict[str, Tenso
 
     resolution, tensors = _one_network(published.weights)
     architecture = read_architecture(tensors, resolution)
-    network = Network(
-        kind=architecture.kind,
-        width=architecture.width,
-        multipliers=architecture.multipliers,
-        blocks=architecture.blocks,
-        attention=architecture.attention,
-        dropout=_share(settings, "dropout", 0.1),
-        label_dropout=_share(settings, "label_dropout", 0.0),
-    )
-    weights = _our_weights(tensors, architecture, network)
+    dropout, label_dropout = _share(settings, "dropout", 0.1), _share(settings, "label_dropout", 0.0)
+    network = replace(architecture.network, dropout=dropout, label_dropout=label_dropout)
+    weights = _our_weights(tensors, architecture)
     config = Config(
         data=Data(resolution=resolution, classes=architecture.num_classes > 0),
         patches=Patches(coords=True) if architecture.coords else Patches(whole=1.0, coords=False),
@@ -158,14 +151,10 @@ def recognise(published: Published) -> tuple[Config, ModelFacts, dict[str, Tenso
 
 @dataclass(frozen=True)
 class Architecture:
-    """The architecture of a published network, read off its tensors; levels and channels as in `UNet`."""
+    """The architecture of a published network, read off its tensors; ``network`` has all but its dropout."""
 
-    kind: Literal["ddpmpp", "ncsnpp", "adm"]
+    network: Network
     resolution: int
-    width: int
-    multipliers: tuple[int, ...]
-    blocks: int
-    attention: tuple[int, ...]
     image_channels: int
     coords: bool
     num_classes: int
@@ -201,13 +190,11 @@ def read_architecture(tensors: Mapping[str, Tensor], resolution: int) -> Archite
             "many as they give, or two more for the coordinates"
         )
     _check_filters(tensors, kind)
+    multipliers = tuple(channels // width for channels in widths)
+    attention = tuple(level for level in range(levels) if f"enc.{sides[level]}_block0.qkv.weight" in tensors)
     return Architecture(
-        kind=kind,
+        Network(kind=kind, width=width, multipliers=multipliers, blocks=blocks, attention=attention),
         resolution=resolution,
-        width=width,
-        multipliers=tuple(channels // width for channels in widths),
-        blocks=blocks,
-        attention=tuple(level for level in range(levels) if f"enc.{sides[level]}_block0.qkv.weight" in tensors),
         image_channels=image_channels,
         coords=in_channels > image_channels,
         num_classes=_inputs(tensors, "map_label.weight"),
@@ -217,8 +204,9 @@ def read_architecture(tensors: Mapping[str, Tensor], resolution: int) -> Archite
 
 def module_names(architecture: Architecture) -> dict[str, str]:
     """Map the name of every published module to ours: ``enc.16x16_conv`` to ``first``."""
-    levels, blocks = len(architecture.multipliers), architecture.blocks
-    sides = _sides(architecture.resolution, levels)
+    network = architecture.network
+    assert network.multipliers is not None and network.blocks is not None
+    sides, blocks = _sides(architecture.resolution, len(network.multipliers)), network.blocks
     encoder, decoder = [], []
     for level, side in enumerate(sides):
         encoder += [f"enc.{side}_down"] if level else []
@@ -227,7 +215,7 @@ def module_names(architecture: Architecture) -> dict[str, str]:
         decoder += [f"dec.{side}_up"] if depth else []
         decoder += [f"dec.{side}_block{index}" for index in range(blocks + 1)]
     last, last_norm = f"dec.{sides[0]}_aux_conv", f"dec.{sides[0]}_aux_norm"
-    if architecture.kind == "adm":
+    if network.kind == "adm":
         last, last_norm = "out_conv", "out_norm"
     return {
         "map_noise": "embed_noise",
@@ -282,13 +270,13 @@ def _kind(tensors: Mapping[str, Tensor]) -> Literal["ddpmpp", "ncsnpp", "adm"]:
     return "ncsnpp" if fourier else "ddpmpp"
 
 
-def _our_weights(tensors: Mapping[str, Tensor], architecture: Architecture, network: Network) -> dict[str, Tensor]:
+def _our_weights(tensors: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
     """Return the tensors under our names, after checking them against the network that will load them."""
     modules = module_names(architecture)
     # On the meta device, sizes that the file merely claims allocate no memory.
     with torch.device("meta"):
         expected = build_network(
-            network,
+            architecture.network,
             architecture.image_channels,
             architecture.num_classes,
             augment_channels=architecture.augment_channels,

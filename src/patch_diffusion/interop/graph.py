@@ -75,10 +75,11 @@ def write_graph(model: Denoiser, folder: Path, resolution: tuple[int, int], to: 
         Sentences on what is not exported, and the largest difference between the outputs of the file and the model.
 
     Raises:
-        InputError: the network cannot be written in this format.
+        InputError: the network cannot be written in this format, or a package for it is missing.
     """
     if to == "onnx":
-        check_onnx()
+        for library in ("onnxscript", "onnxruntime"):
+            need(library, "export", "an ONNX file")
     # torch.export.save does not recognise a channels-last weight as the whole of its storage.
     graph = DenoiserGraph(model).eval().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     program = _traced(graph, resolution)
@@ -134,16 +135,6 @@ def _onnx(graph: DenoiserGraph, program: torch.export.ExportedProgram, folder: P
         return torch.from_numpy(session.run(None, feed)[0])
 
     return run
-
-
-def check_onnx() -> None:
-    """Check that the packages for ONNX are installed.
-
-    Raises:
-        InputError: one is missing; the message names the extra to install.
-    """
-    for library in ("onnxscript", "onnxruntime"):
-        need(library, "export", "an ONNX file")
 
 
 def _traced(graph: DenoiserGraph, resolution: tuple[int, int]) -> torch.export.ExportedProgram:

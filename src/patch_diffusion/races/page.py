@@ -142,11 +142,7 @@ def _ends(content: Content) -> str:
         f"{other} has its in",
     ]
     distances = content["distances"]
-    cells = [
-        [row.name, row.loss, row.steps, row.rate, row.time, row.ratio, row.theirs]
-        + [number(found["final"][row.name]["loss"]) for found in distances.values()]
-        for row in rows(content)
-    ]
+    cells = [[*row, *(number(found["final"][row[0]]["loss"]) for found in distances.values())] for row in rows(content)]
     return wide_table([*head, *(DISTANCES[measure] for measure in distances)], cells)
 
 

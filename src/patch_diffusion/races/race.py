@@ -15,12 +15,11 @@ from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.circumstances import circumstances
 from patch_diffusion.files import user_path
 from patch_diffusion.races.arms import check_arms
-from patch_diffusion.races.judging import JUDGES, judgement, mean
 from patch_diffusion.races.record import RaceFolder, Record
 from patch_diffusion.races.setup import RaceSetup, budget_of
 from patch_diffusion.races.summary import length
 from patch_diffusion.races.tuning import tune
-from patch_diffusion.races.turns import run_turns
+from patch_diffusion.races.turns import JUDGES, judgement, mean, run_turns
 from patch_diffusion.runs.lock import locked
 from patch_diffusion.runs.report import clock
 from patch_diffusion.training.trainer import Trainer
@@ -156,7 +155,7 @@ def _tuned(name: str, setup: RaceSetup, record: Record, budget: float, tell: Tel
         return mean(judgement(trainer, judges))
 
     def told(finished: Mapping[str, Any]) -> None:
-        record.add_round(name, finished)
+        record.tuned(name, {"rounds": [*record.rounds(name), finished]})
         tell(f"tuning {name}: {_told(finished, setup.unit)}")
 
     judges = setup.trainer(setup.arms[name], seed, record.folder.tuning / "none")[1]

@@ -12,12 +12,11 @@ from typing import Any
 from patch_diffusion.config import flat
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_json, write_json, write_text
-from patch_diffusion.races.judging import Measurements, read_measurements
 from patch_diffusion.races.page import race_page
 from patch_diffusion.races.standings import standings
-from patch_diffusion.runs.folder import RunFolder
+from patch_diffusion.races.turns import Measurements, read_measurements
+from patch_diffusion.runs.folder import RunFolder, refuse_occupied
 from patch_diffusion.runs.history import DISTANCES, TIMES
-from patch_diffusion.runs.lock import LOCK_FILE
 
 
 @dataclass(frozen=True)
@@ -55,14 +54,7 @@ class RaceFolder:
             found = read_json(self.json_file)
             _check_same(self.path, found.get("plan", {}), plan)
             return found
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"{self.path} is a file: give a folder for the race")
-        others = sorted(entry.name for entry in self.path.iterdir()) if self.path.is_dir() else []
-        if others := [name for name in others if name != LOCK_FILE]:
-            raise InputError(
-                f"{self.path} holds other files ({others[0]}{', ...' if len(others) > 1 else ''}) and no race: choose "
-                "a new or an empty folder"
-            )
+        refuse_occupied(self.path, "race")
         return None
 
 
@@ -99,10 +91,6 @@ class Record:
         """Return the finished rounds of an arm's sweep."""
         return self._content["tuning"].get(name, {}).get("rounds", [])
 
-    def add_round(self, name: str, finished: Mapping[str, Any]) -> None:
-        """Record another finished round of an arm's sweep."""
-        self.tuned(name, {"rounds": [*self.rounds(name), finished]})
-
     def tuned(self, name: str, found: Mapping[str, Any]) -> None:
         """Record the results of an arm's sweep so far."""
         self._content["tuning"] = {**self._content["tuning"], name: found}
@@ -119,13 +107,19 @@ class Record:
 
     def write(self) -> dict[str, Any]:
         """Rewrite ``race.json`` and ``race.html``, and return the content of the former."""
-        names, factor = self._content["plan"]["arms"], TIMES[self._content["unit"]]
+        names, (time, factor) = self._content["plan"]["arms"], TIMES[self._content["unit"]]
         points = {name: {seed: self.folder.measurements(name, seed) for seed in self.seeds} for name in names}
         finished = [seed for seed in self.seeds if self.is_finished(seed)]
 
         def standings_by(measure: str) -> dict[str, Any]:
             return standings(
-                {name: {seed: _curve(points[name][seed], *factor, measure) for seed in finished} for name in names}
+                {
+                    name: {
+                        seed: [(factor * point[time], point[measure]) for point in points[name][seed]]
+                        for seed in finished
+                    }
+                    for name in names
+                }
             )
 
         asked = next(iter(self._content["plan"]["arms"].values()))["watch"]["metrics"]
@@ -137,10 +131,6 @@ class Record:
         return content
 
 
-def _curve(points: Measurements, time: str, factor: float, measure: str) -> list[tuple[float, float]]:
-    return [(factor * point[time], point[measure]) for point in points]
-
-
 def _check_same(path: Path, stored: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
     """Refuse to continue a race with other arms or other options."""
     arms, others = stored.get("arms", {}), plan["arms"]
@@ -148,7 +138,10 @@ def _check_same(path: Path, stored: Mapping[str, Any], plan: Mapping[str, Any]) 
         raise InputError(
             f"{path} holds a race of {', '.join(arms)}, and this one is of {', '.join(others)}: choose another folder"
         )
-    before, now = ({**flat(each["arms"]), **_but_arms(each)} for each in (stored, json.loads(json.dumps(plan))))
+    before, now = (
+        flat(each["arms"]) | {name: value for name, value in each.items() if name != "arms"}
+        for each in (stored, json.loads(json.dumps(plan)))
+    )
     changed = [name for name in now if before.get(name) != now[name] and not name.endswith("data.cache")]
     if changed:
         more = ", ..." if len(changed) > 3 else ""
@@ -156,7 +149,3 @@ def _check_same(path: Path, stored: Mapping[str, Any], plan: Mapping[str, Any]) 
             f"{path} holds a race with other options ({', '.join(changed[:3])}{more}): choose another folder, or give "
             "those that it began with"
         )
-
-
-def _but_arms(plan: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in plan.items() if name != "arms"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from patch_diffusion.races.arms import WHOLE
@@ -14,28 +13,18 @@ Content = Mapping[str, Any]
 """The content of ``race.json``, the results of a race."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """A table row for an arm at the end of a race: means over the seeds, as text."""
-
-    name: str
-    loss: str
-    steps: str
-    rate: str
-    time: str
-    ratio: str
-    theirs: str
-
-
 def opponent(content: Content) -> str:
     """Return the arm that the others are compared with: training on whole images if it races, else the first arm."""
     arms = list(content["plan"]["arms"])
     return WHOLE if WHOLE in arms else arms[0]
 
 
-def rows(content: Content) -> list[Row]:
-    """Return a row for each arm: ``time`` and ``ratio`` say how fast it reaches the opponent's final loss, ``theirs``
-    when the opponent reaches the arm's."""
+def rows(content: Content) -> list[list[str]]:
+    """Return a table row of text for each arm at the end of a race, means over the seeds.
+
+    Its cells are: name, loss, steps, images a second, the time to the opponent's final loss, how many times as fast
+    that is, and the opponent's time to the arm's final loss.
+    """
     found, other = content["standings"], opponent(content)
     result = []
     for name in content["plan"]["arms"]:
@@ -43,7 +32,7 @@ def rows(content: Content) -> list[Row]:
         mine = found["reaches"].get(name, {}).get(other)
         theirs = found["reaches"].get(other, {}).get(name)
         result.append(
-            Row(
+            [
                 name,
                 _loss(found["final"][name]),
                 f"{statistics.fmean(end['step'] for end in ends):,.0f}" if ends else "",
@@ -51,7 +40,7 @@ def rows(content: Content) -> list[Row]:
                 amount(mine["at"], content["unit"]) if mine else "",
                 f"{mine['ratio']:.2f}x" if mine and mine["ratio"] else "",
                 amount(theirs["at"], content["unit"]) if theirs else "",
-            )
+            ]
         )
     return result
 

@@ -90,13 +90,15 @@ def chart(
     )
     ends = "" if labels is None else _ends({labels[name]: points[name][-1] for name in points}, axis, span, kinds)
     about = f" <small>{escape(about)}</small>" if about else ""
+    # No text of a run may end the HTML script element that the JSON stands in.
+    in_script = json.dumps(values, separators=(",", ":")).replace("<", "\\u003c")
     return (
         f'<figure class="chart"><figcaption>{escape(title)}{about}</figcaption>'
         f'<div class="key">{names}<span class="at"></span></div>'
         f'<div class="plot{" ended" if ends else ""}"><div class="y">{labels_y}</div><div class="area">'
         f'<svg viewBox="0 0 {_SIDE} {_SIDE}" preserveAspectRatio="none" role="img" aria-label="{escape(title)}">'
         f'{lines_y}{drawn}</svg>{ends}<div class="cursor"></div></div><div class="x">{labels_x}</div></div>'
-        f'<script type="application/json">{_in_script(values)}</script></figure>'
+        f'<script type="application/json">{in_script}</script></figure>'
     )
 
 
@@ -221,8 +223,3 @@ def _steps(value: float) -> str:
         if value >= unit:
             return f"{value / unit:g}{name}"
     return f"{value:g}"
-
-
-def _in_script(values: object) -> str:
-    """Return values as JSON that cannot end the HTML script element it stands in."""
-    return json.dumps(values, separators=(",", ":")).replace("<", "\\u003c")

@@ -105,46 +105,37 @@ class RunFolder:
         for name in allow:
             if name not in known:
                 raise InputError(f"there is no option '{name}' to allow{did_you_mean(name, known)}")
-        if self.is_run():
-            stored, stored_facts = self.read_config()
-            gone = facts.num_images != stored_facts.num_images and "num_images" not in allow
-            gone = gone and config.data.held_out == stored.data.held_out
-            if stored.data.source == config.data.source and gone:
-                raise InputError(
-                    f"{self.path} holds a run on {stored_facts.num_images:,} images, but there are now "
-                    f"{facts.num_images:,} in {config.data.source or 'the data'}: bring the data back as it was, or "
-                    "choose another folder"
-                )
-            changed = changed_options(stored, config)
-            if fixed := [name for name in changed if name in _FIXED and name in allow]:
-                raise InputError(
-                    f"{fixed[0]} cannot change in a run that goes on, as its checkpoints hold no state for another "
-                    "value: choose another folder"
-                )
-            if refused := [name for name in changed if name not in allow]:
-                raise InputError(
-                    f"{self.path} holds a run with other options ({', '.join(refused)}): continue it with its own, "
-                    f"choose another folder, or allow the change by --allow {' '.join(refused)}"
-                )
-            differ = [name for name, value in vars(facts).items() if _differs(value, getattr(stored_facts, name))]
-            if refused := [name for name in differ if name not in allow]:
-                raise InputError(
-                    f"{self.path} holds a run on other data or another network ({', '.join(refused)} differ): choose "
-                    "another folder"
-                )
-            before, now = flat_options(stored) | vars(stored_facts), flat_options(config) | vars(facts)
-            return [f"{name}: {before[name]}, now {now[name]}" for name in changed + differ]
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"{self.path} is a file: give a folder for the run")
-        found = (entry.name for entry in self.path.iterdir()) if self.path.is_dir() else ()
-        # A run that was stopped before it wrote anything has left its lock file.
-        others = sorted(name for name in found if name != LOCK_FILE)
-        if others:
-            more = ", ..." if len(others) > 1 else ""
+        if not self.is_run():
+            refuse_occupied(self.path, "run")
+            return []
+        stored, stored_facts = self.read_config()
+        gone = facts.num_images != stored_facts.num_images and "num_images" not in allow
+        gone = gone and config.data.held_out == stored.data.held_out
+        if stored.data.source == config.data.source and gone:
             raise InputError(
-                f"{self.path} holds other files ({others[0]}{more}) and no run: choose a new or an empty folder"
+                f"{self.path} holds a run on {stored_facts.num_images:,} images, but there are now "
+                f"{facts.num_images:,} in {config.data.source or 'the data'}: bring the data back as it was, or "
+                "choose another folder"
             )
-        return []
+        changed = changed_options(stored, config)
+        if fixed := [name for name in changed if name in _FIXED and name in allow]:
+            raise InputError(
+                f"{fixed[0]} cannot change in a run that goes on, as its checkpoints hold no state for another "
+                "value: choose another folder"
+            )
+        if refused := [name for name in changed if name not in allow]:
+            raise InputError(
+                f"{self.path} holds a run with other options ({', '.join(refused)}): continue it with its own, "
+                f"choose another folder, or allow the change by --allow {' '.join(refused)}"
+            )
+        differ = [name for name, value in vars(facts).items() if _differs(value, getattr(stored_facts, name))]
+        if refused := [name for name in differ if name not in allow]:
+            raise InputError(
+                f"{self.path} holds a run on other data or another network ({', '.join(refused)} differ): choose "
+                "another folder"
+            )
+        before, now = flat_options(stored) | vars(stored_facts), flat_options(config) | vars(facts)
+        return [f"{name}: {before[name]}, now {now[name]}" for name in changed + differ]
 
     def write_config(self, config: Config, facts: ModelFacts) -> None:
         """Write the options and the facts of the model to ``config.json``; create the folder if it is missing."""
@@ -172,6 +163,17 @@ class RunFolder:
 
 
 _FIXED = ("optimizer.kind", "ema.lengths")
+
+
+def refuse_occupied(path: Path, what: str) -> None:
+    """Refuse a folder for a new "run" or "race" if it is a file or holds files."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file: give a folder for the {what}")
+    # One that was stopped before it wrote anything has left its lock file.
+    others = sorted(entry.name for entry in path.iterdir() if entry.name != LOCK_FILE) if path.is_dir() else []
+    if others:
+        more = ", ..." if len(others) > 1 else ""
+        raise InputError(f"{path} holds other files ({others[0]}{more}) and no {what}: choose a new or an empty folder")
 
 
 def _differs(fact: Any, stored: Any) -> bool:

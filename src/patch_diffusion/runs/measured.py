@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from patch_diffusion.errors import InputError
@@ -12,40 +11,29 @@ from patch_diffusion.runs.chart import number
 from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.runs.page import option_text, wide_table
 
-
-@dataclass(frozen=True)
-class EvaluationResults:
-    """The evaluation results of a run: the newest measure of each name as `evaluate` wrote it, and its settings."""
-
-    measures: Mapping[str, Mapping[str, Any]]
-    settings: Mapping[str, Mapping[str, Any]]
-
-    @classmethod
-    def of(cls, folder: RunFolder) -> EvaluationResults:
-        """Read the evaluation results from all .json files of a run folder; skip files that hold none."""
-        measures, settings = {}, {}
-        for path in sorted(folder.path.glob("*.json"), key=lambda path: path.stat().st_mtime):
-            try:
-                found = read_json(path)
-                shared = found["settings"]
-                read = {
-                    name: (_text(each), {**shared, **each["settings"]}, each) for name, each in found["metrics"].items()
-                }
-            except (InputError, OSError, KeyError, TypeError, ValueError, AttributeError):
-                continue  # other JSON files are in the folder, too
-            measures |= {name: each for name, (_, _, each) in read.items()}
-            settings |= {name: made_with for name, (_, made_with, _) in read.items()}
-        return cls(measures, settings)
+Results = Mapping[str, tuple[str, Mapping[str, Any]]]
+"""The evaluation results of a run: the newest measure of each name, as text, and the settings that it was made with."""
 
 
-def measured_tables(names: Sequence[str], runs: Sequence[EvaluationResults]) -> str:
+def evaluation_results(folder: RunFolder) -> Results:
+    """Read the evaluation results from all .json files of a run folder; skip files that hold none."""
+    results: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    for path in sorted(folder.path.glob("*.json"), key=lambda path: path.stat().st_mtime):
+        try:
+            found = read_json(path)
+            shared, metrics = found["settings"], found["metrics"]
+            results |= {name: (_text(each), {**shared, **each["settings"]}) for name, each in metrics.items()}
+        except (InputError, OSError, KeyError, TypeError, ValueError, AttributeError):
+            continue  # other JSON files are in the folder, too
+    return results
+
+
+def measured_tables(names: Sequence[str], runs: Sequence[Results]) -> str:
     """Return an HTML table of evaluation results with a column per run; an empty string if no run was evaluated."""
-    metrics = list(dict.fromkeys(name for run in runs for name in run.measures))
+    metrics = list(dict.fromkeys(name for run in runs for name in run))
     if not metrics:
         return ""
-    rows = [
-        [metric, *(_text(run.measures[metric]) if metric in run.measures else "" for run in runs)] for metric in metrics
-    ]
+    rows = [[metric, *(run[metric][0] if metric in run else "" for run in runs)] for metric in metrics]
     html = f'<h2>Evaluated <small>with intervals of 95 %</small></h2><div class="box">{wide_table(["", *names], rows)}'
     if differing := _differing(metrics, runs):
         html += (
@@ -55,11 +43,11 @@ def measured_tables(names: Sequence[str], runs: Sequence[EvaluationResults]) -> 
     return f"{html}</div>"
 
 
-def _differing(metrics: Sequence[str], runs: Sequence[EvaluationResults]) -> list[list[str]]:
+def _differing(metrics: Sequence[str], runs: Sequence[Results]) -> list[list[str]]:
     """Return table rows of the evaluation settings with which the same metric was measured differently across runs."""
     rows: dict[tuple[str, ...], str] = {}
     for metric in metrics:
-        found = [run.settings.get(metric) for run in runs]
+        found = [run[metric][1] if metric in run else None for run in runs]
         there = [each for each in found if each is not None]
         for name in dict.fromkeys(name for each in there for name in each):
             if any(each.get(name) != there[0].get(name) for each in there):

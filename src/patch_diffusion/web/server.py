@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import platform
 import signal
 import socket
@@ -19,7 +18,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import user_path
-from patch_diffusion.web.site import MOST_BYTES, Answer, Site
+from patch_diffusion.web.site import MOST_BYTES, Answer, Site, refused
 
 _MOST_CONNECTIONS = 128
 _QUIET_SECONDS = 30.0  # timeout of a connection on which nothing is sent
@@ -180,39 +179,38 @@ class _Connection(BaseHTTPRequestHandler):
         host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
         try:
             if not self.server.is_own(host):
-                self.close_connection = True
-                return _refusal(403, "open this page under localhost, a numeric address, or the machine's own name")
+                own = "localhost, a numeric address, or the machine's own name"
+                return self._refused(403, f"open this page under {own}")
             if origin is not None and urlsplit(origin).netloc != host:
-                self.close_connection = True
-                return _refusal(403, "this page answers only to itself")
+                return self._refused(403, "this page answers only to itself")
             target = urlsplit(self.path)
             return answer(target.path, dict(parse_qsl(target.query, keep_blank_values=True)))
         except ValueError as error:
-            self.close_connection = True
-            return _refusal(400, str(error))
+            return self._refused(400, str(error))
         except (ConnectionError, TimeoutError):
             raise
         except Exception:  # a defect must not keep the server from answering the next request
             traceback.print_exc(file=sys.stderr)
-            self.close_connection = True
-            return _refusal(500, "this failed, and the reason is where the page was started")
+            return self._refused(500, "this failed, and the reason is where the page was started")
 
     def _done(self, path: str, query: dict[str, str]) -> Answer:
         most, length = MOST_BYTES.get(path, 0), self.headers.get("Content-Length", "")
         if not length.isdecimal():
-            self.close_connection = True
-            return _refusal(411, "say how many bytes are sent, in Content-Length")
+            return self._refused(411, "say how many bytes are sent, in Content-Length")
         if int(length) > most:
-            self.close_connection = True  # so that the rest of the body need not be read
-            return _refusal(413, f"{int(length) / 2**20:.1f} MB are sent, and at most {most / 2**20:.1f} MB are taken")
+            sent, taken = int(length) / 2**20, most / 2**20
+            return self._refused(413, f"{sent:.1f} MB are sent, and at most {taken:.1f} MB are taken")
         # An HTML form of another site cannot send these content types.
         if self.headers.get_content_type() not in ("application/json", "application/octet-stream"):
-            self.close_connection = True
-            return _refusal(415, "send application/json, or pictures as application/octet-stream")
+            return self._refused(415, "send application/json, or pictures as application/octet-stream")
         body = self.rfile.read(int(length))
         if len(body) < int(length):
             raise ConnectionError("the page was closed while it sent something")
         return self.server.site.request(path, query, body)
+
+    def _refused(self, status: int, reason: str) -> Answer:
+        self.close_connection = True  # so that the rest of a body need not be read
+        return refused(status, reason)
 
     def _reply(self, answer: Answer) -> None:
         self.send_response(answer.status)
@@ -228,7 +226,3 @@ class _Connection(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Log nothing, since the terminal is for errors."""
-
-
-def _refusal(status: int, reason: str) -> Answer:
-    return Answer(json.dumps({"error": reason}).encode(), status=status)

@@ -91,12 +91,12 @@ class Site:
             return _answered(partial(self._questions[path], query))
         if path.startswith("/static/"):
             return _answered(partial(self._file, path.removeprefix("/static/")))
-        return _refused(404, f"there is nothing at {path}")
+        return refused(404, f"there is nothing at {path}")
 
     def request(self, path: str, query: Query, body: bytes) -> Answer:
         """Answer a POST request for a path."""
         if path not in self._requests:
-            return _refused(404, f"there is nothing at {path}")
+            return refused(404, f"there is nothing at {path}")
         return _answered(partial(self._requests[path], query, body))
 
     def _file(self, name: str) -> Answer:
@@ -165,16 +165,17 @@ def _answered(answer: Callable[[], Answer]) -> Answer:
     try:
         return answer()
     except GoneError as error:
-        return _refused(404, str(error))
+        return refused(404, str(error))
     except BusyError as error:
-        return _refused(503, str(error))
+        return refused(503, str(error))
     except InputError as error:
-        return _refused(400, str(error))
+        return refused(400, str(error))
     except OSError as error:  # for instance, a run was deleted at this moment
-        return _refused(404, f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
+        return refused(404, f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
 
 
-def _refused(status: int, reason: str) -> Answer:
+def refused(status: int, reason: str) -> Answer:
+    """Return the answer to a request that failed, with the reason as JSON."""
     return Answer(json.dumps({"error": reason}).encode(), status=status)
 
 

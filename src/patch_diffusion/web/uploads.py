@@ -88,7 +88,11 @@ def _read(content: bytes, mode: str, size: tuple[int, int] | None = None) -> Ten
                 frames = getattr(picture, "n_frames", 1) if picture.format == "TIFF" else 1
         except Exception as error:  # Pillow raises many kinds of errors for damaged files
             raise InputError(f"this is not a picture that can be read: {reason(error)}") from None
-        _refuse_large(width, height, frames)
+        if width * height * frames > MOST_PIXELS:
+            raise InputError(
+                f"the picture has {width * height * frames / 1e6:.1f} megapixels, and at most {MOST_PIXELS / 1e6:g} "
+                "are taken: make it smaller"
+            )
         file = ImageFile("the picture", partial(io.BytesIO, content))
         try:
             dtype = read_header(file).dtype
@@ -99,11 +103,3 @@ def _read(content: bytes, mode: str, size: tuple[int, int] | None = None) -> Ten
             raise
         except Exception as error:
             raise InputError(f"the picture cannot be read: {reason(error)}") from None
-
-
-def _refuse_large(width: int, height: int, frames: int) -> None:
-    if width * height * frames > MOST_PIXELS:
-        raise InputError(
-            f"the picture has {width * height * frames / 1e6:.1f} megapixels, and at most {MOST_PIXELS / 1e6:g} are "
-            "taken: make it smaller"
-        )

@@ -15,7 +15,7 @@ from patch_diffusion.data.arrays.stored import StoredArray
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.reading import cache
 from patch_diffusion.data.reading.labels import Labels, labels_of_values
-from patch_diffusion.data.reading.parallel import in_order, progress
+from patch_diffusion.data.reading.parallel import progress, results_in_order
 from patch_diffusion.data.reading.pixels import ArrayPlan, Plan, Read, images_of, read
 from patch_diffusion.data.reading.sizes import Size, choose_sizes, resize_values, resolution_of, too_small
 from patch_diffusion.data.reading.survey import Survey
@@ -47,7 +47,10 @@ def read_array(stored: StoredArray, options: Data, *, show: bool = False) -> Ima
     labels = _labels(stored, options)
     inner = stored.shape[1:]
     channels, height, width = (1, *inner) if axis == 0 else inner if axis == 1 else (inner[2], inner[0], inner[1])
-    _check_mode(options.mode, channels, stored.source)
+    if options.mode != "auto" and channels != len(options.mode):
+        raise InputError(
+            f"data.mode {options.mode} is for image files, and {stored.source} has {channels} channels: leave it out"
+        )
     target = choose_sizes({0: (height, width)}, lambda _: stored.source, resolution_of(options), options.fit)[0]
     if too_small((height, width), target):
         raise InputError(
@@ -159,13 +162,10 @@ def _mapped(
             first += len(block)
         return survey.facts()
 
-    def look_at_some() -> dict[str, Any]:
+    if array.dtype.kind != "f":
         for index in np.unique(np.linspace(0, len(array) - 1, min(len(array), _LOOKED_AT)).astype(np.int64)):
             survey.add(_one(stored, array, int(index)), int(index))
-        return survey.facts()
-
-    if array.dtype.kind != "f":
-        found = look_at_some()
+        found = survey.facts()
     elif key is None or options.cache == "memory":
         found = look_at_all()
     else:
@@ -196,12 +196,9 @@ def _pieces(stored: StoredArray, axis: int, dtype: str, show: bool) -> Iterator[
 def _resized(block: NDArray[Any], size: Size, options: Data) -> NDArray[Any]:
     if block.shape[2:] == size:
         return block
-    resized = []
-    for _, pixels in in_order(lambda row: resize_values(block[row], size, options.fit), range(len(block)), ""):
-        if isinstance(pixels, Exception):
-            raise pixels
-        resized.append(pixels)
-    return np.stack(resized)
+    return np.stack(
+        list(results_in_order(lambda row: resize_values(block[row], size, options.fit), range(len(block)), ""))
+    )
 
 
 def _labels(stored: StoredArray, options: Data) -> Labels | None:
@@ -215,11 +212,6 @@ def _labels(stored: StoredArray, options: Data) -> Labels | None:
     if len(labels) != stored.shape[0]:
         raise InputError(f"{stored.source} has {stored.shape[0]:,} images, but {len(labels):,} labels")
     return labels, class_names
-
-
-def _check_mode(mode: str, channels: int, source: str) -> None:
-    if mode != "auto" and channels != len(mode):
-        raise InputError(f"data.mode {mode} is for image files, and {source} has {channels} channels: leave it out")
 
 
 def _notes(stored: StoredArray, dtype: str, size: Size, target: Size, options: Data) -> list[str]:

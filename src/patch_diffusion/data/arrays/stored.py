@@ -89,20 +89,14 @@ def _open_npy(path: Path, source: str, key: str | None, labels: str | None) -> I
 def _map_npy(path: Path, source: str) -> NDArray[Any]:
     if path.suffix.lower() != ".npy" or not path.is_file():
         raise InputError(f"there is no .npy file at {source}")
-    try:
+    with _damage_named(source):
         return np.load(path, mmap_mode="r")
-    except (ValueError, OSError, EOFError) as error:
-        if "Python objects" in str(error):
-            raise InputError(_refusal_of_objects(source)) from None
-        raise InputError(f"{source} is damaged: {_words(error)}") from None
 
 
 @contextmanager
 def _open_npz(path: Path, source: str, key: str | None, labels: str | None) -> Iterator[StoredArray]:
-    try:
+    with _damage_named(source):
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise InputError(f"{source} is damaged: {_words(error)}") from None
     with archive:
         members = [name for name in archive.namelist() if name.endswith(".npy")]
         headers = {name.removesuffix(".npy"): _npz_header(archive, name, source) for name in members}
@@ -149,14 +143,8 @@ def _open_hdf5(path: Path, source: str, key: str | None, labels: str | None) -> 
         found: dict[str, Any] = {}
         with _damage_named(source):
             file.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
-        shapes = {name: item.shape for name, item in found.items() if item.shape is not None}
-        chosen, label_name = _choose(shapes, key, labels, source)
-        values = None
-        if label_name is not None:
-            with _damage_named(source):
-                values = found[label_name][:]
-        array = found[chosen]
-        yield StoredArray(source, array.shape, array.dtype, lambda: _slices(array, source), values, state_of(path))
+        arrays = {name: item for name, item in found.items() if item.shape is not None}
+        yield _chosen(arrays, key, labels, source, state_of(path))
 
 
 _ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")
@@ -170,15 +158,9 @@ def _open_zarr(path: Path, source: str, key: str | None, labels: str | None) -> 
     with _damage_named(source):
         opened = zarr.open(str(path), mode="r")
         arrays = dict(_zarr_arrays(opened)) if hasattr(opened, "groups") else {"": opened}
-    chosen, label_name = _choose({name: array.shape for name, array in arrays.items()}, key, labels, source)
-    values = None
-    if label_name is not None:
-        with _damage_named(source):
-            values = np.asarray(arrays[label_name][:])
-    array = arrays[chosen]
     files = sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names)
     identity = [str(path.resolve()), digest(*map(state_of, files))]
-    yield StoredArray(source, array.shape, array.dtype, lambda: _slices(array, source), values, identity)
+    yield _chosen(arrays, key, labels, source, identity)
 
 
 def _zarr_arrays(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -186,6 +168,16 @@ def _zarr_arrays(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix + name, array
     for name, inner in group.groups():
         yield from _zarr_arrays(inner, f"{prefix}{name}/")
+
+
+def _chosen(arrays: Mapping[str, Any], key: str | None, labels: str | None, source: str, identity: Any) -> StoredArray:
+    """Return the array of images of a file with several arrays, with the labels stored in the same file."""
+    chosen, label_name = _choose({name: array.shape for name, array in arrays.items()}, key, labels, source)
+    values, array = None, arrays[chosen]
+    if label_name is not None:
+        with _damage_named(source):
+            values = np.asarray(arrays[label_name][:])
+    return StoredArray(source, array.shape, array.dtype, lambda: _slices(array, source), values, identity)
 
 
 def _choose(
@@ -252,14 +244,8 @@ def _damage_named(source: str) -> Iterator[None]:
     except (InputError, MemoryError):
         raise
     except Exception as error:
-        if "pickle" in str(error) or "Object arrays" in str(error):
-            raise InputError(_refusal_of_objects(source)) from None
-        raise InputError(f"{source} is damaged: {_words(error)}") from None
-
-
-def _refusal_of_objects(source: str) -> str:
-    return f"{source} holds Python objects, which could run code and are not read: save numbers, of one shape"
-
-
-def _words(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        if any(words in str(error) for words in ("pickle", "Object arrays", "Python objects")):
+            raise InputError(
+                f"{source} holds Python objects, which could run code and are not read: save numbers, of one shape"
+            ) from None
+        raise InputError(f"{source} is damaged: {' '.join(str(error).split()) or type(error).__name__}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,13 +37,7 @@ class Files(Sequence[ImageFile]):
     def __len__(self) -> int:
         return self.num
 
-    @overload
-    def __getitem__(self, index: int) -> ImageFile: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[ImageFile]: ...
-
-    def __getitem__(self, index: int | slice) -> ImageFile | list[ImageFile]:
+    def __getitem__(self, index: Any) -> Any:
         places = range(self.num)[index]
         return self.make(places) if isinstance(places, int) else [self.make(place) for place in places]
 

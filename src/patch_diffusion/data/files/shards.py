@@ -21,7 +21,7 @@ from patch_diffusion.data.files.decode import ImageFile
 from patch_diffusion.data.files.folders import image_endings
 from patch_diffusion.data.reading.cache import digest, make, state_of
 from patch_diffusion.data.reading.labels import Labels, labels_of_values
-from patch_diffusion.data.reading.parallel import in_order
+from patch_diffusion.data.reading.parallel import results_in_order
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import user_path
 
@@ -52,8 +52,8 @@ def find_in_shards(pattern: str, options: Data, *, show: bool = False) -> Collec
     states = [state_of(path) for path in paths]
 
     def look() -> _Index:
-        found = in_order(lambda path: _index(path, options), paths, "looking into shards", show=show)
-        return _Index.of([_result(samples) for _, samples in found])
+        found = results_in_order(lambda path: _index(path, options), paths, "looking into shards", show=show)
+        return _Index.of(list(found))
 
     if options.cache == "memory":
         index = look()
@@ -254,9 +254,3 @@ def _labels(files: Sequence[ImageFile], index: _Index, options: Data) -> Labels 
         what = f"a field '{options.labels}' of .json" if options.labels else ".cls or a field 'label' of .json"
         raise InputError(f"{options.source} has no labels: they are {what} beside each image")
     return None
-
-
-def _result(found: list[Sample] | Exception) -> list[Sample]:
-    if isinstance(found, Exception):
-        raise found
-    return found

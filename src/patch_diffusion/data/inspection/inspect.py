@@ -183,16 +183,10 @@ def _sections(findings: Findings, files: Mapping[str, ImageFile], mode: str) -> 
 
     usable = [name for name in files if name not in findings.unusable]
     shown = [usable[place] for place in evenly(len(usable), _SHOWN)]
-    equal = [
-        show(name, joined)
-        for group in findings.equal[:_PAIRS]
-        for name, joined in zip(group, (True, False), strict=False)
-    ]
-    near = [
-        show(name, joined)
-        for pair in findings.near[:_PAIRS]
-        for name, joined in zip(pair[:2], (True, False), strict=True)
-    ]
+    equal, near = (
+        [show(names[place], joined=place == 0) for names in groups[:_PAIRS] for place in (0, 1)]
+        for groups in (findings.equal, [pair[:2] for pair in findings.near])
+    )
     return [
         (f"{len(shown):,} of {findings.num_images:,} images", [show(name) for name in shown]),
         (f"equal, pixel by pixel: {len(findings.equal):,} groups", equal),

@@ -22,14 +22,13 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from patch_diffusion.config import Data
 from patch_diffusion.data.images import Images, ImageSet
 from patch_diffusion.data.latents.autoencoder import Autoencoder, images_at_once
 from patch_diffusion.data.latents.codec import STANDARD_DEVIATION, LatentCodec, codec_of
+from patch_diffusion.data.reading.parallel import progress
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_room, read_json, sync, user_path, write_json
 
@@ -249,11 +248,9 @@ def _made(
 ) -> Iterator[Tensor]:
     """Encode images at these positions, in batches of float16 on the CPU; mirrored images follow the last image."""
     height, width = images.resolution
-    console = Console(stderr=True)
     at_once = images_at_once(height * width)
-    starts = [*range(places.start, places.stop, at_once)]
-    hidden = not (show and console.is_terminal)
-    for start in track(starts, "making latents", console=console, transient=True, disable=hidden):
+    starts = range(places.start, places.stop, at_once)
+    for start in progress(starts, len(starts), "making latents", show=show):
         positions = np.arange(start, min(start + at_once, places.stop))
         pixels = images.codec.encode(images.batch(positions % len(images))[0].to(device))
         mirrored = torch.from_numpy(positions >= len(images)).to(device)

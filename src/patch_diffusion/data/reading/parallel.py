@@ -33,6 +33,14 @@ def in_order(
     yield from progress(_in_order(task, items), len(items), what, show=show)
 
 
+def results_in_order(task: Callable[[T], R], items: Sequence[T], what: str, *, show: bool = False) -> Iterator[R]:
+    """Run a task on each item as `in_order` does, and yield only the results; the first exception is raised."""
+    for _, found in in_order(task, items, what, show=show):
+        if isinstance(found, Exception):
+            raise found
+        yield found
+
+
 def progress(items: Iterable[T], num: int | None, what: str, *, show: bool = False) -> Iterator[T]:
     """Yield the items, and show a progress bar on a terminal."""
     console = Console(stderr=True)

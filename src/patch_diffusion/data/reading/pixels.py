@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patch_diffusion.config import Data
-from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.images import ImageBuckets, Images, ImageSet
 from patch_diffusion.data.reading import cache
 from patch_diffusion.data.reading.labels import Labels, notes_of_labels
@@ -125,35 +124,21 @@ def images_of(found: Read, labels: Labels | None, options: Data, notes: list[str
     """
     dtype, survey = found.facts["dtype"], found.survey
     codec = codec_of(dtype, options.range, survey)
-    numbers, class_names = labels if labels is not None else (None, ())
+    numbers, class_names = (None, ()) if labels is None else labels
     all_notes = [*found.facts["notes"], *notes, *notes_of(codec, options.range, survey), *found.notes]
     if numbers is not None:
         every = [numbers if kept is None else numbers[kept] for kept in found.kept]
         all_notes += notes_of_labels(np.concatenate(every), class_names)
     files = found.files or [None] * len(found.pixels)
-    sets = [
-        _image_set(pixels, numbers, kept, class_names, options, codec, file)
-        for pixels, kept, file in zip(found.pixels, found.kept, files, strict=True)
-        if len(pixels)
-    ]
+    sets = []
+    for pixels, kept, file in zip(found.pixels, found.kept, files, strict=True):
+        own = numbers if numbers is None or kept is None else numbers[kept]
+        of_size = None if own is None else torch.from_numpy(own)
+        if len(pixels):
+            sets.append(ImageSet(pixels, of_size, class_names, options, codec=codec, file=file))
     if len(sets) == 1:
         return replace(sets[0], notes=tuple(all_notes))
     return ImageBuckets(tuple(sets), options, tuple(all_notes))
-
-
-def _image_set(
-    pixels: Tensor,
-    numbers: NDArray[np.int64] | None,
-    kept: NDArray[np.int64] | None,
-    class_names: tuple[str, ...],
-    options: Data,
-    codec: PixelCodec,
-    file: Path | None,
-) -> ImageSet:
-    if numbers is not None and kept is not None:
-        numbers = numbers[kept]
-    labels = None if numbers is None else torch.from_numpy(numbers)
-    return ImageSet(pixels, labels, class_names, options, codec=codec, file=file)
 
 
 def _can_write() -> bool:

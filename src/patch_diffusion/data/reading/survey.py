@@ -47,13 +47,7 @@ class Survey:
 
     def facts(self) -> dict[str, Any]:
         """Return the statistics as a dict that JSON can store."""
-        return {
-            "num_images": self.num_images,
-            "low": self.low,
-            "high": self.high,
-            "num_constant": self.num_constant,
-            "first_constant": self.first_constant,
-        }
+        return {name: value for name, value in vars(self).items() if name != "name"}
 
 
 def codec_of(dtype: str, given: tuple[float, float] | None, found: Survey) -> PixelCodec:

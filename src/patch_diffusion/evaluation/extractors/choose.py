@@ -66,7 +66,7 @@ def open_extractor(
     if is_inception(set(weights)):
         return inception(path, device)
     if is_mobilenet(weights):
-        return mobilenet(path, device=device)
+        return mobilenet(path, device)
     first = ", ".join(sorted(weights)[:2]) or "none"
     raise InputError(
         f"{path} holds the weights of no network that is known here (Inception-v3, MobileNetV2; its tensors are "

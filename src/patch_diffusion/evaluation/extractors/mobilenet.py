@@ -13,7 +13,7 @@ from patch_diffusion.evaluation.extractors.extractor import Extractor
 from patch_diffusion.evaluation.extractors.weights import check_shapes, digest_of, read_weights
 
 SIDE = 128
-"""The height and width to which images are resized; the network takes any multiple of 32."""
+"""The height and width to which images are resized, bicubically, with antialiasing if they get smaller."""
 
 # Each block but the first expands its input to six times as many channels (table 2 of the paper).
 _OUTPUTS = (16, 24, 24, *[32] * 3, *[64] * 4, *[96] * 3, *[160] * 3, 320)
@@ -26,13 +26,12 @@ def is_mobilenet(weights: Mapping[str, Tensor]) -> bool:
     return "stem.weight" in weights and "block1.depthwise.weight" in weights
 
 
-def mobilenet(path: Path, side: int = SIDE, device: torch.device | str = "cpu") -> Extractor:
+def mobilenet(path: Path, device: torch.device | str = "cpu") -> Extractor:
     """Open a MobileNetV2 extractor of 1,280 features, the output of the last convolution averaged over the image.
 
     Args:
         path: a file of weights ``stem``, ``block1`` ... ``block17`` with ``.expand`` (but block1), ``.depthwise`` and
             ``.project``, and ``head``, each with ``.weight`` (outputs, inputs, height, width) and ``.bias``.
-        side: the height and width to which images are resized, bicubically, with antialiasing if they get smaller.
         device: the device of the network.
 
     Raises:
@@ -40,41 +39,36 @@ def mobilenet(path: Path, side: int = SIDE, device: torch.device | str = "cpu") 
     """
     weights = read_weights(path)
     check_shapes(path, weights, _shapes(), "a MobileNetV2")
+    placed = {name: _placed(weights[name], device) for name in _shapes()}
     return Extractor(
         "mobilenet_v2",
-        _MobileNet({name: _placed(weights[name], device) for name in _shapes()}, side),
-        {"kind": "MobileNetV2", "weights": digest_of(path), "side": side},
+        lambda images: _features(images.to(device), placed),
+        {"kind": "MobileNetV2", "weights": digest_of(path), "side": SIDE},
         note="features of MobileNetV2 are not those of FID: compare numbers only where the extractor, its side and the "
         "number of images are the same",
     )
 
 
-class _MobileNet:
-    def __init__(self, weights: Mapping[str, Tensor], side: int) -> None:
-        self._weights = weights
-        self._side = side
-
-    def __call__(self, images: Tensor) -> Tensor:
-        device = self._weights["stem.weight"].device
-        x = images.to(device).float() / 127.5 - 1
-        smaller = max(x.shape[-2:]) > self._side
-        x = F.interpolate(x, (self._side, self._side), mode="bicubic", align_corners=False, antialias=smaller)
-        x = self._convolution(x.clamp(-1, 1), "stem", stride=2).clamp(0, 6)
-        for block in range(1, len(_OUTPUTS) + 1):
-            stride, y = _STRIDES.get(block, 1), x
-            if block > 1:
-                y = self._convolution(y, f"block{block}.expand").clamp(0, 6)
-            y = self._convolution(y, f"block{block}.depthwise", stride, groups=y.shape[1]).clamp(0, 6)
-            y = self._convolution(y, f"block{block}.project")
-            x = x + y if stride == 1 and x.shape == y.shape else y
-        return self._convolution(x, "head").clamp(0, 6).mean(dim=(2, 3))
-
-    def _convolution(self, x: Tensor, name: str, stride: int = 1, groups: int = 1) -> Tensor:
-        weight = self._weights[f"{name}.weight"]
+def _features(images: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    def convolution(x: Tensor, name: str, stride: int = 1, groups: int = 1) -> Tensor:
+        weight = weights[f"{name}.weight"]
         if weight.shape[-1] == 3:
             # TensorFlow's SAME padding puts the odd pixel below and to the right.
             x = F.pad(x, (0, 1, 0, 1) if stride == 2 else (1, 1, 1, 1))
-        return F.conv2d(x, weight, self._weights[f"{name}.bias"], stride, groups=groups)
+        return F.conv2d(x, weight, weights[f"{name}.bias"], stride, groups=groups)
+
+    x = images.float() / 127.5 - 1
+    smaller = max(x.shape[-2:]) > SIDE
+    x = F.interpolate(x, (SIDE, SIDE), mode="bicubic", align_corners=False, antialias=smaller)
+    x = convolution(x.clamp(-1, 1), "stem", stride=2).clamp(0, 6)
+    for block in range(1, len(_OUTPUTS) + 1):
+        stride, y = _STRIDES.get(block, 1), x
+        if block > 1:
+            y = convolution(y, f"block{block}.expand").clamp(0, 6)
+        y = convolution(y, f"block{block}.depthwise", stride, groups=y.shape[1]).clamp(0, 6)
+        y = convolution(y, f"block{block}.project")
+        x = x + y if stride == 1 and x.shape == y.shape else y
+    return convolution(x, "head").clamp(0, 6).mean(dim=(2, 3))
 
 
 def _placed(weight: Tensor, device: torch.device | str) -> Tensor:

@@ -8,6 +8,7 @@ silent. The features see colours, edges and textures, but no objects.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -30,9 +31,21 @@ def random_convolutions(seed: int = 0, device: torch.device | str = "cpu") -> Ex
         seed: the seed of the filters.
         device: the device of the filters.
     """
+
+    @cache
+    def filters(channels: int) -> list[Tensor]:
+        inputs = (channels, *WIDTHS)
+        # Variance 1 / inputs keeps the mean square of values.
+        return [
+            torch.randn(outputs, inputs[layer], 3, 3, generator=generator(seed, "random features", layer))
+            .mul(math.sqrt(1 / (9 * inputs[layer])))
+            .to(device)
+            for layer, outputs in enumerate(WIDTHS)
+        ]
+
     return Extractor(
         "random",
-        _RandomConvolutions(seed, torch.device(device)),
+        lambda images: _features(images.to(device), filters(images.shape[1])),
         {"kind": "random convolutions", "version": 1, "seed": seed, "widths": list(WIDTHS), "largest": _LARGEST},
         channels=None,
         note="features of random convolutions tell these samples from others of this data, and cannot be compared "
@@ -40,36 +53,17 @@ def random_convolutions(seed: int = 0, device: torch.device | str = "cpu") -> Ex
     )
 
 
-class _RandomConvolutions:
-    def __init__(self, seed: int, device: torch.device) -> None:
-        self._seed = seed
-        self._device = device
-        self._filters: dict[int, list[Tensor]] = {}  # by the number of image channels
-
-    def __call__(self, images: Tensor) -> Tensor:
-        values = images.to(self._device).float() / 127.5 - 1
-        height, width = values.shape[-2:]
-        if max(height, width) > _LARGEST:
-            scale = _LARGEST / max(height, width)
-            size = (max(1, round(height * scale)), max(1, round(width * scale)))
-            values = F.interpolate(values, size, mode="bilinear", antialias=True)
-        features: list[Tensor] = []
-        filters = self._filters_of(values.shape[1])
-        for layer, weight in enumerate(filters):
-            values = F.conv2d(F.pad(values, (1, 1, 1, 1), mode="replicate"), weight).abs()
-            parts = _PARTS if layer == len(filters) - 1 else 1
-            features.append(F.adaptive_avg_pool2d(values, parts).flatten(1))
-            values = F.avg_pool2d(values, 2, ceil_mode=True)
-        return torch.cat(features, dim=1)
-
-    def _filters_of(self, channels: int) -> list[Tensor]:
-        if channels not in self._filters:
-            inputs = (channels, *WIDTHS)
-            # Variance 1 / inputs keeps the mean square of values.
-            self._filters[channels] = [
-                torch.randn(outputs, inputs[layer], 3, 3, generator=generator(self._seed, "random features", layer))
-                .mul(math.sqrt(1 / (9 * inputs[layer])))
-                .to(self._device)
-                for layer, outputs in enumerate(WIDTHS)
-            ]
-        return self._filters[channels]
+def _features(images: Tensor, filters: list[Tensor]) -> Tensor:
+    values = images.float() / 127.5 - 1
+    height, width = values.shape[-2:]
+    if max(height, width) > _LARGEST:
+        scale = _LARGEST / max(height, width)
+        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        values = F.interpolate(values, size, mode="bilinear", antialias=True)
+    features: list[Tensor] = []
+    for layer, weight in enumerate(filters):
+        values = F.conv2d(F.pad(values, (1, 1, 1, 1), mode="replicate"), weight).abs()
+        parts = _PARTS if layer == len(filters) - 1 else 1
+        features.append(F.adaptive_avg_pool2d(values, parts).flatten(1))
+        values = F.avg_pool2d(values, 2, ceil_mode=True)
+    return torch.cat(features, dim=1)

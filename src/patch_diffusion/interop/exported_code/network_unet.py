@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import Any
-
-import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
-from diffusers.models.unets.unet_2d import UNet2DOutput
-from torch import Tensor
+from diffusers.configuration_utils import register_to_config
 
 from patch_diffusion.denoise.networks.unet import UNet
+from patch_diffusion.interop.exported_code.network import ExportedNetwork
 
 
-class PatchDiffusionUNet(ModelMixin, ConfigMixin):
+class PatchDiffusionUNet(ExportedNetwork):
     """The network `UNet` with the interface of diffusers' own networks; its arguments are those of `UNet`."""
 
     @register_to_config
@@ -46,20 +40,3 @@ class PatchDiffusionUNet(ModelMixin, ConfigMixin):
             augment_channels=augment_channels,
             coords=coords,
         )
-
-    def forward(
-        self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
-    ) -> Any:
-        """Compute the raw output F (n, image_channels, h, w).
-
-        Args:
-            sample: scaled noisy images with their coordinates (n, image_channels + 2, h, w).
-            timestep: c_noise of the scheduler's preconditioning (n,).
-            class_labels: (n,), -1 for "no class".
-            return_dict: whether to return an output of diffusers with F as its ``sample``; else a tuple.
-        """
-        # With weights in half precision, noise levels and coordinates are still turned into waves in float32.
-        half = self.dtype in (torch.float16, torch.bfloat16)
-        with torch.autocast(sample.device.type, self.dtype) if half else nullcontext():
-            output = self.network(sample, timestep, class_labels)
-        return UNet2DOutput(sample=output) if return_dict else (output,)

@@ -1,0 +1,35 @@
+"""The interface of diffusers' networks for a network of this package."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import Tensor, nn
+
+
+class ExportedNetwork(ModelMixin, ConfigMixin):
+    """The base class of exported networks: each makes its ``network``, whose arguments are its config."""
+
+    network: nn.Module
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
+    ) -> Any:
+        """Compute the raw output F (n, image_channels, h, w).
+
+        Args:
+            sample: scaled noisy images with their coordinates (n, image_channels + 2, h, w).
+            timestep: c_noise of the scheduler's preconditioning (n,).
+            class_labels: (n,), -1 for "no class".
+            return_dict: whether to return an output of diffusers with F as its ``sample``; else a tuple.
+        """
+        # With weights in half precision, noise levels and coordinates are still turned into waves in float32.
+        half = self.dtype in (torch.float16, torch.bfloat16)
+        with torch.autocast(sample.device.type, self.dtype) if half else nullcontext():
+            output = self.network(sample, timestep, class_labels)
+        return UNet2DOutput(sample=output) if return_dict else (output,)
