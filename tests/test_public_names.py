@@ -1,3 +1,4 @@
+import inspect
 import subprocess
 import sys
 
@@ -31,3 +32,19 @@ def test_an_unknown_name():
 def test_importing_the_package_is_quick_because_torch_is_not_imported():
     code = "import sys, patch_diffusion; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("function", [pd.Trainer.__init__, pd.generate, pd.edit, pd.evaluate])
+def test_the_largest_functions_take_few_parameters(function):
+    assert len(inspect.signature(function).parameters) <= 8
+
+
+def test_only_the_trainer_takes_keywords_that_its_signature_does_not_name():
+    free = set()
+    for name in pd.__all__:
+        value = getattr(pd, name)
+        if callable(value) and value is not pd.InputError:
+            parameters = inspect.signature(value).parameters.values()
+            if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+                free.add(name)
+    assert free == {"Trainer"}
