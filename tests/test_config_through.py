@@ -10,6 +10,7 @@ import patch_diffusion as pd
 from patch_diffusion.cli.train import Train
 from patch_diffusion.config import Config, Data, Network, Optimizer, flat_options, from_dict, option_names
 from patch_diffusion.runs.folder import RunFolder
+from patch_diffusion.training.batches import Position
 
 SMALL = Network(width=8, multipliers=(1,), blocks=1)
 
@@ -240,3 +241,19 @@ def test_kind_fixed_of_before_on_the_command_line(tmp_path, capsys, words):
     assert (
         capsys.readouterr().err == "--patches.kind fixed is stochastic now; the old name works for one more release\n"
     )
+
+
+def test_a_group_of_ones_own_class_acts(parts, tmp_path):
+    class OnlyWhole(pd.PatchSchedule):
+        def size_at(self, step, resolution, spent=0.0, stride=1):
+            return self.sizes_for(resolution, stride)[-1]
+
+    class OneLevel(pd.NoiseLevels):
+        def draw(self, num, *, generator=None):
+            return torch.full((num,), 0.7)
+
+    schedule = OnlyWhole(whole=0.5, sizes={"1/2": 1.0})
+    trainer = pd.Trainer(*parts, schedule, out=tmp_path / "run", batch=4, noise=OneLevel(), **QUIET)
+    assert {str(trainer.train_step()[0]) for _ in range(4)} == {"8x12"}
+    batch = trainer.batches.make(trainer.batches.plan(Position(9, 0, {})), range(4))
+    assert batch.sigma.eq(0.7).all() and trainer.config.patches == Config().patches.__class__(sizes={"1/2": 1.0})

@@ -81,7 +81,8 @@ class Augment(options.Augment):
     @classmethod
     def of(cls, group: options.Augment) -> Augment:
         """Return the augmentation by the options of a config."""
-        return cls(**{field.name: getattr(group, field.name) for field in fields(options.Augment)})
+        names = [field.name for field in fields(options.Augment)]
+        return group if isinstance(group, Augment) else cls(**{name: getattr(group, name) for name in names})
 
     def __post_init__(self) -> None:
         for name in ("flip", "p"):

@@ -137,7 +137,8 @@ class NoiseLevels(Noise):
     @classmethod
     def of(cls, options: Noise) -> NoiseLevels:
         """Return the noise levels by the options of a config."""
-        return cls(**{field.name: getattr(options, field.name) for field in fields(Noise)})
+        names = [field.name for field in fields(Noise)]
+        return options if isinstance(options, NoiseLevels) else cls(**{name: getattr(options, name) for name in names})
 
     def __post_init__(self) -> None:
         if isinstance(self.process, Process):

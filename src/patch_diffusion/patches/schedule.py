@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from functools import lru_cache
 from typing import Literal, get_args
@@ -95,7 +95,9 @@ class PatchSchedule(Patches):
 
     @classmethod
     def of(cls, options: Patches, *, seed: int = 0) -> PatchSchedule:
-        """Return the schedule of a config's options and seed."""
+        """Return the schedule of a config's options and seed; one that acts already stays of its own class."""
+        if isinstance(options, PatchSchedule):
+            return replace(options, seed=seed)
         return cls(**{field.name: getattr(options, field.name) for field in fields(Patches)}, seed=seed)
 
     def sizes_for(self, resolution: Shape, stride: int = 1) -> tuple[PatchSize, ...]:
