@@ -86,7 +86,7 @@ def main(words: list[str] | None = None) -> dict[str, dict[str, float]]:
             known = pd.Measurement(values, operator, (1, side, side), noise)
             baseline = ridge(known)
             (sample,) = pd.edit(
-                model, known, [index], pd.Sampling(steps=options.steps), repeats=1, covariance=options.covariance
+                model, known, [index], pd.Sampling(options.steps), repeats=1, covariance=options.covariance
             )
             errors["ridge"] += psnr(baseline, truth) / len(truths)
             errors["model"] += psnr(sample.pixels, truth) / len(truths)
