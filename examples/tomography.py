@@ -70,11 +70,11 @@ def main(words: list[str] | None = None) -> dict[str, dict[str, float]]:
     parser.add_argument("--images", type=int, default=8, metavar="N", help="how many digits")
     parser.add_argument("--steps", type=int, default=32, metavar="N", help="noise levels")
     parser.add_argument("--covariance", default="network", choices=("isotropic", "network"))
-    options = parser.parse_args(words)
+    given = parser.parse_args(words)
 
-    model = pd.load(options.run)
+    model = pd.load(given.run)
     digits = pd.open_images("digits").buckets[0]
-    truths = digits.pixels[: options.images]
+    truths = digits.pixels[: given.images]
     side = truths.shape[-1]
     result: dict[str, dict[str, float]] = {}
     for name, operator, noise in (("radon", radon(side, 6), 10.0), ("fourier", fourier(side, 0.4), 2.0)):
@@ -85,14 +85,12 @@ def main(words: list[str] | None = None) -> dict[str, dict[str, float]]:
             values = exact + noise * drawn * (exact != 0)
             known = pd.Measurement(values, operator, (1, side, side), noise)
             baseline = ridge(known)
-            (sample,) = pd.edit(
-                model, known, [index], pd.Sampling(steps=options.steps), repeats=1, covariance=options.covariance
-            )
+            (sample,) = pd.edit(model, known, [index], pd.Sampling(given.steps), repeats=1, covariance=given.covariance)
             errors["ridge"] += psnr(baseline, truth) / len(truths)
             errors["model"] += psnr(sample.pixels, truth) / len(truths)
             rows.append((truth, baseline.round().clamp(0, 255).to(torch.uint8), sample.pixels))
         pictures = [row[column] for column in range(3) for row in rows]
-        path = write_picture(pd.picture_grid(pictures, columns=len(rows)), options.out / f"{name}.png")
+        path = write_picture(pd.picture_grid(pictures, columns=len(rows)), given.out / f"{name}.png")
         print(f"{name}: {errors['ridge']:.1f} dB without the model, {errors['model']:.1f} dB with it; {path}")
         result[name] = errors
     return result

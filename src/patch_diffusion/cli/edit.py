@@ -38,7 +38,7 @@ class Edit:
     extend: Annotated[tuple[str, ...] | None, arg(metavar="SIDE=PIXELS")] = None
     """Make the image larger by some pixels at its sides, as in left=32,top=8."""
     restore: Literal["super-resolution", "deblur", "denoise"] | None = None
-    """What is wrong with the image."""
+    """The damage to undo."""
     factor: int | None = None
     """For super-resolution (2): how many pixels a pixel becomes, along each axis."""
     blur: float | None = None
@@ -55,8 +55,8 @@ class Edit:
     """How often each step is taken, so that what is new and what is known come together. None: 1 for network, 4 for
     isotropic."""
     covariance: Literal["isotropic", "network"] | None = None
-    """What a known pixel says of others. isotropic: nothing, which is quick. network: what the model says, at some five
-    times the work a step. None: network for --mask and --extend without --tile, else isotropic."""
+    """How much a known pixel says of others. isotropic: nothing, which is quick. network: what the model says, at some
+    five times the work a step. None: network for --mask and --extend without --tile, else isotropic."""
     ema_length: Annotated[float | None, arg(metavar="0.1")] = None
     """Average the weights over this share of the training, where --ema.lengths kept what it takes."""
     grid: Annotated[Path | None, arg(metavar="FILE.png")] = None

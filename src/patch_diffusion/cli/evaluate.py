@@ -40,13 +40,13 @@ class Evaluate:
     held_out: Annotated[str | None, arg(metavar="DATA")] = None
     """Images it was not trained on. None: those that the run held out."""
     reference: Annotated[str | None, arg(metavar="DATA|FILE.npz")] = None
-    """What samples are compared with: images, or statistics mu and sigma. None: the images it was trained on."""
+    """Images to compare samples with, or statistics mu and sigma. None: the images it was trained on."""
     extractor: Annotated[str, arg(metavar="KIND|FILE")] = "random"
-    """What makes features: random (needs no file), inception, dinov2; or a file of weights or a folder of these."""
+    """Extractor of features: random (needs no file), inception, dinov2; or a file of weights or a folder of these."""
     sampling: Annotated[Sampling, arg(name="")] = field(default_factory=Sampling)
     options: Annotated[EvaluationOptions, arg(name="")] = field(default_factory=EvaluationOptions)
     processes: int = 1
-    """Of this machine, that share the samples, for instance one for each of its GPUs."""
+    """Processes of this machine that share the samples, for instance one for each of its GPUs."""
     json_file: Annotated[str | None, arg(name="json", metavar="[FILE.json]")] = None
     """Write the result as JSON; without a file, print it on stdout."""
 

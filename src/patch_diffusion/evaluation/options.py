@@ -21,9 +21,9 @@ class EvaluationOptions:
     """frechet, kernel, precision (and recall), density (and coverage), memorization, denoising, bits. None: all of
     them that what is given allows, but bits, which take long."""
     samples: Annotated[int | None, arg(metavar="N")] = None
-    """Samples. None: 1,000, or all pictures. Published Frechet distances take 50,000."""
+    """The number of samples. None: 1,000, or all pictures. Published Frechet distances take 50,000."""
     seed: int = 0
-    """Of samples, noise and intervals. Sample k has the seed seed * samples + k."""
+    """Seed of samples, noise and intervals. Sample k has the seed seed * samples + k."""
     ema_length: Annotated[float | None, arg(metavar="0.1")] = None
     """Average the weights over this share of the training, where --ema.lengths kept what it takes."""
     vae: Annotated[Path | None, arg(metavar="FOLDER")] = None

@@ -72,9 +72,9 @@ class Sampling:
     guidance: float = 1.0
     """Scale of guidance; 1 is none."""
     guide: Annotated[Guide, arg(metavar="NAME")] = "class"
-    """What guidance leads away from. class: the model without the class. crops: the model on crops, of half the sides
-    or as in crops:1/4. step:400: an earlier checkpoint. ema:0.02: an average of another length. Or another run; in
-    Python a weaker denoiser."""
+    """The model that guidance leads away from. class: this one without the class. crops: this one on crops, of half the
+    sides or as in crops:1/4. step:400: an earlier checkpoint. ema:0.02: an average of another length. Or another run;
+    in Python, a weaker denoiser."""
     guidance_interval: Annotated[tuple[float, float] | None, arg(metavar="LOW HIGH")] = None
     """Guidance only at noise levels above LOW, up to HIGH. None: at all."""
     resolution: Size | None = None
