@@ -154,8 +154,10 @@ class _Machine:
                 self.memo[len(self.memo)] = self.stack[-1]
             case "BINGET" | "LONG_BINGET":
                 self.stack.append(self.memo[argument])
-            case "GLOBAL":
+            case "GLOBAL" | "INST":
                 self.stack.append(self.named(argument.replace(" ", ".", 1)))
+                if operation == "INST":
+                    raise InputError("it uses the operation INST, which no published file does")
             case "STACK_GLOBAL":
                 name, module = self.stack.pop(), self.stack.pop()
                 if type(name) is not str or type(module) is not str:

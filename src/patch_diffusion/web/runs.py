@@ -141,6 +141,7 @@ class Runs:
         checkpoints, samples = folder.checkpoints(), self._samples(folder)
         best = folder.best()
         spent = min(float(progress.get("spent", 0.0)), 1.0)
+        written = [path.stat().st_mtime for path in (folder.config_file, folder.log_file) if path.exists()]
         return {
             "name": name,
             "state": _state(facts, spent, trainer),
@@ -148,7 +149,7 @@ class Runs:
             "spent": spent,
             "step": progress.get("step", 0),
             "loss": _mean(progress.get("loss", {})),
-            "changed": _changed(folder),
+            "changed": max(written, default=0.0),  # in seconds since the epoch
             "picture": samples[-1].name if samples else None,
             "has_model": folder.model_file.exists(),
             "checkpoints": [step_of(path) for path in checkpoints],
@@ -215,9 +216,3 @@ def _model(config: Config, facts: ModelFacts) -> dict[str, Any]:
 def _mean(losses: dict[str, Any]) -> float | None:
     values = [float(loss) for loss in losses.values() if loss is not None]
     return sum(values) / len(values) if values else None
-
-
-def _changed(folder: RunFolder) -> float:
-    """Return the time of the last write to a run's config or log, in seconds since the epoch."""
-    times = [path.stat().st_mtime for path in (folder.config_file, folder.log_file) if path.exists()]
-    return max(times, default=0.0)
