@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from patch_diffusion.data.codec import DTYPES, PixelCodec
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, need
 from patch_diffusion.sampling.bind import bind_images
 from patch_diffusion.sampling.solvers import wide
 from patch_diffusion.sampling.step import Denoise
@@ -120,7 +119,7 @@ def log_density(
     >>> log_density(denoise, images, signs, sigma_min=1e-3, sigma_max=1e3).round(decimals=2)  # -2 ln(2 pi)
     tensor([-3.6800])
     """
-    odeint = _odeint()
+    odeint = need("torchdiffeq", "likelihood", "a likelihood").odeint
     if not 0 < sigma_min < sigma_max:
         raise InputError(f"noise levels must be 0 < sigma_min < sigma_max, not {sigma_min} and {sigma_max}")
     if not tolerance > 0:
@@ -156,11 +155,3 @@ def _largest(state: tuple[Tensor, Tensor]) -> Tensor:
     """Return the error of the worst image, so that an image is solved to the tolerance in any batch."""
     images, divergences = state
     return torch.maximum(images.flatten(1).square().mean(1).sqrt().max(), divergences.abs().max())
-
-
-def _odeint() -> Any:
-    try:
-        from torchdiffeq import odeint
-    except ImportError:
-        raise InputError("likelihoods need torchdiffeq: pip install 'patch_diffusion[likelihood]'") from None
-    return odeint

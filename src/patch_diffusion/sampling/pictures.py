@@ -11,6 +11,7 @@ from PIL import Image, ImageColor
 from torch import Tensor
 
 from patch_diffusion.errors import InputError
+from patch_diffusion.files import replacing
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _SMALLEST_GRID = 512  # pixels; grids of small images are enlarged by a whole number
@@ -51,12 +52,8 @@ def write_pixels(pixels: Tensor, path: Path) -> Path:
         return write_picture(Image.fromarray(array[0]), path.with_suffix(".png"))
     path = path.with_suffix(".npy")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial.npy")
-    try:
-        np.save(partial, array)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.save(file, array)
     return path
 
 
@@ -104,10 +101,6 @@ def write_picture(picture: Image.Image, path: str | Path) -> Path:
     path = Path(path)
     check_picture(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        picture.save(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial:
+        picture.save(partial, Image.registered_extensions()[path.suffix.lower()])
     return path
