@@ -66,7 +66,7 @@ def _budgets(content: Content) -> str:
 
 
 def _charts(content: Content) -> str:
-    """Return HTML charts of the loss over a race and over its second half, where curves are close, and of distances."""
+    """Return HTML charts of the loss in a race and its second half, where curves are close, and of sample distances."""
     curves = {name: _points(by_seed, content) for name, by_seed in content["points"].items()}
     of_samples = {
         measure: {name: _points(by_seed, content, measure) for name, by_seed in content["points"].items()}

@@ -39,7 +39,7 @@ def race(
     given: Mapping[str, Collection[str]] | None = None,
     tell: Tell = lambda text: None,
 ) -> dict[str, Any]:
-    """Train several configurations (arms), usually for equal time, and report which is better; continue a stopped race.
+    """Train several configurations (arms), usually for equal time, to see which is better; or continue a stopped race.
 
     The command line's ``race`` calls this. Each arm has a run folder, ``OUT/ARM-seedS/``, and takes the steps
     that `train` would take, without the pictures and checkpoints that would take training time. Whenever the arms are

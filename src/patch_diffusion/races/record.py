@@ -45,7 +45,7 @@ class RaceFolder:
         return self.path / f"{name}-seed{seed}"
 
     def measurements(self, name: str, seed: int) -> Measurements:
-        """Read the losses and distances of an arm with a seed, measured so far, from the log of its training."""
+        """Read the held-out losses and sample distances of an arm and seed, so far, from the log of its training."""
         return read_measurements(RunFolder(self.arm(name, seed)).log_file)
 
     def check(self, plan: Mapping[str, Any]) -> dict[str, Any] | None:

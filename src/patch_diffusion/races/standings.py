@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 LossCurve = Sequence[tuple[float, float]]
-"""The held-out losses of one arm of a race: pairs (time, loss) by rising time, in the unit of the budget."""
+"""The losses or distances of one arm of a race: pairs (time, loss) by rising time, in the unit of the budget."""
 
 
 def time_to(curve: LossCurve, loss: float) -> float | None:

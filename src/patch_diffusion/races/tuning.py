@@ -152,7 +152,7 @@ def _parts(config: Config) -> int:
 
 
 def _round(configs: Sequence[Config], budget: float, folder: Path, build: Build, judge: Judge) -> list[float | None]:
-    """Train one model for each config, for a budget, and return their held-out losses, None where training diverged."""
+    """Train one model for each config and return the held-out losses in order, None where training diverged."""
     shutil.rmtree(folder, ignore_errors=True)
     try:
         with ExitStack() as stack:
@@ -174,7 +174,7 @@ def _round(configs: Sequence[Config], budget: float, folder: Path, build: Build,
 
 
 def _scaled(config: Config, budget: float) -> dict[str, Any]:
-    """Return the budget of a trial as an option of training: "steps", "images" or "minutes", as in the config."""
+    """Return the budget of a trial as a dict with one of "steps", "images" and "minutes", as the config has."""
     if config.minutes is not None:
         return {"minutes": budget}
     name = "steps" if config.steps is not None else "images"
