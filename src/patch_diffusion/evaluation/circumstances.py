@@ -1,4 +1,4 @@
-"""Hardware, versions and commit that figures were measured with, recorded so that they can be measured again."""
+"""The hardware, versions and git commit of a measurement, recorded so that it can be repeated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CPU_NAMES = Path("/proc/cpuinfo")
 
 
 def circumstances(device: torch.device) -> dict[str, Any]:
-    """Return the hardware, the versions and, if the package is used from a checkout, its commit."""
+    """Return device, threads, system, versions and git commit (None without checkout) as a dict for JSON."""
     return {
         "device": device_name(device),
         "threads": torch.get_num_threads(),
@@ -28,7 +28,7 @@ def circumstances(device: torch.device) -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
-    """Return the name of the GPU, or of the processor."""
+    """Return the product name of a CUDA GPU; for any other device that of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     names = [platform.processor() or platform.machine()]

@@ -1,4 +1,4 @@
-"""One pass over the evaluated images, which keeps features and small pixels for the metrics, and no whole image."""
+"""One pass over the images to evaluate, which keeps features and downscaled pixels for the metrics, no whole image."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from patch_diffusion.evaluation.processes import shared
 from patch_diffusion.evaluation.stream import Stream
 
 MOST_KEPT = 10_000
-"""The most images whose features and small pixels are kept; the moments are those of all images."""
+"""The maximum number of images whose features and downscaled pixels are kept; mean and scatter are those of all."""
 
 
 @dataclass(frozen=True)
 class Collected:
-    """Results of one pass over images.
+    """The features and pixels collected in one pass over ``num`` images.
 
-    ``moments`` are those of each group of images, ``features`` (k, d) and ``small`` pixels (k, 3072) those of the first
-    k images. ``channels`` and ``resolution`` are those of the first image.
+    ``moments`` has mean and scatter of the features of each group of images; ``features`` (k, d) and downscaled pixels
+    ``small`` (k, 3072) belong to the first k images, ``channels`` and ``resolution`` to the first image.
     """
 
     num: int
@@ -38,7 +38,7 @@ class Collected:
 def collect(
     images: Stream, extractor: Extractor | None, *, what: str, moments: bool = True, show: bool = False
 ) -> Collected:
-    """Read all images once and collect their features, moments and small pixels.
+    """Read all images once and collect their features, their mean and scatter by group, and downscaled pixels.
 
     Args:
         images: the images to read.
@@ -55,7 +55,7 @@ def collect(
     shape = torch.Size()
 
     def look(number: int) -> list[tuple[torch.Size, Tensor, Tensor | None]]:
-        """Return the image shape, the small pixels and the features of each batch of a part."""
+        """Return (image shape, downscaled pixels, features or None) for each tensor in a chunk of the stream."""
         return [
             (batch.shape[1:], small_pixels(batch), None if extractor is None else extractor(batch))
             for batch in images.part(number)

@@ -14,10 +14,10 @@ from patch_diffusion.evaluation.neighbours import density_coverage, precision_re
 from patch_diffusion.evaluation.reference import Reference
 
 MOST_COMPARED = 10_000
-"""The most real images that samples are compared with one by one, evenly spaced over the data set."""
+"""The maximum number of real images for metrics that compare images one by one; they are evenly spaced in the data."""
 
 PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
-"""The numbers of nearest neighbours that the papers use."""
+"""The numbers of nearest neighbours in the papers, for precision and recall, and for density and coverage."""
 
 
 def compare(
@@ -28,7 +28,7 @@ def compare(
     extractor: str,
     seed: int,
 ) -> tuple[dict[str, Measure], list[str]]:
-    """Return the measures of some metrics by name, and notes for the user.
+    """Compare samples with real images; return a dict from metric name to `Measure`, and notes for the user.
 
     Args:
         metrics: "frechet", "kernel", "precision", "density"; other names are ignored.
@@ -77,7 +77,7 @@ def _frechet(collected: Collected, gaussian: Gaussian, extractor: str, seed: int
 
 
 def _too_few(num: int, reference: Gaussian) -> list[str]:
-    """Return a warning if there are fewer images than features, so that a covariance is not of full rank."""
+    """Return a list with a warning if images are fewer than features, so that a covariance lacks full rank; else []."""
     size = len(reference.mean)
     fewer = [f"{num:,} images"] if num <= size else []
     fewer += [f"{reference.num:,} of the reference"] if reference.num is not None and reference.num <= size else []
@@ -90,7 +90,7 @@ def _too_few(num: int, reference: Gaussian) -> list[str]:
 
 
 def spaced_subset(features: Tensor) -> Tensor:
-    """Return at most `MOST_COMPARED` features, evenly spaced over the data set, to compare samples with."""
+    """Return at most `MOST_COMPARED` rows of a feature matrix (n, d), evenly spaced, to compare samples with."""
     if len(features) <= MOST_COMPARED:
         return features
     step = len(features) / MOST_COMPARED

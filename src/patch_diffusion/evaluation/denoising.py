@@ -16,16 +16,16 @@ from patch_diffusion.evaluation.processes import shared
 from patch_diffusion.sampling.likelihood import bits_per_dimension
 
 MOST_DENOISED = 1000
-"""The most images of each size that are denoised; the first ones are taken."""
+"""The maximum number of held-out images of each size that are denoised; the first ones are taken."""
 
 _BITS_AT_ONCE = 16
 
 
 def denoising_measures(model: Denoiser, held_out: Images, *, seed: int = 0, batch: int = 64) -> dict[str, Measure]:
-    """Measure the loss of whole held-out images: "denoising" over all noise levels, "denoising@0.4" at one of them."""
+    """Return losses of whole held-out images by name: "denoising" over all noise levels, "denoising@0.4" at one."""
     losses = losses_of_images(model, held_out, seed=seed, batch=batch, most=MOST_DENOISED)
     num = len(next(iter(losses.values())))
-    told = {} if model.context is None else {"context": model.context}  # a context makes it another measure
+    told = {} if model.context is None else {"context": model.context}  # losses compare only at equal context
     settings = {"held_out_images": num, "sigmas": list(losses), "seed": seed, **told}
     mean = torch.stack(list(losses.values())).mean(dim=0)
     measures = {"denoising": replace(interval_of_mean(mean, seed), settings=settings)}
@@ -36,13 +36,13 @@ def denoising_measures(model: Denoiser, held_out: Images, *, seed: int = 0, batc
 
 
 def bits_measure(model: Denoiser, held_out: Images, num: int, *, seed: int = 0, show: bool = False) -> Measure:
-    """Measure the bits per dimension of the first held-out images, or of all if fewer; see `bits_per_dimension`.
+    """Return the mean bits per dimension of the first ``num`` held-out images; see `bits_per_dimension`.
 
     Args:
         model: a model of pixels that are whole numbers.
         held_out: images of one size.
-        num: the number of images.
-        seed: the seed of the places in the quantization bins and of the probes.
+        num: the number of images; all are taken if there are fewer.
+        seed: the seed of the dequantization noise and of the random probes that estimate the divergence.
         show: whether to show a progress bar, on a terminal.
     """
     if len(held_out.buckets) != 1:

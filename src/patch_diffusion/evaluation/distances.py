@@ -1,6 +1,6 @@
 """Distances between two sets of features: between the Gaussians that fit them, and between kernel means.
 
-Everything is in float64 on the CPU; features may come block by block, and only their moments are kept.
+Everything is in float64 on the CPU; features may come block by block, and only mean and covariance are kept.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Gaussian:
 
     @property
     def rank(self) -> int:
-        """The highest rank that the covariance can have."""
+        """The highest rank that the covariance can have, which is below d if it was fitted to few features."""
         size = len(self.mean)
         return size if self.num is None else min(size, self.num - 1)
 
 
 class Moments:
-    """A running mean and scatter of features that come block by block (Chan et al. 1979), exact for any mean."""
+    """An accumulator of the mean and scatter of features that come in blocks (Chan et al. 1979), exact for any mean."""
 
     def __init__(self) -> None:
         self.num = 0
@@ -41,7 +41,7 @@ class Moments:
         self._scatter: Tensor | None = None
 
     def add(self, features: Tensor) -> None:
-        """Add the features (n, d) of another block."""
+        """Add another block of features (n, d)."""
         if len(features) == 0:
             return
         values = features.double()
@@ -53,7 +53,7 @@ class Moments:
         self._move(mean, len(features))
 
     def merge(self, other: Moments) -> None:
-        """Add all features that another accumulator has seen."""
+        """Add all features that another accumulator of moments has seen."""
         if other._mean is None or other._scatter is None:
             return
         if self._mean is None or self._scatter is None:
@@ -62,7 +62,7 @@ class Moments:
         self._move(other._mean, other.num)
 
     def gaussian(self) -> Gaussian:
-        """Return the mean and the sample covariance of the features so far.
+        """Return the mean and the sample covariance of all features added so far, as a `Gaussian`.
 
         Raises:
             InputError: there are fewer than two features.
@@ -93,7 +93,7 @@ def gaussian_of(blocks: Iterable[Tensor]) -> Gaussian:
 
 
 def merged(several: Sequence[Moments]) -> Gaussian:
-    """Fit a Gaussian to all features that several accumulators have seen."""
+    """Fit one Gaussian to all features that several accumulators of moments have seen."""
     together = Moments()
     for one in several:
         together.merge(one)
@@ -101,7 +101,7 @@ def merged(several: Sequence[Moments]) -> Gaussian:
 
 
 class FrechetTo:
-    """The Frechet distance of other Gaussians to one reference Gaussian.
+    """A callable that computes the Frechet distance of a Gaussian to a fixed reference Gaussian.
 
     It is |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Heusel et al., arXiv 1706.08500, equation 6). The eigenvalues of
     C1 C2 are those of S C2 S, with S the symmetric root of C1, so that only symmetric matrices are decomposed.
@@ -140,7 +140,7 @@ def frechet_distance(one: Gaussian, other: Gaussian) -> float:
 
 
 class KernelDistance:
-    """The kernel distance of groups of features to a reference: the unbiased estimate of the squared MMD.
+    """A callable that computes the kernel distance, an unbiased squared MMD, of groups of features to a reference.
 
     The kernel is (x . y / d + 1)^3 (Binkowski et al., arXiv 1801.01401, section 4). Every pair counts, not only those
     of random subsets, so that the estimate is deterministic. Sums over pairs of groups are kept, so that the distance
@@ -173,7 +173,7 @@ class KernelDistance:
         )
 
     def __call__(self, chosen: Sequence[int] | None = None) -> float:
-        """Return the distance of the chosen groups together, of all if None. An unbiased estimate can be below 0."""
+        """Return the distance of some groups together, chosen by index (None: all); the estimate can be below 0."""
         places = list(range(len(self._sizes)) if chosen is None else chosen)
         num = sum(self._sizes[place] for place in places)
         if num < 2:
@@ -201,7 +201,7 @@ def _sum_of_kernels(one: Tensor, other: Tensor) -> float:
 
 
 def _sum_of_own_kernels(features: Tensor) -> float:
-    """Return the sum over all features of the kernel of a feature with itself."""
+    """Return the sum over all features (n, d) of the kernel of a feature with itself."""
     return sum(
         float(rows.double().square().sum(dim=1).div_(features.shape[1]).add_(1).pow_(3).sum())
         for rows in features.split(_ROWS)

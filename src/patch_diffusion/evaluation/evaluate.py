@@ -1,4 +1,4 @@
-"""Evaluation of a run or a folder of pictures: every metric with its interval and the settings that made it."""
+"""Evaluation of a trained model or a folder of pictures: every metric with its confidence interval and settings."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SAMPLES = 1000
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Results of an evaluation: ``measures`` by name, the ``settings`` of all of them, ``notes`` to read them with.
+    """The results of an evaluation: ``measures`` by metric name, their common ``settings``, ``notes`` for the reader.
 
     >>> isinstance(evaluate("runs/photos"), Evaluation)  # doctest: +SKIP
     True
@@ -50,7 +50,7 @@ class Evaluation:
     notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the results as a dict that JSON can store."""
+        """Return the results of the evaluation as a dict that JSON can store."""
         metrics = {name: measure.as_dict() for name, measure in self.measures.items()}
         return {"source": self.source, "metrics": metrics, "settings": self.settings, "notes": list(self.notes)}
 
@@ -67,24 +67,24 @@ def evaluate(
     options: EvaluationOptions | None = None,
     show: bool = False,
 ) -> Evaluation:
-    """Measure how good the samples of a run are, and how good it is at denoising, with intervals of 95 %.
+    """Measure the quality of a model's samples and its denoising loss, with 95 % confidence intervals.
 
     Samples go from the solver into the metrics and are not kept. Their seeds are ``seed * samples`` and the following,
-    so that another ``seed`` is another, independent set; their classes are as frequent as those of the data.
+    so that another ``seed`` gives an independent set of samples; their classes are as frequent as in the data.
 
     Args:
         source: a run folder, a checkpoint, or pictures; in Python also a `Denoiser` or images.
-        data: the training images; None: those of the run.
-        held_out: images that were not trained on; None: those that the run held out.
+        data: the training images; None: the data that the config in the run folder names.
+        held_out: images that the model was not trained on; None: the share that its training held out.
         reference: images to compare the samples with, or an ``.npz`` with ``mu`` and ``sigma`` for the Frechet
             distance; None: ``data``.
-        extractor: see `open_extractor`.
+        extractor: the feature extractor, see `open_extractor`.
         sampling: how samples are made, see `Sampling`; its ``batch`` is also that of all other passes.
         options: see `EvaluationOptions`; None: their defaults.
         show: progress bars on stderr, on a terminal.
 
     Raises:
-        InputError: a metric lacks what it needs, or something given cannot be used.
+        InputError: a metric lacks an input that it needs, or an argument cannot be used.
 
     >>> found = evaluate("runs/photos", options=EvaluationOptions(samples=1000))  # doctest: +SKIP
     """

@@ -1,4 +1,4 @@
-"""Confidence intervals of metrics, which hold the true value in 95 of 100 cases."""
+"""Confidence intervals of metrics, which contain the true value in 95 of 100 cases."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DRAWN_AT_ONCE = 10_000_000
 
 @dataclass(frozen=True)
 class Measure:
-    """The ``value`` of a metric, its 95 % interval from ``low`` to ``high`` if it has one, and its settings."""
+    """The ``value`` of a metric, its 95 % confidence interval (``low``, ``high``) if it has one, and its settings."""
 
     value: float
     low: float | None = None
@@ -34,25 +34,25 @@ class Measure:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the value, the interval and the settings as a dict that JSON can store."""
+        """Return the value, the confidence interval and the settings of a metric as a dict that JSON can store."""
         interval = None if self.low is None or self.high is None else [self.low, self.high]
         return {"value": self.value, "interval": interval, "settings": self.settings}
 
 
 def num_groups(num: int) -> int:
-    """Return the number of groups that so many images make; 0 if they are too few for an interval."""
+    """Return the number of groups, even and at most `GROUPS`, for ``num`` images; 0 if too few for an interval."""
     groups = min(GROUPS, num // _LEAST_IN_A_GROUP) // 2 * 2
     return groups if groups >= 4 else 0
 
 
 def groups_of(num: int) -> list[range]:
-    """Return the range of images of each group, of nearly equal lengths; one group if there are too few images."""
+    """Return a list of index ranges that split ``num`` images into groups of nearly equal size; one if too few."""
     count = num_groups(num) or 1
     return [range(num * place // count, num * (place + 1) // count) for place in range(count)]
 
 
 def interval_of_halves(value: float, of_groups: Callable[[Sequence[int]], float], count: int, seed: int) -> Measure:
-    """Return the interval of a metric that is not a mean over images, such as a distance.
+    """Return a metric that is not a mean over images, such as a distance, with its confidence interval.
 
     This is a bootstrap without replacement: the metric is computed for random halves of the groups, and the variance of
     these values estimates that of the whole (delete-half jackknife; Shao and Wu 1989, The Annals of Statistics 17).
@@ -60,8 +60,8 @@ def interval_of_halves(value: float, of_groups: Callable[[Sequence[int]], float]
     Student's, because there are few groups.
 
     Args:
-        value: the metric of all groups.
-        of_groups: computes the metric of some groups from their indices.
+        value: the metric of all groups together.
+        of_groups: a function from the indices of some groups to the metric of these groups.
         count: the number of groups; below 4 there is no interval.
         seed: the seed of the random halves.
     """
@@ -79,7 +79,7 @@ def interval_of_halves(value: float, of_groups: Callable[[Sequence[int]], float]
 
 
 def interval_of_mean(values: Tensor, seed: int) -> Measure:
-    """Return the mean of one number per image with its bootstrap interval, from images drawn with replacement."""
+    """Return the mean of one number per image with its bootstrap confidence interval (draws with replacement)."""
     values = values.double()
     mean, num = float(values.mean()), len(values)
     if num < 2:
@@ -95,7 +95,7 @@ def interval_of_mean(values: Tensor, seed: int) -> Measure:
 
 
 def interval_of_rate(count: int, num: int) -> Measure:
-    """Return a share of images with Wilson's interval (1927), which is informative even if none or all are counted."""
+    """Return the share ``count / num`` with Wilson's confidence interval (1927), informative even at 0 and 1."""
     rate, z = count / num, 1.96
     centre = (rate + z**2 / (2 * num)) / (1 + z**2 / num)
     reach = z * math.sqrt(rate * (1 - rate) / num + z**2 / (4 * num**2)) / (1 + z**2 / num)

@@ -1,7 +1,7 @@
-"""Detection of copied training images: the nearest one, and how much nearer it is than the second nearest.
+"""Detection of samples that copy a training image: the nearest one is far nearer than the second nearest.
 
-A model may also assemble images from parts that it copies, so that no whole image is a copy. So patches are compared,
-too, each with those at the same place in the training images.
+A model may also assemble images from copied parts, so that no whole image is a copy. So patches are compared, too,
+each with the patches at the same place in the training images.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ RATIO = 1 / 3
 image (Yoon et al. 2023, "Diffusion probabilistic models generalize when they fail to memorize", section 3)."""
 
 SIDE = 32
-"""The height and width at which pixels are compared."""
+"""The height and width to which images are downscaled before their pixels are compared."""
 
 PARTS = {"1/2": 2, "1/4": 4}
-"""The sizes of the compared patches, each with the number of patches along each axis of an image."""
+"""The patch sizes to compare, as fractions of the image side, each with the number of patches along an axis."""
 
 COMMON = 10.0
-"""A root mean square distance, in levels of 255; a patch is common if its second nearest is not further away."""
+"""A root mean square distance of pixels (0 to 255); a patch whose second nearest is no further off counts as common."""
 
 MOST_CUT = 1000
-"""The most images whose patches are compared; the first ones are taken."""
+"""The maximum number of images whose patches are compared; the first ones are taken."""
 
 _BLOCK = 2048  # training images compared at a time
-_PAIRS = 15  # pairs in each section of the picture
+_PAIRS = 15  # pairs (an image and its nearest training image) in each section of the picture
 
 
 @dataclass(frozen=True)
 class CopyCheck:
-    """The two nearest training images of each image, by ``pixels`` and by ``features``.
+    """The two nearest training images of each of n images, by ``pixels`` and by ``features``.
 
-    ``patches`` maps a patch size to the lowest ratio of nearest to second nearest among the patches of an image, (n,).
+    ``patches`` maps a patch size to each image's lowest ratio (n,) of nearest to second nearest distance of a patch.
     """
 
     pixels: Nearest
@@ -54,7 +54,7 @@ class CopyCheck:
 
     @property
     def ratios(self) -> Tensor:
-        """The lower of the pixel and the feature ratio of nearest to second nearest distance, (n,)."""
+        """The nearest distance divided by the second nearest, by pixels or features, whichever ratio is lower, (n,)."""
         return torch.minimum(self.pixels.ratios, self.features.ratios)
 
     @property
@@ -63,7 +63,7 @@ class CopyCheck:
         return self.ratios < RATIO
 
     def measures(self, extractor: str, seed: int) -> tuple[Measure, Measure]:
-        """Return the share of near copies, and the mean ratio of nearest to second nearest distance."""
+        """Return two measures: the share of near copies, and the mean ratio of nearest to second nearest distance."""
         rate = _rate(self.ratios, pixels=f"{SIDE}x{SIDE}", extractor=extractor)
         by = {
             f"{name} by {way}": float(value)
@@ -77,25 +77,25 @@ class CopyCheck:
         return replace(rate, settings=rate.settings | by), mean
 
     def of_patches(self, size: str) -> Measure:
-        """Return the share of images with a patch of a size that is a near copy of one at the same place."""
+        """Return the share of images in which a patch of this size nearly copies the same place of a training image."""
         side = SIDE // PARTS[size]
         return _rate(self.patches[size], pixels=f"{side}x{side} of {SIDE}x{SIDE}")
 
 
 def _rate(ratios: Tensor, **settings: str) -> Measure:
-    """Return the share of images whose ratio (n,) of nearest to second nearest distance is that of a near copy."""
+    """Return the share of images whose ratio (n,) of nearest to second nearest distance is below `RATIO`."""
     about = {"images": len(ratios), "near": f"nearest / second nearest < {RATIO:.3f}", **settings}
     return replace(interval_of_rate(int((ratios < RATIO).sum()), len(ratios)), settings=about)
 
 
 def find_copies(small: Tensor, features: Tensor, training: Stream, training_features: Tensor) -> CopyCheck:
-    """Find the two nearest training images of each image.
+    """Find the two nearest training images of each image, by pixels, by features and by patches.
 
     Args:
-        small: the pixels of the images, see `small_pixels`.
-        features: the features of the images.
+        small: the downscaled pixels (n, d) of the images, see `small_pixels`.
+        features: the features (n, d) of the images.
         training: all training images.
-        training_features: the features of training images.
+        training_features: the features (m, d) of training images.
     """
     whole = NearestTwo(small)
     patches = {size: [NearestTwo(each) for each in cut(small[:MOST_CUT], parts)] for size, parts in PARTS.items()}
@@ -115,7 +115,7 @@ def find_copies(small: Tensor, features: Tensor, training: Stream, training_feat
 
 
 def _blocks(images: Stream) -> Iterator[Tensor]:
-    """Yield the small pixels of many images at a time, so that little work is repeated for each block."""
+    """Yield the downscaled pixels (m, d) of all images in large blocks, because each block has a fixed cost."""
     waiting: list[Tensor] = []
     for batch in images.batches():
         waiting.append(small_pixels(batch))
@@ -127,20 +127,20 @@ def _blocks(images: Stream) -> Iterator[Tensor]:
 
 
 def cut(small: Tensor, parts: int) -> tuple[Tensor, ...]:
-    """Cut the small pixels of n images into patches, ``parts`` along each axis: a tensor (n, d) for each place."""
+    """Cut n downscaled images into ``parts`` x ``parts`` patches; return a tensor (n, d) for each place of a patch."""
     side = SIDE // parts
     grid = small.reshape(len(small), -1, parts, side, parts, side).permute(2, 4, 0, 1, 3, 5)
     return grid.reshape(parts * parts, len(small), -1).unbind()
 
 
 def _ratios(nearest: Nearest, size: int) -> Tensor:
-    """Return the ratios (n,) of patches of d values; a common patch, such as a black corner, is no copy and gets 1."""
+    """Return nearest / second nearest distance of n patches; 1 for common ones (black corners), which are no copies."""
     apart = nearest.distances[:, 1] / math.sqrt(size)
     return torch.where(apart <= COMMON, 1.0, nearest.ratios)
 
 
 def small_pixels(images: Tensor) -> Tensor:
-    """Downscale images (n, c, h, w) for the comparison to uint8 (n, c * 32 * 32), grey ones in three equal channels."""
+    """Downscale images (n, c, h, w) to 32 x 32, as uint8 (n, c * 32 * 32); grey images get three equal channels."""
     if images.shape[1] == 1:
         images = images.expand(-1, 3, -1, -1)
     found = F.interpolate(images.float(), (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
@@ -148,7 +148,7 @@ def small_pixels(images: Tensor) -> Tensor:
 
 
 def verdict(generated: Measure, held_out: Measure | None, size: str = "") -> str:
-    """Return a warning if too many images, or patches of a ``size``, are near copies; else an empty text."""
+    """Return a warning if near copies, whole or of a patch ``size``, are too frequent; otherwise an empty string."""
     are = f"have a patch of {size} of the side that is a near copy" if size else "are near copies of training images"
     if held_out is None:
         # Some patches always are near copies, so without held-out images their rate says nothing.
@@ -170,13 +170,13 @@ def verdict(generated: Measure, held_out: Measure | None, size: str = "") -> str
 def write_pairs(
     path: str | Path, training: Stream, training_places: Tensor, sections: Iterable[tuple[str, Stream, CopyCheck]]
 ) -> None:
-    """Write a picture of the images that are nearest to a training image, each next to that training image.
+    """Write an image file that shows the images most like copies, each next to its nearest training image.
 
     Args:
-        path: the path of the picture.
+        path: the path of the image file.
         training: the training images.
         training_places: the index of the training image of each training feature.
-        sections: headings, each with images and their nearest training images.
+        sections: tuples of a heading, images, and their nearest training images.
     """
     write_sheet(
         path,
@@ -193,7 +193,7 @@ def _pairs(images: Stream, near: CopyCheck, training: Stream, training_places: T
 
 
 def _nearest_place(near: CopyCheck, place: int, training_places: Tensor) -> int:
-    """Return the index of the nearest training image, by pixels or by features, whichever ratio is lower."""
+    """Return the index of an image's nearest training image, by pixels or by features, whichever ratio is lower."""
     if near.pixels.ratios[place] <= near.features.ratios[place]:
         return int(near.pixels.places[place, 0])
     return int(training_places[near.features.places[place, 0]])
@@ -202,7 +202,7 @@ def _nearest_place(near: CopyCheck, place: int, training_places: Tensor) -> int:
 def rates(
     generated: CopyCheck, held_out: CopyCheck | None, extractor: str, seed: int
 ) -> tuple[dict[str, Measure], Sequence[str]]:
-    """Return the measures of near copies by name, and a warning if the model copies."""
+    """Return the measures of near copies by metric name, and a list with a warning if the model copies."""
     of_both = {"": generated} if held_out is None else {"": generated, "_held_out": held_out}
     found = {whose: near.measures(extractor, seed) for whose, near in of_both.items()}
     measures = {f"near_copies{whose}": found[whose][0] for whose in of_both}

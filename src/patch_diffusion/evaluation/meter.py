@@ -1,4 +1,4 @@
-"""Sample quality during a training: the measures of `evaluate`, taken at intervals and written to the log."""
+"""Sample quality during a training: metrics of `evaluate`, measured at intervals and written to the training log."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ Metric = Literal["frechet", "kernel", "memorization"]
 
 @dataclass(frozen=True)
 class MeterReading:
-    """Metrics of samples at one moment of a training: ``numbers`` by name, and a ``warning`` if samples are copies."""
+    """Metrics of samples at one step of a training: ``numbers`` by name, and a ``warning`` if samples are copies."""
 
     numbers: Mapping[str, float]
     warning: str = ""
 
 
 class SampleMeter:
-    """Measures samples of a model while it is trained, beside the images it is trained on.
+    """A callable that samples from a model while it is trained and compares the samples with the training images.
 
-    It is given to a `Trainer` as ``meter``; `train` makes one of the options ``watch``. The log then has, at even parts
-    of the budget, Frechet and kernel distance of the features, and the shares of near copies of training images among
-    samples and among held-out images, and a warning where samples become copies. All follow from the seed, so that a
-    run that was stopped has the log of one that was not.
+    Pass it to a `Trainer` as ``meter``; `train` makes one from the options ``watch``. The log then has, at even
+    fractions of the budget, Frechet and kernel distance of the features, the shares of near copies of training images
+    among samples and among held-out images, and a warning if samples become copies. All follow from the seed, so that
+    a training that was stopped and continued logs the same numbers as one that was not.
 
     Args:
-        metrics: the options ``watch`` of a config; or only "frechet", "kernel", "memorization" of them.
-        times, samples: in place of those of the options.
-        extractor: the same, see `open_extractor`; in Python also any callable.
-        seed: of the samples' classes.
-        batch: images at a time.
+        metrics: the options ``watch`` of a config; or only names of metrics: "frechet", "kernel", "memorization".
+        times, samples: how often to measure, and the number of samples; None: as in ``metrics``.
+        extractor: the feature extractor, see `open_extractor`, or any callable; None: as in ``metrics``.
+        seed: the seed that chooses the classes of samples and the held-out images.
+        batch: the number of images processed at a time.
 
     Raises:
-        InputError: there is no such metric or extractor, or too few samples are asked for.
+        InputError: a metric or the extractor is unknown, or ``times`` or ``samples`` is too small.
 
     >>> meter = SampleMeter(("frechet", "memorization"), samples=200)
     >>> meter.options.times
@@ -86,16 +86,16 @@ class SampleMeter:
             raise InputError(f"watch.samples is at least 2, not {self.options.samples}")
         self._extractor, self._seed, self._batch = extractor, seed, batch
         if isinstance(extractor, str | Path):
-            open_extractor(extractor)  # a missing extractor is refused now, not in the middle of a training
+            open_extractor(extractor)  # raises an error for a missing extractor now, not in the middle of a training
         self._beside: _Beside | None = None
 
     def begin(self, images: Images, held_out: Images | None, device: torch.device) -> None:
-        """Compute the features of the real images, or read them from the cache."""
+        """Compute features of training images, or read them from the cache, and find near copies in ``held_out``."""
         extractor = open_extractor(self._extractor, device=device)
         self._beside = _Beside.of(images, held_out, extractor, self.options, self._seed, self._batch)
 
     def __call__(self, model: Denoiser) -> MeterReading:
-        """Sample images from a model and return their metrics."""
+        """Sample images from a model and return their metrics as a `MeterReading`."""
         beside, options = self._beside, self.options
         if beside is None:
             raise InputError("a meter compares with images: call begin first, as a trainer does")
@@ -117,7 +117,7 @@ class SampleMeter:
 
 @dataclass(frozen=True)
 class _Beside:
-    """The real images that samples are compared with, and their features; the same throughout a training."""
+    """The training images that samples are compared with, and their features, computed once for a whole training."""
 
     images: Images
     extractor: Extractor
@@ -140,5 +140,5 @@ class _Beside:
         return replace(found, held_out=found.near(collect(others, extractor, what="held-out images", moments=False)))
 
     def near(self, found: Collected) -> CopyCheck:
-        """Find the two nearest training images of each collected image."""
+        """Return the two nearest training images of each collected image."""
         return find_copies(found.small, found.features, self.stream, self.reference.features)

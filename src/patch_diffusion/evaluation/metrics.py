@@ -20,13 +20,13 @@ OF_MODELS = frozenset({"denoising", "bits"})
 """The metrics that need a model and held-out images, but no samples."""
 
 OF_FEATURES = frozenset({"kernel", "precision", "density"})
-"""The metrics that need the features of real images, not only their moments."""
+"""The metrics that need the features of real images, not only their mean and covariance."""
 
 _NEIGHBOURS = {"precision": PRECISION_NEIGHBOURS, "density": DENSITY_NEIGHBOURS}
 
 
 def known_metrics(metrics: Collection[str] | None) -> set[str]:
-    """Return the requested metrics as a set, the default ones if None.
+    """Return the names of the requested metrics as a set; the default metrics if None.
 
     Raises:
         InputError: a metric is unknown, or none is requested.
@@ -50,14 +50,14 @@ def possible_metrics(
     *,
     asked: bool,
 ) -> tuple[set[str], list[str]]:
-    """Return the metrics that the given inputs allow, and notes on the others.
+    """Return the set of metrics that the inputs allow, and notes on why the others cannot be measured.
 
     Args:
         wanted: names from `METRICS`.
-        subject: the run or pictures to evaluate.
+        subject: the model or pictures to evaluate.
         num: the number of samples or pictures.
         real: real images to compare with.
-        statistics: published statistics to compare with, in place of real images.
+        statistics: a published mean and covariance to compare with, in place of real images.
         asked: whether the user asked for these metrics; then a metric without its inputs is an error.
 
     Raises:

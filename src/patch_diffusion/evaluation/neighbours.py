@@ -1,4 +1,4 @@
-"""Nearest neighbours, computed in blocks, and the metrics of two sets of images that count neighbours."""
+"""Nearest-neighbour search in blocks, and the metrics that count neighbours: precision, recall, density, coverage."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ _ROWS = 2048  # rows of points whose distances are in memory at a time
 
 @dataclass(frozen=True)
 class Nearest:
-    """The nearest and second nearest neighbours of n points: ``distances`` (n, 2) and indices, ``places`` (n, 2)."""
+    """The nearest and second nearest neighbour of each of n points: ``distances`` (n, 2) and indices, ``places``."""
 
     distances: Tensor
     places: Tensor
 
     @property
     def ratios(self) -> Tensor:
-        """The ratios (n,) of nearest to second nearest distance: far below 1 near a single point, 0 at a copy of it."""
+        """The distance to the nearest neighbour divided by that to the second, (n,): 0 for an exact copy, at most 1."""
         nearest, second = self.distances.unbind(dim=1)
         return torch.where(nearest == 0, 0.0, nearest / second.clamp(min=torch.finfo(nearest.dtype).tiny))
 
 
 class NearestTwo:
-    """A search for the two nearest neighbours of points among others that come block by block.
+    """A search for the two nearest neighbours of each given point among other points, which are added block by block.
 
     Args:
-        points: the points (n, d), of any dtype.
+        points: the points (n, d) whose neighbours are searched, of any dtype.
     """
 
     def __init__(self, points: Tensor) -> None:
@@ -41,7 +41,7 @@ class NearestTwo:
         self._num = 0
 
     def add(self, block: Tensor) -> None:
-        """Compare the points with another block (m, d)."""
+        """Search another block of points (m, d) for nearer neighbours."""
         for part in block.split(_ROWS):
             candidates = part.float()
             for rows in torch.arange(len(self._points)).split(_ROWS):
@@ -57,10 +57,10 @@ class NearestTwo:
             self._num += len(candidates)
 
     def found(self) -> Nearest:
-        """Return the two nearest neighbours among all blocks so far.
+        """Return the two nearest neighbours of each point in all blocks so far; indices count on from block to block.
 
         Raises:
-            InputError: there were fewer than two points in the blocks.
+            InputError: the blocks held fewer than two points.
         """
         if self._num < 2:
             raise InputError(f"a second nearest image needs at least two to compare with, and here are {self._num}")
@@ -68,11 +68,11 @@ class NearestTwo:
 
 
 def nearest_two(points: Tensor, others: Iterable[Tensor]) -> Nearest:
-    """Find the two nearest neighbours of points among others that come as blocks.
+    """Find the two nearest neighbours of each point among other points, which come in blocks.
 
     Args:
-        points: the points (n, d).
-        others: blocks (m, d) of the others, with at least two points in all.
+        points: the points (n, d) whose neighbours are searched.
+        others: blocks (m, d) of the other points, with at least two points in all.
     """
     nearest = NearestTwo(points)
     for block in others:
@@ -85,7 +85,7 @@ def precision_recall(generated: Tensor, real: Tensor, neighbours: int = 3) -> tu
 
     Args:
         generated, real: features (n, d) and (m, d).
-        neighbours: the ball around a point reaches to its neighbour of this number in its own set.
+        neighbours: k; the ball around a point reaches to its k-th nearest neighbour in the same set.
 
     Returns:
         Booleans (n,), true for a generated image in a ball of a real image, and (m,), true for a real image in a ball
@@ -104,11 +104,11 @@ def precision_recall(generated: Tensor, real: Tensor, neighbours: int = 3) -> tu
 
 
 def density_coverage(generated: Tensor, real: Tensor, neighbours: int = 5) -> tuple[Tensor, Tensor]:
-    """Compute density and coverage (Naeem et al., arXiv 2002.09797), which weigh outliers less, before the mean.
+    """Compute density and coverage (Naeem et al., arXiv 2002.09797) of each image; their means are robust to outliers.
 
     Args:
         generated, real: features (n, d) and (m, d).
-        neighbours: the ball around a real image reaches to its neighbour of this number among the real images.
+        neighbours: k; the ball around a real image reaches to its k-th nearest neighbour among the real images.
 
     Returns:
         The number of balls that each generated image lies in, as a share of ``neighbours``, (n,); and booleans (m,),
@@ -128,7 +128,7 @@ def density_coverage(generated: Tensor, real: Tensor, neighbours: int = 5) -> tu
 
 
 def radii(points: Tensor, neighbours: int) -> Tensor:
-    """Return the distance (n,) of each point to its k-th nearest neighbour, with k the number of ``neighbours``."""
+    """Return the distance (n,) of each point to its k-th nearest neighbour among ``points``; k is ``neighbours``."""
     if len(points) <= neighbours:
         raise InputError(
             f"the {neighbours} nearest neighbours of an image need more than {neighbours} images on either side, not "
@@ -136,7 +136,7 @@ def radii(points: Tensor, neighbours: int) -> Tensor:
         )
     found = torch.full((len(points), neighbours + 1), torch.inf)
     for rows, columns, distances in _distances(points, points):
-        # A point itself is at distance 0, whatever rounding makes of it.
+        # The distance of a point to itself is set to 0, because rounding can make it another number.
         own = rows[:, None] == columns[None]
         both = torch.cat([found[rows], distances.masked_fill(own, 0.0)], dim=1)
         found[rows] = both.topk(neighbours + 1, dim=1, largest=False).values
@@ -144,7 +144,7 @@ def radii(points: Tensor, neighbours: int) -> Tensor:
 
 
 def _distances(one: Tensor, other: Tensor) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
-    """Yield blocks of the distances between two sets of points: row indices, column indices, distances."""
+    """Yield the distances between two sets of points in blocks, as tuples (row indices, column indices, distances)."""
     one, other = one.float(), other.float()
     for rows in torch.arange(len(one)).split(_ROWS):
         for columns in torch.arange(len(other)).split(_ROWS):

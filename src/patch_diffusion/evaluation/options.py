@@ -18,10 +18,10 @@ class EvaluationOptions:
     """
 
     metrics: Annotated[tuple[str, ...] | None, arg(metavar="NAME ...")] = None
-    """frechet, kernel, precision (and recall), density (and coverage), memorization, denoising, bits. None: all of
-    them that what is given allows, but bits, which take long."""
+    """frechet, kernel, precision (and recall), density (and coverage), memorization, denoising, bits. None: all
+    whose inputs are given, except bits, which take long."""
     samples: Annotated[int | None, arg(metavar="N")] = None
-    """The number of samples. None: 1,000, or all pictures. Published Frechet distances take 50,000."""
+    """Number of samples. None: 1,000, or all pictures. Published Frechet distances take 50,000."""
     seed: int = 0
     """Seed of samples, noise and intervals. Sample k has the seed seed * samples + k."""
     ema_length: Annotated[float | None, arg(metavar="0.1")] = None
@@ -29,8 +29,8 @@ class EvaluationOptions:
     vae: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """For a model of latents: an autoencoder to decode with, in place of the one that made them."""
     bits_images: int = 16
-    """Held-out images whose bits are counted."""
+    """Number of held-out images whose bits per dimension are measured."""
     pairs: Annotated[Path | None, arg(metavar="FILE.png")] = None
-    """A picture of the samples that are nearest to a training image, each beside it."""
+    """Write a picture of the samples most like copies, each beside its nearest training image."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""

@@ -21,7 +21,7 @@ from patch_diffusion.processes import explain_lost_peer
 
 T = TypeVar("T")
 
-# The others wait while rank 0 makes a reference, which can take long. A rank that ends is noticed at once.
+# Other ranks wait while rank 0 computes a reference, which can take long. A rank that dies is noticed at once.
 _LONGEST = timedelta(hours=24)
 
 _group: ContextVar[dist.ProcessGroup | None] = ContextVar("group", default=None)
@@ -29,13 +29,13 @@ _group: ContextVar[dist.ProcessGroup | None] = ContextVar("group", default=None)
 
 @contextmanager
 def distributed_evaluation(device: str = "auto") -> Iterator[str]:
-    """Evaluate on all ranks of a launcher inside the block; each must do the same. A single process changes nothing.
+    """Share the work of evaluation among all ranks of a launcher in the with block; all ranks must run the same code.
 
     Args:
         device: see `choose_device`; for "auto" and "cuda" each rank of a machine takes a GPU of its own.
 
     Yields:
-        The device of this rank.
+        The device of this rank; in a single process ``device``, and then nothing else is done.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -55,7 +55,7 @@ def distributed_evaluation(device: str = "auto") -> Iterator[str]:
 
 
 def shared(make: Callable[[int], T], num: int) -> Iterator[T]:
-    """Yield ``make(0)`` to ``make(num - 1)`` in order; each rank computes some of them, and all ranks get all.
+    """Yield ``make(0)`` to ``make(num - 1)`` in order on every rank; each is computed on one rank and sent to all.
 
     Raises:
         InputError: on all ranks, the error that one rank raised.
@@ -80,7 +80,7 @@ def shared(make: Callable[[int], T], num: int) -> Iterator[T]:
 
 
 def first_alone(make: Callable[[], T]) -> T:
-    """Call a function on rank 0 before the other ranks call it, so that they may find its result in a cache."""
+    """Return ``make()``, called on rank 0 before the other ranks, so that they can find its result in a cache."""
     group = _group.get()
     if group is None:
         return make()

@@ -22,14 +22,14 @@ from patch_diffusion.evaluation.extractors.extractor import Extractor
 from patch_diffusion.evaluation.stream import Stream
 
 MOST_FEATURES = 50_000
-"""The most images whose features are kept, evenly spaced over the data set; the moments are those of all images."""
+"""The maximum number of images whose features are kept, evenly spaced; mean and covariance are those of all images."""
 
 _VERSION = 1
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The Gaussian fitted to the features of all images, and the ``features`` (m, d) of images ``places`` (m,)."""
+    """Features of real images: a Gaussian fitted to all, and ``features`` (m, d) of images at indices ``places``."""
 
     gaussian: Gaussian
     features: Tensor
@@ -37,11 +37,11 @@ class Reference:
 
 
 def reference_of(images: Stream, extractor: Extractor, *, show: bool = False) -> Reference:
-    """Compute the features of a data set, or read them from the cache of an earlier call with this extractor.
+    """Compute the features of a data set as a `Reference`, or read them from the cache of an earlier call.
 
     Args:
         images: at least two images.
-        extractor: the feature extractor; one without ``settings`` cannot be identified, so nothing of it is cached.
+        extractor: the feature extractor; one without ``settings`` cannot be identified, so its features are not cached.
         show: whether to show a progress bar, on a terminal.
     """
     if images.num < 2:
@@ -63,10 +63,10 @@ def reference_of(images: Stream, extractor: Extractor, *, show: bool = False) ->
 
 
 def read_statistics(path: Path) -> Gaussian:
-    """Read published statistics from an ``.npz`` with ``mu`` (d,) and ``sigma`` (d, d), such as EDM's references.
+    """Read a published mean ``mu`` (d,) and covariance ``sigma`` (d, d) of features from an ``.npz``, such as EDM's.
 
     Raises:
-        InputError: the file is missing, is damaged, or does not hold them.
+        InputError: the file is missing, is damaged, or lacks these arrays.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
@@ -86,7 +86,7 @@ def read_statistics(path: Path) -> Gaussian:
 
 
 def is_statistics(path: Path) -> bool:
-    """True if a file holds published statistics, not images."""
+    """True if a file is an ``.npz`` with a mean ``mu`` and a covariance ``sigma`` of features, not with images."""
     if path.suffix.lower() != ".npz" or not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -94,7 +94,7 @@ def is_statistics(path: Path) -> bool:
 
 
 class _Making:
-    """One pass over real images that yields their features block by block, and has their moments at the end."""
+    """A single pass over real images that yields their features block by block and sums up mean and covariance."""
 
     def __init__(self, images: Stream, extractor: Extractor, places: Tensor, show: bool) -> None:
         self.moments = Moments()
@@ -106,11 +106,11 @@ class _Making:
 
     @property
     def num_bytes(self) -> int:
-        """The size of the features and moments on disk."""
+        """The size in bytes of the features, the mean and the covariance on disk."""
         return 4 * len(self._places) * self._size + 8 * self._size * (self._size + 1)
 
     def kept(self) -> Iterator[Tensor]:
-        """Yield the features of the selected images, block by block; this works only once."""
+        """Yield the features (k, d) of the images to keep, block by block; works only once for each object."""
         wanted = self._places
         for features in chain([self._first], self._coming):
             start = self.moments.num
@@ -119,7 +119,7 @@ class _Making:
             yield features[inside]
 
     def write(self, folder: Path) -> dict[str, Any]:
-        """Write the features and moments into a cache folder, and return the number of images as its facts."""
+        """Write features, mean and covariance into a cache folder; return a dict with the number of images."""
         cache.write_blocks(folder / "features.npy", (block.numpy() for block in self.kept()), (self._size,), "float32")
         gaussian = self.moments.gaussian()
         np.save(folder / "mean.npy", gaussian.mean.numpy())

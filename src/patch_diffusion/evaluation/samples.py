@@ -30,7 +30,7 @@ from patch_diffusion.streams import generator
 
 @dataclass(frozen=True)
 class SamplesOptions:
-    """Options of the metrics of samples: their number, extractor, sampling options and others; see `evaluate`."""
+    """The options of all metrics that need samples: number of samples, feature extractor, and more, see `evaluate`."""
 
     num: int
     extractor: Extractor
@@ -42,14 +42,14 @@ class SamplesOptions:
 def of_samples(
     wanted: Collection[str], subject: Subject, real: Images | None, statistics: Gaussian | None, how: SamplesOptions
 ) -> tuple[dict[str, Measure], dict[str, Any], list[str]]:
-    """Measures by name, the settings of the samples, and what the user should know.
+    """Sample from a model, or read pictures; return measures by metric name, settings of the samples, and notes.
 
     Args:
-        wanted: metrics; those that need no samples are not looked at.
-        subject: what is evaluated.
-        real: what samples are compared with; None where there are ``statistics`` of it.
-        statistics: published ones, for the Frechet distance.
-        how: the options.
+        wanted: names of metrics; metrics that need no samples are ignored.
+        subject: the model or the pictures to evaluate.
+        real: real images to compare the samples with; None if ``statistics`` describe them.
+        statistics: a published mean and covariance of features, for the Frechet distance.
+        how: the options of sampling and of the metrics.
     """
     extractor = how.extractor
     images = _stream(subject, how)
@@ -114,7 +114,7 @@ def _stream(subject: Subject, how: SamplesOptions) -> Stream:
 
 
 def classes_like(training: Images | None, model: Denoiser, num: int, seed: int) -> list[int] | None:
-    """Classes of images of the training, drawn at random, where it has the model's classes."""
+    """Return ``num`` labels drawn at random from the training images; None unless they have the model's classes."""
     if training is None or not model.num_classes or training.num_classes != model.num_classes:
         return None
     labels = [bucket.labels_of(torch.arange(len(bucket)).numpy()) for bucket in training.buckets]
@@ -124,7 +124,7 @@ def classes_like(training: Images | None, model: Denoiser, num: int, seed: int) 
 
 
 def pixels_of(images: Images, batch: int) -> Stream:
-    """The images of a data set as a stream."""
+    """Return all images of a data set as a `Stream`; raise InputError if they are latents."""
     if not isinstance(images.codec, PixelCodec):
         raise InputError("samples are compared with images, and these are latents: give the images as --data DATA")
     return stream_of_images(images, batch=batch)

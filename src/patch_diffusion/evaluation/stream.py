@@ -1,4 +1,4 @@
-"""Streams of images to evaluate: generated or read batch by batch as uint8, never all in memory at once."""
+"""Streams of images to evaluate: sampled or read batch by batch as uint8, never all in memory at once."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from patch_diffusion.sampling.options import Sampling
 class Stream:
     """A stream of ``num`` images as uint8 tensors (k, c, h, w), the same each time it is read.
 
-    ``part`` returns part number i, at most ``batch`` images: in one tensor, or one for each image size. ``some``
-    returns the images at some places again. ``settings`` describe the images, as JSON can store them.
+    ``part`` returns chunk number i, at most ``batch`` images, as a list of tensors, one for each image size. ``some``
+    returns the images of given indices once more. ``settings`` describe the images in a dict that JSON can store.
     """
 
     num: int
@@ -37,11 +37,11 @@ class Stream:
 
     @property
     def num_parts(self) -> int:
-        """The number of parts that all images make."""
+        """The number of chunks, of at most ``batch`` images each, in the stream."""
         return -(-self.num // self.batch)
 
     def batches(self) -> Iterator[Tensor]:
-        """Yield the batches of all parts, in order."""
+        """Yield all images in order, as tensors (k, c, h, w), each of images of one size."""
         for number in range(self.num_parts):
             yield from self.part(number)
 
@@ -56,12 +56,12 @@ class Stream:
 
 
 def stream_of_images(images: Images, num: int | None = None, *, seed: int = 0, batch: int = 64) -> Stream:
-    """Images of a data set: all in their order, or ``num`` of them in an order that follows from the seed.
+    """Return images of a data set as a stream: all in order, or ``num`` of them at random, chosen by the seed.
 
-    Of images that are sorted, say by class, neighbours are alike, and intervals need groups that are not.
+    They are shuffled because data sets are often sorted, say by class, and confidence intervals need mixed groups.
 
     Raises:
-        InputError: for more images than there are, and for latents.
+        InputError: the data set has fewer than ``num`` images, or holds latents.
     """
     codec = images.codec
     if not isinstance(codec, PixelCodec):
@@ -78,14 +78,14 @@ def stream_of_images(images: Images, num: int | None = None, *, seed: int = 0, b
         return np.searchsorted(ends, chosen, side="right")
 
     def read(chosen: NDArray[np.int64]) -> Iterator[Tensor]:
-        """Yield the chosen images in order, except that images of one size come together."""
+        """Yield the images of some indices in order, except that images of one size come together, in one tensor."""
         which = which_bucket(chosen)
         for number in np.unique(which):
             bucket = images.buckets[number]
             inside = chosen[which == number] - (ends[number] - len(bucket))
             yield to_uint8(bucket.batch(inside)[0], codec)
 
-    # The order in which images come, so that `some` finds them again.
+    # The order in which images are yielded, so that `some` finds them again.
     chunks = [places[start : start + batch] for start in range(0, len(places), batch)]
     order = np.concatenate([chunk[np.argsort(which_bucket(chunk), kind="stable")] for chunk in chunks])
 
@@ -102,7 +102,7 @@ def stream_of_model(
     labels: Sequence[int] | None = None,
     sampling: Sampling | None = None,
 ) -> Stream:
-    """Return the samples of a model as a stream, which makes them as they are read.
+    """Return samples of a model as a stream, which generates them when they are read.
 
     Args:
         model: a denoiser.
@@ -123,20 +123,19 @@ def stream_of_model(
     def part(number: int) -> list[Tensor]:
         return [torch.stack(sampled(range(number * batch, min((number + 1) * batch, len(seeds)))))]
 
-    generate(model, [], options)  # options that do not suit the model are refused now
+    generate(model, [], options)  # raises an error now for options that do not suit the model
     made_with = options.settings(options.view(model), options.sigmas(model))
     settings = {"samples": len(seeds), "seeds": f"{seeds[0]}-{seeds[-1]}", **made_with}
     return Stream(len(seeds), part, sampled, settings, batch)
 
 
 def to_uint8(pixels: Tensor, codec: PixelCodec) -> Tensor:
-    """Pixels of any type as extractors take them: the nearest of 256 levels, the ends of the codec's range black and
-    white."""
+    """Convert pixels of any dtype to uint8, as extractors take them, with the codec's range of values from 0 to 255."""
     return pixels if codec == PixelCodec() else shown(pixels, codec.range)
 
 
 def shown(pixels: Tensor, span: tuple[float, float]) -> Tensor:
-    """Pixels as uint8, the first of the span black and the second white."""
+    """Convert pixels to uint8: the range ``span`` becomes 0 to 255, and values outside it are clamped."""
     if pixels.dtype == torch.uint8 and span == (0, 255):
         return pixels
     low, high = span

@@ -1,4 +1,4 @@
-"""The subject of an evaluation: a run or pictures, with its training images and held-out images."""
+"""The subject of an evaluation: a model from a run folder, or pictures, with training and held-out images."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 @dataclass(frozen=True)
 class Subject:
-    """A ``model`` or ``pictures`` to evaluate, the ``training`` images of the model, and ``held_out`` images.
+    """The model or pictures to evaluate, with the ``training`` images of the model and ``held_out`` images.
 
-    ``reading`` holds the options that open other images in the same shape, ``notes`` tell the user how images were
-    read.
+    ``reading`` holds the arguments of `open_images` that read other images in the same shape; ``notes`` tell the user
+    how images were read.
     """
 
     name: str
@@ -48,17 +48,17 @@ def open_subject(
     vae: Source | None = None,
     show: bool = False,
 ) -> Subject:
-    """Open a model or pictures to evaluate, with training and held-out images.
+    """Open a model or pictures to evaluate, and training and held-out images, and return them as one `Subject`.
 
     Args:
-        source: a run or one of its checkpoints, pictures as `open_images` takes them; in Python also a model or images.
-        data: the training images; None: those of the run.
-        held_out: images the model was not trained on; None: those that the run held out, if ``data`` is the run's own.
-        device, ema_length, vae: options for a run, see `load`.
+        source: a run folder or a checkpoint; pictures as `open_images` takes them; in Python also a model or images.
+        data: the training images; None: the data that the config in the run folder names.
+        held_out: images the model was not trained on; None: the share its training held out, if ``data`` is its data.
+        device, ema_length, vae: options for loading the model of a run folder, see `load`.
         show: whether to show progress bars, on a terminal.
 
     Raises:
-        InputError: the run or some images cannot be opened.
+        InputError: the run folder or some images cannot be opened.
     """
     if isinstance(source, Denoiser):
         given = _reading_like(source.resolution, source.image_channels)
@@ -86,7 +86,7 @@ def open_subject(
 def _training(
     config: Config, facts: ModelFacts, data: Source | Images | None, show: bool
 ) -> tuple[Images | None, Images | None, list[str]]:
-    """Return the images that the run was trained on, those it held out, and notes on them for the user."""
+    """Return the training images of a run folder, its held-out images (None if unknown), and notes for the user."""
     stored = config.data.source
     if data is None:
         if not stored:
@@ -110,7 +110,7 @@ def _training(
 
 
 def _reading_of(config: Config, facts: ModelFacts, *, own: bool) -> dict[str, Any]:
-    """Return the options that open images for a run: as in its training, or other images in the same shape."""
+    """Return arguments of `open_images`: those of the training if ``own``, else some that give images of its shape."""
     options = config.data
     codec = facts.codec
     if own:

@@ -1,1 +1,1 @@
-"""Interoperation with other tools: import of published networks, and export of models."""
+"""Interoperation with other tools: import of published EDM and Patch-Diffusion networks, and export of models."""

@@ -47,7 +47,7 @@ class _Bundle:
     owners: dict[str, str] = field(default_factory=dict)  # the module that defines each name
 
     def add(self, module: str) -> None:
-        """Add a module and, before it, the modules of this package that it uses."""
+        """Add the source text of a module and, before it, those of the modules of this package that it imports."""
         source = _source(module)
         lines: list[str | None] = list(source.splitlines())
         for node in ast.parse(source).body:
@@ -71,7 +71,7 @@ class _Bundle:
         return plain + [f"from {name} import {', '.join(sorted(self.imports[name]))}" for name in sorted(self.imports)]
 
     def _imported(self, node: ast.Import | ast.ImportFrom) -> str | None:
-        """Record the names of an import statement, and return the line that replaces it, if any."""
+        """Record the names that a statement imports, and return the source line that replaces it, or None."""
         if isinstance(node, ast.Import):
             self.packages.update(map(ast.unparse, node.names))
             return None

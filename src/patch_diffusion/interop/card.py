@@ -29,14 +29,14 @@ class Card:
     Args:
         name: the name of the model.
         to: the format of the export.
-        config, facts: the settings and the facts of the run.
+        config, facts: the config and the facts of the model, from the run folder.
         resolution: the exported height and width.
-        measured, held_out: the log's newest lines of training and of held-out images at the exported weights; empty
-            if there are none.
-        figures: the results of `evaluate`, by name.
+        measured, held_out: the newest log lines with a training loss and with a held-out loss, up to the step of the
+            exported weights; empty if there are none.
+        figures: results of `evaluate`, by name.
         settings: the settings of the export, by name.
         notes: sentences on what was not exported.
-        license: the licence as the hub names it, "apache-2.0"; None if the user gave none.
+        license: the licence as the model hub names it, "apache-2.0"; None if the user gave none.
         usage: how to use the model, in markdown.
     """
 
@@ -59,7 +59,7 @@ class Card:
 
 
 def newest_lines(run: RunFolder, step: int | None) -> tuple[Line, Line]:
-    """Return the newest log lines of training and of held-out images, up to a step."""
+    """Return the newest log line with a training loss and that with a held-out loss, up to a step; {} for none."""
     measured: Line = {}
     held_out: Line = {}
     for line in read_log(run.log_file):
@@ -73,7 +73,7 @@ def newest_lines(run: RunFolder, step: int | None) -> tuple[Line, Line]:
 
 
 def read_figures(path: Path) -> dict[str, Any]:
-    """Read the numbers and words of a JSON file, such as ``evaluate --json`` writes, by their full names."""
+    """Return the numbers and short texts in a JSON file, such as ``evaluate --json`` writes, by dotted names."""
     found = dict(_leaves(read_json(path), ""))
     if not found:
         raise InputError(f"{path} holds no figures for the card: give what patch-diffusion evaluate --json wrote")
@@ -190,7 +190,7 @@ def _table(title: str, rows: Mapping[str, Any]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Escape text of a run for a table cell: one line, in which nothing is taken for markup."""
+    """Escape text for a cell of a markdown table: one line, in which nothing is taken for markup."""
     return "".join(f"\\{sign}" if sign in "|<>[]`*_\\" else sign for sign in " ".join(text.split()))
 
 

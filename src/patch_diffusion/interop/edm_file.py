@@ -1,4 +1,4 @@
-"""Files of published networks: reading their tensors and settings under the published names.
+"""Reading of published EDM and Patch-Diffusion files: their tensors and settings, under the published names.
 
 There are three kinds of file, recognised by their first bytes: a pickle of whole objects, as EDM (arXiv 2206.00364) and
 Patch Diffusion (arXiv 2304.12526) publish their networks; a torch file of tensors; a safetensors file of tensors, whose
@@ -31,9 +31,9 @@ _OLD_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 @dataclass(frozen=True)
 class Published:
-    """The tensors and settings of a published network, under their published names.
+    """The tensors and settings in a published EDM or Patch-Diffusion file, under their published names.
 
-    ``outer_class`` is the class with the preconditioning, ``inner_class`` that of the network in it; both are empty
+    ``outer_class`` names the class of the preconditioning, ``inner_class`` that of the network in it; both are empty
     if the file holds only tensors.
     """
 
@@ -44,7 +44,7 @@ class Published:
 
 
 def read_published(path: Path) -> Published:
-    """Read a published network from a file without running anything in it.
+    """Read a published EDM or Patch-Diffusion network from a file, without running any code in the file.
 
     Raises:
         InputError: the file is missing, names something that no network needs, or holds no network.
@@ -75,12 +75,12 @@ def _from_pickle(path: Path) -> Published:
 
 
 def _values(module: Instance) -> dict[str, str | float]:
-    """Return the constructor arguments and attributes of a module that are text or numbers."""
+    """Return the constructor arguments and attributes of an unpickled module, by name, if they are text or numbers."""
     return _plain_settings({**module.state.get("_init_kwargs", {}), **module.state})
 
 
 def _plain_settings(values: Mapping[str, Any]) -> dict[str, str | float]:
-    """Return the values that are text or numbers, without integers that a float cannot hold."""
+    """Return the items of a dict whose values are text or numbers, without integers that a float cannot hold."""
     return {
         name: value
         for name, value in values.items()
@@ -124,7 +124,7 @@ def _from_safetensors(path: Path) -> Published:
 
 
 def _parsed(text: str) -> Any:
-    """Parse a value of the metadata as JSON; return the text itself if it is not JSON."""
+    """Parse a value in the metadata of a safetensors file as JSON; return the text itself if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -132,7 +132,7 @@ def _parsed(text: str) -> Any:
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a torch file: those of its dictionary, or of the dictionary in it under 'ema'."""
+    """Read the tensors of a torch file by name, from the dict that it holds, or from the dict in that under 'ema'."""
     try:
         with path.open("rb") as file:
             content = _load(file)
@@ -153,7 +153,7 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _load(file: BinaryIO) -> Any:
-    """Load a torch file without running anything in it; raise `InputError` if the file names other functions."""
+    """Load a torch file without running any code in it; raise InputError if the file names other functions."""
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     # A hostile or damaged file can fail anywhere in torch's reader, with any exception.
@@ -164,7 +164,7 @@ def _load(file: BinaryIO) -> Any:
 
 
 def _persistent(fields: dict[str, Any]) -> Instance:
-    """Rebuild an object that carries its own source text, without that text."""
+    """Return an inert record of a pickled object that carries its own source text, without that text."""
     if type(fields["class_name"]) is not str:
         raise TypeError("the name of a class is no text")
     return Instance(fields["class_name"], state=fields["state"])
@@ -180,7 +180,7 @@ def _instance(name: str) -> Callable[..., Instance]:
 
 
 def _storage(content: bytes) -> Tensor:
-    """Read the flat storage that tensors are views of, which is a torch file inside the pickle."""
+    """Return the flat tensor that other tensors are views of; a pickle contains it as a torch file."""
     stored = _load(io.BytesIO(content))
     if not isinstance(stored, torch.TypedStorage | torch.UntypedStorage):
         raise TypeError(f"the data of a tensor is a {type(stored).__name__}")
@@ -190,7 +190,7 @@ def _storage(content: bytes) -> Tensor:
 
 
 def _tensor(stored: Tensor, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> Tensor:
-    """Rebuild a tensor as a view of its storage."""
+    """Rebuild a pickled tensor as a view of its flat storage."""
     if not isinstance(stored, Tensor) or any(type(number) is not int for number in (offset, *shape, *strides)):
         raise TypeError("a tensor is not described by whole numbers")
     # A few bytes could otherwise claim to be a tensor of any size, by strides of zero.
@@ -200,7 +200,7 @@ def _tensor(stored: Tensor, offset: int, shape: tuple[int, ...], strides: tuple[
 
 
 def _numpy_scalar(dtype: Instance, content: bytes) -> int | float | bool:
-    """Rebuild a number that numpy stored, such as a setting that was computed by a square root."""
+    """Rebuild a number that was pickled as a numpy scalar, such as a setting that was computed by a square root."""
     code, order = dtype.arguments[0], dtype.state[1]
     if not re.fullmatch("[fiub][1248]", code) or order not in ("<", ">", "|"):
         raise ValueError(f"a number is of the type {printable(code, 20)}")

@@ -1,4 +1,4 @@
-"""Import of published EDM and Patch-Diffusion networks as runs, with settings and tensors under our names.
+"""Import of published EDM and Patch-Diffusion networks: each file becomes a run folder of this package.
 
 Kind, width, levels, blocks, attention, channels and classes are read off the tensors (EDM, arXiv 2206.00364, table 7).
 Only preconditioning, dropout and sigma_data, which leave no trace in the tensors, are taken from the settings.
@@ -26,7 +26,7 @@ from patch_diffusion.interop.safe_pickle import printable
 from patch_diffusion.runs.folder import ModelFacts, RunFolder
 from patch_diffusion.runs.model import build_network
 
-# A file with tensors alone is taken for a network with EDM's own preconditioning.
+# A file that holds only tensors is taken for a network with EDM's own preconditioning.
 _PROCESSES: dict[str, Literal["edm", "ve", "vp"]] = {
     "": "edm",
     "EDMPrecond": "edm",
@@ -47,9 +47,9 @@ _PARTS = {"norm2": "attention.norm", "qkv": "attention.qkv", "proj": "attention.
 
 
 def import_model(file: str | os.PathLike[str], out: str | os.PathLike[str]) -> dict[str, Any]:
-    """Convert a published network to an ordinary run folder, without running anything in its file.
+    """Convert a published EDM or Patch-Diffusion file to a run folder, without running any code in the file.
 
-    `load`, `generate` and `describe` treat the run like one that was trained here.
+    `load`, `generate` and `describe` treat the folder like one of a training by this package.
 
     Args:
         file: a network as EDM and Patch Diffusion publish theirs (a pickle), or its tensors under their published names
@@ -81,7 +81,7 @@ def import_model(file: str | os.PathLike[str], out: str | os.PathLike[str]) -> d
     check_room(run.path, sum(tensor.nbytes for tensor in weights.values()))
     run.path.mkdir(parents=True, exist_ok=True)
     write_tensors(run.model_file, weights)
-    # The config is written last, because a folder with a config is a run.
+    # The config is written last, because a folder with a config counts as a run folder.
     run.write_config(config, facts)
     options = to_dict(config)
     return {
@@ -96,10 +96,10 @@ def import_model(file: str | os.PathLike[str], out: str | os.PathLike[str]) -> d
 
 
 def recognise(published: Published) -> tuple[Config, ModelFacts, dict[str, Tensor]]:
-    """Derive the options, facts and weights of a run from the content of a published file.
+    """Derive config, facts of the model and weights, as a run folder holds them, from the content of a published file.
 
     Raises:
-        InputError: the network is not supported; the message says why.
+        InputError: the network is not supported; the error message says why.
     """
     settings = published.settings
     if published.outer_class not in _PROCESSES:
@@ -151,7 +151,7 @@ def recognise(published: Published) -> tuple[Config, ModelFacts, dict[str, Tenso
 
 @dataclass(frozen=True)
 class Architecture:
-    """The architecture of a published network, read off its tensors; ``network`` has all but its dropout."""
+    """The architecture of a published network, read off its tensors; ``network`` has all options but the dropout."""
 
     network: Network
     resolution: int
@@ -162,7 +162,7 @@ class Architecture:
 
 
 def read_architecture(tensors: Mapping[str, Tensor], resolution: int) -> Architecture:
-    """Read a network's architecture off the names and shapes of its tensors.
+    """Return the architecture of a published network, read off the names and shapes of its tensors.
 
     Args:
         tensors: the tensors by their published names, ``enc.16x16_conv.weight`` and so on.
@@ -203,7 +203,7 @@ def read_architecture(tensors: Mapping[str, Tensor], resolution: int) -> Archite
 
 
 def module_names(architecture: Architecture) -> dict[str, str]:
-    """Map the name of every published module to ours: ``enc.16x16_conv`` to ``first``."""
+    """Return a dict from the published name of each module to that in our network: ``enc.16x16_conv`` to ``first``."""
     network = architecture.network
     assert network.multipliers is not None and network.blocks is not None
     sides, blocks = _sides(architecture.resolution, len(network.multipliers)), network.blocks
@@ -235,7 +235,7 @@ def module_names(architecture: Architecture) -> dict[str, str]:
 
 
 def our_name(name: str, modules: Mapping[str, str]) -> str | None:
-    """Return our name of a published tensor, for the map of `module_names`; None if we have no such tensor."""
+    """Return the name of a published tensor in our network, by the dict of `module_names`; None if it has none."""
     words = name.split(".")
     length = 2 if words[0] in ("enc", "dec") else 1
     module, inside = ".".join(words[:length]), words[length:]
@@ -245,7 +245,7 @@ def our_name(name: str, modules: Mapping[str, str]) -> str | None:
 
 
 def _one_network(weights: Mapping[str, Tensor]) -> tuple[int, dict[str, Tensor]]:
-    """Return the resolution, and the tensors without the common prefix of their names, such as ``model.``."""
+    """Return the resolution of the only network in a file, and its tensors, names without a prefix like ``model.``."""
     firsts = {name: match for name in weights if (match := _FIRST.search(name))}
     if len(firsts) != 1:
         raise InputError(
@@ -271,7 +271,7 @@ def _kind(tensors: Mapping[str, Tensor]) -> Literal["ddpmpp", "ncsnpp", "adm"]:
 
 
 def _our_weights(tensors: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
-    """Return the tensors under our names, after checking them against the network that will load them."""
+    """Return published tensors by their names in our network, after checking names, shapes and dtypes against it."""
     modules = module_names(architecture)
     # On the meta device, sizes that the file merely claims allocate no memory.
     with torch.device("meta"):
@@ -304,7 +304,7 @@ def _our_weights(tensors: Mapping[str, Tensor], architecture: Architecture) -> d
 
 
 def _check_filters(tensors: Mapping[str, Tensor], kind: str) -> None:
-    """Refuse a network that resizes by other filters than ours, whose taps are the row sums of published filters."""
+    """Raise InputError if a network resizes by filters other than ours, whose taps are row sums of published ones."""
     taps = torch.tensor(STYLES[kind].filter, dtype=torch.float32)
     expected = torch.outer(taps, taps) / taps.sum() ** 2
     for name, found in tensors.items():
@@ -322,14 +322,14 @@ def _sides(resolution: int, levels: int) -> list[str]:
 
 
 def _convolution(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int]:
-    """Return the numbers of output and input channels of a convolution."""
+    """Return the numbers of output and input channels of the convolution of this name."""
     if name not in tensors or tensors[name].dim() != 4 or not tensors[name].numel():
         raise InputError(f"the network has no convolution {name}, as those supported have")
     return tensors[name].shape[0], tensors[name].shape[1]
 
 
 def _inputs(tensors: Mapping[str, Tensor], name: str) -> int:
-    """Return the number of input channels of a linear layer; 0 if there is no such layer."""
+    """Return the number of input channels of the linear layer whose weight has this name; 0 if it does not exist."""
     return tensors[name].shape[-1] if name in tensors and tensors[name].dim() == 2 else 0
 
 

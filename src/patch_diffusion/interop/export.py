@@ -1,4 +1,4 @@
-"""Export of a run's model to other tools: a diffusers pipeline, an ONNX file or a torch.export program."""
+"""Export of a trained model to other tools: a diffusers pipeline, an ONNX file or a torch.export program."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def export_model(
     push_to: str | None = None,
     public: bool = False,
 ) -> dict[str, Any]:
-    """Export the model of a run, with averaged weights and a model card, for tools that do not use this package.
+    """Export the model of a run folder, with averaged weights and a model card, for tools that lack this package.
 
     "diffusers" is a folder for ``DiffusionPipeline.from_pretrained(out, trust_remote_code=True)``, which makes the
     images that `generate` makes of the same seeds. "onnx" and "torch" are the denoiser, preconditioning included,
@@ -60,7 +60,7 @@ def export_model(
     before they are kept.
 
     Args:
-        run, checkpoint, ema_length, network, vae: as for `load`.
+        run, checkpoint, ema_length, network, vae: the run folder and options of loading, see `load`.
         out: the folder, new or empty. It gets its name only when it is complete.
         to: the format, "diffusers", "onnx" or "torch".
         resolution: side, or height and width; None: that of the training images. It is the default of a pipeline, and
@@ -70,7 +70,7 @@ def export_model(
         license: the licence for the card, as the hub names it: "apache-2.0", "cc-by-4.0".
         evaluation: a JSON file of figures for the card, such as ``evaluate --json`` writes.
         push_to: OWNER/NAME of a repository to push the folder to.
-        public: whether to make that repository public, if it is new.
+        public: whether to make the repository public, if it is new.
 
     Returns:
         ``out``, ``to``, ``files``, ``difference`` (of a graph to the model; None for a pipeline), ``notes`` on what is
@@ -134,7 +134,7 @@ def export_model(
 
 
 def _check_options(to: str, **options: Any) -> dict[str, Any]:
-    """Refuse options that are unknown or have no effect; return the settings of a pipeline's scheduler."""
+    """Return the solver and schedule of a pipeline; raise InputError if an option is unknown or has no effect."""
     if to not in FORMATS:
         raise InputError(f"there is no format '{to}' to export to{did_you_mean(to, FORMATS)}")
     for name, value in options.items():
@@ -161,7 +161,7 @@ def _check_place(place: Path) -> None:
 
 @contextmanager
 def _whole(place: Path) -> Iterator[Path]:
-    """Write into a temporary folder inside the block; rename it to ``place`` at the end, or delete it on an error."""
+    """Yield a temporary folder to the with block; rename it to ``place`` after the block, or delete it on an error."""
     place.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{place.absolute().name}-", dir=place.parent))
     try:
@@ -199,7 +199,7 @@ def _shape(model: Denoiser, resolution: int | tuple[int, int] | None) -> tuple[i
 
 
 def _step_of(source: Path, folder: RunFolder, checkpoint: int | Literal["best"] | None) -> int | None:
-    """Return the step of the checkpoint to export; None for the newest."""
+    """Return the training step of the checkpoint to export; None for the newest checkpoint."""
     if source.parent.name == "checkpoints":
         return step_of(source)
     if checkpoint == "best":

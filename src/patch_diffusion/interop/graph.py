@@ -20,7 +20,7 @@ from patch_diffusion.interop.pipeline_folder import codec_facts
 from patch_diffusion.patches.coords import coordinate_grid
 
 TOLERANCE = 1e-4
-"""The largest allowed difference of a graph from its model, relative to the largest value, at least 1."""
+"""The largest allowed difference between outputs of graph and model, relative to the largest output or 1."""
 
 _OPSET = 18
 
@@ -28,9 +28,9 @@ GraphCall = Callable[[tuple[Tensor, ...]], Tensor]
 
 
 class DenoiserGraph(nn.Module):
-    """The module to trace, ``(noisy, sigma[, coords][, labels]) -> denoised``, with the inputs that the model uses.
+    """A denoiser as a module to trace, ``(noisy, sigma[, coords][, labels]) -> denoised``, with the inputs it uses.
 
-    Inputs are coords (2, h, w) if the network uses coordinates, and labels (n,), -1 for "no class", if it has classes.
+    It takes coords (2, h, w) if the network uses coordinates, and labels (n,), -1 for "no class", if it has classes.
 
     Args:
         model: the denoiser; its preconditioning becomes part of the graph.
@@ -49,7 +49,7 @@ class DenoiserGraph(nn.Module):
 
 
 def example(graph: DenoiserGraph, resolution: tuple[int, int], num: int) -> tuple[Tensor, ...]:
-    """Make example inputs of a graph: ``num`` images from nearly clean to pure noise, each of another class."""
+    """Return example inputs of a graph: ``num`` images from nearly clean to pure noise, each of another class."""
     model, draws = graph.model, torch.Generator().manual_seed(0)
     sigma = torch.logspace(-2, 1.5, num)
     noisy = torch.randn(num, model.image_channels or 1, *resolution, generator=draws) * (1 + sigma[:, None, None, None])
@@ -63,7 +63,7 @@ def example(graph: DenoiserGraph, resolution: tuple[int, int], num: int) -> tupl
 
 
 def write_graph(model: Denoiser, folder: Path, resolution: tuple[int, int], to: str) -> tuple[list[str], float]:
-    """Write ``model.onnx`` or ``model.pt2``, and ``config.json`` with what a sampler needs to know.
+    """Write a denoiser as ``model.onnx`` or ``model.pt2``, and the facts that a sampler needs as ``config.json``.
 
     Args:
         model: the denoiser, on the CPU.
@@ -138,7 +138,7 @@ def _onnx(graph: DenoiserGraph, program: torch.export.ExportedProgram, folder: P
 
 
 def _traced(graph: DenoiserGraph, resolution: tuple[int, int]) -> torch.export.ExportedProgram:
-    """Trace the graph with two images into a program for any number of images."""
+    """Trace a denoiser with two images into a torch.export program for any number of images."""
     batch = torch.export.Dim("batch", min=1)
     dynamic: dict[str, Any] = {"noisy": {0: batch}, "sigma": {0: batch}, "coords": None, "labels": {0: batch}}
     noisy, sigma, *rest = (dynamic[name] for name in graph.inputs)
@@ -155,7 +155,7 @@ def _traced(graph: DenoiserGraph, resolution: tuple[int, int]) -> torch.export.E
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence warnings and logs of the exporters inside the block."""
+    """Silence warnings and logs of torch's exporters inside the with block."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -168,7 +168,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _difference(graph: DenoiserGraph, resolution: tuple[int, int], run: GraphCall) -> float:
-    """Return the largest difference between graph and model, for another batch size than that of the trace.
+    """Return the largest difference between outputs of the written graph and the model, at another batch size.
 
     Raises:
         InputError: the difference is too large to be rounding.

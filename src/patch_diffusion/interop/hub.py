@@ -11,7 +11,7 @@ _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def check_repository(name: str) -> None:
-    """Refuse a repository that cannot be pushed to, before anything is exported.
+    """Raise InputError if a repository of this name cannot be pushed to, before anything is exported.
 
     Raises:
         InputError: the name is not OWNER/NAME, or the package huggingface_hub is missing.

@@ -30,7 +30,7 @@ _CLASSES: dict[type, tuple[str, str]] = {
 
 
 def check_pipeline(model: Denoiser) -> None:
-    """Refuse networks whose code an exported folder cannot contain.
+    """Raise InputError if the code of a model's network cannot be put into an exported folder.
 
     Raises:
         InputError: the network is a module of the user's own.
@@ -97,7 +97,7 @@ def write_pipeline(model: Denoiser, folder: Path, *, dtype: torch.dtype, setting
 
 
 def codec_facts(codec: Codec) -> dict[str, Any]:
-    """Return the constants from model space to pixels, or to latents by channel, without the path of their VAE."""
+    """Return constants that convert model space to pixels or latents, as a dict, without the path of the VAE."""
     if not isinstance(codec, LatentCodec):
         return {"kind": "pixels", **codec.as_dict()}
     scale = [deviation / STANDARD_DEVIATION for deviation in codec.deviation]
@@ -105,7 +105,7 @@ def codec_facts(codec: Codec) -> dict[str, Any]:
 
 
 def _write_network(model: Denoiser, folder: Path, dtype: torch.dtype) -> list[str]:
-    """Write the config, code and weights of the network; return its entry in the pipeline's index."""
+    """Write config, code and weights of the network; return its entry [module, class] in ``model_index.json``."""
     network = model.network
     if isinstance(network, DiffusersNetwork):
         unet: Any = network.unet
@@ -131,7 +131,7 @@ def _write_network(model: Denoiser, folder: Path, dtype: torch.dtype) -> list[st
 
 
 def _write_codec(model: Denoiser, folder: Path) -> tuple[list[str | None], dict[str, Any], list[str]]:
-    """Write the VAE; return its entry in the index, the constants of pixels or latents, and notes on a missing VAE."""
+    """Write the VAE, if any; return its entry in ``model_index.json``, `codec_facts`, and notes if it is missing."""
     codec, facts = model.codec, codec_facts(model.codec)
     if not isinstance(codec, LatentCodec):
         return [None, None], facts, []

@@ -1,8 +1,8 @@
 """A safe pickle reader, which neither imports nor calls anything that a file names.
 
 A pickle is a program for a small stack machine, and Python's own machine imports and calls whatever the program names.
-This one builds only plain values. A name in the file stands for a function that the caller provides, and every other
-name is refused. The operations are those that ``pickletools`` documents, as far as protocols 3 to 5 write them.
+This one builds only plain values. A name in the file stands for a function that the caller provides; every other name
+raises an InputError. The operations are those that ``pickletools`` documents, as far as protocols 3 to 5 write them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Makers = Mapping[str, Callable[..., Any]]
 
 @dataclass
 class Instance:
-    """An inert record of an object in a pickle: the name of its class, its constructor arguments and its state."""
+    """An inert record of an object in a pickle: class name, constructor arguments and state. No class is called."""
 
     class_name: str
     arguments: tuple[Any, ...] = ()
@@ -58,7 +58,7 @@ def read_pickle(path: Path, makers: Makers) -> Any:
             arguments in the file. If it returns an `Instance`, the file may set that object's state.
 
     Raises:
-        InputError: the file uses another name, is no pickle, or is damaged.
+        InputError: the file uses any other name, is no pickle, or is damaged.
 
     >>> import pickle, tempfile
     >>> file = Path(tempfile.mkdtemp()) / "harmless.pkl"
@@ -80,7 +80,7 @@ def read_pickle(path: Path, makers: Makers) -> Any:
 
 
 def plain_keys(keys: Sequence[Any]) -> Sequence[Any]:
-    """Return the keys of a dict or set, or refuse nested ones: the hash of tuples of tuples can take for ever."""
+    """Return keys of a dict or set; raise TypeError for nested ones: hashing tuples of tuples can take for ever."""
     for key in keys:
         if not isinstance(key, _Plain):
             raise TypeError(f"a {type(key).__name__} is a key")
@@ -88,7 +88,7 @@ def plain_keys(keys: Sequence[Any]) -> Sequence[Any]:
 
 
 def printable(text: str | float | Exception, length: int = 160) -> str:
-    """Return text of a file for an error message: one line, ASCII only, at most so long."""
+    """Return text for an error message: in one line, ASCII only, cut to ``length`` characters."""
     shown = ascii(" ".join(str(text).split()))[1:-1]
     return shown if len(shown) <= length else shown[: length - 3] + "..."
 
@@ -101,7 +101,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self, operations: Iterable[tuple[pickletools.OpcodeInfo, Any, int | None]]) -> Any:
-        """Execute the operations of a pickle, and return the value on the stack at STOP."""
+        """Execute the operations of a pickle, and return the one value that is on the stack at STOP."""
         for operation, argument, _ in operations:
             if operation.name == "STOP":
                 break
@@ -112,7 +112,7 @@ class _Machine:
         return value
 
     def step(self, operation: str, argument: Any) -> None:
-        """Execute one operation of a pickle."""
+        """Execute one operation of a pickle, which changes the stack or the memo."""
         if operation in _LITERALS:
             self.stack.append(argument)
             return
@@ -175,18 +175,18 @@ class _Machine:
                 raise InputError(f"it uses the operation {operation}, which no published file does")
 
     def since_mark(self) -> list[Any]:
-        """Remove the last mark, and return the values that were pushed after it."""
+        """Remove the last mark from the stack, and return the values that were pushed after it."""
         items, self.stack = self.stack, self.outer.pop()
         return items
 
     def top(self, kind: type) -> Any:
-        """Return the last value on the stack, which must be of exactly this type."""
+        """Return the last value on the stack; raise TypeError if it is not exactly of the type ``kind``."""
         if type(self.stack[-1]) is not kind:
             raise TypeError(f"{kind.__name__} is expected, not {type(self.stack[-1]).__name__}")
         return self.stack[-1]
 
     def named(self, name: str) -> _Global:
-        """Return a record of a global name of the file, which must be one of the expected names."""
+        """Return a record of a function name in the file; raise InputError if it is not an expected name."""
         if name not in self.makers:
             raise InputError(f"it names {printable(name, 80)}, which no published network needs")
         return _Global(name)

@@ -93,7 +93,7 @@ def pipeline_usage(model: Denoiser, place: str, *, dtype: str) -> str:
 
     Args:
         model: the exported model.
-        place: its folder or repository.
+        place: the folder or the hub repository of the export.
         dtype: the dtype of the stored weights.
     """
     classes = ""
@@ -116,7 +116,7 @@ def pipeline_usage(model: Denoiser, place: str, *, dtype: str) -> str:
 
 
 def graph_usage(model: Denoiser, place: str, resolution: tuple[int, int], to: str) -> str:
-    """Return markdown that shows how to sample with an exported graph, ``to`` "onnx" or "torch"."""
+    """Return markdown that shows how to sample with an exported ONNX file or torch.export program."""
     imports, opened, run = (line.format(place=place) for line in _OPENED[to])
     return _GRAPH.format(
         file={"onnx": "model.onnx", "torch": "model.pt2"}[to],

@@ -1,1 +1,1 @@
-"""Races: several trainings at equal time."""
+"""Races: comparisons of several training configurations (arms) at equal training time."""

@@ -1,4 +1,4 @@
-"""The arms of a race: settings that differ only in how to train, and checks that they can be compared."""
+"""The arms of a race: training configs to compare at equal training time, and checks that they are comparable."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from patch_diffusion.config import Config, differences, flat_options
 from patch_diffusion.errors import InputError
 
 PATCHES, WHOLE = "patches", "whole"
-"""The names of the two usual arms of a race: training on patches, and training on whole images."""
+"""The names of the two usual configurations (arms) of a race: training on patches, and training on whole images."""
 
 # All arms share these options, because losses or times could not be compared if they differed.
 _SHARED = (
@@ -28,12 +28,12 @@ _OWN = "data.augment"  # augmentation is a part of how to train, so arms may dif
 
 
 def whole_images(config: Config) -> Config:
-    """Return the same settings for ordinary training: on whole images, and without coordinates."""
+    """Return a copy of a config for ordinary training: on whole images, and without coordinates."""
     return replace(config, patches=replace(config.patches, whole=1.0, coords=False))
 
 
 def check_arms(arms: Mapping[str, Config]) -> None:
-    """Refuse arms that cannot be compared.
+    """Raise InputError if the configurations (arms) of a race cannot be compared.
 
     Raises:
         InputError: there are fewer than two arms, a name cannot be part of a folder's name, two arms are the same, or
@@ -71,7 +71,7 @@ def check_arms(arms: Mapping[str, Config]) -> None:
 
 
 def _unit(config: Config) -> str:
-    """Return the unit of a budget, such as "steps"; "nothing" if there is no budget."""
+    """Return the unit of a config's training budget, "steps", "images" or "minutes"; "nothing" if it has none."""
     given = [name for name in ("steps", "images", "minutes") if getattr(config, name) is not None]
     return " and ".join(given) or "nothing"
 

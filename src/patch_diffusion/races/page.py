@@ -1,4 +1,4 @@
-"""``race.html``: the results of a race on one page, which needs no network and no other files."""
+"""``race.html``: the results of a race of trainings on one page, which needs no network and no other files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COUNTED = (
 
 
 def race_page(title: str, content: Content) -> str:
-    """Render the results of a race as an HTML page; text from the race is escaped.
+    """Return an HTML page with the results of a race of several trainings; names and texts in it are escaped.
 
     Args:
         title: the name of the race.
@@ -57,7 +57,7 @@ def _parts(title: str, content: Content) -> Iterator[str]:
 
 
 def _budgets(content: Content) -> str:
-    """Describe the budgets of the arms, in one phrase if they are equal."""
+    """Return a phrase on the training budgets of a race: one amount if they are equal, else one for each arm."""
     unit, arms = content["unit"], content["plan"]["arms"]
     own = {name: config[unit] for name, config in arms.items()}
     if len(set(own.values())) == 1:
@@ -66,7 +66,7 @@ def _budgets(content: Content) -> str:
 
 
 def _charts(content: Content) -> str:
-    """Draw the loss over the race and over its second half, where curves are close, and the distances of samples."""
+    """Return HTML charts of the loss in a race and its second half, where curves are close, and of sample distances."""
     curves = {name: _points(by_seed, content) for name, by_seed in content["points"].items()}
     of_samples = {
         measure: {name: _points(by_seed, content, measure) for name, by_seed in content["points"].items()}
@@ -102,7 +102,7 @@ def _as_curves(points: Mapping[str, Sequence[Point]]) -> dict[str, Curve]:
 
 
 def _points(by_seed: Mapping[str, Sequence[Mapping[str, Any]]], content: Content, measure: str = "loss") -> list[Point]:
-    """Return the mean and the range of a measure over the seeds at each moment of a race."""
+    """Return a point for each time at which an arm was measured: mean, lowest and highest value over the seeds."""
     time, factor = TIMES[content["unit"]]
     moments: dict[int, list[Mapping[str, Any]]] = {}
     for found in by_seed.values():
@@ -120,7 +120,7 @@ def _points(by_seed: Mapping[str, Sequence[Mapping[str, Any]]], content: Content
 
 
 def _guides(content: Content, curves: Mapping[str, Sequence[Point]]) -> Iterator[Guide]:
-    """Yield guide lines from where an arm reaches the opponent's final loss to where the opponent reaches it."""
+    """Yield a line at the final loss of an arm, from the time another arm reaches that loss to the end of the arm."""
     found, other = content["standings"], opponent(content)
     for name in curves if found["seeds"] and curves[other] else ():
         for mine, theirs in ((name, other), (other, name)) if name != other else ():
@@ -177,7 +177,7 @@ def _by_seed(content: Content) -> str:
 
 
 def _tuning(found: Mapping[str, Any], unit: str) -> str:
-    """Render a table of every trial of a sweep, with its losses in the rounds that it took part in."""
+    """Return an HTML table of a sweep over batch and learning rate: a row per trial, with its loss in each round."""
     trials: dict[tuple[int, float], list[str]] = {}
     for number_, each in enumerate(found["rounds"]):
         for trial in each["trials"]:
@@ -195,7 +195,7 @@ def _tuning(found: Mapping[str, Any], unit: str) -> str:
 
 
 def _differences(content: Content) -> str:
-    """Render a table of the options in which arms differ, before tuning; the page shows the tuning separately."""
+    """Return an HTML table of the options in which arms differ before tuning; the page shows the tuning separately."""
     arms = {name: from_dict(options) for name, options in content["plan"]["arms"].items()}
     cells = [[option, *map(option_text, values.values())] for option, values in differences(arms).items()]
     return wide_table(["", *arms], cells)

@@ -1,4 +1,4 @@
-"""The race: several trainings side by side, and the time that each takes to reach the final loss of another."""
+"""The race: several trainings at equal time, and the time that each takes to reach the final loss of another."""
 
 from __future__ import annotations
 
@@ -39,25 +39,25 @@ def race(
     given: Mapping[str, Collection[str]] | None = None,
     tell: Tell = lambda text: None,
 ) -> dict[str, Any]:
-    """Train several arms, usually for the same time, and report which is better, or continue a stopped race.
+    """Train several configurations (arms), usually for equal time, to see which is better; or continue a stopped race.
 
-    The command line's ``race`` calls this. Each arm is a run of its own, ``OUT/ARM-seedS/``, which does what `train`
-    would do, step by step, without the pictures and checkpoints that would take training time. ``race.json``, all the
-    results, and ``race.html``, a page of them, are rewritten at every moment. If the arms' ``watch`` has metrics, their
-    samples are measured at the same moments, which does not count as training time.
+    The command line's ``race`` calls this. Each arm has a run folder, ``OUT/ARM-seedS/``, and takes the steps
+    that `train` would take, without the pictures and checkpoints that would take training time. Whenever the arms are
+    judged, all results are written to ``race.json`` and a page of them to ``race.html``. If ``watch`` has metrics,
+    samples of the arms are measured at the same time, which does not count as training time.
 
     Args:
-        arms: options of runs by name, which differ only in how to train, with the budget of each run. The learning rate
-            of an arm with a smaller budget falls within that budget.
+        arms: the config of each arm by name, with its budget; configs differ only in how to train. The learning rate of
+            an arm with a smaller budget falls within that budget.
         out: the folder of the race: new or empty, or that of a stopped race of the same arms; more seeds may be given.
-        seeds: the seeds; all arms race with each of them, one seed after the other.
-        tuned: names of arms that first get the best batch and learning rate of a sweep, see `tune`.
+        seeds: the random seeds; all arms are trained with each of them, one seed after the other.
+        tuned: names of arms whose batch and learning rate are first tuned by a sweep, see `tune`.
         tune_budget: the budget of each sweep, in the unit of the arms' budgets, minutes, steps or images; None: the
             largest budget of an arm.
-        held_out: data to judge by. None: the share ``data.held_out`` of the images, which follows from the seed.
+        held_out: images to judge the arms by; None: the share ``data.held_out`` of the images, chosen by the seed.
         moments: how often all arms are judged, evenly over the budget of each.
-        given: by arm, names of options that must stay as they are, see `train`. None: all of them.
-        tell: is called with each line on the progress of the race.
+        given: for each arm, the names of options that must stay as they are, see `train`; None: all of them.
+        tell: a function that is called with each line of text on the progress of the race.
 
     Returns:
         The content of ``race.json``.
@@ -85,7 +85,7 @@ def race(
         "tuning": {name: tune_budget for name in arms if name in tuned},
     }
     found = folder.check(plan)
-    facts, here = _facts(setup, seeds[0], folder)  # an arm that cannot train is refused before anything is written
+    facts, here = _facts(setup, seeds[0], folder)  # raises an error for an arm that cannot train before writing
     for note in setup.messages() if found is None else ():
         tell(note)
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def _run_seed(
     moments: int,
     after: Callable[[int], None],
 ) -> None:
-    """Train all arms with one seed; their memory is free afterwards."""
+    """Train all arms of a race with one seed; the memory of their models is free afterwards."""
     built = {name: setup.trainer(config, seed, folder.arm(name, seed)) for name, config in settings.items()}
     judges = next(iter(built.values()))[1]  # the same for all arms, because they follow from the seed
     trainers = {name: trainer for name, (trainer, _) in built.items()}
@@ -127,7 +127,7 @@ def _run_seed(
 
 
 def _facts(setup: RaceSetup, seed: int, folder: RaceFolder) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the facts that are known before a race begins, and the hardware and versions that it runs on."""
+    """Return two dicts: the facts known before a race begins (images, budget ...), and its hardware and versions."""
     built = {name: setup.trainer(config, seed, folder.tuning / "none") for name, config in setup.arms.items()}
     trainer, judges = next(iter(built.values()))
     facts = {
@@ -143,7 +143,7 @@ def _facts(setup: RaceSetup, seed: int, folder: RaceFolder) -> tuple[dict[str, A
 
 
 def _tuned(name: str, setup: RaceSetup, record: Record, budget: float, tell: Tell) -> Config:
-    """Return the settings of an arm with the best batch and learning rate, found by trials with the first seed."""
+    """Return an arm's config with the best batch and learning rate, found by short trainings with the first seed."""
     seed, known = record.seeds[0], record.rounds(name)
     if not known:
         tell(f"tuning {name}: batch and learning rate, {length(budget, setup.unit)} in all")
@@ -175,6 +175,6 @@ def _told(finished: Mapping[str, Any], unit: str) -> str:
 
 
 def _line(points: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], seed: int, spent: float, left: float) -> str:
-    """Format a line on the progress of a race: the losses of all arms at a moment, and about how long is left."""
+    """Return a progress line of a race: share of the budget spent, loss of each arm, and estimated time left."""
     losses = [f"{name} {found[str(seed)][-1]['loss']:.4f}" for name, found in points.items() if found[str(seed)]]
     return f"{spent:4.0%}  seed {seed}  {'  '.join(losses)}" + (f"  {clock(left)} left" if left >= 1 else "")

@@ -1,4 +1,4 @@
-"""The folder of a race: ``ARM-seedS/``, a run for each arm and seed, and ``race.json``, all results so far."""
+"""The folder of a race: ``ARM-seedS/``, the run folder of each arm and seed, and ``race.json``, all results so far."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ from patch_diffusion.runs.history import DISTANCES, TIMES
 
 @dataclass(frozen=True)
 class RaceFolder:
-    """The paths of the files in the folder of a race."""
+    """The folder of a race of several trainings, with the paths of the files in it."""
 
     path: Path
 
     @property
     def json_file(self) -> Path:
-        """The path of the file with all results."""
+        """The path of ``race.json``, the file with all results of a race."""
         return self.path / "race.json"
 
     @property
     def page_file(self) -> Path:
-        """The path of the HTML page that shows the results."""
+        """The path of ``race.html``, the page that shows the results of a race."""
         return self.path / "race.html"
 
     @property
     def tuning(self) -> Path:
-        """The folder of the trials of a sweep, which exists while the sweep lasts."""
+        """The folder of the trial trainings of a tuning sweep, which exists only while the sweep lasts."""
         return self.path / "tuning"
 
     def arm(self, name: str, seed: int) -> Path:
-        """Return the run folder of an arm with a seed."""
+        """Return the path of the run folder of one configuration (arm) of a race, trained with one seed."""
         return self.path / f"{name}-seed{seed}"
 
     def measurements(self, name: str, seed: int) -> Measurements:
-        """Read all measurements of an arm with a seed so far."""
+        """Read the held-out losses and sample distances of an arm and seed, so far, from the log of its training."""
         return read_measurements(RunFolder(self.arm(name, seed)).log_file)
 
     def check(self, plan: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the content of a race that is here, None if the folder is new; refuse other files and other races."""
+        """Return the results of this race in the folder, None if it is new; raise InputError if it has other files."""
         if self.json_file.exists():
             found = read_json(self.json_file)
             _check_same(self.path, found.get("plan", {}), plan)
@@ -59,12 +59,12 @@ class RaceFolder:
 
 
 class Record:
-    """The results of a race so far, kept in ``race.json`` and ``race.html``.
+    """The results of a race so far, which it writes to ``race.json`` and ``race.html``.
 
     Args:
         folder: the folder of the race.
-        found: the content of a race that continues, None for a new one.
-        plan: the requested race, which stays the same for as long as the race lasts.
+        found: the content of ``race.json`` of a race that continues, None for a new race.
+        plan: the arms and options of the race, which stay the same for as long as the race lasts.
         facts: facts about the images, the budget and the arms.
     """
 
@@ -77,36 +77,36 @@ class Record:
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds that all arms race with."""
+        """The random seeds with which all arms are trained."""
         return self._content["seeds"]
 
     def begin(self, seeds: Sequence[int], circumstances: Mapping[str, Any]) -> None:
-        """Record that a race begins or continues, perhaps with more seeds or on another machine."""
+        """Add the seeds and the machine with which a race begins or continues, and write the results."""
         self._content["seeds"] = list(dict.fromkeys([*self.seeds, *seeds]))
         if circumstances not in self._content["circumstances"]:
             self._content["circumstances"] = [*self._content["circumstances"], circumstances]
         self.write()
 
     def rounds(self, name: str) -> list[dict[str, Any]]:
-        """Return the finished rounds of an arm's sweep."""
+        """Return the finished rounds of an arm's tuning sweep, each as a dict of budget and trials."""
         return self._content["tuning"].get(name, {}).get("rounds", [])
 
     def tuned(self, name: str, found: Mapping[str, Any]) -> None:
-        """Record the results of an arm's sweep so far."""
+        """Store the results of an arm's tuning sweep so far, and write all results."""
         self._content["tuning"] = {**self._content["tuning"], name: found}
         self.write()
 
     def is_finished(self, seed: int) -> bool:
-        """True if all arms have spent their budget with a seed."""
+        """True if all arms have spent their training budgets with this seed."""
         ends = [self.folder.measurements(name, seed)[-1:] for name in self._content["plan"]["arms"]]
         return all(end and end[0]["spent"] >= 1 for end in ends)
 
     def moments(self, seed: int) -> int:
-        """Return the number of moments at which all arms were judged with a seed."""
+        """Return how many times all arms have been judged while trained with this seed."""
         return min(len(self.folder.measurements(name, seed)) for name in self._content["plan"]["arms"])
 
     def write(self) -> dict[str, Any]:
-        """Rewrite ``race.json`` and ``race.html``, and return the content of the former."""
+        """Collect results from all logs, write ``race.json`` and ``race.html``, and return what the first holds."""
         names, (time, factor) = self._content["plan"]["arms"], TIMES[self._content["unit"]]
         points = {name: {seed: self.folder.measurements(name, seed) for seed in self.seeds} for name in names}
         finished = [seed for seed in self.seeds if self.is_finished(seed)]
@@ -132,7 +132,7 @@ class Record:
 
 
 def _check_same(path: Path, stored: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
-    """Refuse to continue a race with other arms or other options."""
+    """Raise InputError if the stored race of a folder has other arms or other options than the requested one."""
     arms, others = stored.get("arms", {}), plan["arms"]
     if list(arms) != list(others):
         raise InputError(

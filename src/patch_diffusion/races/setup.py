@@ -17,18 +17,18 @@ from patch_diffusion.training.build import build_trainer
 from patch_diffusion.training.suggest import suggest
 from patch_diffusion.training.trainer import Trainer
 
-_NEVER = 1e9  # minutes between checkpoints: a race saves between laps, where it takes no training time
+_NEVER = 1e9  # minutes between checkpoints: a race saves between turns, where it takes no training time
 
 
 @dataclass(frozen=True)
 class RaceSetup:
-    """The settings of all arms of a race, and the images that they share.
+    """The config of each arm of a race, and the images that all arms share.
 
     Args:
-        arms: the settings of each arm, by name.
+        arms: the config of each arm, by name.
         images: the images to train on, and to hold out a share of if ``apart`` is None.
         apart: separate held-out images to judge by.
-        notes: by arm, the settings that were changed to suit the images.
+        notes: for each arm, sentences on options that were changed to suit the images.
     """
 
     arms: Mapping[str, Config]
@@ -40,11 +40,11 @@ class RaceSetup:
     def open(
         cls, arms: Mapping[str, Config], held_out: str | None, given: Mapping[str, Collection[str]] | None
     ) -> RaceSetup:
-        """Open the images, and adapt the settings of every arm to them. See `race` for the arguments."""
+        """Open the images of a race, and adapt the config of every arm to them; see `race` for the arguments."""
         config = next(iter(arms.values()))
         for name, each in arms.items():
             budget_of(each)
-            if each.batch == "auto":  # as `Trainer` takes it; a sweep needs a number
+            if each.batch == "auto":  # `Trainer` accepts it, but a sweep needs a number
                 raise InputError(f"arm '{name}': a race needs a number for batch, not auto")
         if config.engine.processes not in (None, 1) or started_by_launcher():
             raise InputError("a race takes one process: leave out engine.processes, and start it without torchrun")
@@ -71,26 +71,26 @@ class RaceSetup:
 
     @property
     def unit(self) -> str:
-        """The unit of all budgets: minutes, steps or images."""
+        """The unit of the training budgets of all arms: minutes, steps or images."""
         budget = budget_of(next(iter(self.arms.values())))
         return next(name for name, value in vars(budget).items() if value is not None)
 
     @property
     def extent(self) -> float:
-        """The largest budget of an arm, in the unit of the budgets."""
+        """The largest training budget of an arm, in minutes, steps or images."""
         return max(getattr(config, self.unit) for config in self.arms.values())
 
     def messages(self) -> list[str]:
-        """Return notes for the user on the images, and on settings that were changed to suit them."""
+        """Return sentences for the user on the images, and on options that were changed to suit them."""
         return [*self.images.notes, *(f"{name}: {note}" for name, notes in self.notes.items() for note in notes)]
 
     def meter(self) -> SampleMeter | None:
-        """Return the meter that measures samples of all arms, None if ``watch`` has no metrics."""
+        """Return the `SampleMeter` that measures samples of all arms; None if the option ``watch`` has no metrics."""
         config = next(iter(self.arms.values()))
         return SampleMeter(config.watch, seed=config.seed) if config.watch.metrics else None
 
     def trainer(self, config: Config, seed: int, out: Path) -> tuple[Trainer, Images]:
-        """Build a trainer of an arm that does nothing but train, and return it with the images to judge it by."""
+        """Return a trainer of one arm, which neither samples nor judges itself, and held-out images to judge it by."""
         quiet = replace(
             config,
             seed=seed,
@@ -104,19 +104,19 @@ class RaceSetup:
             track=(),
         )
         trainer = build_trainer(quiet, self.images, out, show=False)
-        # The trainer would judge itself by them during its training time.
+        # With held-out images, the trainer would judge itself during its training time.
         judges, trainer.held_out = self.apart or trainer.held_out, None
-        assert judges is not None  # `open` refuses a race without held-out images
+        assert judges is not None  # `open` raises an error without held-out images
         return trainer, judges
 
 
 def budget_of(config: Config) -> Budget:
-    """Return the training budget of an arm from its settings."""
+    """Return the training budget in a config (steps, images or minutes) as a `Budget`."""
     return Budget(config.steps, config.images, config.minutes)
 
 
 def _check_alike(apart: Images, images: Images) -> None:
-    """Refuse held-out images whose shape, classes or range of values differ from those of the training images."""
+    """Raise InputError if held-out images differ from the training images in shape, classes or range of values."""
     for name in ("resolution", "channels", "num_classes", "class_names"):
         found, expected = getattr(apart, name), getattr(images, name)
         if found != expected:

@@ -9,13 +9,13 @@ from itertools import pairwise
 from typing import Any
 
 LossCurve = Sequence[tuple[float, float]]
-"""Pairs (time, loss) at the moments of a race, by rising time; the time is in the unit of the budget."""
+"""The losses or distances of one arm of a race: pairs (time, loss) by rising time, in the unit of the budget."""
 
 
 def time_to(curve: LossCurve, loss: float) -> float | None:
-    """Return when a curve first falls to a loss, by linear interpolation between moments; None if it never does.
+    """Return the time at which a loss curve first falls to ``loss``, interpolated linearly; None if it never does.
 
-    If the loss is as low at the first moment already, this is that moment: earlier losses are unknown.
+    If the first point is already as low, its time is returned, because earlier losses are unknown.
 
     >>> time_to([(1, 0.75), (2, 0.25), (3, 0.125)], 0.5)
     1.5
@@ -29,10 +29,10 @@ def time_to(curve: LossCurve, loss: float) -> float | None:
 
 
 def standings(curves: Mapping[str, Mapping[int, LossCurve]]) -> dict[str, Any]:
-    """Compute the final loss of each arm, and how fast it reaches the final loss of each other arm.
+    """Compute the final loss of each arm of a race, and how fast it reaches the final loss of each other arm.
 
     Args:
-        curves: the curves of each arm, by seed, without the seeds that some arm has not finished.
+        curves: the loss curves of each arm, by seed; only seeds that all arms have count.
 
     Returns:
         ``seeds``: the seeds that count. ``final``: for each arm the mean loss at the end, its ``deviation`` over the

@@ -14,15 +14,15 @@ Content = Mapping[str, Any]
 
 
 def opponent(content: Content) -> str:
-    """Return the arm that the others are compared with: training on whole images if it races, else the first arm."""
+    """Return the name of the arm to compare the others with: "whole" (trained on whole images) or else the first."""
     arms = list(content["plan"]["arms"])
     return WHOLE if WHOLE in arms else arms[0]
 
 
 def rows(content: Content) -> list[list[str]]:
-    """Return a table row of text for each arm at the end of a race, means over the seeds.
+    """Return a table row, a list of text cells, for each arm at the end of a race; numbers are means over the seeds.
 
-    Its cells are: name, loss, steps, images a second, the time to the opponent's final loss, how many times as fast
+    The cells are: name, loss, steps, images a second, the time to the final loss of `opponent`, how many times as fast
     that is, and the opponent's time to the arm's final loss.
     """
     found, other = content["standings"], opponent(content)
@@ -46,7 +46,7 @@ def rows(content: Content) -> list[list[str]]:
 
 
 def sentences(content: Content) -> list[str]:
-    """Return sentences on how much faster each arm is than the opponent, and on seeds that are not finished."""
+    """Return sentences on how much faster each arm of a race is than `opponent`, and on seeds that are not finished."""
     found, other = content["standings"], opponent(content)
     lines = []
     measures = {"loss": found} | {DISTANCES[name]: each for name, each in content["distances"].items()}
@@ -67,19 +67,19 @@ def sentences(content: Content) -> list[str]:
 
 
 def amount(value: float | None, unit: str) -> str:
-    """Format an amount of training in minutes, steps or images; "never" for None."""
+    """Return an amount of training as text with its unit (minutes, steps or images); "never" for None."""
     if value is None:
         return "never"
     return f"{number_of(value, unit)} {'min' if unit == 'minutes' else unit}"
 
 
 def length(value: float, unit: str) -> str:
-    """Format the budget of a trial, which may be short: less than a minute is given in seconds."""
+    """Return a training budget as text with its unit; a time below one minute is given in seconds."""
     return f"{60 * value:.3g} s" if unit == "minutes" and value < 1 else amount(value, unit)
 
 
 def number_of(value: float, unit: str) -> str:
-    """Format a number without its unit: minutes with fractions, whole steps or images."""
+    """Return a number of minutes (with fractions), steps or images (whole) as text without the unit."""
     return f"{value:.3g}" if unit == "minutes" else f"{value:,.0f}"
 
 

@@ -1,9 +1,9 @@
-"""A fair opponent: the batch and the learning rate that suit an arm, found by a small sweep before the race.
+"""Tuning of an arm before a race, as a fair opponent: a small sweep finds its best batch size and learning rate.
 
 The sweep is successive halving (Jamieson and Talwalkar, arXiv 1502.07943): all candidates are trained for a short time,
 the better half for twice as long, and so on. Every trial is a complete training whose learning rate falls to its end;
 the trials of a round take turns, so that noise of the machine hits all alike. The given settings stay until the last
-round, and other settings must beat them there. If the best is the outermost candidate, ones further out are tried too.
+round, and other settings must beat them there. If the best is the outermost candidate, more are tried beyond it.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ _FURTHER = 2  # rounds with candidates further out, if the best is outermost
 _TURNS = 8  # the number of turns that each trial of a round takes
 
 Judge = Callable[[Trainer], float]
-"""A function that returns the loss of a trainer's averaged model on held-out images."""
+"""A function from a trainer to the loss of its averaged model on held-out images."""
 
 Build = Callable[[Config, Path], Trainer]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A batch size and a learning rate to try."""
+    """A batch size and a learning rate to try in a tuning sweep."""
 
     batch: int
     learning_rate: float
 
     def of(self, config: Config) -> Config:
-        """Return the settings with this batch size and learning rate."""
+        """Return a copy of a config with this batch size and learning rate."""
         optimizer = replace(config.optimizer, learning_rate=self.learning_rate)
         return replace(config, batch=self.batch, optimizer=optimizer)
 
 
 def candidates(config: Config) -> list[Candidate]:
-    """Return all candidates for these settings, the settings' own first.
+    """Return all pairs of batch size and learning rate to try for a config, its own pair first.
 
     If the budget is in steps, a larger batch would win by seeing more images, so then the batch stays the same.
     """
@@ -62,7 +62,7 @@ def candidates(config: Config) -> list[Candidate]:
 
 
 def rounds(num: int) -> list[int]:
-    """Return how many candidates take part in each round of a sweep."""
+    """Return the number of candidates in each round of a sweep of ``num``, halved until fewer than 4 are left."""
     found = [num]
     while found[-1] >= 4:
         found.append(found[-1] // 2)
@@ -79,16 +79,16 @@ def tune(
     known: Sequence[Mapping[str, Any]] = (),
     tell: Callable[[Mapping[str, Any]], None] = lambda finished: None,
 ) -> tuple[Config, dict[str, Any]]:
-    """Find the best batch and learning rate; return the settings with them, and the rounds of the sweep.
+    """Find the best batch size and learning rate for a config; return the config with them and a dict on the sweep.
 
     Args:
-        config: the settings; their budget's kind, steps, images or minutes, is that of ``budget``.
+        config: the config to tune; the unit of its budget (steps, images or minutes) is that of ``budget``, too.
         budget: the approximate budget of all trials together.
-        folder: a folder for the trials, removed after each round.
-        build: makes a trainer from settings and a run folder.
-        judge: returns the loss of a trained model.
-        known: the rounds that were finished earlier, as ``tell`` got them.
-        tell: is called with each finished round, as JSON can store it.
+        folder: a folder for the trial trainings, removed after each round.
+        build: a function from a config and a run folder to a trainer.
+        judge: a function from a trainer to the held-out loss of its model.
+        known: the rounds that an earlier call finished, as it passed them to ``tell``.
+        tell: a function that is called with each finished round, a dict that JSON can store.
     """
     grid = candidates(config)
     given, sizes = grid[0], rounds(len(grid))
@@ -119,14 +119,14 @@ def tune(
 
 
 def _best(trials: Sequence[Mapping[str, Any]], num: int, given: Candidate | None = None) -> list[Candidate]:
-    """Return the best candidates of trials of one length, by rising loss; the given candidate is always among them."""
+    """Return the ``num`` candidates of lowest loss in trials of one length, always including ``given`` if not None."""
     trials = sorted(trials, key=lambda trial: trial["loss"] if trial["loss"] is not None else math.inf)
     found = [Candidate(trial["batch"], trial["learning_rate"]) for trial in trials]
     return found[:num] if given is None or given in found[:num] else [*found[: num - 1], given]
 
 
 def _outermost(best: Candidate, tried: Sequence[Candidate]) -> list[str]:
-    """Return the options of which the best candidate has the largest or smallest tried value: more may be better."""
+    """Return the names of options whose value in the best candidate is the largest or smallest one tried."""
     return [
         name
         for name in ("batch", "learning_rate")
@@ -147,12 +147,12 @@ def _further_out(best: Candidate, tried: Sequence[Candidate], config: Config) ->
 
 
 def _parts(config: Config) -> int:
-    """Return the smallest possible batch: one image for each microbatch."""
+    """Return the smallest possible batch size of a config: one image for each microbatch."""
     return config.engine.accumulation if isinstance(config.engine.accumulation, int) else 1
 
 
 def _round(configs: Sequence[Config], budget: float, folder: Path, build: Build, judge: Judge) -> list[float | None]:
-    """Train a model with each of the settings for a budget and return the losses, None where training diverged."""
+    """Train one model for each config and return the held-out losses in order, None where training diverged."""
     shutil.rmtree(folder, ignore_errors=True)
     try:
         with ExitStack() as stack:
@@ -174,7 +174,7 @@ def _round(configs: Sequence[Config], budget: float, folder: Path, build: Build,
 
 
 def _scaled(config: Config, budget: float) -> dict[str, Any]:
-    """Return the budget of a trial as options, in the unit of the settings' own budget."""
+    """Return the budget of a trial as a dict with one of "steps", "images" and "minutes", as the config has."""
     if config.minutes is not None:
         return {"minutes": budget}
     name = "steps" if config.steps is not None else "images"

@@ -1,7 +1,7 @@
-"""The turns of a race: all arms train with one seed, side by side.
+"""The turns of a race: all configurations (arms) are trained with one seed, taking turns.
 
-Each turn is a lap of some seconds, so that noise of the machine hits all arms alike. At the same moments all arms are
-judged and saved, which does not count as training time.
+A turn takes some seconds, so that noise of the machine hits all arms alike. All arms are judged by held-out images and
+saved after the same shares of their budgets, which does not count as training time.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.trainer import Trainer
 
 JUDGES = 256
-"""The most held-out images that every arm is judged by."""
+"""The maximum number of held-out images by whose loss the arms of a race are judged."""
 
 Measurements = list[dict[str, Any]]
-"""Measurements of an arm by rising time, each with step, images, seconds, spent, loss, by_noise and, if samples are
+"""The measurements of one arm by rising time: dicts of step, images, seconds, spent, loss, by_noise and, if samples are
 measured, their distances."""
 
 SECONDS_PER_LAP = 15.0
@@ -34,17 +34,17 @@ _ROUNDED = 1e-6  # the log rounds the spent fraction of a budget
 
 
 def judgement(trainer: Trainer, judges: Images) -> dict[float, float]:
-    """Compute the loss of a trainer's averaged model on whole held-out images, by noise level."""
+    """Return the loss of a trainer's averaged model on whole held-out images, as a dict from noise level to loss."""
     return whole_image_loss(trainer.state.average.denoiser, judges, most=JUDGES)
 
 
 def mean(losses: Mapping[float, float]) -> float:
-    """Return the mean loss over the noise levels, by which arms are compared."""
+    """Return the mean of the losses over the noise levels, by which the arms of a race are compared."""
     return math.fsum(losses.values()) / len(losses)
 
 
 def read_measurements(log_file: Path) -> Measurements:
-    """Read all measurements of an arm so far from the log of its run."""
+    """Read held-out losses, and distances of samples if any, from a training log."""
     found: Measurements = []
     of_samples: dict[int, dict[str, float]] = {}
     for line in read_log(log_file):
@@ -64,17 +64,17 @@ def run_turns(
     after: Callable[[int], None] = lambda moment: None,
     meter: SampleMeter | None = None,
 ) -> None:
-    """Train all arms in turns until their budgets are spent; stopped arms continue in step with the others.
+    """Train several configurations (arms) in turns until their budgets are spent; arms that lag behind catch up first.
 
-    The measurements go into the log of each run, as losses of held-out images.
+    The held-out losses of each arm are written to the log in its run folder.
 
     Args:
-        trainers: the trainers by name; they do nothing but train.
+        trainers: the trainer of each arm by name, which neither samples nor judges itself.
         judges: the held-out images that all arms are judged by.
-        budgets: the budgets by name. If they differ, a lap is the same fraction of each.
+        budgets: the budget of each arm by name. If they differ, a turn is the same fraction of each.
         moments: how often the arms are judged, evenly over their budgets.
-        after: is called with the number of each moment after it.
-        meter: measures samples of all arms at the same moments, and compares them with the training images.
+        after: a function that is called after each judging of all arms, with its number from 1.
+        meter: compares samples of all arms with the training images, each time that the arms are judged.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C, once checkpoints of all arms are written.
@@ -100,14 +100,14 @@ def run_turns(
             raise InputError(f"arm '{at_work}': {error}" if at_work else str(error)) from None
         except KeyboardInterrupt:
             for name, trainer in trainers.items():
-                # The arm at work has saved itself, or was stopped within a step.
+                # The arm that was training has saved itself, or was stopped within a step.
                 if name != at_work and budgets[name].spent(trainer.state.counters) < 1:
                     trainer.save(keep=False)
             raise
 
 
 def _laps(budgets: Collection[Budget], moments: int) -> Iterator[tuple[float, int | None]]:
-    """Yield the fraction of the budget at which each lap ends, and the number of the moment that follows it or None."""
+    """Yield for each turn the share of the budget at which it ends, and the number of the judging after it, or None."""
     minutes = max(budget.minutes or 0.0 for budget in budgets)
     per_moment = max(1, math.ceil(60 * minutes / moments / SECONDS_PER_LAP))
     for lap in range(1, moments * per_moment + 1):
@@ -117,9 +117,9 @@ def _laps(budgets: Collection[Budget], moments: int) -> Iterator[tuple[float, in
 def _measure(
     name: str, trainer: Trainer, judges: Images, budget: Budget, due: float, meter: SampleMeter | None
 ) -> None:
-    """Judge an arm, then save it: in this order, because log lines after the checkpoint's step are void.
+    """Log an arm's held-out loss, then save it: in this order, because log lines after a checkpoint's step are void.
 
-    An arm that was stopped on the way to a later moment has been judged already.
+    An arm that was stopped after this judging, on the way to the next, is not judged again.
     """
     before = read_measurements(trainer.run.log_file)
     if before and before[-1]["spent"] >= due - _ROUNDED:

@@ -38,7 +38,7 @@ def open_extractor(
         device: the device of the network; a callable chooses its own.
 
     Raises:
-        InputError: there is no usable extractor. Nothing is downloaded; the message says which file to bring.
+        InputError: the extractor is unknown or unusable. Nothing is downloaded; the message says which file to bring.
 
     >>> open_extractor("random").name
     'random'

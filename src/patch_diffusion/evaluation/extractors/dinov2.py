@@ -34,7 +34,7 @@ def dinov2(folder: Path, device: torch.device | str = "cpu") -> Extractor:
         device: the device of the network.
 
     Raises:
-        InputError: the folder holds no such model, or transformers is not installed.
+        InputError: the folder does not hold a DINOv2 model, or transformers is not installed.
     """
     if not is_dinov2(folder):
         raise InputError(f"{folder} holds no DINOv2: give a folder that transformers saved, with config.json")

@@ -17,12 +17,12 @@ class Extractor:
     """A function from images to features, by which sets of images are compared.
 
     Args:
-        name: the name under which its numbers are reported.
+        name: the name that is reported with metrics of its features.
         function: maps uint8 images (n, c, h, w) to features (n, d) of any float dtype.
         settings: everything that the features depend on, as JSON can store it, such as a digest of the weights; numbers
             are comparable if their settings agree. None if unknown; then the features are not cached on disk.
         channels: the channels of the images it takes; others are converted, see `conversion`. None: any number.
-        note: a note for the user on its numbers.
+        note: a note for the user on how to read these metrics.
 
     >>> means = Extractor("channel means", lambda images: images.float().mean(dim=(2, 3)))
     >>> means(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)).shape
@@ -71,7 +71,7 @@ def as_extractor(function: Extractor | Callable[[Tensor], Tensor]) -> Extractor:
 
 
 def conversion(channels: int, wanted: int | None) -> str:
-    """Describe how images of so many channels are converted for an extractor; empty if they are not converted."""
+    """Return a phrase on how images are converted to the channels of an extractor; an empty string if not at all."""
     if wanted is None or channels == wanted:
         return ""
     if channels == 1:

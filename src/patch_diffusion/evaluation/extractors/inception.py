@@ -25,7 +25,7 @@ _NUM_CLASSES = 1008
 
 
 def is_inception(names: set[str]) -> bool:
-    """True if the names of tensors are those of this Inception-v3."""
+    """True if the tensors of a weight file are named like those of FID's Inception-v3."""
     return "Conv2d_1a_3x3.conv.weight" in names
 
 
@@ -38,7 +38,7 @@ def inception(path: Path, device: torch.device | str = "cpu") -> Extractor:
         device: the device of the network.
 
     Raises:
-        InputError: the file holds no such weights.
+        InputError: the file does not hold the weights of this network.
     """
     weights = read_weights(path)
     with torch.device("meta"):
@@ -91,7 +91,7 @@ class Inception(nn.Module):
 
 
 def enlarge(images: Tensor, side: int) -> Tensor:
-    """Resize images (n, c, h, w) to a square of this side, bilinearly as TensorFlow 1 does it.
+    """Resize images (n, c, h, w) to ``side`` x ``side`` pixels, bilinearly as TensorFlow 1 does it.
 
     Pixel i of the result lies at i * height / side of the image: the first pixels coincide, not the corners nor the
     centres, and there is no antialiasing. Published distances depend on it.
@@ -105,7 +105,7 @@ def enlarge(images: Tensor, side: int) -> Tensor:
 
 
 def _places(length: int, side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the input pixels before and after each output pixel, and its fractional position between them."""
+    """Return the indices of the input pixels before and after each output pixel, and its fraction of the way."""
     places = torch.arange(side, device=device, dtype=torch.float32) * (length / side)
     before = places.long().clamp(max=length - 1)
     return before, (before + 1).clamp(max=length - 1), places - before
@@ -128,7 +128,7 @@ def _average_pool(x: Tensor) -> Tensor:
 
 
 class _At35(nn.Module):
-    """An Inception block at 35 x 35, figure 5 of the paper."""
+    """An Inception block for feature maps of 35 x 35, figure 5 of the paper."""
 
     def __init__(self, inputs: int, pooled: int) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class _At35(nn.Module):
 
 
 class _To17(nn.Module):
-    """The block that reduces 35 x 35 to 17 x 17, figure 10 of the paper."""
+    """The Inception block that reduces feature maps from 35 x 35 to 17 x 17, figure 10 of the paper."""
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class _To17(nn.Module):
 
 
 class _At17(nn.Module):
-    """An Inception block at 17 x 17, its 7 x 7 convolutions in two steps, figure 6 of the paper."""
+    """An Inception block for feature maps of 17 x 17, its 7 x 7 convolutions in two steps, figure 6 of the paper."""
 
     def __init__(self, inputs: int, inner: int) -> None:
         super().__init__()
@@ -186,7 +186,7 @@ class _At17(nn.Module):
 
 
 class _To8(nn.Module):
-    """The block that reduces 17 x 17 to 8 x 8."""
+    """The Inception block that reduces feature maps from 17 x 17 to 8 x 8."""
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ class _To8(nn.Module):
 
 
 class _At8(nn.Module):
-    """An Inception block at 8 x 8, with 1 x 3 and 3 x 1 side by side, figure 7 of the paper."""
+    """An Inception block for feature maps of 8 x 8, with 1 x 3 and 3 x 1 side by side, figure 7 of the paper."""
 
     def __init__(self, inputs: int, largest: bool) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ _STEM, _HEAD = 32, 1280
 
 
 def is_mobilenet(weights: Mapping[str, Tensor]) -> bool:
-    """True if the names of tensors are those of this MobileNetV2."""
+    """True if the tensors of a weight file are named as `mobilenet` expects a MobileNetV2."""
     return "stem.weight" in weights and "block1.depthwise.weight" in weights
 
 
@@ -35,7 +35,7 @@ def mobilenet(path: Path, device: torch.device | str = "cpu") -> Extractor:
         device: the device of the network.
 
     Raises:
-        InputError: the file holds no such weights.
+        InputError: the file does not hold the weights of this network.
     """
     weights = read_weights(path)
     check_shapes(path, weights, _shapes(), "a MobileNetV2")

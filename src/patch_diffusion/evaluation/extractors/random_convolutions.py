@@ -25,7 +25,7 @@ _PARTS = 2  # the last layer is pooled into this many parts along each axis, so 
 
 
 def random_convolutions(seed: int = 0, device: torch.device | str = "cpu") -> Extractor:
-    """Make an extractor of 368 features: the mean of each filter of four layers, by quarters in the last layer.
+    """Make an extractor of 368 features: the mean output of each random filter of four layers, per quarter in the last.
 
     Args:
         seed: the seed of the filters.

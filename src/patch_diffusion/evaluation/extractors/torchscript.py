@@ -15,7 +15,7 @@ from patch_diffusion.evaluation.extractors.weights import digest_of
 
 
 def is_torchscript(path: Path) -> bool:
-    """True if a file is a TorchScript archive: a zip with code beside the tensors."""
+    """True if a file is a TorchScript archive: a zip file with code next to the tensors."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -23,9 +23,9 @@ def is_torchscript(path: Path) -> bool:
 
 
 def torchscript(path: Path, device: torch.device | str = "cpu") -> Extractor:
-    """Open a scripted module that maps uint8 images (n, 3, h, w) to features (n, d).
+    """Open a TorchScript module that maps uint8 images (n, 3, h, w) to features (n, d) as a feature extractor.
 
-    If its forward has an argument ``return_features``, as those of StyleGAN's metrics have, it is passed as True.
+    If its forward has an argument ``return_features``, as the networks of StyleGAN's metrics do, it is passed as True.
 
     Raises:
         InputError: the file cannot be read.

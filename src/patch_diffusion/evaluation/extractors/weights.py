@@ -38,7 +38,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def check_shapes(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], kind: str) -> None:
-    """Refuse weights whose names, shapes or values do not suit a kind of network, naming the first bad tensor."""
+    """Raise InputError if names, shapes or values of tensors do not suit a network, naming the first bad tensor."""
     for name, shape in expected.items():
         if name not in found:
             raise InputError(f"{path} is not {kind}: its tensor {name} is missing")
@@ -51,7 +51,7 @@ def check_shapes(path: Path, found: Mapping[str, Tensor], expected: Mapping[str,
 
 
 def digest_of(path: Path) -> str:
-    """Return a digest of the content of a file."""
+    """Return a digest of the content of a file, in hexadecimal."""
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         while block := file.read(2**20):

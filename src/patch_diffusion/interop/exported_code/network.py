@@ -1,4 +1,4 @@
-"""The interface of diffusers' networks for a network of this package."""
+"""A base class that gives networks of this package the interface of diffusers' networks."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 
 class ExportedNetwork(ModelMixin, ConfigMixin):
-    """The base class of exported networks: each makes its ``network``, whose arguments are its config."""
+    """The base class of exported networks: a subclass builds its ``network`` from the arguments in its config."""
 
     network: nn.Module
 
     def forward(
         self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
     ) -> Any:
-        """Compute the raw output F (n, image_channels, h, w).
+        """Compute the raw output F (n, image_channels, h, w) of the network, from which preconditioning makes images.
 
         Args:
             sample: scaled noisy images with their coordinates (n, image_channels + 2, h, w).

@@ -9,7 +9,7 @@ from patch_diffusion.interop.exported_code.network import ExportedNetwork
 
 
 class PatchDiffusionDiT(ExportedNetwork):
-    """The network `DiT` with the interface of diffusers' own networks; its arguments are those of `DiT`."""
+    """The transformer of this package, `DiT`, as a diffusers model with the same arguments."""
 
     @register_to_config
     def __init__(

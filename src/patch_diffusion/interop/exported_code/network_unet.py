@@ -9,7 +9,7 @@ from patch_diffusion.interop.exported_code.network import ExportedNetwork
 
 
 class PatchDiffusionUNet(ExportedNetwork):
-    """The network `UNet` with the interface of diffusers' own networks; its arguments are those of `UNet`."""
+    """The U-Net of this package, `UNet`, as a diffusers model with the same arguments."""
 
     @register_to_config
     def __init__(

@@ -1,4 +1,4 @@
-"""An exported model as a diffusers pipeline, which makes the images that ``sample`` makes of a seed and class."""
+"""A diffusers pipeline for an exported model: the images that ``patch-diffusion sample`` makes of a seed and class."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _scheduler(self, options: Mapping[str, Any]) -> Any:
-        """Return the scheduler with the options that are given, the pipeline's own one if none is."""
+        """Return a copy of the scheduler with the given options changed; the scheduler itself if none is given."""
         given = {name: value for name, value in options.items() if value is not None}
         for name in given:
             if name not in self.scheduler.config:
@@ -170,7 +170,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
     def _output(
         self, coords: Tensor, labels: Tensor | None, guidance: float
     ) -> list[Callable[[Tensor, Tensor], Tensor]]:
-        """Bind coordinates and classes to the network F(c_in x, c_noise), for guidance also without classes."""
+        """Return a list of functions F(c_in x, c_noise): the network with classes, and for guidance without."""
         config: Any = self.config
 
         def bound(labels: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
@@ -189,7 +189,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
     def _denoise(
         self, scheduler: Any, outputs: list[Callable[[Tensor, Tensor], Tensor]], guidance: float, interval: Any
     ) -> Any:
-        """Return D(x; sigma) = c_skip x + c_out F(c_in x, c_noise), guided; the solver's state keeps its dtype."""
+        """Return the guided denoiser D(x; sigma) = c_skip x + c_out F(c_in x, c_noise), which keeps x's dtype."""
 
         def bound(output: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
             def denoise(state: Tensor, sigma: Tensor) -> Tensor:
@@ -208,7 +208,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
     def _by_steps(
         self, scheduler: Any, outputs: list[Any], guidance: float, interval: Any, start: Tensor, steps: int, bar: Any
     ) -> Tensor:
-        """Sample by one of diffusers' EDM schedulers, which have the preconditioning of the "edm" process."""
+        """Sample by a scheduler of diffusers for EDM, which has the preconditioning of the "edm" process."""
         if not hasattr(scheduler, "precondition_noise"):
             raise InputError(
                 f"a {type(scheduler).__name__} cannot make images of this model: take the scheduler of its folder "
@@ -233,7 +233,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         return noisy
 
     def _labels(self, given: Any, seeds: Sequence[int]) -> Tensor | None:
-        """Return a class for each image (n,); None for a model without classes."""
+        """Return a class number for each image (n,), from numbers or names; None for a model without classes."""
         config: Any = self.config
         if not config.num_classes:
             if given is not None:
@@ -254,7 +254,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         return torch.tensor(chosen, device=self._execution_device)
 
     def _noise(self, shape: tuple[int, ...], num: int, seeds: Sequence[int] | None, given: Any) -> Any:
-        """Return ``noise(index)``, which draws normal numbers (n, c, h, w) for a step, or for the start if None."""
+        """Return a function that draws normal numbers (n, c, h, w) for a step by its index, for the start if None."""
         device = self._execution_device
         wide = torch.float32 if device.type == "mps" else torch.float64
         if seeds is not None and (given is not None or any(seed < 0 for seed in seeds)):
@@ -279,7 +279,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         return noise
 
     def _images(self, images: Tensor, kind: str) -> Any:
-        """Convert images (n, c, h, w) from model space to an output type."""
+        """Convert images (n, c, h, w) from model space to an output type, such as "pil" or "np"."""
         config: Any = self.config
         if kind == "latent":
             return images

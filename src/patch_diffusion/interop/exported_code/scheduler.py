@@ -19,8 +19,8 @@ from patch_diffusion.sampling.stochastic import SOLVERS
 class PatchDiffusionScheduler(SchedulerMixin, ConfigMixin):
     """A scheduler with the sampling settings of an exported model, and `solve`, which samples by them.
 
-    Its solvers evaluate the network as often and where they like, some twice a step, so it has no ``step``. Names in
-    its config are those of diffusers' EDM schedulers if they mean the same, so that one of those can be made from it:
+    Solvers choose where and how often to evaluate the network, some twice a step, so there is no method ``step``. Names
+    in its config are those of diffusers' EDM schedulers if they mean the same, so that these can be made from it:
     ``EDMDPMSolverMultistepScheduler.from_config(pipe.scheduler.config)``.
 
     Args:
@@ -28,7 +28,7 @@ class PatchDiffusionScheduler(SchedulerMixin, ConfigMixin):
         sigma_data: standard deviation of the data in model space.
         sigma_min, sigma_max: the lowest and the highest noise level.
         solver, schedule: the names of the solver and the schedule, see ``SOLVERS`` and ``SCHEDULES``.
-        rho, churn, churn_min, churn_max, churn_noise, eta: options of these two; None: their own defaults.
+        rho, churn, churn_min, churn_max, churn_noise, eta: options of solver and schedule; None: their own defaults.
         sigma_schedule, prediction_type: not used here; settings for diffusers' EDM schedulers.
     """
 
@@ -55,12 +55,12 @@ class PatchDiffusionScheduler(SchedulerMixin, ConfigMixin):
         self._solver()
 
     def preconditioning(self, sigma: Tensor) -> Preconditioning:
-        """Return c_skip, c_out, c_in and c_noise at noise levels of any shape."""
+        """Return the EDM factors c_skip, c_out, c_in and c_noise at noise levels, a tensor of any shape."""
         config: Any = self.config
         return PROCESSES[config.process].preconditioning(sigma, config.sigma_data)
 
     def sigmas(self, steps: int) -> Tensor:
-        """Return the noise levels from high to low and then 0, ``(steps + 1,)`` float64."""
+        """Return the noise levels of ``steps`` steps from high to low, and then 0, as float64 ``(steps + 1,)``."""
         config: Any = self.config
         options = options_of("schedule", config.schedule, SCHEDULES, {"rho": config.rho})
         return SCHEDULES[config.schedule](steps, config.sigma_min, config.sigma_max, **options)
@@ -68,7 +68,7 @@ class PatchDiffusionScheduler(SchedulerMixin, ConfigMixin):
     def solve(
         self, denoise: Denoise, noise: StepNoise, start: Tensor, steps: int, callback: Callback | None = None
     ) -> Tensor:
-        """Sample images (n, c, h, w) from normal numbers ``start``; ``noise(index)`` gives the noise of a step."""
+        """Sample images (n, c, h, w) from normal numbers ``start``; ``noise(index)`` draws the noise of a step."""
         levels = self.sigmas(steps).to(start.dtype)
         return self._solver()(denoise, start * levels[0], levels, noise=noise, callback=callback)
 
