@@ -31,10 +31,10 @@ from patch_diffusion.training.hardware.memory import memory_of, memory_of_weight
 from patch_diffusion.training.suggest import stride, suggest
 
 SIDE_ON_CPU, SIDE_ON_GPU = 64, 128
-"""The side of a square image, in pixels, to whose area larger images should be reduced, on a CPU and on a GPU."""
+"""The side in pixels of a square whose area larger images should be reduced to, for training on a CPU and on a GPU."""
 
 FEW_IMAGES = 5_000
-"""The size of the smallest data sets that Patch Diffusion was published with (arXiv 2304.12526, abstract)."""
+"""The fewest images of a data set that Patch Diffusion was published with (arXiv 2304.12526, abstract)."""
 
 _VERY_FEW_IMAGES = 500
 _FLIPS_FOR = 50_000  # number of images above which flips gain little
@@ -54,7 +54,7 @@ class Advice:
         warnings: problems of the data set to look out for, in sentences.
         refusal: the reason why training would refuse the images; empty if it would not.
         sigma_data: standard deviation of the images in model space.
-        sizes: the share of the steps that each size, such as "32x32", takes.
+        sizes: the share of the training steps on each image or patch size, by size such as "32x32".
         forecast: the cost of training on this machine, if steps were timed.
         memory: bytes of memory that this machine has for training, if known.
     """
@@ -80,14 +80,14 @@ class Advice:
 def advise(
     findings: Findings, base: Config, given: Collection[str] = (), *, timed: bool = True, show: bool = False
 ) -> Advice:
-    """Suggest settings for a data set, with their cost on this machine and warnings.
+    """Suggest training options for a data set, with their cost on this machine and warnings.
 
     Args:
         findings: the findings of an inspection of the data set.
         base: options to start from, including the data set: a preset with the user's own options.
         given: names of the options that the user gave, which are not changed.
-        timed: run some steps, to forecast how long training takes.
-        show: show a progress bar on a terminal.
+        timed: if true, run some training steps, to forecast how long training takes.
+        show: if true, show a progress bar on a terminal.
 
     Raises:
         InputError: an option is invalid for any images.
@@ -134,7 +134,7 @@ def preset_for(source: str, device: str = "auto") -> str:
 def _at_a_resolution(
     findings: Findings, config: Config, given: Collection[str], side: int, reasons: dict[str, str]
 ) -> Config:
-    """Return the options with a resolution to resize to, if the images are large or of several sizes."""
+    """Return the config, with a resolution to resize images to if they are large or of several sizes."""
     if "data.resolution" in given or not findings.sizes or is_latents(user_path(config.data.source)):
         return config
     found = suggest_resolution(findings.sizes, side)
@@ -149,7 +149,7 @@ def _at_a_resolution(
 
 
 def _shares(images: Images, config: Config) -> dict[str, float]:
-    """Return the share of training steps that each image or patch size takes."""
+    """Return the share of the training steps on each image or patch size, as a dict by size such as "32x32"."""
     schedule = PatchSchedule.of(config.patches)
     shares: dict[str, float] = {}
     for bucket in images.buckets:
@@ -161,7 +161,7 @@ def _shares(images: Images, config: Config) -> dict[str, float]:
 def _forecast(
     images: Images, config: Config, given: Collection[str], room: int | None, reasons: dict[str, str]
 ) -> tuple[Config, Forecast | None]:
-    """Forecast the cost of training, with a smaller batch if memory is short; None if the weights alone do not fit."""
+    """Return the config, with a smaller batch if memory is short, and the cost forecast; None if weights do not fit."""
     most = _MEMORY_USED * (math.inf if room is None else room)
     with torch.device("meta"):
         patches = {"coords": config.patches.coords, "context": config.patches.context}
@@ -184,7 +184,7 @@ def _forecast(
 
 
 def _refusal(findings: Findings) -> str:
-    """Return the reason why training would refuse the data set, by the findings; empty if there is none."""
+    """Return the reason why training would refuse the data set, as far as its inspection tells; empty if none."""
     if findings.problems:
         return findings.problems[0]
     if len(findings.unusable) > MOST_UNUSABLE * findings.num_read:

@@ -1,4 +1,4 @@
-"""The typed options of a run, as given on the command line and as stored in the run folder.
+"""The typed options of a training, as given on the command line and as stored in its run folder.
 
 There is one frozen dataclass per group; a field, a command-line option and a JSON key have the same name. This module
 imports no heavy library, so that ``--help`` is quick. Ranges are checked by the objects that use the values.
@@ -209,7 +209,7 @@ class Ema:
 
 @dataclass(frozen=True)
 class Engine:
-    """The hardware a run uses: device, processes, precision and memory."""
+    """The hardware that training uses: device, processes, precision and memory."""
 
     __pydantic_config__ = _STRICT
 
@@ -248,11 +248,11 @@ class Watch:
 
 @dataclass(frozen=True)
 class Config:
-    """All options that determine a run.
+    """All options of a training: data, patches, network, optimizer, budget and so on.
 
-    There is one group of options for each part, a budget (``steps``, ``images`` or ``minutes``), and options for
-    checkpoints and logs. `train` takes a config, ``config.json`` in a run folder holds one, and the command line's
-    options have the same names. Values are checked where they are used, with an `InputError`. See also `PRESETS`.
+    There are nested groups of options, a budget (``steps``, ``images`` or ``minutes``), and options for checkpoints and
+    logs. `train` takes a config, ``config.json`` in a run folder holds one, and the command line's options have the
+    same names. Values are checked where they are used, with an `InputError`. See also `PRESETS`.
 
     >>> Config(batch=16, steps=100).patches.whole
     0.5
@@ -307,7 +307,7 @@ class Config:
     """Experiment trackers to log to. None: tensorboard, if it is installed. Without a name: no tracker."""
 
 
-# Options that may differ when a run continues, as they do not affect the finished part of the run.
+# Options that may differ when a training is continued, as they do not affect its finished part.
 MAY_CHANGE = {
     "data.cache",
     "engine",
@@ -330,12 +330,12 @@ MAY_CHANGE = {
 }
 
 
-# Values of options that configs of the version before may have, and what they are called now.
+# Old values of options, which configs of the previous version may have, and the values that replace them.
 OLD_VALUES = {"patches.kind": {"fixed": "stochastic"}}
 
 
 def plain(config: Config) -> Config:
-    """Return the config with its groups as plain options, also where one is an object that acts by them.
+    """Return the config with each group as its plain dataclass, also if one is a subclass such as `PatchSchedule`.
 
     >>> type(plain(Config(patches=PatchSchedule(whole=0.25))).patches).__name__
     'Patches'
@@ -356,11 +356,11 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(options: dict[str, Any], *, base: Config | None = None, where: str = "the config") -> Config:
-    """Make a config from nested options, such as those of JSON or YAML, that override those of ``base``.
+    """Make a config from nested options, such as from JSON or YAML, which override the options of ``base``.
 
     Args:
-        options: nested dicts with the field names of `Config`; unknown names are refused with the nearest known one.
-        base: the config that options that are not given are taken from; None takes the defaults.
+        options: nested dicts with the field names of `Config`; for an unknown name, the error names the nearest one.
+        base: the config that supplies the options that are not given; None takes the defaults.
         where: the name of the source of the options in errors.
     """
     from pydantic import ValidationError
@@ -402,7 +402,7 @@ def _name_of(location: tuple[str | int, ...], options: Any) -> str:
 
 
 def read_yaml(path: str | Path, base: Config | None = None) -> Config:
-    """Read a YAML file of options that override those of ``base``."""
+    """Make a config from a YAML file of options, which override those of ``base``."""
     import yaml
 
     try:
@@ -419,24 +419,24 @@ def read_yaml(path: str | Path, base: Config | None = None) -> Config:
 
 
 def flat_options(config: Config) -> dict[str, Any]:
-    """Return all options by their full names, such as "optimizer.learning_rate"; those without a group come last."""
+    """Return a dict of all options by full name, such as "optimizer.learning_rate"; those without a group come last."""
     return flat(to_dict(config))
 
 
 def option_names() -> frozenset[str]:
-    """Return the full names of all options."""
+    """Return the full names of all options, such as "optimizer.learning_rate"."""
     return frozenset(flat_options(Config()))
 
 
 def changed_options(before: Config, after: Config) -> list[str]:
-    """Return the names of options that differ, of those that a continued run may not change without permission."""
+    """Return the names of the options that differ, except those that may change when a training is continued."""
     old, new = flat_options(before), flat_options(after)
     may_change = {name for name in old for allowed in MAY_CHANGE if name == allowed or name.startswith(f"{allowed}.")}
     return sorted(name for name in old.keys() - may_change if old[name] != new[name])
 
 
 def differences(configs: Mapping[str, Config]) -> dict[str, dict[str, Any]]:
-    """Return the options in which several configs differ, each with its value in every config."""
+    """Return the options in which named configs differ: for each option, a dict of its values by the configs' names."""
     options = {name: flat_options(config) for name, config in configs.items()}
     first, *others = options.values()
     differing = [option for option in first if any(other[option] != first[option] for other in others)]
@@ -457,7 +457,7 @@ def _merge(base: dict[str, Any], options: dict[str, Any], where: str, path: tupl
 
 
 def flat(options: dict[str, Any], group: str = "") -> dict[str, Any]:
-    """Flatten nested options to a dict by their full names; those without a group come last."""
+    """Return nested options as one dict by full name ("group.option"); those without a group come last."""
     groups = {name: value for name, value in options.items() if isinstance(value, dict) and name != "sizes"}
     found = {name: value for key in groups for name, value in flat(groups[key], f"{group}{key}.").items()}
     return {**found, **{group + name: value for name, value in options.items() if name not in groups}}

@@ -1,4 +1,4 @@
-"""Keywords of the version before, which functions still take for one release."""
+"""Old keyword arguments, of the previous version, which functions still accept for one release."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 def takes_old_keywords(**groups: type[Any]) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorate a function so that it still takes old keywords, which are now fields of its groups of options.
+    """Return a decorator with which a function still accepts old keywords that are now fields of its option groups.
 
-    Such a call warns once, with the new way to write it. Signature and types of the function show only the new way.
-    ``groups`` are the dataclasses of options, by the names of the parameters that take them.
+    A call with old keywords gives one warning, which shows the new way to write it. The function's signature shows only
+    the new way. ``groups`` are the dataclasses of options, by the names of the parameters that take them.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:

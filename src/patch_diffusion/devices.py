@@ -24,7 +24,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def device_of_process(name: str, world: int) -> torch.device:
-    """Return the device of this process, one of ``world``: each takes the GPU of its local rank; all share a CPU."""
+    """Return the device of this process, one of ``world`` processes: the GPU of its local rank, or the CPU for all."""
     device = choose_device(name)
     if world == 1 or device.type == "cpu":
         return device

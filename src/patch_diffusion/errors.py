@@ -9,7 +9,7 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """An error for input of the user that cannot be used.
+    """An error for options, data or files of the user that cannot be used.
 
     The message is one sentence that says what is wrong, where, and what to do; the command line prints it without a
     traceback.
@@ -35,7 +35,7 @@ def need(library: str, extra: str, what: str) -> Any:
     Args:
         library: the name of the library.
         extra: the extra of this package that installs it.
-        what: the feature that needs it, the beginning of the sentence.
+        what: the feature that needs it, with which the error message begins.
     """
     try:
         return import_module(library)

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """Expand ``~`` in a path to the user's home; leave it unchanged if there is no such user or home."""
+    """Expand ``~`` in a path to the user's home; leave it unchanged if the user or home does not exist."""
     return Path(os.path.expanduser(path))  # noqa: PTH111  (Path.expanduser raises there)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Replace a file atomically: yield a temporary path to write to, which is synced and renamed after the block.
+    """Replace a file atomically: yield a temporary path to write to, which is synced and renamed after the with block.
 
-    If the block raises an error, the temporary file is deleted, and a file that was at ``path`` stays as it was.
+    If the with block raises an error, the temporary file is deleted, and a file that was at ``path`` stays as it was.
     """
     partial = path.with_name(path.name + ".tmp")
     try:
@@ -37,7 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file atomically, see `replacing`."""
+    """Write tensors by name to a safetensors file, atomically, see `replacing`."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -49,7 +49,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file, or raise an `InputError` if it is missing or damaged."""
+    """Return the tensors of a safetensors file by name, or raise an `InputError` if it is missing or damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -73,7 +73,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file, or raise an `InputError` if it is missing or damaged."""
+    """Return the JSON object in a file as a dict, or raise an `InputError` if the file is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -86,7 +86,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_room(folder: Path, num_bytes: int) -> None:
-    """Raise an `InputError` if the disk of a folder has less free space than a number of bytes."""
+    """Raise an `InputError` if the disk of a folder has less than ``num_bytes`` of free space."""
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free

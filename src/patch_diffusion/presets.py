@@ -55,7 +55,7 @@ PRESETS: dict[str, Config] = {
         batch=4096,
         images=2_500_000_000,
     ),
-    # For latents of 4 x 32 x 32, whole or halves (Patch Diffusion, section 4).
+    # For latents of 4 x 32 x 32, trained on whole and in patches of half the side (Patch Diffusion, section 4).
     "adm-latent-32": replace(
         PAPER,
         patches=Patches(weight="area", sizes={"1/2": 1.0}),

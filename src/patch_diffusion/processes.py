@@ -1,4 +1,4 @@
-"""Processes of a distributed run: starting them without torchrun or a scheduler, and reporting errors once."""
+"""Processes of a distributed training: starting them without torchrun or a scheduler, and reporting errors once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from patch_diffusion.errors import InputError
 
 
 def started_by_launcher() -> bool:
-    """True if a launcher such as torchrun started this process, by its environment variables."""
+    """True if a launcher such as torchrun started this process, according to its environment variables."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
@@ -30,7 +30,7 @@ def run_processes(num: int, function: Callable[..., Any], *arguments: Any) -> No
         function: a function that can be imported by name, like the arguments' classes.
 
     Raises:
-        InputError: one of the processes raised it, or died; the others are stopped.
+        InputError: one of the processes raised an `InputError`, or died; the others are stopped.
         KeyboardInterrupt: the processes were interrupted and have saved.
     """
     from torch.multiprocessing.spawn import ProcessExitedException, start_processes
@@ -100,7 +100,7 @@ GIVEN_UP_AFTER = timedelta(minutes=10)
 
 @contextmanager
 def explain_lost_peer() -> Iterator[None]:
-    """Turn failures of communication with other processes inside the block into an `InputError`; also a decorator.
+    """Turn a failed communication with other processes in the with block into an `InputError`; also a decorator.
 
     Raises:
         InputError: another process is gone or does not answer. Other errors are passed on.
@@ -136,7 +136,7 @@ def is_first() -> bool:
 def listen() -> None:
     """Wait before this process reports an error, so that rank 0 of this machine can report it first.
 
-    If that rank has the same error, the launcher ends this process meanwhile; otherwise this one goes on to report it.
+    If rank 0 has the same error, the launcher ends this process meanwhile; otherwise this process then reports its own.
     """
     if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(_SECONDS_TO_LISTEN)

@@ -1,7 +1,7 @@
 """Random numbers as pure functions of (seed, name, index).
 
 Training uses no generator with state across steps: every random number is computed from the seed, a name for its
-use and the step (and sample slot) it belongs to. A continued run therefore needs no saved generator state, and the
+use and the step (and sample slot) it belongs to. To continue a training, no generator state has to be saved, and the
 numbers do not depend on how many processes share a batch.
 """
 
@@ -38,7 +38,7 @@ def generator(seed: int, name: str, *index: int, device: torch.device | str = "c
 def slot_normal(
     seed: int, name: str, step: int, slots: range, shape: tuple[int, ...], device: torch.device | str = "cpu"
 ) -> torch.Tensor:
-    """Draw standard normal numbers ``(len(slots), *shape)``; those of a slot do not depend on the range of slots."""
+    """Draw standard normal numbers (len(slots), *shape) for batch slots; a slot's do not depend on the other slots."""
     import torch
 
     first, last = slots.start // SLOTS_PER_DRAW, (slots.stop - 1) // SLOTS_PER_DRAW

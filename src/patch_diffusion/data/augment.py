@@ -28,13 +28,13 @@ from patch_diffusion.errors import InputError
 from patch_diffusion.streams import slot_normal
 
 SCALE = 2**0.2
-"""The factor of one standard deviation of random scaling, and of stretching."""
+"""The factor by which an image is scaled, or stretched, at one standard deviation of the random amount."""
 
 SHIFT = 1 / 8
 """One standard deviation of a random translation, as a share of the width or height."""
 
 BRIGHTNESS, CONTRAST, SATURATION = 0.2, 2**0.5, 2.0
-"""One standard deviation of random colour changes: in model space for brightness, as factors for the others."""
+"""One standard deviation of random changes of brightness (added in model space), contrast and saturation (factors)."""
 
 _TAPS = 6  # pixels that the interpolation filters reach to each side
 _REACH = 2 * _TAPS - 1  # the same in half pixels, without the outermost, whose weight is zero
@@ -80,7 +80,7 @@ class Augment(options.Augment):
 
     @classmethod
     def of(cls, group: options.Augment) -> Augment:
-        """Return the augmentation by the options of a config."""
+        """Make the augmentation from the options ``data.augment`` of a config; an `Augment` is returned unchanged."""
         names = [field.name for field in fields(options.Augment)]
         return group if isinstance(group, Augment) else cls(**{name: getattr(group, name) for name in names})
 
@@ -102,7 +102,7 @@ class Augment(options.Augment):
 
         Args:
             images: whole images (n, c, H, W), of any dtype for plain flips, in model space otherwise.
-            seed, step: the seed and the step of the run.
+            seed, step: the seed of the training, and the number of the training step.
             slots: the positions of these images in the global batch of all processes.
 
         Returns:
@@ -167,7 +167,7 @@ class Augment(options.Augment):
 
 
 class _Draws:
-    """The random numbers for the images in some batch slots, drawn one after another, each (n,), on the CPU."""
+    """A source of random numbers for n images of a batch: each call draws one number per image, (n,), on the CPU."""
 
     def __init__(self, seed: int, step: int, slots: range) -> None:
         self._left = iter(slot_normal(seed, "augment", step, slots, (_DRAWS,)).double().unbind(1))
@@ -204,7 +204,7 @@ def _move_pixels(
     across: Tensor | None = None,
     down: Tensor | None = None,
 ) -> Tensor:
-    """Flip images, then translate them by whole pixels, by indexing alone: no pixel is interpolated."""
+    """Flip, then translate each image by the given whole pixels, by indexing alone: nothing is interpolated."""
     columns = _sources(images.shape[3], flip_x, across).to(images.device, non_blocking=True)
     rows = _sources(images.shape[2], flip_y, down).to(images.device, non_blocking=True)
     sample = torch.arange(len(images), device=images.device)[:, None, None]
@@ -229,7 +229,7 @@ def _frame(forward: Tensor, shift: Tensor, height: int, width: int) -> Tensor:
 
 
 def _warp(images: Tensor, places: Tensor) -> Tensor:
-    """Resample images on an affine grid, mirrored at their outer pixels.
+    """Transform images by given affine matrices (n, 2, 3); beyond the frame, they are mirrored at their outer pixels.
 
     They are interpolated at twice the resolution and downsampled by a low-pass filter, as in ADA, so that fine detail
     neither blurs, as between two pixels, nor becomes a moire where the image shrinks.
@@ -276,7 +276,7 @@ def _reflect(indices: Tensor, side: int) -> Tensor:
 
 
 def _colours(images: Tensor, numbers: Tensor) -> Tensor:
-    """Change brightness and contrast of images, and for three channels also lightness, saturation and hue."""
+    """Change each image's colours by given numbers (n, 6): brightness, contrast and, of three channels, all others."""
     brightness, contrast, lightness, cos, sin, saturation = numbers[:, :, None, None, None].unbind(1)
     images = (images + brightness) * contrast
     if images.shape[1] != 3:

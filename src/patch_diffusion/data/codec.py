@@ -1,4 +1,4 @@
-"""Codecs, which map stored values, such as 8-bit pixels, to model space and back."""
+"""Codecs, which map stored values, such as 8-bit pixels, to model space (-1 to 1 for pixels) and back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LARGEST = {"uint8": 255.0, "uint16": 65535.0}
 
 
 class Codec(Protocol):
-    """The interface of codecs, which map stored values, pixels or latents, to model space and model space to pixels."""
+    """The interface of codecs, which map stored pixels or latents to model space (about -1 to 1) and back to pixels."""
 
     @property
     def dtype(self) -> str:
@@ -24,7 +24,7 @@ class Codec(Protocol):
 
     @property
     def posterior(self) -> bool:
-        """True if `encode` samples from a posterior with the noise it is given."""
+        """True if `encode` uses its noise to sample latents from a stored posterior; false if it is deterministic."""
         ...
 
     @property
@@ -41,7 +41,7 @@ class Codec(Protocol):
         ...
 
     def decode_with_range(self, images: Tensor) -> tuple[Tensor, tuple[float, float]]:
-        """Map images in model space to pixels, and also return the two values to display as black and white."""
+        """Map images in model space to pixels; return these and the pixel values to display as black and as white."""
         ...
 
     def as_dict(self) -> dict[str, Any]:
@@ -83,12 +83,12 @@ class PixelCodec:
         return self.low, self.high
 
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Map pixels (n, c, h, w) to float32, [low, high] to [-1, 1]. It is deterministic and ignores the noise."""
+        """Map pixels (n, c, h, w) to float32, [low, high] to [-1, 1]. It is deterministic and ignores ``noise``."""
         low, high = self.range
         return (pixels.float() - low) / ((high - low) / 2) - 1
 
     def decode(self, images: Tensor) -> Tensor:
-        """Map model space to pixels. Integers are rounded and clipped to [low, high]; floats are not clipped."""
+        """Map model space to pixels. Integer pixels are rounded and clipped to [low, high]; floats are not clipped."""
         low, high = self.range
         values = (images + 1) * ((high - low) / 2) + low
         if self.dtype != "float32":  # an integer dtype may hold less than the range, and would wrap around
@@ -96,7 +96,7 @@ class PixelCodec:
         return values.to(DTYPES[self.dtype])
 
     def decode_with_range(self, images: Tensor) -> tuple[Tensor, tuple[float, float]]:
-        """Map model space to pixels, and also return the two values to display as black and white."""
+        """Map images in model space to pixels; return these and the pixel values to display as black and as white."""
         return self.decode(images), self.range
 
     @property

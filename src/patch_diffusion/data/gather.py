@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Crop windows of k images: ``top`` and ``left``, (k,) indices of their first row and column, and one ``size``."""
+    """Crop windows of k images: the first rows ``top`` (k,), first columns ``left`` (k,), and a common ``size``."""
 
     top: Tensor
     left: Tensor
@@ -41,7 +41,7 @@ class Gather:
             self._rows = (last if self.channels_last else pixels).numpy()
 
     def __call__(self, indices: NDArray[np.int64], out: Tensor | None = None, windows: Windows | None = None) -> Tensor:
-        """Copy the pixels (k, c, h, w) of some images, or of a window of each.
+        """Return a copy (k, c, h, w) of the pixels of the images with these indices, or of a window of each.
 
         Args:
             indices: indices of the images.

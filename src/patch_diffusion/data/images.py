@@ -19,10 +19,10 @@ from patch_diffusion.data.order import permute
 from patch_diffusion.errors import InputError
 
 HELD_OUT = 0.05
-"""The share of the images that is held out by default."""
+"""The share of the images that is held out from training by default."""
 
 FEWEST_TO_HOLD_OUT = 640
-"""The smallest data set from which images are held out by default: of fewer images, 64 would be more than a tenth."""
+"""The fewest images of a data set that has some held out by default: of fewer, the 64 held out exceed a tenth."""
 
 _LEAST_HELD_OUT = 64
 
@@ -36,9 +36,9 @@ _PIECE = 2**22
 
 @dataclass(frozen=True)
 class Subset:
-    """A subset of a data set: ``num`` images from ``first`` on, in an order computed from ``seed`` without memory.
+    """A subset of a data set: ``num`` images from position ``first`` on of a shuffled order, computed from ``seed``.
 
-    Where images are followed by their mirror images, ``first`` counts each pair once.
+    If the data set also has the mirror image of every image, ``first`` counts each pair once.
     """
 
     seed: int
@@ -48,7 +48,7 @@ class Subset:
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images of one size: ``pixels`` (n, c, h, w) and, if there are classes, integer ``labels`` (n,).
+    """A data set of images of one size: ``pixels`` (n, c, h, w) and, if there are classes, integer ``labels`` (n,).
 
     ``pixels`` are uint8, uint16 or float32, in memory or memory-mapped, and then only the requested images are read.
     ``options`` are the options the images were opened with, ``notes`` are remarks for the user about the reading, and
@@ -90,7 +90,7 @@ class ImageSet:
 
     @property
     def buckets(self) -> tuple[ImageSet, ...]:
-        """The sets of equally large images that this set consists of: only itself."""
+        """A tuple of this set alone, since all its images have one size; `ImageBuckets` have one set for each size."""
         return (self,)
 
     @property
@@ -119,11 +119,11 @@ class ImageSet:
         return rows + indices // of_part * num
 
     def batch(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
-        """Return the pixels and labels of the images with these indices."""
+        """Return the pixels (k, c, h, w) and labels (k,) of the images with these k indices."""
         return Gather(self.pixels)(self.rows(indices)), self.labels_of(indices)
 
     def labels_of(self, indices: NDArray[np.int64]) -> Tensor | None:
-        """Return the labels of the images with these indices; None without labels."""
+        """Return the labels (k,) of the images with these k indices; None without labels."""
         return None if self.labels is None else self.labels[torch.from_numpy(self.rows(indices))]
 
     @cached_property
@@ -187,14 +187,14 @@ Images = ImageSet | ImageBuckets
 
 
 def hold_out(images: Images, share: float, seed: int) -> tuple[Images, Images | None]:
-    """Split images into a training set and a held-out set, which measures how well unseen images are denoised.
+    """Return images to train on, and held-out ones (None if ``share`` is 0) to measure how unseen images are denoised.
 
     The split follows from the seed and the number of images alone, and the pixels are not copied.
 
     Args:
         images: all images.
         share: the share of every bucket to hold out, from 0 to 0.5; of small data sets at least 64 images, or half.
-        seed: the seed of the run.
+        seed: the seed of the training.
     """
     if not 0 <= share <= 0.5:
         raise InputError(f"data.held_out is a share of the images from 0 to 0.5, not {share}")
@@ -219,7 +219,7 @@ def hold_out(images: Images, share: float, seed: int) -> tuple[Images, Images | 
 
 
 def _standard_deviation(buckets: Sequence[ImageSet]) -> float:
-    """Return the standard deviation, in double precision, of all pixels of a fixed choice of images."""
+    """Return the standard deviation of pixels in model space, over a fixed choice of images, in double precision."""
     total = sum(map(len, buckets))
     count, first, second = 0, 0.0, 0.0
     for bucket in buckets:

@@ -19,8 +19,8 @@ _ROUNDS = 6
 class SampleOrder:
     """An endless sampler that visits every image once per epoch, each epoch in a new order.
 
-    The order is a keyed permutation, computed on demand, not a shuffled list: it needs no memory, and a continued run
-    goes on from the next position.
+    The order is a keyed permutation, computed on demand, not a shuffled list: it needs no memory, and when training is
+    continued, it goes on from the next position.
 
     >>> SampleOrder(num_images=5, seed=0).indices(0, 10).tolist()
     [1, 0, 2, 3, 4, 1, 2, 0, 3, 4]
@@ -45,7 +45,7 @@ class SampleOrder:
 
 
 def bucket_at(seed: int, step: int, lengths: Sequence[int]) -> int:
-    """Choose the bucket that a step takes its images from, with a probability proportional to its number of images."""
+    """Return the index of a step's bucket (images of one size), random in proportion to the buckets' ``lengths``."""
     place = uniform(seed, "bucket", step) * sum(lengths)
     for bucket, length in enumerate(lengths):
         place -= length
@@ -55,7 +55,7 @@ def bucket_at(seed: int, step: int, lengths: Sequence[int]) -> int:
 
 
 def permute(slots: NDArray[Any], domain: int, seed: int, name: str, *index: int) -> NDArray[np.int64]:
-    """Apply a pseudo-random permutation of [0, domain) to some numbers.
+    """Apply a pseudo-random permutation of the integers in [0, domain) to an array of them.
 
     It is a Feistel network over the next power of four, with cycle walking; seed, name and index are its key.
     """

@@ -1,4 +1,4 @@
-"""Downscaled whole images, the global context of a network that sees only a patch."""
+"""Downscaled whole images, which a network can be given next to each patch as context."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _VALUES_AT_ONCE = 2**22
 
 
 def small_shape(side: int, resolution: tuple[int, ...], stride: int = 1) -> tuple[int, ...]:
-    """Compute the height and width of downscaled whole images.
+    """Return the height and width that whole images are downscaled to, as context of patches.
 
     The shorter side becomes ``side``; the longer one is the multiple of ``stride`` that keeps the aspect ratio best.
 
@@ -64,7 +64,7 @@ def make_small(images: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def small_images(images: ImageSet, shape: tuple[int, ...], *, show: bool = False) -> ImageSet:
-    """Downscale all images of a set, in the same order and dtype; those mapped from a file are kept in the disk cache.
+    """Downscale all images of a set, in the same order and dtype; if they are mapped from a file, cache them on disk.
 
     Args:
         images: images of one size.
@@ -100,7 +100,7 @@ def _key(images: ImageSet, shape: tuple[int, ...]) -> dict[str, object] | None:
 
 
 def _weights(small: int, large: int, device: torch.device) -> Tensor:
-    """Return the weights (small, large) of a large axis' pixels in each pixel of a small axis; each row sums to 1."""
+    """Return the matrix (small, large) that downscales an axis: each new pixel's weights of old ones; rows sum to 1."""
     places, centres = (torch.linspace(0, 1, length, dtype=torch.float64) for length in (large, small))
     if small == 1:
         return torch.full((1, large), 1 / large, device=device)

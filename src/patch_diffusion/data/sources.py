@@ -27,7 +27,7 @@ from patch_diffusion.files import user_path
 
 _CHOICES = {"mode": get_args(Mode), "fit": get_args(Fit), "layout": get_args(Layout), "cache": get_args(Cache)}
 
-# Some options have a meaning for some kinds of sources only.
+# Options that have a meaning for some kinds of sources only, by kind.
 _FILES, _ARRAY_FILE, _ARRAY = {"labels"}, {"labels", "key", "layout"}, {"layout"}
 _TABLE, _OBJECTS = {"labels", "key"}, {"labels", "key", "layout"}
 
@@ -82,7 +82,7 @@ def open_images(
         An `ImageSet`, or `ImageBuckets` if "bucket" results in several shapes.
 
     Raises:
-        InputError: there are no usable images, or they are of several kinds; the sentence says how to fix it.
+        InputError: there are no usable images, or they are of several kinds; the error message says how to fix it.
 
     >>> open_images("digits").resolution
     (16, 16)
@@ -123,7 +123,7 @@ def open_images(
 
 @contextmanager
 def find_images(options: Data, *, show: bool = False) -> Iterator[Collection]:
-    """Find the image files of a folder, a zip, ``hf:`` or ``wds:``; they can be read inside the block.
+    """Find the image files of a folder, a zip, ``hf:`` or ``wds:``; yield a collection of them, open in the with block.
 
     Raises:
         InputError: there are no files, or the source is an array or the digits, which do not consist of files.

@@ -1,4 +1,4 @@
-"""All that a network is told about noisy images besides the noise level, as one object that is handed on unopened."""
+"""The conditions of a network besides the noise level (coordinates, labels and so on), passed around as one object."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Conditions:
-    """The conditions of a batch of n images. Each is None where there is none.
+    """The inputs that condition a network on n noisy images, besides the noise level. Each is None if it is not used.
 
-    Only `Denoiser` and the place that makes them look inside. A new condition is a field here: a tensor with a row for
-    each image, which `select`, `to` and `without` treat like the others.
+    Only `Denoiser` and the code that makes conditions use the fields. To add a condition, add a field: a tensor with a
+    row for each image, which `select`, `to` and `without` then handle, too.
 
     Args:
-        coords: coordinates of the pixels (n, axes, *shape), or (axes, *shape) of all images.
+        coords: coordinates of the pixels (n, axes, *shape), or (axes, *shape) if all images have the same.
         labels: integer classes (n,), -1 for "no class".
-        augment: how the images were augmented (n, augment_channels), for a network that is told.
-        thumbnail: small copies of the whole images (n, c, *small shape), for a denoiser with a context.
+        augment: numbers that say how each image was augmented (n, augment_channels), see `Augment`.
+        thumbnail: small copies of the whole images (n, c, *small shape), if the denoiser has a ``context``.
 
     >>> two = Conditions(torch.zeros(2, 2, 8, 8), labels=torch.tensor([3, 5]))
     >>> two.select([1]).labels, two.without("labels").labels
@@ -33,21 +33,21 @@ class Conditions:
     thumbnail: Tensor | None = None
 
     def spread(self, images: Tensor) -> Conditions:
-        """Return the conditions with a row of coordinates for each of the images (n, c, *shape)."""
+        """Return the conditions with the coordinates repeated for each of the images (n, c, *shape), without a copy."""
         if self.coords is None:
             return self
         return replace(self, coords=self.coords.expand(len(images), *[-1] * (images.ndim - 1)))
 
     def select(self, rows: slice | Sequence[int]) -> Conditions:
-        """Return the conditions of some of the images; coordinates must have a row for each, see `spread`."""
+        """Return the conditions of some of the images; coordinates must have a row for each image, see `spread`."""
         return self._map(lambda tensor: tensor[rows])
 
     def to(self, device: torch.device) -> Conditions:
-        """Move the conditions to a device, without waiting for it."""
+        """Return the conditions on a device, without waiting for the copy."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def without(self, name: str) -> Conditions:
-        """Return the conditions without the one of this name."""
+        """Return the conditions with the one of this name set to None."""
         return replace(self, **{name: None})
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Conditions:

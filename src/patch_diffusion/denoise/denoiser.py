@@ -1,4 +1,4 @@
-"""The denoiser: preconditioning around any network."""
+"""The denoiser, which adds the preconditioning of a noise process to any network."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ class Denoiser(nn.Module):
     The factors are those of a noise process (EDM, arXiv 2206.00364, table 1), around any network F. The coordinates are
     an input only, not scaled and not denoised (Patch Diffusion, arXiv 2304.12526, section 3.1).
 
-    With a ``context``, c + 1 more channels are input only: what a small copy of the whole image shows at the place of
-    each pixel, divided by sigma_data, and 1; or zeros, where there is none, as for that copy itself.
+    With a ``context``, c + 1 more input channels hold a small copy of the whole image, sampled at the coordinates of
+    the pixels and divided by sigma_data, and ones; all are zeros without a copy, as when that copy itself is denoised.
 
     Args:
-        network: a callable ``network(x, c_noise, labels)`` that takes ``x`` (n, c + 2, h, w), or (n, c, h, w) where
-            ``coords`` is off, or (n, 2 c + 3, h, w) with a ``context``, ``c_noise`` (n,), which is ln(sigma) / 4 for
+        network: a callable ``network(x, c_noise, labels)`` that takes ``x`` (n, c + 2, h, w), or (n, c, h, w) if
+            ``coords`` is false, or (n, 2 c + 3, h, w) with a ``context``, ``c_noise`` (n,), which is ln(sigma) / 4 for
             the EDM process, and integer ``labels`` (n,) or None, -1 being "no class", and returns (n, c, h, w). Its
             attributes ``image_channels``, ``num_classes``, ``label_dropout``, ``augment_channels``, ``context`` (a
-            bool) and ``stride`` (what every height and width must be a multiple of) are read where it has them.
+            bool) and ``stride`` (a divisor that every height and width must have) are read if it has them.
         sigma_data: standard deviation of the data in model space.
         process: noise process, `EDM`, `VE` or `VP`.
-        coords: whether the network is given the coordinates.
-        context: the shorter side of the small copies that it is given, see `small_shape`; None where it is given none.
-            The trainer fills it in.
-        resolution: shape of the images it is trained on, such as (height, width); the trainer fills it in.
-        class_names: names of the classes, where they have any; the trainer fills them in.
-        codec: between model space and the values of the images; the trainer fills it in.
-        sigma_min, sigma_max: the range of noise levels to sample over; the process' own where None.
+        coords: if true, the network is given the coordinates.
+        context: the shorter side of the small copies of whole images that the network is given, see `small_shape`; None
+            if it is given none. The trainer sets it.
+        resolution: shape of the images it is trained on, such as (height, width); the trainer sets it.
+        class_names: names of the classes, if they have any; the trainer sets them.
+        codec: the codec that maps model space to pixel values and back; the trainer sets it.
+        sigma_min, sigma_max: the lowest and highest noise level in sampling; None uses the process' own.
 
     >>> denoiser = Denoiser(lambda x, c_noise, labels: x[:, :3], sigma_data=0.5)
     >>> denoiser(torch.zeros(2, 3, 8, 8), torch.ones(2), torch.zeros(2, 8, 8)).shape
@@ -83,34 +83,34 @@ class Denoiser(nn.Module):
 
     @property
     def module(self) -> nn.Module:
-        """The network as a torch module, which has weights; other callables are refused."""
+        """The network as a torch module; an `InputError` if it is another callable, which has no weights."""
         if not isinstance(self.network, nn.Module):
             raise InputError("to have weights, the denoiser's network must be a torch.nn.Module")
         return self.network
 
     @property
     def stride(self) -> int:
-        """The number that every height and width must be a multiple of."""
+        """The number that every height and width of the network's input must be a multiple of."""
         return getattr(self.network, "stride", 1)
 
     @property
     def image_channels(self) -> int | None:
-        """Number of image channels, if the network has such an attribute."""
+        """Number of image channels, if the network has the attribute; else None."""
         return getattr(self.network, "image_channels", None)
 
     @property
     def num_classes(self) -> int:
-        """Classes that the network tells apart; 0 where it knows none."""
+        """Number of classes that the network is conditioned on; 0 if it is unconditional."""
         return getattr(self.network, "num_classes", 0)
 
     @property
     def label_dropout(self) -> float:
-        """Share of the labels that training hides; above 0 the model can also sample without a class."""
+        """Share of the labels that training replaces by "no class"; above 0, sampling without a class works, too."""
         return getattr(self.network, "label_dropout", 0.0)
 
     @property
     def augment_channels(self) -> int:
-        """Numbers that tell the network how an image was augmented; 0 where it is not told."""
+        """Length of the augmentation label of an image, which the network is conditioned on; 0 if it is not."""
         return getattr(self.network, "augment_channels", 0)
 
     @property
@@ -121,12 +121,12 @@ class Denoiser(nn.Module):
     def forward(
         self, noisy: Tensor, sigma: Tensor | float, coords: Tensor | Conditions, labels: Tensor | None = None
     ) -> Tensor:
-        """Denoise images at some noise levels, under some conditions.
+        """Return denoised images, given noisy images, their noise levels and their conditions.
 
         Args:
             noisy: clean + sigma * noise, (n, c, *shape).
             sigma: noise levels (n,), or one for all.
-            coords: (axes, *shape) or (n, axes, *shape), such as (2, h, w); or all `Conditions`, labels among them.
+            coords: coordinates (axes, *shape) or (n, axes, *shape), such as (2, h, w); or all `Conditions` with labels.
             labels: classes (n,) for a class-conditional network; -1 or None is "no class".
 
         Returns:
@@ -153,7 +153,7 @@ class Denoiser(nn.Module):
         return c_skip * noisy + c_out * self.network(network_input, factors.c_noise, *told)
 
     def _around(self, thumbnail: Tensor | None, coords: Tensor, noisy: Tensor) -> Tensor:
-        """Return the thumbnail's values at these places, and 1 where there is one: (n, c + 1, *shape)."""
+        """Return the small whole image sampled at the coordinates, and ones (all zeros if None): (n, c + 1, *shape)."""
         num, channels, *shape = noisy.shape
         if thumbnail is None:
             return noisy.new_zeros(num, channels + 1, *shape)
@@ -175,7 +175,7 @@ class Denoiser(nn.Module):
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode inside the block, so without dropout, and back into its mode after it."""
+    """Put a model into evaluation mode, without dropout, inside the with block; restore its mode afterwards."""
     training = model.training
     model.eval()
     try:
@@ -185,5 +185,5 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def place(denoiser: Denoiser, device: torch.device) -> Denoiser:
-    """Move a denoiser to a device; its convolution weights lie channels last, as the patches do."""
+    """Move a denoiser to a device, with its convolution weights in channels-last memory, like the patches."""
     return denoiser.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

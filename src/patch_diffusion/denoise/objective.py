@@ -1,4 +1,4 @@
-"""The training objective: maps a denoiser and a batch to losses. It does not know what a patch is."""
+"""The training objective, which computes the losses of a batch; it treats images and patches alike."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from patch_diffusion.errors import InputError
 
 
 class Batch(NamedTuple):
-    """The inputs of an objective for n samples.
+    """A batch of n training samples, as an objective takes it.
 
-    ``clean`` images or patches (n, c, *shape) in model space, noise levels ``sigma`` (n,), ``noise`` of variance 1 like
-    ``clean``, and the `Conditions` of each sample.
+    It has ``clean`` images or patches (n, c, *shape) in model space, noise levels ``sigma`` (n,), ``noise`` of variance
+    1 in the shape of ``clean``, and the `Conditions` of each sample.
     """
 
     clean: Tensor
@@ -28,12 +28,12 @@ class Batch(NamedTuple):
     conditions: Conditions
 
     def select(self, rows: slice) -> Batch:
-        """Return some of the samples."""
+        """Return the batch of some of the samples, given as a slice."""
         return Batch(self.clean[rows], self.sigma[rows], self.noise[rows], self.conditions.select(rows))
 
 
 class Denoises(Protocol):
-    """A `Denoiser`, or anything that is called like one."""
+    """The interface of a `Denoiser` that computing a loss needs: a call that denoises, and a loss weight."""
 
     def __call__(
         self, noisy: Tensor, sigma: Tensor, coords: Tensor | Conditions, labels: Tensor | None = None
@@ -47,10 +47,10 @@ class Denoises(Protocol):
 
 
 class Objective(nn.Module):
-    """A training objective around a denoiser: a module, which torch compiles and distributes.
+    """A training objective around a denoiser: a torch module, which can be compiled and distributed.
 
-    A subclass implements ``forward``: batch to one loss per sample, (n,), each without regard to the others. It may own
-    frozen modules; ``state`` and ``restore`` keep what the next step depends on in checkpoints.
+    A subclass implements ``forward``, which maps a batch to one loss per sample, (n,), independent of others. It may
+    own frozen modules; tensors that its next step depends on are saved in checkpoints by ``state`` and ``restore``.
 
     Args:
         denoiser: the model in training.
@@ -61,18 +61,18 @@ class Objective(nn.Module):
         self.denoiser = denoiser
 
     def set_spent(self, spent: float) -> None:
-        """Take the fraction of the budget that is spent, before each step."""
+        """Receive the fraction of the training budget that is spent, before each step; the default ignores it."""
 
     def state(self) -> dict[str, Tensor]:
-        """Return the tensors of its own that the next step depends on."""
+        """Return the tensors, by name, that checkpoints must save besides the model; by default none."""
         return {}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Go back to the tensors of `state`."""
+        """Restore the tensors that `state` returned, from a checkpoint; the default does nothing."""
 
 
 class DenoisingObjective(Objective):
-    """The denoising loss, see `denoising_loss`."""
+    """The default training objective: the denoising loss, see `denoising_loss`."""
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the loss of each sample, (n,)."""
@@ -91,20 +91,20 @@ def denoising_loss(
 ) -> Tensor:
     """Return lambda(sigma) (D(clean + sigma noise) - clean)^2, the mean over channels and pixels, per sample: ``(n,)``.
 
-    The expectation of EDM, arXiv 2206.00364, equation 2, on the image channels only (Patch Diffusion, arXiv 2304.12526,
-    equation 4).
+    Its expectation is EDM's loss (arXiv 2206.00364, equation 2), on the image channels only (Patch Diffusion, arXiv
+    2304.12526, equation 4).
 
     Args:
-        denoiser: see `Denoiser`.
+        denoiser: the model, see `Denoiser`.
         clean: images or patches (n, c, *shape) in model space, [-1, 1] for pixels.
-        coords: their coordinates, (axes, *shape) or (n, axes, *shape); or all conditions.
+        coords: their coordinates, (axes, *shape) or (n, axes, *shape); or all `Conditions`.
         sigma: noise levels (n,).
-        labels: classes (n,), -1 where hidden; with coordinates only.
-        noise: standard normal numbers like ``clean``; drawn where not given.
-        generator: draws the noise; torch's default generator where none is given.
+        labels: classes (n,), -1 for "no class"; only used if ``coords`` are coordinates.
+        noise: standard normal numbers of the shape of ``clean``; None draws them.
+        generator: the random generator of the noise; None uses torch's default generator.
 
     Returns:
-        ``(n,)``, differentiable.
+        The losses (n,), differentiable.
 
     >>> denoiser = Denoiser(UNet(image_channels=3, width=8, multipliers=(1,), blocks=1))
     >>> patch = random_patches(torch.zeros(4, 3, 24, 32), size=8)
@@ -121,10 +121,10 @@ def denoising_loss(
 
 @dataclass(frozen=True)
 class NoiseLevels(Noise):
-    """The noise levels of training: as published for a process, or log-normal, ln(sigma) ~ N(p_mean, p_std^2).
+    """The distribution of noise levels in training: as published for a process, or ln(sigma) ~ N(p_mean, p_std^2).
 
-    The options ``noise`` of a config, and what they do. The levels of the EDM process are log-normal themselves, with
-    -1.2 and 1.2 (EDM, arXiv 2206.00364, table 1), which also stand in for the one of the two that is not given.
+    It holds the options ``noise`` of a config and draws by them. The EDM process has ln(sigma) ~ N(-1.2, 1.2^2) (EDM,
+    arXiv 2206.00364, table 1); these are also the values of ``p_mean`` and ``p_std`` if only the other one is given.
 
     Args:
         p_mean, p_std, process, weight, sigma_data, sigma_min, sigma_max: see `patch_diffusion.config.Noise`;
@@ -136,7 +136,7 @@ class NoiseLevels(Noise):
 
     @classmethod
     def of(cls, options: Noise) -> NoiseLevels:
-        """Return the noise levels by the options of a config."""
+        """Make the distribution from the options ``noise`` of a config; a `NoiseLevels` is returned unchanged."""
         names = [field.name for field in fields(Noise)]
         return options if isinstance(options, NoiseLevels) else cls(**{name: getattr(options, name) for name in names})
 
@@ -147,7 +147,7 @@ class NoiseLevels(Noise):
             raise InputError(f"noise.p_std is a standard deviation, so at least 0, not {self.p_std}")
 
     def draw(self, num: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draw noise levels ``(num,)`` on the generator's device."""
+        """Draw random noise levels (num,) on the generator's device."""
         if self.p_mean is None and self.p_std is None:
             return PROCESSES[self.process].draw(num, generator)
         normal = torch.randn(num, generator=generator, device=None if generator is None else generator.device)

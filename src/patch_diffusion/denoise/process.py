@@ -7,8 +7,8 @@ x_t = s(t) (clean + sigma(t) noise). All else follows (EDM, arXiv 2206.00364, ap
 - probability-flow ODE dx = [f - g^2 score / 2] dt and reverse SDE dx = [f - g^2 score] dt + g dw,
   where score = (D(x / s; sigma) - x / s) / (s sigma^2).
 
-Denoisers, losses and solvers work on the unscaled image x / s at noise level sigma, where all processes are alike; what
-differs is the preconditioning of the network and the noise levels it is trained on (EDM, table 1).
+Denoisers, losses and solvers work on the unscaled image x / s at noise level sigma, where all processes are alike: they
+differ in the preconditioning of the network and the noise levels it is trained on (EDM, table 1).
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Preconditioning(NamedTuple):
 
 @dataclass(frozen=True)
 class Process(ABC):
-    """A noise process. Times, noise levels and scales are tensors of any shape.
+    """A noise process: how images turn into noise over time. Times, noise levels and scales are tensors of any shape.
 
-    ``sigma_min`` and ``sigma_max`` are the noise levels that it is sampled between.
+    ``sigma_min`` and ``sigma_max`` are the lowest and the highest noise level in sampling.
     """
 
     name: ClassVar[Literal["edm", "ve", "vp"]]
@@ -72,15 +72,15 @@ class Process(ABC):
 
     @abstractmethod
     def draw(self, num: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw ``(num,)`` noise levels as published for training, on the generator's device."""
+        """Draw random noise levels (num,) for training, as published for the process, on the generator's device."""
 
 
 @dataclass(frozen=True)
 class EDM(Process):
     """The EDM noise process: sigma(t) = t, s(t) = 1 (arXiv 2206.00364, table 1, last column).
 
-    The process of a `Denoiser` unless another is given. It is trained on ln(sigma) ~ N(-1.2, 1.2^2) and sampled between
-    noise levels of 0.002 and 80.
+    It is the default process of a `Denoiser`. Training draws ln(sigma) from N(-1.2, 1.2^2); sampling goes from noise
+    level 80 to 0.002.
 
     >>> EDM().preconditioning(torch.tensor(0.5), sigma_data=0.5).c_skip
     tensor(0.5000)
@@ -122,12 +122,12 @@ class EDM(Process):
 
     @override
     def loss_weight(self, sigma: Tensor, sigma_data: float) -> Tensor:
-        """Return a loss weight by which every noise level counts alike at the start of the training."""
+        """Return the loss weight that makes all noise levels count equally at the start of training."""
         return (sigma.square() + sigma_data**2) / (sigma * sigma_data).square()
 
     @override
     def draw(self, num: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw log-normal noise levels of training, ln(sigma) ~ N(-1.2, 1.2^2)."""
+        """Draw random log-normal noise levels for training, ln(sigma) ~ N(-1.2, 1.2^2)."""
         return (_normal(num, generator) * 1.2 - 1.2).exp()
 
 
@@ -135,7 +135,7 @@ class EDM(Process):
 class VE(Process):
     """The variance-exploding process, continuous SMLD: sigma(t) = sqrt(t), s(t) = 1 (EDM, table 1; arXiv 2011.13456).
 
-    Sampled between noise levels of 0.02 and 100, which training draws evenly in ln(sigma).
+    Sampling goes from noise level 100 to 0.02; training draws ln(sigma) uniformly between the same two levels.
 
     >>> VE().time(torch.tensor(3.0))
     tensor(9.)
@@ -176,7 +176,7 @@ class VE(Process):
 
     @override
     def draw(self, num: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw noise levels of training with ln(sigma) uniform between the two ends."""
+        """Draw random noise levels for training, ln(sigma) uniform between that of ``sigma_min`` and ``sigma_max``."""
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** _uniform(num, generator)
 
 
@@ -185,7 +185,7 @@ class VP(Process):
     """The variance-preserving process, continuous DDPM: s(t) = 1 / sqrt(1 + sigma(t)^2), t in [0, 1].
 
     sigma(t)^2 = exp(beta_d t^2 / 2 + beta_min t) - 1 (EDM, table 1; score-SDE, 2011.13456). ``sigma_max`` is sigma(1).
-    It is sampled between noise levels of 0.010486 and 152.167, and trained on times drawn evenly.
+    Sampling goes from noise level 152.167 to 0.010486; training draws times uniformly.
 
     >>> VP().scale(torch.tensor(0.0)), VP().sigma(torch.tensor(1.0)).round()
     (tensor(1.), tensor(152.))
@@ -197,7 +197,7 @@ class VP(Process):
     beta_d: ClassVar[float] = 19.9
     beta_min: ClassVar[float] = 0.1
     num_times: ClassVar[int] = 1000  # the network is given t (num_times - 1)
-    least_time: ClassVar[float] = 1e-5  # of training
+    least_time: ClassVar[float] = 1e-5  # the lowest time that training draws
 
     @override
     def sigma(self, time: Tensor) -> Tensor:
@@ -236,7 +236,7 @@ class VP(Process):
 
     @override
     def draw(self, num: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw noise levels of training at times uniform in [1e-5, 1]."""
+        """Draw random noise levels for training, at times uniform in [1e-5, 1]."""
         return self.sigma(1 + _uniform(num, generator) * (self.least_time - 1))
 
 

@@ -1,9 +1,9 @@
-"""CPU threads that share a batch.
+"""CPU threads that share the samples of a batch.
 
-torch divides every operation among its threads, which meet after each, thousands of times a step; where another process
-takes a core for a moment, all of them wait, each time. Here each thread takes some of the samples all the way through
-the network by itself, and they meet once. Where there are fewer samples than threads, as of large images, torch divides
-each sample's operations among the threads that are left for it.
+torch divides every operation among its threads and synchronizes them after each, thousands of times a step; if another
+process takes a core for a moment, all of them wait, each time. Here each thread takes some of the samples all the way
+through the network, and the threads are synchronized once. If there are fewer samples than threads, as with large
+images, torch divides each sample's operations among an equal share of the threads.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 
 
 class Workers:
-    """A pool of threads, in each of which torch computes alone, unless there is less to do than there are threads.
+    """A pool of threads. In each, torch computes with one thread, or with several if samples are few.
 
     Args:
         num: number of threads.
@@ -38,7 +38,7 @@ class Workers:
         self._pool = ThreadPoolExecutor(num, "worker", initializer=torch.set_num_threads, initargs=(1,))
 
     def map_rows(self, function: Callable[[slice], Result], num: int) -> list[Result]:
-        """Call a function for each thread's share of ``num`` samples, in several threads at a time; in their order."""
+        """Call a function on each thread's slice of ``num`` samples, in parallel; return a list of results in order."""
         parts = min(self.num, num)
         bounds = [num * part // parts for part in range(parts + 1)]
 
@@ -49,13 +49,13 @@ class Workers:
         return self.map([partial(some, first, last) for first, last in pairwise(bounds)])
 
     def map(self, tasks: Sequence[Callable[[], Result]]) -> list[Result]:
-        """Call functions in the threads, and return their results when all are done."""
+        """Call functions in the threads, and return a list of their results, in order, when all are done."""
         futures = [self._pool.submit(task) for task in tasks]
-        wait(futures)  # for all, also where one has failed
+        wait(futures)  # for all, even if one has failed
         return [future.result() for future in futures]
 
     def close(self) -> None:
-        """End the threads."""
+        """End the threads of the pool."""
         self._pool.shutdown()
 
 
@@ -64,10 +64,10 @@ _current: Workers | None = None
 
 @contextmanager
 def sharing(model: Denoiser) -> Iterator[None]:
-    """Let `forward` and `backward` share each batch, inside the block, among as many threads as torch computes with.
+    """Let `forward` and `backward` split each batch over as many threads as torch is set to use, in the with block.
 
-    Nothing changes for a model that is not on a CPU or that threads may not share, see `can_share`, nor inside another
-    such block.
+    It has no effect for a model that is not on a CPU or that threads may not share, see `can_share`, or if it is nested
+    in another with block of `sharing`.
     """
     global _current
     num = torch.get_num_threads()
@@ -85,10 +85,10 @@ def sharing(model: Denoiser) -> Iterator[None]:
 
 
 def can_share(model: Denoiser) -> bool:
-    """Return True if threads of a CPU may run a model at the same time, with results that repeat.
+    """True if several CPU threads may run a model at the same time, with reproducible results.
 
-    The networks of this package keep nothing while they compute; of others that is not known. Dropout draws from
-    torch's one generator, which threads would reach in any order.
+    The networks of this package keep no state while they compute; others might. Dropout draws from torch's global
+    generator, which the threads would use in arbitrary order.
     """
     if model.device.type != "cpu" or not hasattr(model.network, "settings"):
         return False
@@ -96,7 +96,7 @@ def can_share(model: Denoiser) -> bool:
 
 
 def forward(model: Denoiser, noisy: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
-    """Denoise a batch, see `Denoiser.forward`; inside `sharing`, and without gradients, by several threads."""
+    """Denoise a batch, see `Denoiser.forward`; several threads share it inside `sharing` if gradients are off."""
     num = len(noisy)
     if _current is None or num == 1 or torch.is_grad_enabled() or not can_share(model):
         with _all_threads():
@@ -112,7 +112,7 @@ def forward(model: Denoiser, noisy: Tensor, sigma: Tensor, conditions: Condition
 
 
 class Shared:
-    """A denoiser whose batches are shared by the threads of `sharing`, to be called like the denoiser itself."""
+    """A wrapper that is called like its denoiser, and splits each batch over the threads if it is inside `sharing`."""
 
     def __init__(self, model: Denoiser) -> None:
         self._model = model
@@ -135,18 +135,18 @@ def backward(
     weight: float | Tensor,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Tensor | None:
-    """Add the gradients of a weighted sum of losses to those of the parameters, inside `sharing`.
+    """Add the gradients of a weighted sum of losses to the parameters' ``grad``, with the batch split over threads.
 
-    Shares are summed in the order of the samples, whichever thread is done first, so that runs repeat.
+    The threads' gradients are summed in the order of the samples, whichever thread is done first, to be reproducible.
 
     Args:
-        objective: maps a batch to the losses of its samples, each without regard to the others.
+        objective: a module that maps a batch to one loss per sample, each independent of the other samples.
         batch: n samples.
-        weight: of each loss in the sum, of all one number or ``(n,)``.
-        autocast: context in which each thread computes losses, such as a number format.
+        weight: the weight of each loss in the sum: one number for all, or (n,).
+        autocast: makes the context manager in which each thread computes losses, such as `torch.autocast`.
 
     Returns:
-        ``(n,)``, the losses, without a graph; None outside of `sharing`, where nothing is done.
+        The losses (n,), detached; None outside of `sharing`, where nothing is done.
     """
     if _current is None:
         return None
@@ -167,7 +167,7 @@ def backward(
 
 @contextmanager
 def _all_threads() -> Iterator[None]:
-    """Let torch use all threads for each operation inside the block, unless this thread is one of those that share."""
+    """Let torch use all threads for each operation inside the with block, unless this thread is one of the pool."""
     if _current is None or threading.get_ident() != _current.owner:
         yield
         return
@@ -177,7 +177,7 @@ def _all_threads() -> Iterator[None]:
 
 @contextmanager
 def _threads_of_torch(num: int) -> Iterator[None]:
-    """Set the number of threads that torch uses for this thread's operations inside the block."""
+    """Set the number of threads that torch uses for this thread's operations inside the with block."""
     before = torch.get_num_threads()
     if num == before:
         yield
@@ -190,25 +190,25 @@ def _threads_of_torch(num: int) -> Iterator[None]:
 
 
 def threads() -> int:
-    """Return the number of threads that share the work: 1 outside of `sharing`."""
+    """Return the number of threads that share each batch: 1 outside of `sharing`."""
     return 1 if _current is None else _current.num
 
 
 def map(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
-    """Call functions that do not depend on each other and want no gradients, in the threads where there are any."""
+    """Call independent functions without gradients, in parallel inside `sharing`; return a list of results in order."""
     if _current is None:
         return [task() for task in tasks]
     return _current.map([torch.no_grad()(task) for task in tasks])
 
 
 def _add(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
-    """Add gradients to those that the parameters have, if they have any."""
+    """Add gradients to the ``grad`` of the parameters, or set it if it is None."""
     sums, terms = [], []
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is None:
             continue
         if parameter.grad is None:
-            # In memory as the weights are, which fused optimizers take for granted.
+            # The gradient gets the memory layout of the weights, which fused optimizers rely on.
             alike = gradient.stride() == parameter.stride()
             parameter.grad = gradient if alike else torch.empty_like(parameter).copy_(gradient)
         else:

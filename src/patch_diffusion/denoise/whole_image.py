@@ -1,4 +1,4 @@
-"""The denoising loss of whole images, or of patches of them: the plainest number to compare two models by."""
+"""The denoising loss of whole images, or of patches of them, the simplest measure to compare two models by."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from patch_diffusion.patches.crop import random_patches
 from patch_diffusion.streams import generator, slot_normal
 
 SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
-"""Noise levels from where only texture is missing to where only the layout is left."""
+"""Noise levels, from one that hides only the texture of images to one that leaves only their layout."""
 
 
 def whole_image_loss(
@@ -32,19 +32,19 @@ def whole_image_loss(
     batch: int = 64,
     most: int | None = None,
 ) -> dict[float, float]:
-    """Compute the mean denoising loss of whole images at fixed noise levels, with fixed noise, by noise level.
+    """Return the mean denoising loss of whole images at each noise level, as a dict by level, with fixed noise.
 
-    Images that the model was not trained on tell how well it has learned; the noise of an image depends on the seed,
-    its place in the data set and the level alone, so two models are compared on the same noise. A model with a context
-    is given the images' own small copies, which say much of them: its losses are no match for those of one without.
+    Images that the model was not trained on show how well it has learned. The noise of an image depends only on the
+    seed, the image's index and the level, so two models are compared on the same noise. A model with a ``context`` is
+    given small copies of the images, which reveal much: its losses cannot be compared with those of one without.
 
     Args:
-        model: what denoises.
-        images: whole ones.
+        model: the denoiser.
+        images: whole images.
         sigmas: noise levels.
-        seed: of the noise.
-        batch: images at a time.
-        most: images of each bucket that are looked at, the first ones; None: all.
+        seed: seed of the noise.
+        batch: number of images at a time.
+        most: number of images of each bucket (images of one size) to use, the first ones; None uses all.
 
     Raises:
         InputError: the model takes another number of channels.
@@ -67,9 +67,9 @@ def losses_of_images(
     most: int | None = None,
     size: tuple[int, ...] | None = None,
 ) -> dict[float, Tensor]:
-    """Compute the denoising loss of each image (n,), float64 on the CPU, by noise level; see `whole_image_loss`.
+    """Return each image's denoising loss: a dict of (n,), float64 on the CPU, by noise level; see `whole_image_loss`.
 
-    With a ``size``, height and width, the loss is that of a patch of each image, at a place that follows from the seed.
+    With a ``size`` (height, width), the loss is that of a patch of each image, at a position determined by the seed.
     """
     if images.channels != model.image_channels:
         raise InputError(f"the model takes {model.image_channels} channels, but the images have {images.channels}")
@@ -96,7 +96,7 @@ def _losses(
     seed: int,
     batch: int,
 ) -> list[Tensor]:
-    """Compute the losses of ``num`` images of one size, batch by batch; ``first`` is the first one's index."""
+    """Return the losses of ``num`` images of one size, a list by batch; ``first`` is the first image's index in all."""
     device = model.device
     whole = coordinate_grid(*images.resolution, device=device)
     where = torch.rand(num, len(shape), generator=generator(seed, "places of patches", first))

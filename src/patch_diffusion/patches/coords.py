@@ -1,6 +1,6 @@
-"""Coordinates: where every pixel of an image or a patch lies in its whole image. Any number of axes.
+"""Coordinates, which say where each pixel of an image or a patch lies in its whole image, for any number of axes.
 
-A shape is (height, width), or (depth, height, width) of a volume. Coordinates come in the opposite order, x first.
+A shape is (height, width), or (depth, height, width) of a volume. Coordinates are in the opposite order, x first.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from patch_diffusion.errors import InputError
 def coordinate_grid(*shape: int, device: torch.device | str | None = None) -> Tensor:
     """Return the coordinates of every pixel of a whole image, ``(axes, *shape)`` float32: x, y (and z of a volume).
 
-    Each runs over [-1, 1]; -1 and 1 are the centres of the first and the last pixel, whatever the shape of the image
-    (Patch Diffusion, arXiv 2304.12526, section 3.1). An axis of a single pixel is at 0. Training cuts this grid with
-    the pixels, sampling uses it whole.
+    Coordinates run over [-1, 1]; -1 and 1 are the centres of the first and the last pixel, whatever the image's shape
+    (Patch Diffusion, arXiv 2304.12526, section 3.1). An axis of a single pixel is at 0. Training crops this grid
+    together with the pixels; sampling uses the whole grid.
 
     >>> coordinate_grid(2, 3)[0]
     tensor([[-1.,  0.,  1.],
@@ -36,9 +36,9 @@ def extended_grid(
     *,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Return the grid of an image of ``whole`` shape, cut or continued beyond [-1, 1]: (axes, *shape) float32.
+    """Return the coordinates (axes, *shape), float32, of a window on an image of shape ``whole``, or partly outside it.
 
-    ``corner`` is the pixel of that image where this one begins, below 0 along an axis on which it begins before it.
+    ``corner`` is the window's first pixel in the image, below 0 if it starts before it; coordinates may exceed [-1, 1].
 
     >>> extended_grid((1, 5), (1, 3), (0, -1))[0]
     tensor([[-2., -1.,  0.,  1.,  2.]])
@@ -52,15 +52,15 @@ def extended_grid(
 
 
 def axis(num: int, *, device: torch.device | str | None = None) -> Tensor:
-    """Return the coordinates of ``num`` pixels in a row, from -1 to 1; a single one is at 0."""
+    """Return the coordinates (num,) of ``num`` pixels along an axis, from -1 to 1; a single pixel is at 0."""
     return torch.linspace(-1, 1, num, device=device) if num > 1 else torch.zeros(1, device=device)
 
 
 def patch_corners(places: Tensor, size: Sequence[int], resolution: Sequence[int]) -> Tensor:
-    """Return the index of each patch's first pixel along every axis, (n, axes), on the host.
+    """Return the index of each patch's first pixel along every axis, (n, axes), on the CPU.
 
     Args:
-        places: (n, axes), uniform in [0, 1): where a patch lies among all places where it fits.
+        places: numbers (n, axes) in [0, 1), such as random ones, that choose among all positions where a patch fits.
         size: shape of the patches.
         resolution: shape of the images.
 
@@ -71,15 +71,15 @@ def patch_corners(places: Tensor, size: Sequence[int], resolution: Sequence[int]
         patch, image = ("x".join(map(str, shape)) for shape in (size, resolution))
         raise InputError(f"a patch of {patch} does not fit an image of {image}")
     free = torch.tensor([of - part for part, of in zip(size, resolution, strict=True)])
-    # Rounding may take a place just below 1 to the number of choices itself.
+    # Rounding may turn a place just below 1 into the number of choices itself, so the result is limited.
     return (places.cpu() * (free + 1)).long().minimum(free)
 
 
 def patch_coordinates(corners: Tensor, size: Sequence[int], resolution: Sequence[int]) -> Tensor:
-    """Return the coordinates of patches, (n, axes, *size), as cut from `coordinate_grid`, of which only axes are made.
+    """Return the coordinates of patches, (n, axes, *size), as crops of `coordinate_grid`, without making that grid.
 
     Args:
-        corners: first pixel of each patch, (n, axes), on the device where the coordinates are wanted.
+        corners: index of the first pixel of each patch, (n, axes), on the device that the result should be on.
         size: shape of the patches.
         resolution: shape of the images.
     """
@@ -89,11 +89,11 @@ def patch_coordinates(corners: Tensor, size: Sequence[int], resolution: Sequence
         for length, first, part in zip(resolution, corners.unbind(1), size, strict=True)
     ]
     grid = [line.view(num, *_along(place, len(size))).expand(num, *size) for place, line in enumerate(lines)]
-    return torch.stack(grid[::-1], dim=-1).movedim(-1, 1)  # channels last, as the pixels
+    return torch.stack(grid[::-1], dim=-1).movedim(-1, 1)  # in channels-last memory, like the pixels
 
 
 def _along(place: int, num_axes: int) -> list[int]:
-    """Return the shape that lays a line along one of several axes."""
+    """Return the shape that puts a vector along one of several axes: -1 for that axis, and 1 for the others."""
     return [-1 if other == place else 1 for other in range(num_axes)]
 
 

@@ -1,4 +1,4 @@
-"""Patches: pixels and their coordinates, cut from whole images by the same indices. Any number of axes."""
+"""Cropping of patches from whole images: pixels and their coordinates, by the same indices, for any number of axes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from patch_diffusion.patches.coords import patch_coordinates, patch_corners
 
 @dataclass(frozen=True)
 class Patch:
-    """A batch of patches of one size, each cut at its own place.
+    """A batch of n patches of one size, each cropped at another position of its image.
 
-    ``pixels`` (n, c, *size) keep the type of the images they were cut from. ``coords`` (n, axes, *size) are their
-    places in the whole image, see `coordinate_grid`. ``corners`` (n, axes) are the indices of the first pixels.
+    ``pixels`` (n, c, *size) have the dtype of the images. ``coords`` (n, axes, *size) are the coordinates of the pixels
+    in the whole image, see `coordinate_grid`. ``corners`` (n, axes) are the indices of each patch's first pixel.
 
     >>> patch = random_patches(torch.zeros(1, 3, 5, 5), size=1, places=torch.tensor([[0.5, 0.0]]))
     >>> patch.corners, patch.coords.flatten()
@@ -45,13 +45,13 @@ def random_patches(
     generator: torch.Generator | None = None,
     places: Tensor | None = None,
 ) -> Patch:
-    """Cut one patch out of every image, each at a place of its own, all places equally likely.
+    """Crop one patch from every image, at a random position; all positions are equally likely.
 
     Args:
-        images: whole images (n, c, H, W), or volumes (n, c, D, H, W), of any type, on any device.
-        size: shape of the patches in pixels; a single number is that of every axis.
-        generator: draws the places; torch's default generator where none is given.
-        places: the places themselves, (n, axes) uniform in [0, 1) for y and x, instead of drawing them.
+        images: whole images (n, c, H, W), or volumes (n, c, D, H, W), of any dtype, on any device.
+        size: shape of the patches in pixels; a single number is the side along every axis.
+        generator: the random generator that draws the positions; None uses torch's default generator.
+        places: numbers (n, axes) in [0, 1), y first, that choose the positions, instead of random ones.
 
     Raises:
         InputError: a patch of this size does not fit in the images.
@@ -66,7 +66,7 @@ def random_patches(
         device = generator.device if generator is not None else images.device
         places = torch.rand(num, len(resolution), generator=generator, device=device)
     corners = patch_corners(places, size, resolution).to(images.device, non_blocking=True)
-    # One gather; the result lies in memory channels last.
+    # One gather takes all patches; the result is in channels-last memory.
     index = [torch.arange(num, device=images.device).view(-1, *[1] * len(size))]
     for place, (first, part) in enumerate(zip(corners.unbind(1), size, strict=True)):
         line = first[:, None] + torch.arange(part, device=images.device)
@@ -76,7 +76,7 @@ def random_patches(
 
 
 def whole_image(images: Tensor) -> Patch:
-    """Return the images themselves (n, c, H, W), with the whole coordinate grid, as the patch of full size.
+    """Return whole images (n, c, H, W), with their whole coordinate grid, as patches of full size.
 
     >>> patch = whole_image(torch.zeros(4, 3, 32, 48))
     >>> patch.coords.shape, patch.top

@@ -1,4 +1,4 @@
-"""The patch size of each training step, its number of images and its weight. Any number of axes."""
+"""The schedule of patch sizes: each training step's size, number of images and loss weight, for any number of axes."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Weight = Literal["patch", "area"]
 Shape = tuple[int, ...]
 
 SMALL_SHARE = 1 / 4
-"""Share of the steps that a schedule with a context takes on the small whole images themselves."""
+"""Share of the steps that train on downscaled whole images, if the network gets such an image with every patch."""
 
 
 @dataclass(frozen=True)
 class PatchSize:
-    """One size of a schedule, in the pixels of images of one shape.
+    """One image or patch size that training steps take, in pixels, for images of one shape.
 
-    ``shape`` is (height, width), or (depth, height, width); ``probability`` its share of the steps, ``growth`` the
-    factor on the batch, ``weight`` the factor on the loss. ``small``: it is no patch, but the whole image made small,
-    see `make_small`.
+    ``shape`` is (height, width), or (depth, height, width); ``probability`` is the share of the steps that take this
+    size, ``growth`` the factor on their batch size, and ``weight`` the factor on their loss. If ``small``, the size is
+    not that of a patch but of a downscaled whole image, see `make_small`.
     """
 
     shape: Shape
@@ -40,7 +40,7 @@ class PatchSize:
     small: bool = False
 
     def num_images(self, batch: int) -> int:
-        """Return the number of images in a step of this size, for ``batch`` whole images."""
+        """Return the number of images in a step of this size, if a step on whole images has ``batch``."""
         return max(1, round(batch * self.growth))
 
     def __str__(self) -> str:
@@ -49,21 +49,21 @@ class PatchSize:
 
 @dataclass(frozen=True)
 class PatchSchedule(Patches):
-    """The sizes that training takes (Patch Diffusion, arXiv 2304.12526, section 3.2).
+    """The schedule of image and patch sizes of training steps (Patch Diffusion, arXiv 2304.12526, section 3.2).
 
-    The options ``patches`` of a config, and what they do. A size is a fraction of the image ("1/2", rounded down, each
-    axis on its own) or the pixels of the shorter side ("32", the aspect is kept). The batch grows for a patch s of an
-    image R by R/s ("linear"), by the ratio of their numbers of pixels ("area"), or not; for a patch of another aspect
-    R/s is the root of that ratio.
+    It holds the options ``patches`` of a config and applies them. A size is a fraction of the image ("1/2", rounded
+    down along each axis) or the pixels of the shorter side ("32", which keeps the aspect ratio). For patches of side s
+    of images of side R, the batch grows by R/s ("linear"), by the ratio of the numbers of pixels ("area"), or not; if
+    the aspect ratios differ, R/s is the root of the ratio of the numbers of pixels.
 
     Args:
         whole, sizes, kind, growth, weight, coords, context: see `patch_diffusion.config.Patches`.
-        seed: of the run; the size of a step is a function of the seed and the step alone. It is an option of the whole
-            config and not stored with the patches. None: that of the config, or 0.
+        seed: the seed of the training; a step's size is a function of the seed and the step alone. It is an option of
+            the whole config and not stored with ``patches``. None: the seed of the config, or 0.
 
     Raises:
-        InputError: at construction where the numbers make no schedule; in `sizes_for` where they do not suit the image
-            or the network.
+        InputError: at construction, if the options are invalid; in `sizes_for`, if a size does not fit the images or
+            the network.
 
     >>> schedule = PatchSchedule(whole=0.5, seed=1)
     >>> [str(size) for size in schedule.sizes_for((64, 64))]
@@ -95,13 +95,13 @@ class PatchSchedule(Patches):
 
     @classmethod
     def of(cls, options: Patches, *, seed: int = 0) -> PatchSchedule:
-        """Return the schedule of a config's options and seed; one that acts already stays of its own class."""
+        """Make the schedule from a config's options and seed; options that are a schedule already keep their class."""
         if isinstance(options, PatchSchedule):
             return replace(options, seed=seed)
         return cls(**{field.name: getattr(options, field.name) for field in fields(Patches)}, seed=seed)
 
     def sizes_for(self, resolution: Shape, stride: int = 1) -> tuple[PatchSize, ...]:
-        """Return the sizes in pixels, from small to large, that have a share of the steps.
+        """Return the image and patch sizes in pixels that training steps take, from small to large.
 
         Args:
             resolution: shape of the whole images.
@@ -111,7 +111,7 @@ class PatchSchedule(Patches):
         return _sizes(self.whole, shares, self.growth, self.weight, self.context, tuple(resolution), stride)
 
     def size_at(self, step: int, resolution: Shape, spent: float = 0.0, stride: int = 1) -> PatchSize:
-        """Return the size of a step, from its number and, for a progressive schedule, the spent part of the budget."""
+        """Return the size of a step, by its number and, if the schedule is progressive, the budget's spent fraction."""
         sizes, seed = self.sizes_for(resolution, stride), self.seed or 0
         small_share = 0.0 if self.context is None else SMALL_SHARE
         if self.context is not None and uniform(seed, "small images", step) < small_share:
@@ -136,8 +136,8 @@ def _sizes(
     resolution: Shape,
     stride: int,
 ) -> tuple[PatchSize, ...]:
-    """Return the sizes of `PatchSchedule.sizes_for`; kept, since every step asks for them."""
-    # Sampling is on whole images, also where training never sees one.
+    """Return the sizes of `PatchSchedule.sizes_for`; the result is memoized, since every step needs it."""
+    # Samples are whole images, even if training never takes one.
     _check_stride(resolution, resolution, stride)
     shares: dict[Shape, float] = {}
     if whole > 0:
@@ -162,7 +162,7 @@ def _sizes(
 
 
 def _parse_size(size: str | int) -> Fraction | int:
-    """Return a size as a fraction of the image, or as pixels."""
+    """Parse a patch size: a fraction of the image such as "1/2", or a number of pixels such as "32"."""
     text = str(size).strip()
     try:
         parsed = Fraction(text) if "/" in text else int(text)
@@ -176,14 +176,14 @@ def _parse_size(size: str | int) -> Fraction | int:
 
 
 def patch_shape(size: str | int, resolution: Shape) -> Shape:
-    """Return the shape of a patch of an image.
+    """Return the shape in pixels of a patch of an image.
 
     Args:
         size: a fraction of the image such as "1/2", or pixels of its shorter side.
         resolution: shape of the image.
 
     Raises:
-        InputError: for what is neither, and for a patch that does not fit.
+        InputError: the size is neither, or the patch does not fit in the image.
     """
     parsed, shorter = _parse_size(size), min(resolution)
     if isinstance(parsed, Fraction):

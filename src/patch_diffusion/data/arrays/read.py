@@ -22,20 +22,20 @@ from patch_diffusion.data.reading.survey import Survey
 from patch_diffusion.errors import InputError
 
 _LOOKED_AT = 256
-"""The number of images that are surveyed when a memory-mapped array of integers is opened."""
+"""The number of images whose values are examined when a memory-mapped array of integers is opened."""
 
 _MOST_EXACT = 2**24
-"""The largest integer up to which all are exact as float32."""
+"""The largest integer n for which float32 represents all integers from -n to n exactly."""
 
 _FEW_CHANNELS = 4
 
 
 def read_array(stored: StoredArray, options: Data, *, show: bool = False) -> Images:
-    """Read the images of an array, as uint8, uint16 or float32.
+    """Read the images of a stored array into an image set with uint8, uint16 or float32 pixels.
 
     An array that is memory-mapped, or in memory, in the layout and dtype that training takes is used without a copy.
-    For integers, only a sample is surveyed then; floats are scanned once, for their range and for NaN, and the result
-    is kept in the cache for the next time.
+    Then the value range of integers is taken from a sample of images; floats are scanned once, for their range and for
+    NaN, and the result is kept in the cache for the next time.
 
     Raises:
         InputError: the shape or dtype is wrong, an image (named by index) has NaN or infinity, or labels do not fit.
@@ -82,7 +82,7 @@ def read_array(stored: StoredArray, options: Data, *, show: bool = False) -> Ima
 
 
 def channel_axis(shape: tuple[int, ...], layout: Layout, source: str) -> int:
-    """Find the channel axis of images (n, ...): 1 or 3; 0 if there is none.
+    """Return the index of the channel axis in an array of images (n, ...): 1 or 3; 0 if it has no channel axis.
 
     For four dimensions, "auto" takes the first or last axis of an image as channels: the one whose length is at most 4,
     or else less than half of both other lengths.
@@ -116,7 +116,7 @@ def channel_axis(shape: tuple[int, ...], layout: Layout, source: str) -> int:
 
 
 def pixel_dtype(dtype: np.dtype[Any], source: str) -> str:
-    """Return the dtype that values are stored as: uint8 and bool as uint8, uint16 as it is, other numbers as float32.
+    """Return the dtype to store pixels as: "uint8" for uint8 and bool, "uint16" for uint16, "float32" for all others.
 
     Raises:
         InputError: the dtype is not one of real numbers.
@@ -178,7 +178,7 @@ def _mapped(
 
 
 def _one(stored: StoredArray, array: NDArray[Any], index: int) -> NDArray[Any]:
-    """Return one image (1, ...); from a mapped file it is read, since a page fault would load megabytes around it."""
+    """Return one image (1, ...); a mapped file is read instead, since a page fault would load megabytes around it."""
     if stored.identity is None or not isinstance(array, np.memmap) or array.filename is None:
         return array[index : index + 1]
     size = math.prod(array.shape[1:])

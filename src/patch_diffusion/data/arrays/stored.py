@@ -30,7 +30,7 @@ _MOST_BLOCK_BYTES = 512 * 2**20
 class StoredArray:
     """An array of images (n, ...), in a file or in memory.
 
-    ``blocks`` reads it, block by block along the first axis. ``labels`` are the labels stored with it, if any.
+    Calling ``blocks`` yields it, block by block along the first axis. ``labels`` are the labels stored with it, if any.
     ``identity`` changes when the file does, and is None for an array in Python. ``mapped`` is the array itself, if it
     is in memory or memory-mapped.
     """
@@ -53,7 +53,7 @@ def is_array(path: Path) -> bool:
 
 @contextmanager
 def open_array(path: Path, source: str, *, key: str | None = None, labels: str | None = None) -> Iterator[StoredArray]:
-    """Open the array of images in a file, which stays open inside the block. Nothing is unpickled.
+    """Open the array of images in a file, and yield it; the file stays open in the with block. Nothing is unpickled.
 
     Args:
         path: the file, or the Zarr folder.
@@ -63,7 +63,7 @@ def open_array(path: Path, source: str, *, key: str | None = None, labels: str |
             ``label``, if there is one.
 
     Raises:
-        InputError: the file is damaged, or has no such array or labels; the sentence lists the existing names.
+        InputError: the file is damaged, or lacks an array of this name; the error message lists the existing names.
     """
     opener = {".npy": _open_npy, ".npz": _open_npz, ".h5": _open_hdf5, ".hdf5": _open_hdf5}
     with opener.get(path.suffix.lower(), _open_zarr)(path, source, key, labels) as found:
@@ -183,7 +183,7 @@ def _chosen(arrays: Mapping[str, Any], key: str | None, labels: str | None, sour
 def _choose(
     shapes: Mapping[str, tuple[int, ...]], key: str | None, labels: str | None, source: str
 ) -> tuple[str, str | None]:
-    """Choose the names of the arrays of images and of labels; no array of labels (None) if there is none."""
+    """Return the name of the array of images, and that of the array of labels (None if there are no labels)."""
     listed = ", ".join(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in sorted(shapes.items()))
     if not shapes:
         raise InputError(f"{source} holds no arrays")
@@ -214,7 +214,7 @@ def _last(name: str) -> str:
 
 
 def _slices(array: Any, source: str) -> Iterator[NDArray[Any]]:
-    """Yield consecutive blocks of an object that slices to NumPy arrays: whole chunks, if it is stored in chunks."""
+    """Yield consecutive blocks of a sliceable array as NumPy arrays: whole chunks, if it is stored in chunks."""
     rows = _rows_at_once(array.shape, array.dtype)
     chunk = (getattr(array, "chunks", None) or (1,))[0]
     one_chunk = chunk * math.prod(array.shape[1:]) * array.dtype.itemsize
@@ -238,7 +238,7 @@ def _guarded(blocks: Iterator[NDArray[Any]], source: str) -> Iterator[NDArray[An
 
 @contextmanager
 def _damage_named(source: str) -> Iterator[None]:
-    """Turn any exception in the block into an `InputError` that says the file is damaged: readers raise many kinds."""
+    """Turn any exception in the with block, as readers raise many kinds, into an `InputError` for a damaged file."""
     try:
         yield
     except (InputError, MemoryError):

@@ -29,7 +29,7 @@ _IMAGES_IN_A_BLOCK = 16
 
 @dataclass(frozen=True)
 class Files(Sequence[ImageFile]):
-    """A lazy sequence of image files: each is made when it is accessed, since a list of millions takes long to make."""
+    """A lazy sequence of image files: each object is made on access, since a list of millions takes long to make."""
 
     num: int
     make: Callable[[int], ImageFile]
@@ -44,7 +44,7 @@ class Files(Sequence[ImageFile]):
 
 @dataclass
 class Collection:
-    """The image files of a data set, in its order, with their labels.
+    """The image files of a data set, in order, with their labels, as found in a folder, an archive or a table.
 
     ``labels`` are the class numbers of all files and the names of the classes; ``notes`` are remarks for the user.
     ``identity`` is JSON data that changes when the files do; None if that cannot be known. ``headers`` and ``unusable``
@@ -63,7 +63,7 @@ class Collection:
 
 
 def read_collection(found: Collection, options: Data, *, show: bool = False) -> Images:
-    """Decode all images of a collection, upright, to the same channels, and to the same size or to buckets.
+    """Decode all images of a collection to an image set, upright, with equal channels, of one size or in size buckets.
 
     Raises:
         InputError: there are several sizes and no resolution, several pixel types, or more than 1 % unusable files.
@@ -78,7 +78,7 @@ def read_collection(found: Collection, options: Data, *, show: bool = False) -> 
 
 
 def _plan(found: Collection, options: Data, show: bool) -> Plan:
-    """Plan which files are decoded to which size and pixel type, after a pass over their headers."""
+    """Return the plan of which files are decoded to which size and pixel type, after a pass over their headers."""
     files, unusable, headers = found.files, dict(found.unusable), found.headers
     if headers is None:
         headers, unusable = read_headers(files, show=show)

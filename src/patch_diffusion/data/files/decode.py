@@ -28,7 +28,7 @@ _TIFF_KIND_OF_PAGE = 254  # tag whose lowest bit marks a smaller version of anot
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image of a data set that can be opened.
+    """An image of a data set, which can be opened: its name, and a function that opens it.
 
     ``name`` is its name within the data set. ``open`` returns a stream of the file, or, for data sets in Python, a
     Pillow image or an array (c, h, w) of uint8, uint16 or float32.
@@ -57,7 +57,7 @@ class Header:
 
 
 def read_headers(files: Sequence[ImageFile], *, show: bool = False) -> tuple[dict[int, Header], dict[int, str]]:
-    """Read the headers of all files; return them by index, and for the unusable files the reasons, by index."""
+    """Read the headers of all files; return two dicts by index: the headers, and why the other files are unusable."""
     headers, unusable, known = {}, {}, {}
     with quiet():
         for index, found in in_order(
@@ -107,7 +107,7 @@ def decode_file(file: ImageFile, size: Size | None = None, mode: str = "RGB", fi
         file: the image file.
         size: height and width to resize to; None keeps the image's own.
         mode: "L", "RGB" or "RGBA", which 8-bit images are converted to; all others keep their channels.
-        fit: "stretch", or any other to crop to the aspect ratio of the size.
+        fit: "stretch" to stretch the image; any other value crops it to the aspect ratio of the size.
 
     Raises:
         InputError: a value is not finite or does not fit 16 bits, or `read_header` would refuse the file.
@@ -132,7 +132,7 @@ def decode_file(file: ImageFile, size: Size | None = None, mode: str = "RGB", fi
 
 
 def reason(error: Exception) -> str:
-    """Describe in a few words why a file cannot be used, given the exception that reading it raised."""
+    """Return a few words that say why a file cannot be used, given the exception that reading it raised."""
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image, or a broken one"
     return " ".join(str(error).split()) or type(error).__name__
@@ -140,7 +140,7 @@ def reason(error: Exception) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence warnings, such as Pillow's about odd files, inside the block, and make too many pixels an error."""
+    """Silence warnings inside the with block, such as Pillow's about odd files, and make too many pixels an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -68,7 +68,7 @@ def find_in_folder(path: Path, options: Data) -> Collection:
 
 @contextmanager
 def find_in_zip(path: Path, options: Data) -> Iterator[Collection]:
-    """Collect all image files in a zip, which stays open inside the block.
+    """Yield a collection of all image files in a zip, which stays open inside the with block.
 
     Raises:
         InputError: there are no images, an entry is encrypted or points out of the zip, or the labels do not fit.
@@ -96,7 +96,7 @@ def find_in_zip(path: Path, options: Data) -> Iterator[Collection]:
 
 
 def _walk(path: Path) -> Iterator[tuple[str, tuple[int, int] | None]]:
-    """Walk through a folder, and yield the relative path of each file with its size and time, or None for a dead link.
+    """Yield the path of each file in a folder, relative to it, and its size and modification time (None: a dead link).
 
     A folder is entered once, however many links lead to it.
     """
@@ -125,7 +125,7 @@ def _walk(path: Path) -> Iterator[tuple[str, tuple[int, int] | None]]:
 
 
 def _images_among(names: Sequence[str], options: Data) -> tuple[list[str], list[str]]:
-    """Select the names of image files, and note the others; hidden files, and those macOS adds to zips, are ignored."""
+    """Return the names of image files, and notes on others; hidden files, and macOS's own in zips, are ignored."""
     visible = [name for name in names if not _HIDDEN.search(name)]
     endings = image_endings()
     images, others = [], []

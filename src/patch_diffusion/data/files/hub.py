@@ -33,7 +33,7 @@ def find_in_hub(name: str, options: Data) -> Collection:
     unless the environment has HF_HUB_OFFLINE=0. If there are several splits, "train" is used.
 
     Raises:
-        InputError: there is no such data set, split or column; the sentence lists the existing names.
+        InputError: the data set, split or column does not exist; the error message lists the existing names.
     """
     library = need("datasets", "data", f"reading {options.source}")
     place, split = _place_and_split(name)
@@ -100,7 +100,7 @@ def _load(library: Any, place: str, source: str) -> Any:
 
 @contextmanager
 def _offline(library: Any) -> Iterator[None]:
-    """Keep the library offline inside the block, so that it reads its cache alone, and hide its progress bars."""
+    """Keep the library offline inside the with block, so that it only reads its cache, and hide its progress bars."""
     config, bars = library.config, library.are_progress_bars_disabled()
     before = config.HF_HUB_OFFLINE
     config.HF_HUB_OFFLINE = os.environ.get("HF_HUB_OFFLINE", "1").lower() not in ("0", "false", "no", "off")

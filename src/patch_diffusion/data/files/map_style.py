@@ -39,7 +39,7 @@ def find_in_map_style(source: Any, options: Data, *, show: bool = False) -> Coll
         show: if true, show a progress bar on a terminal.
 
     Raises:
-        InputError: the source is no such data set, or an item is no image.
+        InputError: the source lacks a length or indexed items, is empty, or has labels for some images only.
     """
     if not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):
         raise InputError(
@@ -147,7 +147,7 @@ def _labels(
 
 
 def _class_names(source: Any, labels: NDArray[np.int64], files: Sequence[ImageFile]) -> tuple[str, ...]:
-    """Return the class names in a data set's ``classes``, as torchvision's have; none if that is, say, their number."""
+    """Return the class names in a data set's attribute ``classes``, as in torchvision; () if that holds no names."""
     names = getattr(source, "classes", None)
     if not isinstance(names, Iterable) or isinstance(names, (str, bytes)):
         return ()

@@ -1,4 +1,4 @@
-"""The pixel type, dtype and channels, that all files of a data set are read as, and notes on what is lost by it."""
+"""The choice of one pixel type (dtype and channels) that all files of a data set are read as, with notes on losses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PixelType:
 def common_pixel_type(
     files: Sequence[ImageFile], headers: Mapping[int, Header], mode: str, *, show: bool = False
 ) -> tuple[PixelType, list[str]]:
-    """Choose the dtype and channels that all files are read as, and return notes for the user on what is lost by it.
+    """Return the dtype and channels that all files are read as, and notes for the user on what the images lose by it.
 
     Args:
         files: the files of the data set.

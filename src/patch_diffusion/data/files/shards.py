@@ -108,7 +108,7 @@ class _Index:
 
     @classmethod
     def remembered(cls, key: dict[str, Any], look: Callable[[], _Index]) -> _Index:
-        """Load the index from the cache; scan the shards if it is not there yet or the cache cannot be written to."""
+        """Return the index from the cache; if it is not there, scan the shards, and cache the index if possible."""
         made: list[_Index] = []
 
         def write(folder: Path) -> dict[str, Any]:
@@ -128,7 +128,7 @@ class _Index:
 
 
 def _expand(pattern: str) -> list[str]:
-    """Return the paths that match a pattern with braces, stars and question marks, in order."""
+    """Return the paths of the shards that match a pattern with braces, stars and question marks, in order."""
     if re.match(r"pipe:|\w+://", pattern):
         raise InputError(f"shards are files on this machine, not {pattern}: fetch them first")
     found: list[str] = []
@@ -190,7 +190,7 @@ def _index(path: Path, options: Data) -> list[Sample]:
 
 
 def _members(path: Path) -> list[tuple[str, int, int]]:
-    """List the names, byte offsets and sizes of the files in a shard."""
+    """Return the name, byte offset and size in bytes of each file in a shard (a tar file)."""
     try:
         with tarfile.open(path, "r:") as shard:
             found = [(member.name, member.offset_data, member.size) for member in shard if member.isreg()]
@@ -214,7 +214,7 @@ def _read_at(path: Path, offset: int, size: int) -> bytes:
 
 
 def _refuse_early_end(shard: tarfile.TarFile, path: Path) -> None:
-    """Raise an error if no zeros follow the last member: tarfile takes half a header, or a damaged one, for the end."""
+    """Raise ReadError if no zeros follow a shard's last file: tarfile takes half or damaged headers for the end."""
     with path.open("rb") as stream:
         stream.seek(shard.offset)
         if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):

@@ -30,7 +30,7 @@ _SAMPLE_IMAGES = 1024
 
 @contextmanager
 def found_images(options: Data, *, show: bool = False) -> Iterator[tuple[ImageCollection, list[str]]]:
-    """Open any data source as a collection of files inside the block, with sentences on problems with its labels.
+    """Yield any data source as a collection of files, open in the with block, and a list of problems with its labels.
 
     Raises:
         InputError: there are no images.

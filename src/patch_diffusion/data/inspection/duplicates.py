@@ -51,7 +51,7 @@ def content_hash(pixels: NDArray[Any]) -> bytes:
 
 
 def likeness(pixels: NDArray[Any]) -> Likeness:
-    """Compute the perceptual hash of an image (c, h, w) of any values.
+    """Compute the perceptual hash, and a small grey copy, of an image (c, h, w) of any values.
 
     Its bits say which of the 8 x 8 lowest frequencies of the cosine transform of the grey image at 32 x 32 pixels are
     above their median; the mean of the image, which is the first frequency, is not used and counts as below.
@@ -69,7 +69,7 @@ def likeness(pixels: NDArray[Any]) -> Likeness:
 
 
 def equal_groups(hashes: Sequence[bytes]) -> list[list[int]]:
-    """Group the indices of equal hashes, for every hash that occurs twice or more, in order of first occurrence."""
+    """Return the indices of equal hashes, a list for every hash that occurs twice or more, in order of occurrence."""
     groups: dict[bytes, list[int]] = {}
     for index, value in enumerate(hashes):
         groups.setdefault(value, []).append(index)
@@ -77,7 +77,7 @@ def equal_groups(hashes: Sequence[bytes]) -> list[list[int]]:
 
 
 def near_pairs(pictures: Sequence[Likeness], most: int = MOST_PAIRS) -> list[tuple[int, int, float]]:
-    """Find near duplicates: pairs of indices and their correlation, the most similar pair first.
+    """Return near duplicates as a list of (index, index, correlation), the most similar pair first.
 
     Every image is compared with every other, by products of blocks of signs: the number of differing bits is
     (64 - product) / 2. The time grows with the square of the number of images; 100,000 take about a minute.

@@ -22,7 +22,7 @@ from patch_diffusion.data.reading.parallel import in_order
 from patch_diffusion.errors import InputError
 
 MOST_READ = 100_000
-"""The default for the most images that are inspected."""
+"""The default limit on the number of images that are inspected."""
 
 NEARLY_CONSTANT = 0.01
 """The standard deviation, as a share of the value range, below which an image counts as nearly constant."""
@@ -98,13 +98,13 @@ class _Seen:
 def inspect_images(
     options: Data, *, most: int = MOST_READ, sheet: str | Path | None = None, show: bool = False
 ) -> Findings:
-    """Inspect every image of a data set, at its original size.
+    """Inspect every image of a data set, at its original size, and return statistics and problems.
 
-    Broken files, odd sizes and wrong labels are reported and not refused.
+    Broken files, odd sizes and wrong labels are reported; they raise no error.
 
     Args:
         options: the data options.
-        most: the most images to inspect; of a larger data set, so many are taken evenly.
+        most: the largest number of images to inspect; from a larger data set, this number is taken, evenly spaced.
         sheet: the path of a contact sheet to write, of some images, of duplicates and of nearly constant images.
         show: if true, show a progress bar on a terminal.
 
@@ -176,7 +176,7 @@ def _findings(
 
 
 def _sections(findings: Findings, files: Mapping[str, ImageFile], mode: str) -> list[tuple[str, list[Thumbnail]]]:
-    """Make the headings and thumbnails of the contact sheet's sections."""
+    """Return the sections of the contact sheet, each as a heading and a list of thumbnails."""
 
     def show(name: str, joined: bool = False) -> Thumbnail:
         return Thumbnail(thumbnail(decode_file(files[name], None, mode), *findings.span), name, joined)
@@ -199,7 +199,7 @@ def _sections(findings: Findings, files: Mapping[str, ImageFile], mode: str) -> 
 
 
 def _mode(options: Data, headers: Iterable[Header]) -> str:
-    """Choose the mode to convert 8-bit images to: the option, or the fewest channels that keep what all have."""
+    """Return the Pillow mode to convert 8-bit images to: the option, or the fewest channels that keep what all have."""
     if options.mode != "auto":
         return options.mode
     pictures = [header for header in headers if header.channels is None]
@@ -223,7 +223,7 @@ def _look(file: ImageFile, mode: str) -> _Seen:
 def _statistics(
     seen: Sequence[_Seen], headers: Mapping[int, Header], options: Data
 ) -> tuple[list[float], list[float], tuple[float, float]]:
-    """Compute channel means and standard deviations, each image with equal weight, and the values scaled to 0 and 1."""
+    """Return each channel's mean and standard deviation, images weighted equally, and the values scaled to 0 and 1."""
     if options.range is not None:
         low, high = options.range
     elif all(header.dtype == "uint8" for header in headers.values()):
@@ -242,7 +242,7 @@ def _statistics(
 
 
 def _asymmetry(pictures: Sequence[Likeness]) -> tuple[float, float]:
-    """Compute the difference of the mean image from its mirror image, and its expectation by chance alone."""
+    """Return the difference of the mean image from its mirror image, and the difference expected by chance alone."""
     if not pictures:
         return 0.0, 0.0
     small = np.stack([picture.small for picture in pictures]).astype(np.float32).reshape(len(pictures), SMALL, SMALL)

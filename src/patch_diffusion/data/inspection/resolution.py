@@ -17,7 +17,7 @@ _LARGE = 1.5  # images are large if their side is more than this many times the 
 
 @dataclass(frozen=True)
 class Resolution:
-    """A suggested resolution and way to fit images to it, and the reason why they should not keep their size."""
+    """A suggested resolution for a data set, how images are fitted to it, and why they should not keep their size."""
 
     size: Size
     fit: Fit

@@ -24,7 +24,7 @@ _ENDINGS = (".png", ".webp", ".tif", ".tiff", ".bmp")
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """An 8-bit image with a caption on a contact sheet; if ``joined``, it makes a pair with the next one."""
+    """A small 8-bit image with a caption on a contact sheet; if ``joined``, it makes a pair with the next one."""
 
     picture: Image.Image
     caption: str = ""
@@ -32,7 +32,7 @@ class Thumbnail:
 
 
 def thumbnail(pixels: NDArray[Any], low: float, high: float) -> Image.Image:
-    """Make a thumbnail of pixels (c, h, w), with ``low`` as black and ``high`` as white.
+    """Make a thumbnail, a small 8-bit image, of pixels (c, h, w), with ``low`` as black and ``high`` as white.
 
     Four channels are colour and opacity, shown over grey; of any number but 1, 3 and 4, the mean channel is shown.
     """
@@ -51,7 +51,7 @@ def thumbnail(pixels: NDArray[Any], low: float, high: float) -> Image.Image:
 
 
 def write_sheet(path: str | Path, sections: Sequence[tuple[str, Sequence[Thumbnail]]]) -> None:
-    """Write sections of thumbnails, each under its heading, as one image.
+    """Write a contact sheet: one image with sections of thumbnails, each under its heading.
 
     Raises:
         InputError: the file extension is not that of a lossless image format.
@@ -76,7 +76,7 @@ def write_sheet(path: str | Path, sections: Sequence[tuple[str, Sequence[Thumbna
 
 
 def check_sheet(path: Path) -> None:
-    """Refuse a path whose file extension is not that of a lossless image format, before the work is done."""
+    """Raise InputError if a contact sheet's path does not end in the extension of a lossless image format."""
     if path.suffix.lower() not in _ENDINGS:
         raise InputError(f"a sheet is written as .png (or .webp, .tiff, .bmp), not as '{path.name}'")
 

@@ -34,7 +34,7 @@ class Autoencoder:
         posterior: true if it encodes to a distribution of latents, as an AutoencoderKL does, and not to latents.
 
     Raises:
-        InputError: there is no such autoencoder.
+        InputError: the folder has no AutoencoderKL or AutoencoderDC, or no safetensors weights.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -121,5 +121,5 @@ def _variant(path: Path) -> str:
 
 
 def images_at_once(pixels: int) -> int:
-    """Return the number of images, each with so many pixels, to encode or decode at a time."""
+    """Return how many images, each of ``pixels`` pixels, to encode or decode at a time."""
     return max(1, _PIXELS_AT_ONCE // pixels)

@@ -31,8 +31,8 @@ class LatentCodec:
         posterior: true if the standard deviations of the posterior are stored after the means.
         factor: pixels per latent, along each axis.
         vae: folder of the autoencoder, needed for decoding only.
-        digest: digest of that autoencoder; None accepts any that makes latents of this shape, for example one with a
-            fine-tuned decoder.
+        digest: digest of that autoencoder; None accepts any whose latents have these channels and this factor, for
+            example one with a fine-tuned decoder.
     """
 
     mean: tuple[float, ...]
@@ -70,13 +70,13 @@ class LatentCodec:
         """Decode model space (n, c, h, w) to uint8 pixels (n, c', factor h, factor w), on the device of the images.
 
         Raises:
-            InputError: the autoencoder is missing or is a different one; the sentence says which one is needed.
+            InputError: the autoencoder is missing or is a different one; the error message says which one is needed.
         """
         pixels = (self.autoencoder.decode(self.latents(images)) + 1) * 127.5
         return pixels.round().clamp(0, 255).to(torch.uint8)
 
     def decode_with_range(self, images: Tensor) -> tuple[Tensor, tuple[float, float]]:
-        """Decode to pixels, or to latents without the autoencoder; also return the values of black and white."""
+        """Return decoded pixels (latents without the autoencoder), and the values to display as black and as white."""
         if self.can_decode:
             return self.decode(images), (0, 255)
         # All images are displayed with the same range, so that they can be compared by eye.

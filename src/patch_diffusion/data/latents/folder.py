@@ -3,8 +3,8 @@
 ``latents.npy`` (n, c, h, w) in float16 is memory-mapped. It holds the latents of an autoencoder without a posterior, or
 the means of the posterior and, in as many more channels, its standard deviations, so that training samples a new latent
 each time it visits an image. ``labels.npy`` holds the classes, and ``latents.json`` the rest: how latents are mapped to
-model space, the autoencoder they come from, and the names of the classes. It is written last, so if it exists, the
-folder is complete.
+model space, the autoencoder they come from, and the names of the classes. ``latents.json`` is written last, so if it
+exists, the folder is complete.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _SECONDS_BETWEEN_SAVES = 30
 
 @dataclass(frozen=True, eq=False)
 class LatentSet(ImageSet):
-    """An image set of latents: ``pixels`` are stored values, ``resolution`` and ``channels`` those of latents."""
+    """An image set of latents: ``pixels`` are stored values, ``resolution`` and ``channels`` are those of latents."""
 
     codec: LatentCodec = field(kw_only=True)
 
@@ -58,7 +58,7 @@ class LatentSet(ImageSet):
 
     @property
     def channels(self) -> int:
-        """Channels of a latent, not counting those that store standard deviations of the posterior."""
+        """Channels of a latent, without the channels that store standard deviations of the posterior."""
         return len(self.codec.mean)
 
     @cached_property
@@ -68,20 +68,20 @@ class LatentSet(ImageSet):
 
 
 def is_latents(path: str | Path) -> bool:
-    """True if a folder holds latents, complete or not."""
+    """True if a folder holds precomputed latents, complete or not."""
     return any((Path(path) / name).exists() for name in (_FACTS, _STARTED))
 
 
 def open_latents(
     path: str | Path, *, vae: str | Path | None = None, classes: bool | None = None, options: Data | None = None
 ) -> LatentSet:
-    """Open a folder of latents that `encode_latents` has made; they are memory-mapped.
+    """Open a folder of latents that `encode_latents` has made, as an image set of memory-mapped latents.
 
     Args:
         path: the folder.
         vae: folder of an autoencoder to decode samples with, in place of the one that made the latents.
         classes: False ignores the labels; True requires them.
-        options: the data options that the user gave, for the record.
+        options: the data options that the user gave, which become ``options`` of the image set.
 
     Raises:
         InputError: there are no latents, or they are incomplete or damaged.
@@ -139,7 +139,7 @@ def encode_latents(
         show: if true, show a progress bar on a terminal.
 
     Raises:
-        InputError: the autoencoder does not take such images, the folder holds other data, or there is no room.
+        InputError: the size or channels of the images do not fit, ``out`` holds other data, or the disk is full.
     """
     if not isinstance(images, ImageSet) or isinstance(images, LatentSet):
         kind = "latents already" if isinstance(images, LatentSet) else "images of several sizes"
@@ -246,7 +246,7 @@ def _save(out: Path, file: BinaryIO, facts: dict[str, Any], done: int) -> None:
 def _made(
     images: ImageSet, autoencoder: Autoencoder, places: range, device: torch.device, show: bool
 ) -> Iterator[Tensor]:
-    """Encode images at these positions, in batches of float16 on the CPU; mirrored images follow the last image."""
+    """Yield the latents of images at given positions, in batches of float16 on the CPU; mirrored images come last."""
     height, width = images.resolution
     at_once = images_at_once(height * width)
     starts = range(places.start, places.stop, at_once)

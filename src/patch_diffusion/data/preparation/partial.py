@@ -1,4 +1,4 @@
-"""The saved state of an interrupted preparation, from which it can be resumed."""
+"""The saved state of an interrupted preparation of a data set as a zip, from which it can be resumed."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ class PartialZip:
                 file.close()
 
     def add(self, name: str, picture: bytes, content: bytes) -> None:
-        """Append a finished image."""
+        """Append a finished image: the name of its file, its encoded bytes and the hash of its pixels (``content``)."""
         self._files[0].write(picture)
         self._line({"file": name, "length": len(picture), "checksum": zlib.crc32(picture), "content": content.hex()})
 
     def drop(self, name: str, why: str) -> None:
-        """Record that a file is left out, and why."""
+        """Record that a file of the data set is left out of the zip, and why."""
         self._line({"file": name, "dropped": why})
 
     def pictures(self) -> Iterator[tuple[int, bytes]]:
@@ -92,7 +92,7 @@ class PartialZip:
         self._files[1].write(json.dumps(line).encode() + b"\n")
 
     def _complete(self, pictures: Path, lines: Path) -> tuple[list[dict[str, Any]], tuple[int, int]]:
-        """Return the lines whose images are complete, and the lengths of both files up to the last of them."""
+        """Return the lines whose images are complete, and the lengths in bytes of both files up to the last one."""
         if not (pictures.exists() and lines.exists()):
             return [], (0, 0)
         kept: list[dict[str, Any]] = []

@@ -49,7 +49,7 @@ def prepare_images(
     It holds ``00000/img00000000.png`` and so on, stored without further compression, and a ``dataset.json`` of labels.
     Images that cannot be read or enlarged, and all but the first of images with equal resulting pixels, are left out
     and listed in ``OUT.report.json`` next to it. The same data and options give the same bytes, even if the call was
-    interrupted: finished images are kept in the folder ``OUT.zip.partial``, and the same call resumes from there.
+    interrupted: finished images are kept in the folder ``OUT.zip.partial``, from which the same call resumes.
 
     Args:
         options: the data options; with ``resolution`` None, all images must have one size.
@@ -61,7 +61,7 @@ def prepare_images(
         The content of the report, such as ``images``, ``resolution``, ``mode``, ``num_classes`` and ``dropped``.
 
     Raises:
-        InputError: there is nothing to prepare, or a PNG cannot store such images.
+        InputError: there is nothing to prepare, or a PNG cannot store the dtype or number of channels of the images.
     """
     out = user_path(out)
     if out.suffix.lower() != ".zip":
@@ -96,7 +96,7 @@ def prepare_images(
 
 @dataclass(frozen=True)
 class _Plan:
-    """The pixel type and size that all images are converted to, and why some cannot be used, by index."""
+    """The pixel type and size that all images are converted to, and the reasons why some are unusable, by index."""
 
     pixel_type: PixelType
     size: Size
@@ -230,7 +230,7 @@ def _key(found: Collection, options: Data, keep_duplicates: bool) -> str | None:
 
 
 def _finished(out: Path, partial: PartialZip, made_of: str | None) -> dict[str, Any]:
-    """Return the report of a zip that exists already, or refuse it if its data or options were different."""
+    """Return the report of a zip that exists already; raise InputError if it was made of other data or options."""
     try:
         report = read_json(_report_file(out))
     except InputError:

@@ -1,4 +1,4 @@
-"""A disk cache of decoded data: each entry is a folder of arrays and facts, under a key of what they were read from.
+"""A disk cache of decoded data: each entry is a folder of arrays and facts, found by a key that says their source.
 
 An entry is written under a temporary name and renamed when it is complete, so no reader sees an incomplete one. Its
 files are memory-mapped, not loaded: all processes that train on the same images share one copy in the page cache.
@@ -42,7 +42,7 @@ Write = Callable[[Path], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Entry:
-    """A complete cache entry: its facts, and its arrays, by file name."""
+    """A complete cache entry: a folder of .npy arrays, which `tensor` opens by file name, and a dict of facts."""
 
     folder: Path
     facts: dict[str, Any]
@@ -124,7 +124,7 @@ def make(key: Mapping[str, Any], write: Write, *, num_bytes: int = 0) -> Entry:
 
 
 def remember(key: Mapping[str, Any], find_out: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return facts from the cache, or compute and cache them; a cache that cannot be written to is no error."""
+    """Return the facts cached for a key, or compute and cache them; a cache that cannot be written to is no error."""
     if found := find(key):
         return found.facts
     facts = find_out()
@@ -134,7 +134,7 @@ def remember(key: Mapping[str, Any], find_out: Callable[[], dict[str, Any]]) -> 
 
 
 def make_nameless(write: Write, *, num_bytes: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Write data that has no key, and return its facts and memory-mapped arrays; they are deleted with this process."""
+    """Write data to the cache folder without a key; return its facts and mapped arrays, which end with the process."""
     cache_folder().mkdir(parents=True, exist_ok=True)
     _sweep(cache_folder())
     _check_room(num_bytes)
@@ -209,7 +209,7 @@ def _check_room(num_bytes: int) -> None:
 
 
 def _sweep(folder: Path, abandoned: str = "") -> None:
-    """Remove partial entries that killed processes left: those older than a week, or named as known to be abandoned."""
+    """Remove partial entries that killed processes left: older than a week, or with names that match ``abandoned``."""
     for path in folder.glob(f"*{_PARTIAL}"):
         with contextlib.suppress(OSError):
             is_old = time.time() - path.stat().st_mtime > _ABANDONED_SECONDS
@@ -219,7 +219,7 @@ def _sweep(folder: Path, abandoned: str = "") -> None:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[bool]:
-    """Hold a file lock across processes inside the block; yield False if the platform or the disk has no locks."""
+    """Hold a file lock across processes in the with block; yield True, or False if the system or disk has no locks."""
     try:
         import fcntl
     except ImportError:

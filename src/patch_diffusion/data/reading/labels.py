@@ -24,7 +24,7 @@ def labels_of_json(content: bytes, names: Sequence[str], source: str) -> Labels 
     """Parse the labels in a ``dataset.json``, ``{"labels": [["00000/img00000000.png", 6], ...]}``; None if null.
 
     Raises:
-        InputError: the form is another, a label is no class number, or an image, which is named, has no label.
+        InputError: the form is wrong, a label is no class number, or an image (named in the message) has no label.
     """
     try:
         entries = json.loads(content).get("labels") or []
@@ -43,7 +43,7 @@ def labels_of_json(content: bytes, names: Sequence[str], source: str) -> Labels 
 
 
 def labels_of_folders(names: Sequence[str], source: str) -> Labels:
-    """Label each image with the first folder in its name.
+    """Return class labels of images: the class of an image is the first folder in its name.
 
     Raises:
         InputError: an image is in no folder.
@@ -63,7 +63,7 @@ def labels_of_csv(content: bytes, names: Sequence[str], source: str) -> tuple[La
     alphabetical order.
 
     Raises:
-        InputError: a column is missing, a file has two labels, or an image, which is named, has none.
+        InputError: a column is missing, a file has two labels, or an image (named in the message) has none.
     """
     try:
         rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), skipinitialspace=True)
@@ -93,11 +93,11 @@ def labels_of_csv(content: bytes, names: Sequence[str], source: str) -> tuple[La
 
 
 def labels_of_values(values: Sequence[Any] | NDArray[Any], name: Callable[[int], str] = "image {:,}".format) -> Labels:
-    """Convert label values: integers are class numbers, strings are class names, numbered in alphabetical order.
+    """Return class numbers and names, given label values: integers are numbers, strings are names, sorted by alphabet.
 
     Args:
         values: one label per image.
-        name: gives the name of an image, for errors.
+        name: a function that returns the name of an image by its index, for errors.
 
     Raises:
         InputError: the values are of another type, or a number is below 0.
@@ -130,7 +130,7 @@ def labels_of_values(values: Sequence[Any] | NDArray[Any], name: Callable[[int],
 
 
 def notes_of_labels(labels: NDArray[np.int64], class_names: Sequence[str]) -> list[str]:
-    """Return a note for the user about classes with a single image, which cannot be learned."""
+    """Return a list of one note for the user about classes with a single image, which cannot be learned, or none."""
     numbers, counts = np.unique(labels, return_counts=True)
     single = numbers[counts == 1]
     if not len(single):

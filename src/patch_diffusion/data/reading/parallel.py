@@ -42,7 +42,7 @@ def results_in_order(task: Callable[[T], R], items: Sequence[T], what: str, *, s
 
 
 def progress(items: Iterable[T], num: int | None, what: str, *, show: bool = False) -> Iterator[T]:
-    """Yield the items, and show a progress bar on a terminal."""
+    """Yield the items, and show a progress bar if ``show`` is true and stderr is a terminal."""
     console = Console(stderr=True)
     if not (show and console.is_terminal):
         yield from items

@@ -65,7 +65,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Read:
-    """Images that have been read: for each size the pixels and the indices of the images (None: all), and facts."""
+    """Images that have been read: for each image size a pixel array and the image indices (None: all), and facts."""
 
     pixels: list[Tensor]
     kept: list[NDArray[np.int64] | None]
@@ -84,11 +84,11 @@ def read(make_plan: Callable[[], Plan], key: Mapping[str, Any] | None, options: 
     """Read images into memory or into the disk cache, or find them in the cache.
 
     Args:
-        make_plan: makes the plan for reading; it is not called if the cache has the images.
+        make_plan: a function that makes the plan for reading; it is not called if the cache has the images.
         key: everything that determines the result, as JSON data; None if it is unknown, as for objects in Python.
-        options: the data options, of which ``cache`` chooses between memory and disk.
-        often: if true, "auto" means disk even for few images, as it does for several processes: one of them decodes,
-            and all map the file it wrote.
+        options: the data options; ``cache`` chooses between memory and disk.
+        often: if true, "auto" means disk even for few images. It does, too, if several processes train: one of them
+            decodes, and all map the file it wrote.
 
     Raises:
         InputError: there is no room on the disk. Errors of reading are passed on, too.
@@ -142,7 +142,7 @@ def images_of(found: Read, labels: Labels | None, options: Data, notes: list[str
 
 
 def _can_write() -> bool:
-    """True if the cache folder can be written to, which is not so on a machine without a home folder."""
+    """True if the cache folder can be written to; false, for example, on a machine without a home folder."""
     try:
         cache.cache_folder().mkdir(parents=True, exist_ok=True)
         probe = cache.cache_folder() / ".probe"

@@ -21,7 +21,7 @@ MOST_ENLARGED = 4
 """The largest factor an image is enlarged by: there is nothing to learn from an image that is enlarged more."""
 
 LEAST_IN_BUCKET = 8
-"""The fewest images in a bucket; a smaller bucket joins the nearest, as its steps would repeat the same few images."""
+"""The fewest images in a bucket (of one size); a smaller one joins the nearest, as its steps would repeat images."""
 
 _FINEST_BUCKETS = 16  # smallest step in pixels between the sides of buckets
 _LONGEST_BUCKET = 4.0  # largest aspect ratio of a bucket
@@ -37,11 +37,11 @@ def resolution_of(options: Data) -> Size | None:
 def choose_sizes(
     sizes: Mapping[int, Size], name: Callable[[int], str], resolution: Size | None, fit: Fit
 ) -> dict[int, Size]:
-    """Choose the size that each image is resized to.
+    """Return the size, height and width, that each image is resized to, as a dict by image index.
 
     Args:
         sizes: sizes of the images, by index.
-        name: gives the name of an image, for errors.
+        name: a function that returns the name of an image by its index, for errors.
         resolution: the resolution that the user gave, if any.
         fit: "crop" and "stretch" resize all to the resolution, "bucket" each to the nearest of `bucket_sizes`.
 
@@ -75,12 +75,12 @@ def bucket_sizes(resolution: Size) -> list[Size]:
 
 
 def too_small(size: Size, target: Size) -> bool:
-    """True if an image would have to be enlarged too much to reach a size."""
+    """True if an image of ``size`` would have to be enlarged more than 4 times along an axis to reach ``target``."""
     return MOST_ENLARGED * size[0] < target[0] or MOST_ENLARGED * size[1] < target[1]
 
 
 def describe_changes(sizes: Mapping[int, Size], targets: Mapping[int, Size], fit: Fit) -> list[str]:
-    """Describe in notes for the user how many images are resized, cropped or stretched, and to which sizes."""
+    """Return notes for the user on how many images are resized, cropped or stretched, and to which sizes."""
     notes = []
     resized = [index for index, target in targets.items() if sizes[index] != target]
     changed = sum(sizes[i][0] * targets[i][1] != targets[i][0] * sizes[i][1] for i in resized)
@@ -152,6 +152,6 @@ def _nearest_buckets(sizes: Mapping[int, Size], buckets: Sequence[Size]) -> dict
 
 
 def _nearest(size: Size, buckets: Sequence[Size]) -> Size:
-    """Return the bucket with the most similar aspect ratio; of two equally near ones, the one with more pixels."""
+    """Return the size in ``buckets`` with the aspect ratio nearest to ``size``'s; of equally near ones, the larger."""
     aspect = math.log(size[0] / size[1])
     return min(buckets, key=lambda bucket: (abs(math.log(bucket[0] / bucket[1]) - aspect), -bucket[0] * bucket[1]))

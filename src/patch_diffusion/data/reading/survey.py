@@ -18,7 +18,7 @@ _LEAST_SHARE_OF_RANGE = 1 / 8
 
 @dataclass
 class Survey:
-    """Running statistics of images: the lowest and highest value, and the number of images of a single value."""
+    """Running statistics of pixel values: the lowest and the highest, and the number of images of a single value."""
 
     num_images: int = 0
     low: float = float("inf")
@@ -31,7 +31,7 @@ class Survey:
         """Update the statistics with images (n, c, h, w), the first of which has the index ``first``.
 
         Raises:
-            InputError: an image, which is named, has NaN or infinity.
+            InputError: an image (named in the message) has NaN or infinity.
         """
         rows = pixels.reshape(len(pixels), -1)
         self.num_images += len(rows)
@@ -51,7 +51,7 @@ class Survey:
 
 
 def codec_of(dtype: str, given: tuple[float, float] | None, found: Survey) -> PixelCodec:
-    """Return the codec for the given value range, or else for the range of an integer dtype or of the floats found."""
+    """Return the pixel codec for a given value range, or else for that of the integer dtype or of the floats read."""
     if given is not None or dtype != "float32":
         return PixelCodec(dtype, *(given or ()))
     if not found.low < found.high:

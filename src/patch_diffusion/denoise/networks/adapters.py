@@ -1,4 +1,4 @@
-"""Adapters: networks of other libraries, called as the denoiser calls its own."""
+"""Adapters, with which a denoiser can use networks of other libraries."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from patch_diffusion.errors import InputError
 
 
 class DiffusersNetwork(nn.Module):
-    """A diffusers ``UNet2DModel`` as the network of a `Denoiser`.
+    """An adapter that makes a diffusers ``UNet2DModel`` the network of a `Denoiser`.
 
-    The model is yours to build, so this package needs no diffusers. It stays a diffusers model: ``network.unet`` can be
-    saved as one. A run of it is opened by ``load(run, network=...)``.
+    You build the model, so this package does not need diffusers. ``network.unet`` stays a diffusers model and can be
+    saved as one. To open the folder of a training with this network, use ``load(run, network=...)``.
 
-    The model expects timesteps of about 0 to 1000, of which it makes sines and cosines with periods from 6 upwards. The
-    EDM process' c_noise = ln(sigma) / 4 runs from -1.6 to 1.1 and would look like a single timestep; a thousand times
-    that is what the model was made for (below zero does not matter to a sine).
+    The model expects timesteps of about 0 to 1000, which it embeds as sines and cosines with periods from 6 upwards.
+    The EDM process' c_noise = ln(sigma) / 4 runs from -1.6 to 1.1 and would look like a single timestep; multiplied by
+    1000, it has the range that the model was made for (negative values do not matter to a sine).
 
     Args:
-        unet: a ``UNet2DModel`` whose ``in_channels`` are those of the images and two of coordinates, whose
-            ``out_channels`` are those of the images, and whose ``num_class_embeds``, if it has classes, is their number
-            and one more, for "no class".
-        num_classes: classes it is conditioned on; 0 for none.
-        label_dropout: share of the labels that the trainer hides, which makes guidance possible.
-        timestep_scale: what c_noise is multiplied by to be the timestep. 1000 suits the EDM process, 250 the VE
-            process; 1 the VP process, whose c_noise is a timestep already.
-        coords: whether the input has the two coordinate channels.
-        context: whether it has those of a small copy of the whole image, see `Denoiser`.
+        unet: a ``UNet2DModel`` with ``in_channels`` equal to the image channels plus 2 for coordinates,
+            ``out_channels`` equal to the image channels, and, if it has classes, ``num_class_embeds`` equal to their
+            number plus 1 for "no class".
+        num_classes: number of classes it is conditioned on; 0 for none.
+        label_dropout: share of the labels that training replaces by "no class", which makes guidance possible.
+        timestep_scale: the factor by which c_noise is multiplied to get the timestep. 1000 suits the EDM process, 250
+            the VE process, and 1 the VP process, whose c_noise is a timestep already.
+        coords: if true, the input has the two coordinate channels.
+        context: if true, it has the channels of a small copy of the whole image, too, see `Denoiser`.
 
     Raises:
-        InputError: the model is not built so.
+        InputError: the model was built with other channels, numbers of classes or kinds of embeddings.
 
     >>> from diffusers.models.unets.unet_2d import UNet2DModel
     >>> channels = {"in_channels": 3, "out_channels": 1, "block_out_channels": (8,), "norm_num_groups": 4}
@@ -68,12 +68,12 @@ class DiffusersNetwork(nn.Module):
         self.stride = 2 ** (len(config.block_out_channels) - 1)
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Run the network.
+        """Run the network on noisy images; return its raw output, see `Denoiser`.
 
         Args:
             x: images and coordinates (n, image_channels + 2, h, w); h and w multiples of ``stride``.
-            c_noise: the noise level as the network sees it (n,).
-            labels: classes (n,), -1 for "no class"; None for no class at all.
+            c_noise: the noise levels in the form that the network takes, (n,).
+            labels: classes (n,), -1 for "no class"; None if no image has a class.
 
         Returns:
             (n, image_channels, h, w)
@@ -85,12 +85,12 @@ class DiffusersNetwork(nn.Module):
 
 
 def _check(config: Any, num_classes: int, *, coords: bool, context: bool) -> None:
-    """Refuse a diffusers model that was built for other images, classes or noise levels."""
+    """Raise InputError if a diffusers model was built for other images, classes or noise levels."""
     expected = {
         "in_channels": config.out_channels + 2 * coords + (config.out_channels + 1) * context,
         "num_class_embeds": num_classes + 1 if num_classes else None,
         "class_embed_type": None,
-        # The other kinds turn noise levels, not their logarithms, or whole numbers only into an embedding.
+        # The other kinds embed noise levels instead of their logarithms, or whole numbers only.
         "time_embedding_type": "positional",
     }
     reasons = {

@@ -1,7 +1,7 @@
 """A diffusion transformer (DiT, arXiv 2212.09748): tokens instead of pixels, attention instead of convolutions.
 
-It takes images of any height and width divisible by the side of a token, and patches of them. The coordinates of its
-pixels tell a token where in the image it lies, so a patch's tokens know their place as those of the whole image do.
+It takes images of any height and width divisible by the side of a token, and patches of them. The position of a token
+is taken from the coordinates of its pixels, so it is the same in a patch as in the whole image.
 """
 
 from __future__ import annotations
@@ -12,34 +12,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Lowest and highest angular frequency, and their number, of the sines and cosines of a coordinate in [-1, 1] and of a
-# noise level. Coordinates from a period of 4, which tells the whole image apart, to one of 1/16, which tells the tokens
-# of a row of 64 apart. Noise levels are about -1.6 to 1.1 for the EDM process, and up to 999 for VP.
+# Lowest and highest angular frequency, and their number, of the sines and cosines that embed a coordinate in [-1, 1] or
+# a noise level. Coordinates have periods from 4, which is unambiguous over the whole image, to 1/16, which tells 64
+# tokens of a row apart. Noise levels (c_noise) are about -1.6 to 1.1 for the EDM process, and up to 999 for VP.
 COORDINATE_BANDS = (math.pi / 2, 32 * math.pi, 8)
 NOISE_BANDS = (1e-3, 8.0, 32)
-# Lowest and highest angular frequency by which coordinates turn queries and keys.
+# Lowest and highest angular frequency of the rotation of queries and keys by their coordinates.
 TURNS = (1.0, 16 * math.pi)
 
 
 class DiT(nn.Module):
-    """A diffusion transformer: maps scaled noisy images and their coordinates to the raw network output F.
+    """A diffusion transformer that maps scaled noisy images and their coordinates to the raw network output F.
 
-    Called as `UNet` is. Transformer blocks with adaptive normalisation that start as the identity ("adaLN-Zero",
-    DiT, section 3.2). A token is told its place at the start, and its normalised queries and keys are turned by it, so
-    that tokens see how far apart they are (RoFormer, arXiv 2104.09864, on both axes; ViT-22B, arXiv 2302.05442).
+    It is called like `UNet`. Transformer blocks have adaptive normalisation and start as the identity ("adaLN-Zero",
+    DiT, section 3.2). A token's position is added to it as an embedding, and rotates its normalised queries and keys,
+    so tokens see how far apart they are (RoFormer, arXiv 2104.09864, on both axes; ViT-22B, arXiv 2302.05442).
 
     Args:
         image_channels: channels of the images, in and out.
         width: channels of a token, a multiple of 4 for each head.
-        depth: transformer blocks.
-        heads: attention heads.
-        token: side of a token in pixels; height and width must be multiples of it. Half of it costs four times as much.
-        dropout: probability of dropout where a block adds to the tokens.
-        num_classes: classes it is conditioned on; 0 for none.
-        label_dropout: share of the labels that the trainer hides, which makes guidance possible.
-        augment_channels: numbers that tell how an image was augmented; 0 for none.
-        coords: whether the input has the two coordinate channels. Without them every input counts as a whole image.
-        context: whether it has image_channels + 1 more, of a small copy of the whole image, see `Denoiser`.
+        depth: number of transformer blocks.
+        heads: number of attention heads.
+        token: side of a token in pixels, which divides height and width. Half the side costs four times as much.
+        dropout: probability of dropout at the end of each residual branch.
+        num_classes: number of classes it is conditioned on; 0 for none.
+        label_dropout: share of the labels that training replaces by "no class", which makes guidance possible.
+        augment_channels: length of an image's augmentation label, see `Augment`; 0 for none.
+        coords: if true, the input has the two coordinate channels; if false, every input counts as a whole image.
+        context: if true, it has image_channels + 1 more, for a small copy of the whole image, see `Denoiser`.
 
     >>> network = DiT(image_channels=3, width=32, depth=2, heads=2)
     >>> network(torch.zeros(1, 5, 8, 12), torch.zeros(1)).shape
@@ -77,7 +77,7 @@ class DiT(nn.Module):
         self.augment_channels = augment_channels
         self.stride = token
         self.coords, self.context = coords, context
-        self.settings = {  # what rebuilds it: the options of config.Network
+        self.settings = {  # the options of config.Network that rebuild this network
             "kind": "dit",
             "width": width,
             "depth": depth,
@@ -106,14 +106,14 @@ class DiT(nn.Module):
     def forward(
         self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
     ) -> Tensor:
-        """Run the transformer on noisy images.
+        """Run the transformer on noisy images; return its raw output, see `Denoiser`.
 
         Args:
-            x: images and coordinates (n, image_channels + 2, h, w), and the context where it takes one; h and w
-                multiples of ``stride``.
-            c_noise: the noise level as the network sees it (n,).
-            labels: classes (n,), -1 for "no class"; None for no class at all.
-            augment: how each image was augmented (n, augment_channels); None for not at all, which is all zeros.
+            x: images and coordinates (n, image_channels + 2, h, w), and the channels of the context if it takes one; h
+                and w are multiples of ``stride``.
+            c_noise: the noise levels in the form that the network takes, (n,).
+            labels: classes (n,), -1 for "no class"; None if no image has a class.
+            augment: augmentation labels (n, augment_channels); None means no augmentation, like zeros.
 
         Returns:
             (n, image_channels, h, w)
@@ -138,7 +138,7 @@ class DiT(nn.Module):
         return F.pixel_shuffle(values.unflatten(2, (height // self.stride, width // self.stride)), self.stride)
 
     def _condition(self, c_noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
-        """Embed noise level, class and augmentation as one vector for each sample, (n, width)."""
+        """Return the sum of the embeddings of noise level, class and augmentation of each sample, (n, width)."""
         condition = self.embed_noise(c_noise[:, None])
         if self.embed_label is not None:
             if labels is None:
@@ -162,7 +162,7 @@ class DiT(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer block: attention among all tokens, then two layers for each token; the condition modulates both."""
+    """A transformer block: attention among all tokens, then two layers per token, both modulated by the conditions."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ class Block(nn.Module):
 
     def _attend(self, x: Tensor, turn: Tensor) -> Tensor:
         num, tokens, width = x.shape
-        # The fast kernels want each of the three contiguous.
+        # The fast attention kernels need contiguous queries, keys and values.
         qkv = self.qkv(x).view(num, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).contiguous()
         q, k = turned(F.rms_norm(qkv[:2], qkv.shape[-1:]), turn)
         v = qkv[2]
@@ -201,7 +201,7 @@ class Waves(nn.Module):
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Embed numbers (..., numbers) as waves (..., 2 num numbers)."""
+        """Embed k numbers (..., k) as their sines and cosines (..., 2 num k)."""
         angles = (x[..., None] * self.frequencies).flatten(-2)
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
@@ -212,14 +212,14 @@ def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def turned(x: Tensor, turn: Tensor) -> Tensor:
-    """Rotate pairs of channels (..., tokens, channels) by the angles whose sines and cosines ``turn`` holds."""
+    """Rotate pairs of channels of x (..., tokens, channels) by angles, given as their sines and cosines in ``turn``."""
     sin, cos = turn.chunk(2, dim=-1)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
 def _rows(x: Tensor) -> Tensor:
-    """Flatten an image (n, c, h, w) to tokens (n, h w, c)."""
+    """Flatten images (n, c, h, w) to tokens, one for each pixel, (n, h w, c)."""
     return x.flatten(2).transpose(1, 2)
 
 

@@ -1,4 +1,4 @@
-"""The U-Nets of the literature, from one residual block: DDPM++, NCSN++ and ADM.
+"""The published U-Nets DDPM++, NCSN++ and ADM, built from one configurable residual block.
 
 DDPM++ and NCSN++ are score-SDE's (arXiv 2011.13456), ADM is Dhariwal and Nichol's (arXiv 2105.05233), all as EDM uses
 them (arXiv 2206.00364, table 7). They take images of any height and width divisible by their stride, and patches of
@@ -18,20 +18,20 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Style:
-    """The differences between the published U-Nets."""
+    """The architecture choices by which the published U-Nets (DDPM++, NCSN++ and ADM) differ."""
 
     norm_epsilon: float = 1e-6
-    residual_scale: float = math.sqrt(0.5)  # of every sum of two, so that its variance stays
+    residual_scale: float = math.sqrt(0.5)  # factor of each sum of two branches, which keeps its variance
     fourier: bool = False  # noise levels as random Fourier features, not as sines and cosines of fixed frequencies
-    side_branch: bool = False  # the image runs beside the encoder and is added at each lower level
-    filter: tuple[int, ...] = (1, 1)  # that images are resized with
-    scale_and_shift: bool = False  # how the embedding enters a block: after the norm, as factor and summand
-    head_channels: int | None = None  # channels of an attention head; one head where None
-    attends_in_whole_decoder: bool = False  # or in the last block of a level only
+    side_branch: bool = False  # the downsampled image is added to the encoder at each lower level
+    filter: tuple[int, ...] = (1, 1)  # taps of the filter for downsampling and upsampling
+    scale_and_shift: bool = False  # the embedding scales and shifts after the norm, or is added before it
+    head_channels: int | None = None  # channels of an attention head; None: one head
+    attends_in_whole_decoder: bool = False  # or only in the last decoder block of a level
     plain_resampling: bool = False  # no convolution on the skip path of a block that resizes
-    cosines_first: bool = False  # before the sines, and the last frequency left out
+    cosines_first: bool = False  # cosines come before sines, and the last frequency is left out
     late_label: bool = False  # the label joins the embedding after its two layers, not before
-    xavier: bool = True  # initial weights; PyTorch's own where False
+    xavier: bool = True  # Xavier uniform initial weights, or PyTorch's defaults
 
 
 STYLES = {
@@ -52,7 +52,7 @@ STYLES = {
 
 
 class UNet(nn.Module):
-    """Maps scaled noisy images and their coordinates to the raw network output F of the denoiser.
+    """A U-Net that maps scaled noisy images and their coordinates to the raw network output F of the denoiser.
 
     Args:
         image_channels: channels of the images, in and out.
@@ -60,15 +60,15 @@ class UNet(nn.Module):
         multipliers: channels of each level as multiples of ``width``. Every level after the first halves height and
             width, so both must be multiples of ``stride`` = 2^(levels - 1).
         blocks: residual blocks per level.
-        attention: levels with self-attention, 0 being full resolution; the level above the lowest where None. The
-            middle of the network always has it.
+        attention: levels with self-attention, 0 being full resolution; None: the level above the lowest. The middle of
+            the network always has self-attention.
         dropout: probability of dropout in the residual blocks.
         kind: "ddpmpp", "ncsnpp" or "adm", see `Style`.
-        num_classes: classes it is conditioned on; 0 for none.
-        label_dropout: share of the labels that the trainer hides, which makes guidance possible.
-        augment_channels: numbers that tell how an image was augmented (EDM, appendix F.2); 0 for none.
-        coords: whether the input has the two coordinate channels.
-        context: whether it has image_channels + 1 more, of a small copy of the whole image, see `Denoiser`.
+        num_classes: number of classes it is conditioned on; 0 for none.
+        label_dropout: share of the labels that training replaces by "no class", which makes guidance possible.
+        augment_channels: length of an image's augmentation label (EDM, appendix F.2), see `Augment`; 0 for none.
+        coords: if true, the input has the two coordinate channels.
+        context: if true, it has image_channels + 1 more, for a small copy of the whole image, see `Denoiser`.
 
     >>> network = UNet(image_channels=3, width=16, multipliers=(1, 2))
     >>> network(torch.zeros(1, 5, 8, 12), torch.zeros(1)).shape
@@ -115,7 +115,7 @@ class UNet(nn.Module):
         self.augment_channels = augment_channels
         self.context = context
         self.stride = 2 ** (levels - 1)
-        self.settings = {  # what rebuilds it: the options of config.Network
+        self.settings = {  # the options of config.Network that rebuild this network
             "kind": kind,
             "width": width,
             "multipliers": tuple(multipliers),
@@ -162,7 +162,7 @@ class UNet(nn.Module):
 
         self.middle = nn.ModuleList([block(channels, channels, attends=True), block(channels, channels)])
 
-        # Every decoder block is fed an encoder output, but for those that enlarge.
+        # Every decoder block, except those that upsample, also takes an encoder output.
         self.decoder = nn.ModuleList()
         for level, multiplier in reversed(list(enumerate(multipliers))):
             for index in range(blocks + 1):
@@ -179,14 +179,14 @@ class UNet(nn.Module):
     def forward(
         self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
     ) -> Tensor:
-        """Run the U-Net on noisy images.
+        """Run the U-Net on noisy images; return its raw output, see `Denoiser`.
 
         Args:
-            x: images and coordinates (n, image_channels + 2, h, w), and the context where it takes one; h and w
-                multiples of ``stride``.
-            c_noise: the noise level as the network sees it (n,).
-            labels: classes (n,), -1 for "no class"; None for no class at all.
-            augment: how each image was augmented (n, augment_channels); None for not at all, which is all zeros.
+            x: images and coordinates (n, image_channels + 2, h, w), and the channels of the context if it takes one; h
+                and w are multiples of ``stride``.
+            c_noise: the noise levels in the form that the network takes, (n,).
+            labels: classes (n,), -1 for "no class"; None if no image has a class.
+            augment: augmentation labels (n, augment_channels); None means no augmentation, like zeros.
 
         Returns:
             (n, image_channels, h, w)
@@ -236,9 +236,9 @@ class UNet(nn.Module):
         return one_hot if self.style.late_label else one_hot * math.sqrt(self.num_classes)
 
     def _initialise(self) -> None:
-        """Initialise the weights: Xavier uniform for DDPM++ and NCSN++, PyTorch's own for ADM; a branch ends in zeros.
+        """Initialise the weights: Xavier uniform for DDPM++ and NCSN++, PyTorch's defaults for ADM.
 
-        Nearly nothing in score-SDE, which keeps its gradients from being exactly zero.
+        The end of each residual branch is zero in ADM, and nearly zero in the others, for gradients that are not zero.
         """
         if not self.style.xavier:
             for module in self.modules():
@@ -262,7 +262,7 @@ class UNet(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """A residual block: two convolutions beside a skip path, the embedding added in between; then attention."""
+    """A residual block: two convolutions, with an embedding added in between, plus a skip path; then attention."""
 
     def __init__(
         self,
@@ -321,8 +321,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Let the pixels of features (n, c, h, w) attend to each other."""
         num, channels, height, width = x.shape
-        # Channels of qkv lie as (head, channel, q | k | v). The fast kernels want each of the three contiguous; the
-        # pixels of an image in channels-last memory are its tokens already.
+        # Channels of qkv are ordered (head, channel, q | k | v). The fast attention kernels need each of q, k and v
+        # contiguous; the pixels of an image in channels-last memory are its tokens already.
         qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).reshape(num, height * width, self.heads, -1, 3)
         q, k, v = qkv.permute(4, 0, 2, 1, 3).contiguous()
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
@@ -347,7 +347,7 @@ class Reduce(nn.Module):
 
 
 class Enlarge(nn.Module):
-    """An upsampling layer to twice the height and width, by the same filter."""
+    """An upsampling layer to twice the height and width, by a transposed convolution with a fixed filter."""
 
     kernel: Tensor
 
@@ -364,9 +364,9 @@ class Enlarge(nn.Module):
 
 
 def filtered(convolution: Callable[..., Tensor], x: Tensor, kernel: Tensor, padding: int) -> Tensor:
-    """Filter each channel of (n, c, h, w) by itself, down to every second pixel or up from it.
+    """Filter each channel of images (n, c, h, w) separately with stride 2: downsample, or upsample if transposed.
 
-    In float32 under autocast on CPUs, where torch's grouped convolutions in bf16 take ten times as long.
+    It computes in float32 under autocast on CPUs, where torch's grouped convolutions in bf16 take ten times as long.
     """
 
     def apply(x: Tensor) -> Tensor:
@@ -394,7 +394,7 @@ class SideConv(nn.Conv2d):
 
 
 class Sinusoids(nn.Module):
-    """A sinusoidal embedding of the noise level, at frequencies from 1 to just above 1/10000; cosines first."""
+    """A sinusoidal embedding of the noise level, at frequencies from 1 to 1/10000 (just above if cosines first)."""
 
     frequencies: Tensor
 
@@ -412,7 +412,7 @@ class Sinusoids(nn.Module):
 
 
 class FourierFeatures(nn.Module):
-    """A Fourier embedding of the noise level: sines and cosines at random frequencies, kept as weights."""
+    """A Fourier embedding of the noise level: sines and cosines at random frequencies, saved with the weights."""
 
     frequencies: Tensor
 
@@ -427,9 +427,9 @@ class FourierFeatures(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation in the number format of its weights, as autocast has it on GPUs.
+    """Group normalisation that computes in the dtype of its weights on CPUs, as autocast does on GPUs.
 
-    On CPUs torch's own for mixed formats takes four times as long.
+    torch's own group normalisation takes four times as long on CPUs if input and weights differ in dtype.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -440,13 +440,13 @@ class GroupNorm(nn.GroupNorm):
 
 
 def group_norm(channels: int, epsilon: float) -> GroupNorm:
-    """Make a group norm with groups of at least 4 channels, at most 32 groups; fewer where these do not divide."""
+    """Make a group norm with as many groups as divide the channels, up to 32, each of at least 4 channels."""
     groups = max(n for n in range(1, max(1, min(32, channels // 4)) + 1) if channels % n == 0)
     return GroupNorm(groups, channels, eps=epsilon)
 
 
 def _kernel(taps: tuple[int, ...]) -> Tensor:
-    """Return the outer product of a filter with itself, of sum 1, as a kernel (1, 1, len, len)."""
+    """Return the outer product of a filter with itself, normalized to sum 1, as a kernel (1, 1, len, len)."""
     line = torch.tensor(taps, dtype=torch.float32)
     square = torch.outer(line, line)
     return (square / square.sum())[None, None]
