@@ -70,7 +70,7 @@ VERBS: dict[str, type[Verb]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run ``patch-diffusion`` with these arguments, or those of the process if None; return the exit status."""
     try:
         status = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
@@ -112,7 +112,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def tell(command: Verb, result: dict[str, Any]) -> None:
-    """Print the result of a verb: as JSON on stdout, or its message on stderr."""
+    """Print the result of a command: as JSON on stdout, or as a short message on stderr."""
     if not result:  # a followed run has printed its own lines; of several processes, only rank 0 has a result
         return
     if command.json:

@@ -1,4 +1,4 @@
-"""Parts that verbs of sampling share: classes and guides by their words, and the writing of samples."""
+"""Helpers of the commands that sample: parsing of a class or guide that is given as text, and writing of samples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def class_number(text: str | None, names: Sequence[str]) -> int | None:
-    """Return the number of a class that is given by number or name; None for None."""
+    """Return the number of a class given as text, by number or name; None for None. Raise InputError for other text."""
     if text is None:
         return None
     if text in names:
@@ -25,7 +25,7 @@ def class_number(text: str | None, names: Sequence[str]) -> int | None:
 
 
 def open_guide(text: str, run: Path, *, device: str) -> str | Denoiser:
-    """Return what guidance leads away from, see `guides.guide_of`, or load the model of another run or checkpoint.
+    """Parse ``--guide``: return a guide's name, see `guides.guide_of`, or load the weaker model that the text names.
 
     Args:
         text: the word after ``--guide``.
@@ -33,7 +33,7 @@ def open_guide(text: str, run: Path, *, device: str) -> str | Denoiser:
         device: the device to load the model to.
 
     Raises:
-        InputError: there is no such model, or no such name.
+        InputError: there is no model or guide of that name.
     """
     from patch_diffusion.sampling import guides
 
@@ -47,7 +47,7 @@ def open_guide(text: str, run: Path, *, device: str) -> str | Denoiser:
 
 
 def write_shown(samples: Iterable[Any], out: Path, doing: str, num: int, **given: Any) -> dict[str, Any]:
-    """Write samples with a progress bar on a terminal, see `write_samples`, and return the result of the verb."""
+    """Write samples by `write_samples` with a progress bar, and return the command's result: their number and paths."""
     from rich.console import Console
     from rich.progress import track
 

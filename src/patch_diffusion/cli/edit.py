@@ -1,4 +1,4 @@
-"""``patch-diffusion edit``."""
+"""The command ``patch-diffusion edit``: fill in, extend or restore an image."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Edit:
         return parse(cls, "edit", arguments)
 
     def run(self) -> dict[str, Any]:
-        """Edit the image and write the results as pictures."""
+        """Edit the image, write the results as pictures, and return their number and paths."""
         from patch_diffusion.sampling.editing.tasks import Task
         from patch_diffusion.sampling.guides import named
 
@@ -112,7 +112,7 @@ class Edit:
 
 
 def _sides(words: Sequence[str]) -> dict[str, int]:
-    """Parse the sides of --extend, as in ``left=32,top=8``, given in one word or several."""
+    """Parse the words of --extend, such as ``left=32,top=8``, into pixels by side."""
     found: dict[str, int] = {}
     for part in ",".join(words).split(","):
         side, _, pixels = part.strip().partition("=")

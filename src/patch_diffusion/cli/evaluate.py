@@ -1,4 +1,4 @@
-"""``patch-diffusion evaluate``."""
+"""The command ``patch-diffusion evaluate``: metrics of samples."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Evaluate:
         return parse(cls, "evaluate", words)
 
     def run(self) -> dict[str, Any]:
-        """Measure, and print the table to stdout unless the JSON goes there; of several processes, rank 0 prints."""
+        """Evaluate, and print a table of metrics on stdout unless JSON goes there; of several ranks, rank 0 prints."""
         if self.json_file and Path(self.json_file).is_dir():
             raise InputError(f"{self.json_file} is a folder: give a file for the result")
         if self.processes < 1:
@@ -120,7 +120,7 @@ class Evaluate:
 
 
 def _run_and_tell(command: Evaluate) -> None:
-    """Run the command and print its result, in one of several processes."""
+    """Run ``patch-diffusion evaluate`` in one of several processes, and print its result."""
     from patch_diffusion.cli import tell
 
     tell(command, command.run())

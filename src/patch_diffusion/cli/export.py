@@ -1,4 +1,4 @@
-"""``patch-diffusion export``."""
+"""The command ``patch-diffusion export``: a model for other tools."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A live view of a run, for ``patch-diffusion info RUN --follow``."""
+"""A live view of a training run in the terminal, for ``patch-diffusion info RUN --follow``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _SECONDS_BETWEEN = 0.5  # interval at which the log is read
 _SECONDS_PER_PLAIN_LINE = 10.0
-_SILENT_SECONDS = 5.0  # without new lines, after which a run without a known trainer counts as not running
+_SILENT_SECONDS = 5.0  # after this time without log lines, a run with no known trainer counts as stopped
 _NOTES = 4  # number of notes that are shown
 _SPARKS = "▁▂▃▄▅▆▇█"
 _NAME = 10  # width of the column of names
@@ -56,7 +56,7 @@ def follow(run: Path, *, json: bool = False) -> None:
 
 
 def _looks(folder: RunFolder) -> Iterator[tuple[News, History, str]]:
-    """Yield, twice a second, new log lines, the history, and the trainer, until the run is complete and untrained."""
+    """Yield new log lines, their history and who trains the run, twice a second, until it is complete and none does."""
     tail, history, last_news = LogTail(folder.log_file), History(), -math.inf
     while True:
         # The lock is read before the log, since a trainer writes its last lines before it releases the lock.
@@ -80,7 +80,7 @@ def _looks(folder: RunFolder) -> Iterator[tuple[News, History, str]]:
 
 
 def _print_lines(folder: RunFolder, tell: Callable[[str], None]) -> None:
-    """Print a progress line now and then, as a trainer does, and each note at once."""
+    """Print a progress line of a run every ten seconds, as a trainer does, and each note of its log at once."""
     last_told, standing, num_notes = 0.0, False, 0
     for news, history, trainer in _looks(folder):
         if news.more:

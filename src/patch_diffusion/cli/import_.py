@@ -1,4 +1,4 @@
-"""``patch-diffusion import``."""
+"""The command ``patch-diffusion import``: a run from an EDM or Patch-Diffusion checkpoint file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Import:
         return parse(cls, "import", arguments)
 
     def run(self) -> dict[str, Any]:
-        """Read the published network and write it as a run."""
+        """Read the published checkpoint file (EDM or Patch-Diffusion) and write it as a run folder."""
         return patch_diffusion.import_model(self.source, self.out)
 
     def message(self, result: dict[str, Any]) -> str:

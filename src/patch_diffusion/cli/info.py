@@ -1,4 +1,4 @@
-"""``patch-diffusion info``."""
+"""The command ``patch-diffusion info``: the state of a run."""
 
 from __future__ import annotations
 

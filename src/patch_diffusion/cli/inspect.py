@@ -1,4 +1,4 @@
-"""``patch-diffusion inspect``."""
+"""The command ``patch-diffusion inspect``: a check of a data set, and suggested settings."""
 
 from __future__ import annotations
 

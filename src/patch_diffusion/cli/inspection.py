@@ -77,7 +77,7 @@ def _of_settings(findings: Findings, advice: Advice, preset: str) -> Iterator[tu
 
 
 def _budget(findings: Findings, config: Config, foreseen: Forecast) -> tuple[str, str]:
-    """Convert the training budget, as a row of text: minutes into images, and images or steps into minutes."""
+    """Return an estimate for the budget as a text row: the images seen in minutes, or minutes for images or steps."""
     if config.minutes is not None:
         images = foreseen.images_in(config.minutes)
         times = f"{images / findings.num_images:,.1f} times each of the {findings.num_images:,}"
@@ -93,7 +93,7 @@ def _duration(minutes: float) -> str:
 
 
 def _counted(counts: Mapping[str, int]) -> str:
-    """Format counts: a single kind by its name alone, several each with its count."""
+    """Format the counts of images by kind, such as size: a single kind as its name, several each with its count."""
     if len(counts) == 1:
         return next(iter(counts))
     shown = [f"{name} ({count:,})" for name, count in list(counts.items())[:_KINDS]]

@@ -1,4 +1,4 @@
-"""Conversions between the options of a config and command-line arguments: names that were given, words to give."""
+"""Conversions between training options and command-line arguments: which were given, and words that set others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAMES = {name: alias for alias, name in _ALIASES.items()}
 
 
 def given_options(arguments: Sequence[str], file: Path | None = None) -> frozenset[str]:
-    """Return names of the options, such as "patches.sizes", that the user gave on the command line or in a file."""
+    """Return the names of the options, such as "patches.sizes", that the user gave on the command line or in a file."""
     words = [word[2:].partition("=")[0] for word in arguments if word.startswith("--")]
     names = [word.replace("-", "_") for word in words]
     names = [_ALIASES.get(name, name).replace(".no_", ".") for name in names]
@@ -28,7 +28,7 @@ def given_options(arguments: Sequence[str], file: Path | None = None) -> frozens
 
 
 def option_words(config: Config, base: Config, *, without: Collection[str] = ()) -> list[str]:
-    """Return the command-line words that turn the options of ``base`` into those of ``config``."""
+    """Return the words of a command line, such as ["--batch", "32"], that turn ``base`` into ``config``."""
     words: list[str] = []
     old = flat_options(base)
     for name, value in flat_options(config).items():
@@ -40,7 +40,7 @@ def option_words(config: Config, base: Config, *, without: Collection[str] = ())
 
 
 def value_words(config: Config, name: str) -> list[str]:
-    """Return the value of a config's option as command-line words."""
+    """Return the value of one option of a config as command-line words, without the option's name."""
     value = flat_options(config)[name]
     return _words("", value, like=None)[1:]
 

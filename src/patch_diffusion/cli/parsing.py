@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def parse(kind: type[T], verb: str, arguments: Sequence[str], default: T | None = None) -> T:
-    """Parse a verb's arguments into its dataclass; tyro's error boxes of many lines become InputErrors of one line."""
+    """Parse a command's arguments into its dataclass of options; turn tyro's boxed errors into one-line InputErrors."""
     arguments = _renamed(arguments)
     errors = io.StringIO()
     known: dict[str, Any] = {} if default is None else {"default": default}
@@ -32,7 +32,7 @@ def parse(kind: type[T], verb: str, arguments: Sequence[str], default: T | None 
 
 
 def _renamed(arguments: Sequence[str]) -> list[str]:
-    """Return the words with values of the version before under their new names, each told on stderr."""
+    """Replace option values that were renamed since the last release by their new names, and report each on stderr."""
     words = list(arguments)
     for option, renamed in OLD_VALUES.items():
         for old, new in renamed.items():
@@ -45,7 +45,7 @@ def _renamed(arguments: Sequence[str]) -> list[str]:
 
 
 def value_of(option: str, arguments: Sequence[str]) -> str | None:
-    """Return the value of one command-line option, found before the other options can be parsed."""
+    """Return the value of one option, None if it is not given, before the command line as a whole can be parsed."""
     for word, following in zip_longest(arguments, arguments[1:]):
         if word == option:
             return following
@@ -55,7 +55,7 @@ def value_of(option: str, arguments: Sequence[str]) -> str | None:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Parse a list of seeds with ranges, such as ``0-63`` or ``3,5,8-11``."""
+    """Parse the text of --seeds, such as ``0-63`` or ``3,5,8-11``, into a list of numbers."""
     seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
@@ -70,7 +70,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def _first_paragraph(boxed: str) -> str:
-    """Return the first paragraph of a boxed error message as one line, with the first suggestion."""
+    """Return the first paragraph of tyro's boxed error message as one line, with its first suggestion."""
     lines = [line.strip("│╭╮╰╯ ").strip() for line in boxed.splitlines()]
     text, suggestion = [], ""
     for line in lines[1:]:

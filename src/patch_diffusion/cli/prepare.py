@@ -1,4 +1,4 @@
-"""``patch-diffusion prepare``."""
+"""The command ``patch-diffusion prepare``: a zip of images, or latents, to train on."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Prepare:
         return parse(cls, "prepare", arguments)
 
     def run(self) -> dict[str, Any]:
-        """Write the zip of images and its report, or the folder of latents."""
+        """Write the zip of images and its report, or the folder of latents; return the report as a dict."""
         if self.latents is not None:
             return self._make_latents(self.latents)
         if self.flips:

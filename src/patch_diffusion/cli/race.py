@@ -1,4 +1,4 @@
-"""``patch-diffusion race``."""
+"""The command ``patch-diffusion race``: several trainings compared at equal training time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.presets import DEFAULT_PRESET, PRESETS
 from patch_diffusion.races.arms import PATCHES, WHOLE, check_arms, whole_images
 
-# A race makes no pictures and saves checkpoints at its own moments; trackers would take training time.
+# A race makes no pictures, saves checkpoints at its own moments, and feeds no trackers, which would take time.
 _WITHOUT_EFFECT = (
     "samples",
     "checkpoints",
@@ -35,7 +35,7 @@ _WITHOUT_EFFECT = (
 
 @dataclass(frozen=True)
 class _Arm:
-    """The training options of one arm of a race."""
+    """The training options of one arm of a race, that is, of one of the configurations that it compares."""
 
     options: Annotated[Config, arg(name="")] = field(default_factory=Config)
 
@@ -79,7 +79,7 @@ class Race:
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Race:
-        """Parse the arguments of ``race``, over the preset and the config file, and each arm's options over those."""
+        """Parse the arguments of ``race``, which override config file and preset, and each arm's options over them."""
         arguments = _readable(arguments)
         base = _preset_and_file(arguments)
         command = parse(cls, "race", arguments, cls(options=base))
@@ -110,7 +110,7 @@ class Race:
         return replace(command, options=options, configs=configs, given={name: all_given[name] for name in names})
 
     def run(self) -> dict[str, Any]:
-        """Run the race and print its table, unless --json prints all results."""
+        """Run the race (trainings compared at equal time) and print a table, unless --json prints all results."""
         from rich.console import Console
 
         from patch_diffusion.cli.tables import race_table
@@ -134,7 +134,7 @@ class Race:
         return content
 
     def message(self, result: dict[str, Any]) -> str:
-        """Return the message that says where the page of the race is."""
+        """Return the message that says where the HTML page with the results is."""
         assert self.out is not None
         return f"curves, tables and all settings are on the page {self.out / 'race.html'}"
 
@@ -145,7 +145,7 @@ class Race:
 
 
 def _readable(arguments: Sequence[str]) -> list[str]:
-    """Rewrite arguments for the parser: --held-out with data becomes --held-out-data; an arm's options are shielded."""
+    """Rewrite arguments for the parser: --held-out DATA becomes --held-out-data DATA; hide the words after --arm."""
     words: list[str] = []
     for place, word in enumerate(arguments):
         name, equals, value = word.partition("=")
@@ -172,7 +172,7 @@ def _check_given(given: frozenset[str]) -> None:
 def _all_arms(
     own: Sequence[tuple[str, str]], base: Config, given: frozenset[str], preset: str
 ) -> tuple[dict[str, Config], dict[str, frozenset[str]]]:
-    """Return the config of each arm (whole images, patches, the user's own), and the names of its given options."""
+    """Return two dicts by arm (whole images, patches, the user's own): its config, and the names of given options."""
     configs = {WHOLE: whole_images(base), PATCHES: base}
     if configs[WHOLE].patches.whole == base.patches.whole:
         del configs[PATCHES]  # the options ask for whole images only, so the opponents are the user's own arms
@@ -196,7 +196,7 @@ def _parsed(name: str, words: Sequence[str], base: Config, preset: str) -> Confi
 
 
 def _words(arm: str, text: str) -> list[str]:
-    """Split an arm's options, such as ``patches.whole=0.25 network.multipliers=1 2 4``, into command-line words."""
+    """Split the options of --arm, such as ``patches.whole=0.25 network.multipliers=1 2 4``, into command-line words."""
     words: list[str] = []
     switches = {name for name, value in flat_options(Config()).items() if isinstance(value, bool)}
     try:

@@ -1,4 +1,4 @@
-"""``patch-diffusion sample``."""
+"""The command ``patch-diffusion sample``: whole images from a run."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Sample:
         return parse(cls, "sample", arguments)
 
     def run(self) -> dict[str, Any]:
-        """Sample the images and write them as pictures."""
+        """Sample the images, write them as pictures, and return their number and paths."""
         from patch_diffusion.sampling.guides import named
 
         seeds = parse_seeds(self.seeds)

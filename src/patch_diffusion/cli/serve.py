@@ -1,4 +1,4 @@
-"""``patch-diffusion serve``."""
+"""The command ``patch-diffusion serve``: a web page of runs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Serve:
         return parse(cls, "serve", arguments)
 
     def run(self) -> dict[str, Any]:
-        """Serve the page until Ctrl-C, which is the ordinary end."""
+        """Serve the web page until Ctrl-C, the ordinary way to end it."""
         patch_diffusion.serve(self.runs, host=self.host, port=self.port, device=self.device, ready=self._tell)
         return {}
 

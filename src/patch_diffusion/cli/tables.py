@@ -15,7 +15,7 @@ _NAME = 14  # width of the column of arm names
 
 
 def race_table(content: Mapping[str, Any]) -> str:
-    """Format the content of ``race.json``: a line for each arm, and how much faster each is than the opponent."""
+    """Format the results of a race (``race.json``): a line per arm (configuration), with its speed-up over another."""
     lines = []
     if content["standings"]["seeds"]:
         other = opponent(content)

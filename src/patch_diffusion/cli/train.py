@@ -1,4 +1,4 @@
-"""``patch-diffusion train``."""
+"""The command ``patch-diffusion train``: a model from images."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Train:
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Train:
-        """Parse the arguments of ``train``, over the config file, over the preset or the stored options of a run."""
+        """Parse the arguments of ``train``, which override a config file, and the preset or a stopped run's options."""
         base = _preset_and_file(arguments)
         command = parse(cls, "train", arguments, cls(options=base))
         if command.out is None:
@@ -63,7 +63,7 @@ class Train:
         return replace(command, options=settled(options, base, command.preset), given=given)
 
     def run(self) -> dict[str, Any]:
-        """Train, then describe the run; of several processes, only rank 0 returns the description."""
+        """Train, and return a description of the run as a dict, which is empty on ranks other than 0."""
         assert self.out is not None  # parse refuses arguments without --out
         patch_diffusion.train(self.options, self.out, given=self.given, allow=self.allow)
         return patch_diffusion.describe(self.out) if is_first() else {}
@@ -99,7 +99,7 @@ def _stored(out: Path) -> Config:
 
 
 def settled(options: Config, base: Config, preset: str) -> Config:
-    """Return the options with one budget; batch "auto" becomes the preset's number, in as few parts as fit."""
+    """Return the options with a single budget; batch "auto" becomes the preset's, in as few microbatches as fit."""
     if options.batch == "auto":
         batch = PRESETS[preset].batch if base.batch == "auto" else base.batch
         parts = "auto" if options.engine.accumulation == 1 else options.engine.accumulation
@@ -108,6 +108,6 @@ def settled(options: Config, base: Config, preset: str) -> Config:
 
 
 def _one_budget(base: Config, options: Config) -> Config:
-    """Return the options with only the budget that was given, in place of the other kind that ``base`` has."""
+    """Return the options with only the given budget (steps, images or minutes), without the one that ``base`` has."""
     given = {name for name in BUDGETS if getattr(options, name) not in (None, getattr(base, name))}
     return replace(options, **{name: None for name in BUDGETS if name not in given}) if given else options

@@ -21,7 +21,7 @@ def average_name(length: float) -> str:
 
 
 def exponent(length: float) -> float:
-    """Return an average's gamma, the positive root of length^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3))."""
+    """Return the exponent gamma of an average of this length: length^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3))."""
     if not 0 < length <= LONGEST + 1e-9:
         raise InputError(f"the length of an average is a share of the training in (0, {LONGEST:.3f}], not {length}")
     # (gamma + 2)^2 (gamma + 3) - (gamma + 1) / length^2 = 0
@@ -30,9 +30,9 @@ def exponent(length: float) -> float:
 
 
 def combination(times: Sequence[float], lengths: Sequence[float], length: float, time: float) -> NDArray[np.float64]:
-    """Return the coefficients that bring the sum of stored averages nearest to the average of ``length`` at ``time``.
+    """Return one coefficient per stored average, for the sum nearest to the average of ``length`` at ``time``.
 
-    More checkpoints bring the sum nearer. It is exact if an average of that length was stored at that time.
+    More checkpoints bring the sum nearer. The sum is exact if an average of this length was stored at this time.
 
     Args:
         times, lengths: the time and the length of each stored average; both have the same number of entries.
@@ -51,7 +51,7 @@ def combination(times: Sequence[float], lengths: Sequence[float], length: float,
 
 
 def combine(averages: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
-    """Return the weighted sum of weight averages, computed in double precision; integer tensors are the last one's."""
+    """Sum averages with these factors in double precision, tensor by tensor; take integer tensors from the last one."""
     result = {}
     for name, last in averages[-1].items():
         if not last.is_floating_point():
@@ -67,7 +67,7 @@ def combine(averages: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) 
 def _overlap(
     time: NDArray[np.float64], gamma: NDArray[np.float64], other_time: NDArray[np.float64], other: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return the integral of the product of two profiles (gamma + 1) tau^gamma / time^(gamma + 1) up to their times."""
+    """Integrate the product of two profiles over tau, each (gamma + 1) tau^gamma / time^(gamma + 1) up to its time."""
     least = np.minimum(time, other_time)
     ratio = (least / time) ** gamma * (least / other_time) ** other / np.maximum(time, other_time)
     return (gamma + 1) * (other + 1) / (gamma + other + 1) * ratio

@@ -18,7 +18,7 @@ _LOGARITHMIC_FROM = 4.0  # ratio of the highest value to the lowest from which t
 
 @dataclass(frozen=True)
 class Guide:
-    """A dashed horizontal line at a value, from ``first`` to ``last``, in the colour of the curve it refers to."""
+    """A dashed horizontal line in a chart, at ``value`` from step ``first`` to ``last``, in the colour of one curve."""
 
     curve: str
     value: float
@@ -40,18 +40,18 @@ def chart(
 ) -> str:
     """Draw curves over steps as an HTML figure; return an empty string if no curve has a value yet.
 
-    The value axis is logarithmic where values span a wide range. A band shows the range of values that share a point.
+    The value axis is logarithmic where values span a wide range. A band shows the range of values joined in a point.
 
     Args:
         title, about: heading of the figure, and a few words of explanation.
         curves: the curves by name.
-        rising: True if the names are rising levels, which get the colours of a scale.
+        rising: True if the curves are of rising levels (of noise), which get the colours of a scale from low to high.
         from_zero: begin the value axis at zero.
         over: the unit of the horizontal axis, such as "minute", where it is not steps.
         start: the value at which the horizontal axis begins.
         guides: dashed lines to compare the curves with.
         labels: the letter of each curve by its name, shown at the end of the curve and in the key; curves that are
-            not in this chart may have one too. Ranges are not shown then.
+            not in this chart may have one too. With letters, bands are not drawn.
     """
     points = {name: curve.points() for name, curve in curves.items() if curve}
     if not points:
@@ -63,7 +63,7 @@ def chart(
     last_step = max(point.step for point in every)
     span = (start, last_step if last_step > start else start + 1.0)
     kinds = colours(len(points), rising)
-    if labels is not None:  # a run keeps its colour in every chart
+    if labels is not None:  # so that a run has the same colour in every chart
         own_colours = dict(zip(labels, colours(len(labels)), strict=True))
         kinds = [own_colours[name] for name in points]
     drawn = "".join(
@@ -90,7 +90,7 @@ def chart(
     )
     ends = "" if labels is None else _ends({labels[name]: points[name][-1] for name in points}, axis, span, kinds)
     about = f" <small>{escape(about)}</small>" if about else ""
-    # No text of a run may end the HTML script element that the JSON stands in.
+    # No text of a run may end the HTML script element around the JSON.
     in_script = json.dumps(values, separators=(",", ":")).replace("<", "\\u003c")
     return (
         f'<figure class="chart"><figcaption>{escape(title)}{about}</figcaption>'
@@ -158,7 +158,7 @@ def _round_numbers(low: float, high: float) -> Iterator[float]:
 
 
 def colours(num: int, rising: bool = False) -> list[str]:
-    """Return the CSS classes that colour ``num`` curves; rising levels get the colours of a scale."""
+    """Return one CSS class per curve, which gives its colour: on a scale from low to high if they are ``rising``."""
     if rising:
         return [f"n{round(index * (LEVELS - 1) / max(num - 1, 1))}" for index in range(num)]
     return [f"c{index % KINDS}{' dashed' if index // KINDS % 2 else ''}" for index in range(num)]
@@ -169,7 +169,7 @@ def _lettered(name: str, labels: Mapping[str, str] | None) -> str:
 
 
 def _ends(lasts: Mapping[str, Point], axis: _Axis, span: tuple[float, float], kinds: Sequence[str]) -> str:
-    """Return the letters at the ends of curves as HTML, moved apart where they overlap, and none below the drawing."""
+    """Return HTML of the letters that mark the ends of curves, moved apart if they overlap, but not below the chart."""
     lasts_in_order = sorted(zip(lasts.items(), kinds, strict=True), key=lambda each: -each[0][1].value)
     lefts = [_part(last.step, span) for (_, last), _ in lasts_in_order]
     tops = [1 - axis.place(last.value) for (_, last), _ in lasts_in_order]
@@ -209,7 +209,7 @@ def _guide(guide: Guide, axis: _Axis, span: tuple[float, float], colour: str) ->
 
 
 def _part(step: float, span: tuple[float, float]) -> float:
-    """Return the horizontal position of a step: 0 where the axis begins, 1 where it ends."""
+    """Return the horizontal position of a step in a chart: 0 at the left end of the axis, 1 at the right end."""
     first, last = span
     return (step - first) / (last - first)
 

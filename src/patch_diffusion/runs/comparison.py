@@ -1,4 +1,4 @@
-"""An HTML page that compares several runs: settings that differ, loss curves, counts, samples and metrics."""
+"""An HTML page that compares several training runs: settings that differ, loss curves, counts, samples and metrics."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from patch_diffusion.runs.report import clock, html_file, step_label
 
 MOST_RUNS = 12  # more could not be told apart by their lines and letters
 OVER = ("images", "minutes")
-"""The units of the horizontal axis that the loss curves of a comparison can have."""
+"""The choices for the horizontal axis of loss curves on a comparison page: images seen, or minutes of training."""
 
 _MOMENTS = 3  # number of moments in training at which samples are shown, in addition to the newest
 _NEAR = 0.1  # fraction of the budget: samples from moments further apart are not shown side by side
@@ -38,7 +38,7 @@ _FACTS = ("resolution", "image_channels", "codec")
 
 @dataclass(frozen=True)
 class Run:
-    """A run on a comparison page, with the ``letter`` that marks it there."""
+    """A run folder on a comparison page: its config and data, its name, and the ``letter`` that marks its curves."""
 
     letter: str
     name: str
@@ -48,17 +48,17 @@ class Run:
 
     @cached_property
     def histories(self) -> dict[str, History]:
-        """The curves of the run's log, once for each unit of the horizontal axis."""
+        """The curves of the run's log by horizontal axis: a history over images and one over minutes."""
         return {over: History.read(self.folder.log_file, over) for over in OVER}
 
     @property
     def history(self) -> History:
-        """The curves of the run's log, for uses in which the unit of the horizontal axis does not matter."""
+        """The curves and newest lines of the run's log, for uses in which the horizontal axis does not matter."""
         return self.histories[OVER[0]]
 
     @cached_property
     def samples(self) -> list[tuple[float, Path]]:
-        """The pictures of samples, each after the fraction of the budget that was spent when it was made."""
+        """The run's sample pictures, oldest first: pairs of the fraction of the budget spent by then, and the path."""
         lines = [line for line in read_log(self.folder.log_file) if line is not None and "spent" in line]
         steps, spent = (np.array([0, *(line[key] for line in lines)], float) for key in ("step", "spent"))
         paths = [path for path in sorted(self.folder.path.glob("samples/step-*.png")) if path.stem[5:].isdecimal()]
@@ -66,10 +66,10 @@ class Run:
 
 
 def runs_in(place: str | os.PathLike[str]) -> list[Path]:
-    """Return the folder itself if it is a run folder, else the run folders directly in it, as a race has them.
+    """Return a list of run folders: the given folder if it is one, else those directly in it, such as a race's runs.
 
     Raises:
-        InputError: the folder neither is a run nor holds any.
+        InputError: the folder neither is a run folder nor contains any.
     """
     path = user_path(place)
     if not RunFolder(path).is_run() and path.is_dir():
@@ -81,10 +81,10 @@ def runs_in(place: str | os.PathLike[str]) -> list[Path]:
 
 
 def open_runs(runs: Sequence[str | os.PathLike[str]]) -> list[Run]:
-    """Open the run folders of a comparison, and give each run a letter and a name.
+    """Read the configs of the run folders to compare; return a `Run` for each, with a letter and a distinct name.
 
     Raises:
-        InputError: there are too few or too many runs, or one is given twice, is not a run or is damaged.
+        InputError: there are too few or too many runs, or one of them is given twice, missing or damaged.
     """
     folders = [user_path(run) for run in runs]
     if not 2 <= len(folders) <= MOST_RUNS:
@@ -122,7 +122,7 @@ def write_comparison(runs: Sequence[str | os.PathLike[str]], out: str | os.PathL
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Return a name for each folder: the last parts of its path, as many as make all names different."""
+    """Return a distinct name per folder, the last parts of its path; raise InputError if a folder is given twice."""
     places = [folder.resolve() for folder in folders]
     for folder, place in zip(folders, places, strict=True):
         if places.count(place) > 1:
@@ -195,7 +195,7 @@ def _settings(runs: Sequence[Run]) -> str:
 
 
 def _curves(runs: Sequence[Run]) -> str:
-    """Draw a loss chart per patch size, and one of held-out images, for each unit; the page shows one of each."""
+    """Return HTML of the loss charts, by patch size and of held-out images, with menus that choose which are shown."""
     sizes = {over: _by_size({run.name: run.histories[over].loss for run in runs}) for over in OVER}
     charts = ""
     letters = {run.name: run.letter for run in runs}
@@ -219,7 +219,7 @@ def _curves(runs: Sequence[Run]) -> str:
 
 
 def _by_size(losses: Mapping[str, Mapping[str, Curve]]) -> dict[str, dict[str, Curve]]:
-    """Group loss curves by patch size, then by run; sizes that more runs have come first, then larger ones."""
+    """Regroup loss curves by patch size, then by run; the sizes that more runs have come first, then larger ones."""
     sizes = dict.fromkeys(size for found in losses.values() for size in found)
     curves = {size: {name: found[size] for name, found in losses.items() if size in found} for size in sizes}
     return dict(sorted(curves.items(), key=lambda item: -len(item[1])))
@@ -267,7 +267,7 @@ def _by_noise(runs: Sequence[Run], curves: Sequence[Mapping[str, Curve]]) -> str
 
 
 def _samples(runs: Sequence[Run]) -> str:
-    """Return HTML rows of sample pictures: the newest of each run, and moments at which all runs have samples."""
+    """Return HTML rows of sample pictures: each run's newest, then those of all runs at like shares of the budget."""
     newest = [run.samples[-1][1] if run.samples else None for run in runs]
     if not any(newest):
         return ""
@@ -281,7 +281,7 @@ def _samples(runs: Sequence[Run]) -> str:
 
 
 def _nearest(run: Run, spent: float) -> Path | None:
-    """Return the picture whose moment is nearest to ``spent`` of the budget, or None if none is near."""
+    """Return the sample picture made nearest to a fraction ``spent`` of the budget; None if none is within a tenth."""
     away, path = min(((abs(at - spent), path) for at, path in run.samples), default=(1.0, None))
     return path if away <= _NEAR else None
 

@@ -22,7 +22,7 @@ from patch_diffusion.runs.retention import best_of, step_of
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Properties of the data and the network that rebuilding a run's model needs and its options do not tell."""
+    """Facts about a run's data and network that its options do not tell, such as image size and number of classes."""
 
     image_channels: int
     resolution: tuple[int, int]
@@ -36,7 +36,7 @@ class ModelFacts:
 
     @classmethod
     def of(cls, denoiser: Denoiser, images: Images) -> ModelFacts:
-        """Collect the facts of a denoiser and of the images that it is trained on."""
+        """Collect the facts (resolution, classes, parameters, ...) from a denoiser and its training images."""
         return cls(
             image_channels=images.channels,
             resolution=images.resolution,
@@ -58,12 +58,12 @@ class RunFolder:
 
     @property
     def config_file(self) -> Path:
-        """The path of the JSON file with the options of the run and the facts of the model."""
+        """The path of the JSON file with the run's options and the facts about its data and network."""
         return self.path / "config.json"
 
     @property
     def model_file(self) -> Path:
-        """The path of the averaged weights."""
+        """The path of the file with the averaged weights, from which samples are made."""
         return self.path / "model.safetensors"
 
     @property
@@ -72,11 +72,11 @@ class RunFolder:
         return self.path / "log.jsonl"
 
     def sample_file(self, step: int) -> Path:
-        """Return the path of the picture of samples made after ``step`` steps."""
+        """Return the path of the PNG with the samples made after ``step`` steps."""
         return self.path / "samples" / f"step-{step:08d}.png"
 
     def checkpoint(self, step: int) -> Path:
-        """Return the path of the checkpoint written after ``step`` steps."""
+        """Return the path of the checkpoint folder written after ``step`` steps."""
         return self.path / "checkpoints" / f"step-{step:08d}"
 
     def checkpoints(self) -> list[Path]:
@@ -84,22 +84,22 @@ class RunFolder:
         return sorted(path for path in self.path.glob("checkpoints/step-*") if path.name[5:].isdigit())
 
     def best(self) -> Path | None:
-        """Return the best checkpoint by the metric ``checkpoint_by`` of the run; None if it was not measured."""
+        """Return the folder of the best checkpoint by the run's option ``checkpoint_by``; None if none was measured."""
         return best_of(self.checkpoints(), self.read_config()[0].checkpoint_by)
 
     def is_run(self) -> bool:
-        """Return True if the folder holds a run, that is, a ``config.json``."""
+        """Return True if this is the folder of a training run, that is, if it holds a ``config.json``."""
         return self.config_file.exists()
 
     def check(self, config: Config, facts: ModelFacts, allow: Collection[str] = ()) -> list[str]:
-        """Refuse to train into a folder that holds other files, or a run with other options, data or network.
+        """Raise InputError if the folder holds other files, or a run whose options, data or network must not differ.
 
         Args:
-            config, facts: the options and the facts of the model that is to be trained here.
+            config, facts: the options and facts of the training that is to write into this folder.
             allow: names of options that may differ from those of the run that the folder holds.
 
         Returns:
-            A text for each option that differs, such as "batch: 16, now 32".
+            A list with a text for each allowed option that differs, such as "batch: 16, now 32".
         """
         known = {*option_names(), *vars(facts)}
         for name in allow:
@@ -138,13 +138,13 @@ class RunFolder:
         return [f"{name}: {before[name]}, now {now[name]}" for name in changed + differ]
 
     def write_config(self, config: Config, facts: ModelFacts) -> None:
-        """Write the options and the facts of the model to ``config.json``; create the folder if it is missing."""
+        """Write the run's options and facts about its model to ``config.json``; create the folder if it is missing."""
         content = {"version": version("patch_diffusion"), **to_dict(config), "model": asdict(facts)}
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.config_file, content)
 
     def read_config(self) -> tuple[Config, ModelFacts]:
-        """Read the options and the facts of the model from ``config.json``."""
+        """Read the run's options and the facts about its data and network from ``config.json``."""
         if not self.is_run():
             missing = "holds no run (no config.json)" if self.path.is_dir() else "does not exist"
             raise InputError(f"{self.path} {missing}: give the --out folder of a training run")
@@ -166,10 +166,10 @@ _FIXED = ("optimizer.kind", "ema.lengths")
 
 
 def refuse_occupied(path: Path, what: str) -> None:
-    """Refuse a folder for a new "run" or "race" if it is a file or holds files."""
+    """Raise InputError if the folder for a new "run" or "race" is a file, or holds other files."""
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file: give a folder for the {what}")
-    # One that was stopped before it wrote anything has left its lock file.
+    # A run that was stopped before it wrote anything has left its lock file.
     others = sorted(entry.name for entry in path.iterdir() if entry.name != LOCK_FILE) if path.is_dir() else []
     if others:
         more = ", ..." if len(others) > 1 else ""
@@ -177,14 +177,14 @@ def refuse_occupied(path: Path, what: str) -> None:
 
 
 def _differs(fact: Any, stored: Any) -> bool:
-    """Return True if a fact differs; an autoencoder may move or get another decoder, as the latents stay the same."""
+    """Return True if a stored fact has changed; an autoencoder may move or change its decoder: latents stay equal."""
     if isinstance(fact, dict) and isinstance(stored, dict):
         return any(fact.get(name) != stored.get(name) for name in (fact.keys() | stored.keys()) - {"vae", "digest"})
     return fact != stored
 
 
 def describe(run: str | os.PathLike[str]) -> dict[str, Any]:
-    """Describe a run folder: its options, the facts of its model, its checkpoints, and the last line of its log.
+    """Describe a run folder as a dict: its options, data and network, checkpoints, and the newest line of its log.
 
     Returns:
         A dict that JSON can store: ``run``, ``model``, ``options`` (those of `Config`), ``progress`` (a line of the

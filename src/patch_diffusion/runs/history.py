@@ -1,4 +1,4 @@
-"""A run's log as curves of bounded length, with its newest lines and its notes, for pages and live views."""
+"""The log of a training run as curves of bounded length, newest lines and notes, for pages and live views."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RECENT = 10  # number of training lines from which the speed and the time left 
 _FIRST_NOTES, _LAST_NOTES = 40, 160  # number of notes that are kept if there are very many
 
 TIMES = {"steps": ("step", 1.0), "images": ("images", 1.0), "minutes": ("seconds", 1 / 60)}
-"""The units of a curve's horizontal axis, each with the key in a line of the log and the factor to the unit."""
+"""The units of a curve's horizontal axis, each with its key in a line of the log and the factor that converts it."""
 
 DISTANCES = {"frechet": "Frechet distance", "kernel": "kernel distance"}
 """The display names of the distances between samples and images, by their keys in the log."""
@@ -29,12 +29,12 @@ SHARES = {
     "near_copies@1/4": "1/4 of samples",
     "near_copies_held_out@1/4": "1/4 of held-out images",
 }
-"""The display names of the shares of near copies, by their keys in the log: the images, or patches, that are copies."""
+"""The display names of the images, or patches, whose share of near copies of training images is logged, by log key."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A point of a curve, joined from neighbouring values: their mean, at the mean of their steps, and their range."""
+    """A point of a downsampled curve: the mean, lowest and highest of several values, at the mean of their steps."""
 
     step: float
     value: float
@@ -43,7 +43,7 @@ class Point:
 
 
 class Curve:
-    """Values over steps, in bounded memory: once there are too many points, neighbours are joined in pairs.
+    """A curve of values over steps in bounded memory: when points are too many, neighbouring ones are merged in pairs.
 
     Args:
         most: the largest number of points.
@@ -57,7 +57,7 @@ class Curve:
 
     @classmethod
     def of(cls, points: Sequence[Point]) -> Curve:
-        """Make a curve of points as they are, each with its own range."""
+        """Make a curve from finished points, which keep their lowest and highest values and are not merged."""
         curve = cls(most=max(2, 2 * len(points)))
         curve._points = [(1, point.step, point.value, point.least, point.most) for point in points]
         return curve
@@ -80,12 +80,12 @@ class Curve:
         return bool(self._points)
 
     def points(self) -> list[Point]:
-        """Return the points of the curve by rising step, at most ``most``."""
+        """Return the points of the curve in the order of their steps, at most ``most`` of them."""
         return [Point(steps / num, total / num, least, most) for num, steps, total, least, most in self._points]
 
 
 class History:
-    """The curves, the newest lines and the notes of a run's log, from lines that are added one by one.
+    """The curves, newest lines and notes of a run's log, built up from log lines that are added one by one.
 
     Args:
         over: the unit of the horizontal axis of the curves, one of `TIMES`.
@@ -95,7 +95,7 @@ class History:
         by_noise, held_out_by_noise: a curve for each noise level, by rising level.
         held_out_by_size: a curve for each patch size, the largest first.
         samples: a curve for each metric of samples, by its name in the log.
-        held_out, learning_rate, speed: a curve each; the speed in images per second.
+        held_out, learning_rate, speed: a curve each, of held-out loss, learning rate, and images per second.
         last, last_held_out, last_samples: the newest line of each kind, empty if there is none.
         notes: (step, text) of the first and the newest notes.
         num_lines, num_damaged, num_notes: the number of lines, of damaged lines and of notes so far.
@@ -119,7 +119,7 @@ class History:
 
     @classmethod
     def of(cls, lines: Iterable[Line | None], over: str = "steps") -> History:
-        """Make the history of the lines of a log; None stands for a damaged line."""
+        """Make a history (curves, newest lines, notes) from the lines of a log; None stands for a damaged line."""
         history = cls(over)
         for line in lines:
             history.add(line)
@@ -127,11 +127,11 @@ class History:
 
     @classmethod
     def read(cls, path: Path, over: str = "steps") -> History:
-        """Read the history of a log file, which may be missing."""
+        """Read a log file into a history (curves, newest lines, notes), which is empty if the file is missing."""
         return cls.of(read_log(path), over)
 
     def add(self, line: Line | None) -> None:
-        """Add the next line of the log; a line that is not as a trainer writes it counts as damaged."""
+        """Add the next log line to the curves and notes; count it as damaged if it is not as a trainer writes it."""
         self.num_lines += 1
         try:
             if line is None:
@@ -174,22 +174,22 @@ class History:
 
     @property
     def loss(self) -> dict[str, Curve]:
-        """The training loss: a curve for each patch size, the largest first."""
+        """The training loss: a dict of one curve per patch size, the largest size first."""
         return _by_area(self._loss)
 
     @property
     def by_noise(self) -> dict[str, Curve]:
-        """The training loss: a curve for each noise level, by rising level."""
+        """The training loss: a dict of one curve per noise level, by rising level."""
         return dict(sorted(self._by_noise.items(), key=lambda item: float(item[0])))
 
     @property
     def held_out_by_noise(self) -> dict[str, Curve]:
-        """The loss on held-out images: a curve for each noise level, by rising level."""
+        """The loss on held-out images: a dict of one curve per noise level, by rising level."""
         return dict(sorted(self._held_out_by_noise.items(), key=lambda item: float(item[0])))
 
     @property
     def held_out_by_size(self) -> dict[str, Curve]:
-        """The loss on patches of held-out images: a curve for each patch size, the largest first."""
+        """The loss on patches of held-out images: a dict of one curve per patch size, the largest size first."""
         return _by_area(self._held_out_by_size)
 
     @property
@@ -209,24 +209,24 @@ class History:
 
     @property
     def mean_loss(self) -> float | None:
-        """The training loss of the last line, averaged over patch sizes, as the trainer shows it."""
+        """The training loss in the newest log line, averaged over patch sizes; None before the first line."""
         losses = list(_numbers(self.last.get("loss", {})).values())
         return math.fsum(losses) / len(losses) if losses else None
 
     @property
     def images_per_second(self) -> float | None:
-        """The training speed over the last lines, in images per second."""
+        """The training speed over the last log lines, in images per second; None if it is unknown."""
         images, seconds, _ = self._lately()
         return images / seconds if seconds > 0 else None
 
     @property
     def seconds_left(self) -> float | None:
-        """The training time that is left, in seconds, at the speed of the last lines."""
+        """An estimate of the training time that is left, in seconds, from the speed over the last log lines."""
         _, seconds, spent = self._lately()
         return seconds * max(1 - self.spent, 0.0) / spent if spent > 0 else None
 
     def _lately(self) -> tuple[float, float, float]:
-        """Return the images, seconds and fraction of the budget between the first and last of the most recent lines."""
+        """Return how many images, how many seconds, and what fraction of the budget the last few log lines span."""
         if not self._recent:
             return 0.0, 0.0, 0.0
         first, last = self._recent[0], self._recent[-1]
@@ -245,7 +245,7 @@ def _numbers(values: dict[str, Any]) -> dict[str, float]:
 
 
 def _by_level(values: dict[str, Any]) -> dict[str, float]:
-    """Return the losses by noise level; raise a ValueError where a level is not a number."""
+    """Return a dict of losses by noise level, as floats; raise ValueError if a level is not a number."""
     return {name: value for name, value in _numbers(values).items() if float(name) >= 0}
 
 
@@ -255,7 +255,7 @@ def _add_each(curves: dict[str, Curve], place: float, values: dict[str, float]) 
 
 
 def in_words(samples: Mapping[str, float]) -> str:
-    """Format the metrics of samples as one readable line."""
+    """Format the metrics of a run's samples (distances, near copies, ...) as one line of text."""
     words = [f"{DISTANCES[name]} {value:.4g}" for name, value in samples.items() if name in DISTANCES]
     words += [f"{name} {value:.4g}" for name, value in samples.items() if name not in DISTANCES | SHARES]
     if "near_copies" in samples:

@@ -15,12 +15,12 @@ from patch_diffusion.errors import InputError
 
 LOCK_FILE = ".lock"
 
-_SECONDS_FOR_LOOKERS, _SECONDS_BETWEEN = 10.0, 0.002  # `holder` takes the lock for a moment
+_SECONDS_FOR_LOOKERS, _SECONDS_BETWEEN = 10.0, 0.002  # to wait, and between tries, while `holder` has it
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run folder inside the block, so that no other process can train into it.
+    """Hold the lock of a run folder inside the with block, so that no other process can train into it.
 
     The operating system frees the lock when the process ends, however it ends, so a killed run leaves none behind.
     On Windows, which has no such locks, nothing is locked.
@@ -43,9 +43,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def holder(folder: Path) -> str | None:
-    """Return who trains into a run folder, such as "process 123 on name"; None if nobody does, or it cannot be known.
+    """Return the process that trains into a run folder, such as "process 123 on name"; None if there is none known.
 
-    The function takes a shared lock and releases it at once; a trainer that starts at this moment waits for that.
+    The function takes a shared lock and releases it at once. A trainer that starts at this moment waits meanwhile.
     """
     if sys.platform == "win32":
         return None
@@ -63,7 +63,7 @@ def holder(folder: Path) -> str | None:
 
 
 def _taken(file: TextIO) -> bool:
-    """Return True once this process alone holds the lock; wait while `holder` shares it, but not for a trainer."""
+    """Take the exclusive lock of a file; wait while `holder` has it, and return False if a trainer has it."""
     import fcntl
 
     end = time.monotonic() + _SECONDS_FOR_LOOKERS

@@ -18,7 +18,7 @@ _REMEMBERED = 256  # bytes before the read position that are kept, to detect a l
 
 
 def parse_line(text: bytes) -> Line | None:
-    """Parse a line of the log; return None if it is damaged."""
+    """Parse one line of a run's log into a dict; return None if the line is damaged."""
     try:
         line = json.loads(text)
     except ValueError:
@@ -27,7 +27,7 @@ def parse_line(text: bytes) -> Line | None:
 
 
 def read_log(path: Path) -> Iterator[Line | None]:
-    """Yield the lines of a log one by one, and None for each damaged line.
+    """Yield the lines of a run's log as dicts, and None for each damaged line.
 
     A missing log has no lines. A last line without a newline is still being written, and is left out.
     """
@@ -42,7 +42,7 @@ def read_log(path: Path) -> Iterator[Line | None]:
 
 
 def last_measured(path: Path) -> Line:
-    """Return the newest line with a training loss, empty if there is none; a long log is read from its end only."""
+    """Return the newest log line with a training loss, an empty dict if none; of a long log, read the end only."""
     if not path.exists():
         return {}
     with path.open("rb") as file:
@@ -66,8 +66,8 @@ class News:
     Args:
         lines: the lines to add to those that were read before.
         restarted: True if the log was rewritten, so that the lines read before are to be discarded first.
-        known: the number of these lines, from the first, that had been read before the log was rewritten.
-        more: True if more lines can be read at once.
+        known: how many of these lines, from the first on, equal lines that were read before the log was rewritten.
+        more: True if another call returns more lines without waiting.
     """
 
     lines: list[Line | None] = field(default_factory=list)
@@ -77,7 +77,7 @@ class News:
 
 
 class LogTail:
-    """An incremental reader of a log, which returns the lines added since the last call.
+    """An incremental reader of a run's log, which returns the lines added since the last call.
 
     It notices a rewritten log: a run that continues rewrites its log without the steps after its checkpoint.
     """
@@ -90,7 +90,7 @@ class LogTail:
         self._known = array("q")  # hashes of all lines that were ever read, up to the first that differs now
 
     def read(self) -> News:
-        """Return the lines added since the last call, or the next part of very many, without waiting for any."""
+        """Return the log lines added since the last call, or the next part of very many; never wait for new lines."""
         try:
             file = self._path.open("rb")
         except FileNotFoundError:

@@ -12,11 +12,11 @@ from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.runs.page import option_text, wide_table
 
 Results = Mapping[str, tuple[str, Mapping[str, Any]]]
-"""The evaluation results of a run: the newest measure of each name, as text, and the settings that it was made with."""
+"""The evaluation results of a run: by metric, its newest value with interval, as text, and the settings behind it."""
 
 
 def evaluation_results(folder: RunFolder) -> Results:
-    """Read the evaluation results from all .json files of a run folder; skip files that hold none."""
+    """Read the evaluation results of a run from all .json files in its folder; skip files that hold none."""
     results: dict[str, tuple[str, Mapping[str, Any]]] = {}
     for path in sorted(folder.path.glob("*.json"), key=lambda path: path.stat().st_mtime):
         try:
@@ -44,7 +44,7 @@ def measured_tables(names: Sequence[str], runs: Sequence[Results]) -> str:
 
 
 def _differing(metrics: Sequence[str], runs: Sequence[Results]) -> list[list[str]]:
-    """Return table rows of the evaluation settings with which the same metric was measured differently across runs."""
+    """Return rows (setting, value in each run) of the evaluation settings in which runs differ for the same metric."""
     rows: dict[tuple[str, ...], str] = {}
     for metric in metrics:
         found = [run[metric][1] if metric in run else None for run in runs]

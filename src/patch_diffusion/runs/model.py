@@ -1,4 +1,4 @@
-"""The model of a run: the network that its options describe, with the weights of a checkpoint or an average."""
+"""The model of a run folder: the network that its options describe, with the weights of a checkpoint or an average."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def build_network(
     coords: bool,
     context: int | None = None,
 ) -> nn.Module:
-    """Build the network that the options describe, with fresh weights."""
+    """Build the `UNet` or `DiT` that the options describe, with random initial weights."""
     if options.kind == "custom":
         raise InputError("this run's network is a module of your own: give it as network=..., from Python")
     given = {name: value for name, value in vars(options).items() if value is not None and name != "kind"}
@@ -61,7 +61,7 @@ def load(
     network: nn.Module | None = None,
     vae: str | os.PathLike[str] | None = None,
 ) -> Denoiser:
-    """Load the model of a run, with averaged weights, ready to sample from. Nothing is unpickled.
+    """Load the trained model of a run folder, with averaged weights, to sample from. Nothing is unpickled.
 
     Args:
         run: the run folder, or one of its checkpoints.
@@ -71,7 +71,7 @@ def load(
             checkpoints so far, see `power_ema`; the ordinary average if None.
         device: see `choose_device`.
         vae: for a model of latents: folder of an autoencoder to decode with, in place of the one that made them.
-        network: for a run that trained a module of your own: such a module, to be filled with the weights.
+        network: for a run that trained a module of your own: a module of the same class, which gets the weights.
 
     Raises:
         InputError: there is no run in the folder, or it is damaged.
@@ -130,7 +130,7 @@ def load(
 
 
 def _average(folder: RunFolder, config: Config, weights: Path, length: float) -> dict[str, torch.Tensor]:
-    """Compute the power-function average of this length at the checkpoint of ``weights``, or at the newest one."""
+    """Compute the power-function average of weights of this length, at the checkpoint of ``weights`` or the last."""
     lengths = config.ema.lengths
     if not lengths:
         raise InputError(f"{folder.path} has kept no averages of other lengths: train with --ema.lengths 0.05 0.1")

@@ -90,7 +90,7 @@ figure,.box,.tiles,tr{break-inside:avoid}h2,h3{break-after:avoid}.choices{displa
 """
 STYLE += "".join(f".{kind}{index}{{--own:var(--{kind}{index})}}" for kind, num in _COLOURS for index in range(num))
 
-# Values under the pointer take the place of the newest ones in the key of a chart.
+# Values under the pointer replace the newest ones in the key of a chart.
 SCRIPT = """
 for(const chart of document.querySelectorAll('.chart')){
 const data=JSON.parse(chart.querySelector('script').textContent),area=chart.querySelector('.area'),
@@ -128,13 +128,13 @@ def page(title: str, body: str) -> str:
 
 
 def table(rows: list[tuple[str, str]]) -> str:
-    """Return an HTML table of names and texts; both are escaped here."""
+    """Return an HTML table with a row for each (name, text); both are escaped here."""
     lines = "".join(f"<tr><th>{_breakable(name)}</th><td>{escape(text)}</td></tr>" for name, text in rows)
     return f"<table>{lines}</table>"
 
 
 def wide_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return an HTML table with a head row, which a narrow page scrolls; first cells name the rows. All is escaped."""
+    """Return an HTML table with a head row, scrolled on narrow pages; a row begins with its name. All is escaped."""
     lines = ["".join(f'<th scope="col">{escape(name)}</th>' for name in head)]
     for first, *others in rows:
         cells = "".join(f"<td>{escape(cell)}</td>" for cell in others)
@@ -143,7 +143,7 @@ def wide_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def option_text(value: Any) -> str:
-    """Format the value of an option as readable text."""
+    """Format the value of a training option as readable text."""
     if isinstance(value, dict):
         return " ".join(f"{name}={share:g}" for name, share in value.items())
     if isinstance(value, list):

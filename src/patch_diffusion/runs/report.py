@@ -1,4 +1,4 @@
-"""The report of a run, ``report.html``: one page that needs no network and no other files."""
+"""The report of a training run, ``report.html``: one page that needs no network and no other files."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def write_report(run: str | os.PathLike[str], out: str | os.PathLike[str] | None
 
 
 def html_file(out: str | os.PathLike[str]) -> Path:
-    """Return the path that a page is to be written to; refuse a name that does not end in .html or .htm."""
+    """Return the path of an HTML page to write; raise InputError if its name does not end in .html or .htm."""
     path = user_path(out)
     if path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"a report is written as .html, not as '{path.name}'")
@@ -166,7 +166,7 @@ def _samples(paths: Sequence[Path]) -> str:
 
 
 def step_label(path: Path) -> str:
-    """Return the training step in the name of a file or folder as text, with thousands separators."""
+    """Return the step in a file or folder name such as "step-00001000" as text, with thousands separators: "1,000"."""
     step = path.stem.rpartition("-")[2]
     return f"{int(step):,}" if step.isdecimal() else escape(path.stem)
 

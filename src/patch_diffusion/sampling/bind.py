@@ -1,4 +1,4 @@
-"""Denoisers bound to given images, for the solvers that start from images: their classes, coordinates and checks."""
+"""Denoisers bound to the classes and coordinates of given images, for solvers that start from images; with checks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from patch_diffusion.sampling.step import Denoise
 def bind_images(
     model: Denoiser, images: Tensor, labels: int | Iterable[int] | None = None, coords: Tensor | None = None
 ) -> Denoise:
-    """Return ``denoise(noisy, sigma)`` for given images, whose batches threads share.
+    """Return a function ``denoise(noisy, sigma)`` bound to given images; threads share its batches.
 
     Args:
         model: a denoiser.
@@ -48,7 +48,7 @@ def bind_images(
 
 
 def check_one_stage(model: Denoiser) -> None:
-    """Refuse a model with a context, which has no single flow from noise to images.
+    """Raise InputError if a model has a context: it samples in two stages, not by one flow from noise to images.
 
     Raises:
         InputError: the model has a context.

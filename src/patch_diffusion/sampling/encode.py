@@ -29,7 +29,7 @@ def encode(
     sigma_max: float | None = None,
     rho: float = 7.0,
 ) -> Tensor:
-    """Return the noise that images come from, by Heun's method from sigma_min up to sigma_max: x / sigma_max there.
+    """Return the noise that images come from: x / sigma_max after Heun's method from sigma_min up to sigma_max.
 
     The images are taken as images at sigma_min, without adding noise. Images such as the model makes become standard
     normal numbers, and `decode` takes these back to the images: for interpolation, for editing, or for a look at how
@@ -72,7 +72,7 @@ def decode(
     sigma_max: float | None = None,
     rho: float = 7.0,
 ) -> Tensor:
-    """Return the images (n, c, h, w) in model space that noise (n, c, h, w) of unit variance leads to, as `generate`.
+    """Return the images (n, c, h, w) in model space that sampling makes of unit-variance noise (n, c, h, w).
 
     The other arguments are those of `encode`; the network is evaluated 2 * steps - 1 times.
 

@@ -156,8 +156,8 @@ def noise_of(
 
 
 def jobs_of(model: Denoiser, seeds: Iterable[int], labels: int | Iterable[int] | None) -> list[tuple[int, int | None]]:
-    """Return the seeds with their classes, checked."""
-    chosen = [int(seed) for seed in seeds]  # of NumPy, too
+    """Return a list of (seed, class or None), one per image; raise InputError if a seed or a class is invalid."""
+    chosen = [int(seed) for seed in seeds]  # NumPy's integers, too
     for seed in chosen:
         if not 0 <= seed < 2**63:
             raise InputError(f"seeds are integers from 0 to 2^63 - 1, not {seed}")

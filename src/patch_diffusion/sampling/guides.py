@@ -1,4 +1,4 @@
-"""Guides by the words of the command line and the page: a name, or a weaker model of the same run."""
+"""Guides as text on the command line and the web page: a name, or a weaker model of the same run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KINDS = ("class", "crops", "step", "ema")
 
 
 def guide_of(text: str, weaker: Callable[[int | None, float | None], Denoiser]) -> str | Denoiser:
-    """Return a guide that `Sampling` takes: the name of one, or the weaker model that the text names.
+    """Parse the text of a guide for `Sampling`: return a guide's name, or load the weaker model that the text names.
 
     Args:
         text: "class", "crops", "crops:1/4"; "step:400" for a checkpoint of the run, "ema:0.02" for an average of
@@ -41,6 +41,6 @@ def guide_of(text: str, weaker: Callable[[int | None, float | None], Denoiser]) 
 
 
 def named(samples: Iterable[Sample], guide: str | Denoiser, text: str | Denoiser) -> Iterator[Sample]:
-    """Yield the samples with the guide in their settings as the user named it, which matters if it is a model."""
+    """Yield the samples with the guide in their settings as the text that the user gave, in case it is a model."""
     for sample in samples:
         yield sample if guide == text else replace(sample, settings=sample.settings | {"guide": text})

@@ -90,7 +90,7 @@ class Sampling:
     """Images at a time."""
 
     def with_steps(self, steps: int | None, usual: int) -> Sampling:
-        """Return the options with their own number of steps, or else the given one, or else the usual one."""
+        """Return the options with a number of steps: their own one, else the given one, else the usual one."""
         if steps is not None and self.steps is not None and steps != self.steps:
             raise InputError(f"sampling has {self.steps} steps, and steps={steps} is given beside it: leave one out")
         return replace(self, steps=next(each for each in (self.steps, steps, usual) if each is not None))
@@ -102,7 +102,7 @@ class Sampling:
                 raise InputError(f"{field.name} has no effect: {reason}")
 
     def sigmas(self, model: Denoiser) -> Tensor:
-        """Return the noise levels between which a model samples, from high to low and then 0, (steps + 1,) float64."""
+        """Return the noise levels of a model's solver steps, from high to low and then 0: (steps + 1,) float64."""
         from patch_diffusion.sampling.solvers import SCHEDULES
 
         options = self._schedule_options()
@@ -129,7 +129,7 @@ class Sampling:
         return self.guidance != 1
 
     def view(self, model: Denoiser, inside: tuple[int, int, int, int] | None = None) -> View:
-        """Return how the model is shown the images, or raise an `InputError` if it cannot take them.
+        """Return the `View` of images, whole or in tiles, for a model; raise an `InputError` if it cannot take them.
 
         For an image that was extended, ``inside`` is where the original lies (top, left, height, width), whose
         coordinates "extend" then continues.
@@ -196,7 +196,7 @@ class Sampling:
         return overlap
 
     def _coords(self, model: Denoiser, shape: Shape, tile: Shape | None) -> Coords:
-        """Return the kind of coordinates, checked; by default tiles of larger images repeat those of training."""
+        """Return the checked kind of coordinates; by default, tiles of larger images repeat those of training."""
         if self.coords is None:
             is_larger = any(side > own for side, own in zip(shape, model.resolution or shape, strict=True))
             return "repeat" if is_larger and model.context is None else "stretch"
@@ -238,7 +238,7 @@ class View:
     small: View | None = None
 
     def bind(self, model: ConditionalDenoise, conditions: Conditions) -> Denoise:
-        """Return ``denoise(noisy, sigma)`` by a model, under these conditions and the view's own coordinates."""
+        """Return a function ``denoise(noisy, sigma)`` by a model, with these conditions and the view's coordinates."""
         conditions = replace(conditions, coords=self.grid)
         if self.tile is None:
             return bind(model, conditions)
@@ -268,7 +268,7 @@ class View:
 
 
 def bind(model: ConditionalDenoise, conditions: Conditions) -> Denoise:
-    """Return ``denoise(noisy, sigma)`` under these conditions; the solver's state stays in its own, wider dtype."""
+    """Return a function ``denoise(noisy, sigma)`` by a model under conditions; the solver keeps its wider dtype."""
 
     def denoise(noisy: Tensor, sigma: Tensor) -> Tensor:
         return model(noisy.float(), sigma.float(), conditions).to(noisy)
@@ -282,7 +282,7 @@ def pair(size: Size | None) -> Shape | None:
 
 
 def _check_stride(model: Denoiser, shape: Shape, tile: Shape | None) -> None:
-    """Refuse sizes that the network cannot take; of an image in tiles, only the tiles must suit it."""
+    """Raise InputError if the network cannot take images of this shape, or of an image in tiles, the tiles."""
     height, width = tile or shape
     if min(height, width, *shape) < 1 or height % model.stride or width % model.stride:
         what = "height and width" if tile is None else "height and width of a tile"
@@ -304,7 +304,7 @@ def _grid(
 
 
 def _with_small(view: View, model: Denoiser) -> View:
-    """Return the view with that of its small copies, for a model with a context."""
+    """Return a view of images with the view of their small copies added, for a model with a context."""
     from patch_diffusion.data.small import small_shape
     from patch_diffusion.patches.coords import coordinate_grid
 

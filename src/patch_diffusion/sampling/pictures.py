@@ -88,7 +88,7 @@ def picture_grid(pictures: Sequence[Tensor], columns: int | None = None) -> Imag
 
 
 def check_picture(path: str | Path) -> None:
-    """Refuse a file name that no picture can be written under, before the work is done."""
+    """Raise InputError if no picture can be written under a file name; to be called before the work."""
     path = Path(path)
     if path.suffix.lower() not in (".png", ".webp", ".tif", ".tiff", ".bmp"):
         raise InputError(f"pictures are written as .png (or .webp, .tiff, .bmp), not as '{path.name}'")

@@ -23,7 +23,7 @@ def resampling(
     callback: Callback | None = None,
     repeats: int = 1,
 ) -> Tensor:
-    """Take ancestral steps, each ``repeats`` times, the last one to 0 once (RePaint, algorithm 1, jumps of 1).
+    """Solve by ancestral steps, each taken ``repeats`` times, the last to 0 once (RePaint, algorithm 1, jumps of 1).
 
     With one repeat it is `ancestral` with an eta of 1. The network is evaluated (steps - 1) * repeats + 1 times.
     """

@@ -293,7 +293,7 @@ def wide(device: torch.device) -> torch.dtype:
 
 
 def _ramp(steps: int, sigma_min: float, sigma_max: float, rho: float = 1.0) -> Tensor:
-    """Check the options of a schedule, and return ``steps`` evenly spaced numbers from 0 to 1."""
+    """Return ``steps`` evenly spaced numbers from 0 to 1; raise InputError if a schedule's option is out of range."""
     if steps < 1:
         raise InputError(f"sampling takes at least 1 step, not {steps}")
     if not 0 < sigma_min <= sigma_max:

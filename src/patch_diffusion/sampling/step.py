@@ -1,4 +1,4 @@
-"""Types of the functions that solvers take, and the step that they report."""
+"""Types of the functions that solvers take, and of the step that solvers report to a callback."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from patch_diffusion.denoise.conditions import Conditions
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
-"""``denoise(noisy, sigma)``: images (n, c, h, w) and one noise level to denoised images."""
+"""A function ``denoise(noisy, sigma)`` from images (n, c, h, w) and one noise level to denoised images."""
 
 ConditionalDenoise = Callable[[Tensor, Tensor, "Conditions"], Tensor]
-"""``model(noisy, sigma, conditions)``: a denoiser, or one whose batches are shared by threads."""
+"""A function ``model(noisy, sigma, conditions)``: a denoiser, or one whose batches are shared by threads."""
 
 StepNoise = Callable[[int], Tensor]
-"""``noise(index)``: standard normal numbers like the images, always the same for the same step."""
+"""A function ``noise(index)`` to standard normal numbers like the images, always the same for the same step."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step of a solver: ``denoised`` (n, c, h, w) is what it made of ``noisy`` (n, c, h, w) at level ``sigma``."""
+    """A step of a solver: the images ``noisy`` (n, c, h, w) at noise level ``sigma``, and ``denoised`` (n, c, h, w)."""
 
     index: int
     sigma: Tensor
@@ -32,4 +32,4 @@ class Step:
 
 
 Callback = Callable[[Step], object]
-"""A function that is called with every step, in order, each once."""
+"""A function that a solver calls with every step, in order, each once."""

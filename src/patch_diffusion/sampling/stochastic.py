@@ -76,7 +76,7 @@ def stochastic_heun(
     churn_max: float = 50.0,
     churn_noise: float = 1.003,
 ) -> Tensor:
-    """Take Heun's steps, each from a noise level that is first raised a little (EDM, arXiv 2206.00364, algorithm 2).
+    """Solve by Heun's steps, each from a noise level first raised a little (EDM, arXiv 2206.00364, algorithm 2).
 
     The defaults are EDM's for ImageNet (table 5). The steps given to ``callback`` have the raised level.
 
@@ -122,7 +122,7 @@ def ancestral(
     callback: Callback | None = None,
     eta: float = 1.0,
 ) -> Tensor:
-    """Take Euler's steps to below the next level, and fill up to it with fresh noise.
+    """Solve by Euler's steps to below the next noise level, and add fresh noise up to that level.
 
     An eta of 1 is ancestral sampling as in DDPM (arXiv 2006.11239, equation 7), 0 is Euler, or DDIM, and between them
     are the solvers of DDIM (arXiv 2010.02502, equation 16).

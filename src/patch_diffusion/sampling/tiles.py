@@ -22,11 +22,11 @@ Place = tuple[int, int, int]
 """The place of a tile: the index of its image, and the row and column where it begins."""
 
 Places = Callable[[int, Tensor], Sequence[Place]]
-"""``places(num_images, sigma)``: the places of a step's tiles, which cover every pixel of every image."""
+"""A function ``places(num_images, sigma)`` to the places of a step's tiles, which cover every pixel of every image."""
 
 
 def even_starts(length: int, size: int, overlap: int) -> list[int]:
-    """Return where tiles begin along an axis: evenly spaced from end to end, as few as overlap by at least so much.
+    """Return where tiles begin along an axis: evenly spaced from end to end, as few as overlap by ``overlap`` at least.
 
     >>> even_starts(160, 64, 16)
     [0, 48, 96]
@@ -47,7 +47,7 @@ def shifted_starts(length: int, size: int, offset: int) -> list[int]:
 def smooth_window(size: Sequence[int], overlap: int) -> Tensor:
     """Return the weights of a tile's pixels, above 0: 1 inside, falling to its edges as the squared sine.
 
-    The weights of two tiles that overlap by exactly this much add up to 1.
+    The weights of two tiles that overlap by exactly ``overlap`` pixels add up to 1.
     """
     rows, columns = (_ramps(length, overlap) for length in size)
     return rows[:, None] * columns
@@ -60,7 +60,7 @@ def in_tiles(
     window: Tensor,
     at_once: int,
 ) -> Denoise:
-    """Return ``denoise(noisy, sigma)`` for images (n, c, H, W) of which the model only sees tiles.
+    """Return a function ``denoise(noisy, sigma)`` for images (n, c, H, W) of which the model only sees tiles.
 
     Args:
         model: a denoiser.
@@ -98,7 +98,7 @@ def in_tiles(
 
 
 def covering(resolution: Sequence[int], tile: Sequence[int], overlap: int) -> Places:
-    """Return the places of evenly spaced tiles, the same at every step."""
+    """Return a function that gives the places of evenly spaced, overlapping tiles, the same ones at every step."""
     tops, lefts = (even_starts(length, size, overlap) for length, size in zip(resolution, tile, strict=True))
 
     def places(num_images: int, sigma: Tensor) -> list[Place]:

@@ -1,1 +1,1 @@
-"""One run: steps, averages, checkpoints, and what the user sees of them."""
+"""Training: the trainer, its steps, optimizers, weight averages, checkpoints, hardware, and progress display."""

@@ -1,4 +1,4 @@
-"""The batches of training: images, cut, with all that is drawn for them, step by step."""
+"""The batches of training: random patches of images with noise levels, noise, labels and coordinates, step by step."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from patch_diffusion.streams import slot_normal, stream_key
 from patch_diffusion.training.hardware.feed import Feed
 
 CONTEXT_NOISE = 0.2
-"""The most noise on a context in training, in standard deviations of the images: each has between none and this, so
-that the network makes do with those that it will make itself (Ho et al., arXiv 2106.15282, section 4)."""
+"""The most noise on a context, a small copy of the whole image, in training, in standard deviations of the images. Its
+level is random up to this, as sampled copies are imperfect, too (Ho et al., arXiv 2106.15282, section 4)."""
 
 
 class Position(NamedTuple):
-    """A place in the training: microbatch ``part`` of a step, after ``drawn`` images of each resolution ("64x48").
+    """A position in the training: microbatch ``part`` of a step, after ``drawn`` images of each resolution ("64x48").
 
-    ``spent`` is the fraction of the budget that is spent, which the patch size of a progressive schedule follows.
+    ``spent`` is the spent fraction of the budget, which the patch size of a progressive schedule follows.
     """
 
     step: int
@@ -48,7 +48,7 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """The ``num`` images of a step, from position ``first`` of the order of a bucket on, all cut to one size."""
+    """The plan of a step: the ``num`` images of a bucket (images of one size) from ``first`` on, and the patch size."""
 
     step: int
     bucket: int
@@ -62,7 +62,7 @@ class Plan:
 class Microbatch:
     """A part of a step's batch that goes through the network at once.
 
-    ``weight`` is that of each loss in the mean over the whole batch. ``following`` is the position of the next
+    ``weight`` is the factor of each loss in the mean over the whole batch. ``following`` is the position of the next
     microbatch, of this step or, after the last, of the next one.
     """
 
@@ -77,8 +77,8 @@ class Microbatch:
 class RandomDraws(NamedTuple):
     """The random numbers of all images of a step, drawn at once on the host: ``(num,)``, places ``(num, axes)``.
 
-    ``places``: of a patch among all places, in [0, 1); ``hidden``: a label is hidden if its number lies below the
-    network's label dropout; ``sigma``: noise levels; ``context``: how noisy the thumbnail is, in [0, 1).
+    ``places``: where a patch is cut, in [0, 1) of all positions; ``hidden``: a label is dropped if its number is below
+    the network's label dropout; ``sigma``: noise levels; ``context``: noise of the image's small copy, in [0, 1).
     """
 
     places: Tensor
@@ -88,22 +88,22 @@ class RandomDraws(NamedTuple):
 
 
 class Batches:
-    """Makes the microbatches of a training.
+    """A maker of the microbatches of a training: patches of the images, with noise and conditions.
 
     Everything random is a function of the seed, the number of the step and the slot of an image in the batch, so that
     any part of any step can be made by itself.
 
     Args:
-        denoiser: the model that they are for.
-        images: to train on.
-        schedule: patch sizes of the steps.
-        seed: of the run.
-        batch: whole images in a step on whole images.
-        noise: noise levels to draw.
-        augment: alters images before they are cut.
-        device: where the batches are wanted.
-        split: divides the images of a step into this rank's microbatches.
-        show: progress on stderr.
+        denoiser: the model to train.
+        images: the training images.
+        schedule: the schedule of patch sizes.
+        seed: the seed of the run.
+        batch: the number of images in a step on whole images.
+        noise: the distribution of noise levels.
+        augment: augmentation of whole images, before patches are cut.
+        device: the device of the batches.
+        split: function from the number of images in a step to this rank's microbatches, as index ranges.
+        show: True to show progress on stderr.
     """
 
     def __init__(
@@ -125,13 +125,13 @@ class Batches:
         orders = [SampleOrder(len(bucket), seed) for bucket in images.buckets]
         self.feed, self.small = Feed(images, orders, device), None
         if schedule.context is not None and not self._alters:
-            # The small copies of the whole images are made once, where whole images are not at hand.
+            # Small copies of whole images are made once, as only the patches' windows are read later.
             small = [small_images(bucket, self._small_shape(bucket), show=show) for bucket in images.buckets]
             copies = small[0] if isinstance(images, ImageSet) else replace(images, buckets=tuple(small))
             self.small = Feed(copies, orders, device)
 
     def microbatch(self, position: Position) -> Microbatch:
-        """Make the microbatch at a position, on the device."""
+        """Make the microbatch (patches, noise, conditions) at a position of the training, on the device."""
         if self.device.type == "cuda" and self.device.index is not None:
             torch.cuda.set_device(self.device)  # of this thread, which else would open the first one, too
         plan = self.plan(position)
@@ -149,7 +149,7 @@ class Batches:
         )
 
     def plan(self, position: Position) -> Plan:
-        """Return the images and the patch size of the step at a position."""
+        """Return the plan (which images, what patch size) of the step at a position of the training."""
         bucket = bucket_at(self.seed, position.step, [len(images) for images in self.images.buckets])
         resolution = self.images.buckets[bucket].resolution
         size = self.schedule.size_at(position.step, resolution, position.spent, self.denoiser.stride)
@@ -157,11 +157,11 @@ class Batches:
         return Plan(position.step, bucket, resolution, first, size, size.num_images(self.batch))
 
     def fits(self, microbatch: Microbatch, position: Position) -> bool:
-        """Return True if a microbatch that was made ahead is that of the position, now that ``spent`` is known."""
+        """Return True if a microbatch that was made ahead fits a position, now that its ``spent`` is known."""
         return microbatch.plan == self.plan(position)
 
     def make(self, plan: Plan, slots: range) -> Batch:
-        """Make the batch of some images of a step."""
+        """Make a batch (patches, noise levels, noise, conditions) of a step's images with the indices ``slots``."""
         images, size, device = self.images.buckets[plan.bucket], plan.size, self.device
         chosen, first = slice(slots.start, slots.stop), plan.first + slots.start
         draws = self.draw(plan)
@@ -227,11 +227,11 @@ class Batches:
 
     @property
     def _alters(self) -> bool:
-        """True if whole images are altered before they are cut."""
+        """True if augmentation alters whole images before patches are cut."""
         return bool(self.augment.p or self.augment.flip)
 
     def _windows(self, images: ImageSet, size: PatchSize, places: Tensor) -> Windows | None:
-        """Return the windows to read of images that need not be whole, as nothing is done to them before the cut."""
+        """Return the windows of the images to read; None if a step or augmentation needs whole images."""
         if self._alters or size.small or size.shape == images.resolution:
             return None
         top, left = patch_corners(places, size.shape, images.resolution).unbind(1)

@@ -1,4 +1,4 @@
-"""The budget of a run, and the cost of a step."""
+"""The budget of a training run, and the cost of a step."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from patch_diffusion.training.state import Counters
 
 @dataclass(frozen=True)
 class Budget:
-    """Exactly one of optimizer steps, images drawn from the data, or minutes of training over all continuations.
+    """A training budget: exactly one of optimizer steps, images drawn from the data, or minutes over all continuations.
 
-    Learning rate and progressive sizes follow the fraction that is spent, so they do not care which it is.
+    Learning rate and progressive patch sizes follow the spent fraction of the budget, whichever unit it has.
     """
 
     steps: int | None = None
@@ -35,7 +35,7 @@ class Budget:
             raise InputError(f"a budget of {name} is above 0, not {value}")
 
     def spent(self, seen: Counters) -> float:
-        """Return the fraction that is spent; 1 or more at the end."""
+        """Return the spent fraction of the training budget, 1 or more at its end."""
         if self.steps is not None:
             return seen.step / self.steps
         if self.images is not None:
@@ -56,10 +56,10 @@ def training_flops(denoiser: Denoiser, channels: int, shape: Shape) -> int:
 
 @dataclass(frozen=True)
 class Cadence:
-    """So many even marks of the budget, its end among them, at each of which something is due."""
+    """A schedule of ``parts`` evenly spaced moments of the budget, the last at its end, such as for checkpoints."""
 
     parts: int
 
     def is_due(self, before: float, spent: float) -> bool:
-        """Return True if a mark lies in (before, spent], fractions of the budget."""
+        """Return True if one of the evenly spaced moments lies in (before, spent], fractions of the budget."""
         return self.parts > 0 and int(min(spent, 1.0) * self.parts + 1e-9) > int(before * self.parts + 1e-9)

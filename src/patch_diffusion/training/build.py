@@ -1,4 +1,4 @@
-"""From a config to a trained run: its images, its denoiser, its trainer."""
+"""Training from a config: building the images, the denoiser and the trainer that it describes."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def train(
     Args:
         config: all options, a budget among them.
         out: the run folder.
-        given: names of the options that are wanted as they are, such as "patches.sizes"; others give way to what suits
+        given: names of the options to take as they are, such as "patches.sizes"; others are changed to what suits
             the images, see `suggest`, and the log says which and why. None: all are taken as they are.
         allow: names of options that may differ from those of the run that continues, see `Trainer`.
-        show: progress on stderr.
+        show: True to show progress on stderr.
 
     >>> from dataclasses import replace
     >>> small = PRESETS["digits"]
@@ -70,7 +70,7 @@ def build_trainer(
     allow: Collection[str] = (),
     show: bool = True,
 ) -> Trainer:
-    """Build the trainer that `train` fits, with fresh weights that follow from the seed.
+    """Build the trainer that `train` fits, with random initial weights that follow from the seed.
 
     Nothing is written before it is fitted. A share ``data.held_out`` of the images is held out. See `Trainer` for the
     errors.
@@ -115,9 +115,9 @@ def _train(
 
 
 def _share_held_out(asked: float | None, images: Images, run: RunFolder) -> tuple[float, list[str]]:
-    """Return the share to hold out: as asked, or as the run has that continues, or as suits the images; and a note.
+    """Return the share of images to hold out: as asked, else a continued run's, else by their number; and notes on it.
 
-    Runs that were made before held out nothing unless they were asked to.
+    Runs of earlier versions held out nothing unless they were asked to.
     """
     if asked is not None:
         return asked, []

@@ -1,4 +1,4 @@
-"""Checks of options that do not go together, before anything is written."""
+"""Checks of training options that do not go together, made before anything is written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from patch_diffusion.errors import InputError
 
 
 def check_numbers(config: Config) -> None:
-    """Refuse numbers of the top level of a config that are too low."""
+    """Raise InputError if a number at the top level of a config, such as batch, is too low."""
     steps = 1 if config.checkpoint_steps is None else config.checkpoint_steps
     for name, value, least in (
         ("batch", config.batch, 1),
@@ -28,7 +28,7 @@ def check_numbers(config: Config) -> None:
 
 
 def check_network(denoiser: Denoiser, images: Images, augment: Augment, context: int | None) -> None:
-    """Refuse images that the network does not take, and a context that it does not know."""
+    """Raise InputError if channels, classes, augmentation or context (small copies) do not suit the network."""
     if denoiser.context not in (None, context):
         raise InputError(f"the denoiser has a context of {denoiser.context}, but patches.context is {context}")
     if context is not None and not denoiser.coords:
@@ -54,12 +54,12 @@ def check_network(denoiser: Denoiser, images: Images, augment: Augment, context:
 
 
 def check_watching(config: Config, images: Images, held_out: Images | None, *, continues: bool) -> None:
-    """Refuse a best checkpoint by a measure that is not taken, and measures of samples that cannot be.
+    """Raise InputError if the best checkpoint is to be chosen by a metric that is not, or cannot be, measured.
 
     Args:
         config: all options.
-        images, held_out: to train on, and to evaluate on.
-        continues: there is a run already, whose measures may be switched off.
+        images, held_out: the training images, and the held-out ones if there are any.
+        continues: True if a run continues, whose metrics may be switched off now.
     """
     watch, best, by = config.watch, config.checkpoint_best, config.checkpoint_by
     idle = [name for name, value in vars(watch).items() if value != getattr(Watch(), name)]

@@ -1,4 +1,4 @@
-"""A forecast of the time and memory that a run will take, measured on a few of its steps."""
+"""A forecast of the time and memory that a training run will take, measured on a few of its steps."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 
 @dataclass(frozen=True)
 class Forecast:
-    """The cost of a run on this machine, in time and memory.
+    """An estimate of what a training run costs on this machine, in time and memory.
 
     Args:
         device: the device that was measured.
         parameters: number of parameters of the network.
-        seconds: duration of a step, by size.
-        shares: share of the steps, by size.
-        images: images in a step, by size.
+        seconds: duration of a step, by patch size.
+        shares: share of the steps, by patch size.
+        images: images in a step, by patch size.
         seconds_per_picture: duration of making one picture of samples during training.
         pictures: number of pictures of samples in the run.
         batch: whole images in a step.
@@ -54,11 +54,11 @@ class Forecast:
 
     @property
     def memory(self) -> int:
-        """The memory that the run takes on the device, in bytes."""
+        """The estimated memory that training takes on the device, in bytes."""
         return self.memory_of_weights + self.memory_of_step
 
     def with_batch(self, batch: int) -> Forecast:
-        """Return the forecast for another batch size; all costs but those of weights and samples are proportional."""
+        """Return the estimate for another batch size, in proportion, except for the costs of weights and samples."""
         factor = batch / self.batch
         return replace(
             self,
@@ -70,23 +70,23 @@ class Forecast:
 
     @property
     def images_per_second(self) -> float:
-        """The training speed in images drawn from the data per second, without the time for pictures of samples."""
+        """The estimated training speed in images per second, without the time for pictures of samples."""
         return self._mean(self.images) / self._mean(self.seconds)
 
     def images_in(self, minutes: float) -> int:
-        """Return the number of images that training sees in a budget of minutes."""
+        """Estimate the number of images that training sees in a budget of minutes."""
         seconds = max(60 * minutes - self.pictures * self.seconds_per_picture, 0.0)
         return round(seconds * self.images_per_second)
 
     def minutes_for(self, *, steps: float | None = None, images: float | None = None) -> float:
-        """Return the minutes that training on so many steps, or images, takes."""
+        """Estimate the minutes that training takes for a number of steps, or of images."""
         if images is not None:
             steps = images / self._mean(self.images)
         assert steps is not None
         return (steps * self._mean(self.seconds) + self.pictures * self.seconds_per_picture) / 60
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the forecast as a dict that JSON can store."""
+        """Return the estimated time and memory of a training as a dict that JSON can store."""
         return {**asdict(self), "memory": self.memory, "images_per_second": self.images_per_second}
 
     def _mean(self, of_size: Mapping[str, float] | Mapping[str, int]) -> float:
@@ -96,7 +96,7 @@ class Forecast:
 def forecast(trainer: Trainer, *, seconds: float = SECONDS) -> Forecast:
     """Forecast the cost of a run by timing some steps of a fresh trainer, which is not to be used afterwards.
 
-    Sizes that did not occur are estimated by their floating-point operations. If a step of the whole batch would take
+    Patch sizes that did not occur are estimated by floating-point operations. If a step of the whole batch would take
     too long, or more memory than there is, fewer images are timed and the result is scaled up.
 
     Args:
@@ -148,7 +148,7 @@ def forecast(trainer: Trainer, *, seconds: float = SECONDS) -> Forecast:
 
 
 def _resize(trainer: Trainer, batch: int) -> None:
-    """Set the batch size of a trainer's steps."""
+    """Set the batch size of a trainer's next steps."""
     trainer.batches.batch = batch
     trainer.step.batches.forget()
 
@@ -158,7 +158,7 @@ def _images(sizes: Mapping[str, PatchSize], batch: int) -> dict[str, int]:
 
 
 def _batch_to_time(trainer: Trainer, sizes: Mapping[str, PatchSize], memory: int, seconds: float) -> int:
-    """Set and return the batch to time: all, or the part that fits into half the memory and into ``seconds``."""
+    """Set and return the batch size to time: the whole batch, or what fits into half the memory and ``seconds``."""
     batch, room, parts = trainer.batches.batch, memory_of(trainer.state.denoiser.device), trainer.engine.accumulation
     largest = batch if room is None else max(parts, min(batch, int(batch * room / 2 / memory)))
     _resize(trainer, parts)
@@ -176,7 +176,7 @@ def _batch_to_time(trainer: Trainer, sizes: Mapping[str, PatchSize], memory: int
 
 
 def _time_steps(trainer: Trainer, sizes: Mapping[str, PatchSize], seconds: float) -> dict[str, float]:
-    """Time training steps; return the median seconds of a step for each size that occurred."""
+    """Time training steps; return the median seconds of a step, for each patch size that occurred."""
     times: dict[str, list[float]] = {name: [] for name in sizes}
     end = time.monotonic() + seconds
     index = 0
@@ -191,7 +191,7 @@ def _time_steps(trainer: Trainer, sizes: Mapping[str, PatchSize], seconds: float
 
 
 def _step(trainer: Trainer, spent: float) -> tuple[str, float]:
-    """Run one training step; return its size and the seconds it took."""
+    """Run one training step; return its patch size and the seconds it took."""
     began = time.monotonic()
     size, loss = trainer.train_step(spent)
     loss.item()  # synchronizes, so that the time is that of the whole step

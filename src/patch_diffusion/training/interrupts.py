@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """Set the yielded event at the first SIGINT or SIGTERM, so that a step can finish; the second acts as usual."""
+    """Yield an event that the first SIGINT or SIGTERM sets, so that a step can finish; the second acts as usual."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
         yield event

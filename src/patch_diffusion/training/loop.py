@@ -1,4 +1,4 @@
-"""The loop over a budget: steps, and what is done between them."""
+"""The training loop: steps until a budget is spent, and logging, checkpoints and evaluations between them."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ _COLLAPSED = "the samples show nothing but one colour"
 
 @dataclass
 class Loop:
-    """A training that spends a budget, in an open run folder.
+    """The training loop of a run, which takes steps until the budget is spent and writes to the run folder.
 
     Args:
-        state: of the training.
-        train_step: takes a step, when this fraction of the budget is spent.
-        budget: over all continuations.
+        state: the weights, averages, optimizer and counters.
+        train_step: function that takes one step, given the spent fraction of the budget.
+        budget: the budget over all continuations.
         config: options of the run.
         engine: the hardware.
         run: the run folder.
-        checkpoints: of the run.
-        progress: the log and the screen.
+        checkpoints: writes and restores the run's checkpoints.
+        progress: the log file and the display.
         schedule: patch sizes, for the losses of held-out images.
-        images, held_out: to train on, and to evaluate on where there are any.
-        meter: measures samples, where that is asked for.
-        explain: explains steps that fail for want of memory.
+        images, held_out: the training images, and the held-out ones if there are any.
+        meter: function that computes metrics of samples; None: no metrics.
+        explain: context manager that explains out-of-memory errors.
         notes: what to tell the user when the run begins, and when it continues.
     """
 
@@ -64,12 +64,12 @@ class Loop:
     meter: SampleMeter | None
     explain: Callable[[], AbstractContextManager[None]]
     notes: tuple[list[str], list[str]]
-    _collapsed: bool = False  # the last samples showed nothing, after the step:
+    _collapsed: bool = False  # the last samples, made after the step below, showed nothing
     _collapsed_at: int = 0
     _told: set[str] = field(default_factory=set)
 
     def begin(self) -> None:
-        """Go to where a stopped run was: its newest checkpoint that is not damaged."""
+        """Begin a new run, or restore the newest undamaged checkpoint of a stopped one."""
         state, group, progress = self.state, self.engine.group, self.progress
         continues, damaged = self.checkpoints.restore_newest()
         step = state.counters.step
@@ -87,18 +87,18 @@ class Loop:
             self.meter.begin(self.images, self.held_out, self.engine.device)
         group.barrier_after_evaluation()
         if complete:
-            self.checkpoints.publish(self.run.checkpoint(step))  # a kill may have left this alone undone
+            self.checkpoints.publish(self.run.checkpoint(step))  # a killed process may have left only this undone
             progress.say(f"this run is complete, after {step:,} steps; a larger budget would continue it")
         elif continues:
             progress.say(f"continuing after step {step:,}")
         else:
             for note in starting:
                 progress.note(note, 0)
-            # To go back to if all goes wrong at once, and to see now whether the disk takes it.
+            # A checkpoint to go back to if training fails early, and a test that the disk can hold one.
             self.checkpoints.save(keep=False)
 
     def run_until(self, until: float = 1.0) -> Denoiser:
-        """Train until that fraction of the budget is spent; return the averaged model.
+        """Train until the fraction ``until`` of the budget is spent; return the averaged model.
 
         Raises:
             KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is written.
@@ -123,7 +123,7 @@ class Loop:
                 )
                 spent = self.budget.spent(counters)
                 if spent >= until:
-                    self.engine.synchronize()  # what the device has still to do belongs to this lap
+                    self.engine.synchronize()  # queued device work counts in the time of these steps
                     counters.seconds, _ = group.sync_clock_and_flags(seconds_before + time.monotonic() - began)
                     spent = self.budget.spent(counters)
                 reason = _COLLAPSED if trouble else ""
@@ -143,7 +143,7 @@ class Loop:
                     self.engine.synchronize()
                     paused = time.monotonic()
                     samples = self._measure_samples(spent)
-                    began += time.monotonic() - paused  # a budget of minutes is one of training
+                    began += time.monotonic() - paused  # a budget of minutes counts training alone
                 every = config.checkpoint_steps
                 marked = keeps.is_due(before, spent) or (every is not None and counters.step % every == 0)
                 marked = marked or (measured and config.checkpoint_best and config.checkpoint_by != "loss")
@@ -163,7 +163,7 @@ class Loop:
                         f"the clock of this machine has stood still for {standing:,} steps, so minutes would never "
                         "end: continue with a budget of --steps or --images"
                     )
-            if self._collapsed:  # in the last picture, after which there was no step to say so
+            if self._collapsed:  # found after the last step, so that no step has reported it
                 progress.note(f"WARNING: {_COLLAPSED}", state.counters.step)
         group.barrier()
         group.disconnect_at_exit()
@@ -172,7 +172,7 @@ class Loop:
         return state.average.denoiser
 
     def _log(self, spent: float) -> str:
-        """Write a line of the log; return what is wrong with the training, if anything is."""
+        """Write a line of losses to the log; return what is wrong with the training, an empty text if nothing is."""
         state = self.state
         summary = state.losses.summary()
         state.losses.clear()
@@ -193,14 +193,14 @@ class Loop:
         self._collapsed, self._collapsed_at = is_collapsed(model, pictures), step
 
     def _held_out_loss(self, spent: float) -> float | None:
-        """Log the loss of held-out images and return its mean; None where there are none."""
+        """Compute and log the loss on held-out images; return its mean, None if there are no such images."""
         if self.held_out is None or not self.engine.group.samples_and_saves:
             return None
         by_noise, by_size = held_out_losses(self.state.average.denoiser, self.held_out, self.schedule)
         return self.progress.log_held_out(self.state.counters, spent, by_noise, by_size)
 
     def _measure_samples(self, spent: float) -> Mapping[str, float]:
-        """Log the measures of samples and return them, with a warning where samples begin to be copies."""
+        """Compute and log the metrics of samples; return them by name, and warn once samples copy training images."""
         state, progress = self.state, self.progress
         if self.meter is None or not self.engine.group.samples_and_saves:
             return {}
@@ -218,14 +218,14 @@ class Loop:
         return measured.numbers
 
     def _recover(self, reason: str) -> bool:
-        """Go back to the last good checkpoint, once, and else end with the reason; return True if it has gone back."""
+        """Restore the last good checkpoint once and return True, else raise InputError; False if watchdog is off."""
         state, group, progress = self.state, self.engine.group, self.progress
         step, seconds, watchdog = state.counters.step, state.counters.seconds, state.watchdog
         if self.config.watchdog == "off":
             progress.note(f"WARNING: {reason}; training goes on, since watchdog is off", step)
             return False
         latest = watchdog.good
-        if reason == _COLLAPSED:  # what was saved with that picture is no better
+        if reason == _COLLAPSED:  # a checkpoint saved with that picture is no better
             latest = min(latest, group.broadcast(self._collapsed_at) - 1)
         good: list[Path] = self.checkpoints.good_ones(latest)
         if good:
@@ -244,6 +244,6 @@ class Loop:
         state.counters.seconds = seconds
         progress.continue_log(back)
         progress.note(f"WARNING: {reason} (step {step:,}); back to step {back:,} with half the learning rate", back)
-        # In its place, and for as long: one that is to stay, or is the best, stays so.
+        # The checkpoint is written anew in its place, to be kept, or to be the best, as it was.
         self.checkpoints.save(keep=numbers["keep"], held_out=numbers.get("held_out"), samples=numbers.get("samples"))
         return True

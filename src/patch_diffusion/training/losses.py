@@ -18,10 +18,10 @@ _EDGES = tuple(math.sqrt(low * high) for low, high in pairwise(SIGMAS))
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean losses of the steps since the last line of the log, by size and by noise level, and the number of steps.
+    """Mean losses of the steps since the last line of the log, by patch size and noise level, and the number of steps.
 
     Only finite losses count. ``skipped`` counts the steps since the training began whose gradients were not finite, so
-    that they moved nothing.
+    that they changed no weights.
     """
 
     by_size: Mapping[str, float]
@@ -32,7 +32,7 @@ class Summary:
 
 
 class Losses:
-    """Losses that stay on the device until a line of the log is due, so that a step never waits for the host."""
+    """A store of losses that stay on the device until a log line is due, so that a step never waits for the host."""
 
     def __init__(self, device: torch.device) -> None:
         self._steps: list[tuple[str, Tensor]] = []
@@ -41,25 +41,25 @@ class Losses:
         self._edges = torch.tensor(_EDGES, device=device)
 
     def zeros(self) -> Tensor:
-        """Return the result of `binned` for no samples."""
+        """Return the sums and counts of losses by noise level for no samples: zeros ``(2, levels)``."""
         return torch.zeros_like(self._noise)
 
     def levels(self, sigma: Tensor) -> Tensor:
-        """Return the index in `SIGMAS` that each noise level is nearest to, ``(n,)``."""
+        """Return, for each of n noise levels, the index of the nearest of `SIGMAS`: ``(n,)``."""
         return torch.bucketize(sigma, self._edges)
 
     def binned(self, losses: Tensor, sigma: Tensor) -> Tensor:
-        """Sum losses ``(n,)`` by the nearest of `SIGMAS`, and count them: ``(2, levels)``."""
+        """Return sums and counts of losses ``(n,)`` by the nearest of the noise levels `SIGMAS`: ``(2, levels)``."""
         return self.zeros().index_add_(1, self.levels(sigma), torch.stack([losses, torch.ones_like(losses)]))
 
     def add(self, size: str, loss: Tensor, by_noise: Tensor, skipped: Tensor) -> None:
-        """Add a step: its mean loss, the result of `binned`, and 1 if it moved nothing, else 0."""
+        """Record a step: patch size, mean loss, losses by noise level (from `binned`), and 1 if skipped, else 0."""
         self._steps.append((size, loss))
         self._noise += by_noise
         self._skipped += skipped
 
     def summary(self) -> Summary:
-        """Return the means for a line of the log; waits for the device."""
+        """Return the mean losses for the next line of the log; this waits for the device."""
         values, (sums, counts), skipped = self._values()
         finite: dict[str, list[float]] = {}
         for size, value in values:
@@ -79,7 +79,7 @@ class Losses:
         )
 
     def clear(self) -> None:
-        """Drop the losses of the line that was written."""
+        """Drop the losses that the line of the log just written has reported."""
         self._steps.clear()
         self._noise.zero_()
 
@@ -89,7 +89,7 @@ class Losses:
         return {"steps": values, "noise": noise, "skipped": skipped}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go back to the losses of `state`."""
+        """Replace the recorded losses by those in a dict that `state` returned."""
         self._steps = [(size, torch.tensor(value, dtype=torch.float64)) for size, value in state["steps"]]
         self._noise.copy_(torch.tensor(state["noise"]))
         self._skipped.fill_(state["skipped"])
@@ -104,18 +104,18 @@ class Losses:
         return values, self._noise.tolist(), int(self._skipped.item())
 
 
-_KEPT = 0.98  # of what is known, at each step that tells something new
+_KEPT = 0.98  # share of the running sums that stays when a step adds its losses
 
 
 class Balance:
-    """A loss weight that makes every noise level count alike, at every patch size: one over the loss of late.
+    """Loss weights that make every noise level count alike, at every patch size: one over the recent mean loss.
 
-    Where much can be denoised the loss is small, and would otherwise teach little. One over the loss is the optimum of
+    Noise levels at which the loss is small would otherwise teach little. One over the loss is the optimum of
     EDM2's learned weighting, loss / exp(u) + u (arXiv 2312.02696, section 2.1, after Kendall et al., arXiv 1705.07115),
     here from running means at eight levels in place of a network. All of it stays on the device.
 
     Args:
-        losses: knows the levels.
+        losses: assigns noise levels to the eight levels.
     """
 
     def __init__(self, losses: Losses) -> None:
@@ -138,10 +138,10 @@ class Balance:
         return {size: known.tolist() for size, known in self._known.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go back to the running means of `state`."""
+        """Replace the running means by those in a dict that `state` returned."""
         device = self._losses.zeros().device
         self._known = {size: torch.tensor(known, device=device) for size, known in state.items()}
 
     def _of(self, size: str) -> Tensor:
-        """Return sums and counts: at first one loss of 1, which is that of a network that has learned nothing."""
+        """Return sums and counts for a patch size: at first one loss of 1, that of a network that learned nothing."""
         return self._known.get(size, torch.ones_like(self._losses.zeros()))

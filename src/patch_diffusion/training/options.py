@@ -1,4 +1,4 @@
-"""One config from all that a trainer is given: a config, keywords, and the objects that have options of their own."""
+"""Merging of all options that a trainer is given (a config, keywords, the model and the images) into one config."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from patch_diffusion.training.optimizing.optimizers import decay_of
 
 
 class TrainerOptions(TypedDict, total=False):
-    """Keywords of `Trainer`: the options of a `Config` by name, and what no config can hold.
+    """The keyword arguments of `Trainer`: the options of a `Config` by name, and objects that no config can hold.
 
-    ``schedule`` stands for ``patches``, ``augment`` for ``data.augment``. ``held_out``: images that are not trained on,
-    by which the log says how well others are denoised. ``meter``: measures samples, its options standing for ``watch``.
-    ``objective``: makes the training objective of the denoiser.
+    ``schedule`` replaces ``patches``, ``augment`` replaces ``data.augment``. ``held_out``: images that are not trained
+    on, whose loss is logged. ``meter``: function that computes metrics of samples, its options replace ``watch``.
+    ``objective``: function that makes the training objective of the denoiser.
     """
 
     schedule: Patches
@@ -52,7 +52,7 @@ class TrainerOptions(TypedDict, total=False):
 
 
 def config_of(given: Config | Patches | None, keywords: Mapping[str, Any]) -> Config:
-    """Return the config that a config, or a patch schedule, and keywords make together.
+    """Merge a config, or a patch schedule in its place, and keyword options into one config.
 
     Raises:
         InputError: an option is given twice, with two values; or two seeds.
@@ -85,7 +85,7 @@ def config_of(given: Config | Patches | None, keywords: Mapping[str, Any]) -> Co
 
 
 def reconciled(config: Config, denoiser: Denoiser, images: Images) -> Config:
-    """Return the config with the options of the denoiser and of the images, which are as they are.
+    """Return the config with the options that are fixed by the denoiser and the images set to theirs.
 
     Raises:
         InputError: the config asks for something else than the objects have; it names the option.
@@ -119,7 +119,7 @@ def reconciled(config: Config, denoiser: Denoiser, images: Images) -> Config:
 
 
 def _once(group: Any, name: str, value: Any, keyword: str) -> Any:
-    """Return the group with an option, which must not have another value already."""
+    """Return a group of options with one option set; raise InputError if it was set to another value already."""
     field = next(field for field in dataclasses.fields(group) if field.name == name)
     usual = field.default_factory() if field.default is dataclasses.MISSING else field.default  # pyright: ignore
     if getattr(group, name) not in (usual, value):

@@ -12,14 +12,14 @@ from typing import Any, Generic, Protocol, TypeVar
 from patch_diffusion.errors import InputError
 
 SECONDS_TO_A_NOTE = 60.0
-"""Seconds without an item after which the user is told: of a network disk, perhaps, that does not answer."""
+"""Seconds without an item after which the user is told, for instance because a network disk does not answer."""
 
 SECONDS_TO_THE_END = 1800.0
 """Seconds without an item after which training ends with an error."""
 
 
 class _Follows(Protocol):
-    """An item that knows the key of the next one."""
+    """The interface of an item that knows the key of the next item."""
 
     @property
     def following(self) -> Any:
@@ -32,14 +32,14 @@ Item = TypeVar("Item", bound=_Follows)
 
 
 class Prefetcher(Generic[Key, Item]):
-    """Prepares items in a thread, one ahead of the one that is in use. An item is a function of its key alone.
+    """A preparer of items, such as batches, in a thread, one item ahead. An item is a function of its key alone.
 
     Args:
-        make: prepares the item of a key.
-        where: names what is being read, for the user.
-        note: tells the user something.
-        fits: tells whether an item is that of a key which equals its own, where keys hold a guess that does not count
-            in their equality; None: always.
+        make: function that prepares the item of a key.
+        where: function that names what is being read, for messages.
+        note: function that reports a message to the user.
+        fits: function that tells whether an item that was prepared ahead fits a key, as equal keys may hold different
+            guesses that equality ignores; None: it always does.
     """
 
     def __init__(
@@ -54,12 +54,12 @@ class Prefetcher(Generic[Key, Item]):
         self._ahead: tuple[Key, Future[Item]] | None = None
 
     def get(self, key: Key) -> Item:
-        """Return the item of a key, and have the next one prepared meanwhile.
+        """Return the item of a key, and start to prepare the next item in the thread.
 
         Raises:
             InputError: nothing came for half an hour, or as `make` raises it.
         """
-        if self._ahead is None or self._ahead[0] != key:  # the first one, or a guess that was wrong
+        if self._ahead is None or self._ahead[0] != key:  # the first item, or another one was prepared ahead
             self._ahead = (key, self._submit(key))
         future = self._ahead[1]
         item = future.result() if future.done() else self._wait(future)
@@ -73,11 +73,11 @@ class Prefetcher(Generic[Key, Item]):
         self._ahead = None
 
     def _submit(self, key: Key) -> Future[Item]:
-        """Have an item prepared in the thread, after those that it was asked for before."""
+        """Queue the preparation of a key's item in the thread, and return its future."""
         if self._tasks is None:
             self._tasks = SimpleQueue()
             threading.Thread(target=_work, args=(self._tasks,), name="preparing batches", daemon=True).start()
-            # The thread holds the images, and goes when nobody asks any more.
+            # The thread holds the images, so it ends when this object is gone.
             weakref.finalize(self, self._tasks.put, None)
         future: Future[Item] = Future()
         make = self._make
@@ -105,7 +105,7 @@ def _work(tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]) -> N
         future, task = asked
         try:
             future.set_result(task())
-        # Whatever it is, it is for the one who waits.
+        # Any error is passed on to the caller that waits for the item.
         except BaseException as error:
             future.set_exception(error)
-        del asked, future, task  # nor does the thread keep the last batch while it waits
+        del asked, future, task  # so that the thread does not keep the last batch while it waits

@@ -1,4 +1,4 @@
-"""The display of a run: ``log.jsonl``, and a bar or plain lines on stderr."""
+"""The progress of a training run: ``log.jsonl``, and a progress bar or plain lines on stderr."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Progress:
             disable=not (show and self._console.is_terminal),
         )
         self._task = self._bar.add_task("", total=1.0)
-        self._start: tuple[float, float, int] | None = None  # clock, spent and images when this sitting began
+        self._start: tuple[float, float, int] | None = None  # clock, spent and images when this process began
         self._last_plain = -math.inf
         self._loss = ""
 
@@ -52,14 +52,14 @@ class Progress:
     ) -> None:
         self._bar.stop()
         if self._trackers is not None:
-            # A second Ctrl-C waits for nothing.
+            # After a second Ctrl-C, trackers are not waited for.
             for failure in self._trackers.close(wait=not isinstance(error, KeyboardInterrupt)):
                 self.note(failure, self._step)
 
     def continue_log(self, step: int) -> None:
-        """Drop lines of steps after ``step``: a stopped run may have logged more than its checkpoint holds.
+        """Drop the log lines of steps after ``step``: a stopped run may have logged more than its checkpoint holds.
 
-        A negative step drops all.
+        A negative step drops all lines.
         """
         if self._trackers is not None:
             self._trackers.begin(max(step, 0))
@@ -75,7 +75,7 @@ class Progress:
         write_text(self._log_file, "".join(kept))
 
     def say(self, text: str) -> None:
-        """Print a line for the user."""
+        """Print a line for the user on stderr."""
         self._console.print(text, markup=False)
 
     def note(self, text: str, step: int) -> None:
@@ -103,7 +103,7 @@ class Progress:
             self._trackers.picture(step, path)
 
     def log(self, counters: Counters, spent: float, learning_rate: float, summary: Summary) -> None:
-        """Write a line of the mean losses since the last one into the log."""
+        """Append a line with counters, learning rate and the mean losses since the last such line to the log."""
         line = {
             **counters.as_dict(),
             "spent": round(spent, 6),
@@ -131,7 +131,7 @@ class Progress:
         return mean
 
     def log_samples(self, counters: Counters, spent: float, numbers: Mapping[str, float]) -> None:
-        """Write the measures of samples into the log, and print them."""
+        """Write the metrics of samples into the log, and print them."""
         self._write({**_counts(counters, spent), "samples": dict(numbers)})
         self.say(f"step {counters.step:,}: {in_words(numbers)}")
 

@@ -26,7 +26,7 @@ from patch_diffusion.training.watchdog import Watchdog
 Tensors = dict[str, dict[str, Tensor]]
 """Tensors by group and name, as the files of a checkpoint hold them."""
 
-_OPTIONS = ("weight_decay",)  # of an optimizer's groups, which a run that continues may have others of
+_OPTIONS = ("weight_decay",)  # settings of an optimizer's groups that a continued run may change
 
 
 @dataclass
@@ -66,10 +66,10 @@ class Counters:
 
 @dataclass(frozen=True)
 class StepResult:
-    """The outcome of a step, still on the device: nothing of it was waited for.
+    """The outcome of a training step, as tensors on the device that were not waited for.
 
     ``losses`` (n,) and ``sigma`` (n,) of the samples of each microbatch of this rank; ``num`` samples in all;
-    ``skipped`` is 1 if the gradients were not finite and moved nothing, else 0.
+    ``skipped`` is 1 if no weights were changed, as the gradients were not finite, else 0.
     """
 
     size: PatchSize
@@ -81,9 +81,9 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Copying:
-    """The warnings of copied images so far, so that a run warns once, also one that was stopped and continues.
+    """A record of the warning that samples copy training images, so that a run warns once, even if it is continued.
 
-    ``clean``: the newest step after which samples were no copies. ``told``: the warning was given.
+    ``clean``: the newest step after which samples were no copies. ``told``: True if the warning was given.
     """
 
     clean: int | None = None
@@ -94,19 +94,19 @@ class TrainingState:
     """The weights, averages, optimizer, counters and running statistics of a training.
 
     Args:
-        objective: around the denoiser in training, which is moved to the engine's device, or sharded over its ranks.
-        config: options of the run.
+        objective: wraps the denoiser in training, and is moved to the engine's device, or sharded over its ranks.
+        config: the options of the run.
         engine: the hardware.
 
     Attributes:
         module: the objective as the engine wraps it.
-        average: the average of the weights that is sampled from.
-        power_averages: those of ``ema.lengths``, by name.
+        average: the weight average from which samples are made.
+        power_averages: the weight averages of the lengths ``ema.lengths``, by name.
     """
 
     def __init__(self, objective: Objective, config: Config, engine: Engine) -> None:
         self.objective, self.denoiser, self.network = objective, objective.denoiser, objective.denoiser.module
-        # Before the weights are sharded: then they cannot be copied.
+        # This comes before the weights are sharded, as sharded ones cannot be copied.
         self.average = make_average(self.denoiser, config.ema, config.optimizer)
         engine.place_average(self.average.denoiser)
         self.module = engine.wrap(objective).train()
@@ -120,12 +120,12 @@ class TrainingState:
         self.balance = Balance(self.losses) if config.noise.weight == "learned" else None
 
     def update_averages(self, num_images: int) -> None:
-        """Move the averages towards the weights, which have just been trained on ``num_images``."""
+        """Update all weight averages with the weights after a step on ``num_images``."""
         for average in (self.average, *self.power_averages.values()):
             average.update(self.denoiser, num_images, self.counters.images)
 
     def record(self, result: StepResult, all_reduce_sum: Callable[[Tensor], Tensor]) -> Tensor:
-        """Keep the losses of a step for the log and for the learned weight; return their mean over all ranks."""
+        """Keep the losses of a step for the log and the learned loss weight; return their mean over all ranks."""
         total, binned = torch.zeros((), device=result.skipped.device), self.losses.zeros()
         for losses, sigma in zip(result.losses, result.sigma, strict=True):
             total += losses.sum() / result.num
@@ -137,7 +137,7 @@ class TrainingState:
         return total
 
     def state(self) -> tuple[Tensors, dict[str, Any]]:
-        """Return the tensors of all parts, not copied, and the rest as a dict that JSON can store."""
+        """Return the state as tensors by group and name, not copied, and the rest as a dict that JSON can store."""
         tensors = {
             "weights": self.network.state_dict(),
             "ema": self.average.denoiser.module.state_dict(),
@@ -157,10 +157,10 @@ class TrainingState:
         return tensors, numbers
 
     def restore(self, folder: Path, tensors: Tensors, numbers: dict[str, Any]) -> None:
-        """Go back to the state that was read from a checkpoint folder.
+        """Restore the state from the tensors and numbers of a checkpoint folder.
 
         Raises:
-            InputError: something of it is missing, or has another shape.
+            InputError: a tensor is missing, or has another shape.
         """
         try:
             restore_weights(self.network, tensors["weights"], str(folder))
@@ -186,8 +186,8 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> d
     """Return the optimizer's state by parameter name: ``first.weight.exp_avg`` and so on.
 
     Numbers, such as the count of steps that some optimizers keep, are tensors without axes that hold them exactly.
-    Those of a parameter have names such as ``.number.first.weight.step``, those of a group ``.group.0.k``, which begin
-    as no parameter's name does.
+    Numbers of a parameter have names such as ``.number.first.weight.step``, numbers of a group ``.group.0.k``; no
+    parameter's name begins with a dot.
     """
     tensors = {}
     for name, parameter in network.named_parameters():
@@ -201,7 +201,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> d
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put the tensors of `optimizer_tensors` back into an optimizer."""
+    """Restore the state of an optimizer from the tensors that `optimizer_tensors` returned."""
     parameters = dict(network.named_parameters())
     optimizer.state.clear()
     for path, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""One training step: microbatches forward and back, the weights moved, the averages updated."""
+"""One training step: forward and backward passes of microbatches, a step of the optimizer, update of the averages."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from patch_diffusion.training.state import StepResult, TrainingState
 
 @dataclass(frozen=True)
 class Step:
-    """A training step, to be called again and again.
+    """A callable that takes one training step at each call.
 
     Args:
-        state: weights, averages, optimizer and counters, which it changes.
+        state: weights, averages, optimizer and counters, which the step changes.
         batches: prepares microbatches ahead.
-        engine: computes gradients and moves the weights.
-        optimizer: options.
-        flops: of a training step on one image of each shape.
+        engine: computes gradients and updates the weights.
+        optimizer: the options of the optimizer.
+        flops: floating-point operations of a step on one image, by shape.
     """
 
     state: TrainingState
@@ -37,7 +37,7 @@ class Step:
     flops: Mapping[Shape, int]
 
     def __call__(self, spent: float = 0.0) -> StepResult:
-        """Take one optimizer step on patches of one size, when ``spent`` of the budget is spent."""
+        """Take one optimizer step on patches of one size, when a fraction ``spent`` of the budget is spent."""
         state, engine = self.state, self.engine
         losses: list[Tensor] = []
         sigma: list[Tensor] = []
@@ -64,7 +64,7 @@ class Step:
 
 
 def learning_rate(options: Optimizer, spent: float) -> float:
-    """Return the rate when ``spent`` of the budget is spent: a linear warm-up, then the decay."""
+    """Return the learning rate when a fraction ``spent`` of the budget is spent: a linear warm-up, then the decay."""
     if spent < options.warmup:
         return options.learning_rate * spent / options.warmup
     after, decay = min((spent - options.warmup) / (1 - options.warmup), 1.0), options.decay or DECAYS[options.kind]

@@ -83,7 +83,7 @@ def suggest(images: Images, base: Config, given: Collection[str] = ()) -> tuple[
 
 
 def stride(network: Network) -> int:
-    """Return the number of which every height and width that a network takes must be a multiple."""
+    """Return the number by which the height and width of every input of a network must be divisible."""
     if network.kind in STYLES:
         return 2 ** (len(_multipliers(network)) - 1)
     if network.kind == "dit":
@@ -94,7 +94,7 @@ def stride(network: Network) -> int:
 
 
 def _shifted(images: Images, config: Config, given: Collection[str]) -> tuple[Config, list[str]]:
-    """Shift the noise levels for images that are flatter, or larger, than those that a preset is for.
+    """Shift the noise levels if images are flatter, or larger, than a preset expects; return the config and reasons.
 
     Images with k times the deviation are the same problem at k times the noise, and images with k times the side show
     as much at k times the noise (Hoogeboom et al., arXiv 2301.11093, section 2.1).
@@ -117,7 +117,7 @@ def _shifted(images: Images, config: Config, given: Collection[str]) -> tuple[Co
 def limit_pixels(
     config: Config, resolutions: Sequence[Resolution], stride: int, given: Collection[str]
 ) -> tuple[Config, list[str]]:
-    """Reduce the batch so that no step exceeds ``batch_pixels``, and in that case also the share of whole images."""
+    """Reduce the batch, and then also the share of whole images, to ``batch_pixels``; return the config and reasons."""
     most, batch = config.batch_pixels, config.batch
     if most is not None and most < 1:
         raise InputError(f"batch_pixels is at least 1, not {most}")
@@ -147,7 +147,7 @@ def limit_pixels(
 def _number_format(
     config: Config, resolutions: Sequence[Resolution], given: Collection[str]
 ) -> tuple[Config, list[str]]:
-    """Choose bf16 on a CPU that supports it, if the images or patches are large enough to gain from it."""
+    """Choose bf16 on a CPU that has it, if images or patches are large enough to gain; return config and reasons."""
     engine = config.engine
     side = max(math.sqrt(math.prod(seen)) for seen in _seen(config.patches, resolutions))
     # The machines of a run with several processes may differ, and compiled networks were not measured.
@@ -161,7 +161,7 @@ def _number_format(
 
 
 def _seen(patches: Patches, resolutions: Sequence[Resolution]) -> Sequence[Resolution]:
-    """Return the shapes that the network takes: images, or patches if it has a context and no whole images."""
+    """Return the input shapes of the network: whole images, or patches if it never sees whole images at full size."""
     if patches.whole > 0 or patches.context is None:
         return resolutions
     try:
@@ -218,7 +218,7 @@ def _sizes(
 
 
 def _nearest(size: str, resolutions: Sequence[Resolution], stride: int) -> str | None:
-    """Return a patch size that fits, the wanted or the nearest, in pixels if possible, else as a simple fraction."""
+    """Return the patch size or the nearest that fits, in pixels if possible, else as a simple fraction; or None."""
     if _fits([size], resolutions, stride):
         return size
     shorter = min(map(min, resolutions))

@@ -1,4 +1,4 @@
-"""The trainer: a run, from its options to the averaged model."""
+"""The trainer, which makes a run folder and an averaged model of a denoiser, images and options."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from patch_diffusion.training.watching.trackers import Trackers, choose_trackers
 
 
 class Trainer:
-    """Trains a denoiser on images by patches, into a run folder.
+    """A trainer of a denoiser on random patches of images, which writes to a run folder.
 
     Everything that can be wrong with the options is refused here, before anything is written.
 
@@ -55,8 +55,8 @@ class Trainer:
             images; the budget is that of `fit`.
         out: the run folder: new or empty, or that of a stopped run of the same options, which then continues.
         allow: names of options, such as "optimizer.learning_rate", that may differ from those of the run that is there.
-        show: progress on stderr.
-        options: single options in place of a config, such as ``batch=32``, see `TrainerOptions`.
+        show: True to show progress on stderr.
+        options: single options instead of a config, such as ``batch=32``, see `TrainerOptions`.
 
     Raises:
         InputError: options that do not suit each other, the images or the network, or a folder that is not free.
@@ -160,8 +160,8 @@ class Trainer:
                 training over all continuations.
 
         Returns:
-            The averaged model, to sample from. With ``engine.shard`` all processes must do so together; `load` gives a
-            whole one.
+            The averaged model, to sample from. With ``engine.shard`` all processes must sample together; `load`
+            gives an unsharded model.
 
         Raises:
             KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is written. A second one stops at once.
@@ -173,10 +173,10 @@ class Trainer:
     def in_laps(
         self, *, steps: int | None = None, images: int | None = None, minutes: float | None = None
     ) -> Iterator[Callable[[float], Denoiser]]:
-        """Fit with breaks, for those that want to do something else in between, such as to train another model.
+        """Train in laps, with breaks in which to do something else, such as to train another model.
 
-        Inside, the function that is given trains until that fraction of the budget is spent. All laps together do what
-        one `fit` does, step by step. What happens between them does not count as training, and nothing is saved there
+        The function that the with block gets trains until a fraction of the budget is spent. All laps together do what
+        one `fit` does, step by step. What happens between them does not count as training, and nothing is saved then
         unless `save` is called. The run folder is this run's alone until the end. Trackers are closed after each lap.
 
         >>> with trainer.in_laps(minutes=10) as train_until:  # doctest: +SKIP
@@ -184,7 +184,7 @@ class Trainer:
         ...         model = train_until(tenth / 10)
         """
         budget = Budget(steps, images, minutes)
-        self.engine.group.barrier()  # until all have looked at the folder
+        self.engine.group.barrier()  # until all ranks have checked the folder
         with self._opened(budget):
             self.engine.group.barrier()
             loop = Loop(
@@ -216,7 +216,7 @@ class Trainer:
             spent: the fraction of the budget that is spent.
 
         Returns:
-            The size, and the mean loss over its patches, still on the device.
+            The patch size, and the mean loss over all patches, a tensor on the device.
         """
         result = self.step(spent)
         return result.size, self.state.record(result, self.engine.all_reduce_sum)
@@ -226,7 +226,7 @@ class Trainer:
         return self.checkpoints.save(keep=keep, wait=wait, held_out=held_out)
 
     def summary(self) -> str:
-        """Return a line on what is about to be trained."""
+        """Return a line of text about the training: images, parameters, device and patch sizes."""
         height, width = self.images.resolution
         sizes = self.schedule.sizes_for((height, width), self.state.denoiser.stride)
         sizes = ", ".join(f"{size} {size.probability:.0%}" for size in sizes)
@@ -241,7 +241,7 @@ class Trainer:
         )
 
     def demand(self) -> Demand:
-        """Return what a step asks of the memory."""
+        """Return the facts that decide how much memory a training step takes."""
         group = self.engine.group
         return Demand(
             self.state.network,
@@ -255,11 +255,11 @@ class Trainer:
         )
 
     def explain(self) -> AbstractContextManager[None]:
-        """Explain what would fit, where the memory does not suffice inside the block."""
+        """Return a context manager that replaces an out-of-memory error by one that says what would fit."""
         return explain_out_of_memory(self.demand)
 
     def _blank_loss(self, shape: Shape, num: int) -> Tensor:
-        """Compute the summed loss of some images of nothing."""
+        """Compute the summed training loss of ``num`` blank images, to measure the memory that it takes."""
         denoiser, device = self.state.denoiser, self.engine.device
         clean = torch.zeros(num, self.images.channels, *shape, device=device)
         labels = torch.zeros(num, dtype=torch.long, device=device) if denoiser.num_classes else None
@@ -273,7 +273,7 @@ class Trainer:
 
     @contextmanager
     def _opened(self, budget: Budget) -> Iterator[None]:
-        """Open the run folder: inside, it holds what runs, and is this run's alone."""
+        """Lock the run folder for the with block and write its config; raise InputError if the disk lacks room."""
         # Weights, their averages and two moments, in float32.
         one_checkpoint = (4 + len(self.state.power_averages)) * 4 * self.facts.parameters
         check_room(self.run.path, 2 * one_checkpoint)

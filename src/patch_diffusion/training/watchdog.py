@@ -1,4 +1,4 @@
-"""The watchdog: tells a training that goes wrong from one that only fluctuates."""
+"""The watchdog, which tells by the losses a training that goes wrong from one that only fluctuates."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 from patch_diffusion.training.losses import Summary
 
 RISEN, EXPLODED = 2.5, 10.0
-"""Loss as a multiple of what it has been lately: suspicious, and clearly wrong."""
+"""The ratio of a loss to its running mean from which it is suspicious, and from which it is clearly wrong."""
 
 PATIENCE = 10
-"""Lines of the log in a row that may be suspicious; of those clearly wrong two are enough."""
+"""The number of suspicious log lines in a row that count as failure; of clearly wrong ones, two are enough."""
 
 COLLAPSED = 0.01
 """Standard deviation of the pixels of a sample, as a share of that of the data, under which it shows nothing."""
 
 SLOWER = 0.5
-"""Learning rate after going back, as a multiple of what it was."""
+"""The factor of the learning rate after a training has gone back to an earlier checkpoint."""
 
 _MEMORY = 0.9  # of the running mean of the losses of healthy lines
 
 
 @dataclass
 class Watchdog:
-    """Judges the losses of each line of the log. Its memory is part of a checkpoint.
+    """A judge of the losses in each log line, which notices diverging training. Its memory is part of a checkpoint.
 
     ``usual`` are running means of the losses by size; ``suspicion`` counts up to `PATIENCE`; ``good`` is the step of
     the last line without suspicion; ``rate`` what the learning rate is multiplied by, below 1 once training has gone

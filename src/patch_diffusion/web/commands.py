@@ -1,4 +1,4 @@
-"""Commands that make the same pictures as a request of the page."""
+"""Shell commands (``patch-diffusion sample`` and ``edit``) that make the same pictures as a request of the web page."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from patch_diffusion.web.requests import EditRequest, ModelChoice, Request, Samp
 
 
 def sample_command(wanted: SampleRequest, chosen: ModelChoice, run: RunFolder) -> str:
-    """Return the command that samples the new pictures of one of the models."""
+    """Return the ``patch-diffusion sample`` command for the pictures that a request asks of one of its models."""
     return _command(["sample", str(source_of(run, chosen))], _words(wanted, chosen), "pictures")
 
 
 def edit_command(wanted: EditRequest, run: RunFolder) -> str:
-    """Return the command that edits the image; ``image.png`` and ``mask.png`` are files of the archive."""
+    """Return the ``patch-diffusion edit`` command for a request; ``image.png`` and ``mask.png`` are in the zip."""
     begin = ["edit", str(source_of(run, wanted.model)), "image.png"]
     return _command(begin, [*_edit_words(wanted), *_words(wanted, wanted.model)], "edited")
 
 
 def source_of(run: RunFolder, chosen: ModelChoice) -> Path:
-    """Return the path of a run, or that of its chosen checkpoint."""
+    """Return the path of a run folder, or of one of its checkpoints if the request chose one."""
     return run.path if chosen.checkpoint is None else run.checkpoint(chosen.checkpoint)
 
 
@@ -32,7 +32,7 @@ def _command(begin: list[str], words: list[str], out: str) -> str:
 
 
 def _words(wanted: Request, chosen: ModelChoice) -> list[str]:
-    """Return the options that new pictures and edited ones share, those of sampling if off their default."""
+    """Return command-line words that ``sample`` and ``edit`` share: seeds, class, and options not at their default."""
     last = wanted.seed + wanted.pictures - 1
     words = ["--seeds", f"{wanted.seed}-{last}" if last > wanted.seed else f"{wanted.seed}"]
     words += _option("class", wanted.label) + _option("ema_length", chosen.ema_length)
@@ -52,13 +52,13 @@ def _edit_words(wanted: EditRequest) -> list[str]:
 
 
 def _option(name: str, value: Any) -> list[str]:
-    """Return the words of an option, none if its value is None."""
+    """Return an option as command-line words, such as ["--steps", "18"]; an empty list if its value is None."""
     if value is None:
         return []
     return [f"--{name.replace('_', '-')}", *map(_word, value if isinstance(value, tuple) else [value])]
 
 
 def _word(value: Any) -> str:
-    """Return a value as a word; numbers are as short as they can be and still the same."""
+    """Format a value as one command-line word; a float in the shortest form that reads back as the same number."""
     short = f"{value:g}" if isinstance(value, float) else str(value)
     return short if not isinstance(value, float) or float(short) == value else repr(value)

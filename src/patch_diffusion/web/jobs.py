@@ -18,7 +18,7 @@ from patch_diffusion.errors import InputError
 MOST_WAITING = 32
 _KEPT = 24  # finished jobs whose pictures can still be fetched
 _MOST_BYTES = 512 * 2**20  # disk space that finished jobs may take
-_LONELY_SECONDS = 60.0  # without a request from a page, after which a job is stopped
+_LONELY_SECONDS = 60.0  # a job is stopped after this time without a request from a page
 
 Event = dict[str, Any]
 State = Literal["waiting", "running", "done", "failed", "stopped"]
@@ -50,7 +50,7 @@ class Job:
         self._news = threading.Condition()
 
     def tell(self, kind: str, **values: Any) -> None:
-        """Report an event of the job, and raise if the job is to stop.
+        """Add an event to those that the page fetches from this job, and raise if the job is to stop.
 
         Raises:
             StoppedError: the job was stopped, or no page has requested its news for a minute.
@@ -66,13 +66,13 @@ class Job:
             raise StoppedError
 
     def become(self, state: State, reason: str = "") -> None:
-        """Set the state of the job, with the reason of a failure, and wake waiting readers."""
+        """Set the state of the job, with the reason of a failure, and wake the requests that wait for news."""
         with self._news:
             self.state, self.reason = state, reason
             self._news.notify_all()
 
     def after(self, num: int, state: str = "", wait: float = 0.0) -> tuple[State, list[Event]]:
-        """Return the state and the events after the first ``num``; wait up to ``wait`` seconds until either is new."""
+        """Return the job's state and its events after the first ``num``; wait up to ``wait`` seconds for news."""
         self.looked_at = time.monotonic()
         with self._news:
             self._news.wait_for(lambda: len(self.events) > num or self.state != state or self.is_over, wait)
@@ -119,7 +119,7 @@ class Jobs:
         return job
 
     def find(self, identity: str) -> Job | None:
-        """Return the job with this identifier, or None if it is no longer known."""
+        """Return the job with this identifier, or None if it is no longer kept."""
         with self._change:
             return self._jobs.get(identity)
 

@@ -20,7 +20,7 @@ MOST_SEEN_BACK = 2**16
 _MOST_AT_ONCE = 16
 
 _MOST_OVERLAP = 20
-"""The largest ratio of the pixels of all overlapping tiles to those of the picture: no step can be stopped midway."""
+"""The largest ratio of the pixels of all overlapping tiles to those of the picture; no step can be stopped midway."""
 
 
 def at_once(
@@ -32,7 +32,7 @@ def at_once(
     overlap: int | None = None,
     backward: bool,
 ) -> int:
-    """Return the batch size, of pictures or of tiles, with which a network can make the requested pictures.
+    """Return how many of the requested pictures, or of their tiles, a network can compute at once in memory.
 
     The resolution that a model was trained on is always allowed.
 
@@ -42,7 +42,7 @@ def at_once(
         pictures: the number of pictures.
         tile: height and width of tiles, which the network takes one by one.
         overlap: pixels by which tiles overlap; a quarter of the shorter side if None.
-        backward: True if the network also computes gradients, for which all tiles are kept.
+        backward: True if the network also computes gradients, for which it keeps the activations of all tiles.
 
     Raises:
         InputError: the request is too large.
@@ -73,7 +73,7 @@ def at_once(
 
 
 def _pixels_in_tiles(resolution: tuple[int, ...], tile: tuple[int, ...], overlap: int | None) -> int:
-    """Return the number of pixels of all tiles together; sampling itself refuses impossible tiles."""
+    """Return the number of pixels of all tiles together; those of the picture for tiles that sampling refuses."""
     overlap = min(tile) // 4 if overlap is None else overlap
     if not 0 <= overlap < min(tile) or tile[0] > resolution[0] or tile[1] > resolution[1]:
         return resolution[0] * resolution[1]

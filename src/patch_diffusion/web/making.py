@@ -1,4 +1,4 @@
-"""Pictures for the web page: each step is reported as it is taken, and all pictures are packed at the end."""
+"""The sampling and editing jobs of the web page: each step is reported as it is taken, and results are zipped."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 ARCHIVE = "pictures.zip"
 _SHEETS = "steps"
-_LARGEST_TILE = 256  # side of a picture in the sheet of a step
-_LARGE_SHEET = 400_000  # pixels from which on a sheet is a JPEG
+_LARGEST_TILE = 256  # longest side of a picture in the preview sheet of a step
+_LARGE_SHEET = 400_000  # a preview sheet with more pixels is saved as a JPEG
 
 
 def generate(wanted: SampleRequest, folders: list[RunFolder], models: Models, job: Job) -> None:
-    """Sample new pictures of several models, one after the other, into the job's folder."""
+    """Sample the requested pictures with each of several models in turn, and write them into the job's folder."""
     with _packed(job.folder):
         for column, (chosen, run) in enumerate(zip(wanted.models, folders, strict=True)):
             _generate(wanted, column, chosen, run, models, job)
@@ -58,7 +58,7 @@ def _generate(
 
 
 def edit(wanted: EditRequest, run: RunFolder, models: Models, job: Job) -> None:
-    """Fill in, extend or restore an image, several ways, into the job's folder."""
+    """Fill in, extend or restore the uploaded image, once per seed, and write the results into the job's folder."""
     with _packed(job.folder):
         _edit(wanted, run, models, job)
 
@@ -93,11 +93,11 @@ def _edit(wanted: EditRequest, run: RunFolder, models: Models, job: Job) -> None
 
 
 class Reporter:
-    """A reporter of a model's pictures to the page, step by step and at the end.
+    """A writer of one model's pictures into a job's folder, which reports a preview of each step and the results.
 
     Args:
         job: the job that reports the events.
-        column: the number of the model among those of the request.
+        column: the index of the model among those of the request.
         model: the model.
         steps: the number of solver steps.
     """
@@ -108,7 +108,7 @@ class Reporter:
 
     @property
     def step(self) -> Callback:
-        """The callback for every step, which reports a sheet of the batch's pictures as they form."""
+        """The callback for every solver step, which reports one preview image of the batch's pictures as they form."""
         return self._step
 
     def _step(self, step: Step) -> None:
@@ -135,7 +135,7 @@ class Reporter:
         )
 
     def write(self, samples: Iterable[Sample], run: RunFolder, chosen: ModelChoice, command: str) -> None:
-        """Write the pictures as ``patch-diffusion sample`` does, and report each of them."""
+        """Write the pictures as ``patch-diffusion sample`` does, and report each of them to the page."""
         name = f"{self._column + 1}-{run.path.resolve().name}"
         name += "" if chosen.checkpoint is None else f"-step-{chosen.checkpoint}"
         name += "" if chosen.ema_length is None else f"-ema-{chosen.ema_length:g}"
@@ -188,7 +188,7 @@ def _options(
     usual: int,
     backward: bool = False,
 ) -> Sampling:
-    """Return the options of sampling with the number of steps, the loaded guide, and a batch that fits the memory."""
+    """Return the requested sampling options, with steps, the loaded guide and a batch that fits memory filled in."""
 
     def weaker(step: int | None, length: float | None) -> Denoiser:
         return models.load(run, chosen.checkpoint if step is None else step, length)
@@ -201,13 +201,13 @@ def _options(
 
 
 def _small(pixels: torch.Tensor) -> torch.Tensor:
-    """Return every second, third, ... pixel of a picture (c, h, w) that is too large for a sheet."""
+    """Shrink a picture (c, h, w) that is too large for a preview, by keeping every second, third, ... pixel."""
     every = -(-max(pixels.shape[1:]) // _LARGEST_TILE)
     return pixels[:, ::every, ::every]
 
 
 def _sheet(pictures: list[torch.Tensor], columns: int) -> Any:
-    """Return a Pillow image with the pictures row by row and nothing between them."""
+    """Return one Pillow image with the pictures in rows of ``columns``, and nothing between them."""
     rows = -(-len(pictures) // columns)
     empty = torch.zeros_like(pictures[0])
     filled = pictures + [empty] * (rows * columns - len(pictures))
@@ -217,7 +217,7 @@ def _sheet(pictures: list[torch.Tensor], columns: int) -> Any:
 
 @contextmanager
 def _packed(folder: Path) -> Iterator[None]:
-    """Pack all pictures of a folder and their settings into an archive after the block, also if it was stopped."""
+    """Zip all pictures of a folder and their settings when the with block ends, also if the job was stopped."""
     try:
         yield
     finally:

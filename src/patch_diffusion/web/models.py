@@ -27,7 +27,7 @@ class Models:
         self._models: OrderedDict[tuple[Path, int, int, float | None], Denoiser] = OrderedDict()
 
     def load(self, folder: RunFolder, checkpoint: int | None = None, ema_length: float | None = None) -> Denoiser:
-        """Return the current model of a run, or that of a checkpoint, from the cache unless its file has changed.
+        """Return the newest model of a run folder, or that of a checkpoint, from the cache unless its file has changed.
 
         ``ema_length`` has the same meaning as in `load`.
 

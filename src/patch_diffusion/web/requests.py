@@ -1,4 +1,4 @@
-"""Requests of the web page, checked before they wait in the queue."""
+"""The JSON requests of the web page as dataclasses, which are checked before they wait in the job queue."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ T = TypeVar("T", bound="Request")
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """The choice of a model: a run's newest weights or a checkpoint, with averages of the usual or another length."""
+    """A model that the page asks for: a run's newest weights or a checkpoint, averaged as usual or otherwise."""
 
     __pydantic_config__ = _STRICT
 
@@ -47,7 +47,7 @@ class Request:
     seed: int = 0
     """The first seed."""
     pictures: int = 4
-    """The number of seeds, from the first on."""
+    """The number of pictures; their seeds count up from the first."""
     label: int | None = None
     """Class. None: seed k of new pictures gets class k mod classes, and an edited image none."""
 
@@ -62,7 +62,7 @@ class Request:
 
     @property
     def seeds(self) -> range:
-        """The seeds of the pictures."""
+        """The seeds of the requested pictures, one per picture."""
         return range(self.seed, self.seed + self.pictures)
 
 
@@ -82,17 +82,17 @@ class SampleRequest(Request):
 
 @dataclass(frozen=True, kw_only=True)
 class EditRequest(Request):
-    """A request to fill an image where a mask says so, to extend it, or to restore it: see `Task`."""
+    """A request to fill an image in where a mask is white, to extend it, or to restore it: see `Task`."""
 
     __pydantic_config__ = _STRICT
 
     model: ModelChoice
     image: str
-    """A PNG of the model's channels, in base64."""
+    """The image: a PNG with the model's channels, in base64."""
     mask: str | None = None
-    """A PNG of the same size, white where the image is to be filled, in base64."""
+    """The mask: a PNG of the same size, white where the image is to be filled, in base64."""
     extend: dict[str, int] | None = None
-    """Pixels at the left, right, top and bottom."""
+    """Pixels to add to the image at the left, right, top and bottom."""
     restore: Restoration | None = None
     factor: int | None = None
     blur: float | None = None
@@ -103,12 +103,12 @@ class EditRequest(Request):
         super().__post_init__()
         self.task.check()
         for side, pixels in (self.extend or {}).items():
-            if pixels > 2**15:  # before it is made
+            if pixels > 2**15:  # before the larger image is made
                 raise InputError(f"an image can be extended by some pixels at a side, not by {pixels:,} at the {side}")
 
     @property
     def task(self) -> Task:
-        """The edit or restoration to perform."""
+        """The requested edit or restoration as a `Task`."""
         return Task(self.mask is not None, self.extend, self.restore, self.factor, self.blur, self.noise)
 
 
@@ -116,7 +116,7 @@ def read_request(kind: type[T], body: bytes) -> T:
     """Parse and check JSON from the page, in which the options of sampling stand beside the other fields.
 
     Raises:
-        InputError: the JSON is no request of this kind.
+        InputError: the JSON is no valid request of the class ``kind``.
     """
     from pydantic import TypeAdapter, ValidationError
     from pydantic_core import from_json
@@ -139,7 +139,7 @@ def read_request(kind: type[T], body: bytes) -> T:
 
 
 def options_schema() -> dict[str, Any]:
-    """Return the JSON schema of the options of sampling, from which the page makes inputs for the rarer ones."""
+    """Return the JSON schema of the sampling options, from which the page makes input fields for the rarer ones."""
     from pydantic import TypeAdapter
 
     schema = TypeAdapter(Sampling).json_schema()

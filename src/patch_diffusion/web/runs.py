@@ -1,4 +1,4 @@
-"""The runs in the served folder, found by names that cannot lead out of it, with their data for the page."""
+"""The training runs in the served folder, found by names that cannot lead out of it, and their data for the page."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class GoneError(InputError):
 
 @dataclass
 class _Watched:
-    """The log of a run that is read incrementally, with the curves from its lines and a version number."""
+    """The log of a run that is read incrementally, with its curves and a version number that changes with them."""
 
     tail: LogTail
     history: History = field(default_factory=History)
@@ -40,7 +40,7 @@ class _Watched:
     first: int = field(default_factory=time.time_ns)  # keeps versions unique if a run is dropped and watched again
 
     def look(self) -> None:
-        """Read the new lines of the log into the history."""
+        """Read the new lines of the log into the curves, and raise the version if there are any."""
         while True:
             news = self.tail.read()
             if news.restarted:
@@ -93,7 +93,7 @@ class Runs:
         return run
 
     def overview(self) -> list[dict[str, Any]]:
-        """Return a summary of each run for the list of runs, the most recently changed first."""
+        """Return a dict per run (name, state, step, loss, ...) for the page's list, the most recently changed first."""
         found = []
         for name in self.names():
             try:
@@ -105,7 +105,7 @@ class Runs:
         return sorted(found, key=lambda run: -run["changed"])
 
     def detail(self, name: str, known: str = "") -> dict[str, Any]:
-        """Return all data about a run for its page, without the HTML parts if the page has this version (``known``)."""
+        """Return a dict of all data about a run, without its HTML parts if the page has their version (``known``)."""
         folder = self.find(name)
         config, facts = folder.read_config()
         summary = self._summary(name)
@@ -127,7 +127,7 @@ class Runs:
         return summary | {"version": version, "samples": [path.name for path in self._samples(folder)]}
 
     def picture(self, name: str, file: str) -> Path:
-        """Return the path of a picture of samples of a run, by its file name."""
+        """Return the path of a sample picture of a run by its file name; raise GoneError if there is none."""
         folder = self.find(name)
         for path in self._samples(folder):
             if path.name == file:
@@ -195,7 +195,7 @@ def _state(facts: ModelFacts, spent: float, trainer: str | None) -> str:
 
 
 def _model(config: Config, facts: ModelFacts) -> dict[str, Any]:
-    """Return the properties of a model that the forms of the page need, without loading the model."""
+    """Return a dict of the model's properties that the page's forms need, such as resolution; do not load the model."""
     codec = facts.codec
     dropped, context = config.network.label_dropout, config.patches.context
     return {

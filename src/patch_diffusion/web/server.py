@@ -40,13 +40,13 @@ def serve(
     device: str = "auto",
     ready: Callable[[str], object] | None = None,
 ) -> None:
-    """Serve a web page until Ctrl-C, which shows the runs of a folder and samples or edits images with their models.
+    """Serve a web page until Ctrl-C; it shows the runs of a folder, and samples or edits images with their models.
 
     The page loads nothing from elsewhere and sends nothing there. Whoever reaches it can use it; by default that is
     this machine alone.
 
     Args:
-        runs: a run, or a folder with runs in sub-folders of up to three levels. It may not exist yet.
+        runs: a run folder, or a folder with run folders up to three levels deep. It may not exist yet.
         host: address to listen at; "0.0.0.0" for all machines that reach this one.
         port: port to listen at; 0 for any free port.
         device: see `choose_device`.

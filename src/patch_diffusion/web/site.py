@@ -25,7 +25,7 @@ MOST_BYTES = {"/api/fit": uploads.MOST_BYTES, "/api/generate": 2**16, "/api/edit
 """The largest request body, in bytes, of each path that takes a POST request."""
 
 _WAIT_SECONDS = 10.0  # longest wait of a request for news of a job
-_SECONDS_TRUE = 1.0  # lifetime of the cached list of runs, so that many pages read the disk no more than one
+_SECONDS_TRUE = 1.0  # lifetime of the cached list of runs, so that many pages read the disk as often as one
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",

@@ -33,7 +33,7 @@ def fitted(content: bytes, facts: ModelFacts, own_size_of: int | None = None) ->
 
     Args:
         content: the bytes of an image file.
-        facts: the facts of the model.
+        facts: the model's resolution and channels, see `ModelFacts`.
         own_size_of: if given, keep the size of the picture, but crop it so that its sides are multiples of this
             number.
 

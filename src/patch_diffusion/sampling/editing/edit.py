@@ -31,7 +31,7 @@ REPEATS = {"isotropic": 4, "network": 1}
 """How often each step is taken by default, as measured in LOG.md."""
 
 OWN_SOLVER = ("solver", "schedule", "churn", "churn_min", "churn_max", "churn_noise", "eta")
-"""Options of sampling that `edit` has no use for."""
+"""The options of sampling that `edit` refuses, as it has a solver and a schedule of its own."""
 
 
 @takes_old_keywords(sampling=Sampling)
@@ -123,12 +123,12 @@ def edit(
 
 
 def usual_covariance(*, exactly: bool, tiled: bool) -> Covariance:
-    """Return the default covariance, by whether known pixels are known exactly and whether there are tiles."""
+    """Return the default covariance of edits: "network" if pixels are known exactly without tiles, else "isotropic"."""
     return "network" if exactly and not tiled else "isotropic"
 
 
 def _towards(denoise: Denoise, model: Denoiser, known: Measurement, covariance: Covariance) -> Denoise:
-    """Return the denoise towards the measurement, whose operator A takes values of the data, half x + middle."""
+    """Return a denoise function that leads to the measurement; its operator A takes data values, half x + middle."""
     low, high = pixel_codec(model).range
     half, middle = (high - low) / 2, (high + low) / 2
     values = known.values.to(model.device)

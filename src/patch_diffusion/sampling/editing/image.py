@@ -22,7 +22,7 @@ _NAMES = {1: "grey", 3: "RGB", 4: "RGB with transparency"}
 
 
 def pixel_codec(model: Denoiser) -> PixelCodec:
-    """Return the codec of a model of pixels.
+    """Return the pixel codec of a model, which must not be a model of latents.
 
     Raises:
         InputError: the model is one of latents, in which a pixel has no place.

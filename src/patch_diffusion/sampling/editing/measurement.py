@@ -1,4 +1,4 @@
-"""Linear measurements of an image, which say what is known of it."""
+"""Linear measurements of an image, which state what is known about the image that is to be made."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Measurement:
         shape: shape of the image, (channels, height, width).
         noise: standard deviation of the noise, in the units of ``values``.
         adjoint: the transposed operator, (n, ...) to (n, c, h, w); None: it is found by differentiation.
-        kept: pixels (c, h, w) in the dtype of the data, and where they are known (h, w): they are kept exactly.
+        kept: pixels (c, h, w) in the dtype of the data, and a mask (h, w) of those that are kept exactly.
         inside: for an image that was extended, where the original lies: top, left, height and width.
         settings: a description of the measurement, for the settings of the samples.
 

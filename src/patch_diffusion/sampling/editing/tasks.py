@@ -23,12 +23,12 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "deblur": ("blur", "noise"),
     "denoise": ("noise",),
 }
-"""The parameters of each restoration."""
+"""The names of the parameters of each restoration, by its name."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """An edit of an image as options name it: to fill it in where a mask is, to extend it, or to restore it.
+    """An edit of an image as options describe it: fill it in where a mask is, extend it, or restore it.
 
     Args:
         has_mask: True if there is a mask.
@@ -44,7 +44,7 @@ class Task:
     noise: float | None = None
 
     def check(self) -> None:
-        """Check the options before any file is read.
+        """Raise InputError if the options of the edit do not go together, before any file is read.
 
         Raises:
             InputError: an option is missing, or options do not belong together.
@@ -63,7 +63,7 @@ class Task:
             raise InputError("restore denoise needs noise, its standard deviation in the values of the pixels")
 
     def resolution(self, height: int, width: int) -> tuple[int, int]:
-        """Return the height and width that an image will have after the edit."""
+        """Return the height and width that an image of the given height and width has after the edit."""
         extend, factor = self.extend or {}, self._factor if self.restore == "super-resolution" else 1
         return (
             (height + extend.get("top", 0) + extend.get("bottom", 0)) * factor,
@@ -71,10 +71,10 @@ class Task:
         )
 
     def known(self, model: Denoiser, image: Tensor, mask: Tensor | None = None) -> Measurement:
-        """Return the measurement of the image that is to be made.
+        """Return the `Measurement` of the edited image: what is known of it before sampling.
 
         Args:
-            model: a model of such images.
+            model: the model that is to edit the image.
             image: pixels (c, h, w) in the dtype of the data.
             mask: True where the image is to be filled (h, w).
         """
@@ -158,7 +158,7 @@ def outpainting(image: Tensor, extend: Mapping[str, int], mask: Tensor | None = 
 
 
 def super_resolution(model: Denoiser, image: Tensor, *, factor: int = 2, noise: float | None = None) -> Measurement:
-    """Return the measurement for super-resolution: each pixel is the mean of ``factor`` x ``factor`` pixels.
+    """Return the measurement for super-resolution: each known pixel is the mean of ``factor`` x ``factor`` new ones.
 
     ``noise`` is the standard deviation of the noise in the values of the pixels; None: that of rounding.
 
@@ -198,7 +198,7 @@ def denoising(image: Tensor, *, noise: float) -> Measurement:
 
 
 def rounding(model: Denoiser) -> float:
-    """Return the standard deviation of rounding to whole numbers; for floats, a thousandth of half their range."""
+    """Return the standard deviation of rounding pixels to integers; of floats, a thousandth of half their range."""
     codec = pixel_codec(model)
     low, high = codec.range
     return 12**-0.5 if codec.dtype != "float32" else 1e-3 * (high - low) / 2

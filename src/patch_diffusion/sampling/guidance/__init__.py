@@ -1,1 +1,1 @@
-"""Guidance: functions that wrap a denoise and return another denoise."""
+"""Guidance: functions that take a denoise function and return another one, which is guided."""

@@ -1,4 +1,4 @@
-"""Crop guidance: the same network on crops as the weaker denoise.
+"""Crop guidance: guidance away from the same network's output on crops.
 
 A network that was trained by patches knows crops, on which it does not see the rest of the image; guidance away from
 its denoised crops is guidance towards what only the whole image shows. The crops are a tiling whose place is random, so
@@ -28,7 +28,7 @@ def in_crops(
     sigmas: Tensor,
     at_once: int,
 ) -> Denoise:
-    """Return ``denoise(noisy, sigma)`` by a model that only sees crops, with their own coordinates.
+    """Return a function ``denoise(noisy, sigma)`` by a model that only sees random crops, with their coordinates.
 
     Args:
         model: a denoiser.

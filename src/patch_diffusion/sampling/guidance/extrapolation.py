@@ -1,6 +1,6 @@
-"""Guidance away from a weaker denoise, whatever makes it the weaker one.
+"""Guidance away from a weaker denoise function, whatever makes it the weaker one.
 
-The weaker one is the same network without the class for classifier-free guidance (Ho and Salimans, arXiv 2207.12598),
+The weaker one is the same network without the class in classifier-free guidance (Ho and Salimans, arXiv 2207.12598),
 an earlier or smaller network for autoguidance (Karras et al., arXiv 2406.02507), or the network on `crops`.
 """
 
@@ -12,7 +12,7 @@ from patch_diffusion.sampling.step import Denoise
 
 
 def extrapolate(denoise: Denoise, weaker: Denoise, scale: float) -> Denoise:
-    """Return D_w + scale (D - D_w) as a denoise. A scale of 1 is no guidance, 0 the weaker denoise alone.
+    """Return D_w + scale (D - D_w) as a denoise function. A scale of 1 is no guidance, 0 the weaker function alone.
 
     >>> guided = extrapolate(lambda noisy, sigma: noisy, lambda noisy, sigma: noisy - 1, 3.0)
     >>> guided(torch.zeros(1), torch.ones(()))
@@ -27,7 +27,7 @@ def extrapolate(denoise: Denoise, weaker: Denoise, scale: float) -> Denoise:
 
 
 def within(guided: Denoise, denoise: Denoise, low: float, high: float) -> Denoise:
-    """Return a denoise that is ``guided`` at noise levels in (low, high], and at others the plain ``denoise``.
+    """Return a denoise function that is ``guided`` at noise levels in (low, high], and ``denoise`` at other levels.
 
     At high levels guidance takes variety away, at low ones it changes next to nothing. The weaker denoise is not
     evaluated outside of the interval.

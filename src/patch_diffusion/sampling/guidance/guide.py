@@ -1,4 +1,4 @@
-"""Guidance as the options of sampling ask for it: its checks, and a guided denoise."""
+"""Guidance as the options of sampling ask for it: its checks, and a guided denoise function."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GUIDES = ("class", "crops")
 
 
 def check_guidance(sampling: Sampling, model: Denoiser, view: View, sigmas: Tensor) -> None:
-    """Refuse guidance that does not suit the model, the images, or the noise levels of the solver.
+    """Raise InputError if guidance does not suit the model, the images, or the noise levels of the solver.
 
     Raises:
         InputError: the guide or the interval cannot be used.
@@ -58,7 +58,7 @@ def guided(
     seeds: Sequence[int],
     sigmas: Tensor,
 ) -> Denoise:
-    """Return ``denoise(noisy, sigma)`` with guidance as checked by `check_guidance`, for images of these seeds."""
+    """Return a function ``denoise(noisy, sigma)`` with the guidance of the options, for images of these seeds."""
     denoise = view.bind(model, conditions)
     if isinstance(sampling.guide, Denoiser):
         weaker = view.bind(Shared(sampling.guide), conditions)
@@ -117,5 +117,5 @@ def _check_weaker(model: Denoiser, weaker: Denoiser, view: View) -> None:
 
 
 def _values(model: Denoiser) -> dict[str, Any]:
-    """Return what the values of a model's images mean, which for latents does not depend on the autoencoder's path."""
+    """Return what the values of a model's images mean, as a dict; an autoencoder's path and digest are left out."""
     return {name: value for name, value in model.codec.as_dict().items() if name not in ("vae", "digest")}

@@ -45,15 +45,15 @@ def posterior(
     covariance: Covariance,
     iterations: int,
 ) -> Denoise:
-    """Return ``denoise(noisy, sigma)`` towards the measurement.
+    """Return a function ``denoise(noisy, sigma)`` that leads images towards agreement with the measurement.
 
     Args:
-        denoise: the denoise of a model of the images.
+        denoise: the denoise function of a model of the images.
         residual: function from denoised images (n, c, h, w) to y - A D (n, ...).
         apply, transpose: A and A^T, without constant terms.
         noise: s, in the units of y.
         sigma_data: standard deviation of the images, which limits an isotropic V at large sigma.
-        covariance: V.
+        covariance: V, "isotropic" or "network".
         iterations: the most iterations of conjugate gradients.
     """
 

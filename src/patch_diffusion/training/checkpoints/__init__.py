@@ -1,1 +1,1 @@
-"""The state of a run on disk."""
+"""Checkpoints: the state of a training run on disk, whole or in shards, written in the background."""

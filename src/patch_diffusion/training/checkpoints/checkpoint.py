@@ -1,4 +1,4 @@
-"""The state of a run on disk: tensors in safetensors files, numbers in JSON, nothing pickled, nothing half-written.
+"""Checkpoint folders: tensors in safetensors files, numbers in JSON, nothing pickled, nothing half-written.
 
 ``state.json`` holds the checksum of every other file and of its own content, so that damage is never trained on.
 """
@@ -37,7 +37,7 @@ class Copies:
         )
 
     def write(self, folder: Path, state: Mapping[str, Any]) -> None:
-        """Write ``folder`` with one ``NAME.safetensors`` per group of tensors and ``state.json``.
+        """Write the checkpoint ``folder``: one ``NAME.safetensors`` per group of tensors, and ``state.json``.
 
         All is written under another name and synced to the disk first, so ``folder`` exists only when it is complete.
         """
@@ -50,12 +50,12 @@ class Copies:
 
 
 def partial_name(folder: Path) -> Path:
-    """Return the name of a checkpoint's folder while it is not complete."""
+    """Return the temporary path of a checkpoint folder, NAME.tmp, which it has until it is complete."""
     return folder.with_name(folder.name + ".tmp")
 
 
 def begin(folder: Path, num_bytes: int) -> None:
-    """Make the partial folder of a checkpoint, if the disk has room."""
+    """Make the temporary folder of a new checkpoint; raise InputError if the disk lacks room for it."""
     partial = partial_name(folder)
     shutil.rmtree(partial, ignore_errors=True)
     check_room(folder.parent, num_bytes)
@@ -63,7 +63,7 @@ def begin(folder: Path, num_bytes: int) -> None:
 
 
 def write_groups(partial: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
-    """Write a file per group; returns their checksums."""
+    """Write each group of tensors to a safetensors file; return the checksums by file name."""
     checksums = {}
     for name, group in tensors.items():
         file = partial / f"{name}.safetensors"
@@ -73,7 +73,7 @@ def write_groups(partial: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> 
 
 
 def complete(folder: Path, state: Mapping[str, Any], checksums: Mapping[str, str]) -> None:
-    """Write the state with the checksums of all files, and give the partial folder its name."""
+    """Complete a checkpoint: write ``state.json`` with the checksums of all files, then rename the temporary folder."""
     partial = partial_name(folder)
     content = {**state, "checksums": checksums}
     write_json(partial / STATE_FILE, {**content, "checksum": _checksum(content)})
@@ -84,12 +84,12 @@ def complete(folder: Path, state: Mapping[str, Any], checksums: Mapping[str, str
 
 
 def abandon(folder: Path) -> None:
-    """Remove what was written of a checkpoint that will not be complete."""
+    """Remove the temporary folder of a checkpoint that could not be completed."""
     shutil.rmtree(partial_name(folder), ignore_errors=True)
 
 
 def verify(folder: Path, rank: int = 0, world: int = 1) -> dict[str, Any]:
-    """Read the state of a checkpoint, and check the checksum of every ``world``-th file, from ``rank`` on.
+    """Return the state of a checkpoint as a dict, and verify every ``world``-th file by its checksum, from ``rank`` on.
 
     Raises:
         InputError: a file is missing, or is not what was written.
@@ -108,13 +108,13 @@ def verify(folder: Path, rank: int = 0, world: int = 1) -> dict[str, Any]:
 
 
 def read_groups(folder: Path, state: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
-    """Read the tensors that lie whole in the checkpoint of this state, by group."""
+    """Read the unsharded tensors of a checkpoint into a dict by group, then by name."""
     files = [folder / name for name in state["checksums"] if "/" not in name]
     return {file.stem: read_tensors(file) for file in files}
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Read the tensors and the state of a checkpoint, all checksums verified.
+    """Return the tensors of a checkpoint, by group and name, and its state as a dict, with all checksums verified.
 
     Raises:
         InputError: a file is missing, or is not what was written.
@@ -124,14 +124,14 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
 
 
 def remove_leftovers(run: Path) -> None:
-    """Remove what a kill has left of checkpoints that were being written, or removed, in a run folder."""
+    """Remove incomplete checkpoints, which a killed process left while writing or removing them, from a run folder."""
     for kind in ("tmp", "old"):
         for folder in run.glob(f"checkpoints/step-*.{kind}"):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def set_aside(folder: Path, why: str) -> None:
-    """Rename a checkpoint that is "damaged", or "bad", so that it is neither used nor lost."""
+    """Rename a checkpoint folder, to NAME.damaged or NAME.bad by ``why``, so that it is neither used nor lost."""
     aside = folder.with_name(f"{folder.name}.{why}")
     shutil.rmtree(aside, ignore_errors=True)
     folder.rename(aside)

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: written while training goes on, read when it continues or goes back."""
+"""Saving and restoring of a run's checkpoints: written while training goes on, read when it continues or goes back."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from patch_diffusion.training.state import TrainingState
 
 
 class Checkpoints:
-    """The checkpoints of a training in its run folder.
+    """A manager of checkpoints, which saves a training state into its run folder and restores it.
 
     Args:
-        state: what is saved and restored.
+        state: the training state: weights, optimizer, averages and counters.
         run: the run folder.
         group: the ranks of the run.
-        config: its options.
-        note: tells the user something, into the log.
+        config: the options of the run.
+        note: function that prints a message for the user and logs it.
     """
 
     def __init__(
@@ -47,19 +47,19 @@ class Checkpoints:
         held_out: float | None = None,
         samples: Mapping[str, float] | None = None,
     ) -> Path | None:
-        """Write a checkpoint and the model; one that need not be kept is removed when later ones are written.
+        """Write a checkpoint, and its averaged weights as the model of the run.
 
         With a sharded model all ranks must call this, after the same step; else rank 0 does it.
 
         Args:
-            keep: the checkpoint stays.
-            wait: return when all is on the disk, and raise what goes wrong. Else training goes on while a copy is
-                written, and a failure is told and leaves the checkpoint before.
-            held_out, samples: the loss of held-out images and the measures of samples, where there are any.
+            keep: True if the checkpoint stays; else it is removed when later ones are written.
+            wait: True to return once all is on the disk, and raise errors. Otherwise a copy is written in the
+                background, and a failure is only reported and leaves the previous checkpoint in place.
+            held_out, samples: the loss of held-out images and the metrics of samples, if they were measured.
 
         Returns:
-            The folder; None where the one before is still being written and this need not be kept, where the gradients
-            of late have not been finite, or in a rank that does not write.
+            The folder; None if nothing is written: the previous checkpoint is still being written and this one need not
+            be kept, recent gradients were not finite, or this rank does not save.
         """
         state, group = self.state, self.group
         if not group.samples_and_saves:
@@ -82,7 +82,7 @@ class Checkpoints:
             if group.is_main:
                 write_tensors(self.run.model_file, copies.groups["ema"])
                 sweep(self.run.checkpoints(), last=self.last, best=self.best, good=good)
-                if keep and self.run.is_run():  # a page may take its time, and who stops a run should not wait for it
+                if keep and self.run.is_run():  # a report takes time, and whoever stops a run should not wait
                     with suppress(OSError, InputError):  # the checkpoint is good without it, and info --report makes it
                         write_report(self.run.path)
 
@@ -100,16 +100,16 @@ class Checkpoints:
         return folder
 
     def restore(self, folder: Path) -> dict[str, Any]:
-        """Go back to a checkpoint, all ranks together; return its numbers."""
+        """Restore the training state from a checkpoint, on all ranks together; return its numbers as a dict."""
         tensors, numbers = read_shared_checkpoint(folder, self.state.network, self.group.hosts)
         self.state.restore(folder, tensors, numbers)
         return numbers
 
     def restore_newest(self) -> tuple[bool, dict[Path, str]]:
-        """Go back to the newest checkpoint that is not damaged, and set those aside that are.
+        """Restore the training state from the newest checkpoint that is not damaged.
 
         Returns:
-            True if there is a checkpoint, and what is wrong with the damaged ones.
+            True if there is a checkpoint; and a dict of the damaged ones, from folder to what is wrong.
 
         Raises:
             InputError: none of them can be read, or the ranks see different ones.
@@ -135,7 +135,7 @@ class Checkpoints:
         return bool(existing), damaged
 
     def good_ones(self, latest: int) -> list[Path]:
-        """Return the checkpoints up to a step, oldest first, and set the later ones aside as bad."""
+        """Return the checkpoint folders up to step ``latest``, oldest first, and rename later ones as bad."""
         with suppress(OSError, InputError):
             self.writer.wait()
         written: list[Path] = self.group.broadcast(self.run.checkpoints())
@@ -147,6 +147,6 @@ class Checkpoints:
         return good
 
     def publish(self, folder: Path) -> None:
-        """Make the averaged weights of a checkpoint the model of the run; rank 0 does it."""
+        """Write the averaged weights of a checkpoint as the run's ``model.safetensors``; only rank 0 does it."""
         if self.group.is_main:
             write_tensors(self.run.model_file, read_tensors(folder / "ema.safetensors"))

@@ -1,4 +1,4 @@
-"""Checkpoints of a run with a sharded model, of which each rank writes its own shards.
+"""Checkpoints of a run whose model is sharded over its ranks: each rank writes its own shards.
 
 Weights and optimizer are written by ``torch.distributed.checkpoint`` in its safetensors format, which stores the place
 of every shard in the whole tensor and no pickle; so any number of ranks can continue, with a sharded model or not. The
@@ -35,8 +35,8 @@ SHARED = ("weights", "optimizer")
 class Slice:
     """This rank's shard of a tensor, as a plain tensor in host memory.
 
-    ``torch.distributed.checkpoint`` would take a ``DTensor`` as it is, but those are for one thread only: a process
-    that computed with some while another of its threads wrote others has crashed.
+    ``torch.distributed.checkpoint`` would take a ``DTensor`` as it is, but a DTensor is for one thread only: a
+    process that computed with some while another of its threads wrote others has crashed.
 
     Args:
         numbers: the shard.
@@ -92,7 +92,7 @@ class SharedCopies:
         """Write the checkpoint, all ranks together, to a shared disk; it is complete when all ranks have returned.
 
         Raises:
-            InputError: any rank could not write its part; raised on all ranks.
+            InputError: some rank could not write its shards; raised on all ranks.
         """
         rank, world = dist.get_rank(self.processes), dist.get_world_size(self.processes)
         partial = checkpoint.partial_name(folder)
@@ -146,7 +146,7 @@ def read_shared_checkpoint(
 
 @contextmanager
 def together(group: dist.ProcessGroup | None) -> Iterator[None]:
-    """Run the block on all ranks of a group, and raise on all of them if it fails on any.
+    """Run the with block on all ranks of a group, and raise on all of them if it fails on any.
 
     Raises:
         InputError: the block failed; the reason is that of the first failed rank, on all ranks.

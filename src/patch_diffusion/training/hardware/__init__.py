@@ -1,1 +1,1 @@
-"""Devices, processes, memory, and what moves between them."""
+"""The hardware of a training: devices, processes, memory, and transfer of data between them."""

@@ -38,8 +38,8 @@ class Engine:
         options: see `patch_diffusion.config.Engine`.
 
     Attributes:
-        device: where this process computes.
-        accumulation: microbatches that its share of a batch is computed in; for "auto" 1, until the trainer knows.
+        device: the device of this process.
+        accumulation: microbatches per step of this rank; for "auto" 1, until the trainer knows how many it needs.
         group: the ranks of the run, of which this process is one.
     """
 
@@ -66,7 +66,7 @@ class Engine:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.type is torch.float16)
 
     def place_average(self, denoiser: Denoiser) -> None:
-        """Move a model that is not trained to the device, or this rank's shard of it."""
+        """Move a weight average of the model to the device, or only this rank's shard of it."""
         if self.options.shard:
             shard(denoiser, self._mesh())
         else:
@@ -74,7 +74,7 @@ class Engine:
 
     @explain_lost_peer()
     def wrap(self, objective: Objective) -> nn.Module:
-        """Move an objective to the device, or this rank's shard of it, and wrap it for compiling and many ranks."""
+        """Move a training objective to the device, or this rank's shard of it; wrap it for compiling and many ranks."""
         if self.options.shard:
             shard(objective.denoiser, self._mesh(), self.type)
             for module in objective.children():
@@ -92,12 +92,12 @@ class Engine:
         return wrapped
 
     def threads(self, denoiser: Denoiser) -> AbstractContextManager[None]:
-        """Let threads of the CPU share each batch inside the block, where they can, see `sharing`."""
+        """Return a context manager in which CPU threads share each batch of the model, if they can; see `sharing`."""
         alone = self.group.world == 1 and not self.options.compile
         return sharing(denoiser) if alone else nullcontext()
 
     def microbatches(self, num: int) -> list[range]:
-        """Return the samples of a batch of ``num`` that this rank takes, by the microbatches that it accumulates over.
+        """Return which of ``num`` samples this rank takes: a list of index ranges, one for each microbatch.
 
         Microbatches differ by at most one sample.
         """
@@ -107,7 +107,7 @@ class Engine:
         return [range(bounds[part], bounds[part + 1]) for part in mine]
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Let the network compute in the engine's number format inside the block."""
+        """Return a context manager in which the network computes in the engine's number format."""
         if self.type is torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, self.type)
@@ -119,13 +119,13 @@ class Engine:
         ``last`` microbatch only; those of a sharded model after each, or every rank would hold them whole in between.
 
         Args:
-            module: see `wrap`.
+            module: the training objective that `wrap` returned.
             batch: a microbatch.
-            weight: of each loss in the sum, of all one number or ``(n,)``.
-            last: no other microbatch of the step is to come.
+            weight: the factor of each loss in the sum, one number for all or ``(n,)``.
+            last: True if this is the last microbatch of the step.
 
         Returns:
-            ``(n,)``, the losses, without a graph.
+            The losses ``(n,)``, without a graph.
         """
         if self.group.world == 1 and (shared := backward(module, batch, weight, self.autocast)) is not None:
             return shared
@@ -137,10 +137,10 @@ class Engine:
         return losses.detach()
 
     def step(self, optimizer: torch.optim.Optimizer, clip: float | None) -> Tensor:
-        """Take an optimizer step and clear the gradients.
+        """Clip the gradients, take an optimizer step, and clear the gradients.
 
         Returns:
-            1.0 if the gradients were not finite, so that nothing was moved, else 0.0; still on the device.
+            1.0 if the step was skipped, as the gradients were not finite, else 0.0; a tensor on the device.
         """
         self.scaler.unscale_(optimizer)
         gradients = [
@@ -159,19 +159,19 @@ class Engine:
             self.scaler.step(optimizer)
             self.scaler.update()
         elif not getattr(optimizer, "_step_supports_amp_scaling", False):
-            # Such an optimizer knows of no steps that are skipped: this one moves next to nothing.
+            # This optimizer cannot skip a step; with gradients of 0 it changes next to nothing.
             for gradient in gradients:
                 gradient.copy_(torch.where(skipped > 0, 0.0, gradient))
             optimizer.step()
         else:
-            # As a scaler of fp16 does: the optimizer leaves all as it is where this is 1, without asking for its value.
+            # As GradScaler does: a fused optimizer skips the step on the device where found_inf is 1, without a wait.
             optimizer.found_inf, optimizer.grad_scale = skipped, None  # pyright: ignore[reportAttributeAccessIssue]
             optimizer.step()
         optimizer.zero_grad()
         return skipped
 
     def all_reduce_sum(self, value: Tensor) -> Tensor:
-        """Return the sum over all ranks, on the device."""
+        """Return the sum of a tensor over all ranks, on the device."""
         if self.group.world > 1:
             dist.all_reduce(value)
         return value
@@ -198,7 +198,7 @@ def _check_sharding(options: Options, world: int) -> None:
     if options.compile:
         raise InputError("engine.compile and engine.shard do not go together: leave one out")
     if options.accumulation == "auto":
-        # Each process would try what fits in passes of its own number, and wait for the others in the last.
+        # Processes would try what fits in different numbers of passes, and wait for one another in the last pass.
         raise InputError("engine.accumulation auto and engine.shard do not go together: give the number of parts")
     try:
         from torch.distributed.checkpoint import (
@@ -209,7 +209,7 @@ def _check_sharding(options: Options, world: int) -> None:
 
 
 def _precision(name: str, device: torch.device) -> str:
-    """Return the number format on a device, chosen for "auto"; refuse one that the device lacks."""
+    """Return the number format for a device, chosen for "auto"; raise InputError if the device lacks it."""
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if name == "auto":
         return "bf16" if has_bf16 else "fp32"

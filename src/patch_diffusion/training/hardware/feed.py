@@ -1,4 +1,4 @@
-"""Images from memory or a disk to the device."""
+"""Transfer of training images from memory or a disk to the device."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from patch_diffusion.data.order import SampleOrder
 from patch_diffusion.errors import InputError
 
 SHARE_OF_DEVICE = 1 / 4
-"""Share of the device's free memory that all images may take to be kept there."""
+"""The largest share of the device's free memory that all training images may take to be kept on the device."""
 
 _BYTES_AT_ONCE = 2**28
 
 
 class Feed:
-    """Gives images by their positions in the order, on the device.
+    """A source of training images on the device, by their positions in a shuffled order.
 
     Where all images fit in a modest part of a device's memory they are copied there once, and gathered there. Otherwise
     they are gathered on the host, into pinned memory where that helps. The result is the same either way. It is called
@@ -30,11 +30,11 @@ class Feed:
 
     Args:
         images: all images, in one or several buckets.
-        orders: of each bucket.
-        device: where pixels are wanted.
+        orders: the order of the images of each bucket.
+        device: the device of the returned pixels.
 
     Attributes:
-        reading: name of the file that was asked last.
+        reading: name of the file that was read last.
     """
 
     def __init__(self, images: Images, orders: Sequence[SampleOrder], device: torch.device) -> None:
@@ -48,9 +48,9 @@ class Feed:
         self.reading = self._watched[0].name
 
     def get(self, bucket: int, first: int, count: int, windows: Windows | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return pixels (count, c, h, w) on the device, and labels (count,) on the host, at positions of an order.
+        """Return pixels (count, c, h, w) on the device and labels (count,) on the host, from position ``first`` on.
 
-        Whole images, or a window of each: then no more of it is read.
+        Only a window of each image is read and returned if ``windows`` are given.
 
         Raises:
             InputError: the file can no longer be read, or was cut short.
@@ -69,7 +69,7 @@ class Feed:
             self._watched[bucket].check()
             gather, out = self._gather[bucket], None
             if self._pinned:
-                # Pinned memory comes from torch's own pool, which does not give it to another before it was copied.
+                # Torch's pool does not hand out this pinned memory again before it was copied to the device.
                 lying = torch.channels_last if gather.channels_last else torch.contiguous_format
                 shape = (count, images.pixels.shape[1], *(images.resolution if windows is None else windows.size))
                 out = torch.empty(shape, dtype=images.pixels.dtype, pin_memory=True, memory_format=lying)
@@ -98,13 +98,13 @@ class Feed:
 
 
 class _Watched:
-    """The file that images are mapped from, watched: reading behind the end of a cut file kills the process."""
+    """A watched file of memory-mapped images: reading past the end of a file that was cut short kills the process."""
 
     def __init__(self, images: ImageSet) -> None:
         self.name = str(images.file or images.options.source or "the images")
         self._descriptor: int | None = None
         if images.file is not None:
-            # One that has no name any more stays as it is while it is mapped.
+            # A deleted file keeps its content while it is mapped.
             with suppress(OSError):
                 descriptor = os.open(images.file, os.O_RDONLY)
                 self._descriptor = descriptor
@@ -112,10 +112,10 @@ class _Watched:
                 weakref.finalize(self, os.close, descriptor)
 
     def check(self) -> None:
-        """Refuse a file that has become shorter. One that is cut in the very moment it is read still ends the process.
+        """Raise InputError if the file was cut short. If that happens during the read itself, the process still ends.
 
         Raises:
-            InputError: it has.
+            InputError: the file has become shorter.
         """
         if self._descriptor is not None and (size := os.fstat(self._descriptor).st_size) < self._size:
             raise InputError(
@@ -125,7 +125,7 @@ class _Watched:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device; none on the CPU, where images are already."""
+    """Return the bytes that are free on a device; 0 for the CPU, in whose memory the images are already."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
@@ -134,7 +134,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def _rows(pixels: Tensor, chosen: Tensor, windows: Windows | None = None) -> Tensor:
-    """Some images of a tensor on a device, or windows of them, lying as it does."""
+    """Return the ``chosen`` images of a tensor on a device, or windows of them, in the tensor's memory layout."""
     if pixels.dtype == torch.uint16:  # not every device can index numbers of 16 bits without sign
         return _rows(pixels.view(torch.int16), chosen, windows).view(torch.uint16)
     if windows is not None:

@@ -1,4 +1,4 @@
-"""The ranks of a run, and what they exchange between their hosts, past the devices."""
+"""The ranks (processes) of a run, and the small values that they exchange between hosts, without the devices."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from patch_diffusion.processes import GIVEN_UP_AFTER
 
 _LONGEST_EVALUATION = timedelta(days=3)
 
-# How much longer a process takes than the middle one, as a factor and in seconds between two lines of the log, before
+# How much longer a process takes than the median one, as a factor and in seconds between two lines of the log, before
 # the user is told.
 _LAGGING, _LAGGING_SECONDS = 1.5, 2.0
 
 
 class Group:
-    """One rank among those of a run, which may be one alone.
+    """This process as one rank among those of a run, which may have one rank only.
 
     Args:
         rank: the number of this process.
         world: the number of processes.
-        device: where this one computes.
+        device: the device of this process.
         sharing: True if the ranks hold shards of one model, False if each holds it whole.
 
     Attributes:
@@ -71,7 +71,7 @@ class Group:
         return self.is_main or self.sharing
 
     def sync_clock_and_flags(self, seconds: float, *flags: bool) -> tuple[float, list[bool]]:
-        """Return rank 0's clock, and for each flag whether any rank raises it, on all ranks."""
+        """Return on all ranks: rank 0's ``seconds``, and a list of bools, True for each flag that any rank sets."""
         if self.hosts is None:
             return seconds, list(flags)
         mine = [seconds if self.is_main else 0.0, *map(float, flags)]
@@ -90,7 +90,7 @@ class Group:
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """Measure the time that a rank works in a step before it needs the others: a slow rank holds all up."""
+        """Measure the time inside the with block, in which this rank works without the others, to find slow ranks."""
         began = time.monotonic()
         yield
         self._busy += time.monotonic() - began
@@ -104,10 +104,10 @@ class Group:
         return f"process {slowest} takes {busy[slowest] / usual:.1f} times as long as the others, which wait for it"
 
     def check_same_step(self, step: int) -> None:
-        """Refuse to continue where the processes have found different checkpoints.
+        """Raise InputError if the ranks have found different checkpoints to continue from.
 
         Raises:
-            InputError: in all of them; that the run folder is not one and the same.
+            InputError: on all ranks; it says that the run folder must be one and the same.
         """
         if self.hosts is None:
             return
@@ -121,7 +121,7 @@ class Group:
             )
 
     def barrier(self) -> None:
-        """Wait until all ranks have come here."""
+        """Wait until all ranks have reached this call."""
         if self.hosts is not None:
             dist.barrier(group=self.hosts)
 
@@ -134,7 +134,7 @@ class Group:
             dist.barrier(group=self._patient)
 
     def disconnect_at_exit(self) -> None:
-        """Have the connections closed when the process ends; to be called after a `barrier`.
+        """Register the closing of the ranks' connections at the end of the process; to be called after a `barrier`.
 
         Left to the end of the interpreter, their threads now and then abort it.
         """
@@ -142,7 +142,7 @@ class Group:
             atexit.register(_disconnect)
 
     def broadcast(self, value: Any) -> Any:
-        """Broadcast rank 0's value."""
+        """Broadcast rank 0's value to all ranks, and return it."""
         if self.hosts is None:
             return value
         shared = [value]

@@ -21,22 +21,22 @@ kept for the backward pass: 1.2 to 1.5 for U-Nets and transformers on a CPU."""
 COPIES_OF_WEIGHTS = 5
 """The weights, their gradients, the average that is sampled from, and two moments; other averages come on top."""
 
-_USED = 0.8  # of what there is, or was found to fit: memory is in pieces, and samples are made, too
+_USED = 0.8  # share that is used of what there is or fits: memory is fragmented, and samples need some, too
 
 
 @dataclass(frozen=True)
 class Demand:
-    """The demand of a training for memory.
+    """The facts that decide how much memory a training takes.
 
     Args:
-        network: in training.
-        sizes: of the steps, for images of each resolution.
+        network: the network, in training mode.
+        sizes: the patch sizes of the steps, for images of each resolution.
         batch: whole images in a step, of all ranks.
         world: number of ranks.
         sharded: True if the ranks hold shards of the model.
-        averages: power-function averages that are kept beside the usual one.
-        loss: computes the summed training loss of some blank images: ``loss(shape, num)``.
-        device: where it is computed.
+        averages: number of power-function averages that are kept in addition to the usual average.
+        loss: ``loss(shape, num)``, which computes the summed training loss of ``num`` blank images.
+        device: the device of the training.
     """
 
     network: nn.Module
@@ -50,7 +50,7 @@ class Demand:
 
 
 def memory_of(device: torch.device) -> int | None:
-    """Return the bytes of memory that a device has in all; None where that is not known."""
+    """Return the total memory of a device in bytes; None if it is not known."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     try:
@@ -60,12 +60,12 @@ def memory_of(device: torch.device) -> int | None:
 
 
 def memory_of_weights(network: nn.Module, averages: int = 0) -> int:
-    """Return the bytes of weights in training, with gradients, moments and averages, of which there may be more."""
+    """Return the bytes of a network's weights in training, with gradients, moments and ``averages`` more averages."""
     return (COPIES_OF_WEIGHTS + averages) * 4 * sum(parameter.numel() for parameter in network.parameters())
 
 
 def kept_for_backward(demand: Demand, shape: Shape) -> int:
-    """Return the bytes of activations that an image of this shape leaves for the backward pass."""
+    """Return the bytes of activations that one image of this shape keeps in memory for the backward pass."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in demand.network.parameters()}
     kept: dict[int, int] = {}
 
@@ -89,7 +89,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def microbatches_that_fit(demand: Demand) -> int:
     """Return the fewest microbatches that a rank's share of a batch can be computed in, see ``engine.accumulation``.
 
-    On a GPU it is tried out, on a CPU reckoned from the activations of one image.
+    On a GPU it is found by trial, on a CPU estimated from the activations of one image.
 
     Raises:
         InputError: not even a single image fits.
@@ -106,7 +106,7 @@ def microbatches_that_fit(demand: Demand) -> int:
 
 @contextmanager
 def explain_out_of_memory(demand: Callable[[], Demand]) -> Iterator[None]:
-    """Tell the user what would fit, where the memory does not suffice inside the block."""
+    """Replace an out-of-memory error in the with block by an InputError that says what batch would fit."""
     try:
         yield
     except (torch.OutOfMemoryError, RuntimeError) as error:
@@ -119,7 +119,7 @@ def explain_out_of_memory(demand: Callable[[], Demand]) -> Iterator[None]:
 
 
 def advice_on_memory(demand: Demand, reason: str) -> str:
-    """Return a sentence that says what would fit, after a step has run out of memory."""
+    """Return the error message that says what batch would fit, after a step has run out of memory."""
     if demand.sharded:  # to try what fits would take all ranks, and the others know of nothing
         return f"out of memory at a batch of {demand.batch}: give a higher --engine.accumulation, or more processes"
     fitting = {size: most_at_a_time(demand, size, size.num_images(demand.batch)) for size in demand.sizes}
@@ -153,7 +153,7 @@ def most_at_a_time(demand: Demand, size: PatchSize, wanted: int) -> int:
 
 
 def _largest(fits: Callable[[int], bool], wanted: int) -> int:
-    """Return the largest number up to ``wanted`` that fits, by bisection; 0 where none does."""
+    """Return the largest number up to ``wanted`` for which ``fits`` is True, by bisection; 0 if there is none."""
     if fits(wanted):
         return wanted
     low, high = 0, wanted
@@ -164,11 +164,11 @@ def _largest(fits: Callable[[int], bool], wanted: int) -> int:
 
 
 def _passes(demand: Demand, shape: Shape, num: int) -> bool:
-    """Try a forward and a backward pass, with the memory taken that the moments will need."""
+    """Return True if a forward and a backward pass fit in memory, in addition to the moments of the optimizer."""
     parameters = [parameter for parameter in demand.network.parameters() if parameter.requires_grad]
     try:
         moments = [torch.empty_like(parameter) for parameter in parameters for _ in range(2)]
-        # Not backward(): nothing is to be left in the gradients, nor exchanged with other ranks.
+        # Not backward(), which would leave gradients behind and exchange them with other ranks.
         torch.autograd.grad(demand.loss(shape, num), parameters, allow_unused=True)
         del moments
     except (torch.OutOfMemoryError, RuntimeError) as error:

@@ -31,7 +31,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, denoiser: Denoiser, num_images: int, images_seen: int) -> None:
-        """Move the average towards ``denoiser``, just trained on ``num_images``, on ``images_seen`` in all."""
+        """Update the average with ``denoiser``'s weights after a step on ``num_images``, ``images_seen`` in all."""
         half_life = min(self.options.half_life_images, self.options.ramp * images_seen)
         if self._followed is None or self._followed[0] is not denoiser:  # listing tensors takes as long as the rest
             self._followed = denoiser, _Tensors.of(denoiser), _Tensors.of(self.denoiser)

@@ -80,5 +80,5 @@ def make_average(denoiser: Denoiser, ema: Ema, options: Optimizer) -> WeightAver
 
 
 def decay_of(options: Optimizer) -> Literal["cosine", "linear", "constant"]:
-    """Return how the learning rate decays: as the options say, else the default of the optimizer."""
+    """Return the kind of learning rate decay: the one in the options, else the default of the optimizer."""
     return options.decay or DECAYS[options.kind]

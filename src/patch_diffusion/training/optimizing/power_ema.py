@@ -37,7 +37,7 @@ class PowerAverage:
 
     @torch.no_grad()
     def update(self, denoiser: Denoiser, num_images: int, images_seen: int) -> None:
-        """Move the average towards ``denoiser``, just trained on ``num_images``, on ``images_seen`` in all."""
+        """Update the average with ``denoiser``'s weights after a step on ``num_images``, ``images_seen`` in all."""
         share = 1 - (1 - num_images / images_seen) ** (self.gamma + 1)
         weights = denoiser.module.state_dict()
         floats = [name for name, tensor in weights.items() if tensor.is_floating_point()]
@@ -54,7 +54,7 @@ class PowerAverage:
 
 
 def power_averages(denoiser: Denoiser, lengths: Sequence[float]) -> dict[str, PowerAverage]:
-    """Make a power-function average of each length, by its name in checkpoints."""
+    """Make a power-function weight average of each length; return a dict by their names in checkpoints."""
     averages = {average_name(length): PowerAverage(denoiser, length) for length in lengths}
     if len(averages) < len(lengths):
         raise InputError(f"ema.lengths must all differ, not {' '.join(f'{length:g}' for length in lengths)}")

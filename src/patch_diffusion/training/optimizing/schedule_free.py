@@ -46,7 +46,7 @@ class ScheduleFreeAverage:
         self.denoiser = copy.deepcopy(denoiser).eval().requires_grad_(False)
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
-        """Set the schedule-free optimizer whose mean this average takes."""
+        """Set the schedule-free optimizer whose mean of the weights this average copies."""
         self.optimizer = optimizer
 
     @torch.no_grad()

@@ -20,12 +20,12 @@ MOST_HELD_OUT = 64
 """Held-out images of each size that are evaluated whenever a checkpoint is written."""
 
 LARGEST_PICTURE = 256
-"""Root of the pixels of an image that, with a context, is sampled for a picture during training; of larger ones the
-small copies are."""
+"""The square root of the most pixels of an image that a model with a context samples in full for pictures in training.
+Of larger images it samples the small copies only."""
 
 
 def sample_pictures(model: Denoiser) -> tuple[list[Tensor], int | None]:
-    """Sample pictures (c, h, w) from fixed seeds, and return them with the columns of their grid."""
+    """Sample pictures (c, h, w) from fixed seeds; return them and the number of columns for their grid."""
     num = model.num_classes
     seeds = range(min(num, 10) * 2 if num else 16)
     samples = generate(model, seeds, Sampling(resolution=picture_resolution(model)))
@@ -33,7 +33,7 @@ def sample_pictures(model: Denoiser) -> tuple[list[Tensor], int | None]:
 
 
 def is_collapsed(model: Denoiser, pictures: list[Tensor]) -> bool:
-    """Return True if there is nothing to see in any of the pictures."""
+    """Return True if all sampled pictures are nearly of one colour, which means that training has failed."""
     least = COLLAPSED * model.sigma_data * 255 / 2
     return all(picture.float().std() < least for picture in pictures)
 
@@ -41,7 +41,7 @@ def is_collapsed(model: Denoiser, pictures: list[Tensor]) -> bool:
 def held_out_losses(
     model: Denoiser, images: Images, schedule: PatchSchedule
 ) -> tuple[dict[float, float], dict[str, float]]:
-    """Return the loss of held-out images by noise level, of whole ones, and by patch size of the schedule."""
+    """Return the loss of held-out images as two dicts: of whole images by noise level, and by patch size."""
     whole = losses_of_images(model, images, most=MOST_HELD_OUT)
     by_noise = {sigma: float(losses.mean()) for sigma, losses in whole.items()}
     by_size: dict[str, list[Tensor]] = {}
@@ -57,7 +57,7 @@ def held_out_losses(
 
 
 def picture_resolution(model: Denoiser) -> Shape:
-    """Return height and width of the samples in a picture: with a context, of large images the small copies'."""
+    """Return height and width of pictures sampled in training: those of images, or of small copies if too large."""
     resolution = model.resolution
     assert resolution is not None  # the trainer has filled it in
     if model.context is None or math.prod(resolution) <= LARGEST_PICTURE**2:

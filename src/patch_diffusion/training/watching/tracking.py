@@ -163,6 +163,6 @@ def _settings(run: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
-    """Redirect stdout to stderr inside the block, so that a library's prints do not mix with results on stdout."""
+    """Redirect stdout to stderr in the with block, so that a library's prints do not mix with results on stdout."""
     with _STDOUT, contextlib.redirect_stdout(sys.stderr):
         yield
