@@ -194,8 +194,8 @@ def test_samples_of_one_colour_are_trouble(make_trainer, monkeypatch):
     trainer = make_trainer(samples=2, checkpoints=4)
     generate = evaluation.generate
 
-    def constant(model, seeds, **options):
-        for sample in generate(model, seeds, **options):
+    def constant(model, seeds, *others):
+        for sample in generate(model, seeds, *others):
             if trainer.state.counters.step == 4 and not trainer.state.watchdog.back:
                 sample = replace(sample, pixels=torch.full_like(sample.pixels, 77))
             yield sample
@@ -211,8 +211,8 @@ def test_samples_of_one_colour_are_trouble(make_trainer, monkeypatch):
 def test_a_last_picture_of_one_colour_is_told_once(make_trainer, monkeypatch, watchdog):
     generate = evaluation.generate
 
-    def constant(model, seeds, **options):
-        for sample in generate(model, seeds, **options):
+    def constant(model, seeds, *others):
+        for sample in generate(model, seeds, *others):
             yield replace(sample, pixels=torch.full_like(sample.pixels, 77))
 
     monkeypatch.setattr(evaluation, "generate", constant)
@@ -224,8 +224,8 @@ def test_a_last_picture_of_one_colour_is_told_once(make_trainer, monkeypatch, wa
 def test_a_picture_of_one_colour_is_told_once_where_nothing_is_done_about_it(make_trainer, monkeypatch):
     generate, trainer = evaluation.generate, make_trainer(samples=2, watchdog="off")
 
-    def constant(model, seeds, **options):
-        for sample in generate(model, seeds, **options):
+    def constant(model, seeds, *others):
+        for sample in generate(model, seeds, *others):
             yield (
                 replace(sample, pixels=torch.full_like(sample.pixels, 77))
                 if trainer.state.counters.step == 4

@@ -155,8 +155,8 @@ def test_everything_that_can_be_said_of_new_pictures(browser, served):
         choose(browser, name, str(value))
     browser.click("button.main")
     assert (
-        "--seeds 0 --ema-length 0.2 --steps 2 --guidance 3 --guide step:2 --guidance-interval 0.5 90 --resolution 20 24 "
-        "--coords stretch --tile 8 --overlap 4" in command(browser)
+        "--seeds 0 --ema-length 0.2 --steps 2 --guidance 3 --guide step:2 --guidance-interval 0.5 90 "
+        "--resolution 20 24 --coords stretch --tile 8 --overlap 4" in command(browser)
     )
     assert pixels(browser, "document.querySelector('.picture canvas')")[:2] == [24, 20]
     choose(browser, "overlap", "")

@@ -15,7 +15,7 @@ export class Choice {
       ...runs.map(run => element('option', {value: run.name}, run.name)));
     if (runs.some(run => run.name === chosen.run)) this.run.value = chosen.run;
     this.checkpoint = element('select', {'aria-label': 'checkpoint', onchange: () => onchange?.()});
-    this.average = element('input', {type: 'number', name: 'average', min: 0, max: .289, step: 'any', placeholder: 'the usual', oninput: () => onchange?.()});
+    this.average = element('input', {type: 'number', name: 'average', min: 0, max: .289, step: 'any', placeholder: 'default', oninput: () => onchange?.()});
     this.averageLabel = element('label', {}, 'Averaged over this share of the training', this.average);
     this.averageLabel.style.gridColumn = '1 / 3';
     this.fill();
@@ -114,7 +114,7 @@ export class ViewFields {
   constructor() {
     const side = (name, least) => element('input', {type: 'number', name, min: least, step: 1, placeholder: name === 'tile' ? 'none' : ''});
     [this.height, this.width, this.tile, this.overlap] = [side('height', 1), side('width', 1), side('tile', 1), side('overlap', 0)];
-    this.coords = element('select', {name: 'coords'}, ...[['', 'what is usual'], ['stretch', 'is one image as a whole'],
+    this.coords = element('select', {name: 'coords'}, ...[['', 'default'], ['stretch', 'is one image as a whole'],
       ['extend', 'goes on as it was learned'], ['repeat', 'each tile is an image']].map(([value, text]) => element('option', {value}, text)));
     this.size = element('div', {className: 'pair'}, field('Height', this.height), field('Width', this.width));
     this.coordsLabel = field('An image of another size', this.coords);
@@ -148,7 +148,7 @@ export class OtherFields {
   constructor(options) {
     this.inputs = options.map(([name, {enum: words, description: title}]) => words
       ? element('select', {name, title}, ...words.map(value => element('option', {value}, value)))
-      : element('input', {type: 'number', name, title, step: 'any', placeholder: 'the usual'}));
+      : element('input', {type: 'number', name, title, step: 'any', placeholder: 'default'}));
     this.fold = fold('More options', ...this.inputs.map(input => field(input.name.replace('_', ' '), input)));
   }
 
