@@ -1,4 +1,4 @@
-"""The results of a race as sentences and table rows, from ``race.json``, for the terminal and the page."""
+"""The results of a race, several trainings compared at equal time, as sentences and table rows for people to read."""
 
 from __future__ import annotations
 

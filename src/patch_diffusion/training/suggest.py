@@ -175,7 +175,7 @@ def _multipliers(network: Network) -> tuple[int, ...]:
 
 
 def _networks(network: Network, resolutions: Sequence[Resolution], given: Collection[str]) -> Iterator[Network]:
-    """Yield networks to try, the best first: with more levels if images are large, then unchanged, then with fewer."""
+    """Yield network options, in order of preference: more levels for large images, as given, fewer levels."""
     if "network.multipliers" in given or network.kind not in STYLES:
         yield network
         return

@@ -102,7 +102,7 @@ def parts(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str
 
 
 def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Gather tensors one by one into host memory, to save device memory; return an empty dict if not ``keep``."""
+    """Gather sharded tensors from all ranks, one by one, into the host memory of those ranks that ``keep`` them."""
     copies = {}
     for name, tensor in tensors.items():
         complete = whole(tensor.detach())
