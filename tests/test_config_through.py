@@ -207,6 +207,11 @@ def test_an_option_given_twice_is_refused(parts, tmp_path):
         pd.Trainer(*parts, config, out=tmp_path / "run", batch=4, show=False)
 
 
+def test_two_schedules_are_refused(parts, tmp_path):
+    with pytest.raises(pd.InputError, match="two patch schedules"):
+        pd.Trainer(*parts, pd.PatchSchedule(), schedule=pd.PatchSchedule(whole=1), out=tmp_path / "run")
+
+
 def test_an_unknown_keyword_names_the_nearest(parts, tmp_path):
     with pytest.raises(TypeError, match="Trainer has no option 'bacth'; did you mean 'batch'"):
         pd.Trainer(*parts, out=tmp_path / "run", bacth=4)

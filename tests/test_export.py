@@ -93,6 +93,7 @@ def make_vae(folder):
 CALL = {"seeds": SEEDS, "num_inference_steps": 4, "output_type": "latent"}
 CHURN = {"solver": "stochastic_heun", "churn": 1.0, "churn_min": 0.1, "churn_max": 40.0, "churn_noise": 1.01}
 LEVELS = {"schedule": "exponential", "rho": 2.0, "sigma_min": 0.01, "sigma_max": 40.0}
+TILES = {"tile": 6, "overlap": 3}
 # Of each kind of model, calls of its pipeline, and what is said to `generate` for the same.
 CALLS = {
     "unet": [
@@ -109,6 +110,17 @@ CALLS = {
         ({**CALL, **CHURN}, CHURN),
         ({**CALL, **LEVELS}, LEVELS),
         ({**CALL, "height": 12, "width": 16, "coords": "extend"}, {"resolution": (12, 16), "coords": "extend"}),
+        ({**CALL, "height": 14, "width": 17, **TILES}, {"resolution": (14, 17), **TILES}),
+        (
+            {**CALL, "height": 14, "width": 17, "tile": (6, 8), "coords": "stretch"},
+            {"resolution": (14, 17), "tile": (6, 8), "coords": "stretch"},
+        ),
+        ({**CALL, "guidance_scale": 1.7, **TILES}, {"guidance": 1.7, **TILES}),
+        ({**CALL, "guidance_scale": 1.7, "guide": "crops"}, {"guidance": 1.7, "guide": "crops"}),
+        (
+            {**CALL, "guidance_scale": 1.7, "guide": "crops:4", "guidance_interval": (0.1, 5.0)},
+            {"guidance": 1.7, "guide": "crops:4", "guidance_interval": (0.1, 5.0)},
+        ),
         (
             {**CALL, "guidance_scale": 1.7, "guidance_interval": (0.1, 5.0)},
             {"guidance": 1.7, "guidance_interval": (0.1, 5.0)},
@@ -316,7 +328,16 @@ def pipe(runs):
         ({"num_inference_steps": 0}, "at least 1 step"),
         ({"solver": "hune"}, "did you mean 'heun'"),
         ({"eta": 0.5}, "eta is not an option of the solver 'heun'"),
-        ({"coords": "repeat"}, "coords cannot be 'repeat'"),
+        ({"coords": "repeated"}, "coords cannot be 'repeated'; did you mean 'repeat'"),
+        ({"coords": "repeat"}, "coords 'repeat' is for tiles"),
+        ({"overlap": 3}, "overlap is that of tiles"),
+        ({"tile": 32}, "a tile of 32x32 does not fit an image of 8x12"),
+        ({"tile": 6, "overlap": 6}, "overlap by 0 to 5 pixels, not 6"),
+        ({"tile": 5}, "multiples of 2, not 5x5"),
+        ({"guide": "crops"}, "for a guidance_scale other than 1"),
+        ({"guidance_scale": 2.0, "guide": "step:400"}, "there is no guide 'step:400' in a pipeline"),
+        ({"guidance_scale": 2.0, "guide": "crops", "tile": 6}, "give whole images, no tiles"),
+        ({"guidance_scale": 2.0, "guide": "crops:8"}, "crops smaller than these"),
         ({"guidance_interval": (0.1, 1.0)}, "for a guidance_scale other than 1"),
         ({"guidance_scale": 2.0, "guidance_interval": (1.0, 0.1)}, "from a lower to a higher noise level"),
     ],

@@ -11,8 +11,7 @@ import pytest
 from rich.console import Console
 
 import patch_diffusion as pd
-from patch_diffusion.cli import follow as module
-from patch_diffusion.cli import main
+from patch_diffusion.cli import follow as module, main
 from patch_diffusion.cli.follow import _view, follow, sparkline
 from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.runs.history import Curve, History

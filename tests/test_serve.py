@@ -17,8 +17,7 @@ import pytest
 from patch_diffusion.cli import main
 from patch_diffusion.cli.serve import Serve
 from patch_diffusion.errors import InputError
-from patch_diffusion.web import limits, server, uploads
-from patch_diffusion.web import requests as asked
+from patch_diffusion.web import limits, requests as asked, server, uploads
 from patch_diffusion.web.server import Server
 from patch_diffusion.web.site import MOST_BYTES, Site
 

@@ -12,73 +12,76 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from patch_diffusion.config import Config as Config
-    from patch_diffusion.data.images import ImageBuckets as ImageBuckets
-    from patch_diffusion.data.images import ImageSet as ImageSet
+    from patch_diffusion.data.images import ImageBuckets as ImageBuckets, ImageSet as ImageSet
     from patch_diffusion.data.sources import open_images as open_images
     from patch_diffusion.denoise.denoiser import Denoiser as Denoiser
     from patch_diffusion.denoise.networks.adapters import DiffusersNetwork as DiffusersNetwork
     from patch_diffusion.denoise.networks.dit import DiT as DiT
     from patch_diffusion.denoise.networks.unet import UNet as UNet
-    from patch_diffusion.denoise.objective import NoiseLevels as NoiseLevels
-    from patch_diffusion.denoise.objective import denoising_loss as denoising_loss
-    from patch_diffusion.denoise.process import EDM as EDM
-    from patch_diffusion.denoise.process import VE as VE
-    from patch_diffusion.denoise.process import VP as VP
+    from patch_diffusion.denoise.objective import NoiseLevels as NoiseLevels, denoising_loss as denoising_loss
+    from patch_diffusion.denoise.process import EDM as EDM, VE as VE, VP as VP
     from patch_diffusion.denoise.whole_image import whole_image_loss as whole_image_loss
     from patch_diffusion.errors import InputError as InputError
-    from patch_diffusion.evaluation.distances import frechet_distance as frechet_distance
-    from patch_diffusion.evaluation.distances import gaussian_of as gaussian_of
-    from patch_diffusion.evaluation.distances import kernel_distance as kernel_distance
-    from patch_diffusion.evaluation.evaluate import Evaluation as Evaluation
-    from patch_diffusion.evaluation.evaluate import evaluate as evaluate
+    from patch_diffusion.evaluation.distances import (
+        frechet_distance as frechet_distance,
+        gaussian_of as gaussian_of,
+        kernel_distance as kernel_distance,
+    )
+    from patch_diffusion.evaluation.evaluate import Evaluation as Evaluation, evaluate as evaluate
     from patch_diffusion.evaluation.extractors.choose import open_extractor as open_extractor
     from patch_diffusion.evaluation.extractors.extractor import Extractor as Extractor
     from patch_diffusion.evaluation.meter import SampleMeter as SampleMeter
-    from patch_diffusion.evaluation.neighbours import density_coverage as density_coverage
-    from patch_diffusion.evaluation.neighbours import precision_recall as precision_recall
+    from patch_diffusion.evaluation.neighbours import (
+        density_coverage as density_coverage,
+        precision_recall as precision_recall,
+    )
     from patch_diffusion.evaluation.options import EvaluationOptions as EvaluationOptions
     from patch_diffusion.interop.edm_import import import_model as import_model
     from patch_diffusion.interop.export import export_model as export_model
     from patch_diffusion.patches.coords import coordinate_grid as coordinate_grid
-    from patch_diffusion.patches.crop import Patch as Patch
-    from patch_diffusion.patches.crop import random_patches as random_patches
-    from patch_diffusion.patches.crop import whole_image as whole_image
+    from patch_diffusion.patches.crop import (
+        Patch as Patch,
+        random_patches as random_patches,
+        whole_image as whole_image,
+    )
     from patch_diffusion.patches.schedule import PatchSchedule as PatchSchedule
     from patch_diffusion.presets import PRESETS as PRESETS
     from patch_diffusion.races.race import race as race
     from patch_diffusion.runs.folder import describe as describe
     from patch_diffusion.runs.model import load as load
     from patch_diffusion.sampling.editing.edit import edit as edit
-    from patch_diffusion.sampling.editing.image import read_image as read_image
-    from patch_diffusion.sampling.editing.image import read_mask as read_mask
+    from patch_diffusion.sampling.editing.image import read_image as read_image, read_mask as read_mask
     from patch_diffusion.sampling.editing.measurement import Measurement as Measurement
-    from patch_diffusion.sampling.editing.tasks import deblurring as deblurring
-    from patch_diffusion.sampling.editing.tasks import denoising as denoising
-    from patch_diffusion.sampling.editing.tasks import inpainting as inpainting
-    from patch_diffusion.sampling.editing.tasks import outpainting as outpainting
-    from patch_diffusion.sampling.editing.tasks import super_resolution as super_resolution
-    from patch_diffusion.sampling.encode import decode as decode
-    from patch_diffusion.sampling.encode import encode as encode
+    from patch_diffusion.sampling.editing.tasks import (
+        deblurring as deblurring,
+        denoising as denoising,
+        inpainting as inpainting,
+        outpainting as outpainting,
+        super_resolution as super_resolution,
+    )
+    from patch_diffusion.sampling.encode import decode as decode, encode as encode
     from patch_diffusion.sampling.folder import write_samples as write_samples
-    from patch_diffusion.sampling.generate import Sample as Sample
-    from patch_diffusion.sampling.generate import generate as generate
-    from patch_diffusion.sampling.likelihood import bits_per_dimension as bits_per_dimension
-    from patch_diffusion.sampling.likelihood import log_density as log_density
+    from patch_diffusion.sampling.generate import Sample as Sample, generate as generate
+    from patch_diffusion.sampling.likelihood import bits_per_dimension as bits_per_dimension, log_density as log_density
     from patch_diffusion.sampling.options import Sampling as Sampling
     from patch_diffusion.sampling.pictures import picture_grid as picture_grid
-    from patch_diffusion.sampling.solvers import SCHEDULES as SCHEDULES
-    from patch_diffusion.sampling.solvers import dpm_solver_2m as dpm_solver_2m
-    from patch_diffusion.sampling.solvers import dpm_solver_3m as dpm_solver_3m
-    from patch_diffusion.sampling.solvers import euler as euler
-    from patch_diffusion.sampling.solvers import exponential_sigmas as exponential_sigmas
-    from patch_diffusion.sampling.solvers import heun as heun
-    from patch_diffusion.sampling.solvers import karras_sigmas as karras_sigmas
-    from patch_diffusion.sampling.solvers import ve_sigmas as ve_sigmas
-    from patch_diffusion.sampling.solvers import vp_sigmas as vp_sigmas
-    from patch_diffusion.sampling.stochastic import SOLVERS as SOLVERS
-    from patch_diffusion.sampling.stochastic import ancestral as ancestral
-    from patch_diffusion.sampling.stochastic import euler_maruyama as euler_maruyama
-    from patch_diffusion.sampling.stochastic import stochastic_heun as stochastic_heun
+    from patch_diffusion.sampling.solvers import (
+        SCHEDULES as SCHEDULES,
+        dpm_solver_2m as dpm_solver_2m,
+        dpm_solver_3m as dpm_solver_3m,
+        euler as euler,
+        exponential_sigmas as exponential_sigmas,
+        heun as heun,
+        karras_sigmas as karras_sigmas,
+        ve_sigmas as ve_sigmas,
+        vp_sigmas as vp_sigmas,
+    )
+    from patch_diffusion.sampling.stochastic import (
+        SOLVERS as SOLVERS,
+        ancestral as ancestral,
+        euler_maruyama as euler_maruyama,
+        stochastic_heun as stochastic_heun,
+    )
     from patch_diffusion.training.build import train as train
     from patch_diffusion.training.trainer import Trainer as Trainer
     from patch_diffusion.web.server import serve as serve

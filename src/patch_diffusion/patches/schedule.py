@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from fractions import Fraction
 from functools import lru_cache
 from typing import Literal, get_args
 
 from patch_diffusion.config import Patches
 from patch_diffusion.data.small import small_shape
 from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.patches.shapes import Shape, as_text, parse_size, patch_shape
 from patch_diffusion.streams import uniform
 
 Kind = Literal["stochastic", "progressive"]
 Growth = Literal["linear", "area", "none"]
 Weight = Literal["patch", "area"]
-Shape = tuple[int, ...]
 
 SMALL_SHARE = 1 / 4
 """Share of the steps that train on downscaled whole images, if the network gets such an image with every patch."""
@@ -44,7 +43,7 @@ class PatchSize:
         return max(1, round(batch * self.growth))
 
     def __str__(self) -> str:
-        return _text(self.shape) + " small" * self.small
+        return as_text(self.shape) + " small" * self.small
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class PatchSchedule(Patches):
         if not 0 <= self.whole <= 1:
             raise InputError(f"patches.whole is a probability between 0 and 1, not {self.whole}")
         for size, share in self.sizes.items():
-            _parse_size(size)
+            parse_size(size)
             if not 0 <= share <= 1:
                 raise InputError(f"the share of patch size {size} lies between 0 and 1, not {share}")
         total = math.fsum(self.sizes.values())
@@ -161,55 +160,14 @@ def _sizes(
     return tuple(sizes)
 
 
-def _parse_size(size: str | int) -> Fraction | int:
-    """Parse a patch size: a fraction of the image such as "1/2", or a number of pixels such as "32"."""
-    text = str(size).strip()
-    try:
-        parsed = Fraction(text) if "/" in text else int(text)
-    except (ValueError, ZeroDivisionError):
-        parsed = 0
-    if parsed <= 0 or (isinstance(parsed, Fraction) and parsed >= 1):
-        raise InputError(
-            f"patch size '{size}' is neither a fraction of the image such as '1/2' nor pixels such as '32'"
-        )
-    return parsed
-
-
-def patch_shape(size: str | int, resolution: Shape) -> Shape:
-    """Return the shape in pixels of a patch of an image.
-
-    Args:
-        size: a fraction of the image such as "1/2", or pixels of its shorter side.
-        resolution: shape of the image.
-
-    Raises:
-        InputError: the size is neither, or the patch does not fit in the image.
-    """
-    parsed, shorter = _parse_size(size), min(resolution)
-    if isinstance(parsed, Fraction):
-        shape = tuple(int(length * parsed) for length in resolution)
-    elif parsed <= shorter:
-        shape = tuple(length * parsed // shorter for length in resolution)
-    else:
-        raise InputError(
-            f"patch size {size} does not fit images of {_text(resolution)}: take at most {shorter}, or a fraction like "
-            "1/2"
-        )
-    if min(shape) < 1:
-        raise InputError(
-            f"patch size {size} of images of {_text(resolution)} is less than one pixel: take a larger one"
-        )
-    return shape
-
-
 def _check_stride(shape: Shape, resolution: Shape, stride: int) -> None:
     if all(length % stride == 0 for length in shape):
         return
     halves = f"halves them {stride.bit_length() - 1} times and needs multiples of {stride}"
     if shape == resolution:
-        below = _text([max(length // stride, 1) * stride for length in shape])
+        below = as_text([max(length // stride, 1) * stride for length in shape])
         raise InputError(
-            f"images of {_text(shape)} cannot pass the network, which {halves}: set data.resolution, for example to "
+            f"images of {as_text(shape)} cannot pass the network, which {halves}: set data.resolution, for example to "
             f"{below}, or take fewer network.multipliers"
         )
     shorter = min(resolution)
@@ -220,13 +178,9 @@ def _check_stride(shape: Shape, resolution: Shape, stride: int) -> None:
     ]
     choice = f"patch sizes that fit are {', '.join(map(str, fitting))}" if fitting else "no smaller patch fits"
     raise InputError(
-        f"patches of {_text(shape)} cannot pass the network, which {halves}: for images of {_text(resolution)} "
+        f"patches of {as_text(shape)} cannot pass the network, which {halves}: for images of {as_text(resolution)} "
         f"{choice} (patches.sizes, in pixels of the shorter side); or take fewer network.multipliers"
     )
-
-
-def _text(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
 
 
 def _rescaled(sizes: Mapping[str, float], total: float) -> str:

@@ -142,7 +142,11 @@ class Sampling:
         if shape is None:
             raise InputError("this model does not know the resolution of its images: give resolution=(height, width)")
         _check_stride(model, shape, tile)
-        overlap = self._overlap(shape, tile) if tile or self.overlap is not None else 0
+        overlap = 0
+        if tile or self.overlap is not None:
+            from patch_diffusion.sampling.tiles import checked_overlap
+
+            overlap = checked_overlap(shape, tile, self.overlap)
         kind = self._coords(model, shape, tile) if tile or self.coords else "stretch"
         grid = (
             coordinate_grid(*shape)
@@ -184,16 +188,6 @@ class Sampling:
         guide = self.guide if isinstance(self.guide, str) else "model"
         interval = {} if self.guidance_interval is None else {"guidance_interval": list(self.guidance_interval)}
         return {"guide": guide, **interval}
-
-    def _overlap(self, shape: Shape, tile: Shape | None) -> int:
-        if tile is None:
-            raise InputError("overlap is that of tiles: give tile, too, or leave it out")
-        if tile[0] > shape[0] or tile[1] > shape[1]:
-            raise InputError(f"a tile of {tile[0]}x{tile[1]} does not fit an image of {shape[0]}x{shape[1]}")
-        overlap = min(tile) // 4 if self.overlap is None else self.overlap
-        if not 0 <= overlap < min(tile):
-            raise InputError(f"tiles of {tile[0]}x{tile[1]} overlap by 0 to {min(tile) - 1} pixels, not {overlap}")
-        return overlap
 
     def _coords(self, model: Denoiser, shape: Shape, tile: Shape | None) -> Coords:
         """Return the checked kind of coordinates; by default, tiles of larger images repeat those of training."""

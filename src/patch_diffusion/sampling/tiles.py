@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from patch_diffusion.denoise.conditions import Conditions
+from patch_diffusion.errors import InputError
 from patch_diffusion.sampling.step import ConditionalDenoise, Denoise
 
 Place = tuple[int, int, int]
@@ -42,6 +43,24 @@ def shifted_starts(length: int, size: int, offset: int) -> list[int]:
     ([0, 8], [0, 3, 8])
     """
     return sorted({min(max(start, 0), length - size) for start in range(offset % size - size, length, size)})
+
+
+def checked_overlap(shape: Sequence[int], tile: Sequence[int] | None, overlap: int | None) -> int:
+    """Return the overlap of tiles in pixels, a quarter of their shorter side for None; 0 without tiles.
+
+    Raises:
+        InputError: there are no tiles, or they do not fit the image, or overlap by too much.
+    """
+    if tile is None:
+        if overlap is not None:
+            raise InputError("overlap is that of tiles: give tile, too, or leave it out")
+        return 0
+    if tile[0] > shape[0] or tile[1] > shape[1]:
+        raise InputError(f"a tile of {tile[0]}x{tile[1]} does not fit an image of {shape[0]}x{shape[1]}")
+    overlap = min(tile) // 4 if overlap is None else overlap
+    if not 0 <= overlap < min(tile):
+        raise InputError(f"tiles of {tile[0]}x{tile[1]} overlap by 0 to {min(tile) - 1} pixels, not {overlap}")
+    return overlap
 
 
 def smooth_window(size: Sequence[int], overlap: int) -> Tensor:

@@ -43,8 +43,6 @@ class Position(NamedTuple):
         """Compare all but ``spent``: a stochastic schedule does not depend on it."""
         return isinstance(other, Position) and self[:3] == other[:3]
 
-    __hash__ = None  # pyright: ignore[reportAssignmentType]
-
 
 @dataclass(frozen=True)
 class Plan:

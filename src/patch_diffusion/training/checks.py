@@ -12,11 +12,10 @@ from patch_diffusion.errors import InputError
 
 def check_numbers(config: Config) -> None:
     """Raise InputError if a number at the top level of a config, such as batch, is too low."""
-    steps = 1 if config.checkpoint_steps is None else config.checkpoint_steps
     for name, value, least in (
         ("batch", config.batch, 1),
         ("checkpoints", config.checkpoints, 1),
-        ("checkpoint_steps", steps, 1),
+        ("checkpoint_steps", config.checkpoint_steps, 1),
         ("checkpoint_last", config.checkpoint_last, 1),
         ("samples", config.samples, 0),
         ("log_every", config.log_every, 1),

@@ -60,6 +60,8 @@ def config_of(given: Config | Patches | None, keywords: Mapping[str, Any]) -> Co
     """
     config = given if isinstance(given, Config) else Config()
     if isinstance(given, Patches):
+        if "schedule" in keywords:
+            raise InputError("two patch schedules: one in the place of the config, one as a keyword: leave one out")
         keywords = {"schedule": given, **keywords}
     if "weight" in keywords:
         warnings.warn(

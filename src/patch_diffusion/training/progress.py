@@ -11,8 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn
-from rich.progress import Progress as Bar
+from rich.progress import BarColumn, Progress as Bar, TaskProgressColumn, TextColumn
 
 from patch_diffusion.files import write_text
 from patch_diffusion.runs.history import in_words

@@ -76,7 +76,7 @@ def suggest(images: Images, base: Config, given: Collection[str] = ()) -> tuple[
         if sizes is not None:
             chosen = replace(base, network=network, patches=replace(base.patches, sizes=sizes))
             reasons += _reasons(base, chosen, resolutions, wanted)
-            chosen, more = limit_pixels(chosen, resolutions, stride(network), given)
+            chosen, more = limit_pixels(chosen, images, stride(network), given)
             chosen, why = _number_format(chosen, resolutions, given)
             return chosen, reasons + more + why
     return base, reasons
@@ -114,9 +114,7 @@ def _shifted(images: Images, config: Config, given: Collection[str]) -> tuple[Co
     return replace(config, noise=replace(config.noise, p_mean=p_mean)), [reason]
 
 
-def limit_pixels(
-    config: Config, resolutions: Sequence[Resolution], stride: int, given: Collection[str]
-) -> tuple[Config, list[str]]:
+def limit_pixels(config: Config, images: Images, stride: int, given: Collection[str]) -> tuple[Config, list[str]]:
     """Reduce the batch, and then also the share of whole images, to ``batch_pixels``; return the config and reasons."""
     most, batch = config.batch_pixels, config.batch
     if most is not None and most < 1:
@@ -127,9 +125,9 @@ def limit_pixels(
         return config, []
     schedule = PatchSchedule.of(config.patches)
     pixels, side = max(
-        (size.growth * math.prod(size.shape), "x".join(map(str, resolution)))
-        for resolution in resolutions
-        for size in schedule.sizes_for(resolution, stride)
+        (size.growth * math.prod(size.shape), "x".join(map(str, bucket.resolution)))
+        for bucket in images.buckets
+        for size in schedule.sizes_for(bucket.resolution, stride)
     )
     fewer = max(_FEWEST_IMAGES, int(most / pixels))
     if fewer >= batch:

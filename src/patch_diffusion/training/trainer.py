@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -87,8 +87,7 @@ class Trainer:
         config = reconciled(config_of(config, options), denoiser, images)
         check_numbers(config)
         given = {name for name, value in flat_options(config).items() if value != flat_options(Config())[name]}
-        resolutions = [bucket.resolution for bucket in images.buckets]
-        config, limits = limit_pixels(config, resolutions, denoiser.stride, given - {"batch", "batch_pixels"})
+        config, limits = limit_pixels(config, images, denoiser.stride, given - {"batch", "batch_pixels"})
         self.run = RunFolder(user_path(out))
         check_watching(config, images, held_out, continues=self.run.is_run())
         self.meter = meter
@@ -96,11 +95,9 @@ class Trainer:
             self.meter = SampleMeter(config.watch, seed=config.seed)
         self.schedule = PatchSchedule.of(config.patches, seed=config.seed)
         augment = Augment.of(config.data.augment)
-        noise = NoiseLevels.of(config.noise)
         check_network(denoiser, images, augment, self.schedule.context)
-        sizes = {
-            size: None for each in images.buckets for size in self.schedule.sizes_for(each.resolution, denoiser.stride)
-        }
+        buckets = images.buckets
+        self._sizes = [size for each in buckets for size in self.schedule.sizes_for(each.resolution, denoiser.stride)]
         self.images, self.held_out = replace(images, notes=(*images.notes, *limits)), held_out
         denoiser.resolution = images.resolution
         denoiser.class_names = images.class_names if denoiser.num_classes else ()
@@ -115,15 +112,14 @@ class Trainer:
             self.schedule,
             seed=config.seed,
             batch=config.batch,
-            noise=noise,
+            noise=NoiseLevels.of(config.noise),
             augment=augment,
             device=self.engine.device,
             split=self.engine.microbatches,
             show=show,
         )
-        self._sizes = list(sizes)
-        with self.explain(), self.engine.autocast():
-            self.flops = {size.shape: training_flops(denoiser, images.channels, size.shape) for size in sizes}
+        with explain_out_of_memory(self.demand), self.engine.autocast():
+            self.flops = {size.shape: training_flops(denoiser, images.channels, size.shape) for size in self._sizes}
         if config.engine.accumulation == "auto":
             self.engine.accumulation = self.engine.group.max(microbatches_that_fit(self.demand()))
             config = replace(config, engine=replace(config.engine, accumulation=self.engine.accumulation))
@@ -200,7 +196,7 @@ class Trainer:
                 self.images,
                 self.held_out,
                 self.meter,
-                self.explain,
+                lambda: explain_out_of_memory(self.demand),
                 (
                     [self.summary(), *self.images.notes],
                     [f"changed from here on: {change}" for change in self.changed],
@@ -253,10 +249,6 @@ class Trainer:
             self._blank_loss,
             self.engine.device,
         )
-
-    def explain(self) -> AbstractContextManager[None]:
-        """Return a context manager that replaces an out-of-memory error by one that says what would fit."""
-        return explain_out_of_memory(self.demand)
 
     def _blank_loss(self, shape: Shape, num: int) -> Tensor:
         """Compute the summed training loss of ``num`` blank images, to measure the memory that it takes."""

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from patch_diffusion.config import Data
 from patch_diffusion.data.arrays.stored import is_array
 from patch_diffusion.data.digits import NAME
-from patch_diffusion.data.files.collection import Collection as ImageCollection
-from patch_diffusion.data.files.collection import read_collection
+from patch_diffusion.data.files.collection import Collection as ImageCollection, read_collection
 from patch_diffusion.data.files.decode import ImageFile, read_header
 from patch_diffusion.data.images import Images, ImageSet
 from patch_diffusion.data.latents.folder import is_latents

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,14 +11,21 @@ from PIL import Image
 from torch import Tensor
 
 from patch_diffusion.data.codec import PixelCodec
+from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.patches.coords import coordinate_grid, extended_grid
+from patch_diffusion.patches.shapes import patch_shape
+from patch_diffusion.sampling.guidance.crops import in_crops
 from patch_diffusion.sampling.guidance.extrapolation import extrapolate, within
+from patch_diffusion.sampling.step import ConditionalDenoise, Denoise
+from patch_diffusion.sampling.tiles import checked_overlap, covering, in_tiles, smooth_window
 from patch_diffusion.streams import generator as generator_of
 
 PICTURES = (1, 3, 4)  # channels that Pillow shows
 OUTPUTS = ("pil", "np", "pt", "pixels", "latent")
-COORDS = ("stretch", "extend")
+COORDS = ("stretch", "extend", "repeat")
+GUIDES = ("class", "crops")
+TILES_AT_ONCE = 64
 
 
 class PatchDiffusionPipeline(DiffusionPipeline):
@@ -93,7 +100,10 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         guidance_interval: tuple[float, float] | None = None,
-        coords: str = "stretch",
+        coords: str | None = None,
+        guide: str = "class",
+        tile: int | tuple[int, int] | None = None,
+        overlap: int | None = None,
         **options: str | float | None,
     ) -> Any:
         """Sample images, all in one batch, which must fit in memory.
@@ -103,7 +113,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
             class_labels: a class, by number or name, for all images, or one per image. None: seed k, or image k if
                 there are no seeds, gets class k mod classes.
             num_inference_steps: the number of solver steps.
-            guidance_scale: the scale of classifier-free guidance; 1 is none.
+            guidance_scale: the scale of guidance away from what the ``guide`` makes; 1 is none.
             seeds: a seed gives the picture that ``patch-diffusion sample`` makes of it, in any batch, also with a
                 solver that adds noise.
             generator: one generator for all images, or one for each, to draw noise from if there are no seeds.
@@ -112,8 +122,12 @@ class PatchDiffusionPipeline(DiffusionPipeline):
                 training data, or "latent": the values in model space.
             return_dict: whether to return an ``ImagePipelineOutput``; else a tuple.
             guidance_interval: noise levels (low, high] with guidance; None: all.
-            coords: coordinates of an image of another size: "stretch", as those of the training images, or "extend",
-                beyond them.
+            coords: coordinates of an image of another size: "stretch", as those of the training images, "extend",
+                beyond them, or "repeat", for tiles, each as an image of its own. None: stretch, or repeat for tiles of
+                larger images.
+            guide: "class", the model without the class, or "crops", the model on crops, also as in "crops:1/4".
+            tile: side, or height and width, of overlapping tiles for images that are too large for the memory.
+            overlap: pixels that tiles overlap by; None: a quarter of their side.
             options: options of the scheduler for this call: solver, schedule, sigma_min, sigma_max, rho, churn,
                 churn_min, churn_max, churn_noise, eta; None: those of its config.
 
@@ -124,17 +138,27 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         if output_type not in OUTPUTS:
             raise InputError(f"there is no output_type '{output_type}'{did_you_mean(output_type, OUTPUTS)}")
         shape: tuple[int, int] = (height or config.height, width or config.width)
-        if shape[0] % config.stride or shape[1] % config.stride:
-            raise InputError(f"height and width must be multiples of {config.stride}, not {shape[0]}x{shape[1]}")
-        if guidance_scale != 1 and not (config.num_classes and config.label_dropout):
+        tile = (tile, tile) if isinstance(tile, int) else tile
+        seen = tile or shape
+        if seen[0] % config.stride or seen[1] % config.stride:
+            raise InputError(f"height and width must be multiples of {config.stride}, not {seen[0]}x{seen[1]}")
+        overlap = checked_overlap(shape, tile, overlap)
+        if guidance_scale == 1 and (guidance_interval is not None or guide != "class"):
+            raise InputError("guide and guidance_interval are for a guidance_scale other than 1, which is none")
+        if guidance_scale != 1 and guide == "class" and not (config.num_classes and config.label_dropout):
             raise InputError("guidance needs a model of classes that was also trained without them, which this is not")
-        if guidance_scale == 1 and guidance_interval is not None:
-            raise InputError("guidance_interval is for a guidance_scale other than 1, which is none")
+        if guide.partition(":")[0] not in GUIDES:
+            raise InputError(f"there is no guide '{guide}' in a pipeline{did_you_mean(guide, GUIDES)}")
         interval = guidance_interval or (-1.0, float("inf"))
         if not interval[0] < interval[1]:
             raise InputError(f"guidance_interval goes from a lower to a higher noise level, not {guidance_interval}")
+        whole = (config.height, config.width)
+        is_larger = shape[0] > whole[0] or shape[1] > whole[1]
+        coords = coords or ("repeat" if tile is not None and is_larger else "stretch")
         if coords not in COORDS:
             raise InputError(f"coords cannot be '{coords}'{did_you_mean(coords, COORDS)}")
+        if coords == "repeat" and tile is None:
+            raise InputError("coords 'repeat' is for tiles: give tile, too")
         scheduler = self._scheduler(options)
         chosen = None if seeds is None else [seeds] if isinstance(seeds, int) else list(seeds)
         num = batch_size if chosen is None else len(chosen)
@@ -143,18 +167,29 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         labels = self._labels(class_labels, chosen or range(num))
         noise = self._noise((config.image_channels, *shape), num, chosen, generator)
         device = self._execution_device
-        whole = (config.height, config.width)
         corner = ((whole[0] - shape[0]) / 2, (whole[1] - shape[1]) / 2)
-        grid = coordinate_grid(*shape) if coords == "stretch" else extended_grid(shape, whole, corner)
-        output = self._output(grid.to(device), labels, guidance_scale)
+        grid = extended_grid(shape, whole, corner)
+        if coords != "extend":
+            grid = coordinate_grid(*(tile if coords == "repeat" and tile else shape))
+        conditions = Conditions(grid.to(device), labels)
         progress: Any = self.progress_bar
         with progress(total=num_inference_steps) as bar:
             if hasattr(scheduler, "solve"):
-                denoise = self._denoise(scheduler, output, guidance_scale, interval)
+                denoise = bound = self._bound(scheduler, conditions, shape, tile, overlap)
+                if guidance_scale != 1 and guide == "class":
+                    weaker = self._bound(scheduler, conditions.without("labels"), shape, tile, overlap)
+                    denoise = within(extrapolate(bound, weaker, guidance_scale), bound, *interval)
+                elif guidance_scale != 1:
+                    levels = scheduler.sigmas(num_inference_steps)
+                    weaker = self._crops(scheduler, conditions, guide, shape, tile, chosen or range(num), levels)
+                    denoise = within(extrapolate(bound, weaker, guidance_scale), bound, *interval)
                 images = scheduler.solve(denoise, noise, noise(None), num_inference_steps, lambda _: bar.update())
+            elif tile is not None or guide != "class":
+                raise InputError(f"tiles and crops take the scheduler of the folder, not a {type(scheduler).__name__}")
             else:
-                start = noise(None)
-                images = self._by_steps(scheduler, output, guidance_scale, interval, start, num_inference_steps, bar)
+                images = self._by_steps(
+                    scheduler, conditions, guidance_scale, interval, noise(None), num_inference_steps, bar
+                )
         images = self._images(images, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
@@ -167,46 +202,61 @@ class PatchDiffusionPipeline(DiffusionPipeline):
                 raise InputError(f"the scheduler, {type(self.scheduler).__name__}, has no option {name}: leave it out")
         return type(self.scheduler).from_config(self.scheduler.config, **given) if given else self.scheduler
 
-    def _output(
-        self, coords: Tensor, labels: Tensor | None, guidance: float
-    ) -> list[Callable[[Tensor, Tensor], Tensor]]:
-        """Return a list of functions F(c_in x, c_noise): the network with classes, and for guidance without."""
+    def _output(self, scaled: Tensor, c_noise: Tensor, conditions: Conditions) -> Tensor:
+        """Run the network F on c_in x at c_noise, under conditions."""
         config: Any = self.config
+        labels = conditions.labels
+        if labels is None and config.num_classes:
+            labels = torch.full((len(scaled),), config.no_class, device=scaled.device)
+        if config.coords and conditions.coords is not None:
+            scaled = torch.cat([scaled, conditions.coords.expand(len(scaled), -1, -1, -1)], dim=1)
+        times = config.timestep_scale * c_noise
+        found = self.network(scaled.to(self.network.dtype), times, class_labels=labels, return_dict=False)
+        return found[0].float()
 
-        def bound(labels: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
-            def output(scaled: Tensor, c_noise: Tensor) -> Tensor:
-                if config.coords:
-                    scaled = torch.cat([scaled, coords.expand(len(scaled), -1, -1, -1)], dim=1)
-                times = config.timestep_scale * c_noise
-                found = self.network(scaled.to(self.network.dtype), times, class_labels=labels, return_dict=False)
-                return found[0].float()
+    def _model(self, scheduler: Any) -> ConditionalDenoise:
+        """Return the denoiser D(x; sigma) = c_skip x + c_out F(c_in x, c_noise), which also takes conditions."""
 
-            return output
+        def denoise(noisy: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
+            factors = scheduler.preconditioning(sigma.to(noisy).expand(len(noisy)))
+            c_skip, c_out, c_in = (factor[:, None, None, None] for factor in factors[:3])
+            return c_skip * noisy + c_out * self._output(c_in * noisy, factors.c_noise, conditions)
 
-        without = None if labels is None else torch.full_like(labels, config.no_class)
-        return [bound(labels), bound(without)] if guidance != 1 else [bound(labels)]
+        return denoise
 
-    def _denoise(
-        self, scheduler: Any, outputs: list[Callable[[Tensor, Tensor], Tensor]], guidance: float, interval: Any
-    ) -> Any:
-        """Return the guided denoiser D(x; sigma) = c_skip x + c_out F(c_in x, c_noise), which keeps x's dtype."""
+    def _bound(
+        self, scheduler: Any, conditions: Conditions, shape: Sequence[int], tile: Sequence[int] | None, overlap: int
+    ) -> Denoise:
+        """Return ``denoise(noisy, sigma)`` under conditions, of whole images or in tiles; it keeps the dtype."""
+        model = self._model(scheduler)
+        if tile is not None:
+            places = covering(shape, tile, overlap)
+            return in_tiles(model, conditions, places, smooth_window(tile, overlap), TILES_AT_ONCE)
+        return lambda noisy, sigma: model(noisy.float(), sigma, conditions).to(noisy)
 
-        def bound(output: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-            def denoise(state: Tensor, sigma: Tensor) -> Tensor:
-                noisy = state.float()
-                factors = scheduler.preconditioning(sigma.to(noisy).expand(len(noisy)))
-                c_skip, c_out, c_in = (factor[:, None, None, None] for factor in factors[:3])
-                return (c_skip * noisy + c_out * output(c_in * noisy, factors.c_noise)).to(state)
-
-            return denoise
-
-        conditional, *unconditional = [bound(output) for output in outputs]
-        if not unconditional:
-            return conditional
-        return within(extrapolate(conditional, unconditional[0], guidance), conditional, *interval)
+    def _crops(
+        self,
+        scheduler: Any,
+        conditions: Conditions,
+        guide: str,
+        shape: tuple[int, int],
+        tile: Sequence[int] | None,
+        seeds: Sequence[int],
+        sigmas: Tensor,
+    ) -> Denoise:
+        """Return ``denoise(noisy, sigma)`` by the model on crops, such as "crops:1/4" names."""
+        config: Any = self.config
+        size = patch_shape(guide.partition(":")[2] or "1/2", shape)
+        if tile is not None or size == shape or size[0] % config.stride or size[1] % config.stride:
+            raise InputError(
+                f"crops of {size[0]}x{size[1]} are no guide here: give whole images, no tiles, and crops smaller than "
+                f"these, in multiples of {config.stride}"
+            )
+        at_once = max(1, TILES_AT_ONCE * shape[0] * shape[1] // (size[0] * size[1]))
+        return in_crops(self._model(scheduler), conditions, size=size, seeds=seeds, sigmas=sigmas, at_once=at_once)
 
     def _by_steps(
-        self, scheduler: Any, outputs: list[Any], guidance: float, interval: Any, start: Tensor, steps: int, bar: Any
+        self, scheduler: Any, told: Conditions, guidance: float, interval: Any, start: Tensor, steps: int, bar: Any
     ) -> Tensor:
         """Sample by a scheduler of diffusers for EDM, which has the preconditioning of the "edm" process."""
         if not hasattr(scheduler, "precondition_noise"):
@@ -225,9 +275,10 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         low, high = interval
         for time, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
             scaled = scheduler.scale_model_input(noisy, time)
-            used = outputs if low < sigma <= high else outputs[:1]
-            found = [output(scaled, time.to(scaled).expand(len(scaled))) for output in used]
-            output = found[0] if len(found) == 1 else torch.lerp(found[1], found[0], guidance)
+            times = time.to(scaled).expand(len(scaled))
+            output = self._output(scaled, times, told)
+            if guidance != 1 and low < sigma <= high:
+                output = torch.lerp(self._output(scaled, times, told.without("labels")), output, guidance)
             noisy = scheduler.step(output, time, noisy).prev_sample
             bar.update()
         return noisy

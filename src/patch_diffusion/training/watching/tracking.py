@@ -107,8 +107,8 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-class Trackio:
-    """A trackio tracker, in project "patch_diffusion" on this machine, or where trackio's environment variables say."""
+class Trackio(WeightsAndBiases):
+    """A trackio tracker, used like one of Weights & Biases; its project is "patch_diffusion", on this machine."""
 
     def __init__(self, run: Path, step: int) -> None:
         trackio: Any = import_module("trackio")
@@ -123,16 +123,6 @@ class Trackio:
             )
         # Steps that were recorded before a kill are trained anew with the same result, and are not recorded twice.
         self._next = getattr(self._run, "_next_step", 0)
-
-    def write(self, step: int, values: Mapping[str, float], note: str) -> None:
-        """Record the scalars of a step; notes stay in the log only."""
-        if values and step >= self._next:
-            self._run.log(dict(values), step=step)
-
-    def picture(self, step: int, path: Path) -> None:
-        """Record a picture of samples as an image of the tracked run."""
-        if step >= self._next:
-            self._run.log({"samples": self._image(str(path))}, step=step)
 
     def finish(self) -> None:
         """Finish the trackio run."""
