@@ -104,8 +104,14 @@ class Trainer:
         denoiser.codec = images.codec
         denoiser.context = self.schedule.context
         self.engine = Engine(config.engine)
-        self.state = TrainingState(objective(denoiser), config, self.engine)
         assert isinstance(config.batch, int)  # `reconciled` has settled it
+        world, parts = self.engine.group.world, self.engine.accumulation
+        if config.batch < world * parts:
+            raise InputError(
+                f"a batch of {config.batch} cannot be shared out to {world} processes in {parts} parts each: "
+                "give a larger batch, or lower engine.accumulation"
+            )
+        self.state = TrainingState(objective(denoiser), config, self.engine)
         self.batches = Batches(
             denoiser,
             images,
@@ -123,12 +129,6 @@ class Trainer:
         if config.engine.accumulation == "auto":
             self.engine.accumulation = self.engine.group.max(microbatches_that_fit(self.demand()))
             config = replace(config, engine=replace(config.engine, accumulation=self.engine.accumulation))
-        world, parts = self.engine.group.world, self.engine.accumulation
-        if self.batches.batch < world * parts:
-            raise InputError(
-                f"a batch of {self.batches.batch} cannot be shared out to {world} processes in {parts} parts each: "
-                "give a larger batch, or lower engine.accumulation"
-            )
 
         self.config = plain(replace(config, steps=None, images=None, minutes=None))
         self.facts = ModelFacts.of(denoiser, images)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
+
 from patch_diffusion.errors import InputError
 from patch_diffusion.sampling.editing.tasks import Restoration, Task
 from patch_diffusion.sampling.guidance.posterior import Covariance
@@ -112,15 +115,16 @@ class EditRequest(Request):
         return Task(self.mask is not None, self.extend, self.restore, self.factor, self.blur, self.noise)
 
 
+# Made at import, by one thread: two that read the docstrings of `Sampling` at once make Python 3.11's parser fail.
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (SampleRequest, EditRequest, Sampling)}
+
+
 def read_request(kind: type[T], body: bytes) -> T:
     """Parse and check JSON from the page, in which the options of sampling stand beside the other fields.
 
     Raises:
         InputError: the JSON is no valid request of the class ``kind``.
     """
-    from pydantic import TypeAdapter, ValidationError
-    from pydantic_core import from_json
-
     try:
         found = from_json(body)
     except ValueError as error:
@@ -128,7 +132,7 @@ def read_request(kind: type[T], body: bytes) -> T:
     if isinstance(found, dict) and "sampling" not in found:
         found["sampling"] = {name: found.pop(name) for name in _OPTIONS if name in found}
     try:
-        return TypeAdapter(kind).validate_python(found)
+        return _ADAPTERS[kind].validate_python(found)
     except ValidationError as error:
         # A size can be an int or a pair; the error that is deepest inside is the one of the type that was meant.
         worst: Any = max(error.errors(include_url=False), key=lambda each: len(each["loc"]))
@@ -140,9 +144,7 @@ def read_request(kind: type[T], body: bytes) -> T:
 
 def options_schema() -> dict[str, Any]:
     """Return the JSON schema of the sampling options, from which the page makes input fields for the rarer ones."""
-    from pydantic import TypeAdapter
-
-    schema = TypeAdapter(Sampling).json_schema()
+    schema = _ADAPTERS[Sampling].json_schema()
     schema["properties"]["solver"]["enum"] = list(SOLVERS)
     schema["properties"]["schedule"]["enum"] = list(SCHEDULES)
     return schema
