@@ -238,7 +238,7 @@ def test_pictures_of_large_images_are_small(make_trainer, monkeypatch):
     monkeypatch.setattr("patch_diffusion.training.watching.evaluation.generate", watched)
     trainer = make_trainer(**OPTIONS)
     trainer.fit(steps=1)
-    sample_pictures(trainer.state.average.denoiser)
+    sample_pictures(trainer.state.average.denoiser, 2)
     assert asked == [pd.Sampling(resolution=(4, 6))]
 
 

@@ -179,7 +179,7 @@ def test_as_a_command(tmp_path, capsys):
 
 def test_measuring_takes_no_minutes_of_the_budget(make_trainer, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("patch_diffusion.training.loop.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("patch_diffusion.training.clock.time.monotonic", lambda: clock[0])
 
     class Slow(Rising):
         def __call__(self, model):

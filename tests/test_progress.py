@@ -62,8 +62,8 @@ def test_what_is_shown_fits_eighty_columns(tmp_path, monkeypatch, terminal):
     with progress:
         progress.note("a note", 0)
         progress.log(Counters(step=1_234_000, images=5), 0.5, 1e-3, replace(SUMMARY, by_size={"8x8": 0.25}))
-        progress.show(Counters(step=1_234_000, images=123_456), 0.5)
-        progress.show(Counters(step=1_234_560, images=987_654_321), 1.0)
+        progress.show(Counters(step=1_234_000, images=123_456), 0.5, 10.0)
+        progress.show(Counters(step=1_234_560, images=987_654_321), 1.0, 20.0)
     text = stream.getvalue()
     assert "a note" in text and "step 1,234,560" in text and "loss 0.250" in text and "left" in text
     assert ("\x1b[" in text) == terminal

@@ -105,7 +105,7 @@ def test_a_killed_run_continues_as_if_it_had_not_been(make_trainer, monkeypatch,
         assert expected[group].keys() == tensors[group].keys()
         assert all(torch.equal(tensors[group][key], expected[group][key]) for key in expected[group])
     for each in (state, expected_state):
-        del each["seen"]["seconds"]
+        del each["seen"]["seconds"], each["time"]
     assert state == expected_state
 
     def untimed(trainer):
@@ -129,13 +129,13 @@ def test_laps_are_one_training(make_trainer, kind):
     for group in expected:
         assert all(torch.equal(tensors[group][key], expected[group][key]) for key in expected[group])
     for each in (state, expected_state):
-        del each["seen"]["seconds"]
+        del each["seen"]["seconds"], each["time"]
     assert state == expected_state and losses(laps) == losses(whole)
 
 
 def test_what_happens_between_laps_takes_no_time(make_trainer, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("patch_diffusion.training.loop.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("patch_diffusion.training.clock.time.monotonic", lambda: clock[0])
     trainer = make_trainer()
     step = trainer.train_step
 

@@ -247,7 +247,7 @@ def test_a_slow_process_is_named():
 def test_a_clock_that_stands_still_ends_a_budget_of_minutes(make_trainer, monkeypatch):
     monkeypatch.setattr(loop, "_STANDING", 5)
     trainer = make_trainer()
-    monkeypatch.setattr(loop.time, "monotonic", lambda: 1000.0)
+    monkeypatch.setattr("patch_diffusion.training.clock.time.monotonic", lambda: 1000.0)
     with pytest.raises(pd.InputError, match="clock of this machine has stood still for 6 steps"):
         trainer.fit(minutes=1)
     assert trainer.run.checkpoints()

@@ -250,9 +250,9 @@ class Watch:
 class Config:
     """All options of a training: data, patches, network, optimizer, budget and so on.
 
-    There are nested groups of options, a budget (``steps``, ``images`` or ``minutes``), and options for checkpoints and
-    logs. `train` takes a config, ``config.json`` in a run folder holds one, and the command line's options have the
-    same names. Values are checked where they are used, with an `InputError`. See also `PRESETS`.
+    There are nested groups of options, a budget (``steps``, ``images``, ``minutes`` or ``wall_minutes``), and options
+    for checkpoints and logs. `train` takes a config, ``config.json`` in a run folder holds one, and the command line's
+    options have the same names. Values are checked where they are used, with an `InputError`. See also `PRESETS`.
 
     >>> Config(batch=16, steps=100).patches.whole
     0.5
@@ -282,7 +282,10 @@ class Config:
     images: int | None = None
     """Budget in images drawn from the data."""
     minutes: float | None = None
-    """Budget in minutes of training, summed over all continuations."""
+    """Budget in minutes of training, summed over all continuations. Evaluation comes on top, at most 5 % of them."""
+    wall_minutes: float | None = None
+    """Budget in minutes by the wall clock, in which all is done, evaluation and the last checkpoint too; summed over
+    all continuations."""
     checkpoints: int = 10
     """Number of checkpoints to keep, evenly over the budget."""
     checkpoint_minutes: float = 10.0
@@ -307,13 +310,14 @@ class Config:
     """Experiment trackers to log to. None: tensorboard, if it is installed. Without a name: no tracker."""
 
 
+BUDGETS = ("steps", "images", "minutes", "wall_minutes")
+"""The names of the options that set the training budget; only one of them counts."""
+
 # Options that may differ when a training is continued, as they do not affect its finished part.
 MAY_CHANGE = {
     "data.cache",
     "engine",
-    "steps",
-    "images",
-    "minutes",
+    *BUDGETS,
     "batch_pixels",
     "checkpoints",
     "checkpoint_minutes",

@@ -13,6 +13,7 @@ from tyro.conf import Positional, arg
 import patch_diffusion
 from patch_diffusion.cli.parsing import parse
 from patch_diffusion.errors import InputError
+from patch_diffusion.runs.time_spent import beside, shares
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ def _main_points(found: dict[str, Any]) -> list[tuple[str, str]]:
         points += [
             ("seen", f"{progress['step']:,} steps, {progress['images']:,} images"),
             ("trained", f"{progress['seconds'] / 60:,.1f} minutes"),
+            *([("time on", shares(found["time"])), ("besides", beside(found["time"]))] if found["time"] else []),
             ("loss", ", ".join(f"{size} {loss:.3f}" for size, loss in progress["loss"].items())),
         ]
     points.append(("checkpoints", ", ".join(f"{step:,}" for step in found["checkpoints"]) or "none yet"))

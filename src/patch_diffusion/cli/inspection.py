@@ -10,6 +10,7 @@ from patch_diffusion.cli.options import value_words
 from patch_diffusion.config import Config
 from patch_diffusion.data.inspection.inspect import Findings
 from patch_diffusion.training.forecast import Forecast
+from patch_diffusion.training.watching.thinning import SHARE
 
 _WIDTH, _INDENT = 80, 13
 _KINDS = 8  # most sizes, file endings and so on that are listed
@@ -78,10 +79,11 @@ def _of_settings(findings: Findings, advice: Advice, preset: str) -> Iterator[tu
 
 def _budget(findings: Findings, config: Config, foreseen: Forecast) -> tuple[str, str]:
     """Return an estimate for the budget as a text row: the images seen in minutes, or minutes for images or steps."""
-    if config.minutes is not None:
-        images = foreseen.images_in(config.minutes)
+    minutes = config.minutes if config.wall_minutes is None else config.wall_minutes / (1 + SHARE)
+    if minutes is not None:
+        images = foreseen.images_in(minutes)
         times = f"{images / findings.num_images:,.1f} times each of the {findings.num_images:,}"
-        return f"{config.minutes:g} minutes", f"about {images:,} images, {times}"
+        return f"{config.minutes or config.wall_minutes:g} minutes", f"about {images:,} images, {times}"
     budget = f"{config.images:,} images" if config.images is not None else f"{config.steps:,} steps"
     return "time", f"about {_duration(foreseen.minutes_for(steps=config.steps, images=config.images))} for {budget}"
 

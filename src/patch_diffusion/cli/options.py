@@ -6,10 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from patch_diffusion.config import Config, flat, flat_options
-
-BUDGETS = ("steps", "images", "minutes")
-"""The names of the options that set the training budget; only one of them counts."""
+from patch_diffusion.config import BUDGETS, Config, flat, flat_options
 
 _ALIASES = {"resolution": "data.resolution", "held_out": "data.held_out"}
 _NAMES = {name: alias for alias, name in _ALIASES.items()}

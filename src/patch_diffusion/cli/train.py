@@ -10,9 +10,9 @@ from typing import Annotated, Any
 from tyro.conf import Positional, Suppress, arg
 
 import patch_diffusion
-from patch_diffusion.cli.options import BUDGETS, given_options
+from patch_diffusion.cli.options import given_options
 from patch_diffusion.cli.parsing import parse, value_of
-from patch_diffusion.config import Config, read_yaml
+from patch_diffusion.config import BUDGETS, Config, read_yaml
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.files import user_path
 from patch_diffusion.presets import DEFAULT_PRESET, PRESETS

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from patch_diffusion.config import Config, differences, flat_options
+from patch_diffusion.config import BUDGETS, Config, differences, flat_options
 from patch_diffusion.errors import InputError
 
 PATCHES, WHOLE = "patches", "whole"
@@ -72,7 +72,7 @@ def check_arms(arms: Mapping[str, Config]) -> None:
 
 def _unit(config: Config) -> str:
     """Return the unit of a config's training budget, "steps", "images" or "minutes"; "nothing" if it has none."""
-    given = [name for name in ("steps", "images", "minutes") if getattr(config, name) is not None]
+    given = [name for name in BUDGETS if getattr(config, name) is not None]
     return " and ".join(given) or "nothing"
 
 

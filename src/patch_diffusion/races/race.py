@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from patch_diffusion.races.arms import check_arms
 from patch_diffusion.races.record import RaceFolder, Record
 from patch_diffusion.races.setup import RaceSetup, budget_of
 from patch_diffusion.races.summary import length
-from patch_diffusion.races.tuning import tune
-from patch_diffusion.races.turns import JUDGES, judgement, mean, run_turns
+from patch_diffusion.races.tuning import num_trials, tune
+from patch_diffusion.races.turns import judgement, judging, mean, run_turns, seconds_per_judge
 from patch_diffusion.runs.lock import locked
-from patch_diffusion.runs.report import clock
+from patch_diffusion.runs.time_spent import clock
+from patch_diffusion.training.budget import Cadence
 from patch_diffusion.training.trainer import Trainer
+from patch_diffusion.training.watching.thinning import Evaluation
 
 Tell = Callable[[str], None]
 
@@ -85,8 +88,8 @@ def race(
         "tuning": {name: tune_budget for name in arms if name in tuned},
     }
     found = folder.check(plan)
-    facts, here = _facts(setup, seeds[0], folder)  # raises an error for an arm that cannot train before writing
-    for note in setup.messages() if found is None else ():
+    facts, here, plan_of_judging, said = _facts(setup, seeds[0], folder, moments, found)  # refuses before writing
+    for note in [*setup.messages(), *([said] if said else [])] if found is None else ():
         tell(note)
     folder.path.mkdir(parents=True, exist_ok=True)
     with locked(folder.path):
@@ -101,12 +104,13 @@ def race(
         for number, seed in enumerate(unfinished):
 
             def after(moment: int, number: int = number, seed: int = seed) -> None:
-                done = number * moments + moment
+                times = plan_of_judging.moments.times
+                done = number * times + moment
                 each = (time.monotonic() - began) / (done - before) if done > before else 0.0
-                left = each * (len(unfinished) * moments - done)
-                tell(_line(record.write()["points"], seed, moment / moments, left))
+                left = each * (len(unfinished) * times - done)
+                tell(_line(record.write()["points"], seed, moment / times, left))
 
-            _run_seed(settings, seed, setup, folder, moments, after)
+            _run_seed(settings, seed, setup, folder, plan_of_judging, after)
         return record.write()
 
 
@@ -115,7 +119,7 @@ def _run_seed(
     seed: int,
     setup: RaceSetup,
     folder: RaceFolder,
-    moments: int,
+    plan: Evaluation,
     after: Callable[[int], None],
 ) -> None:
     """Train all arms of a race with one seed; the memory of their models is free afterwards."""
@@ -123,23 +127,34 @@ def _run_seed(
     judges = next(iter(built.values()))[1]  # the same for all arms, because they follow from the seed
     trainers = {name: trainer for name, (trainer, _) in built.items()}
     budgets = {name: budget_of(config) for name, config in settings.items()}
-    run_turns(trainers, judges, budgets, moments, after, setup.meter())
+    run_turns(trainers, judges, budgets, plan, after, setup.meter())
 
 
-def _facts(setup: RaceSetup, seed: int, folder: RaceFolder) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return two dicts: the facts known before a race begins (images, budget ...), and its hardware and versions."""
+def _facts(
+    setup: RaceSetup, seed: int, folder: RaceFolder, moments: int, found: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, Any], Evaluation, str]:
+    """Return what is known before a race begins: facts, hardware, the plan of judging, and what that leaves out.
+
+    A race that continues keeps the plan that ``found``, its record, has.
+    """
     built = {name: setup.trainer(config, seed, folder.tuning / "none") for name, config in setup.arms.items()}
     trainer, judges = next(iter(built.values()))
+    minutes, said = setup.extent if setup.unit == "minutes" and found is None else None, ""
+    seconds = 0.0 if minutes is None else max(seconds_per_judge(each, judges) for each, _ in built.values())
+    plan, said = judging(moments, len(judges), minutes, seconds)
+    if found is not None:
+        before = found["judged_by"]
+        plan = replace(plan, images=before["images"], moments=Cadence(moments, before.get("stride", 1)))
     facts = {
         "unit": setup.unit,
         "budget": setup.extent,
         "source": next(iter(setup.arms.values())).data.source,
         "images": {"resolution": list(setup.images.resolution), "trained_on": len(trainer.images)},
-        "judged_by": {"images": min(len(judges), JUDGES), "sigmas": list(SIGMAS)},
+        "judged_by": {"images": plan.images, "stride": plan.moments.stride, "sigmas": list(SIGMAS)},
         "parameters": {name: trainer.facts.parameters for name, (trainer, _) in built.items()},
         "notes": {name: reasons for name, reasons in setup.notes.items() if reasons},
     }
-    return facts, circumstances(trainer.engine.device)
+    return facts, circumstances(trainer.engine.device), plan, said
 
 
 def _tuned(name: str, setup: RaceSetup, record: Record, budget: float, tell: Tell) -> Config:
@@ -152,13 +167,16 @@ def _tuned(name: str, setup: RaceSetup, record: Record, budget: float, tell: Tel
         return setup.trainer(config, seed, out)[0]
 
     def judge(trainer: Trainer) -> float:
-        return mean(judgement(trainer, judges))
+        return mean(judgement(trainer, judges, most))
 
     def told(finished: Mapping[str, Any]) -> None:
         record.tuned(name, {"rounds": [*record.rounds(name), finished]})
         tell(f"tuning {name}: {_told(finished, setup.unit)}")
 
-    judges = setup.trainer(setup.arms[name], seed, record.folder.tuning / "none")[1]
+    trainer, judges = setup.trainer(setup.arms[name], seed, record.folder.tuning / "none")
+    minutes = budget if setup.unit == "minutes" else None
+    seconds = 0.0 if minutes is None else num_trials(setup.arms[name]) * seconds_per_judge(trainer, judges)
+    most = judging(1, len(judges), minutes, seconds)[0].images
     config, found = tune(setup.arms[name], budget, record.folder.tuning, build, judge, known=known, tell=told)
     record.tuned(name, found)
     return config

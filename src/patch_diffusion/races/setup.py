@@ -111,8 +111,14 @@ class RaceSetup:
 
 
 def budget_of(config: Config) -> Budget:
-    """Return the training budget in a config (steps, images or minutes) as a `Budget`."""
-    return Budget(config.steps, config.images, config.minutes)
+    """Return the training budget in a config (steps, images or minutes) as a `Budget`.
+
+    Raises:
+        InputError: the budget is by the wall clock, or there is none.
+    """
+    if config.wall_minutes is not None:
+        raise InputError("a race compares equal times of training: give minutes in place of wall_minutes")
+    return Budget.of(config)
 
 
 def _check_alike(apart: Images, images: Images) -> None:

@@ -69,6 +69,11 @@ def rounds(num: int) -> list[int]:
     return found
 
 
+def num_trials(config: Config) -> int:
+    """Return the number of trainings in a sweep, at most."""
+    return sum(rounds(len(candidates(config)))) + 2 * _FURTHER
+
+
 def tune(
     config: Config,
     budget: float,

@@ -7,8 +7,10 @@ saved after the same shares of their budgets, which does not count as training t
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ from patch_diffusion.denoise.whole_image import whole_image_loss
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.meter import SampleMeter
 from patch_diffusion.runs.log import read_log
-from patch_diffusion.training.budget import Budget
+from patch_diffusion.training.budget import Budget, Cadence
 from patch_diffusion.training.trainer import Trainer
+from patch_diffusion.training.watching.thinning import Evaluation, Evaluations
 
 JUDGES = 256
 """The maximum number of held-out images by whose loss the arms of a race are judged."""
@@ -30,12 +33,44 @@ measured, their distances."""
 SECONDS_PER_LAP = 15.0
 """The longest time that an arm trains before it is the turn of the next arm."""
 
+_TIMED, _FEWEST_JUDGES = 4, 16
+
 _ROUNDED = 1e-6  # the log rounds the spent fraction of a budget
 
 
-def judgement(trainer: Trainer, judges: Images) -> dict[float, float]:
+def judgement(trainer: Trainer, judges: Images, most: int = JUDGES) -> dict[float, float]:
     """Return the loss of a trainer's averaged model on whole held-out images, as a dict from noise level to loss."""
-    return whole_image_loss(trainer.state.average.denoiser, judges, most=JUDGES)
+    return whole_image_loss(trainer.state.average.denoiser, judges, most=most)
+
+
+def seconds_per_judge(trainer: Trainer, judges: Images) -> float:
+    """Time the judgement of a trainer's model by a few images, and return the seconds that each takes."""
+    judgement(trainer, judges, 1)
+    began = time.monotonic()
+    judgement(trainer, judges, _TIMED)
+    return (time.monotonic() - began) / _TIMED
+
+
+def judging(asked: int, images: int, minutes: float | None, seconds: float) -> tuple[Evaluation, str]:
+    """Plan how often arms are judged, and by how many images, so that it adds at most 5 % to their training.
+
+    Args:
+        asked: the number of moments.
+        images: the number of held-out images.
+        minutes: the training time of an arm; None: in a race by steps or images nothing is left out.
+        seconds: how long it takes for one image.
+
+    Returns:
+        The plan, and a sentence on what is left out; an empty text if nothing is.
+    """
+    whole = Evaluation("losses of {} held-out images", Cadence(asked), min(images, JUDGES), _FEWEST_JUDGES)
+    if minutes is None:
+        return whole, ""
+    plan = Evaluations({"loss": whole}, 60 * minutes)
+    said = plan.plan({}, {"loss": seconds})
+    found = plan["loss"]
+    # A race without a judgement would tell nothing.
+    return (found, said) if found.moments.times else (replace(found, moments=Cadence(1), images=_FEWEST_JUDGES), said)
 
 
 def mean(losses: Mapping[float, float]) -> float:
@@ -60,7 +95,7 @@ def run_turns(
     trainers: Mapping[str, Trainer],
     judges: Images,
     budgets: Mapping[str, Budget],
-    moments: int,
+    plan: Evaluation,
     after: Callable[[int], None] = lambda moment: None,
     meter: SampleMeter | None = None,
 ) -> None:
@@ -72,7 +107,7 @@ def run_turns(
         trainers: the trainer of each arm by name, which neither samples nor judges itself.
         judges: the held-out images that all arms are judged by.
         budgets: the budget of each arm by name. If they differ, a turn is the same fraction of each.
-        moments: how often the arms are judged, evenly over their budgets.
+        plan: when the arms are judged, and by how many images.
         after: a function that is called after each judging of all arms, with its number from 1.
         meter: compares samples of all arms with the training images, each time that the arms are judged.
 
@@ -86,7 +121,7 @@ def run_turns(
         laps = {name: stack.enter_context(trainer.in_laps(**vars(budgets[name]))) for name, trainer in trainers.items()}
         names, at_work = list(trainers), None
         try:
-            for number, (until, moment) in enumerate(_laps(budgets.values(), moments)):
+            for number, (until, moment) in enumerate(_laps(budgets.values(), plan.moments)):
                 # The order alternates, because one arm may leave the machine warmer for the next.
                 for name in names if number % 2 == 0 else names[::-1]:
                     at_work = name
@@ -94,7 +129,7 @@ def run_turns(
                     at_work = None
                 if moment is not None:
                     for name, trainer in trainers.items():
-                        _measure(name, trainer, judges, budgets[name], moment / moments, meter)
+                        _measure(name, trainer, judges, budgets[name], until, plan.images, meter)
                     after(moment)
         except InputError as error:
             raise InputError(f"arm '{at_work}': {error}" if at_work else str(error)) from None
@@ -106,16 +141,19 @@ def run_turns(
             raise
 
 
-def _laps(budgets: Collection[Budget], moments: int) -> Iterator[tuple[float, int | None]]:
+def _laps(budgets: Collection[Budget], moments: Cadence) -> Iterator[tuple[float, int | None]]:
     """Yield for each turn the share of the budget at which it ends, and the number of the judging after it, or None."""
     minutes = max(budget.minutes or 0.0 for budget in budgets)
-    per_moment = max(1, math.ceil(60 * minutes / moments / SECONDS_PER_LAP))
-    for lap in range(1, moments * per_moment + 1):
-        yield lap / (moments * per_moment), None if lap % per_moment else lap // per_moment
+    laps = moments.parts * max(1, math.ceil(60 * minutes / moments.parts / SECONDS_PER_LAP))
+    judged = 0
+    for lap in range(1, laps + 1):
+        due = moments.is_due((lap - 1) / laps, lap / laps)
+        judged += due
+        yield lap / laps, judged if due else None
 
 
 def _measure(
-    name: str, trainer: Trainer, judges: Images, budget: Budget, due: float, meter: SampleMeter | None
+    name: str, trainer: Trainer, judges: Images, budget: Budget, due: float, most: int, meter: SampleMeter | None
 ) -> None:
     """Log an arm's held-out loss, then save it: in this order, because log lines after a checkpoint's step are void.
 
@@ -124,7 +162,7 @@ def _measure(
     before = read_measurements(trainer.run.log_file)
     if before and before[-1]["spent"] >= due - _ROUNDED:
         return
-    spent, losses = budget.spent(trainer.state.counters), judgement(trainer, judges)
+    spent, losses = budget.spent(trainer.state.counters), judgement(trainer, judges, most)
     if not math.isfinite(mean(losses)):
         raise InputError(
             f"arm '{name}': the loss of held-out images is not finite any more, so there is nothing to compare: give a "

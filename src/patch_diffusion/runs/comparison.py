@@ -23,7 +23,8 @@ from patch_diffusion.runs.log import read_log
 from patch_diffusion.runs.measured import evaluation_results, measured_tables
 from patch_diffusion.runs.page import option_text, page, wide_table
 from patch_diffusion.runs.pictures import as_data, evenly_spaced
-from patch_diffusion.runs.report import clock, html_file, step_label
+from patch_diffusion.runs.report import html_file, step_label
+from patch_diffusion.runs.time_spent import clock
 
 MOST_RUNS = 12  # more could not be told apart by their lines and letters
 OVER = ("images", "minutes")

@@ -17,7 +17,8 @@ from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.files import read_json, user_path, write_json
 from patch_diffusion.runs.lock import LOCK_FILE
 from patch_diffusion.runs.log import last_measured
-from patch_diffusion.runs.retention import best_of, step_of
+from patch_diffusion.runs.retention import best_of, state_of, step_of
+from patch_diffusion.runs.time_spent import time_spent
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,8 @@ def describe(run: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         A dict that JSON can store: ``run``, ``model``, ``options`` (those of `Config`), ``progress`` (a line of the
-        log, empty before the first), ``checkpoints`` (steps), ``best_checkpoint``, ``pictures`` (paths), ``complete``.
+        log, empty before the first), ``time`` (seconds by what they went into until the newest checkpoint, see
+        `time_spent`), ``checkpoints`` (steps), ``best_checkpoint``, ``pictures`` (paths), ``complete``.
 
     Raises:
         InputError: there is no run in the folder, or it is damaged.
@@ -199,13 +201,15 @@ def describe(run: str | os.PathLike[str]) -> dict[str, Any]:
     folder = RunFolder(user_path(run))
     config, facts = folder.read_config()
     progress = last_measured(folder.log_file)
-    best = folder.best()
+    best, checkpoints = folder.best(), folder.checkpoints()
+    newest = state_of(checkpoints[-1]) if checkpoints else {}
     return {
         "run": str(folder.path),
         "model": asdict(facts),
         "options": to_dict(config),
         "progress": progress,
-        "checkpoints": [step_of(path) for path in folder.checkpoints()],
+        "time": time_spent(newest["seen"]["seconds"], newest.get("time") or {}) if "seen" in newest else {},
+        "checkpoints": [step_of(path) for path in checkpoints],
         "best_checkpoint": None if best is None else step_of(best),
         "pictures": [str(path) for path in sorted(folder.path.glob("samples/*.png"))],
         "complete": progress.get("spent", 0) >= 1,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-from patch_diffusion.config import Config, flat_options
+from patch_diffusion.config import BUDGETS, Config, flat_options
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_json, user_path, write_text
 from patch_diffusion.runs.chart import chart, number
@@ -15,6 +15,7 @@ from patch_diffusion.runs.folder import ModelFacts, RunFolder
 from patch_diffusion.runs.history import DISTANCES, SHARES, History
 from patch_diffusion.runs.page import option_text, page, table
 from patch_diffusion.runs.pictures import as_data, evenly_spaced
+from patch_diffusion.runs.time_spent import clock
 
 REPORT_FILE = "report.html"
 
@@ -57,15 +58,6 @@ def html_file(out: str | os.PathLike[str]) -> Path:
     return path
 
 
-def clock(seconds: float) -> str:
-    """Format a duration in seconds as readable hours, minutes and seconds, such as "1 h 05 min"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours:,} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
 def _parts(title: str, folder: RunFolder, config: Config, facts: ModelFacts, history: History) -> Iterator[str]:
     yield f"<h1>{escape(title)}</h1>{standing(config, history)}"
     if drawn := charts(history):
@@ -104,9 +96,7 @@ def about(folder: RunFolder, config: Config, facts: ModelFacts, history: History
 
 
 def _state(config: Config, history: History) -> str:
-    budget = next(
-        (f"{value:,g} {name}" for name in ("steps", "images", "minutes") if (value := getattr(config, name))), ""
-    )
+    budget = next((f"{value:,g} {name.replace('_', ' ')}" for name in BUDGETS if (value := getattr(config, name))), "")
     of = f" of {budget}" if budget else ""
     if history.complete:
         return f'<div><span class="state">Complete</span><span class="soft">{of and f", {budget}"}</span></div>'

@@ -28,7 +28,7 @@ def sweep(checkpoints: list[Path], *, last: int, best: str | None, good: int) ->
     known_good = [path for path in checkpoints if step_of(path) <= good]
     stay = {*checkpoints[-last:], *known_good[-1:], best_of(checkpoints, best) if best else None}
     for path in checkpoints:
-        if path not in stay and not _state(path).get("keep", True):
+        if path not in stay and not state_of(path).get("keep", True):
             remove_checkpoint(path)
 
 
@@ -46,7 +46,7 @@ def best_of(checkpoints: list[Path], by: str = "loss") -> Path | None:
         checkpoints: oldest first.
         by: "loss" for the loss on held-out images, or the name of a metric of samples that is best where it is lowest.
     """
-    found = {path: _state(path) for path in checkpoints}
+    found = {path: state_of(path) for path in checkpoints}
     values = {
         path: state.get("held_out") if by == "loss" else (state.get("samples") or {}).get(by)
         for path, state in found.items()
@@ -60,7 +60,8 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name[5:])
 
 
-def _state(path: Path) -> dict[str, Any]:
+def state_of(path: Path) -> dict[str, Any]:
+    """Return the numbers in a checkpoint's ``state.json``; an empty dict if it cannot be read."""
     try:
         return read_json(path / STATE_FILE)
     except InputError:

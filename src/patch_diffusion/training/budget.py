@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from patch_diffusion.config import BUDGETS, Config
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.errors import InputError
 from patch_diffusion.patches.coords import coordinate_grid
@@ -14,34 +16,61 @@ from patch_diffusion.patches.schedule import Shape
 from patch_diffusion.training.state import Counters
 
 
+class BudgetOptions(TypedDict, total=False):
+    """The options of a config of which one is the budget, see `Budget`."""
+
+    steps: int | None
+    images: int | None
+    minutes: float | None
+    wall_minutes: float | None
+
+
 @dataclass(frozen=True)
 class Budget:
     """A training budget: exactly one of optimizer steps, images drawn from the data, or minutes over all continuations.
 
-    Learning rate and progressive patch sizes follow the spent fraction of the budget, whichever unit it has.
+    ``minutes`` are minutes of training, ``wall_minutes`` count everything. Learning rate and progressive patch sizes
+    follow the spent fraction of the budget, whichever unit it has.
     """
 
     steps: int | None = None
     images: int | None = None
     minutes: float | None = None
+    wall_minutes: float | None = None
 
     def __post_init__(self) -> None:
         given = {name: value for name, value in vars(self).items() if value is not None}
         if len(given) != 1:
             found = f"not {' and '.join(given)} together" if given else "which says when training ends"
-            raise InputError(f"give one of steps, images or minutes, {found}")
+            raise InputError(f"give one of steps, images, minutes or wall_minutes, {found}")
         name, value = given.popitem()
         if not value > 0:
             raise InputError(f"a budget of {name} is above 0, not {value}")
 
-    def spent(self, seen: Counters) -> float:
-        """Return the spent fraction of the training budget, 1 or more at its end."""
+    @classmethod
+    def of(cls, config: Config) -> Budget:
+        """Return the budget that a config has."""
+        return cls(**{name: getattr(config, name) for name in BUDGETS})
+
+    @property
+    def time(self) -> float | None:
+        """The minutes of the budget, by either clock; None if it is one of steps or images."""
+        return self.minutes if self.wall_minutes is None else self.wall_minutes
+
+    def spent(self, seen: Counters, wall: float | None = None) -> float:
+        """Return the spent fraction of the training budget, 1 or more at its end.
+
+        Args:
+            seen: the counts so far.
+            wall: seconds by the wall clock, with those that it takes to end; None: those of training.
+        """
         if self.steps is not None:
             return seen.step / self.steps
         if self.images is not None:
             return seen.images / self.images
-        assert self.minutes is not None
-        return seen.seconds / (60 * self.minutes)
+        assert self.time is not None
+        by_wall = self.wall_minutes is not None and wall is not None
+        return (wall if by_wall and wall is not None else seen.seconds) / (60 * self.time)
 
 
 def training_flops(denoiser: Denoiser, channels: int, shape: Shape) -> int:
@@ -56,10 +85,22 @@ def training_flops(denoiser: Denoiser, channels: int, shape: Shape) -> int:
 
 @dataclass(frozen=True)
 class Cadence:
-    """A schedule of ``parts`` evenly spaced moments of the budget, the last at its end, such as for checkpoints."""
+    """A schedule of ``parts`` evenly spaced moments of the budget, the last at its end, such as for checkpoints.
+
+    With a ``stride`` of k it has every k-th of these moments, counted back from the last.
+    """
 
     parts: int
+    stride: int = 1
+
+    @property
+    def times(self) -> int:
+        """The number of moments."""
+        return self._passed(1.0)
 
     def is_due(self, before: float, spent: float) -> bool:
-        """Return True if one of the evenly spaced moments lies in (before, spent], fractions of the budget."""
-        return self.parts > 0 and int(min(spent, 1.0) * self.parts + 1e-9) > int(before * self.parts + 1e-9)
+        """Return True if one of the moments lies in (before, spent], fractions of the budget."""
+        return self._passed(spent) > self._passed(before)
+
+    def _passed(self, spent: float) -> int:
+        return (int(min(spent, 1.0) * self.parts + 1e-9) + -self.parts % self.stride) // self.stride

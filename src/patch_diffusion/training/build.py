@@ -22,6 +22,7 @@ from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.runs.model import build_network, load
 from patch_diffusion.streams import stream_key
 from patch_diffusion.training.budget import Budget
+from patch_diffusion.training.clock import Clock
 from patch_diffusion.training.suggest import suggest
 from patch_diffusion.training.trainer import Trainer
 
@@ -102,7 +103,7 @@ def build_trainer(
 def _train(
     config: Config, out: str | PathLike[str], given: Collection[str] | None, allow: Collection[str], show: bool
 ) -> Denoiser:
-    budget = Budget(config.steps, config.images, config.minutes)
+    clock, budget = Clock(), Budget.of(config)
     show = show and os.environ.get("RANK", "0") == "0"  # rank 0 alone tells the user
     how = {name: value for name, value in vars(config.data).items() if name not in ("augment", "held_out")}
     images = open_images(**how, show=show)
@@ -111,7 +112,9 @@ def _train(
         if "batch" in given:
             config = replace(config, batch_pixels=None)
         images = replace(images, notes=(*images.notes, *reasons))
-    return build_trainer(config, images, out, allow=allow, show=show).fit(**vars(budget))
+    trainer = build_trainer(config, images, out, allow=allow, show=show)
+    trainer.clock = clock  # it has run since before the images were read
+    return trainer.fit(**vars(budget))
 
 
 def _share_held_out(asked: float | None, images: Images, run: RunFolder) -> tuple[float, list[str]]:

@@ -10,17 +10,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from patch_diffusion.patches.schedule import PatchSize
-from patch_diffusion.sampling.generate import generate
-from patch_diffusion.sampling.options import Sampling
 from patch_diffusion.training.hardware.memory import WORKSPACE, kept_for_backward, memory_of, memory_of_weights
 from patch_diffusion.training.trainer import Trainer
-from patch_diffusion.training.watching.evaluation import picture_resolution
+from patch_diffusion.training.watching.evaluation import num_pictures, seconds_per_picture
 
 SECONDS = 15.0
 """The approximate time, in seconds, that the timed steps may take."""
 
 _TIMED_STEPS = 4  # timed steps of each size, not counting the first, in which memory is allocated
-_PICTURES, _EVALUATIONS = 16, 35  # images in a picture of samples, and network evaluations for each
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -75,8 +72,7 @@ class Forecast:
 
     def images_in(self, minutes: float) -> int:
         """Estimate the number of images that training sees in a budget of minutes."""
-        seconds = max(60 * minutes - self.pictures * self.seconds_per_picture, 0.0)
-        return round(seconds * self.images_per_second)
+        return round(60 * minutes * self.images_per_second)
 
     def minutes_for(self, *, steps: float | None = None, images: float | None = None) -> float:
         """Estimate the minutes that training takes for a number of steps, or of images."""
@@ -128,6 +124,7 @@ def forecast(trainer: Trainer, *, seconds: float = SECONDS) -> Forecast:
         }
     finally:
         _resize(trainer, batch)
+    model = trainer.state.average.denoiser
     per_image = {name: spent / num for name, (num, spent) in timed.items()}
     per_flop = statistics.fmean(per_image[name] / trainer.flops[sizes[name].shape] for name in per_image)
     return Forecast(
@@ -139,7 +136,7 @@ def forecast(trainer: Trainer, *, seconds: float = SECONDS) -> Forecast:
         },
         shares=shares,
         images=images,
-        seconds_per_picture=_time_evaluation(trainer) * _EVALUATIONS,
+        seconds_per_picture=seconds_per_picture(model) * num_pictures(model),
         pictures=trainer.config.samples,
         batch=batch,
         memory_of_weights=memory_of_weights(demand.network, demand.averages),
@@ -196,13 +193,3 @@ def _step(trainer: Trainer, spent: float) -> tuple[str, float]:
     size, loss = trainer.train_step(spent)
     loss.item()  # synchronizes, so that the time is that of the whole step
     return str(size), time.monotonic() - began
-
-
-def _time_evaluation(trainer: Trainer) -> float:
-    """Return the seconds of one network evaluation on all images of a picture of samples."""
-    model = trainer.state.average.denoiser
-    sampling = Sampling(steps=1, resolution=picture_resolution(model))
-    list(generate(model, range(2), sampling))
-    began = time.monotonic()
-    list(generate(model, range(_PICTURES), sampling))
-    return time.monotonic() - began

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from patch_diffusion.config import Config
@@ -16,17 +16,32 @@ from patch_diffusion.evaluation.meter import SampleMeter
 from patch_diffusion.patches.schedule import PatchSchedule
 from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.runs.retention import step_of
+from patch_diffusion.runs.time_spent import beside, clock, shares, time_spent
 from patch_diffusion.sampling.pictures import picture_grid, write_picture
 from patch_diffusion.training.budget import Budget, Cadence
 from patch_diffusion.training.checkpoints import checkpoint
 from patch_diffusion.training.checkpoints.saving import Checkpoints
+from patch_diffusion.training.clock import Clock
 from patch_diffusion.training.hardware.engine import Engine
 from patch_diffusion.training.interrupts import interruptible
 from patch_diffusion.training.progress import Progress
 from patch_diffusion.training.state import Copying, TrainingState
-from patch_diffusion.training.watching.evaluation import held_out_losses, is_collapsed, sample_pictures
+from patch_diffusion.training.watching.evaluation import (
+    MOST_HELD_OUT,
+    held_out_losses,
+    is_collapsed,
+    num_pictures,
+    sample_pictures,
+    seconds_per_held_out,
+    seconds_per_picture,
+)
+from patch_diffusion.training.watching.thinning import SHARE, Evaluation, Evaluations
 
 _STANDING = 1000  # steps during which the clock may stand still
+_SLOWER = 1.5  # how much longer than the one before the last checkpoint may take
+_LONG = 2.0  # seconds of an evaluation after which somebody may wonder
+_FEWEST_HELD_OUT = 16
+_PICTURES, _HELD_OUT = "pictures", "held_out"
 _COLLAPSED = "the samples show nothing but one colour"
 
 
@@ -42,6 +57,7 @@ class Loop:
         engine: the hardware.
         run: the run folder.
         checkpoints: writes and restores the run's checkpoints.
+        clock: the clock of the run.
         progress: the log file and the display.
         schedule: patch sizes, for the losses of held-out images.
         images, held_out: the training images, and the held-out ones if there are any.
@@ -57,6 +73,7 @@ class Loop:
     engine: Engine
     run: RunFolder
     checkpoints: Checkpoints
+    clock: Clock
     progress: Progress
     schedule: PatchSchedule
     images: Images
@@ -67,12 +84,26 @@ class Loop:
     _collapsed: bool = False  # the last samples, made after the step below, showed nothing
     _collapsed_at: int = 0
     _told: set[str] = field(default_factory=set)
+    _evaluations: Evaluations = field(init=False)
+
+    def __post_init__(self) -> None:
+        pictures, minutes = num_pictures(self.state.denoiser), self.budget.time
+        buckets = () if self.held_out is None else self.held_out.buckets
+        most = min(MOST_HELD_OUT, max(map(len, buckets), default=0))
+        asked = {
+            _PICTURES: Evaluation("pictures of {} samples", Cadence(self.config.samples), pictures, pictures // 4),
+            _HELD_OUT: Evaluation(
+                "losses of {} held-out images", Cadence(self.config.checkpoints if most else 0), most, _FEWEST_HELD_OUT
+            ),
+        }
+        self._evaluations = Evaluations(asked, None if minutes is None else 60 * minutes)
 
     def begin(self) -> None:
         """Begin a new run, or restore the newest undamaged checkpoint of a stopped one."""
         state, group, progress = self.state, self.engine.group, self.progress
         continues, damaged = self.checkpoints.restore_newest()
         step = state.counters.step
+        self.clock.restore(state.counters.seconds, state.time)
         progress.continue_log(step if continues else -1)
         group.barrier()
         for folder, reason in damaged.items():
@@ -82,7 +113,8 @@ class Loop:
         starting, continuing = self.notes
         for note in continuing:
             progress.note(note, step)
-        complete = self.budget.spent(state.counters) >= 1
+        spent, _ = self._sync_clock()
+        complete = spent >= 1
         if self.meter is not None and group.samples_and_saves and not complete:
             self.meter.begin(self.images, self.held_out, self.engine.device)
         group.barrier_after_evaluation()
@@ -96,6 +128,8 @@ class Loop:
                 progress.note(note, 0)
             # A checkpoint to go back to if training fails early, and a test that the disk can hold one.
             self.checkpoints.save(keep=False)
+        if not complete and self.budget.time is not None:
+            progress.say(self._forecast(spent))
 
     def run_until(self, until: float = 1.0) -> Denoiser:
         """Train until the fraction ``until`` of the budget is spent; return the averaged model.
@@ -104,60 +138,58 @@ class Loop:
             KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is written.
         """
         state, config, group, progress = self.state, self.config, self.engine.group, self.progress
-        pictures, keeps = Cadence(config.samples), Cadence(config.checkpoints)
-        measures = Cadence(config.watch.times if self.meter is not None else 0)
-        began = time.monotonic()
-        seconds_before = last_save = state.counters.seconds
+        keeps, measures = Cadence(config.checkpoints), Cadence(config.watch.times if self.meter is not None else 0)
+        last_save = state.counters.seconds
         standing = 0
-        spent = self.budget.spent(state.counters)
-        with self.engine.threads(state.denoiser), progress, interruptible() as interrupted:
+        spent, _ = self._sync_clock()
+        with self.engine.threads(state.denoiser), progress, interruptible() as interrupted, self.clock.running():
             stop = False
             while spent < until and not stop:
                 with self.explain():
                     self.train_step(spent)
-                counters = state.counters
-                before, earlier = spent, counters.seconds
-                seconds = seconds_before + time.monotonic() - began
-                counters.seconds, (stop, trouble) = group.sync_clock_and_flags(
-                    seconds, interrupted.is_set(), self._collapsed
-                )
-                spent = self.budget.spent(counters)
+                before, earlier = spent, state.counters.seconds
+                spent, (stop, trouble) = self._sync_clock(interrupted.is_set(), self._collapsed)
                 if spent >= until:
                     self.engine.synchronize()  # queued device work counts in the time of these steps
-                    counters.seconds, _ = group.sync_clock_and_flags(seconds_before + time.monotonic() - began)
-                    spent = self.budget.spent(counters)
+                    spent, _ = self._sync_clock()
+                counters = state.counters
                 reason = _COLLAPSED if trouble else ""
                 if counters.step % config.log_every == 0 or spent >= 1:
                     reason = self._log(spent) or reason
-                progress.show(counters, spent)
+                progress.show(counters, spent, self.clock.wall)
                 if reason:
-                    self._collapsed, back = False, self._recover(reason)
+                    with self.clock.part("saves"):
+                        self._collapsed, back = False, self._recover(reason)
                     if back:
-                        spent = self.budget.spent(state.counters)
+                        spent, _ = self._sync_clock()
                         continue
-                pictured = pictures.is_due(before, spent)
+                every = config.checkpoint_steps
+                measured, samples, held_out = measures.is_due(before, spent), None, None
+                extra = every is not None and counters.step % every == 0
+                extra = extra or (measured and config.checkpoint_best and config.checkpoint_by != "loss")
+                marked = extra or keeps.is_due(before, spent)
+                pictured = self._is_due(_PICTURES, before, spent)
+                # Held-out images are evaluated where the budget says, not the clock, so that logs repeat.
+                evaluated = self.held_out is not None and self._is_due(_HELD_OUT, before, spent, marked=extra)
                 if pictured and group.samples_and_saves:
                     self._write_pictures()
-                measured, samples = measures.is_due(before, spent), None
                 if measured:
-                    self.engine.synchronize()
-                    paused = time.monotonic()
                     samples = self._measure_samples(spent)
-                    began += time.monotonic() - paused  # a budget of minutes counts training alone
-                every = config.checkpoint_steps
-                marked = keeps.is_due(before, spent) or (every is not None and counters.step % every == 0)
-                marked = marked or (measured and config.checkpoint_best and config.checkpoint_by != "loss")
+                if evaluated:
+                    held_out = self._held_out_loss(spent)
                 last = spent >= 1 or stop
                 if marked or last or counters.seconds - last_save > 60 * config.checkpoint_minutes:
-                    # Held-out images are evaluated where the budget says, not the clock, so that logs repeat.
-                    held_out = self._held_out_loss(spent) if marked else None
                     keep = spent >= 1 or (marked and not config.checkpoint_best)
-                    self.checkpoints.save(keep=keep, wait=last, held_out=held_out, samples=samples)
+                    if spent >= 1 and self.budget.wall_minutes is not None:
+                        self.clock.parts["end"] += max(60 * self.budget.wall_minutes - self.clock.wall, 0.0)
+                    state.time = dict(self.clock.parts)
+                    with self.clock.part("saves"):
+                        self.checkpoints.save(keep=keep, wait=last, held_out=held_out, samples=samples)
                     last_save = counters.seconds
-                if pictured or measured or marked:
+                if pictured or measured or evaluated:
                     group.barrier_after_evaluation()
                 standing = standing + 1 if counters.seconds == earlier else 0
-                if standing > _STANDING and self.budget.minutes is not None:
+                if standing > _STANDING and self.budget.time is not None:
                     self.checkpoints.save()
                     raise InputError(
                         f"the clock of this machine has stood still for {standing:,} steps, so minutes would never "
@@ -165,11 +197,72 @@ class Loop:
                     )
             if self._collapsed:  # found after the last step, so that no step has reported it
                 progress.note(f"WARNING: {_COLLAPSED}", state.counters.step)
+        if spent >= 1:
+            spent_on = time_spent(self.clock.seconds, self.clock.parts)
+            progress.say(f"trained for {clock(self.clock.seconds)}: {shares(spent_on)}; besides: {beside(spent_on)}")
         group.barrier()
         group.disconnect_at_exit()
         if stop and spent < 1:
             raise KeyboardInterrupt
         return state.average.denoiser
+
+    def _wall(self) -> float:
+        """Return the seconds by the wall clock, with those that the last evaluations and checkpoint will take."""
+        return self.clock.wall + self._evaluations.at_the_end + _SLOWER * self.checkpoints.seconds
+
+    def _sync_clock(self, *flags: bool) -> tuple[float, list[bool]]:
+        """Take over the clock of rank 0; return the spent fraction of the budget, and the flags that any rank sets."""
+        clock = (self.clock.seconds, self._wall())
+        (self.state.counters.seconds, wall), found = self.engine.group.sync_clock_and_flags(clock, *flags)
+        return self.budget.spent(self.state.counters, wall), found
+
+    def _forecast(self, spent: float) -> str:
+        """Return a sentence that says when a training by minutes will end, by the wall clock."""
+        assert self.budget.time is not None
+        left = (1 - spent) * 60 * self.budget.time
+        now = datetime.now()
+        end, latest = (now + timedelta(seconds=left * factor) for factor in (1, 1 + SHARE))
+        form = "%H:%M" if latest.date() == now.date() else "%H:%M on %Y-%m-%d"
+        if self.budget.wall_minutes is not None:
+            return f"ends at {end:{form}} by the clock, evaluation and the last checkpoint included"
+        metrics = ", and metrics of samples, which come on top" if self.meter is not None else ""
+        return f"ends at {end:{form}} by the clock, or up to {latest:{form}} with evaluation{metrics}"
+
+    @contextmanager
+    def _evaluating(self, text: str, name: str = "", part: str = "evaluation") -> Iterator[None]:
+        """Stop the clock of training for the with block, once the device has done the steps before, and say why."""
+        self.engine.synchronize()
+        before, long = self.clock.parts[part], bool(name) and self._evaluations[name].cost > _LONG
+        with self.clock.part(part), self.progress.activity(text, long=long):
+            yield
+        if name:
+            self._evaluations.took(name, self.clock.parts[part] - before)
+
+    def _is_due(self, name: str, before: float, spent: float, *, marked: bool = False) -> bool:
+        """Return True if an evaluation is to be made now: at one of its moments, or with a marked checkpoint."""
+        if not (marked or self._evaluations.is_due(name, before, spent)):
+            return False
+        if not self._evaluations.is_planned:
+            self._plan_evaluations()
+            if not (marked or self._evaluations.is_due(name, before, spent)):
+                return False
+        has_room = self._evaluations.have_room(name, self.clock.parts["evaluation"], last=spent >= 1)
+        return self.engine.group.broadcast(has_room)  # the clock is that of rank 0
+
+    def _plan_evaluations(self) -> None:
+        """Measure how long evaluations take, and plan as many as a training by minutes has time for."""
+        state, group, model = self.state, self.engine.group, self.state.average.denoiser
+        note = ""
+        if group.samples_and_saves:
+            with self._evaluating("measuring the time of evaluations"):
+                seconds = {_PICTURES: seconds_per_picture(model), _HELD_OUT: 0.0}
+                if self.held_out is not None:
+                    seconds[_HELD_OUT] = seconds_per_held_out(model, self.held_out, self.schedule)
+            note = self._evaluations.plan(state.evaluated, seconds)
+        self._evaluations, note = group.broadcast((self._evaluations, note))
+        state.evaluated = {name: self._evaluations[name].images for name in (_PICTURES, _HELD_OUT)}
+        if note:
+            self.progress.note(note, state.counters.step)
 
     def _log(self, spent: float) -> str:
         """Write a line of losses to the log; return what is wrong with the training, an empty text if nothing is."""
@@ -186,17 +279,20 @@ class Loop:
     def _write_pictures(self) -> None:
         """Write a picture of samples; with a sharded model all ranks sample, and rank 0 writes."""
         model, step = self.state.average.denoiser, self.state.counters.step
-        pictures, columns = sample_pictures(model)
-        if self.engine.group.is_main:
-            path = write_picture(picture_grid(pictures, columns=columns), self.run.sample_file(step))
-            self.progress.picture(path, step)
+        with self._evaluating("making pictures of samples", _PICTURES):
+            pictures, columns = sample_pictures(model, self._evaluations[_PICTURES].images)
+            if self.engine.group.is_main:
+                path = write_picture(picture_grid(pictures, columns=columns), self.run.sample_file(step))
+                self.progress.picture(path, step)
         self._collapsed, self._collapsed_at = is_collapsed(model, pictures), step
 
     def _held_out_loss(self, spent: float) -> float | None:
         """Compute and log the loss on held-out images; return its mean, None if there are no such images."""
         if self.held_out is None or not self.engine.group.samples_and_saves:
             return None
-        by_noise, by_size = held_out_losses(self.state.average.denoiser, self.held_out, self.schedule)
+        with self._evaluating("evaluating held-out images", _HELD_OUT):
+            most = self._evaluations[_HELD_OUT].images
+            by_noise, by_size = held_out_losses(self.state.average.denoiser, self.held_out, self.schedule, most)
         return self.progress.log_held_out(self.state.counters, spent, by_noise, by_size)
 
     def _measure_samples(self, spent: float) -> Mapping[str, float]:
@@ -204,7 +300,8 @@ class Loop:
         state, progress = self.state, self.progress
         if self.meter is None or not self.engine.group.samples_and_saves:
             return {}
-        measured, step = self.meter(state.average.denoiser), state.counters.step
+        with self._evaluating("measuring samples", part="metrics"):
+            measured, step = self.meter(state.average.denoiser), state.counters.step
         progress.log_samples(state.counters, spent, measured.numbers)
         clean = state.copying.clean
         if not measured.warning:
@@ -241,7 +338,7 @@ class Loop:
         numbers = self.checkpoints.restore(good[-1])
         back = state.counters.step
         state.watchdog = state.watchdog.gone_back(back)
-        state.counters.seconds = seconds
+        state.counters.seconds, state.time = seconds, dict(self.clock.parts)
         progress.continue_log(back)
         progress.note(f"WARNING: {reason} (step {step:,}); back to step {back:,} with half the learning rate", back)
         # The checkpoint is written anew in its place, to be kept, or to be the best, as it was.

@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from contextlib import AbstractContextManager, nullcontext
 from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -40,6 +41,7 @@ class Prefetcher(Generic[Key, Item]):
         note: function that reports a message to the user.
         fits: function that tells whether an item that was prepared ahead fits a key, as equal keys may hold different
             guesses that equality ignores; None: it always does.
+        waiting: function that makes a context manager, in which an item is waited for.
     """
 
     def __init__(
@@ -48,8 +50,9 @@ class Prefetcher(Generic[Key, Item]):
         where: Callable[[], str] = lambda: "the images",
         note: Callable[[str], None] = lambda text: None,
         fits: Callable[[Item, Key], bool] | None = None,
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        self._make, self._where, self._note, self._fits = make, where, note, fits
+        self._make, self._where, self._note, self._fits, self._waiting = make, where, note, fits, waiting
         self._tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] | None = None
         self._ahead: tuple[Key, Future[Item]] | None = None
 
@@ -87,7 +90,8 @@ class Prefetcher(Generic[Key, Item]):
     def _wait(self, coming: Future[Item]) -> Item:
         waited, patience = 0.0, SECONDS_TO_A_NOTE
         while True:
-            wait([coming], patience)
+            with self._waiting():
+                wait([coming], patience)
             if coming.done():
                 return coming.result()
             waited += patience

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -38,7 +39,7 @@ class Progress:
             disable=not (show and self._console.is_terminal),
         )
         self._task = self._bar.add_task("", total=1.0)
-        self._start: tuple[float, float, int] | None = None  # clock, spent and images when this process began
+        self._start: tuple[float, float, float, int] | None = None  # clocks, spent and images when this process began
         self._last_plain = -math.inf
         self._loss = ""
 
@@ -82,19 +83,43 @@ class Progress:
         self.say(text)
         self._write({"step": step, "note": text})
 
-    def show(self, counters: Counters, spent: float) -> None:
-        """Move the progress bar, or print a plain line every few seconds where there is no terminal."""
-        now = time.monotonic()
-        self._start = self._start or (now, spent, counters.images)
-        began, spent_then, images_then = self._start
-        elapsed = now - began
-        rate = (counters.images - images_then) / elapsed if elapsed > 0 else 0.0
-        left = elapsed * max(1 - spent, 0) / (spent - spent_then) if spent > spent_then else math.inf
+    def show(self, counters: Counters, spent: float, wall: float) -> None:
+        """Move the progress bar, or print a plain line every few seconds where there is no terminal.
+
+        Args:
+            counters: the counts so far; images per second are those of its seconds, which are of training alone.
+            spent: the spent fraction of the budget.
+            wall: seconds by the wall clock, from which the time that is left is estimated.
+        """
+        self._start = self._start or (counters.seconds, wall, spent, counters.images)
+        seconds_then, wall_then, spent_then, images_then = self._start
+        seconds = counters.seconds - seconds_then
+        rate = (counters.images - images_then) / seconds if seconds > 0 else 0.0
+        per_budget = (wall - wall_then) / (spent - spent_then) if spent > spent_then else math.inf
+        left = per_budget * max(1 - spent, 0)
         text = f"step {counters.step:,}{self._loss}  {rate:,.0f} images/s  {_clock(left)} left"
         self._bar.update(self._task, completed=min(spent, 1.0), description=text)
-        if not self._console.is_terminal and (now - self._last_plain > _SECONDS_PER_PLAIN_LINE or spent >= 1):
+        self._plain(f"{min(spent, 1):4.0%}  {text}", at_once=spent >= 1)
+
+    @contextmanager
+    def activity(self, text: str, *, long: bool = False) -> Iterator[None]:
+        """Show for the with block that the run does something else than training, such as evaluating.
+
+        Without a terminal, what takes ``long`` has a line of its own.
+        """
+        before = self._bar.tasks[self._task].description
+        self._bar.update(self._task, description=text)
+        self._plain(f"      {text}", at_once=long)
+        try:
+            yield
+        finally:
+            self._bar.update(self._task, description=before)
+
+    def _plain(self, text: str, *, at_once: bool = False) -> None:
+        now = time.monotonic()
+        if not self._console.is_terminal and (now - self._last_plain > _SECONDS_PER_PLAIN_LINE or at_once):
             self._last_plain = now
-            self._console.print(f"{min(spent, 1):4.0%}  {text}")
+            self._console.print(text, markup=False)
 
     def picture(self, path: Path, step: int) -> None:
         """Send a picture of samples to the trackers."""

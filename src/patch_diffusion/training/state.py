@@ -102,6 +102,8 @@ class TrainingState:
         module: the objective as the engine wraps it.
         average: the weight average from which samples are made.
         power_averages: the weight averages of the lengths ``ema.lengths``, by name.
+        time: seconds by what they went into, beside the steps, see `Clock`.
+        evaluated: the number of images of each kind of evaluation, where there is time for fewer than usual.
     """
 
     def __init__(self, objective: Objective, config: Config, engine: Engine) -> None:
@@ -116,6 +118,8 @@ class TrainingState:
             self.average.follow(self.optimizer)
         self.power_averages = power_averages(self.denoiser, config.ema.lengths)
         self.counters, self.copying, self.watchdog = Counters(), Copying(), Watchdog()
+        self.time: dict[str, float] = {}
+        self.evaluated: dict[str, int] = {}
         self.losses = Losses(engine.device)
         self.balance = Balance(self.losses) if config.noise.weight == "learned" else None
 
@@ -153,6 +157,8 @@ class TrainingState:
             "watchdog": self.watchdog.state(),
             "scaler": self.scaler.state_dict(),
             "copying": vars(self.copying),
+            "time": self.time,
+            "evaluated": self.evaluated,
         }
         return tensors, numbers
 
@@ -176,6 +182,8 @@ class TrainingState:
                 self.balance.restore(numbers.get("balance") or {})
             self.watchdog = Watchdog.restored(numbers["watchdog"])
             self.copying = Copying(**numbers.get("copying", {}))
+            self.time = dict(numbers.get("time") or {})
+            self.evaluated = dict(numbers.get("evaluated") or {})
         except (KeyError, IndexError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from patch_diffusion.config import Config, Patches, flat_options, plain
+from patch_diffusion.config import BUDGETS, Config, Patches, flat_options, plain
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.images import Images
 from patch_diffusion.denoise.conditions import Conditions
@@ -27,9 +27,10 @@ from patch_diffusion.processes import explain_lost_peer
 from patch_diffusion.runs.folder import ModelFacts, RunFolder
 from patch_diffusion.runs.lock import locked
 from patch_diffusion.training.batches import Batches
-from patch_diffusion.training.budget import Budget, training_flops
+from patch_diffusion.training.budget import Budget, BudgetOptions, training_flops
 from patch_diffusion.training.checkpoints.saving import Checkpoints
 from patch_diffusion.training.checks import check_network, check_numbers, check_watching
+from patch_diffusion.training.clock import Clock
 from patch_diffusion.training.hardware.engine import Engine
 from patch_diffusion.training.hardware.memory import Demand, explain_out_of_memory, microbatches_that_fit
 from patch_diffusion.training.loop import Loop
@@ -130,8 +131,9 @@ class Trainer:
             self.engine.accumulation = self.engine.group.max(microbatches_that_fit(self.demand()))
             config = replace(config, engine=replace(config.engine, accumulation=self.engine.accumulation))
 
-        self.config = plain(replace(config, steps=None, images=None, minutes=None))
+        self.config = plain(replace(config, **dict.fromkeys(BUDGETS)))
         self.facts = ModelFacts.of(denoiser, images)
+        self.clock = Clock()
         trackers = Trackers(choose_trackers(config.track), self.run.path)
         main = self.engine.group.is_main
         self.progress = Progress(
@@ -142,18 +144,20 @@ class Trainer:
             where=lambda: self.batches.feed.reading,
             note=self._note,
             fits=self.batches.fits if self.schedule.kind == "progressive" else None,
+            waiting=lambda: self.clock.part("data"),
         )
         self.step = Step(self.state, ahead, self.engine, self.config.optimizer, self.flops)
         self.checkpoints = Checkpoints(self.state, self.run, self.engine.group, self.config, self._note)
         self.changed = self.run.check(self.config, self.facts, allow)
 
     @explain_lost_peer()
-    def fit(self, *, steps: int | None = None, images: int | None = None, minutes: float | None = None) -> Denoiser:
+    def fit(self, **budget: Unpack[BudgetOptions]) -> Denoiser:
         """Train until the budget is spent; the same call continues a stopped run.
 
         Args:
-            steps, images, minutes: the budget, one of them: optimizer steps, images drawn from the data, or minutes of
-                training over all continuations.
+            budget: one of ``steps`` (of the optimizer), ``images`` (drawn from the data), ``minutes`` (of training, to
+                which evaluation adds at most 5 %), ``wall_minutes`` (in which all is done, from the making of the
+                trainer on), each over all continuations.
 
         Returns:
             The averaged model, to sample from. With ``engine.shard`` all processes must sample together; `load`
@@ -162,13 +166,11 @@ class Trainer:
         Raises:
             KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is written. A second one stops at once.
         """
-        with self.in_laps(steps=steps, images=images, minutes=minutes) as train_until:
+        with self.in_laps(**budget) as train_until:
             return train_until(1.0)
 
     @contextmanager
-    def in_laps(
-        self, *, steps: int | None = None, images: int | None = None, minutes: float | None = None
-    ) -> Iterator[Callable[[float], Denoiser]]:
+    def in_laps(self, **budget: Unpack[BudgetOptions]) -> Iterator[Callable[[float], Denoiser]]:
         """Train in laps, with breaks in which to do something else, such as to train another model.
 
         The function that the with block gets trains until a fraction of the budget is spent. All laps together do what
@@ -179,18 +181,19 @@ class Trainer:
         ...     for tenth in range(1, 11):
         ...         model = train_until(tenth / 10)
         """
-        budget = Budget(steps, images, minutes)
+        whole = Budget(**budget)
         self.engine.group.barrier()  # until all ranks have checked the folder
-        with self._opened(budget):
+        with self._opened(whole):
             self.engine.group.barrier()
             loop = Loop(
                 self.state,
                 self.train_step,
-                budget,
+                whole,
                 self.config,
                 self.engine,
                 self.run,
                 self.checkpoints,
+                self.clock,
                 self.progress,
                 self.schedule,
                 self.images,

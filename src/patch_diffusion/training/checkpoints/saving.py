@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -38,6 +39,7 @@ class Checkpoints:
         self.last, self.best = config.checkpoint_last, config.checkpoint_by if config.checkpoint_best else None
         self.watched = config.watchdog != "off"
         self.writer = BackgroundWriter()
+        self.seconds = 0.0  # that the newest checkpoint took
 
     def save(
         self,
@@ -69,6 +71,7 @@ class Checkpoints:
             busy = self.writer.busy
             if group.broadcast(busy) if group.writers is not None else busy:
                 return None
+        began = time.monotonic()
         tensors, numbers = state.state()
         losses = numbers["losses"]
         if self.watched and 2 * (losses["skipped"] - state.watchdog.skipped) > max(len(losses["steps"]), 1):
@@ -85,6 +88,7 @@ class Checkpoints:
                 if keep and self.run.is_run():  # a report takes time, and whoever stops a run should not wait
                     with suppress(OSError, InputError):  # the checkpoint is good without it, and info --report makes it
                         write_report(self.run.path)
+            self.seconds = time.monotonic() - began
 
         try:
             self.writer.wait()

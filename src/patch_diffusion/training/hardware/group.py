@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -70,16 +70,17 @@ class Group:
         """
         return self.is_main or self.sharing
 
-    def sync_clock_and_flags(self, seconds: float, *flags: bool) -> tuple[float, list[bool]]:
-        """Return on all ranks: rank 0's ``seconds``, and a list of bools, True for each flag that any rank sets."""
+    def sync_clock_and_flags(self, clock: Sequence[float], *flags: bool) -> tuple[list[float], list[bool]]:
+        """Return on all ranks: rank 0's ``clock``, in seconds, and a bool for each flag, True if any rank sets it."""
         if self.hosts is None:
-            return seconds, list(flags)
-        mine = [seconds if self.is_main else 0.0, *map(float, flags)]
+            return list(clock), list(flags)
+        num = len(clock)
+        mine = [*(clock if self.is_main else [0.0] * num), *map(float, flags)]
         shared = torch.tensor(mine + [0.0] * self.world, dtype=torch.float64)
         shared[len(mine) + self.rank] = self._busy
         dist.all_reduce(shared, group=self.hosts)
         self._busy_of_all, self._busy = self._busy_of_all + shared[len(mine) :].numpy(), 0.0
-        return shared[0].item(), [bool(flag > 0) for flag in shared[1 : len(mine)]]
+        return shared[:num].tolist(), [bool(flag > 0) for flag in shared[num : len(mine)]]
 
     def max(self, value: int) -> int:
         """Return the largest value of all ranks, on all of them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import torch
 from torch import Tensor
@@ -19,17 +20,25 @@ from patch_diffusion.training.watchdog import COLLAPSED
 MOST_HELD_OUT = 64
 """Held-out images of each size that are evaluated whenever a checkpoint is written."""
 
+EVALUATIONS = 35
+"""Evaluations of the network for each sample in a picture."""
+
+_TIMED, _FEW_HELD_OUT = 16, 4  # samples, and held-out images, that are timed together
+
 LARGEST_PICTURE = 256
 """The square root of the most pixels of an image that a model with a context samples in full for pictures in training.
 Of larger images it samples the small copies only."""
 
 
-def sample_pictures(model: Denoiser) -> tuple[list[Tensor], int | None]:
-    """Sample pictures (c, h, w) from fixed seeds; return them and the number of columns for their grid."""
-    num = model.num_classes
-    seeds = range(min(num, 10) * 2 if num else 16)
-    samples = generate(model, seeds, Sampling(resolution=picture_resolution(model)))
-    return [sample.visible for sample in samples], len(seeds) // 2 if num else None
+def num_pictures(model: Denoiser) -> int:
+    """Return the number of samples in a picture: two of each class, of ten classes at most, or 16."""
+    return min(model.num_classes, 10) * 2 or 16
+
+
+def sample_pictures(model: Denoiser, num: int) -> tuple[list[Tensor], int | None]:
+    """Sample ``num`` pictures (c, h, w) from fixed seeds; return them and the number of columns for their grid."""
+    samples = generate(model, range(num), Sampling(resolution=picture_resolution(model)))
+    return [sample.visible for sample in samples], min(model.num_classes, 10) or None
 
 
 def is_collapsed(model: Denoiser, pictures: list[Tensor]) -> bool:
@@ -39,21 +48,38 @@ def is_collapsed(model: Denoiser, pictures: list[Tensor]) -> bool:
 
 
 def held_out_losses(
-    model: Denoiser, images: Images, schedule: PatchSchedule
+    model: Denoiser, images: Images, schedule: PatchSchedule, most: int = MOST_HELD_OUT
 ) -> tuple[dict[float, float], dict[str, float]]:
-    """Return the loss of held-out images as two dicts: of whole images by noise level, and by patch size."""
-    whole = losses_of_images(model, images, most=MOST_HELD_OUT)
+    """Return the loss of ``most`` held-out images of each size: of whole images by noise level, and by patch size."""
+    whole = losses_of_images(model, images, most=most)
     by_noise = {sigma: float(losses.mean()) for sigma, losses in whole.items()}
     by_size: dict[str, list[Tensor]] = {}
     means = torch.stack(list(whole.values())).mean(dim=0)
-    parts = means.split([min(len(bucket), MOST_HELD_OUT) for bucket in images.buckets])
+    parts = means.split([min(len(bucket), most) for bucket in images.buckets])
     for bucket, of_whole in zip(images.buckets, parts, strict=True):
         by_size.setdefault("x".join(map(str, bucket.resolution)), []).append(of_whole)
         for size in schedule.sizes_for(bucket.resolution, model.stride):
             if size.shape != bucket.resolution and not size.small:
-                losses = losses_of_images(model, bucket, most=MOST_HELD_OUT, size=size.shape)
+                losses = losses_of_images(model, bucket, most=most, size=size.shape)
                 by_size.setdefault(str(size), []).append(torch.stack(list(losses.values())).mean(dim=0))
     return by_noise, {size: float(torch.cat(losses).mean()) for size, losses in by_size.items()}
+
+
+def seconds_per_picture(model: Denoiser) -> float:
+    """Time the network on samples of a picture, and return the seconds that each takes with the default sampling."""
+    sampling = Sampling(steps=1, resolution=picture_resolution(model))
+    list(generate(model, range(2), sampling))
+    began = time.monotonic()
+    list(generate(model, range(_TIMED), sampling))
+    return EVALUATIONS * (time.monotonic() - began) / _TIMED
+
+
+def seconds_per_held_out(model: Denoiser, images: Images, schedule: PatchSchedule) -> float:
+    """Time the losses of a few held-out images, and return the seconds that each takes, of every size of the data."""
+    held_out_losses(model, images, schedule, 1)
+    began = time.monotonic()
+    held_out_losses(model, images, schedule, _FEW_HELD_OUT)
+    return (time.monotonic() - began) / _FEW_HELD_OUT
 
 
 def picture_resolution(model: Denoiser) -> Shape:
