@@ -75,8 +75,8 @@ def test_images_and_minutes_are_two_ways_to_say_the_same():
         "cpu", 10, {"8x8": 0.5, "16x16": 1.0}, {"8x8": 0.5, "16x16": 0.5}, {"8x8": 8, "16x16": 4}, 3.0, 5, 4, 7, 9
     )
     assert found.images_per_second == 8
-    assert found.images_in(5) == (300 - 15) * 8
-    assert found.minutes_for(images=found.images_in(5)) == pytest.approx(5)
+    assert found.images_in(5) == 300 * 8  # pictures take no minutes of a budget
+    assert found.minutes_for(images=found.images_in(5)) == pytest.approx(5 + 15 / 60)
     assert found.minutes_for(steps=380) == pytest.approx(5)
     assert found.images_in(0.1) == 0
     assert found.memory == 16 and found.as_dict()["memory"] == 16
