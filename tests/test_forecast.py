@@ -78,7 +78,6 @@ def test_images_and_minutes_are_two_ways_to_say_the_same():
     assert found.images_in(5) == 300 * 8  # pictures take no minutes of a budget
     assert found.minutes_for(images=found.images_in(5)) == pytest.approx(5 + 15 / 60)
     assert found.minutes_for(steps=380) == pytest.approx(5)
-    assert found.images_in(0.1) == 0
     assert found.memory == 16 and found.as_dict()["memory"] == 16
     half = found.with_batch(2)
     assert half.images == {"8x8": 4, "16x16": 2} and half.seconds["16x16"] == 0.5

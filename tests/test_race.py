@@ -163,9 +163,9 @@ def test_the_time_that_is_left_is_judged_by_what_was_done_since(arms, tmp_path, 
     monkeypatch.setattr(race, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     judgement = turns.judgement
 
-    def slow(trainer, judges):
+    def slow(trainer, judges, most):
         clock[0] += 30
-        return judgement(trainer, judges)
+        return judgement(trainer, judges, most)
 
     def left(line):
         return " ".join(line.partition("patches")[2].split()[1:])
@@ -218,9 +218,9 @@ def test_all_train_for_the_same_time_in_turns_and_nothing_else_counts(arms, tmp_
         laps.append(seconds)
         return step(self, spent)
 
-    def judgement(trainer, judges):
-        clock[0] += 1000
-        return {1.0: 1 / trainer.state.counters.step}
+    def judgement(trainer, judges, most):
+        clock[0] += most / 64
+        return {1.0: 1 / max(trainer.state.counters.step, 1)}
 
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     monkeypatch.setattr(Trainer, "train_step", timed)
@@ -235,6 +235,31 @@ def test_all_train_for_the_same_time_in_turns_and_nothing_else_counts(arms, tmp_
     reached = content["standings"]["reaches"]
     assert reached["patches"]["whole"]["ratio"] == pytest.approx(60 / 30)
     assert reached["whole"]["patches"]["ratio"] is None and content["unit"] == "minutes"
+
+
+def test_judging_adds_a_twentieth_at_most(arms, tmp_path, monkeypatch):
+    """Of the minutes of an arm, with the same images at the same moments for all; and a continued race keeps to it."""
+    clock, step, told = [0.0], Trainer.train_step, []
+
+    def timed(self, spent=0.0):
+        clock[0] += 5
+        return step(self, spent)
+
+    def judgement(trainer, judges, most):
+        clock[0] += most / 32
+        return {1.0: 1.0}
+
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(Trainer, "train_step", timed)
+    monkeypatch.setattr("patch_diffusion.races.turns.judgement", judgement)
+    arms = {name: replace(config, steps=None, minutes=1.0) for name, config in arms.items()}
+    content = pd.race(arms, tmp_path / "race", moments=10, tell=told.append)
+    assert content["judged_by"].items() >= {"images": 20, "stride": 4}.items()
+    assert [len(found["0"]) for found in content["points"].values()] == [3, 3]
+    assert "losses of 20 held-out images, 3 times instead of 10 times" in "".join(told)
+    assert clock[0] <= 2 * 60 * 1.05 + 2 * (1 + 4) / 32 + 10
+    again = pd.race(arms, tmp_path / "race", moments=10, seeds=[1])
+    assert again["judged_by"] == content["judged_by"] and len(again["points"]["whole"]["1"]) == 3
 
 
 def test_an_arm_of_half_the_budget(arms, tmp_path):
@@ -262,7 +287,9 @@ def test_its_own_time_counts(arms, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "train_step", timed)
     monkeypatch.setattr(
         "patch_diffusion.races.turns.judgement",
-        lambda trainer, judges: {1.0: 1 - trainer.state.counters.step / (60 if trainer.config.minutes == 1 else 30)},
+        lambda trainer, judges, most: {
+            1.0: 1 - trainer.state.counters.step / (60 if trainer.config.minutes == 1 else 30)
+        },
     )
     arms = {name: replace(config, steps=None, minutes=1.0) for name, config in arms.items()}
     content = pd.race({**arms, "half": replace(arms["patches"], minutes=0.5)}, tmp_path / "race", moments=2)
@@ -273,7 +300,7 @@ def test_its_own_time_counts(arms, tmp_path, monkeypatch):
 
 def test_the_sweep_of_an_arm(arms, tmp_path, monkeypatch):
     """The rate that wins is trained with; the trials are gone, and what they found stays."""
-    monkeypatch.setattr(race, "judgement", lambda trainer, judges: {1.0: trainer.config.optimizer.learning_rate})
+    monkeypatch.setattr(race, "judgement", lambda trainer, judges, most: {1.0: trainer.config.optimizer.learning_rate})
     content = pd.race(arms, tmp_path / "race", moments=1, tuned=["whole"], tune_budget=10)
     assert content["tuning"]["whole"]["learning_rate"] == 1.25e-3 and list(content["tuning"]) == ["whole"]
     assert content["tuning"]["whole"]["outermost"] == ["learning_rate"]
@@ -358,7 +385,7 @@ def test_what_is_refused_before_anything_is_written(arms, tmp_path, monkeypatch)
 
 
 def test_an_arm_that_diverges_ends_the_race_and_is_named(arms, tmp_path, monkeypatch):
-    monkeypatch.setattr(turns, "judgement", lambda trainer, judges: {0.1: float("nan"), 1.0: 0.5})
+    monkeypatch.setattr(turns, "judgement", lambda trainer, judges, most: {0.1: float("nan"), 1.0: 0.5})
     for _ in range(2):  # and again, where it goes on
         with pytest.raises(pd.InputError, match=r"arm 'whole': the loss .* is not finite .* in another folder"):
             pd.race(arms, tmp_path / "race")

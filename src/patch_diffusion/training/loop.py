@@ -115,6 +115,11 @@ class Loop:
             progress.note(note, step)
         spent, _ = self._sync_clock()
         complete = spent >= 1
+        if complete and not continues:
+            raise InputError(
+                f"{self.budget.time:g} wall_minutes are over before the first step, {self.clock.wall:,.0f} s after the "
+                "start: give more"
+            )
         if self.meter is not None and group.samples_and_saves and not complete:
             self.meter.begin(self.images, self.held_out, self.engine.device)
         group.barrier_after_evaluation()

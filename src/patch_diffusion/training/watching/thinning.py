@@ -104,7 +104,7 @@ class Evaluations:
         for place, name in enumerate(wanted):
             self._each[name] = asked[name].thinned(left / (len(wanted) - place))
             left -= self._each[name].cost * self._each[name].moments.times
-        said = [text for name in wanted if (text := self._each[name].difference(asked[name]))]
+        said = [text for name in self._each if (text := self._each[name].difference(asked[name]))]
         return f"to add at most {SHARE:.0%} to the minutes of training: {'; '.join(said)}" if said else ""
 
     def took(self, name: str, seconds: float) -> None:
