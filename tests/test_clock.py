@@ -75,8 +75,8 @@ def test_minutes_are_minutes_of_training(slow, time):
     assert [line["step"] for line in held_out] == [24, 48, 72, 96, 120] and len(pictures) == 4
     (note,) = [line["note"] for line in lines(trainer, "note") if "at most 5%" in line["note"]]
     assert note == (
-        "to add at most 5% to the minutes of training: pictures of 4 samples, 4 times instead of 10 times; losses of 32 "
-        "held-out images, 5 times instead of 10 times"
+        "to add at most 5% to the minutes of training: pictures of 4 samples, 4 times instead of 10 times; losses "
+        "of 32 held-out images, 5 times instead of 10 times"
     )
 
 
