@@ -17,8 +17,8 @@ _COUNTED = (
     "Seconds in which an arm trains count, and nothing else: held-out images are looked at, and checkpoints written, "
     "while no clock runs, and pictures of samples are not made. Looking at held-out images adds at most 5 % to minutes "
     "of training, by fewer moments and images, the same for all arms. The arms take turns of some seconds, so that "
-    "noise of the machine hits all alike. An arm's loss on the way is that of a learning rate that has not fallen to its end "
-    "yet, so a ratio is rather too small."
+    "noise of the machine hits all alike. An arm's loss on the way is that of a learning rate that has not fallen to "
+    "its end yet, so a ratio is rather too small."
 )
 
 
