@@ -84,13 +84,13 @@ def race(
         "moments": moments,
         "tuning": {name: tune_budget for name in arms if name in tuned},
     }
-    found = folder.check(plan)
+    found = folder.check(plan, seeds)
     facts, here = _facts(setup, seeds[0], folder)  # raises an error for an arm that cannot train before writing
     for note in setup.messages() if found is None else ():
         tell(note)
     folder.path.mkdir(parents=True, exist_ok=True)
     with locked(folder.path):
-        record = Record(folder, found, plan, facts)
+        record = Record(folder, found, plan, facts, tell)
         record.begin(seeds, here)
         settings = {
             name: _tuned(name, setup, record, tune_budget, tell) if name in tuned else config

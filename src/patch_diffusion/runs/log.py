@@ -18,12 +18,30 @@ _REMEMBERED = 256  # bytes before the read position that are kept, to detect a l
 
 
 def parse_line(text: bytes) -> Line | None:
-    """Parse one line of a run's log into a dict; return None if the line is damaged."""
+    """Parse one line of a run's log into a dict; return None if the line is damaged.
+
+    A line that is returned has everything that readers compute with, so that none of them has to look again. Bytes that
+    are not UTF-8 become U+FFFD.
+    """
     try:
-        line = json.loads(text)
-    except ValueError:
+        line = json.loads(text.decode("utf-8", errors="replace"))
+        is_sound = all(value is None or isinstance(value, int | float) for value in _numbers(line))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    return line if isinstance(line, dict) and isinstance(line.get("step"), int) else None
+    return line if is_sound and isinstance(line["step"], int) else None
+
+
+def _numbers(line: Line) -> Iterator[Any]:
+    """Yield the values of a line that are to be numbers; raise an error if one of them is not there."""
+    yield from (line.get(name) for name in ("images", "seconds", "spent"))
+    if "loss" in line:
+        yield from (float(line[name]) for name in ("images", "seconds", "learning_rate"))
+        yield from (*line["loss"].values(), *line.get("loss_by_noise", {}).values())
+    if "held_out" in line:
+        found = line["held_out"]
+        yield from (float(found["loss"]), *found.get("by_noise", {}).values(), *found.get("by_size", {}).values())
+    if "samples" in line:
+        yield from line["samples"].values()
 
 
 def read_log(path: Path) -> Iterator[Line | None]:
@@ -39,6 +57,15 @@ def read_log(path: Path) -> Iterator[Line | None]:
         for text in file:
             if text.endswith(b"\n") and text.strip():
                 yield parse_line(text)
+
+
+def text_up_to(path: Path, step: int) -> str:
+    """Return the lines of a log up to a step as text, without damaged ones; an empty string if there is no log."""
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        kept = [text for text in file if (line := parse_line(text)) is not None and line["step"] <= step]
+    return "".join(text.decode("utf-8", errors="replace").rstrip("\n") + "\n" for text in kept)
 
 
 def last_measured(path: Path) -> Line:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.meter import SampleMeter
 from patch_diffusion.patches.schedule import PatchSchedule
-from patch_diffusion.runs.folder import RunFolder
+from patch_diffusion.runs.folder import ModelFacts, RunFolder
 from patch_diffusion.runs.retention import step_of
 from patch_diffusion.sampling.pictures import picture_grid, write_picture
 from patch_diffusion.training.budget import Budget, Cadence
@@ -38,7 +38,7 @@ class Loop:
         state: the weights, averages, optimizer and counters.
         train_step: function that takes one step, given the spent fraction of the budget.
         budget: the budget over all continuations.
-        config: options of the run.
+        config, facts: options of the run, and facts about its data and network.
         engine: the hardware.
         run: the run folder.
         checkpoints: writes and restores the run's checkpoints.
@@ -54,6 +54,7 @@ class Loop:
     train_step: Callable[[float], object]
     budget: Budget
     config: Config
+    facts: ModelFacts
     engine: Engine
     run: RunFolder
     checkpoints: Checkpoints
@@ -69,10 +70,19 @@ class Loop:
     _told: set[str] = field(default_factory=set)
 
     def begin(self) -> None:
-        """Begin a new run, or restore the newest undamaged checkpoint of a stopped one."""
+        """Begin a new run, or restore the newest undamaged checkpoint of a stopped one.
+
+        Nothing is written before all that may refuse to go on has been asked, and of a complete run nothing changes.
+        """
         state, group, progress = self.state, self.engine.group, self.progress
         continues, damaged = self.checkpoints.restore_newest()
         step = state.counters.step
+        complete = self.budget.spent(state.counters) >= 1
+        if self.meter is not None and group.samples_and_saves and not complete:
+            self.meter.begin(self.images, self.held_out, self.engine.device)
+        group.barrier_after_evaluation()
+        if group.is_main and not complete:
+            self.run.write_config(self.config, self.facts)
         progress.continue_log(step if continues else -1)
         group.barrier()
         for folder, reason in damaged.items():
@@ -80,16 +90,12 @@ class Loop:
                 checkpoint.set_aside(folder, "damaged")
             progress.note(f"WARNING: {reason}; going back to the checkpoint before", step)
         starting, continuing = self.notes
-        for note in continuing:
-            progress.note(note, step)
-        complete = self.budget.spent(state.counters) >= 1
-        if self.meter is not None and group.samples_and_saves and not complete:
-            self.meter.begin(self.images, self.held_out, self.engine.device)
-        group.barrier_after_evaluation()
         if complete:
             self.checkpoints.publish(self.run.checkpoint(step))  # a killed process may have left only this undone
             progress.say(f"this run is complete, after {step:,} steps; a larger budget would continue it")
         elif continues:
+            for note in continuing:
+                progress.note(note, step)
             progress.say(f"continuing after step {step:,}")
         else:
             for note in starting:
@@ -186,25 +192,38 @@ class Loop:
     def _write_pictures(self) -> None:
         """Write a picture of samples; with a sharded model all ranks sample, and rank 0 writes."""
         model, step = self.state.average.denoiser, self.state.counters.step
-        pictures, columns = sample_pictures(model)
-        if self.engine.group.is_main:
-            path = write_picture(picture_grid(pictures, columns=columns), self.run.sample_file(step))
-            self.progress.picture(path, step)
-        self._collapsed, self._collapsed_at = is_collapsed(model, pictures), step
+        self.checkpoints.check_folder()
+        with self._optional("a picture of samples"):
+            pictures, columns = sample_pictures(model)
+            self._collapsed, self._collapsed_at = is_collapsed(model, pictures), step
+            if self.engine.group.is_main:
+                with self.progress.optional("a picture of samples"):
+                    path = write_picture(picture_grid(pictures, columns=columns), self.run.sample_file(step))
+                    self.progress.picture(path, step)
+
+    def _optional(self, what: str) -> AbstractContextManager[None]:
+        """Guard an evaluation, see `Progress.optional`; not that of ranks that share a model and fail together."""
+        return nullcontext() if self.engine.group.sharing else self.progress.optional(what)
 
     def _held_out_loss(self, spent: float) -> float | None:
         """Compute and log the loss on held-out images; return its mean, None if there are no such images."""
         if self.held_out is None or not self.engine.group.samples_and_saves:
             return None
-        by_noise, by_size = held_out_losses(self.state.average.denoiser, self.held_out, self.schedule)
-        return self.progress.log_held_out(self.state.counters, spent, by_noise, by_size)
+        with self._optional("the loss of held-out images"):
+            by_noise, by_size = held_out_losses(self.state.average.denoiser, self.held_out, self.schedule)
+            return self.progress.log_held_out(self.state.counters, spent, by_noise, by_size)
+        return None
 
     def _measure_samples(self, spent: float) -> Mapping[str, float]:
         """Compute and log the metrics of samples; return them by name, and warn once samples copy training images."""
         state, progress = self.state, self.progress
         if self.meter is None or not self.engine.group.samples_and_saves:
             return {}
-        measured, step = self.meter(state.average.denoiser), state.counters.step
+        measured, step = None, state.counters.step
+        with self._optional("the metrics of samples"):
+            measured = self.meter(state.average.denoiser)
+        if measured is None:
+            return {}
         progress.log_samples(state.counters, spent, measured.numbers)
         clean = state.copying.clean
         if not measured.warning:
