@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,23 +26,27 @@ def parse_line(text: bytes) -> Line | None:
     """
     try:
         line = json.loads(text.decode("utf-8", errors="replace"))
-        is_sound = all(value is None or isinstance(value, int | float) for value in _numbers(line))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        _check_numbers(line)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
-    return line if is_sound and isinstance(line["step"], int) else None
+    return line if isinstance(line["step"], int) else None
 
 
-def _numbers(line: Line) -> Iterator[Any]:
-    """Yield the values of a line that are to be numbers; raise an error if one of them is not there."""
-    yield from (line.get(name) for name in ("images", "seconds", "spent"))
+def _check_numbers(line: Line) -> None:
+    """Raise an error if something in a line that readers compute with is missing, or is not a number."""
+    needed = [line["step"], *(line.get(name, 0) for name in ("images", "seconds", "spent"))]
+    may_be_none = []
     if "loss" in line:
-        yield from (float(line[name]) for name in ("images", "seconds", "learning_rate"))
-        yield from (*line["loss"].values(), *line.get("loss_by_noise", {}).values())
+        needed += [line[name] for name in ("images", "seconds", "learning_rate")]
+        may_be_none += [*line["loss"].values(), *line.get("loss_by_noise", {}).values()]
     if "held_out" in line:
-        found = line["held_out"]
-        yield from (float(found["loss"]), *found.get("by_noise", {}).values(), *found.get("by_size", {}).values())
+        needed.append(line["held_out"]["loss"])
+        for losses in ("by_noise", "by_size"):
+            may_be_none += line["held_out"].get(losses, {}).values()
     if "samples" in line:
-        yield from line["samples"].values()
+        may_be_none += line["samples"].values()
+    for value in (*needed, *(value for value in may_be_none if value is not None)):
+        math.isfinite(value)  # raises TypeError or OverflowError for what is no number; NaN may be one
 
 
 def read_log(path: Path) -> Iterator[Line | None]:
