@@ -84,11 +84,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file by name, or raise an `InputError` as `reading` does."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load, load_file
 
     with reading(path):
         try:
-            return load_file(path)
+            # safetensors opens no file by a name that is not UTF-8.
+            return load_file(path) if encoded(str(path)) == os.fsencode(path) else load(path.read_bytes())
         except SafetensorError as error:
             raise ValueError(error) from None
 
