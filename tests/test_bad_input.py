@@ -1,8 +1,10 @@
 """Bad input through the command line: one clear line that names it, and nothing is written."""
 
+import io
 import json
 import os
 import pickle
+import sys
 import zipfile
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from PIL import Image
 
 from image_files import cut_in_half, random_pictures, write_folder, write_zip
+from patch_diffusion import load
 from patch_diffusion.cli import main
 from patch_diffusion.data.reading.cache import cache_folder
 
@@ -167,3 +170,23 @@ def test_data_that_shrank_is_refused_when_a_run_goes_on(train, tmp_path, by_name
     status, said = train([folder] if by_name else [], "--steps", "2")
     assert status == 1 and said.count("\n") == 1 and f"a run on 12 images, but there are now 11 in {folder}" in said
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_names_that_are_not_utf8(train, tmp_path, monkeypatch):
+    """They are escaped where text is written, and neither a report nor a narrow terminal ends anything."""
+    data, run = tmp_path / os.fsdecode(b"d\xe9"), tmp_path / "run"
+    for name in (os.fsdecode(b"caf\xe9"), "ok"):
+        (data / name).mkdir(parents=True)
+        for index in range(60):
+            Image.fromarray(PICTURES.pixels[index % 12].transpose(1, 2, 0)).save(data / name / f"{index}.png")
+    (data / "ok" / os.fsdecode(b"br\xe9ken.png")).touch()
+    assert train([data], "--data.classes", "True", "--track")[0] == 0
+    assert train([], "--steps", "2")[0] == 0
+    page = (run / "report.html").read_bytes().decode("utf-8")
+    assert r"caf\udce9" in page and r"br\udce9ken.png" in page
+    run = run.rename(tmp_path / os.fsdecode(b"r\xe9"))
+    assert load(run).class_names == ("caf\udce9", "ok")
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    assert main(["info", str(run)]) == 0
+    assert rb"d\udce9, 120 images" in narrow.buffer.getvalue()

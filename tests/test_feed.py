@@ -159,6 +159,18 @@ def test_a_file_that_is_cut_is_refused_before_it_ends_the_process(stored, monkey
 
 
 @pytest.mark.skipif(os.name == "nt", reason="files in use cannot be removed there")
+def test_a_file_that_is_written_anew_in_its_place_is_refused(stored, monkeypatch):
+    made = feed_of(stored, "file", monkeypatch)
+    made.get(0, 0, 7)
+    os.utime(stored.file)  # which changes its time, and nothing else
+    made.get(0, 7, 7)
+    with stored.file.open("r+b") as file:
+        np.save(file, 255 - np.load(stored.file))
+    os.utime(stored.file, ns=(0, 1))
+    with pytest.raises(pd.InputError, match=r"a\.npy was changed while it was read: restore it"):
+        made.get(0, 14, 7)
+
+
 def test_a_file_that_is_replaced_stays_as_it_was(stored, monkeypatch):
     wanted = stored.batch(SampleOrder(50, seed=1).indices(0, 3))[0]
     made = feed_of(stored, "file", monkeypatch)

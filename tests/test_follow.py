@@ -13,10 +13,13 @@ from rich.console import Console
 import patch_diffusion as pd
 from patch_diffusion.cli import follow as module, main
 from patch_diffusion.cli.follow import _view, follow, sparkline
+from patch_diffusion.races.turns import read_measurements
 from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.runs.history import Curve, History
 from patch_diffusion.runs.lock import holder, locked
 from patch_diffusion.runs.log import LogTail, last_measured, read_log
+from patch_diffusion.training.progress import Progress
+from patch_diffusion.web.runs import Runs
 
 
 def line(step, spent=0.0, **more):
@@ -305,3 +308,34 @@ def test_ctrl_c_leaves(run, monkeypatch, capsys):
 def test_no_run(tmp_path):
     with pytest.raises(pd.InputError, match="holds no run"):
         follow(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"\xff\xfe\x00garbage\n",
+        b'{"step":1,"loss":5}\n',
+        b'{"step": 2, "images": 8, "seconds": 1, "learning_rate": 0.1, "loss": {"8x12": "low"}}\n',
+        b'{"step": 2, "images": 8, "seconds": 1, "learning_rate": null, "loss": {"8x12": 1}}\n',
+        b'{"step": 2, "held_out": 5}\n{"step": 2, "samples": [1]}\n{"step": 2, "held_out": {"loss": null}}\n',
+        b'{"step": ' + b"[" * 100_000 + b"\n",
+        b'{"step": 2, "images": 1' + b"0" * 400 + b', "held_out": {"loss": 1}}\n',
+    ],
+)
+def test_every_reader_passes_over_damaged_lines(run, damage, capsys):
+    log = run / "log.jsonl"
+    log.write_bytes(text([line(1, 0.5), line(2, 0.6)]).encode() + damage)
+    assert main(["info", str(run)]) == 0 and "2 steps, 20 images" in capsys.readouterr().out
+    assert [one for one in read_log(log) if one] == LogTail(log).read().lines[:2] == [line(1, 0.5), line(2, 0.6)]
+    assert last_measured(log) == line(2, 0.6) and read_measurements(log) == []
+    assert Runs(run.parent).overview()[0]["step"] == 2
+    Progress(log, show=False).continue_log(2)
+    assert log.read_text() == text([line(1, 0.5), line(2, 0.6)])
+
+
+def test_a_byte_that_is_no_utf8_in_a_note_spares_the_line(run):
+    log = run / "log.jsonl"
+    log.write_bytes(text([line(1, 0.5)]).encode() + b'{"step": 1, "note": "caf\xe9"}\n')
+    assert list(read_log(log))[1] == {"step": 1, "note": "caf\ufffd"}
+    Progress(log, show=False).continue_log(1)
+    assert [json.loads(one) for one in log.read_text().splitlines()][1]["note"] == "caf\ufffd"

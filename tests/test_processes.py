@@ -17,6 +17,7 @@ from patch_diffusion.config import Config, Data, Engine, Network, Optimizer, Pat
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.objective import Batch, DenoisingObjective
 from patch_diffusion.files import read_tensors
+from patch_diffusion.processes import run_processes
 from patch_diffusion.training.hardware.engine import Engine as Process
 
 SMALL = Config(
@@ -166,3 +167,12 @@ def test_the_loss_is_one_graph_for_each_size():
 def test_a_clip_of_nothing_is_refused(make_trainer):
     with pytest.raises(pd.InputError, match="clip is a norm above 0"):
         make_trainer("other", optimizer=Optimizer(clip=0.0))
+
+
+def test_no_room_for_what_processes_share_is_one_line(monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("multiprocessing.context.SpawnContext.SimpleQueue", full)
+    with pytest.raises(pd.InputError, match=r"cannot be started \(No space left on device\): make room in /dev/shm"):
+        run_processes(2, print)

@@ -402,3 +402,20 @@ def test_what_the_folder_may_hold(arms, tmp_path):
     pd.race(arms, tmp_path / "race", moments=1)
     shutil.rmtree(tmp_path / "race" / "whole-seed0")  # a run that is lost is trained again
     assert pd.race(arms, tmp_path / "race", moments=1)["standings"]["seeds"] == [0]
+
+
+def test_a_refused_or_complete_race_is_left_as_it_was(arms, tmp_path, monkeypatch):
+    """A seed is noted only if its arms may be trained, a machine only if it trains, and the page is no condition."""
+    said = []
+    with monkeypatch.context() as patched:
+        patched.setattr("patch_diffusion.races.record.race_page", lambda *_: 1 / 0)
+        pd.race(arms, tmp_path / "race", moments=1, tell=said.append)
+    assert [text for text in said if "race.html could not be written (ZeroDivisionError: division by zero)" in text]
+    before = json.loads((tmp_path / "race" / "race.json").read_text())
+    (tmp_path / "race" / "patches-seed1").mkdir()
+    (tmp_path / "race" / "patches-seed1" / "thesis.tex").touch()
+    with pytest.raises(pd.InputError, match=r"holds other files \(thesis.tex\)"):
+        pd.race(arms, tmp_path / "race", moments=1, seeds=[0, 1])
+    monkeypatch.setattr(race, "circumstances", lambda device: {"machine": "another"})
+    pd.race(arms, tmp_path / "race", moments=1)
+    assert json.loads((tmp_path / "race" / "race.json").read_text()) == before

@@ -281,7 +281,8 @@ def test_each_writes_its_slices_and_nothing_is_pickled(runs):
     folder = runs / "shared/checkpoints/step-00000004"
     names = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
     slices = {name for name in names if name.startswith("shards/")}
-    assert names - slices == {"ema.safetensors", "ema-0.05.safetensors", "ema-0.1.safetensors", "state.json"}
+    averages = {"ema.safetensors", "ema-0.05.safetensors", "ema-0.1.safetensors"}
+    assert names - slices == {*averages, "state.json", "config.json"}
     assert len(slices) == 2 and all(name.endswith(".safetensors") for name in slices)
     first, second = (read_tensors(folder / name) for name in sorted(slices))
     with torch.device("meta"):

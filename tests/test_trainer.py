@@ -1,14 +1,20 @@
+import io
 import json
 import os
+import re
+import shutil
 import signal
+import sys
 import threading
 
 import pytest
 import torch
 
 import patch_diffusion as pd
+from patch_diffusion.cli import main
 from patch_diffusion.config import Ema, Engine, Optimizer
 from patch_diffusion.files import read_tensors
+from patch_diffusion.training import progress
 from patch_diffusion.training.checkpoints.checkpoint import read_checkpoint
 
 
@@ -483,6 +489,128 @@ def test_a_save_that_fails_on_the_way_does_not_stop_the_run(make_trainer, monkey
     )
 
 
+def test_side_output_that_fails_is_said_once_and_training_goes_on(make_trainer, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise UnicodeEncodeError("utf-8", "caf\udce9", 3, 4, "surrogates not allowed")
+
+    for name in ("loop.sample_pictures", "checkpoints.saving.write_report", "loop.held_out_losses"):
+        monkeypatch.setattr(f"patch_diffusion.training.{name}", fail)
+    trainer = make_trainer(samples=3, checkpoints=3, show=True, held_out=make_trainer().images)
+    meter = trainer.meter = pd.SampleMeter(["frechet"], times=3, samples=4)
+    monkeypatch.setattr(meter, "begin", lambda *_: None)  # so that every call fails
+    trainer.fit(steps=3)
+    said = capsys.readouterr().err
+    notes = [line["note"] for line in lines(trainer) if "WARNING" in line.get("note", "")]
+    for what in ("a picture of samples", "a report", "the loss of held-out images", "the metrics of samples"):
+        assert said.count(f"WARNING: training goes on without {what} (") == 1
+        assert sum(what in note for note in notes) == 1
+    assert trainer.state.counters.step == 3 and len(trainer.run.checkpoints()) == 3
+
+
+def test_lines_of_the_log_wait_for_room_on_the_disk(make_trainer, monkeypatch, capsys):
+    trainer = make_trainer(log_every=1, show=True)
+    append = progress.append_text
+
+    def full(path, text):
+        if 2 <= trainer.state.counters.step <= 4:
+            raise OSError(28, "No space left on device", str(path))
+        append(path, text)
+
+    monkeypatch.setattr(progress, "append_text", full)
+    trainer.fit(steps=6)
+    assert [line["step"] for line in lines(trainer) if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    notes = [line["note"] for line in lines(trainer) if "No space left" in line.get("note", "")]
+    assert len(notes) == 1 and str(trainer.run.log_file) in notes[0] and notes[0] in capsys.readouterr().err
+
+
+def test_nobody_reads_what_is_said(make_trainer, monkeypatch):
+    """A pipe that was closed, or a full disk under ``2> file``."""
+
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError if self.isatty is None else OSError(28, "No space left on device")
+
+    for closed in (Closed(), Closed()):
+        monkeypatch.setattr(sys, "stderr", closed)
+        make_trainer(f"run-{id(closed)}", show=True).fit(steps=1)
+        Closed.isatty = None
+
+
+@pytest.mark.parametrize("what", ["deleted", "moved", "replaced", "without config.json"])
+def test_a_run_folder_that_is_gone_ends_training(make_trainer, monkeypatch, tmp_path, what):
+    pictures = [torch.arange(0, 192, 2, dtype=torch.uint8).reshape(1, 8, 12)]
+    monkeypatch.setattr("patch_diffusion.training.loop.sample_pictures", lambda model: (pictures, None))
+    trainer = make_trainer(checkpoints=4, samples=8)
+    step, run = trainer.train_step, trainer.run.path
+
+    def meanwhile(spent):
+        if trainer.state.counters.step == 2:
+            trainer.checkpoints.writer.wait()
+            if what == "without config.json":
+                trainer.run.config_file.unlink()
+            else:
+                run.rename(tmp_path / "moved")
+            if what == "replaced":
+                shutil.copytree(tmp_path / "moved", run)
+            if what == "deleted":
+                shutil.rmtree(tmp_path / "moved")
+            trainer.seen = contents(trainer.run)
+        return step(spent)
+
+    monkeypatch.setattr(trainer, "train_step", meanwhile)
+    with pytest.raises(
+        pd.InputError, match="is not the folder of this run any more: it was deleted, moved or replaced"
+    ):
+        trainer.fit(steps=8)
+    assert trainer.state.counters.step <= 4 and run.exists() == (what in ("replaced", "without config.json"))
+    assert contents(trainer.run) == trainer.seen
+    if what == "moved":
+        again = make_trainer("moved", checkpoints=4)
+        again.fit(steps=8)
+        assert again.state.counters.step == 8
+
+
+def test_a_lost_config_is_found_in_the_checkpoints(make_trainer, tmp_path, capsys):
+    make_trainer(checkpoints=2).fit(steps=2)
+    run = make_trainer(checkpoints=2).run
+    before = run.config_file.read_text()
+    advice = f": copy {run.checkpoint(2) / 'config.json'} to {run.config_file}, and the run is whole again"
+    for damage in (run.config_file.unlink, lambda: run.config_file.write_text(before[:40])):
+        damage()
+        for use in (pd.load, pd.describe, lambda path: make_trainer(checkpoints=2)):
+            with pytest.raises(pd.InputError, match=re.escape(advice)):
+                use(run.path)
+        assert main(["train", "--out", str(run.path)]) == 2 and advice in capsys.readouterr().err
+    shutil.copy(run.checkpoint(2) / "config.json", run.config_file)
+    assert run.config_file.read_text() == before
+    make_trainer(checkpoints=2).fit(steps=3)
+
+
+@pytest.fixture
+def as_nobody():
+    """``as_nobody()``: a user who may read only what all may read; root may read everything."""
+    user = os.geteuid()
+    yield lambda: os.seteuid(65534) if user == 0 else None
+    os.seteuid(user)
+
+
+def test_others_may_read_what_the_umask_lets_them_read(make_trainer, as_nobody):
+    before = os.umask(0o022)
+    try:
+        make_trainer().fit(steps=1)
+    finally:
+        os.umask(before)
+    run = make_trainer().run
+    written = [path for path in run.path.rglob("*") if path.is_file()]
+    assert {path.name: path.stat().st_mode & 0o777 for path in written} == {path.name: 0o644 for path in written}
+    run.model_file.chmod(0)
+    as_nobody()
+    with pytest.raises(pd.InputError, match="model.safetensors may not be read by this user"):
+        read_tensors(run.model_file)
+    with pytest.raises(pd.InputError, match="(may not be read by this user|is missing)"):
+        read_tensors(run.path / "nothing.safetensors")
+
+
 def test_a_full_disk_leaves_nothing_half_written(make_trainer, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(pd.InputError, match="MB of room"):
@@ -529,19 +657,56 @@ def test_the_step_never_asks_a_tensor_for_its_value(make_trainer, monkeypatch):
 
 def test_an_option_that_is_allowed_to_change_does(make_trainer):
     make_trainer().fit(steps=2)
-    changed = make_trainer(optimizer=Optimizer(weight_decay=0.5), allow=["optimizer.weight_decay"])
+    # As it is spelled on the command line.
+    changed = make_trainer(optimizer=Optimizer(weight_decay=0.5), allow=["optimizer.weight-decay"])
     changed.fit(steps=3)
     assert {group["weight_decay"] for group in changed.state.optimizer.param_groups} == {0.5}
 
 
-@pytest.mark.parametrize(
-    ("option", "settings"),
-    [("optimizer.kind", {"optimizer": Optimizer(kind="muon")}), ("ema.lengths", {"ema": Ema(lengths=(0.05, 0.1))})],
-)
-def test_options_that_cannot_change(make_trainer, option, settings):
+def test_options_that_cannot_change(make_trainer):
+    """They are not offered to ``allow``, and are refused there, since no checkpoint would fit."""
     make_trainer().fit(steps=2)
-    with pytest.raises(pd.InputError, match=f"{option} cannot change in a run that goes on"):
-        make_trainer(**settings, allow=[option, "optimizer.decay"])
+    for option, settings in (
+        ("optimizer.kind", {"optimizer": Optimizer(kind="muon")}),
+        ("ema.lengths", {"ema": Ema(lengths=(0.05, 0.1))}),
+        ("network.attention", {"network": {"attention": (0, 1)}}),
+        ("patches.coords", {"coords": False}),
+        ("num_classes", {"network": {"num_classes": 0}}),
+    ):
+        for allow in ([], [option, "optimizer.decay", "parameters"]):
+            with pytest.raises(pd.InputError, match=f"{option} cannot change in a run that goes on") as refused:
+                make_trainer(**settings, allow=allow)
+            assert "--allow" not in str(refused.value)
+
+
+def contents(run):
+    return {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def test_a_refused_continuation_changes_nothing(make_trainer, monkeypatch):
+    make_trainer().fit(steps=2)
+    before = contents(make_trainer().run)
+    monkeypatch.setattr("patch_diffusion.runs.folder._FIXED", ())  # as of an option that nobody thought of
+    other = make_trainer(network={"blocks": 2}, allow=["network.blocks", "parameters"])
+    with pytest.raises(pd.InputError, match="does not fit the network"):
+        other.fit(steps=4)
+    meter = pd.SampleMeter(["frechet"], times=1, samples=4)
+
+    def refuse(*_):
+        raise pd.InputError("no images")
+
+    monkeypatch.setattr(meter, "begin", refuse)
+    with pytest.raises(pd.InputError, match="no images"):
+        make_trainer(meter=meter, batch=8, allow=["batch", "watch.samples"]).fit(steps=4)
+    assert contents(other.run) == before
+
+
+def test_a_complete_run_keeps_its_config_and_its_log(make_trainer):
+    make_trainer().fit(steps=3)
+    before = contents(make_trainer().run)
+    again = make_trainer(batch=8, allow=["batch"])
+    again.fit(steps=2)
+    assert contents(again.run) == before and again.run.read_config()[0].steps == 3
 
 
 def test_what_a_kill_has_left_of_checkpoints_is_removed(make_trainer):

@@ -22,6 +22,12 @@ class InputError(ValueError):
     """
 
 
+def reason_of(error: BaseException) -> str:
+    """Return an error as a part of a sentence: its message in one line, after its type if that is not a usual one."""
+    text = " ".join(str(error).split())[:200]
+    return text if isinstance(error, InputError | OSError) else f"{type(error).__name__}: {text}"
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return the end of an error sentence: the nearest known word, ``"; did you mean 'heun'?"``, or all known words."""
     known = list(known)

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +29,44 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(path.name + ".tmp")
     try:
-        yield partial
-        sync(partial)
-        partial.replace(path)
+        with naming(path):
+            partial.touch()
+            mode = partial.stat().st_mode  # as the umask has it: some libraries make files that only their owner reads
+            yield partial
+            partial.chmod(mode)
+            sync(partial)
+            partial.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder may be gone, which the error above says
+            partial.unlink(missing_ok=True)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append text to a file whose folder exists: all of it, or nothing if it cannot be written."""
+    length = path.stat().st_size if path.exists() else 0
+    try:
+        with naming(path), path.open("ab") as file:
+            file.write(encoded(text))
+    except OSError:
+        with suppress(OSError):
+            os.truncate(path, length)
+        raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Add the name of a file to an error of the operating system in the with block that names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def encoded(text: str) -> bytes:
+    """Encode text as UTF-8; what Python keeps of names that are not UTF-8, lone surrogates, becomes ``\\udce9``."""
+    return text.encode("utf-8", errors="backslashreplace")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -49,16 +82,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file by name, or raise an `InputError` if it is missing or damaged."""
+    """Return the tensors of a safetensors file by name, or raise an `InputError` as `reading` does."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load, load_file
 
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing") from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is damaged: {error}") from None
+    with reading(path):
+        try:
+            # safetensors opens no file by a name that is not UTF-8.
+            return load_file(path) if encoded(str(path)) == os.fsencode(path) else load(path.read_bytes())
+        except SafetensorError as error:
+            raise ValueError(error) from None
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -69,20 +102,34 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, see `replacing`."""
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(encoded(text))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file as a dict, or raise an `InputError` if the file is missing or damaged."""
-    try:
+    """Return the JSON object in a file as a dict, or raise an `InputError` as `reading` does."""
+    with reading(path):
         content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}, not an object")
+        return content
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Explain what is wrong with a file that is read in the with block.
+
+    Raises:
+        InputError: the file is missing, may not be read, or is damaged (a ValueError in the block).
+    """
+    try:
+        path.open("rb").close()  # since safetensors says of a file that may not be read that there is none
+        yield
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
-    except (ValueError, OSError) as error:
+    except PermissionError:
+        raise InputError(f"{path} may not be read by this user: ask its owner for the permission") from None
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is damaged: it holds a {type(content).__name__}, not an object")
-    return content
 
 
 def check_room(folder: Path, num_bytes: int) -> None:

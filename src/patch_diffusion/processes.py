@@ -38,7 +38,13 @@ def run_processes(num: int, function: Callable[..., Any], *arguments: Any) -> No
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    answers = get_context("spawn").SimpleQueue()
+    try:
+        answers = get_context("spawn").SimpleQueue()
+    except OSError as error:
+        raise InputError(
+            f"several processes cannot be started ({error.strerror}): make room in /dev/shm, in a container by "
+            "--shm-size, or train with one process"
+        ) from None
     context = start_processes(
         _one_process, (num, port, answers, function, arguments), num, join=False, start_method="spawn"
     )

@@ -6,6 +6,7 @@ usage; 130: interrupted, in training after a checkpoint was written. Heavy libra
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -71,6 +72,9 @@ VERBS: dict[str, type[Verb]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``patch-diffusion`` with these arguments, or those of the process if None; return the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks is escaped
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()

@@ -116,7 +116,7 @@ def _main_points(found: dict[str, Any]) -> list[tuple[str, str]]:
             ("seen", f"{progress['step']:,} steps, {progress['images']:,} images"),
             ("trained", f"{progress['seconds'] / 60:,.1f} minutes"),
             *([("time on", shares(found["time"])), ("besides", beside(found["time"]))] if found["time"] else []),
-            ("loss", ", ".join(f"{size} {loss:.3f}" for size, loss in progress["loss"].items())),
+            ("loss", ", ".join(f"{size} {loss:.3f}" for size, loss in progress["loss"].items() if loss is not None)),
         ]
     points.append(("checkpoints", ", ".join(f"{step:,}" for step in found["checkpoints"]) or "none yet"))
     if found["pictures"]:

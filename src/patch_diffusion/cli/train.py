@@ -91,7 +91,8 @@ def _stored(out: Path) -> Config:
 
     run = RunFolder(user_path(out))
     if not run.is_run():
-        raise InputError(f"there is no run to continue in {out}: give DATA to train on, a folder, a zip, or digits")
+        advice = run.lost_config() or ": give DATA to train on, a folder, a zip, or digits"
+        raise InputError(f"there is no run to continue in {out}{advice}")
     config, _ = run.read_config()
     if not config.data.source:
         raise InputError(f"the images of {out} were given in Python: continue it from there")

@@ -166,9 +166,10 @@ def _whole(place: Path) -> Iterator[Path]:
     partial = Path(tempfile.mkdtemp(prefix=f".{place.absolute().name}-", dir=place.parent))
     try:
         yield partial
-        for path in partial.rglob("*"):
+        mask = _umask()  # temporary folders, and files that some libraries write, are private to their owner
+        for path in [*partial.rglob("*"), partial]:
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
             sync(path)
-        partial.chmod(0o777 & ~_umask())  # temporary folders are private to their owner
         if place.is_dir():
             place.rmdir()
         partial.replace(place)

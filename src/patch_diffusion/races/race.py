@@ -87,13 +87,13 @@ def race(
         "moments": moments,
         "tuning": {name: tune_budget for name in arms if name in tuned},
     }
-    found = folder.check(plan)
+    found = folder.check(plan, seeds)
     facts, here, plan_of_judging, said = _facts(setup, seeds[0], folder, moments, found)  # refuses before writing
     for note in [*setup.messages(), *([said] if said else [])] if found is None else ():
         tell(note)
     folder.path.mkdir(parents=True, exist_ok=True)
     with locked(folder.path):
-        record = Record(folder, found, plan, facts)
+        record = Record(folder, found, plan, facts, tell)
         record.begin(seeds, here)
         settings = {
             name: _tuned(name, setup, record, tune_budget, tell) if name in tuned else config

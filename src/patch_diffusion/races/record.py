@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from patch_diffusion.config import flat
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, reason_of
 from patch_diffusion.files import read_json, write_json, write_text
 from patch_diffusion.races.page import race_page
 from patch_diffusion.races.standings import standings
@@ -48,14 +48,22 @@ class RaceFolder:
         """Read the held-out losses and sample distances of an arm and seed, so far, from the log of its training."""
         return read_measurements(RunFolder(self.arm(name, seed)).log_file)
 
-    def check(self, plan: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the results of this race in the folder, None if it is new; raise InputError if it has other files."""
-        if self.json_file.exists():
-            found = read_json(self.json_file)
-            _check_same(self.path, found.get("plan", {}), plan)
-            return found
-        refuse_occupied(self.path, "race")
-        return None
+    def check(self, plan: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any] | None:
+        """Return the results of this race in the folder, None if it is new.
+
+        Raises:
+            InputError: the folder has other files, a race of other arms or options, or other files where an arm is to
+                be trained with one of the seeds.
+        """
+        if not self.json_file.exists():
+            refuse_occupied(self.path, "race")
+            return None
+        found = read_json(self.json_file)
+        _check_same(self.path, found.get("plan", {}), plan)
+        for run in (RunFolder(self.arm(name, seed)) for name in plan["arms"] for seed in seeds):
+            if not run.is_run():
+                refuse_occupied(run.path, "run")
+        return found
 
 
 class Record:
@@ -66,12 +74,18 @@ class Record:
         found: the content of ``race.json`` of a race that continues, None for a new race.
         plan: the arms and options of the race, which stay the same for as long as the race lasts.
         facts: facts about the images, the budget and the arms.
+        tell: function that tells the user of a page that could not be written.
     """
 
     def __init__(
-        self, folder: RaceFolder, found: Mapping[str, Any] | None, plan: Mapping[str, Any], facts: Mapping[str, Any]
+        self,
+        folder: RaceFolder,
+        found: Mapping[str, Any] | None,
+        plan: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.folder = folder
+        self.folder, self._tell = folder, tell
         new = {"seeds": [], "circumstances": [], "tuning": {}}
         self._content = {"version": version("patch_diffusion"), "plan": plan, **new, **(found or {}), **facts}
 
@@ -81,9 +95,10 @@ class Record:
         return self._content["seeds"]
 
     def begin(self, seeds: Sequence[int], circumstances: Mapping[str, Any]) -> None:
-        """Add the seeds and the machine with which a race begins or continues, and write the results."""
+        """Add the seeds with which a race begins or continues, and the machine if it trains; write the results."""
         self._content["seeds"] = list(dict.fromkeys([*self.seeds, *seeds]))
-        if circumstances not in self._content["circumstances"]:
+        trains = not all(map(self.is_finished, self.seeds))
+        if trains and circumstances not in self._content["circumstances"]:
             self._content["circumstances"] = [*self._content["circumstances"], circumstances]
         self.write()
 
@@ -127,7 +142,10 @@ class Record:
         content = {**self._content, "points": points, "standings": standings_by("loss"), "distances": distances}
         content = json.loads(json.dumps(content))  # keys become text, as in a file that is read again
         write_json(self.folder.json_file, content)
-        write_text(self.folder.page_file, race_page(self.folder.path.resolve().name, content))
+        try:
+            write_text(self.folder.page_file, race_page(self.folder.path.resolve().name, content))
+        except Exception as error:  # the page shows what race.json holds
+            self._tell(f"WARNING: {self.folder.page_file} could not be written ({reason_of(error)})")
         return content
 
 

@@ -30,6 +30,8 @@ Measurements = list[dict[str, Any]]
 """The measurements of one arm by rising time: dicts of step, images, seconds, spent, loss, by_noise and, if samples are
 measured, their distances."""
 
+_COUNTS = {"step", "images", "seconds", "spent"}
+
 SECONDS_PER_LAP = 15.0
 """The longest time that an arm trains before it is the turn of the next arm."""
 
@@ -85,9 +87,10 @@ def read_measurements(log_file: Path) -> Measurements:
     for line in read_log(log_file):
         if line is not None and "samples" in line:
             of_samples[line["step"]] = line["samples"]
-        elif line is not None and "held_out" in line:
-            counts = {key: line[key] for key in ("step", "images", "seconds", "spent")}
-            found.append(counts | line["held_out"] | of_samples.get(line["step"], {}))
+        elif line is not None and "held_out" in line and line.keys() >= _COUNTS:
+            found.append(
+                {key: line[key] for key in line if key in _COUNTS} | line["held_out"] | of_samples.get(line["step"], {})
+            )
     return found
 
 

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from patch_diffusion.config import Config, changed_options, flat_options, from_dict, option_names, to_dict
+from patch_diffusion.config import Config, Network, changed_options, flat_options, from_dict, option_names, to_dict
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.images import Images
 from patch_diffusion.denoise.denoiser import Denoiser
@@ -103,10 +103,13 @@ class RunFolder:
             A list with a text for each allowed option that differs, such as "batch: 16, now 32".
         """
         known = {*option_names(), *vars(facts)}
+        allow = [name.replace("-", "_") for name in allow]
         for name in allow:
             if name not in known:
                 raise InputError(f"there is no option '{name}' to allow{did_you_mean(name, known)}")
         if not self.is_run():
+            if advice := self.lost_config():
+                raise InputError(f"{self.path} holds the checkpoints of a run, but no config.json{advice}")
             refuse_occupied(self.path, "run")
             return []
         stored, stored_facts = self.read_config()
@@ -119,21 +122,21 @@ class RunFolder:
                 "choose another folder"
             )
         changed = changed_options(stored, config)
-        if fixed := [name for name in changed if name in _FIXED and name in allow]:
+        differ = [name for name, value in vars(facts).items() if _differs(value, getattr(stored_facts, name))]
+        if fixed := [name for name in changed + differ if name in _FIXED]:
             raise InputError(
-                f"{fixed[0]} cannot change in a run that goes on, as its checkpoints hold no state for another "
-                "value: choose another folder"
+                f"{self.path} holds a run with other values of {', '.join(fixed)}: {fixed[0]} cannot change in a run "
+                "that goes on, as its checkpoints hold no weights or state for another value; continue it with its "
+                "own, or choose another folder"
             )
         if refused := [name for name in changed if name not in allow]:
             raise InputError(
                 f"{self.path} holds a run with other options ({', '.join(refused)}): continue it with its own, "
                 f"choose another folder, or allow the change by --allow {' '.join(refused)}"
             )
-        differ = [name for name, value in vars(facts).items() if _differs(value, getattr(stored_facts, name))]
         if refused := [name for name in differ if name not in allow]:
             raise InputError(
-                f"{self.path} holds a run on other data or another network ({', '.join(refused)} differ): choose "
-                "another folder"
+                f"{self.path} holds a run on other data ({', '.join(refused)} differ): choose another folder"
             )
         before, now = flat_options(stored) | vars(stored_facts), flat_options(config) | vars(facts)
         return [f"{name}: {before[name]}, now {now[name]}" for name in changed + differ]
@@ -148,8 +151,13 @@ class RunFolder:
         """Read the run's options and the facts about its data and network from ``config.json``."""
         if not self.is_run():
             missing = "holds no run (no config.json)" if self.path.is_dir() else "does not exist"
-            raise InputError(f"{self.path} {missing}: give the --out folder of a training run")
-        content = read_json(self.config_file)
+            raise InputError(
+                f"{self.path} {missing}{self.lost_config() or ': give the --out folder of a training run'}"
+            )
+        try:
+            content = read_json(self.config_file)
+        except InputError as error:
+            raise InputError(f"{error}{self.lost_config()}") from None
         content.pop("version", None)
         facts = content.pop("model", None)
         config = from_dict(content, where=str(self.config_file))
@@ -162,8 +170,22 @@ class RunFolder:
             **{**vars(facts), "resolution": (height, width), "class_names": tuple(facts.class_names)}
         )
 
+    def lost_config(self) -> str:
+        """Return the end of an error sentence that says which copy of ``config.json`` to take; empty if there is none.
 
-_FIXED = ("optimizer.kind", "ema.lengths")
+        Each checkpoint has a copy; those of earlier versions have none.
+        """
+        copies = [path / self.config_file.name for path in reversed(self.checkpoints())]
+        kept = next((path for path in copies if path.exists()), None)
+        return f": copy {kept} to {self.config_file}, and the run is whole again" if kept else ""
+
+
+# Options and facts that decide which tensors there are: of the network, the optimizer and the averages.
+_FIXED = {
+    *(f"network.{name}" for name in vars(Network()) if name not in ("dropout", "label_dropout")),
+    *("patches.coords", "patches.context", "optimizer.kind", "ema.lengths"),
+    *("image_channels", "num_classes", "parameters", "augment_channels"),
+}
 
 
 def refuse_occupied(path: Path, what: str) -> None:

@@ -137,7 +137,7 @@ class History:
             if line is None:
                 raise ValueError("no JSON object with a step")
             self._add(line)
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
             self.num_damaged += 1
 
     def _add(self, line: Line) -> None:

@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -19,17 +19,20 @@ _SECONDS_FOR_LOOKERS, _SECONDS_BETWEEN = 10.0, 0.002  # to wait, and between tri
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[Callable[[], bool]]:
     """Hold the lock of a run folder inside the with block, so that no other process can train into it.
 
     The operating system frees the lock when the process ends, however it ends, so a killed run leaves none behind.
     On Windows, which has no such locks, nothing is locked.
 
+    The with block gets a function that returns True as long as the folder is the one that was locked: it was neither
+    deleted nor moved away, and no other has taken its place.
+
     Raises:
         InputError: another process holds the lock; the message names it.
     """
     if sys.platform == "win32":
-        yield
+        yield folder.is_dir
         return
     with (folder / LOCK_FILE).open("a+", encoding="utf-8") as file:
         if not _taken(file):
@@ -39,7 +42,7 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
-        yield
+        yield lambda: _is_at(file, folder / LOCK_FILE)
 
 
 def holder(folder: Path) -> str | None:
@@ -60,6 +63,14 @@ def holder(folder: Path) -> str | None:
     except OSError:
         pass
     return None
+
+
+def _is_at(file: TextIO, path: Path) -> bool:
+    """Return True if an open file is the one that lies at a path now."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
 
 
 def _taken(file: TextIO) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,12 +19,34 @@ _REMEMBERED = 256  # bytes before the read position that are kept, to detect a l
 
 
 def parse_line(text: bytes) -> Line | None:
-    """Parse one line of a run's log into a dict; return None if the line is damaged."""
+    """Parse one line of a run's log into a dict; return None if the line is damaged.
+
+    A line that is returned has everything that readers compute with, so that none of them has to look again. Bytes that
+    are not UTF-8 become U+FFFD.
+    """
     try:
-        line = json.loads(text)
-    except ValueError:
+        line = json.loads(text.decode("utf-8", errors="replace"))
+        _check_numbers(line)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
-    return line if isinstance(line, dict) and isinstance(line.get("step"), int) else None
+    return line if isinstance(line["step"], int) else None
+
+
+def _check_numbers(line: Line) -> None:
+    """Raise an error if something in a line that readers compute with is missing, or is not a number."""
+    needed = [line["step"], *(line.get(name, 0) for name in ("images", "seconds", "spent"))]
+    may_be_none = []
+    if "loss" in line:
+        needed += [line[name] for name in ("images", "seconds", "learning_rate")]
+        may_be_none += [*line["loss"].values(), *line.get("loss_by_noise", {}).values()]
+    if "held_out" in line:
+        needed.append(line["held_out"]["loss"])
+        for losses in ("by_noise", "by_size"):
+            may_be_none += line["held_out"].get(losses, {}).values()
+    if "samples" in line:
+        may_be_none += line["samples"].values()
+    for value in (*needed, *(value for value in may_be_none if value is not None)):
+        math.isfinite(value)  # raises TypeError or OverflowError for what is no number; NaN may be one
 
 
 def read_log(path: Path) -> Iterator[Line | None]:
@@ -39,6 +62,15 @@ def read_log(path: Path) -> Iterator[Line | None]:
         for text in file:
             if text.endswith(b"\n") and text.strip():
                 yield parse_line(text)
+
+
+def text_up_to(path: Path, step: int) -> str:
+    """Return the lines of a log up to a step as text, without damaged ones; an empty string if there is no log."""
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        kept = [text for text in file if (line := parse_line(text)) is not None and line["step"] <= step]
+    return "".join(text.decode("utf-8", errors="replace").rstrip("\n") + "\n" for text in kept)
 
 
 def last_measured(path: Path) -> Line:

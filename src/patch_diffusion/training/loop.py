@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -14,7 +14,7 @@ from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.meter import SampleMeter
 from patch_diffusion.patches.schedule import PatchSchedule
-from patch_diffusion.runs.folder import RunFolder
+from patch_diffusion.runs.folder import ModelFacts, RunFolder
 from patch_diffusion.runs.retention import step_of
 from patch_diffusion.runs.time_spent import beside, clock, shares, time_spent
 from patch_diffusion.sampling.pictures import picture_grid, write_picture
@@ -53,7 +53,7 @@ class Loop:
         state: the weights, averages, optimizer and counters.
         train_step: function that takes one step, given the spent fraction of the budget.
         budget: the budget over all continuations.
-        config: options of the run.
+        config, facts: options of the run, and facts about its data and network.
         engine: the hardware.
         run: the run folder.
         checkpoints: writes and restores the run's checkpoints.
@@ -70,6 +70,7 @@ class Loop:
     train_step: Callable[[float], object]
     budget: Budget
     config: Config
+    facts: ModelFacts
     engine: Engine
     run: RunFolder
     checkpoints: Checkpoints
@@ -99,20 +100,14 @@ class Loop:
         self._evaluations = Evaluations(asked, None if minutes is None else 60 * minutes)
 
     def begin(self) -> None:
-        """Begin a new run, or restore the newest undamaged checkpoint of a stopped one."""
+        """Begin a new run, or restore the newest undamaged checkpoint of a stopped one.
+
+        Nothing is written before all that may refuse to go on has been asked, and of a complete run nothing changes.
+        """
         state, group, progress = self.state, self.engine.group, self.progress
         continues, damaged = self.checkpoints.restore_newest()
         step = state.counters.step
         self.clock.restore(state.counters.seconds, state.time)
-        progress.continue_log(step if continues else -1)
-        group.barrier()
-        for folder, reason in damaged.items():
-            if group.is_main:
-                checkpoint.set_aside(folder, "damaged")
-            progress.note(f"WARNING: {reason}; going back to the checkpoint before", step)
-        starting, continuing = self.notes
-        for note in continuing:
-            progress.note(note, step)
         spent, _ = self._sync_clock()
         complete = spent >= 1
         if complete and not continues:
@@ -123,10 +118,21 @@ class Loop:
         if self.meter is not None and group.samples_and_saves and not complete:
             self.meter.begin(self.images, self.held_out, self.engine.device)
         group.barrier_after_evaluation()
+        if group.is_main and not complete:
+            self.run.write_config(self.config, self.facts)
+        progress.continue_log(step if continues else -1)
+        group.barrier()
+        for folder, reason in damaged.items():
+            if group.is_main:
+                checkpoint.set_aside(folder, "damaged")
+            progress.note(f"WARNING: {reason}; going back to the checkpoint before", step)
+        starting, continuing = self.notes
         if complete:
             self.checkpoints.publish(self.run.checkpoint(step))  # a killed process may have left only this undone
             progress.say(f"this run is complete, after {step:,} steps; a larger budget would continue it")
         elif continues:
+            for note in continuing:
+                progress.note(note, step)
             progress.say(f"continuing after step {step:,}")
         else:
             for note in starting:
@@ -234,11 +240,15 @@ class Loop:
         return f"ends at {end:{form}} by the clock, or up to {latest:{form}} with evaluation{metrics}"
 
     @contextmanager
-    def _evaluating(self, text: str, name: str = "", part: str = "evaluation") -> Iterator[None]:
-        """Stop the clock of training for the with block, once the device has done the steps before, and say why."""
+    def _evaluating(self, doing: str, what: str, name: str = "", part: str = "evaluation") -> Iterator[None]:
+        """Stop the clock of training for the with block, once the device has done the steps before, and say why.
+
+        Training goes on without ``what`` if it fails, but for ranks that share a model, which fail together.
+        """
         self.engine.synchronize()
         before, long = self.clock.parts[part], bool(name) and self._evaluations[name].cost > _LONG
-        with self.clock.part(part), self.progress.activity(text, long=long):
+        guard = nullcontext() if self.engine.group.sharing else self.progress.optional(what)
+        with guard, self.clock.part(part), self.progress.activity(doing, long=long):
             yield
         if name:
             self._evaluations.took(name, self.clock.parts[part] - before)
@@ -259,8 +269,9 @@ class Loop:
         state, group, model = self.state, self.engine.group, self.state.average.denoiser
         note = ""
         if group.samples_and_saves:
-            with self._evaluating("measuring the time of evaluations"):
-                seconds = {_PICTURES: seconds_per_picture(model), _HELD_OUT: 0.0}
+            seconds = {_PICTURES: 0.0, _HELD_OUT: 0.0}
+            with self._evaluating("measuring the time of evaluations", "evaluation"):
+                seconds[_PICTURES] = seconds_per_picture(model)
                 if self.held_out is not None:
                     seconds[_HELD_OUT] = seconds_per_held_out(model, self.held_out, self.schedule)
             note = self._evaluations.plan(state.evaluated, seconds)
@@ -284,29 +295,35 @@ class Loop:
     def _write_pictures(self) -> None:
         """Write a picture of samples; with a sharded model all ranks sample, and rank 0 writes."""
         model, step = self.state.average.denoiser, self.state.counters.step
-        with self._evaluating("making pictures of samples", _PICTURES):
+        self.checkpoints.check_folder()
+        with self._evaluating("making pictures of samples", "pictures of samples", _PICTURES):
             pictures, columns = sample_pictures(model, self._evaluations[_PICTURES].images)
+            self._collapsed, self._collapsed_at = is_collapsed(model, pictures), step
             if self.engine.group.is_main:
-                path = write_picture(picture_grid(pictures, columns=columns), self.run.sample_file(step))
-                self.progress.picture(path, step)
-        self._collapsed, self._collapsed_at = is_collapsed(model, pictures), step
+                with self.progress.optional("pictures of samples"):
+                    path = write_picture(picture_grid(pictures, columns=columns), self.run.sample_file(step))
+                    self.progress.picture(path, step)
 
     def _held_out_loss(self, spent: float) -> float | None:
         """Compute and log the loss on held-out images; return its mean, None if there are no such images."""
         if self.held_out is None or not self.engine.group.samples_and_saves:
             return None
-        with self._evaluating("evaluating held-out images", _HELD_OUT):
+        with self._evaluating("evaluating held-out images", "the loss of held-out images", _HELD_OUT):
             most = self._evaluations[_HELD_OUT].images
             by_noise, by_size = held_out_losses(self.state.average.denoiser, self.held_out, self.schedule, most)
-        return self.progress.log_held_out(self.state.counters, spent, by_noise, by_size)
+            return self.progress.log_held_out(self.state.counters, spent, by_noise, by_size)
+        return None
 
     def _measure_samples(self, spent: float) -> Mapping[str, float]:
         """Compute and log the metrics of samples; return them by name, and warn once samples copy training images."""
         state, progress = self.state, self.progress
         if self.meter is None or not self.engine.group.samples_and_saves:
             return {}
-        with self._evaluating("measuring samples", part="metrics"):
-            measured, step = self.meter(state.average.denoiser), state.counters.step
+        measured, step = None, state.counters.step
+        with self._evaluating("measuring samples", "the metrics of samples", part="metrics"):
+            measured = self.meter(state.average.denoiser)
+        if measured is None:
+            return {}
         progress.log_samples(state.counters, spent, measured.numbers)
         clean = state.copying.clean
         if not measured.warning:

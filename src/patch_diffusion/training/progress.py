@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,8 +15,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress as Bar, TaskProgressColumn, TextColumn
 
-from patch_diffusion.files import write_text
+from patch_diffusion.errors import reason_of
+from patch_diffusion.files import append_text, write_text
 from patch_diffusion.runs.history import in_words
+from patch_diffusion.runs.log import text_up_to
 from patch_diffusion.training.losses import Summary
 from patch_diffusion.training.state import Counters
 from patch_diffusion.training.watching.trackers import Trackers
@@ -30,7 +33,10 @@ class Progress:
         self._log_file = log_file
         self._trackers = trackers
         self._step = 0  # of the last line of the log
-        self._console = Console(stderr=True, quiet=not show, highlight=False, soft_wrap=True)
+        self._waiting: list[str] = []  # lines of the log that could not be written yet
+        self._failed: set[str] = set()  # what `optional` has told of
+        self._lock = threading.RLock()  # of both, since a report is written in another thread
+        self._console = _Terminal(stderr=True, quiet=not show, highlight=False, soft_wrap=True)
         self._bar = Bar(
             BarColumn(bar_width=16),
             TaskProgressColumn(),
@@ -50,11 +56,14 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
-        if self._trackers is not None:
+        with suppress(OSError):
+            self._bar.stop()
+        with self.optional("trackers"):
             # After a second Ctrl-C, trackers are not waited for.
-            for failure in self._trackers.close(wait=not isinstance(error, KeyboardInterrupt)):
+            wait = not isinstance(error, KeyboardInterrupt)
+            for failure in self._trackers.close(wait=wait) if self._trackers is not None else ():
                 self.note(failure, self._step)
+        self._write_waiting()
 
     def continue_log(self, step: int) -> None:
         """Drop the log lines of steps after ``step``: a stopped run may have logged more than its checkpoint holds.
@@ -63,20 +72,24 @@ class Progress:
         """
         if self._trackers is not None:
             self._trackers.begin(max(step, 0))
-        if self._log_file is None or not self._log_file.exists():
-            return
-        kept = []
-        for line in self._log_file.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError, TypeError):
-                continue  # the last line of a run that was killed while writing it
-        write_text(self._log_file, "".join(kept))
+        self._waiting = [text for text in self._waiting if json.loads(text)["step"] <= step]
+        if self._log_file is not None and self._log_file.exists():
+            write_text(self._log_file, text_up_to(self._log_file, step))
+
+    @contextmanager
+    def optional(self, what: str) -> Iterator[None]:
+        """Guard what training can do without: an error in the with block is said, once for each ``what``."""
+        try:
+            yield
+        except Exception as error:
+            if what not in self._failed:
+                self._failed.add(what)
+                self.note(f"WARNING: training goes on without {what} ({reason_of(error)})", self._step)
 
     def say(self, text: str) -> None:
-        """Print a line for the user on stderr."""
-        self._console.print(text, markup=False)
+        """Print a line for the user on stderr, if there is still somebody to read it."""
+        with suppress(OSError, ValueError):
+            self._console.print(text, markup=False)
 
     def note(self, text: str, step: int) -> None:
         """Print a line for the user, and write it as a note into the log."""
@@ -119,7 +132,7 @@ class Progress:
         now = time.monotonic()
         if not self._console.is_terminal and (now - self._last_plain > _SECONDS_PER_PLAIN_LINE or at_once):
             self._last_plain = now
-            self._console.print(text, markup=False)
+            self.say(text)
 
     def picture(self, path: Path, step: int) -> None:
         """Send a picture of samples to the trackers."""
@@ -162,13 +175,30 @@ class Progress:
     def _write(self, line: dict[str, Any]) -> None:
         if self._log_file is None:
             return
-        with self._log_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        self._step = line["step"]
-        if self._trackers is not None:
-            self._trackers.log(line)
-            for failure in self._trackers.failures():
-                self.note(failure, self._step)
+        with self._lock:
+            self._step = line["step"]
+            with self.optional("a line of the log"):
+                self._waiting.append(json.dumps(line) + "\n")
+            self._write_waiting()
+            with self.optional("trackers"):
+                if self._trackers is not None:
+                    self._trackers.log(line)
+                    for failure in self._trackers.failures():
+                        self.note(failure, self._step)
+
+    def _write_waiting(self) -> None:
+        """Append the lines that wait to the log; if it cannot be written, as on a full disk, they wait on."""
+        if self._log_file is not None and self._waiting:
+            with self._lock, self.optional(f"lines of {self._log_file}, which wait until it can be written"):
+                append_text(self._log_file, "".join(self._waiting))
+                self._waiting.clear()
+
+
+class _Terminal(Console):
+    """A terminal whose closing does not end the process, as rich would."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
 
 
 def _counts(counters: Counters, spent: float) -> dict[str, Any]:

@@ -147,7 +147,9 @@ class Trainer:
             waiting=lambda: self.clock.part("data"),
         )
         self.step = Step(self.state, ahead, self.engine, self.config.optimizer, self.flops)
-        self.checkpoints = Checkpoints(self.state, self.run, self.engine.group, self.config, self._note)
+        self.checkpoints = Checkpoints(
+            self.state, self.run, self.engine.group, self.config, self._note, self.progress.optional
+        )
         self.changed = self.run.check(self.config, self.facts, allow)
 
     @explain_lost_peer()
@@ -190,6 +192,7 @@ class Trainer:
                 self.train_step,
                 whole,
                 self.config,
+                self.facts,
                 self.engine,
                 self.run,
                 self.checkpoints,
@@ -268,7 +271,7 @@ class Trainer:
 
     @contextmanager
     def _opened(self, budget: Budget) -> Iterator[None]:
-        """Lock the run folder for the with block and write its config; raise InputError if the disk lacks room."""
+        """Lock the run folder for the with block, and make it if it is new; raise InputError if the disk lacks room."""
         # Weights, their averages and two moments, in float32.
         one_checkpoint = (4 + len(self.state.power_averages)) * 4 * self.facts.parameters
         check_room(self.run.path, 2 * one_checkpoint)
@@ -277,6 +280,8 @@ class Trainer:
             yield
             return
         self.run.path.mkdir(parents=True, exist_ok=True)
-        with locked(self.run.path):
-            self.run.write_config(self.config, self.facts)
-            yield
+        with locked(self.run.path) as self.checkpoints.is_ours:
+            try:
+                yield
+            finally:
+                self.checkpoints.is_ours = None

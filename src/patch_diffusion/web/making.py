@@ -14,6 +14,7 @@ import torch
 
 import patch_diffusion
 from patch_diffusion.errors import InputError
+from patch_diffusion.files import encoded, write_text
 from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.sampling.editing.edit import usual_covariance
 from patch_diffusion.sampling.generate import Sample
@@ -152,7 +153,7 @@ class Reporter:
 
         source = str(source_of(run, chosen))
         patch_diffusion.write_samples(passed(), folder, class_names=names, source=source, grid=folder / "grid.png")
-        (folder / "command.txt").write_text(command + "\n", encoding="utf-8")
+        write_text(folder / "command.txt", command + "\n")
         settings: dict[str, Any] = last[0].settings if last else {}
         self._job.tell("finished", model=self._column, settings=settings, command=command)
 
@@ -225,4 +226,4 @@ def _packed(folder: Path) -> Iterator[None]:
             for path in sorted(folder.rglob("*")):
                 name = path.relative_to(folder).as_posix()
                 if path.is_file() and name != ARCHIVE and not name.startswith(f"{_SHEETS}/"):
-                    archive.write(path, name)
+                    archive.write(path, encoded(name).decode())

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -103,7 +104,8 @@ def make(key: Mapping[str, Any], write: Write, *, num_bytes: int = 0) -> Entry:
         _sweep(final.parent, f"{final.name}-*" if alone else "")
         shutil.rmtree(final, ignore_errors=True)
         _check_room(num_bytes)
-        partial = Path(tempfile.mkdtemp(prefix=f"{final.name}-", suffix=_PARTIAL, dir=final.parent))
+        partial = final.with_name(f"{final.name}-{secrets.token_hex(4)}{_PARTIAL}")
+        partial.mkdir()  # as the umask has it, since others may share the cache
         try:
             facts = write(partial)
             arrays = sorted(partial.glob("*.npy"))
@@ -225,7 +227,12 @@ def _lock(path: Path) -> Iterator[bool]:
     except ImportError:
         yield False
         return
-    with path.open("w") as file:
+    try:
+        file = path.open("w")
+    except PermissionError:  # of another user, who shares the cache
+        yield False
+        return
+    with file:
         alone = True
         try:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -16,7 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from patch_diffusion.errors import InputError
-from patch_diffusion.files import check_room, read_json, read_tensors, sync, write_json, write_tensors
+from patch_diffusion.files import check_room, read_json, read_tensors, sync, write_json, write_tensors, write_text
+from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.runs.retention import STATE_FILE, remove_checkpoint
 
 
@@ -59,7 +60,10 @@ def begin(folder: Path, num_bytes: int) -> None:
     partial = partial_name(folder)
     shutil.rmtree(partial, ignore_errors=True)
     check_room(folder.parent, num_bytes)
-    partial.mkdir(parents=True)
+    partial.parent.mkdir(
+        exist_ok=True
+    )  # and not the run folder: if that is gone, nothing is to be written to a new one
+    partial.mkdir()
 
 
 def write_groups(partial: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
@@ -73,8 +77,13 @@ def write_groups(partial: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> 
 
 
 def complete(folder: Path, state: Mapping[str, Any], checksums: Mapping[str, str]) -> None:
-    """Complete a checkpoint: write ``state.json`` with the checksums of all files, then rename the temporary folder."""
-    partial = partial_name(folder)
+    """Complete a checkpoint: write ``state.json`` with the checksums of all files, then rename the temporary folder.
+
+    A copy of the run's ``config.json`` goes with it, for a run that loses its own.
+    """
+    partial, config = partial_name(folder), RunFolder(folder.parent.parent).config_file
+    if config.exists():
+        write_text(partial / config.name, config.read_text(encoding="utf-8"))
     content = {**state, "checksums": checksums}
     write_json(partial / STATE_FILE, {**content, "checksum": _checksum(content)})
     if folder.exists():

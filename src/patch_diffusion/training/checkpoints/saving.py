@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +30,24 @@ class Checkpoints:
         group: the ranks of the run.
         config: the options of the run.
         note: function that prints a message for the user and logs it.
+        optional: function that guards a with block that training can do without, from any thread.
     """
 
     def __init__(
-        self, state: TrainingState, run: RunFolder, group: Group, config: Config, note: Callable[[str], None]
+        self,
+        state: TrainingState,
+        run: RunFolder,
+        group: Group,
+        config: Config,
+        note: Callable[[str], None],
+        optional: Callable[[str], AbstractContextManager[None]],
     ) -> None:
-        self.state, self.run, self.group, self.note = state, run, group, note
+        self.state, self.run, self.group, self.note, self.optional = state, run, group, note, optional
         self.last, self.best = config.checkpoint_last, config.checkpoint_by if config.checkpoint_best else None
         self.watched = config.watchdog != "off"
         self.writer = BackgroundWriter()
         self.seconds = 0.0  # that the newest checkpoint took
+        self.is_ours: Callable[[], bool] | None = None  # True while the run folder is the one that is locked
 
     def save(
         self,
@@ -66,6 +74,7 @@ class Checkpoints:
         state, group = self.state, self.group
         if not group.samples_and_saves:
             return None
+        self.check_folder()
         measured = held_out is not None or samples  # it may be the best
         if not (keep or wait or measured):
             busy = self.writer.busy
@@ -86,7 +95,7 @@ class Checkpoints:
                 write_tensors(self.run.model_file, copies.groups["ema"])
                 sweep(self.run.checkpoints(), last=self.last, best=self.best, good=good)
                 if keep and self.run.is_run():  # a report takes time, and whoever stops a run should not wait
-                    with suppress(OSError, InputError):  # the checkpoint is good without it, and info --report makes it
+                    with self.optional("a report"):  # the checkpoint is good without it, and info --report makes it
                         write_report(self.run.path)
             self.seconds = time.monotonic() - began
 
@@ -102,6 +111,21 @@ class Checkpoints:
         if wait:
             self.writer.wait()
         return folder
+
+    def check_folder(self) -> None:
+        """Make the run folder of a trainer that has not locked one; raise InputError if the locked one is gone.
+
+        Raises:
+            InputError: the folder was deleted, moved or replaced, on all ranks that share a model.
+        """
+        if self.is_ours is None and self.group.is_main:
+            self.run.path.mkdir(parents=True, exist_ok=True)
+        is_there = self.is_ours is None or (self.is_ours() and self.run.is_run())
+        if not (self.group.broadcast(is_there) if self.group.sharing else is_there):
+            raise InputError(
+                f"{self.run.path} is not the folder of this run any more: it was deleted, moved or replaced while it "
+                "was trained; where it is now, the same command continues from its last checkpoint"
+            )
 
     def restore(self, folder: Path) -> dict[str, Any]:
         """Restore the training state from a checkpoint, on all ranks together; return its numbers as a dict."""

@@ -19,6 +19,7 @@ SHARE_OF_DEVICE = 1 / 4
 """The largest share of the device's free memory that all training images may take to be kept on the device."""
 
 _BYTES_AT_ONCE = 2**28
+_PLACES, _BYTES_AT_A_PLACE = 64, 256  # that are compared of a file whose time has changed
 
 
 class Feed:
@@ -98,7 +99,8 @@ class Feed:
 
 
 class _Watched:
-    """A watched file of memory-mapped images: reading past the end of a file that was cut short kills the process."""
+    """A watched file of memory-mapped images, which another process may change, or cut short: reading past its end
+    kills this one."""
 
     def __init__(self, images: ImageSet) -> None:
         self.name = str(images.file or images.options.source or "the images")
@@ -107,21 +109,40 @@ class _Watched:
             # A deleted file keeps its content while it is mapped.
             with suppress(OSError):
                 descriptor = os.open(images.file, os.O_RDONLY)
-                self._descriptor = descriptor
-                self._size = os.fstat(descriptor).st_size
                 weakref.finalize(self, os.close, descriptor)
+                found = os.fstat(descriptor)
+                self._size, self._time = found.st_size, found.st_mtime_ns
+                self._some = self._some_bytes(descriptor)
+                self._descriptor = descriptor
 
     def check(self) -> None:
         """Raise InputError if the file was cut short. If that happens during the read itself, the process still ends.
 
         Raises:
-            InputError: the file has become shorter.
+            InputError: the file has become shorter, or some of its bytes are others, once its time has changed.
         """
-        if self._descriptor is not None and (size := os.fstat(self._descriptor).st_size) < self._size:
-            raise InputError(
-                f"{self.name} was cut from {self._size:,} to {size:,} bytes while it was read: restore it, and the "
-                "same command continues from the last checkpoint"
-            )
+        if self._descriptor is None:
+            return
+        found = os.fstat(self._descriptor)
+        if found.st_size < self._size:
+            happened = f"cut from {self._size:,} to {found.st_size:,} bytes"
+        elif found.st_mtime_ns != self._time and self._some_bytes(self._descriptor) != self._some:
+            happened = "changed"
+        else:
+            self._time = found.st_mtime_ns
+            return
+        raise InputError(
+            f"{self.name} was {happened} while it was read: restore it, and the same command continues from the last "
+            "checkpoint"
+        )
+
+    def _some_bytes(self, descriptor: int) -> bytes:
+        """Read some bytes from places that are spread over the file."""
+        found = b""
+        for part in range(_PLACES):
+            os.lseek(descriptor, part * self._size // _PLACES, os.SEEK_SET)
+            found += os.read(descriptor, _BYTES_AT_A_PLACE)
+        return found
 
 
 def free_memory(device: torch.device) -> int:

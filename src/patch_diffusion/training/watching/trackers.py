@@ -15,7 +15,8 @@ from queue import Full, Queue
 from threading import Thread
 from typing import Any
 
-from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.errors import InputError, did_you_mean, reason_of
+from patch_diffusion.files import encoded
 from patch_diffusion.runs.log import Line
 from patch_diffusion.training.watching.tracking import TRACKERS, Tracker
 
@@ -63,7 +64,7 @@ class Trackers:
         values = scalars(line, self._last)
         if "loss" in line:
             self._last = line
-        step, note = line["step"], str(line.get("note", ""))
+        step, note = line["step"], encoded(str(line.get("note", ""))).decode()
         self._tell(lambda tracker: tracker.write(step, values, note))
 
     def picture(self, step: int, path: Path) -> None:
@@ -152,8 +153,7 @@ class _TrackerThread:
                 task(tracker)
             tracker.finish()
         except (Exception, SystemExit) as error:
-            reason = " ".join(str(error).split())[:200]
-            self.failure = self.failure or f"{type(error).__name__}: {reason}"
+            self.failure = self.failure or reason_of(error)
 
 
 def _installed(name: str) -> bool:

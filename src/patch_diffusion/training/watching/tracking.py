@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from patch_diffusion.config import flat
-from patch_diffusion.files import read_json, write_json
+from patch_diffusion.files import encoded, read_json, write_json
 
 _PROJECT = "patch_diffusion"
 _IDENTITY, _STDOUT = threading.Lock(), threading.Lock()
@@ -47,7 +47,8 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder), purge_step=step + 1 if continued else None)
         if not continued:
             rows = [f"| {name} | {value} |" for name, value in _settings(run).items()]
-            self._writer.add_text("settings", "\n".join(["| option | value |", "|---|---|", *rows]), 0)
+            text = encoded("\n".join(["| option | value |", "|---|---|", *rows])).decode()
+            self._writer.add_text("settings", text, 0)
 
     def write(self, step: int, values: Mapping[str, float], note: str) -> None:
         """Write the scalars of a step, and a note, which may be empty, to the event file."""
