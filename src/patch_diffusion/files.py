@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,9 +26,10 @@ def user_path(path: str | os.PathLike[str]) -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """Replace a file atomically: yield a temporary path to write to, which is synced and renamed after the with block.
 
+    The temporary name is no other writer's, so that of several who write one file each writes all of it.
     If the with block raises an error, the temporary file is deleted, and a file that was at ``path`` stays as it was.
     """
-    partial = path.with_name(path.name + ".tmp")
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield partial
         sync(partial)
@@ -62,8 +64,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file atomically, see `replacing`."""
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    """Write a JSON file atomically, see `replacing` and `to_json`."""
+    write_text(path, to_json(content) + "\n")
+
+
+def to_json(content: Any, *, lines: bool = True) -> str:
+    """Return a value as JSON, over several lines or on one.
+
+    Raises:
+        ValueError: a number is not finite, which JSON cannot express; who has such numbers decides what they become.
+    """
+    return json.dumps(content, indent=1 if lines else None, allow_nan=False)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -48,7 +48,10 @@ def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7
     tensor([4.0000, 2.2500, 1.0000, 0.0000], dtype=torch.float64)
     """
     ramp = _ramp(steps, sigma_min, sigma_max, rho)
-    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    try:
+        high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    except OverflowError:
+        raise InputError(f"rho is too small for noise levels up to {sigma_max}: {rho}") from None
     return _exactly((high + ramp * (low - high)) ** rho, sigma_min, sigma_max)
 
 

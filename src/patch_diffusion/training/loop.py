@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -11,7 +12,7 @@ from pathlib import Path
 from patch_diffusion.config import Config
 from patch_diffusion.data.images import Images
 from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, NotFiniteError
 from patch_diffusion.evaluation.meter import SampleMeter
 from patch_diffusion.patches.schedule import PatchSchedule
 from patch_diffusion.runs.folder import RunFolder
@@ -186,8 +187,10 @@ class Loop:
     def _write_pictures(self) -> None:
         """Write a picture of samples; with a sharded model all ranks sample, and rank 0 writes."""
         model, step = self.state.average.denoiser, self.state.counters.step
-        pictures, columns = sample_pictures(model)
-        if self.engine.group.is_main:
+        pictures, columns, trouble = sample_pictures(model)
+        if trouble:
+            self.progress.note(f"WARNING: {trouble}", step)
+        if pictures and self.engine.group.is_main:
             path = write_picture(picture_grid(pictures, columns=columns), self.run.sample_file(step))
             self.progress.picture(path, step)
         self._collapsed, self._collapsed_at = is_collapsed(model, pictures), step
@@ -204,8 +207,16 @@ class Loop:
         state, progress = self.state, self.progress
         if self.meter is None or not self.engine.group.samples_and_saves:
             return {}
-        measured, step = self.meter(state.average.denoiser), state.counters.step
-        progress.log_samples(state.counters, spent, measured.numbers)
+        step = state.counters.step
+        try:
+            measured = self.meter(state.average.denoiser)
+        except NotFiniteError as error:
+            progress.note(f"WARNING: the samples are not measured: {error}", step)
+            return {}
+        numbers = {name: value for name, value in measured.numbers.items() if math.isfinite(value)}
+        for name in measured.numbers.keys() - numbers.keys():
+            progress.note(f"WARNING: {name} of the samples is not finite", step)
+        progress.log_samples(state.counters, spent, numbers)
         clean = state.copying.clean
         if not measured.warning:
             state.copying = Copying(clean=step)
@@ -215,7 +226,7 @@ class Loop:
             )
             progress.note(f"WARNING: {measured.warning}; {before}", step)
             state.copying = replace(state.copying, told=True)
-        return measured.numbers
+        return numbers
 
     def _recover(self, reason: str) -> bool:
         """Restore the last good checkpoint once and return True, else raise InputError; False if watchdog is off."""

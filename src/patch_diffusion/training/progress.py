@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress as Bar, TaskProgressColumn, TextColumn
 
-from patch_diffusion.files import write_text
+from patch_diffusion.files import to_json, write_text
 from patch_diffusion.runs.history import in_words
 from patch_diffusion.training.losses import Summary
 from patch_diffusion.training.state import Counters
@@ -121,9 +121,15 @@ class Progress:
         spent: float,
         losses: Mapping[float, float],
         by_size: Mapping[str, float] | None = None,
-    ) -> float:
-        """Write the losses of held-out images by noise level and patch size into the log; return the mean."""
+    ) -> float | None:
+        """Write the losses of held-out images by noise level and patch size into the log; return the mean.
+
+        Losses that are not finite are told in a note, and their mean is None.
+        """
         mean = math.fsum(losses.values()) / len(losses)
+        if not all(map(math.isfinite, [mean, *(by_size or {}).values()])):
+            self.note("WARNING: the loss of held-out images is not finite", counters.step)
+            return None
         found: dict[str, Any] = {"loss": mean, "by_noise": {f"{sigma:g}": loss for sigma, loss in losses.items()}}
         found |= {"by_size": dict(by_size)} if by_size else {}
         self._write({**_counts(counters, spent), "held_out": found})
@@ -138,7 +144,7 @@ class Progress:
         if self._log_file is None:
             return
         with self._log_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(to_json(line, lines=False) + "\n")
         self._step = line["step"]
         if self._trackers is not None:
             self._trackers.log(line)

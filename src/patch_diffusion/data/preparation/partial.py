@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from patch_diffusion.errors import InputError
+from patch_diffusion.files import to_json
 
 _FLUSHED = 64  # the number of files between two flushes, after which finished work survives an interruption
 
@@ -89,7 +90,7 @@ class PartialZip:
                 file.flush()
 
     def _write_line(self, line: dict[str, Any]) -> None:
-        self._files[1].write(json.dumps(line).encode() + b"\n")
+        self._files[1].write(to_json(line, lines=False).encode() + b"\n")
 
     def _complete(self, pictures: Path, lines: Path) -> tuple[list[dict[str, Any]], tuple[int, int]]:
         """Return the lines whose images are complete, and the lengths in bytes of both files up to the last one."""

@@ -11,6 +11,7 @@ from patch_diffusion.data.images import Images
 from patch_diffusion.data.small import small_shape
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.whole_image import losses_of_images
+from patch_diffusion.errors import NotFiniteError
 from patch_diffusion.patches.schedule import PatchSchedule, Shape
 from patch_diffusion.sampling.generate import generate
 from patch_diffusion.sampling.options import Sampling
@@ -24,16 +25,25 @@ LARGEST_PICTURE = 256
 Of larger images it samples the small copies only."""
 
 
-def sample_pictures(model: Denoiser) -> tuple[list[Tensor], int | None]:
-    """Sample pictures (c, h, w) from fixed seeds; return them and the number of columns for their grid."""
+def sample_pictures(model: Denoiser) -> tuple[list[Tensor], int | None, str]:
+    """Sample pictures (c, h, w) from fixed seeds; return those that are finite, the columns of their grid, and a text.
+
+    The text says how many are not finite, and is empty if all are.
+    """
     num = model.num_classes
     seeds = range(min(num, 10) * 2 if num else 16)
     samples = generate(model, seeds, Sampling(resolution=picture_resolution(model)))
-    return [sample.visible for sample in samples], len(seeds) // 2 if num else None
+    pictures: list[Tensor] = []
+    trouble = ""
+    try:
+        pictures.extend(sample.visible for sample in samples)
+    except NotFiniteError as error:
+        trouble = str(error)
+    return pictures, len(seeds) // 2 if num else None, trouble
 
 
 def is_collapsed(model: Denoiser, pictures: list[Tensor]) -> bool:
-    """Return True if all sampled pictures are nearly of one colour, which means that training has failed."""
+    """Return True if all sampled pictures are nearly of one colour, or none is finite: training has failed."""
     least = COLLAPSED * model.sigma_data * 255 / 2
     return all(picture.float().std() < least for picture in pictures)
 
