@@ -31,10 +31,10 @@ class NotFiniteError(InputError):
     finite: Sequence[bool] = ()
 
 
-def whole(name: str, value: Any) -> int:
+def whole_number(name: str, value: Any) -> int:
     """Return a whole number, of Python, NumPy or torch, as an int, or raise an `InputError` that names it.
 
-    >>> whole("steps", 18)
+    >>> whole_number("steps", 18)
     18
     """
     try:
@@ -43,10 +43,10 @@ def whole(name: str, value: Any) -> int:
         raise InputError(f"{name} is a whole number, not {value!r}") from None
 
 
-def finite(name: str, value: Any) -> float:
+def finite_number(name: str, value: Any) -> float:
     """Return a real number, of Python or NumPy, as it is if Python has it, or raise an `InputError` that names it.
 
-    >>> finite("guidance", 1.5)
+    >>> finite_number("guidance", 1.5)
     1.5
     """
     if not isinstance(value, Real) or not math.isfinite(value):

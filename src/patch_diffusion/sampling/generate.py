@@ -21,10 +21,11 @@ from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.denoise.threads import Shared, sharing
 from patch_diffusion.deprecation import takes_old_keywords
-from patch_diffusion.errors import InputError, NotFiniteError, whole
+from patch_diffusion.errors import InputError, NotFiniteError, whole_number
 from patch_diffusion.sampling.guidance.guide import check_guidance, guided
 from patch_diffusion.sampling.options import Sampling, View
 from patch_diffusion.sampling.pictures import to_image, visible, write_pixels
+from patch_diffusion.sampling.seeds import checked_seeds
 from patch_diffusion.sampling.solvers import wide
 from patch_diffusion.sampling.step import Callback
 from patch_diffusion.streams import generator
@@ -152,7 +153,8 @@ def samples_of(
     except NotFiniteError as error:
         lost = [f"{seed}" for (seed, _), is_finite in zip(jobs, error.finite, strict=True) if not is_finite]
         more = ", ..." if len(lost) > 3 else ""
-        broken = NotFiniteError(f"{error} (seed{'s' * (len(lost) > 1)} {', '.join(lost[:3])}{more})")
+        what, _, why = str(error).partition(": ")
+        broken = NotFiniteError(f"{what} (seed{'s' * (len(lost) > 1)} {', '.join(lost[:3])}{more}): {why}")
         if len(lost) == len(jobs):
             return [], broken
         jobs = list(compress(jobs, error.finite))
@@ -183,16 +185,13 @@ def jobs_of(
 
     A range of seeds, however long, is not written out.
     """
-    chosen = seeds if isinstance(seeds, range) else [whole("a seed", seed) for seed in seeds]
-    for seed in (*chosen[:1], *chosen[-1:]) if isinstance(chosen, range) else chosen:
-        if not 0 <= seed < 2**63:
-            raise InputError(f"seeds are integers from 0 to 2^63 - 1, not {seed}")
+    chosen = checked_seeds(seeds)
     classes = model.num_classes
     if labels is None:
         return ((seed, seed % classes if classes else None) for seed in chosen)
     if not classes:
         raise InputError("this model was trained without classes, so its images have none")
-    given = [whole("a class", label) for label in (labels if isinstance(labels, Iterable) else [labels])]
+    given = [whole_number("a class", label) for label in (labels if isinstance(labels, Iterable) else [labels])]
     for label in given:
         if not 0 <= label < classes:
             raise InputError(f"class {label} does not exist: this model has classes 0 to {classes - 1}")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from patch_diffusion.data.codec import DTYPES, PixelCodec, check_finite
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
-from patch_diffusion.errors import InputError, finite, need
+from patch_diffusion.errors import InputError, finite_number, need
 from patch_diffusion.sampling.bind import bind_images
 from patch_diffusion.sampling.solvers import wide
 from patch_diffusion.sampling.step import Denoise
@@ -123,7 +123,7 @@ def log_density(
     """
     odeint = need("torchdiffeq", "likelihood", "a likelihood").odeint
     for name, value in (("sigma_min", sigma_min), ("sigma_max", sigma_max), ("the tolerance", tolerance)):
-        finite(name, value)
+        finite_number(name, value)
     if not 0 < sigma_min < sigma_max:
         raise InputError(f"noise levels must be 0 < sigma_min < sigma_max, not {sigma_min} and {sigma_max}")
     if not tolerance > 0:

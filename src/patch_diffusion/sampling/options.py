@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from tyro.conf import arg
 
-from patch_diffusion.errors import InputError, did_you_mean, finite, whole
+from patch_diffusion.errors import InputError, did_you_mean, finite_number, whole_number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +28,7 @@ else:  # as the command line and the page read them
 
 _STRICT = {"extra": "forbid", "allow_inf_nan": False, "use_attribute_docstrings": True}
 
+_MOST_AT_ONCE = 2**31
 _WORDS = ("solver", "schedule", "guide", "coords")
 _WHOLE = ("steps", "resolution", "tile", "overlap", "batch")
 
@@ -100,7 +101,7 @@ class Sampling:
             name, value = field.name, getattr(self, field.name)
             if name in _WORDS or value is None:
                 continue
-            check = whole if name in _WHOLE else finite
+            check = whole_number if name in _WHOLE else finite_number
             several = isinstance(value, tuple | list)
             found = tuple(check(name, each) for each in value) if several else check(name, value)
             object.__setattr__(self, name, found)
@@ -170,7 +171,8 @@ class Sampling:
             else _grid(kind, model.resolution or shape, shape, tile, inside)
         )
         usual = not model.coords or (kind == "stretch" and shape == model.resolution)
-        view = View(shape, grid.to(model.device), kind, tile, overlap, self.batch, usual)
+        batch = min(self.batch, _MOST_AT_ONCE)
+        view = View(shape, grid.to(model.device), kind, tile, overlap, batch, usual)
         return view if model.context is None or min(shape) <= model.context else _with_small(view, model)
 
     def settings(self, view: View, sigmas: Tensor) -> dict[str, Any]:

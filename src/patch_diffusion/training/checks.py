@@ -7,7 +7,7 @@ from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.latents.folder import LatentSet
 from patch_diffusion.denoise.denoiser import NO_PLACES, Denoiser
-from patch_diffusion.errors import InputError, finite
+from patch_diffusion.errors import InputError, finite_number
 
 
 def check_numbers(config: Config) -> None:
@@ -16,7 +16,7 @@ def check_numbers(config: Config) -> None:
         several = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
         for number in several:
             if isinstance(number, float):
-                finite(name, number)
+                finite_number(name, number)
     for name, value, least in (
         ("batch", config.batch, 1),
         ("checkpoints", config.checkpoints, 1),

@@ -12,7 +12,7 @@ import torch
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.deprecation import takes_old_keywords
-from patch_diffusion.errors import InputError, whole
+from patch_diffusion.errors import InputError, whole_number
 from patch_diffusion.sampling.bind import check_one_stage
 from patch_diffusion.sampling.editing.image import pixel_codec
 from patch_diffusion.sampling.editing.measurement import Measurement
@@ -82,7 +82,7 @@ def edit(
     if covariance not in ITERATIONS:
         raise InputError(f"covariance is isotropic or network, not '{covariance}'")
     repeats = REPEATS[covariance] if repeats is None else repeats
-    if whole("repeats", repeats) < 1:
+    if whole_number("repeats", repeats) < 1:
         raise InputError(f"every step is taken at least once, not {repeats} times")
     view = replace(sampling, resolution=known.resolution).view(model, known.inside)
     sigmas = sampling.sigmas(model)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patch_diffusion.errors import InputError, finite
+from patch_diffusion.errors import InputError, finite_number
 
 Operator = Callable[[Tensor], Tensor]
 """A linear function from images (n, c, h, w) to the measurement of each one by itself (n, ...), float32."""
@@ -52,7 +52,7 @@ class Measurement:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 0 <= finite("noise", self.noise) <= _MOST_NOISE:
+        if not 0 <= finite_number("noise", self.noise) <= _MOST_NOISE:
             raise InputError(f"noise is a standard deviation, at most {_MOST_NOISE:g} and at least 0, not {self.noise}")
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(3, *self.shape, generator=generator).to(self.values.device)
