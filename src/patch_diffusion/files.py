@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +94,15 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} is damaged: it holds a {type(content).__name__}, not an object")
     return content
+
+
+def check_apart(outputs: Iterable[Path], inputs: Iterable[str | os.PathLike[str] | None]) -> None:
+    """Raise an `InputError` if writing an output would replace an input, or a file in a folder that is an input."""
+    given = {user_path(path).resolve() for path in inputs if path is not None}
+    for output in outputs:
+        place = output.resolve()
+        if place in given or (place.exists() and not given.isdisjoint(place.parents)):
+            raise InputError(f"{output} is read by this command, and would be overwritten: choose another place")
 
 
 def check_room(folder: Path, num_bytes: int) -> None:

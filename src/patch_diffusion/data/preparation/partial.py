@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
+
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import to_json
 
@@ -33,9 +35,14 @@ class PartialZip:
         self.lines: list[dict[str, Any]] = []
         self._made_of = made_of
         self._files: list[IO[bytes]] = []
+        self._lock = FileLock(folder / "lock", timeout=0)
 
     def __enter__(self) -> PartialZip:
         self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise InputError(f"{self.folder} is being written by another process: wait for it, or stop it") from None
         names = [self.folder / "pictures", self.folder / "files.jsonl"]
         self.lines, lengths = self._complete(*names)
         self._files = [path.open("r+b" if path.exists() else "w+b") for path in names]
@@ -51,6 +58,7 @@ class PartialZip:
             # Data that a full disk did not take is discarded when the preparation is resumed.
             with contextlib.suppress(OSError):
                 file.close()
+        self._lock.release()
 
     def add(self, name: str, picture: bytes, content: bytes) -> None:
         """Append a finished image: the name of its file, its encoded bytes and the hash of its pixels (``content``)."""
