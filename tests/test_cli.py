@@ -100,7 +100,7 @@ def test_train_sample_info(trained, run, tmp_path):
         "sample RUN --seeds 0-2,7 --out OUT --steps 2 --grid GRID --json", RUN=trained, OUT=out, GRID=tmp_path / "g.png"
     )
     assert status == 0 and json.loads(text) == {"samples": 4, "out": str(out), "grid": str(tmp_path / "g.png")}
-    assert sorted(path.name for path in out.iterdir()) == [f"{seed:06d}.png" for seed in (0, 1, 2, 7)] + [
+    assert sorted(path.name for path in out.glob("[!.]*")) == [f"{seed:06d}.png" for seed in (0, 1, 2, 7)] + [
         "samples.json"
     ]
     entries = json.loads((out / "samples.json").read_text())["samples"]
