@@ -19,7 +19,7 @@ def test_nothing_of_this_package_is_imported(name):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0
             imported.add((node.module or "").partition(".")[0])
-    assert imported - set(sys.stdlib_module_names) <= {"torch", "diffusers", "PIL", "typing_extensions"}
+    assert imported - set(sys.stdlib_module_names) <= {"torch", "diffusers", "safetensors", "PIL", "typing_extensions"}
     defined = [node.name for node in ast.parse(text).body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
     assert len(defined) == len(set(defined))
 

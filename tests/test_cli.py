@@ -100,7 +100,7 @@ def test_train_sample_info(trained, run, tmp_path):
         "sample RUN --seeds 0-2,7 --out OUT --steps 2 --grid GRID --json", RUN=trained, OUT=out, GRID=tmp_path / "g.png"
     )
     assert status == 0 and json.loads(text) == {"samples": 4, "out": str(out), "grid": str(tmp_path / "g.png")}
-    assert sorted(path.name for path in out.iterdir()) == [f"{seed:06d}.png" for seed in (0, 1, 2, 7)] + [
+    assert sorted(path.name for path in out.glob("[!.]*")) == [f"{seed:06d}.png" for seed in (0, 1, 2, 7)] + [
         "samples.json"
     ]
     entries = json.loads((out / "samples.json").read_text())["samples"]
@@ -185,6 +185,12 @@ def test_more_samples_join_those_that_are_there(trained, run, tmp_path):
     run("sample RUN --seeds 1 --out OUT --steps 1", RUN=trained, OUT=tmp_path / "a")
     entries = json.loads((tmp_path / "a" / "samples.json").read_text())["samples"]
     assert [(entry["seed"], entry["settings"]["steps"]) for entry in entries] == [(1, 1), (3, 3)]
+
+
+def test_repeated_seeds_are_one(trained, run, tmp_path):
+    for seeds, told in (("1,1,1", "1 picture in"), ("2-4,3-5", "4 pictures in")):
+        status, _, err = run(f"sample RUN --out OUT --seeds {seeds} --steps 1", RUN=trained, OUT=tmp_path / seeds)
+        assert status == 0 and err.startswith(told)
 
 
 def test_train_continues(trained, run, tmp_path):
@@ -307,6 +313,16 @@ def test_an_interrupted_run_continues(tmp_path):
         ("sample RUN --out NEW --sigma-min 0", 1, "0 < sigma_min"),
         ("sample RUN --out NEW --resolution 7", 1, "multiples of 2"),
         ("sample RUN --out FILE", 1, "is a file"),
+        ("sample RUN --out NEW --guidance nan", 2, "guidance is a finite number, not nan"),
+        ("sample RUN --out NEW --sigma-max inf", 2, "sigma_max is a finite number, not inf"),
+        ("sample RUN --out NEW --seeds 0-3 --steps 5 --sigma-max 1e30", 1, "4 of 4 images are not finite"),
+        ("sample RUN --out NEW --seeds 0-99999999999", 1, "100,000,000,000 pictures, and at most 1,000,000"),
+        ("sample RUN --out NEW --grid NEW/000003.png", 1, "is the name of one of the pictures"),
+        ("evaluate RUN --samples 20 --steps 2 --metrics frechet --guidance nan", 2, "guidance is a finite number"),
+        ("evaluate RUN --samples 20 --steps 2 --metrics frechet --sigma-max 1e30", 1, "20 images are not finite"),
+        ("evaluate RUN --json CONFIG", 1, "is read by this command, and would be overwritten"),
+        ("train digits --out NEW --optimizer.learning-rate nan", 1, "optimizer.learning_rate is a finite number"),
+        ("train digits --out NEW --minutes inf", 1, "minutes is a finite number, not inf"),
         ("sample RUN", 2, "--out"),
         ("info NOWHERE", 1, "does not exist"),
     ],
@@ -318,6 +334,7 @@ def test_mistakes_get_one_line_and_nothing_is_written(trained, run, tmp_path, li
         (tmp_path / file).write_text("")
     places = {name.upper(): tmp_path / name for name in ("new", "nowhere", "empty", "other", "file", "file/run")}
     places["FILE/run"] = tmp_path / "file" / "run"
+    places |= {"NEW/000003.png": tmp_path / "new" / "000003.png", "CONFIG": trained / "config.json"}
     before = sorted(tmp_path.rglob("*"))
     found, out, err = run(line, RUN=trained, **places)
     assert found == status and message in err and one_line(err) and not out

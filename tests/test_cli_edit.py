@@ -59,6 +59,11 @@ def places(tmp_path, trained):
     for name, array in arrays.items():
         found[name] = tmp_path / f"{name.lower()}.npy"
         np.save(found[name], array)
+    found |= {"HERE": tmp_path, "SEEDED": tmp_path / "000000.png", "LINK": tmp_path / "link.png"}
+    found["MEAN"] = tmp_path / "mean.png"
+    for name in ("SEEDED", "MEAN"):
+        found[name].write_bytes(found["MASK"].read_bytes())
+    found["LINK"].symlink_to(found["SEEDED"])
     found["BROKEN"] = tmp_path / "broken.png"
     found["BROKEN"].write_bytes(found["DIGIT"].read_bytes()[:70])
     found["DAMAGED"] = tmp_path / "damaged.npy"
@@ -187,6 +192,14 @@ def test_every_option_changes_the_picture(run, places, base, option):
         ("edit RUN DIGIT --out OUT --mask MASK --guidance 2", 1, "guidance by the class needs one"),
         ("edit RUN DIGIT --out OUT --mask MASK --repeats 0", 1, "at least once, not 0 times"),
         ("edit RUN DIGIT --out DIGIT --mask MASK", 1, "is a file"),
+        ("edit RUN DIGIT --out OUT --restore denoise --noise inf", 1, "noise is a finite number, not inf"),
+        ("edit RUN DIGIT --out OUT --restore deblur --blur nan", 1, "a blur is a finite number, not nan"),
+        ("edit RUN SEEDED --out HERE --mask MASK", 1, "000000.png is read by this command, and would be overwritten"),
+        ("edit RUN DIGIT --out HERE --mask SEEDED", 1, "000000.png is read by this command"),
+        ("edit RUN LINK --out HERE --mask MASK", 1, "000000.png is read by this command"),
+        ("edit RUN DIGIT --out OUT --mask MASK --grid MASK", 1, "mask.png is read by this command"),
+        ("edit RUN MEAN --out HERE --mask MASK --seeds 1 --mean", 1, "mean.png is read by this command"),
+        ("edit RUN DIGIT --out HERE --mask MASK --seeds 1 --mean --grid MEAN", 1, "name of one of the pictures"),
         ("sample RUN --out OUT --guidance 2 --guide step:3", 1, "there are checkpoints of the steps 2, 4"),
         ("sample RUN --out OUT --guidance 2 --guide step:x", 1, "as in step:400, not 'step:x'"),
         ("sample RUN --out OUT --guidance 2 --guide ema:x", 1, "as in ema:0.02, not 'ema:x'"),

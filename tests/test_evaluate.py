@@ -429,6 +429,8 @@ def test_mistakes_from_python(model):
         ("evaluate PICTURES --data digits --extractor WEIGHTS", 1, "holds no weights that can be read"),
         ("evaluate PICTURES --data digits --extractor resnet", 1, "there is no extractor 'resnet'"),
         ("evaluate PICTURES --data digits --pairs p.jpg", 1, "written as .png"),
+        ("evaluate PICTURES --data digits --pairs PICTURES/000.png", 1, "is read by this command"),
+        ("evaluate PICTURES --data ONE --pairs ONE/000.png", 1, "is read by this command"),
         ("evaluate PICTURES --data digits --sampels 3", 2, "perhaps you meant --samples"),
         ("evaluate RUN --device abacus", 1, "'abacus' is not there"),
         ("evaluate RUN --solver hune", 1, "there is no solver 'hune'"),
@@ -445,6 +447,7 @@ def test_mistakes_get_one_line_and_nothing_is_written(trained, run, make_folder,
     np.savez(tmp_path / "bad.npz", mu=np.zeros(0), sigma=np.zeros((0, 0)))
     places = {name.upper(): tmp_path / name for name in ("nowhere", "empty", "one", "pictures", "weights")}
     before = sorted(tmp_path.rglob("*"))
+    places |= {f"{name.upper()}/000.png": tmp_path / name / "000.png" for name in ("pictures", "one")}
     found, out, err = run(line, RUN=trained, **places, **{"BAD.npz": tmp_path / "bad.npz"})
     assert found == status and message in err and not out, err
     assert len(err.strip().splitlines()) == 1 and "Traceback" not in err

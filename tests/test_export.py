@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,6 +21,7 @@ from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.latents.folder import encode_latents
 from patch_diffusion.files import read_tensors, write_tensors
+from patch_diffusion.interop.bundle import bundle
 from patch_diffusion.sampling.stochastic import SOLVERS
 
 diffusers = pytest.importorskip("diffusers")
@@ -267,13 +269,15 @@ def test_half_precision_weights_and_other_settings(runs, exported):
 def test_what_is_in_a_folder(exported):
     folder, results, _ = exported
     shared = ["README.md", "model_index.json", "network/config.json", "network/diffusion_pytorch_model.safetensors"]
-    scheduler = ["scheduler/patch_diffusion_scheduler.py", "scheduler/scheduler_config.json"]
+    scheduler = ["scheduler/patch_diffusion_scheduler_*.py", "scheduler/scheduler_config.json"]
     carried = {"unet": "unet", "dit": "dit", "ncsnpp": "unet", "latents": "unet", "unet2d": None}
     for name, code in carried.items():
-        expected = [*shared, *scheduler, "pipeline.py"] + ([f"network/patch_diffusion_{code}.py"] if code else [])
+        expected = [*shared, *scheduler, "patch_diffusion_pipeline_*.py"]
+        expected += [f"network/patch_diffusion_{code}_*.py"] * (code is not None)
         expected += ["vae/config.json", "vae/diffusion_pytorch_model.safetensors"] * (name == "latents")
         there = [path.relative_to(folder / name).as_posix() for path in (folder / name).rglob("*") if path.is_file()]
-        assert sorted(there) == sorted(expected) == results[name]["files"] and not results[name]["notes"]
+        assert sorted(there) == results[name]["files"] and not results[name]["notes"]
+        assert sorted(re.sub(r"_[0-9a-f]{12}\.py$", "_*.py", file) for file in there) == sorted(expected)
     assert not list(folder.glob(".*"))  # nothing half-written is left
     index = json.loads((folder / "unet2d" / "model_index.json").read_text())
     assert index["network"] == ["diffusers", "UNet2DModel"]
@@ -499,7 +503,7 @@ def test_the_verb(runs, tmp_path, capsys):
     arguments = ["export", str(runs / "unet"), "--to", "diffusers", "--out", str(out)]
     assert main([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["out"] == str(out) and "pipeline.py" in found["files"] and found["pushed"] is None
+    assert found["out"] == str(out) and "model_index.json" in found["files"] and found["pushed"] is None
     assert main([*arguments[:-1], str(tmp_path / "again")]) == 0
     told = capsys.readouterr().err
     assert "trust_remote_code=True" in told and "no licence is given" in told
@@ -515,4 +519,122 @@ def test_the_card_s_code_runs(exported, monkeypatch, code_folder):
         exec(compile(block, "README.md", "exec"), names)
     assert [image.size for image in names["images"]] == [(12, 8)] * 4
     assert names["pipe"].scheduler.config.solver == "dpm_solver_2m"
-    assert (code_folder / "diffusers_modules" / "local" / "pipeline.py").exists()
+    assert list((code_folder / "diffusers_modules" / "local").glob("patch_diffusion_pipeline_*.py"))
+
+
+# What is asked of `generate`, of the pipeline for the same, and words of the refusal if there is one.
+TWINS = [
+    ({"seeds": np.arange(2)}, {"seeds": np.arange(2)}, ""),
+    ({"seeds": torch.arange(2)}, {"seeds": torch.arange(2)}, ""),
+    ({"seeds": [np.int64(3)]}, {"seeds": np.int64(3)}, ""),
+    ({"seeds": range(2), "labels": np.int64(1)}, {"seeds": range(2), "class_labels": np.int64(1)}, ""),
+    ({"seeds": [4, 4], "labels": torch.tensor([1, 0])}, {"seeds": [4, 4], "class_labels": torch.tensor([1, 0])}, ""),
+    ({"steps": np.int32(3)}, {"num_inference_steps": np.int32(3)}, ""),
+    ({"guidance": np.float32(2)}, {"guidance_scale": np.float32(2)}, ""),
+    ({"resolution": np.int64(8)}, {"height": np.int64(8), "width": np.int64(8)}, ""),
+    ({"seeds": [0.5]}, {"seeds": [0.5]}, "a seed is a whole number, not 0.5"),
+    ({"seeds": [2**63]}, {"seeds": 2**63}, "seeds are integers from 0 to 2^63 - 1"),
+    ({"seeds": [-1]}, {"seeds": [-1]}, "seeds are integers from 0 to 2^63 - 1"),
+    ({"labels": [1.7]}, {"class_labels": [1.7]}, "a class is a whole number, not 1.7"),
+    ({"labels": 2}, {"class_labels": 2}, "class 2 does not exist"),
+    ({"steps": 2.5}, {"num_inference_steps": 2.5}, "is a whole number, not 2.5"),
+    ({"steps": 10**9}, {"num_inference_steps": 10**9}, "at most 1,000,000 steps"),
+    ({"resolution": (0, 12)}, {"height": 0}, "not 0x12"),
+    ({"resolution": (8, 12.0)}, {"width": 12.0}, "is a whole number, not 12.0"),
+    ({"guidance": float("nan")}, {"guidance_scale": float("nan")}, "is a finite number, not nan"),
+    ({"guidance": float("inf")}, {"guidance_scale": float("inf")}, "is a finite number, not inf"),
+    ({"sigma_max": float("inf")}, {"sigma_max": float("inf")}, "sigma_max is a finite number, not inf"),
+    ({"sigma_min": float("nan")}, {"sigma_min": float("nan")}, "sigma_min is a finite number, not nan"),
+    ({"rho": 1e-4}, {"rho": 1e-4}, "rho is too small"),
+    ({"sigma_max": 1e30}, {"sigma_max": 1e30}, "1 of 1 images is not finite"),
+    (
+        {"guidance": 2.0, "guidance_interval": (0.1, float("inf"))},
+        {"guidance_scale": 2.0, "guidance_interval": (0.1, float("inf"))},
+        "guidance_interval is a finite number, not inf",
+    ),
+    (
+        {"guidance": 2.0, "guidance_interval": (-3.0, 1.0)},
+        {"guidance_scale": 2.0, "guidance_interval": (-3.0, 1.0)},
+        "from a lower to a higher noise level",
+    ),
+    (
+        {"guidance": 2.0, "guidance_interval": (500.0, 900.0)},
+        {"guidance_scale": 2.0, "guidance_interval": (500.0, 900.0)},
+        "none of the noise levels",
+    ),
+    ({"tile": 4.5}, {"tile": 4.5}, "tile is a whole number, not 4.5"),
+    ({"tile": 4, "overlap": 1.5}, {"tile": 4, "overlap": 1.5}, "overlap is a whole number, not 1.5"),
+]
+
+
+@pytest.fixture(scope="module")
+def twins(runs, tmp_path_factory):
+    """A model, and the pipeline that its export is."""
+    folder = tmp_path_factory.mktemp("twins")
+    pd.export_model(runs / "unet", folder / "model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(folder / "code"))
+        patch.setattr(sys, "path", [*sys.path])
+        pipe = diffusers.DiffusionPipeline.from_pretrained(folder / "model", trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    return loaded(runs, "unet"), pipe
+
+
+@pytest.mark.parametrize(("asked", "of_pipeline", "message"), TWINS)
+def test_generate_and_the_pipeline_take_and_refuse_the_same(twins, asked, of_pipeline, message):
+    model, pipe = twins
+
+    def generated():
+        samples = pd.generate(model, **grouped(**{"seeds": [0], "steps": 2, **asked}))
+        return torch.stack([sample.pixels for sample in samples])
+
+    def piped():
+        return pipe(**{"seeds": [0], "num_inference_steps": 2, "output_type": "pixels", **of_pipeline}).images
+
+    if not message:
+        assert (generated().int() - piped().int()).abs().max() <= 1
+        return
+    for make in (generated, piped):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            make()
+
+
+def test_exports_of_other_code_stay_apart_in_one_process(runs, tmp_path, monkeypatch, code_folder):
+    """Two versions of the package, whose code differs, export; an export of before, with a pipeline.py, opens too."""
+    pipes = {}
+    for mark in ("one", "other"):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                "patch_diffusion.interop.pipeline_folder.bundle",
+                lambda name, mark=mark: bundle(name) + f"MARK = '{mark}'\n",
+            )
+            pd.export_model(runs / "unet", tmp_path / mark)
+        pipes[mark] = diffusers.DiffusionPipeline.from_pretrained(tmp_path / mark, trust_remote_code=True)
+    for mark, pipe in pipes.items():
+        for method in (pipe._noise, pipe.scheduler.solve, pipe.network.forward):
+            assert method.__globals__["MARK"] == mark
+    index = json.loads((tmp_path / "one" / "model_index.json").read_text())
+    code = index["_class_name"][0]
+    (tmp_path / "one" / f"{code}.py").rename(tmp_path / "one" / "pipeline.py")
+    index["_class_name"][0] = "pipeline"
+    (tmp_path / "one" / "model_index.json").write_text(json.dumps(index))
+    before = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "one", trust_remote_code=True)
+    assert before.config.num_classes == 2
+
+
+def test_the_code_imports_what_an_old_diffusers_forgets():
+    """Version 0.32 uses safetensors.torch and does not import it."""
+    for name in ("pipeline", "network_unet", "network_dit"):
+        assert "\nimport safetensors.torch\n" in bundle(f"patch_diffusion.interop.exported_code.{name}")
+
+
+@pytest.mark.parametrize(("to", "dtype"), [("diffusers", "float16"), ("onnx", None)])
+def test_weights_that_are_not_finite_are_not_exported(runs, tmp_path, to, dtype):
+    run = shutil.copytree(runs / "unet", tmp_path / "run")
+    weights = read_tensors(run / "model.safetensors")
+    name = next(name for name in weights if name.endswith("weight"))
+    weights[name][0] = 1e6 if dtype else float("nan")
+    write_tensors(run / "model.safetensors", weights)
+    with pytest.raises(pd.InputError, match=f"not finite as {dtype or 'float32'} .first: {name}"):
+        pd.export_model(run, tmp_path / "model", to=to, dtype=dtype)
+    assert not (tmp_path / "model").exists()

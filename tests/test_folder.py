@@ -1,4 +1,5 @@
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -61,3 +62,41 @@ def test_a_damaged_index_is_named_before_anything_is_written(tmp_path):
     with pytest.raises(pd.InputError, match=r"samples\.json is damaged"):
         pd.write_samples([sample(1)], tmp_path)
     assert not (tmp_path / "000001.png").exists()
+
+
+def index_of(folder):
+    """Of each seed, where it came from."""
+    return {entry["seed"]: entry["source"] for entry in json.loads((folder / "samples.json").read_text())["samples"]}
+
+
+def test_writers_of_one_folder_lose_nothing(tmp_path):
+    """A second writer begins and ends while the first is at work; several at once write the same files."""
+
+    def first():
+        yield sample(1)
+        pd.write_samples([sample(2)], tmp_path, source="second")
+        yield sample(3)
+
+    pd.write_samples(first(), tmp_path, source="first")
+    assert index_of(tmp_path) == {1: "first", 2: "second", 3: "first"}
+    given = [[sample(seed) for seed in (9, 10 + place)] for place in range(4)]
+    threads = [threading.Thread(target=pd.write_samples, args=(each, tmp_path)) for each in given]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(index_of(tmp_path)) == [1, 2, 3, 9, 10, 11, 12, 13]
+    assert Image.open(tmp_path / "000009.png").getpixel((0, 0)) == 9 and not list(tmp_path.glob("*.tmp"))
+
+
+def test_samples_of_one_seed_are_one_picture(tmp_path):
+    assert pd.write_samples([sample(1), sample(2), sample(1)], tmp_path) == 2
+
+
+@pytest.mark.parametrize("content", ['{"samples": [{"name": "x"}]}', '{"samples": {"a": 1}}', "{}", '{"samples": [1]}'])
+def test_an_index_of_something_else_is_left_alone(tmp_path, content):
+    (tmp_path / "samples.json").write_text(content)
+    with pytest.raises(pd.InputError, match="is no index of samples"):
+        pd.write_samples([sample(1)], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.json"]
+    assert (tmp_path / "samples.json").read_text() == content

@@ -1,3 +1,6 @@
+import json
+import math
+from dataclasses import fields
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -12,6 +15,7 @@ from patch_diffusion.denoise.process import PROCESSES
 from patch_diffusion.sampling.pictures import write_picture
 from patch_diffusion.sampling.solvers import SCHEDULES
 from patch_diffusion.sampling.stochastic import SOLVERS
+from patch_diffusion.training.watching.evaluation import is_collapsed, sample_pictures
 
 
 @pytest.fixture
@@ -202,6 +206,66 @@ def test_a_perfect_denoiser_gives_its_data():
 
     for sample in pd.generate(Oracle(lambda *_: None, resolution=(4, 6)), range(3)):
         assert torch.equal(sample.pixels, picture)
+
+
+class Half(pd.Denoiser):
+    """A denoiser of which the images of some seeds are not finite."""
+
+    image_channels = 1
+
+    def __init__(self):
+        super().__init__(lambda *_: None, resolution=(4, 6))
+
+    def forward(self, noisy, sigma, conditions):
+        return torch.where(noisy[:, :, :1, :1] <= 0, -0.3, math.nan).expand_as(noisy)
+
+
+def test_images_that_are_not_finite_are_told_and_neither_written_nor_measured(tmp_path):
+    starts = [
+        torch.randn(1, 4, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in range(8)
+    ]
+    broken = [seed for seed, start in enumerate(starts) if start[0, 0, 0] > 0]
+    assert 3 < len(broken) < 8
+    told = f"{len(broken)} of 8 images are not finite \\(seeds {', '.join(map(str, broken[:3]))}, ...\\)"
+    with pytest.raises(pd.InputError, match=told):
+        pd.write_samples(pd.generate(Half(), range(8), steps=3), tmp_path, grid=tmp_path / "grid.png")
+    entries = json.loads((tmp_path / "samples.json").read_text())["samples"]
+    assert [entry["seed"] for entry in entries] == [seed for seed in range(8) if seed not in broken]
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == [entry["file"] for entry in entries]
+    known = pd.denoising(torch.zeros(1, 4, 6), noise=9.0)
+    with pytest.raises(pd.InputError, match="images? (is|are) not finite"):
+        list(pd.edit(Half(), known, range(8), pd.Sampling(steps=2)))
+    images = pd.ImageSet(torch.zeros(8, 1, 4, 6, dtype=torch.uint8))
+    with pytest.raises(pd.InputError, match="8 images are not finite"):
+        pd.evaluate(Half(), images, options=pd.EvaluationOptions(metrics=("frechet",), samples=8))
+    for make in (pd.encode, pd.decode):
+        with pytest.raises(pd.InputError, match="1 of 2 images is not finite"):
+            make(Half(), torch.stack([torch.ones(1, 4, 6), -torch.ones(1, 4, 6)]), steps=3)
+
+
+def test_pictures_in_training_that_are_not_finite_are_told_and_training_goes_on():
+    pictures, _, trouble = sample_pictures(Half())
+    assert "of 16 images are not finite" in trouble and 0 < len(pictures) < 16
+    assert is_collapsed(Half(), [])
+
+
+def test_a_long_range_of_seeds_is_not_written_out(model):
+    samples = pd.generate(model, range(10**12), pd.Sampling(steps=1, batch=1), labels=1)
+    assert next(samples).seed == 0
+    known = pd.inpainting(torch.zeros(3, 8, 12, dtype=torch.uint8), torch.arange(12).expand(8, 12) < 6)
+    assert next(pd.edit(model, known, range(10**12), pd.Sampling(steps=1, batch=1), label=1)).seed == 0
+    with pytest.raises(pd.InputError, match="2\\^63 - 1"):
+        pd.generate(model, range(10**30), steps=1)
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(pd.Sampling)])
+def test_every_number_is_finite(name):
+    if name in ("solver", "schedule", "guide", "coords"):
+        return
+    for value in (math.nan, math.inf, -math.inf):
+        for given in (value, (value, 1.0)):
+            with pytest.raises(pd.InputError, match=f"{name} is a (whole|finite) number, not"):
+                pd.Sampling(**{name: given})
 
 
 def test_seeds_and_classes_of_other_libraries(model, tmp_path):

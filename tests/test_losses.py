@@ -36,7 +36,7 @@ def test_samples_count_for_the_nearest_level():
 
 def test_what_is_not_logged_yet_survives_a_checkpoint():
     first, second = filled(), Losses(torch.device("cpu"))
-    second.restore(json.loads(json.dumps(first.state())))
+    second.restore(json.loads(json.dumps(first.state(), allow_nan=False)))
     for losses in (first, second):
         losses.add("8x8", torch.tensor(0.1), losses.zeros(), NONE)
     assert first.summary() == second.summary() and first.summary().by_size["8x8"] == pytest.approx(3.1 / 3)

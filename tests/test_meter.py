@@ -1,6 +1,7 @@
 """Samples measured while a model is trained: the numbers of `evaluate`, told once, the same after a stop."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 import patch_diffusion as pd
 from patch_diffusion.config import Watch
 from patch_diffusion.data.images import hold_out
+from patch_diffusion.errors import NotFiniteError
 from patch_diffusion.evaluation.meter import MeterReading
 from patch_diffusion.runs.retention import step_of
 
@@ -37,6 +39,29 @@ class Rising:
     def __call__(self, model):
         value = self.values.pop(0)
         return MeterReading({"kernel": value}, "the model copies" if value > 2 else "")
+
+
+class Broken(Rising):
+    """A meter of samples that are not finite, and then of a distance that is not."""
+
+    def __call__(self, model):
+        if self.values.pop(0):
+            raise NotFiniteError("500 of 500 images are not finite")
+        return MeterReading({"kernel": math.nan, "mine": 1.0})
+
+
+def test_samples_that_are_not_finite_are_not_measured_and_training_goes_on(make_trainer, monkeypatch):
+    monkeypatch.setattr("patch_diffusion.training.loop.sample_pictures", lambda model: ([], None, "none is finite"))
+    trainer = make_trainer(meter=Broken(1, 0, 1, 0, 1, 0), samples=1, watchdog="off")
+    trainer.fit(steps=6)
+    assert [line["samples"] for line in lines(trainer)] == [{"mine": 1.0}] * 3
+    notes = [line["note"] for line in lines(trainer, "note")]
+    assert notes.count("WARNING: the samples are not measured: 500 of 500 images are not finite") == 3
+    assert notes.count("WARNING: kernel of the samples is not finite") == 3 and "WARNING: none is finite" in notes
+    assert not (trainer.run.path / "samples").exists()
+    for path in (trainer.run.log_file, *trainer.run.path.rglob("*.json")):
+        for text in path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]:
+            json.loads(text, parse_constant=pytest.fail)
 
 
 def test_the_numbers_are_those_of_evaluate(make_trainer, images):

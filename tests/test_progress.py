@@ -1,5 +1,6 @@
 import io
 import json
+import math
 import sys
 from dataclasses import replace
 
@@ -27,6 +28,14 @@ def test_held_out_losses_have_a_line(tmp_path):
     line, other = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
     assert line["step"] == 3 and line["held_out"] == {"loss": 0.75, "by_noise": {"0.05": 1.0, "6.4": 0.5}}
     assert other["held_out"]["by_size"] == {"8x8": 0.5}
+
+
+@pytest.mark.parametrize("losses", [({0.05: math.nan}, {}), ({0.05: 1.0}, {"8x8": math.inf})])
+def test_held_out_losses_that_are_not_finite_are_a_note(tmp_path, losses):
+    progress = Progress(tmp_path / "log.jsonl", show=False)
+    assert progress.log_held_out(Counters(step=3), 0.5, *losses) is None
+    line = json.loads((tmp_path / "log.jsonl").read_text(), parse_constant=pytest.fail)
+    assert line == {"step": 3, "note": "WARNING: the loss of held-out images is not finite"}
 
 
 def test_what_was_measured_of_samples_has_a_line_and_is_shown(tmp_path, capsys):

@@ -13,7 +13,7 @@ import patch_diffusion as pd
 import patch_diffusion.files
 from patch_diffusion.cli import main
 from patch_diffusion.runs.chart import chart, even, number
-from patch_diffusion.runs.history import Curve, History
+from patch_diffusion.runs.history import Curve, History, Point
 from patch_diffusion.runs.pictures import as_data, evenly_spaced
 from patch_diffusion.runs.report import write_report
 
@@ -89,6 +89,10 @@ def test_the_curves_are_those_of_the_log(make_run):
     assert [curve[0][1] for curve in noise] == ["0.9", "0.4", "0.2"]  # by rising level
     assert mean == [[[4, "0.75"]]] and held_out == [[[4, "0.7"]]] and rate[0][-1] == [4, "0.001"]
     assert "skipped steps" in page.text and "4.0%" in page.text
+
+
+def test_a_step_is_told_to_its_last_digit():
+    assert "[1234567.0," in chart("Loss", {"16x16": Curve.of([Point(1, 0.5, 0.5, 0.5), Point(1234567, 0.4, 0.4, 0.4)])})
 
 
 def test_what_was_measured_of_samples_has_curves(make_run):

@@ -110,6 +110,25 @@ def test_pictures_are_made_step_by_step_and_side_by_side(browser, served):
     assert browser.run(f"fetch({size}).then(r => r.blob()).then(b => b.type)") == "image/png"
 
 
+def test_a_seed_is_shown_as_it_is_or_refused(browser, served):
+    browser.open(f"{served.address}#/generate?run=digits&again")
+    browser.wait("!!document.querySelector('form')")
+    choose(browser, "pictures", 1)
+    choose(browser, "steps", 2)
+    for seed in (1234567, 2**53 - 64):
+        choose(browser, "seed", f"{seed}")
+        browser.click("button.main")
+        browser.wait(f"(document.querySelector('.command') ?? {{}}).innerText?.includes('--seeds {seed} ')")
+        browser.click(".picture")
+        browser.wait("!!document.querySelector('dialog[open]')")
+        row = "[...document.querySelectorAll('dialog tr')].find(row => row.cells[0].innerText === 'seed')"
+        assert browser.run(f"{row}.cells[1].innerText") == f"{seed}"
+        browser.run("document.querySelector('dialog').close()")
+    choose(browser, "seed", "9007199254740993")
+    assert not browser.run("document.querySelector('form').checkValidity()")
+    assert "9007199254740928" in browser.run("document.querySelector('[name=seed]').validationMessage")
+
+
 def test_an_image_is_filled_and_extended(browser, served):
     browser.open(f"{served.address}#/edit?run=digits")
     browser.wait("!!document.querySelector('.drop')")

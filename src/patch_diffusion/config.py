@@ -26,7 +26,7 @@ Fit = Literal["crop", "stretch", "bucket"]
 Layout = Literal["auto", "channels_first", "channels_last"]
 Cache = Literal["auto", "memory", "disk"]
 
-_STRICT = {"extra": "forbid"}
+_STRICT = {"extra": "forbid", "allow_inf_nan": False}
 
 
 def _parse_shares(words: list[str]) -> dict[str, float]:

@@ -1,10 +1,13 @@
-"""The error for mistakes of the user, and helpers that word its messages."""
+"""The error for mistakes of the user, and checks that word its messages."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import math
+import operator
+from collections.abc import Iterable, Sequence
 from importlib import import_module
+from numbers import Real
 from typing import Any
 
 
@@ -26,6 +29,35 @@ def reason_of(error: BaseException) -> str:
     """Return an error as a part of a sentence: its message in one line, after its type if that is not a usual one."""
     text = " ".join(str(error).split())[:200]
     return text if isinstance(error, InputError | OSError) else f"{type(error).__name__}: {text}"
+
+
+class NotFiniteError(InputError):
+    """An error for images that hold NaN or infinity; ``finite`` says of each image of the batch whether it does not."""
+
+    finite: Sequence[bool] = ()
+
+
+def whole_number(name: str, value: Any) -> int:
+    """Return a whole number, of Python, NumPy or torch, as an int, or raise an `InputError` that names it.
+
+    >>> whole_number("steps", 18)
+    18
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise InputError(f"{name} is a whole number, not {value!r}") from None
+
+
+def finite_number(name: str, value: Any) -> float:
+    """Return a real number, of Python or NumPy, as it is if Python has it, or raise an `InputError` that names it.
+
+    >>> finite_number("guidance", 1.5)
+    1.5
+    """
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise InputError(f"{name} is a finite number, not {value!r}")
+    return value if isinstance(value, int | float) else float(value)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

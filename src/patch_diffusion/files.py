@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +26,10 @@ def user_path(path: str | os.PathLike[str]) -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """Replace a file atomically: yield a temporary path to write to, which is synced and renamed after the with block.
 
+    The temporary name is no other writer's, so that of several who write one file each writes all of it.
     If the with block raises an error, the temporary file is deleted, and a file that was at ``path`` stays as it was.
     """
-    partial = path.with_name(path.name + ".tmp")
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with naming(path):
             partial.touch()
@@ -95,8 +97,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file atomically, see `replacing`."""
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    """Write a JSON file atomically, see `replacing` and `to_json`."""
+    write_text(path, to_json(content) + "\n")
+
+
+def to_json(content: Any, *, lines: bool = True) -> str:
+    """Return a value as JSON, over several lines or on one.
+
+    Raises:
+        ValueError: a number is not finite, which JSON cannot express; who has such numbers decides what they become.
+    """
+    return json.dumps(content, indent=1 if lines else None, allow_nan=False)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -130,6 +141,15 @@ def reading(path: Path) -> Iterator[None]:
         raise InputError(f"{path} may not be read by this user: ask its owner for the permission") from None
     except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}") from None
+
+
+def check_apart(outputs: Iterable[Path], inputs: Iterable[str | os.PathLike[str] | None]) -> None:
+    """Raise an `InputError` if writing an output would replace an input, or a file in a folder that is an input."""
+    given = {user_path(path).resolve() for path in inputs if path is not None}
+    for output in outputs:
+        place = output.resolve()
+        if place in given or (place.exists() and not given.isdisjoint(place.parents)):
+            raise InputError(f"{output} is read by this command, and would be overwritten: choose another place")
 
 
 def check_room(folder: Path, num_bytes: int) -> None:

@@ -7,7 +7,6 @@ usage; 130: interrupted, in training after a checkpoint was written. Heavy libra
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from patch_diffusion.cli.sample import Sample
 from patch_diffusion.cli.serve import Serve
 from patch_diffusion.cli.train import Train
 from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.files import to_json
 from patch_diffusion.processes import is_first, listen
 
 
@@ -120,7 +120,7 @@ def tell(command: Verb, result: dict[str, Any]) -> None:
     if not result:  # a followed run has printed its own lines; of several processes, only rank 0 has a result
         return
     if command.json:
-        print(json.dumps(result, indent=1))
+        print(to_json(result))
     elif message := command.message(result):
         print(message, file=sys.stderr)
 

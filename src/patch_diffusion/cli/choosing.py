@@ -46,6 +46,41 @@ def open_guide(text: str, run: Path, *, device: str) -> str | Denoiser:
     return guides.guide_of(text, weaker)
 
 
+def check_places(
+    out: Path, seeds: Sequence[int], inputs: Iterable[Path | None], *, grid: Path | None, mean: bool = False
+) -> None:
+    """Raise InputError if a picture, their mean or the grid would replace an input, or the grid one of the pictures.
+
+    Args:
+        out: the folder of the pictures.
+        seeds: the seeds of the pictures, by which they are named.
+        inputs: the files, and folders of files, that the command reads.
+        grid: the path of the grid; None: none is written.
+        mean: True if the mean is written.
+    """
+    from patch_diffusion.files import check_apart
+    from patch_diffusion.sampling.folder import MEAN, written
+
+    if grid is not None:
+        own = {f"{seed:06d}" for seed in seeds} | ({MEAN} if mean else set())
+        if grid.resolve().parent == out.resolve() and grid.stem in own:
+            raise InputError(f"{grid} is the name of one of the pictures in {out}: choose another for the grid")
+    check_apart([*written(out, set(seeds), mean=mean), *([] if grid is None else [grid])], inputs)
+
+
+def data_of(run: Path) -> Path | None:
+    """Return where the images lie that a run, given by its folder or a checkpoint, was trained on; None if unknown."""
+    from patch_diffusion.runs.folder import RunFolder
+
+    source = RunFolder(run.parent.parent if run.parent.name == "checkpoints" else run).read_config()[0].data.source
+    return Path(source) if source and Path(source).exists() else None
+
+
+def pictures_in(num: int, out: Path) -> str:
+    """Return words for the pictures that a command has written, such as "1 picture in out"."""
+    return f"{num:,} picture{'s' * (num != 1)} in {out}"
+
+
 def write_shown(samples: Iterable[Any], out: Path, doing: str, num: int, **given: Any) -> dict[str, Any]:
     """Write samples by `write_samples` with a progress bar, and return the command's result: their number and paths."""
     from rich.console import Console

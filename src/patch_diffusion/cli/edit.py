@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 import patch_diffusion
-from patch_diffusion.cli.choosing import class_number, open_guide, write_shown
+from patch_diffusion.cli.choosing import check_places, class_number, data_of, open_guide, pictures_in, write_shown
 from patch_diffusion.cli.parsing import parse, parse_seeds
 from patch_diffusion.errors import InputError
 from patch_diffusion.sampling.options import Sampling
@@ -82,6 +82,8 @@ class Edit:
         task = Task(self.mask is not None, extend, self.restore, self.factor, self.blur, self.noise)
         task.check()
         seeds = parse_seeds(self.seeds)
+        inputs = [self.image, self.mask, data_of(self.source)]
+        check_places(self.out, seeds, inputs, grid=self.grid, mean=self.mean)
         model = patch_diffusion.load(self.source, ema_length=self.ema_length, device=self.device)
         guide = open_guide(str(self.sampling.guide), self.source, device=self.device)
         image = patch_diffusion.read_image(self.image, model)
@@ -104,7 +106,7 @@ class Edit:
     def message(self, result: dict[str, Any]) -> str:
         """Return the message at the end: the number of pictures and where they are."""
         mean = ", their mean beside them" if self.mean else ""
-        return f"{result['samples']} pictures in {self.out}{mean}" + (f", a grid in {self.grid}" if self.grid else "")
+        return pictures_in(result["samples"], self.out) + mean + (f", a grid in {self.grid}" if self.grid else "")
 
     def after_interrupt(self) -> str:
         """Return the text that follows "interrupted" in the message after Ctrl-C."""

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 import patch_diffusion
-from patch_diffusion.cli.choosing import open_guide
+from patch_diffusion.cli.choosing import data_of, open_guide
 from patch_diffusion.cli.parsing import parse
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.options import EvaluationOptions
+from patch_diffusion.files import check_apart
 from patch_diffusion.processes import is_first
 from patch_diffusion.sampling.options import Sampling
 
@@ -70,6 +71,7 @@ class Evaluate:
             raise InputError(f"{self.json_file} is a folder: give a file for the result")
         if self.processes < 1:
             raise InputError(f"processes is at least 1, not {self.processes}")
+        self._check_places()
         from patch_diffusion.evaluation.processes import distributed_evaluation
         from patch_diffusion.processes import run_processes, started_by_launcher
 
@@ -91,6 +93,16 @@ class Evaluate:
 
             print_measures(found)
         return result
+
+    def _check_places(self) -> None:
+        """Raise InputError if the result or the picture of pairs would replace what is read."""
+        from patch_diffusion.runs.folder import RunFolder
+
+        source = Path(self.source)
+        run = RunFolder(source.parent.parent if source.parent.name == "checkpoints" else source)
+        read = [run.config_file, run.model_file, run.log_file, data_of(source)] if run.is_run() else [self.source]
+        outputs = [Path(path) for path in (self.json_file, self.options.pairs) if path]
+        check_apart(outputs, [*read, self.data, self.held_out, self.reference, self.extractor])
 
     def _measure(self, device: str) -> Evaluation:
         guide = open_guide(str(self.sampling.guide), Path(self.source), device=device)

@@ -74,9 +74,11 @@ class Inspect:
         from patch_diffusion.cli.inspection import inspection
         from patch_diffusion.data.inspection.inspect import inspect_images
         from patch_diffusion.data.inspection.sheet import check_sheet
+        from patch_diffusion.files import check_apart
 
         if self.sheet is not None:
             check_sheet(self.sheet)
+            check_apart([self.sheet], [self.source, self.config])
         if self.preset is None:
             preset = preset_for(self.source, self.options.engine.device)
             return replace(self.parse([*self.arguments, "--preset", preset]), preset=preset).run()

@@ -6,13 +6,15 @@ import contextlib
 import io
 import sys
 from collections.abc import Sequence
-from itertools import pairwise, zip_longest
+from itertools import chain, pairwise, zip_longest
 from typing import Any, TypeVar
 
 import tyro
 
 from patch_diffusion.config import OLD_VALUES
 from patch_diffusion.errors import InputError
+
+_MOST_SEEDS = 1_000_000
 
 T = TypeVar("T")
 
@@ -55,8 +57,9 @@ def value_of(option: str, arguments: Sequence[str]) -> str | None:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Parse the text of --seeds, such as ``0-63`` or ``3,5,8-11``, into a list of numbers."""
-    seeds: list[int] = []
+    """Parse the text of --seeds, such as ``0-63`` or ``3,5,8-11``, into a list of different numbers."""
+    ranges: list[range] = []
+    num = 0
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
@@ -65,8 +68,11 @@ def parse_seeds(text: str) -> list[int]:
             raise InputError(f"--seeds are numbers below 2^63, not '{text}'")
         if int(first) > int(last or first):
             raise InputError(f"--seeds {part.strip()} names no seed: the first of a range is the smaller")
-        seeds += range(int(first), int(last or first) + 1)
-    return seeds
+        ranges.append(range(int(first), int(last or first) + 1))
+        num += int(last or first) + 1 - int(first)
+    if num > _MOST_SEEDS:
+        raise InputError(f"--seeds names {num:,} pictures, and at most {_MOST_SEEDS:,} are made by one command")
+    return list(dict.fromkeys(chain.from_iterable(ranges)))
 
 
 def _first_paragraph(boxed: str) -> str:

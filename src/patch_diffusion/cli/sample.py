@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 import patch_diffusion
-from patch_diffusion.cli.choosing import class_number, open_guide, write_shown
+from patch_diffusion.cli.choosing import check_places, class_number, data_of, open_guide, pictures_in, write_shown
 from patch_diffusion.cli.parsing import parse, parse_seeds
 from patch_diffusion.sampling.options import Sampling
 
@@ -52,6 +52,7 @@ class Sample:
         from patch_diffusion.sampling.guides import named
 
         seeds = parse_seeds(self.seeds)
+        check_places(self.out, seeds, [data_of(self.source)], grid=self.grid)
         model = patch_diffusion.load(self.source, ema_length=self.ema_length, vae=self.vae, device=self.device)
         guide = open_guide(str(self.sampling.guide), self.source, device=self.device)
         sampling = replace(self.sampling, guide=guide)
@@ -62,7 +63,7 @@ class Sample:
 
     def message(self, result: dict[str, Any]) -> str:
         """Return the message at the end: the number of pictures and where they are."""
-        return f"{result['samples']} pictures in {self.out}" + (f", a grid in {self.grid}" if self.grid else "")
+        return pictures_in(result["samples"], self.out) + (f", a grid in {self.grid}" if self.grid else "")
 
     def after_interrupt(self) -> str:
         """Return the text that follows "interrupted" in the message after Ctrl-C."""

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, NotFiniteError
 
 DTYPES = {"uint8": torch.uint8, "uint16": torch.uint16, "float32": torch.float32}
 _LARGEST = {"uint8": 255.0, "uint16": 65535.0}
@@ -37,7 +37,7 @@ class Codec(Protocol):
         ...
 
     def decode(self, images: Tensor) -> Tensor:
-        """Map images in model space to pixels."""
+        """Map images in model space to pixels; raise `NotFiniteError` if some hold NaN or infinity."""
         ...
 
     def decode_with_range(self, images: Tensor) -> tuple[Tensor, tuple[float, float]]:
@@ -47,6 +47,20 @@ class Codec(Protocol):
     def as_dict(self) -> dict[str, Any]:
         """Return the codec's settings as a dict that JSON can store."""
         ...
+
+
+def check_finite(images: Tensor) -> None:
+    """Raise `NotFiniteError` if some of n made images (n, ...) hold NaN or infinity."""
+    finite = images.flatten(1).isfinite().all(dim=1).tolist()
+    if not all(finite):
+        broken = [place for place, is_finite in enumerate(finite) if not is_finite]
+        are = "are" if len(broken) > 1 else "is"
+        error = NotFiniteError(
+            f"{len(broken)} of {len(finite)} images {are} not finite: the weights are damaged or diverged in training, "
+            "or guidance or noise levels are too large"
+        )
+        error.finite = finite
+        raise error
 
 
 @dataclass(frozen=True)
@@ -88,7 +102,12 @@ class PixelCodec:
         return (pixels.float() - low) / ((high - low) / 2) - 1
 
     def decode(self, images: Tensor) -> Tensor:
-        """Map model space to pixels. Integer pixels are rounded and clipped to [low, high]; floats are not clipped."""
+        """Map model space to pixels. Integer pixels are rounded and clipped to [low, high]; floats are not clipped.
+
+        Raises:
+            NotFiniteError: some images hold NaN or infinity, which whole numbers would hide.
+        """
+        check_finite(images)
         low, high = self.range
         values = (images + 1) * ((high - low) / 2) + low
         if self.dtype != "float32":  # an integer dtype may hold less than the range, and would wrap around

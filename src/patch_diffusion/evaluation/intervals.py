@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patch_diffusion.errors import InputError
 from patch_diffusion.streams import generator
 
 GROUPS = 8
@@ -32,6 +33,11 @@ class Measure:
     low: float | None = None
     high: float | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for value in (self.value, self.low, self.high):
+            if value is not None and not math.isfinite(value):
+                raise InputError(f"a metric is not a finite number, but {value}: the model or the images are damaged")
 
     def as_dict(self) -> dict[str, Any]:
         """Return the value, the confidence interval and the settings of a metric as a dict that JSON can store."""

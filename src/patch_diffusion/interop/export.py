@@ -105,6 +105,7 @@ def export_model(
         check_pipeline(model)
     model.resolution = shape = _shape(model, resolution)
     weights = DTYPES[dtype or "float32"]
+    _check_weights(model, weights)
     check_room(place.parent, sum(tensor.numel() for tensor in model.module.state_dict().values()) * weights.itemsize)
 
     step = _step_of(source, folder, checkpoint)
@@ -150,6 +151,16 @@ def _check_options(to: str, **options: Any) -> dict[str, Any]:
     options_of("solver", solver, SOLVERS, {})
     options_of("schedule", schedule, SCHEDULES, {})
     return {"solver": solver, "schedule": schedule}
+
+
+def _check_weights(model: Denoiser, dtype: torch.dtype) -> None:
+    """Raise InputError if weights are not finite, or would not be in the number format in which they are stored."""
+    tensors = {name: tensor for name, tensor in model.module.state_dict().items() if tensor.is_floating_point()}
+    if broken := [name for name, tensor in tensors.items() if not tensor.to(dtype).isfinite().all()]:
+        raise InputError(
+            f"{len(broken)} of {len(tensors)} tensors of the weights are not finite as {str(dtype).partition('.')[2]} "
+            f"(first: {broken[0]}), so the model makes no images: not exported"
+        )
 
 
 def _check_place(place: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def write_pipeline(model: Denoiser, folder: Path, *, dtype: torch.dtype, setting
         **settings,
     }
     (folder / "scheduler").mkdir()
-    _carry("scheduler", folder / "scheduler" / "patch_diffusion_scheduler.py")
+    scheduler_module = _carry("scheduler", folder / "scheduler", "patch_diffusion_scheduler")
     write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": "PatchDiffusionScheduler", **scheduler})
 
     vae, codec, notes = _write_codec(model, folder / "vae")
@@ -74,9 +75,9 @@ def write_pipeline(model: Denoiser, folder: Path, *, dtype: torch.dtype, setting
     height, width = model.resolution
     foreign = model.network if isinstance(model.network, DiffusersNetwork) else None
     index = {
-        "_class_name": ["pipeline", "PatchDiffusionPipeline"],
+        "_class_name": [_carry("pipeline", folder, "patch_diffusion_pipeline"), "PatchDiffusionPipeline"],
         "network": network,
-        "scheduler": ["patch_diffusion_scheduler", "PatchDiffusionScheduler"],
+        "scheduler": [scheduler_module, "PatchDiffusionScheduler"],
         "vae": vae,
         "height": height,
         "width": width,
@@ -91,7 +92,6 @@ def write_pipeline(model: Denoiser, folder: Path, *, dtype: torch.dtype, setting
         "codec": codec,
         "process": model.process.name,
     }
-    _carry("pipeline", folder / "pipeline.py")
     write_json(folder / "model_index.json", index)
     return notes
 
@@ -115,8 +115,7 @@ def _write_network(model: Denoiser, folder: Path, dtype: torch.dtype) -> list[st
         return ["diffusers", type(unet).__name__]
     folder.mkdir()
     source, name = _CLASSES[type(network)]  # pyright: ignore[reportArgumentType]
-    module = f"patch_diffusion_{source.removeprefix('network_')}"
-    _carry(source, folder / f"{module}.py")
+    module = _carry(source, folder, f"patch_diffusion_{source.removeprefix('network_')}")
     facts = {
         "image_channels": model.image_channels,
         "num_classes": model.num_classes,
@@ -150,5 +149,13 @@ def _forget_place(folder: Path) -> None:
     write_json(folder / "config.json", config)
 
 
-def _carry(module: str, path: Path) -> None:
-    write_text(path, bundle(f"{_CARRIED}.{module}"))
+def _carry(module: str, folder: Path, name: str) -> str:
+    """Write a module with all that it needs as ``folder/NAME_DIGEST.py``; return NAME_DIGEST.
+
+    diffusers copies the file into one folder for all pipelines, and Python keeps one module of a name: so other code
+    has another name.
+    """
+    text = bundle(f"{_CARRIED}.{module}")
+    name = f"{name}_{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
+    write_text(folder / f"{name}.py", text)
+    return name

@@ -14,7 +14,7 @@ pipe = DiffusionPipeline.from_pretrained("{place}", trust_remote_code=True)
 images = pipe(seeds=[0, 1, 2, 3]{settings}).images
 ```
 
-`trust_remote_code=True` runs `pipeline.py` and the code of {carried}: they are in this folder to
+`trust_remote_code=True` runs `patch_diffusion_pipeline_*.py` and the code of {carried}: they are in this folder to
 be read, and without it the folder does not open. {weights}
 
 {classes}A seed gives the picture that `patch-diffusion sample` makes of it; `generator=` works too, and

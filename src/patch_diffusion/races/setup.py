@@ -14,6 +14,7 @@ from patch_diffusion.evaluation.meter import SampleMeter
 from patch_diffusion.processes import started_by_launcher
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.build import build_trainer
+from patch_diffusion.training.checks import check_numbers
 from patch_diffusion.training.suggest import suggest
 from patch_diffusion.training.trainer import Trainer
 
@@ -43,6 +44,7 @@ class RaceSetup:
         """Open the images of a race, and adapt the config of every arm to them; see `race` for the arguments."""
         config = next(iter(arms.values()))
         for name, each in arms.items():
+            check_numbers(each)
             budget_of(each)
             if each.batch == "auto":  # `Trainer` accepts it, but a sweep needs a number
                 raise InputError(f"arm '{name}': a race needs a number for batch, not auto")

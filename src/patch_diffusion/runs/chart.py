@@ -79,7 +79,7 @@ def chart(
         "over": over,
         "first": span[0],
         "last": span[1],
-        "curves": [[[float(f"{point.step:.6g}"), number(point.value)] for point in found] for found in points.values()],
+        "curves": [[[float(f"{point.step:.9g}"), number(point.value)] for point in found] for found in points.values()],
     }
     labels_y = "".join(
         f'<span style="top:{100 * (1 - axis.place(value)):.2f}%">{number(value)}</span>' for value in axis.ticks

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from patch_diffusion.data.codec import check_finite
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.denoise.threads import sharing
 from patch_diffusion.errors import InputError
@@ -48,6 +49,7 @@ def encode(
 
     Raises:
         InputError: images or settings do not suit the model.
+        NotFiniteError: the noise of some images is not finite.
 
     >>> model = Denoiser(lambda x, c_noise, labels: x[:, :3])
     >>> encode(model, torch.zeros(2, 3, 8, 12), steps=4).shape
@@ -58,7 +60,9 @@ def encode(
     denoise = bind_images(model, images, labels, coords)
     sigmas = Sampling(steps, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho).sigmas(model).to(wide(model.device))
     with evaluating(model), sharing(model), torch.no_grad():
-        return heun(denoise, images.to(model.device, sigmas.dtype), sigmas[:-1].flip(0)) / sigmas[0]
+        noise = heun(denoise, images.to(model.device, sigmas.dtype), sigmas[:-1].flip(0)) / sigmas[0]
+    check_finite(noise)
+    return noise
 
 
 def decode(
@@ -78,6 +82,7 @@ def decode(
 
     Raises:
         InputError: noise or settings do not suit the model.
+        NotFiniteError: some images are not finite.
 
     >>> model = Denoiser(lambda x, c_noise, labels: x[:, :3])
     >>> decode(model, torch.zeros(2, 3, 8, 12), steps=4).abs().max()
@@ -86,4 +91,6 @@ def decode(
     denoise = bind_images(model, noise, labels, coords)
     sigmas = Sampling(steps, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho).sigmas(model).to(wide(model.device))
     with evaluating(model), sharing(model), torch.no_grad():
-        return heun(denoise, noise.to(model.device, sigmas.dtype) * sigmas[0], sigmas)
+        images = heun(denoise, noise.to(model.device, sigmas.dtype) * sigmas[0], sigmas)
+    check_finite(images)
+    return images

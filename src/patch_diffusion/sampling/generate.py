@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.denoise.threads import Shared, sharing
 from patch_diffusion.deprecation import takes_old_keywords
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, NotFiniteError, whole_number
 from patch_diffusion.sampling.guidance.guide import check_guidance, guided
 from patch_diffusion.sampling.options import Sampling, View
 from patch_diffusion.sampling.pictures import to_image, visible, write_pixels
+from patch_diffusion.sampling.seeds import checked_seeds
 from patch_diffusion.sampling.solvers import wide
 from patch_diffusion.sampling.step import Callback
 from patch_diffusion.streams import generator
@@ -89,6 +90,7 @@ def generate(
 
     Raises:
         InputError: at once, if options do not suit the model or each other.
+        NotFiniteError: after the other samples of a batch, if some of its images hold NaN or infinity.
 
     >>> samples = generate(load("runs/digits"), seeds=range(2), steps=2, labels=7)
     >>> [tuple(sample.pixels.shape) for sample in samples]
@@ -133,11 +135,32 @@ def generate(
                     thumbnail = solved(called, view.small, "small images", chosen, conditions, None).float()
                     conditions = replace(conditions, thumbnail=thumbnail)
                 images = solved(called, view, name, chosen, conditions, callback)
-                pixels, shown = model.codec.decode_with_range(images)
-            for (seed, label), picture in zip(now, pixels.cpu(), strict=True):
-                yield Sample(picture, seed, label, settings, shown)
+                made, broken = samples_of(model, images, now, settings)
+            yield from made
+            if broken is not None:
+                raise broken
 
     return run()
+
+
+def samples_of(
+    model: Denoiser, images: Tensor, jobs: Sequence[tuple[int, int | None]], settings: dict[str, Any]
+) -> tuple[list[Sample], NotFiniteError | None]:
+    """Return the samples that images (n, c, h, w) in model space are, and an error for those that are not finite."""
+    broken = None
+    try:
+        pixels, shown = model.codec.decode_with_range(images)
+    except NotFiniteError as error:
+        lost = [f"{seed}" for (seed, _), is_finite in zip(jobs, error.finite, strict=True) if not is_finite]
+        more = ", ..." if len(lost) > 3 else ""
+        what, _, why = str(error).partition(": ")
+        broken = NotFiniteError(f"{what} (seed{'s' * (len(lost) > 1)} {', '.join(lost[:3])}{more}): {why}")
+        if len(lost) == len(jobs):
+            return [], broken
+        jobs = list(compress(jobs, error.finite))
+        pixels, shown = model.codec.decode_with_range(images[torch.tensor(error.finite, device=images.device)])
+    made = zip(jobs, pixels.cpu(), strict=True)
+    return [Sample(picture, seed, label, settings, shown) for (seed, label), picture in made], broken
 
 
 def noise_of(
@@ -155,21 +178,25 @@ def noise_of(
     return torch.stack(drawn).to(device, wide(device))
 
 
-def jobs_of(model: Denoiser, seeds: Iterable[int], labels: int | Iterable[int] | None) -> list[tuple[int, int | None]]:
-    """Return a list of (seed, class or None), one per image; raise InputError if a seed or a class is invalid."""
-    chosen = [int(seed) for seed in seeds]  # NumPy's integers, too
-    for seed in chosen:
-        if not 0 <= seed < 2**63:
-            raise InputError(f"seeds are integers from 0 to 2^63 - 1, not {seed}")
+def jobs_of(
+    model: Denoiser, seeds: Iterable[int], labels: int | Iterable[int] | None
+) -> Iterable[tuple[int, int | None]]:
+    """Return pairs (seed, class or None), one per image; raise InputError at once if a seed or a class is invalid.
+
+    A range of seeds, however long, is not written out.
+    """
+    chosen = checked_seeds(seeds)
     classes = model.num_classes
     if labels is None:
-        return [(seed, seed % classes if classes else None) for seed in chosen]
+        return ((seed, seed % classes if classes else None) for seed in chosen)
     if not classes:
         raise InputError("this model was trained without classes, so its images have none")
-    given = [int(label) for label in labels] if isinstance(labels, Iterable) else [int(labels)] * len(chosen)
-    if len(given) != len(chosen):
-        raise InputError(f"{len(chosen)} images need as many labels, not {len(given)}")
+    given = [whole_number("a class", label) for label in (labels if isinstance(labels, Iterable) else [labels])]
     for label in given:
         if not 0 <= label < classes:
             raise InputError(f"class {label} does not exist: this model has classes 0 to {classes - 1}")
-    return list(zip(chosen, given, strict=True))
+    if not isinstance(labels, Iterable):
+        return ((seed, given[0]) for seed in chosen)
+    if len(given) != len(chosen):
+        raise InputError(f"{len(chosen)} images need as many labels, not {len(given)}")
+    return zip(chosen, given, strict=True)

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from patch_diffusion.data.codec import DTYPES, PixelCodec
+from patch_diffusion.data.codec import DTYPES, PixelCodec, check_finite
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
-from patch_diffusion.errors import InputError, need
+from patch_diffusion.errors import InputError, finite_number, need
 from patch_diffusion.sampling.bind import bind_images
 from patch_diffusion.sampling.solvers import wide
 from patch_diffusion.sampling.step import Denoise
@@ -52,6 +52,7 @@ def bits_per_dimension(
 
     Raises:
         InputError: images or settings do not suit the model, or torchdiffeq is not installed.
+        NotFiniteError: the bits of some images are not finite.
 
     >>> images = open_images("digits").buckets[0].pixels[:2]
     >>> bits_per_dimension(load("runs/digits"), images, tolerance=0.1).shape
@@ -81,6 +82,7 @@ def bits_per_dimension(
         nats = log_density(
             denoise, images, 2 * signs.to(images) - 1, sigma_min=lowest, sigma_max=highest, tolerance=tolerance
         )
+    check_finite(nats[:, None])
     return -(nats / shape.numel() + math.log(bin_width)) / math.log(2)
 
 
@@ -120,6 +122,8 @@ def log_density(
     tensor([-3.6800])
     """
     odeint = need("torchdiffeq", "likelihood", "a likelihood").odeint
+    for name, value in (("sigma_min", sigma_min), ("sigma_max", sigma_max), ("the tolerance", tolerance)):
+        finite_number(name, value)
     if not 0 < sigma_min < sigma_max:
         raise InputError(f"noise levels must be 0 < sigma_min < sigma_max, not {sigma_min} and {sigma_max}")
     if not tolerance > 0:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from tyro.conf import arg
 
-from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.errors import InputError, did_you_mean, finite_number, whole_number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +28,10 @@ else:  # as the command line and the page read them
 
 _STRICT = {"extra": "forbid", "allow_inf_nan": False, "use_attribute_docstrings": True}
 
+_MOST_AT_ONCE = 2**31
+_WORDS = ("solver", "schedule", "guide", "coords")
+_WHOLE = ("steps", "resolution", "tile", "overlap", "batch")
+
 Coords = Literal["stretch", "extend", "repeat"]
 Shape = tuple[int, ...]
 """Height and width."""
@@ -39,6 +43,9 @@ class Sampling:
 
     None stands for a default that depends on the model, the solver or the schedule. `generate` takes all options;
     `edit` has a solver and a schedule of its own.
+
+    Raises:
+        InputError: a number is not finite, or not whole where it must be.
 
     >>> Sampling(steps=8, solver="dpm_solver_2m", guidance=2.0).steps
     8
@@ -88,6 +95,16 @@ class Sampling:
     """Pixels that tiles overlap by. None: a quarter of their side."""
     batch: int = 64
     """Images at a time."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if name in _WORDS or value is None:
+                continue
+            check = whole_number if name in _WHOLE else finite_number
+            several = isinstance(value, tuple | list)
+            found = tuple(check(name, each) for each in value) if several else check(name, value)
+            object.__setattr__(self, name, found)
 
     def with_steps(self, steps: int | None, usual: int) -> Sampling:
         """Return the options with a number of steps: their own one, else the given one, else the usual one."""
@@ -154,7 +171,8 @@ class Sampling:
             else _grid(kind, model.resolution or shape, shape, tile, inside)
         )
         usual = not model.coords or (kind == "stretch" and shape == model.resolution)
-        view = View(shape, grid.to(model.device), kind, tile, overlap, self.batch, usual)
+        batch = min(self.batch, _MOST_AT_ONCE)
+        view = View(shape, grid.to(model.device), kind, tile, overlap, batch, usual)
         return view if model.context is None or min(shape) <= model.context else _with_small(view, model)
 
     def settings(self, view: View, sigmas: Tensor) -> dict[str, Any]:

@@ -29,6 +29,8 @@ from patch_diffusion.denoise.process import VP
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.sampling.step import Callback, Denoise, Step, StepNoise
 
+_MOST_STEPS = 1_000_000
+
 
 def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
     """Return noise levels that are even in sigma^(1/rho), so a larger rho has more low ones (EDM, equation 5).
@@ -48,7 +50,10 @@ def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7
     tensor([4.0000, 2.2500, 1.0000, 0.0000], dtype=torch.float64)
     """
     ramp = _ramp(steps, sigma_min, sigma_max, rho)
-    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    try:
+        high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    except OverflowError:
+        raise InputError(f"rho is too small for noise levels up to {sigma_max}: {rho}") from None
     return _exactly((high + ramp * (low - high)) ** rho, sigma_min, sigma_max)
 
 
@@ -296,6 +301,8 @@ def _ramp(steps: int, sigma_min: float, sigma_max: float, rho: float = 1.0) -> T
     """Return ``steps`` evenly spaced numbers from 0 to 1; raise InputError if a schedule's option is out of range."""
     if steps < 1:
         raise InputError(f"sampling takes at least 1 step, not {steps}")
+    if steps > _MOST_STEPS:
+        raise InputError(f"sampling takes at most {_MOST_STEPS:,} steps, not {steps:,}")
     if not 0 < sigma_min <= sigma_max:
         raise InputError(f"noise levels must be 0 < sigma_min <= sigma_max, not {sigma_min} and {sigma_max}")
     if not rho > 0:

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from patch_diffusion.config import BUDGETS, Config
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, finite_number
 from patch_diffusion.patches.coords import coordinate_grid
 from patch_diffusion.patches.schedule import Shape
 from patch_diffusion.training.state import Counters
@@ -44,7 +44,7 @@ class Budget:
             found = f"not {' and '.join(given)} together" if given else "which says when training ends"
             raise InputError(f"give one of steps, images, minutes or wall_minutes, {found}")
         name, value = given.popitem()
-        if not value > 0:
+        if not finite_number(name, value) > 0:
             raise InputError(f"a budget of {name} is above 0, not {value}")
 
     @classmethod

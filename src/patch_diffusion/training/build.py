@@ -22,6 +22,7 @@ from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.runs.model import build_network, load
 from patch_diffusion.streams import stream_key
 from patch_diffusion.training.budget import Budget
+from patch_diffusion.training.checks import check_numbers
 from patch_diffusion.training.clock import Clock
 from patch_diffusion.training.suggest import suggest
 from patch_diffusion.training.trainer import Trainer
@@ -54,6 +55,7 @@ def train(
     >>> train(config, "runs/trained", show=False).resolution
     (16, 16)
     """
+    check_numbers(config)
     processes = config.engine.processes
     if processes is not None and processes < 1:
         raise InputError(f"engine.processes is at least 1, not {processes}")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from patch_diffusion.config import Config, Watch
+from patch_diffusion.config import Config, Watch, flat_options
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.latents.folder import LatentSet
 from patch_diffusion.denoise.denoiser import NO_PLACES, Denoiser
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, finite_number
 
 
 def check_numbers(config: Config) -> None:
-    """Raise InputError if a number at the top level of a config, such as batch, is too low."""
+    """Raise InputError if a number of a config is not finite, or one at its top level, such as batch, too low."""
+    for name, value in flat_options(config).items():
+        several = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        for number in several:
+            if isinstance(number, float):
+                finite_number(name, number)
     for name, value, least in (
         ("batch", config.batch, 1),
         ("checkpoints", config.checkpoints, 1),

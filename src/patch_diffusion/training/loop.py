@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -324,7 +325,10 @@ class Loop:
             measured = self.meter(state.average.denoiser)
         if measured is None:
             return {}
-        progress.log_samples(state.counters, spent, measured.numbers)
+        numbers = {name: value for name, value in measured.numbers.items() if math.isfinite(value)}
+        for name in measured.numbers.keys() - numbers.keys():
+            progress.note(f"WARNING: {name} of the samples is not finite", step)
+        progress.log_samples(state.counters, spent, numbers)
         clean = state.copying.clean
         if not measured.warning:
             state.copying = Copying(clean=step)
@@ -334,7 +338,7 @@ class Loop:
             )
             progress.note(f"WARNING: {measured.warning}; {before}", step)
             state.copying = replace(state.copying, told=True)
-        return measured.numbers
+        return numbers
 
     def _recover(self, reason: str) -> bool:
         """Restore the last good checkpoint once and return True, else raise InputError; False if watchdog is off."""

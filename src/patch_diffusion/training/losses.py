@@ -86,12 +86,13 @@ class Losses:
     def state(self) -> dict[str, Any]:
         """Return all losses as a dict that JSON can store, so that a continued run writes the same line of the log."""
         values, noise, skipped = self._values()
-        return {"steps": values, "noise": noise, "skipped": skipped}
+        steps = [(size, _stored(value)) for size, value in values]
+        return {"steps": steps, "noise": [[_stored(value) for value in row] for row in noise], "skipped": skipped}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Replace the recorded losses by those in a dict that `state` returned."""
-        self._steps = [(size, torch.tensor(value, dtype=torch.float64)) for size, value in state["steps"]]
-        self._noise.copy_(torch.tensor(state["noise"]))
+        self._steps = [(size, torch.tensor(_restored(value), dtype=torch.float64)) for size, value in state["steps"]]
+        self._noise.copy_(torch.tensor([[_restored(value) for value in row] for row in state["noise"]]))
         self._skipped.fill_(state["skipped"])
 
     def _values(self) -> tuple[list[tuple[str, float]], list[list[float]], int]:
@@ -102,6 +103,15 @@ class Losses:
         fresh = iter(torch.stack(on_device).double().tolist() if on_device else [])
         values = [(size, loss.item() if loss.dtype == torch.float64 else next(fresh)) for size, loss in self._steps]
         return values, self._noise.tolist(), int(self._skipped.item())
+
+
+def _stored(value: float) -> float | None:
+    """Return a loss as JSON can store it: those that are not finite count alike, and are None."""
+    return value if math.isfinite(value) else None
+
+
+def _restored(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 _KEPT = 0.98  # share of the running sums that stays when a step adds its losses

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress as Bar, TaskProgressColumn, TextColumn
 
 from patch_diffusion.errors import reason_of
-from patch_diffusion.files import append_text, write_text
+from patch_diffusion.files import append_text, to_json, write_text
 from patch_diffusion.runs.history import in_words
 from patch_diffusion.runs.log import text_up_to
 from patch_diffusion.training.losses import Summary
@@ -159,9 +159,15 @@ class Progress:
         spent: float,
         losses: Mapping[float, float],
         by_size: Mapping[str, float] | None = None,
-    ) -> float:
-        """Write the losses of held-out images by noise level and patch size into the log; return the mean."""
+    ) -> float | None:
+        """Write the losses of held-out images by noise level and patch size into the log; return the mean.
+
+        Losses that are not finite are told in a note, and their mean is None.
+        """
         mean = math.fsum(losses.values()) / len(losses)
+        if not all(map(math.isfinite, [mean, *(by_size or {}).values()])):
+            self.note("WARNING: the loss of held-out images is not finite", counters.step)
+            return None
         found: dict[str, Any] = {"loss": mean, "by_noise": {f"{sigma:g}": loss for sigma, loss in losses.items()}}
         found |= {"by_size": dict(by_size)} if by_size else {}
         self._write({**_counts(counters, spent), "held_out": found})
@@ -178,7 +184,7 @@ class Progress:
         with self._lock:
             self._step = line["step"]
             with self.optional("a line of the log"):
-                self._waiting.append(json.dumps(line) + "\n")
+                self._waiting.append(to_json(line, lines=False) + "\n")
             self._write_waiting()
             with self.optional("trackers"):
                 if self._trackers is not None:

@@ -113,7 +113,8 @@ class Reporter:
         return self._step
 
     def _step(self, step: Step) -> None:
-        pixels, shown = self._model.codec.decode_with_range(step.denoised.float())
+        # A preview shows grey for what is not finite; the end of the sampling tells of it.
+        pixels, shown = self._model.codec.decode_with_range(step.denoised.float().nan_to_num(0.0, 0.0, 0.0))
         pictures = [_small(visible(picture, *shown)) for picture in pixels.cpu()]
         columns = math.ceil(len(pictures) ** 0.5)
         sheet = _sheet(pictures, columns)
@@ -225,5 +226,5 @@ def _packed(folder: Path) -> Iterator[None]:
         with zipfile.ZipFile(folder / ARCHIVE, "w") as archive:
             for path in sorted(folder.rglob("*")):
                 name = path.relative_to(folder).as_posix()
-                if path.is_file() and name != ARCHIVE and not name.startswith(f"{_SHEETS}/"):
+                if path.is_file() and name != ARCHIVE and not name.startswith(f"{_SHEETS}/") and path.suffix != ".lock":
                     archive.write(path, encoded(name).decode())

@@ -16,6 +16,9 @@ from patch_diffusion.sampling.solvers import SCHEDULES
 from patch_diffusion.sampling.stochastic import SOLVERS
 
 MOST_PICTURES = 64
+MOST_SEED = 2**53 - MOST_PICTURES
+"""The largest first seed: all seeds of a request are numbers that JavaScript holds exactly."""
+
 MOST_MODELS = 4
 MOST_STEPS = 256
 
@@ -55,7 +58,7 @@ class Request:
     """Class. None: seed k of new pictures gets class k mod classes, and an edited image none."""
 
     def __post_init__(self) -> None:
-        _within("seed", self.seed, 0, 2**53)
+        _within("seed", self.seed, 0, MOST_SEED)
         _within("pictures", self.pictures, 1, MOST_PICTURES)
         if self.sampling.steps is not None:
             _within("steps", self.sampling.steps, 1, MOST_STEPS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -214,5 +215,5 @@ def _model(config: Config, facts: ModelFacts) -> dict[str, Any]:
 
 
 def _mean(losses: dict[str, Any]) -> float | None:
-    values = [float(loss) for loss in losses.values() if loss is not None]
+    values = [float(loss) for loss in losses.values() if loss is not None and math.isfinite(loss)]
     return sum(values) / len(values) if values else None

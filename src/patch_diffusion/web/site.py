@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from patch_diffusion.errors import InputError
+from patch_diffusion.files import to_json
 from patch_diffusion.runs.page import STYLE
 from patch_diffusion.training.suggest import stride
 from patch_diffusion.web import uploads
@@ -109,7 +109,7 @@ class Site:
             since, content = self._list
             if not content or time.monotonic() - since > _SECONDS_TRUE:
                 found = {"folder": str(self.runs.folder), "runs": self.runs.overview()}
-                content = json.dumps(found).encode()
+                content = to_json(found, lines=False).encode()
                 self._list = (time.monotonic(), content)
         return Answer(content)
 
@@ -176,11 +176,11 @@ def _answered(answer: Callable[[], Answer]) -> Answer:
 
 def refused(status: int, reason: str) -> Answer:
     """Return the answer to a request that failed, with the reason as JSON."""
-    return Answer(json.dumps({"error": reason}).encode(), status=status)
+    return Answer(to_json({"error": reason}, lines=False).encode(), status=status)
 
 
 def _json(content: Mapping[str, Any]) -> Answer:
-    return Answer(json.dumps(content).encode())
+    return Answer(to_json(content, lines=False).encode())
 
 
 def _of_file(path: Path, headers: Mapping[str, str] | None = None) -> Answer:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patch_diffusion.data.codec import PixelCodec
+from patch_diffusion.data.codec import PixelCodec, check_finite
 from patch_diffusion.data.latents.autoencoder import Autoencoder
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import user_path
@@ -71,8 +71,11 @@ class LatentCodec:
 
         Raises:
             InputError: the autoencoder is missing or is a different one; the error message says which one is needed.
+            NotFiniteError: some images hold NaN or infinity, as latents or decoded.
         """
+        check_finite(images)
         pixels = (self.autoencoder.decode(self.latents(images)) + 1) * 127.5
+        check_finite(pixels)
         return pixels.round().clamp(0, 255).to(torch.uint8)
 
     def decode_with_range(self, images: Tensor) -> tuple[Tensor, tuple[float, float]]:
@@ -82,6 +85,7 @@ class LatentCodec:
         # All images are displayed with the same range, so that they can be compared by eye.
         around = list(zip(self.mean, self.deviation, strict=True))
         low, high = min(mean - 3 * spread for mean, spread in around), max(mean + 3 * spread for mean, spread in around)
+        check_finite(images)
         return self.latents(images), (low, high)
 
     @property

@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
+
 from patch_diffusion.errors import InputError
+from patch_diffusion.files import to_json
 
 _FLUSHED = 64  # the number of files between two flushes, after which finished work survives an interruption
 
@@ -32,9 +35,14 @@ class PartialZip:
         self.lines: list[dict[str, Any]] = []
         self._made_of = made_of
         self._files: list[IO[bytes]] = []
+        self._lock = FileLock(folder / "lock", timeout=0)
 
     def __enter__(self) -> PartialZip:
         self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise InputError(f"{self.folder} is being written by another process: wait for it, or stop it") from None
         names = [self.folder / "pictures", self.folder / "files.jsonl"]
         self.lines, lengths = self._complete(*names)
         self._files = [path.open("r+b" if path.exists() else "w+b") for path in names]
@@ -50,6 +58,7 @@ class PartialZip:
             # Data that a full disk did not take is discarded when the preparation is resumed.
             with contextlib.suppress(OSError):
                 file.close()
+        self._lock.release()
 
     def add(self, name: str, picture: bytes, content: bytes) -> None:
         """Append a finished image: the name of its file, its encoded bytes and the hash of its pixels (``content``)."""
@@ -89,7 +98,7 @@ class PartialZip:
                 file.flush()
 
     def _write_line(self, line: dict[str, Any]) -> None:
-        self._files[1].write(json.dumps(line).encode() + b"\n")
+        self._files[1].write(to_json(line, lines=False).encode() + b"\n")
 
     def _complete(self, pictures: Path, lines: Path) -> tuple[list[dict[str, Any]], tuple[int, int]]:
         """Return the lines whose images are complete, and the lengths in bytes of both files up to the last one."""

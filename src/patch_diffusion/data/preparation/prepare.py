@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
@@ -32,7 +31,7 @@ from patch_diffusion.data.reading.parallel import in_order
 from patch_diffusion.data.reading.sizes import Size, resolution_of, too_small
 from patch_diffusion.data.sources import find_images
 from patch_diffusion.errors import InputError
-from patch_diffusion.files import check_room, read_json, replacing, user_path, write_json
+from patch_diffusion.files import check_room, read_json, replacing, to_json, user_path, write_json
 
 IMAGES_PER_FOLDER = 1000
 
@@ -204,7 +203,7 @@ def _write_zip(out: Path, partial: PartialZip, labels: Labels | None) -> None:
             if labels is not None:
                 of_name.append((name, int(labels[0][index])))
         content = {"labels": None if labels is None else of_name}
-        archive.writestr(_entry(LABELS_FILE), json.dumps(content))
+        archive.writestr(_entry(LABELS_FILE), to_json(content, lines=False))
 
 
 def _entry(name: str) -> zipfile.ZipInfo:

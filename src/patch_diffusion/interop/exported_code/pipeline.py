@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import safetensors.torch  # noqa: F401  # diffusers 0.32 uses it and relies on others to import it
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
-from patch_diffusion.data.codec import PixelCodec
+from patch_diffusion.data.codec import PixelCodec, check_finite
 from patch_diffusion.denoise.conditions import Conditions
-from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.errors import InputError, did_you_mean, finite_number, whole_number
 from patch_diffusion.patches.coords import coordinate_grid, extended_grid
 from patch_diffusion.patches.shapes import patch_shape
 from patch_diffusion.sampling.guidance.crops import in_crops
-from patch_diffusion.sampling.guidance.extrapolation import extrapolate, within
+from patch_diffusion.sampling.guidance.extrapolation import check_interval, extrapolate, within
+from patch_diffusion.sampling.seeds import checked_seeds
 from patch_diffusion.sampling.step import ConditionalDenoise, Denoise
 from patch_diffusion.sampling.tiles import checked_overlap, covering, in_tiles, smooth_window
 from patch_diffusion.streams import generator as generator_of
@@ -132,43 +134,51 @@ class PatchDiffusionPipeline(DiffusionPipeline):
                 churn_min, churn_max, churn_noise, eta; None: those of its config.
 
         Raises:
-            InputError: a setting does not suit the model.
+            InputError: a setting does not suit the model, or some images are not finite.
         """
         config: Any = self.config
         if output_type not in OUTPUTS:
             raise InputError(f"there is no output_type '{output_type}'{did_you_mean(output_type, OUTPUTS)}")
-        shape: tuple[int, int] = (height or config.height, width or config.width)
-        tile = (tile, tile) if isinstance(tile, int) else tile
+        shape = (
+            whole_number("height", config.height if height is None else height),
+            whole_number("width", config.width if width is None else width),
+        )
+        num_inference_steps, guidance_scale = (
+            whole_number("num_inference_steps", num_inference_steps),
+            finite_number("guidance_scale", guidance_scale),
+        )
+        tile = None if tile is None else _pair(tile)
         seen = tile or shape
-        if seen[0] % config.stride or seen[1] % config.stride:
+        if min(*seen, *shape) < 1 or seen[0] % config.stride or seen[1] % config.stride:
             raise InputError(f"height and width must be multiples of {config.stride}, not {seen[0]}x{seen[1]}")
-        overlap = checked_overlap(shape, tile, overlap)
+        overlap = checked_overlap(shape, tile, None if overlap is None else whole_number("overlap", overlap))
         if guidance_scale == 1 and (guidance_interval is not None or guide != "class"):
             raise InputError("guide and guidance_interval are for a guidance_scale other than 1, which is none")
         if guidance_scale != 1 and guide == "class" and not (config.num_classes and config.label_dropout):
             raise InputError("guidance needs a model of classes that was also trained without them, which this is not")
         if guide.partition(":")[0] not in GUIDES:
             raise InputError(f"there is no guide '{guide}' in a pipeline{did_you_mean(guide, GUIDES)}")
-        interval = guidance_interval or (-1.0, float("inf"))
-        if not interval[0] < interval[1]:
-            raise InputError(f"guidance_interval goes from a lower to a higher noise level, not {guidance_interval}")
-        whole = (config.height, config.width)
-        is_larger = shape[0] > whole[0] or shape[1] > whole[1]
+        own = (config.height, config.width)
+        is_larger = shape[0] > own[0] or shape[1] > own[1]
         coords = coords or ("repeat" if tile is not None and is_larger else "stretch")
         if coords not in COORDS:
             raise InputError(f"coords cannot be '{coords}'{did_you_mean(coords, COORDS)}")
         if coords == "repeat" and tile is None:
             raise InputError("coords 'repeat' is for tiles: give tile, too")
         scheduler = self._scheduler(options)
-        chosen = None if seeds is None else [seeds] if isinstance(seeds, int) else list(seeds)
-        num = batch_size if chosen is None else len(chosen)
+        if guidance_interval is not None:
+            levels = scheduler.sigmas(num_inference_steps) if hasattr(scheduler, "solve") else None
+            check_interval(guidance_interval, levels)
+        interval = guidance_interval or (-1.0, float("inf"))
+        chosen = None if seeds is None else checked_seeds(seeds if isinstance(seeds, Iterable) else [seeds])
+        num = whole_number("batch_size", batch_size) if chosen is None else len(chosen)
         if num < 1:
             raise InputError("there is at least 1 image to make: give a batch_size or seeds")
         labels = self._labels(class_labels, chosen or range(num))
         noise = self._noise((config.image_channels, *shape), num, chosen, generator)
         device = self._execution_device
-        corner = ((whole[0] - shape[0]) / 2, (whole[1] - shape[1]) / 2)
-        grid = extended_grid(shape, whole, corner)
+        corner = ((own[0] - shape[0]) / 2, (own[1] - shape[1]) / 2)
+        grid = extended_grid(shape, own, corner)
         if coords != "extend":
             grid = coordinate_grid(*(tile if coords == "repeat" and tile else shape))
         conditions = Conditions(grid.to(device), labels)
@@ -200,6 +210,8 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         for name in given:
             if name not in self.scheduler.config:
                 raise InputError(f"the scheduler, {type(self.scheduler).__name__}, has no option {name}: leave it out")
+            if not isinstance(given[name], str):
+                given[name] = finite_number(name, given[name])
         return type(self.scheduler).from_config(self.scheduler.config, **given) if given else self.scheduler
 
     def _output(self, scaled: Tensor, c_noise: Tensor, conditions: Conditions) -> Tensor:
@@ -292,7 +304,8 @@ class PatchDiffusionPipeline(DiffusionPipeline):
             return None
         if given is None:
             given = [seed % config.num_classes for seed in seeds]
-        given = [given] * len(seeds) if isinstance(given, int | str) else list(given)
+        given = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given] * len(seeds)
+        given = [label if isinstance(label, str) else whole_number("a class", label) for label in given]
         if len(given) != len(seeds):
             raise InputError(f"{len(seeds)} images need as many class_labels, not {len(given)}")
         numbers = {name: int(number) for number, name in config.id2label.items()}
@@ -301,15 +314,15 @@ class PatchDiffusionPipeline(DiffusionPipeline):
                 raise InputError(f"there is no class '{label}'" + (did_you_mean(label, numbers) if numbers else ""))
             if not isinstance(label, str) and not 0 <= label < config.num_classes:
                 raise InputError(f"class {label} does not exist: there are classes 0 to {config.num_classes - 1}")
-        chosen = [numbers[label] if isinstance(label, str) else int(label) for label in given]
+        chosen = [numbers[label] if isinstance(label, str) else label for label in given]
         return torch.tensor(chosen, device=self._execution_device)
 
     def _noise(self, shape: tuple[int, ...], num: int, seeds: Sequence[int] | None, given: Any) -> Any:
         """Return a function that draws normal numbers (n, c, h, w) for a step by its index, for the start if None."""
         device = self._execution_device
         wide = torch.float32 if device.type == "mps" else torch.float64
-        if seeds is not None and (given is not None or any(seed < 0 for seed in seeds)):
-            raise InputError("seeds are integers from 0, and stand in the place of a generator")
+        if seeds is not None and given is not None:
+            raise InputError("seeds stand in the place of a generator: leave one of them out")
         own = list(given) if isinstance(given, list | tuple) else [given] * num
         if len(own) != num:
             raise InputError(f"{num} images need as many generators, not {len(own)}")
@@ -332,6 +345,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
     def _images(self, images: Tensor, kind: str) -> Any:
         """Convert images (n, c, h, w) from model space to an output type, such as "pil" or "np"."""
         config: Any = self.config
+        check_finite(images)
         if kind == "latent":
             return images
         facts = dict(config.codec)
@@ -346,6 +360,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
                 )
             decoded = [self.vae.decode(each[None].to(self.vae.dtype)).sample.float() for each in latents]
             images, facts = torch.cat(decoded), PixelCodec().as_dict()
+            check_finite(images)
         if kind in ("np", "pt"):
             shares = ((images + 1) / 2).clamp(0, 1).float()
             return shares if kind == "pt" else shares.permute(0, 2, 3, 1).cpu().numpy()
@@ -358,6 +373,12 @@ class PatchDiffusionPipeline(DiffusionPipeline):
             )
         arrays = pixels.permute(0, 2, 3, 1).cpu().numpy()
         return [Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array) for array in arrays]
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """Return the height and width of a size that may be given as one side."""
+    height, width = size if isinstance(size, Sequence) else (size, size)
+    return whole_number("tile", height), whole_number("tile", width)
 
 
 # Older versions of diffusers read the types in the signature, and fail on postponed annotations, as in this file.

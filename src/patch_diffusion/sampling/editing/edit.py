@@ -12,11 +12,11 @@ import torch
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.deprecation import takes_old_keywords
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, whole_number
 from patch_diffusion.sampling.bind import check_one_stage
 from patch_diffusion.sampling.editing.image import pixel_codec
 from patch_diffusion.sampling.editing.measurement import Measurement
-from patch_diffusion.sampling.generate import Sample, jobs_of, noise_of
+from patch_diffusion.sampling.generate import Sample, jobs_of, noise_of, samples_of
 from patch_diffusion.sampling.guidance.guide import check_guidance, guided
 from patch_diffusion.sampling.guidance.posterior import Covariance, posterior
 from patch_diffusion.sampling.options import Sampling
@@ -66,6 +66,7 @@ def edit(
 
     Raises:
         InputError: at once, if options do not suit the model or each other.
+        NotFiniteError: after the other samples of a batch, if some of its images hold NaN or infinity.
 
     >>> for sample in edit(model, inpainting(image, mask), seeds=range(4)):  # doctest: +SKIP
     ...     sample.save("pictures")
@@ -81,13 +82,13 @@ def edit(
     if covariance not in ITERATIONS:
         raise InputError(f"covariance is isotropic or network, not '{covariance}'")
     repeats = REPEATS[covariance] if repeats is None else repeats
-    if repeats < 1:
+    if whole_number("repeats", repeats) < 1:
         raise InputError(f"every step is taken at least once, not {repeats} times")
     view = replace(sampling, resolution=known.resolution).view(model, known.inside)
     sigmas = sampling.sigmas(model)
     if is_guided := sampling.is_guided():
         check_guidance(sampling, model, view, sigmas)
-    chosen = [seed for seed, _ in jobs_of(model, seeds, label)]
+    chosen = (seed for seed, _ in jobs_of(model, seeds, label))
     if label is None and model.num_classes and not model.label_dropout:
         raise InputError("this model has learned images of a class only: say which this image is of")
     if label is None and is_guided and sampling.guide == "class":
@@ -99,8 +100,7 @@ def edit(
 
     def run() -> Iterator[Sample]:
         levels = sigmas.to(wide(model.device))
-        waiting = iter(chosen)
-        while now := list(islice(waiting, view.images_at_once)):
+        while now := list(islice(chosen, view.images_at_once)):
             noise = partial(noise_of, now, known.shape, model.device)
             labels = None if label is None else torch.full((len(now),), label, device=model.device)
             conditions = Conditions(labels=labels)
@@ -112,12 +112,14 @@ def edit(
                 images = resampling(
                     towards, noise(None) * levels[0], levels, noise=noise, callback=callback, repeats=repeats
                 )
-                pixels, shown = model.codec.decode_with_range(images)
-            for seed, picture in zip(now, pixels.cpu(), strict=True):
+                made, broken = samples_of(model, images, [(seed, label) for seed in now], settings)
+            for sample in made:
                 if known.kept is not None:
                     original, where = known.kept
-                    picture = torch.where(where.cpu(), original.cpu(), picture)
-                yield Sample(picture, seed, label, settings, shown)
+                    sample = replace(sample, pixels=torch.where(where.cpu(), original.cpu(), sample.pixels))
+                yield sample
+            if broken is not None:
+                raise broken
 
     return run()
 

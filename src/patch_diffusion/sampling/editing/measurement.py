@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, finite_number
 
 Operator = Callable[[Tensor], Tensor]
 """A linear function from images (n, c, h, w) to the measurement of each one by itself (n, ...), float32."""
 
+_MOST_NOISE = 1e15  # its square has room in float32
 _NOT_LINEAR = 1e-3  # relative; float32 sums of a million numbers differ by less
 
 
@@ -51,8 +52,8 @@ class Measurement:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.noise >= 0:
-            raise InputError(f"noise is a standard deviation of at least 0, not {self.noise}")
+        if not 0 <= finite_number("noise", self.noise) <= _MOST_NOISE:
+            raise InputError(f"noise is a standard deviation, at most {_MOST_NOISE:g} and at least 0, not {self.noise}")
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(3, *self.shape, generator=generator).to(self.values.device)
         images[2] = images[0] - 2 * images[1]

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, finite_number, whole_number
 from patch_diffusion.sampling.editing.measurement import Operator
 
 
 def average_pooling(factor: int) -> Operator:
     """Return the operator that averages ``factor`` x ``factor`` pixels, as a sensor with larger pixels does."""
-    if factor < 2:
+    if whole_number("the factor of super-resolution", factor) < 2:
         raise InputError(f"the factor of super-resolution is a whole number of at least 2, not {factor}")
     return lambda images: F.avg_pool2d(images, factor)
 
@@ -25,7 +25,7 @@ def gaussian_blur(deviation: float, resolution: tuple[int, int]) -> Operator:
     Raises:
         InputError: the deviation is not above 0, or so large that the blur is wider than the image.
     """
-    if not deviation > 0:
+    if not finite_number("the standard deviation of a blur", deviation) > 0:
         raise InputError(f"the standard deviation of a blur is above 0 pixels, not {deviation}")
     radius = math.ceil(3 * deviation)
     if radius >= min(resolution):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.errors import InputError, did_you_mean, whole_number
 from patch_diffusion.sampling.editing.image import pixel_codec
 from patch_diffusion.sampling.editing.measurement import Measurement
 from patch_diffusion.sampling.editing.operators import average_pooling, gaussian_blur
@@ -140,7 +140,7 @@ def outpainting(image: Tensor, extend: Mapping[str, int], mask: Tensor | None = 
     for side, pixels in extend.items():
         if side not in SIDES:
             raise InputError(f"an image has no side '{side}'{did_you_mean(side, SIDES)}")
-        if pixels < 0:
+        if whole_number("what an image is extended by", pixels) < 0:
             raise InputError(f"an image is extended by at least 0 pixels, not {pixels} at the {side}")
     left, right, top, bottom = (extend.get(side, 0) for side in SIDES)
     if not left + right + top + bottom:

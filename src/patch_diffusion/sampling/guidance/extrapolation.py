@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from patch_diffusion.errors import InputError, finite_number
 from patch_diffusion.sampling.step import Denoise
 
 
@@ -24,6 +25,22 @@ def extrapolate(denoise: Denoise, weaker: Denoise, scale: float) -> Denoise:
         return without + scale * (denoise(noisy, sigma) - without)
 
     return guided
+
+
+def check_interval(interval: tuple[float, float], sigmas: Tensor | None) -> None:
+    """Raise InputError if noise levels (low, high] are none, or none of a solver's levels ``sigmas`` lies in them.
+
+    Raises:
+        InputError: the interval cannot be used.
+    """
+    low, high = (finite_number("guidance_interval", bound) for bound in interval)
+    if not 0 <= low < high:
+        raise InputError(f"guidance_interval goes from a lower to a higher noise level, not {low} to {high}")
+    if sigmas is not None and not ((sigmas > low) & (sigmas <= high)).any():
+        raise InputError(
+            f"none of the noise levels, {float(sigmas[0]):g} to {float(sigmas[-2]):g} in {len(sigmas) - 1} "
+            f"steps, lies in the guidance_interval {low:g} to {high:g}"
+        )
 
 
 def within(guided: Denoise, denoise: Denoise, low: float, high: float) -> Denoise:

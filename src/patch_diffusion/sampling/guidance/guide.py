@@ -14,7 +14,7 @@ from patch_diffusion.denoise.threads import Shared
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.patches.schedule import patch_shape
 from patch_diffusion.sampling.guidance.crops import in_crops
-from patch_diffusion.sampling.guidance.extrapolation import extrapolate, within
+from patch_diffusion.sampling.guidance.extrapolation import check_interval, extrapolate, within
 from patch_diffusion.sampling.options import Sampling, Shape, View
 from patch_diffusion.sampling.step import ConditionalDenoise, Denoise
 
@@ -30,14 +30,7 @@ def check_guidance(sampling: Sampling, model: Denoiser, view: View, sigmas: Tens
     """
     guide = sampling.guide
     if sampling.guidance_interval is not None:
-        low, high = sampling.guidance_interval
-        if not 0 <= low < high:
-            raise InputError(f"guidance_interval goes from a lower to a higher noise level, not {low} to {high}")
-        if not ((sigmas > low) & (sigmas <= high)).any():
-            raise InputError(
-                f"none of the noise levels, {float(sigmas[0]):g} to {float(sigmas[-2]):g} in {len(sigmas) - 1} "
-                f"steps, lies in the guidance_interval {low:g} to {high:g}"
-            )
+        check_interval(sampling.guidance_interval, sigmas)
     if isinstance(guide, Denoiser):
         _check_weaker(model, guide, view)
     elif guide == "class":

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +135,11 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
 
 
 def remove_leftovers(run: Path) -> None:
-    """Remove incomplete checkpoints, which a killed process left while writing or removing them, from a run folder."""
+    """Remove incomplete checkpoints and files, which a killed process left while writing them, from a run folder."""
+    for file in [*run.glob("*.tmp"), *run.glob("samples/*.tmp")]:
+        with contextlib.suppress(OSError):  # those of an hour ago: `info` may write its page just now
+            if time.time() - file.stat().st_mtime > 3600:
+                file.unlink()
     for kind in ("tmp", "old"):
         for folder in run.glob(f"checkpoints/step-*.{kind}"):
             shutil.rmtree(folder, ignore_errors=True)

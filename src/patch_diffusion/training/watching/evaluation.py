@@ -42,7 +42,7 @@ def sample_pictures(model: Denoiser, num: int) -> tuple[list[Tensor], int | None
 
 
 def is_collapsed(model: Denoiser, pictures: list[Tensor]) -> bool:
-    """Return True if all sampled pictures are nearly of one colour, which means that training has failed."""
+    """Return True if all sampled pictures are nearly of one colour, or none is finite: training has failed."""
     least = COLLAPSED * model.sigma_data * 255 / 2
     return all(picture.float().std() < least for picture in pictures)
 

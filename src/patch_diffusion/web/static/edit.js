@@ -1,7 +1,7 @@
 // An image that is filled in where a mask is drawn and extended where an edge is dragged, or restored.
 
 import {address, fetched, follow, request, send} from './ask.js';
-import {Choice, GuidanceFields, OtherFields, ViewFields, field, fillClasses, more, numberOf, slider, usableRuns} from './models.js';
+import {Choice, GuidanceFields, OtherFields, ViewFields, field, fillClasses, more, numberOf, seedInput, slider, usableRuns} from './models.js';
 import {element, trouble} from './page.js';
 import {Results} from './results.js';
 import {Stage} from './stage.js';
@@ -23,7 +23,7 @@ export async function showEdit(place, values, signal) {
     return;
   }
   const choice = new Choice(runs, values, {onchange: suit});
-  const seed = element('input', {type: 'number', min: 0, step: 1, value: 0, name: 'seed', required: true});
+  const seed = seedInput();
   const pictures = element('input', {type: 'number', min: 1, max: 64, step: 1, value: 4, name: 'pictures', required: true});
   const label = element('select', {name: 'class'});
   label.addEventListener('change', suit);

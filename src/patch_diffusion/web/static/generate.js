@@ -1,7 +1,7 @@
 // New pictures by one model, or by several side by side from the same seeds.
 
 import {request} from './ask.js';
-import {Choice, GuidanceFields, OtherFields, ViewFields, field, fillClasses, more, slider, usableRuns} from './models.js';
+import {Choice, GuidanceFields, OtherFields, ViewFields, field, fillClasses, more, seedInput, slider, usableRuns} from './models.js';
 import {element, trouble} from './page.js';
 import {Results} from './results.js';
 
@@ -20,7 +20,7 @@ export async function showGenerate(place, values, signal) {
   const choices = [];
   const models = element('fieldset', {className: 'models', 'aria-label': 'models'});
   const beside = element('button', {className: 'small', type: 'button', onclick: () => add(choices.at(-1).asked)}, 'Compare with another');
-  const seed = element('input', {type: 'number', min: 0, step: 1, value: values.seed ?? 0, name: 'seed', required: true});
+  const seed = seedInput(values.seed);
   const pictures = element('input', {type: 'number', min: 1, max: 64, step: 1, value: 16, name: 'pictures', required: true});
   const label = element('select', {name: 'class'});
   const steps = slider('Steps', {min: 1, max: 100, step: 1, value: 18, name: 'steps'});

@@ -66,6 +66,9 @@ export function slider(text, values, show = value => value) {
 
 export const field = (text, input) => element('label', {}, text, input);
 
+// Of the first seed: the last of 64 is still a number that JavaScript holds exactly. Larger ones are for the command line.
+export const seedInput = (value = 0) => element('input', {type: 'number', min: 0, max: 2 ** 53 - 64, step: 1, value, name: 'seed', required: true});
+
 // What guidance models can be given: what it leads away from, how far, and at which noise levels.
 export class GuidanceFields {
   constructor() {

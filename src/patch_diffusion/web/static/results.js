@@ -141,7 +141,7 @@ export class Results {
     paint(canvas, sample.image, 0, 0, sample.image.width, sample.image.height);
     const settings = {model: column.name, seed: sample.seed, ...sample.label === null ? {} : {class: sample.label}, ...column.made?.settings};
     const text = value => Array.isArray(value) ? value.join(' × ') : typeof value === 'object' ? Object.entries(value).map(pair => pair.join(' ')).join(', ')
-      : typeof value === 'number' ? digits5(value) : String(value);
+      : typeof value === 'number' && !Number.isInteger(value) ? digits5(value) : String(value);  // seeds and sizes are exact
     const rows = Object.entries(settings).map(([name, value]) => element('tr', {}, element('th', {}, name), element('td', {}, text(value))));
     const blob = new Blob([JSON.stringify(settings, null, 1)], {type: 'application/json'});
     const stem = sample.file.split('/').at(-1).replace(/\.\w+$/, '');
