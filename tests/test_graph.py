@@ -97,6 +97,7 @@ def test_facts_for_a_sampler(tmp_path):
     facts = json.loads((tmp_path / "config.json").read_text())
     assert facts["inputs"] == ["noisy", "sigma", "coords"] and facts["resolution"] == [8, 12]
     assert (facts["sigma_min"], facts["sigma_max"], facts["sigma_data"], facts["process"]) == (0.002, 80.0, 0.4, "edm")
+    assert facts["mean_data"] == [0.0]
     assert facts["class_names"] == ["a", "b", "c"] and facts["codec"] == {
         "kind": "pixels",
         "dtype": "uint8",

@@ -138,6 +138,11 @@ class Noise:
     """Lowest noise level in sampling. None: the process' own; for edm it is 0.002."""
     sigma_max: float | None = None
     """Highest noise level in sampling. None: the process' own; for edm it is 80."""
+    mean_data: tuple[float, ...] | None = None
+    """Mean of each channel of the images in [-1, 1], or one for all: the network sees how they differ from it, and
+    sampling starts from it. None: 0."""
+    levels: tuple[float, ...] | None = None
+    """Noise levels at which losses are measured, and a learned weight is kept, rising. None: 0.05 to 6.4."""
 
 
 @dataclass(frozen=True)

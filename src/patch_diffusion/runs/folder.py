@@ -162,7 +162,7 @@ class RunFolder:
         )
 
 
-_FIXED = ("optimizer.kind", "ema.lengths")
+_FIXED = ("optimizer.kind", "ema.lengths", "noise.levels")
 
 
 def refuse_occupied(path: Path, what: str) -> None:
