@@ -133,7 +133,7 @@ class Noise:
     """Weight of the loss at each noise level. process: as published. learned: equal for all levels, by dividing losses
     by a running mean at their noise level and patch size."""
     sigma_data: float | None = None
-    """Standard deviation of the images in [-1, 1]. None: measured on the data."""
+    """Standard deviation of the images in [-1, 1], about mean_data if that is given. None: measured on the data."""
     sigma_min: float | None = None
     """Lowest noise level in sampling. None: the process' own; for edm it is 0.002."""
     sigma_max: float | None = None

@@ -123,27 +123,35 @@ def _with_noise(images: Images, config: Config, given: Collection[str]) -> tuple
     flatter, larger = math.log(deviation / 0.5), math.log(max(side, 64) / 64)
     if abs(flatter + larger) < _LEAST_SHIFT:
         return replace(config, noise=noise), reasons
-    factor = float(f"{math.exp(flatter + larger):.2g}")
+    factor = _short(math.exp(flatter + larger))
     usual = -1.2 if noise.p_mean is None else noise.p_mean
-    levels = tuple(float(f"{factor * sigma:.3g}") for sigma in SIGMAS)
-    shifted: dict[str, Any] = {"p_mean": round(usual + math.log(factor), 1), "sigma_max": factor * EDM.sigma_max}
-    if abs(flatter) >= _LEAST_SHIFT:
-        shifted["sigma_min"] = float(f"{math.exp(flatter):.2g}") * EDM.sigma_min
-    shifted["levels"] = levels
+    shifted: dict[str, Any] = {
+        "p_mean": round(usual + math.log(factor), 1),
+        "sigma_max": _short(factor * EDM.sigma_max),
+        "sigma_min": _short(math.exp(flatter) * EDM.sigma_min),
+        "levels": tuple(_short(factor * sigma) for sigma in SIGMAS),
+    }
+    if abs(flatter) < _LEAST_SHIFT:
+        del shifted["sigma_min"]
     settled = {name for name in shifted if f"noise.{name}" in given or (name != "p_mean" and getattr(noise, name))}
     if "noise.p_std" in given:
         settled.add("p_mean")
     shifted = {name: value for name, value in shifted.items() if name not in settled}
     if shifted:
-        told = {**shifted, **({"levels": f"{levels[0]:g} to {levels[-1]:g}"} if "levels" in shifted else {})}
         first, *others = [
-            f"noise.{name} {value if isinstance(value, str) else f'{value:g}'}" for name, value in told.items()
+            f"noise.{name} " + (f"{value[0]:g} to {value[-1]:g}" if isinstance(value, tuple) else f"{value:g}")
+            for name, value in shifted.items()
         ]
         reasons.append(
             f"{first}: {factor:g} times the usual noise{', and so ' * bool(others)}{', '.join(others)}, as the usual "
             f"is for images of deviation 0.5 and up to 64 pixels, and these have {deviation:.2f} and {side:.0f}"
         )
     return replace(config, noise=replace(noise, **shifted)), reasons
+
+
+def _short(number: float) -> float:
+    """Round to two digits, so that people can read what is suggested."""
+    return float(f"{number:.2g}")
 
 
 def _as_stored(config: Config, stored: Noise, given: Collection[str]) -> Config:
