@@ -48,7 +48,7 @@ def denoiser(network, **options):
 
 MODELS = {
     "ncsnpp": lambda: denoiser(pd.UNet(2, 8, (1, 2), 1, kind="ncsnpp", coords=False), process=pd.VE(), coords=False),
-    "dit": lambda: denoiser(pd.DiT(3, 32, 2, 2, num_classes=3)),
+    "dit": lambda: denoiser(pd.DiT(3, 32, 2, 2, num_classes=3), mean_data=(0.2, -0.6, 0.4)),
 }
 
 

@@ -52,6 +52,8 @@ class Denoiser(nn.Module):
     torch.Size([2, 3, 8, 8])
     """
 
+    _mean_data: Tensor | None
+
     def __init__(
         self,
         network: Callable[..., Tensor],
@@ -140,7 +142,7 @@ class Denoiser(nn.Module):
 
         Sampling starts from noise of the highest level about it.
         """
-        mean = images.new_zeros(1) if self.mean_data is None else self.get_buffer("_mean_data").to(images)
+        mean = images.new_zeros(1) if self._mean_data is None else self._mean_data.to(images)
         return mean.view(-1, *[1] * (images.ndim - 2))
 
     def forward(
