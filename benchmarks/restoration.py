@@ -81,10 +81,10 @@ def solve(
         return noise_of(range(draw * num, (draw + 1) * num), shape, model.device, index)
 
     with torch.no_grad():
+        start = drawn(None) * sigmas[0]
+        start = start + model.centre(start)
         if "scale" in settings:
-            return dps(
-                denoise, drawn(None) * sigmas[0], sigmas, lambda x: values - operator(x), drawn, settings["scale"]
-            )
+            return dps(denoise, start, sigmas, lambda x: values - operator(x), drawn, settings["scale"])
         known = pd.Measurement(values[0], operator, (shape[0], shape[1], shape[2]))
         towards = posterior(
             denoise,
@@ -96,7 +96,7 @@ def solve(
             covariance=settings["covariance"],
             iterations=settings.get("iterations", ITERATIONS[settings["covariance"]]),
         )
-        return resampling(towards, drawn(None) * sigmas[0], sigmas, noise=drawn, repeats=settings["repeats"])
+        return resampling(towards, start, sigmas, noise=drawn, repeats=settings["repeats"])
 
 
 def psnr(found: Tensor, truth: Tensor) -> float:

@@ -15,7 +15,7 @@ import platform
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -70,9 +70,9 @@ def worker(folder: str, steps: int) -> None:
         rows.append({"size": size})
         add(size, loss, by_noise, skipped)
 
-    def measured_agree(seconds: float, *flags: bool) -> tuple[float, list[bool]]:
+    def measured_agree(clock: Sequence[float], *flags: bool) -> tuple[list[float], list[bool]]:
         timed(waited, group.barrier)
-        result = agree(seconds, *flags)
+        result = agree(clock, *flags)
         now = time.perf_counter()
         rows[-1] |= {"seconds": now - began[0], "waited": waited[0], "exchanged": exchanged[0]}
         began[0], waited[0], exchanged[0] = now, 0.0, 0.0

@@ -50,6 +50,7 @@ def test_what_may_differ(other):
         ({"a": BASE, "b": replace(BASE, minutes=3)}, "arm 'b' has a budget of steps and minutes"),
         ({"a": BASE, "b": replace(BASE, data=Data(resolution=8))}, "data.resolution 8"),
         ({"a": BASE, "b": replace(BASE, noise=Noise(sigma_data=0.3))}, "noise.sigma_data 0.3"),
+        ({"a": BASE, "b": replace(BASE, noise=Noise(levels=(0.1, 0.4)))}, "noise.levels [0.1, 0.4]"),
         ({"a": BASE, "b": replace(BASE, noise=Noise(process="vp"))}, "noise.process vp"),
         ({"a": BASE, "b": replace(BASE, engine=Engine(threads=4))}, "engine.threads 4"),
     ],

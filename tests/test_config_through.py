@@ -47,6 +47,8 @@ VALUES = {
     "noise.sigma_data": (0.7, {}),
     "noise.sigma_min": (0.01, {}),
     "noise.sigma_max": (40.0, {}),
+    "noise.mean_data": ([-0.4], {}),
+    "noise.levels": ([0.1, 0.4], {}),
     "network.kind": ("ncsnpp", {}),
     "network.width": (16, {}),
     "network.dropout": (0.2, {}),

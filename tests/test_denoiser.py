@@ -3,6 +3,7 @@ import torch
 
 import parity
 import patch_diffusion as pd
+from patch_diffusion.denoise.conditions import Conditions
 
 
 def zero_network(x, c_noise, labels):
@@ -78,3 +79,29 @@ def test_loss_weighting_equals_the_reference(name, kind):
     weight = pd.Denoiser(zero_network).loss_weight(sigma)[:, None, None, None]
     weighted = weight * (tensors[f"{kind}.denoised"] - clean).square()
     torch.testing.assert_close(weighted, tensors[f"{kind}.weighted_loss"], atol=1e-5, rtol=1e-5)
+
+
+def test_data_of_another_mean_are_denoised_about_it():
+    """As data of mean 0 are whose pixels, and whose small copy, are that much lower."""
+    seen = []
+
+    def network(x, c_noise, labels):
+        seen.append(x)
+        return x[:, :2].tanh()
+
+    mean = torch.tensor([0.3, -0.5])[:, None, None]
+    about, plain = pd.Denoiser(network, 0.4, mean_data=(0.3, -0.5)), pd.Denoiser(network, 0.4)
+    noisy, sigma, coords = torch.randn(2, 2, 6, 8), torch.tensor([0.2, 3.0]), pd.coordinate_grid(6, 8)
+    torch.testing.assert_close(about(noisy, sigma, coords), plain(noisy - mean, sigma, coords) + mean)
+    about.context = plain.context = 3
+    small = torch.randn(2, 2, 3, 4)
+    about(noisy, sigma, Conditions(coords, thumbnail=small))
+    plain(noisy - mean, sigma, Conditions(coords, thumbnail=small - mean))
+    torch.testing.assert_close(seen[-2], seen[-1])
+    assert not any("mean" in name for name in about.state_dict())
+    for wrong in ((), (float("nan"),)):
+        with pytest.raises(pd.InputError, match="mean_data"):
+            pd.Denoiser(network, mean_data=wrong)
+    for wrong in ((), (0.0, 1.0), (1.0, 0.5)):
+        with pytest.raises(pd.InputError, match=r"noise\.levels are rising"):
+            pd.Denoiser(network, levels=wrong)

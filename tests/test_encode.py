@@ -109,3 +109,15 @@ def test_labels_must_be_such_as_the_model_knows():
         encode(pd.Denoiser(pd.UNet(1, 8, (1,), 1, num_classes=2, label_dropout=0.0)), image)
     with pytest.raises(pd.InputError, match="multiples of 2"):
         encode(pd.Denoiser(pd.UNet(1, 8, (1, 1), 1)), torch.zeros(1, 1, 5, 4))
+
+
+def test_noise_is_about_the_mean_of_the_data(images):
+    """The way there and back is that of data of mean 0, moved."""
+
+    def network(x, c_noise, labels):
+        return x[:, :2].tanh()
+
+    about, plain = pd.Denoiser(network, 0.3, mean_data=(0.6,)), pd.Denoiser(network, 0.3)
+    noise = encode(about, images + 0.6, steps=8)
+    torch.testing.assert_close(noise, encode(plain, images, steps=8), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(decode(about, noise), decode(plain, noise) + 0.6, atol=1e-4, rtol=1e-4)

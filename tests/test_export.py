@@ -57,7 +57,7 @@ def unet2d():
 
 def make_run(folder, network, images, process=None, coords=True, **options):
     """A run of three steps, its weights then shaken, so that everything in the network matters."""
-    denoiser = pd.Denoiser(network, 0.4, process=process, coords=coords)
+    denoiser = pd.Denoiser(network, 0.4, process=process, coords=coords, mean_data=(-0.3,))
     trainer = pd.Trainer(
         denoiser,
         images,

@@ -48,7 +48,7 @@ def denoiser(network, **options):
 
 MODELS = {
     "ncsnpp": lambda: denoiser(pd.UNet(2, 8, (1, 2), 1, kind="ncsnpp", coords=False), process=pd.VE(), coords=False),
-    "dit": lambda: denoiser(pd.DiT(3, 32, 2, 2, num_classes=3)),
+    "dit": lambda: denoiser(pd.DiT(3, 32, 2, 2, num_classes=3), mean_data=(0.2, -0.6, 0.4)),
 }
 
 
@@ -97,6 +97,7 @@ def test_facts_for_a_sampler(tmp_path):
     facts = json.loads((tmp_path / "config.json").read_text())
     assert facts["inputs"] == ["noisy", "sigma", "coords"] and facts["resolution"] == [8, 12]
     assert (facts["sigma_min"], facts["sigma_max"], facts["sigma_data"], facts["process"]) == (0.002, 80.0, 0.4, "edm")
+    assert facts["mean_data"] == [0.0]
     assert facts["class_names"] == ["a", "b", "c"] and facts["codec"] == {
         "kind": "pixels",
         "dtype": "uint8",

@@ -118,3 +118,17 @@ def test_a_patch_of_an_image_is_denoised_with_its_own_coordinates(images):
     for size in (None, (4, 6), (2, 2)):
         losses = losses_of_images(model, pd.ImageSet(pixels), sigmas=(high,), batch=7, size=size)[high]
         assert len(losses) == 40 and losses.max() < 1e-4
+
+
+def test_losses_and_the_learned_weight_have_the_levels_of_the_run(tmp_path):
+    noise = replace(TINY.noise, levels=(0.2, 0.8), weight="learned", p_mean=2.0)
+    config = replace(TINY, data=Data("digits", held_out=0.05), noise=noise, log_every=1, steps=2)
+    pd.train(config, tmp_path / "run", show=False)
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert {level for line in log for level in line.get("loss_by_noise", {})} <= {"0.2", "0.8"}
+    (last, *_) = [line["held_out"]["by_noise"] for line in reversed(log) if "held_out" in line]
+    assert list(last) == ["0.2", "0.8"]
+    assert pd.load(tmp_path / "run").levels == (0.2, 0.8)
+    wider = replace(config, noise=replace(noise, levels=(0.2, 0.8, 3.2)))
+    with pytest.raises(pd.InputError, match=r"noise\.levels cannot change"):
+        pd.train(wider, tmp_path / "run", allow=["noise.levels"], show=False)

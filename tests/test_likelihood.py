@@ -67,6 +67,15 @@ def test_log_density_of_a_gaussian():
     assert (rough - found).abs().max() > 1e-5
 
 
+def test_the_prior_is_about_the_mean_of_the_data():
+    images, levels = correlated_images(3), {"sigma_min": 0.01, "sigma_max": 2.0}
+    probes = HADAMARD.reshape(4, 1, 1, 2, 2).expand(4, 3, 1, 2, 2)
+    moved = log_density(
+        lambda noisy, sigma: correlated(noisy - 0.6, sigma) + 0.6, images + 0.6, probes, **levels, mean=0.6
+    )
+    torch.testing.assert_close(moved, log_density(correlated, images, probes, **levels), atol=1e-4, rtol=0)
+
+
 def test_random_probes_are_unbiased():
     images = correlated_images(1).expand(400, 1, 2, 2)
     probes = 2.0 * torch.randint(2, (1, *images.shape), generator=torch.Generator().manual_seed(2)) - 1

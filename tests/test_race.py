@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import patch_diffusion as pd
-from patch_diffusion.config import Config, Data, Network, Optimizer
+from patch_diffusion.config import Config, Data, Network, Noise, Optimizer
 from patch_diffusion.races import race, turns
 from patch_diffusion.races.arms import whole_images
 from patch_diffusion.training.checkpoints.checkpoint import read_checkpoint
@@ -402,6 +402,29 @@ def test_what_the_folder_may_hold(arms, tmp_path):
     pd.race(arms, tmp_path / "race", moments=1)
     shutil.rmtree(tmp_path / "race" / "whole-seed0")  # a run that is lost is trained again
     assert pd.race(arms, tmp_path / "race", moments=1)["standings"]["seeds"] == [0]
+
+
+def test_all_arms_are_judged_at_the_levels_of_the_race(arms, tmp_path):
+    own = {name: replace(arm, noise=Noise(levels=(0.2, 0.8)), steps=1) for name, arm in arms.items()}
+    content = pd.race(own, tmp_path / "race", moments=1)
+    assert content["judged_by"]["sigmas"] == [0.2, 0.8]
+    for points in content["points"].values():
+        assert list(points["0"][-1]["by_noise"]) == ["0.2", "0.8"]
+
+
+def test_a_race_made_before_continues_with_its_own_noise(arms, tmp_path):
+    """Its images are flat, for which noise is suggested now that was not when it began."""
+    flat = np.random.default_rng(0).integers(20, 50, (40, 8, 8, 1), dtype=np.uint8)
+    np.save(tmp_path / "flat.npy", flat)
+    arms = {
+        name: replace(arm, data=replace(arm.data, source=str(tmp_path / "flat.npy")), steps=1)
+        for name, arm in arms.items()
+    }
+    pd.race(arms, tmp_path / "race", moments=1)
+    given = dict.fromkeys(arms, ())
+    content = pd.race(arms, tmp_path / "race", moments=1, given=given)
+    assert content["plan"]["arms"]["whole"]["noise"]["mean_data"] is None
+    assert pd.race(arms, tmp_path / "new", moments=1, given=given)["plan"]["arms"]["whole"]["noise"]["mean_data"]
 
 
 def test_a_refused_or_complete_race_is_left_as_it_was(arms, tmp_path, monkeypatch):

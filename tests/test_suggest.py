@@ -10,9 +10,12 @@ from hypothesis import given, strategies as st
 import patch_diffusion as pd
 from patch_diffusion.cli import main
 from patch_diffusion.config import Config, Engine, Network, Patches
+from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.inspection.resolution import suggest_resolution
+from patch_diffusion.denoise.whole_image import SIGMAS
 from patch_diffusion.devices import processor_has_bf16
 from patch_diffusion.patches.schedule import PatchSchedule
+from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.runs.model import build_network
 from patch_diffusion.training.build import build_trainer
 from patch_diffusion.training.suggest import FURTHEST_SIZE, stride, suggest
@@ -273,3 +276,91 @@ def test_train_takes_what_is_suggested_and_says_why(tmp_path, capsys):
     options = json.loads((tmp_path / "other" / "config.json").read_text())
     assert options["patches"]["sizes"] == {"1/2": 1.0} and options["noise"]["p_mean"] == 0
     assert main(["train", "--out", str(tmp_path / "run"), "--steps", "2"]) == 0
+
+
+def two_values(side, low=64, high=191, num=4):
+    """Images of rows of two pixel values, without a copy of them in memory."""
+    rows = torch.where(torch.arange(side) % 2 > 0, high, low).to(torch.uint8)
+    return pd.ImageSet(rows[:, None].expand(num, 1, side, side))
+
+
+def test_noise_of_large_images_is_shifted_in_training_sampling_and_measures_alike():
+    assert suggest(two_values(64), SMALL, {"batch"})[0].noise == SMALL.noise
+    config, reasons = suggest(two_values(512), SMALL, {"batch"})
+    noise = config.noise
+    assert (noise.p_mean, noise.sigma_max, noise.sigma_min) == (2.1, 640, None)
+    assert noise.levels == tuple(pytest.approx(8 * sigma, rel=0.02) for sigma in SIGMAS)
+    (told,) = [reason for reason in reasons if "noise" in reason]
+    assert told == (
+        "noise.p_mean 2.1: 8 times the usual noise, and so noise.sigma_max 640, noise.levels 0.4 to 51, as the usual "
+        "is for images of deviation 0.5 and up to 64 pixels, and these have 0.50 and 512"
+    )
+    # What was given stays, and so does all with a process whose noise is as published.
+    given = replace(SMALL, noise=replace(SMALL.noise, sigma_max=80.0))
+    assert suggest(two_values(512), given, {"batch", "noise.sigma_max"})[0].noise.sigma_max == 80
+    assert suggest(two_values(512), SMALL, {"batch", "noise.p_mean"})[0].noise == replace(noise, p_mean=0.0)
+    other = replace(SMALL, noise=replace(SMALL.noise, process="vp"))
+    assert suggest(two_values(512, 20, 60), other)[0].noise == other.noise
+
+
+@pytest.mark.parametrize(("side", "context", "p_mean"), [(1024, 64, 0.0), (1024, 128, 0.7), (2048, 16, 0.7)])
+def test_noise_with_a_small_copy_is_that_of_what_the_network_makes_at_once(side, context, p_mean):
+    """Of the copy, or of what lies behind one of its pixels; images of 1,024 pixels without it have a shift of 2.8."""
+    base = with_patches(SMALL, whole=0.0, sizes={"64": 1.0}, growth="none", context=context)
+    assert suggest(two_values(side, num=2), base, {"batch"})[0].noise.p_mean == p_mean
+
+
+def test_flat_images_have_their_range_of_sampling_about_their_mean():
+    noise = suggest(two_values(16, 20, 33), SMALL)[0].noise  # of deviation 0.05
+    assert noise.mean_data == (-0.79,) and noise.p_mean == -2.3
+    assert (noise.sigma_min, noise.sigma_max) == (pytest.approx(0.0002), pytest.approx(8))
+    assert noise.levels is not None and noise.levels[0] == pytest.approx(0.005)
+    assert suggest(two_values(16, 20, 33), SMALL, {"noise.mean_data"})[0].noise.mean_data == (-0.79,)
+
+
+def test_a_run_made_before_keeps_its_noise_though_the_images_are_named_again(tmp_path):
+    np.save(tmp_path / "a.npy", two_values(16, 20, 33).pixels.numpy())
+    base = with_network(SMALL, width=8)
+    base = replace(base, data=replace(base.data, source=str(tmp_path / "a.npy")), minutes=None, steps=1, samples=0)
+    before = replace(base, noise=replace(base.noise, p_mean=-2.3))  # all that an earlier version suggested
+    pd.train(before, tmp_path / "run", show=False)
+    stored = RunFolder(tmp_path / "run").read_config()[0]
+    assert (stored.noise.levels, stored.noise.mean_data, stored.noise.sigma_max) == (None, None, 80)
+    pd.train(base, tmp_path / "run", given=(), show=False)
+    assert RunFolder(tmp_path / "run").read_config()[0] == stored
+
+
+class Exact(pd.Denoiser):
+    """The best guess for images of independent pixels N(0, 0.4^2), plus a brightness N(-0.3, 0.3^2) of each image."""
+
+    image_channels = 1
+
+    def forward(self, noisy, sigma, coords, labels=None):
+        about = noisy.double() + 0.3
+        bright, variance = about.mean(dim=(1, 2, 3), keepdim=True), sigma.double() ** 2
+        high, low = 0.4**2 + about[0].numel() * 0.3**2, 0.4**2
+        return (high / (high + variance) * bright + low / (low + variance) * (about - bright) - 0.3).to(noisy)
+
+
+@pytest.mark.parametrize("side", [64, 512])
+def test_the_brightness_of_samples_is_that_of_the_images(side):
+    noise = suggest(two_values(side, 26, 153), SMALL, {"batch"})[0].noise  # of mean -0.3 and deviation 0.5
+    ends = {name: value for name, value in vars(noise).items() if name in ("sigma_min", "sigma_max", "mean_data")}
+    model = Exact(lambda *_: None, resolution=(side, side), coords=False, **ends)
+    # The ODE is linear: the sample of no noise is the mean, and what noise of one deviation adds is the deviation.
+    mean, above = (
+        pd.decode(model, torch.full((1, 1, side, side), start / side), steps=18).mean().item() for start in (0, 1)
+    )
+    assert mean == pytest.approx(-0.3, abs=0.01)  # -0.23 and -0.03 from noise about 0 of level 80
+    assert above - mean == pytest.approx(math.sqrt(0.3**2 + (0.4 / side) ** 2), rel=0.05)  # 0.14 of 512 pixels
+
+
+def test_the_loss_at_the_start_is_the_same_at_all_levels_of_images_far_from_grey(tmp_path):
+    draws = torch.Generator().manual_seed(0)
+    values = torch.randn(40, 1, 16, 16, generator=draws) * 0.3 - 0.8
+    images = pd.ImageSet(values, codec=PixelCodec("float32", -1, 1))
+    config, _ = suggest(images, with_network(SMALL, width=8))
+    model = build_trainer(config, images, tmp_path / "run", show=False).state.denoiser
+    assert model.sigma_data == pytest.approx(0.3, rel=0.02)
+    losses = pd.whole_image_loss(model, images)
+    assert len(losses) == 8 and all(loss == pytest.approx(1, rel=0.1) for loss in losses.values())

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 import patch_diffusion as pd
+from patch_diffusion.evaluation.denoising import denoising_measures
 
 
 def test_the_loss_of_a_known_denoiser():
@@ -31,3 +32,10 @@ def test_the_same_noise_in_any_batch(images):
 def test_other_channels_are_refused(images):
     with pytest.raises(pd.InputError, match="takes 1 channels, but the images have 3"):
         pd.whole_image_loss(pd.Denoiser(pd.UNet(1, 8, (1,), 1)), images)
+
+
+def test_the_levels_are_the_model_s_own(images):
+    model = pd.Denoiser(pd.UNet(3, 8, (1, 2), 1), levels=(0.2, 0.8))
+    found = pd.whole_image_loss(model, images)
+    assert list(found) == [0.2, 0.8] and found == pd.whole_image_loss(model, images, sigmas=(0.2, 0.8))
+    assert set(denoising_measures(model, images)) == {"denoising", "denoising@0.2", "denoising@0.8"}

@@ -117,9 +117,10 @@ def advise(
     except InputError as error:
         return Advice(config, reasons, warnings=warnings, refusal=str(error))
     warnings += images.notes
+    deviation = images.moments.deviation(config.noise.mean_data)
     if timed and foreseen is None:
         warnings.append("the network takes more memory than this machine has: choose a smaller --network.width")
-    return Advice(config, reasons, warnings, refusal, images.standard_deviation, sizes, foreseen, room)
+    return Advice(config, reasons, warnings, refusal, deviation, sizes, foreseen, room)
 
 
 def preset_for(source: str, device: str = "auto") -> str:

@@ -133,11 +133,16 @@ class Noise:
     """Weight of the loss at each noise level. process: as published. learned: equal for all levels, by dividing losses
     by a running mean at their noise level and patch size."""
     sigma_data: float | None = None
-    """Standard deviation of the images in [-1, 1]. None: measured on the data."""
+    """Standard deviation of the images in [-1, 1], about mean_data if that is given. None: measured on the data."""
     sigma_min: float | None = None
     """Lowest noise level in sampling. None: the process' own; for edm it is 0.002."""
     sigma_max: float | None = None
     """Highest noise level in sampling. None: the process' own; for edm it is 80."""
+    mean_data: tuple[float, ...] | None = None
+    """Mean of each channel of the images in [-1, 1], or one for all: the network sees how they differ from it, and
+    sampling starts from it. None: 0."""
+    levels: tuple[float, ...] | None = None
+    """Noise levels at which losses are measured, and a learned weight is kept, rising. None: 0.05 to 6.4."""
 
 
 @dataclass(frozen=True)

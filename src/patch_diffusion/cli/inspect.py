@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from patch_diffusion.advice import Advice
 
 # Training chooses these options by itself if they are not given, so the suggested command leaves them out.
-_CHOSEN_IN_TRAINING = ("noise.p_mean", "network.multipliers", "network.attention", "patches.sizes")
+_CHOSEN_IN_TRAINING = (
+    *(f"noise.{name}" for name in ("p_mean", "sigma_min", "sigma_max", "mean_data", "levels")),
+    *("network.multipliers", "network.attention", "patches.sizes"),
+)
 
 
 @dataclass(frozen=True)

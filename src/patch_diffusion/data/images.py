@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +29,7 @@ FEWEST_TO_HOLD_OUT = 640
 _LEAST_HELD_OUT = 64
 
 _MEASURED, _MEASURED_VALUES = 16_384, 2**31
-"""The most images, evenly over the data set, and the most values that the standard deviation is measured on, whichever
+"""The most images, evenly over the data set, and the most values that moments are measured on, whichever
 is less; all images of a smaller data set."""
 
 _PIECE = 2**22
@@ -44,6 +46,25 @@ class Subset:
     seed: int
     first: int
     num: int
+
+
+class Moments(NamedTuple):
+    """The mean of each channel of images in model space, and the mean square of all values."""
+
+    means: tuple[float, ...]
+    square: float
+
+    def deviation(self, about: Sequence[float] | None = None) -> float:
+        """Return the root mean square about a mean of each channel, or one for all; None: the mean of all values.
+
+        >>> Moments((-0.5, 0.5), 0.25).deviation(), Moments((-0.5, 0.5), 0.25).deviation((-0.5, 0.5))
+        (0.5, 0.0)
+        """
+        if about is None:
+            about = [math.fsum(self.means) / len(self.means)]
+        each = about if len(about) > 1 else [*about] * len(self.means)
+        moved = [middle**2 - 2 * middle * mean for middle, mean in zip(each, self.means, strict=True)]
+        return max(self.square + math.fsum(moved) / len(moved), 0.0) ** 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,9 +148,14 @@ class ImageSet:
         return None if self.labels is None else self.labels[torch.from_numpy(self.rows(indices))]
 
     @cached_property
+    def moments(self) -> Moments:
+        """The means and the mean square of pixels in model space, over a fixed choice of images."""
+        return _moments([self])
+
+    @property
     def standard_deviation(self) -> float:
         """The standard deviation of pixels in model space, [-1, 1]: the sigma_data of the denoiser."""
-        return _standard_deviation([self])
+        return self.moments.deviation()
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,9 +204,14 @@ class ImageBuckets:
         return self.buckets[0].codec
 
     @cached_property
+    def moments(self) -> Moments:
+        """The means and the mean square of pixels in model space, over a fixed choice of images."""
+        return _moments(self.buckets)
+
+    @property
     def standard_deviation(self) -> float:
         """The standard deviation of pixels in model space, [-1, 1]: the sigma_data of the denoiser."""
-        return _standard_deviation(self.buckets)
+        return self.moments.deviation()
 
 
 Images = ImageSet | ImageBuckets
@@ -218,10 +249,10 @@ def hold_out(images: Images, share: float, seed: int) -> tuple[Images, Images | 
     return replace(images, buckets=train, options=options), ImageBuckets(held_out, options)
 
 
-def _standard_deviation(buckets: Sequence[ImageSet]) -> float:
-    """Return the standard deviation of pixels in model space, over a fixed choice of images, in double precision."""
+def _moments(buckets: Sequence[ImageSet]) -> Moments:
+    """Return the moments of pixels in model space, over a fixed choice of images, in double precision."""
     total = sum(map(len, buckets))
-    count, first, second = 0, 0.0, 0.0
+    count, first, second = 0, torch.zeros(buckets[0].channels, dtype=torch.float64), 0.0
     for bucket in buckets:
         most = min(_MEASURED, max(_MEASURED_VALUES // bucket.pixels[0].numel(), 1))
         num = max(1, min(len(bucket), round(most * len(bucket) / total)))
@@ -229,9 +260,9 @@ def _standard_deviation(buckets: Sequence[ImageSet]) -> float:
         for pixels in _pieces(bucket, chosen):
             values = bucket.codec.encode(pixels).double()
             count += values.numel()
-            first += values.sum().item()
+            first += values.sum(dim=(0, 2, 3))
             second += values.square().sum().item()
-    return float(max(second / count - (first / count) ** 2, 0.0) ** 0.5)
+    return Moments(tuple((first / (count / len(first))).tolist()), second / count)
 
 
 def _pieces(images: ImageSet, chosen: NDArray[np.int64]) -> Iterator[Tensor]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +23,8 @@ class Denoiser(nn.Module):
     """A denoiser: D(x; sigma, coords) = c_skip x + c_out F(cat(c_in x, coords); c_noise) estimates the clean image.
 
     The factors are those of a noise process (EDM, arXiv 2206.00364, table 1), around any network F. The coordinates are
-    an input only, not scaled and not denoised (Patch Diffusion, arXiv 2304.12526, section 3.1).
+    an input only, not scaled and not denoised (Patch Diffusion, arXiv 2304.12526, section 3.1). The factors are for
+    data of mean 0; with a ``mean_data`` m, it is D(x) = m + c_skip (x - m) + c_out F(cat(c_in (x - m), coords)).
 
     With a ``context``, c + 1 more input channels hold a small copy of the whole image, sampled at the coordinates of
     the pixels and divided by sigma_data, and ones; all are zeros without a copy, as when that copy itself is denoised.
@@ -32,7 +35,7 @@ class Denoiser(nn.Module):
             the EDM process, and integer ``labels`` (n,) or None, -1 being "no class", and returns (n, c, h, w). Its
             attributes ``image_channels``, ``num_classes``, ``label_dropout``, ``augment_channels``, ``context`` (a
             bool) and ``stride`` (a divisor that every height and width must have) are read if it has them.
-        sigma_data: standard deviation of the data in model space.
+        sigma_data: standard deviation of the data in model space, about ``mean_data``.
         process: noise process, `EDM`, `VE` or `VP`.
         coords: if true, the network is given the coordinates.
         context: the shorter side of the small copies of whole images that the network is given, see `small_shape`; None
@@ -41,11 +44,15 @@ class Denoiser(nn.Module):
         class_names: names of the classes, if they have any; the trainer sets them.
         codec: the codec that maps model space to pixel values and back; the trainer sets it.
         sigma_min, sigma_max: the lowest and highest noise level in sampling; None uses the process' own.
+        mean_data: mean of each channel of the data in model space, or one for all; None is 0. Sampling starts from it.
+        levels: rising noise levels at which losses are measured; None: those of `SIGMAS`.
 
     >>> denoiser = Denoiser(lambda x, c_noise, labels: x[:, :3], sigma_data=0.5)
     >>> denoiser(torch.zeros(2, 3, 8, 8), torch.ones(2), torch.zeros(2, 8, 8)).shape
     torch.Size([2, 3, 8, 8])
     """
+
+    _mean_data: Tensor | None
 
     def __init__(
         self,
@@ -60,6 +67,8 @@ class Denoiser(nn.Module):
         codec: Codec | None = None,
         sigma_min: float | None = None,
         sigma_max: float | None = None,
+        mean_data: Sequence[float] | None = None,
+        levels: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.process = process or EDM()
@@ -69,6 +78,12 @@ class Denoiser(nn.Module):
             raise InputError(f"noise.sigma_data is a standard deviation above 0, not {sigma_data}")
         if not 0 < sigma_min < sigma_max:
             raise InputError(f"noise.sigma_min and sigma_max must be 0 < {sigma_min} < {sigma_max}")
+        if mean_data is not None and not (mean_data and all(map(math.isfinite, mean_data))):
+            raise InputError(
+                f"noise.mean_data has a finite number for each channel, or one for all, not {list(mean_data)}"
+            )
+        if levels is not None and not (levels and all(low < high for low, high in pairwise((0.0, *levels, math.inf)))):
+            raise InputError(f"noise.levels are rising numbers above 0, not {list(levels)}")
         if context is not None and not coords:
             raise InputError(NO_PLACES)
         self.network = network
@@ -80,6 +95,10 @@ class Denoiser(nn.Module):
         self.codec: Codec = codec or PixelCodec()
         self.sigma_min = sigma_min
         self.sigma_max = sigma_max
+        self.mean_data = None if mean_data is None else tuple(map(float, mean_data))
+        self.levels = None if levels is None else tuple(map(float, levels))
+        centre = None if mean_data is None else torch.tensor(self.mean_data)
+        self.register_buffer("_mean_data", centre, persistent=False)
 
     @property
     def module(self) -> nn.Module:
@@ -118,6 +137,14 @@ class Denoiser(nn.Module):
         """Device of the weights."""
         return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
 
+    def centre(self, images: Tensor) -> Tensor:
+        """Return the mean of the data as a tensor (c, 1, ...) that can be added to images (n, c, *shape) such as these.
+
+        Sampling starts from noise of the highest level about it.
+        """
+        mean = images.new_zeros(1) if self._mean_data is None else self._mean_data.to(images)
+        return mean.view(-1, *[1] * (images.ndim - 2))
+
     def forward(
         self, noisy: Tensor, sigma: Tensor | float, coords: Tensor | Conditions, labels: Tensor | None = None
     ) -> Tensor:
@@ -137,6 +164,8 @@ class Denoiser(nn.Module):
         sigma = torch.as_tensor(sigma, dtype=noisy.dtype, device=noisy.device).expand(num)
         factors = self.process.preconditioning(sigma, self.sigma_data)
         c_skip, c_out, c_in = (factor.view(num, *along) for factor in factors[:3])
+        centre = None if self.mean_data is None else self.centre(noisy)
+        noisy = noisy if centre is None else noisy - centre
         network_input = c_in * noisy
         if self.coords:
             found = conditions.coords
@@ -150,13 +179,15 @@ class Denoiser(nn.Module):
             if self.context is not None:
                 network_input = torch.cat([network_input, self._around(conditions.thumbnail, found, noisy)], dim=1)
         told = (conditions.labels,) if conditions.augment is None else (conditions.labels, conditions.augment)
-        return c_skip * noisy + c_out * self.network(network_input, factors.c_noise, *told)
+        denoised = c_skip * noisy + c_out * self.network(network_input, factors.c_noise, *told)
+        return denoised if centre is None else centre + denoised
 
     def _around(self, thumbnail: Tensor | None, coords: Tensor, noisy: Tensor) -> Tensor:
         """Return the small whole image sampled at the coordinates, and ones (all zeros if None): (n, c + 1, *shape)."""
         num, channels, *shape = noisy.shape
         if thumbnail is None:
             return noisy.new_zeros(num, channels + 1, *shape)
+        thumbnail = thumbnail if self.mean_data is None else thumbnail - self.centre(thumbnail)
         shown = F.grid_sample(thumbnail.to(noisy), coords.movedim(1, -1), padding_mode="border", align_corners=True)
         return torch.cat([shown / self.sigma_data, noisy.new_ones(num, 1, *shape)], dim=1)
 

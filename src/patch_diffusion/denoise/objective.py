@@ -127,7 +127,7 @@ class NoiseLevels(Noise):
     arXiv 2206.00364, table 1); these are also the values of ``p_mean`` and ``p_std`` if only the other one is given.
 
     Args:
-        p_mean, p_std, process, weight, sigma_data, sigma_min, sigma_max: see `patch_diffusion.config.Noise`;
+        p_mean, p_std, process, weight, sigma_data, sigma_min, sigma_max, mean_data, levels: see `Noise` in config.py;
             ``process`` may also be a `Process`.
 
     >>> NoiseLevels().draw(8).shape

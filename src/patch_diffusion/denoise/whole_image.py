@@ -20,14 +20,15 @@ from patch_diffusion.patches.crop import random_patches
 from patch_diffusion.streams import generator, slot_normal
 
 SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
-"""Noise levels, from one that hides only the texture of images to one that leaves only their layout."""
+"""Noise levels, from one that hides only the texture of images to one that leaves only their layout, for images of
+deviation 0.5 and up to 64 pixels; for others a run has ``noise.levels``."""
 
 
 def whole_image_loss(
     model: Denoiser,
     images: Images,
     *,
-    sigmas: Sequence[float] = SIGMAS,
+    sigmas: Sequence[float] | None = None,
     seed: int = 0,
     batch: int = 64,
     most: int | None = None,
@@ -41,7 +42,7 @@ def whole_image_loss(
     Args:
         model: the denoiser.
         images: whole images.
-        sigmas: noise levels.
+        sigmas: noise levels; None: the model's own, see `Denoiser`.
         seed: seed of the noise.
         batch: number of images at a time.
         most: number of images of each bucket (images of one size) to use, the first ones; None uses all.
@@ -61,7 +62,7 @@ def losses_of_images(
     model: Denoiser,
     images: Images,
     *,
-    sigmas: Sequence[float] = SIGMAS,
+    sigmas: Sequence[float] | None = None,
     seed: int = 0,
     batch: int = 64,
     most: int | None = None,
@@ -73,6 +74,7 @@ def losses_of_images(
     """
     if images.channels != model.image_channels:
         raise InputError(f"the model takes {model.image_channels} channels, but the images have {images.channels}")
+    sigmas = sigmas or model.levels or SIGMAS
     losses: dict[float, list[Tensor]] = {float(sigma): [] for sigma in sigmas}
     with evaluating(model), sharing(model), torch.inference_mode():
         first = 0

@@ -115,7 +115,8 @@ def _sections(card: Card) -> Iterator[str]:
         "Model",
         {
             "network": f"{config.network.kind}, {facts.parameters:,} parameters",
-            "noise": f"{config.noise.process} preconditioning, sigma_data {facts.sigma_data:.4g}",
+            "noise": f"{config.noise.process} preconditioning, sigma_data {facts.sigma_data:.4g}"
+            + (f" about {' '.join(f'{mean:g}' for mean in middle)}" if (middle := config.noise.mean_data) else ""),
             **card.settings,
         },
     )

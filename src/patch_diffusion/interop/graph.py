@@ -97,6 +97,7 @@ def write_graph(model: Denoiser, folder: Path, resolution: tuple[int, int], to: 
         "sigma_data": model.sigma_data,
         "sigma_min": model.sigma_min,
         "sigma_max": model.sigma_max,
+        "mean_data": list(model.mean_data or [0.0]),
         "codec": codec_facts(model.codec),
     }
     write_json(folder / "config.json", facts)

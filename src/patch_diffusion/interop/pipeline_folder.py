@@ -91,6 +91,7 @@ def write_pipeline(model: Denoiser, folder: Path, *, dtype: torch.dtype, setting
         "id2label": {str(number): name for number, name in enumerate(model.class_names)},
         "codec": codec,
         "process": model.process.name,
+        "mean_data": list(model.mean_data or [0.0]),
     }
     write_json(folder / "model_index.json", index)
     return notes

@@ -56,7 +56,8 @@ def denoise(noisy, sigma):
 
 high, low = (model[name] ** (1 / 7) for name in ("sigma_max", "sigma_min"))
 sigmas = [*np.linspace(high, low, 18) ** 7, 0.0]
-noisy = np.random.default_rng(0).standard_normal(shape) * sigmas[0]
+mean = np.array(model["mean_data"])[:, None, None]
+noisy = mean + np.random.default_rng(0).standard_normal(shape) * sigmas[0]
 for sigma, following in zip(sigmas[:-1], sigmas[1:]):
     slope = (noisy - denoise(noisy, sigma)) / sigma
     ahead = noisy + (following - sigma) * slope

@@ -17,6 +17,8 @@ _SHARED = (
     "data",
     "noise.process",
     "noise.sigma_data",
+    "noise.mean_data",
+    "noise.levels",
     "engine.device",
     "engine.threads",
     "engine.processes",

@@ -76,11 +76,11 @@ def race(
         raise InputError(f"moments is at least 1, not {moments}")
     if not seeds:
         raise InputError("a race takes at least one seed, and none is given")
-    setup = RaceSetup.open(arms, held_out, given)
+    folder = RaceFolder(user_path(out))
+    setup = RaceSetup.open(arms, held_out, given, folder.noise())
     tune_budget = setup.extent if tune_budget is None else tune_budget
     if tuned and not tune_budget > 0:
         raise InputError(f"the budget of tuning is above 0, not {tune_budget}")
-    folder = RaceFolder(user_path(out))
     plan = {
         "arms": {name: to_dict(config) for name, config in setup.arms.items()},
         "held_out": held_out,
@@ -150,7 +150,11 @@ def _facts(
         "budget": setup.extent,
         "source": next(iter(setup.arms.values())).data.source,
         "images": {"resolution": list(setup.images.resolution), "trained_on": len(trainer.images)},
-        "judged_by": {"images": plan.images, "stride": plan.moments.stride, "sigmas": list(SIGMAS)},
+        "judged_by": {
+            "images": plan.images,
+            "stride": plan.moments.stride,
+            "sigmas": list(trainer.state.denoiser.levels or SIGMAS),
+        },
         "parameters": {name: trainer.facts.parameters for name, (trainer, _) in built.items()},
         "notes": {name: reasons for name, reasons in setup.notes.items() if reasons},
     }

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from patch_diffusion.config import flat
+from patch_diffusion.config import Noise, flat, from_dict
 from patch_diffusion.errors import InputError, reason_of
 from patch_diffusion.files import read_json, write_json, write_text
 from patch_diffusion.races.page import race_page
@@ -47,6 +47,11 @@ class RaceFolder:
     def measurements(self, name: str, seed: int) -> Measurements:
         """Read the held-out losses and sample distances of an arm and seed, so far, from the log of its training."""
         return read_measurements(RunFolder(self.arm(name, seed)).log_file)
+
+    def noise(self) -> dict[str, Noise]:
+        """Return the noise options of each arm of the race in the folder; none if it is new."""
+        plan = read_json(self.json_file).get("plan", {}) if self.json_file.exists() else {}
+        return {name: from_dict({"noise": arm["noise"]}).noise for name, arm in plan.get("arms", {}).items()}
 
     def check(self, plan: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any] | None:
         """Return the results of this race in the folder, None if it is new.

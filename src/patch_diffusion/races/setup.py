@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from patch_diffusion.config import Config, Watch
+from patch_diffusion.config import Config, Noise, Watch
 from patch_diffusion.data.images import HELD_OUT, Images
 from patch_diffusion.data.sources import open_images
 from patch_diffusion.errors import InputError
@@ -39,9 +39,16 @@ class RaceSetup:
 
     @classmethod
     def open(
-        cls, arms: Mapping[str, Config], held_out: str | None, given: Mapping[str, Collection[str]] | None
+        cls,
+        arms: Mapping[str, Config],
+        held_out: str | None,
+        given: Mapping[str, Collection[str]] | None,
+        stored: Mapping[str, Noise],
     ) -> RaceSetup:
-        """Open the images of a race, and adapt the config of every arm to them; see `race` for the arguments."""
+        """Open the images of a race, and adapt the config of every arm to them; see `race` for the arguments.
+
+        ``stored`` has the noise options of the arms of a race that continues, see `suggest`.
+        """
         config = next(iter(arms.values()))
         for name, each in arms.items():
             check_numbers(each)
@@ -66,7 +73,7 @@ class RaceSetup:
         settled, notes = dict(arms), {}
         for name in arms if given is not None else ():
             asked = given.get(name, ()) if given else ()
-            settled[name], notes[name] = suggest(images, arms[name], asked)
+            settled[name], notes[name] = suggest(images, arms[name], asked, stored=stored.get(name))
             if "batch" in asked:
                 settled[name] = replace(settled[name], batch_pixels=None)
         return cls(settled, images, apart, notes)

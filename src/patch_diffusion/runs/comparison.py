@@ -33,7 +33,8 @@ OVER = ("images", "minutes")
 _MOMENTS = 3  # number of moments in training at which samples are shown, in addition to the newest
 _NEAR = 0.1  # fraction of the budget: samples from moments further apart are not shown side by side
 _PICTURE_BYTES = 200_000
-_COMPARABLE = ("data.source", "noise.process", "noise.sigma_data")  # losses are comparable only if these agree
+# Losses are comparable only if these agree.
+_COMPARABLE = ("data.source", "noise.process", "noise.sigma_data", "noise.levels")
 _FACTS = ("resolution", "image_channels", "codec")
 
 

@@ -183,7 +183,7 @@ class RunFolder:
 # Options and facts that decide which tensors there are: of the network, the optimizer and the averages.
 _FIXED = {
     *(f"network.{name}" for name in vars(Network()) if name not in ("dropout", "label_dropout")),
-    *("patches.coords", "patches.context", "optimizer.kind", "ema.lengths"),
+    *("patches.coords", "patches.context", "optimizer.kind", "ema.lengths", "noise.levels"),
     *("image_channels", "num_classes", "parameters", "augment_channels"),
 }
 

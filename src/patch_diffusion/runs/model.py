@@ -123,6 +123,8 @@ def load(
         codec=codec,
         sigma_min=config.noise.sigma_min,
         sigma_max=config.noise.sigma_max,
+        mean_data=config.noise.mean_data,
+        levels=config.noise.levels,
     )
     tensors = read_tensors(weights) if ema_length is None else _average(folder, config, weights, ema_length)
     restore_weights(network, tensors, str(weights))

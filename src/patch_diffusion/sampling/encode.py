@@ -30,7 +30,7 @@ def encode(
     sigma_max: float | None = None,
     rho: float = 7.0,
 ) -> Tensor:
-    """Return the noise that images come from: x / sigma_max after Heun's method from sigma_min up to sigma_max.
+    """Return the noise that images come from: (x - mean) / sigma_max after Heun's method up to sigma_max.
 
     The images are taken as images at sigma_min, without adding noise. Images such as the model makes become standard
     normal numbers, and `decode` takes these back to the images: for interpolation, for editing, or for a look at how
@@ -60,7 +60,8 @@ def encode(
     denoise = bind_images(model, images, labels, coords)
     sigmas = Sampling(steps, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho).sigmas(model).to(wide(model.device))
     with evaluating(model), sharing(model), torch.no_grad():
-        noise = heun(denoise, images.to(model.device, sigmas.dtype), sigmas[:-1].flip(0)) / sigmas[0]
+        noisy = heun(denoise, images.to(model.device, sigmas.dtype), sigmas[:-1].flip(0))
+        noise = (noisy - model.centre(noisy)) / sigmas[0]
     check_finite(noise)
     return noise
 
@@ -91,6 +92,7 @@ def decode(
     denoise = bind_images(model, noise, labels, coords)
     sigmas = Sampling(steps, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho).sigmas(model).to(wide(model.device))
     with evaluating(model), sharing(model), torch.no_grad():
-        images = heun(denoise, noise.to(model.device, sigmas.dtype) * sigmas[0], sigmas)
+        start = noise.to(model.device, sigmas.dtype) * sigmas[0]
+        images = heun(denoise, start + model.centre(start), sigmas)
     check_finite(images)
     return images

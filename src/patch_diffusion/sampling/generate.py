@@ -107,7 +107,7 @@ def generate(
     weaker = model if isinstance(sampling.guide, str) else sampling.guide
     settings = sampling.settings(view, sigmas)
     jobs = jobs_of(model, seeds, labels)
-    device = model.device
+    device, centre = model.device, model.centre
     levels = sigmas.to(wide(device))  # on the CPU: a solver that looks at one need not wait for the device
 
     def solved(
@@ -117,7 +117,8 @@ def generate(
         denoise = view.bind(model, conditions)
         if is_guided:
             denoise = guided(sampling, model, view, conditions, seeds, levels)
-        return solve(denoise, noise(None) * levels[0], levels, noise=noise, callback=callback)
+        start = noise(None) * levels[0]
+        return solve(denoise, start + centre(start), levels, noise=noise, callback=callback)
 
     def run() -> Iterator[Sample]:
         waiting = iter(jobs)

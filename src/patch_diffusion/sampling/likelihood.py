@@ -33,7 +33,7 @@ def bits_per_dimension(
 
     They are -log2 p(x) / d + log2(255 / 2) for an image of d numbers, where x is the image with its 256 levels spread
     evenly over their bins in model space, x = 2 (pixels + u - 1/2) / 255 - 1 with u uniform in [0, 1), 2 / 255 is the
-    width of a bin, and p is the density at sigma_min to which the ODE takes the prior N(0, sigma_max^2), see
+    width of a bin, and p is the density at sigma_min to which the ODE takes the prior N(mean, sigma_max^2), see
     `log_density`. The mean over u is an upper bound of the bits of the image itself (Theis et al., arXiv 1511.01844,
     section 3.1). Papers often take bins of 2 / 256, which makes it 0.006 bits more. For whole numbers other than 8-bit
     ones, 255 is the range of the model's codec.
@@ -80,7 +80,13 @@ def bits_per_dimension(
     highest = model.sigma_max if sigma_max is None else sigma_max
     with evaluating(model):
         nats = log_density(
-            denoise, images, 2 * signs.to(images) - 1, sigma_min=lowest, sigma_max=highest, tolerance=tolerance
+            denoise,
+            images,
+            2 * signs.to(images) - 1,
+            sigma_min=lowest,
+            sigma_max=highest,
+            tolerance=tolerance,
+            mean=model.centre(images),
         )
     check_finite(nats[:, None])
     return -(nats / shape.numel() + math.log(bin_width)) / math.log(2)
@@ -94,12 +100,13 @@ def log_density(
     sigma_min: float,
     sigma_max: float,
     tolerance: float = 1e-5,
+    mean: Tensor | float = 0.0,
 ) -> Tensor:
     """Return ln p(x) of images in model space, in nats: ``(n,)``, in the dtype of the images.
 
     In l = ln(sigma) the ODE is dx/dl = x - D(x; sigma), and by the instantaneous change of variables
 
-        ln p(x) = ln N(x(sigma_max); 0, sigma_max^2) + integral from ln(sigma_min) to ln(sigma_max) of div(x - D) dl
+        ln p(x) = ln N(x(sigma_max); mean, sigma_max^2) + integral from ln(sigma_min) to ln(sigma_max) of div(x - D) dl
 
     (score-SDE, arXiv 2011.13456, equation 39). So p is the density of the images at sigma_min, a level that should be
     small beside the details, under an exact ODE solver from the noise that sampling starts from. The divergence is the
@@ -111,6 +118,7 @@ def log_density(
         probes: (k, n, c, h, w), independent numbers of mean 0 and variance 1; signs, 1 or -1, vary least.
         sigma_min, sigma_max: range of noise levels.
         tolerance: the relative and absolute tolerance of the solution of every image.
+        mean: the mean of the noise that sampling starts from, which can be added to images.
 
     Raises:
         InputError: the levels or the tolerance are out of range, or torchdiffeq is not installed.
@@ -149,7 +157,7 @@ def log_density(
             method="dopri5",
             options={"norm": _largest},
         )
-    prior = -0.5 * (ends[-1] / sigma_max).square().flatten(1).sum(1) - num_dimensions * (
+    prior = -0.5 * ((ends[-1] - mean) / sigma_max).square().flatten(1).sum(1) - num_dimensions * (
         math.log(sigma_max) + 0.5 * math.log(2 * math.pi)
     )
     return prior + num_dimensions * divergences[-1]

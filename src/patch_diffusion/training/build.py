@@ -92,12 +92,14 @@ def build_trainer(
     noise = config.noise
     denoiser = Denoiser(
         network,
-        images.standard_deviation if noise.sigma_data is None else noise.sigma_data,
+        images.moments.deviation(noise.mean_data) if noise.sigma_data is None else noise.sigma_data,
         process=PROCESSES[noise.process],
         coords=config.patches.coords,
         context=config.patches.context,
         sigma_min=noise.sigma_min,
         sigma_max=noise.sigma_max,
+        mean_data=noise.mean_data,
+        levels=noise.levels,
     )
     return Trainer(denoiser, images, config, out=out, held_out=held_out, allow=allow, show=show)
 
@@ -110,7 +112,9 @@ def _train(
     how = {name: value for name, value in vars(config.data).items() if name not in ("augment", "held_out")}
     images = open_images(**how, show=show)
     if given is not None:
-        config, reasons = suggest(images, config, given)
+        run = RunFolder(user_path(out))
+        stored = run.read_config()[0].noise if run.is_run() else None
+        config, reasons = suggest(images, config, given, stored=stored)
         if "batch" in given:
             config = replace(config, batch_pixels=None)
         images = replace(images, notes=(*images.notes, *reasons))

@@ -51,6 +51,10 @@ def check_network(denoiser: Denoiser, images: Images, augment: Augment, context:
         raise InputError("latents cannot be augmented: make those of the mirrored images too (prepare --flips)")
     if denoiser.image_channels not in (None, images.channels):
         raise InputError(f"the network takes {denoiser.image_channels} channels, but the images have {images.channels}")
+    if denoiser.mean_data is not None and len(denoiser.mean_data) not in (1, images.channels):
+        raise InputError(
+            f"noise.mean_data has {len(denoiser.mean_data)} numbers, but the images have {images.channels} channels"
+        )
     if denoiser.num_classes and denoiser.num_classes != images.num_classes:
         raise InputError(
             f"the network knows {denoiser.num_classes} classes, but the images have {images.num_classes or 'none'}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 from patch_diffusion.denoise.whole_image import SIGMAS
-
-_EDGES = tuple(math.sqrt(low * high) for low, high in pairwise(SIGMAS))
 
 
 @dataclass(frozen=True)
@@ -32,24 +30,30 @@ class Summary:
 
 
 class Losses:
-    """A store of losses that stay on the device until a log line is due, so that a step never waits for the host."""
+    """A store of losses that stay on the device until a log line is due, so that a step never waits for the host.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        device: the device of the losses.
+        levels: rising noise levels, to the nearest of which a loss belongs.
+    """
+
+    def __init__(self, device: torch.device, levels: Sequence[float] = SIGMAS) -> None:
         self._steps: list[tuple[str, Tensor]] = []
-        self._noise = torch.zeros(2, len(SIGMAS), device=device)
+        self._levels = tuple(levels)
+        self._noise = torch.zeros(2, len(levels), device=device)
         self._skipped = torch.zeros((), device=device)
-        self._edges = torch.tensor(_EDGES, device=device)
+        self._edges = torch.tensor([math.sqrt(low * high) for low, high in pairwise(levels)], device=device)
 
     def zeros(self) -> Tensor:
         """Return the sums and counts of losses by noise level for no samples: zeros ``(2, levels)``."""
         return torch.zeros_like(self._noise)
 
     def levels(self, sigma: Tensor) -> Tensor:
-        """Return, for each of n noise levels, the index of the nearest of `SIGMAS`: ``(n,)``."""
+        """Return, for each of n noise levels, the index of the nearest of the levels: ``(n,)``."""
         return torch.bucketize(sigma, self._edges)
 
     def binned(self, losses: Tensor, sigma: Tensor) -> Tensor:
-        """Return sums and counts of losses ``(n,)`` by the nearest of the noise levels `SIGMAS`: ``(2, levels)``."""
+        """Return sums and counts of losses ``(n,)`` by the nearest of the levels: ``(2, levels)``."""
         return self.zeros().index_add_(1, self.levels(sigma), torch.stack([losses, torch.ones_like(losses)]))
 
     def add(self, size: str, loss: Tensor, by_noise: Tensor, skipped: Tensor) -> None:
@@ -67,7 +71,7 @@ class Losses:
                 finite.setdefault(size, []).append(value)
         by_noise = {
             f"{sigma:g}": total / count
-            for sigma, total, count in zip(SIGMAS, sums, counts, strict=True)
+            for sigma, total, count in zip(self._levels, sums, counts, strict=True)
             if count and math.isfinite(total)
         }
         return Summary(
@@ -122,10 +126,10 @@ class Balance:
 
     Noise levels at which the loss is small would otherwise teach little. One over the loss is the optimum of
     EDM2's learned weighting, loss / exp(u) + u (arXiv 2312.02696, section 2.1, after Kendall et al., arXiv 1705.07115),
-    here from running means at eight levels in place of a network. All of it stays on the device.
+    here from running means at some levels in place of a network. All of it stays on the device.
 
     Args:
-        losses: assigns noise levels to the eight levels.
+        losses: assigns noise levels to the levels of the run.
     """
 
     def __init__(self, losses: Losses) -> None:

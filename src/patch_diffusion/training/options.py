@@ -101,6 +101,8 @@ def reconciled(config: Config, denoiser: Denoiser, images: Images) -> Config:
         sigma_data=denoiser.sigma_data,
         sigma_min=denoiser.sigma_min,
         sigma_max=denoiser.sigma_max,
+        mean_data=denoiser.mean_data,
+        levels=denoiser.levels,
     )
     found = replace(
         config, network=own, data=read, noise=noise, patches=replace(config.patches, coords=denoiser.coords)

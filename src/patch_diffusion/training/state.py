@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from patch_diffusion.config import Config
 from patch_diffusion.denoise.objective import Objective
+from patch_diffusion.denoise.whole_image import SIGMAS
 from patch_diffusion.errors import InputError
 from patch_diffusion.patches.schedule import PatchSize, Shape
 from patch_diffusion.runs.model import restore_weights
@@ -120,7 +121,7 @@ class TrainingState:
         self.counters, self.copying, self.watchdog = Counters(), Copying(), Watchdog()
         self.time: dict[str, float] = {}
         self.evaluated: dict[str, int] = {}
-        self.losses = Losses(engine.device)
+        self.losses = Losses(engine.device, self.denoiser.levels or SIGMAS)
         self.balance = Balance(self.losses) if config.noise.weight == "learned" else None
 
     def update_averages(self, num_images: int) -> None:

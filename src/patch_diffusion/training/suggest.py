@@ -8,11 +8,14 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
-from patch_diffusion.config import Config, Network, Patches
+from patch_diffusion.config import Config, Network, Noise, Patches
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.latents.codec import LatentCodec
 from patch_diffusion.denoise.networks.unet import STYLES, UNet
+from patch_diffusion.denoise.process import EDM
+from patch_diffusion.denoise.whole_image import SIGMAS
 from patch_diffusion.devices import choose_device, processor_has_bf16
 from patch_diffusion.errors import InputError
 from patch_diffusion.patches.schedule import PatchSchedule, patch_shape
@@ -35,12 +38,15 @@ _FEWEST_IMAGES = 2  # smallest batch, so that two threads can share it
 _WHOLE_WHERE_LARGE = 0.25
 # Images with smaller sides gain little: LOG.md, "bf16 by the clock".
 _SMALLEST_IN_BF16 = 64
-_LEAST_SHIFT = 0.5  # smallest shift of p_mean that is worth an option
+_LEAST_SHIFT = 0.5  # smallest shift of ln(noise) that is worth options
+_LEAST_OFF_CENTRE = 0.1  # smallest squared mean, as a share of the variance, that is worth an option
 _FEWEST_LEVELS = 2
 _LARGEST_DENOMINATOR = 32
 
 
-def suggest(images: Images, base: Config, given: Collection[str] = ()) -> tuple[Config, list[str]]:
+def suggest(
+    images: Images, base: Config, given: Collection[str] = (), *, stored: Noise | None = None
+) -> tuple[Config, list[str]]:
     """Suggest options that fit the images: noise levels, levels of the network, patch sizes, batch and number format.
 
     Options that fit are not changed, nor are options that the user gave. If no allowed change would help, the options
@@ -50,6 +56,7 @@ def suggest(images: Images, base: Config, given: Collection[str] = ()) -> tuple[
         images: the images, of one resolution or several.
         base: the options to start from, for instance those of a preset.
         given: names of the options that the user gave, such as "patches.sizes" or "network.multipliers".
+        stored: the noise options of the run that continues, which stay as an earlier version suggested them.
 
     Returns:
         The options, and a sentence for each option that was changed.
@@ -67,7 +74,7 @@ def suggest(images: Images, base: Config, given: Collection[str] = ()) -> tuple[
             "network.label_dropout hides classes in training, and these images have none: give --data.classes True if "
             "their sub-folders are classes, or leave it out"
         )
-    base, reasons = _shifted(images, base, given)
+    base, reasons = _with_noise(images, base, given) if stored is None else (_as_stored(base, stored, given), [])
     resolutions = [bucket.resolution for bucket in images.buckets]
     latents = isinstance(images.codec, LatentCodec) and "patches.sizes" not in given
     wanted = _SIZES_OF_LATENTS if latents else base.patches.sizes
@@ -93,25 +100,75 @@ def stride(network: Network) -> int:
     return 1
 
 
-def _shifted(images: Images, config: Config, given: Collection[str]) -> tuple[Config, list[str]]:
-    """Shift the noise levels if images are flatter, or larger, than a preset expects; return the config and reasons.
+def _with_noise(images: Images, config: Config, given: Collection[str]) -> tuple[Config, list[str]]:
+    """Centre the images if their mean is far from 0, and shift the noise if they are flatter, or larger, than usual.
 
     Images with k times the deviation are the same problem at k times the noise, and images with k times the side show
-    as much at k times the noise (Hoogeboom et al., arXiv 2301.11093, section 2.1).
+    as much at k times the noise (Hoogeboom et al., arXiv 2301.11093, section 2.1). So the noise of training, the
+    highest of sampling, and the levels of measures go together; the lowest of sampling follows the deviation alone,
+    since a larger image shows finer detail as well.
     """
-    if {"noise.p_mean", "noise.p_std", "noise.process"} & set(given) or config.noise.process != "edm":
+    noise, moments = config.noise, images.moments
+    variance = moments.deviation(moments.means) ** 2
+    if noise.process != "edm" or not variance > 0:
         return config, []
-    deviation, side = images.standard_deviation, math.sqrt(math.prod(images.resolution))
-    shift = math.log(deviation / 0.5) + math.log(max(side, 64) / 64) if deviation > 0 else 0.0
-    if abs(shift) < _LEAST_SHIFT:
-        return config, []
-    usual = -1.2 if config.noise.p_mean is None else config.noise.p_mean
-    p_mean = round(usual + shift, 1)
-    reason = (
-        f"noise.p_mean {p_mean:g}: {usual:g} is for images of deviation 0.5 and up to 64 pixels, and these have "
-        f"{deviation:.2f} and {side:.0f}"
-    )
-    return replace(config, noise=replace(config.noise, p_mean=p_mean)), [reason]
+    reasons: list[str] = []
+    if noise.mean_data is None and moments.square > (1 + _LEAST_OFF_CENTRE) * variance:
+        noise = replace(noise, mean_data=tuple(round(mean, 2) for mean in moments.means))
+        reasons.append(
+            f"noise.mean_data {' '.join(f'{mean:g}' for mean in noise.mean_data or ())}: the mean of these images is "
+            "far from the middle of their range, so they are denoised about it, and sampling starts from it"
+        )
+    deviation, side = moments.deviation(noise.mean_data), _side(images.resolution, config.patches.context)
+    flatter, larger = math.log(deviation / 0.5), math.log(max(side, 64) / 64)
+    if abs(flatter + larger) < _LEAST_SHIFT:
+        return replace(config, noise=noise), reasons
+    factor = _short(math.exp(flatter + larger))
+    usual = -1.2 if noise.p_mean is None else noise.p_mean
+    shifted: dict[str, Any] = {
+        "p_mean": round(usual + math.log(factor), 1),
+        "sigma_max": _short(factor * EDM.sigma_max),
+        "sigma_min": _short(math.exp(flatter) * EDM.sigma_min),
+        "levels": tuple(_short(factor * sigma) for sigma in SIGMAS),
+    }
+    if abs(flatter) < _LEAST_SHIFT:
+        del shifted["sigma_min"]
+    settled = {name for name in shifted if f"noise.{name}" in given or (name != "p_mean" and getattr(noise, name))}
+    if "noise.p_std" in given:
+        settled.add("p_mean")
+    shifted = {name: value for name, value in shifted.items() if name not in settled}
+    if shifted:
+        first, *others = [
+            f"noise.{name} " + (f"{value[0]:g} to {value[-1]:g}" if isinstance(value, tuple) else f"{value:g}")
+            for name, value in shifted.items()
+        ]
+        reasons.append(
+            f"{first}: {factor:g} times the usual noise{', and so ' * bool(others)}{', '.join(others)}, as the usual "
+            f"is for images of deviation 0.5 and up to 64 pixels, and these have {deviation:.2f} and {side:.0f}"
+        )
+    return replace(config, noise=replace(noise, **shifted)), reasons
+
+
+def _short(number: float) -> float:
+    """Round to two digits, so that people can read what is suggested."""
+    return float(f"{number:.2g}")
+
+
+def _as_stored(config: Config, stored: Noise, given: Collection[str]) -> Config:
+    """Return the config with the options that `_with_noise` suggests as a run has stored them, unless given."""
+    names = [
+        name for name in ("p_mean", "sigma_min", "sigma_max", "mean_data", "levels") if f"noise.{name}" not in given
+    ]
+    return replace(config, noise=replace(config.noise, **{name: getattr(stored, name) for name in names}))
+
+
+def _side(resolution: Resolution, context: int | None) -> float:
+    """Return the side of what a network makes at once: of images, or given a small copy, of that or of its pixels.
+
+    A copy is made as an image of its own; then it tells all that is larger than the part behind one of its pixels.
+    """
+    side, shorter = math.sqrt(math.prod(resolution)), min(resolution)
+    return side if context is None else max(side * context / shorter, shorter / context)
 
 
 def limit_pixels(config: Config, images: Images, stride: int, given: Collection[str]) -> tuple[Config, list[str]]:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patch_diffusion.config import Data
-from patch_diffusion.data.images import Images, ImageSet
+from patch_diffusion.data.images import Images, ImageSet, Moments
 from patch_diffusion.data.latents.autoencoder import Autoencoder, images_at_once
 from patch_diffusion.data.latents.codec import STANDARD_DEVIATION, LatentCodec, codec_of
 from patch_diffusion.data.reading.parallel import progress
@@ -62,9 +62,9 @@ class LatentSet(ImageSet):
         return len(self.codec.mean)
 
     @cached_property
-    def standard_deviation(self) -> float:
-        """The standard deviation of latents in model space, which is 0.5 by construction."""
-        return STANDARD_DEVIATION
+    def moments(self) -> Moments:
+        """The moments of latents in model space, whose mean is 0 and whose deviation is 0.5 by construction."""
+        return Moments((0.0,) * self.channels, STANDARD_DEVIATION**2)
 
 
 def is_latents(path: str | Path) -> bool:

@@ -48,6 +48,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         id2label: names of the classes by number, if they have any.
         codec: the pixel values that are -1 and 1 in model space; for latents, mean and scale of each channel.
         process: "edm", "ve" or "vp": how the network's inputs and outputs are scaled.
+        mean_data: mean of each channel in model space, or one for all, about which it denoises; None: 0.
     """
 
     model_cpu_offload_seq = "network->vae"
@@ -70,6 +71,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         id2label: Mapping[str, str] | None = None,
         codec: Mapping[str, Any] | None = None,
         process: str = "edm",
+        mean_data: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(network=network, scheduler=scheduler, vae=vae)
@@ -86,6 +88,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
             id2label=dict(id2label or {}),
             codec=dict(codec or PixelCodec().as_dict()),
             process=process,
+            mean_data=list(mean_data or [0.0]),
         )
 
     @torch.no_grad()
@@ -200,7 +203,8 @@ class PatchDiffusionPipeline(DiffusionPipeline):
                 images = self._by_steps(
                     scheduler, conditions, guidance_scale, interval, noise(None), num_inference_steps, bar
                 )
-        images = self._images(images, output_type)
+        # The preconditioning is for data of mean 0, so all above is about the mean.
+        images = self._images(images + images.new_tensor(config.mean_data)[:, None, None], output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -390,4 +394,5 @@ PatchDiffusionPipeline.__init__.__annotations__ = {
     "coords": bool,
     **dict.fromkeys(("id2label", "codec"), dict),
     "process": str,
+    "mean_data": list,
 }

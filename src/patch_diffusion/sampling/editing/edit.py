@@ -109,9 +109,9 @@ def edit(
                 denoise = guided(sampling, model, view, conditions, now, levels)
             with evaluating(model), evaluating(weaker), torch.no_grad():
                 towards = _towards(denoise, model, known, covariance)
-                images = resampling(
-                    towards, noise(None) * levels[0], levels, noise=noise, callback=callback, repeats=repeats
-                )
+                start = noise(None) * levels[0]
+                start = start + model.centre(start)
+                images = resampling(towards, start, levels, noise=noise, callback=callback, repeats=repeats)
                 made, broken = samples_of(model, images, [(seed, label) for seed in now], settings)
             for sample in made:
                 if known.kept is not None:
