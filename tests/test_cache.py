@@ -320,3 +320,12 @@ def test_training_from_the_cache_is_training_from_memory(folder, make_trainer):
         trainer = make_trainer(out=str(number), images=pd.open_images(folder, cache=kept), network={"num_classes": 5})
         losses.append([trainer.train_step()[1].item() for _ in range(3)])
     assert losses[0] == losses[1]
+
+
+def test_others_may_read_an_entry_if_the_umask_lets_them():
+    before = os.umask(0o022)
+    try:
+        entry = cache.make({"of": "all"}, lambda folder: np.save(folder / "a.npy", np.zeros(3)) or {})
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in (entry.folder, entry.folder / "a.npy")] == [0o755, 0o644]
