@@ -3,7 +3,7 @@ import json
 import pytest
 
 import patch_diffusion as pd
-from image_files import own_cache, random_pictures, refusal, write_folder, write_zip  # noqa: F401
+from image_files import classes_of, own_cache, random_pictures, refusal, write_folder, write_zip  # noqa: F401
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_dataset_json(folder, tmp_path):
     labels.write_text(json.dumps({"labels": [["00002.png", 4], ["00000.png", 0], ["00001.png", 2], ["00003.png", 2]]}))
     for source in (folder, write_zip(tmp_path / "a.zip", folder)):
         images = pd.open_images(source)
-        assert images.labels.tolist() == [0, 2, 4, 2] and images.num_classes == 5
+        assert images.labels.tolist() == [0, 1, 2, 1] and images.class_names == ("0", "2", "4")
         assert pd.open_images(source, classes=False).labels is None
     labels.write_text(json.dumps({"labels": None}))
     assert pd.open_images(folder).labels is None
@@ -77,7 +77,7 @@ def test_a_csv_beside_the_user_or_within_the_data(folder, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     for source in (folder, write_zip(tmp_path / "a.zip", folder)):
         images = pd.open_images(source, labels="numbers.csv")
-        assert images.labels.tolist() == [3, 0, 3, 1] and images.class_names == ()
+        assert images.labels.tolist() == [2, 0, 2, 1] and images.class_names == ("0", "1", "3")
         images = pd.open_images(source, labels="names.csv")
         assert images.labels.tolist() == [2, 1, 2, 0] and images.class_names == ("7", "cat", "wolf")
         assert not any("left aside" in note for note in images.notes)
@@ -105,7 +105,7 @@ def test_labels_of_files_that_are_not_here_are_noted(folder, tmp_path):
         (csv_of(*NUMBERS, "00001.png,2"), "gives 00001.png two labels, 0 and 2"),
         (csv_of("00000.png,"), "line 2 of"),
         (csv_of("00000.png"), "line 2 of"),
-        (csv_of(*NUMBERS[:3], "00003.png,-1"), "the label of 00003.png is -1, and class numbers count from 0"),
+        (csv_of(*NUMBERS[:3], "00003.png,-1"), "the label of 00003.png is -1, and class numbers are 0 or more"),
         ("name,class\na,b", "must name the columns file and label, not name, class"),
         ("", "must name the columns file and label, not none"),
         ("file,label\n\0\xff".encode("latin-1"), "is not a CSV of file,label"),
@@ -126,4 +126,5 @@ def test_labels_stay_with_their_images_when_one_is_passed_over(tmp_path):
     folder = write_folder(tmp_path / "many", pictures)
     (folder / "00007.png").write_bytes(b"")
     for cache in ("memory", "disk", "disk"):
-        assert pd.open_images(folder, cache=cache).labels.tolist() == [i for i in range(100) if i != 7]
+        images = pd.open_images(folder, cache=cache)
+        assert classes_of(images) == [str(i) for i in range(100) if i != 7]

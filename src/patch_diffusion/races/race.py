@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from patch_diffusion.config import Config, to_dict
+from patch_diffusion.data.images import refuse_ids
 from patch_diffusion.denoise.whole_image import SIGMAS
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.circumstances import circumstances
@@ -85,6 +86,8 @@ def race(
         "tuning": {name: tune_budget for name in arms if name in tuned},
     }
     found = folder.check(plan)
+    if found is None:
+        refuse_ids(setup.images)
     facts, here = _facts(setup, seeds[0], folder)  # raises an error for an arm that cannot train before writing
     for note in setup.messages() if found is None else ():
         tell(note)

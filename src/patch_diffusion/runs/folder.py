@@ -11,7 +11,7 @@ from typing import Any
 
 from patch_diffusion.config import Config, changed_options, flat_options, from_dict, option_names, to_dict
 from patch_diffusion.data.codec import PixelCodec
-from patch_diffusion.data.images import Images
+from patch_diffusion.data.images import Images, numbered_as
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.files import read_json, user_path, write_json
@@ -90,6 +90,16 @@ class RunFolder:
     def is_run(self) -> bool:
         """Return True if this is the folder of a training run, that is, if it holds a ``config.json``."""
         return self.config_file.exists()
+
+    def labelled(self, images: Images) -> Images:
+        """Return images with the labels that the run in this folder has for their classes.
+
+        They are returned as they are if there is no run, or if it does not know one of the classes.
+        """
+        if not self.is_run():
+            return images
+        facts = self.read_config()[1]
+        return numbered_as(images, facts.class_names, facts.num_classes) or images
 
     def check(self, config: Config, facts: ModelFacts, allow: Collection[str] = ()) -> list[str]:
         """Raise InputError if the folder holds other files, or a run whose options, data or network must not differ.

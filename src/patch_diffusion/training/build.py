@@ -11,7 +11,7 @@ import torch
 
 from patch_diffusion.config import Config
 from patch_diffusion.data.augment import Augment
-from patch_diffusion.data.images import FEWEST_TO_HOLD_OUT, HELD_OUT, Images, hold_out
+from patch_diffusion.data.images import FEWEST_TO_HOLD_OUT, HELD_OUT, Images, hold_out, refuse_ids
 from patch_diffusion.data.sources import open_images
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.process import PROCESSES
@@ -75,7 +75,9 @@ def build_trainer(
     Nothing is written before it is fitted. A share ``data.held_out`` of the images is held out. See `Trainer` for the
     errors.
     """
-    share, notes = _share_held_out(config.data.held_out, images, RunFolder(user_path(out)))
+    run = RunFolder(user_path(out))
+    images = run.labelled(images)
+    share, notes = _share_held_out(config.data.held_out, images, run)
     images, held_out = hold_out(replace(images, notes=(*images.notes, *notes)), share, config.seed)
     torch.manual_seed(stream_key(config.seed, "weights"))
     network = build_network(
@@ -106,6 +108,8 @@ def _train(
     show = show and os.environ.get("RANK", "0") == "0"  # rank 0 alone tells the user
     how = {name: value for name, value in vars(config.data).items() if name not in ("augment", "held_out")}
     images = open_images(**how, show=show)
+    if not RunFolder(user_path(out)).is_run():
+        refuse_ids(images)
     if given is not None:
         config, reasons = suggest(images, config, given)
         if "batch" in given:

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patch_diffusion.config import Data
+from patch_diffusion.data.classes import Labels
 from patch_diffusion.data.files.decode import Header, ImageFile, decode_file, quiet, read_headers, reason
 from patch_diffusion.data.files.pixel_type import common_pixel_type
 from patch_diffusion.data.images import Images
-from patch_diffusion.data.reading.labels import Labels
 from patch_diffusion.data.reading.parallel import in_order
 from patch_diffusion.data.reading.pixels import ArrayPlan, Plan, images_of, read
 from patch_diffusion.data.reading.sizes import Size, choose_sizes, describe_changes, resolution_of, too_small

@@ -15,10 +15,11 @@ from typing import IO
 from PIL import Image
 
 from patch_diffusion.config import Data
+from patch_diffusion.data.classes import Labels
 from patch_diffusion.data.files.collection import Collection, Files
 from patch_diffusion.data.files.decode import ImageFile
 from patch_diffusion.data.reading.cache import digest, state_of
-from patch_diffusion.data.reading.labels import LABELS_FILE, Labels, labels_of_csv, labels_of_folders, labels_of_json
+from patch_diffusion.data.reading.labels import LABELS_FILE, labels_of_csv, labels_of_folders, labels_of_json
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import user_path
 

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patch_diffusion.config import Data
+from patch_diffusion.data.classes import Labels
 from patch_diffusion.data.files.collection import Collection as ImageCollection
 from patch_diffusion.data.files.decode import Header, ImageFile, decode_file, quiet, read_headers, reason
 from patch_diffusion.data.inspection.as_files import evenly, found_images
 from patch_diffusion.data.inspection.duplicates import SMALL, Likeness, content_hash, equal_groups, likeness, near_pairs
 from patch_diffusion.data.inspection.sheet import Thumbnail, check_sheet, thumbnail, write_sheet
-from patch_diffusion.data.reading.labels import Labels
 from patch_diffusion.data.reading.parallel import in_order
 from patch_diffusion.errors import InputError
 
@@ -151,6 +151,8 @@ def _findings(
     firsts = [index for index in indices if index not in constant and index not in copies]
     pairs = near_pairs([seen[index].likeness for index in firsts])
     asymmetry, by_chance = _asymmetry([seen[index].likeness for index in firsts])
+    places = evenly(len(found.files), len(files))
+    broken = [places[index] for index in unusable]
     in_folders = () if found.labels is not None else (file.name for file in found.files if "/" in file.name)
     return Findings(
         source=options.source,
@@ -159,7 +161,7 @@ def _findings(
         endings=_counts(PurePosixPath(name).suffix.lower().lstrip(".") for name in names),
         sizes=_counts(header.size for header in headers.values()),
         kinds=_counts(_kind(header) for header in headers.values()),
-        class_counts={} if found.labels is None else _counts(_class_names(found.labels)),
+        class_counts={} if found.labels is None else _counts(_class_names(found.labels, broken)),
         folders=_counts(PurePosixPath(name).parts[0] for name in in_folders),
         unusable={names[index]: why for index, why in sorted(unusable.items())},
         nearly_constant=[names[index] for index in sorted(constant)],
@@ -259,8 +261,9 @@ def _kind(header: Header) -> str:
     return f"{'16 bit, read as ' * header.reduced}8 bit {colour}{' with transparency' * header.transparent}"
 
 
-def _class_names(labels: Labels) -> Iterator[str]:
-    numbers, names = labels
+def _class_names(labels: Labels, broken: Sequence[int]) -> Iterator[str]:
+    """Yield the name of each image's class, but for the images at some places."""
+    numbers, names = np.delete(labels[0], broken), labels[1]
     return (names[number] if names else str(number) for number in numbers.tolist())
 
 

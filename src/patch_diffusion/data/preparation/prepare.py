@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from patch_diffusion.config import Data
+from patch_diffusion.data.classes import Labels
 from patch_diffusion.data.digits import NAME
 from patch_diffusion.data.files.collection import Collection
 from patch_diffusion.data.files.decode import ImageFile, decode_file, quiet, read_headers, reason
@@ -27,7 +28,7 @@ from patch_diffusion.data.inspection.as_files import as_files, has_files
 from patch_diffusion.data.inspection.duplicates import content_hash
 from patch_diffusion.data.preparation.partial import PartialZip
 from patch_diffusion.data.reading.cache import digest, state_of
-from patch_diffusion.data.reading.labels import LABELS_FILE, Labels
+from patch_diffusion.data.reading.labels import LABELS_FILE
 from patch_diffusion.data.reading.parallel import in_order
 from patch_diffusion.data.reading.sizes import Size, resolution_of, too_small
 from patch_diffusion.data.sources import find_images

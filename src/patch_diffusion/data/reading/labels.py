@@ -12,23 +12,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from patch_diffusion.data.classes import Labels, ordered
 from patch_diffusion.errors import InputError
 
 LABELS_FILE = "dataset.json"
-
-Labels = tuple[NDArray[np.int64], tuple[str, ...]]
-"""Class numbers, one per image, and the names of the classes, empty if they have none."""
 
 
 def labels_of_json(content: bytes, names: Sequence[str], source: str) -> Labels | None:
     """Parse the labels in a ``dataset.json``, ``{"labels": [["00000/img00000000.png", 6], ...]}``; None if null.
 
+    `prepare_images` writes ``class_names`` beside them, which the labels then count.
+
     Raises:
         InputError: the form is wrong, a label is no class number, or an image (named in the message) has no label.
     """
     try:
-        entries = json.loads(content).get("labels") or []
-        found = {str(name).replace("\\", "/"): label for name, label in entries}
+        stored = json.loads(content)
+        found = {str(name).replace("\\", "/"): label for name, label in stored.get("labels") or []}
+        class_names = tuple(map(str, stored.get("class_names") or ()))
     except (ValueError, TypeError, AttributeError):
         raise InputError(f'{LABELS_FILE} in {source} is not of the form {{"labels": [["a.png", 0], ...]}}') from None
     if not found:
@@ -38,8 +39,11 @@ def labels_of_json(content: bytes, names: Sequence[str], source: str) -> Labels 
         raise InputError(
             f"{LABELS_FILE} in {source}: the label of {wrong[0]} is {found[wrong[0]]!r}, not a class number"
         )
+    if class_names and max(found.values()) >= len(class_names):
+        raise InputError(f"{LABELS_FILE} in {source} has labels beyond its {len(class_names):,} class_names")
     _refuse_missing(found, names, f"{LABELS_FILE} in {source}")
-    return np.array([found[name] for name in names], np.int64), ()
+    numbers, own = labels_of_values([found[name] for name in names])
+    return numbers, class_names or own
 
 
 def labels_of_folders(names: Sequence[str], source: str) -> Labels:
@@ -59,8 +63,7 @@ def labels_of_folders(names: Sequence[str], source: str) -> Labels:
 def labels_of_csv(content: bytes, names: Sequence[str], source: str) -> tuple[Labels, list[str]]:
     """Parse the labels in a CSV whose header has the columns ``file`` and ``label``; also return notes for the user.
 
-    If all labels are integers, they are class numbers; otherwise they are class names, which are numbered in
-    alphabetical order.
+    If all labels are integers, they are class numbers; otherwise they are class names.
 
     Raises:
         InputError: a column is missing, a file has two labels, or an image (named in the message) has none.
@@ -93,7 +96,7 @@ def labels_of_csv(content: bytes, names: Sequence[str], source: str) -> tuple[La
 
 
 def labels_of_values(values: Sequence[Any] | NDArray[Any], name: Callable[[int], str] = "image {:,}".format) -> Labels:
-    """Return class numbers and names, given label values: integers are numbers, strings are names, sorted by alphabet.
+    """Return class numbers and names, given label values: integers are numbers, strings are names, see `ordered`.
 
     Args:
         values: one label per image.
@@ -108,6 +111,8 @@ def labels_of_values(values: Sequence[Any] | NDArray[Any], name: Callable[[int],
         raise InputError(
             "labels are one class number or name per image, not lists of several lengths: set data.classes to False"
         ) from None
+    if array.dtype.kind in "uOf" and any(isinstance(value, int) and value >= 2**63 for value in values):
+        array = np.array(list(map(str, values)))  # numbers that no integer type holds are names as well
     if array.dtype.kind == "O":
         array = np.array([_words(value) if isinstance(value, bytes) else value for value in array.tolist()])
     if array.dtype.kind == "S":
@@ -118,12 +123,14 @@ def labels_of_values(values: Sequence[Any] | NDArray[Any], name: Callable[[int],
     if array.ndim != 1 or array.dtype.kind not in "biuUT":
         raise InputError(f"labels are one class number or name per image, not {array.dtype} of the shape {array.shape}")
     if array.dtype.kind in "UT":
-        class_names, numbers = np.unique(array, return_inverse=True)
-        return numbers.astype(np.int64), tuple(map(str, class_names))
+        found, numbers = np.unique(array, return_inverse=True)
+        class_names = ordered(map(str, found))
+        places = {name: place for place, name in enumerate(class_names)}
+        return np.array([places[str(name)] for name in found], np.int64)[numbers], tuple(class_names)
     if len(array) and array.min() < 0:
         first = int(np.argmin(array >= 0))
         raise InputError(
-            f"the label of {name(first)} is {array[first]}, and class numbers count from 0: mend it, or set "
+            f"the label of {name(first)} is {array[first]}, and class numbers are 0 or more: mend it, or set "
             "data.classes to False"
         )
     return array.astype(np.int64), ()
