@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,10 @@ from patch_diffusion.runs.retention import best_of, step_of
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Facts about a run's data and network that its options do not tell, such as image size and number of classes."""
+    """Facts about a run's data and network that its options do not tell, such as image size and number of classes.
+
+    ``resolution_is_bucket`` is True of images in buckets, unless their sizes are those of an earlier version.
+    """
 
     image_channels: int
     resolution: tuple[int, int]
@@ -33,6 +36,7 @@ class ModelFacts:
     parameters: int
     augment_channels: int = 0
     codec: dict[str, Any] = field(default_factory=lambda: PixelCodec().as_dict())
+    resolution_is_bucket: bool = False
 
     @classmethod
     def of(cls, denoiser: Denoiser, images: Images) -> ModelFacts:
@@ -47,6 +51,7 @@ class ModelFacts:
             parameters=sum(parameter.numel() for parameter in denoiser.parameters()),
             augment_channels=denoiser.augment_channels,
             codec=images.codec.as_dict(),
+            resolution_is_bucket=images.options.fit == "bucket",
         )
 
 
@@ -167,6 +172,8 @@ class RunFolder:
             height, width = facts.resolution
         except (TypeError, ValueError):
             raise InputError(f"{self.config_file} is damaged: its 'model' is not that of a run") from None
+        if config.data.fit == "bucket" and not facts.resolution_is_bucket:  # a run of an earlier version
+            config = replace(config, data=replace(config.data, fit="multiples"))
         return config, ModelFacts(
             **{**vars(facts), "resolution": (height, width), "class_names": tuple(facts.class_names)}
         )

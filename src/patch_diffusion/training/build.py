@@ -106,9 +106,13 @@ def _train(
 ) -> Denoiser:
     budget = Budget(config.steps, config.images, config.minutes)
     show = show and os.environ.get("RANK", "0") == "0"  # rank 0 alone tells the user
+    run = RunFolder(user_path(out))
+    stored = run.read_config()[0] if run.is_run() else None
+    if stored is not None and (config.data.fit, stored.data.fit) == ("bucket", "multiples"):
+        config = replace(config, data=replace(config.data, fit="multiples"))  # the buckets of an earlier version
     how = {name: value for name, value in vars(config.data).items() if name not in ("augment", "held_out")}
     images = open_images(**how, show=show)
-    if not RunFolder(user_path(out)).is_run():
+    if stored is None:
         refuse_ids(images)
     if given is not None:
         config, reasons = suggest(images, config, given)

@@ -16,7 +16,14 @@ from patch_diffusion.data.files.pixel_type import common_pixel_type
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.reading.parallel import in_order
 from patch_diffusion.data.reading.pixels import ArrayPlan, Plan, images_of, read
-from patch_diffusion.data.reading.sizes import Size, choose_sizes, describe_changes, resolution_of, too_small
+from patch_diffusion.data.reading.sizes import (
+    Size,
+    bucket_sizes,
+    choose_sizes,
+    describe_changes,
+    resolution_of,
+    too_small,
+)
 from patch_diffusion.data.reading.survey import Survey
 from patch_diffusion.errors import InputError
 
@@ -72,6 +79,8 @@ def read_collection(found: Collection, options: Data, *, show: bool = False) -> 
     if found.identity is not None:
         asked = {name: getattr(options, name) for name in ("resolution", "mode", "fit", "key", "layout")}
         key = {"files": found.identity, **asked}
+        if options.fit == "bucket" and (resolution := resolution_of(options)):
+            key["buckets"] = bucket_sizes(resolution)
     with quiet():
         pixels = read(lambda: _plan(found, options, show), key, options, often=found.slow)
     return images_of(pixels, found.labels, options, found.notes)

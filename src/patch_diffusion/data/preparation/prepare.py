@@ -67,7 +67,7 @@ def prepare_images(
     out = user_path(out)
     if out.suffix.lower() != ".zip":
         raise InputError(f"images are prepared into a .zip, not '{out.name}'")
-    if options.fit == "bucket":
+    if options.fit not in ("crop", "stretch"):
         raise InputError("a zip has images of one size: fit is crop or stretch")
     if user_path(options.source).resolve() == out.resolve():
         raise InputError(f"{out} would be written over itself: choose another name")
