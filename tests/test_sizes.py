@@ -35,8 +35,8 @@ def test_mixed_sizes_are_refused_with_all_ways_out(write):
     folder = write((10, 20))
     assert refusal(folder) == (
         "1 of 6 images are not 8x8 like the others (first: a-10x20-000.png, 10x20): give --resolution, for example "
-        "--resolution 8, to crop and resize all; with --data.fit stretch they are stretched instead, with --data.fit "
-        "bucket each goes to the nearest of several shapes"
+        "--resolution 8, to crop and resize all; with --data.fit stretch they are stretched instead, and in training "
+        "with --data.fit bucket each goes to the nearest of several shapes"
     )
 
 

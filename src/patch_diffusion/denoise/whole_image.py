@@ -98,10 +98,7 @@ def known_to(model: Denoiser, images: Images) -> Images:
     if found is None:
         known = ", ".join(model.class_names[:_NAMED]) or f"0 to {model.num_classes - 1}"
         more = ", ..." if len(model.class_names) > _NAMED else ""
-        raise InputError(
-            f"the images have classes that the model does not know (its classes are {known}{more}): give such as it "
-            "knows, or set data.classes to False"
-        )
+        raise InputError(f"the images have classes that the model does not know: give images of its own, {known}{more}")
     return found
 
 

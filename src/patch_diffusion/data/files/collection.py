@@ -56,7 +56,8 @@ class Collection:
     ``labels`` are the class numbers of all files and the names of the classes; ``notes`` are remarks for the user.
     ``identity`` is JSON data that changes when the files do; None if that cannot be known. ``headers`` and ``unusable``
     are results of `read_headers`, if there are any already. If ``slow``, decoded images are cached on disk even if they
-    are few.
+    are few. ``folders`` are sub-folders that could be classes, if the files have no labels and it was not said whether
+    they are.
     """
 
     source: str
@@ -67,6 +68,7 @@ class Collection:
     headers: dict[int, Header] | None = None
     unusable: dict[int, str] = field(default_factory=dict)
     slow: bool = False
+    folders: tuple[str, ...] = ()
 
 
 def read_collection(found: Collection, options: Data, *, show: bool = False) -> Images:
@@ -83,7 +85,10 @@ def read_collection(found: Collection, options: Data, *, show: bool = False) -> 
             key["buckets"] = bucket_sizes(resolution)
     with quiet():
         pixels = read(lambda: _plan(found, options, show), key, options, often=found.slow)
-    return images_of(pixels, found.labels, options, found.notes)
+    notes = list(found.notes)
+    if found.folders:
+        notes.append(f"{len(found.folders)} sub-folders hold the images: with --data.classes True they are classes")
+    return images_of(pixels, found.labels, options, notes)
 
 
 def _plan(found: Collection, options: Data, show: bool) -> Plan:

@@ -115,5 +115,11 @@ def _part(found: ImageCollection, chosen: Sequence[int]) -> ImageCollection:
     labels = None if found.labels is None else (found.labels[0][list(chosen)], found.labels[1])
     headers = None if found.headers is None else dict(enumerate(found.headers[index] for index in chosen))
     return replace(
-        found, files=[found.files[i] for i in chosen], labels=labels, identity=None, headers=headers, unusable={}
+        found,
+        files=[found.files[i] for i in chosen],
+        labels=labels,
+        identity=None,
+        headers=headers,
+        unusable={},
+        folders=(),
     )

@@ -7,15 +7,18 @@ import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from patch_diffusion.data.classes import Labels, ordered
+from patch_diffusion.data.classes import Labels, ordered, too_many
 from patch_diffusion.errors import InputError
 
 LABELS_FILE = "dataset.json"
+
+_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}
 
 
 def labels_of_json(content: bytes, names: Sequence[str], source: str) -> Labels | None:
@@ -47,17 +50,58 @@ def labels_of_json(content: bytes, names: Sequence[str], source: str) -> Labels 
 
 
 def labels_of_folders(names: Sequence[str], source: str) -> Labels:
-    """Return class labels of images: the class of an image is the first folder in its name.
+    """Return class labels of images: the class of an image is its sub-folder, see `folders_of`.
 
     Raises:
         InputError: an image is in no folder.
     """
-    folders = [name.partition("/")[0] if "/" in name else "" for name in names]
+    folders = folders_of(names)
     if "" in folders:
         raise InputError(
             f"classes are the names of the sub-folders, but {names[folders.index('')]} in {source} is in none"
         )
     return labels_of_values(folders)
+
+
+def folders_of(names: Sequence[str]) -> list[str]:
+    """Return the sub-folder of each image, below a folder that is around all of them; "" if it is in none.
+
+    >>> folders_of(["photos/cats/0.png", "photos/dogs/0.png"])
+    ['cats', 'dogs']
+    """
+    around = folder_around(names)
+    if any("/" not in name[len(around) :] for name in names):
+        around = around[: around[:-1].rfind("/") + 1]
+    return [inner.partition("/")[0] if "/" in inner else "" for inner in (name[len(around) :] for name in names)]
+
+
+def folder_around(names: Sequence[str]) -> str:
+    """Return the innermost folder that holds all images, such as "photos/", or ""."""
+    first, last = min(names, default=""), max(names, default="")
+    shared = "".join(letter for letter, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
+    return shared[: shared.rfind("/") + 1]
+
+
+def could_be_classes(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the sub-folders of images if they may be classes, at least two that hold all images; else ().
+
+    Folders of a thousand by number, as EDM's tools and `prepare_images` make them, are none, nor are train and val, nor
+    so many that most images have one to themselves.
+    """
+    folders = folders_of(names)
+    found = set(folders)
+    if len(found) < 2 or "" in found or found <= _SPLITS or too_many(len(found), len(names)):
+        return ()
+    return () if all(map(_in_thousands, names, folders)) else tuple(ordered(found))
+
+
+def _in_thousands(name: str, folder: str) -> bool:
+    """True if a folder is the number of a file in thousands, such as 00012/img00012345.png or 12000/12345.png."""
+    number = re.fullmatch(r"\D*(\d+)\.\w+", name.rpartition("/")[2])
+    if number is None or not folder.isdecimal():
+        return False
+    thousands = int(number[1]) // 1000
+    return int(folder) in (thousands, 1000 * thousands)
 
 
 def labels_of_csv(content: bytes, names: Sequence[str], source: str) -> tuple[Labels, list[str]]:

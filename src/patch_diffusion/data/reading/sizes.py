@@ -137,8 +137,8 @@ def _common_size(sizes: Mapping[int, Size], name: Callable[[int], str]) -> Size:
         raise InputError(
             f"{len(others):,} of {len(sizes):,} images are not {height}x{width} like the others (first: "
             f"{name(others[0])}, {other[0]}x{other[1]}): give --resolution, for example --resolution {side}, to crop "
-            "and resize all; with --data.fit stretch they are stretched instead, with --data.fit bucket each goes to "
-            "the nearest of several shapes"
+            "and resize all; with --data.fit stretch they are stretched instead, and in training with --data.fit "
+            "bucket each goes to the nearest of several shapes"
         )
     return height, width
 
