@@ -174,8 +174,11 @@ def test_labels_of_a_tensor_are_counted_as_well():
 def test_numbered_folders_are_in_numeric_order_and_one_of_broken_files_is_no_class(tmp_path):
     folder = of_subfolders(tmp_path / "pictures", {"1": 60, "2": 60, "10": 60})
     of_subfolders(folder, {"3": 1})
-    (folder / "3" / "00000.png").write_bytes(b"broken")
-    assert pd.open_images(folder, classes=True).class_names == ("1", "2", "10")
+    (folder / "3").rename(folder / "bad")
+    (folder / "bad" / "00000.png").write_bytes(b"broken")
+    images = pd.open_images(folder, classes=True)
+    assert images.class_names == ("1", "2", "10") and images.labels.bincount().tolist() == [60, 60, 60]
+    assert images.labels[60] == 2  # of folder 10, which is read before folder 2
     assert inspect_images(Data(str(folder), classes=True)).class_counts == {"1": 60, "2": 60, "10": 60}
 
 

@@ -26,7 +26,7 @@ def ordered(names: Iterable[str]) -> list[str]:
 
 
 def occurring(numbers: NDArray[np.int64], names: Sequence[str] = ()) -> Labels:
-    """Count the classes that occur from 0 on, in the order of their numbers.
+    """Count the classes that occur from 0 on, in the order of their numbers, or of names that are all integers.
 
     Args:
         numbers: class numbers of at least 0, one per image.
@@ -39,9 +39,13 @@ def occurring(numbers: NDArray[np.int64], names: Sequence[str] = ()) -> Labels:
     (array([1, 0, 1]), ('10', '30'))
     """
     found, labels = np.unique(numbers, return_inverse=True)
-    if not names and (not len(found) or found[-1] == len(found) - 1):
-        return numbers, ()
-    return labels.astype(np.int64), tuple(names[number] if names else str(number) for number in found.tolist())
+    if not names:
+        dense = not len(found) or found[-1] == len(found) - 1
+        return (numbers, ()) if dense else (labels.astype(np.int64), tuple(map(str, found.tolist())))
+    chosen = [names[number] for number in found.tolist()]
+    in_order = ordered(chosen) if all(map(_INTEGER.fullmatch, chosen)) else chosen
+    places = {name: place for place, name in enumerate(in_order)}
+    return np.array([places[name] for name in chosen], np.int64)[labels], tuple(in_order)
 
 
 def too_many(num_classes: int, num_images: int) -> bool:
