@@ -42,7 +42,7 @@ def occurring(numbers: NDArray[np.int64], names: Sequence[str] = ()) -> Labels:
     if not names:
         dense = not len(found) or found[-1] == len(found) - 1
         return (numbers, ()) if dense else (labels.astype(np.int64), tuple(map(str, found.tolist())))
-    chosen = [names[number] for number in found.tolist()]
+    chosen = [str(names[number]) for number in found.tolist()]
     in_order = ordered(chosen) if all(map(_INTEGER.fullmatch, chosen)) else chosen
     places = {name: place for place, name in enumerate(in_order)}
     return np.array([places[name] for name in chosen], np.int64)[labels], tuple(in_order)
