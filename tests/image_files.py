@@ -43,6 +43,12 @@ def encoded(pixels, kind="PNG"):
     return stream.getvalue()
 
 
+def classes_of(images):
+    """The name of the class of each image."""
+    names = images.class_names or range(images.num_classes)
+    return [names[label] for label in images.labels.tolist()]
+
+
 def write_folder(folder, pictures, labels=True, ending="png"):
     """Files of ascending names, with their labels in a dataset.json."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -638,3 +639,14 @@ def test_weights_that_are_not_finite_are_not_exported(runs, tmp_path, to, dtype)
     with pytest.raises(pd.InputError, match=f"not finite as {dtype or 'float32'} .first: {name}"):
         pd.export_model(run, tmp_path / "model", to=to, dtype=dtype)
     assert not (tmp_path / "model").exists()
+
+
+def test_a_name_of_a_class_wins_over_a_place_in_a_pipeline_too():
+    from patch_diffusion.interop.exported_code.pipeline import PatchDiffusionPipeline
+
+    names = {str(place): str(place + 1) for place in range(3)}
+    pipe = SimpleNamespace(config=SimpleNamespace(num_classes=3, id2label=names), _execution_device="cpu")
+    assert PatchDiffusionPipeline._labels(pipe, ["3", 3], [0, 1]).tolist() == [2, 2]
+    with pytest.warns(UserWarning, match="class 1 is the one that is named so, not the one in place 1, which is 2"):
+        assert PatchDiffusionPipeline._labels(pipe, 1, [0, 1]).tolist() == [0, 0]
+    assert PatchDiffusionPipeline._labels(pipe, None, [4, 5]).tolist() == [1, 2]

@@ -10,8 +10,10 @@ from PIL import Image
 
 import patch_diffusion as pd
 from grouped import grouped
+from patch_diffusion.cli.choosing import class_number
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.denoise.process import PROCESSES
+from patch_diffusion.sampling.classes import class_place
 from patch_diffusion.sampling.pictures import write_picture
 from patch_diffusion.sampling.solvers import SCHEDULES
 from patch_diffusion.sampling.stochastic import SOLVERS
@@ -304,3 +306,27 @@ def test_pictures_that_cannot_be_written(tmp_path):
     with pytest.raises(pd.InputError, match="not as 'a.txt'"):
         write_picture(Image.new("L", (2, 2)), tmp_path / "a.txt")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names", "place", "note"),
+    [
+        ("dog", ("cat", "dog"), 1, ""),
+        ("1", ("cat", "dog"), 1, ""),
+        (1, (), 1, ""),
+        (1, ("0", "1"), 1, ""),
+        ("3", ("1", "2", "3"), 2, ""),
+        (2, ("1", "2", "3"), 1, "class 2 is the one that is named so, not the one in place 2, which is 3"),
+    ],
+)
+def test_a_name_of_a_class_wins_over_a_place(wanted, names, place, note):
+    assert class_place(wanted, names, max(len(names), 2)) == (place, note)
+
+
+def test_a_class_that_does_not_exist(model, capsys):
+    model.class_names = ("2", "4", "6", "8")
+    assert class_number("4", model) == 1 and not capsys.readouterr().err
+    assert class_number("2", model) == 0 and "not the one in place 2, which is 6" in capsys.readouterr().err
+    for text, message in (("9", r"classes 0 to 3 \(2, 4, 6, 8\)"), ("cat", "there is no class 'cat'")):
+        with pytest.raises(pd.InputError, match=message):
+            class_number(text, model)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import patch_diffusion as pd
+from image_files import encoded
 from patch_diffusion.advice import advise, preset_for
 from patch_diffusion.cli import main
 from patch_diffusion.cli.options import given_options, option_words
@@ -94,6 +95,10 @@ def test_classes_and_folders(make_folder):
     assert inspect_images(Data(str(folder), classes=True)).class_counts == {"cat": 3, "dog": 2}
     found = inspect_images(Data(str(folder)))
     assert found.class_counts == {} and found.folders == {"cat": 3, "dog": 2}
+    (folder / "dog" / "small" / "001.png").write_bytes(encoded(np.full((3, 8, 8), 9, np.uint8)))
+    warnings = advise(inspect_images(Data(str(folder))), Config(data=Data(str(folder))), timed=False).warnings
+    assert sum("sub-folders hold the images" in text for text in warnings) == 1
+    assert sum("show nearly nothing" in text or "one value only" in text for text in warnings) == 1
     (folder / "dataset.json").write_text(json.dumps({"labels": [["cat/000.png", 4]]}))
     found = inspect_images(Data(str(folder)))
     assert found.num_read == 5 and "no label for 4 of 5 images" in found.problems[0]

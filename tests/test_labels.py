@@ -1,9 +1,18 @@
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
 import patch_diffusion as pd
-from image_files import own_cache, random_pictures, refusal, write_folder, write_zip  # noqa: F401
+from image_files import classes_of, own_cache, random_pictures, refusal, write_folder, write_zip  # noqa: F401
+from patch_diffusion.config import Config, Data, Engine, Network
+from patch_diffusion.data.images import numbered_as
+from patch_diffusion.data.inspection.inspect import inspect_images
+from patch_diffusion.evaluation.samples import classes_like
+from patch_diffusion.files import read_tensors
+from patch_diffusion.training.build import build_trainer
 
 
 @pytest.fixture
@@ -41,7 +50,7 @@ def test_dataset_json(folder, tmp_path):
     labels.write_text(json.dumps({"labels": [["00002.png", 4], ["00000.png", 0], ["00001.png", 2], ["00003.png", 2]]}))
     for source in (folder, write_zip(tmp_path / "a.zip", folder)):
         images = pd.open_images(source)
-        assert images.labels.tolist() == [0, 2, 4, 2] and images.num_classes == 5
+        assert images.labels.tolist() == [0, 1, 2, 1] and images.class_names == ("0", "2", "4")
         assert pd.open_images(source, classes=False).labels is None
     labels.write_text(json.dumps({"labels": None}))
     assert pd.open_images(folder).labels is None
@@ -77,7 +86,7 @@ def test_a_csv_beside_the_user_or_within_the_data(folder, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     for source in (folder, write_zip(tmp_path / "a.zip", folder)):
         images = pd.open_images(source, labels="numbers.csv")
-        assert images.labels.tolist() == [3, 0, 3, 1] and images.class_names == ()
+        assert images.labels.tolist() == [2, 0, 2, 1] and images.class_names == ("0", "1", "3")
         images = pd.open_images(source, labels="names.csv")
         assert images.labels.tolist() == [2, 1, 2, 0] and images.class_names == ("7", "cat", "wolf")
         assert not any("left aside" in note for note in images.notes)
@@ -105,7 +114,7 @@ def test_labels_of_files_that_are_not_here_are_noted(folder, tmp_path):
         (csv_of(*NUMBERS, "00001.png,2"), "gives 00001.png two labels, 0 and 2"),
         (csv_of("00000.png,"), "line 2 of"),
         (csv_of("00000.png"), "line 2 of"),
-        (csv_of(*NUMBERS[:3], "00003.png,-1"), "the label of 00003.png is -1, and class numbers count from 0"),
+        (csv_of(*NUMBERS[:3], "00003.png,-1"), "the label of 00003.png is -1, and class numbers are 0 or more"),
         ("name,class\na,b", "must name the columns file and label, not name, class"),
         ("", "must name the columns file and label, not none"),
         ("file,label\n\0\xff".encode("latin-1"), "is not a CSV of file,label"),
@@ -126,4 +135,110 @@ def test_labels_stay_with_their_images_when_one_is_passed_over(tmp_path):
     folder = write_folder(tmp_path / "many", pictures)
     (folder / "00007.png").write_bytes(b"")
     for cache in ("memory", "disk", "disk"):
-        assert pd.open_images(folder, cache=cache).labels.tolist() == [i for i in range(100) if i != 7]
+        images = pd.open_images(folder, cache=cache)
+        assert classes_of(images) == [str(i) for i in range(100) if i != 7]
+
+
+@pytest.mark.parametrize(
+    ("given", "names", "labels"),
+    [
+        ([0, 1, 2], (), [0, 1, 2]),
+        ([3, 1, 2], ("1", "2", "3"), [2, 0, 1]),
+        ([2000, 2002, 2000], ("2000", "2002"), [0, 1, 0]),
+        ([1234567890, 0, 7], ("0", "7", "1234567890"), [2, 0, 1]),
+        (["10", "9", "1"], ("1", "9", "10"), [2, 1, 0]),
+        (["b10", "b9", "a"], ("a", "b10", "b9"), [1, 2, 0]),
+        ([10**20, 5, 10**20], ("5", str(10**20)), [1, 0, 1]),
+    ],
+)
+def test_the_classes_are_those_that_occur(given, names, labels):
+    pixels = np.zeros((3, 8, 8), np.uint8)
+    images = pd.open_images(list(zip(pixels, given, strict=True)))
+    assert (images.class_names, images.labels.tolist(), images.num_classes) == (names, labels, len(set(given)))
+
+
+def test_labels_of_a_tensor_are_counted_as_well():
+    pixels = torch.zeros(3, 1, 4, 4, dtype=torch.uint8)
+    images = pd.ImageSet(pixels, torch.tensor([1, 3, 2]))
+    assert (images.class_names, images.labels.tolist()) == (("1", "2", "3"), [0, 2, 1])
+    assert pd.ImageSet(pixels, torch.tensor([0, 2, 1])).class_names == ()
+    assert pd.ImageSet(pixels, torch.tensor([10**12, 0, 0])).num_classes == 2
+    some = pd.ImageSet(pixels, torch.tensor([0, 2, 2]), num_classes=5)  # of which others have no image here
+    assert (some.class_names, some.labels.tolist(), some.num_classes) == ((), [0, 2, 2], 5)
+    both = pd.ImageBuckets((images, pd.ImageSet(pixels[..., :2], torch.tensor([3, 7, 3]))))
+    assert both.class_names == ("1", "2", "3", "7") and both.buckets[1].labels.tolist() == [2, 3, 2]
+    with pytest.raises(pd.InputError, match="labels go up to 2, but there are 2 class names"):
+        pd.ImageSet(pixels, torch.tensor([0, 1, 2]), ("a", "b"))
+
+
+def test_numbered_folders_are_in_numeric_order_and_one_of_broken_files_is_no_class(tmp_path):
+    folder = of_subfolders(tmp_path / "pictures", {"1": 60, "2": 60, "10": 60})
+    of_subfolders(folder, {"3": 1})
+    (folder / "3").rename(folder / "bad")
+    (folder / "bad" / "00000.png").write_bytes(b"broken")
+    images = pd.open_images(folder, classes=True)
+    assert images.class_names == ("1", "2", "10") and images.labels.bincount().tolist() == [60, 60, 60]
+    assert images.labels[60] == 2  # of folder 10, which is read before folder 2
+    assert inspect_images(Data(str(folder), classes=True)).class_counts == {"1": 60, "2": 60, "10": 60}
+
+
+def test_a_folder_around_everything_is_no_class(tmp_path):
+    folder = of_subfolders(tmp_path / "pictures", {"photos/cat": 2, "photos/wolf": 1})
+    assert pd.open_images(folder, classes=True).class_names == ("cat", "wolf")
+    (folder / "photos" / "dataset.json").write_text(
+        json.dumps({"labels": [["cat/00000.png", 5], ["cat/00001.png", 6], ["wolf/00000.png", 6]]})
+    )
+    images = pd.open_images(write_zip(tmp_path / "a.zip", folder))
+    assert images.class_names == ("5", "6") and not any("left aside" in note for note in images.notes)
+
+
+def test_ids_are_refused_in_one_line(tmp_path, capsys):
+    folder = write_folder(tmp_path / "pictures", random_pictures(30), labels=False)
+    ids = tmp_path / "ids.csv"
+    ids.write_text(csv_of(*(f"{index:05d}.png,{1234567890 + index}" for index in range(30))))
+    message = "30 images have 30 different labels: these look like ids, not classes; use --data.classes False"
+    config = Config(data=Data(str(folder), labels=str(ids)), steps=1, engine=Engine(device="cpu"))
+    with pytest.raises(pd.InputError, match=message):
+        pd.train(config, tmp_path / "run", show=False)
+    assert message in inspect_images(config.data).problems[0] and not (tmp_path / "run").exists()
+
+
+def numbered_run(folder, out, names, num):
+    """A run of one step, as an earlier version numbered its classes; also what one of two steps has learned."""
+    network = Network(kind="ddpmpp", width=8, multipliers=(1,), blocks=1, attention=())
+    data = Data(str(folder), labels=str(folder / "labels.csv"), held_out=0.0)
+    config = Config(data=data, network=network, steps=1, batch=4, samples=0, engine=Engine(device="cpu"))
+    images = numbered_as(pd.open_images(folder, labels=data.labels), names, num)
+    build_trainer(config, images, out, show=False).fit(steps=1)
+    whole = build_trainer(config, images, out.with_name("whole"), show=False)
+    whole.fit(steps=2)
+    return replace(config, steps=2), images, read_tensors(whole.run.model_file)
+
+
+@pytest.mark.parametrize(
+    ("names", "num", "labels"), [((), 11, [10, 1, 2, 2]), (("1", "10", "2", "no more"), 4, [1, 0, 2, 2])]
+)
+def test_a_run_made_before_keeps_its_numbering(folder, tmp_path, names, num, labels):
+    (folder / "labels.csv").write_text(csv_of(*(f"{i:05d}.png,{label}" for i, label in enumerate([10, 1, 2, 2]))))
+    config, before, expected = numbered_run(folder, tmp_path / "run", names, num)
+    assert before.labels.tolist() == labels
+    model = pd.train(config, tmp_path / "run", show=False)
+    assert (model.num_classes, model.class_names) == (num, names)
+    found = read_tensors(tmp_path / "run" / "model.safetensors")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    images = pd.open_images(folder, labels=config.data.labels)
+    assert images.labels.tolist() == [2, 0, 1, 1] and images.class_names == ("1", "2", "10")
+    assert set(classes_like(images, model, 40, 0)) == set(labels)
+    assert pd.whole_image_loss(model, images, sigmas=(0.4,)) == pd.whole_image_loss(model, before, sigmas=(0.4,))
+    others = pd.ImageSet(images.pixels, torch.tensor([0, 1, 2, 77]))
+    with pytest.raises(pd.InputError, match="classes that the model does not know"):
+        pd.whole_image_loss(model, others)
+    assert classes_like(others, model, 4, 0) is None
+
+
+def test_a_model_of_other_classes_learns_on_by_their_names(folder, tmp_path):
+    (folder / "labels.csv").write_text(csv_of(*(f"{i:05d}.png,{label}" for i, label in enumerate([10, 1, 2, 2]))))
+    _, images, _ = numbered_run(folder, tmp_path / "run", ("1", "10", "2"), 3)
+    less = pd.ImageSet(images.pixels[:2], torch.tensor([10, 2]))
+    trainer = pd.Trainer(pd.load(tmp_path / "run", device="cpu"), less, out=tmp_path / "on", batch=2, show=False)
+    assert trainer.images.labels.tolist() == [1, 2] and trainer.facts.class_names == ("1", "10", "2")

@@ -1,10 +1,12 @@
 import errno
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +14,12 @@ import torch
 from PIL import Image
 
 import patch_diffusion as pd
+import patch_diffusion.data
 from patch_diffusion.cli import main
 from patch_diffusion.config import Data
 from patch_diffusion.data.preparation import partial, prepare
 from patch_diffusion.data.preparation.prepare import prepare_images
+from patch_diffusion.data.reading.labels import could_be_classes
 from patch_diffusion.data.reading.parallel import in_order
 
 
@@ -298,3 +302,68 @@ def test_an_array_in_many_files_that_has_changed(tmp_path, out):
     stored[:] = 8
     with pytest.raises(pd.InputError, match="of other data or options"):
         prepare_images(Data(str(path)), out)
+
+
+def test_sub_folders_are_kept_as_classes_by_name(make_folder, out, tmp_path, capsys):
+    make_folder(3, subfolder="photos/cat")
+    folder = make_folder(2, subfolder="photos/dog")
+    assert main(["prepare", str(folder), str(out), "--keep-duplicates"]) == 0
+    assert "5 images of 8x8, 2 classes are in" in capsys.readouterr().err
+    images = pd.open_images(out)
+    assert images.class_names == ("cat", "dog") and images.labels.tolist() == [0, 0, 0, 1, 1] and not images.notes
+    again = tmp_path / "again.zip"
+    prepare_images(Data(str(out)), again, keep_duplicates=True)
+    assert pd.open_images(again).class_names == ("cat", "dog")
+
+
+def test_a_zip_without_classes_has_none_of_its_thousands(make_folder, out, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(prepare, "IMAGES_PER_FOLDER", 2)
+    make_folder(3, subfolder="cat")
+    folder = make_folder(3, (8, 9), subfolder="dog")
+    assert main(["prepare", str(folder), str(out), "--resolution", "8", "--classes", "False"]) == 0
+    assert "--classes is --data.classes now; the old name works for one more release" in capsys.readouterr().err
+    assert pd.open_images(out).notes == ()
+    with pytest.raises(pd.InputError, match="was prepared without classes, and its folders only hold a thousand"):
+        pd.open_images(out, classes=True)
+    again = tmp_path / "again.zip"
+    assert prepare_images(Data(str(out)), again)["num_classes"] == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["cat/0.png", "dog/0.png"], ("cat", "dog")),
+        (["all/10/0.png", "all/9/0.png"], ("9", "10")),
+        (["cat/0.png", "0.png"], ()),
+        (["cat/0.png", "cat/1.png"], ()),
+        (["train/0.png", "val/0.png"], ()),
+        (["00000/img00000999.png", "00001/img00001000.png"], ()),
+        (["00000/00999.png", "01000/01000.png"], ()),
+        (["0/0.png", "1/0.png"], ("0", "1")),
+        ([f"{index}/a.png" for index in range(20)], ()),
+    ],
+)
+def test_sub_folders_that_could_be_classes(names, found):
+    assert could_be_classes(names) == found
+
+
+def test_ids_are_not_kept_as_classes(make_folder, out):
+    folder = make_folder(24)
+    entries = [[f"{index:03d}.png", 7_000_000 + index] for index in range(24)]
+    (folder / "dataset.json").write_text(json.dumps({"labels": entries}))
+    with pytest.raises(pd.InputError, match="24 different labels: these look like ids, not classes"):
+        prepare_images(Data(str(folder)), out)
+
+
+def test_options_of_the_data_have_one_name_in_all_verbs(capsys):
+    """What a message about data calls an option is its name in every verb that reads data."""
+    names = set()
+    for file in Path(patch_diffusion.data.__file__).parent.rglob("*.py"):
+        names |= set(re.findall(r"--data\.[a-z-]+", file.read_text(encoding="utf-8")))
+    in_training = {"--data.range", "--data.cache"}  # of what is decoded to train on
+    for verb in ("train", "inspect", "race", "prepare"):
+        with pytest.raises(SystemExit):
+            main([verb, "--help"])
+        told = capsys.readouterr().out
+        assert all(name in told for name in names - (in_training if verb == "prepare" else set()))
+        assert "--data.resolution" in told and "--resolution" in told

@@ -13,6 +13,7 @@ import patch_diffusion as pd
 from patch_diffusion.config import Config, Data, Network, Noise, Optimizer
 from patch_diffusion.races import race, turns
 from patch_diffusion.races.arms import whole_images
+from patch_diffusion.races.setup import RaceSetup
 from patch_diffusion.training.checkpoints.checkpoint import read_checkpoint
 from patch_diffusion.training.checkpoints.saving import Checkpoints
 from patch_diffusion.training.trainer import Trainer
@@ -94,6 +95,19 @@ def test_other_images_to_judge_by(arms, source, tmp_path):
     np.save(tmp_path / "wide.npy", np.concatenate([pixels, pixels], axis=2))
     with pytest.raises(pd.InputError, match=r"held-out images have resolution \(8, 16\)"):
         pd.race(arms, tmp_path / "other", held_out=str(tmp_path / "wide.npy"))
+
+
+def test_judges_of_some_of_the_classes_are_numbered_as_those_to_train_on(arms, source, tmp_path):
+    pixels = np.load(source)
+    np.savez(tmp_path / "all.npz", images=pixels, labels=np.arange(40) % 3 + 1)
+    np.savez(tmp_path / "some.npz", images=pixels[:6], labels=[1, 3] * 3)
+    np.savez(tmp_path / "other.npz", images=pixels[:6], labels=[1, 4] * 3)
+    data = Data(str(tmp_path / "all.npz"), held_out=0.0)
+    arms = {name: replace(config, data=data) for name, config in arms.items()}
+    apart = RaceSetup.open(arms, str(tmp_path / "some.npz"), None).apart
+    assert apart.labels.tolist() == [0, 2] * 3 and apart.class_names == ("1", "2", "3")
+    with pytest.raises(pd.InputError, match="they must be alike"):
+        RaceSetup.open(arms, str(tmp_path / "other.npz"), None)
 
 
 class Killed(Exception):

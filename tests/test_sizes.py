@@ -1,4 +1,6 @@
+import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,7 +9,9 @@ from PIL import Image
 
 import patch_diffusion as pd
 from image_files import own_cache, refusal  # noqa: F401
+from patch_diffusion.config import Config, Data, Engine, Network
 from patch_diffusion.data.reading.sizes import bucket_sizes, choose_sizes
+from patch_diffusion.runs.folder import RunFolder
 
 
 @pytest.fixture
@@ -31,8 +35,8 @@ def test_mixed_sizes_are_refused_with_all_ways_out(write):
     folder = write((10, 20))
     assert refusal(folder) == (
         "1 of 6 images are not 8x8 like the others (first: a-10x20-000.png, 10x20): give --resolution, for example "
-        "--resolution 8, to crop and resize all; with --data.fit stretch they are stretched instead, with --data.fit "
-        "bucket each goes to the nearest of several shapes"
+        "--resolution 8, to crop and resize all; with --data.fit stretch they are stretched instead, and in training "
+        "with --data.fit bucket each goes to the nearest of several shapes"
     )
 
 
@@ -61,11 +65,42 @@ def test_buckets_are_of_about_the_same_area(resolution):
     step = max(16, 16 * round(math.sqrt(height * width) / 4 / 16))
     assert sizes and len(set(sizes)) == len(sizes)
     for bucket in sizes:
-        assert bucket[0] % step == 0 and bucket[1] % step == 0
+        assert bucket in ((height, width), (width, height)) or (bucket[0] % step == 0 and bucket[1] % step == 0)
         assert abs(bucket[0] * bucket[1] / (height * width) - 1) <= 0.25
         assert bucket[::-1] in sizes
-    if height == width and height % step == 0:
-        assert (height, height) in sizes
+
+
+def test_the_resolution_is_always_a_bucket():
+    for side in range(8, 301):
+        for resolution in ((side, side), (side, 3 * side // 2)):
+            buckets = bucket_sizes(resolution)
+            assert resolution in buckets and resolution[::-1] in buckets, resolution
+            assert choose_sizes({0: resolution, 1: (900, 900)}, str, (side, side), "bucket")[1] == (side, side)
+
+
+def test_square_images_stay_square(write):
+    write((40, 40), 12)
+    images = pd.open_images(write((60, 40), 12), resolution=40, fit="bucket")
+    assert {bucket.resolution: len(bucket) for bucket in images.buckets} == {(40, 40): 12, (48, 32): 12}
+    before = pd.open_images(write((60, 40), 12), resolution=40, fit="multiples")
+    assert before.resolution == (48, 32) and len(before.buckets) == 1  # those that earlier versions had
+
+
+def test_a_run_made_before_keeps_its_buckets(write, tmp_path):
+    write((40, 40), 8)
+    data = Data(str(write((60, 40), 8)), resolution=40, fit="bucket", held_out=0.0)
+    network = Network(kind="ddpmpp", width=8, multipliers=(1,), blocks=1, attention=())
+    config = Config(data=data, network=network, steps=1, batch=2, samples=0, engine=Engine(device="cpu"))
+    old = replace(config, data=replace(data, fit="multiples"))
+    pd.train(old, tmp_path / "run", show=False)
+    stored = tmp_path / "run" / "config.json"
+    content = json.loads(stored.read_text())
+    content["data"]["fit"] = "bucket"
+    del content["model"]["resolution_is_bucket"]
+    stored.write_text(json.dumps(content))
+    assert pd.train(replace(config, steps=2), tmp_path / "run", show=False).resolution == (48, 32)
+    pd.train(config, tmp_path / "new", show=False)
+    assert RunFolder(tmp_path / "new").read_config()[0].data.fit == "bucket"
 
 
 def test_each_image_goes_to_the_nearest_bucket(write):

@@ -340,7 +340,7 @@ def test_folders_that_may_not_be_looked_into(make_folder):
     ("options", "message"),
     [
         ({"mode": "HSV"}, "data.mode is one of auto, L, RGB, RGBA, not 'HSV'"),
-        ({"fit": "squeeze"}, "data.fit is one of crop, stretch, bucket, not 'squeeze'"),
+        ({"fit": "squeeze"}, "data.fit is one of crop, stretch, bucket, multiples, not 'squeeze'"),
         ({"layout": "last"}, "data.layout is one of auto, channels_first, channels_last, not 'last'"),
         ({"cache": "tape"}, "data.cache is one of auto, memory, disk, not 'tape'"),
         ({"resolution": 0}, "of at least 1 pixel, not 0"),

@@ -252,6 +252,7 @@ def test_a_resolution_for_large_images_and_for_those_of_many_sizes():
     assert suggest_resolution({(512, 768): 9}, 64).size == (48, 80)
     assert suggest_resolution({(33, 33): 9}, 64).size == (32, 32)
     assert suggest_resolution({(31, 31): 9}, 64).size == (28, 28)
+    assert suggest_resolution({(40, 40): 9, (40, 42): 1}, 64).size == (40, 40)  # that most have, and that fits
     similar = suggest_resolution({(100, 150): 5, (200, 300): 4}, 64)
     assert similar.fit == "crop" and similar.size == (48, 80)
     mixed = suggest_resolution({(100, 200): 5, (200, 100): 5}, 64)

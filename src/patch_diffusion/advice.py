@@ -19,6 +19,7 @@ from patch_diffusion.data.inspection.as_files import some_images
 from patch_diffusion.data.inspection.inspect import Findings
 from patch_diffusion.data.inspection.resolution import suggest_resolution
 from patch_diffusion.data.latents.folder import is_latents
+from patch_diffusion.data.reading.survey import ONE_VALUE
 from patch_diffusion.devices import choose_device
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import user_path
@@ -95,7 +96,7 @@ def advise(
     reasons: dict[str, str] = {}
     device = choose_device(base.engine.device)
     config = _at_a_resolution(findings, base, given, SIDE_ON_GPU if device.type == "cuda" else SIDE_ON_CPU, reasons)
-    warnings = [*_of_classes(findings, config), *_of_files(findings), *_of_few(findings), *_of_flips(findings, config)]
+    warnings = [*_of_classes(findings), *_of_files(findings), *_of_few(findings), *_of_flips(findings, config)]
     refusal = _refusal(findings)
     if findings.problems:
         return Advice(config, reasons, warnings=warnings, refusal=refusal)
@@ -116,7 +117,7 @@ def advise(
             config, foreseen = _forecast(images, config, given, room, reasons)
     except InputError as error:
         return Advice(config, reasons, warnings=warnings, refusal=str(error))
-    warnings += images.notes
+    warnings += [note for note in images.notes if not (findings.nearly_constant and ONE_VALUE in note)]
     deviation = images.moments.deviation(config.noise.mean_data)
     if timed and foreseen is None:
         warnings.append("the network takes more memory than this machine has: choose a smaller --network.width")
@@ -196,10 +197,10 @@ def _refusal(findings: Findings) -> str:
     return ""
 
 
-def _of_classes(findings: Findings, config: Config) -> list[str]:
+def _of_classes(findings: Findings) -> list[str]:
     counts, folders = findings.class_counts, findings.folders
     found = []
-    if not counts and config.data.classes is None and len(folders) > 1 and sum(folders.values()) == findings.num_images:
+    if folders:
         found.append(f"{len(folders)} sub-folders hold the images: with --data.classes True they are classes")
     if counts and max(counts.values()) > _BALANCED * min(counts.values()):
         least = min(counts, key=counts.__getitem__)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 Mode = Literal["auto", "L", "RGB", "RGBA"]
-Fit = Literal["crop", "stretch", "bucket"]
+Fit = Literal["crop", "stretch", "bucket", "multiples"]
 Layout = Literal["auto", "channels_first", "channels_last"]
 Cache = Literal["auto", "memory", "disk"]
 
@@ -77,7 +77,8 @@ class Data:
     mode: Mode = "auto"
     """Channels to convert files to. auto: L if all files are grey, RGBA if all have transparency, else RGB."""
     fit: Fit = "crop"
-    """How images are fitted: crop to the shape, stretch, or bucket: crop to the nearest of several of equal area."""
+    """How images are fitted: crop to the shape, stretch, or bucket: crop to the nearest of several of equal area, the
+    resolution itself among them. multiples: as bucket, in multiples of 16 only, as before; stopped runs go on so."""
     range: tuple[float, float] | None = None
     """Pixel values that become -1 and 1. None: the full range of integer types, or the range found in floats."""
     labels: str | None = None

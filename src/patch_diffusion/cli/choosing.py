@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import patch_diffusion
-from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.errors import InputError
 
 if TYPE_CHECKING:
     from patch_diffusion.denoise.denoiser import Denoiser
 
 
-def class_number(text: str | None, names: Sequence[str]) -> int | None:
-    """Return the number of a class given as text, by number or name; None for None. Raise InputError for other text."""
+def class_number(text: str | None, model: Denoiser) -> int | None:
+    """Return the place of a model's class given as text, by name or place; None for None."""
+    from patch_diffusion.sampling.classes import class_place
+
     if text is None:
         return None
-    if text in names:
-        return list(names).index(text)
-    if text.isdecimal():
-        return int(text)
-    raise InputError(f"there is no class '{text}'" + (did_you_mean(text, names) if names else ": give its number"))
+    if not model.num_classes:
+        raise InputError("this model was trained without classes, so its images have none")
+    place, note = class_place(text, model.class_names, model.num_classes)
+    if note:
+        print(note, file=sys.stderr)
+    return place
 
 
 def open_guide(text: str, run: Path, *, device: str) -> str | Denoiser:

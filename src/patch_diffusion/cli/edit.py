@@ -49,7 +49,7 @@ class Edit:
     seeds: Annotated[str, arg(metavar="0-63")] = "0"
     """Seeds, as in 0-7 or 3,5. Each finds another image that agrees with what is known."""
     label: Annotated[str | None, arg(name="class", metavar="K")] = None
-    """Class of the image, by number or name. Without it, none."""
+    """Class of the image, by name, or by its place from 0 on. Without it, none."""
     sampling: Annotated[Sampling, arg(name="")] = field(default_factory=Sampling)
     repeats: int | None = None
     """How often each step is taken, so that what is new and what is known come together. None: 1 for network, 4 for
@@ -93,7 +93,7 @@ class Edit:
             task.known(model, image, mask),
             seeds,
             replace(self.sampling, guide=guide),
-            label=class_number(self.label, model.class_names),
+            label=class_number(self.label, model),
             repeats=self.repeats,
             covariance=self.covariance,
         )

@@ -38,7 +38,7 @@ class Evaluate:
     """The run folder or one of its checkpoints, or pictures: a folder, a zip, an array."""
     data: Annotated[str | None, arg(metavar="DATA")] = None
     """The images it was trained on. None: the run's own."""
-    held_out: Annotated[str | None, arg(metavar="DATA")] = None
+    held_out: Annotated[str | None, arg(metavar="DATA", aliases=["--held-out-data"])] = None
     """Images it was not trained on. None: those that the run held out."""
     reference: Annotated[str | None, arg(metavar="DATA|FILE.npz")] = None
     """Images to compare samples with, or statistics mu and sigma. None: the images it was trained on."""

@@ -18,10 +18,15 @@ _MOST_SEEDS = 1_000_000
 
 T = TypeVar("T")
 
+_OLD_NAMES = {
+    "prepare": {f"--{name}": f"--data.{name}" for name in ("fit", "mode", "classes", "labels", "key", "layout")}
+}
+"""Options of verbs that were renamed since the last release."""
+
 
 def parse(kind: type[T], verb: str, arguments: Sequence[str], default: T | None = None) -> T:
     """Parse a command's arguments into its dataclass of options; turn tyro's boxed errors into one-line InputErrors."""
-    arguments = _renamed(arguments)
+    arguments = _renamed(verb, arguments)
     errors = io.StringIO()
     known: dict[str, Any] = {} if default is None else {"default": default}
     try:
@@ -33,9 +38,13 @@ def parse(kind: type[T], verb: str, arguments: Sequence[str], default: T | None 
         raise InputError(f"{_first_paragraph(errors.getvalue())}; see patch-diffusion {verb} --help") from None
 
 
-def _renamed(arguments: Sequence[str]) -> list[str]:
-    """Replace option values that were renamed since the last release by their new names, and report each on stderr."""
+def _renamed(verb: str, arguments: Sequence[str]) -> list[str]:
+    """Replace options and values that were renamed since the last release by their new names; report each on stderr."""
     words = list(arguments)
+    for old, new in _OLD_NAMES.get(verb, {}).items():
+        if value_of(old, words) is not None:
+            print(f"{old} is {new} now; the old name works for one more release", file=sys.stderr)
+            words = [new + word[len(old) :] if word == old or word.startswith(f"{old}=") else word for word in words]
     for option, renamed in OLD_VALUES.items():
         for old, new in renamed.items():
             if value_of(f"--{option}", words) == old:

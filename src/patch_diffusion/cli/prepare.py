@@ -30,19 +30,20 @@ class Prepare:
     """The images: a folder, zip, array or other source, as for train."""
     out: Annotated[Positional[Path], arg(metavar="OUT.zip")]
     """The zip to write, in the layout of StyleGAN and EDM; a folder for latents."""
-    resolution: int | tuple[int, int] | None = None
+    resolution: Annotated[int | tuple[int, int] | None, arg(name="data.resolution", aliases=["--resolution"])] = None
     """Side, or height and width, to which images are resized. None: their own, which must be one for all."""
-    fit: Literal["crop", "stretch"] = "crop"
+    fit: Annotated[Literal["crop", "stretch"], arg(name="data.fit")] = "crop"
     """How images get the shape of --resolution: crop them at the centre, or stretch them."""
-    mode: Mode = "auto"
+    mode: Annotated[Mode, arg(name="data.mode")] = "auto"
     """Channels to convert images to. auto: L if all are grey, RGBA if all are transparent, else RGB."""
-    classes: bool | None = None
-    """Keep classes: those of the data or the names of sub-folders. None: those of the data, if it has any."""
-    labels: str | None = None
+    classes: Annotated[bool | None, arg(name="data.classes")] = None
+    """Keep classes: those of the data, or the names of sub-folders. None: if it has any, or at least two sub-folders
+    hold all images."""
+    labels: Annotated[str | None, arg(name="data.labels")] = None
     """Source of the classes: a CSV of file,label, or the name of an array or a column."""
-    key: str | None = None
+    key: Annotated[str | None, arg(name="data.key")] = None
     """Source of the images: the name of an array in a file, of a column, or the ending of images in shards."""
-    layout: Layout = "auto"
+    layout: Annotated[Layout, arg(name="data.layout")] = "auto"
     """Position of the channels in arrays. auto: detected from their shape."""
     keep_duplicates: bool = False
     """Keep images whose pixels are equal to those of another image."""
@@ -66,19 +67,22 @@ class Prepare:
             raise InputError("--flips is for --latents: pictures are flipped in training, by data.augment.flip")
         from patch_diffusion.data.preparation.prepare import prepare_images
 
+        return prepare_images(self._options(), self.out, keep_duplicates=self.keep_duplicates, show=True)
+
+    def _options(self) -> Data:
         asked = ("source", "resolution", "fit", "mode", "classes", "labels", "key", "layout")
-        options = Data(**{name: getattr(self, name) for name in asked})
-        return prepare_images(options, self.out, keep_duplicates=self.keep_duplicates, show=True)
+        return Data(**{name: getattr(self, name) for name in asked})
 
     def _make_latents(self, vae: Path) -> dict[str, Any]:
         from patch_diffusion.data.latents.folder import encode_latents
+        from patch_diffusion.data.preparation.prepare import keeping_classes
         from patch_diffusion.devices import choose_device
 
         if self.keep_duplicates:
             raise InputError("--keep-duplicates is for pictures: latents are made of all images")
-        asked = ("resolution", "fit", "mode", "classes", "labels", "key", "layout")
-        given = {name: getattr(self, name) for name in asked}
-        images = patch_diffusion.open_images(self.source, **given, show=True)
+        options = keeping_classes(self._options())
+        given = {name: value for name, value in vars(options).items() if name not in ("augment", "held_out")}
+        images = patch_diffusion.open_images(**given, show=True)
         latents = encode_latents(images, vae, self.out, flips=self.flips, device=choose_device(), show=True)
         return {"images": len(latents), "resolution": list(latents.resolution), "channels": latents.channels}
 

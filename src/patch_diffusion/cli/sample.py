@@ -29,7 +29,7 @@ class Sample:
     seeds: Annotated[str, arg(metavar="0-63")] = "0-15"
     """Seeds, as in 0-63 or 3,5,8-11. A seed always gives the same picture."""
     label: Annotated[str | None, arg(name="class", metavar="K")] = None
-    """Class, by number or name. Without it, seed k gets class k mod classes."""
+    """Class, by name, or by its place from 0 on. Without it, seed k gets class k mod classes."""
     sampling: Annotated[Sampling, arg(name="")] = field(default_factory=Sampling)
     ema_length: Annotated[float | None, arg(metavar="0.1")] = None
     """Average the weights over this share of the training, where --ema.lengths kept what it takes."""
@@ -56,7 +56,7 @@ class Sample:
         model = patch_diffusion.load(self.source, ema_length=self.ema_length, vae=self.vae, device=self.device)
         guide = open_guide(str(self.sampling.guide), self.source, device=self.device)
         sampling = replace(self.sampling, guide=guide)
-        labels = class_number(self.label, model.class_names)
+        labels = class_number(self.label, model)
         samples = named(patch_diffusion.generate(model, seeds, sampling, labels=labels), guide, self.sampling.guide)
         given = {"class_names": model.class_names, "source": str(self.source), "grid": self.grid}
         return write_shown(samples, self.out, "sampling", len(seeds), **given)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patch_diffusion.config import Data
+from patch_diffusion.data.classes import occurring, ordered, places_among, refuse_many_classes
 from patch_diffusion.data.codec import DTYPES, Codec, PixelCodec
 from patch_diffusion.data.gather import Gather
 from patch_diffusion.data.order import permute
@@ -71,6 +72,9 @@ class Moments(NamedTuple):
 class ImageSet:
     """A data set of images of one size: ``pixels`` (n, c, h, w) and, if there are classes, integer ``labels`` (n,).
 
+    ``labels`` count ``class_names``. Without names the classes that occur are counted from 0 on, and named by their own
+    numbers if they are not 0, 1, 2 and so on; ``num_classes`` is their number, to be given only if some do not occur.
+
     ``pixels`` are uint8, uint16 or float32, in memory or memory-mapped, and then only the requested images are read.
     ``options`` are the options the images were opened with, ``notes`` are remarks for the user about the reading, and
     ``codec`` maps pixels to model space. ``file`` is the file that pixels are mapped from, which must not be truncated
@@ -94,6 +98,7 @@ class ImageSet:
     part: Subset | None = None
     file: Path | None = None
     mirrored: int = 1
+    num_classes: int = 0
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.dtype != DTYPES[self.codec.dtype]:
@@ -105,6 +110,7 @@ class ImageSet:
             raise InputError("there are no images")
         if self.labels is not None and (self.labels.shape != (len(self.pixels),) or self.labels.min() < 0):
             raise InputError("labels are integers from 0, one per image")
+        self._count_classes()
 
     def __len__(self) -> int:
         return len(self.pixels) if self.part is None else self.part.num
@@ -123,13 +129,6 @@ class ImageSet:
     def resolution(self) -> tuple[int, int]:
         """Height and width of an image."""
         return self.pixels.shape[2], self.pixels.shape[3]
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes; 0 without labels."""
-        if self.labels is None:
-            return 0
-        return len(self.class_names) or int(self.labels.max()) + 1
 
     def rows(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Map indices of this set, which may be a subset, to rows of ``pixels`` and ``labels``."""
@@ -157,6 +156,22 @@ class ImageSet:
         """The standard deviation of pixels in model space, [-1, 1]: the sigma_data of the denoiser."""
         return self.moments.deviation()
 
+    def _count_classes(self) -> None:
+        """Set ``num_classes``, and labels and names of the classes that occur if they are not named."""
+        highest = -1 if self.labels is None else int(self.labels.max())
+        num = len(self.class_names) if self.labels is not None else 0
+        if num and highest >= num:
+            raise InputError(f"labels go up to {highest}, but there are {num} class names, which they count from 0")
+        if self.labels is not None and not num:
+            num = self.num_classes
+            if highest >= num:
+                labels, names = occurring(self.labels.numpy())
+                num = len(names) or highest + 1
+                if names:
+                    object.__setattr__(self, "labels", torch.from_numpy(labels))
+                    object.__setattr__(self, "class_names", names)
+        object.__setattr__(self, "num_classes", num)
+
 
 @dataclass(frozen=True, eq=False)
 class ImageBuckets:
@@ -174,6 +189,13 @@ class ImageBuckets:
     buckets: tuple[ImageSet, ...]
     options: Data = field(default_factory=Data)
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        classes = {(bucket.class_names, bucket.num_classes) for bucket in self.buckets}
+        if len(classes) > 1 and all(num for _, num in classes):
+            names = ordered(name for bucket in self.buckets for name in _names(bucket))
+            alike = (_numbered_as(bucket, names, len(names)) for bucket in self.buckets)
+            object.__setattr__(self, "buckets", tuple(bucket for bucket in alike if bucket is not None))
 
     def __len__(self) -> int:
         return sum(map(len, self.buckets))
@@ -215,6 +237,43 @@ class ImageBuckets:
 
 
 Images = ImageSet | ImageBuckets
+
+
+def numbered_as(images: Images, names: Sequence[str], num: int) -> Images | None:
+    """Return images with the labels that a model has for their classes; None if it does not know one of the classes.
+
+    Args:
+        images: all images.
+        names: the names of the model's classes, empty if they are the numbers from 0 on.
+        num: the number of the model's classes; 0 takes the labels away.
+    """
+    if isinstance(images, ImageSet):
+        return _numbered_as(images, names, num)
+    found = [_numbered_as(bucket, names, num) for bucket in images.buckets]
+    buckets = tuple(bucket for bucket in found if bucket is not None)
+    return replace(images, buckets=buckets) if len(buckets) == len(found) else None
+
+
+def refuse_ids(images: Images) -> None:
+    """Raise InputError if most images have a label of their own, as if it were an id and no class."""
+    num = sum(len(bucket.pixels) // bucket.mirrored for bucket in images.buckets)
+    refuse_many_classes(images.num_classes, num)
+
+
+def _numbered_as(images: ImageSet, names: Sequence[str], num: int) -> ImageSet | None:
+    if images.labels is None or (images.class_names, images.num_classes) == (tuple(names), num):
+        return images
+    if not num:
+        return replace(images, labels=None, class_names=())
+    places = places_among(_names(images), names, num)
+    if places is None or (not names and places == list(range(num))):
+        return None if places is None else images
+    labels = torch.tensor(places)[images.labels.long()]
+    return replace(images, labels=labels, class_names=tuple(names), num_classes=num)
+
+
+def _names(images: ImageSet) -> tuple[str, ...]:
+    return images.class_names or tuple(map(str, range(images.num_classes)))
 
 
 def hold_out(images: Images, share: float, seed: int) -> tuple[Images, Images | None]:

@@ -66,7 +66,8 @@ def open_images(
         mode: channels that 8-bit images are converted to: "L", "RGB", "RGBA", or "auto", the smallest of these that
             keeps the channels all images have.
         fit: how images are resized: "crop" (centred, to the aspect ratio, first), "stretch", or "bucket": each to the
-            nearest of several shapes of about resolution^2 pixels, see `bucket_sizes`.
+            nearest of several shapes of about resolution^2 pixels, see `bucket_sizes`; "multiples" of earlier versions
+            has the resolution itself only if it is a multiple of 16.
         range: the values that become -1 and 1 in model space. None: the range of an integer dtype, or the range found
             in the data for floats.
         labels: where the labels are: a CSV with columns ``file`` and ``label``, the name of an array or a column, a

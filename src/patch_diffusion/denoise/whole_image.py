@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patch_diffusion.data.images import Images, ImageSet
+from patch_diffusion.data.images import Images, ImageSet, numbered_as
 from patch_diffusion.data.small import make_small, small_shape
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
@@ -22,6 +22,8 @@ from patch_diffusion.streams import generator, slot_normal
 SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 """Noise levels, from one that hides only the texture of images to one that leaves only their layout, for images of
 deviation 0.5 and up to 64 pixels; for others a run has ``noise.levels``."""
+
+_NAMED = 5  # most classes that an error names
 
 
 def whole_image_loss(
@@ -75,6 +77,7 @@ def losses_of_images(
     if images.channels != model.image_channels:
         raise InputError(f"the model takes {model.image_channels} channels, but the images have {images.channels}")
     sigmas = sigmas or model.levels or SIGMAS
+    images = known_to(model, images)
     losses: dict[float, list[Tensor]] = {float(sigma): [] for sigma in sigmas}
     with evaluating(model), sharing(model), torch.inference_mode():
         first = 0
@@ -85,6 +88,20 @@ def losses_of_images(
                 losses[sigma] += _losses(model, bucket, num, first, shape, level, sigma, seed, batch)
             first += len(bucket)
     return {sigma: torch.cat(each) for sigma, each in losses.items()}
+
+
+def known_to(model: Denoiser, images: Images) -> Images:
+    """Return images with the labels that the model has for their classes; without any if it knows no classes.
+
+    Raises:
+        InputError: an image has a class that the model does not know.
+    """
+    found = numbered_as(images, model.class_names, model.num_classes)
+    if found is None:
+        known = ", ".join(model.class_names[:_NAMED]) or f"0 to {model.num_classes - 1}"
+        more = ", ..." if len(model.class_names) > _NAMED else ""
+        raise InputError(f"the images have classes that the model does not know: give images of its own, {known}{more}")
+    return found
 
 
 def _losses(
@@ -116,7 +133,7 @@ def _losses(
         clean = images.codec.encode(pixels)
         places = range(first + slots.start, first + slots.stop)
         noise = slot_normal(seed, "evaluation", level, places, tuple(clean.shape[1:]), device)
-        classes = labels.to(device) if labels is not None and model.num_classes else None
+        classes = None if labels is None else labels.to(device)
         levels = torch.full((len(slots),), sigma, device=device)
         conditions = Conditions(coords, classes, thumbnail=thumbnail)
         found = denoising_loss(Shared(model), clean, conditions, levels, noise=noise)

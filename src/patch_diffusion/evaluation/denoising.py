@@ -9,7 +9,7 @@ import torch
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.reading.parallel import progress
 from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.denoise.whole_image import losses_of_images
+from patch_diffusion.denoise.whole_image import known_to, losses_of_images
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.intervals import Measure, interval_of_mean
 from patch_diffusion.evaluation.processes import shared
@@ -47,13 +47,13 @@ def bits_measure(model: Denoiser, held_out: Images, num: int, *, seed: int = 0, 
     """
     if len(held_out.buckets) != 1:
         raise InputError("bits are counted for images of one size, and the held-out images have several sizes")
-    (images,) = held_out.buckets
+    (images,) = known_to(model, held_out).buckets
     num = min(num, len(images))
 
     def bits(part: int) -> torch.Tensor:
         places = torch.arange(part * _BITS_AT_ONCE, min((part + 1) * _BITS_AT_ONCE, num))
         pixels, labels = images.batch(places.numpy())
-        classes = labels.tolist() if labels is not None and model.num_classes else None
+        classes = None if labels is None else labels.tolist()
         seeds = [seed * num + place for place in places.tolist()]
         return bits_per_dimension(model, pixels, seeds=seeds, labels=classes).cpu()
 

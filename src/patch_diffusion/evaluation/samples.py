@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from patch_diffusion.data.codec import PixelCodec
-from patch_diffusion.data.images import Images
+from patch_diffusion.data.images import Images, numbered_as
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.collect import Collected, collect
@@ -114,10 +114,11 @@ def _stream(subject: Subject, how: SamplesOptions) -> Stream:
 
 
 def classes_like(training: Images | None, model: Denoiser, num: int, seed: int) -> list[int] | None:
-    """Return ``num`` labels drawn at random from the training images; None unless they have the model's classes."""
-    if training is None or not model.num_classes or training.num_classes != model.num_classes:
+    """Return ``num`` labels drawn at random from the training images; None unless the model knows their classes."""
+    known = None if training is None else numbered_as(training, model.class_names, model.num_classes)
+    if known is None or not known.num_classes:
         return None
-    labels = [bucket.labels_of(torch.arange(len(bucket)).numpy()) for bucket in training.buckets]
+    labels = [bucket.labels_of(torch.arange(len(bucket)).numpy()) for bucket in known.buckets]
     every = torch.cat([each for each in labels if each is not None])
     chosen = torch.randint(len(every), (num,), generator=generator(seed, "classes of samples"))
     return every[chosen].tolist()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from patch_diffusion.config import Config, to_dict
+from patch_diffusion.data.images import refuse_ids
 from patch_diffusion.denoise.whole_image import SIGMAS
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.circumstances import circumstances
@@ -88,6 +89,8 @@ def race(
         "tuning": {name: tune_budget for name in arms if name in tuned},
     }
     found = folder.check(plan, seeds)
+    if found is None:
+        refuse_ids(setup.images)
     facts, here, plan_of_judging, said = _facts(setup, seeds[0], folder, moments, found)  # refuses before writing
     for note in [*setup.messages(), *([said] if said else [])] if found is None else ():
         tell(note)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from patch_diffusion.config import Config, Noise, Watch
-from patch_diffusion.data.images import HELD_OUT, Images
+from patch_diffusion.data.images import HELD_OUT, Images, numbered_as
 from patch_diffusion.data.sources import open_images
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.meter import SampleMeter
@@ -69,6 +69,7 @@ class RaceSetup:
         images = open_images(**how, show=True)
         apart = None if held_out is None else open_images(**{**how, "source": held_out}, show=True)
         if apart is not None:
+            apart = numbered_as(apart, images.class_names, images.num_classes) or apart
             _check_alike(apart, images)
         settled, notes = dict(arms), {}
         for name in arms if given is not None else ():

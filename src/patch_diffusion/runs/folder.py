@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from patch_diffusion.config import Config, Network, changed_options, flat_options, from_dict, option_names, to_dict
 from patch_diffusion.data.codec import PixelCodec
-from patch_diffusion.data.images import Images
+from patch_diffusion.data.images import Images, numbered_as
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.files import read_json, user_path, write_json
@@ -23,7 +23,10 @@ from patch_diffusion.runs.time_spent import time_spent
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Facts about a run's data and network that its options do not tell, such as image size and number of classes."""
+    """Facts about a run's data and network that its options do not tell, such as image size and number of classes.
+
+    ``resolution_is_bucket`` is True of images in buckets, unless their sizes are those of an earlier version.
+    """
 
     image_channels: int
     resolution: tuple[int, int]
@@ -34,6 +37,7 @@ class ModelFacts:
     parameters: int
     augment_channels: int = 0
     codec: dict[str, Any] = field(default_factory=lambda: PixelCodec().as_dict())
+    resolution_is_bucket: bool = False
 
     @classmethod
     def of(cls, denoiser: Denoiser, images: Images) -> ModelFacts:
@@ -48,6 +52,7 @@ class ModelFacts:
             parameters=sum(parameter.numel() for parameter in denoiser.parameters()),
             augment_channels=denoiser.augment_channels,
             codec=images.codec.as_dict(),
+            resolution_is_bucket=images.options.fit == "bucket",
         )
 
 
@@ -91,6 +96,16 @@ class RunFolder:
     def is_run(self) -> bool:
         """Return True if this is the folder of a training run, that is, if it holds a ``config.json``."""
         return self.config_file.exists()
+
+    def labelled(self, images: Images) -> Images:
+        """Return images with the labels that the run in this folder has for their classes.
+
+        They are returned as they are if there is no run, or if it does not know one of the classes.
+        """
+        if not self.is_run():
+            return images
+        facts = self.read_config()[1]
+        return numbered_as(images, facts.class_names, facts.num_classes) or images
 
     def check(self, config: Config, facts: ModelFacts, allow: Collection[str] = ()) -> list[str]:
         """Raise InputError if the folder holds other files, or a run whose options, data or network must not differ.
@@ -166,6 +181,8 @@ class RunFolder:
             height, width = facts.resolution
         except (TypeError, ValueError):
             raise InputError(f"{self.config_file} is damaged: its 'model' is not that of a run") from None
+        if config.data.fit == "bucket" and not facts.resolution_is_bucket:  # a run of an earlier version
+            config = replace(config, data=replace(config.data, fit="multiples"))
         return config, ModelFacts(
             **{**vars(facts), "resolution": (height, width), "class_names": tuple(facts.class_names)}
         )

@@ -22,6 +22,7 @@ from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.denoise.threads import Shared, sharing
 from patch_diffusion.deprecation import takes_old_keywords
 from patch_diffusion.errors import InputError, NotFiniteError, whole_number
+from patch_diffusion.sampling.classes import no_place
 from patch_diffusion.sampling.guidance.guide import check_guidance, guided
 from patch_diffusion.sampling.options import Sampling, View
 from patch_diffusion.sampling.pictures import to_image, visible, write_pixels
@@ -84,7 +85,8 @@ def generate(
         seeds: integers of at least 0.
         sampling: the options, see `Sampling`; None: their defaults.
         steps: solver steps, in short for an option of ``sampling``; 18 if neither gives them.
-        labels: a class for all, or one per seed. None: seed k gets class k mod classes if the model has classes.
+        labels: a class for all, or one per seed: places in the model's ``class_names``, which are counted from 0. None:
+            seed k gets class k mod classes if the model has classes.
         callback: called with every `Step` of every batch, for a look at the picture as it forms; it is not called with
             the steps that make the small copy.
 
@@ -195,7 +197,7 @@ def jobs_of(
     given = [whole_number("a class", label) for label in (labels if isinstance(labels, Iterable) else [labels])]
     for label in given:
         if not 0 <= label < classes:
-            raise InputError(f"class {label} does not exist: this model has classes 0 to {classes - 1}")
+            raise InputError(no_place(label, model.class_names, classes))
     if not isinstance(labels, Iterable):
         return ((seed, given[0]) for seed in chosen)
     if len(given) != len(chosen):

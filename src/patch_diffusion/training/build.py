@@ -11,7 +11,7 @@ import torch
 
 from patch_diffusion.config import Config
 from patch_diffusion.data.augment import Augment
-from patch_diffusion.data.images import FEWEST_TO_HOLD_OUT, HELD_OUT, Images, hold_out
+from patch_diffusion.data.images import FEWEST_TO_HOLD_OUT, HELD_OUT, Images, hold_out, refuse_ids
 from patch_diffusion.data.sources import open_images
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.process import PROCESSES
@@ -78,7 +78,9 @@ def build_trainer(
     Nothing is written before it is fitted. A share ``data.held_out`` of the images is held out. See `Trainer` for the
     errors.
     """
-    share, notes = _share_held_out(config.data.held_out, images, RunFolder(user_path(out)))
+    run = RunFolder(user_path(out))
+    images = run.labelled(images)
+    share, notes = _share_held_out(config.data.held_out, images, run)
     images, held_out = hold_out(replace(images, notes=(*images.notes, *notes)), share, config.seed)
     torch.manual_seed(stream_key(config.seed, "weights"))
     network = build_network(
@@ -109,8 +111,14 @@ def _train(
 ) -> Denoiser:
     clock, budget = Clock(), Budget.of(config)
     show = show and os.environ.get("RANK", "0") == "0"  # rank 0 alone tells the user
+    run = RunFolder(user_path(out))
+    stored = run.read_config()[0] if run.is_run() else None
+    if stored is not None and (config.data.fit, stored.data.fit) == ("bucket", "multiples"):
+        config = replace(config, data=replace(config.data, fit="multiples"))  # the buckets of an earlier version
     how = {name: value for name, value in vars(config.data).items() if name not in ("augment", "held_out")}
     images = open_images(**how, show=show)
+    if stored is None:
+        refuse_ids(images)
     if given is not None:
         run = RunFolder(user_path(out))
         stored = run.read_config()[0].noise if run.is_run() else None

@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 
 from patch_diffusion.config import BUDGETS, Config, Patches, flat_options, plain
 from patch_diffusion.data.augment import Augment
-from patch_diffusion.data.images import Images
+from patch_diffusion.data.images import Images, numbered_as
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.objective import Batch, DenoisingObjective, NoiseLevels
@@ -90,6 +90,7 @@ class Trainer:
         given = {name for name, value in flat_options(config).items() if value != flat_options(Config())[name]}
         config, limits = limit_pixels(config, images, denoiser.stride, given - {"batch", "batch_pixels"})
         self.run = RunFolder(user_path(out))
+        images = self._labelled(images, denoiser)
         check_watching(config, images, held_out, continues=self.run.is_run())
         self.meter = meter
         if meter is None and config.watch.metrics:
@@ -151,6 +152,14 @@ class Trainer:
             self.state, self.run, self.engine.group, self.config, self._note, self.progress.optional
         )
         self.changed = self.run.check(self.config, self.facts, allow)
+
+    def _labelled(self, images: Images, denoiser: Denoiser) -> Images:
+        """Return images with the labels of the run that continues, or of a denoiser that was trained before."""
+        if self.run.is_run():
+            return self.run.labelled(images)
+        if not denoiser.class_names and denoiser.num_classes in (0, images.num_classes):
+            return images
+        return numbered_as(images, denoiser.class_names, denoiser.num_classes) or images
 
     @explain_lost_peer()
     def fit(self, **budget: Unpack[BudgetOptions]) -> Denoiser:

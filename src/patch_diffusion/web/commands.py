@@ -13,13 +13,13 @@ from patch_diffusion.web.requests import EditRequest, ModelChoice, Request, Samp
 
 def sample_command(wanted: SampleRequest, chosen: ModelChoice, run: RunFolder) -> str:
     """Return the ``patch-diffusion sample`` command for the pictures that a request asks of one of its models."""
-    return _command(["sample", str(source_of(run, chosen))], _words(wanted, chosen), "pictures")
+    return _command(["sample", str(source_of(run, chosen))], _words(wanted, chosen, run), "pictures")
 
 
 def edit_command(wanted: EditRequest, run: RunFolder) -> str:
     """Return the ``patch-diffusion edit`` command for a request; ``image.png`` and ``mask.png`` are in the zip."""
     begin = ["edit", str(source_of(run, wanted.model)), "image.png"]
-    return _command(begin, [*_edit_words(wanted), *_words(wanted, wanted.model)], "edited")
+    return _command(begin, [*_edit_words(wanted), *_words(wanted, wanted.model, run)], "edited")
 
 
 def source_of(run: RunFolder, chosen: ModelChoice) -> Path:
@@ -31,11 +31,13 @@ def _command(begin: list[str], words: list[str], out: str) -> str:
     return shlex.join(["patch-diffusion", *begin, *words, "--out", out])
 
 
-def _words(wanted: Request, chosen: ModelChoice) -> list[str]:
+def _words(wanted: Request, chosen: ModelChoice, run: RunFolder) -> list[str]:
     """Return command-line words that ``sample`` and ``edit`` share: seeds, class, and options not at their default."""
     last = wanted.seed + wanted.pictures - 1
     words = ["--seeds", f"{wanted.seed}-{last}" if last > wanted.seed else f"{wanted.seed}"]
-    words += _option("class", wanted.label) + _option("ema_length", chosen.ema_length)
+    names = () if wanted.label is None else run.read_config()[1].class_names
+    label = names[wanted.label] if wanted.label is not None and wanted.label < len(names) else wanted.label
+    words += _option("class", label) + _option("ema_length", chosen.ema_length)
     for option in fields(wanted.sampling):
         value = getattr(wanted.sampling, option.name)
         words += _option(option.name, value) if value != option.default else []

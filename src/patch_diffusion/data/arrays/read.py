@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from patch_diffusion.config import Data, Layout
 from patch_diffusion.data.arrays.stored import StoredArray
+from patch_diffusion.data.classes import Labels
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.reading import cache
-from patch_diffusion.data.reading.labels import Labels, labels_of_values
+from patch_diffusion.data.reading.labels import labels_of_values
 from patch_diffusion.data.reading.parallel import progress, results_in_order
 from patch_diffusion.data.reading.pixels import ArrayPlan, Plan, Read, images_of, read
 from patch_diffusion.data.reading.sizes import Size, choose_sizes, resize_values, resolution_of, too_small

@@ -10,13 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patch_diffusion.config import Data
+from patch_diffusion.data.classes import Labels
 from patch_diffusion.data.files.decode import Header, ImageFile, decode_file, quiet, read_headers, reason
 from patch_diffusion.data.files.pixel_type import common_pixel_type
 from patch_diffusion.data.images import Images
-from patch_diffusion.data.reading.labels import Labels
 from patch_diffusion.data.reading.parallel import in_order
 from patch_diffusion.data.reading.pixels import ArrayPlan, Plan, images_of, read
-from patch_diffusion.data.reading.sizes import Size, choose_sizes, describe_changes, resolution_of, too_small
+from patch_diffusion.data.reading.sizes import (
+    Size,
+    bucket_sizes,
+    choose_sizes,
+    describe_changes,
+    resolution_of,
+    too_small,
+)
 from patch_diffusion.data.reading.survey import Survey
 from patch_diffusion.errors import InputError
 
@@ -49,7 +56,8 @@ class Collection:
     ``labels`` are the class numbers of all files and the names of the classes; ``notes`` are remarks for the user.
     ``identity`` is JSON data that changes when the files do; None if that cannot be known. ``headers`` and ``unusable``
     are results of `read_headers`, if there are any already. If ``slow``, decoded images are cached on disk even if they
-    are few.
+    are few. ``folders`` are sub-folders that could be classes, if the files have no labels and it was not said whether
+    they are.
     """
 
     source: str
@@ -60,6 +68,7 @@ class Collection:
     headers: dict[int, Header] | None = None
     unusable: dict[int, str] = field(default_factory=dict)
     slow: bool = False
+    folders: tuple[str, ...] = ()
 
 
 def read_collection(found: Collection, options: Data, *, show: bool = False) -> Images:
@@ -72,9 +81,14 @@ def read_collection(found: Collection, options: Data, *, show: bool = False) -> 
     if found.identity is not None:
         asked = {name: getattr(options, name) for name in ("resolution", "mode", "fit", "key", "layout")}
         key = {"files": found.identity, **asked}
+        if options.fit == "bucket" and (resolution := resolution_of(options)):
+            key["buckets"] = bucket_sizes(resolution)
     with quiet():
         pixels = read(lambda: _plan(found, options, show), key, options, often=found.slow)
-    return images_of(pixels, found.labels, options, found.notes)
+    notes = list(found.notes)
+    if found.folders:
+        notes.append(f"{len(found.folders)} sub-folders hold the images: with --data.classes True they are classes")
+    return images_of(pixels, found.labels, options, notes)
 
 
 def _plan(found: Collection, options: Data, show: bool) -> Plan:

@@ -15,10 +15,18 @@ from typing import IO
 from PIL import Image
 
 from patch_diffusion.config import Data
+from patch_diffusion.data.classes import Labels
 from patch_diffusion.data.files.collection import Collection, Files
 from patch_diffusion.data.files.decode import ImageFile
 from patch_diffusion.data.reading.cache import digest, state_of
-from patch_diffusion.data.reading.labels import LABELS_FILE, Labels, labels_of_csv, labels_of_folders, labels_of_json
+from patch_diffusion.data.reading.labels import (
+    LABELS_FILE,
+    could_be_classes,
+    folder_around,
+    labels_of_csv,
+    labels_of_folders,
+    labels_of_json,
+)
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import user_path
 
@@ -28,6 +36,7 @@ OpenFile = Callable[[str], IO[bytes]]
 _NOT_READ = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 _ENCRYPTED = 0x1
 _HIDDEN = re.compile(r"(^|/)(\.|__MACOSX)")
+_NUMBERED = re.compile(r"(^|/)\d{5}/img\d{8}\.\w+$")  # as prepare and EDM's tools name images
 _UNSAFE = re.compile(r"^([/\\]|[A-Za-z]:)|(^|[/\\])\.\.([/\\]|$)")  # absolute paths, and paths with ".."
 
 _HINTS = {
@@ -59,11 +68,11 @@ def find_in_folder(path: Path, options: Data) -> Collection:
     states = dict(_walk(path))
     names = sorted(states)
     images, notes = _images_among(names, options)
-    labels = _labels(images, names, lambda name: (path / name).open("rb"), options, notes)
+    labels, folders = _labels(images, names, lambda name: (path / name).open("rb"), options, notes)
     # Files are opened by name, since making a Path first takes a tenth as long as decoding a small image.
     files = Files(len(images), lambda index: ImageFile(images[index], partial(open, f"{path}/{images[index]}", "rb")))
     identity = [str(path.resolve()), digest(*((name, states[name]) for name in images))]
-    return Collection(options.source, files, labels, notes, identity)
+    return Collection(options.source, files, labels, notes, identity, folders=folders)
 
 
 @contextmanager
@@ -90,9 +99,9 @@ def find_in_zip(path: Path, options: Data) -> Iterator[Collection]:
         images, notes = _images_among(names, options)
         if len(names) < len(entries):
             notes.append(f"{len(entries) - len(names):,} entries of the zip have a name twice: the last one counts")
-        labels = _labels(images, names, archive.open, options, notes)
+        labels, folders = _labels(images, names, archive.open, options, notes)
         files = Files(len(images), lambda index: ImageFile(images[index], partial(archive.open, images[index])))
-        yield Collection(options.source, files, labels, notes, state_of(path))
+        yield Collection(options.source, files, labels, notes, state_of(path), folders=folders)
 
 
 def _walk(path: Path) -> Iterator[tuple[str, tuple[int, int] | None]]:
@@ -131,7 +140,8 @@ def _images_among(names: Sequence[str], options: Data) -> tuple[list[str], list[
     images, others = [], []
     for name in visible:
         (images if _ending(name) in endings else others).append(name)
-    others = [name for name in others if name not in (LABELS_FILE, options.labels)]
+    known = {LABELS_FILE, folder_around(images) + LABELS_FILE, options.labels}
+    others = [name for name in others if name not in known]
     if not images:
         if not others:
             raise InputError(f"{options.source} is empty: give a folder or a zip of images")
@@ -150,25 +160,33 @@ def _ending(name: str) -> str:
 
 def _labels(
     images: Sequence[str], names: Sequence[str], open_file: OpenFile, options: Data, notes: list[str]
-) -> Labels | None:
+) -> tuple[Labels | None, tuple[str, ...]]:
+    """Return the labels of images, None if they have none; and the sub-folders that could be classes, if asked for."""
     if options.labels is not None:
         with _open_csv(names, open_file, options) as stream:
             labels, more_notes = labels_of_csv(stream.read(), images, options.labels)
         notes += more_notes
-        return labels
+        return labels, ()
     if options.classes is False:
-        return None
-    if LABELS_FILE in names:
-        with open_file(LABELS_FILE) as stream:
-            found = labels_of_json(stream.read(), images, options.source)
+        return None, ()
+    around = folder_around(images)
+    for folder in dict.fromkeys(("", around)):
+        if folder + LABELS_FILE not in names:
+            continue
+        with open_file(folder + LABELS_FILE) as stream:
+            found = labels_of_json(stream.read(), [name[len(folder) :] for name in images], options.source)
         if found is not None:
-            return found
+            return found, ()
+        if all(map(_NUMBERED.search, images)):
+            if options.classes:
+                raise InputError(
+                    f"{options.source} was prepared without classes, and its folders only hold a thousand images "
+                    "each: prepare it anew, from images with a folder for each class"
+                )
+            return None, ()
     if options.classes:
-        return labels_of_folders(images, options.source)
-    folders = {name.partition("/")[0] if "/" in name else "" for name in images}
-    if options.classes is None and len(folders) > 1 and "" not in folders:
-        notes.append(f"{len(folders)} sub-folders hold the images: with --data.classes True they are classes")
-    return None
+        return labels_of_folders(images, options.source), ()
+    return None, could_be_classes(images)
 
 
 def _open_csv(names: Sequence[str], open_file: OpenFile, options: Data) -> IO[bytes]:

@@ -13,10 +13,11 @@ from threading import Lock
 from typing import IO, Any
 
 from patch_diffusion.config import Data
+from patch_diffusion.data.classes import Labels
 from patch_diffusion.data.files.collection import Collection, Files
 from patch_diffusion.data.files.decode import ImageFile
 from patch_diffusion.data.reading.cache import digest, state_of
-from patch_diffusion.data.reading.labels import Labels, labels_of_values
+from patch_diffusion.data.reading.labels import labels_of_values
 from patch_diffusion.errors import InputError, did_you_mean, need
 from patch_diffusion.files import user_path
 

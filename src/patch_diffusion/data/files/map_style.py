@@ -15,9 +15,10 @@ from PIL import Image
 
 from patch_diffusion.config import Data
 from patch_diffusion.data.arrays.read import channel_axis, pixel_dtype, to_pixels
+from patch_diffusion.data.classes import Labels
 from patch_diffusion.data.files.collection import Collection, Files
 from patch_diffusion.data.files.decode import Header, ImageFile, quiet, read_header, reason
-from patch_diffusion.data.reading.labels import Labels, labels_of_values
+from patch_diffusion.data.reading.labels import labels_of_values
 from patch_diffusion.data.reading.parallel import progress
 from patch_diffusion.errors import InputError
 

@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patch_diffusion.config import Data
+from patch_diffusion.data.classes import Labels
 from patch_diffusion.data.files.collection import Collection, Files
 from patch_diffusion.data.files.decode import ImageFile
 from patch_diffusion.data.files.folders import image_endings
 from patch_diffusion.data.reading.cache import digest, make, state_of
-from patch_diffusion.data.reading.labels import Labels, labels_of_values
+from patch_diffusion.data.reading.labels import labels_of_values
 from patch_diffusion.data.reading.parallel import results_in_order
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import user_path

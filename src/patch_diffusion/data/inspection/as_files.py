@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from patch_diffusion.config import Data
 from patch_diffusion.data.arrays.stored import is_array
+from patch_diffusion.data.classes import occurring
 from patch_diffusion.data.digits import NAME
 from patch_diffusion.data.files.collection import Collection as ImageCollection, read_collection
 from patch_diffusion.data.files.decode import ImageFile, read_header
-from patch_diffusion.data.images import Images, ImageSet
+from patch_diffusion.data.images import Images, ImageSet, numbered_as
 from patch_diffusion.data.latents.folder import is_latents
 from patch_diffusion.data.reading.sizes import resolution_of
 from patch_diffusion.data.sources import find_images, open_images
@@ -70,6 +71,9 @@ def some_images(options: Data, *, without: Collection[str] = (), show: bool = Fa
         most = max(1, min(_SAMPLE_IMAGES, _SAMPLE_BYTES // (4 * height * width)))
         chosen = [usable[place] for place in evenly(len(usable), most)]
         images = read_collection(_part(found, chosen), replace(options, cache="memory"), show=show)
+        if found.labels is not None:  # classes that have no image here have some in training
+            labels, names = occurring(found.labels[0][usable], found.labels[1])
+            images = numbered_as(images, names, len(names) or int(labels.max()) + 1) or images
         return replace(images, options=options)
 
 
@@ -111,5 +115,11 @@ def _part(found: ImageCollection, chosen: Sequence[int]) -> ImageCollection:
     labels = None if found.labels is None else (found.labels[0][list(chosen)], found.labels[1])
     headers = None if found.headers is None else dict(enumerate(found.headers[index] for index in chosen))
     return replace(
-        found, files=[found.files[i] for i in chosen], labels=labels, identity=None, headers=headers, unusable={}
+        found,
+        files=[found.files[i] for i in chosen],
+        labels=labels,
+        identity=None,
+        headers=headers,
+        unusable={},
+        folders=(),
     )

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patch_diffusion.config import Data
+from patch_diffusion.data.classes import Labels, refuse_many_classes
 from patch_diffusion.data.files.collection import Collection as ImageCollection
 from patch_diffusion.data.files.decode import Header, ImageFile, decode_file, quiet, read_headers, reason
 from patch_diffusion.data.inspection.as_files import evenly, found_images
 from patch_diffusion.data.inspection.duplicates import SMALL, Likeness, content_hash, equal_groups, likeness, near_pairs
 from patch_diffusion.data.inspection.sheet import Thumbnail, check_sheet, thumbnail, write_sheet
-from patch_diffusion.data.reading.labels import Labels
+from patch_diffusion.data.reading.labels import folders_of
 from patch_diffusion.data.reading.parallel import in_order
 from patch_diffusion.errors import InputError
 
@@ -44,7 +45,7 @@ class Findings:
         sizes: number of images by height and width, such as (64, 64).
         kinds: number of images by bit depth and channels, such as "8 bit RGB".
         class_counts: number of images of each class, over the whole data set; empty without classes.
-        folders: number of images in each top-level sub-folder, over the whole data set; empty if there are classes.
+        folders: number of images in each sub-folder, over the whole data set, if these could be classes and are none.
         unusable: the reasons why files cannot be read, by name.
         nearly_constant: images whose pixels are nearly all of one value.
         equal: groups of images with equal pixels.
@@ -151,7 +152,14 @@ def _findings(
     firsts = [index for index in indices if index not in constant and index not in copies]
     pairs = near_pairs([seen[index].likeness for index in firsts])
     asymmetry, by_chance = _asymmetry([seen[index].likeness for index in firsts])
-    in_folders = () if found.labels is not None else (file.name for file in found.files if "/" in file.name)
+    places = evenly(len(found.files), len(files))
+    broken = [places[index] for index in unusable]
+    in_folders = folders_of([file.name for file in found.files]) if found.folders else ()
+    class_counts = {} if found.labels is None else _counts(_class_names(found.labels, broken))
+    try:
+        refuse_many_classes(len(class_counts), sum(class_counts.values()))
+    except InputError as error:
+        problems = [*problems, str(error)]
     return Findings(
         source=options.source,
         num_images=len(found.files),
@@ -159,8 +167,8 @@ def _findings(
         endings=_counts(PurePosixPath(name).suffix.lower().lstrip(".") for name in names),
         sizes=_counts(header.size for header in headers.values()),
         kinds=_counts(_kind(header) for header in headers.values()),
-        class_counts={} if found.labels is None else _counts(_class_names(found.labels)),
-        folders=_counts(PurePosixPath(name).parts[0] for name in in_folders),
+        class_counts=class_counts,
+        folders=_counts(in_folders),
         unusable={names[index]: why for index, why in sorted(unusable.items())},
         nearly_constant=[names[index] for index in sorted(constant)],
         equal=[[names[indices[place]] for place in group] for group in groups],
@@ -259,8 +267,9 @@ def _kind(header: Header) -> str:
     return f"{'16 bit, read as ' * header.reduced}8 bit {colour}{' with transparency' * header.transparent}"
 
 
-def _class_names(labels: Labels) -> Iterator[str]:
-    numbers, names = labels
+def _class_names(labels: Labels, broken: Sequence[int]) -> Iterator[str]:
+    """Yield the name of each image's class, but for the images at some places."""
+    numbers, names = np.delete(labels[0], broken), labels[1]
     return (names[number] if names else str(number) for number in numbers.tolist())
 
 

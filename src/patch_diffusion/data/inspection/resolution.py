@@ -12,6 +12,7 @@ from patch_diffusion.data.reading.sizes import Size
 
 _MOST_CROPPED = 0.15  # the largest mean share of an image cropped away; above it, buckets are suggested
 _MULTIPLES = 16  # sides are multiples of this, so that a quarter of a side can be halved twice
+_KEPT = 8  # sides that are multiples of this stay as they are, as a quarter of them can be halved
 _LARGE = 1.5  # images are large if their side is more than this many times the target side
 
 
@@ -64,7 +65,12 @@ def _quantile(values: Mapping[Size, float], counts: Mapping[Size, int], share: f
 
 
 def _rounded(length: float) -> int:
-    """Round a side to a multiple of 16, or down to a multiple of 4 if short, so that patches of it can be halved."""
+    """Round a side to a multiple of 16, or down to a multiple of 4 if short, so that patches of it can be halved.
+
+    A multiple of 8 stays as it is.
+    """
+    if length >= 2 * _MULTIPLES and length % _KEPT == 0:
+        return int(length)
     multiple = _MULTIPLES if length >= 2 * _MULTIPLES else 4
     nearest = round(length / multiple) if length >= 2 * _MULTIPLES else int(length // multiple)
     return max(multiple, multiple * nearest)

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patch_diffusion.config import Data
+from patch_diffusion.data.classes import occurring
 from patch_diffusion.data.images import Images, ImageSet, Moments
 from patch_diffusion.data.latents.autoencoder import Autoencoder, images_at_once
 from patch_diffusion.data.latents.codec import STANDARD_DEVIATION, LatentCodec, codec_of
@@ -55,6 +56,7 @@ class LatentSet(ImageSet):
             )
         if self.labels is not None and len(self.labels) != len(self.pixels):
             raise InputError(f"{len(self.pixels):,} latents have {len(self.labels):,} labels")
+        self._count_classes()
 
     @property
     def channels(self) -> int:
@@ -99,8 +101,11 @@ def open_latents(
         names, (height, width) = tuple(facts["class_names"]), facts["resolution"]
         # Copy-on-write, so that writing to the tensor does not change the file: torch has no read-only tensors.
         stored = torch.from_numpy(np.load(path / _LATENTS, mmap_mode="c"))
-        labels = torch.from_numpy(np.load(path / _LABELS)) if (path / _LABELS).exists() else None
-    except (KeyError, TypeError, ValueError, OSError) as error:
+        labels = None
+        if (path / _LABELS).exists():
+            numbers, names = occurring(np.load(path / _LABELS), names)
+            labels = torch.from_numpy(numbers)
+    except (IndexError, KeyError, TypeError, ValueError, OSError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"the latents in {path} are damaged: {error}") from None

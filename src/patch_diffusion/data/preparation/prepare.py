@@ -8,7 +8,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from patch_diffusion.config import Data
+from patch_diffusion.data.classes import Labels, occurring, refuse_many_classes
 from patch_diffusion.data.digits import NAME
 from patch_diffusion.data.files.collection import Collection
 from patch_diffusion.data.files.decode import ImageFile, decode_file, quiet, read_headers, reason
@@ -26,7 +27,7 @@ from patch_diffusion.data.inspection.as_files import as_files, has_files
 from patch_diffusion.data.inspection.duplicates import content_hash
 from patch_diffusion.data.preparation.partial import PartialZip
 from patch_diffusion.data.reading.cache import digest, state_of
-from patch_diffusion.data.reading.labels import LABELS_FILE, Labels
+from patch_diffusion.data.reading.labels import LABELS_FILE
 from patch_diffusion.data.reading.parallel import in_order
 from patch_diffusion.data.reading.sizes import Size, resolution_of, too_small
 from patch_diffusion.data.sources import find_images
@@ -45,7 +46,8 @@ def prepare_images(
 ) -> dict[str, Any]:
     """Write the images of a data set as a zip that training, and the tools of StyleGAN and EDM, can open.
 
-    It holds ``00000/img00000000.png`` and so on, stored without further compression, and a ``dataset.json`` of labels.
+    It holds ``00000/img00000000.png`` and so on, stored without further compression, and a ``dataset.json`` of labels,
+    and of ``class_names`` if the classes have any; sub-folders that could be classes are. Labels are null without any.
     Images that cannot be read or enlarged, and all but the first of images with equal resulting pixels, are left out
     and listed in ``OUT.report.json`` next to it. The same data and options give the same bytes, even if the call was
     interrupted: finished images are kept in the folder ``OUT.zip.partial``, from which the same call resumes.
@@ -65,12 +67,15 @@ def prepare_images(
     out = user_path(out)
     if out.suffix.lower() != ".zip":
         raise InputError(f"images are prepared into a .zip, not '{out.name}'")
-    if options.fit == "bucket":
+    if options.fit not in ("crop", "stretch"):
         raise InputError("a zip has images of one size: fit is crop or stretch")
     if user_path(options.source).resolve() == out.resolve():
         raise InputError(f"{out} would be written over itself: choose another name")
+    options = keeping_classes(options)
     with ExitStack() as stack:
         found = stack.enter_context(find_images(options, show=show)) if has_files(options) else as_files(options)
+        if found.labels is not None:
+            refuse_many_classes(len(set(found.labels[0].tolist())), len(found.files))
         key = _key(found, options, keep_duplicates)
         partial = PartialZip(out.with_name(out.name + ".partial"), key)
         if out.exists():
@@ -80,9 +85,11 @@ def prepare_images(
                 plan = _plan(found, options, show)
             with quiet(), partial:
                 _encode(found.files, found.labels, plan, partial, options, keep_duplicates, show)
-                report = _report(found, plan, partial, options, key)
+                kept = [index for index, line in enumerate(partial.lines) if "dropped" not in line]
+                labels = None if found.labels is None else occurring(found.labels[0][kept], found.labels[1])
+                report = _report(found, plan, partial, options, key, labels)
                 write_json(_report_file(out), report)
-                _write_zip(out, partial, found.labels)
+                _write_zip(out, partial, labels)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -91,6 +98,14 @@ def prepare_images(
             ) from None
     partial.remove()
     return report
+
+
+def keeping_classes(options: Data) -> Data:
+    """Return data options that take sub-folders for classes, if they could be, and it was not said whether they are."""
+    if options.classes is None and has_files(options) and user_path(options.source).exists():
+        with find_images(options) as found:
+            return replace(options, classes=True) if found.folders else options
+    return options
 
 
 @dataclass(frozen=True)
@@ -170,7 +185,9 @@ def _to_png(pixels: NDArray[Any]) -> bytes:
     return stream.getvalue()
 
 
-def _report(found: Collection, plan: _Plan, partial: PartialZip, options: Data, made_of: str | None) -> dict[str, Any]:
+def _report(
+    found: Collection, plan: _Plan, partial: PartialZip, options: Data, made_of: str | None, labels: Labels | None
+) -> dict[str, Any]:
     dropped = [line for line in partial.lines if "dropped" in line]
     if len(dropped) == len(partial.lines):
         partial.remove()
@@ -184,8 +201,8 @@ def _report(found: Collection, plan: _Plan, partial: PartialZip, options: Data, 
         "resolution": list(plan.size),
         "mode": _MODES[plan.pixel_type.dtype, plan.pixel_type.channels],
         "fit": options.fit,
-        "num_classes": 0 if found.labels is None else int(found.labels[0].max()) + 1,
-        "class_names": [] if found.labels is None else list(found.labels[1]),
+        "num_classes": 0 if labels is None else len(set(labels[0].tolist())),
+        "class_names": [] if labels is None else list(labels[1]),
         "notes": [*found.notes, *plan.notes],
         "dropped": dropped,
         "made_of": made_of,
@@ -193,16 +210,18 @@ def _report(found: Collection, plan: _Plan, partial: PartialZip, options: Data, 
 
 
 def _write_zip(out: Path, partial: PartialZip, labels: Labels | None) -> None:
-    """Write all images and their labels to the zip, under a temporary name until it is complete."""
+    """Write all images and their labels, in the same order, to the zip, under a temporary name until it is complete."""
     check_room(out.parent, partial.num_bytes)
     of_name: list[tuple[str, int]] = []
     with replacing(out) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:
-        for number, (index, picture) in enumerate(partial.pictures()):
+        for number, (_, picture) in enumerate(partial.pictures()):
             name = f"{number // IMAGES_PER_FOLDER:05d}/img{number:08d}.png"
             archive.writestr(_entry(name), picture)
             if labels is not None:
-                of_name.append((name, int(labels[0][index])))
-        content = {"labels": None if labels is None else of_name}
+                of_name.append((name, int(labels[0][number])))
+        content: dict[str, Any] = {"labels": None if labels is None else of_name}
+        if labels is not None and list(labels[1]) != list(map(str, range(len(labels[1])))):
+            content["class_names"] = labels[1]
         archive.writestr(_entry(LABELS_FILE), to_json(content, lines=False))
 
 
@@ -224,7 +243,7 @@ def _key(found: Collection, options: Data, keep_duplicates: bool) -> str | None:
     if identity is None:
         return None
     asked = {name: getattr(options, name) for name in ("resolution", "fit", "mode", "key", "layout")}
-    labels = None if found.labels is None else found.labels[0].tolist()
+    labels = None if found.labels is None else [found.labels[0].tolist(), *found.labels[1]]
     return digest(identity, asked, labels, keep_duplicates, PIL.__version__, _COMPRESSION)
 
 

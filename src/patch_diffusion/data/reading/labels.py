@@ -7,28 +7,32 @@ import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from patch_diffusion.data.classes import Labels, ordered, too_many
 from patch_diffusion.errors import InputError
 
 LABELS_FILE = "dataset.json"
 
-Labels = tuple[NDArray[np.int64], tuple[str, ...]]
-"""Class numbers, one per image, and the names of the classes, empty if they have none."""
+_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}
 
 
 def labels_of_json(content: bytes, names: Sequence[str], source: str) -> Labels | None:
     """Parse the labels in a ``dataset.json``, ``{"labels": [["00000/img00000000.png", 6], ...]}``; None if null.
 
+    `prepare_images` writes ``class_names`` beside them, which the labels then count.
+
     Raises:
         InputError: the form is wrong, a label is no class number, or an image (named in the message) has no label.
     """
     try:
-        entries = json.loads(content).get("labels") or []
-        found = {str(name).replace("\\", "/"): label for name, label in entries}
+        stored = json.loads(content)
+        found = {str(name).replace("\\", "/"): label for name, label in stored.get("labels") or []}
+        class_names = tuple(map(str, stored.get("class_names") or ()))
     except (ValueError, TypeError, AttributeError):
         raise InputError(f'{LABELS_FILE} in {source} is not of the form {{"labels": [["a.png", 0], ...]}}') from None
     if not found:
@@ -38,17 +42,20 @@ def labels_of_json(content: bytes, names: Sequence[str], source: str) -> Labels 
         raise InputError(
             f"{LABELS_FILE} in {source}: the label of {wrong[0]} is {found[wrong[0]]!r}, not a class number"
         )
+    if class_names and max(found.values()) >= len(class_names):
+        raise InputError(f"{LABELS_FILE} in {source} has labels beyond its {len(class_names):,} class_names")
     _refuse_missing(found, names, f"{LABELS_FILE} in {source}")
-    return np.array([found[name] for name in names], np.int64), ()
+    numbers, own = labels_of_values([found[name] for name in names])
+    return numbers, class_names or own
 
 
 def labels_of_folders(names: Sequence[str], source: str) -> Labels:
-    """Return class labels of images: the class of an image is the first folder in its name.
+    """Return class labels of images: the class of an image is its sub-folder, see `folders_of`.
 
     Raises:
         InputError: an image is in no folder.
     """
-    folders = [name.partition("/")[0] if "/" in name else "" for name in names]
+    folders = folders_of(names)
     if "" in folders:
         raise InputError(
             f"classes are the names of the sub-folders, but {names[folders.index('')]} in {source} is in none"
@@ -56,11 +63,51 @@ def labels_of_folders(names: Sequence[str], source: str) -> Labels:
     return labels_of_values(folders)
 
 
+def folders_of(names: Sequence[str]) -> list[str]:
+    """Return the sub-folder of each image, below a folder that is around all of them; "" if it is in none.
+
+    >>> folders_of(["photos/cats/0.png", "photos/dogs/0.png"])
+    ['cats', 'dogs']
+    """
+    around = folder_around(names)
+    if any("/" not in name[len(around) :] for name in names):
+        around = around[: around[:-1].rfind("/") + 1]
+    return [inner.partition("/")[0] if "/" in inner else "" for inner in (name[len(around) :] for name in names)]
+
+
+def folder_around(names: Sequence[str]) -> str:
+    """Return the innermost folder that holds all images, such as "photos/", or ""."""
+    first, last = min(names, default=""), max(names, default="")
+    shared = "".join(letter for letter, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
+    return shared[: shared.rfind("/") + 1]
+
+
+def could_be_classes(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the sub-folders of images if they may be classes, at least two that hold all images; else ().
+
+    Folders of a thousand by number, as EDM's tools and `prepare_images` make them, are none, nor are train and val, nor
+    so many that most images have one to themselves.
+    """
+    folders = folders_of(names)
+    found = set(folders)
+    if len(found) < 2 or "" in found or found <= _SPLITS or too_many(len(found), len(names)):
+        return ()
+    return () if all(map(_in_thousands, names, folders)) else tuple(ordered(found))
+
+
+def _in_thousands(name: str, folder: str) -> bool:
+    """True if a folder is the number of a file in thousands, such as 00012/img00012345.png or 12000/12345.png."""
+    number = re.fullmatch(r"\D*(\d+)\.\w+", name.rpartition("/")[2])
+    if number is None or not folder.isdecimal():
+        return False
+    thousands = int(number[1]) // 1000
+    return int(folder) in (thousands, 1000 * thousands)
+
+
 def labels_of_csv(content: bytes, names: Sequence[str], source: str) -> tuple[Labels, list[str]]:
     """Parse the labels in a CSV whose header has the columns ``file`` and ``label``; also return notes for the user.
 
-    If all labels are integers, they are class numbers; otherwise they are class names, which are numbered in
-    alphabetical order.
+    If all labels are integers, they are class numbers; otherwise they are class names.
 
     Raises:
         InputError: a column is missing, a file has two labels, or an image (named in the message) has none.
@@ -93,7 +140,7 @@ def labels_of_csv(content: bytes, names: Sequence[str], source: str) -> tuple[La
 
 
 def labels_of_values(values: Sequence[Any] | NDArray[Any], name: Callable[[int], str] = "image {:,}".format) -> Labels:
-    """Return class numbers and names, given label values: integers are numbers, strings are names, sorted by alphabet.
+    """Return class numbers and names, given label values: integers are numbers, strings are names, see `ordered`.
 
     Args:
         values: one label per image.
@@ -108,6 +155,8 @@ def labels_of_values(values: Sequence[Any] | NDArray[Any], name: Callable[[int],
         raise InputError(
             "labels are one class number or name per image, not lists of several lengths: set data.classes to False"
         ) from None
+    if array.dtype.kind in "uOf" and any(isinstance(value, int) and value >= 2**63 for value in values):
+        array = np.array(list(map(str, values)))  # numbers that no integer type holds are names as well
     if array.dtype.kind == "O":
         array = np.array([_words(value) if isinstance(value, bytes) else value for value in array.tolist()])
     if array.dtype.kind == "S":
@@ -118,12 +167,14 @@ def labels_of_values(values: Sequence[Any] | NDArray[Any], name: Callable[[int],
     if array.ndim != 1 or array.dtype.kind not in "biuUT":
         raise InputError(f"labels are one class number or name per image, not {array.dtype} of the shape {array.shape}")
     if array.dtype.kind in "UT":
-        class_names, numbers = np.unique(array, return_inverse=True)
-        return numbers.astype(np.int64), tuple(map(str, class_names))
+        found, numbers = np.unique(array, return_inverse=True)
+        class_names = ordered(map(str, found))
+        places = {name: place for place, name in enumerate(class_names)}
+        return np.array([places[str(name)] for name in found], np.int64)[numbers], tuple(class_names)
     if len(array) and array.min() < 0:
         first = int(np.argmin(array >= 0))
         raise InputError(
-            f"the label of {name(first)} is {array[first]}, and class numbers count from 0: mend it, or set "
+            f"the label of {name(first)} is {array[first]}, and class numbers are 0 or more: mend it, or set "
             "data.classes to False"
         )
     return array.astype(np.int64), ()

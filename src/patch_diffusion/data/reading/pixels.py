@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patch_diffusion.config import Data
+from patch_diffusion.data.classes import Labels, occurring
 from patch_diffusion.data.images import ImageBuckets, Images, ImageSet
 from patch_diffusion.data.reading import cache
-from patch_diffusion.data.reading.labels import Labels, notes_of_labels
+from patch_diffusion.data.reading.labels import notes_of_labels
 from patch_diffusion.data.reading.survey import Survey, codec_of, notes_of
 from patch_diffusion.errors import InputError
 
@@ -126,16 +127,21 @@ def images_of(found: Read, labels: Labels | None, options: Data, notes: list[str
     codec = codec_of(dtype, options.range, survey)
     numbers, class_names = (None, ()) if labels is None else labels
     all_notes = [*found.facts["notes"], *notes, *notes_of(codec, options.range, survey), *found.notes]
+    own: list[NDArray[np.int64] | None] = [None] * len(found.pixels)
     if numbers is not None:
         every = [numbers if kept is None else numbers[kept] for kept in found.kept]
-        all_notes += notes_of_labels(np.concatenate(every), class_names)
+        numbers, class_names = occurring(np.concatenate(every), class_names)
+        own = list(np.split(numbers, np.cumsum([len(each) for each in every])[:-1]))
+        all_notes += notes_of_labels(numbers, class_names)
+    num_classes = 0 if numbers is None else int(numbers.max(initial=-1)) + 1
     files = found.files or [None] * len(found.pixels)
     sets = []
-    for pixels, kept, file in zip(found.pixels, found.kept, files, strict=True):
-        own = numbers if numbers is None or kept is None else numbers[kept]
-        of_size = None if own is None else torch.from_numpy(own)
+    for pixels, labels_of_size, file in zip(found.pixels, own, files, strict=True):
+        of_size = None if labels_of_size is None else torch.from_numpy(labels_of_size)
         if len(pixels):
-            sets.append(ImageSet(pixels, of_size, class_names, options, codec=codec, file=file))
+            sets.append(
+                ImageSet(pixels, of_size, class_names, options, codec=codec, file=file, num_classes=num_classes)
+            )
     if len(sets) == 1:
         return replace(sets[0], notes=tuple(all_notes))
     return ImageBuckets(tuple(sets), options, tuple(all_notes))

@@ -43,22 +43,24 @@ def choose_sizes(
         sizes: sizes of the images, by index.
         name: a function that returns the name of an image by its index, for errors.
         resolution: the resolution that the user gave, if any.
-        fit: "crop" and "stretch" resize all to the resolution, "bucket" each to the nearest of `bucket_sizes`.
+        fit: "crop" and "stretch" resize all to the resolution, "bucket" and "multiples" each to the nearest of
+            `bucket_sizes`.
 
     Raises:
         InputError: the images have several sizes, and no resolution was given.
     """
     if resolution is None:
         return dict.fromkeys(sizes, _common_size(sizes, name))
-    if fit == "bucket":
-        return _nearest_buckets(sizes, bucket_sizes(resolution))
+    if fit in ("bucket", "multiples"):
+        return _nearest_buckets(sizes, bucket_sizes(resolution, multiples=fit == "multiples"))
     return dict.fromkeys(sizes, resolution)
 
 
-def bucket_sizes(resolution: Size) -> list[Size]:
+def bucket_sizes(resolution: Size, *, multiples: bool = False) -> list[Size]:
     """Return the sizes of aspect-ratio buckets, which all have about the area of the resolution.
 
-    Their sides are multiples of a quarter of the resolution's side, rounded to a multiple of 16.
+    They are the resolution, lying and standing, and others whose sides are multiples of a quarter of the resolution's
+    side, rounded to a multiple of 16; with ``multiples`` these alone, as long as there are any.
 
     >>> bucket_sizes((64, 64))[:4]
     [(32, 112), (32, 128), (48, 80), (48, 96)]
@@ -71,7 +73,11 @@ def bucket_sizes(resolution: Size) -> list[Size]:
         long_enough = max(side, other) / min(side, other) <= _LONGEST_BUCKET
         if long_enough and abs(side * other / area - 1) <= _BUCKET_AREA:
             sizes |= {(side, other), (other, side)}
-    return sorted(sizes) or [resolution]
+    if multiples:
+        return sorted(sizes) or [resolution]
+    asked = {resolution, resolution[::-1]}
+    aspects = {height / width for height, width in asked}
+    return sorted(asked | {size for size in sizes if size[0] / size[1] not in aspects})
 
 
 def too_small(size: Size, target: Size) -> bool:
@@ -131,8 +137,8 @@ def _common_size(sizes: Mapping[int, Size], name: Callable[[int], str]) -> Size:
         raise InputError(
             f"{len(others):,} of {len(sizes):,} images are not {height}x{width} like the others (first: "
             f"{name(others[0])}, {other[0]}x{other[1]}): give --resolution, for example --resolution {side}, to crop "
-            "and resize all; with --data.fit stretch they are stretched instead, with --data.fit bucket each goes to "
-            "the nearest of several shapes"
+            "and resize all; with --data.fit stretch they are stretched instead, and in training with --data.fit "
+            "bucket each goes to the nearest of several shapes"
         )
     return height, width
 

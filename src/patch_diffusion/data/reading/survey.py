@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.errors import InputError
 
+ONE_VALUE = "have one value only"
+"""The words of a note on images of a single value."""
+
 _LEAST_SHARE_OF_RANGE = 1 / 8
 """The share of the range of an integer dtype that the values should span; otherwise a note tells the user."""
 
@@ -72,5 +75,5 @@ def notes_of(codec: PixelCodec, given: tuple[float, float] | None, found: Survey
         notes.append(f"{values} were found, of {low:g} to {high:g} (--data.range says what becomes -1 and 1)")
     if found.num_constant:
         which = f"{found.num_constant:,} of {found.num_images:,} images looked at"
-        notes.append(f"{which} have one value only (first: {found.first_constant})")
+        notes.append(f"{which} {ONE_VALUE} (first: {found.first_constant})")
     return notes

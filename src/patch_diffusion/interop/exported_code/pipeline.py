@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.errors import InputError, did_you_mean, finite_number, whole_number
 from patch_diffusion.patches.coords import coordinate_grid, extended_grid
 from patch_diffusion.patches.shapes import patch_shape
+from patch_diffusion.sampling.classes import class_place
 from patch_diffusion.sampling.guidance.crops import in_crops
 from patch_diffusion.sampling.guidance.extrapolation import check_interval, extrapolate, within
 from patch_diffusion.sampling.seeds import checked_seeds
@@ -115,8 +117,9 @@ class PatchDiffusionPipeline(DiffusionPipeline):
 
         Args:
             batch_size: the number of images; if there are seeds, their number counts instead.
-            class_labels: a class, by number or name, for all images, or one per image. None: seed k, or image k if
-                there are no seeds, gets class k mod classes.
+            class_labels: a class for all images, or one per image, by name, or by its place from 0 on; so 3 is the
+                class that is named 3, if there is one. None: seed k, or image k if there are no seeds, gets class k mod
+                classes.
             num_inference_steps: the number of solver steps.
             guidance_scale: the scale of guidance away from what the ``guide`` makes; 1 is none.
             seeds: a seed gives the picture that ``patch-diffusion sample`` makes of it, in any batch, also with a
@@ -300,26 +303,23 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         return noisy
 
     def _labels(self, given: Any, seeds: Sequence[int]) -> Tensor | None:
-        """Return a class number for each image (n,), from numbers or names; None for a model without classes."""
+        """Return the place of a class for each image (n,), from names or places; None for a model without classes."""
         config: Any = self.config
         if not config.num_classes:
             if given is not None:
                 raise InputError("this model was trained without classes, so none can be asked for")
             return None
         if given is None:
-            given = [seed % config.num_classes for seed in seeds]
+            return torch.tensor([seed % config.num_classes for seed in seeds], device=self._execution_device)
         given = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given] * len(seeds)
-        given = [label if isinstance(label, str) else whole_number("a class", label) for label in given]
-        if len(given) != len(seeds):
-            raise InputError(f"{len(seeds)} images need as many class_labels, not {len(given)}")
-        numbers = {name: int(number) for number, name in config.id2label.items()}
-        for label in given:
-            if isinstance(label, str) and label not in numbers:
-                raise InputError(f"there is no class '{label}'" + (did_you_mean(label, numbers) if numbers else ""))
-            if not isinstance(label, str) and not 0 <= label < config.num_classes:
-                raise InputError(f"class {label} does not exist: there are classes 0 to {config.num_classes - 1}")
-        chosen = [numbers[label] if isinstance(label, str) else label for label in given]
-        return torch.tensor(chosen, device=self._execution_device)
+        labels = [label if isinstance(label, str) else str(whole_number("a class", label)) for label in given]
+        if len(labels) != len(seeds):
+            raise InputError(f"{len(seeds)} images need as many class_labels, not {len(labels)}")
+        names = [config.id2label[str(place)] for place in range(len(config.id2label))]
+        found = {label: class_place(label, names, config.num_classes) for label in labels}
+        for note in filter(None, (note for _, note in found.values())):
+            warnings.warn(note, stacklevel=3)
+        return torch.tensor([found[label][0] for label in labels], device=self._execution_device)
 
     def _noise(self, shape: tuple[int, ...], num: int, seeds: Sequence[int] | None, given: Any) -> Any:
         """Return a function that draws normal numbers (n, c, h, w) for a step by its index, for the start if None."""
