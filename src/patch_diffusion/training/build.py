@@ -11,7 +11,7 @@ import torch
 
 from patch_diffusion.config import Config
 from patch_diffusion.data.augment import Augment
-from patch_diffusion.data.images import FEWEST_TO_HOLD_OUT, HELD_OUT, Images, hold_out
+from patch_diffusion.data.images import FEWEST_TO_HOLD_OUT, HELD_OUT, Images
 from patch_diffusion.data.sources import open_images
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.process import PROCESSES
@@ -75,8 +75,9 @@ def build_trainer(
     Nothing is written before it is fitted. A share ``data.held_out`` of the images is held out. See `Trainer` for the
     errors.
     """
-    share, notes = _share_held_out(config.data.held_out, images, RunFolder(user_path(out)))
-    images, held_out = hold_out(replace(images, notes=(*images.notes, *notes)), share, config.seed)
+    run = RunFolder(user_path(out))
+    share, notes = _share_held_out(config.data.held_out, images, run)
+    images, held_out = run.hold_out(replace(images, notes=(*images.notes, *notes)), share, config.seed)
     torch.manual_seed(stream_key(config.seed, "weights"))
     network = build_network(
         config.network,
@@ -89,7 +90,7 @@ def build_trainer(
     noise = config.noise
     denoiser = Denoiser(
         network,
-        images.standard_deviation if noise.sigma_data is None else noise.sigma_data,
+        _sigma_data(images, run) if noise.sigma_data is None else noise.sigma_data,
         process=PROCESSES[noise.process],
         coords=config.patches.coords,
         context=config.patches.context,
@@ -112,6 +113,15 @@ def _train(
             config = replace(config, batch_pixels=None)
         images = replace(images, notes=(*images.notes, *reasons))
     return build_trainer(config, images, out, allow=allow, show=show).fit(**vars(budget))
+
+
+def _sigma_data(images: Images, run: RunFolder) -> float:
+    """Return the standard deviation of the images; in a run that continues that of the images that it began with.
+
+    A run of an earlier version has no digest of its images, so that this is what tells if they have changed.
+    """
+    facts = run.read_config()[1] if run.is_run() else None
+    return facts.sigma_data if facts is not None and facts.data_digest else images.standard_deviation
 
 
 def _share_held_out(asked: float | None, images: Images, run: RunFolder) -> tuple[float, list[str]]:

@@ -131,7 +131,7 @@ class Trainer:
             config = replace(config, engine=replace(config.engine, accumulation=self.engine.accumulation))
 
         self.config = plain(replace(config, steps=None, images=None, minutes=None))
-        self.facts = ModelFacts.of(denoiser, images)
+        self.facts = self.run.known_facts(ModelFacts.of(denoiser, images))
         trackers = Trackers(choose_trackers(config.track), self.run.path)
         main = self.engine.group.is_main
         self.progress = Progress(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patch_diffusion.config import Data
-from patch_diffusion.data.files.decode import Header, ImageFile, decode_file, quiet, read_headers, reason
+from patch_diffusion.data.files.decode import Header, ImageFile, decode_with_key, quiet, read_headers, reason
 from patch_diffusion.data.files.pixel_type import common_pixel_type
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.reading.labels import Labels
@@ -97,9 +98,10 @@ def _plan(found: Collection, options: Data, show: bool) -> Plan:
     def array_of_size(size: Size) -> ArrayPlan:
         indices = [index for index, target in targets.items() if target == size]
         kept: list[int] = []
+        keys = array("Q")
 
-        def decode(index: int) -> NDArray[Any]:
-            return decode_file(files[index], size, pixel_type.mode, options.fit)
+        def decode(index: int) -> tuple[NDArray[Any], int]:
+            return decode_with_key(files[index], size, pixel_type.mode, options.fit)
 
         def blocks() -> Iterator[NDArray[Any]]:
             together: list[NDArray[Any]] = []  # images of consecutive indices
@@ -110,18 +112,20 @@ def _plan(found: Collection, options: Data, show: bool) -> Plan:
                 together.clear()
                 return stacked
 
-            for index, pixels in in_order(decode, indices, "reading images", show=show):
+            for index, decoded in in_order(decode, indices, "reading images", show=show):
                 if together and (index != kept[-1] + 1 or len(together) == _IMAGES_IN_A_BLOCK):
                     yield block()
-                if isinstance(pixels, Exception):
-                    unusable[index] = reason(pixels)
+                if isinstance(decoded, Exception):
+                    unusable[index] = reason(decoded)
                     continue
+                pixels, key = decoded
                 kept.append(index)
+                keys.append(key)
                 together.append(pixels)
             if together:
                 yield block()
 
-        return ArrayPlan((pixel_type.channels, *size), len(indices), blocks, kept)
+        return ArrayPlan((pixel_type.channels, *size), len(indices), blocks, kept, keys)
 
     def finish() -> None:
         _refuse_many_unusable(files, unusable)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,15 @@ class ArrayPlan:
     """A plan to read images of one size into one array.
 
     ``blocks`` yields arrays (k, *shape), ``most`` images in all at the most. ``kept`` collects the indices of images
-    that could be read, and is complete after the last block; it is None if no image can be missing.
+    that could be read, and is complete after the last block; it is None if no image can be missing. ``keys`` collects
+    the keys of these images, if they do not follow from the pixels, see `ImageSet`.
     """
 
     shape: tuple[int, ...]
     most: int
     blocks: Callable[[], Iterator[NDArray[Any]]]
     kept: list[int] | None = None
+    keys: array[int] | None = None
 
 
 @dataclass
@@ -71,6 +74,8 @@ class Read:
     kept: list[NDArray[np.int64] | None]
     facts: dict[str, Any]
     notes: tuple[str, ...] = ()
+    keys: Sequence[NDArray[np.uint64] | None] = ()
+    """The keys of the images of each array, if they do not follow from the pixels; empty if none has them."""
     files: list[Path] | None = None
     """The file that each pixel array is mapped from; None if the arrays are in memory."""
 
@@ -93,6 +98,7 @@ def read(make_plan: Callable[[], Plan], key: Mapping[str, Any] | None, options: 
     Raises:
         InputError: there is no room on the disk. Errors of reading are passed on, too.
     """
+    key = None if key is None else {**key, "keys": True}  # earlier versions kept none beside the pixels
     if key is not None and options.cache != "memory" and (entry := cache.find(key)):
         return _from_cache(entry)
     plan = make_plan()
@@ -131,11 +137,12 @@ def images_of(found: Read, labels: Labels | None, options: Data, notes: list[str
         all_notes += notes_of_labels(np.concatenate(every), class_names)
     files = found.files or [None] * len(found.pixels)
     sets = []
-    for pixels, kept, file in zip(found.pixels, found.kept, files, strict=True):
+    all_keys = found.keys or [None] * len(found.pixels)
+    for pixels, kept, file, keys in zip(found.pixels, found.kept, files, all_keys, strict=True):
         own = numbers if numbers is None or kept is None else numbers[kept]
         of_size = None if own is None else torch.from_numpy(own)
         if len(pixels):
-            sets.append(ImageSet(pixels, of_size, class_names, options, codec=codec, file=file))
+            sets.append(ImageSet(pixels, of_size, class_names, options, codec=codec, file=file, keys=keys))
     if len(sets) == 1:
         return replace(sets[0], notes=tuple(all_notes))
     return ImageBuckets(tuple(sets), options, tuple(all_notes))
@@ -156,15 +163,16 @@ def _can_write() -> bool:
 def _into_memory(plan: Plan) -> Read:
     pixels = []
     for each in plan.arrays:
-        array = np.empty((each.most, *each.shape), plan.dtype)
+        values = np.empty((each.most, *each.shape), plan.dtype)
         count = 0
         for block in each.blocks():
-            array[count : count + len(block)] = block
+            values[count : count + len(block)] = block
             count += len(block)
-        pixels.append(torch.from_numpy(array[:count]))
+        pixels.append(torch.from_numpy(values[:count]))
     plan.finish()
     kept = [None if each.kept is None else np.array(each.kept, np.int64) for each in plan.arrays]
-    return Read(pixels, kept, plan.facts())
+    keys = [None if each.keys is None else np.array(each.keys, np.uint64) for each in plan.arrays]
+    return Read(pixels, kept, plan.facts(), keys=keys)
 
 
 def _write(plan: Plan, folder: Path) -> dict[str, Any]:
@@ -172,8 +180,11 @@ def _write(plan: Plan, folder: Path) -> dict[str, Any]:
         cache.write_blocks(folder / f"pixels-{number}.npy", each.blocks(), each.shape, plan.dtype)
         if each.kept is not None:
             np.save(folder / f"kept-{number}.npy", np.array(each.kept, np.int64))
+        if each.keys is not None:
+            np.save(folder / f"keys-{number}.npy", np.array(each.keys, np.uint64))
     plan.finish()
-    return {**plan.facts(), "kept": [each.kept is not None for each in plan.arrays]}
+    has = {name: [getattr(each, name) is not None for each in plan.arrays] for name in ("kept", "keys")}
+    return {**plan.facts(), **has}
 
 
 def _from_cache(entry: cache.Entry) -> Read:
@@ -186,5 +197,8 @@ def _from_cache(entry: cache.Entry) -> Read:
 def _of_tensors(facts: dict[str, Any], tensor: Callable[[str], Tensor], folder: Path) -> Read:
     names = [f"pixels-{number}.npy" for number in range(len(facts["kept"]))]
     pixels = [tensor(name) for name in names]
-    kept = [tensor(f"kept-{number}.npy").numpy() if has else None for number, has in enumerate(facts["kept"])]
-    return Read(pixels, kept, facts, files=[folder / name for name in names])
+    kept, keys = (
+        [tensor(f"{name}-{number}.npy").numpy() if has else None for number, has in enumerate(facts[name])]
+        for name in ("kept", "keys")
+    )
+    return Read(pixels, kept, facts, keys=keys, files=[folder / name for name in names])
