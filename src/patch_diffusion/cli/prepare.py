@@ -40,6 +40,8 @@ class Prepare:
     """Keep classes: those of the data or the names of sub-folders. None: those of the data, if it has any."""
     labels: str | None = None
     """Source of the classes: a CSV of file,label, or the name of an array or a column."""
+    group: str | None = None
+    """Groups to keep, of images that training holds out together: folder, a column, or a pattern; see data.group."""
     key: str | None = None
     """Source of the images: the name of an array in a file, of a column, or the ending of images in shards."""
     layout: Layout = "auto"
@@ -66,7 +68,7 @@ class Prepare:
             raise InputError("--flips is for --latents: pictures are flipped in training, by data.augment.flip")
         from patch_diffusion.data.preparation.prepare import prepare_images
 
-        asked = ("source", "resolution", "fit", "mode", "classes", "labels", "key", "layout")
+        asked = ("source", "resolution", "fit", "mode", "classes", "labels", "group", "key", "layout")
         options = Data(**{name: getattr(self, name) for name in asked})
         return prepare_images(options, self.out, keep_duplicates=self.keep_duplicates, show=True)
 
@@ -76,7 +78,7 @@ class Prepare:
 
         if self.keep_duplicates:
             raise InputError("--keep-duplicates is for pictures: latents are made of all images")
-        asked = ("resolution", "fit", "mode", "classes", "labels", "key", "layout")
+        asked = ("resolution", "fit", "mode", "classes", "labels", "group", "key", "layout")
         given = {name: getattr(self, name) for name in asked}
         images = patch_diffusion.open_images(self.source, **given, show=True)
         latents = encode_latents(images, vae, self.out, flips=self.flips, device=choose_device(), show=True)

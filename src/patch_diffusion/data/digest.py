@@ -53,4 +53,4 @@ def change_of(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _hash(values: NDArray[np.uint64]) -> str:
-    return blake2b(np.ascontiguousarray(values, "<u8"), digest_size=8).hexdigest()
+    return blake2b(np.ascontiguousarray(values, "<u8").tobytes(), digest_size=8).hexdigest()

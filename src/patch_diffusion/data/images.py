@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +35,9 @@ _PIECE = 2**22
 """The number of values, about, that are measured at a time, so that memory does not grow with the size of images."""
 
 
+Keys = NDArray[np.uint64]
+
+
 @dataclass(frozen=True, eq=False)
 class Part:
     """One side of a split: the indices ``rows`` of its images, as int64.
@@ -55,8 +58,9 @@ class ImageSet:
     ``options`` are the options the images were opened with, ``notes`` are remarks for the user about the reading, and
     ``codec`` maps pixels to model space. ``file`` is the file that pixels are mapped from, which must not be truncated
     while it is in use. ``part`` makes this a subset of the images, see `hold_out`. ``mirrored`` is 2 if all images are
-    followed by their mirror images in the same order, else 1. ``keys`` are hashes of the images as uint64 (n,), or
-    (n/2,) if they are mirrored; None: of ``pixels``. ``groups`` are such hashes of the groups that images belong to.
+    followed by their mirror images in the same order, else 1. ``keys`` are hashes of the images as uint64 (n,), of
+    mirrored ones (n/2,), or a function that finds them when they are wanted; None: hashes of ``pixels``. ``groups`` are
+    such hashes of the groups that images belong to.
 
     Raises:
         InputError: the pixels or labels have a wrong shape, dtype or value, or there is not one label per image.
@@ -75,7 +79,7 @@ class ImageSet:
     part: Part | None = None
     file: Path | None = None
     mirrored: int = 1
-    keys: NDArray[np.uint64] | None = None
+    keys: Keys | Callable[[], Keys] | None = None
     groups: NDArray[np.uint64] | None = None
 
     def __post_init__(self) -> None:
@@ -133,7 +137,7 @@ class ImageSet:
     def content(self) -> NDArray[np.uint64]:
         """Hashes of all images, of both sides of a split, as uint64; of mirrored images without their twins."""
         if self.keys is not None:
-            return self.keys
+            return self.keys() if callable(self.keys) else self.keys
         pixels = self.pixels[: len(self.pixels) // self.mirrored]
         last = pixels.permute(0, 2, 3, 1)  # the layout in memory, whose parts can be read without the whole
         return keys_of_rows((pixels if pixels.is_contiguous() or not last.is_contiguous() else last).numpy())

@@ -69,7 +69,7 @@ def keys_of_groups(groups: Iterable[str]) -> NDArray[np.uint64]:
 def draws_of(keys: NDArray[np.uint64], seed: int) -> NDArray[np.float64]:
     """Return a number in [0, 1) for each key, which follows from it and the seed and looks random."""
     draws = mix(keys ^ np.uint64(stream_key(seed, "held out")))
-    return (draws >> np.uint64(11)) * 2.0**-53
+    return (draws >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def limit_for(draws: NDArray[np.float64], share: float) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from patch_diffusion.data.arrays.stored import StoredArray
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.keys import keys_of_rows
 from patch_diffusion.data.reading import cache
+from patch_diffusion.data.reading.groups import groups_of_values
 from patch_diffusion.data.reading.labels import Labels, labels_of_values
 from patch_diffusion.data.reading.parallel import progress, results_in_order
 from patch_diffusion.data.reading.pixels import MOST_IN_MEMORY, ArrayPlan, Plan, Read, images_of, read
@@ -47,6 +49,7 @@ def read_array(stored: StoredArray, options: Data, *, show: bool = False) -> Ima
     if not stored.shape[0]:
         raise InputError(f"{stored.source} holds no images: its shape is {_words(stored.shape)}")
     labels = _labels(stored, options)
+    groups = None if stored.groups is None else groups_of_values(stored.groups, stored.shape[0], stored.source)
     inner = stored.shape[1:]
     channels, height, width = (1, *inner) if axis == 0 else inner if axis == 1 else (inner[2], inner[0], inner[1])
     if options.mode != "auto" and channels != len(options.mode):
@@ -80,7 +83,7 @@ def read_array(stored: StoredArray, options: Data, *, show: bool = False) -> Ima
             key |= {"resolution": target, "fit": options.fit}
         plan = Plan(dtype, [ArrayPlan((channels, *target), stored.shape[0], blocks, keys=keys)], survey)
         found = read(lambda: plan, key, options, often=key is not None)
-    return images_of(found, labels, options, notes)
+    return images_of(found, labels, options, notes, groups)
 
 
 def channel_axis(shape: tuple[int, ...], layout: Layout, source: str) -> int:
@@ -177,21 +180,23 @@ def _mapped(
     facts = {"dtype": mapped.dtype.name, "survey": found, "notes": []}
     file = mapped.filename if isinstance(mapped, np.memmap) else None
     many = key is not None and options.cache != "memory" and mapped.nbytes > MOST_IN_MEMORY
-    keys = [_cached_keys(mapped, {"keys of": key})] if many else ()
+    keys = [partial(_cached_keys, mapped, {"keys of": key})] if many else ()
     return Read([tensor], [None], facts, keys=keys, files=None if file is None else [Path(file)])
 
 
-def _cached_keys(mapped: NDArray[Any], key: dict[str, Any]) -> NDArray[np.uint64] | None:
-    """Return the keys of a large file's images from the cache, made if they are not there; None if it takes no more."""
+def _cached_keys(mapped: NDArray[Any], key: dict[str, Any]) -> NDArray[np.uint64]:
+    """Return the keys of the images in a large file; they are kept in the cache, if that can be written to."""
+    made: list[NDArray[np.uint64]] = []
 
     def write(folder: Path) -> dict[str, Any]:
-        np.save(folder / "keys.npy", keys_of_rows(mapped))
+        made.append(keys_of_rows(mapped))
+        np.save(folder / "keys.npy", made[0])
         return {}
 
     try:
         entry = cache.find(key) or cache.make(key, write, num_bytes=8 * len(mapped))
     except (OSError, InputError):
-        return None
+        return made[0] if made else keys_of_rows(mapped)
     return entry.tensor("keys.npy").numpy()
 
 

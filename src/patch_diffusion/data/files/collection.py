@@ -50,7 +50,7 @@ class Collection:
     ``labels`` are the class numbers of all files and the names of the classes; ``notes`` are remarks for the user.
     ``identity`` is JSON data that changes when the files do; None if that cannot be known. ``headers`` and ``unusable``
     are results of `read_headers`, if there are any already. If ``slow``, decoded images are cached on disk even if they
-    are few.
+    are few. ``groups`` names the group of each file, if any is known.
     """
 
     source: str
@@ -61,6 +61,7 @@ class Collection:
     headers: dict[int, Header] | None = None
     unusable: dict[int, str] = field(default_factory=dict)
     slow: bool = False
+    groups: Sequence[str] | None = None
 
 
 def read_collection(found: Collection, options: Data, *, show: bool = False) -> Images:
@@ -75,7 +76,7 @@ def read_collection(found: Collection, options: Data, *, show: bool = False) -> 
         key = {"files": found.identity, **asked}
     with quiet():
         pixels = read(lambda: _plan(found, options, show), key, options, often=found.slow)
-    return images_of(pixels, found.labels, options, found.notes)
+    return images_of(pixels, found.labels, options, found.notes, found.groups)
 
 
 def _plan(found: Collection, options: Data, show: bool) -> Plan:

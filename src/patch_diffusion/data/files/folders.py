@@ -18,7 +18,15 @@ from patch_diffusion.config import Data
 from patch_diffusion.data.files.collection import Collection, Files
 from patch_diffusion.data.files.decode import ImageFile
 from patch_diffusion.data.reading.cache import digest, state_of
-from patch_diffusion.data.reading.labels import LABELS_FILE, Labels, labels_of_csv, labels_of_folders, labels_of_json
+from patch_diffusion.data.reading.groups import groups_of_json, groups_of_names, is_column
+from patch_diffusion.data.reading.labels import (
+    LABELS_FILE,
+    Labels,
+    column_of_csv,
+    labels_of_csv,
+    labels_of_folders,
+    labels_of_json,
+)
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import user_path
 
@@ -60,10 +68,11 @@ def find_in_folder(path: Path, options: Data) -> Collection:
     names = sorted(states)
     images, notes = _images_among(names, options)
     labels = _labels(images, names, lambda name: (path / name).open("rb"), options, notes)
+    groups = _groups(images, names, lambda name: (path / name).open("rb"), options)
     # Files are opened by name, since making a Path first takes a tenth as long as decoding a small image.
     files = Files(len(images), lambda index: ImageFile(images[index], partial(open, f"{path}/{images[index]}", "rb")))
     identity = [str(path.resolve()), digest(*((name, states[name]) for name in images))]
-    return Collection(options.source, files, labels, notes, identity)
+    return Collection(options.source, files, labels, notes, identity, groups=groups)
 
 
 @contextmanager
@@ -91,8 +100,9 @@ def find_in_zip(path: Path, options: Data) -> Iterator[Collection]:
         if len(names) < len(entries):
             notes.append(f"{len(entries) - len(names):,} entries of the zip have a name twice: the last one counts")
         labels = _labels(images, names, archive.open, options, notes)
+        groups = _groups(images, names, archive.open, options)
         files = Files(len(images), lambda index: ImageFile(images[index], partial(archive.open, images[index])))
-        yield Collection(options.source, files, labels, notes, state_of(path))
+        yield Collection(options.source, files, labels, notes, state_of(path), groups=groups)
 
 
 def _walk(path: Path) -> Iterator[tuple[str, tuple[int, int] | None]]:
@@ -151,7 +161,7 @@ def _ending(name: str) -> str:
 def _labels(
     images: Sequence[str], names: Sequence[str], open_file: OpenFile, options: Data, notes: list[str]
 ) -> Labels | None:
-    if options.labels is not None:
+    if options.labels is not None and options.classes is not False:
         with _open_csv(names, open_file, options) as stream:
             labels, more_notes = labels_of_csv(stream.read(), images, options.labels)
         notes += more_notes
@@ -169,6 +179,23 @@ def _labels(
     if options.classes is None and len(folders) > 1 and "" not in folders:
         notes.append(f"{len(folders)} sub-folders hold the images: with --data.classes True they are classes")
     return None
+
+
+def _groups(images: Sequence[str], names: Sequence[str], open_file: OpenFile, options: Data) -> list[str] | None:
+    if options.group is None:
+        if LABELS_FILE not in names:
+            return None
+        with open_file(LABELS_FILE) as stream:
+            return groups_of_json(stream.read(), images, f"{LABELS_FILE} in {options.source}")
+    if not is_column(options.group):
+        return groups_of_names(images, options.group, options.source)
+    if options.labels is None:
+        raise InputError(
+            f"data.group '{options.group}' is a column of the CSV that data.labels names, and there is none: give one, "
+            "or the word folder, or a pattern of the name with parentheses"
+        )
+    with _open_csv(names, open_file, options) as stream:
+        return column_of_csv(stream.read(), options.group, images, options.labels)[0]
 
 
 def _open_csv(names: Sequence[str], open_file: OpenFile, options: Data) -> IO[bytes]:

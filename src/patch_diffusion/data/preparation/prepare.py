@@ -46,7 +46,8 @@ def prepare_images(
 ) -> dict[str, Any]:
     """Write the images of a data set as a zip that training, and the tools of StyleGAN and EDM, can open.
 
-    It holds ``00000/img00000000.png`` and so on, stored without further compression, and a ``dataset.json`` of labels.
+    It holds ``00000/img00000000.png`` and so on, stored without further compression, and a ``dataset.json`` of labels,
+    and of groups if ``group`` is given.
     Images that cannot be read or enlarged, and all but the first of images with equal resulting pixels, are left out
     and listed in ``OUT.report.json`` next to it. The same data and options give the same bytes, even if the call was
     interrupted: finished images are kept in the folder ``OUT.zip.partial``, from which the same call resumes.
@@ -83,7 +84,7 @@ def prepare_images(
                 _encode(found.files, found.labels, plan, partial, options, keep_duplicates, show)
                 report = _report(found, plan, partial, options, key)
                 write_json(_report_file(out), report)
-                _write_zip(out, partial, found.labels)
+                _write_zip(out, partial, found.labels, found.groups)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -187,23 +188,27 @@ def _report(found: Collection, plan: _Plan, partial: PartialZip, options: Data, 
         "fit": options.fit,
         "num_classes": 0 if found.labels is None else int(found.labels[0].max()) + 1,
         "class_names": [] if found.labels is None else list(found.labels[1]),
+        "num_groups": 0 if found.groups is None else len(set(found.groups)),
         "notes": [*found.notes, *plan.notes],
         "dropped": dropped,
         "made_of": made_of,
     }
 
 
-def _write_zip(out: Path, partial: PartialZip, labels: Labels | None) -> None:
-    """Write all images and their labels to the zip, under a temporary name until it is complete."""
+def _write_zip(out: Path, partial: PartialZip, labels: Labels | None, groups: Sequence[str] | None) -> None:
+    """Write all images, their labels and groups to the zip, under a temporary name until it is complete."""
     check_room(out.parent, partial.num_bytes)
     of_name: list[tuple[str, int]] = []
+    of_groups: list[tuple[str, str]] = []
     with replacing(out) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:
         for number, (index, picture) in enumerate(partial.pictures()):
             name = f"{number // IMAGES_PER_FOLDER:05d}/img{number:08d}.png"
             archive.writestr(_entry(name), picture)
             if labels is not None:
                 of_name.append((name, int(labels[0][index])))
-        content = {"labels": None if labels is None else of_name}
+            if groups is not None:
+                of_groups.append((name, groups[index]))
+        content = {"labels": None if labels is None else of_name, **({"groups": of_groups} if of_groups else {})}
         archive.writestr(_entry(LABELS_FILE), json.dumps(content))
 
 
@@ -226,7 +231,8 @@ def _key(found: Collection, options: Data, keep_duplicates: bool) -> str | None:
         return None
     asked = {name: getattr(options, name) for name in ("resolution", "fit", "mode", "key", "layout")}
     labels = None if found.labels is None else found.labels[0].tolist()
-    return digest(identity, asked, labels, keep_duplicates, PIL.__version__, _COMPRESSION)
+    groups = [] if found.groups is None else [list(found.groups)]
+    return digest(identity, asked, labels, keep_duplicates, PIL.__version__, _COMPRESSION, *groups)
 
 
 def _finished(out: Path, partial: PartialZip, made_of: str | None) -> dict[str, Any]:

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patch_diffusion.config import Data
-from patch_diffusion.data.images import ImageBuckets, Images, ImageSet
+from patch_diffusion.data.images import ImageBuckets, Images, ImageSet, Keys
+from patch_diffusion.data.keys import keys_of_groups
 from patch_diffusion.data.reading import cache
+from patch_diffusion.data.reading.groups import notes_of_groups
 from patch_diffusion.data.reading.labels import Labels, notes_of_labels
 from patch_diffusion.data.reading.survey import Survey, codec_of, notes_of
 from patch_diffusion.errors import InputError
@@ -74,7 +76,7 @@ class Read:
     kept: list[NDArray[np.int64] | None]
     facts: dict[str, Any]
     notes: tuple[str, ...] = ()
-    keys: Sequence[NDArray[np.uint64] | None] = ()
+    keys: Sequence[Keys | Callable[[], Keys] | None] = ()
     """The keys of the images of each array, if they do not follow from the pixels; empty if none has them."""
     files: list[Path] | None = None
     """The file that each pixel array is mapped from; None if the arrays are in memory."""
@@ -119,7 +121,9 @@ def read(make_plan: Callable[[], Plan], key: Mapping[str, Any] | None, options: 
     return _of_tensors(facts, arrays.__getitem__, cache.cache_folder())
 
 
-def images_of(found: Read, labels: Labels | None, options: Data, notes: list[str]) -> Images:
+def images_of(
+    found: Read, labels: Labels | None, options: Data, notes: list[str], groups: Sequence[str] | None = None
+) -> Images:
     """Make an image set to train on from decoded pixels: an `ImageSet`, or `ImageBuckets` for several sizes.
 
     Args:
@@ -127,6 +131,7 @@ def images_of(found: Read, labels: Labels | None, options: Data, notes: list[str
         labels: labels of all images, also of those that could not be read.
         options: the data options that the user gave.
         notes: remarks for the user, in addition to those of the reading.
+        groups: the names of the groups of all images, also of those that could not be read.
     """
     dtype, survey = found.facts["dtype"], found.survey
     codec = codec_of(dtype, options.range, survey)
@@ -138,11 +143,19 @@ def images_of(found: Read, labels: Labels | None, options: Data, notes: list[str
     files = found.files or [None] * len(found.pixels)
     sets = []
     all_keys = found.keys or [None] * len(found.pixels)
+    grouped = None if groups is None else keys_of_groups(groups)
+    if grouped is not None:
+        of_groups = [grouped if kept is None else grouped[kept] for kept in found.kept]
+        known = [keys for keys in all_keys if isinstance(keys, np.ndarray)]
+        all_notes += notes_of_groups(np.concatenate(of_groups), np.concatenate(known) if known else None)
     for pixels, kept, file, keys in zip(found.pixels, found.kept, files, all_keys, strict=True):
+        of_group = grouped if grouped is None or kept is None else grouped[kept]
         own = numbers if numbers is None or kept is None else numbers[kept]
         of_size = None if own is None else torch.from_numpy(own)
         if len(pixels):
-            sets.append(ImageSet(pixels, of_size, class_names, options, codec=codec, file=file, keys=keys))
+            sets.append(
+                ImageSet(pixels, of_size, class_names, options, codec=codec, file=file, keys=keys, groups=of_group)
+            )
     if len(sets) == 1:
         return replace(sets[0], notes=tuple(all_notes))
     return ImageBuckets(tuple(sets), options, tuple(all_notes))
