@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from patch_diffusion.config import Config, to_dict
+from patch_diffusion.data.digest import digest_of
 from patch_diffusion.denoise.whole_image import SIGMAS
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.circumstances import circumstances
@@ -86,6 +87,7 @@ def race(
     }
     found = folder.check(plan)
     facts, here = _facts(setup, seeds[0], folder)  # raises an error for an arm that cannot train before writing
+    folder.check_data(found or {}, facts)
     for note in setup.messages() if found is None else ():
         tell(note)
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -135,6 +137,8 @@ def _facts(setup: RaceSetup, seed: int, folder: RaceFolder) -> tuple[dict[str, A
         "budget": setup.extent,
         "source": next(iter(setup.arms.values())).data.source,
         "images": {"resolution": list(setup.images.resolution), "trained_on": len(trainer.images)},
+        "data_digest": digest_of(setup.images),
+        "judges_digest": {} if setup.apart is None else digest_of(setup.apart),
         "judged_by": {"images": min(len(judges), JUDGES), "sigmas": list(SIGMAS)},
         "parameters": {name: trainer.facts.parameters for name, (trainer, _) in built.items()},
         "notes": {name: reasons for name, reasons in setup.notes.items() if reasons},

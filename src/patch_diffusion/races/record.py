@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from patch_diffusion.config import flat
+from patch_diffusion.data.digest import change_of
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_json, write_json, write_text
 from patch_diffusion.races.page import race_page
@@ -56,6 +57,15 @@ class RaceFolder:
             return found
         refuse_occupied(self.path, "race")
         return None
+
+    def check_data(self, found: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """Raise InputError if the images, or those to judge by, are not those that the race began with."""
+        for name, which in (("data_digest", "images"), ("judges_digest", "held-out images")):
+            if change := change_of(found.get(name, {}), facts[name]):
+                raise InputError(
+                    f"{self.path} holds a race whose {which} have changed ({change}): bring them back as they were, "
+                    "or choose another folder"
+                )
 
 
 class Record:
