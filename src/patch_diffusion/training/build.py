@@ -76,6 +76,11 @@ def build_trainer(
     errors.
     """
     run = RunFolder(user_path(out))
+    if config.data.group is not None and config.data.held_out == 0 and not run.is_run():
+        raise InputError(
+            f"data.group {config.data.group} says which images are held out together, and none are with "
+            "data.held_out 0: leave out one of them"
+        )
     share, notes = _share_held_out(config.data.held_out, images, run)
     images, held_out = run.hold_out(replace(images, notes=(*images.notes, *notes)), share, config.seed)
     torch.manual_seed(stream_key(config.seed, "weights"))

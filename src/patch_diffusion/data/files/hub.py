@@ -78,8 +78,8 @@ def collection_of(table: Any, options: Data) -> Collection:
     if options.group is not None:
         if options.group not in table.features:
             raise InputError(
-                f"{source} has no column '{options.group}'{did_you_mean(options.group, table.features)}, and images in "
-                "a table are grouped by a column"
+                f"images in a table are grouped by a column, and {source} has no column "
+                f"'{options.group}'{did_you_mean(options.group, table.features)}"
             )
         groups = groups_of_values(table.with_format(None)[options.group][:], len(table), source)
     return Collection(source, files, labels, identity=identity, slow=True, groups=groups)
