@@ -117,6 +117,8 @@ def classes_like(training: Images | None, model: Denoiser, num: int, seed: int) 
     """Return ``num`` labels drawn at random from the training images; None unless they have the model's classes."""
     if training is None or not model.num_classes or training.num_classes != model.num_classes:
         return None
+    if training.class_names != model.class_names:  # as many, but others
+        return None
     labels = [bucket.labels_of(torch.arange(len(bucket)).numpy()) for bucket in training.buckets]
     every = torch.cat([each for each in labels if each is not None])
     chosen = torch.randint(len(every), (num,), generator=generator(seed, "classes of samples"))
