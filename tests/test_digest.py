@@ -94,7 +94,7 @@ def test_changed_data_are_refused_and_said(copied, change, said):
     run, data = copied / "run", copied / "data"
     change(data)
     before = (run / "config.json").read_bytes()
-    with pytest.raises(pd.InputError, match=rf"have changed since it was trained \({said}.*--allow data_digest"):
+    with pytest.raises(pd.InputError, match=rf"have changed since .* was trained \({said}.*--allow data_digest"):
         continued(run)
     assert (run / "config.json").read_bytes() == before
     subject = open_subject(run, None, None, device="cpu")

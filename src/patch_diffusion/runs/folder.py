@@ -137,9 +137,11 @@ class RunFolder:
         refused = [name for name in changed if name not in allow]
         change = change_of(stored_facts.data_digest, facts.data_digest)
         if change and "data_digest" not in allow and not any(name.startswith("data.") for name in refused):
+            where = f" in {config.data.source}" if config.data.source else ""
+            remains = "; what is held out remains so" if stored.data.held_out else ""
             raise InputError(
-                f"the data of {self.path} have changed since it was trained ({change}): bring them back as they were, "
-                "choose another folder, or go on with these by --allow data_digest; what is held out remains so"
+                f"the data{where} have changed since {self.path} was trained ({change}): bring them back as they were, "
+                f"choose another folder, or go on with these by --allow data_digest{remains}"
             )
         if refused:
             raise InputError(
