@@ -161,3 +161,17 @@ def test_a_race_is_not_continued_with_other_data(tmp_path):
     with pytest.raises(pd.InputError, match=r"race.*some of the 20 images are others"):
         race(arms, tmp_path / "race", moments=1, seeds=[1])
     assert (tmp_path / "race" / "race.json").read_bytes() == record
+
+
+def test_a_run_of_an_earlier_version_goes_on_by_places(copied):
+    file = copied / "run" / "config.json"
+    content = json.loads(file.read_text())
+    del content["model"]["held_out_below"], content["model"]["data_digest"]
+    file.write_text(json.dumps(content))
+    replace_five(copied / "data")
+    trainer = continued(copied / "run")
+    assert trainer.facts.data_digest == {} and trainer.facts.held_out_below is None and not trainer.changed
+    add_one(copied / "data")
+    with pytest.raises(pd.InputError, match=r"holds a run on .* images, but there are now"):
+        continued(copied / "run")
+    assert any("chosen by place" in text for text in continued(copied / "run", allow=["num_images"]).changed)
