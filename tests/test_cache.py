@@ -29,9 +29,9 @@ def decoded(monkeypatch):
 
     def counting(file, *arguments):
         names.append(file.name)
-        return decode.decode_file(file, *arguments)
+        return decode.decode_with_key(file, *arguments)
 
-    monkeypatch.setattr(collection, "decode_file", counting)
+    monkeypatch.setattr(collection, "decode_with_key", counting)
     return names
 
 
@@ -225,9 +225,9 @@ def slow(file, *arguments):
     time.sleep(0.05)
     with open({str(tmp_path / "log")!r}, "a") as log:
         log.write(file.name + "\\n")
-    return decode.decode_file(file, *arguments)
+    return decode.decode_with_key(file, *arguments)
 
-collection.decode_file = slow
+collection.decode_with_key = slow
 pathlib.Path({str(tmp_path)!r}, "ready-" + sys.argv[1]).touch()
 while not all(pathlib.Path({str(tmp_path)!r}, f"ready-{{i}}").exists() for i in range(2)):
     time.sleep(0.01)
@@ -265,9 +265,9 @@ from patch_diffusion.data.files import collection, decode
 def dies(file, *arguments):
     if file.name == "00010.png":
         os._exit(9)
-    return decode.decode_file(file, *arguments)
+    return decode.decode_with_key(file, *arguments)
 
-collection.decode_file = dies
+collection.decode_with_key = dies
 pd.open_images({str(folder)!r}, cache="disk")
 """
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 9

@@ -25,6 +25,7 @@ VALUES = {
     "data.fit": ("stretch", {"data.source": "PICTURES", "data.resolution": 8}),
     "data.range": ([0.0, 200.0], {"data.source": "ARRAYS"}),
     "data.labels": ("LABELS", {"data.source": "ARRAYS"}),
+    "data.group": ("LABELS", {"data.source": "ARRAYS", "data.held_out": 0.25}),
     "data.key": ("images", {"data.source": "NPZ"}),
     "data.layout": ("channels_first", {"data.source": "ARRAYS"}),
     "data.cache": ("memory", {"data.source": "PICTURES"}),

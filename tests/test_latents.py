@@ -159,7 +159,7 @@ def test_what_was_stopped_is_continued(make_vae, images, tmp_path, monkeypatch):
         continued = encode_latents(images, vae, out)
     assert encoded[10:] == [16, 16, 6]
     assert torch.equal(continued.pixels, whole.pixels) and continued.codec == whole.codec
-    assert not (out / "started.json").exists() and len(list(out.iterdir())) == 3
+    assert not (out / "started.json").exists() and len(list(out.iterdir())) == 4
 
 
 def test_what_is_there_is_not_made_again_and_not_replaced(make_vae, images, tmp_path, monkeypatch):
@@ -181,7 +181,9 @@ def test_flips_are_made_of_the_mirrored_images(make_vae, images, tmp_path, monke
     vae = make_vae()
     mirrored = encode_latents(replace(images, pixels=images.pixels.flip(-1)), vae, tmp_path / "mirrored")
     monkeypatch.setattr(latent_folder, "images_at_once", lambda pixels: 32)  # so that one batch has both
-    both = encode_latents(images, vae, tmp_path / "both", flips=True)
+    groups = np.arange(70, dtype=np.uint64) // np.uint64(7)
+    both = encode_latents(replace(images, groups=groups), vae, tmp_path / "both", flips=True)
+    assert np.array_equal(both.groups, groups) and np.array_equal(both.content, images.content)
     assert len(both) == 140 and torch.equal(both.labels, images.labels.repeat(2))
     assert (both.mirrored, mirrored.mirrored) == (2, 1)
     torch.testing.assert_close(both.pixels[70:].float(), mirrored.pixels.float(), atol=2e-3, rtol=2e-3)

@@ -94,13 +94,13 @@ def test_the_best_stays_and_is_loaded(make_trainer, images):
 
 
 def test_held_out_images_are_not_trained_on(make_trainer, images):
-    numbered = pd.ImageSet(torch.arange(640).remainder(256).to(torch.uint8)[:, None, None, None].expand(640, 1, 8, 8))
-    train, held_out = hold_out(numbered, 0.1, 7)
+    all_images = numbered(640)
+    train, held_out = hold_out(all_images, 0.1, 7)
     assert (len(train), len(held_out)) == (576, 64)
     rows = np.concatenate([part.rows(np.arange(len(part))) for part in (train, held_out)])
     assert sorted(rows.tolist()) == list(range(640))
-    again = hold_out(numbered, 0.1, 7)[1]
-    other = hold_out(numbered, 0.1, 8)[1]
+    again = hold_out(all_images, 0.1, 7)[1]
+    other = hold_out(all_images, 0.1, 8)[1]
     assert np.array_equal(again.rows(np.arange(64)), held_out.rows(np.arange(64)))
     assert not np.array_equal(other.rows(np.arange(64)), held_out.rows(np.arange(64)))
     pixels, _ = held_out.batch(np.arange(64))
@@ -108,8 +108,15 @@ def test_held_out_images_are_not_trained_on(make_trainer, images):
     assert train.options.held_out == 0.1
 
 
+def numbered(num, width=8):
+    """Images that all differ: the first two pixels hold their number."""
+    pixels = torch.zeros(num, 1, 8, width, dtype=torch.uint8)
+    pixels[:, 0, 0, 0], pixels[:, 0, 0, 1] = torch.arange(num) % 256, torch.arange(num) // 256
+    return pd.ImageSet(pixels)
+
+
 def test_at_least_64_are_held_out_or_half():
-    images = pd.ImageSet(torch.zeros(200, 1, 8, 8, dtype=torch.uint8))
+    images = numbered(200)
     assert len(hold_out(images, 0.05, 0)[1]) == 64
     assert len(hold_out(pd.ImageSet(images.pixels[:100]), 0.05, 0)[1]) == 50
     assert hold_out(images, 0, 0) == (images, None)
@@ -120,15 +127,15 @@ def test_at_least_64_are_held_out_or_half():
         hold_out(pd.ImageSet(images.pixels[:1]), 0.5, 0)
 
 
-def test_of_buckets_a_share_of_each_is_held_out():
+def test_of_buckets_together_a_share_is_held_out():
     buckets = pd.ImageBuckets(
         (
-            pd.ImageSet(torch.zeros(300, 1, 8, 8, dtype=torch.uint8)),
-            pd.ImageSet(torch.zeros(100, 1, 8, 16, dtype=torch.uint8)),
+            numbered(300),
+            numbered(100, 16),
         )
     )
     train, held_out = hold_out(buckets, 0.25, 0)
-    assert [len(bucket) for bucket in train.buckets] == [225, 75]
+    assert sum(map(len, train.buckets)) == 300 and len(train.buckets) == 2
     assert [bucket.resolution for bucket in held_out.buckets] == [(8, 8), (8, 16)]
 
 

@@ -224,6 +224,12 @@ def _of_files(findings: Findings) -> list[str]:
         found.append(
             f"{in_pairs:,} images look like another: copies, frames of a video, or only alike; --sheet shows them"
         )
+    if findings.groups:
+        pattern, num = findings.groups
+        found.append(
+            f"names put the images in {num:,} groups: if those of one belong together (a patient, a video), "
+            f"--data.group '{pattern}' holds them out together"
+        )
     if findings.nearly_constant:
         found.append(
             f"{len(findings.nearly_constant):,} images show nearly nothing: remove them, or it is what is learned"

@@ -83,6 +83,9 @@ class Data:
     """Pixel values that become -1 and 1. None: the full range of integer types, or the range found in floats."""
     labels: str | None = None
     """Source of the class labels: a CSV of file,label for image files, or the name of an array or a column."""
+    group: str | None = None
+    """Images to hold out together: those of one folder (the word folder), those with one value in a column, or those
+    of whose names a pattern captures the same, as 'patient-([0-9]+)' does."""
     key: str | None = None
     """Source of the images: the name of an array in a file or of a column, or the extension of images in shards."""
     layout: Layout = "auto"

@@ -41,6 +41,8 @@ class Prepare:
     hold all images."""
     labels: Annotated[str | None, arg(name="data.labels")] = None
     """Source of the classes: a CSV of file,label, or the name of an array or a column."""
+    group: Annotated[str | None, arg(name="data.group")] = None
+    """Groups to keep, of images that training holds out together: folder, a column, or a pattern; see train."""
     key: Annotated[str | None, arg(name="data.key")] = None
     """Source of the images: the name of an array in a file, of a column, or the ending of images in shards."""
     layout: Annotated[Layout, arg(name="data.layout")] = "auto"
@@ -70,7 +72,7 @@ class Prepare:
         return prepare_images(self._options(), self.out, keep_duplicates=self.keep_duplicates, show=True)
 
     def _options(self) -> Data:
-        asked = ("source", "resolution", "fit", "mode", "classes", "labels", "key", "layout")
+        asked = ("source", "resolution", "fit", "mode", "classes", "labels", "group", "key", "layout")
         return Data(**{name: getattr(self, name) for name in asked})
 
     def _make_latents(self, vae: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from PIL import Image
 from patch_diffusion.config import Data
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.images import ImageSet
+from patch_diffusion.data.keys import keys_of_rows
 from patch_diffusion.data.reading.sizes import resolution_of
 
 NAME = "digits"
@@ -35,6 +36,7 @@ def read_digits(options: Data) -> ImageSet:
         torch.from_numpy(np.stack(pixels).transpose(0, 3, 1, 2).copy()),
         options=options,
         codec=PixelCodec("uint8", *(options.range or ())),
+        keys=keys_of_rows(small),
     )
     if options.classes is False:
         return images

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from patch_diffusion.config import Data
 from patch_diffusion.data.classes import occurring, ordered, places_among, refuse_many_classes
 from patch_diffusion.data.codec import DTYPES, Codec, PixelCodec
 from patch_diffusion.data.gather import Gather
+from patch_diffusion.data.keys import draws_of, keys_of_rows, limit_for
 from patch_diffusion.data.order import permute
 from patch_diffusion.errors import InputError
 
@@ -37,16 +38,19 @@ _PIECE = 2**22
 """The number of values, about, that are measured at a time, so that memory does not grow with the size of images."""
 
 
-@dataclass(frozen=True)
-class Subset:
-    """A subset of a data set: ``num`` images from position ``first`` on of a shuffled order, computed from ``seed``.
+Keys = NDArray[np.uint64]
 
-    If the data set also has the mirror image of every image, ``first`` counts each pair once.
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One side of a split: the indices ``rows`` of its images, as int64.
+
+    Images whose draw, see `draws_of`, is less than ``below`` are held out; None if they were chosen by their places. If
+    the data set also has the mirror image of every image, ``rows`` has each pair once.
     """
 
-    seed: int
-    first: int
-    num: int
+    rows: NDArray[np.int64]
+    below: float | None = None
 
 
 class Moments(NamedTuple):
@@ -79,7 +83,9 @@ class ImageSet:
     ``options`` are the options the images were opened with, ``notes`` are remarks for the user about the reading, and
     ``codec`` maps pixels to model space. ``file`` is the file that pixels are mapped from, which must not be truncated
     while it is in use. ``part`` makes this a subset of the images, see `hold_out`. ``mirrored`` is 2 if all images are
-    followed by their mirror images in the same order, else 1.
+    followed by their mirror images in the same order, else 1. ``keys`` are hashes of the images as uint64 (n,), of
+    mirrored ones (n/2,), or a function that finds them when they are wanted; None: hashes of ``pixels``. ``groups`` are
+    such hashes of the groups that images belong to.
 
     Raises:
         InputError: the pixels or labels have a wrong shape, dtype or value, or there is not one label per image.
@@ -95,10 +101,12 @@ class ImageSet:
     options: Data = field(default_factory=Data)
     notes: tuple[str, ...] = ()
     codec: Codec = field(default_factory=PixelCodec)
-    part: Subset | None = None
+    part: Part | None = None
     file: Path | None = None
     mirrored: int = 1
     num_classes: int = 0
+    keys: Keys | Callable[[], Keys] | None = None
+    groups: NDArray[np.uint64] | None = None
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.dtype != DTYPES[self.codec.dtype]:
@@ -113,7 +121,7 @@ class ImageSet:
         self._count_classes()
 
     def __len__(self) -> int:
-        return len(self.pixels) if self.part is None else self.part.num
+        return len(self.pixels) if self.part is None else self.mirrored * len(self.part.rows)
 
     @property
     def buckets(self) -> tuple[ImageSet, ...]:
@@ -134,9 +142,8 @@ class ImageSet:
         """Map indices of this set, which may be a subset, to rows of ``pixels`` and ``labels``."""
         if self.part is None:
             return indices
-        num, of_part = len(self.pixels) // self.mirrored, self.part.num // self.mirrored
-        rows = permute(indices % of_part + self.part.first, num, self.part.seed, "held out")
-        return rows + indices // of_part * num
+        num, of_part = len(self.pixels) // self.mirrored, len(self.part.rows)
+        return self.part.rows[indices % of_part] + indices // of_part * num
 
     def batch(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
         """Return the pixels (k, c, h, w) and labels (k,) of the images with these k indices."""
@@ -150,6 +157,15 @@ class ImageSet:
     def moments(self) -> Moments:
         """The means and the mean square of pixels in model space, over a fixed choice of images."""
         return _moments([self])
+
+    @cached_property
+    def content(self) -> NDArray[np.uint64]:
+        """Hashes of all images, of both sides of a split, as uint64; of mirrored images without their twins."""
+        if self.keys is not None:
+            return self.keys() if callable(self.keys) else self.keys
+        pixels = self.pixels[: len(self.pixels) // self.mirrored]
+        last = pixels.permute(0, 2, 3, 1)  # the layout in memory, whose parts can be read without the whole
+        return keys_of_rows((pixels if pixels.is_contiguous() or not last.is_contiguous() else last).numpy())
 
     @property
     def standard_deviation(self) -> float:
@@ -276,36 +292,77 @@ def _names(images: ImageSet) -> tuple[str, ...]:
     return images.class_names or tuple(map(str, range(images.num_classes)))
 
 
-def hold_out(images: Images, share: float, seed: int) -> tuple[Images, Images | None]:
+def hold_out(
+    images: Images, share: float, seed: int, *, below: float | None = None, by_place: bool = False
+) -> tuple[Images, Images | None]:
     """Return images to train on, and held-out ones (None if ``share`` is 0) to measure how unseen images are denoised.
 
-    The split follows from the seed and the number of images alone, and the pixels are not copied.
+    Whether an image is held out follows from the seed and from its group, or else its content, so that other images
+    that come or go do not move it. The pixels are not copied.
 
     Args:
         images: all images.
-        share: the share of every bucket to hold out, from 0 to 0.5; of small data sets at least 64 images, or half.
+        share: the share of the images to hold out, from 0 to 0.5; of small data sets at least 64 images, or half.
         seed: the seed of the training.
+        below: the limit of a split made before, see `Part`; None chooses one by the share.
+        by_place: if true, hold out by the places of the images, as runs of earlier versions do.
+
+    Raises:
+        InputError: the images cannot be split, since they are too few, identical or of one group.
     """
     if not 0 <= share <= 0.5:
         raise InputError(f"data.held_out is a share of the images from 0 to 0.5, not {share}")
-    options = replace(images.options, held_out=share)
-    share = max(share, min(_LEAST_HELD_OUT / len(images), 0.5)) if share else 0.0
-    numbers = [bucket.mirrored * round(share * len(bucket) / bucket.mirrored) for bucket in images.buckets]
-    if share and not sum(numbers):
-        raise InputError("there are too few images to hold any out: set data.held_out to 0")
     if not share:
         return images, None
+    options = replace(images.options, held_out=share)
+    share = max(share, min(_LEAST_HELD_OUT / len(images), 0.5))
+    if by_place:
+        sides = [_sides_by_place(bucket, share, seed) for bucket in images.buckets]
+    else:
+        draws = [
+            draws_of(bucket.content if bucket.groups is None else bucket.groups, seed) for bucket in images.buckets
+        ]
+        draws = [each[_rows(bucket)] for bucket, each in zip(images.buckets, draws, strict=True)]
+        below = _limit(images, draws, share) if below is None else below
+        sides = [(each >= below, each < below) for each in draws]
     parts = [
-        (
-            replace(bucket, part=Subset(seed, 0, len(bucket) - num), options=options),
-            replace(bucket, part=Subset(seed, (len(bucket) - num) // bucket.mirrored, num), options=options),
+        tuple(
+            replace(bucket, part=Part(_rows(bucket)[side], below), options=options, keys=bucket.content)
+            for side in both
         )
-        for bucket, num in zip(images.buckets, numbers, strict=True)
+        for bucket, both in zip(images.buckets, sides, strict=True)
     ]
-    train, held_out = (tuple(one[side] for one in parts if len(one[side])) for side in (0, 1))
+    train, held_out = (tuple(both[number] for both in parts if len(both[number])) for number in (0, 1))
+    if not train or not held_out:
+        which = "none" if train else "all"
+        raise InputError(f"{which} of these images would be held out: set data.held_out to 0, or choose another folder")
     if isinstance(images, ImageSet):
         return train[0], held_out[0]
     return replace(images, buckets=train, options=options), ImageBuckets(held_out, options)
+
+
+def _rows(bucket: ImageSet) -> NDArray[np.int64]:
+    """Return the rows of a set that may be a part already; of images with mirrored twins each pair once."""
+    return np.arange(len(bucket.pixels) // bucket.mirrored) if bucket.part is None else bucket.part.rows
+
+
+def _limit(images: Images, draws: Sequence[NDArray[np.float64]], share: float) -> float:
+    """Return the limit of draws below which images are held out: about a share of them, and at least one."""
+    limit = limit_for(np.concatenate(draws), share)
+    if limit is not None:
+        return limit
+    if sum(map(len, draws)) < 2:
+        raise InputError("there are too few images to hold any out: set data.held_out to 0")
+    what = "identical" if images.buckets[0].groups is None else "of one group"
+    raise InputError(f"all images are {what}, so none can be held out: set data.held_out to 0")
+
+
+def _sides_by_place(bucket: ImageSet, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the indices to train on and to hold out by the rule of earlier versions: the last of a shuffled order."""
+    total = len(bucket) // bucket.mirrored
+    order = permute(np.arange(total), total, seed, "held out")
+    num = total - round(share * total)
+    return order[:num], order[num:]
 
 
 def _moments(buckets: Sequence[ImageSet]) -> Moments:

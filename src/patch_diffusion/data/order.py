@@ -66,7 +66,7 @@ def permute(slots: NDArray[Any], domain: int, seed: int, name: str, *index: int)
     def scramble(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
         left, right = values >> half, values & mask
         for key in keys:
-            left, right = right, left ^ (_mix(right ^ key) & mask)
+            left, right = right, left ^ (mix(right ^ key) & mask)
         return (left << half) | right
 
     result = scramble(slots.astype(np.uint64))
@@ -76,7 +76,7 @@ def permute(slots: NDArray[Any], domain: int, seed: int, name: str, *index: int)
     return result.astype(np.int64)
 
 
-def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Hash 64-bit integers with the finaliser of SplitMix64 (Steele et al. 2014); products wrap around."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -21,6 +21,7 @@ from patch_diffusion.data.files.folders import find_in_folder, find_in_zip
 from patch_diffusion.data.files.map_style import array_of, find_in_map_style
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.latents.folder import is_latents, open_latents
+from patch_diffusion.data.reading.groups import check_group, is_column
 from patch_diffusion.data.reading.sizes import resolution_of
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import user_path
@@ -28,8 +29,8 @@ from patch_diffusion.files import user_path
 _CHOICES = {"mode": get_args(Mode), "fit": get_args(Fit), "layout": get_args(Layout), "cache": get_args(Cache)}
 
 # Options that have a meaning for some kinds of sources only, by kind.
-_FILES, _ARRAY_FILE, _ARRAY = {"labels"}, {"labels", "key", "layout"}, {"layout"}
-_TABLE, _OBJECTS = {"labels", "key"}, {"labels", "key", "layout"}
+_FILES, _ARRAY_FILE, _ARRAY = {"labels", "group"}, {"labels", "group", "key", "layout"}, {"layout"}
+_TABLE, _OBJECTS = {"labels", "group", "key"}, {"labels", "group", "key", "layout"}
 
 
 def open_images(
@@ -41,6 +42,7 @@ def open_images(
     fit: Fit = "crop",
     range: tuple[float, float] | None = None,
     labels: str | None = None,
+    group: str | None = None,
     key: str | None = None,
     layout: Layout = "auto",
     cache: Cache = "auto",
@@ -72,6 +74,9 @@ def open_images(
             in the data for floats.
         labels: where the labels are: a CSV with columns ``file`` and ``label``, the name of an array or a column, a
             field of ``.json`` in shards, or an ``.npy`` file for an ``.npy``.
+        group: which images are held out together: "folder", those of one folder; a pattern of the name with one pair of
+            parentheses, as in ``patient-([0-9]+)``, those of which it captures the same; else a column of the CSV of
+            labels, or the name of groups as ``labels`` names labels. None: as ``dataset.json`` says, if it has groups.
         key: the name of the array or column of images, or their extension in shards, if there are several.
         layout: where the channels of an array are: "channels_first", "channels_last", or "auto", by its shape.
         cache: "memory" holds decoded images in memory; "disk" keeps them in a folder under $PATCH_DIFFUSION_CACHE or
@@ -97,6 +102,7 @@ def open_images(
         fit=fit,
         range=_pair(range),
         labels=labels,
+        group=group,
         key=key,
         layout=layout,
         cache=cache,
@@ -116,7 +122,7 @@ def open_images(
         return open_latents(path, classes=classes, options=options)
     if _prefix(options.source) is None and is_array(path) and path.exists():
         _refuse_unknown(options, options.source, _ARRAY_FILE)
-        with open_array(path, options.source, key=key, labels=labels) as stored:
+        with open_array(path, options.source, key=key, labels=labels, group=group) as stored:
             return read_array(stored, options, show=show)
     with find_images(options, show=show) as found:
         return read_collection(found, options, show=show)
@@ -193,12 +199,15 @@ def _check(options: Data) -> None:
         raise InputError(f"data.range is two numbers, the values that are -1 and 1 in model space, not {options.range}")
     if options.range is not None and not options.range[0] < options.range[1]:
         raise InputError(f"data.range goes from a lower to a higher value, not from {options.range}")
-    if options.labels is not None and options.classes is False:
+    if options.group is not None:
+        check_group(options.group)
+    grouped = options.group is not None and is_column(options.group)  # in a column of the same CSV
+    if options.labels is not None and options.classes is False and not grouped:
         raise InputError("data.labels says where the classes are, and data.classes False ignores them: give one")
 
 
 def _refuse_unknown(options: Data, source: str, known: set[str]) -> None:
-    for name in ("labels", "key", "layout"):
+    for name in ("labels", "group", "key", "layout"):
         if name not in known and getattr(options, name) != getattr(Data, name):
             raise InputError(f"data.{name} has no meaning for {source}: leave it out")
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from patch_diffusion.config import Config
-from patch_diffusion.data.images import Images, hold_out
+from patch_diffusion.data.digest import change_of, digest_of
+from patch_diffusion.data.images import Images
 from patch_diffusion.data.sources import open_images
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError
@@ -77,16 +78,17 @@ def open_subject(
         return Subject(str(source), None, pictures, _open(data, given, show), _open(held_out, given, show), given)
     config, facts = folder.read_config()
     model = load(source, device=device, ema_length=ema_length, vae=vae)
-    training, own_held_out, notes = _training(config, facts, data, show)
+    training, own_held_out, notes = _training(folder, data, show)
     given = _reading_of(config, facts, own=False)
     outside = own_held_out if held_out is None else _open(held_out, given, show)
     return Subject(str(source), model, None, training, outside, given, tuple(notes))
 
 
 def _training(
-    config: Config, facts: ModelFacts, data: Source | Images | None, show: bool
+    folder: RunFolder, data: Source | Images | None, show: bool
 ) -> tuple[Images | None, Images | None, list[str]]:
     """Return the training images of a run folder, its held-out images (None if unknown), and notes for the user."""
+    config, facts = folder.read_config()
     stored = config.data.source
     if data is None:
         if not stored:
@@ -97,10 +99,17 @@ def _training(
     else:
         own = bool(stored) and (Path(data).name == Path(stored).name)
         images = open_images(data, **_reading_of(config, facts, own=own), show=show)
+        if not own and facts.data_digest.get("content") == digest_of(images)["content"]:  # they are now elsewhere
+            own, images = True, open_images(data, **_reading_of(config, facts, own=True), show=show)
     if not own:
         return images, None, []
-    training, held_out = hold_out(images, config.data.held_out or 0.0, config.seed)
-    if len(training) == facts.num_images:
+    try:
+        training, held_out = folder.hold_out(images, config.data.held_out or 0.0, config.seed)
+    except InputError:
+        return images, None, ["none of these images, or all, would be held out: all are taken as trained on"]
+    if change := change_of(facts.data_digest, digest_of(images)):
+        return training, held_out, [f"the data have changed since the run was trained: {change}"]
+    if facts.data_digest or len(training) == facts.num_images:
         return training, held_out, []
     note = (
         f"the run was trained on {facts.num_images:,} images, and of this data it would have "

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from patch_diffusion.config import Config, to_dict
+from patch_diffusion.data.digest import digest_of
 from patch_diffusion.data.images import refuse_ids
 from patch_diffusion.denoise.whole_image import SIGMAS
 from patch_diffusion.errors import InputError
@@ -92,6 +93,7 @@ def race(
     if found is None:
         refuse_ids(setup.images)
     facts, here, plan_of_judging, said = _facts(setup, seeds[0], folder, moments, found)  # refuses before writing
+    folder.check_data(found or {}, facts)
     for note in [*setup.messages(), *([said] if said else [])] if found is None else ():
         tell(note)
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -153,6 +155,8 @@ def _facts(
         "budget": setup.extent,
         "source": next(iter(setup.arms.values())).data.source,
         "images": {"resolution": list(setup.images.resolution), "trained_on": len(trainer.images)},
+        "data_digest": digest_of(setup.images),
+        "judges_digest": {} if setup.apart is None else digest_of(setup.apart),
         "judged_by": {
             "images": plan.images,
             "stride": plan.moments.stride,

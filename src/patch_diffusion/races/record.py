@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from patch_diffusion.config import Noise, flat, from_dict
+from patch_diffusion.data.digest import change_of
 from patch_diffusion.errors import InputError, reason_of
 from patch_diffusion.files import read_json, write_json, write_text
 from patch_diffusion.races.page import race_page
@@ -69,6 +70,15 @@ class RaceFolder:
             if not run.is_run():
                 refuse_occupied(run.path, "run")
         return found
+
+    def check_data(self, found: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """Raise InputError if the images, or those to judge by, are not those that the race began with."""
+        for name, which in (("data_digest", "images"), ("judges_digest", "held-out images")):
+            if change := change_of(found.get(name, {}), facts[name]):
+                raise InputError(
+                    f"{self.path} holds a race whose {which} have changed ({change}): bring them back as they were, "
+                    "or choose another folder"
+                )
 
 
 class Record:

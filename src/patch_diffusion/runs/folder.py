@@ -11,7 +11,8 @@ from typing import Any
 
 from patch_diffusion.config import Config, Network, changed_options, flat_options, from_dict, option_names, to_dict
 from patch_diffusion.data.codec import PixelCodec
-from patch_diffusion.data.images import Images, numbered_as
+from patch_diffusion.data.digest import change_of, digest_of
+from patch_diffusion.data.images import Images, hold_out, numbered_as
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.files import read_json, user_path, write_json
@@ -38,10 +39,15 @@ class ModelFacts:
     augment_channels: int = 0
     codec: dict[str, Any] = field(default_factory=lambda: PixelCodec().as_dict())
     resolution_is_bucket: bool = False
+    held_out_below: float | None = None
+    """The limit below which the draws of held-out images are, see `Part`; None: chosen by place, or none held out."""
+    data_digest: dict[str, Any] = field(default_factory=dict)
+    """The digest of the images, see `digest_of`; empty in runs of earlier versions, which do not compare them."""
 
     @classmethod
     def of(cls, denoiser: Denoiser, images: Images) -> ModelFacts:
         """Collect the facts (resolution, classes, parameters, ...) from a denoiser and its training images."""
+        part = images.buckets[0].part
         return cls(
             image_channels=images.channels,
             resolution=images.resolution,
@@ -53,6 +59,8 @@ class ModelFacts:
             augment_channels=denoiser.augment_channels,
             codec=images.codec.as_dict(),
             resolution_is_bucket=images.options.fit == "bucket",
+            held_out_below=None if part is None else part.below,
+            data_digest=digest_of(images),
         )
 
 
@@ -117,7 +125,7 @@ class RunFolder:
         Returns:
             A list with a text for each allowed option that differs, such as "batch: 16, now 32".
         """
-        known = {*option_names(), *vars(facts)}
+        known = {*option_names(), *vars(facts)} - {"held_out_below"}
         allow = [name.replace("-", "_") for name in allow]
         for name in allow:
             if name not in known:
@@ -128,7 +136,10 @@ class RunFolder:
             refuse_occupied(self.path, "run")
             return []
         stored, stored_facts = self.read_config()
+        if {"num_images", "data_digest"} & set(allow):  # the number tells of the same change
+            allow = {*allow, "num_images", "data_digest"}
         gone = facts.num_images != stored_facts.num_images and "num_images" not in allow
+        gone = gone and not stored_facts.data_digest
         gone = gone and config.data.held_out == stored.data.held_out
         if stored.data.source == config.data.source and gone:
             raise InputError(
@@ -137,14 +148,25 @@ class RunFolder:
                 "choose another folder"
             )
         changed = changed_options(stored, config)
-        differ = [name for name, value in vars(facts).items() if _differs(value, getattr(stored_facts, name))]
+        of_data = {"held_out_below", "data_digest", *(["num_images"] if stored_facts.data_digest else [])}
+        compared = {name: value for name, value in vars(facts).items() if name not in of_data}
+        differ = [name for name, value in compared.items() if _differs(value, getattr(stored_facts, name))]
         if fixed := [name for name in changed + differ if name in _FIXED]:
             raise InputError(
                 f"{self.path} holds a run with other values of {', '.join(fixed)}: {fixed[0]} cannot change in a run "
                 "that goes on, as its checkpoints hold no weights or state for another value; continue it with its "
                 "own, or choose another folder"
             )
-        if refused := [name for name in changed if name not in allow]:
+        refused = [name for name in changed if name not in allow]
+        change = change_of(stored_facts.data_digest, facts.data_digest)
+        if change and "data_digest" not in allow and not any(name.startswith("data.") for name in refused):
+            where = f" in {config.data.source}" if config.data.source else ""
+            remains = "; what is held out remains so" if stored.data.held_out else ""
+            raise InputError(
+                f"the data{where} have changed since {self.path} was trained ({change}): bring them back as they were, "
+                f"choose another folder, or go on with these by --allow data_digest{remains}"
+            )
+        if refused:
             raise InputError(
                 f"{self.path} holds a run with other options ({', '.join(refused)}): continue it with its own, "
                 f"choose another folder, or allow the change by --allow {' '.join(refused)}"
@@ -154,7 +176,25 @@ class RunFolder:
                 f"{self.path} holds a run on other data ({', '.join(refused)} differ): choose another folder"
             )
         before, now = flat_options(stored) | vars(stored_facts), flat_options(config) | vars(facts)
-        return [f"{name}: {before[name]}, now {now[name]}" for name in changed + differ]
+        said = [f"{name}: {before[name]}, now {now[name]}" for name in changed + differ]
+        if "num_images" in differ and stored.data.held_out and stored_facts.held_out_below is None:
+            said.append("held-out images: chosen by place, as in earlier versions, so some were trained on before")
+        return [*said, f"data: {change}"] if change else said
+
+    def known_facts(self, facts: ModelFacts) -> ModelFacts:
+        """Return facts without the digest if this is a run of an earlier version, which goes on without one."""
+        unknown = self.is_run() and not self.read_config()[1].data_digest
+        return replace(facts, data_digest={}) if unknown else facts
+
+    def hold_out(self, images: Images, share: float, seed: int) -> tuple[Images, Images | None]:
+        """Return images to train on, and held-out ones, by the rule of the run if there is one, else see `hold_out`."""
+        if not self.is_run():
+            return hold_out(images, share, seed)
+        config, facts = self.read_config()
+        before = config.data.held_out or 0.0
+        by_place = before > 0 and facts.held_out_below is None
+        below = facts.held_out_below if share == before else None
+        return hold_out(images, share, seed, below=below, by_place=by_place)
 
     def write_config(self, config: Config, facts: ModelFacts) -> None:
         """Write the run's options and facts about its model to ``config.json``; create the folder if it is missing."""

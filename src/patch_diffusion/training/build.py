@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from os import PathLike
 
@@ -11,7 +11,7 @@ import torch
 
 from patch_diffusion.config import Config
 from patch_diffusion.data.augment import Augment
-from patch_diffusion.data.images import FEWEST_TO_HOLD_OUT, HELD_OUT, Images, hold_out, refuse_ids
+from patch_diffusion.data.images import FEWEST_TO_HOLD_OUT, HELD_OUT, Images, refuse_ids
 from patch_diffusion.data.sources import open_images
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.process import PROCESSES
@@ -79,9 +79,14 @@ def build_trainer(
     errors.
     """
     run = RunFolder(user_path(out))
+    if config.data.group is not None and config.data.held_out == 0 and not run.is_run():
+        raise InputError(
+            f"data.group {config.data.group} says which images are held out together, and none are with "
+            "data.held_out 0: leave out one of them"
+        )
     images = run.labelled(images)
     share, notes = _share_held_out(config.data.held_out, images, run)
-    images, held_out = hold_out(replace(images, notes=(*images.notes, *notes)), share, config.seed)
+    images, held_out = run.hold_out(replace(images, notes=(*images.notes, *notes)), share, config.seed)
     torch.manual_seed(stream_key(config.seed, "weights"))
     network = build_network(
         config.network,
@@ -94,7 +99,7 @@ def build_trainer(
     noise = config.noise
     denoiser = Denoiser(
         network,
-        images.moments.deviation(noise.mean_data) if noise.sigma_data is None else noise.sigma_data,
+        _sigma_data(images, run, noise.mean_data) if noise.sigma_data is None else noise.sigma_data,
         process=PROCESSES[noise.process],
         coords=config.patches.coords,
         context=config.patches.context,
@@ -129,6 +134,15 @@ def _train(
     trainer = build_trainer(config, images, out, allow=allow, show=show)
     trainer.clock = clock  # it has run since before the images were read
     return trainer.fit(**vars(budget))
+
+
+def _sigma_data(images: Images, run: RunFolder, mean: Sequence[float] | None) -> float:
+    """Return the deviation of the images about ``mean``, or their own mean; in a run that continues, that of before.
+
+    A run of an earlier version has no digest of its images, so that this is what tells if they have changed.
+    """
+    facts = run.read_config()[1] if run.is_run() else None
+    return facts.sigma_data if facts is not None and facts.data_digest else images.moments.deviation(mean)
 
 
 def _share_held_out(asked: float | None, images: Images, run: RunFolder) -> tuple[float, list[str]]:

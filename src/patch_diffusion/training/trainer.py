@@ -133,7 +133,7 @@ class Trainer:
             config = replace(config, engine=replace(config.engine, accumulation=self.engine.accumulation))
 
         self.config = plain(replace(config, **dict.fromkeys(BUDGETS)))
-        self.facts = ModelFacts.of(denoiser, images)
+        self.facts = self.run.known_facts(ModelFacts.of(denoiser, images))
         self.clock = Clock()
         trackers = Trackers(choose_trackers(config.track), self.run.path)
         main = self.engine.group.is_main

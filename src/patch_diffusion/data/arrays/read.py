@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ from patch_diffusion.config import Data, Layout
 from patch_diffusion.data.arrays.stored import StoredArray
 from patch_diffusion.data.classes import Labels
 from patch_diffusion.data.images import Images
+from patch_diffusion.data.keys import keys_of_rows
 from patch_diffusion.data.reading import cache
+from patch_diffusion.data.reading.groups import groups_of_values
 from patch_diffusion.data.reading.labels import labels_of_values
 from patch_diffusion.data.reading.parallel import progress, results_in_order
-from patch_diffusion.data.reading.pixels import ArrayPlan, Plan, Read, images_of, read
+from patch_diffusion.data.reading.pixels import MOST_IN_MEMORY, ArrayPlan, Plan, Read, images_of, read
 from patch_diffusion.data.reading.sizes import Size, choose_sizes, resize_values, resolution_of, too_small
 from patch_diffusion.data.reading.survey import Survey
 from patch_diffusion.errors import InputError
@@ -46,6 +50,7 @@ def read_array(stored: StoredArray, options: Data, *, show: bool = False) -> Ima
     if not stored.shape[0]:
         raise InputError(f"{stored.source} holds no images: its shape is {_words(stored.shape)}")
     labels = _labels(stored, options)
+    groups = None if stored.groups is None else groups_of_values(stored.groups, stored.shape[0], stored.source)
     inner = stored.shape[1:]
     channels, height, width = (1, *inner) if axis == 0 else inner if axis == 1 else (inner[2], inner[0], inner[1])
     if options.mode != "auto" and channels != len(options.mode):
@@ -65,11 +70,11 @@ def read_array(stored: StoredArray, options: Data, *, show: bool = False) -> Ima
     if mapped is not None and as_it_is and not (options.cache == "memory" and isinstance(mapped, np.memmap)):
         found = _mapped(stored, mapped, axis, key, options, show)
     else:
-        survey = Survey(name=_naming(stored.source))
+        survey, keys = Survey(name=_naming(stored.source)), array("Q")
 
         def blocks() -> Iterator[NDArray[Any]]:
             first = 0
-            for block in _pieces(stored, axis, dtype, show):
+            for block in _pieces(stored, axis, dtype, keys, show):
                 block = _resized(block, target, options)
                 survey.add(block, first)
                 first += len(block)
@@ -77,9 +82,9 @@ def read_array(stored: StoredArray, options: Data, *, show: bool = False) -> Ima
 
         if key is not None:
             key |= {"resolution": target, "fit": options.fit}
-        plan = Plan(dtype, [ArrayPlan((channels, *target), stored.shape[0], blocks)], survey)
+        plan = Plan(dtype, [ArrayPlan((channels, *target), stored.shape[0], blocks, keys=keys)], survey)
         found = read(lambda: plan, key, options, often=key is not None)
-    return images_of(found, labels, options, notes)
+    return images_of(found, labels, options, notes, groups)
 
 
 def channel_axis(shape: tuple[int, ...], layout: Layout, source: str) -> int:
@@ -152,7 +157,7 @@ def to_pixels(values: NDArray[Any], dtype: str, source: str) -> NDArray[Any]:
 
 
 def _mapped(
-    stored: StoredArray, array: NDArray[Any], axis: int, key: dict[str, Any] | None, options: Data, show: bool
+    stored: StoredArray, mapped: NDArray[Any], axis: int, key: dict[str, Any] | None, options: Data, show: bool
 ) -> Read:
     survey = Survey(name=_naming(stored.source))
 
@@ -163,19 +168,37 @@ def _mapped(
             first += len(block)
         return survey.facts()
 
-    if array.dtype.kind != "f":
-        for index in np.unique(np.linspace(0, len(array) - 1, min(len(array), _LOOKED_AT)).astype(np.int64)):
-            survey.add(_one(stored, array, int(index)), int(index))
+    if mapped.dtype.kind != "f":
+        for index in np.unique(np.linspace(0, len(mapped) - 1, min(len(mapped), _LOOKED_AT)).astype(np.int64)):
+            survey.add(_one(stored, mapped, int(index)), int(index))
         found = survey.facts()
     elif key is None or options.cache == "memory":
         found = look_at_all()
     else:
         found = cache.remember({"survey of": key}, look_at_all)
-    tensor = cache.as_tensor(array)
+    tensor = cache.as_tensor(mapped)
     tensor = tensor.unsqueeze(1) if axis == 0 else tensor.movedim(axis, 1)
-    facts = {"dtype": array.dtype.name, "survey": found, "notes": []}
-    file = array.filename if isinstance(array, np.memmap) else None
-    return Read([tensor], [None], facts, files=None if file is None else [Path(file)])
+    facts = {"dtype": mapped.dtype.name, "survey": found, "notes": []}
+    file = mapped.filename if isinstance(mapped, np.memmap) else None
+    many = key is not None and options.cache != "memory" and mapped.nbytes > MOST_IN_MEMORY
+    keys = [partial(_cached_keys, mapped, {"keys of": key})] if many else ()
+    return Read([tensor], [None], facts, keys=keys, files=None if file is None else [Path(file)])
+
+
+def _cached_keys(mapped: NDArray[Any], key: dict[str, Any]) -> NDArray[np.uint64]:
+    """Return the keys of the images in a large file; they are kept in the cache, if that can be written to."""
+    made: list[NDArray[np.uint64]] = []
+
+    def write(folder: Path) -> dict[str, Any]:
+        made.append(keys_of_rows(mapped))
+        np.save(folder / "keys.npy", made[0])
+        return {}
+
+    try:
+        entry = cache.find(key) or cache.make(key, write, num_bytes=8 * len(mapped))
+    except (OSError, InputError):
+        return made[0] if made else keys_of_rows(mapped)
+    return entry.tensor("keys.npy").numpy()
 
 
 def _one(stored: StoredArray, array: NDArray[Any], index: int) -> NDArray[Any]:
@@ -187,9 +210,10 @@ def _one(stored: StoredArray, array: NDArray[Any], index: int) -> NDArray[Any]:
     return np.fromfile(array.filename, array.dtype, size, offset=offset).reshape(1, *array.shape[1:])
 
 
-def _pieces(stored: StoredArray, axis: int, dtype: str, show: bool) -> Iterator[NDArray[Any]]:
-    """Yield the array in blocks of pixels (k, c, h, w), converted to the dtype of pixels."""
+def _pieces(stored: StoredArray, axis: int, dtype: str, keys: array[int], show: bool) -> Iterator[NDArray[Any]]:
+    """Yield the array in blocks of pixels (k, c, h, w), converted to the dtype of pixels; add to ``keys``."""
     for block in progress(stored.blocks(), None, "reading arrays", show=show):
+        keys.extend(keys_of_rows(block).tolist())
         moved = block[:, None] if axis == 0 else np.moveaxis(block, axis, 1)
         yield to_pixels(moved, dtype, stored.source)
 

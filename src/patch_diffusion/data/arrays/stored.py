@@ -30,7 +30,8 @@ _MOST_BLOCK_BYTES = 512 * 2**20
 class StoredArray:
     """An array of images (n, ...), in a file or in memory.
 
-    Calling ``blocks`` yields it, block by block along the first axis. ``labels`` are the labels stored with it, if any.
+    Calling ``blocks`` yields it, block by block along the first axis. ``labels`` are the labels stored with it, if any,
+    and ``groups`` the groups that were asked for.
     ``identity`` changes when the file does, and is None for an array in Python. ``mapped`` is the array itself, if it
     is in memory or memory-mapped.
     """
@@ -42,6 +43,7 @@ class StoredArray:
     labels: NDArray[Any] | None = None
     identity: Any = None
     mapped: NDArray[Any] | None = None
+    groups: NDArray[Any] | None = None
 
 
 def is_array(path: Path) -> bool:
@@ -52,7 +54,9 @@ def is_array(path: Path) -> bool:
 
 
 @contextmanager
-def open_array(path: Path, source: str, *, key: str | None = None, labels: str | None = None) -> Iterator[StoredArray]:
+def open_array(
+    path: Path, source: str, *, key: str | None = None, labels: str | None = None, group: str | None = None
+) -> Iterator[StoredArray]:
     """Open the array of images in a file, and yield it; the file stays open in the with block. Nothing is unpickled.
 
     Args:
@@ -61,12 +65,13 @@ def open_array(path: Path, source: str, *, key: str | None = None, labels: str |
         key: the array's name in the file; None takes the only one that can be images, or ``images``, ``x`` or ``data``.
         labels: the name of the labels in the file, or, for an .npy, a file of them; None takes ``labels``, ``y`` or
             ``label``, if there is one.
+        group: the name of an array of groups in the file, or, for an .npy, a file of them.
 
     Raises:
         InputError: the file is damaged, or lacks an array of this name; the error message lists the existing names.
     """
     opener = {".npy": _open_npy, ".npz": _open_npz, ".h5": _open_hdf5, ".hdf5": _open_hdf5}
-    with opener.get(path.suffix.lower(), _open_zarr)(path, source, key, labels) as found:
+    with opener.get(path.suffix.lower(), _open_zarr)(path, source, key, labels, group) as found:
         yield found
 
 
@@ -76,13 +81,13 @@ def in_memory(array: NDArray[Any], source: str) -> StoredArray:
 
 
 @contextmanager
-def _open_npy(path: Path, source: str, key: str | None, labels: str | None) -> Iterator[StoredArray]:
+def _open_npy(path: Path, source: str, key: str | None, labels: str | None, group: str | None) -> Iterator[StoredArray]:
     if key is not None:
         raise InputError(f"{source} is one array and has no names: leave data.key out")
     array = _map_npy(path, source)
-    found = None if labels is None else _map_npy(user_path(labels), labels)
+    found, groups = (None if name is None else _map_npy(user_path(name), name) for name in (labels, group))
     yield StoredArray(
-        source, array.shape, array.dtype, lambda: _slices(array, source), found, state_of(path), mapped=array
+        source, array.shape, array.dtype, lambda: _slices(array, source), found, state_of(path), array, groups
     )
 
 
@@ -94,13 +99,14 @@ def _map_npy(path: Path, source: str) -> NDArray[Any]:
 
 
 @contextmanager
-def _open_npz(path: Path, source: str, key: str | None, labels: str | None) -> Iterator[StoredArray]:
+def _open_npz(path: Path, source: str, key: str | None, labels: str | None, group: str | None) -> Iterator[StoredArray]:
     with _damage_named(source):
         archive = zipfile.ZipFile(path)
     with archive:
         members = [name for name in archive.namelist() if name.endswith(".npy")]
         headers = {name.removesuffix(".npy"): _npz_header(archive, name, source) for name in members}
-        chosen, label_name = _choose({name: shape for name, (shape, _, _) in headers.items()}, key, labels, source)
+        shapes = {name: shape for name, (shape, _, _) in headers.items()}
+        chosen, label_name = _choose(shapes, key, labels, source, group)
         shape, fortran, dtype = headers[chosen]
 
         def blocks() -> Iterator[NDArray[Any]]:
@@ -115,11 +121,16 @@ def _open_npz(path: Path, source: str, key: str | None, labels: str | None) -> I
                     content = stream.read(count * math.prod(shape[1:]) * dtype.itemsize)
                     yield np.frombuffer(content, dtype).reshape(count, *shape[1:])
 
-        found = None
-        if label_name is not None:
-            with archive.open(label_name + ".npy") as stream, _damage_named(source):
-                found = np.lib.format.read_array(stream, allow_pickle=False)
-        yield StoredArray(source, shape, dtype, lambda: _guarded(blocks(), source), found, state_of(path))
+        def column(name: str | None) -> NDArray[Any] | None:
+            if name is None:
+                return None
+            with archive.open(name + ".npy") as stream, _damage_named(source):
+                return np.lib.format.read_array(stream, allow_pickle=False)
+
+        found, groups = column(label_name), column(group)
+        yield StoredArray(
+            source, shape, dtype, lambda: _guarded(blocks(), source), found, state_of(path), groups=groups
+        )
 
 
 def _npz_header(archive: zipfile.ZipFile, name: str, source: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -135,7 +146,9 @@ def _read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype
 
 
 @contextmanager
-def _open_hdf5(path: Path, source: str, key: str | None, labels: str | None) -> Iterator[StoredArray]:
+def _open_hdf5(
+    path: Path, source: str, key: str | None, labels: str | None, group: str | None
+) -> Iterator[StoredArray]:
     h5py = need("h5py", "data", f"reading {source}")
     with _damage_named(source):
         file = h5py.File(path, "r")
@@ -144,14 +157,16 @@ def _open_hdf5(path: Path, source: str, key: str | None, labels: str | None) -> 
         with _damage_named(source):
             file.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
         arrays = {name: item for name, item in found.items() if item.shape is not None}
-        yield _chosen(arrays, key, labels, source, state_of(path))
+        yield _chosen(arrays, key, labels, group, source, state_of(path))
 
 
 _ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")
 
 
 @contextmanager
-def _open_zarr(path: Path, source: str, key: str | None, labels: str | None) -> Iterator[StoredArray]:
+def _open_zarr(
+    path: Path, source: str, key: str | None, labels: str | None, group: str | None
+) -> Iterator[StoredArray]:
     zarr = need("zarr", "data", f"reading {source}")
     if not path.is_dir():
         raise InputError(f"{source} is no folder of Zarr")
@@ -160,7 +175,7 @@ def _open_zarr(path: Path, source: str, key: str | None, labels: str | None) -> 
         arrays = dict(_zarr_arrays(opened)) if hasattr(opened, "groups") else {"": opened}
     files = sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names)
     identity = [str(path.resolve()), digest(*map(state_of, files))]
-    yield _chosen(arrays, key, labels, source, identity)
+    yield _chosen(arrays, key, labels, group, source, identity)
 
 
 def _zarr_arrays(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -170,24 +185,27 @@ def _zarr_arrays(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from _zarr_arrays(inner, f"{prefix}{name}/")
 
 
-def _chosen(arrays: Mapping[str, Any], key: str | None, labels: str | None, source: str, identity: Any) -> StoredArray:
-    """Return the array of images of a file with several arrays, with the labels stored in the same file."""
-    chosen, label_name = _choose({name: array.shape for name, array in arrays.items()}, key, labels, source)
-    values, array = None, arrays[chosen]
-    if label_name is not None:
-        with _damage_named(source):
-            values = np.asarray(arrays[label_name][:])
-    return StoredArray(source, array.shape, array.dtype, lambda: _slices(array, source), values, identity)
+def _chosen(
+    arrays: Mapping[str, Any], key: str | None, labels: str | None, group: str | None, source: str, identity: Any
+) -> StoredArray:
+    """Return the array of images of a file with several arrays, with the labels and groups stored in the same file."""
+    chosen, label_name = _choose({name: array.shape for name, array in arrays.items()}, key, labels, source, group)
+    array = arrays[chosen]
+    with _damage_named(source):
+        values, groups = (None if name is None else np.asarray(arrays[name][:]) for name in (label_name, group))
+    return StoredArray(
+        source, array.shape, array.dtype, lambda: _slices(array, source), values, identity, groups=groups
+    )
 
 
 def _choose(
-    shapes: Mapping[str, tuple[int, ...]], key: str | None, labels: str | None, source: str
+    shapes: Mapping[str, tuple[int, ...]], key: str | None, labels: str | None, source: str, group: str | None = None
 ) -> tuple[str, str | None]:
     """Return the name of the array of images, and that of the array of labels (None if there are no labels)."""
     listed = ", ".join(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in sorted(shapes.items()))
     if not shapes:
         raise InputError(f"{source} holds no arrays")
-    for option, name in (("key", key), ("labels", labels)):
+    for option, name in (("key", key), ("labels", labels), ("group", group)):
         if name is not None and name not in shapes:
             raise InputError(f"{source} has no array '{name}' for data.{option}{did_you_mean(name, shapes)} ({listed})")
     if key is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from patch_diffusion.config import Data
 from patch_diffusion.data.classes import Labels
-from patch_diffusion.data.files.decode import Header, ImageFile, decode_file, quiet, read_headers, reason
+from patch_diffusion.data.files.decode import Header, ImageFile, decode_with_key, quiet, read_headers, reason
 from patch_diffusion.data.files.pixel_type import common_pixel_type
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.reading.parallel import in_order
@@ -57,7 +58,7 @@ class Collection:
     ``identity`` is JSON data that changes when the files do; None if that cannot be known. ``headers`` and ``unusable``
     are results of `read_headers`, if there are any already. If ``slow``, decoded images are cached on disk even if they
     are few. ``folders`` are sub-folders that could be classes, if the files have no labels and it was not said whether
-    they are.
+    they are. ``groups`` names the group of each file, if any is known.
     """
 
     source: str
@@ -69,6 +70,7 @@ class Collection:
     unusable: dict[int, str] = field(default_factory=dict)
     slow: bool = False
     folders: tuple[str, ...] = ()
+    groups: Sequence[str] | None = None
 
 
 def read_collection(found: Collection, options: Data, *, show: bool = False) -> Images:
@@ -88,7 +90,7 @@ def read_collection(found: Collection, options: Data, *, show: bool = False) -> 
     notes = list(found.notes)
     if found.folders:
         notes.append(f"{len(found.folders)} sub-folders hold the images: with --data.classes True they are classes")
-    return images_of(pixels, found.labels, options, notes)
+    return images_of(pixels, found.labels, options, notes, found.groups)
 
 
 def _plan(found: Collection, options: Data, show: bool) -> Plan:
@@ -111,9 +113,10 @@ def _plan(found: Collection, options: Data, show: bool) -> Plan:
     def array_of_size(size: Size) -> ArrayPlan:
         indices = [index for index, target in targets.items() if target == size]
         kept: list[int] = []
+        keys = array("Q")
 
-        def decode(index: int) -> NDArray[Any]:
-            return decode_file(files[index], size, pixel_type.mode, options.fit)
+        def decode(index: int) -> tuple[NDArray[Any], int]:
+            return decode_with_key(files[index], size, pixel_type.mode, options.fit)
 
         def blocks() -> Iterator[NDArray[Any]]:
             together: list[NDArray[Any]] = []  # images of consecutive indices
@@ -124,18 +127,20 @@ def _plan(found: Collection, options: Data, show: bool) -> Plan:
                 together.clear()
                 return stacked
 
-            for index, pixels in in_order(decode, indices, "reading images", show=show):
+            for index, decoded in in_order(decode, indices, "reading images", show=show):
                 if together and (index != kept[-1] + 1 or len(together) == _IMAGES_IN_A_BLOCK):
                     yield block()
-                if isinstance(pixels, Exception):
-                    unusable[index] = reason(pixels)
+                if isinstance(decoded, Exception):
+                    unusable[index] = reason(decoded)
                     continue
+                pixels, key = decoded
                 kept.append(index)
+                keys.append(key)
                 together.append(pixels)
             if together:
                 yield block()
 
-        return ArrayPlan((pixel_type.channels, *size), len(indices), blocks, kept)
+        return ArrayPlan((pixel_type.channels, *size), len(indices), blocks, kept, keys)
 
     def finish() -> None:
         _refuse_many_unusable(files, unusable)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from patch_diffusion.config import Fit
+from patch_diffusion.data.keys import key_of_array, key_of_bytes
 from patch_diffusion.data.reading.parallel import in_order
 from patch_diffusion.data.reading.sizes import Size, resize, resize_values
 from patch_diffusion.errors import InputError
@@ -101,7 +102,16 @@ def read_header(file: ImageFile) -> Header:
 
 
 def decode_file(file: ImageFile, size: Size | None = None, mode: str = "RGB", fit: Fit = "crop") -> NDArray[Any]:
-    """Decode an image file to upright pixels (c, h, w) of uint8, uint16 or float32.
+    """Decode an image file to pixels, see `decode_with_key`."""
+    return decode_with_key(file, size, mode, fit)[0]
+
+
+def decode_with_key(
+    file: ImageFile, size: Size | None = None, mode: str = "RGB", fit: Fit = "crop"
+) -> tuple[NDArray[Any], int]:
+    """Decode an image file to upright pixels (c, h, w) of uint8, uint16 or float32; also return its key.
+
+    The key is a hash of the file's bytes, or of the image's values where there is no file.
 
     Args:
         file: the image file.
@@ -114,21 +124,26 @@ def decode_file(file: ImageFile, size: Size | None = None, mode: str = "RGB", fi
         Exception: Pillow may raise any exception on a broken file.
     """
     source = file.open()
-    if not isinstance(source, (Image.Image, np.ndarray)):
+    if isinstance(source, np.ndarray):
+        key = key_of_array(source)
+    elif isinstance(source, Image.Image):
+        key = key_of_bytes(f"{source.mode} {source.size} ".encode() + source.tobytes())
+    else:
         with source:
-            source = BytesIO(source.read())  # Pillow stops before the end, where a zip finds out that it is damaged
+            content = source.read()  # Pillow stops before the end, where a zip finds out that it is damaged
+        source, key = BytesIO(content), key_of_bytes(content)
     with _opened(source) as image:
         if isinstance(image, np.ndarray):
-            return resize_values(_finite(image), size, fit)
+            return resize_values(_finite(image), size, fit), key
         pages = _pages(image)
         if len(pages) == 1 and _dtype(image) == "uint8":
-            return _picture(image, size, mode, fit)
+            return _picture(image, size, mode, fit), key
         channels = []
         for page in pages:
             if len(pages) > 1:
                 image.seek(page)
             channels.append(_values(_upright(image)))
-        return resize_values(_finite(np.stack(channels)), size, fit)
+        return resize_values(_finite(np.stack(channels)), size, fit), key
 
 
 def reason(error: Exception) -> str:

@@ -19,8 +19,10 @@ from patch_diffusion.data.classes import Labels
 from patch_diffusion.data.files.collection import Collection, Files
 from patch_diffusion.data.files.decode import ImageFile
 from patch_diffusion.data.reading.cache import digest, state_of
+from patch_diffusion.data.reading.groups import groups_of_json, groups_of_names, is_column
 from patch_diffusion.data.reading.labels import (
     LABELS_FILE,
+    column_of_csv,
     could_be_classes,
     folder_around,
     labels_of_csv,
@@ -69,10 +71,11 @@ def find_in_folder(path: Path, options: Data) -> Collection:
     names = sorted(states)
     images, notes = _images_among(names, options)
     labels, folders = _labels(images, names, lambda name: (path / name).open("rb"), options, notes)
+    groups = _groups(images, names, lambda name: (path / name).open("rb"), options)
     # Files are opened by name, since making a Path first takes a tenth as long as decoding a small image.
     files = Files(len(images), lambda index: ImageFile(images[index], partial(open, f"{path}/{images[index]}", "rb")))
     identity = [str(path.resolve()), digest(*((name, states[name]) for name in images))]
-    return Collection(options.source, files, labels, notes, identity, folders=folders)
+    return Collection(options.source, files, labels, notes, identity, folders=folders, groups=groups)
 
 
 @contextmanager
@@ -100,8 +103,9 @@ def find_in_zip(path: Path, options: Data) -> Iterator[Collection]:
         if len(names) < len(entries):
             notes.append(f"{len(entries) - len(names):,} entries of the zip have a name twice: the last one counts")
         labels, folders = _labels(images, names, archive.open, options, notes)
+        groups = _groups(images, names, archive.open, options)
         files = Files(len(images), lambda index: ImageFile(images[index], partial(archive.open, images[index])))
-        yield Collection(options.source, files, labels, notes, state_of(path), folders=folders)
+        yield Collection(options.source, files, labels, notes, state_of(path), folders=folders, groups=groups)
 
 
 def _walk(path: Path) -> Iterator[tuple[str, tuple[int, int] | None]]:
@@ -162,7 +166,7 @@ def _labels(
     images: Sequence[str], names: Sequence[str], open_file: OpenFile, options: Data, notes: list[str]
 ) -> tuple[Labels | None, tuple[str, ...]]:
     """Return the labels of images, None if they have none; and the sub-folders that could be classes, if asked for."""
-    if options.labels is not None:
+    if options.labels is not None and options.classes is not False:
         with _open_csv(names, open_file, options) as stream:
             labels, more_notes = labels_of_csv(stream.read(), images, options.labels)
         notes += more_notes
@@ -187,6 +191,25 @@ def _labels(
     if options.classes:
         return labels_of_folders(images, options.source), ()
     return None, could_be_classes(images)
+
+
+def _groups(images: Sequence[str], names: Sequence[str], open_file: OpenFile, options: Data) -> list[str] | None:
+    if options.group is None:
+        for folder in dict.fromkeys(("", folder_around(images))):
+            if folder + LABELS_FILE in names:
+                with open_file(folder + LABELS_FILE) as stream:
+                    inside = [name[len(folder) :] for name in images]
+                    return groups_of_json(stream.read(), inside, f"{LABELS_FILE} in {options.source}")
+        return None
+    if not is_column(options.group):
+        return groups_of_names(images, options.group, options.source)
+    if options.labels is None:
+        raise InputError(
+            f"data.group '{options.group}' is a column of the CSV that data.labels names, and there is none: give one, "
+            "or the word folder, or a pattern of the name with parentheses"
+        )
+    with _open_csv(names, open_file, options) as stream:
+        return column_of_csv(stream.read(), options.group, images, options.labels)[0]
 
 
 def _open_csv(names: Sequence[str], open_file: OpenFile, options: Data) -> IO[bytes]:

@@ -17,6 +17,7 @@ from patch_diffusion.data.classes import Labels
 from patch_diffusion.data.files.collection import Collection, Files
 from patch_diffusion.data.files.decode import ImageFile
 from patch_diffusion.data.reading.cache import digest, state_of
+from patch_diffusion.data.reading.groups import groups_of_values
 from patch_diffusion.data.reading.labels import labels_of_values
 from patch_diffusion.errors import InputError, did_you_mean, need
 from patch_diffusion.files import user_path
@@ -74,7 +75,15 @@ def collection_of(table: Any, options: Data) -> Collection:
     stored = [state_of(Path(file["filename"])) for file in table.cache_files]
     # Tables in memory have no files; their fingerprint depends on how they were made, which may not determine the data.
     identity = digest(column, len(table), table._fingerprint, *stored) if stored else None
-    return Collection(source, files, labels, identity=identity, slow=True)
+    groups = None
+    if options.group is not None:
+        if options.group not in table.features:
+            raise InputError(
+                f"images in a table are grouped by a column, and {source} has no column "
+                f"'{options.group}'{did_you_mean(options.group, table.features)}"
+            )
+        groups = groups_of_values(table.with_format(None)[options.group][:], len(table), source)
+    return Collection(source, files, labels, identity=identity, slow=True, groups=groups)
 
 
 def _place_and_split(name: str) -> tuple[str, str | None]:

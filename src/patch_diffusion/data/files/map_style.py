@@ -18,6 +18,7 @@ from patch_diffusion.data.arrays.read import channel_axis, pixel_dtype, to_pixel
 from patch_diffusion.data.classes import Labels
 from patch_diffusion.data.files.collection import Collection, Files
 from patch_diffusion.data.files.decode import Header, ImageFile, quiet, read_header, reason
+from patch_diffusion.data.reading.groups import groups_of_values
 from patch_diffusion.data.reading.labels import labels_of_values
 from patch_diffusion.data.reading.parallel import progress
 from patch_diffusion.errors import InputError
@@ -36,7 +37,8 @@ def find_in_map_style(source: Any, options: Data, *, show: bool = False) -> Coll
 
     Args:
         source: an object with a length and indexed items.
-        options: ``key`` and ``labels`` name the image and label in mappings, ``layout`` is the layout of arrays.
+        options: ``key``, ``labels`` and ``group`` name the image, label and group in mappings, ``layout`` is the layout
+            of arrays.
         show: if true, show a progress bar on a terminal.
 
     Raises:
@@ -51,6 +53,7 @@ def find_in_map_style(source: Any, options: Data, *, show: bool = False) -> Coll
     items = _Items(source, options)
     files = Files(len(source), lambda index: ImageFile(f"item {index:,}", partial(items.open, index)))
     values: list[Any] = []
+    groups: list[Any] = []
     headers: dict[int, Header] = {}
     unusable: dict[int, str] = {}
     with quiet():
@@ -61,9 +64,11 @@ def find_in_map_style(source: Any, options: Data, *, show: bool = False) -> Coll
             except Exception as error:
                 unusable[index] = reason(error)
             values.append(items.label)
-            items.label = None
+            groups.append("" if index in unusable else items.group)
+            items.label = items.group = None
     labels = _labels(files, values, unusable, source, options)
-    return Collection("the data set", files, labels, headers=headers, unusable=unusable)
+    of_files = None if options.group is None else groups_of_values(groups, len(files), "the data set")
+    return Collection("the data set", files, labels, headers=headers, unusable=unusable, groups=of_files)
 
 
 def array_of(tensor: torch.Tensor) -> NDArray[Any]:
@@ -78,7 +83,8 @@ class _Items:
     def __init__(self, source: Any, options: Data) -> None:
         self.source, self.options = source, options
         self.lock = Lock()
-        self.label: Any = None  # the label of the item loaded last
+        self.label: Any = None  # the label and the group of the item loaded last
+        self.group: Any = None
         self.headers: dict[int, Header] = {}
 
     def open(self, index: int) -> Opened:
@@ -99,6 +105,7 @@ class _Items:
             if key not in item:
                 raise InputError(f"has no image '{key or 'image'}', only {', '.join(map(str, item))}: see data.key")
             label = self.options.labels or next((name for name in _LABEL_NAMES if name in item), None)
+            self.group = item.get(self.options.group)
             return item[key], item.get(label)
         if isinstance(item, (tuple, list)):
             if len(item) not in (1, 2):

@@ -7,7 +7,7 @@ import json
 import re
 import tarfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -21,6 +21,7 @@ from patch_diffusion.data.files.collection import Collection, Files
 from patch_diffusion.data.files.decode import ImageFile
 from patch_diffusion.data.files.folders import image_endings
 from patch_diffusion.data.reading.cache import digest, make, state_of
+from patch_diffusion.data.reading.groups import groups_of_names, is_column
 from patch_diffusion.data.reading.labels import labels_of_values
 from patch_diffusion.data.reading.parallel import results_in_order
 from patch_diffusion.errors import InputError
@@ -30,10 +31,10 @@ PREFIX = "wds:"
 
 _JSON_LABELS = ("label", "cls", "class")
 
-_ARRAYS = ("places", "names", "labels")
+_ARRAYS = ("places", "names", "labels", "groups")
 
-Sample = tuple[str, int, int, Any]
-"""The name, byte offset and size in bytes of an image in its shard, and its label or None."""
+Sample = tuple[str, int, int, Any, str | None]
+"""The name, byte offset and size in bytes of an image in its shard, and its label and group or None."""
 
 
 def find_in_shards(pattern: str, options: Data, *, show: bool = False) -> Collection:
@@ -51,15 +52,17 @@ def find_in_shards(pattern: str, options: Data, *, show: bool = False) -> Collec
     """
     paths = [Path(path) for path in _expand(pattern)]
     states = [state_of(path) for path in paths]
+    column = options.group if options.group is not None and is_column(options.group) else None
 
     def look() -> _Index:
-        found = results_in_order(lambda path: _index(path, options), paths, "looking into shards", show=show)
+        found = results_in_order(lambda path: _index(path, options, column), paths, "looking into shards", show=show)
         return _Index.of(list(found))
 
     if options.cache == "memory":
         index = look()
     else:
-        index = _Index.remembered({"shards": states, "key": options.key, "labels": options.labels}, look)
+        grouped = {} if column is None else {"group": column}
+        index = _Index.remembered({"shards": states, "key": options.key, "labels": options.labels, **grouped}, look)
     if not len(index.places):
         ending = f" that end in .{options.key}" if options.key else ""
         raise InputError(f"{options.source} holds no images{ending}")
@@ -72,15 +75,17 @@ def find_in_shards(pattern: str, options: Data, *, show: bool = False) -> Collec
         return f"{paths[index.places[place][0]].name}/{index.names[place].decode(errors='replace')}"
 
     files = Files(len(index.places), lambda place: ImageFile(name(place), partial(opened, place)))
-    return Collection(options.source, files, _labels(files, index, options), identity=digest(*states), slow=True)
+    labels, groups = _labels(files, index, options), _groups(index, options)
+    return Collection(options.source, files, labels, identity=digest(*states), slow=True, groups=groups)
 
 
 @dataclass(frozen=True)
 class _Index:
-    """An index of the images in shards: shard number, byte offset and size (n, 3), names (n,), and labels (n,).
+    """An index of the images in shards: shard number, byte offset and size (n, 3), names, labels and groups (n,).
 
     ``labels`` are numbers, or UTF-8 strings. They are None if no image has one, or if they cannot be used; then ``odd``
-    is the index of an image with an unusable label, and ``what`` says what is wrong with it.
+    is the index of an image with an unusable label, and ``what`` says what is wrong with it. ``groups`` are names in
+    UTF-8, if images are grouped by a field.
     """
 
     places: NDArray[np.int64]
@@ -88,14 +93,21 @@ class _Index:
     labels: NDArray[Any] | None
     odd: int | None = None
     what: str = ""
+    groups: NDArray[np.bytes_] | None = None
 
     @classmethod
     def of(cls, samples_of_shards: Sequence[Sequence[Sample]]) -> _Index:
         """Build the index from the samples of each shard, in the order of the shards."""
+        found = cls._ungrouped(samples_of_shards)
+        groups = [group for samples in samples_of_shards for *_, group in samples if group is not None]
+        return replace(found, groups=np.array([group.encode() for group in groups], np.bytes_) if groups else None)
+
+    @classmethod
+    def _ungrouped(cls, samples_of_shards: Sequence[Sequence[Sample]]) -> _Index:
         samples = [(shard, *sample) for shard, samples in enumerate(samples_of_shards) for sample in samples]
-        places = np.array([(shard, offset, size) for shard, _, offset, size, _ in samples], np.int64).reshape(-1, 3)
-        names = np.array([name.encode(errors="surrogateescape") for _, name, _, _, _ in samples], np.bytes_)
-        values = [label for *_, label in samples]
+        places = np.array([(shard, offset, size) for shard, _, offset, size, _, _ in samples], np.int64).reshape(-1, 3)
+        names = np.array([name.encode(errors="surrogateescape") for _, name, *_ in samples], np.bytes_)
+        values = [label for *_, label, _ in samples]
         missing = [place for place, value in enumerate(values) if value is None]
         if len(missing) == len(values):
             return cls(places, names, None)
@@ -168,10 +180,11 @@ def _expand_braces(pattern: str) -> list[str]:
     ]
 
 
-def _index(path: Path, options: Data) -> list[Sample]:
+def _index(path: Path, options: Data, column: str | None) -> list[Sample]:
     ending, field = options.key, options.labels
     images: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, Any] = {}
+    groups: dict[str, Any] = {}
     for name, place, size in _members(path):
         folder, _, file = name.rpartition("/")
         stem, _, kind = file.partition(".")
@@ -187,7 +200,11 @@ def _index(path: Path, options: Data) -> list[Sample]:
             found = _label(_read_at(path, place, size), kind, field, f"{path}/{name}")
             if found is not None:
                 labels[key] = found
-    return [(*image, labels.get(key)) for key, image in images.items()]
+        if kind == "json" and column is not None:
+            groups[key] = _label(_read_at(path, place, size), kind, column, f"{path}/{name}")
+    if column is not None and (missing := [name for key, (name, *_) in images.items() if groups.get(key) is None]):
+        raise InputError(f"data.group: {path}/{missing[0]} has no field '{column}' of .json, and every image needs one")
+    return [(*image, labels.get(key), None if column is None else str(groups[key])) for key, image in images.items()]
 
 
 def _members(path: Path) -> list[tuple[str, int, int]]:
@@ -239,6 +256,16 @@ def _label(content: bytes, kind: str, field: str | None, name: str) -> Any:
     if field is not None:
         return found.get(field)
     return next((found[name] for name in _JSON_LABELS if name in found), None)
+
+
+def _groups(index: _Index, options: Data) -> list[str] | None:
+    if options.group is None:
+        return None
+    if index.groups is not None:
+        return [group.decode() for group in index.groups.tolist()]
+    return groups_of_names(
+        [name.decode(errors="replace") for name in index.names.tolist()], options.group, options.source
+    )
 
 
 def _labels(files: Sequence[ImageFile], index: _Index, options: Data) -> Labels | None:

@@ -86,14 +86,15 @@ def has_files(options: Data) -> bool:
 def as_files(options: Data) -> ImageCollection:
     """Wrap the images of an array or other source without files as a collection of files, at their original size."""
     images = open_images(**_reading(replace(options, resolution=None, fit="crop")))
-    files, numbers = [], []
+    files, numbers, groups = [], [], []
     for bucket in images.buckets:
         files += [
             ImageFile(f"image {len(files) + index}", partial(_pixels, bucket, index)) for index in range(len(bucket))
         ]
         numbers += [] if bucket.labels is None else [bucket.labels.numpy()]
+        groups += [] if bucket.groups is None else map(str, bucket.groups.tolist())
     labels = (np.concatenate(numbers), images.class_names) if numbers else None
-    return ImageCollection(options.source, files, labels)
+    return ImageCollection(options.source, files, labels, groups=groups or None)
 
 
 def evenly(num: int, most: int) -> list[int]:
@@ -114,12 +115,6 @@ def _part(found: ImageCollection, chosen: Sequence[int]) -> ImageCollection:
     """Return a collection of the chosen images and their labels only."""
     labels = None if found.labels is None else (found.labels[0][list(chosen)], found.labels[1])
     headers = None if found.headers is None else dict(enumerate(found.headers[index] for index in chosen))
-    return replace(
-        found,
-        files=[found.files[i] for i in chosen],
-        labels=labels,
-        identity=None,
-        headers=headers,
-        unusable={},
-        folders=(),
-    )
+    groups = None if found.groups is None else [found.groups[index] for index in chosen]
+    found = replace(found, groups=groups, headers=headers, unusable={}, identity=None, folders=())
+    return replace(found, files=[found.files[index] for index in chosen], labels=labels)

@@ -15,8 +15,10 @@ from patch_diffusion.config import Data
 from patch_diffusion.data.classes import Labels, refuse_many_classes
 from patch_diffusion.data.files.collection import Collection as ImageCollection
 from patch_diffusion.data.files.decode import Header, ImageFile, decode_file, quiet, read_headers, reason
+from patch_diffusion.data.files.hub import PREFIX
 from patch_diffusion.data.inspection.as_files import evenly, found_images
 from patch_diffusion.data.inspection.duplicates import SMALL, Likeness, content_hash, equal_groups, likeness, near_pairs
+from patch_diffusion.data.inspection.grouping import suggest_group
 from patch_diffusion.data.inspection.sheet import Thumbnail, check_sheet, thumbnail, write_sheet
 from patch_diffusion.data.reading.labels import folders_of
 from patch_diffusion.data.reading.parallel import in_order
@@ -50,6 +52,8 @@ class Findings:
         nearly_constant: images whose pixels are nearly all of one value.
         equal: groups of images with equal pixels.
         near: pairs of near duplicates, whose pixels differ, and their correlation, the most similar first.
+        groups: a pattern for ``data.group`` that puts images of alike names in one group, and the number of groups;
+            None if there is none, or if groups are given.
         means, deviations: mean and standard deviation of each channel, where 0 and 1 are the ends of ``span``.
         values: lowest and highest pixel value found.
         span: the values scaled to 0 and 1: the ``range`` option if given, else 0 to 255 for 8 bits, else ``values``.
@@ -70,6 +74,7 @@ class Findings:
     nearly_constant: list[str]
     equal: list[list[str]]
     near: list[tuple[str, str, float]]
+    groups: tuple[str, int] | None
     means: list[float]
     deviations: list[float]
     values: tuple[float, float]
@@ -151,6 +156,8 @@ def _findings(
     copies = {indices[place] for group in groups for place in group[1:]}
     firsts = [index for index in indices if index not in constant and index not in copies]
     pairs = near_pairs([seen[index].likeness for index in firsts])
+    near = [(names[firsts[one]], names[firsts[other]], round(alike, 3)) for one, other, alike in pairs]
+    named = found.groups is None and not options.source.startswith(PREFIX)
     asymmetry, by_chance = _asymmetry([seen[index].likeness for index in firsts])
     places = evenly(len(found.files), len(files))
     broken = [places[index] for index in unusable]
@@ -172,7 +179,8 @@ def _findings(
         unusable={names[index]: why for index, why in sorted(unusable.items())},
         nearly_constant=[names[index] for index in sorted(constant)],
         equal=[[names[indices[place]] for place in group] for group in groups],
-        near=[(names[firsts[one]], names[firsts[other]], round(alike, 3)) for one, other, alike in pairs],
+        near=near,
+        groups=suggest_group(names, near) if named else None,
         means=means,
         deviations=deviations,
         values=(min(one.low for one in seen.values()), max(one.high for one in seen.values())) if seen else (0.0, 0.0),

@@ -3,7 +3,8 @@
 ``latents.npy`` (n, c, h, w) in float16 is memory-mapped. It holds the latents of an autoencoder without a posterior, or
 the means of the posterior and, in as many more channels, its standard deviations, so that training samples a new latent
 each time it visits an image. ``labels.npy`` holds the classes, and ``latents.json`` the rest: how latents are mapped to
-model space, the autoencoder they come from, and the names of the classes. ``latents.json`` is written last, so if it
+model space, the autoencoder they come from, and the names of the classes. ``keys.npy`` and ``groups.npy`` are the
+hashes by which images are held out, see `ImageSet`. ``latents.json`` is written last, so if it
 exists, the folder is complete.
 """
 
@@ -34,6 +35,7 @@ from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_room, read_json, sync, user_path, write_json
 
 _FACTS, _LATENTS, _LABELS = "latents.json", "latents.npy", "labels.npy"
+_KEYS, _GROUPS = "keys.npy", "groups.npy"
 _STARTED = "started.json"
 _FORMAT = 1
 _TYPE = np.dtype("<f2")
@@ -105,6 +107,7 @@ def open_latents(
         if (path / _LABELS).exists():
             numbers, names = occurring(np.load(path / _LABELS), names)
             labels = torch.from_numpy(numbers)
+        keys, groups = (np.load(path / name) if (path / name).exists() else None for name in (_KEYS, _GROUPS))
     except (IndexError, KeyError, TypeError, ValueError, OSError) as error:
         if isinstance(error, InputError):
             raise
@@ -119,7 +122,18 @@ def open_latents(
         labels, names = None, ()
     latents = f"{codec.factor}-fold latents of {len(codec.mean)} channels, of {height}x{width} images"
     options, mirrored = options or Data(str(path)), facts.get("twins", 1)
-    return LatentSet(stored, labels, names, options, (latents,), codec=codec, file=path / _LATENTS, mirrored=mirrored)
+    return LatentSet(
+        stored,
+        labels,
+        names,
+        options,
+        (latents,),
+        codec=codec,
+        file=path / _LATENTS,
+        mirrored=mirrored,
+        keys=keys,
+        groups=groups,
+    )
 
 
 def encode_latents(
@@ -155,6 +169,8 @@ def encode_latents(
     channels = autoencoder.latent_channels * (2 if autoencoder.posterior else 1)
     shape = (len(images) * (2 if flips else 1), channels, height, width)
     facts = {"format": _FORMAT, "vae": autoencoder.digest, "shape": list(shape), "images": _digest(images)}
+    if images.groups is not None:
+        facts["groups"] = images.options.group
     if (out / _FACTS).exists():
         if read_json(out / _FACTS).get("made_of") != facts:
             raise InputError(f"{out} holds other latents: choose another folder, or remove it")
@@ -180,6 +196,11 @@ def encode_latents(
     if images.labels is not None:
         np.save(out / _LABELS, images.labels.repeat(shape[0] // len(images)).numpy())
         sync(out / _LABELS)
+    rows = images.rows(np.arange(len(images)))
+    for name, values in ((_KEYS, images.content), (_GROUPS, images.groups)):
+        if values is not None:
+            np.save(out / name, values[rows])
+            sync(out / name)
     content = {
         "format": _FORMAT,
         "codec": codec.as_dict(),

@@ -47,7 +47,8 @@ def prepare_images(
     """Write the images of a data set as a zip that training, and the tools of StyleGAN and EDM, can open.
 
     It holds ``00000/img00000000.png`` and so on, stored without further compression, and a ``dataset.json`` of labels,
-    and of ``class_names`` if the classes have any; sub-folders that could be classes are. Labels are null without any.
+    of ``class_names`` if the classes have any (sub-folders that could be classes are), and of groups if there are any.
+    Labels are null without classes.
     Images that cannot be read or enlarged, and all but the first of images with equal resulting pixels, are left out
     and listed in ``OUT.report.json`` next to it. The same data and options give the same bytes, even if the call was
     interrupted: finished images are kept in the folder ``OUT.zip.partial``, from which the same call resumes.
@@ -89,7 +90,8 @@ def prepare_images(
                 labels = None if found.labels is None else occurring(found.labels[0][kept], found.labels[1])
                 report = _report(found, plan, partial, options, key, labels)
                 write_json(_report_file(out), report)
-                _write_zip(out, partial, labels)
+                groups = None if found.groups is None else [found.groups[index] for index in kept]
+                _write_zip(out, partial, labels, groups)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -203,25 +205,31 @@ def _report(
         "fit": options.fit,
         "num_classes": 0 if labels is None else len(set(labels[0].tolist())),
         "class_names": [] if labels is None else list(labels[1]),
+        "num_groups": 0 if found.groups is None else len(set(found.groups)),
         "notes": [*found.notes, *plan.notes],
         "dropped": dropped,
         "made_of": made_of,
     }
 
 
-def _write_zip(out: Path, partial: PartialZip, labels: Labels | None) -> None:
-    """Write all images and their labels, in the same order, to the zip, under a temporary name until it is complete."""
+def _write_zip(out: Path, partial: PartialZip, labels: Labels | None, groups: Sequence[str] | None) -> None:
+    """Write all images, their labels and groups to the zip, under a temporary name until it is complete."""
     check_room(out.parent, partial.num_bytes)
     of_name: list[tuple[str, int]] = []
+    of_groups: list[tuple[str, str]] = []
     with replacing(out) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:
         for number, (_, picture) in enumerate(partial.pictures()):
             name = f"{number // IMAGES_PER_FOLDER:05d}/img{number:08d}.png"
             archive.writestr(_entry(name), picture)
             if labels is not None:
                 of_name.append((name, int(labels[0][number])))
+            if groups is not None:
+                of_groups.append((name, groups[number]))
         content: dict[str, Any] = {"labels": None if labels is None else of_name}
         if labels is not None and list(labels[1]) != list(map(str, range(len(labels[1])))):
             content["class_names"] = labels[1]
+        if groups is not None:
+            content["groups"] = of_groups
         archive.writestr(_entry(LABELS_FILE), to_json(content, lines=False))
 
 
@@ -244,7 +252,8 @@ def _key(found: Collection, options: Data, keep_duplicates: bool) -> str | None:
         return None
     asked = {name: getattr(options, name) for name in ("resolution", "fit", "mode", "key", "layout")}
     labels = None if found.labels is None else [found.labels[0].tolist(), *found.labels[1]]
-    return digest(identity, asked, labels, keep_duplicates, PIL.__version__, _COMPRESSION)
+    groups = [] if found.groups is None else [list(found.groups)]
+    return digest(identity, asked, labels, keep_duplicates, PIL.__version__, _COMPRESSION, *groups)
 
 
 def _finished(out: Path, partial: PartialZip, made_of: str | None) -> dict[str, Any]:

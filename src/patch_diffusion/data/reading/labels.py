@@ -112,31 +112,41 @@ def labels_of_csv(content: bytes, names: Sequence[str], source: str) -> tuple[La
     Raises:
         InputError: a column is missing, a file has two labels, or an image (named in the message) has none.
     """
-    try:
-        rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), skipinitialspace=True)
-        columns = rows.fieldnames or ()
-        if not {"file", "label"} <= set(columns):
-            raise InputError(
-                f"the first line of {source} must name the columns file and label, not {', '.join(columns) or 'none'}"
-            )
-        found: dict[str, str] = {}
-        for row in rows:
-            name, label = (row["file"] or "").strip().replace("\\", "/"), (row["label"] or "").strip()
-            if not name or not label:
-                raise InputError(f"line {rows.line_num} of {source} has no {'label' if name else 'file'}")
-            if found.setdefault(name, label) != label:
-                raise InputError(f"{source} gives {name} two labels, {found[name]} and {label}")
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{source} is not a CSV of file,label: {error}") from None
-    _refuse_missing(found, names, source)
-    others = found.keys() - set(names)
-    notes = (
-        [f"{source} has labels for {len(others):,} files that are not here (first: {min(others)})"] if others else []
-    )
-    values = [found[name] for name in names]
+    values, notes = column_of_csv(content, "label", names, source)
     if all(re.fullmatch(r"[+-]?\d+", value) for value in values):
         return labels_of_values([int(value) for value in values], names.__getitem__), notes
     return labels_of_values(values), notes
+
+
+def column_of_csv(content: bytes, column: str, names: Sequence[str], source: str) -> tuple[list[str], list[str]]:
+    """Return the values of images in a column of a CSV, which has their names in the column ``file``; and notes.
+
+    Raises:
+        InputError: a column is missing, a file has two values, or an image (named in the message) has none.
+    """
+    try:
+        rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), skipinitialspace=True)
+        columns = rows.fieldnames or ()
+        if not {"file", column} <= set(columns):
+            raise InputError(
+                f"the first line of {source} must name the columns file and {column}, not "
+                f"{', '.join(columns) or 'none'}"
+            )
+        found: dict[str, str] = {}
+        for row in rows:
+            name, value = (row["file"] or "").strip().replace("\\", "/"), (row[column] or "").strip()
+            if not name or not value:
+                raise InputError(f"line {rows.line_num} of {source} has no {column if name else 'file'}")
+            if found.setdefault(name, value) != value:
+                raise InputError(f"{source} gives {name} two {column}s, {found[name]} and {value}")
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{source} is not a CSV of file,{column}: {error}") from None
+    _refuse_missing(found, names, source, column)
+    others = found.keys() - set(names)
+    notes = (
+        [f"{source} has {column}s for {len(others):,} files that are not here (first: {min(others)})"] if others else []
+    )
+    return [found[name] for name in names], notes
 
 
 def labels_of_values(values: Sequence[Any] | NDArray[Any], name: Callable[[int], str] = "image {:,}".format) -> Labels:
@@ -196,10 +206,10 @@ def _words(name: bytes) -> str:
     return name.decode("utf-8", "backslashreplace")
 
 
-def _refuse_missing(found: Mapping[str, Any], names: Sequence[str], source: str) -> None:
+def _refuse_missing(found: Mapping[str, Any], names: Sequence[str], source: str, column: str = "label") -> None:
     missing = [name for name in names if name not in found]
     if missing:
         raise InputError(
-            f"{source} has no label for {len(missing):,} of {len(names):,} images (first: {missing[0]}): "
-            "add them, or set data.classes to False"
+            f"{source} has no {column} for {len(missing):,} of {len(names):,} images (first: {missing[0]}): "
+            f"add them{', or set data.classes to False' * (column == 'label')}"
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from torch import Tensor
 
 from patch_diffusion.config import Data
 from patch_diffusion.data.classes import Labels, occurring
-from patch_diffusion.data.images import ImageBuckets, Images, ImageSet
+from patch_diffusion.data.images import ImageBuckets, Images, ImageSet, Keys
+from patch_diffusion.data.keys import keys_of_groups
 from patch_diffusion.data.reading import cache
+from patch_diffusion.data.reading.groups import notes_of_groups
 from patch_diffusion.data.reading.labels import notes_of_labels
 from patch_diffusion.data.reading.survey import Survey, codec_of, notes_of
 from patch_diffusion.errors import InputError
@@ -31,13 +34,15 @@ class ArrayPlan:
     """A plan to read images of one size into one array.
 
     ``blocks`` yields arrays (k, *shape), ``most`` images in all at the most. ``kept`` collects the indices of images
-    that could be read, and is complete after the last block; it is None if no image can be missing.
+    that could be read, and is complete after the last block; it is None if no image can be missing. ``keys`` collects
+    the keys of these images, if they do not follow from the pixels, see `ImageSet`.
     """
 
     shape: tuple[int, ...]
     most: int
     blocks: Callable[[], Iterator[NDArray[Any]]]
     kept: list[int] | None = None
+    keys: array[int] | None = None
 
 
 @dataclass
@@ -72,6 +77,8 @@ class Read:
     kept: list[NDArray[np.int64] | None]
     facts: dict[str, Any]
     notes: tuple[str, ...] = ()
+    keys: Sequence[Keys | Callable[[], Keys] | None] = ()
+    """The keys of the images of each array, if they do not follow from the pixels; empty if none has them."""
     files: list[Path] | None = None
     """The file that each pixel array is mapped from; None if the arrays are in memory."""
 
@@ -94,6 +101,7 @@ def read(make_plan: Callable[[], Plan], key: Mapping[str, Any] | None, options: 
     Raises:
         InputError: there is no room on the disk. Errors of reading are passed on, too.
     """
+    key = None if key is None else {**key, "keys": True}  # earlier versions kept none beside the pixels
     if key is not None and options.cache != "memory" and (entry := cache.find(key)):
         return _from_cache(entry)
     plan = make_plan()
@@ -114,7 +122,9 @@ def read(make_plan: Callable[[], Plan], key: Mapping[str, Any] | None, options: 
     return _of_tensors(facts, arrays.__getitem__, cache.cache_folder())
 
 
-def images_of(found: Read, labels: Labels | None, options: Data, notes: list[str]) -> Images:
+def images_of(
+    found: Read, labels: Labels | None, options: Data, notes: list[str], groups: Sequence[str] | None = None
+) -> Images:
     """Make an image set to train on from decoded pixels: an `ImageSet`, or `ImageBuckets` for several sizes.
 
     Args:
@@ -122,6 +132,7 @@ def images_of(found: Read, labels: Labels | None, options: Data, notes: list[str
         labels: labels of all images, also of those that could not be read.
         options: the data options that the user gave.
         notes: remarks for the user, in addition to those of the reading.
+        groups: the names of the groups of all images, also of those that could not be read.
     """
     dtype, survey = found.facts["dtype"], found.survey
     codec = codec_of(dtype, options.range, survey)
@@ -136,11 +147,29 @@ def images_of(found: Read, labels: Labels | None, options: Data, notes: list[str
     num_classes = 0 if numbers is None else int(numbers.max(initial=-1)) + 1
     files = found.files or [None] * len(found.pixels)
     sets = []
-    for pixels, labels_of_size, file in zip(found.pixels, own, files, strict=True):
+    all_keys = found.keys or [None] * len(found.pixels)
+    own_groups: list[NDArray[np.uint64] | None] = [None] * len(found.pixels)
+    if groups is not None:
+        grouped = keys_of_groups(groups)
+        of_groups = [grouped if kept is None else grouped[kept] for kept in found.kept]
+        known = [keys for keys in all_keys if isinstance(keys, np.ndarray)]
+        all_notes += notes_of_groups(np.concatenate(of_groups), np.concatenate(known) if known else None)
+        own_groups = [*of_groups]
+    for pixels, labels_of_size, file, keys, group in zip(found.pixels, own, files, all_keys, own_groups, strict=True):
         of_size = None if labels_of_size is None else torch.from_numpy(labels_of_size)
         if len(pixels):
             sets.append(
-                ImageSet(pixels, of_size, class_names, options, codec=codec, file=file, num_classes=num_classes)
+                ImageSet(
+                    pixels,
+                    of_size,
+                    class_names,
+                    options,
+                    codec=codec,
+                    file=file,
+                    num_classes=num_classes,
+                    keys=keys,
+                    groups=group,
+                )
             )
     if len(sets) == 1:
         return replace(sets[0], notes=tuple(all_notes))
@@ -162,15 +191,16 @@ def _can_write() -> bool:
 def _into_memory(plan: Plan) -> Read:
     pixels = []
     for each in plan.arrays:
-        array = np.empty((each.most, *each.shape), plan.dtype)
+        values = np.empty((each.most, *each.shape), plan.dtype)
         count = 0
         for block in each.blocks():
-            array[count : count + len(block)] = block
+            values[count : count + len(block)] = block
             count += len(block)
-        pixels.append(torch.from_numpy(array[:count]))
+        pixels.append(torch.from_numpy(values[:count]))
     plan.finish()
     kept = [None if each.kept is None else np.array(each.kept, np.int64) for each in plan.arrays]
-    return Read(pixels, kept, plan.facts())
+    keys = [None if each.keys is None else np.array(each.keys, np.uint64) for each in plan.arrays]
+    return Read(pixels, kept, plan.facts(), keys=keys)
 
 
 def _write(plan: Plan, folder: Path) -> dict[str, Any]:
@@ -178,8 +208,11 @@ def _write(plan: Plan, folder: Path) -> dict[str, Any]:
         cache.write_blocks(folder / f"pixels-{number}.npy", each.blocks(), each.shape, plan.dtype)
         if each.kept is not None:
             np.save(folder / f"kept-{number}.npy", np.array(each.kept, np.int64))
+        if each.keys is not None:
+            np.save(folder / f"keys-{number}.npy", np.array(each.keys, np.uint64))
     plan.finish()
-    return {**plan.facts(), "kept": [each.kept is not None for each in plan.arrays]}
+    has = {name: [getattr(each, name) is not None for each in plan.arrays] for name in ("kept", "keys")}
+    return {**plan.facts(), **has}
 
 
 def _from_cache(entry: cache.Entry) -> Read:
@@ -192,5 +225,8 @@ def _from_cache(entry: cache.Entry) -> Read:
 def _of_tensors(facts: dict[str, Any], tensor: Callable[[str], Tensor], folder: Path) -> Read:
     names = [f"pixels-{number}.npy" for number in range(len(facts["kept"]))]
     pixels = [tensor(name) for name in names]
-    kept = [tensor(f"kept-{number}.npy").numpy() if has else None for number, has in enumerate(facts["kept"])]
-    return Read(pixels, kept, facts, files=[folder / name for name in names])
+    kept, keys = (
+        [tensor(f"{name}-{number}.npy").numpy() if has else None for number, has in enumerate(facts[name])]
+        for name in ("kept", "keys")
+    )
+    return Read(pixels, kept, facts, keys=keys, files=[folder / name for name in names])
