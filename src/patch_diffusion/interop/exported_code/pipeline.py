@@ -199,15 +199,17 @@ class PatchDiffusionPipeline(DiffusionPipeline):
                     levels = scheduler.sigmas(num_inference_steps)
                     weaker = self._crops(scheduler, conditions, guide, shape, tile, chosen or range(num), levels)
                     denoise = within(extrapolate(bound, weaker, guidance_scale), bound, *interval)
-                images = scheduler.solve(denoise, noise, noise(None), num_inference_steps, lambda _: bar.update())
+                start = noise(None)
+                images = scheduler.solve(
+                    denoise, noise, start, num_inference_steps, lambda _: bar.update(), self._centre(start)
+                )
             elif tile is not None or guide != "class":
                 raise InputError(f"tiles and crops take the scheduler of the folder, not a {type(scheduler).__name__}")
             else:
                 images = self._by_steps(
                     scheduler, conditions, guidance_scale, interval, noise(None), num_inference_steps, bar
                 )
-        # The preconditioning is for data of mean 0, so all above is about the mean.
-        images = self._images(images + images.new_tensor(config.mean_data)[:, None, None], output_type)
+        images = self._images(images, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -233,13 +235,20 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         found = self.network(scaled.to(self.network.dtype), times, class_labels=labels, return_dict=False)
         return found[0].float()
 
+    def _centre(self, images: Tensor) -> Tensor:
+        """Return the mean of the data as a tensor (c, 1, 1) that can be added to images."""
+        config: Any = self.config
+        return images.new_tensor(config.mean_data)[:, None, None]
+
     def _model(self, scheduler: Any) -> ConditionalDenoise:
-        """Return the denoiser D(x; sigma) = c_skip x + c_out F(c_in x, c_noise), which also takes conditions."""
+        """Return the denoiser D(x; sigma) = m + c_skip (x - m) + c_out F(c_in (x - m), c_noise), m being the mean."""
 
         def denoise(noisy: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
             factors = scheduler.preconditioning(sigma.to(noisy).expand(len(noisy)))
             c_skip, c_out, c_in = (factor[:, None, None, None] for factor in factors[:3])
-            return c_skip * noisy + c_out * self._output(c_in * noisy, factors.c_noise, conditions)
+            centre = self._centre(noisy)
+            noisy = noisy - centre
+            return centre + (c_skip * noisy + c_out * self._output(c_in * noisy, factors.c_noise, conditions))
 
         return denoise
 
@@ -300,7 +309,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
                 output = torch.lerp(self._output(scaled, times, told.without("labels")), output, guidance)
             noisy = scheduler.step(output, time, noisy).prev_sample
             bar.update()
-        return noisy
+        return noisy + self._centre(noisy)  # such a scheduler's preconditioning knows of no mean
 
     def _labels(self, given: Any, seeds: Sequence[int]) -> Tensor | None:
         """Return the place of a class for each image (n,), from names or places; None for a model without classes."""

@@ -66,11 +66,17 @@ class PatchDiffusionScheduler(SchedulerMixin, ConfigMixin):
         return SCHEDULES[config.schedule](steps, config.sigma_min, config.sigma_max, **options)
 
     def solve(
-        self, denoise: Denoise, noise: StepNoise, start: Tensor, steps: int, callback: Callback | None = None
+        self,
+        denoise: Denoise,
+        noise: StepNoise,
+        start: Tensor,
+        steps: int,
+        callback: Callback | None = None,
+        mean: Tensor | float = 0.0,
     ) -> Tensor:
-        """Sample images (n, c, h, w) from normal numbers ``start``; ``noise(index)`` draws the noise of a step."""
+        """Sample images (n, c, h, w) from normal numbers ``start`` about a mean; ``noise(index)`` is that of a step."""
         levels = self.sigmas(steps).to(start.dtype)
-        return self._solver()(denoise, start * levels[0], levels, noise=noise, callback=callback)
+        return self._solver()(denoise, mean + start * levels[0], levels, noise=noise, callback=callback)
 
     def _solver(self) -> Any:
         config: Any = self.config
