@@ -228,7 +228,7 @@ def test_images_that_are_not_finite_are_told_and_neither_written_nor_measured(tm
     ]
     broken = [seed for seed, start in enumerate(starts) if start[0, 0, 0] > 0]
     assert 3 < len(broken) < 8
-    told = f"{len(broken)} of 8 images are not finite \\(seeds {', '.join(map(str, broken[:3]))}, ...\\)"
+    told = f"{len(broken)} of 8 images are not finite \\(seed {', seed '.join(map(str, broken[:3]))}, ...\\)"
     with pytest.raises(pd.InputError, match=told):
         pd.write_samples(pd.generate(Half(), range(8), steps=3), tmp_path, grid=tmp_path / "grid.png")
     entries = json.loads((tmp_path / "samples.json").read_text())["samples"]

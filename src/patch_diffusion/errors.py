@@ -36,13 +36,22 @@ class NotFiniteError(InputError):
 
     finite: Sequence[bool] = ()
 
+    @classmethod
+    def of(cls, finite: Sequence[bool], names: Sequence[str] = ()) -> NotFiniteError:
+        """Return the error for a batch of images, which names those that are not finite if they have names."""
+        lost = [place for place, is_finite in enumerate(finite) if not is_finite]
+        are = "are" if len(lost) > 1 else "is"
+        told = f" ({', '.join(names[place] for place in lost[:3])}{', ...' * (len(lost) > 3)})" if names else ""
+        error = cls(
+            f"{len(lost)} of {len(finite)} images {are} not finite{told}: the weights are damaged or diverged in "
+            "training, or guidance or noise levels are too large"
+        )
+        error.finite = finite
+        return error
+
 
 def whole_number(name: str, value: Any) -> int:
-    """Return a whole number, of Python, NumPy or torch, as an int, or raise an `InputError` that names it.
-
-    >>> whole_number("steps", 18)
-    18
-    """
+    """Return a whole number, of Python, NumPy or torch, as an int, or raise an `InputError` that names it."""
     try:
         return operator.index(value)
     except TypeError:
@@ -50,14 +59,19 @@ def whole_number(name: str, value: Any) -> int:
 
 
 def finite_number(name: str, value: Any) -> float:
-    """Return a real number, of Python or NumPy, as it is if Python has it, or raise an `InputError` that names it.
-
-    >>> finite_number("guidance", 1.5)
-    1.5
-    """
+    """Return a real number, of Python or NumPy, as one of Python, or raise an `InputError` that names it."""
     if not isinstance(value, Real) or not math.isfinite(value):
         raise InputError(f"{name} is a finite number, not {value!r}")
     return value if isinstance(value, int | float) else float(value)
+
+
+def checked_seeds(seeds: Iterable[int]) -> Sequence[int]:
+    """Return seeds as Python's integers, a range, however long, as it is, or raise an `InputError` that names one."""
+    found = seeds if isinstance(seeds, range) else [whole_number("a seed", seed) for seed in seeds]
+    for seed in (*found[:1], *found[-1:]) if isinstance(found, range) else found:
+        if not 0 <= seed < 2**63:
+            raise InputError(f"seeds are integers from 0 to 2^63 - 1, not {seed}")
+    return found
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -53,14 +53,7 @@ def check_finite(images: Tensor) -> None:
     """Raise `NotFiniteError` if some of n made images (n, ...) hold NaN or infinity."""
     finite = images.flatten(1).isfinite().all(dim=1).tolist()
     if not all(finite):
-        broken = [place for place, is_finite in enumerate(finite) if not is_finite]
-        are = "are" if len(broken) > 1 else "is"
-        error = NotFiniteError(
-            f"{len(broken)} of {len(finite)} images {are} not finite: the weights are damaged or diverged in training, "
-            "or guidance or noise levels are too large"
-        )
-        error.finite = finite
-        raise error
+        raise NotFiniteError.of(finite)
 
 
 @dataclass(frozen=True)
@@ -102,12 +95,8 @@ class PixelCodec:
         return (pixels.float() - low) / ((high - low) / 2) - 1
 
     def decode(self, images: Tensor) -> Tensor:
-        """Map model space to pixels. Integer pixels are rounded and clipped to [low, high]; floats are not clipped.
-
-        Raises:
-            NotFiniteError: some images hold NaN or infinity, which whole numbers would hide.
-        """
-        check_finite(images)
+        """Map model space to pixels. Integer pixels are rounded and clipped to [low, high]; floats are not clipped."""
+        check_finite(images)  # whole numbers would hide it
         low, high = self.range
         values = (images + 1) * ((high - low) / 2) + low
         if self.dtype != "float32":  # an integer dtype may hold less than the range, and would wrap around

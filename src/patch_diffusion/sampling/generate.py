@@ -21,15 +21,17 @@ from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.denoise.threads import Shared, sharing
 from patch_diffusion.deprecation import takes_old_keywords
-from patch_diffusion.errors import InputError, NotFiniteError, whole_number
+from patch_diffusion.errors import InputError, NotFiniteError, checked_seeds, whole_number
 from patch_diffusion.sampling.classes import no_place
 from patch_diffusion.sampling.guidance.guide import check_guidance, guided
 from patch_diffusion.sampling.options import Sampling, View
 from patch_diffusion.sampling.pictures import to_image, visible, write_pixels
-from patch_diffusion.sampling.seeds import checked_seeds
 from patch_diffusion.sampling.solvers import wide
 from patch_diffusion.sampling.step import Callback
 from patch_diffusion.streams import generator
+
+Job = tuple[int, int | None]
+"""The seed of an image, and its class or None."""
 
 
 @dataclass(frozen=True)
@@ -138,32 +140,27 @@ def generate(
                     thumbnail = solved(called, view.small, "small images", chosen, conditions, None).float()
                     conditions = replace(conditions, thumbnail=thumbnail)
                 images = solved(called, view, name, chosen, conditions, callback)
-                made, broken = samples_of(model, images, now, settings)
-            yield from made
+                made, pixels, shown, broken = decoded(model, images, now)
+            for (seed, label), picture in zip(made, pixels.cpu(), strict=True):
+                yield Sample(picture, seed, label, settings, shown)
             if broken is not None:
                 raise broken
 
     return run()
 
 
-def samples_of(
-    model: Denoiser, images: Tensor, jobs: Sequence[tuple[int, int | None]], settings: dict[str, Any]
-) -> tuple[list[Sample], NotFiniteError | None]:
-    """Return the samples that images (n, c, h, w) in model space are, and an error for those that are not finite."""
-    broken = None
+def decoded(
+    model: Denoiser, images: Tensor, jobs: Sequence[Job]
+) -> tuple[Sequence[Job], Tensor, tuple[float, float], NotFiniteError | None]:
+    """Decode images; return those jobs whose images are finite, their pixels and range, and an error for the others."""
     try:
-        pixels, shown = model.codec.decode_with_range(images)
+        return jobs, *model.codec.decode_with_range(images), None
     except NotFiniteError as error:
-        lost = [f"{seed}" for (seed, _), is_finite in zip(jobs, error.finite, strict=True) if not is_finite]
-        more = ", ..." if len(lost) > 3 else ""
-        what, _, why = str(error).partition(": ")
-        broken = NotFiniteError(f"{what} (seed{'s' * (len(lost) > 1)} {', '.join(lost[:3])}{more}): {why}")
-        if len(lost) == len(jobs):
-            return [], broken
-        jobs = list(compress(jobs, error.finite))
-        pixels, shown = model.codec.decode_with_range(images[torch.tensor(error.finite, device=images.device)])
-    made = zip(jobs, pixels.cpu(), strict=True)
-    return [Sample(picture, seed, label, settings, shown) for (seed, label), picture in made], broken
+        finite, broken = error.finite, NotFiniteError.of(error.finite, [f"seed {seed}" for seed, _ in jobs])
+    if not any(finite):
+        raise broken
+    pixels, shown = model.codec.decode_with_range(images[torch.tensor(finite, device=images.device)])
+    return list(compress(jobs, finite)), pixels, shown, broken
 
 
 def noise_of(
@@ -181,13 +178,8 @@ def noise_of(
     return torch.stack(drawn).to(device, wide(device))
 
 
-def jobs_of(
-    model: Denoiser, seeds: Iterable[int], labels: int | Iterable[int] | None
-) -> Iterable[tuple[int, int | None]]:
-    """Return pairs (seed, class or None), one per image; raise InputError at once if a seed or a class is invalid.
-
-    A range of seeds, however long, is not written out.
-    """
+def jobs_of(model: Denoiser, seeds: Iterable[int], labels: int | Iterable[int] | None) -> Iterable[Job]:
+    """Return jobs, one per image and without writing out a range of seeds, or raise an InputError at once."""
     chosen = checked_seeds(seeds)
     classes = model.num_classes
     if labels is None:

@@ -97,14 +97,11 @@ class Sampling:
     """Images at a time."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            name, value = field.name, getattr(self, field.name)
-            if name in _WORDS or value is None:
-                continue
-            check = whole_number if name in _WHOLE else finite_number
-            several = isinstance(value, tuple | list)
-            found = tuple(check(name, each) for each in value) if several else check(name, value)
-            object.__setattr__(self, name, found)
+        for name, value in list(vars(self).items()):
+            if name not in _WORDS and value is not None:
+                check, several = whole_number if name in _WHOLE else finite_number, isinstance(value, tuple | list)
+                found = tuple(check(name, each) for each in value) if several else check(name, value)
+                object.__setattr__(self, name, found)
 
     def with_steps(self, steps: int | None, usual: int) -> Sampling:
         """Return the options with a number of steps: their own one, else the given one, else the usual one."""
@@ -171,8 +168,7 @@ class Sampling:
             else _grid(kind, model.resolution or shape, shape, tile, inside)
         )
         usual = not model.coords or (kind == "stretch" and shape == model.resolution)
-        batch = min(self.batch, _MOST_AT_ONCE)
-        view = View(shape, grid.to(model.device), kind, tile, overlap, batch, usual)
+        view = View(shape, grid.to(model.device), kind, tile, overlap, min(self.batch, _MOST_AT_ONCE), usual)
         return view if model.context is None or min(shape) <= model.context else _with_small(view, model)
 
     def settings(self, view: View, sigmas: Tensor) -> dict[str, Any]:

@@ -18,6 +18,7 @@ tensor(0.)
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
@@ -50,10 +51,7 @@ def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7
     tensor([4.0000, 2.2500, 1.0000, 0.0000], dtype=torch.float64)
     """
     ramp = _ramp(steps, sigma_min, sigma_max, rho)
-    try:
-        high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    except OverflowError:
-        raise InputError(f"rho is too small for noise levels up to {sigma_max}: {rho}") from None
+    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return _exactly((high + ramp * (low - high)) ** rho, sigma_min, sigma_max)
 
 
@@ -299,14 +297,13 @@ def wide(device: torch.device) -> torch.dtype:
 
 def _ramp(steps: int, sigma_min: float, sigma_max: float, rho: float = 1.0) -> Tensor:
     """Return ``steps`` evenly spaced numbers from 0 to 1; raise InputError if a schedule's option is out of range."""
-    if steps < 1:
-        raise InputError(f"sampling takes at least 1 step, not {steps}")
-    if steps > _MOST_STEPS:
-        raise InputError(f"sampling takes at most {_MOST_STEPS:,} steps, not {steps:,}")
+    if not 1 <= steps <= _MOST_STEPS:
+        raise InputError(f"sampling takes at least 1 step and at most {_MOST_STEPS:,}, not {steps}")
     if not 0 < sigma_min <= sigma_max:
         raise InputError(f"noise levels must be 0 < sigma_min <= sigma_max, not {sigma_min} and {sigma_max}")
-    if not rho > 0:
-        raise InputError(f"rho is a number above 0, not {rho}")
+    least = max(0.0, math.log(sigma_max) / 700)  # sigma_max^(1 / rho) is a number
+    if not rho > least:
+        raise InputError(f"rho is a number above {least:.2g}, not {rho}")
     return torch.linspace(0, 1, steps, dtype=torch.float64)
 
 

@@ -49,8 +49,9 @@ class Survey:
         self.num_constant += len(constant)
 
     def facts(self) -> dict[str, Any]:
-        """Return the statistics as a dict that JSON can store."""
-        return {name: value for name, value in vars(self).items() if name != "name"}
+        """Return the statistics as a dict that JSON can store; without images, none has a lowest or highest value."""
+        left_out = ("name",) if self.num_images else ("name", "low", "high")
+        return {name: value for name, value in vars(self).items() if name not in left_out}
 
 
 def codec_of(dtype: str, given: tuple[float, float] | None, found: Survey) -> PixelCodec:

@@ -14,13 +14,12 @@ from torch import Tensor
 
 from patch_diffusion.data.codec import PixelCodec, check_finite
 from patch_diffusion.denoise.conditions import Conditions
-from patch_diffusion.errors import InputError, did_you_mean, finite_number, whole_number
+from patch_diffusion.errors import InputError, checked_seeds, did_you_mean, finite_number, whole_number
 from patch_diffusion.patches.coords import coordinate_grid, extended_grid
 from patch_diffusion.patches.shapes import patch_shape
 from patch_diffusion.sampling.classes import class_place
 from patch_diffusion.sampling.guidance.crops import in_crops
 from patch_diffusion.sampling.guidance.extrapolation import check_interval, extrapolate, within
-from patch_diffusion.sampling.seeds import checked_seeds
 from patch_diffusion.sampling.step import ConditionalDenoise, Denoise
 from patch_diffusion.sampling.tiles import checked_overlap, covering, in_tiles, smooth_window
 from patch_diffusion.streams import generator as generator_of

@@ -16,7 +16,7 @@ from patch_diffusion.errors import InputError, whole_number
 from patch_diffusion.sampling.bind import check_one_stage
 from patch_diffusion.sampling.editing.image import pixel_codec
 from patch_diffusion.sampling.editing.measurement import Measurement
-from patch_diffusion.sampling.generate import Sample, jobs_of, noise_of, samples_of
+from patch_diffusion.sampling.generate import Sample, decoded, jobs_of, noise_of
 from patch_diffusion.sampling.guidance.guide import check_guidance, guided
 from patch_diffusion.sampling.guidance.posterior import Covariance, posterior
 from patch_diffusion.sampling.options import Sampling
@@ -112,12 +112,12 @@ def edit(
                 start = noise(None) * levels[0]
                 start = start + model.centre(start)
                 images = resampling(towards, start, levels, noise=noise, callback=callback, repeats=repeats)
-                made, broken = samples_of(model, images, [(seed, label) for seed in now], settings)
-            for sample in made:
+                made, pixels, shown, broken = decoded(model, images, [(seed, label) for seed in now])
+            for (seed, _), picture in zip(made, pixels.cpu(), strict=True):
                 if known.kept is not None:
                     original, where = known.kept
-                    sample = replace(sample, pixels=torch.where(where.cpu(), original.cpu(), sample.pixels))
-                yield sample
+                    picture = torch.where(where.cpu(), original.cpu(), picture)
+                yield Sample(picture, seed, label, settings, shown)
             if broken is not None:
                 raise broken
 
