@@ -157,7 +157,7 @@ class Trainer:
         """Return images with the labels of the run that continues, or of a denoiser that was trained before."""
         if self.run.is_run():
             return self.run.labelled(images)
-        if not denoiser.class_names and denoiser.num_classes in (0, images.num_classes):
+        if denoiser.resolution is None:  # it is new, and made for these images
             return images
         return numbered_as(images, denoiser.class_names, denoiser.num_classes) or images
 
