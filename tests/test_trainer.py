@@ -8,7 +8,9 @@ import torch
 
 import patch_diffusion as pd
 from patch_diffusion.config import Ema, Engine, Optimizer
+from patch_diffusion.data.augment import Augment
 from patch_diffusion.files import read_tensors
+from patch_diffusion.runs.folder import RULES
 from patch_diffusion.training.checkpoints.checkpoint import read_checkpoint
 
 
@@ -57,6 +59,23 @@ GOLDEN = [
     ("16x16", 1.078781),
     ("16x16", 1.179078),
 ]
+
+
+def test_a_run_made_before_goes_on_by_its_rules(make_trainer):
+    """Its log counts as it did, images are stretched as they were, and its optimizer's state fits."""
+    options = {"augment": Augment(p=0.5), "optimizer": Optimizer(kind="muon"), "network": {"augment_channels": 9}}
+    new = make_trainer(**options)
+    new.fit(steps=1)
+    assert new.facts.rules == RULES and new.batches.augment.published
+    content = json.loads(new.run.config_file.read_text())
+    del content["model"]["rules"]
+    new.run.config_file.write_text(json.dumps(content))
+    old = make_trainer(**options)
+    assert old.facts.rules == () and not old.batches.augment.published
+    assert all(0 < old.flops[shape] < new.flops[shape] for shape in new.flops)
+    old.fit(steps=2)
+    assert json.loads(old.run.config_file.read_text())["model"]["rules"] == []
+    assert make_trainer(**options).facts.rules == ()
 
 
 def test_two_runs_are_equal_bit_for_bit(make_trainer):

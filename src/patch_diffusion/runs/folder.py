@@ -19,10 +19,20 @@ from patch_diffusion.runs.lock import LOCK_FILE
 from patch_diffusion.runs.log import last_measured
 from patch_diffusion.runs.retention import best_of, step_of
 
+RULES = ("counted-attention", "published-stretching", "adam-for-embeddings")
+"""Rules of training that came later than the first runs. A new run takes all; another goes on by those it began with.
+
+``counted-attention``: ``flops`` has the products of attention on every device. ``published-stretching``: see
+`patch_diffusion.data.augment.Augment`. ``adam-for-embeddings``: Muon leaves embeddings of classes to AdamW.
+"""
+
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Facts about a run's data and network that its options do not tell, such as image size and number of classes."""
+    """Facts about a run's data and network that its options do not tell, such as image size and number of classes.
+
+    ``rules`` are the names of the `RULES` that its training follows.
+    """
 
     image_channels: int
     resolution: tuple[int, int]
@@ -33,9 +43,10 @@ class ModelFacts:
     parameters: int
     augment_channels: int = 0
     codec: dict[str, Any] = field(default_factory=lambda: PixelCodec().as_dict())
+    rules: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, denoiser: Denoiser, images: Images) -> ModelFacts:
+    def of(cls, denoiser: Denoiser, images: Images, rules: Collection[str] = RULES) -> ModelFacts:
         """Collect the facts (resolution, classes, parameters, ...) from a denoiser and its training images."""
         return cls(
             image_channels=images.channels,
@@ -47,6 +58,7 @@ class ModelFacts:
             parameters=sum(parameter.numel() for parameter in denoiser.parameters()),
             augment_channels=denoiser.augment_channels,
             codec=images.codec.as_dict(),
+            rules=tuple(rules),
         )
 
 
@@ -90,6 +102,10 @@ class RunFolder:
     def is_run(self) -> bool:
         """Return True if this is the folder of a training run, that is, if it holds a ``config.json``."""
         return self.config_file.exists()
+
+    def rules(self) -> tuple[str, ...]:
+        """Return the names of the rules that a training in this folder follows: those of its run, or all `RULES`."""
+        return self.read_config()[1].rules if self.is_run() else RULES
 
     def check(self, config: Config, facts: ModelFacts, allow: Collection[str] = ()) -> list[str]:
         """Raise InputError if the folder holds other files, or a run whose options, data or network must not differ.
@@ -158,7 +174,12 @@ class RunFolder:
         except (TypeError, ValueError):
             raise InputError(f"{self.config_file} is damaged: its 'model' is not that of a run") from None
         return config, ModelFacts(
-            **{**vars(facts), "resolution": (height, width), "class_names": tuple(facts.class_names)}
+            **{
+                **vars(facts),
+                "resolution": (height, width),
+                "class_names": tuple(facts.class_names),
+                "rules": tuple(facts.rules),
+            }
         )
 
 

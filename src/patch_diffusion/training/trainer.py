@@ -89,12 +89,13 @@ class Trainer:
         given = {name for name, value in flat_options(config).items() if value != flat_options(Config())[name]}
         config, limits = limit_pixels(config, images, denoiser.stride, given - {"batch", "batch_pixels"})
         self.run = RunFolder(user_path(out))
+        rules = self.run.rules()
         check_watching(config, images, held_out, continues=self.run.is_run())
         self.meter = meter
         if meter is None and config.watch.metrics:
             self.meter = SampleMeter(config.watch, seed=config.seed)
         self.schedule = PatchSchedule.of(config.patches, seed=config.seed)
-        augment = Augment.of(config.data.augment)
+        augment = Augment.of(config.data.augment, published="published-stretching" in rules)
         check_network(denoiser, images, augment, self.schedule.context)
         buckets = images.buckets
         self._sizes = [size for each in buckets for size in self.schedule.sizes_for(each.resolution, denoiser.stride)]
@@ -111,7 +112,7 @@ class Trainer:
                 f"a batch of {config.batch} cannot be shared out to {world} processes in {parts} parts each: "
                 "give a larger batch, or lower engine.accumulation"
             )
-        self.state = TrainingState(objective(denoiser), config, self.engine)
+        self.state = TrainingState(objective(denoiser), config, self.engine, rules)
         self.batches = Batches(
             denoiser,
             images,
@@ -125,13 +126,17 @@ class Trainer:
             show=show,
         )
         with explain_out_of_memory(self.demand), self.engine.autocast():
-            self.flops = {size.shape: training_flops(denoiser, images.channels, size.shape) for size in self._sizes}
+            counted = "counted-attention" in rules
+            self.flops = {
+                size.shape: training_flops(denoiser, images.channels, size.shape, attention=counted)
+                for size in self._sizes
+            }
         if config.engine.accumulation == "auto":
             self.engine.accumulation = self.engine.group.max(microbatches_that_fit(self.demand()))
             config = replace(config, engine=replace(config.engine, accumulation=self.engine.accumulation))
 
         self.config = plain(replace(config, steps=None, images=None, minutes=None))
-        self.facts = ModelFacts.of(denoiser, images)
+        self.facts = ModelFacts.of(denoiser, images, rules)
         trackers = Trackers(choose_trackers(config.track), self.run.path)
         main = self.engine.group.is_main
         self.progress = Progress(
