@@ -72,8 +72,7 @@ class RaceSetup:
     @property
     def unit(self) -> str:
         """The unit of the training budgets of all arms: minutes, steps or images."""
-        budget = budget_of(next(iter(self.arms.values())))
-        return next(name for name, value in vars(budget).items() if value is not None)
+        return budget_of(next(iter(self.arms.values()))).unit
 
     @property
     def extent(self) -> float:

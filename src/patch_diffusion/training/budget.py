@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -34,6 +34,11 @@ class Budget:
         name, value = given.popitem()
         if not value > 0:
             raise InputError(f"a budget of {name} is above 0, not {value}")
+
+    @property
+    def unit(self) -> Literal["steps", "images", "minutes"]:
+        """The unit of the budget, by the name of the argument."""
+        return "steps" if self.steps is not None else "images" if self.images is not None else "minutes"
 
     def spent(self, seen: Counters) -> float:
         """Return the spent fraction of the training budget, 1 or more at its end."""

@@ -22,7 +22,7 @@ from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.meter import SampleMeter
 from patch_diffusion.files import check_room, user_path
 from patch_diffusion.patches.coords import coordinate_grid
-from patch_diffusion.patches.schedule import PatchSchedule, PatchSize, Shape
+from patch_diffusion.patches.schedule import PatchSchedule, PatchSize, Shape, shares_text
 from patch_diffusion.processes import explain_lost_peer
 from patch_diffusion.runs.folder import ModelFacts, RunFolder
 from patch_diffusion.runs.lock import locked
@@ -230,7 +230,7 @@ class Trainer:
         """Return a line of text about the training: images, parameters, device and patch sizes."""
         height, width = self.images.resolution
         sizes = self.schedule.sizes_for((height, width), self.state.denoiser.stride)
-        sizes = ", ".join(f"{size} {size.probability:.0%}" for size in sizes)
+        sizes = shares_text({str(size): size.probability for size in sizes}, self.schedule.kind)
         classes = f", {self.facts.num_classes} classes" if self.facts.num_classes else ""
         others = len(self.images.buckets) - 1
         shapes = f" and {others} other shapes" if others else ""
