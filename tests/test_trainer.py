@@ -3,6 +3,7 @@ import os
 import signal
 import threading
 
+import numpy as np
 import pytest
 import torch
 
@@ -87,6 +88,15 @@ def test_two_runs_are_equal_bit_for_bit(make_trainer):
     for name in ("weights", "ema", "optimizer"):
         one, two = (read_tensors(trainer.run.checkpoint(6) / f"{name}.safetensors") for trainer in (first, second))
         assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_run_of_integers_of_numpy_is_that_of_python(make_trainer):
+    first, second = (make_trainer(kind.__name__, seed=kind(3), batch=kind(4)) for kind in (int, np.int64))
+    for trainer in (first, second):
+        trainer.fit(steps=2)
+    one, two = (read_tensors(trainer.run.checkpoint(2) / "weights.safetensors") for trainer in (first, second))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert first.run.config_file.read_text() == second.run.config_file.read_text()
 
 
 class Killed(Exception):

@@ -27,7 +27,7 @@ from patch_diffusion.sampling.options import Sampling, View
 from patch_diffusion.sampling.pictures import to_image, visible, write_pixels
 from patch_diffusion.sampling.solvers import wide
 from patch_diffusion.sampling.step import Callback
-from patch_diffusion.streams import generator
+from patch_diffusion.streams import MOST_SEED, generator, generator_of_start
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def generate(
 
     Args:
         model: from `load`, or any `Denoiser`.
-        seeds: integers of at least 0.
+        seeds: integers from 0 to 2^63 - 1.
         sampling: the options, see `Sampling`; None: their defaults.
         steps: solver steps, in short for an option of ``sampling``; 18 if neither gives them.
         labels: a class for all, or one per seed. None: seed k gets class k mod classes if the model has classes.
@@ -148,7 +148,7 @@ def noise_of(
     def draws(seed: int) -> torch.Generator:
         if index is not None:
             return generator(seed, name, index)
-        return torch.Generator().manual_seed(seed) if name == "sampling" else generator(seed, name)
+        return generator_of_start(seed) if name == "sampling" else generator(seed, name)
 
     generators = [draws(seed) for seed in seeds]
     drawn = [torch.randn(shape, generator=each, dtype=torch.float64) for each in generators]
@@ -159,7 +159,7 @@ def jobs_of(model: Denoiser, seeds: Iterable[int], labels: int | Iterable[int] |
     """Return a list of (seed, class or None), one per image; raise InputError if a seed or a class is invalid."""
     chosen = [int(seed) for seed in seeds]  # NumPy's integers, too
     for seed in chosen:
-        if not 0 <= seed < 2**63:
+        if not 0 <= seed <= MOST_SEED:
             raise InputError(f"seeds are integers from 0 to 2^63 - 1, not {seed}")
     classes = model.num_classes
     if labels is None:

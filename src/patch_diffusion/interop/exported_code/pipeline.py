@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from patch_diffusion.sampling.guidance.crops import in_crops
 from patch_diffusion.sampling.guidance.extrapolation import extrapolate, within
 from patch_diffusion.sampling.step import ConditionalDenoise, Denoise
 from patch_diffusion.sampling.tiles import checked_overlap, covering, in_tiles, smooth_window
-from patch_diffusion.streams import generator as generator_of
+from patch_diffusion.streams import MOST_SEED, generator as generator_of, generator_of_start
 
 PICTURES = (1, 3, 4)  # channels that Pillow shows
 OUTPUTS = ("pil", "np", "pt", "pixels", "latent")
@@ -160,7 +160,8 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         if coords == "repeat" and tile is None:
             raise InputError("coords 'repeat' is for tiles: give tile, too")
         scheduler = self._scheduler(options)
-        chosen = None if seeds is None else [seeds] if isinstance(seeds, int) else list(seeds)
+        given = seeds if seeds is None or isinstance(seeds, Iterable) else [seeds]
+        chosen = None if given is None else [int(seed) for seed in given]
         num = batch_size if chosen is None else len(chosen)
         if num < 1:
             raise InputError("there is at least 1 image to make: give a batch_size or seeds")
@@ -308,8 +309,8 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         """Return a function that draws normal numbers (n, c, h, w) for a step by its index, for the start if None."""
         device = self._execution_device
         wide = torch.float32 if device.type == "mps" else torch.float64
-        if seeds is not None and (given is not None or any(seed < 0 for seed in seeds)):
-            raise InputError("seeds are integers from 0, and stand in the place of a generator")
+        if seeds is not None and (given is not None or any(not 0 <= seed <= MOST_SEED for seed in seeds)):
+            raise InputError("seeds are integers from 0 to 2^63 - 1, and stand in the place of a generator")
         own = list(given) if isinstance(given, list | tuple) else [given] * num
         if len(own) != num:
             raise InputError(f"{num} images need as many generators, not {len(own)}")
@@ -318,7 +319,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
             each = own
             if seeds is not None:
                 each = [
-                    torch.Generator().manual_seed(seed) if index is None else generator_of(seed, "sampling", index)
+                    generator_of_start(seed) if index is None else generator_of(seed, "sampling", index)
                     for seed in seeds
                 ]
             drawn = [
