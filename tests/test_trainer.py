@@ -90,6 +90,20 @@ def test_two_runs_are_equal_bit_for_bit(make_trainer):
         assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
+@pytest.mark.parametrize("budget", [{"steps": 1}, {"images": 4}, {"images": 5}], ids=str)
+def test_a_single_step_trains(make_trainer, budget):
+    """Its rate was that of the beginning of the warm-up, 0. In longer runs the first step is one of many."""
+    trainer = make_trainer(schedule={"whole": 1.0}, log_every=1)
+    before = [parameter.detach().clone() for parameter in trainer.state.average.denoiser.parameters()]
+    model = trainer.fit(**budget)
+    rates = [line["learning_rate"] for line in lines(trainer) if "loss" in line]
+    assert rates[0] == (0 if budget == {"images": 5} else trainer.config.optimizer.learning_rate)
+    assert max(rates) > 0
+    moved = [not torch.equal(one, two) for one, two in zip(before, model.parameters(), strict=True)]
+    assert sum(moved) > len(moved) / 2
+    assert trainer.run.read_config()[0].optimizer.warmup == Optimizer.warmup
+
+
 def test_a_run_of_integers_of_numpy_is_that_of_python(make_trainer):
     first, second = (make_trainer(kind.__name__, seed=kind(3), batch=kind(4)) for kind in (int, np.int64))
     for trainer in (first, second):

@@ -187,7 +187,7 @@ class Optimizer:
     clip: float | None = None
     """Largest gradient norm; larger gradients are scaled down to it. None: no clipping."""
     warmup: float = 0.02
-    """Fraction of the budget over which the learning rate rises from zero."""
+    """Fraction of the budget over which the learning rate rises from zero; a run of one step has no such rise."""
     decay: Literal["cosine", "linear", "constant"] | None = None
     """Shape of the learning rate's decay to zero from the end of warm-up to the end of the budget; constant: no decay.
     None: cosine for adamw, linear for muon, and constant for schedule_free, which allows no other."""

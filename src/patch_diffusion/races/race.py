@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from patch_diffusion.runs.report import clock
 from patch_diffusion.training.trainer import Trainer
 
 Tell = Callable[[str], None]
+
+_ENOUGH_JUDGES = 64
 
 
 def race(
@@ -85,8 +88,11 @@ def race(
         "tuning": {name: tune_budget for name in arms if name in tuned},
     }
     found = folder.check(plan)
+    # Races of earlier versions were judged by the images that the sweep chose by, and go on so.
+    if tuned and (found is None or "chosen_by" in found.get("judged_by", {})):
+        setup = replace(setup, chooses_apart=True)
     facts, here = _facts(setup, seeds[0], folder)  # raises an error for an arm that cannot train before writing
-    for note in setup.messages() if found is None else ():
+    for note in [*setup.messages(), *_few(facts["judged_by"])] if found is None else ():
         tell(note)
     folder.path.mkdir(parents=True, exist_ok=True)
     with locked(folder.path):
@@ -120,7 +126,7 @@ def _run_seed(
 ) -> None:
     """Train all arms of a race with one seed; the memory of their models is free afterwards."""
     built = {name: setup.trainer(config, seed, folder.arm(name, seed)) for name, config in settings.items()}
-    judges = next(iter(built.values()))[1]  # the same for all arms, because they follow from the seed
+    judges = next(iter(built.values()))[1].race  # the same for all arms, because they follow from the seed
     trainers = {name: trainer for name, (trainer, _) in built.items()}
     budgets = {name: budget_of(config) for name, config in settings.items()}
     run_turns(trainers, judges, budgets, moments, after, setup.meter())
@@ -135,11 +141,25 @@ def _facts(setup: RaceSetup, seed: int, folder: RaceFolder) -> tuple[dict[str, A
         "budget": setup.extent,
         "source": next(iter(setup.arms.values())).data.source,
         "images": {"resolution": list(setup.images.resolution), "trained_on": len(trainer.images)},
-        "judged_by": {"images": min(len(judges), JUDGES), "sigmas": list(SIGMAS)},
+        "judged_by": {
+            "images": min(len(judges.race), JUDGES),
+            "sigmas": list(SIGMAS),
+            **({"chosen_by": min(len(judges.sweep), JUDGES)} if setup.chooses_apart else {}),
+        },
         "parameters": {name: trainer.facts.parameters for name, (trainer, _) in built.items()},
         "notes": {name: reasons for name, reasons in setup.notes.items() if reasons},
     }
     return facts, circumstances(trainer.engine.device)
+
+
+def _few(judged_by: Mapping[str, Any]) -> list[str]:
+    """Return a sentence if a race has few images to judge by beside those that the sweep chooses by, else none."""
+    if "chosen_by" not in judged_by or judged_by["images"] >= _ENOUGH_JUDGES:
+        return []
+    return [
+        f"only {judged_by['images']:,} held-out images judge the race, as others choose in the sweep: a larger "
+        "--held-out holds out more, and --tune 0 needs no others"
+    ]
 
 
 def _tuned(name: str, setup: RaceSetup, record: Record, budget: float, tell: Tell) -> Config:
@@ -158,7 +178,7 @@ def _tuned(name: str, setup: RaceSetup, record: Record, budget: float, tell: Tel
         record.tuned(name, {"rounds": [*record.rounds(name), finished]})
         tell(f"tuning {name}: {_told(finished, setup.unit)}")
 
-    judges = setup.trainer(setup.arms[name], seed, record.folder.tuning / "none")[1]
+    judges = setup.trainer(setup.arms[name], seed, record.folder.tuning / "none")[1].sweep
     config, found = tune(setup.arms[name], budget, record.folder.tuning, build, judge, known=known, tell=told)
     record.tuned(name, found)
     return config

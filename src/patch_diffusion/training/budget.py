@@ -40,6 +40,10 @@ class Budget:
         """The unit of the budget, by the name of the argument."""
         return "steps" if self.steps is not None else "images" if self.images is not None else "minutes"
 
+    def is_one_step(self, batch: int) -> bool:
+        """Return True if the first step spends all of it, for a batch of so many images; of minutes nobody knows."""
+        return self.steps == 1 or (self.images is not None and self.images <= batch)
+
     def spent(self, seen: Counters) -> float:
         """Return the spent fraction of the training budget, 1 or more at its end."""
         if self.steps is not None:

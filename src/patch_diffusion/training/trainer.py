@@ -184,7 +184,10 @@ class Trainer:
         ...     for tenth in range(1, 11):
         ...         model = train_until(tenth / 10)
         """
-        budget = Budget(steps, images, minutes)
+        budget, optimizer = Budget(steps, images, minutes), self.config.optimizer
+        if budget.is_one_step(self.batches.batch):
+            optimizer = replace(optimizer, warmup=0.0)  # a warm-up begins at a rate of 0, so nothing would be trained
+        self.step = replace(self.step, optimizer=optimizer)
         self.engine.group.barrier()  # until all ranks have checked the folder
         with self._opened(budget):
             self.engine.group.barrier()
