@@ -86,7 +86,7 @@ def test_a_resampled_image_is_the_picture_at_the_places_that_the_label_says(heig
         shift = torch.tensor([a6 * width / 8, a7 * height / 8]).double()
         found = []
         for stretch in (math.hypot(u, v), -math.hypot(u, v)):  # the label is the same for both
-            along = rotation(math.atan2(v, u))
+            along = rotation(-math.atan2(v, u))
             factors = torch.tensor([2 ** (0.2 * stretch), 2 ** (-0.2 * stretch)]).double()
             forward = (
                 along @ torch.diag(factors) @ along.T @ rotation(-math.atan2(sin, cos + 1)) * 2 ** (0.2 * a2) @ flip
@@ -101,6 +101,38 @@ def test_a_resampled_image_is_the_picture_at_the_places_that_the_label_says(heig
         bilinear.append((error, of_bilinear))
     ours, plain = torch.tensor(bilinear).mean(0)
     assert ours < plain / 2  # why it is not simply interpolated
+
+
+def moved_images(monkeypatch, augment, num, height, width):
+    """Labels (num, 9), and the maps (num, 2, 2) and shifts (num, 2) that images are moved by after their flips."""
+    moves = []
+
+    def frame(forward, shift, height, width):
+        moves.extend([forward, shift])
+        return torch.zeros(num, 2, 3)
+
+    monkeypatch.setattr("patch_diffusion.data.augment._frame", frame)
+    _, labels = augment(torch.zeros(num, 1, height, width), 0, 0, range(num))
+    return labels.double(), *moves
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_the_map_of_each_label_is_the_published_one(monkeypatch, published):
+    """R(-r) S R(r) after R(-a3) after scaling, where r is 0 for half; runs made before have R(r) S R(-r)."""
+    labels, maps, shifts = moved_images(monkeypatch, Augment(p=0.5, published=published), 2000, 12, 16)
+    for label, found, shift in zip(labels[:200], maps, shifts, strict=False):
+        _, _, a2, cos, sin, u, v, a6, a7 = label.tolist()
+        turn = rotation(math.atan2(v, u) * (1 if published else -1))
+        turned = rotation(-math.atan2(sin, cos + 1)) * 2 ** (0.2 * a2)
+        either = []  # a stretch and one by the inverse along the opposite axis have the same label
+        for a5 in (math.hypot(u, v), -math.hypot(u, v)):
+            stretch = torch.diag(torch.tensor([2 ** (0.2 * a5), 2 ** (-0.2 * a5)])).double()
+            either.append((found - turn.T @ stretch @ turn @ turned).abs().max())
+        assert min(either) < 1e-6
+        torch.testing.assert_close(shift, torch.tensor([a6 * 16 / 8, a7 * 12 / 8]).double(), atol=1e-5, rtol=0)
+    stretched = labels[:, 5] != 0
+    level = (labels[stretched, 6] == 0).double().mean().item()
+    assert level == pytest.approx(0.5 if published else 0.0, abs=5 * math.sqrt(0.25 / 1000))
 
 
 def test_what_becomes_too_fine_for_the_pixels_fades():
@@ -128,7 +160,7 @@ def test_zeros_are_told_of_untouched_images_and_of_no_others(channels):
 def test_each_alteration_is_as_frequent_and_as_large_as_published():
     num, p = 20_000, 0.3
     _, labels = Augment(p=p, colour=True)(torch.zeros(num, 3, 1, 1), 0, 0, range(num))
-    shares = [0.5, p / 2, p, p, p, p, p, p, p, p, p, p / 2, p, p, p]
+    shares = [0.5, p / 2, p, p, p, p, p / 2, p, p, p, p, p / 2, p, p, p]  # the axis of a stretch is turned for half
     for column, share in enumerate(shares):
         values = labels[:, column][labels[:, column] != 0]
         assert len(values) / num == pytest.approx(share, abs=5 * math.sqrt(share * (1 - share) / num)), column

@@ -4,6 +4,7 @@ import torch
 import parity
 import patch_diffusion as pd
 from patch_diffusion.denoise.conditions import Conditions
+from patch_diffusion.denoise.networks.unet import STYLES
 
 
 def zero_network(x, c_noise, labels):
@@ -61,6 +62,26 @@ def test_the_loss_weight_makes_levels_count_alike():
     sigma = torch.tensor([0.01, 0.1, 1.0, 10.0])
     losses = pd.denoising_loss(denoiser, clean, pd.coordinate_grid(100, 100), sigma, generator=generator)
     torch.testing.assert_close(losses, torch.ones(4), atol=0.05, rtol=0)
+
+
+NETWORKS = {
+    **{kind: lambda kind=kind: pd.UNet(3, width=16, multipliers=(1, 2), blocks=1, kind=kind) for kind in STYLES},
+    "dit": lambda: pd.DiT(3, width=32, depth=2, heads=2),
+}
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("deviation", [0.15, 0.5])
+def test_every_network_begins_with_a_loss_of_1_at_every_level(kind, deviation):
+    """Of images of mean 0, whole ones and patches: then no level of noise drowns another in the first steps."""
+    torch.manual_seed(0)
+    denoiser = pd.Denoiser(NETWORKS[kind](), sigma_data=deviation)
+    sigma = torch.tensor([0.002, 0.05, 0.4, 3.2, 80.0])
+    for side, coords in ((32, pd.coordinate_grid(32, 32)), (16, pd.coordinate_grid(32, 32)[..., 8:24, 3:19])):
+        clean = deviation * torch.randn(len(sigma), 3, side, side)
+        with torch.no_grad():
+            losses = pd.denoising_loss(denoiser, clean, coords, sigma)
+        torch.testing.assert_close(losses, torch.ones(len(sigma)), atol=0.15, rtol=0)
 
 
 def test_noise_levels_are_log_normal():

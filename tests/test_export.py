@@ -23,6 +23,7 @@ from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.latents.folder import encode_latents
 from patch_diffusion.files import read_tensors, write_tensors
 from patch_diffusion.interop.bundle import bundle
+from patch_diffusion.sampling.generate import noise_of
 from patch_diffusion.sampling.stochastic import SOLVERS
 
 diffusers = pytest.importorskip("diffusers")
@@ -328,6 +329,7 @@ def pipe(runs):
         ({"seeds": []}, "at least 1 image"),
         ({"batch_size": 0}, "at least 1 image"),
         ({"seeds": [-1]}, "integers from 0"),
+        ({"seeds": [2**63]}, r"to 2\^63 - 1"),
         ({"seeds": 1, "generator": torch.Generator()}, "stand in the place of a generator"),
         ({"generator": [torch.Generator()] * 2}, "1 images need as many generators, not 2"),
         ({"num_inference_steps": 0}, "at least 1 step"),
@@ -372,6 +374,16 @@ def test_wrong_models_and_schedulers(pipe):
     pipe.register_to_config(num_classes=0)
     with pytest.raises(ValueError, match="trained without classes"):
         pipe(class_labels=1)
+
+
+def test_large_seeds_begin_with_the_noise_of_generate(pipe):
+    seeds = [7, 7 + 2**32]
+    noise = pipe._noise((3, 8, 12), 2, seeds, None)
+    for index in (None, 3):
+        expected = noise_of(seeds, (3, 8, 12), torch.device("cpu"), index)
+        assert torch.equal(noise(index), expected) and not torch.equal(expected[0], expected[1])
+    one, other = (pipe(seeds=seed, num_inference_steps=1).images[0] for seed in (np.int64(4), 4))
+    assert one.tobytes() == other.tobytes()
 
 
 def test_pictures(pipe):

@@ -30,9 +30,46 @@ def test_seconds_of_sizes_are_weighed_by_their_shares(make_trainer, monkeypatch,
     found = forecast(trainer)
     assert found.shares == {"4x6": 0.75, "8x12": 0.25} and found.images == {"4x6": 8, "8x12": 4}
     assert found.seconds == {"4x6": 0.25, "8x12": 0.5}
-    assert found.images_per_second == pytest.approx((0.75 * 8 + 0.25 * 4) / (0.75 * 0.25 + 0.25 * 0.5))
+    of_time = 0.75 * 8 / 0.25 + 0.25 * 4 / 0.5  # shares of a progressive schedule are of the minutes
+    of_steps = (0.75 * 8 + 0.25 * 4) / (0.75 * 0.25 + 0.25 * 0.5)
+    assert found.images_per_second == pytest.approx(of_time if kind == "progressive" else of_steps)
     assert found.pictures == 2 and found.device == "cpu" and trainer.config.batch == 4
     assert not trainer.run.path.exists()
+
+
+@pytest.mark.parametrize("unit", ["steps", "images", "minutes"])
+@pytest.mark.parametrize("context", [False, True])
+def test_progressive_shares_are_of_the_budget(unit, context):
+    """A training is played step by step, with the sizes of the schedule and a second for 4 images of 64 pixels."""
+    schedule = pd.PatchSchedule(whole=0.5, kind="progressive", context=16 if context else None, seed=3)
+    sizes = schedule.sizes_for((64, 64))
+    images = {str(size): size.num_images(16) for size in sizes}
+    seconds = {str(size): size.num_images(16) / 4 * (size.shape[0] / 64) ** 2 for size in sizes}
+    in_turn = tuple(str(size) for size in sizes if not size.small)
+    shares = {str(size): size.probability for size in sizes}
+    found = Forecast("cpu", 10, seconds, shares, images, 0.0, 0, 16, 7, 9, in_turn, unit)
+    budget = {"steps": 4000, "images": 100_000, "minutes": 120}[unit]
+    seen = {"steps": 0, "images": 0, "minutes": 0.0}
+    while (spent := seen[unit] / budget) < 1:
+        size = str(schedule.size_at(seen["steps"], (64, 64), spent))
+        seen = {
+            "steps": seen["steps"] + 1,
+            "images": seen["images"] + images[size],
+            "minutes": seen["minutes"] + seconds[size] / 60,
+        }
+    assert found.images_per_second == pytest.approx(seen["images"] / seen["minutes"] / 60, rel=0.03)
+    if unit == "minutes":
+        assert found.images_in(budget) == pytest.approx(seen["images"], rel=0.03)
+    else:
+        assert found.minutes_for(**{unit: budget}) == pytest.approx(seen["minutes"], rel=0.03)
+
+
+def test_the_shares_say_what_they_are_of(make_trainer):
+    stochastic, progressive = (
+        make_trainer(kind, schedule={"whole": 0.25, "kind": kind}).summary() for kind in ("stochastic", "progressive")
+    )
+    assert "steps on 4x6 75%, 8x12 25%; sigma_data" in stochastic
+    assert "steps on 4x6 75%, 8x12 25% of the budget, from small to large; sigma_data" in progressive
 
 
 def test_a_size_that_did_not_come_up_is_counted_by_its_operations(make_trainer, monkeypatch):

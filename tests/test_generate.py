@@ -279,6 +279,11 @@ def test_seeds_and_classes_of_other_libraries(model, tmp_path):
     assert next(pd.generate(model, [1], steps=1, labels=np.int64(2))).label == 2
 
 
+def test_seeds_that_differ_by_2_to_the_32_are_other_pictures(model):
+    near, far = pd.generate(model, [7, np.int64(7 + 2**32)], steps=2, labels=1)
+    assert (near.pixels.int() - far.pixels.int()).abs().max() > 10 and type(far.seed) is int
+
+
 def test_a_grid_that_cannot_be_written_is_refused_before_the_work(model, tmp_path):
     (tmp_path / "folder.png").mkdir()
     for name, message in (("grid.jpg", "not as 'grid.jpg'"), ("folder.png", "is a folder")):

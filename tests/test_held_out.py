@@ -9,7 +9,7 @@ import torch
 
 import patch_diffusion as pd
 from patch_diffusion.config import Config, Data, Network
-from patch_diffusion.data.images import hold_out
+from patch_diffusion.data.images import halved, hold_out
 from patch_diffusion.denoise.whole_image import losses_of_images
 from patch_diffusion.training.build import build_trainer
 
@@ -73,6 +73,22 @@ def test_mirror_images_of_held_out_images_are_held_out():
     assert sorted(np.concatenate(rows).tolist()) == list(range(1000))
     assert not set((rows[0] % 500).tolist()) & set((rows[1] % 500).tolist())
     assert all(np.array_equal(each[: len(each) // 2] + 500, each[len(each) // 2 :]) for each in rows)
+
+
+@pytest.mark.parametrize("mirrored", [1, 2])
+def test_halves_share_no_image(mirrored):
+    """Of all images, of a part of them, and of several sizes; the mirror image goes with its image."""
+    images = replace(pd.ImageSet(torch.zeros(120, 1, 4, 4, dtype=torch.uint8)), mirrored=mirrored)
+    for whole in (images, hold_out(images, 0.3, 3)[1]):
+        rows = [set(half.rows(np.arange(len(half))) % (120 // mirrored)) for half in halved(whole)]
+        assert abs(len(rows[0]) - len(rows[1])) <= 1 and not rows[0] & rows[1]
+        assert sum(map(len, halved(whole))) == len(whole)
+    begins = (part.rows(np.arange(4)) for part in (whole, halved(whole)[0]))
+    assert np.array_equal(*begins)
+    buckets = pd.ImageBuckets((images, pd.ImageSet(torch.zeros(1, 1, 2, 8, dtype=torch.uint8))))
+    assert [len(half) for half in halved(buckets)] == [61, 60]
+    one = pd.ImageSet(torch.zeros(1, 1, 4, 4, dtype=torch.uint8))
+    assert halved(one) == (one, one)
 
 
 def test_the_log_has_the_loss_of_patches_of_each_size(make_trainer, images):

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from patch_diffusion.evaluation.collect import Collected
+from patch_diffusion.evaluation.comparing import compare
 from patch_diffusion.evaluation.distances import FrechetTo, Gaussian, Moments, merged
 from patch_diffusion.evaluation.intervals import (
     Measure,
@@ -12,6 +14,7 @@ from patch_diffusion.evaluation.intervals import (
     interval_of_rate,
     num_groups,
 )
+from patch_diffusion.evaluation.reference import Reference
 
 
 def test_groups_take_all_images_in_nearly_equal_numbers():
@@ -67,6 +70,41 @@ def test_intervals_of_distances_hold_the_distance_that_sets_of_that_size_have():
     reach = torch.tensor([(each.high - each.low) / 2 for each in measures]).mean() / 2.365
     assert 0.7 < reach / deviation < 1.6
     assert interval_of_halves(1.0, lambda chosen: 0.0, 2, 0) == Measure(1.0)
+
+
+@pytest.fixture(scope="module")
+def fresh_samples():
+    """Measures of 40 sets of 80 samples beside the same 800 real images, which are many more."""
+    random = torch.Generator().manual_seed(0)
+    real = torch.randn(800, 6, generator=random)
+    gaussian = Gaussian(real.double().mean(0), real.double().T.cov())
+    reference = Reference(gaussian, real, torch.arange(len(real)))
+    found = []
+    for seed in range(40):
+        features = 0.3 + 0.7 * torch.randn(80, 6, generator=random)
+        collected = Collected(len(features), [], features, torch.empty(0), 3, (8, 8))
+        found.append(compare(("precision", "density"), collected, reference, None, "none", seed)[0])
+    return found
+
+
+@pytest.mark.parametrize("name", ["precision", "recall", "density", "coverage"])
+def test_intervals_say_how_a_number_varies_over_fresh_samples(fresh_samples, name):
+    """The reference stays. Drawn over the real images, the interval of recall was a third as wide as it should be."""
+    measures = [measures[name] for measures in fresh_samples]
+    values = torch.tensor([each.value for each in measures]).double()
+    assert 0.86 <= share_that_hold(values.mean(), measures) <= 1
+    reach = torch.tensor([(each.high - each.low) / 2 for each in measures]).double().mean()
+    assert 1.6 < reach / values.std() < 3.6  # 1.96, or Student's 2.37 for 8 groups, but for the luck of 40 sets
+
+
+def test_of_few_samples_shares_have_no_interval():
+    features = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
+    gaussian = Gaussian(torch.zeros(3).double(), torch.eye(3).double())
+    reference = Reference(gaussian, torch.randn(40, 3), torch.arange(40))
+    found, _ = compare(
+        ("precision", "density"), Collected(7, [], features, torch.empty(0), 3, (8, 8)), reference, None, "none", 0
+    )
+    assert found["recall"].low is None and found["coverage"].high is None and found["precision"].low is not None
 
 
 def test_as_json():

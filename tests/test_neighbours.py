@@ -5,7 +5,8 @@ import torch
 
 import patch_diffusion as pd
 from patch_diffusion.evaluation import neighbours
-from patch_diffusion.evaluation.neighbours import nearest_two, radii
+from patch_diffusion.evaluation.intervals import groups_of
+from patch_diffusion.evaluation.neighbours import coverage_without, nearest_two, radii, recall_without
 
 
 def points(num, size=4, seed=0):
@@ -74,6 +75,17 @@ def test_shares_are_the_loops_of_the_papers():
         assert float(density[place]) == pytest.approx(count / 5)
     for place, one in enumerate(real):
         assert coverage[place] == any((other - one).norm() <= of_real[place] for other in generated)
+
+
+def test_shares_without_a_group_are_those_of_the_rest():
+    generated, real = points(25, 3) * 0.8 + 0.5, points(30, 3, seed=1)
+    groups = groups_of(25)
+    recall, coverage = (function(generated, real, groups) for function in (recall_without, coverage_without))
+    for group, without, covered in zip(groups, recall, coverage, strict=True):
+        rest = torch.cat([generated[: group.start], generated[group.stop :]])
+        assert without == pytest.approx(float(pd.precision_recall(rest, real)[1].double().mean()))
+        assert covered == pytest.approx(float(pd.density_coverage(rest, real)[1].double().mean()))
+    assert len({*recall}) > 1 and len({*coverage}) > 1
 
 
 def test_sets_whose_shares_are_known():

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 import patch_diffusion as pd
-from patch_diffusion.data.order import SampleOrder
+from patch_diffusion.data.order import SampleOrder, permute
 
 
 @given(st.integers(1, 300), st.integers(0, 5), st.integers(0, 3))
@@ -29,6 +29,26 @@ def test_epochs_and_seeds_differ():
 def test_an_image_comes_at_any_place():
     places = [SampleOrder(10, seed).indices(0, 10).tolist().index(0) for seed in range(5000)]
     assert all(abs(places.count(place) - 500) < 120 for place in range(10))  # more than five standard deviations
+
+
+@pytest.mark.parametrize("num", [10, 16, 64])
+def test_images_and_their_neighbours_are_uniform_over_all_orders(num):
+    """Pearson's chi-square of images by places, and of pairs of images by two places, within five deviations."""
+    keys = 2000
+    orders = np.stack([permute(np.arange(num), num, key, "order", 0) for key in range(keys)])
+
+    def check(found, cells, degrees):
+        assert len(found) == cells
+        expected = found.sum() / cells
+        chi_square = float(((found - expected) ** 2 / expected).sum())
+        assert chi_square < degrees + 5 * (2 * degrees) ** 0.5
+
+    by_place = [np.bincount(orders[:, place], minlength=num) for place in range(num)]
+    check(np.concatenate(by_place), num**2, (num - 1) ** 2)
+    apart = ~np.eye(num, dtype=bool)
+    for one, other in ((0, 1), (num // 2, num - 1)):
+        pairs = np.bincount(orders[:, one] * num + orders[:, other], minlength=num**2).reshape(num, num)
+        check(pairs[apart], num * (num - 1), num * (num - 1) - 1)
 
 
 def test_a_large_order_is_not_a_list():

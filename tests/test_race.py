@@ -331,6 +331,34 @@ def test_the_sweep_of_an_arm(arms, tmp_path, monkeypatch):
     ]
 
 
+def test_a_sweep_chooses_by_other_images_than_the_race_is_judged_by(arms, tmp_path, monkeypatch):
+    """A race of an earlier version has chosen by its judges, and is judged on by all of them."""
+    seen, told = {}, []
+
+    def looked(where):
+        def judgement(trainer, judges):
+            pixels = judges.batch(np.arange(len(judges)))[0]
+            seen.setdefault(where, set()).update(image.numpy().tobytes() for image in pixels)
+            return {1.0: trainer.config.optimizer.learning_rate}
+
+        return judgement
+
+    monkeypatch.setattr(race, "judgement", looked("sweep"))
+    monkeypatch.setattr(turns, "judgement", looked("race"))
+    asked = {"moments": 1, "tuned": ["whole"], "tune_budget": 3}
+    content = pd.race(arms, tmp_path / "race", **asked, tell=told.append)
+    assert len(seen["sweep"]) == len(seen["race"]) == 10 and not seen["sweep"] & seen["race"]
+    assert content["judged_by"]["images"] == content["judged_by"]["chosen_by"] == 10
+    assert any("only 10 held-out images judge the race, as others choose in the sweep" in line for line in told)
+    stored = tmp_path / "race" / "race.json"
+    before = json.loads(stored.read_text())
+    del before["judged_by"]["chosen_by"]
+    stored.write_text(json.dumps(before))
+    seen.clear()
+    content = pd.race(arms, tmp_path / "race", **asked, seeds=[1])
+    assert len(seen["race"]) == content["judged_by"]["images"] == 20 and "chosen_by" not in content["judged_by"]
+
+
 def test_settings_that_suit_the_images(arms, tmp_path):
     """As in `train`: what was not given gives way, and is told."""
     told = []

@@ -7,13 +7,16 @@ import signal
 import sys
 import threading
 
+import numpy as np
 import pytest
 import torch
 
 import patch_diffusion as pd
 from patch_diffusion.cli import main
 from patch_diffusion.config import Ema, Engine, Optimizer
+from patch_diffusion.data.augment import Augment
 from patch_diffusion.files import read_tensors
+from patch_diffusion.runs.folder import RULES
 from patch_diffusion.training import progress
 from patch_diffusion.training.checkpoints.checkpoint import read_checkpoint
 
@@ -65,6 +68,23 @@ GOLDEN = [
 ]
 
 
+def test_a_run_made_before_goes_on_by_its_rules(make_trainer):
+    """Its log counts as it did, images are stretched as they were, and its optimizer's state fits."""
+    options = {"augment": Augment(p=0.5), "optimizer": Optimizer(kind="muon"), "network": {"augment_channels": 9}}
+    new = make_trainer(**options)
+    new.fit(steps=1)
+    assert new.facts.rules == RULES and new.batches.augment.published
+    content = json.loads(new.run.config_file.read_text())
+    del content["model"]["rules"]
+    new.run.config_file.write_text(json.dumps(content))
+    old = make_trainer(**options)
+    assert old.facts.rules == () and not old.batches.augment.published
+    assert all(0 < old.flops[shape] < new.flops[shape] for shape in new.flops)
+    old.fit(steps=2)
+    assert json.loads(old.run.config_file.read_text())["model"]["rules"] == []
+    assert make_trainer(**options).facts.rules == ()
+
+
 def test_two_runs_are_equal_bit_for_bit(make_trainer):
     first, second = make_trainer("first"), make_trainer("second")
     for trainer in (first, second):
@@ -74,6 +94,29 @@ def test_two_runs_are_equal_bit_for_bit(make_trainer):
     for name in ("weights", "ema", "optimizer"):
         one, two = (read_tensors(trainer.run.checkpoint(6) / f"{name}.safetensors") for trainer in (first, second))
         assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.parametrize("budget", [{"steps": 1}, {"images": 4}, {"images": 5}], ids=str)
+def test_a_single_step_trains(make_trainer, budget):
+    """Its rate was that of the beginning of the warm-up, 0. In longer runs the first step is one of many."""
+    trainer = make_trainer(schedule={"whole": 1.0}, log_every=1)
+    before = [parameter.detach().clone() for parameter in trainer.state.average.denoiser.parameters()]
+    model = trainer.fit(**budget)
+    rates = [line["learning_rate"] for line in lines(trainer) if "loss" in line]
+    assert rates[0] == (0 if budget == {"images": 5} else trainer.config.optimizer.learning_rate)
+    assert max(rates) > 0
+    moved = [not torch.equal(one, two) for one, two in zip(before, model.parameters(), strict=True)]
+    assert sum(moved) > len(moved) / 2
+    assert trainer.run.read_config()[0].optimizer.warmup == Optimizer.warmup
+
+
+def test_a_run_of_integers_of_numpy_is_that_of_python(make_trainer):
+    first, second = (make_trainer(kind.__name__, seed=kind(3), batch=kind(4)) for kind in (int, np.int64))
+    for trainer in (first, second):
+        trainer.fit(steps=2)
+    one, two = (read_tensors(trainer.run.checkpoint(2) / "weights.safetensors") for trainer in (first, second))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert first.run.config_file.read_text() == second.run.config_file.read_text()
 
 
 class Killed(Exception):

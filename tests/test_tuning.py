@@ -58,6 +58,21 @@ def test_the_rounds_halve_and_double_and_take_what_was_asked_for(tmp_path):
     assert sum(each["budget"] * len(each["trials"]) for each in told) == pytest.approx(88)
 
 
+@pytest.mark.parametrize("best", [(8, 0.01), (1, 0.001), (1, 0.08), (64, 0.001), (32, 0.08)])
+def test_no_sweep_takes_more_than_was_asked_for(tmp_path, best):
+    """From a corner of the grid two rounds had two candidates each, of which one was budgeted: 18 % too many."""
+    _, _, told, _ = sweep(away_from(*best), tmp_path, budget=88.0)
+    assert sum(each["budget"] * len(each["trials"]) for each in told) <= 88 * (1 + 1e-9)
+
+
+def test_what_a_sweep_of_earlier_versions_found_stays(tmp_path):
+    _, _, told, _ = sweep(away_from(1, 0.001), tmp_path)
+    later = {"budget": 1.0, "trials": [{"batch": 4, "learning_rate": 0.00125, "loss": 0.0}]}
+    chosen, found, again, turns = sweep(away_from(1, 0.001), tmp_path, known=[*told, later])
+    assert (chosen.batch, chosen.optimizer.learning_rate) == (4, 0.00125)
+    assert found["rounds"] == [*told, later] and again == [] and turns == []
+
+
 def test_trials_take_turns(tmp_path):
     *_, turns = sweep(away_from(8, 0.01), tmp_path)
     first_round = [turn for turn in turns if turn[2] == {"minutes": pytest.approx(36 / 44)}]
@@ -71,8 +86,8 @@ def test_what_was_given_stays_to_the_last_round(tmp_path):
     _, found, told, _ = sweep(away_from(1, 0.001), tmp_path)
     for each in told[:3]:
         assert (16, 0.01) in [(trial["batch"], trial["learning_rate"]) for trial in each["trials"]]
-    # From the grid's corner of 4 and 0.005, two steps further out in what gains most.
-    assert (found["batch"], found["learning_rate"], found["outermost"]) == (4, 0.00125, ["learning_rate"])
+    # From the grid's corner of 4 and 0.005, a step further out in either, of which the rate gains most.
+    assert (found["batch"], found["learning_rate"], found["outermost"]) == (4, 0.0025, ["learning_rate"])
 
 
 def test_it_is_taken_where_nothing_is_better(tmp_path):

@@ -26,6 +26,7 @@ from patch_diffusion.files import user_path
 from patch_diffusion.patches.schedule import PatchSchedule
 from patch_diffusion.presets import DEFAULT_PRESET
 from patch_diffusion.runs.model import build_network
+from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.build import build_trainer
 from patch_diffusion.training.forecast import Forecast, forecast
 from patch_diffusion.training.hardware.memory import memory_of, memory_of_weights
@@ -55,7 +56,8 @@ class Advice:
         warnings: problems of the data set to look out for, in sentences.
         refusal: the reason why training would refuse the images; empty if it would not.
         sigma_data: standard deviation of the images in model space.
-        sizes: the share of the training steps on each image or patch size, by size such as "32x32".
+        sizes: the share of the training steps on each image or patch size, by size such as "32x32"; of the budget if
+            the schedule is progressive.
         forecast: the cost of training on this machine, if steps were timed.
         memory: bytes of memory that this machine has for training, if known.
     """
@@ -151,7 +153,7 @@ def _at_a_resolution(
 
 
 def _shares(images: Images, config: Config) -> dict[str, float]:
-    """Return the share of the training steps on each image or patch size, as a dict by size such as "32x32"."""
+    """Return the share of each image or patch size, see `Advice`, as a dict by size such as "32x32"."""
     schedule = PatchSchedule.of(config.patches)
     shares: dict[str, float] = {}
     for bucket in images.buckets:
@@ -175,7 +177,8 @@ def _forecast(
         config, engine=replace(config.engine, shard=False), watch=Watch(), checkpoint_by="loss", batch_pixels=None
     )
     with tempfile.TemporaryDirectory() as folder:
-        foreseen = forecast(build_trainer(alone, images, Path(folder) / "run", show=False))
+        trainer = build_trainer(alone, images, Path(folder) / "run", show=False)
+        foreseen = forecast(trainer, unit=Budget(config.steps, config.images, config.minutes).unit)
     batch = config.batch
     assert batch != "auto", "the command has chosen a number"
     while "batch" not in given and batch > 1 and foreseen.with_batch(batch).memory > most:

@@ -109,7 +109,8 @@ class Patches:
     sizes: Annotated[dict[str, float], _SHARES] = field(default_factory=lambda: {"1/2": 3 / 5, "1/4": 2 / 5})
     """Patch sizes, with shares of the other steps: fraction of the image (1/2) or pixels of the shorter side (32)."""
     kind: Literal["stochastic", "progressive"] = "stochastic"
-    """stochastic: draw a size per step. progressive: go from small to large over the budget."""
+    """stochastic: draw a size per step. progressive: from small to large, each size for its share of the budget (which
+    is another share of the steps if the budget is in images or minutes)."""
     growth: Literal["linear", "area", "none"] = "linear"
     """Growth of the batch for patches of side s of images of side R: by R/s, (R/s)^2 (equal pixels), or none."""
     weight: Literal["patch", "area"] = "patch"
@@ -195,7 +196,7 @@ class Optimizer:
     clip: float | None = None
     """Largest gradient norm; larger gradients are scaled down to it. None: no clipping."""
     warmup: float = 0.02
-    """Fraction of the budget over which the learning rate rises from zero."""
+    """Fraction of the budget over which the learning rate rises from zero; a run of one step has no such rise."""
     decay: Literal["cosine", "linear", "constant"] | None = None
     """Shape of the learning rate's decay to zero from the end of warm-up to the end of the budget; constant: no decay.
     None: cosine for adamw, linear for muon, and constant for schedule_free, which allows no other."""

@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+MOST_SEED = 2**63 - 1
+"""The largest seed of an image."""
+
 # Noise is drawn for this many consecutive slots at once, so that calls are few and little is wasted at a range's ends.
 SLOTS_PER_DRAW = 8
 
 
 def stream_key(seed: int, name: str, *index: int) -> int:
     """Return a 63-bit key, the same on every machine, for the random numbers called ``name`` at ``index``."""
-    digest = hashlib.blake2b(repr((seed, name, *index)).encode(), digest_size=8).digest()
+    numbers = (int(seed), name, *map(int, index))  # NumPy's integers have another text
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
@@ -29,10 +33,23 @@ def uniform(seed: int, name: str, *index: int) -> float:
 
 
 def generator(seed: int, name: str, *index: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a new generator, seeded for the random numbers called ``name`` at ``index``."""
+    """Return a new generator, seeded for the random numbers called ``name`` at ``index``.
+
+    That of a CPU takes the low 32 bits of a key: of 5 million streams some 2,900 pairs are the same.
+    """
     import torch
 
     return torch.Generator(device).manual_seed(stream_key(seed, name, *index))
+
+
+def generator_of_start(seed: int) -> torch.Generator:
+    """Return a new generator of the noise that an image begins with, on the CPU.
+
+    A seed below 2^32 is torch's own, of which its generator takes no more bits; others are hashed.
+    """
+    import torch
+
+    return torch.Generator().manual_seed(seed) if seed < 2**32 else generator(seed, "sampling")
 
 
 def slot_normal(

@@ -9,6 +9,7 @@ from patch_diffusion.advice import Advice
 from patch_diffusion.cli.options import value_words
 from patch_diffusion.config import Config
 from patch_diffusion.data.inspection.inspect import Findings
+from patch_diffusion.patches.schedule import shares_text
 from patch_diffusion.training.forecast import Forecast
 from patch_diffusion.training.watching.thinning import SHARE
 
@@ -65,7 +66,7 @@ def _of_settings(findings: Findings, advice: Advice, preset: str) -> Iterator[tu
     for name, reason in advice.reasons.items():
         yield name, f"{' '.join(value_words(config, name))} ({reason})"
     if advice.sizes:
-        yield "steps on", ", ".join(f"{size} {share:.0%}" for size, share in advice.sizes.items())
+        yield "steps on", shares_text(advice.sizes, config.patches.kind)
     if advice.sigma_data is not None:
         p_mean = -1.2 if config.noise.p_mean is None else config.noise.p_mean
         yield "noise", f"sigma_data {advice.sigma_data:.3f}, p_mean {p_mean:g}"

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
 import torch
@@ -57,18 +57,20 @@ class Augment(options.Augment):
             | vertical flip, drawn for half of those chosen | a1, 0 or 1 | a1 |
             | scaling by 2^(0.2 a2) | a2 normal | a2 |
             | rotation by a3, counter-clockwise | a3 uniform, -pi to pi | cos a3 - 1, sin a3 |
-            | stretching by 2^(0.2 a5) along a4, by its inverse across | a4 like a3, a5 normal | a5 cos a4, a5 sin a4 |
+            | stretching by 2^(0.2 a5) along an axis at a4, counter-clockwise | see below | a5 cos a4, a5 sin a4 |
             | translation by a6 / 8 of the width, a7 / 8 of the height | a6, a7 normal | a6, a7 |
 
-            in this order, which is that of EDM's table 6. They make the first nine numbers of the label. (A stretch
-            along a4 and one by the inverse along a4 + pi have the same numbers, there as here.) Beyond the frame, the
-            image is mirrored at its outer pixels.
+            in this order, which is that of EDM's table 6. They make the first nine numbers of the label. A stretch is
+            undone across its axis, which is turned for half of the images: a4 is like a3 for them, else 0, and a5 is
+            normal. (A stretch along an axis and one by the inverse along its opposite have the same numbers, there as
+            here.) Beyond the frame, the image is mirrored at its outer pixels.
         resample: if false, there is no interpolation, and only flips and translations by whole pixels are done. This
             suits pixel art, or label maps. The numbers of the other augmentations stay zero.
         colour: if true, and for three channels, also do ADA's five colour transformations, in this order: brightness b
             (adds 0.2 b), contrast c (times 2^(c / 2)), lightness inversion (l, 0 or 1), hue rotation by h, saturation s
             (times 2^s); b, c and s are normal, h is uniform from -pi to pi. Other numbers of channels get brightness
             and contrast only, the same for all channels. Six more numbers: b, c, l, cos h - 1, sin h, s.
+        published: set by the trainer; false for runs of earlier versions, which turn every axis, and clockwise.
 
     Raises:
         InputError: a probability is not in [0, 1], or an option has no effect without ``p``.
@@ -78,11 +80,15 @@ class Augment(options.Augment):
     (torch.Size([4, 3, 32, 48]), torch.Size([4, 9]))
     """
 
+    published: bool = True
+
     @classmethod
-    def of(cls, group: options.Augment) -> Augment:
-        """Make the augmentation from the options ``data.augment`` of a config; an `Augment` is returned unchanged."""
+    def of(cls, group: options.Augment, *, published: bool = True) -> Augment:
+        """Make the augmentation from the options ``data.augment`` of a config; an `Augment` keeps its class."""
+        if isinstance(group, Augment):
+            return replace(group, published=published)
         names = [field.name for field in fields(options.Augment)]
-        return group if isinstance(group, Augment) else cls(**{name: getattr(group, name) for name in names})
+        return cls(**{name: getattr(group, name) for name in names}, published=published)
 
     def __post_init__(self) -> None:
         for name in ("flip", "p"):
@@ -132,14 +138,15 @@ class Augment(options.Augment):
         a1 = draws.happens(self.p) * draws.happens(0.5)
         a2 = draws.happens(self.p) * draws.normal()
         a3 = draws.happens(self.p) * draws.angle()
-        a4, a5 = draws.angle(), draws.happens(self.p) * draws.normal()
+        a4, a5 = draws.angle(0.5 if self.published else 1.0), draws.happens(self.p) * draws.normal()
         moved = draws.happens(self.p)
         a6, a7 = moved * draws.normal(), moved * draws.normal()
         across, down = a6 * SHIFT * width, a7 * SHIFT * height
         flip_x = (plain + a0) % 2
         if self.resample:
             images = _move_pixels(images, flip_x, a1)
-            forward = _rotation(a4) @ _scaling(SCALE**a5, SCALE**-a5) @ _rotation(-a4)
+            axis = -a4 if self.published else a4
+            forward = _rotation(axis) @ _scaling(SCALE**a5, SCALE**-a5) @ _rotation(-axis)
             forward = forward @ _rotation(-a3) @ _scaling(SCALE**a2, SCALE**a2)
             places = _frame(forward, torch.stack([across, down], dim=1), height, width)
             images = _change(images, [a2, a3, a5, moved], _warp, places)
@@ -179,9 +186,10 @@ class _Draws:
         """Draw 1 with this probability, else 0, for each image."""
         return (torch.special.ndtr(self.normal()) < probability).double()
 
-    def angle(self) -> Tensor:
-        """Draw an angle, uniform from -pi to pi, for each image."""
-        return (torch.special.ndtr(self.normal()) * 2 - 1) * math.pi
+    def angle(self, share: float = 1.0) -> Tensor:
+        """Draw an angle for each image: uniform from -pi to pi with the probability ``share``, else 0."""
+        place = torch.special.ndtr(self.normal()) / share
+        return torch.where(place <= 1, (place * 2 - 1) * math.pi, 0.0)
 
 
 def _change(images: Tensor, amounts: list[Tensor], change: Callable[..., Tensor], numbers: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ HELD_OUT = 0.05
 FEWEST_TO_HOLD_OUT = 640
 """The fewest images of a data set that has some held out by default: of fewer, the 64 held out exceed a tenth."""
 
-_LEAST_HELD_OUT = 64
+_LEAST_HELD_OUT, _HALVES = 64, -1  # the seed of halves is no training's
 
 _MEASURED, _MEASURED_VALUES = 16_384, 2**31
 """The most images, evenly over the data set, and the most values that moments are measured on, whichever
@@ -339,6 +339,18 @@ def hold_out(
     if isinstance(images, ImageSet):
         return train[0], held_out[0]
     return replace(images, buckets=train, options=options), ImageBuckets(held_out, options)
+
+
+def halved(images: Images) -> tuple[Images, Images]:
+    """Return two halves of a data set, such as of held-out images, that share no image and no group.
+
+    What cannot be divided, such as a single image, is returned twice.
+    """
+    try:
+        one, other = hold_out(images, 0.5, _HALVES)
+    except InputError:
+        return images, images
+    return one, other or images
 
 
 def _rows(bucket: ImageSet) -> NDArray[np.int64]:

@@ -57,7 +57,8 @@ def bucket_at(seed: int, step: int, lengths: Sequence[int]) -> int:
 def permute(slots: NDArray[Any], domain: int, seed: int, name: str, *index: int) -> NDArray[np.int64]:
     """Apply a pseudo-random permutation of the integers in [0, domain) to an array of them.
 
-    It is a Feistel network over the next power of four, with cycle walking; seed, name and index are its key.
+    It is a Feistel network over the next power of four, with cycle walking; seed, name and index are its key. Images
+    and pairs of them are uniform over the places; of a power of four itself all permutations are even.
     """
     half = np.uint64(max(1, (max(domain - 1, 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half)) - 1)

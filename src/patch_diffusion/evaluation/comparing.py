@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
 from patch_diffusion.evaluation.collect import Collected
 from patch_diffusion.evaluation.distances import FrechetTo, Gaussian, KernelDistance, merged
-from patch_diffusion.evaluation.intervals import Measure, groups_of, interval_of_halves, interval_of_mean
-from patch_diffusion.evaluation.neighbours import density_coverage, precision_recall
+from patch_diffusion.evaluation.intervals import (
+    Measure,
+    groups_of,
+    interval_of_halves,
+    interval_of_mean,
+    interval_of_rate,
+    interval_without_groups,
+)
+from patch_diffusion.evaluation.neighbours import coverage_without, density_coverage, precision_recall, recall_without
 from patch_diffusion.evaluation.reference import Reference
 
 MOST_COMPARED = 10_000
@@ -49,20 +57,45 @@ def compare(
         return measures, notes
     real = spaced_subset(reference.features)
     of_both = {"images": len(collected.features), "reference_images": len(real), "extractor": extractor}
+    groups = groups_of(len(collected.features))
     if "kernel" in metrics:
-        groups = [collected.features[group.start : group.stop] for group in groups_of(len(collected.features))]
-        distance = KernelDistance(groups, real)
+        distance = KernelDistance([collected.features[group.start : group.stop] for group in groups], real)
         measured = interval_of_halves(distance(), distance, len(groups), seed)
         measures["kernel"] = replace(measured, settings={**of_both, "kernel": "(x.y/d + 1)^3"})
-    for metric, names, neighbours, function in (
-        ("precision", ("precision", "recall"), PRECISION_NEIGHBOURS, precision_recall),
-        ("density", ("density", "coverage"), DENSITY_NEIGHBOURS, density_coverage),
-    ):
-        if metric in metrics:
-            for name, values in zip(names, function(collected.features, real, neighbours), strict=True):
-                settings = {**of_both, "neighbours": neighbours}
-                measures[name] = replace(interval_of_mean(values, seed), settings=settings)
+    measures |= _shares(metrics, collected.features, real, groups, of_both, seed)
     return measures, notes
+
+
+def _shares(
+    metrics: Collection[str],
+    generated: Tensor,
+    real: Tensor,
+    groups: Sequence[range],
+    settings: dict[str, Any],
+    seed: int,
+) -> dict[str, Measure]:
+    """Return precision with recall, and density with coverage, by name, as far as they are among the metrics."""
+    measures: dict[str, Measure] = {}
+    grouped = groups if len(groups) > 1 else []
+    if "precision" in metrics:
+        inside, covered = precision_recall(generated, real, PRECISION_NEIGHBOURS)
+        without = recall_without(generated, real, grouped, PRECISION_NEIGHBOURS)
+        found = {
+            "precision": interval_of_rate(int(inside.sum()), len(inside)),
+            "recall": interval_without_groups(float(covered.double().mean()), without),
+        }
+        about = {**settings, "neighbours": PRECISION_NEIGHBOURS}
+        measures |= {name: replace(measure, settings=about) for name, measure in found.items()}
+    if "density" in metrics:
+        counts, covered = density_coverage(generated, real, DENSITY_NEIGHBOURS)
+        without = coverage_without(generated, real, grouped, DENSITY_NEIGHBOURS)
+        found = {
+            "density": interval_of_mean(counts, seed),
+            "coverage": interval_without_groups(float(covered.double().mean()), without),
+        }
+        about = {**settings, "neighbours": DENSITY_NEIGHBOURS}
+        measures |= {name: replace(measure, settings=about) for name, measure in found.items()}
+    return measures
 
 
 def _frechet(collected: Collected, gaussian: Gaussian, extractor: str, seed: int) -> Measure:

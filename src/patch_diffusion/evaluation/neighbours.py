@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -125,6 +125,30 @@ def density_coverage(generated: Tensor, real: Tensor, neighbours: int = 5) -> tu
         counts[rows] += inside.sum(dim=1)
         covered[columns] |= inside.any(dim=0)
     return counts / neighbours, covered
+
+
+def recall_without(generated: Tensor, real: Tensor, groups: Sequence[range], neighbours: int = 3) -> list[float]:
+    """Return the recall without each group of the generated images, see `precision_recall`."""
+    reach = torch.full((len(groups), len(generated)), -1.0)  # no real image lies in the ball of one that is left out
+    for number, group in enumerate(groups):
+        rest = [place for place in range(len(generated)) if place not in group]
+        reach[number, rest] = radii(generated[rest], neighbours)
+    covered = torch.zeros(len(groups), len(real), dtype=torch.bool)
+    for rows, columns, found in _distances(generated, real):
+        for number, of_rest in enumerate(reach):
+            covered[number, columns] |= (found <= of_rest[rows][:, None]).any(dim=0)
+    return covered.double().mean(dim=1).tolist()
+
+
+def coverage_without(generated: Tensor, real: Tensor, groups: Sequence[range], neighbours: int = 5) -> list[float]:
+    """Return the coverage without each group of the generated images, see `density_coverage`."""
+    of_real = radii(real, neighbours)
+    by_group = torch.zeros(len(groups), len(real), dtype=torch.bool)
+    for number, group in enumerate(groups):
+        for _, columns, found in _distances(generated[group.start : group.stop], real):
+            by_group[number, columns] |= (found <= of_real[columns]).any(dim=0)
+    num_groups = by_group.sum(dim=0)
+    return [float((num_groups > by_this.long()).double().mean()) for by_this in by_group]
 
 
 def radii(points: Tensor, neighbours: int) -> Tensor:

@@ -23,7 +23,7 @@ from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_room, user_path, write_tensors
 from patch_diffusion.interop.edm_file import Published, read_published
 from patch_diffusion.interop.safe_pickle import printable
-from patch_diffusion.runs.folder import ModelFacts, RunFolder
+from patch_diffusion.runs.folder import RULES, ModelFacts, RunFolder
 from patch_diffusion.runs.model import build_network
 
 # A file that holds only tensors is taken for a network with EDM's own preconditioning.
@@ -145,6 +145,7 @@ def recognise(published: Published) -> tuple[Config, ModelFacts, dict[str, Tenso
         # The frequencies of the noise embedding are in the file but not learned.
         parameters=sum(tensor.numel() for name, tensor in weights.items() if not name.endswith("frequencies")),
         augment_channels=architecture.augment_channels,
+        rules=RULES,
     )
     return config, facts, weights
 

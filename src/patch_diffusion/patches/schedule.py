@@ -28,8 +28,9 @@ class PatchSize:
     """One image or patch size that training steps take, in pixels, for images of one shape.
 
     ``shape`` is (height, width), or (depth, height, width); ``probability`` is the share of the steps that take this
-    size, ``growth`` the factor on their batch size, and ``weight`` the factor on their loss. If ``small``, the size is
-    not that of a patch but of a downscaled whole image, see `make_small`.
+    size, or if the schedule is progressive, of the budget, be it steps, images or minutes (but of the steps if
+    ``small``); ``growth`` is the factor on their batch size, and ``weight`` the factor on their loss. If ``small``, the
+    size is not that of a patch but of a downscaled whole image, see `make_small`.
     """
 
     shape: Shape
@@ -158,6 +159,12 @@ def _sizes(
         factor = {"linear": area ** (-1 / len(shape)), "area": 1 / area, "none": 1.0}[growth]
         sizes.append(PatchSize(shape, probability, factor, area if weight == "area" else 1.0, small))
     return tuple(sizes)
+
+
+def shares_text(shares: Mapping[str, float], kind: str) -> str:
+    """Return a text of the shares of patch sizes, by name, such as "16x16 20%, 32x32 80%", and what they are of."""
+    text = ", ".join(f"{size} {share:.0%}" for size, share in shares.items())
+    return f"{text} of the budget, from small to large" if kind == "progressive" else text
 
 
 def _check_stride(shape: Shape, resolution: Shape, stride: int) -> None:

@@ -22,7 +22,7 @@ from patch_diffusion.races.record import RaceFolder, Record
 from patch_diffusion.races.setup import RaceSetup, budget_of
 from patch_diffusion.races.summary import length
 from patch_diffusion.races.tuning import num_trials, tune
-from patch_diffusion.races.turns import judgement, judging, mean, run_turns, seconds_per_judge
+from patch_diffusion.races.turns import JUDGES, judgement, judging, mean, run_turns, seconds_per_judge
 from patch_diffusion.runs.lock import locked
 from patch_diffusion.runs.time_spent import clock
 from patch_diffusion.training.budget import Cadence
@@ -30,6 +30,8 @@ from patch_diffusion.training.trainer import Trainer
 from patch_diffusion.training.watching.thinning import Evaluation
 
 Tell = Callable[[str], None]
+
+_ENOUGH_JUDGES = 64
 
 
 def race(
@@ -92,9 +94,12 @@ def race(
     found = folder.check(plan, seeds)
     if found is None:
         refuse_ids(setup.images)
+    # Races of earlier versions were judged by the images that the sweep chose by, and go on so.
+    if tuned and (found is None or "chosen_by" in found.get("judged_by", {})):
+        setup = replace(setup, chooses_apart=True)
     facts, here, plan_of_judging, said = _facts(setup, seeds[0], folder, moments, found)  # refuses before writing
     folder.check_data(found or {}, facts)
-    for note in [*setup.messages(), *([said] if said else [])] if found is None else ():
+    for note in [*setup.messages(), *_few(facts["judged_by"]), *([said] if said else [])] if found is None else ():
         tell(note)
     folder.path.mkdir(parents=True, exist_ok=True)
     with locked(folder.path):
@@ -129,7 +134,7 @@ def _run_seed(
 ) -> None:
     """Train all arms of a race with one seed; the memory of their models is free afterwards."""
     built = {name: setup.trainer(config, seed, folder.arm(name, seed)) for name, config in settings.items()}
-    judges = next(iter(built.values()))[1]  # the same for all arms, because they follow from the seed
+    judges = next(iter(built.values()))[1].race  # the same for all arms, because they follow from the seed
     trainers = {name: trainer for name, (trainer, _) in built.items()}
     budgets = {name: budget_of(config) for name, config in settings.items()}
     run_turns(trainers, judges, budgets, plan, after, setup.meter())
@@ -145,8 +150,8 @@ def _facts(
     built = {name: setup.trainer(config, seed, folder.tuning / "none") for name, config in setup.arms.items()}
     trainer, judges = next(iter(built.values()))
     minutes, said = setup.extent if setup.unit == "minutes" and found is None else None, ""
-    seconds = 0.0 if minutes is None else max(seconds_per_judge(each, judges) for each, _ in built.values())
-    plan, said = judging(moments, len(judges), minutes, seconds)
+    seconds = 0.0 if minutes is None else max(seconds_per_judge(each, judges.race) for each, _ in built.values())
+    plan, said = judging(moments, len(judges.race), minutes, seconds)
     if found is not None:
         before = found["judged_by"]
         plan = replace(plan, images=before["images"], moments=Cadence(moments, before.get("stride", 1)))
@@ -161,11 +166,22 @@ def _facts(
             "images": plan.images,
             "stride": plan.moments.stride,
             "sigmas": list(trainer.state.denoiser.levels or SIGMAS),
+            **({"chosen_by": min(len(judges.sweep), JUDGES)} if setup.chooses_apart else {}),
         },
         "parameters": {name: trainer.facts.parameters for name, (trainer, _) in built.items()},
         "notes": {name: reasons for name, reasons in setup.notes.items() if reasons},
     }
     return facts, circumstances(trainer.engine.device), plan, said
+
+
+def _few(judged_by: Mapping[str, Any]) -> list[str]:
+    """Return a sentence if a race has few images to judge by beside those that the sweep chooses by, else none."""
+    if "chosen_by" not in judged_by or judged_by["images"] >= _ENOUGH_JUDGES:
+        return []
+    return [
+        f"only {judged_by['images']:,} held-out images judge the race, as others choose in the sweep: a larger "
+        "--held-out holds out more, and --tune 0 needs no others"
+    ]
 
 
 def _tuned(name: str, setup: RaceSetup, record: Record, budget: float, tell: Tell) -> Config:
@@ -184,7 +200,7 @@ def _tuned(name: str, setup: RaceSetup, record: Record, budget: float, tell: Tel
         record.tuned(name, {"rounds": [*record.rounds(name), finished]})
         tell(f"tuning {name}: {_told(finished, setup.unit)}")
 
-    trainer, judges = setup.trainer(setup.arms[name], seed, record.folder.tuning / "none")
+    trainer, (judges, _) = setup.trainer(setup.arms[name], seed, record.folder.tuning / "none")
     minutes = budget if setup.unit == "minutes" else None
     seconds = 0.0 if minutes is None else num_trials(setup.arms[name]) * seconds_per_judge(trainer, judges)
     most = judging(1, len(judges), minutes, seconds)[0].images

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from patch_diffusion.config import Config, Noise, Watch
-from patch_diffusion.data.images import HELD_OUT, Images, numbered_as
+from patch_diffusion.data.images import HELD_OUT, Images, halved, numbered_as
 from patch_diffusion.data.sources import open_images
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.meter import SampleMeter
@@ -21,6 +22,13 @@ from patch_diffusion.training.trainer import Trainer
 _NEVER = 1e9  # minutes between checkpoints: a race saves between turns, where it takes no training time
 
 
+class Judges(NamedTuple):
+    """The held-out images that judge the arms of a race, and those by which a sweep chooses settings."""
+
+    race: Images
+    sweep: Images
+
+
 @dataclass(frozen=True)
 class RaceSetup:
     """The config of each arm of a race, and the images that all arms share.
@@ -30,12 +38,14 @@ class RaceSetup:
         images: the images to train on, and to hold out a share of if ``apart`` is None.
         apart: separate held-out images to judge by.
         notes: for each arm, sentences on options that were changed to suit the images.
+        chooses_apart: True if a sweep chooses by other held-out images than those that judge: by half of them each.
     """
 
     arms: Mapping[str, Config]
     images: Images
     apart: Images | None = None
     notes: Mapping[str, list[str]] = field(default_factory=dict)
+    chooses_apart: bool = False
 
     @classmethod
     def open(
@@ -82,8 +92,7 @@ class RaceSetup:
     @property
     def unit(self) -> str:
         """The unit of the training budgets of all arms: minutes, steps or images."""
-        budget = budget_of(next(iter(self.arms.values())))
-        return next(name for name, value in vars(budget).items() if value is not None)
+        return budget_of(next(iter(self.arms.values()))).unit
 
     @property
     def extent(self) -> float:
@@ -99,7 +108,7 @@ class RaceSetup:
         config = next(iter(self.arms.values()))
         return SampleMeter(config.watch, seed=config.seed) if config.watch.metrics else None
 
-    def trainer(self, config: Config, seed: int, out: Path) -> tuple[Trainer, Images]:
+    def trainer(self, config: Config, seed: int, out: Path) -> tuple[Trainer, Judges]:
         """Return a trainer of one arm, which neither samples nor judges itself, and held-out images to judge it by."""
         quiet = replace(
             config,
@@ -117,7 +126,7 @@ class RaceSetup:
         # With held-out images, the trainer would judge itself during its training time.
         judges, trainer.held_out = self.apart or trainer.held_out, None
         assert judges is not None  # `open` raises an error without held-out images
-        return trainer, judges
+        return trainer, Judges(*halved(judges)) if self.chooses_apart else Judges(judges, judges)
 
 
 def budget_of(config: Config) -> Budget:

@@ -3,7 +3,7 @@
 The sweep is successive halving (Jamieson and Talwalkar, arXiv 1502.07943): all candidates are trained for a short time,
 the better half for twice as long, and so on. Every trial is a complete training whose learning rate falls to its end;
 the trials of a round take turns, so that noise of the machine hits all alike. The given settings stay until the last
-round, and other settings must beat them there. If the best is the outermost candidate, more are tried beyond it.
+round, and other settings must beat them there. If the best is the outermost candidate, up to two are tried beyond it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from patch_diffusion.training.trainer import Trainer
 BATCHES, RATES = (1 / 4, 1 / 2, 1, 2), (1 / 2, 1, 2)
 """The factors on the batch and on the learning rate that are tried, in all combinations."""
 
-_FURTHER = 2  # rounds with candidates further out, if the best is outermost
+_FURTHER = 2  # candidates further out, if the best is outermost
 
 _TURNS = 8  # the number of turns that each trial of a round takes
 
@@ -88,7 +88,7 @@ def tune(
 
     Args:
         config: the config to tune; the unit of its budget (steps, images or minutes) is that of ``budget``, too.
-        budget: the approximate budget of all trials together.
+        budget: the budget of all trials together, which is kept to but for the last step of each trial.
         folder: a folder for the trial trainings, removed after each round.
         build: a function from a config and a run folder to a trainer.
         judge: a function from a trainer to the held-out loss of its model.
@@ -115,11 +115,12 @@ def tune(
     for number, num in enumerate(sizes[1:], start=1):
         trials = run(_best(trials, num, given), unit * 2**number)
     (best,) = _best(trials, 1)
-    for _ in range(_FURTHER):
-        if further := _further_out(best, grid, config):
-            trials = [*trials, *run(further, unit * last)]
-            grid = [*grid, *further]
-            (best,) = _best(trials, 1)
+    left = _FURTHER
+    # Of a race that is continued all rounds count, of which earlier versions made more.
+    while further := _further_out(best, grid, config)[: max(left, 2 * (len(finished) < len(known)))]:
+        found = run(further, unit * last)
+        trials, grid, left = [*trials, *found], [*grid, *_best(found, len(found))], left - len(found)
+        (best,) = _best(trials, 1)
     return best.of(config), {**vars(best), "rounds": finished, "outermost": _outermost(best, grid)}
 
 

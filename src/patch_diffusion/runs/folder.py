@@ -21,12 +21,20 @@ from patch_diffusion.runs.log import last_measured
 from patch_diffusion.runs.retention import best_of, state_of, step_of
 from patch_diffusion.runs.time_spent import time_spent
 
+RULES = ("counted-attention", "published-stretching", "adam-for-embeddings")
+"""Rules of training that came later than the first runs. A new run takes all; another goes on by those it began with.
+
+``counted-attention``: ``flops`` has the products of attention on every device. ``published-stretching``: see
+`patch_diffusion.data.augment.Augment`. ``adam-for-embeddings``: Muon leaves embeddings of classes to AdamW.
+"""
+
 
 @dataclass(frozen=True)
 class ModelFacts:
     """Facts about a run's data and network that its options do not tell, such as image size and number of classes.
 
-    ``resolution_is_bucket`` is True of images in buckets, unless their sizes are those of an earlier version.
+    ``resolution_is_bucket`` is True of images in buckets, unless their sizes are those of an earlier version. ``rules``
+    are the names of the `RULES` that its training follows.
     """
 
     image_channels: int
@@ -43,9 +51,10 @@ class ModelFacts:
     """The limit below which the draws of held-out images are, see `Part`; None: chosen by place, or none held out."""
     data_digest: dict[str, Any] = field(default_factory=dict)
     """The digest of the images, see `digest_of`; empty in runs of earlier versions, which do not compare them."""
+    rules: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, denoiser: Denoiser, images: Images) -> ModelFacts:
+    def of(cls, denoiser: Denoiser, images: Images, rules: Collection[str] = RULES) -> ModelFacts:
         """Collect the facts (resolution, classes, parameters, ...) from a denoiser and its training images."""
         part = images.buckets[0].part
         return cls(
@@ -61,6 +70,7 @@ class ModelFacts:
             resolution_is_bucket=images.options.fit == "bucket",
             held_out_below=None if part is None else part.below,
             data_digest=digest_of(images),
+            rules=tuple(rules),
         )
 
 
@@ -114,6 +124,10 @@ class RunFolder:
             return images
         facts = self.read_config()[1]
         return numbered_as(images, facts.class_names, facts.num_classes) or images
+
+    def rules(self) -> tuple[str, ...]:
+        """Return the names of the rules that a training in this folder follows: those of its run, or all `RULES`."""
+        return self.read_config()[1].rules if self.is_run() else RULES
 
     def check(self, config: Config, facts: ModelFacts, allow: Collection[str] = ()) -> list[str]:
         """Raise InputError if the folder holds other files, or a run whose options, data or network must not differ.
@@ -224,7 +238,12 @@ class RunFolder:
         if config.data.fit == "bucket" and not facts.resolution_is_bucket:  # a run of an earlier version
             config = replace(config, data=replace(config.data, fit="multiples"))
         return config, ModelFacts(
-            **{**vars(facts), "resolution": (height, width), "class_names": tuple(facts.class_names)}
+            **{
+                **vars(facts),
+                "resolution": (height, width),
+                "class_names": tuple(facts.class_names),
+                "rules": tuple(facts.rules),
+            }
         )
 
     def lost_config(self) -> str:

@@ -185,7 +185,8 @@ def _facts(config: Config, facts: ModelFacts) -> list[tuple[str, str]]:
 def _patches(config: Config) -> str:
     patches = config.patches
     sizes = ", ".join(f"{size} {(1 - patches.whole) * share:.0%}" for size, share in patches.sizes.items())
-    return f"{patches.kind}: whole images {patches.whole:.0%} of the steps" + (
+    unit = "budget" if patches.kind == "progressive" else "steps"
+    return f"{patches.kind}: whole images {patches.whole:.0%} of the {unit}" + (
         f", {sizes}" if patches.whole < 1 else ""
     )
 

@@ -28,7 +28,7 @@ from patch_diffusion.sampling.options import Sampling, View
 from patch_diffusion.sampling.pictures import to_image, visible, write_pixels
 from patch_diffusion.sampling.solvers import wide
 from patch_diffusion.sampling.step import Callback
-from patch_diffusion.streams import generator
+from patch_diffusion.streams import generator, generator_of_start
 
 Job = tuple[int, int | None]
 """The seed of an image, and its class or None."""
@@ -84,7 +84,7 @@ def generate(
 
     Args:
         model: from `load`, or any `Denoiser`.
-        seeds: integers of at least 0.
+        seeds: integers from 0 to 2^63 - 1.
         sampling: the options, see `Sampling`; None: their defaults.
         steps: solver steps, in short for an option of ``sampling``; 18 if neither gives them.
         labels: a class for all, or one per seed: places in the model's ``class_names``, which are counted from 0. None:
@@ -171,7 +171,7 @@ def noise_of(
     def draws(seed: int) -> torch.Generator:
         if index is not None:
             return generator(seed, name, index)
-        return torch.Generator().manual_seed(seed) if name == "sampling" else generator(seed, name)
+        return generator_of_start(seed) if name == "sampling" else generator(seed, name)
 
     generators = [draws(seed) for seed in seeds]
     drawn = [torch.randn(shape, generator=each, dtype=torch.float64) for each in generators]

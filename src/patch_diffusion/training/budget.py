@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -57,6 +57,15 @@ class Budget:
         """The minutes of the budget, by either clock; None if it is one of steps or images."""
         return self.minutes if self.wall_minutes is None else self.wall_minutes
 
+    @property
+    def unit(self) -> Literal["steps", "images", "minutes"]:
+        """The unit of the budget, by the name of the argument."""
+        return "steps" if self.steps is not None else "images" if self.images is not None else "minutes"
+
+    def is_one_step(self, batch: int) -> bool:
+        """Return True if the first step spends all of it, for a batch of so many images; of minutes nobody knows."""
+        return self.steps == 1 or (self.images is not None and self.images <= batch)
+
     def spent(self, seen: Counters, wall: float | None = None) -> float:
         """Return the spent fraction of the training budget, 1 or more at its end.
 
@@ -73,14 +82,32 @@ class Budget:
         return (wall if by_wall and wall is not None else seen.seconds) / (60 * self.time)
 
 
-def training_flops(denoiser: Denoiser, channels: int, shape: Shape) -> int:
-    """Count the floating-point operations of a training step on one image: three times those of the forward pass."""
+def training_flops(denoiser: Denoiser, channels: int, shape: Shape, *, attention: bool = True) -> int:
+    """Count the floating-point operations of a training step on one image: three times those of the forward pass.
+
+    Args:
+        denoiser: the model.
+        channels, shape: those of the image.
+        attention: false for a run that began when the attention of CPUs was not counted.
+    """
     device = denoiser.device
     noisy = torch.zeros(1, channels, *shape, device=device)
     labels = torch.zeros(1, dtype=torch.long, device=device) if denoiser.num_classes else None
-    with evaluating(denoiser), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False, custom_mapping=_attention_kernels() if attention else {})
+    with evaluating(denoiser), torch.no_grad(), counter:
         denoiser(noisy, 1.0, coordinate_grid(*shape, device=device), labels)
     return 3 * counter.get_total_flops()
+
+
+def _attention_kernels() -> dict[Any, Any]:
+    """Return the attention kernels that torch counts as nothing, those of CPUs and of MPS, with their cost."""
+
+    def cost(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+        pairs = query[:-1].numel() * key[-2]
+        return 2 * pairs * (query[-1] + value[-1])
+
+    names = ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math_for_mps")
+    return {getattr(torch.ops.aten, name): cost for name in names if hasattr(torch.ops.aten, name)}
 
 
 @dataclass(frozen=True)

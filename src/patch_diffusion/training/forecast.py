@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from patch_diffusion.patches.schedule import PatchSize
 from patch_diffusion.training.hardware.memory import WORKSPACE, kept_for_backward, memory_of, memory_of_weights
@@ -29,13 +29,16 @@ class Forecast:
         device: the device that was measured.
         parameters: number of parameters of the network.
         seconds: duration of a step, by patch size.
-        shares: share of the steps, by patch size.
+        shares: share of the steps, by patch size; of the budget for the sizes ``in_turn``.
         images: images in a step, by patch size.
         seconds_per_picture: duration of making one picture of samples during training.
         pictures: number of pictures of samples in the run.
         batch: whole images in a step.
         memory_of_weights: bytes on the device for weights, gradients, averages and moments.
         memory_of_step: further bytes that the largest step takes. The data, and torch itself, come on top.
+        in_turn: the patch sizes that are taken one after the other, each for its share of the budget, whichever unit
+            that has (a progressive schedule); the others are drawn at any step.
+        unit: the unit of the budget that ``images_per_second`` is the speed in.
     """
 
     device: str
@@ -48,6 +51,8 @@ class Forecast:
     batch: int
     memory_of_weights: int
     memory_of_step: int
+    in_turn: tuple[str, ...] = ()
+    unit: Literal["steps", "images", "minutes"] = "minutes"
 
     @property
     def memory(self) -> int:
@@ -68,28 +73,52 @@ class Forecast:
     @property
     def images_per_second(self) -> float:
         """The estimated training speed in images per second, without the time for pictures of samples."""
-        return self._mean(self.images) / self._mean(self.seconds)
+        return self._speed(self.unit)
 
     def images_in(self, minutes: float) -> int:
         """Estimate the number of images that training sees in a budget of minutes."""
-        return round(60 * minutes * self.images_per_second)
+        return round(60 * minutes * self._speed("minutes"))
 
     def minutes_for(self, *, steps: float | None = None, images: float | None = None) -> float:
         """Estimate the minutes that training takes for a number of steps, or of images."""
         if images is not None:
-            steps = images / self._mean(self.images)
-        assert steps is not None
-        return (steps * self._mean(self.seconds) + self.pictures * self.seconds_per_picture) / 60
+            seconds = images / self._speed("images")
+        else:
+            assert steps is not None
+            seconds = steps * sum(share * each for share, _, each in self._phases())
+        return (seconds + self.pictures * self.seconds_per_picture) / 60
 
     def as_dict(self) -> dict[str, Any]:
         """Return the estimated time and memory of a training as a dict that JSON can store."""
         return {**asdict(self), "memory": self.memory, "images_per_second": self.images_per_second}
 
-    def _mean(self, of_size: Mapping[str, float] | Mapping[str, int]) -> float:
-        return sum(share * of_size[size] for size, share in self.shares.items())
+    def _speed(self, unit: str) -> float:
+        """Return the images per second over a budget of this unit: the mean, weighted by what the shares are of."""
+        phases = self._phases()
+        if unit == "minutes":
+            return sum(share * images / seconds for share, images, seconds in phases)
+        if unit == "images":
+            return 1 / sum(share * seconds / images for share, images, seconds in phases)
+        return sum(share * images for share, images, _ in phases) / sum(share * each for share, _, each in phases)
+
+    def _phases(self) -> list[tuple[float, float, float]]:
+        """Return for each phase of the training its share of the budget, and the mean images and seconds of a step."""
+        drawn = {size: share for size, share in self.shares.items() if size not in self.in_turn}
+        left = 1 - sum(drawn.values())  # of the steps of each phase
+        mixes = [(self.shares[size] / left, {**drawn, size: left}) for size in self.in_turn] or [(1.0, drawn)]
+        return [
+            (
+                share,
+                sum(part * self.images[size] for size, part in mix.items()),
+                sum(part * self.seconds[size] for size, part in mix.items()),
+            )
+            for share, mix in mixes
+        ]
 
 
-def forecast(trainer: Trainer, *, seconds: float = SECONDS) -> Forecast:
+def forecast(
+    trainer: Trainer, *, seconds: float = SECONDS, unit: Literal["steps", "images", "minutes"] = "minutes"
+) -> Forecast:
     """Forecast the cost of a run by timing some steps of a fresh trainer, which is not to be used afterwards.
 
     Patch sizes that did not occur are estimated by floating-point operations. If a step of the whole batch would take
@@ -98,6 +127,7 @@ def forecast(trainer: Trainer, *, seconds: float = SECONDS) -> Forecast:
     Args:
         trainer: the trainer of the run. Nothing is written.
         seconds: approximate time to spend; a single step may take longer.
+        unit: the unit of the run's budget.
     """
     batch, demand = trainer.batches.batch, trainer.demand()
     buckets = trainer.images.buckets
@@ -141,6 +171,10 @@ def forecast(trainer: Trainer, *, seconds: float = SECONDS) -> Forecast:
         batch=batch,
         memory_of_weights=memory_of_weights(demand.network, demand.averages),
         memory_of_step=memory_of_step,
+        in_turn=tuple(
+            name for name, size in sizes.items() if trainer.schedule.kind == "progressive" and not size.small
+        ),
+        unit=unit,
     )
 
 

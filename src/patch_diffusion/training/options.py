@@ -83,7 +83,8 @@ def config_of(given: Config | Patches | None, keywords: Mapping[str, Any]) -> Co
     seed = config.patches.seed if isinstance(config.patches, PatchSchedule) else None
     if seed is not None and config.seed not in (Config.seed, seed):
         raise InputError(f"two seeds: the config has {config.seed}, the patch schedule {seed}: leave one of them out")
-    return config if seed is None else replace(config, seed=seed)
+    batch = config.batch if config.batch == "auto" else int(config.batch)
+    return replace(config, seed=int(config.seed if seed is None else seed), batch=batch)  # NumPy's are no JSON
 
 
 def reconciled(config: Config, denoiser: Denoiser, images: Images) -> Config:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from patch_diffusion.denoise.objective import Objective
 from patch_diffusion.denoise.whole_image import SIGMAS
 from patch_diffusion.errors import InputError
 from patch_diffusion.patches.schedule import PatchSize, Shape
+from patch_diffusion.runs.folder import RULES
 from patch_diffusion.runs.model import restore_weights
 from patch_diffusion.training.hardware.engine import Engine
 from patch_diffusion.training.hardware.sharding import part
 from patch_diffusion.training.losses import Balance, Losses
+from patch_diffusion.training.optimizing.muon import class_embeddings
 from patch_diffusion.training.optimizing.optimizers import make_average, make_optimizer
 from patch_diffusion.training.optimizing.power_ema import power_averages
 from patch_diffusion.training.optimizing.schedule_free import ScheduleFreeAverage
@@ -98,6 +100,7 @@ class TrainingState:
         objective: wraps the denoiser in training, and is moved to the engine's device, or sharded over its ranks.
         config: the options of the run.
         engine: the hardware.
+        rules: those of `RULES` that the training follows.
 
     Attributes:
         module: the objective as the engine wraps it.
@@ -107,14 +110,19 @@ class TrainingState:
         evaluated: the number of images of each kind of evaluation, where there is time for fewer than usual.
     """
 
-    def __init__(self, objective: Objective, config: Config, engine: Engine) -> None:
+    def __init__(self, objective: Objective, config: Config, engine: Engine, rules: Collection[str] = RULES) -> None:
         self.objective, self.denoiser, self.network = objective, objective.denoiser, objective.denoiser.module
         # This comes before the weights are sharded, as sharded ones cannot be copied.
         self.average = make_average(self.denoiser, config.ema, config.optimizer)
         engine.place_average(self.average.denoiser)
         self.module = engine.wrap(objective).train()
         self.scaler = engine.scaler
-        self.optimizer = make_optimizer(self.network.parameters(), config.optimizer, scaled=self.scaler.is_enabled())
+        self.optimizer = make_optimizer(
+            self.network.parameters(),
+            config.optimizer,
+            scaled=self.scaler.is_enabled(),
+            embeddings=class_embeddings(self.network) if "adam-for-embeddings" in rules else (),
+        )
         if isinstance(self.average, ScheduleFreeAverage):
             self.average.follow(self.optimizer)
         self.power_averages = power_averages(self.denoiser, config.ema.lengths)

@@ -22,7 +22,7 @@ from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.meter import SampleMeter
 from patch_diffusion.files import check_room, user_path
 from patch_diffusion.patches.coords import coordinate_grid
-from patch_diffusion.patches.schedule import PatchSchedule, PatchSize, Shape
+from patch_diffusion.patches.schedule import PatchSchedule, PatchSize, Shape, shares_text
 from patch_diffusion.processes import explain_lost_peer
 from patch_diffusion.runs.folder import ModelFacts, RunFolder
 from patch_diffusion.runs.lock import locked
@@ -91,12 +91,13 @@ class Trainer:
         config, limits = limit_pixels(config, images, denoiser.stride, given - {"batch", "batch_pixels"})
         self.run = RunFolder(user_path(out))
         images = self._labelled(images, denoiser)
+        rules = self.run.rules()
         check_watching(config, images, held_out, continues=self.run.is_run())
         self.meter = meter
         if meter is None and config.watch.metrics:
             self.meter = SampleMeter(config.watch, seed=config.seed)
         self.schedule = PatchSchedule.of(config.patches, seed=config.seed)
-        augment = Augment.of(config.data.augment)
+        augment = Augment.of(config.data.augment, published="published-stretching" in rules)
         check_network(denoiser, images, augment, self.schedule.context)
         buckets = images.buckets
         self._sizes = [size for each in buckets for size in self.schedule.sizes_for(each.resolution, denoiser.stride)]
@@ -113,7 +114,7 @@ class Trainer:
                 f"a batch of {config.batch} cannot be shared out to {world} processes in {parts} parts each: "
                 "give a larger batch, or lower engine.accumulation"
             )
-        self.state = TrainingState(objective(denoiser), config, self.engine)
+        self.state = TrainingState(objective(denoiser), config, self.engine, rules)
         self.batches = Batches(
             denoiser,
             images,
@@ -127,13 +128,17 @@ class Trainer:
             show=show,
         )
         with explain_out_of_memory(self.demand), self.engine.autocast():
-            self.flops = {size.shape: training_flops(denoiser, images.channels, size.shape) for size in self._sizes}
+            counted = "counted-attention" in rules
+            self.flops = {
+                size.shape: training_flops(denoiser, images.channels, size.shape, attention=counted)
+                for size in self._sizes
+            }
         if config.engine.accumulation == "auto":
             self.engine.accumulation = self.engine.group.max(microbatches_that_fit(self.demand()))
             config = replace(config, engine=replace(config.engine, accumulation=self.engine.accumulation))
 
         self.config = plain(replace(config, **dict.fromkeys(BUDGETS)))
-        self.facts = self.run.known_facts(ModelFacts.of(denoiser, images))
+        self.facts = self.run.known_facts(ModelFacts.of(denoiser, images, rules))
         self.clock = Clock()
         trackers = Trackers(choose_trackers(config.track), self.run.path)
         main = self.engine.group.is_main
@@ -192,7 +197,10 @@ class Trainer:
         ...     for tenth in range(1, 11):
         ...         model = train_until(tenth / 10)
         """
-        whole = Budget(**budget)
+        whole, optimizer = Budget(**budget), self.config.optimizer
+        if whole.is_one_step(self.batches.batch):
+            optimizer = replace(optimizer, warmup=0.0)  # a warm-up begins at a rate of 0, so nothing would be trained
+        self.step = replace(self.step, optimizer=optimizer)
         self.engine.group.barrier()  # until all ranks have checked the folder
         with self._opened(whole):
             self.engine.group.barrier()
@@ -240,7 +248,7 @@ class Trainer:
         """Return a line of text about the training: images, parameters, device and patch sizes."""
         height, width = self.images.resolution
         sizes = self.schedule.sizes_for((height, width), self.state.denoiser.stride)
-        sizes = ", ".join(f"{size} {size.probability:.0%}" for size in sizes)
+        sizes = shares_text({str(size): size.probability for size in sizes}, self.schedule.kind)
         classes = f", {self.facts.num_classes} classes" if self.facts.num_classes else ""
         others = len(self.images.buckets) - 1
         shapes = f" and {others} other shapes" if others else ""

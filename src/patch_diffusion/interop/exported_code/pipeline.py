@@ -22,7 +22,7 @@ from patch_diffusion.sampling.guidance.crops import in_crops
 from patch_diffusion.sampling.guidance.extrapolation import check_interval, extrapolate, within
 from patch_diffusion.sampling.step import ConditionalDenoise, Denoise
 from patch_diffusion.sampling.tiles import checked_overlap, covering, in_tiles, smooth_window
-from patch_diffusion.streams import generator as generator_of
+from patch_diffusion.streams import generator as generator_of, generator_of_start
 
 PICTURES = (1, 3, 4)  # channels that Pillow shows
 OUTPUTS = ("pil", "np", "pt", "pixels", "latent")
@@ -343,7 +343,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
             each = own
             if seeds is not None:
                 each = [
-                    torch.Generator().manual_seed(seed) if index is None else generator_of(seed, "sampling", index)
+                    generator_of_start(seed) if index is None else generator_of(seed, "sampling", index)
                     for seed in seeds
                 ]
             drawn = [

@@ -54,7 +54,7 @@ def edit(
         model: from `load`, or any `Denoiser` of pixels.
         known: what is known of the image, from `inpainting`, `outpainting`, `super_resolution`, `deblurring`,
             `denoising`, or a `Measurement` by an operator of your own.
-        seeds: integers of at least 0; each finds another image that agrees.
+        seeds: integers from 0 to 2^63 - 1; each finds another image that agrees.
         sampling: the options, see `Sampling`: 32 steps if they give no number; solver, schedule and resolution are
             fixed here. For an extended image the coordinates "extend" continue those of the image.
         label: class; None is no class, which a model that was always given one refuses.

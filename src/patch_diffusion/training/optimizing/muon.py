@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,7 +32,7 @@ MOST_WHOLE = 2**26
 
 
 class Muon(torch.optim.AdamW):
-    """Muon for convolutions and matrices, AdamW for all other parameters, at one learning rate.
+    """Muon for convolutions and matrices, AdamW for all other parameters and embeddings, at one learning rate.
 
     Muon's updates are scaled to the size of AdamW's, 0.2 sqrt(max(rows, columns)) (Liu et al., arXiv 2502.16982,
     section 2.2), so that both share a rate. A convolution's matrix is (out channels, in channels x height x width).
@@ -41,6 +41,7 @@ class Muon(torch.optim.AdamW):
         parameters: the parameters of the network.
         lr, weight_decay: learning rate and weight decay of both.
         betas: decay rates of AdamW's moments; the first is also Muon's (Nesterov) momentum.
+        embeddings: matrices among the parameters to leave to AdamW, see `class_embeddings`.
     """
 
     def __init__(
@@ -49,10 +50,12 @@ class Muon(torch.optim.AdamW):
         lr: float,
         betas: tuple[float, float] = (0.95, 0.99),
         weight_decay: float = 0.0,
+        embeddings: Collection[nn.Parameter] = (),
     ) -> None:
         groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+        apart = {id(parameter) for parameter in embeddings}
         for parameter in parameters:
-            groups[_is_matrix(parameter)].append(parameter)
+            groups[_is_matrix(parameter) and id(parameter) not in apart].append(parameter)
         super().__init__(
             [{"params": group, "orthogonalise": matrices} for matrices, group in groups.items()],
             lr=lr,
@@ -109,6 +112,19 @@ class Muon(torch.optim.AdamW):
         if "velocity" not in state:
             state["velocity"] = torch.zeros_like(parameter)
         return state["velocity"]
+
+
+def class_embeddings(network: nn.Module) -> list[Tensor]:
+    """Return the weights of a network that hold a vector for each class.
+
+    Levelled as a matrix, the vector of a class that a batch lacks would move as far as the others. Jordan et al. leave
+    embeddings to AdamW, too. `UNet` multiplies its vectors by one-hot labels, which is the same.
+    """
+    return [
+        module.weight
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Embedding) or (isinstance(module, nn.Linear) and name.endswith("embed_label"))
+    ]
 
 
 def orthogonalise(matrices: Sequence[Tensor]) -> list[Tensor]:

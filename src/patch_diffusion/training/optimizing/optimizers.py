@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Literal
 
 import torch
@@ -24,7 +24,11 @@ DECAYS: dict[str, Literal["cosine", "linear", "constant"]] = {
 
 
 def make_optimizer(
-    parameters: Iterable[nn.Parameter], options: Optimizer, *, scaled: bool = False
+    parameters: Iterable[nn.Parameter],
+    options: Optimizer,
+    *,
+    scaled: bool = False,
+    embeddings: Collection[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
     """Make the optimizer of the kind that the options ask for.
 
@@ -32,6 +36,7 @@ def make_optimizer(
         parameters: the parameters of the network.
         options: see `patch_diffusion.config.Optimizer`.
         scaled: True if losses are scaled for fp16, so that steps are skipped where gradients overflow.
+        embeddings: matrices among the parameters that Muon leaves to AdamW.
     """
     if not options.learning_rate > 0:
         raise InputError(f"optimizer.learning_rate is above 0, not {options.learning_rate}")
@@ -56,7 +61,9 @@ def make_optimizer(
             )
         return make_schedule_free(parameters, options)
     settings = {"lr": options.learning_rate, "betas": options.betas, "weight_decay": options.weight_decay}
-    return Muon(parameters, **settings) if options.kind == "muon" else AdamW(parameters, **settings, fused=True)
+    if options.kind == "muon":
+        return Muon(parameters, **settings, embeddings=embeddings)
+    return AdamW(parameters, **settings, fused=True)
 
 
 def make_average(denoiser: Denoiser, ema: Ema, options: Optimizer) -> WeightAverage | ScheduleFreeAverage:
