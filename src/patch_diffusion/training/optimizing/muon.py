@@ -50,7 +50,7 @@ class Muon(torch.optim.AdamW):
         lr: float,
         betas: tuple[float, float] = (0.95, 0.99),
         weight_decay: float = 0.0,
-        embeddings: Collection[nn.Parameter] = (),
+        embeddings: Collection[Tensor] = (),
     ) -> None:
         groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
         apart = {id(parameter) for parameter in embeddings}

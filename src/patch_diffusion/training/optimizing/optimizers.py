@@ -28,7 +28,7 @@ def make_optimizer(
     options: Optimizer,
     *,
     scaled: bool = False,
-    embeddings: Collection[nn.Parameter] = (),
+    embeddings: Collection[Tensor] = (),
 ) -> torch.optim.Optimizer:
     """Make the optimizer of the kind that the options ask for.
 
