@@ -10,7 +10,7 @@ endif
 
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
-.PHONY: demo test lint docs clean constraints
+.PHONY: demo test slow lint docs clean constraints
 
 demo: .venv/installed  ## Train on the built-in digits, sample them, and have them recognised: about five minutes.
 	$(BIN)/patch-diffusion train digits --preset digits --out runs/digits
@@ -19,7 +19,10 @@ demo: .venv/installed  ## Train on the built-in digits, sample them, and have th
 	@echo "the run is in runs/digits, the pictures in runs/digits/generated, all in one in runs/digits/digits.png"
 
 test: .venv/installed  ## The whole test suite.
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist loadfile
+
+slow: .venv/installed  ## The tests that are left out of the suite, since they take long.
+	$(BIN)/pytest -m slow
 
 lint: .venv/linters  ## Format, lint, types, the direction of imports, and how docstrings begin.
 	$(BIN)/ruff format --check .

@@ -336,7 +336,7 @@ def test_a_sweep_chooses_by_other_images_than_the_race_is_judged_by(arms, tmp_pa
     seen, told = {}, []
 
     def looked(where):
-        def judgement(trainer, judges):
+        def judgement(trainer, judges, most):
             pixels = judges.batch(np.arange(len(judges)))[0]
             seen.setdefault(where, set()).update(image.numpy().tobytes() for image in pixels)
             return {1.0: trainer.config.optimizer.learning_rate}
@@ -347,12 +347,14 @@ def test_a_sweep_chooses_by_other_images_than_the_race_is_judged_by(arms, tmp_pa
     monkeypatch.setattr(turns, "judgement", looked("race"))
     asked = {"moments": 1, "tuned": ["whole"], "tune_budget": 3}
     content = pd.race(arms, tmp_path / "race", **asked, tell=told.append)
-    assert len(seen["sweep"]) == len(seen["race"]) == 10 and not seen["sweep"] & seen["race"]
-    assert content["judged_by"]["images"] == content["judged_by"]["chosen_by"] == 10
-    assert any("only 10 held-out images judge the race, as others choose in the sweep" in line for line in told)
+    choose, judge = (len(seen[where]) for where in ("sweep", "race"))
+    assert min(choose, judge) > 4 and not seen["sweep"] & seen["race"]
+    assert (content["judged_by"]["images"], content["judged_by"]["chosen_by"]) == (judge, choose)
+    assert any(f"only {judge} held-out images judge the race, as others choose in the sweep" in line for line in told)
     stored = tmp_path / "race" / "race.json"
     before = json.loads(stored.read_text())
     del before["judged_by"]["chosen_by"]
+    before["judged_by"]["images"] = 20
     stored.write_text(json.dumps(before))
     seen.clear()
     content = pd.race(arms, tmp_path / "race", **asked, seeds=[1])

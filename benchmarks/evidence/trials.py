@@ -84,7 +84,7 @@ ON_GPU = Scale(
     options={**BEFORE, "network": {"width": 64}, "batch": 64},
 )
 QUICK = Scale(
-    2e8,
+    1e8,
     samples=12,
     judges=8,
     resolution=16,

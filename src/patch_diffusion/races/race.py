@@ -200,7 +200,7 @@ def _tuned(name: str, setup: RaceSetup, record: Record, budget: float, tell: Tel
         record.tuned(name, {"rounds": [*record.rounds(name), finished]})
         tell(f"tuning {name}: {_told(finished, setup.unit)}")
 
-    trainer, (judges, _) = setup.trainer(setup.arms[name], seed, record.folder.tuning / "none")
+    trainer, (_, judges) = setup.trainer(setup.arms[name], seed, record.folder.tuning / "none")
     minutes = budget if setup.unit == "minutes" else None
     seconds = 0.0 if minutes is None else num_trials(setup.arms[name]) * seconds_per_judge(trainer, judges)
     most = judging(1, len(judges), minutes, seconds)[0].images
