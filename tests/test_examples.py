@@ -46,7 +46,7 @@ def test_photographs_that_are_drawn(here, capsys):
     assert run("photographs", f"--resolution 16 {BRIEF}") == 0
     assert len(list((here / "runs" / "photographs-drawn").iterdir())) == 400
     assert pd.load("runs/photographs").resolution == (16, 16)
-    names = sorted(path.name for path in (here / "runs" / "photographs" / "pictures").iterdir())
+    names = sorted(path.name for path in (here / "runs" / "photographs" / "pictures").glob("[!.]*"))
     assert names == ["000000.png", "000001.png", "samples.json"]
     assert (here / "runs" / "photographs-sheet.png").exists() and (here / "runs" / "photographs" / "grid.png").exists()
     assert capsys.readouterr().out.count("$ patch-diffusion ") == 3

@@ -231,7 +231,8 @@ def test_diffusers_alone_makes_the_same_images(runs, exported, name):
     for images, (call, settings) in zip(found[name], CALLS[name], strict=False):
         expected, _ = generated(model, **settings)
         assert images.shape == expected.shape
-        assert (images - expected).abs().max() < 1e-4, call
+        # The network is untrained, and its images go into the hundreds.
+        assert (images - expected).abs().max() < 1e-4 + 1e-6 * expected.abs().max(), call
     spread = generated(model)[0].std(0).mean()
     assert spread > 0.05  # so that it is no comparison of nothing with nothing
 

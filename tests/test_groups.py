@@ -103,7 +103,7 @@ def test_in_training_races_and_evaluation(folder, tmp_path):
     assert not sides[0] & sides[1] and not subject.notes
     setup = RaceSetup.open({"one": config, "two": replace(config, batch=1)}, None, None)
     trainer, judges = setup.trainer(config, 0, tmp_path / "arm")
-    assert [set(patients_of(images)) for images in (trainer.images, judges)] == sides
+    assert [set(patients_of(images)) for images in (trainer.images, judges.race)] == sides
     (folder / "p0" / "patient-0-slice-0.png").rename(folder / "p1" / "patient-0-slice-0.png")
     with pytest.raises(pd.InputError, match="the groups of the images differ"):
         pd.train(config, tmp_path / "run", show=False)

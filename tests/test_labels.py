@@ -209,7 +209,10 @@ def numbered_run(folder, out, names, num):
     data = Data(str(folder), labels=str(folder / "labels.csv"), held_out=0.0)
     config = Config(data=data, network=network, steps=1, batch=4, samples=0, engine=Engine(device="cpu"))
     images = numbered_as(pd.open_images(folder, labels=data.labels), names, num)
-    build_trainer(config, images, out, show=False).fit(steps=1)
+    stopped = build_trainer(config, images, out, show=False)
+    with stopped.in_laps(steps=2) as train_until:
+        train_until(0.5)
+        stopped.save()
     whole = build_trainer(config, images, out.with_name("whole"), show=False)
     whole.fit(steps=2)
     return replace(config, steps=2), images, read_tensors(whole.run.model_file)

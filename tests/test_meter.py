@@ -51,13 +51,18 @@ class Broken(Rising):
 
 
 def test_samples_that_are_not_finite_are_not_measured_and_training_goes_on(make_trainer, monkeypatch):
-    monkeypatch.setattr("patch_diffusion.training.loop.sample_pictures", lambda model: ([], None, "none is finite"))
+    def none(model, num):
+        raise NotFiniteError("none is finite")
+
+    monkeypatch.setattr("patch_diffusion.training.loop.sample_pictures", none)
     trainer = make_trainer(meter=Broken(1, 0, 1, 0, 1, 0), samples=1, watchdog="off")
     trainer.fit(steps=6)
     assert [line["samples"] for line in lines(trainer)] == [{"mine": 1.0}] * 3
     notes = [line["note"] for line in lines(trainer, "note")]
-    assert notes.count("WARNING: the samples are not measured: 500 of 500 images are not finite") == 3
-    assert notes.count("WARNING: kernel of the samples is not finite") == 3 and "WARNING: none is finite" in notes
+    without = "WARNING: training goes on without"
+    assert notes.count(f"{without} the metrics of samples (500 of 500 images are not finite)") == 1
+    assert notes.count(f"{without} pictures of samples (none is finite)") == 1
+    assert notes.count("WARNING: kernel of the samples is not finite") == 3
     assert not (trainer.run.path / "samples").exists()
     for path in (trainer.run.log_file, *trainer.run.path.rglob("*.json")):
         for text in path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]:

@@ -122,7 +122,7 @@ def test_whole_run(tmp_path, capsys):
     assert "16x16x3, 4 classes" in capsys.readouterr().out
     options = ["--seeds", "0-1", "--steps", "2", "--guidance", "2"]
     assert main(["sample", str(run), "--out", str(pictures), *options]) == 0
-    assert sorted(path.name for path in pictures.iterdir()) == ["000000.png", "000001.png", "samples.json"]
+    assert sorted(path.name for path in pictures.glob("[!.]*")) == ["000000.png", "000001.png", "samples.json"]
     capsys.readouterr()
     assert main(["import", str(file), "--out", str(tmp_path / "again"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["options"]["network"]["multipliers"] == [1, 2]

@@ -6,7 +6,6 @@ import torch
 
 import patch_diffusion as pd
 from patch_diffusion.data.images import hold_out
-from patch_diffusion.files import write_json
 from patch_diffusion.runs.retention import best_of, step_of, sweep
 
 
@@ -17,7 +16,8 @@ def checkpoints(tmp_path):
     def make(*states):
         for step, state in enumerate(states, 1):
             (tmp_path / f"step-{step:08d}").mkdir()
-            write_json(tmp_path / f"step-{step:08d}" / "state.json", state)
+            # With NaN, as an earlier version wrote it.
+            (tmp_path / f"step-{step:08d}" / "state.json").write_text(json.dumps(state))
         return sorted(tmp_path.iterdir())
 
     return make

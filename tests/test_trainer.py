@@ -544,7 +544,7 @@ def test_side_output_that_fails_is_said_once_and_training_goes_on(make_trainer, 
     trainer.fit(steps=3)
     said = capsys.readouterr().err
     notes = [line["note"] for line in lines(trainer) if "WARNING" in line.get("note", "")]
-    for what in ("a picture of samples", "a report", "the loss of held-out images", "the metrics of samples"):
+    for what in ("pictures of samples", "a report", "the loss of held-out images", "the metrics of samples"):
         assert said.count(f"WARNING: training goes on without {what} (") == 1
         assert sum(what in note for note in notes) == 1
     assert trainer.state.counters.step == 3 and len(trainer.run.checkpoints()) == 3

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-MOST_SEED = 2**63 - 1
-"""The largest seed of an image."""
+TORCH_SEEDS = 2**32
+"""The number of seeds that torch's generator of CPUs tells apart. Images of larger seeds begin with hashed noise."""
 
 # Noise is drawn for this many consecutive slots at once, so that calls are few and little is wasted at a range's ends.
 SLOTS_PER_DRAW = 8
@@ -40,16 +40,6 @@ def generator(seed: int, name: str, *index: int, device: torch.device | str = "c
     import torch
 
     return torch.Generator(device).manual_seed(stream_key(seed, name, *index))
-
-
-def generator_of_start(seed: int) -> torch.Generator:
-    """Return a new generator of the noise that an image begins with, on the CPU.
-
-    A seed below 2^32 is torch's own, of which its generator takes no more bits; others are hashed.
-    """
-    import torch
-
-    return torch.Generator().manual_seed(seed) if seed < 2**32 else generator(seed, "sampling")
 
 
 def slot_normal(

@@ -48,8 +48,10 @@ def change_of(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         return ""
     if before["images"] != now["images"]:
         return f"{now['images']:,} images now, {before['images']:,} then"
-    part = next((name for name in _CHANGED if before.get(name) != now.get(name)), "content")
-    return _CHANGED[part].format(num=now["images"])
+    # A model without classes may be given images with and without labels.
+    compared = [name for name in _CHANGED if name != "labels" or {name} <= before.keys() & now.keys()]
+    part = next((name for name in compared if before.get(name) != now.get(name)), None)
+    return "" if part is None else _CHANGED[part].format(num=now["images"])
 
 
 def _hash(values: NDArray[np.uint64]) -> str:

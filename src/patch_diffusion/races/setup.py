@@ -53,7 +53,7 @@ class RaceSetup:
         arms: Mapping[str, Config],
         held_out: str | None,
         given: Mapping[str, Collection[str]] | None,
-        stored: Mapping[str, Noise],
+        stored: Mapping[str, Noise] | None = None,
     ) -> RaceSetup:
         """Open the images of a race, and adapt the config of every arm to them; see `race` for the arguments.
 
@@ -84,7 +84,7 @@ class RaceSetup:
         settled, notes = dict(arms), {}
         for name in arms if given is not None else ():
             asked = given.get(name, ()) if given else ()
-            settled[name], notes[name] = suggest(images, arms[name], asked, stored=stored.get(name))
+            settled[name], notes[name] = suggest(images, arms[name], asked, stored=(stored or {}).get(name))
             if "batch" in asked:
                 settled[name] = replace(settled[name], batch_pixels=None)
         return cls(settled, images, apart, notes)

@@ -28,7 +28,7 @@ from patch_diffusion.sampling.options import Sampling, View
 from patch_diffusion.sampling.pictures import to_image, visible, write_pixels
 from patch_diffusion.sampling.solvers import wide
 from patch_diffusion.sampling.step import Callback
-from patch_diffusion.streams import generator, generator_of_start
+from patch_diffusion.streams import TORCH_SEEDS, generator
 
 Job = tuple[int, int | None]
 """The seed of an image, and its class or None."""
@@ -171,7 +171,8 @@ def noise_of(
     def draws(seed: int) -> torch.Generator:
         if index is not None:
             return generator(seed, name, index)
-        return generator_of_start(seed) if name == "sampling" else generator(seed, name)
+        plain = name == "sampling" and seed < TORCH_SEEDS
+        return torch.Generator().manual_seed(seed) if plain else generator(seed, name)
 
     generators = [draws(seed) for seed in seeds]
     drawn = [torch.randn(shape, generator=each, dtype=torch.float64) for each in generators]

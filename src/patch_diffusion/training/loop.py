@@ -59,6 +59,7 @@ class Loop:
         run: the run folder.
         checkpoints: writes and restores the run's checkpoints.
         clock: the clock of the run.
+        waited: function that returns the seconds that steps have waited for data.
         progress: the log file and the display.
         schedule: patch sizes, for the losses of held-out images.
         images, held_out: the training images, and the held-out ones if there are any.
@@ -76,6 +77,7 @@ class Loop:
     run: RunFolder
     checkpoints: Checkpoints
     clock: Clock
+    waited: Callable[[], float]
     progress: Progress
     schedule: PatchSchedule
     images: Images
@@ -87,6 +89,7 @@ class Loop:
     _collapsed_at: int = 0
     _told: set[str] = field(default_factory=set)
     _evaluations: Evaluations = field(init=False)
+    _waited_before: float = 0.0  # less what was waited for in this process until it began
 
     def __post_init__(self) -> None:
         pictures, minutes = num_pictures(self.state.denoiser), self.budget.time
@@ -109,6 +112,7 @@ class Loop:
         continues, damaged = self.checkpoints.restore_newest()
         step = state.counters.step
         self.clock.restore(state.counters.seconds, state.time)
+        self._waited_before = self.clock.parts["data"] - self.waited()
         spent, _ = self._sync_clock()
         complete = spent >= 1
         if complete and not continues:
@@ -211,7 +215,8 @@ class Loop:
                 progress.note(f"WARNING: {_COLLAPSED}", state.counters.step)
         if spent >= 1:
             spent_on = time_spent(self.clock.seconds, self.clock.parts)
-            progress.say(f"trained for {clock(self.clock.seconds)}: {shares(spent_on)}; besides: {beside(spent_on)}")
+            besides = f"; besides: {text}" if (text := beside(spent_on)) else ""
+            progress.say(f"trained for {clock(self.clock.seconds)}: {shares(spent_on)}{besides}")
         group.barrier()
         group.disconnect_at_exit()
         if stop and spent < 1:
@@ -224,6 +229,7 @@ class Loop:
 
     def _sync_clock(self, *flags: bool) -> tuple[float, list[bool]]:
         """Take over the clock of rank 0; return the spent fraction of the budget, and the flags that any rank sets."""
+        self.clock.parts["data"] = self._waited_before + self.waited()
         clock = (self.clock.seconds, self._wall())
         (self.state.counters.seconds, wall), found = self.engine.group.sync_clock_and_flags(clock, *flags)
         return self.budget.spent(self.state.counters, wall), found

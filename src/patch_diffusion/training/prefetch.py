@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from contextlib import AbstractContextManager, nullcontext
 from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -41,7 +41,9 @@ class Prefetcher(Generic[Key, Item]):
         note: function that reports a message to the user.
         fits: function that tells whether an item that was prepared ahead fits a key, as equal keys may hold different
             guesses that equality ignores; None: it always does.
-        waiting: function that makes a context manager, in which an item is waited for.
+
+    Attributes:
+        waited: the seconds that were waited for items.
     """
 
     def __init__(
@@ -50,9 +52,9 @@ class Prefetcher(Generic[Key, Item]):
         where: Callable[[], str] = lambda: "the images",
         note: Callable[[str], None] = lambda text: None,
         fits: Callable[[Item, Key], bool] | None = None,
-        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        self._make, self._where, self._note, self._fits, self._waiting = make, where, note, fits, waiting
+        self._make, self._where, self._note, self._fits = make, where, note, fits
+        self.waited = 0.0
         self._tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] | None = None
         self._ahead: tuple[Key, Future[Item]] | None = None
 
@@ -90,8 +92,9 @@ class Prefetcher(Generic[Key, Item]):
     def _wait(self, coming: Future[Item]) -> Item:
         waited, patience = 0.0, SECONDS_TO_A_NOTE
         while True:
-            with self._waiting():
-                wait([coming], patience)
+            began = time.monotonic()
+            wait([coming], patience)
+            self.waited += time.monotonic() - began
             if coming.done():
                 return coming.result()
             waited += patience

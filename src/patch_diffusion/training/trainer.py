@@ -150,7 +150,6 @@ class Trainer:
             where=lambda: self.batches.feed.reading,
             note=self._note,
             fits=self.batches.fits if self.schedule.kind == "progressive" else None,
-            waiting=lambda: self.clock.part("data"),
         )
         self.step = Step(self.state, ahead, self.engine, self.config.optimizer, self.flops)
         self.checkpoints = Checkpoints(
@@ -214,6 +213,7 @@ class Trainer:
                 self.run,
                 self.checkpoints,
                 self.clock,
+                lambda: self.step.batches.waited,
                 self.progress,
                 self.schedule,
                 self.images,

@@ -22,7 +22,7 @@ from patch_diffusion.sampling.guidance.crops import in_crops
 from patch_diffusion.sampling.guidance.extrapolation import check_interval, extrapolate, within
 from patch_diffusion.sampling.step import ConditionalDenoise, Denoise
 from patch_diffusion.sampling.tiles import checked_overlap, covering, in_tiles, smooth_window
-from patch_diffusion.streams import generator as generator_of, generator_of_start
+from patch_diffusion.streams import TORCH_SEEDS, generator as generator_of
 
 PICTURES = (1, 3, 4)  # channels that Pillow shows
 OUTPUTS = ("pil", "np", "pt", "pixels", "latent")
@@ -343,7 +343,9 @@ class PatchDiffusionPipeline(DiffusionPipeline):
             each = own
             if seeds is not None:
                 each = [
-                    generator_of_start(seed) if index is None else generator_of(seed, "sampling", index)
+                    torch.Generator().manual_seed(seed)
+                    if index is None and seed < TORCH_SEEDS
+                    else generator_of(seed, "sampling", *([] if index is None else [index]))
                     for seed in seeds
                 ]
             drawn = [
