@@ -26,8 +26,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import patch_diffusion as pd
-from patch_diffusion.data.images import ImageSet, hold_out
+from patch_diffusion.data.images import ImageSet
 from patch_diffusion.denoise.conditions import Conditions
+from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.sampling.bind import bind
 from patch_diffusion.sampling.editing.edit import ITERATIONS
 from patch_diffusion.sampling.editing.operators import average_pooling, gaussian_blur
@@ -147,7 +148,7 @@ def main() -> None:
     assert model.resolution is not None
     height, width = model.resolution
     images = pd.open_images(options.data, resolution=(height, width)).buckets[0]
-    held = hold_out(images, options.held_out, 0)[1] or images
+    held = RunFolder(Path(options.run)).hold_out(images, options.held_out, 0)[1] or images
     assert isinstance(held, ImageSet)
     indices = held.rows(np.arange(len(held)))
     judge, unseen = judge_of(images) if options.data == "digits" else (None, np.ones(len(images), bool))
