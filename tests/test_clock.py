@@ -64,15 +64,15 @@ def lines(trainer, kind):
 
 
 def test_minutes_are_minutes_of_training(slow, time):
-    trainer = slow()
+    trainer = slow(2.0)
     trainer.fit(minutes=2)
-    assert trainer.state.counters.step == 120 and trainer.state.counters.seconds == 120
+    assert trainer.state.counters.step == 60 and trainer.state.counters.seconds == 120
     evaluated = trainer.clock.parts["evaluation"]
     assert 0.8 * 0.04 * 120 < evaluated <= 0.05 * 120
     assert time[0] == pytest.approx(100 + 120 + evaluated)
     held_out, pictures = lines(trainer, "held_out"), sorted(trainer.run.path.glob("samples/*.png"))
-    assert held_out[-1]["step"] == 120 and pictures[-1].stem == "step-00000120"
-    assert [line["step"] for line in held_out] == [24, 48, 72, 96, 120] and len(pictures) == 4
+    assert held_out[-1]["step"] == 60 and pictures[-1].stem == "step-00000060"
+    assert [line["step"] for line in held_out] == [12, 24, 36, 48, 60] and len(pictures) == 4
     (note,) = [line["note"] for line in lines(trainer, "note") if "at most 5%" in line["note"]]
     assert note == (
         "to add at most 5% to the minutes of training: pictures of 4 samples, 4 times instead of 10 times; losses "
@@ -92,7 +92,7 @@ def test_a_continued_run_is_evaluated_on_the_same_number_of_images(slow):
     trainer.fit(minutes=0.5)
     number = trainer.state.evaluated["held_out"]
     assert 16 <= number < MOST_HELD_OUT
-    continued = slow()
+    continued = slow(5.0)
     continued.fit(minutes=5)
     assert continued.state.evaluated["held_out"] == number and len(lines(continued, "held_out")) > 2
     assert continued.clock.parts["evaluation"] <= 0.05 * 300
@@ -112,7 +112,7 @@ def test_wall_minutes_end_by_the_clock(slow, time):
 
 def test_where_the_time_went(slow, capsys, time, monkeypatch):
     monkeypatch.setattr(loop, "_LONG", 0.25)
-    trainer = slow(show=True)
+    trainer = slow(4.0, show=True)
     trainer.fit(minutes=4)
     told = capsys.readouterr().err
     assert "ends at" in told and "evaluating held-out images" in told and "trained for 4 min 00 s: steps 100%" in told

@@ -3,7 +3,8 @@ import pytest
 from kills import differences, kill_and_continue, start
 
 
-@pytest.mark.parametrize(("processes", "kills"), [(1, 1), pytest.param(2, 1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "kills"), [(1, 2), (2, 1)])
 def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(tmp_path, processes, kills):
     """`benchmarks/kills.py` does the same with fifty."""
     whole = start(tmp_path / "whole", 20, processes)

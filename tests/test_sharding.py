@@ -22,6 +22,8 @@ from patch_diffusion.training.checkpoints import checkpoint
 from patch_diffusion.training.hardware.sharding import blocks, shard
 from patch_diffusion.training.optimizing import muon
 
+pytestmark = pytest.mark.slow
+
 SMALL = Config(
     data=Data("digits", resolution=8),
     network=Network(width=16, multipliers=(1,), blocks=1, attention=(0,), dropout=0.0),

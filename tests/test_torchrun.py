@@ -75,6 +75,7 @@ def test_a_mistake_is_told_once_and_fails(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_run_continues_under_torchrun(tmp_path):
     run = tmp_path / "run"
     process = torchrun("digits", *OPTIONS, "--steps", "100000", "--out", str(run))
