@@ -268,6 +268,7 @@ def test_the_verb_knows_every_guide(trained, run):
     assert status == 1 and "did you mean 'crops'" in err
 
 
+@pytest.mark.slow
 def test_processes_share_the_samples(trained, run, tmp_path):
     line = "evaluate RUN --samples 40 --batch 6 --steps 2 --metrics frechet kernel memorization bits"
     line += " --bits-images 8 --json JSON --pairs PAIRS"

@@ -93,7 +93,7 @@ def test_sigterm_saves_and_the_run_continues_under_torchrun(tmp_path):
     assert (run / "checkpoints" / f"step-{step + 2:08d}").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_a_lost_process_ends_the_others_with_one_line(tmp_path, number):
     first, second = pair(tmp_path / "run", tmp_path / "run", command=["-c", IMPATIENT])
     wait_for_a_step(tmp_path / "run", first, second)
@@ -107,6 +107,7 @@ def test_a_lost_process_ends_the_others_with_one_line(tmp_path, number):
     assert err.splitlines()[-1].endswith("with as many processes as there are")
 
 
+@pytest.mark.slow
 def test_the_others_wait_for_looks_that_take_long(tmp_path):
     """Longer than after which one that does not answer is given up."""
     slow = IMPATIENT.replace(
