@@ -64,7 +64,9 @@ def test_diffusers(here, monkeypatch, capsys, request):
             assert np.abs(np.asarray(image).astype(int) - np.asarray(other)).max() <= 1
 
 
-@pytest.mark.parametrize(("line", "library"), [(COMMANDS[1], "onnx"), (COMMANDS[2], "pytorch")])
+@pytest.mark.parametrize(
+    ("line", "library"), [pytest.param(COMMANDS[1], "onnx", marks=pytest.mark.slow), (COMMANDS[2], "pytorch")]
+)
 def test_graphs(here, monkeypatch, capsys, line, library):
     """The card's sampler, in NumPy, makes of its noise what Heun's method here makes of it."""
     for name in ("onnx", "onnxscript", "onnxruntime") if library == "onnx" else ():

@@ -129,6 +129,7 @@ def test_one_that_never_starts_is_told_too(tmp_path):
     assert process.returncode == 1 and err.count(GONE) == 1 and "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_machines_that_do_not_share_the_folder_are_refused(tmp_path):
     assert main(["train", "digits", *OPTIONS, "--steps", "2", "--out", str(tmp_path / "run")]) == 0
     before = sorted((tmp_path / "run").rglob("*"))
