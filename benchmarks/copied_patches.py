@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import patch_diffusion as pd
-from patch_diffusion.data.images import hold_out
+from patch_diffusion.data.held_out import hold_out
 from patch_diffusion.evaluation.memorization import PARTS, RATIO, cut, small_pixels
 from patch_diffusion.evaluation.neighbours import nearest_two
 

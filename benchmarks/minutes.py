@@ -32,7 +32,8 @@ def main() -> None:
     found = {**trained, "race": raced, "steps_to_race": trained["steps"] / raced["steps"]}
     print(json.dumps(found, indent=1))
     if arguments.out:
-        settings = {"minutes": arguments.minutes, "resolution": arguments.resolution, "data": Path(arguments.data).name}
+        settings = {"minutes": arguments.minutes, "resolution": arguments.resolution, "seed": 0}
+        settings["data"] = Path(arguments.data).name
         arguments.out.write_text(json.dumps({**circumstances(), "settings": settings, **found}, indent=1) + "\n")
 
 

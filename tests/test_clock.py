@@ -8,7 +8,7 @@ import torch
 
 import patch_diffusion as pd
 from patch_diffusion.cli import main
-from patch_diffusion.data.images import hold_out
+from patch_diffusion.data.held_out import hold_out
 from patch_diffusion.runs.retention import state_of
 from patch_diffusion.training import loop
 from patch_diffusion.training.budget import Budget, Cadence

@@ -12,7 +12,7 @@ import patch_diffusion as pd
 from image_files import encoded, random_pictures, write_shard, write_zip
 from patch_diffusion.advice import advise
 from patch_diffusion.config import Config, Data, Network
-from patch_diffusion.data.images import hold_out
+from patch_diffusion.data.held_out import hold_out
 from patch_diffusion.data.inspection.inspect import inspect_images
 from patch_diffusion.data.preparation.prepare import prepare_images
 from patch_diffusion.data.reading.groups import groups_of_names

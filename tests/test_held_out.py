@@ -9,7 +9,7 @@ import torch
 
 import patch_diffusion as pd
 from patch_diffusion.config import Config, Data, Network
-from patch_diffusion.data.images import halved, hold_out
+from patch_diffusion.data.held_out import halved, hold_out
 from patch_diffusion.denoise.whole_image import losses_of_images
 from patch_diffusion.training.build import build_trainer
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 import patch_diffusion as pd
 from image_files import write_zip
-from patch_diffusion.data.images import hold_out
+from patch_diffusion.data.held_out import hold_out
 from patch_diffusion.data.keys import keys_of_rows
 
 

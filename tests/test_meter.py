@@ -8,7 +8,7 @@ import torch
 
 import patch_diffusion as pd
 from patch_diffusion.config import Watch
-from patch_diffusion.data.images import hold_out
+from patch_diffusion.data.held_out import hold_out
 from patch_diffusion.errors import NotFiniteError
 from patch_diffusion.evaluation.meter import MeterReading
 from patch_diffusion.runs.retention import step_of

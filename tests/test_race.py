@@ -75,7 +75,7 @@ def test_what_is_measured_is_the_loss_of_the_held_out_images(arms, source, tmp_p
     content = pd.race(arms, tmp_path / "race", moments=2)
     images = pd.open_images(source)
     # Of 40 images half are held out, in an order that follows from the seed.
-    from patch_diffusion.data.images import hold_out
+    from patch_diffusion.data.held_out import hold_out
 
     held_out = hold_out(images, 0.2, 0)[1]
     for name in arms:

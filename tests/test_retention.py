@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import patch_diffusion as pd
-from patch_diffusion.data.images import hold_out
+from patch_diffusion.data.held_out import hold_out
 from patch_diffusion.runs.retention import best_of, step_of, sweep
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, strategies as st
 
 import patch_diffusion as pd
 from patch_diffusion.data import small as module
-from patch_diffusion.data.images import hold_out
+from patch_diffusion.data.held_out import hold_out
 from patch_diffusion.data.latents.codec import LatentCodec
 from patch_diffusion.data.latents.folder import LatentSet
 from patch_diffusion.data.small import make_small, small_images, small_shape

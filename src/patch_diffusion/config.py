@@ -84,8 +84,8 @@ class Data:
     labels: str | None = None
     """Source of the class labels: a CSV of file,label for image files, or the name of an array or a column."""
     group: str | None = None
-    """Images to hold out together: those of one folder (the word folder), those with one value in a column, or those
-    of whose names a pattern captures the same, as 'patient-([0-9]+)' does."""
+    """Groups of images that are held out together. folder: the images of a folder. A pattern with parentheses, such as
+    'patient-([0-9]+)': images in whose names it captures the same text. Else a column: images with the same value."""
     key: str | None = None
     """Source of the images: the name of an array in a file or of a column, or the extension of images in shards."""
     layout: Layout = "auto"

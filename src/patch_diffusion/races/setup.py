@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from patch_diffusion.config import Config, Noise, Watch
-from patch_diffusion.data.images import HELD_OUT, Images, halved, numbered_as
+from patch_diffusion.data.held_out import HELD_OUT, halved
+from patch_diffusion.data.images import Images, numbered_as
 from patch_diffusion.data.sources import open_images
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.meter import SampleMeter

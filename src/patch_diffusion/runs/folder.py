@@ -12,7 +12,8 @@ from typing import Any
 from patch_diffusion.config import Config, Network, changed_options, flat_options, from_dict, option_names, to_dict
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.digest import change_of, digest_of
-from patch_diffusion.data.images import Images, hold_out, numbered_as
+from patch_diffusion.data.held_out import hold_out
+from patch_diffusion.data.images import Images, numbered_as
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.files import read_json, user_path, write_json

@@ -11,7 +11,8 @@ import torch
 
 from patch_diffusion.config import Config
 from patch_diffusion.data.augment import Augment
-from patch_diffusion.data.images import FEWEST_TO_HOLD_OUT, HELD_OUT, Images, refuse_ids
+from patch_diffusion.data.held_out import FEWEST_TO_HOLD_OUT, HELD_OUT
+from patch_diffusion.data.images import Images, refuse_ids
 from patch_diffusion.data.sources import open_images
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.process import PROCESSES
