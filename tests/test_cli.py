@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from patch_diffusion.cli import main
+from patch_diffusion.cli import VERBS, main
+from patch_diffusion.cli.verb import Verb
 
 TINY = (
     "--network.width 8 --network.multipliers 1 2 --network.attention 1 --network.blocks 1 "
@@ -382,3 +384,37 @@ def test_a_disk_without_room(run, tmp_path):
         assert not list(disk.iterdir())
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_json_goes_to_a_file_in_every_verb(run, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for verb, kind in VERBS.items():
+        assert issubclass(kind, Verb) and kind.__name__.lower() == verb
+        assert {field.name: field.default for field in fields(kind)}["json"] is None, verb
+    status, text, err = run("info RUN --json new/info.json", RUN=trained)
+    assert (status, err) == (0, "the result is in new/info.json\n") and "patches" in text
+    assert json.loads((tmp_path / "new/info.json").read_text())["complete"]
+    status, _, err = run("sample RUN --out OUT --seeds 3 --steps 2 --json told.json", RUN=trained, OUT="out")
+    assert status == 0 and err.endswith("1 picture in out\nthe result is in told.json\n")
+    assert json.loads((tmp_path / "told.json").read_text())["samples"] == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("info RUN --json RUN/config.json", "is read by this command"),
+        ("sample RUN --out OUT --json OUT/samples.json", "is in the folder that the command writes"),
+        ("inspect labelled --json labelled/dataset.json", "is read by this command"),
+        ("info RUN --json folder.json", "is a folder"),
+        ("info RUN --follow --json told.json", "give --json without a file"),
+    ],
+)
+def test_a_file_for_json_takes_no_others_place(run, trained, tmp_path, monkeypatch, line, reason):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "labelled").mkdir()
+    (tmp_path / "labelled/dataset.json").write_text("{}")
+    before = (trained / "config.json").read_bytes()
+    status, _, err = run(line.replace("RUN", str(trained)).replace("OUT", "out"))
+    assert status in (1, 2) and reason in err and err.count("\n") == 1
+    assert (trained / "config.json").read_bytes() == before and not (tmp_path / "out").exists()

@@ -10,7 +10,6 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, Protocol
 
 import patch_diffusion
 from patch_diffusion.cli.edit import Edit
@@ -24,50 +23,12 @@ from patch_diffusion.cli.race import Race
 from patch_diffusion.cli.sample import Sample
 from patch_diffusion.cli.serve import Serve
 from patch_diffusion.cli.train import Train
+from patch_diffusion.cli.verb import Verb, tell
 from patch_diffusion.errors import InputError, did_you_mean
-from patch_diffusion.files import to_json
 from patch_diffusion.processes import is_first, listen
 
-
-class Verb(Protocol):
-    """The interface of a command-line verb: a dataclass of options that parses its arguments and runs."""
-
-    @property
-    def json(self) -> bool:
-        """True if the verb prints its result as JSON."""
-        ...
-
-    @classmethod
-    def parse(cls, arguments: Sequence[str]) -> Verb:
-        """Parse the command-line arguments that follow the verb."""
-        ...
-
-    def run(self) -> dict[str, Any]:
-        """Execute the verb and return its result as a dict."""
-        ...
-
-    def message(self, result: dict[str, Any]) -> str:
-        """Return the message that is printed to stderr after success, or an empty string."""
-        ...
-
-    def after_interrupt(self) -> str:
-        """Return the text that follows "interrupted" in the message after Ctrl-C."""
-        ...
-
-
-VERBS: dict[str, type[Verb]] = {
-    "train": Train,
-    "sample": Sample,
-    "evaluate": Evaluate,
-    "edit": Edit,
-    "info": Info,
-    "inspect": Inspect,
-    "prepare": Prepare,
-    "race": Race,
-    "import": Import,
-    "export": Export,
-    "serve": Serve,
-}
+_KINDS = (Train, Sample, Evaluate, Edit, Info, Inspect, Prepare, Race, Import, Export, Serve)
+VERBS: dict[str, type[Verb]] = {kind.__name__.lower(): kind for kind in _KINDS}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,6 +62,7 @@ def _run(arguments: Sequence[str]) -> int:
     except InputError as error:
         return _fail(2, name, str(error))
     try:
+        command.check_json()
         tell(command, command.run())
     except InputError as error:
         return _fail(1, name, str(error))
@@ -113,16 +75,6 @@ def _run(arguments: Sequence[str]) -> int:
             return 130
         return _fail(130, name, "interrupted", command.after_interrupt())
     return 0
-
-
-def tell(command: Verb, result: dict[str, Any]) -> None:
-    """Print the result of a command: as JSON on stdout, or as a short message on stderr."""
-    if not result:  # a followed run has printed its own lines; of several processes, only rank 0 has a result
-        return
-    if command.json:
-        print(to_json(result))
-    elif message := command.message(result):
-        print(message, file=sys.stderr)
 
 
 def _fail(status: int, name: str, *reason: str) -> int:

@@ -72,12 +72,15 @@ def check_places(
     check_apart([*written(out, set(seeds), mean=mean), *([] if grid is None else [grid])], inputs)
 
 
-def data_of(run: Path) -> Path | None:
-    """Return where the images lie that a run, given by its folder or a checkpoint, was trained on; None if unknown."""
+def read_from(source: Path) -> list[Path]:
+    """Return what a command reads of a run, given by its folder or a checkpoint: its files and data; or the source."""
     from patch_diffusion.runs.folder import RunFolder
 
-    source = RunFolder(run.parent.parent if run.parent.name == "checkpoints" else run).read_config()[0].data.source
-    return Path(source) if source and Path(source).exists() else None
+    run = RunFolder(source.parent.parent if source.parent.name == "checkpoints" else source)
+    if not run.is_run():
+        return [source]
+    data = run.read_config()[0].data.source
+    return [run.config_file, run.model_file, run.log_file, *([Path(data)] if data and Path(data).exists() else [])]
 
 
 def pictures_in(num: int, out: Path) -> str:

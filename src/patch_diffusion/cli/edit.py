@@ -10,14 +10,15 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 import patch_diffusion
-from patch_diffusion.cli.choosing import check_places, class_number, data_of, open_guide, pictures_in, write_shown
-from patch_diffusion.cli.parsing import parse, parse_seeds
+from patch_diffusion.cli.choosing import check_places, class_number, open_guide, pictures_in, read_from, write_shown
+from patch_diffusion.cli.parsing import parse_seeds
+from patch_diffusion.cli.verb import Json, Verb
 from patch_diffusion.errors import InputError
 from patch_diffusion.sampling.options import Sampling
 
 
 @dataclass(frozen=True)
-class Edit:
+class Edit(Verb):
     """Fill in, extend or restore an image by a run's model.
 
     patch-diffusion edit runs/cats cat.png --mask mask.png --seeds 0-7 --out new
@@ -65,13 +66,8 @@ class Edit:
     """Also write mean.png, the mean of all seeds: nearer to the truth than any one of them, and less sharp."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
-    json: bool = False
-    """Print the result as JSON on stdout."""
-
-    @classmethod
-    def parse(cls, arguments: Sequence[str]) -> Edit:
-        """Parse the arguments of ``patch-diffusion edit``."""
-        return parse(cls, "edit", arguments)
+    json: Json = None
+    """Print the result as JSON on stdout, or write it to a file."""
 
     def run(self) -> dict[str, Any]:
         """Edit the image, write the results as pictures, and return their number and paths."""
@@ -82,7 +78,7 @@ class Edit:
         task = Task(self.mask is not None, extend, self.restore, self.factor, self.blur, self.noise)
         task.check()
         seeds = parse_seeds(self.seeds)
-        inputs = [self.image, self.mask, data_of(self.source)]
+        inputs = [self.image, self.mask, *read_from(self.source)]
         check_places(self.out, seeds, inputs, grid=self.grid, mean=self.mean)
         model = patch_diffusion.load(self.source, ema_length=self.ema_length, device=self.device)
         guide = open_guide(str(self.sampling.guide), self.source, device=self.device)

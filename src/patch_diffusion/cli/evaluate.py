@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
 import patch_diffusion
-from patch_diffusion.cli.choosing import data_of, open_guide
-from patch_diffusion.cli.parsing import parse
+from patch_diffusion.cli.choosing import open_guide, read_from
+from patch_diffusion.cli.verb import Json, Verb, tell
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.options import EvaluationOptions
 from patch_diffusion.files import check_apart
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Verb):
     """Measure how good the samples of a run are, and whether it copies.
 
     patch-diffusion evaluate runs/photos --samples 1000 --pairs pairs.png
@@ -48,30 +46,16 @@ class Evaluate:
     options: Annotated[EvaluationOptions, arg(name="")] = field(default_factory=EvaluationOptions)
     processes: int = 1
     """Processes of this machine that share the samples, for instance one for each of its GPUs."""
-    json_file: Annotated[str | None, arg(name="json", metavar="[FILE.json]")] = None
-    """Write the result as JSON; without a file, print it on stdout."""
-
-    @property
-    def json(self) -> bool:
-        """True if the result is printed as JSON on stdout."""
-        return self.json_file == ""
-
-    @classmethod
-    def parse(cls, arguments: Sequence[str]) -> Evaluate:
-        """Parse the arguments of ``patch-diffusion evaluate``; a word after --json is its file if it ends in .json."""
-        words = [
-            word if word != "--json" or following.lower().endswith(".json") else "--json="
-            for word, following in zip_longest(arguments, arguments[1:], fillvalue="")
-        ]
-        return parse(cls, "evaluate", words)
+    json: Json = None
+    """Print the result as JSON on stdout, or write it to a file."""
 
     def run(self) -> dict[str, Any]:
         """Evaluate, and print a table of metrics on stdout unless JSON goes there; of several ranks, rank 0 prints."""
-        if self.json_file and Path(self.json_file).is_dir():
-            raise InputError(f"{self.json_file} is a folder: give a file for the result")
         if self.processes < 1:
             raise InputError(f"processes is at least 1, not {self.processes}")
-        self._check_places()
+        if self.options.pairs:
+            inputs = [self.data, self.held_out, self.reference, self.extractor]
+            check_apart([Path(self.options.pairs)], [*read_from(Path(self.source)), *inputs])
         from patch_diffusion.evaluation.processes import distributed_evaluation
         from patch_diffusion.processes import run_processes, started_by_launcher
 
@@ -83,26 +67,11 @@ class Evaluate:
         if not is_first():
             return {}
         result = found.as_dict()
-        if self.json_file:
-            from patch_diffusion.files import write_json
-
-            Path(self.json_file).parent.mkdir(parents=True, exist_ok=True)
-            write_json(Path(self.json_file), result)
-        if not self.json:
+        if not self.prints_json:
             from patch_diffusion.cli.tables import print_measures
 
             print_measures(found)
         return result
-
-    def _check_places(self) -> None:
-        """Raise InputError if the result or the picture of pairs would replace what is read."""
-        from patch_diffusion.runs.folder import RunFolder
-
-        source = Path(self.source)
-        run = RunFolder(source.parent.parent if source.parent.name == "checkpoints" else source)
-        read = [run.config_file, run.model_file, run.log_file, data_of(source)] if run.is_run() else [self.source]
-        outputs = [Path(path) for path in (self.json_file, self.options.pairs) if path]
-        check_apart(outputs, [*read, self.data, self.held_out, self.reference, self.extractor])
 
     def _measure(self, device: str) -> Evaluation:
         guide = open_guide(str(self.sampling.guide), Path(self.source), device=device)
@@ -121,18 +90,10 @@ class Evaluate:
         return found
 
     def message(self, result: dict[str, Any]) -> str:
-        """Return the message at the end: where the files are."""
-        files = [f"the result is in {self.json_file}"] if self.json_file else []
-        files += [f"the closest pairs are in {self.options.pairs}"] if self.options.pairs else []
-        return "; ".join(files)
-
-    def after_interrupt(self) -> str:
-        """Return no text, since an interrupted evaluation leaves no files behind."""
-        return ""
+        """Return the message at the end: where the picture of pairs is."""
+        return f"the closest pairs are in {self.options.pairs}" if self.options.pairs else ""
 
 
 def _run_and_tell(command: Evaluate) -> None:
     """Run ``patch-diffusion evaluate`` in one of several processes, and print its result."""
-    from patch_diffusion.cli import tell
-
     tell(command, command.run())

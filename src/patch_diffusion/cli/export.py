@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,11 +9,11 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 import patch_diffusion
-from patch_diffusion.cli.parsing import parse
+from patch_diffusion.cli.verb import Json, Verb
 
 
 @dataclass(frozen=True)
-class Export:
+class Export(Verb):
     """Write the model of a run for other tools, with a model card.
 
     patch-diffusion export runs/photos --to diffusers --out photos-model
@@ -49,13 +48,8 @@ class Export:
     """Upload the folder to this repository of the Hugging Face hub, which is made private if it is new."""
     public: bool = False
     """Make the new repository of --push public."""
-    json: bool = False
-    """Print the result as JSON on stdout."""
-
-    @classmethod
-    def parse(cls, arguments: Sequence[str]) -> Export:
-        """Parse the arguments of ``patch-diffusion export``."""
-        return parse(cls, "export", arguments)
+    json: Json = None
+    """Print the result as JSON on stdout, or write it to a file."""
 
     def run(self) -> dict[str, Any]:
         """Export the model to the folder, and push the folder to the hub if --push is given."""

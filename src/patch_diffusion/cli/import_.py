@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,11 +9,11 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 import patch_diffusion
-from patch_diffusion.cli.parsing import parse
+from patch_diffusion.cli.verb import Json, Verb
 
 
 @dataclass(frozen=True)
-class Import:
+class Import(Verb):
     """Make a run from a published EDM or Patch-Diffusion network.
 
     patch-diffusion import edm-cifar10-32x32-cond-vp.pkl --out runs/cifar10
@@ -26,13 +25,8 @@ class Import:
     """The published .pkl, or its tensors under their published names as .safetensors or .pt."""
     out: Annotated[Path, arg(metavar="RUN")]
     """The run folder, new or empty."""
-    json: bool = False
-    """Print the recognised network as JSON on stdout."""
-
-    @classmethod
-    def parse(cls, arguments: Sequence[str]) -> Import:
-        """Parse the arguments of ``patch-diffusion import``."""
-        return parse(cls, "import", arguments)
+    json: Json = None
+    """Print the recognised network as JSON on stdout, or write it to a file."""
 
     def run(self) -> dict[str, Any]:
         """Read the published checkpoint file (EDM or Patch-Diffusion) and write it as a run folder."""

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
 import patch_diffusion
-from patch_diffusion.cli.parsing import parse
+from patch_diffusion.cli.verb import Json, Verb
 from patch_diffusion.errors import InputError
 from patch_diffusion.runs.time_spent import beside, shares
 
 
 @dataclass(frozen=True)
-class Info:
+class Info(Verb):
     """Show the state of a run, or compare several runs side by side.
 
     patch-diffusion info runs/photos
@@ -33,22 +32,21 @@ class Info:
     """The run folder; for --report several, or the folder of a race, which stands for all runs in it."""
     follow: bool = False
     """Show the run live until it is complete, or Ctrl-C; with --json, print its log line by line as it grows."""
+    endings = Verb.endings | {"--report": (".html", ".htm")}
     report: Annotated[str | None, arg(metavar="[FILE.html]")] = None
     """Write a page with curves, samples and settings; without a file name, report.html in the run folder. Several runs
     are shown side by side."""
-    json: bool = False
-    """Print the full description as JSON on stdout."""
+    json: Json = None
+    """Print the full description as JSON on stdout, or write it to a file."""
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Info:
-        """Parse the arguments of ``info``; the word after --report is its file only if it ends in .html or .htm."""
-        words = [
-            word if word != "--report" or following.lower().endswith((".html", ".htm")) else "--report="
-            for word, following in zip_longest(arguments, arguments[1:], fillvalue="")
-        ]
-        command = parse(cls, "info", words)
+        """Parse the arguments of ``info``, and refuse those that do not go together."""
+        command = cls.parsed(arguments)
         if command.follow and command.report is not None:
             raise InputError("--follow shows a run and --report writes a page: take one of them")
+        if command.follow and command.json:
+            raise InputError("--follow prints the lines of the log as they come: give --json without a file")
         if not command.sources:
             raise InputError("info needs RUN, the folder of a run; see patch-diffusion info --help")
         if len(command.sources) > 1 and not command.report:
@@ -61,12 +59,12 @@ class Info:
         if self.follow:
             from patch_diffusion.cli.follow import follow
 
-            follow(source, json=self.json)
+            follow(source, json=self.prints_json)
             return {}
         if self.report is not None:
             return self._report()
         found = patch_diffusion.describe(source)
-        if not self.json:
+        if not self.prints_json:
             for name, value in _main_points(found):
                 print(f"{name:<12} {value}")
         return found

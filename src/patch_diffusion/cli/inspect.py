@@ -13,8 +13,8 @@ import tyro
 from tyro.conf import Positional, arg
 
 from patch_diffusion.cli.options import given_options, option_words
-from patch_diffusion.cli.parsing import parse
 from patch_diffusion.cli.train import _preset_and_file, settled
+from patch_diffusion.cli.verb import Json, Verb
 from patch_diffusion.config import Config
 from patch_diffusion.errors import InputError
 from patch_diffusion.presets import DEFAULT_PRESET, PRESETS
@@ -30,7 +30,7 @@ _CHOSEN_IN_TRAINING = (
 
 
 @dataclass(frozen=True)
-class Inspect:
+class Inspect(Verb):
     """Check a data set, and suggest settings that fit it.
 
     patch-diffusion inspect photos/ --sheet sheet.png
@@ -50,8 +50,8 @@ class Inspect:
     """Settings to start from. None: a preset that suits this machine and the data."""
     config: Annotated[Path | None, arg(metavar="FILE.yaml")] = None
     """A file of options that take precedence over the preset's."""
-    json: bool = False
-    """Print all findings and settings as JSON on stdout."""
+    json: Json = None
+    """Print all findings and settings as JSON on stdout, or write it to a file."""
     options: Annotated[Config, arg(name="")] = field(default_factory=Config)
     arguments: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
 
@@ -59,7 +59,7 @@ class Inspect:
     def parse(cls, arguments: Sequence[str]) -> Inspect:
         """Parse the arguments of ``inspect``; they take precedence over the config file, and that over the preset."""
         base = _preset_and_file(arguments)
-        command = parse(cls, "inspect", arguments, cls(options=base))
+        command = cls.parsed(arguments, cls(options=base))
         source = command.source or base.data.source
         if not source:
             raise InputError("inspect needs DATA: a folder, a zip, an array, or digits")
@@ -89,7 +89,7 @@ class Inspect:
         given = given_options(self.arguments, self.config)
         advice = advise(findings, self.options, given, timed=self.forecast, show=True)
         command = self._command(advice)
-        if not self.json:
+        if not self.prints_json:
             print(inspection(findings, advice, self.preset, command))
         return {"data": findings.as_dict(), "advice": advice.as_dict(), "preset": self.preset, "command": command}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,13 +9,13 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 import patch_diffusion
-from patch_diffusion.cli.parsing import parse
+from patch_diffusion.cli.verb import Json, Verb
 from patch_diffusion.config import Data, Layout, Mode
 from patch_diffusion.errors import InputError
 
 
 @dataclass(frozen=True)
-class Prepare:
+class Prepare(Verb):
     """Convert a data set into a zip of checked images of one size.
 
     patch-diffusion prepare photos/ photos-64.zip --resolution 64
@@ -53,13 +52,8 @@ class Prepare:
     """Make latents to train on, with the autoencoder in this folder (AutoencoderKL or AutoencoderDC of diffusers)."""
     flips: bool = False
     """Make latents of the mirrored images, too."""
-    json: bool = False
-    """Print the report as JSON on stdout."""
-
-    @classmethod
-    def parse(cls, arguments: Sequence[str]) -> Prepare:
-        """Parse the arguments of ``patch-diffusion prepare``."""
-        return parse(cls, "prepare", arguments)
+    json: Json = None
+    """Print the report as JSON on stdout, or write it to a file."""
 
     def run(self) -> dict[str, Any]:
         """Write the zip of images and its report, or the folder of latents; return the report as a dict."""

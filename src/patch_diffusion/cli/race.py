@@ -15,6 +15,7 @@ import patch_diffusion
 from patch_diffusion.cli.options import given_options
 from patch_diffusion.cli.parsing import parse, parse_seeds
 from patch_diffusion.cli.train import _preset_and_file, settled
+from patch_diffusion.cli.verb import Json, Verb
 from patch_diffusion.config import Config, flat_options, option_names
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.presets import DEFAULT_PRESET, PRESETS
@@ -41,7 +42,7 @@ class _Arm:
 
 
 @dataclass(frozen=True)
-class Race:
+class Race(Verb):
     """Measure on your data how much faster patches train than whole images.
 
     patch-diffusion race photos.zip --resolution 64 --minutes 20 --out races/photos
@@ -71,8 +72,8 @@ class Race:
     """Settings to start from."""
     config: Annotated[Path | None, arg(metavar="FILE.yaml")] = None
     """A file of options that take precedence over the preset's."""
-    json: bool = False
-    """Print race.json on stdout."""
+    json: Json = None
+    """Print race.json on stdout, or write it to a file."""
     options: Annotated[Config, arg(name="")] = field(default_factory=Config)
     configs: Annotated[dict[str, Config], Suppress] = field(default_factory=dict)
     given: Annotated[dict[str, frozenset[str]], Suppress] = field(default_factory=dict)
@@ -82,7 +83,7 @@ class Race:
         """Parse the arguments of ``race``, which override config file and preset, and each arm's options over them."""
         arguments = _readable(arguments)
         base = _preset_and_file(arguments)
-        command = parse(cls, "race", arguments, cls(options=base))
+        command = cls.parsed(arguments, cls(options=base))
         if command.out is None:
             raise InputError("race needs --out DIR, the folder for the race")
         source = command.source or base.data.source
@@ -129,7 +130,7 @@ class Race:
             given=self.given,
             tell=lambda text: console.print(text, markup=False),
         )
-        if not self.json:
+        if not self.prints_json:
             print(race_table(content))
         return content
 

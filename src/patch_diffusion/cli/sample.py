@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,13 +9,14 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 import patch_diffusion
-from patch_diffusion.cli.choosing import check_places, class_number, data_of, open_guide, pictures_in, write_shown
-from patch_diffusion.cli.parsing import parse, parse_seeds
+from patch_diffusion.cli.choosing import check_places, class_number, open_guide, pictures_in, read_from, write_shown
+from patch_diffusion.cli.parsing import parse_seeds
+from patch_diffusion.cli.verb import Json, Verb
 from patch_diffusion.sampling.options import Sampling
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(Verb):
     """Sample whole images from a run, as PNG files named by their seeds.
 
     patch-diffusion sample runs/photos --seeds 0-63 --out pictures --grid grid.png
@@ -39,20 +39,15 @@ class Sample:
     """One picture of the first 100 samples, sorted by class."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
-    json: bool = False
-    """Print the result as JSON on stdout."""
-
-    @classmethod
-    def parse(cls, arguments: Sequence[str]) -> Sample:
-        """Parse the arguments of ``patch-diffusion sample``."""
-        return parse(cls, "sample", arguments)
+    json: Json = None
+    """Print the result as JSON on stdout, or write it to a file."""
 
     def run(self) -> dict[str, Any]:
         """Sample the images, write them as pictures, and return their number and paths."""
         from patch_diffusion.sampling.guides import named
 
         seeds = parse_seeds(self.seeds)
-        check_places(self.out, seeds, [data_of(self.source)], grid=self.grid)
+        check_places(self.out, seeds, read_from(self.source), grid=self.grid)
         model = patch_diffusion.load(self.source, ema_length=self.ema_length, vae=self.vae, device=self.device)
         guide = open_guide(str(self.sampling.guide), self.source, device=self.device)
         sampling = replace(self.sampling, guide=guide)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json as json_library
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,11 +10,12 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 import patch_diffusion
-from patch_diffusion.cli.parsing import parse
+from patch_diffusion.cli.verb import Json, Verb, tell
+from patch_diffusion.files import to_json
 
 
 @dataclass(frozen=True)
-class Serve:
+class Serve(Verb):
     """Serve a web page: watch and compare runs, sample, and edit images.
 
     patch-diffusion serve runs
@@ -32,31 +31,20 @@ class Serve:
     """Port to listen at; 0 for any free port."""
     device: str = "auto"
     """Device that models run on: auto, cpu, cuda, cuda:1, mps."""
-    json: bool = False
-    """Print the address as JSON on stdout, once the server listens."""
-
-    @classmethod
-    def parse(cls, arguments: Sequence[str]) -> Serve:
-        """Parse the arguments of ``patch-diffusion serve``."""
-        return parse(cls, "serve", arguments)
+    json: Json = None
+    """Print the address as JSON on stdout, once the server listens, or write it to a file."""
 
     def run(self) -> dict[str, Any]:
         """Serve the web page until Ctrl-C, the ordinary way to end it."""
         patch_diffusion.serve(self.runs, host=self.host, port=self.port, device=self.device, ready=self._tell)
         return {}
 
-    def message(self, result: dict[str, Any]) -> str:
-        """Return an empty message, as the address was printed when the server began to listen."""
-        return ""
-
-    def after_interrupt(self) -> str:
-        """Return the text that follows "interrupted" after a Ctrl-C before the server listens: none."""
-        return ""
-
     def _tell(self, address: str) -> None:
-        if self.json:
-            print(json_library.dumps({"address": address, "runs": str(self.runs)}), flush=True)
+        found = {"address": address, "runs": str(self.runs)}
+        if self.prints_json:  # in one line, which whoever started the page can read as it comes
+            print(to_json(found, lines=False), flush=True)
             return
+        tell(self, found)
         print(f"{self.runs} is shown at {address}  (Ctrl-C ends it)", file=sys.stderr, flush=True)
         if self.host not in ("127.0.0.1", "::1", "localhost"):
             print("whoever reaches this machine can use the page: it asks for no password", file=sys.stderr, flush=True)

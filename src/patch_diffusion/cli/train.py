@@ -11,7 +11,8 @@ from tyro.conf import Positional, Suppress, arg
 
 import patch_diffusion
 from patch_diffusion.cli.options import given_options
-from patch_diffusion.cli.parsing import parse, value_of
+from patch_diffusion.cli.parsing import value_of
+from patch_diffusion.cli.verb import Json, Verb
 from patch_diffusion.config import BUDGETS, Config, read_yaml
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.files import user_path
@@ -20,7 +21,7 @@ from patch_diffusion.processes import is_first
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(Verb):
     """Train a model on images, or continue a stopped run.
 
     patch-diffusion train photos.zip --resolution 64 --out runs/photos
@@ -38,8 +39,8 @@ class Train:
     """A file of options that take precedence over the preset's."""
     allow: tuple[str, ...] = ()
     """Options that may differ from those of the run to continue, such as optimizer.learning_rate."""
-    json: bool = False
-    """Print the result as JSON on stdout."""
+    json: Json = None
+    """Print the result as JSON on stdout, or write it to a file."""
     options: Annotated[Config, arg(name="")] = field(default_factory=Config)
     given: Annotated[frozenset[str] | None, Suppress] = None
 
@@ -47,7 +48,7 @@ class Train:
     def parse(cls, arguments: Sequence[str]) -> Train:
         """Parse the arguments of ``train``, which override a config file, and the preset or a stopped run's options."""
         base = _preset_and_file(arguments)
-        command = parse(cls, "train", arguments, cls(options=base))
+        command = cls.parsed(arguments, cls(options=base))
         if command.out is None:
             raise InputError("train needs --out RUN, the folder for the run")
         source = command.source or base.data.source
@@ -57,7 +58,7 @@ class Train:
                 raise InputError(f"--preset is for a new run, and {command.out} has its settings: leave it out")
             base = _stored(command.out)
             base = base if command.config is None else _one_budget(base, read_yaml(command.config, base))
-            command = parse(cls, "train", arguments, cls(options=base))
+            command = cls.parsed(arguments, cls(options=base))
             source, given = base.data.source, None
         options = replace(command.options, data=replace(command.options.data, source=source))
         return replace(command, options=settled(options, base, command.preset), given=given)

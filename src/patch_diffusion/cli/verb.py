@@ -1,0 +1,90 @@
+"""The base class of the verbs of the command line, and the printing of their results."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from typing_extensions import Self
+from tyro.conf import arg
+
+from patch_diffusion.cli.choosing import read_from
+from patch_diffusion.cli.parsing import parse
+from patch_diffusion.errors import InputError
+from patch_diffusion.files import check_apart, to_json, user_path, write_json
+
+Json = Annotated[str | None, arg(metavar="[FILE.json]")]
+"""The type of the option ``--json``: None if it is not given, "" for JSON on stdout, or the file for it."""
+
+
+class Verb:
+    """A verb of the command line; each is a frozen dataclass of its options, with the verb's name as its own."""
+
+    endings: ClassVar[dict[str, tuple[str, ...]]] = {"--json": (".json",)}
+    """Options that may stand alone or with a file, and the endings by which a word after them is their file."""
+    json: Json
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> Self:
+        """Parse the command-line arguments that follow the verb; raise an `InputError` if they are wrong."""
+        return cls.parsed(arguments)
+
+    @classmethod
+    def parsed(cls, arguments: Sequence[str], default: Self | None = None) -> Self:
+        """Parse arguments over defaults, without what a verb adds to them in `parse`."""
+        words = [
+            word if word not in cls.endings or following.lower().endswith(cls.endings[word]) else f"{word}="
+            for word, following in zip_longest(arguments, arguments[1:], fillvalue="")
+        ]
+        return parse(cls, cls.__name__.lower(), words, default)
+
+    @property
+    def prints_json(self) -> bool:
+        """True if the result is printed on stdout as JSON, in place of text."""
+        return self.json == ""
+
+    def check_json(self) -> None:
+        """Raise an `InputError` if the file for the result is a folder, or would replace what the verb works on."""
+        if not self.json:
+            return
+        path, given = user_path(self.json), vars(self)
+        if path.is_dir():
+            raise InputError(f"{path} is a folder: give a file for the result")
+        out = given.get("out")
+        if out is not None and user_path(out).resolve() in (path.resolve(), *path.resolve().parents):
+            raise InputError(f"{path} is in the folder that the command writes: choose another place for the result")
+        values = [one for value in given.values() for one in (value if isinstance(value, tuple) else (value,))]
+        sources = [user_path(value) for value in values if isinstance(value, str | Path) and value != self.json]
+        check_apart([path], [part for source in sources for part in read_from(source)])
+
+    def run(self) -> dict[str, Any]:
+        """Execute the verb and return its result as a dict; an empty one if nothing is left to print."""
+        raise NotImplementedError
+
+    def message(self, result: dict[str, Any]) -> str:
+        """Return the message that is printed to stderr after success, or an empty string."""
+        return ""
+
+    def after_interrupt(self) -> str:
+        """Return the text that follows "interrupted" in the message after Ctrl-C."""
+        return ""
+
+
+def tell(command: Verb, result: dict[str, Any]) -> None:
+    """Print the result of a command: as JSON on stdout, or as a short message on stderr, and JSON in a file."""
+    if not result:  # a followed run has printed its own lines; of several processes, only rank 0 has a result
+        return
+    if command.prints_json:
+        print(to_json(result))
+        return
+    lines = [command.message(result)]
+    if command.json:
+        path = user_path(command.json)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, result)
+        lines.append(f"the result is in {path}")
+    if message := "\n".join(filter(None, lines)):
+        print(message, file=sys.stderr)
