@@ -17,6 +17,7 @@ from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.runs.history import Curve, History, in_words
 from patch_diffusion.runs.lock import holder
 from patch_diffusion.runs.log import LogTail, News
+from patch_diffusion.runs.time_spent import clock
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -181,7 +182,7 @@ def _where(history: History) -> str:
     if history.images_per_second is not None:
         text += f"  {history.images_per_second:,.0f} images/s"
     if history.seconds_left is not None:
-        text += f"  {_clock(history.seconds_left)} left"
+        text += f"  {clock(history.seconds_left)} left"
     return text
 
 
@@ -191,9 +192,3 @@ def _not_running(folder: RunFolder) -> str:
 
 def _complete(folder: RunFolder) -> str:
     return f"complete; to sample from it: patch-diffusion sample {shlex.quote(str(folder.path))} --out pictures"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

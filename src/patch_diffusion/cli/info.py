@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 import patch_diffusion
 from patch_diffusion.cli.verb import Json, Verb
 from patch_diffusion.errors import InputError
-from patch_diffusion.runs.time_spent import beside, shares
+from patch_diffusion.runs.time_spent import beside, clock, shares
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _main_points(found: dict[str, Any]) -> list[tuple[str, str]]:
     if progress:
         points += [
             ("seen", f"{progress['step']:,} steps, {progress['images']:,} images"),
-            ("trained", f"{progress['seconds'] / 60:,.1f} minutes"),
+            ("trained", clock(progress["seconds"])),
             *([("time on", shares(found["time"])), ("besides", beside(found["time"]))] if found["time"] else []),
             ("loss", ", ".join(f"{size} {loss:.3f}" for size, loss in progress["loss"].items() if loss is not None)),
         ]

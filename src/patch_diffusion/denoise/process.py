@@ -50,13 +50,13 @@ class Process(ABC):
     def time(self, sigma: Tensor) -> Tensor:
         """Return the time t of a noise level."""
 
-    @abstractmethod
     def scale(self, time: Tensor) -> Tensor:
-        """Return the scale s(t) of the image at a time."""
+        """Return the scale s(t) of the image at a time: 1, unless the process scales images."""
+        return torch.ones_like(time)
 
-    @abstractmethod
     def drift(self, noisy: Tensor, time: Tensor) -> Tensor:
-        """Return the drift f(x, t) of the forward SDE."""
+        """Return the drift f(x, t) of the forward SDE: 0, unless the process scales images."""
+        return torch.zeros_like(noisy)
 
     @abstractmethod
     def diffusion(self, time: Tensor) -> Tensor:
@@ -97,14 +97,6 @@ class EDM(Process):
     @override
     def time(self, sigma: Tensor) -> Tensor:
         return sigma
-
-    @override
-    def scale(self, time: Tensor) -> Tensor:
-        return torch.ones_like(time)
-
-    @override
-    def drift(self, noisy: Tensor, time: Tensor) -> Tensor:
-        return torch.zeros_like(noisy)
 
     @override
     def diffusion(self, time: Tensor) -> Tensor:
@@ -152,14 +144,6 @@ class VE(Process):
     @override
     def time(self, sigma: Tensor) -> Tensor:
         return sigma.square()
-
-    @override
-    def scale(self, time: Tensor) -> Tensor:
-        return torch.ones_like(time)
-
-    @override
-    def drift(self, noisy: Tensor, time: Tensor) -> Tensor:
-        return torch.zeros_like(noisy)
 
     @override
     def diffusion(self, time: Tensor) -> Tensor:

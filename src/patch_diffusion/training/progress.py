@@ -19,6 +19,7 @@ from patch_diffusion.errors import reason_of
 from patch_diffusion.files import append_text, to_json, write_text
 from patch_diffusion.runs.history import in_words
 from patch_diffusion.runs.log import text_up_to
+from patch_diffusion.runs.time_spent import clock
 from patch_diffusion.training.losses import Summary
 from patch_diffusion.training.state import Counters
 from patch_diffusion.training.watching.trackers import Trackers
@@ -109,8 +110,8 @@ class Progress:
         seconds = counters.seconds - seconds_then
         rate = (counters.images - images_then) / seconds if seconds > 0 else 0.0
         per_budget = (wall - wall_then) / (spent - spent_then) if spent > spent_then else math.inf
-        left = per_budget * max(1 - spent, 0)
-        text = f"step {counters.step:,}{self._loss}  {rate:,.0f} images/s  {_clock(left)} left"
+        left = f"  {clock(per_budget * max(1 - spent, 0))} left" if math.isfinite(per_budget) else ""
+        text = f"step {counters.step:,}{self._loss}  {rate:,.0f} images/s{left}"
         self._bar.update(self._task, completed=min(spent, 1.0), description=text)
         self._plain(f"{min(spent, 1):4.0%}  {text}", at_once=spent >= 1)
 
@@ -209,11 +210,3 @@ class _Terminal(Console):
 
 def _counts(counters: Counters, spent: float) -> dict[str, Any]:
     return {"step": counters.step, "images": counters.images, "seconds": counters.seconds, "spent": round(spent, 6)}
-
-
-def _clock(seconds: float) -> str:
-    if not math.isfinite(seconds):
-        return "-:--"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
