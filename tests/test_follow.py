@@ -172,7 +172,7 @@ def test_a_run_that_is_complete(run, capsys):
     assert out == [
         "step 0: a note",
         "step 2: kernel distance 0.5",
-        "100%  step 2  loss 0.375  10 images/s  0:00 left",
+        "100%  step 2  loss 0.375  10 images/s  0 s left",
         f"complete; to sample from it: patch-diffusion sample {run} --out pictures",
     ]
 
@@ -236,7 +236,7 @@ def test_a_run_that_stands_still_says_how_to_continue(run, capsys, monkeypatch):
     thread.join()
     out = capsys.readouterr().out.splitlines()
     assert out[0] == f"not running; continue with: patch-diffusion train --out {run}"
-    assert out[1:3] == [" 50%  step 1  loss 0.375  10 images/s  0:01 left", out[2]] and out[2].startswith("100%")
+    assert out[1:3] == [" 50%  step 1  loss 0.375  10 images/s  1 s left", out[2]] and out[2].startswith("100%")
 
 
 @pytest.mark.parametrize("filled", [False, True])
