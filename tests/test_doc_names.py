@@ -299,7 +299,7 @@ def check(text, folders=()):
             look_up(name, source().words)
     elif found := re.fullmatch(r"([a-z]+):\S+", text):  # a kind and what it is given, such as hf:NAME
         look_up(found[1], {word.removesuffix(":") for word in source().words})
-    elif re.search(r"[/*]|^\.|\.py$", text) and (text not in source().words or folders):
+    elif (re.search(r"[/*]|^\.|\.py$", text) or text in files()) and (text not in source().words or folders):
         check_path(text, folders)
     else:
         check_dotted(text)
