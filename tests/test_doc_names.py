@@ -308,6 +308,8 @@ def check(text, folders=()):
 def names(page):
     """The texts in single backticks of a page, each with its line and the folders that its row of a table is about."""
     text = page.read_text(encoding="utf-8")
+    for found in re.finditer(r"^make [\w-]+", text, re.MULTILINE):  # in a block
+        yield text.count("\n", 0, found.start()) + 1, found[0], ()
     text = re.sub(r"^ *```.*?^ *```", lambda block: "\n" * block[0].count("\n"), text, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"``.+?``", "", text)
     for found in re.finditer(r"`([^`]+)`", text):
@@ -326,6 +328,16 @@ def test_names_in_backticks_are_there():
             except (Wrong, ValueError, SyntaxError) as error:
                 wrong.append(f"{page.relative_to(ROOT)}:{line}: `{text}`: {error}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_architecture_has_the_floors_that_lint_checks_and_every_folder():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = SETTINGS.partition("layers = [")[2].partition("\n]")[0]
+    checked = [set(re.findall(r"patch_diffusion\.(\w+)", line)) for line in table.strip().splitlines()]
+    chain = re.search(r"`(cli >[^`]*)`", text)
+    assert chain and [set(re.findall(r"\w+", floor)) for floor in chain[1].split(">")] == checked
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert folders <= set(re.findall(r"^\| `(\w+)/` \|", text, re.MULTILINE))
 
 
 @pytest.mark.parametrize(
