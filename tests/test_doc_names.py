@@ -87,7 +87,7 @@ class Source:
             match node:
                 case ast.FunctionDef(name=name) | ast.AnnAssign(target=ast.Name(id=name)):
                     found.add(name)
-                case ast.Attribute(value=ast.Name(id="self"), attr=name):
+                case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store()):
                     found.add(name)
         bases = (self.definitions.get(ast.unparse(base).rpartition(".")[2]) for base in kind.bases)
         return found.union(*(self.members(base) for base in bases if isinstance(base, ast.ClassDef)))
@@ -100,7 +100,8 @@ class Source:
         given = called.args
         found = {each.arg for each in (*given.posonlyargs, *given.args, *given.kwonlyargs)}
         options = given.kwarg and re.fullmatch(r"Unpack\[(\w+)\]", ast.unparse(given.kwarg.annotation))
-        return found | (self.members(self.definitions[options[1]]) if options else set())
+        group = self.definitions.get(options[1]) if options else None
+        return found | (self.members(group) if group else set())
 
 
 source = cache(Source)
@@ -253,7 +254,8 @@ def files():
 def check_path(text, folders):
     """A file or folder: of the checkout, of the package, or as a run, a race, an export or make writes it."""
     name = text.strip("/")
-    if text in MAKEFILE or (ROOT / text).exists() or (PACKAGE / text).exists():
+    made = text.startswith((".venv", "build/")) and text in MAKEFILE
+    if made or (ROOT / text).exists() or (PACKAGE / text).exists():
         return
     if found := files().get(name):
         if folders and not any(path.is_relative_to(folder) for path in found for folder in folders):
