@@ -22,7 +22,10 @@ from patch_diffusion.config import Config
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "patch_diffusion"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")),
+    *(ROOT / "docs").glob("*.md"),
+]
 SCRIPTS = sorted(path for folder in ("benchmarks", "examples", "docs") for path in (ROOT / folder).rglob("*.py"))
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 SETTINGS = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -73,11 +76,11 @@ class Source:
                 self.words.add(name)
             case ast.Module(body=body):
                 targets = [target for each in body if isinstance(each, ast.Assign) for target in each.targets]
-                self.words.update(name.id for target in targets for name in ast.walk(target) if hasattr(name, "id"))
+                self.words.update(each.id for name in targets for each in ast.walk(name) if isinstance(each, ast.Name))
             case ast.Constant(value=str(text)) if text and not re.search(r"\s", text):
                 self.words.update({text, *text.split("/")})
             case ast.JoinedStr(values=values):
-                parts = [re.escape(part.value) if isinstance(part, ast.Constant) else ".+" for part in values]
+                parts = [re.escape(str(part.value)) if isinstance(part, ast.Constant) else ".+" for part in values]
                 self.patterns.update(part for part in "".join(parts).split("/") if re.match(r"\S*[a-z_-]{4}\S*$", part))
 
     def members(self, kind):
