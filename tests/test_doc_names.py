@@ -288,7 +288,7 @@ def check(text, folders=()):
         check_arguments(others, all_options())
     elif first == "make" and others:
         look_up(others[0], re.findall(r"^([\w-]+):", MAKEFILE, re.MULTILINE))
-    elif first == "pip" and (extra := re.search(r"\[(.*)\]", text)):
+    elif extra := re.search(r"\bpatch_diffusion\[(.*)\]", text):
         for name in extra[1].split(","):
             look_up(name, extras())
     elif re.search(" -?> ", text):  # a chain of names
@@ -368,6 +368,7 @@ def test_the_architecture_has_the_floors_that_lint_checks_and_every_folder():
         ("race CATS.zip --arm half 'patches.hole=1'", "patches.whole"),
         ("python benchmarks/savings.py", "saving.py"),
         ("pip install 'patch_diffusion[tracks]'", "track"),
+        ("patch_diffusion[datas]", "data"),
         ("sigma_minimum=", "sigma_min"),
         ("SampleOrder -> Feeds", "Feed"),
     ],
