@@ -274,20 +274,12 @@ def _picture(image: Image.Image, size: Size | None, mode: str, fit: Fit) -> NDAr
 def _values(image: Image.Image) -> NDArray[Any]:
     """Return the upright values (h, w) of a single channel as they are stored: uint8, uint16 or float32."""
     dtype = _dtype(image)
-    has_sign = image.format != "TIFF" or 2 in _tiff_tag(image, _TIFF_SIGN, ())
-    image = _upright(image)
-    if image.mode == "1":
-        return np.asarray(image.convert("L"))
-    values = np.asarray(image)
-    if image.mode == "I" and dtype == "float32":
-        return to_pixels(values if has_sign else values.view(np.uint32), dtype, "it")
-    if image.mode.startswith("I"):
-        if values.min() < 0 or values.max() > 65535:
-            raise InputError(
-                f"values from {values.min():,} to {values.max():,} are more than 16 bits; save it as floats"
-            )
-        return values.astype(np.uint16)
-    return values
+    has_sign = image.format != "TIFF" or image.mode != "I" or 2 in _tiff_tag(image, _TIFF_SIGN, ())
+    values = np.asarray(_upright(image))
+    values = values if has_sign else values.view(np.uint32)
+    if dtype == "uint16" and (values.min() < 0 or values.max() > 65535):
+        raise InputError(f"values from {values.min():,} to {values.max():,} are more than 16 bits; save it as floats")
+    return to_pixels(values, dtype, "it")
 
 
 def _finite(values: NDArray[Any]) -> NDArray[Any]:

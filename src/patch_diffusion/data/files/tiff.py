@@ -22,8 +22,10 @@ _JPEG, _WEBP = (6, 7), 50001
 _ORIENTATION, _PREMULTIPLIED, _ALPHA = 274, 1, 2
 _PICTURES = {(1, None): "L", (3, None): "RGB", (2, _ALPHA): "LA", (4, _ALPHA): "RGBA", (4, _PREMULTIPLIED): "RGBa"}
 
-is_tiff = TiffImagePlugin._accept
-"""True if the first bytes of a file are those of a TIFF, BigTIFF included."""
+
+def is_tiff(start: bytes) -> bool:
+    """True if the first bytes of a file are those of a TIFF, BigTIFF included."""
+    return start.startswith(tuple(TiffImagePlugin.PREFIXES))
 
 
 def is_misread(image: Image.Image) -> bool:
@@ -47,7 +49,8 @@ def check_pages(kinds: list[Any], *, colour: bool) -> None:
 class StoredTiff:
     """An image in an open TIFF file, of which only the headers of its ``pages`` are read until it is decoded.
 
-    ``mode`` is its Pillow mode if it is a picture of 8 bits, else None; ``shape`` is that of the upright image.
+    ``mode`` is its Pillow mode if it is a picture of 8 bits, else None; ``size`` is that of the upright image, which is
+    turned as EXIF has it.
     """
 
     pages: list[Any]
@@ -55,6 +58,7 @@ class StoredTiff:
     channels: int
     size: Size
     dtype: str
+    turned: int
 
     @classmethod
     def of(cls, stream: IO[bytes]) -> StoredTiff:
@@ -73,18 +77,19 @@ class StoredTiff:
             raise UnidentifiedImageError
         first = pages[0]
         samples, kind = first.samplesperpixel, first.photometric
-        check_pages([(page.shaped, page.dtype, page.photometric) for page in pages], colour=samples > 1)
+        check_pages(
+            [(page.shaped, page.dtype, page.photometric) for page in pages], colour=samples > 1 or kind == _PALETTE
+        )
         is_known = kind in (_INVERTED, _GREY, _RGB, _PALETTE) or (kind == _YCBCR and first.compression in _JPEG)
         if first.dtype is None or not is_known or first.imagedepth > 1 or 1 < first.bitspersample < 8:
             name = f"{getattr(kind, 'name', kind)} of {first.dtype or 'unknown numbers'}".lower()
             raise InputError(f"a kind of TIFF that is not read ({name}): make an .npy of all images")
-        dtype = pixel_dtype(first.dtype, "it")
+        dtype = "uint8" if kind == _PALETTE else pixel_dtype(first.dtype, "it")
         channels = 3 if kind == _PALETTE else samples * len(pages)
         alpha = (*first.extrasamples, None)[0] if len(first.extrasamples) < 2 else 0
         mode = _PICTURES.get((channels, alpha)) if dtype == "uint8" and len(pages) == 1 else None
-        height, width = first.imagelength, first.imagewidth
-        size = (width, height) if _orientation(first) >= 5 else (height, width)
-        return cls(pages, mode, channels, size, dtype)
+        size, turned = (first.imagelength, first.imagewidth), getattr(first.tags.get(_ORIENTATION), "value", 1)
+        return cls(pages, mode, channels, size[::-1] if turned in (5, 6, 7, 8) else size, dtype, turned)
 
     def decoded(self) -> Image.Image | NDArray[Any]:
         """Decode the upright image: a Pillow image of ``mode``, or pixels (c, h, w) of ``dtype`` as they are stored."""
@@ -93,17 +98,11 @@ class StoredTiff:
         values = np.moveaxis(np.stack(stored), -1, 2).reshape(-1, *stored[0].shape[1:3])
         if first.photometric == _PALETTE:
             values = (first.colormap[:, values[0]] >> 8).astype(np.uint8)
-        pixels, turned = to_pixels(values, self.dtype, "it"), _orientation(first)
+        pixels = to_pixels(values, self.dtype, "it")
         if self.mode is not None and first.photometric == _INVERTED:
             pixels = 255 - pixels
-        pixels = pixels.swapaxes(1, 2) if turned >= 5 else pixels
-        pixels = pixels[:, :: -1 if turned in (3, 4, 7, 8) else 1, :: -1 if turned in (2, 3, 6, 7) else 1]
+        pixels = pixels.swapaxes(1, 2) if self.turned in (5, 6, 7, 8) else pixels
+        pixels = pixels[:, :: -1 if self.turned in (3, 4, 7, 8) else 1, :: -1 if self.turned in (2, 3, 6, 7) else 1]
         if self.mode is None:
             return np.ascontiguousarray(pixels)
         return Image.frombytes(self.mode, (self.size[1], self.size[0]), pixels.transpose(1, 2, 0).tobytes())
-
-
-def _orientation(page: Any) -> int:
-    """Return the EXIF orientation of a page, 1 being upright."""
-    tag = page.tags.get(_ORIENTATION)
-    return 1 if tag is None else int(tag.value)
