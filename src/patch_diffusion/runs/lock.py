@@ -35,12 +35,12 @@ def locked(folder: Path) -> Iterator[Callable[[], bool]]:
     path, named = folder / LOCK_FILE, folder / HOLDER_FILE
     lock, found = FileLock(path, thread_local=False), holder(folder)
     try:
-        lock.acquire(timeout=0 if found else _SECONDS_FOR_LOOKERS, poll_interval=_SECONDS_BETWEEN)
+        if found is None:
+            lock.acquire(timeout=_SECONDS_FOR_LOOKERS, poll_interval=_SECONDS_BETWEEN)
     except (Timeout, NotImplementedError):  # the latter where the file system has no locks
-        found = found or _name(folder)
-        raise InputError(
-            f"{folder} is being trained by {found}: wait for it, stop it, or choose another folder"
-        ) from None
+        found = _name(folder)
+    if found is not None:
+        raise InputError(f"{folder} is being trained by {found}: wait for it, stop it, or choose another folder")
     own = path.stat()
 
     def is_ours() -> bool:
