@@ -61,6 +61,10 @@ class Header:
     rgb16: bool = False
     """True if it is a TIFF of which the mode "RGB16" reads all 16 bits."""
 
+    def read_as(self, mode: str) -> Header:
+        """Return the header of the same file when it is read in a mode, see `decode_file`."""
+        return Header(self.size, "uint16", 3) if mode == "RGB16" and self.rgb16 else self
+
 
 def read_headers(files: Sequence[ImageFile], *, show: bool = False) -> tuple[dict[int, Header], dict[int, str]]:
     """Read the headers of all files; return two dicts by index: the headers, and why the other files are unusable."""

@@ -12,8 +12,6 @@ from patch_diffusion.data.files.decode import Header, ImageFile, decode_file
 from patch_diffusion.data.reading.parallel import in_order
 from patch_diffusion.errors import InputError
 
-_RGB16 = ("uint16", 3)
-
 
 @dataclass(frozen=True)
 class PixelType:
@@ -38,14 +36,11 @@ def common_pixel_type(
     Raises:
         InputError: the files have several pixel types, or a mode is given and they are not 8-bit images.
     """
-
-    def kind(header: Header) -> tuple[str, int | None]:
-        return _RGB16 if mode == "RGB16" and header.rgb16 else (header.dtype, header.channels)
-
+    headers = {index: header.read_as(mode) for index, header in headers.items()}
     first: dict[tuple[str, int | None], int] = {}
     for index, header in headers.items():
-        first.setdefault(kind(header), index)
-    counts = Counter(map(kind, headers.values())).most_common()
+        first.setdefault((header.dtype, header.channels), index)
+    counts = Counter((header.dtype, header.channels) for header in headers.values()).most_common()
     (dtype, channels), most = counts[0]
     if len(counts) > 1:
         other, num_others = counts[1]
@@ -54,7 +49,7 @@ def common_pixel_type(
             f"{_describe(dtype, channels)} (first: {files[first[dtype, channels]].name}): convert them to one kind"
         )
     takes = "TIFF of 16 bits a colour" if mode == "RGB16" else "pictures of 8 bits"
-    if mode != "auto" and ((dtype, channels) != _RGB16 if mode == "RGB16" else channels is not None):
+    if mode != "auto" and ((dtype, channels) != ("uint16", 3) if mode == "RGB16" else channels is not None):
         raise InputError(f"data.mode {mode} is for {takes}, and these are {_describe(dtype, channels)}: leave it out")
     if channels is not None:
         return PixelType(dtype, channels, mode if mode == "RGB16" else "RGB"), []
