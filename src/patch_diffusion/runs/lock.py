@@ -53,8 +53,9 @@ def locked(folder: Path) -> Iterator[Callable[[], bool]]:
         named.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
         yield is_ours
     finally:
-        if is_ours():
-            named.unlink(missing_ok=True)
+        with suppress(OSError):  # a file that is read just now stays, on Windows
+            if is_ours():
+                named.unlink()
         lock.release()
 
 
