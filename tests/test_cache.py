@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 import patch_diffusion as pd
 from image_files import classes_of, encoded, own_cache, random_pictures, refusal, write_folder, write_shard, write_zip  # noqa: F401
@@ -278,7 +279,10 @@ pd.open_images({str(folder)!r}, cache="disk")
 
 
 def test_where_there_are_no_locks_the_second_to_finish_takes_what_is_there(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "fcntl", None)
+    def acquire(lock):
+        raise NotImplementedError
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
     key = {"a": 1}
 
     def write(folder):

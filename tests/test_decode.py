@@ -131,8 +131,7 @@ def test_deep_files_are_turned_and_resized_as_others(tmp_path):
 @pytest.mark.parametrize(
     ("pages", "message"),
     [
-        ([np.full((8, 8), 70_000, np.int32)], "values from 70,000 to 70,000 are more than 16 bits; save it as floats"),
-        ([np.full((8, 8), -1, np.int32)], "values from -1 to -1 are more than 16 bits"),
+        ([np.full((8, 8), -(2**25), np.int32)], "it has whole numbers of 33,554,432; up to 16,777,216 can be kept"),
         ([np.full((8, 8), np.nan, np.float32)], "holds NaN or infinity"),
         ([np.full((8, 8), np.inf, np.float32)], "holds NaN or infinity"),
     ],
@@ -142,9 +141,11 @@ def test_values_that_cannot_be_used(tmp_path, pages, message):
     assert f"odd.tiff ({message}" in refusal(tmp_path)
 
 
-def test_whole_numbers_of_32_bits_that_fit(tmp_path):
-    save(tmp_path / "a.tiff", np.full((8, 8), 1234, np.int32))
-    assert pd.open_images(tmp_path).pixels.unique().tolist() == [1234]
+def test_whole_numbers_with_a_sign_are_kept_as_floats(tmp_path):
+    values = RANDOM.integers(-1017, 70_000, (8, 8)).astype(np.int32)
+    save(tmp_path / "a.tiff", values)
+    images = pd.open_images(tmp_path)
+    assert images.pixels.dtype == torch.float32 and np.array_equal(images.pixels[0, 0].numpy(), values)
 
 
 def test_files_are_all_of_one_kind(tmp_path):

@@ -6,17 +6,20 @@ import subprocess
 import sys
 import threading
 import time
+from platform import node
 
 import pytest
+from filelock import FileLock
 from rich.console import Console
 
 import patch_diffusion as pd
 from patch_diffusion.cli import follow as module, main
 from patch_diffusion.cli.follow import _view, follow, sparkline
+from patch_diffusion.errors import InputError
 from patch_diffusion.races.turns import read_measurements
-from patch_diffusion.runs.folder import RunFolder
+from patch_diffusion.runs.folder import RunFolder, refuse_occupied
 from patch_diffusion.runs.history import Curve, History
-from patch_diffusion.runs.lock import holder, locked
+from patch_diffusion.runs.lock import HOLDER_FILE, LOCK_FILE, holder, locked
 from patch_diffusion.runs.log import LogTail, last_measured, read_log
 from patch_diffusion.training.progress import Progress
 from patch_diffusion.web.runs import Runs
@@ -125,11 +128,61 @@ def test_the_last_measured_line_is_found_from_the_end(tmp_path, notes):
     assert last_measured(log) == {}
 
 
-def test_who_trains(tmp_path):
+@pytest.mark.parametrize("platform", [sys.platform, "win32"])
+def test_who_trains(tmp_path, monkeypatch, platform):
+    monkeypatch.setattr(sys, "platform", platform)
+    assert holder(tmp_path) is None and not list(tmp_path.iterdir())
+    named = f"process {os.getpid()} on {node()}"
+    with locked(tmp_path) as is_ours:
+        assert is_ours() and holder(tmp_path) == named
+        with pytest.raises(InputError, match=f"is being trained by {named}: wait for it"), locked(tmp_path):
+            pass
+        assert is_ours() and holder(tmp_path) == named
     assert holder(tmp_path) is None
+    (tmp_path / HOLDER_FILE).write_text("process 1, which was killed")
+    assert holder(tmp_path) is None
+    refuse_occupied(tmp_path, "run")
     with locked(tmp_path):
-        assert holder(tmp_path) == f"process {os.getpid()} on {os.uname().nodename}"
+        assert holder(tmp_path) == named
+
+
+def test_a_trainer_of_an_earlier_version_is_seen(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    with (tmp_path / LOCK_FILE).open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write("process 7 on here")
+        file.flush()
+        with pytest.raises(InputError, match="is being trained by process 7 on here"), locked(tmp_path):
+            pass
+        assert holder(tmp_path) == "process 7 on here"
+    with locked(tmp_path), (tmp_path / LOCK_FILE).open() as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    monkeypatch.setattr("patch_diffusion.runs.lock.FileLock", None)  # which needs to write
     assert holder(tmp_path) is None
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_locked_folder_that_is_moved_is_no_longer_the_one(tmp_path, again):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with locked(folder) as is_ours:
+        folder.rename(tmp_path / "moved")
+        if again:
+            folder.mkdir()
+            (folder / LOCK_FILE).touch()
+            (folder / HOLDER_FILE).touch()
+        assert not is_ours() and holder(tmp_path / "moved")
+    assert folder.exists() == again and (folder / HOLDER_FILE).exists() == again
+    assert holder(tmp_path / "moved") is None
+
+
+def test_where_there_are_no_locks_no_one_trains(tmp_path, monkeypatch):
+    def acquire(lock, **_):
+        raise NotImplementedError
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    with pytest.raises(InputError, match="is being trained by another process"), locked(tmp_path):
+        pass
 
 
 def test_a_trainer_can_start_while_it_is_looked_at(tmp_path):

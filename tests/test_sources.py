@@ -255,6 +255,8 @@ def test_what_is_no_data(tmp_path):
         ("a.tar", "give the shards as wds:FOLDER/*.tar"),
         ("a.parquet", "give the data set as hf:FOLDER"),
         ("a.zip", "unpack it first"),
+        ("IMG_0.HEIC", "not a kind of image that is read; convert them to PNG, TIFF or .npy"),
+        ("vol.nii.gz", "not a kind of image that is read; convert them to PNG, TIFF or .npy"),
     ],
 )
 def test_a_folder_of_something_else_says_what_to_give(tmp_path, name, hint):
@@ -339,7 +341,7 @@ def test_folders_that_may_not_be_looked_into(make_folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "HSV"}, "data.mode is one of auto, L, RGB, RGBA, not 'HSV'"),
+        ({"mode": "HSV"}, "data.mode is one of auto, L, RGB, RGBA, RGB16, not 'HSV'"),
         ({"fit": "squeeze"}, "data.fit is one of crop, stretch, bucket, multiples, not 'squeeze'"),
         ({"layout": "last"}, "data.layout is one of auto, channels_first, channels_last, not 'last'"),
         ({"cache": "tape"}, "data.cache is one of auto, memory, disk, not 'tape'"),

@@ -723,7 +723,9 @@ def test_options_that_cannot_change(make_trainer):
 
 
 def contents(run):
-    return {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file() and path.name != ".lock"}
+    return {
+        path: path.read_bytes() for path in run.path.rglob("*") if path.is_file() and not path.name.endswith(".lock")
+    }
 
 
 def test_a_refused_continuation_changes_nothing(make_trainer, monkeypatch):

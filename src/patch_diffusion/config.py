@@ -21,7 +21,7 @@ from patch_diffusion.errors import InputError, did_you_mean
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-Mode = Literal["auto", "L", "RGB", "RGBA"]
+Mode = Literal["auto", "L", "RGB", "RGBA", "RGB16"]
 Fit = Literal["crop", "stretch", "bucket", "multiples"]
 Layout = Literal["auto", "channels_first", "channels_last"]
 Cache = Literal["auto", "memory", "disk"]
@@ -75,7 +75,8 @@ class Data:
     classes: bool | None = None
     """Train on classes: labels of the data, or names of sub-folders. None: on labels of the data, if it has any."""
     mode: Mode = "auto"
-    """Channels to convert files to. auto: L if all files are grey, RGBA if all have transparency, else RGB."""
+    """Channels to convert files to. auto: L if all files are grey, RGBA if all have transparency, else RGB. RGB16: TIFF
+    in colour of 16 bits as it is."""
     fit: Fit = "crop"
     """How images are fitted: crop to the shape, stretch, or bucket: crop to the nearest of several of equal area, the
     resolution itself among them. multiples: as bucket, in multiples of 16 only, as before; stopped runs go on so."""

@@ -54,7 +54,7 @@ def open_images(
         source: where the images are:
 
             - a folder (with all its sub-folders) or a zip of images that Pillow reads: 8-bit images, and grey images
-              of 16 bits or floats; the grey pages of a TIFF are channels;
+              of 16 bits or floats; TIFF of every kind with tifffile; the grey pages of a TIFF are channels;
             - an ``.npy``, ``.npz``, ``.h5`` or ``.zarr`` of n x c x h x w, n x h x w x c or n x h x w numbers;
             - ``hf:NAME_OR_PATH`` or ``hf:NAME_OR_PATH:SPLIT``, a data set of the Hugging Face library on this machine;
             - ``wds:shards/*.tar``, WebDataset's tar files;
@@ -66,7 +66,7 @@ def open_images(
             uses the labels of the data (``dataset.json`` in StyleGAN's and EDM's layout, an array ``labels``, a column
             of classes, ``.cls``) if it has any.
         mode: channels that 8-bit images are converted to: "L", "RGB", "RGBA", or "auto", the smallest of these that
-            keeps the channels all images have.
+            keeps the channels all images have. "RGB16" keeps TIFF of 16 bits a colour, which "auto" reads as 8 bits.
         fit: how images are resized: "crop" (centred, to the aspect ratio, first), "stretch", or "bucket": each to the
             nearest of several shapes of about resolution^2 pixels, see `bucket_sizes`; "multiples" of earlier versions
             has the resolution itself only if it is a multiple of 16.

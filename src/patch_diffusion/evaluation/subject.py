@@ -131,7 +131,8 @@ def _reading_of(config: Config, facts: ModelFacts, *, own: bool) -> dict[str, An
         given["resolution"] = options.resolution
     else:
         given["resolution"] = (height * factor, width * factor)
-    mode = options.mode if factor > 1 else _MODES.get(facts.image_channels, "auto")
+    is_picture = factor == 1 and codec.get("dtype") == "uint8"
+    mode = _MODES.get(facts.image_channels, "auto") if is_picture else options.mode
     return given | {"mode": mode}
 
 

@@ -17,7 +17,7 @@ from patch_diffusion.data.images import Images, numbered_as
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.files import read_json, user_path, write_json
-from patch_diffusion.runs.lock import LOCK_FILE
+from patch_diffusion.runs.lock import HOLDER_FILE, LOCK_FILE
 from patch_diffusion.runs.log import last_measured
 from patch_diffusion.runs.retention import best_of, state_of, step_of
 from patch_diffusion.runs.time_spent import time_spent
@@ -269,8 +269,9 @@ def refuse_occupied(path: Path, what: str) -> None:
     """Raise InputError if the folder for a new "run" or "race" is a file, or holds other files."""
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file: give a folder for the {what}")
-    # A run that was stopped before it wrote anything has left its lock file.
-    others = sorted(entry.name for entry in path.iterdir() if entry.name != LOCK_FILE) if path.is_dir() else []
+    # A run that was stopped before it wrote anything has left the files of its lock.
+    found = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    others = sorted(found - {LOCK_FILE, HOLDER_FILE})
     if others:
         more = ", ..." if len(others) > 1 else ""
         raise InputError(f"{path} holds other files ({others[0]}{more}) and no {what}: choose a new or an empty folder")

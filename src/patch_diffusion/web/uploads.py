@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import math
 import threading
 from functools import partial
 
@@ -14,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from patch_diffusion.data.files.decode import ImageFile, decode_file, quiet, read_header, reason
+from patch_diffusion.data.files.tiff import is_tiff
 from patch_diffusion.errors import InputError
 from patch_diffusion.runs.folder import ModelFacts
 from patch_diffusion.sampling.pictures import to_image
@@ -82,22 +84,22 @@ def _cropped(pixels: Tensor, multiple: int) -> Tensor:
 
 def _read(content: bytes, mode: str, size: tuple[int, int] | None = None) -> Tensor:
     with quiet():
-        try:
-            with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
-                width, height = picture.size
-                frames = getattr(picture, "n_frames", 1) if picture.format == "TIFF" else 1
-        except Exception as error:  # Pillow raises many kinds of errors for damaged files
-            raise InputError(f"this is not a picture that can be read: {reason(error)}") from None
-        if width * height * frames > MOST_PIXELS:
-            raise InputError(
-                f"the picture has {width * height * frames / 1e6:.1f} megapixels, and at most {MOST_PIXELS / 1e6:g} "
-                "are taken: make it smaller"
-            )
         file = ImageFile("the picture", partial(io.BytesIO, content))
         try:
-            dtype = read_header(file).dtype
-            if dtype != "uint8":
-                raise InputError(f"the picture has pixels of {dtype}, and this model takes 8 bits")
+            if not is_tiff(content[:4]):
+                Image.open(io.BytesIO(content), formats=_FORMATS).close()
+            header = read_header(file)
+        except Exception as error:  # Pillow raises many kinds of errors for damaged files
+            raise InputError(f"this is not a picture that can be read: {reason(error)}") from None
+        num_pixels = math.prod(header.size) * (header.channels or 1)
+        if num_pixels > MOST_PIXELS:
+            raise InputError(
+                f"the picture has {num_pixels / 1e6:.1f} megapixels, and at most {MOST_PIXELS / 1e6:g} are taken: make "
+                "it smaller"
+            )
+        try:
+            if header.dtype != "uint8":
+                raise InputError(f"the picture has pixels of {header.dtype}, and this model takes 8 bits")
             return torch.from_numpy(np.array(decode_file(file, size, mode)))
         except InputError:
             raise

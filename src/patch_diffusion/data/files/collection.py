@@ -85,6 +85,8 @@ def read_collection(found: Collection, options: Data, *, show: bool = False) -> 
         key = {"files": found.identity, **asked}
         if options.fit == "bucket" and (resolution := resolution_of(options)):
             key["buckets"] = bucket_sizes(resolution)
+        if len(found.files) and found.files[0].name.lower().endswith((".tif", ".tiff")):
+            key["tiff"] = "all kinds"  # earlier versions read some kinds otherwise
     with quiet():
         pixels = read(lambda: _plan(found, options, show), key, options, often=found.slow)
     notes = list(found.notes)
@@ -159,5 +161,5 @@ def _refuse_many_unusable(files: Sequence[ImageFile], unusable: Mapping[int, str
     more = ", ..." if len(unusable) > len(first) else ""
     raise InputError(
         f"{len(unusable):,} of {len(files):,} images cannot be used, more than the {MOST_UNUSABLE:.0%} that training "
-        f"passes over: {', '.join(first)}{more}; repair or remove them"
+        f"passes over: {', '.join(first)}{more}; repair, convert or remove them"
     )

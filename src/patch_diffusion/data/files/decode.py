@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from patch_diffusion.config import Fit
+from patch_diffusion.data.arrays.read import to_pixels
+from patch_diffusion.data.files.tiff import StoredTiff, check_pages, is_misread, is_tiff
 from patch_diffusion.data.keys import key_of_array, key_of_bytes
 from patch_diffusion.data.reading.parallel import in_order
 from patch_diffusion.data.reading.sizes import Size, resize, resize_values
@@ -25,6 +27,7 @@ _EXIF_ORIENTATION = 0x0112
 _ANIMATED = {"AVIF", "FLI", "GIF", "PNG", "WEBP"}  # frames of other formats are layers, or one image in several sizes
 _TIFF_WIDTH = 256
 _TIFF_KIND_OF_PAGE = 254  # tag whose lowest bit marks a smaller version of another page
+_TIFF_SIGN = 339
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,12 @@ class Header:
     """The number of frames of an animation, of which only the first is used."""
     reduced: bool = False
     """True if the file has 16 bits per colour channel, which Pillow reads as 8."""
+    rgb16: bool = False
+    """True if it is a TIFF of which the mode "RGB16" reads all 16 bits."""
+
+    def read_as(self, mode: str) -> Header:
+        """Return the header of the same file when it is read in a mode, see `decode_file`."""
+        return Header(self.size, "uint16", 3) if mode == "RGB16" and self.rgb16 else self
 
 
 def read_headers(files: Sequence[ImageFile], *, show: bool = False) -> tuple[dict[int, Header], dict[int, str]]:
@@ -82,6 +91,10 @@ def read_header(file: ImageFile) -> Header:
         if isinstance(image, np.ndarray):
             channels, height, width = image.shape
             return Header((height, width), image.dtype.name, channels)
+        if isinstance(image, StoredTiff):
+            if image.mode is None:
+                return Header(image.size, image.dtype, image.channels)
+            return Header(image.size, grey=image.mode in _GREY, transparent=image.mode not in ("L", "RGB"))
         num_pages = len(_pages(image))
         width, height = image.size
         _refuse_bomb(width * height * num_pages)
@@ -89,7 +102,7 @@ def read_header(file: ImageFile) -> Header:
         is_upright = image.format == "TIFF" and width != _tiff_tag(image, _TIFF_WIDTH, width)
         if _orientation(image) >= 5 and not is_upright:
             width, height = height, width
-        dtype = _dtype(image)
+        dtype, reduced = _dtype(image), _is_reduced(image)
         return Header(
             (height, width),
             dtype,
@@ -97,7 +110,8 @@ def read_header(file: ImageFile) -> Header:
             grey=image.mode in _GREY,
             transparent=image.has_transparency_data,
             frames=getattr(image, "n_frames", 1) if image.format in _ANIMATED else 1,
-            reduced=_is_reduced(image),
+            reduced=reduced,
+            rgb16=reduced and image.format == "TIFF" and image.mode == "RGB" and num_pages == 1,
         )
 
 
@@ -116,7 +130,8 @@ def decode_with_key(
     Args:
         file: the image file.
         size: height and width to resize to; None keeps the image's own.
-        mode: "L", "RGB" or "RGBA", which 8-bit images are converted to; all others keep their channels.
+        mode: "L", "RGB" or "RGBA", which 8-bit images are converted to; all others keep their channels. "RGB16" reads
+            TIFF with 16 bits a colour as it is.
         fit: "stretch" to stretch the image; any other value crops it to the aspect ratio of the size.
 
     Raises:
@@ -132,7 +147,9 @@ def decode_with_key(
         with source:
             content = source.read()  # Pillow stops before the end, where a zip finds out that it is damaged
         source, key = BytesIO(content), key_of_bytes(content)
-    with _opened(source) as image:
+    with _opened(source, as_stored=mode == "RGB16") as image:
+        if isinstance(image, StoredTiff):
+            image = image.decoded()
         if isinstance(image, np.ndarray):
             return resize_values(_finite(image), size, fit), key
         pages = _pages(image)
@@ -142,7 +159,7 @@ def decode_with_key(
         for page in pages:
             if len(pages) > 1:
                 image.seek(page)
-            channels.append(_values(_upright(image)))
+            channels.append(_values(image))
         return resize_values(_finite(np.stack(channels)), size, fit), key
 
 
@@ -163,12 +180,15 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _opened(source: IO[bytes] | Image.Image | NDArray[Any]) -> Iterator[Image.Image | NDArray[Any]]:
+def _opened(
+    source: IO[bytes] | Image.Image | NDArray[Any], *, as_stored: bool = False
+) -> Iterator[Image.Image | NDArray[Any] | StoredTiff]:
     if isinstance(source, (Image.Image, np.ndarray)):
         yield source
         return
     with source:
-        if not source.read(1):
+        start = source.read(4)
+        if not start:
             raise InputError("an empty file")
         source.seek(0)
         try:
@@ -177,8 +197,18 @@ def _opened(source: IO[bytes] | Image.Image | NDArray[Any]) -> Iterator[Image.Im
             found = re.search(r"\d+", str(error))
             _refuse_bomb(int(found[0]) if found else None)
             raise
-        with image:
-            yield image
+        except Exception:
+            if not is_tiff(start):
+                raise
+            image = None
+        if image is not None and not (image.format == "TIFF" and (as_stored or is_misread(image))):
+            with image:
+                yield image
+            return
+        source.seek(0)
+        stored = StoredTiff.of(source)
+        _refuse_bomb(stored.size[0] * stored.size[1] * (1 if stored.channels <= 4 else stored.channels))
+        yield stored
 
 
 def _refuse_bomb(num_pixels: int | None) -> None:
@@ -192,21 +222,18 @@ def _pages(image: Image.Image) -> list[int]:
     if image.format != "TIFF" or getattr(image, "n_frames", 1) == 1:
         return [0]
     pages: list[int] = []
-    kinds: set[tuple[tuple[int, int], str]] = set()
+    kinds: list[tuple[tuple[int, int], str]] = []
     for page in range(getattr(image, "n_frames", 1)):
         image.seek(page)
         if not _tiff_tag(image, _TIFF_KIND_OF_PAGE, 0) & 1:
             pages.append(page)
-            kinds.add((image.size, image.mode))
+            kinds.append((image.size, image.mode))
     image.seek(pages[0] if pages else 0)
-    if len(kinds) > 1:
-        raise InputError(f"its {len(pages)} pages differ in size or type, so they cannot be channels of one image")
-    if len(pages) > 1 and _dtype(image) == "uint8" and image.mode not in ("1", "L"):
-        raise InputError(f"has {len(pages)} pages of colour, and only grey ones can be the channels of one image")
+    check_pages(kinds, colour=_dtype(image) == "uint8" and image.mode not in ("1", "L"))
     return pages or [0]
 
 
-def _tiff_tag(image: Image.Image, tag: int, default: int) -> Any:
+def _tiff_tag(image: Image.Image, tag: int, default: Any) -> Any:
     return image.tag_v2.get(tag, default)  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -222,6 +249,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _dtype(image: Image.Image) -> str:
     """Return the dtype of the pixels for an image's Pillow mode: "uint8", "uint16" or "float32"."""
+    if image.format == "TIFF" and image.mode == "I":  # more than 16 bits, or with a sign: as of an array
+        return "float32"
     return {"I": "uint16", "F": "float32"}.get(image.mode[0], "uint8")
 
 
@@ -247,17 +276,14 @@ def _picture(image: Image.Image, size: Size | None, mode: str, fit: Fit) -> NDAr
 
 
 def _values(image: Image.Image) -> NDArray[Any]:
-    """Return the values (h, w) of a single channel as they are stored: uint8, uint16 or float32."""
-    if image.mode == "1":
-        return np.asarray(image.convert("L"))
-    values = np.asarray(image)
-    if image.mode.startswith("I"):
-        if values.min() < 0 or values.max() > 65535:
-            raise InputError(
-                f"values from {values.min():,} to {values.max():,} are more than 16 bits; save it as floats"
-            )
-        return values.astype(np.uint16)
-    return values
+    """Return the upright values (h, w) of a single channel as they are stored: uint8, uint16 or float32."""
+    dtype = _dtype(image)
+    has_sign = image.format != "TIFF" or image.mode != "I" or 2 in _tiff_tag(image, _TIFF_SIGN, ())
+    values = np.asarray(_upright(image))
+    values = values if has_sign else values.view(np.uint32)
+    if dtype == "uint16" and (values.min() < 0 or values.max() > 65535):
+        raise InputError(f"values from {values.min():,} to {values.max():,} are more than 16 bits; save it as floats")
+    return to_pixels(values, dtype, "it")
 
 
 def _finite(values: NDArray[Any]) -> NDArray[Any]:

@@ -41,6 +41,7 @@ _HIDDEN = re.compile(r"(^|/)(\.|__MACOSX)")
 _NUMBERED = re.compile(r"(^|/)\d{5}/img\d{8}\.\w+$")  # as prepare and EDM's tools name images
 _UNSAFE = re.compile(r"^([/\\]|[A-Za-z]:)|(^|[/\\])\.\.([/\\]|$)")  # absolute paths, and paths with ".."
 
+_CONVERT = "not a kind of image that is read; convert them to PNG, TIFF or .npy"
 _HINTS = {
     ".zip": "unpack it first",
     ".tar": "give the shards as wds:FOLDER/*.tar",
@@ -50,6 +51,7 @@ _HINTS = {
     ".hdf5": "give the file itself",
     ".arrow": "give the data set as hf:FOLDER",
     ".parquet": "give the data set as hf:FOLDER",
+    **dict.fromkeys((".heic", ".heif", ".dcm", ".nii", ".nrrd", ".mha", ".czi", ".exr", ".dng", ".nef"), _CONVERT),
 }
 
 
@@ -150,7 +152,7 @@ def _images_among(names: Sequence[str], options: Data) -> tuple[list[str], list[
         if not others:
             raise InputError(f"{options.source} is empty: give a folder or a zip of images")
         more = ", ..." if len(others) > 1 else ""
-        hint = _HINTS.get(_ending(others[0]), "give a folder or a zip of images")
+        hint = _HINTS.get(_ending(others[0].removesuffix(".gz")), "give a folder or a zip of images")
         raise InputError(f"{options.source} holds no images, only {others[0]}{more}: {hint}")
     if others:
         return images, [f"{len(others):,} files that are not images left aside (first: {others[0]})"]

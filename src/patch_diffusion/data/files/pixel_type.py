@@ -15,7 +15,7 @@ from patch_diffusion.errors import InputError
 
 @dataclass(frozen=True)
 class PixelType:
-    """The dtype and number of channels of decoded pixels; ``mode`` is the Pillow mode 8-bit images are converted to."""
+    """The dtype and number of channels of decoded pixels; ``mode`` is what `decode_file` takes."""
 
     dtype: str
     channels: int
@@ -36,6 +36,7 @@ def common_pixel_type(
     Raises:
         InputError: the files have several pixel types, or a mode is given and they are not 8-bit images.
     """
+    headers = {index: header.read_as(mode) for index, header in headers.items()}
     first: dict[tuple[str, int | None], int] = {}
     for index, header in headers.items():
         first.setdefault((header.dtype, header.channels), index)
@@ -47,12 +48,11 @@ def common_pixel_type(
             f"{num_others:,} images are {_describe(*other)} (first: {files[first[other]].name}), {most:,} are "
             f"{_describe(dtype, channels)} (first: {files[first[dtype, channels]].name}): convert them to one kind"
         )
+    takes = "TIFF of 16 bits a colour" if mode == "RGB16" else "pictures of 8 bits"
+    if mode != "auto" and ((dtype, channels) != ("uint16", 3) if mode == "RGB16" else channels is not None):
+        raise InputError(f"data.mode {mode} is for {takes}, and these are {_describe(dtype, channels)}: leave it out")
     if channels is not None:
-        if mode != "auto":
-            raise InputError(
-                f"data.mode {mode} is for pictures of 8 bits, and these are {_describe(dtype, channels)}: leave it out"
-            )
-        return PixelType(dtype, channels), []
+        return PixelType(dtype, channels, mode if mode == "RGB16" else "RGB"), []
     mode, notes = _mode(files, headers, mode, show)
     return PixelType(dtype, len(Image.new(mode, (1, 1)).getbands()), mode), notes
 
@@ -78,7 +78,8 @@ def _mode(files: Sequence[ImageFile], headers: Mapping[int, Header], mode: str, 
     num, first = count(lambda header: header.reduced)
     if num:
         notes.append(
-            f"{num:,} images of 16 bits a colour {first} read as 8 bits; as an array or grey pages they stay 16"
+            f"{num:,} images of 16 bits a colour {first} read as 8 bits; as an array or grey pages they stay 16, TIFF "
+            "also with --data.mode RGB16"
         )
     num, first = count(lambda header: header.frames > 1)
     if num:

@@ -125,6 +125,7 @@ def inspect_images(
         files = [found.files[index] for index in evenly(len(found.files), most)]
         headers, unusable = read_headers(files, show=show)
         mode = _mode(options, headers.values())
+        headers = {index: header.read_as(mode) for index, header in headers.items()}
         seen: dict[int, _Seen] = {}
         looked = in_order(lambda index: _look(files[index], mode), list(headers), "reading images", show=show)
         for index, result in looked:

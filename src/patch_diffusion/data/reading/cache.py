@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -221,21 +222,14 @@ def _sweep(folder: Path, abandoned: str = "") -> None:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[bool]:
-    """Hold a file lock across processes in the with block; yield True, or False if the system or disk has no locks."""
+    """Hold a file lock across processes in the with block; yield True, or False if there is none to be had.
+
+    So it is where the disk has no locks, or the lock is of another user, who shares the cache.
+    """
+    lock = FileLock(path)
+    with contextlib.suppress(OSError, NotImplementedError):
+        lock.acquire()
     try:
-        import fcntl
-    except ImportError:
-        yield False
-        return
-    try:
-        file = path.open("w")
-    except PermissionError:  # of another user, who shares the cache
-        yield False
-        return
-    with file:
-        alone = True
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            alone = False
-        yield alone
+        yield lock.is_locked
+    finally:
+        lock.release()

@@ -108,7 +108,7 @@ class _Watched:
         if images.file is not None:
             # A deleted file keeps its content while it is mapped.
             with suppress(OSError):
-                descriptor = os.open(images.file, os.O_RDONLY)
+                descriptor = os.open(images.file, os.O_RDONLY | getattr(os, "O_BINARY", 0))
                 weakref.finalize(self, os.close, descriptor)
                 found = os.fstat(descriptor)
                 self._size, self._time = found.st_size, found.st_mtime_ns
