@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from patch_diffusion.config import Config as Config
@@ -138,12 +138,14 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted([*_MODULE_OF, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'patch_diffusion' has no attribute '{name}'")
-    value = globals()[name] = getattr(import_module(f"patch_diffusion.{_MODULE_OF[name]}"), name)
-    return value
-
-
 def __dir__() -> list[str]:
     return __all__
+
+
+if not TYPE_CHECKING:  # a type checker that saw this would take every misspelt name for a public one
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module 'patch_diffusion' has no attribute '{name}'")
+        value = globals()[name] = getattr(import_module(f"patch_diffusion.{_MODULE_OF[name]}"), name)
+        return value

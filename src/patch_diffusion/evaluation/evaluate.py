@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from patch_diffusion import __version__
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.inspection.sheet import check_sheet
 from patch_diffusion.data.sources import open_images
@@ -121,7 +121,7 @@ def evaluate(
             measures |= denoising_measures(subject.model, subject.held_out, seed=seed, batch=sampling.batch)
         if "bits" in wanted:
             measures["bits"] = bits_measure(subject.model, subject.held_out, options.bits_images, seed=seed, show=show)
-    made_with = {"device": str(device), "version": version("patch_diffusion"), "torch": torch.__version__}
+    made_with = {"device": str(device), "version": __version__, "torch": torch.__version__}
     return Evaluation(subject.name, measures, {"seed": seed, **settings, **made_with}, tuple(dict.fromkeys(notes)))
 
 

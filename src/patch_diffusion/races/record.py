@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from patch_diffusion import __version__
 from patch_diffusion.config import Noise, flat, from_dict
 from patch_diffusion.data.digest import change_of
 from patch_diffusion.errors import InputError, reason_of
@@ -100,9 +100,10 @@ class Record:
         facts: Mapping[str, Any],
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.folder, self._tell = folder, tell
+        self.folder = folder
+        self._tell = tell
         new = {"seeds": [], "circumstances": [], "tuning": {}}
-        self._content = {"version": version("patch_diffusion"), "plan": plan, **new, **(found or {}), **facts}
+        self._content = {"version": __version__, "plan": plan, **new, **(found or {}), **facts}
 
     @property
     def seeds(self) -> list[int]:

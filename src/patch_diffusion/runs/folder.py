@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from patch_diffusion import __version__
 from patch_diffusion.config import Config, Network, changed_options, flat_options, from_dict, option_names, to_dict
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.digest import change_of, digest_of
@@ -213,7 +213,7 @@ class RunFolder:
 
     def write_config(self, config: Config, facts: ModelFacts) -> None:
         """Write the run's options and facts about its model to ``config.json``; create the folder if it is missing."""
-        content = {"version": version("patch_diffusion"), **to_dict(config), "model": asdict(facts)}
+        content = {"version": __version__, **to_dict(config), "model": asdict(facts)}
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.config_file, content)
 

@@ -118,10 +118,18 @@ class Batches:
         split: Callable[[int], list[range]] = lambda num: [range(num)],
         show: bool = False,
     ) -> None:
-        self.denoiser, self.images, self.schedule, self.seed, self.batch = denoiser, images, schedule, seed, batch
-        self.noise, self.augment, self.device, self.split = noise, augment, device, split
+        self.denoiser = denoiser
+        self.images = images
+        self.schedule = schedule
+        self.seed = seed
+        self.batch = batch
+        self.noise = noise
+        self.augment = augment
+        self.device = device
+        self.split = split
         orders = [SampleOrder(len(bucket), seed) for bucket in images.buckets]
-        self.feed, self.small = Feed(images, orders, device), None
+        self.feed: Feed = Feed(images, orders, device)
+        self.small: Feed | None = None
         if schedule.context is not None and not self._alters:
             # Small copies of whole images are made once, as only the patches' windows are read later.
             small = [small_images(bucket, self._small_shape(bucket), show=show) for bucket in images.buckets]

@@ -42,11 +42,16 @@ class Checkpoints:
         note: Callable[[str], None],
         optional: Callable[[str], AbstractContextManager[None]],
     ) -> None:
-        self.state, self.run, self.group, self.note, self.optional = state, run, group, note, optional
-        self.last, self.best = config.checkpoint_last, config.checkpoint_by if config.checkpoint_best else None
-        self.watched = config.watchdog != "off"
-        self.writer = BackgroundWriter()
-        self.seconds = 0.0  # that the newest checkpoint took
+        self.state = state
+        self.run = run
+        self.group = group
+        self.note = note
+        self.optional = optional
+        self.last: int = config.checkpoint_last
+        self.best: str | None = config.checkpoint_by if config.checkpoint_best else None
+        self.watched: bool = config.watchdog != "off"
+        self.writer: BackgroundWriter = BackgroundWriter()
+        self.seconds: float = 0.0  # that the newest checkpoint took
         self.is_ours: Callable[[], bool] | None = None  # True while the run folder is the one that is locked
 
     def save(
