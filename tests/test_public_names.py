@@ -15,7 +15,7 @@ def test_every_public_name_is_there_and_documented():
 
 def test_an_unknown_name():
     with pytest.raises(AttributeError, match="no attribute 'Unet'"):
-        pd.Unet  # noqa: B018  # the access itself is tested
+        pd.Unet  # noqa: B018  # the access itself is tested  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_importing_the_package_is_quick_because_torch_is_not_imported():

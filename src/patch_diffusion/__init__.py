@@ -90,7 +90,7 @@ if TYPE_CHECKING:
 
 # What the type checker is told above is where the names are.
 _MODULE_OF = {
-    alias.name: node.module
+    alias.name: str(node.module)
     for node in ast.walk(ast.parse(Path(__file__).read_text(encoding="utf-8")))
     if isinstance(node, ast.ImportFrom) and node.level == 0
     for alias in node.names
