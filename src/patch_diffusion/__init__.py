@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.2.0"
+from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from patch_diffusion.config import Config as Config

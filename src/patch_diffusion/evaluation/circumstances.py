@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from patch_diffusion import __version__
+from patch_diffusion.version import __version__
 
 _CPU_NAMES = Path("/proc/cpuinfo")
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patch_diffusion import __version__
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.inspection.sheet import check_sheet
 from patch_diffusion.data.sources import open_images
@@ -31,6 +30,7 @@ from patch_diffusion.evaluation.samples import SamplesOptions, of_samples
 from patch_diffusion.evaluation.subject import Source, Subject, open_subject
 from patch_diffusion.files import user_path
 from patch_diffusion.sampling.options import Sampling
+from patch_diffusion.version import __version__
 
 SAMPLES = 1000
 """The default number of samples to generate. Published distances take 50,000."""

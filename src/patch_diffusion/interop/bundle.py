@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from patch_diffusion import __version__
+from patch_diffusion.version import __version__
 
 _PACKAGE = "patch_diffusion"
 _HEADER = """\

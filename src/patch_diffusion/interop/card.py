@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import yaml
 
-from patch_diffusion import __version__
 from patch_diffusion.config import Config, flat_options
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_json
 from patch_diffusion.runs.folder import ModelFacts, RunFolder
 from patch_diffusion.runs.log import Line, read_log
+from patch_diffusion.version import __version__
 
 Format = Literal["diffusers", "onnx", "torch"]
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from patch_diffusion import __version__
 from patch_diffusion.config import Noise, flat, from_dict
 from patch_diffusion.data.digest import change_of
 from patch_diffusion.errors import InputError, reason_of
@@ -18,6 +17,7 @@ from patch_diffusion.races.standings import standings
 from patch_diffusion.races.turns import Measurements, read_measurements
 from patch_diffusion.runs.folder import RunFolder, refuse_occupied
 from patch_diffusion.runs.history import DISTANCES, TIMES
+from patch_diffusion.version import __version__
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from patch_diffusion import __version__
 from patch_diffusion.config import Config, Network, changed_options, flat_options, from_dict, option_names, to_dict
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.digest import change_of, digest_of
@@ -21,6 +20,7 @@ from patch_diffusion.runs.lock import LOCK_FILE
 from patch_diffusion.runs.log import last_measured
 from patch_diffusion.runs.retention import best_of, state_of, step_of
 from patch_diffusion.runs.time_spent import time_spent
+from patch_diffusion.version import __version__
 
 RULES = ("counted-attention", "published-stretching", "adam-for-embeddings")
 """Rules of training that came later than the first runs. A new run takes all; another goes on by those it began with.
