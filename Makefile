@@ -10,7 +10,7 @@ endif
 
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
-.PHONY: demo test slow lint docs clean constraints
+.PHONY: demo test slow lint docs dist clean constraints
 
 demo: .venv/installed  ## Train on the built-in digits, sample them, and have them recognised: about five minutes.
 	$(BIN)/patch-diffusion train digits --preset digits --out runs/digits
@@ -36,8 +36,12 @@ docs: .venv/installed  ## The pages of docs/ and a reference of the public names
 	$(BIN)/zensical build --strict --config-file build/docs/mkdocs.yml
 	@echo "the site is in build/docs/site: open build/docs/site/index.html"
 
-clean:  ## Remove the environment and what demo and docs made.
-	rm -rf .venv runs build
+dist: .venv/installed  ## The sdist and the wheel that it makes, in dist/.
+	rm -rf dist
+	$(BIN)/uv build --quiet --python $(BIN)/python --no-build-isolation
+
+clean:  ## Remove the environment and what demo, docs and dist made.
+	rm -rf .venv runs build dist
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -33,7 +33,7 @@ diffusers.utils.logging.disable_progress_bar()
 
 def main(jobs):
     for job in jobs:
-        pipe = diffusers.DiffusionPipeline.from_pretrained(job["folder"], trust_remote_code=True)
+        pipe = diffusers.DiffusionPipeline.from_pretrained(job["folder"], trust_remote_code=True)  # pyright: ignore[reportPrivateImportUsage]
         pipe.set_progress_bar_config(disable=True)
         own, found = pipe.scheduler, {}
         for number, call in enumerate(job["calls"]):
@@ -42,7 +42,7 @@ def main(jobs):
             pipe.scheduler = kind.from_config(own.config, **options)
             if "generator" in call:
                 call["generator"] = [torch.Generator().manual_seed(seed) for seed in call["generator"]]
-            images = pipe(**call).images
+            images = pipe(**call).images  # pyright: ignore[reportCallIssue]
             found[str(number)] = torch.as_tensor(images).contiguous()
         save_file(found, job["out"])
     assert not any(name.partition(".")[0] == "patch_diffusion" for name in sys.modules)

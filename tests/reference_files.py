@@ -137,7 +137,7 @@ class Reduced:
 def stored_tensor(storage, shape, strides, offset=0):
     """A tensor as published files hold it: a view of what the torch file ``storage`` has."""
     stored = Reduced(torch.storage._load_from_bytes, storage)
-    return Reduced(torch._utils._rebuild_tensor_v2, stored, offset, shape, strides, False, OrderedDict())
+    return Reduced(torch._utils._rebuild_tensor_v2, stored, offset, shape, strides, False, OrderedDict())  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def torch_file(content, *, new=False):

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,17 +73,17 @@ def test_types_and_their_range(tmp_path, ending, dtype, kept):
     images = pd.open_images(save(tmp_path / f"a{ending}", images=values.astype(dtype)))
     assert images.codec.dtype == kept
     assert np.array_equal(images.pixels.numpy(), values)
-    assert images.codec.range == ((-100, 155) if kept == "float32" else (0, 65535))
+    assert images.codec.range == ((-100, 155) if kept == "float32" else (0, 65535))  # pyright: ignore[reportAttributeAccessIssue]
     encoded = images.codec.encode(images.pixels)
     assert encoded.min() == -1 and (encoded.max() == 1) == (kept == "float32")
-    assert pd.open_images(tmp_path / f"a{ending}", range=(-10, 10)).codec.range == (-10, 10)
+    assert pd.open_images(tmp_path / f"a{ending}", range=(-10, 10)).codec.range == (-10, 10)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @EVERY_FORMAT
 def test_bools_are_black_and_white(tmp_path, ending):
     images = pd.open_images(save(tmp_path / f"a{ending}", images=PICTURES.pixels > 100))
     assert np.array_equal(images.pixels.numpy(), np.where(PICTURES.pixels > 100, 255, 0))
-    assert images.codec.range == (0, 255)
+    assert images.codec.range == (0, 255)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @EVERY_FORMAT
@@ -284,9 +285,10 @@ def test_a_wrong_byte_in_an_npz_is_found(tmp_path):
 def test_arrays_are_resized_as_pictures_are(tmp_path, ending):
     path = save(tmp_path / f"a{ending}", images=PICTURES.pixels)
     folder = write_folder(tmp_path / "pictures", PICTURES, labels=False)
+    options: Any
     for options in ({"resolution": 6}, {"resolution": (10, 5)}, {"resolution": 6, "fit": "stretch"}):
         images = pd.open_images(path, **options)
-        assert torch.equal(images.pixels, pd.open_images(folder, **options).pixels)
+        assert torch.equal(images.pixels, pd.open_images(folder, **options).pixels)  # pyright: ignore[reportAttributeAccessIssue]
         assert any("images of 8x12" in note and "resized to" in note for note in images.notes)
     assert "images of 8x12 in" in refusal(path, resolution=64) and "too small" in refusal(path, resolution=64)
 
@@ -311,8 +313,8 @@ def test_arrays_and_tensors_in_python():
         images = pd.open_images(source)
         assert np.array_equal(images.pixels.numpy(), PICTURES.pixels) and images.options.source == ""
     floats = pd.open_images(PICTURES.pixels / 255)
-    assert floats.codec.range == (0, 1) and floats.pixels.dtype == torch.float32
-    assert pd.open_images(torch.arange(64 * 64.0).view(1, 64, 64).bfloat16()).codec.range == (0, 4096)
+    assert floats.codec.range == (0, 1) and floats.pixels.dtype == torch.float32  # pyright: ignore[reportAttributeAccessIssue]
+    assert pd.open_images(torch.arange(64 * 64.0).view(1, 64, 64).bfloat16()).codec.range == (0, 4096)  # pyright: ignore[reportAttributeAccessIssue]
     assert "image 0 of the array holds NaN" in refusal(np.full((4, 3, 8, 8), np.nan))
 
 

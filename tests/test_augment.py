@@ -77,7 +77,7 @@ def test_without_resampling_every_pixel_moves_to_a_whole_place(channels, height,
 @pytest.mark.parametrize(("height", "width"), [(24, 40), (32, 32)])
 def test_a_resampled_image_is_the_picture_at_the_places_that_the_label_says(height, width):
     places, centre = pixel_places(height, width), torch.tensor([(width - 1) / 2, (height - 1) / 2]).double()
-    images = cosines(places, height, width).float().expand(40, 2, -1, -1)
+    images = cosines(places, height, width).float().expand(40, 2, -1, -1)  # pyright: ignore[reportAttributeAccessIssue]
     result, labels = Augment(p=1.0)(images, 0, 0, range(40))
     bilinear = []
     for altered, label in zip(result, labels.double(), strict=True):

@@ -52,9 +52,8 @@ def test_files_are_decoded_once(folder, own_cache, decoded):  # noqa: F811
 
 
 def test_memory_leaves_nothing_on_disk(folder, own_cache, decoded):  # noqa: F811
-    for _ in range(2):
-        images = pd.open_images(folder, cache="memory")
-    assert len(decoded) == 40 and not own_cache.exists() and not images.notes
+    several = [pd.open_images(folder, cache="memory") for _ in range(2)]
+    assert len(decoded) == 40 and not own_cache.exists() and not several[-1].notes
     pd.open_images(folder)  # few, and quick to read
     assert not own_cache.exists()
 
@@ -100,7 +99,7 @@ def test_labels_and_range_are_not_what_is_kept(folder, decoded):
     pd.open_images(folder, cache="disk")
     decoded.clear()
     assert pd.open_images(folder, cache="disk", classes=False).labels is None
-    assert pd.open_images(folder, cache="disk", range=(0, 100)).codec.range == (0, 100)
+    assert pd.open_images(folder, cache="disk", range=(0, 100)).codec.range == (0, 100)  # pyright: ignore[reportAttributeAccessIssue]
     (folder / "dataset.json").write_text(json.dumps({"labels": [[f"{i:05d}.png", 9] for i in range(20)]}))
     assert classes_of(pd.open_images(folder, cache="disk")) == ["9"] * 20
     assert not decoded
@@ -163,7 +162,7 @@ def test_a_cache_that_is_closed_is_no_obstacle(tmp_path, monkeypatch):
     assert any("images are kept in memory" in note and "cannot be written to" in note for note in images.notes)
     assert "cannot be written to (PATCH_DIFFUSION_CACHE names another)" in refusal(tmp_path / "a.npz", cache="disk")
     np.save(tmp_path / "a.npy", PICTURES.pixels.astype(np.float32))
-    assert pd.open_images(tmp_path / "a.npy").codec.range == (0, 255)
+    assert pd.open_images(tmp_path / "a.npy").codec.range == (0, 255)  # pyright: ignore[reportAttributeAccessIssue]
     shard = write_shard(tmp_path / "a.tar", [(f"{i}.png", encoded(PICTURES.pixels[i])) for i in range(3)])
     assert len(pd.open_images(f"wds:{shard}")) == 3
 
@@ -176,10 +175,10 @@ def test_a_later_look_at_floats_is_remembered(tmp_path, own_cache):  # noqa: F81
     facts = json.loads((entry / "facts.json").read_text())
     facts["facts"]["high"] = 300.0
     (entry / "facts.json").write_text(json.dumps(facts))
-    assert first.codec.range == (0, 255) and pd.open_images(path).codec.range == (0, 300)
-    assert pd.open_images(path, cache="memory").codec.range == (0, 255)
+    assert first.codec.range == (0, 255) and pd.open_images(path).codec.range == (0, 300)  # pyright: ignore[reportAttributeAccessIssue]
+    assert pd.open_images(path, cache="memory").codec.range == (0, 255)  # pyright: ignore[reportAttributeAccessIssue]
     touch(path)
-    assert pd.open_images(path).codec.range == (0, 255)
+    assert pd.open_images(path).codec.range == (0, 255)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_where_it_is(monkeypatch, tmp_path):

@@ -23,10 +23,9 @@ def test_every_option_is_documented():
     tree = ast.parse(inspect.getsource(config))
     for group in (node for node in tree.body if isinstance(node, ast.ClassDef)):
         for node, following in zip(group.body, [*group.body[1:], None], strict=True):
-            if isinstance(node, ast.AnnAssign) and not hasattr(
-                config, node.target.id.capitalize()
-            ):  # groups have theirs
-                assert isinstance(following, ast.Expr), f"{group.name}.{node.target.id}"
+            name = ast.unparse(node.target) if isinstance(node, ast.AnnAssign) else ""
+            if name and not hasattr(config, name.capitalize()):  # groups have theirs
+                assert isinstance(following, ast.Expr), f"{group.name}.{name}"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """One config goes in, and it is the config that the run stores: every option acts as it was given, or is refused."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,10 +169,11 @@ def parts(images):
     return pd.Denoiser(network, 0.5), images
 
 
-QUIET = {"samples": 0, "show": False, "track": ()}
+Parts = tuple[pd.Denoiser, pd.ImageSet]
+QUIET: Any = {"samples": 0, "show": False, "track": ()}
 
 
-def test_a_trainer_takes_a_config_or_a_schedule_or_keywords(parts, tmp_path):
+def test_a_trainer_takes_a_config_or_a_schedule_or_keywords(parts: Parts, tmp_path):
     schedule = pd.PatchSchedule(whole=0.25, sizes={"1/2": 1.0}, seed=5)
     whole = Config(patches=schedule, batch=8, samples=0, track=())
     trainers = [
@@ -194,37 +196,37 @@ def test_a_trainer_takes_a_config_or_a_schedule_or_keywords(parts, tmp_path):
         (Config(patches=pd.PatchSchedule(sizes={"1/2": 1.0}, coords=False)), "patches.coords is False in the config"),
     ],
 )
-def test_a_config_that_contradicts_the_objects_is_refused(parts, tmp_path, config, name):
+def test_a_config_that_contradicts_the_objects_is_refused(parts: Parts, tmp_path, config, name):
     with pytest.raises(pd.InputError, match=name):
         pd.Trainer(*parts, config, out=tmp_path / "run", show=False)
 
 
-def test_two_seeds_are_refused(parts, tmp_path):
+def test_two_seeds_are_refused(parts: Parts, tmp_path):
     config = Config(patches=pd.PatchSchedule(sizes={"1/2": 1.0}, seed=3), seed=4)
     with pytest.raises(pd.InputError, match="two seeds: the config has 4, the patch schedule 3"):
         pd.Trainer(*parts, config, out=tmp_path / "run", show=False)
 
 
-def test_an_option_given_twice_is_refused(parts, tmp_path):
+def test_an_option_given_twice_is_refused(parts: Parts, tmp_path):
     config = Config(patches=pd.PatchSchedule(sizes={"1/2": 1.0}), batch=8)
     with pytest.raises(pd.InputError, match="batch is given twice"):
         pd.Trainer(*parts, config, out=tmp_path / "run", batch=4, show=False)
 
 
-def test_two_schedules_are_refused(parts, tmp_path):
+def test_two_schedules_are_refused(parts: Parts, tmp_path):
     with pytest.raises(pd.InputError, match="two patch schedules"):
         pd.Trainer(*parts, pd.PatchSchedule(), schedule=pd.PatchSchedule(whole=1), out=tmp_path / "run")
 
 
-def test_an_unknown_keyword_names_the_nearest(parts, tmp_path):
+def test_an_unknown_keyword_names_the_nearest(parts: Parts, tmp_path):
     with pytest.raises(TypeError, match="Trainer has no option 'bacth'; did you mean 'batch'"):
-        pd.Trainer(*parts, out=tmp_path / "run", bacth=4)
+        pd.Trainer(*parts, out=tmp_path / "run", bacth=4)  # pyright: ignore[reportCallIssue]
 
 
-def test_the_weight_of_a_loss_was_a_keyword_of_its_own(parts, tmp_path):
+def test_the_weight_of_a_loss_was_a_keyword_of_its_own(parts: Parts, tmp_path):
     schedule = pd.PatchSchedule(sizes={"1/2": 1.0})
     with pytest.warns(DeprecationWarning, match="weight is an option of noise"):
-        trainer = pd.Trainer(*parts, schedule, out=tmp_path / "run", weight="learned", **QUIET)
+        trainer = pd.Trainer(*parts, schedule, out=tmp_path / "run", weight="learned", **QUIET)  # pyright: ignore[reportCallIssue]
     assert trainer.config.noise.weight == "learned" and trainer.state.balance is not None
 
 
@@ -252,7 +254,7 @@ def test_kind_fixed_of_before_on_the_command_line(tmp_path, capsys, words):
     )
 
 
-def test_a_group_of_ones_own_class_acts(parts, tmp_path):
+def test_a_group_of_ones_own_class_acts(parts: Parts, tmp_path):
     class OnlyWhole(pd.PatchSchedule):
         def size_at(self, step, resolution, spent=0.0, stride=1):
             return self.sizes_for(resolution, stride)[-1]

@@ -66,7 +66,7 @@ def test_grey_of_16_bits(tmp_path, ending, archived):
     pictures = random_pictures(4, channels=1, dtype=np.uint16)
     source = write_folder(tmp_path / "deep", pictures, labels=False, ending=ending)
     images = pd.open_images(write_zip(tmp_path / "deep.zip", source) if archived else source)
-    assert images.pixels.dtype == torch.uint16 and images.codec.range == (0, 65535)
+    assert images.pixels.dtype == torch.uint16 and images.codec.range == (0, 65535)  # pyright: ignore[reportAttributeAccessIssue]
     assert np.array_equal(images.pixels.numpy(), pictures.pixels)
 
 
@@ -84,11 +84,11 @@ def test_floats_have_a_measured_range(tmp_path):
         save(tmp_path / f"{index}.tiff", page)
     images = pd.open_images(tmp_path)
     assert images.pixels.dtype == torch.float32 and np.array_equal(images.pixels[:, 0].numpy(), values)
-    assert images.codec.range == (values.min(), values.max())
+    assert images.codec.range == (values.min(), values.max())  # pyright: ignore[reportAttributeAccessIssue]
     assert images.notes == (
         f"values from {values.min():g} to {values.max():g}, which become -1 and 1 (--data.range says otherwise)",
     )
-    assert pd.open_images(tmp_path, range=(-4, 4)).codec.range == (-4, 4)
+    assert pd.open_images(tmp_path, range=(-4, 4)).codec.range == (-4, 4)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
@@ -353,7 +353,7 @@ def test_ordinary_files_are_what_pillow_reads(kind, mode, options):
     assert read_header(file_of(content)) == Header((21, 34), grey=mode == "L")
     for other in ("L", "RGB", "RGBA"):
         pixels = decode_file(file_of(content), None, other)
-        assert np.array_equal(np.atleast_3d(image.convert(other)).transpose(2, 0, 1), pixels)
+        assert np.array_equal(np.atleast_3d(image.convert(other)).transpose(2, 0, 1), pixels)  # pyright: ignore[reportCallIssue]
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])

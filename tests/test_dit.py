@@ -53,7 +53,7 @@ def test_settings_rebuild_it():
     again = pd.DiT(3, num_classes=4, **options)
     again.load_state_dict(network.state_dict())
     assert again.settings == network.settings
-    assert (again.stride, again.label_dropout, again.blocks[0].heads, again.blocks[0].dropout.p) == (4, 0.3, 3, 0.2)
+    assert (again.stride, again.label_dropout, again.blocks[0].heads, again.blocks[0].dropout.p) == (4, 0.3, 3, 0.2)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def excite(network):

@@ -51,7 +51,7 @@ def docstring_of(name):
     value = getattr(pd, name)
     if callable(value):
         return value.__doc__ or ""
-    module = importlib.import_module(f"patch_diffusion.{pd._MODULE_OF[name]}")
+    module = importlib.import_module(pd._MODULE_OF[name])
     assert module.__file__ is not None
     body = ast.parse(Path(module.__file__).read_text(encoding="utf-8")).body
     for statement, after in pairwise(body):

@@ -159,7 +159,7 @@ def test_the_architecture_of_inception():
         shapes = {}
         for name in ("Conv2d_4a_3x3", "Mixed_5b", "Mixed_5d", "Mixed_6a", "Mixed_6e", "Mixed_7a", "Mixed_7c"):
             network.get_submodule(name).register_forward_hook(
-                lambda module, inputs, output, name=name: shapes.update({name: tuple(output.shape[1:])})
+                lambda module, inputs, output, name=name: shapes.update({name: tuple(output.shape[1:])})  # pyright: ignore[reportAttributeAccessIssue]
             )
         found = network.eval()(torch.zeros(1, 3, 299, 299))
     assert sum(each.numel() for each in network.parameters()) == 27_161_264 - 3_326_696 + 8 * 2049
@@ -280,7 +280,7 @@ def test_torchscript(tmp_path):
     torch.testing.assert_close(extractor(pictures()), means(pictures()))
     assert extractor.name == "mine"
     other = torch.jit.trace(torch.nn.Linear(7, 2), torch.zeros(1, 7))
-    other.save(str(tmp_path / "other.pt"))
+    other.save(str(tmp_path / "other.pt"))  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(pd.InputError, match=r"other.pt cannot take images \(3, 3, 16, 16\)"):
         pd.open_extractor(tmp_path / "other.pt")(pictures())
     content = (tmp_path / "mine.pt").read_bytes()

@@ -303,9 +303,10 @@ def test_the_view_fits_eighty_columns(run, filled):
         history.add({"step": 9, "held_out": {"loss": 0.4, "by_noise": levels}})
         history.add({"step": 9, "samples": {"frechet": 2.5, "near_copies_held_out": 0.01, "near_copies@1/2": 0.123}})
         history.add({"step": 9, "note": "[bold]a long note[/bold] " * 9})
-    console = Console(width=80, file=io.StringIO(), force_terminal=True, color_system=None)
+    shown_in = io.StringIO()
+    console = Console(width=80, file=shown_in, force_terminal=True, color_system=None)
     console.print(_view(RunFolder(run), history, "process 1 on host" if filled else ""))
-    shown = console.file.getvalue()
+    shown = shown_in.getvalue()
     assert all(len(one.rstrip()) <= 80 for one in shown.splitlines())
     if filled:
         for word in (

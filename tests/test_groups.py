@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,14 +54,14 @@ def is_whole(images):
 @pytest.mark.parametrize("zipped", [False, True])
 def test_of_files(folder, tmp_path, group, zipped):
     source = write_zip(tmp_path / "a.zip", folder) if zipped else folder
-    column = {"labels": str(tmp_path / "labels.csv")} if group == "patient" else {}
+    column: Any = {"labels": str(tmp_path / "labels.csv")} if group == "patient" else {}
     images = pd.open_images(source, group=group, **column)
     assert is_whole(images) and images.options.group == group
     assert "24 images in 6 groups, each of which is held out as a whole" in images.notes
     assert not is_whole(pd.open_images(source))
     if column:
         without = pd.open_images(source, group=group, classes=False, **column)
-        assert is_whole(without) and without.labels is None
+        assert is_whole(without) and without.labels is None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_of_arrays_tables_shards_and_objects(folder, tmp_path):

@@ -69,7 +69,7 @@ def test_mirror_images_of_held_out_images_are_held_out():
     images = replace(pd.ImageSet(numbers[:, None, None, None].expand(1000, 1, 4, 4)), mirrored=2)
     train, held_out = hold_out(images, 0.1, 3)
     assert (len(train), len(held_out)) == (900, 100)
-    rows = [part.rows(np.arange(len(part))) for part in (train, held_out)]
+    rows = [part.rows(np.arange(len(part))) for part in (train, held_out)]  # pyright: ignore[reportAttributeAccessIssue]
     assert sorted(np.concatenate(rows).tolist()) == list(range(1000))
     assert not set((rows[0] % 500).tolist()) & set((rows[1] % 500).tolist())
     assert all(np.array_equal(each[: len(each) // 2] + 500, each[len(each) // 2 :]) for each in rows)
@@ -81,7 +81,7 @@ def test_halves_share_no_image(mirrored):
     images = replace(numbered(120 // mirrored), mirrored=1)
     images = replace(images, pixels=images.pixels.repeat(mirrored, 1, 1, 1), mirrored=mirrored)
     for whole in (images, hold_out(images, 0.3, 3)[1]):
-        rows = [set(half.rows(np.arange(len(half))) % (120 // mirrored)) for half in halved(whole)]
+        rows = [set(half.rows(np.arange(len(half))) % (120 // mirrored)) for half in halved(whole)]  # pyright: ignore[reportAttributeAccessIssue]
         assert min(map(len, rows)) > 10 and not rows[0] & rows[1]
         assert sum(map(len, halved(whole))) == len(whole)
     wide = replace(images, pixels=images.pixels.reshape(120, 1, 2, 8))

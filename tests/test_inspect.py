@@ -164,7 +164,7 @@ def advised(source, given=(), timed=False, **options):
 def test_some_images_are_such_as_training_gets(make_folder):
     folder = make_folder(20, (24, 32))
     some, every = some_images(Data(str(folder), resolution=16)), pd.open_images(folder, resolution=16)
-    assert (some.pixels == every.pixels).all() and some.options == every.options
+    assert (some.pixels == every.pixels).all() and some.options == every.options  # pyright: ignore[reportAttributeAccessIssue]
     assert len(some_images(Data(str(folder), resolution=16), without={"003.png"})) == 19
 
 

@@ -1,5 +1,7 @@
 """What is held out follows from the images themselves: the property of the split, and the keys that it goes by."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -33,7 +35,7 @@ def test_identical_images_are_on_one_side_and_others_move_none(numbers, others, 
     train, held_out = (numbers_of(part) for part in hold_out(images_of(numbers), 0.1, seed))
     assert train and held_out and not set(train) & set(held_out)
     assert sorted(train + held_out) == sorted(numbers)
-    below = hold_out(images_of(numbers), 0.1, seed)[0].part.below
+    below = hold_out(images_of(numbers), 0.1, seed)[0].part.below  # pyright: ignore[reportAttributeAccessIssue]
     # One side of all numbers stays, as not to hold out none.
     more = [train[0], held_out[0], *others]
     again, apart = (numbers_of(part) for part in hold_out(images_of(more), 0.1, seed, below=below))
@@ -55,7 +57,7 @@ def test_of_mirrored_images_both_are_on_one_side():
     train, held_out = hold_out(both, 0.5, 0)
     assert len(train) == len(held_out) == 100
     half = len(held_out) // 2
-    pixels = held_out.batch(np.arange(len(held_out)))[0]
+    pixels = held_out.batch(np.arange(len(held_out)))[0]  # pyright: ignore[reportAttributeAccessIssue]
     assert torch.equal(pixels[:half].flip(-1), pixels[half:])
 
 
@@ -63,15 +65,16 @@ def test_the_split_is_the_same_at_any_resolution_and_in_a_zip(make_folder, tmp_p
     folder = make_folder(20, (16, 16))
     zipped = write_zip(tmp_path / "a.zip", folder)
     first = pd.open_images(folder).content
+    options: Any
     for source, options in ((folder, {"resolution": 8}), (zipped, {}), (folder, {"cache": "disk"})):
-        assert np.array_equal(pd.open_images(source, **options).content, first)
+        assert np.array_equal(pd.open_images(source, **options).content, first)  # pyright: ignore[reportAttributeAccessIssue]
     assert np.array_equal(pd.open_images(folder, cache="disk").content, first)  # out of the cache
     array = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
     np.save(tmp_path / "a.npy", array)
     np.savez(tmp_path / "a.npz", images=array)
     expected = keys_of_rows(array)
     for source, options in (("a.npy", {}), ("a.npz", {}), ("a.npy", {"resolution": 8})):
-        assert np.array_equal(pd.open_images(tmp_path / source, **options).content, expected)
+        assert np.array_equal(pd.open_images(tmp_path / source, **options).content, expected)  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setattr("patch_diffusion.data.arrays.read.MOST_IN_MEMORY", 0)
     for _ in range(2):
         assert np.array_equal(pd.open_images(tmp_path / "a.npy").content, expected)

@@ -224,7 +224,7 @@ def numbered_run(folder, out, names, num):
 def test_a_run_made_before_keeps_its_numbering(folder, tmp_path, names, num, labels):
     (folder / "labels.csv").write_text(csv_of(*(f"{i:05d}.png,{label}" for i, label in enumerate([10, 1, 2, 2]))))
     config, before, expected = numbered_run(folder, tmp_path / "run", names, num)
-    assert before.labels.tolist() == labels
+    assert before.labels.tolist() == labels  # pyright: ignore[reportAttributeAccessIssue]
     model = pd.train(config, tmp_path / "run", show=False)
     assert (model.num_classes, model.class_names) == (num, names)
     found = read_tensors(tmp_path / "run" / "model.safetensors")
@@ -242,6 +242,6 @@ def test_a_run_made_before_keeps_its_numbering(folder, tmp_path, names, num, lab
 def test_a_model_of_other_classes_learns_on_by_their_names(folder, tmp_path):
     (folder / "labels.csv").write_text(csv_of(*(f"{i:05d}.png,{label}" for i, label in enumerate([10, 1, 2, 2]))))
     _, images, _ = numbered_run(folder, tmp_path / "run", ("1", "10", "2"), 3)
-    less = pd.ImageSet(images.pixels[:2], torch.tensor([10, 2]))
+    less = pd.ImageSet(images.pixels[:2], torch.tensor([10, 2]))  # pyright: ignore[reportAttributeAccessIssue]
     trainer = pd.Trainer(pd.load(tmp_path / "run", device="cpu"), less, out=tmp_path / "on", batch=2, show=False)
-    assert trainer.images.labels.tolist() == [1, 2] and trainer.facts.class_names == ("1", "10", "2")
+    assert trainer.images.labels.tolist() == [1, 2] and trainer.facts.class_names == ("1", "10", "2")  # pyright: ignore[reportAttributeAccessIssue]

@@ -87,8 +87,10 @@ def test_a_warning_of_patches_stands_where_there_is_none_of_images():
         return Nearest(torch.tensor([[ratio, 1.0]]).expand(num, 2), torch.zeros(num, 2, dtype=torch.long))
 
     def notes(*whole_and_patches):
-        both = [CopyCheck(near(ratio), near(0.9), {"1/2": torch.full((100,), of)}) for ratio, of in whole_and_patches]
-        return rates(*both, "random", 0)[1]
+        first, second = (
+            CopyCheck(near(ratio), near(0.9), {"1/2": torch.full((100,), of)}) for ratio, of in whole_and_patches
+        )
+        return rates(first, second, "random", 0)[1]
 
     far, copied = 0.9, 0.1
     assert ["have a patch of 1/2 of the side" in note for note in notes((far, copied), (far, far))] == [True]

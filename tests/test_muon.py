@@ -90,7 +90,7 @@ def test_the_vector_of_a_class_that_does_not_come_rests(kind):
             gradient[0] *= step == 0
             weight.grad = gradient.T.contiguous() if kind == "unet" else gradient
             state.optimizer.step()
-        last_moves[rules] = (by_class.detach() - before).norm(dim=1)
+        last_moves[rules] = (by_class.detach() - before).norm(dim=1)  # pyright: ignore[reportPossiblyUnboundVariable]
     ours, earlier = (moves[0] / moves[1:].mean() for moves in last_moves.values())
     assert ours < 0.2
     assert earlier > 0.6

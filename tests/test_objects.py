@@ -1,4 +1,5 @@
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,15 +91,16 @@ def test_paths(tmp_path):
 
 def test_floats_have_a_measured_range():
     images = pd.open_images(Pictures(lambda index: torch.from_numpy(PICTURES.pixels[index]) / 255))
-    assert images.pixels.dtype == torch.float32 and images.codec.range == (0, 1)
+    assert images.pixels.dtype == torch.float32 and images.codec.range == (0, 1)  # pyright: ignore[reportAttributeAccessIssue]
     half = pd.open_images(Pictures(lambda index: torch.zeros(3, 8, 8, dtype=torch.bfloat16)), range=(-1, 1))
     assert half.pixels.dtype == torch.float32
 
 
 def test_options_are_those_of_files(tmp_path):
     folder = write_folder(tmp_path / "pictures", PICTURES, labels=False)
+    options: Any
     for options in ({"resolution": 6}, {"resolution": (10, 5), "fit": "stretch"}, {"mode": "L"}):
-        assert torch.equal(pd.open_images(Pictures(plain), **options).pixels, pd.open_images(folder, **options).pixels)
+        assert torch.equal(pd.open_images(Pictures(plain), **options).pixels, pd.open_images(folder, **options).pixels)  # pyright: ignore[reportAttributeAccessIssue]
     ambiguous = Pictures(lambda index: PICTURES.pixels[index][:, :3, :3])
     assert "does not tell where the channels are: give --data.layout" in refusal(ambiguous)
     assert pd.open_images(ambiguous, layout="channels_last").channels == 3

@@ -37,6 +37,6 @@ def test_what_is_not_read_to_its_end_waits_for_no_thread(forgotten):
         del found, cycle
         gc.collect()
     else:
-        found.close()
+        found.close()  # pyright: ignore[reportAttributeAccessIssue]
     assert not ended
     go.set()

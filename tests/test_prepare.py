@@ -68,7 +68,7 @@ def test_pixels_are_those_that_training_would_have_made(make_folder, out, fit, m
     folder = make_folder(4, (24, 40))
     options = Data(str(folder), (8, 12), mode=mode, fit=fit)
     prepare_images(options, out)
-    expected = pd.open_images(folder, resolution=(8, 12), mode=mode, fit=fit).pixels
+    expected = pd.open_images(folder, resolution=(8, 12), mode=mode, fit=fit).pixels  # pyright: ignore[reportAttributeAccessIssue]
     assert torch.equal(pd.open_images(out, mode=mode).pixels, expected)
 
 

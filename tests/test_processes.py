@@ -121,7 +121,7 @@ def test_parts_cover_every_sample_once():
         seen = []
         for rank in range(world):
             process = object.__new__(Process)
-            process.group, process.accumulation = SimpleNamespace(rank=rank, world=world), accumulation
+            process.group, process.accumulation = SimpleNamespace(rank=rank, world=world), accumulation  # pyright: ignore[reportAttributeAccessIssue]
             parts = process.microbatches(num)
             assert len(parts) == accumulation and min(map(len, parts)) >= 1
             seen += [slot for part in parts for slot in part]

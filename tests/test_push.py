@@ -76,7 +76,7 @@ class Refusing(BaseHTTPRequestHandler):
     """A hub that knows nobody."""
 
     def do_POST(self):
-        self.server.paths.append(self.path)
+        self.server.paths.append(self.path)  # pyright: ignore[reportAttributeAccessIssue]
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         content = b'{"error": "Invalid username or password."}'
         self.send_response(401)
@@ -91,7 +91,7 @@ class Refusing(BaseHTTPRequestHandler):
 
 def test_what_the_hub_says_is_one_line_and_the_folder_stays(trained, tmp_path, capsys, monkeypatch):
     server = HTTPServer(("127.0.0.1", 0), Refusing)
-    server.paths = []
+    server.paths = []  # pyright: ignore[reportAttributeAccessIssue]
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         monkeypatch.setattr(hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
@@ -102,7 +102,7 @@ def test_what_the_hub_says_is_one_line_and_the_folder_stays(trained, tmp_path, c
         server.shutdown()
         server.server_close()
     told = capsys.readouterr().err
-    assert server.paths == ["/api/repos/create"]
+    assert server.paths == ["/api/repos/create"]  # pyright: ignore[reportAttributeAccessIssue]
     assert len(told.splitlines()) == 1 and "Traceback" not in told
     assert "is exported but was not pushed to me/digits" in told and "401" in told and "hf upload me/digits" in told
     assert (tmp_path / "out" / "model_index.json").exists()

@@ -105,7 +105,7 @@ def test_judges_of_some_of_the_classes_are_numbered_as_those_to_train_on(arms, s
     data = Data(str(tmp_path / "all.npz"), held_out=0.0)
     arms = {name: replace(config, data=data) for name, config in arms.items()}
     apart = RaceSetup.open(arms, str(tmp_path / "some.npz"), None).apart
-    assert apart.labels.tolist() == [0, 2] * 3 and apart.class_names == ("1", "2", "3")
+    assert apart.labels.tolist() == [0, 2] * 3 and apart.class_names == ("1", "2", "3")  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(pd.InputError, match="they must be alike"):
         RaceSetup.open(arms, str(tmp_path / "other.npz"), None)
 

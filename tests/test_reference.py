@@ -196,12 +196,12 @@ def test_tensors_are_taken_as_they_lie(tmp_path):
     twice = stored_tensor(stored(bias), (16,), (1,))
     changes = {
         "enc.16x16_conv.weight": row[7:].view_as(first),
-        "enc.16x16_block0.conv1.weight": network.encoder[0].conv1.weight.detach().to(memory_format=torch.channels_last),
+        "enc.16x16_block0.conv1.weight": network.encoder[0].conv1.weight.detach().to(memory_format=torch.channels_last),  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
         "enc.16x16_block0.conv0.bias": twice,
         "enc.16x16_block1.conv0.bias": twice,
     }
     import_model(write(tmp_path / "network.pkl", network, weights=changes), tmp_path / "run")
-    network.encoder[0].conv0.bias.data = network.encoder[1].conv0.bias.data = bias
+    network.encoder[0].conv0.bias.data = network.encoder[1].conv0.bias.data = bias  # pyright: ignore[reportAttributeAccessIssue]
     model = pd.load(tmp_path / "run", device="cpu")
     torch.testing.assert_close(denoised(model), denoised(pd.Denoiser(network)), rtol=0, atol=1e-5)
 
@@ -219,8 +219,8 @@ def test_tensors_of_a_gpu(tmp_path):
 def test_what_is_not_part_of_the_state_is_left_out(tmp_path):
     network = make_unet()
     modules = published_network(published_weights(network, 16), "EDMPrecond", "SongUNet")
-    modules.model.register_buffer("scratch", torch.ones(3), persistent=False)
-    modules.model.register_parameter("unused", None)
+    modules.model.register_buffer("scratch", torch.ones(3), persistent=False)  # pyright: ignore[reportAttributeAccessIssue]
+    modules.model.register_parameter("unused", None)  # pyright: ignore[reportAttributeAccessIssue]
     assert import_model(write_published(tmp_path / "network.pkl", modules), tmp_path / "run")["network"] == "SongUNet"
 
 
@@ -243,7 +243,7 @@ def in_the_state(marker, place):
         weights = {"enc.16x16_conv.bias": trap}
     modules = published_network({**published_weights(network, 16), **weights}, "EDMPrecond", "SongUNet")
     if place == "values":
-        modules.model.trap = shell(marker)
+        modules.model.trap = shell(marker)  # pyright: ignore[reportAttributeAccessIssue]
     if place == "settings":
         modules._init_kwargs["trap"] = [{"deep": (shell(marker),)}]
     return modules
@@ -534,11 +534,11 @@ def test_modules_that_are_not_as_published(tmp_path, capsys):
 
     twice, itself, unknown, without = modules(), modules(), modules(), modules()
     twice.other = twice.model
-    itself.model.add_module("again", itself)
-    unknown.model.class_name = "HugeUNet"
-    without._modules = 5
+    itself.model.add_module("again", itself)  # pyright: ignore[reportAttributeAccessIssue]
+    unknown.model.class_name = "HugeUNet"  # pyright: ignore[reportAttributeAccessIssue]
+    without._modules = 5  # pyright: ignore[reportAttributeAccessIssue]
     plain = modules()
-    plain.model.add_module("drop", torch.nn.Dropout())
+    plain.model.add_module("drop", torch.nn.Dropout())  # pyright: ignore[reportAttributeAccessIssue]
     for network, message in (
         (twice, "a module has two places"),
         (itself, "a module has two places"),

@@ -97,14 +97,14 @@ def test_held_out_images_are_not_trained_on(make_trainer, images):
     all_images = numbered(640)
     train, held_out = hold_out(all_images, 0.1, 7)
     assert (len(train), len(held_out)) == (576, 64)
-    rows = np.concatenate([part.rows(np.arange(len(part))) for part in (train, held_out)])
+    rows = np.concatenate([part.rows(np.arange(len(part))) for part in (train, held_out)])  # pyright: ignore[reportAttributeAccessIssue]
     assert sorted(rows.tolist()) == list(range(640))
     again = hold_out(all_images, 0.1, 7)[1]
     other = hold_out(all_images, 0.1, 8)[1]
-    assert np.array_equal(again.rows(np.arange(64)), held_out.rows(np.arange(64)))
-    assert not np.array_equal(other.rows(np.arange(64)), held_out.rows(np.arange(64)))
-    pixels, _ = held_out.batch(np.arange(64))
-    assert pixels[:, 0, 0, 0].tolist() == [row % 256 for row in held_out.rows(np.arange(64))]
+    assert np.array_equal(again.rows(np.arange(64)), held_out.rows(np.arange(64)))  # pyright: ignore[reportAttributeAccessIssue]
+    assert not np.array_equal(other.rows(np.arange(64)), held_out.rows(np.arange(64)))  # pyright: ignore[reportAttributeAccessIssue]
+    pixels, _ = held_out.batch(np.arange(64))  # pyright: ignore[reportAttributeAccessIssue]
+    assert pixels[:, 0, 0, 0].tolist() == [row % 256 for row in held_out.rows(np.arange(64))]  # pyright: ignore[reportAttributeAccessIssue]
     assert train.options.held_out == 0.1
 
 

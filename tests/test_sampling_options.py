@@ -164,7 +164,7 @@ def test_commands_of_the_page_are_read_as_the_same_options(tmp_path):
 def test_keywords_of_the_version_before(model, known):
     """They do the same, with one warning that says how to write it now."""
     with pytest.warns(DeprecationWarning) as warned:
-        old = next(pd.generate(model, [0], steps=3, solver="euler", guidance=2.0, labels=1))
+        old = next(pd.generate(model, [0], steps=3, solver="euler", guidance=2.0, labels=1))  # pyright: ignore[reportCallIssue]
     assert [str(each.message) for each in warned] == [
         "generate takes solver, guidance as keywords for one more release only: give "
         "sampling=pd.Sampling(solver=..., guidance=...)"
@@ -173,7 +173,7 @@ def test_keywords_of_the_version_before(model, known):
     new = next(pd.generate(model, [0], pd.Sampling(steps=3, solver="euler", guidance=2.0), labels=1))
     assert torch.equal(old.pixels, new.pixels) and old.settings == new.settings
     with pytest.warns(DeprecationWarning, match=r"^edit takes steps, rho .*sampling=pd.Sampling\(steps=..., rho=...\)"):
-        edited = next(pd.edit(model, known, [0], label=1, steps=3, rho=5.0, covariance="isotropic"))
+        edited = next(pd.edit(model, known, [0], label=1, steps=3, rho=5.0, covariance="isotropic"))  # pyright: ignore[reportCallIssue]
     again = next(pd.edit(model, known, [0], pd.Sampling(steps=3, rho=5.0), label=1, covariance="isotropic"))
     assert torch.equal(edited.pixels, again.pixels)
 
@@ -183,7 +183,7 @@ def test_old_keywords_of_evaluate(model):
     with pytest.warns(
         DeprecationWarning, match=r"pd.Sampling\(steps=...\), options=pd.EvaluationOptions\(metrics=..."
     ) as one:
-        found = pd.evaluate(model, images, metrics=["frechet"], samples=4, steps=1)
+        found = pd.evaluate(model, images, metrics=["frechet"], samples=4, steps=1)  # pyright: ignore[reportCallIssue]
     assert len(one) == 1 and found.settings["samples"] == 4 and found.settings["steps"] == 1
     options = pd.EvaluationOptions(metrics=("frechet",), samples=4)
     again = pd.evaluate(model, images, sampling=pd.Sampling(steps=1), options=options)
@@ -206,8 +206,8 @@ def test_folding_of_old_keywords():
         warnings.simplefilter("error")
         assert both(1, pd.Sampling(3), seed=2) == (1, pd.Sampling(3), None, 2)  # seed is a parameter of its own
     with pytest.warns(DeprecationWarning):
-        assert both(1, pd.Sampling(3), rho=2.0) == (1, pd.Sampling(3, rho=2.0), None, 0)
+        assert both(1, pd.Sampling(3), rho=2.0) == (1, pd.Sampling(3, rho=2.0), None, 0)  # pyright: ignore[reportCallIssue]
     with pytest.warns(DeprecationWarning):
-        assert both(first=1, samples=5) == (1, None, pd.EvaluationOptions(samples=5), 0)
+        assert both(first=1, samples=5) == (1, None, pd.EvaluationOptions(samples=5), 0)  # pyright: ignore[reportCallIssue]
     with pytest.raises(TypeError, match="unexpected keyword argument 'slover'"):
-        both(1, slover="euler")
+        both(1, slover="euler")  # pyright: ignore[reportCallIssue]

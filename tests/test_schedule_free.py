@@ -34,7 +34,7 @@ def follow(options):
     denoiser, network = problem()
     optimizer = make_optimizer(network.parameters(), options)
     average = make_average(denoiser, Ema(), options)
-    average.follow(optimizer)
+    average.follow(optimizer)  # pyright: ignore[reportAttributeAccessIssue]
     for step, (rate, noise) in enumerate(zip(RATES, gradients(), strict=True), 1):
         network.weight.grad = network.weight.detach() - 1 + noise
         optimizer.param_groups[0]["lr"] = rate
@@ -75,7 +75,7 @@ def test_equals_the_paper_s_formulas():
         weights.append(max(RATES[:step]) ** 2)
         share = weights[-1] / sum(weights) if sum(weights) else 0.0
         x = (1 - share) * x + share * z
-    np.testing.assert_allclose(average.weight.numpy(), x, atol=1e-5)
+    np.testing.assert_allclose(average.weight.numpy(), x, atol=1e-5)  # pyright: ignore[reportCallIssue]
     np.testing.assert_allclose(ours.weight.detach().numpy(), (1 - beta) * z + beta * x, atol=1e-5)
 
 

@@ -54,7 +54,7 @@ def test_exponential_sigmas():
 
 def test_diffusers_has_the_same_levels():
     pytest.importorskip("diffusers")
-    from diffusers import EDMEulerScheduler
+    from diffusers import EDMEulerScheduler  # pyright: ignore[reportPrivateImportUsage]
 
     for name, ours in (("karras", karras_sigmas), ("exponential", exponential_sigmas)):
         scheduler = EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, sigma_schedule=name)

@@ -150,7 +150,7 @@ def two_processes(folder):
             (folder / f"behind-{os.environ['RANK']}").write_text(str(further.wait(timeout=60)))
         return checksum(file)
 
-    trainer.train_step, checkpoint.file_checksum = step, waits
+    trainer.train_step, checkpoint.file_checksum = step, waits  # pyright: ignore[reportAttributeAccessIssue]
     trainer.fit(steps=4)
 
     def full(file):
@@ -352,7 +352,7 @@ def test_blocks_of_a_network_of_one_s_own():
     outer.inner = level
     network = nn.Module()
     network.blocks = nn.ModuleList([outer, nn.Linear(64, 64)])
-    assert blocks(network) == [level["parts"][0], level["parts"][1], outer, network.blocks[1]]
+    assert blocks(network) == [level["parts"][0], level["parts"][1], outer, network.blocks[1]]  # pyright: ignore[reportIndexIssue]
     tied = Own()
     assert blocks(tied) == []
 

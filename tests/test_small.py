@@ -61,7 +61,7 @@ def test_small_images_are_those_of_the_images(images):
         small = small_images(part, (4, 6))
         chosen = np.arange(5)
         pixels, labels = small.batch(chosen)
-        whole, expected = part.batch(chosen)
+        whole, expected = part.batch(chosen)  # pyright: ignore[reportAttributeAccessIssue]
         assert pixels.dtype == torch.uint8 and torch.equal(labels, expected) and len(small) == len(part)
         assert torch.equal(pixels, make_small(whole, (4, 6)).round().to(torch.uint8))
 

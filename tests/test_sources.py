@@ -32,7 +32,7 @@ def test_digits():
     assert pd.open_images("digits", resolution=8).resolution == (8, 8)
     assert pd.open_images("digits", classes=False).labels is None
     assert pd.open_images("digits", mode="RGB").channels == 3
-    assert pd.open_images("digits", range=(0, 510)).codec.range == (0, 510)
+    assert pd.open_images("digits", range=(0, 510)).codec.range == (0, 510)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_digits_are_those_of_scikit_learn():
@@ -154,7 +154,7 @@ def test_every_source_gives_the_same(write, cache, tmp_path):
         assert isinstance(images, pd.ImageSet) and images.pixels.dtype == torch.uint8
         assert np.array_equal(images.pixels.numpy(), PICTURES.pixels[order])
         assert np.array_equal(images.labels.numpy(), PICTURES.labels[order])
-        assert images.num_classes == 5 and images.codec.range == (0, 255)
+        assert images.num_classes == 5 and images.codec.range == (0, 255)  # pyright: ignore[reportAttributeAccessIssue]
         batch, labels = images.batch(np.array([499, 3, 3]))
         assert np.array_equal(batch.numpy(), PICTURES.pixels[order][[499, 3, 3]]) and len(labels) == 3
 
@@ -173,7 +173,7 @@ def test_every_source_is_resized_to_the_same(write, tmp_path):
     order = np.argsort(PICTURES.labels, kind="stable") if write is as_sub_folders else np.arange(500)
     expected = pd.open_images(as_folder(tmp_path / "folder")[0], resolution=4)
     images = pd.open_images(source, resolution=4, **options)
-    assert torch.equal(images.pixels, expected.pixels[torch.from_numpy(order)])
+    assert torch.equal(images.pixels, expected.pixels[torch.from_numpy(order)])  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_run_starts_from_stored_options(tmp_path):
@@ -194,7 +194,7 @@ def test_a_run_starts_from_stored_options(tmp_path):
     again = pd.open_images(
         **{name: value for name, value in vars(stored).items() if name not in ("augment", "held_out")}
     )
-    assert torch.equal(again.pixels, images.pixels) and again.codec == images.codec
+    assert torch.equal(again.pixels, images.pixels) and again.codec == images.codec  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_data_set_that_has_shrunk_is_not_continued_on(tmp_path, make_trainer):
@@ -391,9 +391,10 @@ def test_files_can_be_walked_over(tmp_path):
             write_zip(source, tmp_path / "pictures")
         with find_images(Data(str(source))) as found:
             assert [file.name for file in found.files][:2] == ["00000.png", "00001.png"]
+            assert found.labels is not None
             numbers, names = found.labels
             assert np.array_equal(numbers, PICTURES.labels) and names == ()
-            with found.files[3].open() as stream, Image.open(stream) as image:
+            with found.files[3].open() as stream, Image.open(stream) as image:  # pyright: ignore[reportGeneralTypeIssues]
                 assert np.array_equal(np.asarray(image).transpose(2, 0, 1), PICTURES.pixels[3])
     for source in ("digits", as_npy(tmp_path / "a")[0]):
         with pytest.raises(pd.InputError, match="does not consist of files"), find_images(Data(str(source))):

@@ -32,7 +32,7 @@ def test_a_slot_has_its_noise_in_any_range(start, count):
 
 
 @pytest.mark.parametrize("other", [(1, "noise", 5), (0, "sound", 5), (0, "noise", 6)])
-def test_seed_name_and_step_matter(other):
+def test_seed_name_and_step_matter(other: tuple[int, str, int]):
     assert not torch.equal(
         streams.slot_normal(0, "noise", 5, range(4), (3,)), streams.slot_normal(*other, range(4), (3,))
     )

@@ -41,7 +41,7 @@ def test_hiding_classes_of_images_without_any_is_refused():
     with pytest.raises(pd.InputError, match=r"these images have none: give --data\.classes True"):
         suggest(images, hiding, {"network.label_dropout"})
     assert suggest(images, hiding)[0] == hiding  # of a preset, or of a run that continues
-    labelled = pd.ImageSet(images.pixels, torch.arange(9) % 3)
+    labelled = pd.ImageSet(images.pixels, torch.arange(9) % 3)  # pyright: ignore[reportAttributeAccessIssue]
     assert suggest(labelled, hiding, {"network.label_dropout"})[0] == hiding
 
 
@@ -338,7 +338,7 @@ class Exact(pd.Denoiser):
 
     def forward(self, noisy, sigma, coords, labels=None):
         about = noisy.double() + 0.3
-        bright, variance = about.mean(dim=(1, 2, 3), keepdim=True), sigma.double() ** 2
+        bright, variance = about.mean(dim=(1, 2, 3), keepdim=True), sigma.double() ** 2  # pyright: ignore[reportAttributeAccessIssue]
         high, low = 0.4**2 + about[0].numel() * 0.3**2, 0.4**2
         return (high / (high + variance) * bright + low / (low + variance) * (about - bright) - 0.3).to(noisy)
 

@@ -576,7 +576,7 @@ def test_nobody_reads_what_is_said(make_trainer, monkeypatch):
     for closed in (Closed(), Closed()):
         monkeypatch.setattr(sys, "stderr", closed)
         make_trainer(f"run-{id(closed)}", show=True).fit(steps=1)
-        Closed.isatty = None
+        Closed.isatty = None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("what", ["deleted", "moved", "replaced", "without config.json"])

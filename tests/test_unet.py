@@ -55,7 +55,7 @@ def test_settings_rebuild_it(kind):
     network = pd.UNet(3, 8, (1, 2), 1, (0, 1), 0.2, kind=kind, num_classes=4, label_dropout=0.3)
     again = pd.UNet(3, num_classes=4, **network.settings)
     again.load_state_dict(network.state_dict())
-    assert again.label_dropout == 0.3 and again.encoder[0].dropout.p == 0.2
+    assert again.label_dropout == 0.3 and again.encoder[0].dropout.p == 0.2  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def excite(network):

@@ -153,8 +153,8 @@ def test_models_are_loaded_anew_where_the_weights_have_changed(make_trainer, tmp
     newest = models.load(folder)
     assert models.load(folder) is newest and models.load(folder, 2) is not newest
     first = models.load(folder, 1)
-    assert not torch.equal(first.module.first.weight, newest.module.first.weight)
+    assert not torch.equal(first.module.first.weight, newest.module.first.weight)  # pyright: ignore[reportAttributeAccessIssue]
     shutil.copy(folder.checkpoint(1) / "ema.safetensors", folder.model_file)
-    assert torch.equal(models.load(folder).module.first.weight, first.module.first.weight)
+    assert torch.equal(models.load(folder).module.first.weight, first.module.first.weight)  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(pd.InputError, match="checkpoints of the steps 1, 2"):
         models.load(folder, 7)

@@ -67,8 +67,8 @@ def moved(text: str, page: Path, names: dict[Path, str], carried: set[Path]) -> 
 def reference() -> dict[str, str]:
     """Pages on the public names, by title; the names of a stage are on one."""
     titles: dict[str, list[str]] = {title: [] for title in (*STAGES.values(), OTHERS)}
-    for module, names in patch_diffusion._HOME.items():
-        titles[STAGES.get(module.partition(".")[0], OTHERS)] += names
+    for name, module in patch_diffusion._MODULE_OF.items():
+        titles[STAGES.get(module.split(".")[1], OTHERS)].append(name)
     return {
         title: "\n\n".join([f"# {title}", *(f"::: patch_diffusion.{name}" for name in names)]) + "\n"
         for title, names in titles.items()

@@ -5,10 +5,12 @@ The public names below are imported when they are first used, so that ``import p
 
 from __future__ import annotations
 
+import ast
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from patch_diffusion.config import Config as Config
@@ -86,64 +88,26 @@ if TYPE_CHECKING:
     from patch_diffusion.training.trainer import Trainer as Trainer
     from patch_diffusion.web.server import serve as serve
 
-_HOME = {
-    "config": ("Config",),
-    "data.images": ("ImageBuckets", "ImageSet"),
-    "data.sources": ("open_images",),
-    "denoise.denoiser": ("Denoiser",),
-    "denoise.objective": ("NoiseLevels", "denoising_loss"),
-    "denoise.networks.adapters": ("DiffusersNetwork",),
-    "denoise.networks.dit": ("DiT",),
-    "denoise.networks.unet": ("UNet",),
-    "denoise.process": ("EDM", "VE", "VP"),
-    "denoise.whole_image": ("whole_image_loss",),
-    "errors": ("InputError",),
-    "races.race": ("race",),
-    "interop.export": ("export_model",),
-    "evaluation.distances": ("frechet_distance", "gaussian_of", "kernel_distance"),
-    "evaluation.evaluate": ("Evaluation", "evaluate"),
-    "evaluation.extractors.choose": ("open_extractor",),
-    "evaluation.extractors.extractor": ("Extractor",),
-    "evaluation.meter": ("SampleMeter",),
-    "evaluation.neighbours": ("density_coverage", "precision_recall"),
-    "evaluation.options": ("EvaluationOptions",),
-    "interop.edm_import": ("import_model",),
-    "patches.coords": ("coordinate_grid",),
-    "patches.crop": ("Patch", "random_patches", "whole_image"),
-    "patches.schedule": ("PatchSchedule",),
-    "presets": ("PRESETS",),
-    "sampling.editing.edit": ("edit",),
-    "sampling.editing.image": ("read_image", "read_mask"),
-    "sampling.editing.measurement": ("Measurement",),
-    "sampling.editing.tasks": ("deblurring", "denoising", "inpainting", "outpainting", "super_resolution"),
-    "sampling.encode": ("decode", "encode"),
-    "sampling.folder": ("write_samples",),
-    "sampling.generate": ("Sample", "generate"),
-    "sampling.likelihood": ("bits_per_dimension", "log_density"),
-    "sampling.pictures": ("picture_grid",),
-    "sampling.options": ("Sampling",),
-    "sampling.solvers": (
-        *("SCHEDULES", "exponential_sigmas", "karras_sigmas", "ve_sigmas", "vp_sigmas"),
-        *("dpm_solver_2m", "dpm_solver_3m", "euler", "heun"),
-    ),
-    "sampling.stochastic": ("SOLVERS", "ancestral", "euler_maruyama", "stochastic_heun"),
-    "runs.model": ("load",),
-    "runs.folder": ("describe",),
-    "training.build": ("train",),
-    "training.trainer": ("Trainer",),
-    "web.server": ("serve",),
+# What the type checker is told above is where the names are.
+_MODULE_OF = {
+    alias.name: str(node.module)
+    for node in ast.walk(ast.parse(Path(__file__).read_text(encoding="utf-8")))
+    if isinstance(node, ast.ImportFrom) and node.level == 0
+    for alias in node.names
+    if alias.asname
 }
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = sorted([*_MODULE_OF, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'patch_diffusion' has no attribute '{name}'")
-    value = globals()[name] = getattr(import_module(f"patch_diffusion.{_MODULE_OF[name]}"), name)
-    return value
-
-
 def __dir__() -> list[str]:
     return __all__
+
+
+if not TYPE_CHECKING:  # a type checker that saw this would take every misspelt name for a public one
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module 'patch_diffusion' has no attribute '{name}'")
+        value = globals()[name] = getattr(import_module(_MODULE_OF[name]), name)
+        return value

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -26,7 +26,12 @@ Fit = Literal["crop", "stretch", "bucket", "multiples"]
 Layout = Literal["auto", "channels_first", "channels_last"]
 Cache = Literal["auto", "memory", "disk"]
 
-_STRICT = {"extra": "forbid", "allow_inf_nan": False}
+
+class Strict:
+    """Base of dataclasses that pydantic reads: an unknown name, or a number that is not finite, is an error."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
+    """By the name that pydantic looks for."""
 
 
 def _parse_shares(words: list[str]) -> dict[str, float]:
@@ -47,10 +52,8 @@ _SHARES = tyro.constructors.PrimitiveConstructorSpec(
 
 
 @dataclass(frozen=True)
-class Augment:
+class Augment(Strict):
     """Augmentation of whole images, before patches are cropped from them."""
-
-    __pydantic_config__ = _STRICT
 
     flip: float = 0.0
     """Probability of a horizontal flip without conditioning, so samples are flipped, too; 0.5 for symmetric data."""
@@ -63,10 +66,8 @@ class Augment:
 
 
 @dataclass(frozen=True)
-class Data:
+class Data(Strict):
     """The training images, and how they are read."""
-
-    __pydantic_config__ = _STRICT
 
     source: Annotated[str, tyro.conf.Suppress] = ""
     """The data set that the images are read from, see `open_images`; DATA on the command line."""
@@ -100,10 +101,8 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Patches:
+class Patches(Strict):
     """The schedule of patch sizes to train on: whole images and random patches of them."""
-
-    __pydantic_config__ = _STRICT
 
     whole: float = 0.5
     """Probability p that a step trains on whole images."""
@@ -124,10 +123,8 @@ class Patches:
 
 
 @dataclass(frozen=True)
-class Noise:
+class Noise(Strict):
     """The noise process, the noise levels of training, and the range of noise levels in sampling."""
-
-    __pydantic_config__ = _STRICT
 
     p_mean: float | None = None
     """Mean of ln(sigma) in training. None, with p_std: the process' own distribution; for edm it is -1.2."""
@@ -152,10 +149,8 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Network:
+class Network(Strict):
     """The architecture of the network."""
-
-    __pydantic_config__ = _STRICT
 
     kind: Literal["ddpmpp", "ncsnpp", "adm", "dit", "custom"] = "ddpmpp"
     """Architecture. ddpmpp, ncsnpp, adm: published U-Nets. dit: a transformer. custom: your own, only in Python."""
@@ -180,10 +175,8 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Optimizer:
+class Optimizer(Strict):
     """The optimizer and its learning rate schedule."""
-
-    __pydantic_config__ = _STRICT
 
     kind: Literal["adamw", "muon", "schedule_free"] = "adamw"
     """muon: for convolutions and matrices, with AdamW for the rest; learns more per image. schedule_free: AdamW with a
@@ -204,10 +197,8 @@ class Optimizer:
 
 
 @dataclass(frozen=True)
-class Ema:
+class Ema(Strict):
     """The exponential moving average (EMA) of the weights, which samples are made with."""
-
-    __pydantic_config__ = _STRICT
 
     half_life_images: float = 500_000
     """Half-life of a weight's share in the average, in images."""
@@ -219,10 +210,8 @@ class Ema:
 
 
 @dataclass(frozen=True)
-class Engine:
+class Engine(Strict):
     """The hardware that training uses: device, processes, precision and memory."""
-
-    __pydantic_config__ = _STRICT
 
     device: str = "auto"
     """Device: auto, cpu, cuda, cuda:1, mps. auto: a GPU if there is one."""
@@ -242,10 +231,8 @@ class Engine:
 
 
 @dataclass(frozen=True)
-class Watch:
+class Watch(Strict):
     """Metrics of samples, measured during training against the training images."""
-
-    __pydantic_config__ = _STRICT
 
     metrics: tuple[Literal["frechet", "kernel", "memorization"], ...] = ()
     """Metrics, as in evaluate: feature distances, and near copies of training images compared to held-out ones."""
@@ -258,7 +245,7 @@ class Watch:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Strict):
     """All options of a training: data, patches, network, optimizer, budget and so on.
 
     There are nested groups of options, a budget (``steps``, ``images``, ``minutes`` or ``wall_minutes``), and options
@@ -268,8 +255,6 @@ class Config:
     >>> Config(batch=16, steps=100).patches.whole
     0.5
     """
-
-    __pydantic_config__ = _STRICT
 
     data: Data = Data()
     patches: Patches = field(default_factory=Patches)

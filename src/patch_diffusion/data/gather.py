@@ -35,7 +35,7 @@ class Gather:
     def __init__(self, pixels: Tensor) -> None:
         self._pixels = pixels
         last = pixels.permute(0, 2, 3, 1)
-        self.channels_last = not pixels.is_contiguous() and last.is_contiguous()
+        self.channels_last: bool = not pixels.is_contiguous() and last.is_contiguous()
         self._rows: NDArray[Any] | None = None
         if pixels.is_contiguous() or self.channels_last:
             self._rows = (last if self.channels_last else pixels).numpy()

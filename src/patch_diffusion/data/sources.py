@@ -6,10 +6,11 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, TypedDict, get_args, overload
 
 import numpy as np
 import torch
+from typing_extensions import Unpack
 
 from patch_diffusion.config import Cache, Data, Fit, Layout, Mode
 from patch_diffusion.data import digits
@@ -19,7 +20,7 @@ from patch_diffusion.data.files import hub, shards
 from patch_diffusion.data.files.collection import Collection, read_collection
 from patch_diffusion.data.files.folders import find_in_folder, find_in_zip
 from patch_diffusion.data.files.map_style import array_of, find_in_map_style
-from patch_diffusion.data.images import Images
+from patch_diffusion.data.images import Images, ImageSet
 from patch_diffusion.data.latents.folder import is_latents, open_latents
 from patch_diffusion.data.reading.groups import check_group, is_column
 from patch_diffusion.data.reading.sizes import resolution_of
@@ -33,6 +34,25 @@ _FILES, _ARRAY_FILE, _ARRAY = {"labels", "group"}, {"labels", "group", "key", "l
 _TABLE, _OBJECTS = {"labels", "group", "key"}, {"labels", "group", "key", "layout"}
 
 
+class _Options(TypedDict, total=False):
+    resolution: int | tuple[int, int] | None
+    classes: bool | None
+    mode: Mode
+    range: tuple[float, float] | None
+    labels: str | None
+    group: str | None
+    key: str | None
+    layout: Layout
+    cache: Cache
+    show: bool
+
+
+@overload
+def open_images(
+    source: Any, *, fit: Literal["crop", "stretch", "multiples"] = "crop", **options: Unpack[_Options]
+) -> ImageSet: ...
+@overload
+def open_images(source: Any, *, fit: Fit, **options: Unpack[_Options]) -> Images: ...
 def open_images(
     source: Any,
     *,

@@ -71,7 +71,7 @@ class Denoiser(nn.Module):
         levels: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        self.process = process or EDM()
+        self.process: Process = process or EDM()
         sigma_min = self.process.sigma_min if sigma_min is None else sigma_min
         sigma_max = self.process.sigma_max if sigma_max is None else sigma_max
         if not sigma_data > 0:
@@ -87,7 +87,7 @@ class Denoiser(nn.Module):
         if context is not None and not coords:
             raise InputError(NO_PLACES)
         self.network = network
-        self.sigma_data = float(sigma_data)
+        self.sigma_data: float = float(sigma_data)
         self.coords = coords
         self.context = context
         self.resolution = resolution
@@ -95,8 +95,8 @@ class Denoiser(nn.Module):
         self.codec: Codec = codec or PixelCodec()
         self.sigma_min = sigma_min
         self.sigma_max = sigma_max
-        self.mean_data = None if mean_data is None else tuple(map(float, mean_data))
-        self.levels = None if levels is None else tuple(map(float, levels))
+        self.mean_data: tuple[float, ...] | None = None if mean_data is None else tuple(map(float, mean_data))
+        self.levels: tuple[float, ...] | None = None if levels is None else tuple(map(float, levels))
         centre = None if mean_data is None else torch.tensor(self.mean_data)
         self.register_buffer("_mean_data", centre, persistent=False)
 

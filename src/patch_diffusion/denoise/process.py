@@ -86,9 +86,9 @@ class EDM(Process):
     tensor(0.5000)
     """
 
-    name = "edm"
-    sigma_min = 0.002
-    sigma_max = 80.0
+    name: ClassVar[Literal["edm", "ve", "vp"]] = "edm"
+    sigma_min: ClassVar[float] = 0.002
+    sigma_max: ClassVar[float] = 80.0
 
     @override
     def sigma(self, time: Tensor) -> Tensor:
@@ -133,9 +133,9 @@ class VE(Process):
     tensor(9.)
     """
 
-    name = "ve"
-    sigma_min = 0.02
-    sigma_max = 100.0
+    name: ClassVar[Literal["edm", "ve", "vp"]] = "ve"
+    sigma_min: ClassVar[float] = 0.02
+    sigma_max: ClassVar[float] = 100.0
 
     @override
     def sigma(self, time: Tensor) -> Tensor:
@@ -175,9 +175,9 @@ class VP(Process):
     (tensor(1.), tensor(152.))
     """
 
-    name = "vp"
-    sigma_min = 0.010486  # sigma(1e-3)
-    sigma_max = 152.167  # sigma(1)
+    name: ClassVar[Literal["edm", "ve", "vp"]] = "vp"
+    sigma_min: ClassVar[float] = 0.010486  # sigma(1e-3)
+    sigma_max: ClassVar[float] = 152.167  # sigma(1)
     beta_d: ClassVar[float] = 19.9
     beta_min: ClassVar[float] = 0.1
     num_times: ClassVar[int] = 1000  # the network is given t (num_times - 1)

@@ -34,7 +34,8 @@ class Workers:
     """
 
     def __init__(self, num: int) -> None:
-        self.num, self.owner = num, threading.get_ident()
+        self.num = num
+        self.owner: int = threading.get_ident()
         self._pool = ThreadPoolExecutor(num, "worker", initializer=torch.set_num_threads, initargs=(1,))
 
     def map_rows(self, function: Callable[[slice], Result], num: int) -> list[Result]:

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from patch_diffusion.version import __version__
+
 _CPU_NAMES = Path("/proc/cpuinfo")
 
 
@@ -21,7 +23,8 @@ def circumstances(device: torch.device) -> dict[str, Any]:
         "system": platform.platform(terse=True),
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("patch_diffusion", "torch", "numpy")},
+            "patch_diffusion": __version__,
+            **{name: version(name) for name in ("torch", "numpy")},
         },
         "commit": _commit(),
     }

@@ -36,7 +36,7 @@ class Moments:
     """An accumulator of the mean and scatter of features that come in blocks (Chan et al. 1979), exact for any mean."""
 
     def __init__(self) -> None:
-        self.num = 0
+        self.num: int = 0
         self._mean: Tensor | None = None
         self._scatter: Tensor | None = None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from patch_diffusion.evaluation.samples import SamplesOptions, of_samples
 from patch_diffusion.evaluation.subject import Source, Subject, open_subject
 from patch_diffusion.files import user_path
 from patch_diffusion.sampling.options import Sampling
+from patch_diffusion.version import __version__
 
 SAMPLES = 1000
 """The default number of samples to generate. Published distances take 50,000."""
@@ -121,7 +121,7 @@ def evaluate(
             measures |= denoising_measures(subject.model, subject.held_out, seed=seed, batch=sampling.batch)
         if "bits" in wanted:
             measures["bits"] = bits_measure(subject.model, subject.held_out, options.bits_images, seed=seed, show=show)
-    made_with = {"device": str(device), "version": version("patch_diffusion"), "torch": torch.__version__}
+    made_with = {"device": str(device), "version": __version__, "torch": torch.__version__}
     return Evaluation(subject.name, measures, {"seed": seed, **settings, **made_with}, tuple(dict.fromkeys(notes)))
 
 

@@ -74,7 +74,7 @@ class SampleMeter:
         given = {name: value for name, value in (("times", times), ("samples", samples)) if value is not None}
         extractor = options.extractor if extractor is None else extractor
         name = str(extractor) if isinstance(extractor, str | Path) else open_extractor(extractor).name
-        self.options = replace(options, extractor=name, **given)
+        self.options: Watch = replace(options, extractor=name, **given)
         for metric in self.options.metrics:
             if metric not in get_args(Metric):
                 raise InputError(f"watch.metrics has no '{metric}'{did_you_mean(metric, get_args(Metric))}")

@@ -6,8 +6,9 @@ import ast
 import importlib.util
 import re
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
+
+from patch_diffusion.version import __version__
 
 _PACKAGE = "patch_diffusion"
 _HEADER = """\
@@ -33,7 +34,7 @@ def bundle(module: str) -> str:
     """
     found = _Bundle()
     found.add(module)
-    header = _HEADER.format(version=version("patch_diffusion"), modules="\n# ".join(found.texts))
+    header = _HEADER.format(version=__version__, modules="\n# ".join(found.texts))
     imports = "\n".join(found.import_lines())
     text = "\n\n\n".join(["from __future__ import annotations\n\n" + imports, *found.texts.values()])
     return header + "\n" + text + "\n"

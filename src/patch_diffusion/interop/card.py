@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_json
 from patch_diffusion.runs.folder import ModelFacts, RunFolder
 from patch_diffusion.runs.log import Line, read_log
+from patch_diffusion.version import __version__
 
 Format = Literal["diffusers", "onnx", "torch"]
 
@@ -104,9 +104,9 @@ def _sections(card: Card) -> Iterator[str]:
     height, width = card.resolution
     classes = f", {facts.num_classes} classes" if facts.num_classes else ""
     kind = "latents" if facts.codec.get("kind") == "latents" else "images"
-    made = f"exported by patch_diffusion {version('patch_diffusion')}"
+    made = f"exported by patch_diffusion {__version__}"
     if facts.num_images:
-        made = f"trained from scratch by\n[Patch Diffusion]({_PAPER}) with patch_diffusion {version('patch_diffusion')}"
+        made = f"trained from scratch by\n[Patch Diffusion]({_PAPER}) with patch_diffusion {__version__}"
     yield f"A diffusion model of {kind} of {height} x {width} x {facts.image_channels}{classes}, {made}.\n"
     yield f"## Use\n\n{card.usage}"
     if card.notes:

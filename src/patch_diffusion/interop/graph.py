@@ -39,7 +39,12 @@ class DenoiserGraph(nn.Module):
     def __init__(self, model: Denoiser) -> None:
         super().__init__()
         self.model = model
-        self.inputs = ("noisy", "sigma", *(["coords"] * model.coords), *(["labels"] * bool(model.num_classes)))
+        self.inputs: tuple[str, ...] = (
+            "noisy",
+            "sigma",
+            *(["coords"] * model.coords),
+            *(["labels"] * bool(model.num_classes)),
+        )
 
     def forward(self, noisy: Tensor, sigma: Tensor, *rest: Tensor) -> Tensor:
         """Denoise images (n, c, h, w) of noise levels sigma (n,)."""

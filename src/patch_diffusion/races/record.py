@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from patch_diffusion.races.standings import standings
 from patch_diffusion.races.turns import Measurements, read_measurements
 from patch_diffusion.runs.folder import RunFolder, refuse_occupied
 from patch_diffusion.runs.history import DISTANCES, TIMES
+from patch_diffusion.version import __version__
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,10 @@ class Record:
         facts: Mapping[str, Any],
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.folder, self._tell = folder, tell
+        self.folder = folder
+        self._tell = tell
         new = {"seeds": [], "circumstances": [], "tuning": {}}
-        self._content = {"version": version("patch_diffusion"), "plan": plan, **new, **(found or {}), **facts}
+        self._content = {"version": __version__, "plan": plan, **new, **(found or {}), **facts}
 
     @property
     def seeds(self) -> list[int]:

@@ -76,9 +76,11 @@ class RaceSetup:
             raise InputError("a race needs images that are held out: give data.held_out, for example 0.05")
         if held_out is not None and share:
             raise InputError(f"held-out images come from {held_out}: leave out the share data.held_out {share:g}")
-        how = {name: value for name, value in vars(config.data).items() if name not in ("augment", "held_out")}
-        images = open_images(**how, show=True)
-        apart = None if held_out is None else open_images(**{**how, "source": held_out}, show=True)
+        how = {
+            name: value for name, value in vars(config.data).items() if name not in ("source", "augment", "held_out")
+        }
+        images = open_images(config.data.source, **how, show=True)
+        apart = None if held_out is None else open_images(held_out, **how, show=True)
         if apart is not None:
             apart = numbered_as(apart, images.class_names, images.num_classes) or apart
             _check_alike(apart, images)

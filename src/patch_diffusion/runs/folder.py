@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from patch_diffusion.runs.lock import HOLDER_FILE, LOCK_FILE
 from patch_diffusion.runs.log import last_measured
 from patch_diffusion.runs.retention import best_of, state_of, step_of
 from patch_diffusion.runs.time_spent import time_spent
+from patch_diffusion.version import __version__
 
 RULES = ("counted-attention", "published-stretching", "adam-for-embeddings")
 """Rules of training that came later than the first runs. A new run takes all; another goes on by those it began with.
@@ -213,7 +213,7 @@ class RunFolder:
 
     def write_config(self, config: Config, facts: ModelFacts) -> None:
         """Write the run's options and facts about its model to ``config.json``; create the folder if it is missing."""
-        content = {"version": version("patch_diffusion"), **to_dict(config), "model": asdict(facts)}
+        content = {"version": __version__, **to_dict(config), "model": asdict(facts)}
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.config_file, content)
 

@@ -108,11 +108,15 @@ class History:
         self._held_out_by_noise: dict[str, Curve] = {}
         self._held_out_by_size: dict[str, Curve] = {}
         self.samples: dict[str, Curve] = {}
-        self.held_out, self.learning_rate, self.speed = Curve(), Curve(), Curve()
+        self.held_out: Curve = Curve()
+        self.learning_rate: Curve = Curve()
+        self.speed: Curve = Curve()
         self.last: Line = {}
         self.last_held_out: Line = {}
         self.last_samples: Line = {}
-        self.num_lines = self.num_damaged = self.num_notes = 0
+        self.num_lines: int = 0
+        self.num_damaged: int = 0
+        self.num_notes: int = 0
         self._first_notes: list[tuple[int, str]] = []
         self._last_notes: deque[tuple[int, str]] = deque(maxlen=_LAST_NOTES)
         self._recent: deque[Line] = deque(maxlen=_RECENT)

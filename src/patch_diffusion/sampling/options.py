@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from tyro.conf import arg
 
+from patch_diffusion.config import Strict
 from patch_diffusion.errors import InputError, did_you_mean, finite_number, whole_number
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 else:  # as the command line and the page read them
     Guide, Size = str, int | tuple[int, int]
 
-_STRICT = {"extra": "forbid", "allow_inf_nan": False, "use_attribute_docstrings": True}
-
 _MOST_AT_ONCE = 2**31
 _WORDS = ("solver", "schedule", "guide", "coords")
 _WHOLE = ("steps", "resolution", "tile", "overlap", "batch")
@@ -38,7 +37,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Sampling(Strict):
     """The options of sampling: the solver, its noise levels, guidance, and how a model is shown the images.
 
     None stands for a default that depends on the model, the solver or the schedule. `generate` takes all options;
@@ -51,7 +50,7 @@ class Sampling:
     8
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__: ClassVar[dict[str, Any]] = {**Strict.__pydantic_config__, "use_attribute_docstrings": True}
 
     steps: int | None = None
     """Solver steps. None: 18, or 32 to edit an image."""

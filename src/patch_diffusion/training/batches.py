@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, InitVar, dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -85,6 +85,7 @@ class RandomDraws(NamedTuple):
     context: Tensor | None
 
 
+@dataclass(eq=False)
 class Batches:
     """A maker of the microbatches of a training: patches of the images, with noise and conditions.
 
@@ -104,29 +105,28 @@ class Batches:
         show: True to show progress on stderr.
     """
 
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        images: Images,
-        schedule: PatchSchedule,
-        *,
-        seed: int,
-        batch: int,
-        noise: NoiseLevels,
-        augment: Augment,
-        device: torch.device,
-        split: Callable[[int], list[range]] = lambda num: [range(num)],
-        show: bool = False,
-    ) -> None:
-        self.denoiser, self.images, self.schedule, self.seed, self.batch = denoiser, images, schedule, seed, batch
-        self.noise, self.augment, self.device, self.split = noise, augment, device, split
-        orders = [SampleOrder(len(bucket), seed) for bucket in images.buckets]
-        self.feed, self.small = Feed(images, orders, device), None
-        if schedule.context is not None and not self._alters:
+    denoiser: Denoiser
+    images: Images
+    schedule: PatchSchedule
+    _: KW_ONLY
+    seed: int
+    batch: int
+    noise: NoiseLevels
+    augment: Augment
+    device: torch.device
+    split: Callable[[int], list[range]] = lambda num: [range(num)]
+    show: InitVar[bool] = False
+
+    def __post_init__(self, show: bool) -> None:
+        images = self.images
+        orders = [SampleOrder(len(bucket), self.seed) for bucket in images.buckets]
+        self.feed: Feed = Feed(images, orders, self.device)
+        self.small: Feed | None = None
+        if self.schedule.context is not None and not self._alters:
             # Small copies of whole images are made once, as only the patches' windows are read later.
             small = [small_images(bucket, self._small_shape(bucket), show=show) for bucket in images.buckets]
             copies = small[0] if isinstance(images, ImageSet) else replace(images, buckets=tuple(small))
-            self.small = Feed(copies, orders, device)
+            self.small = Feed(copies, orders, self.device)
 
     def microbatch(self, position: Position) -> Microbatch:
         """Make the microbatch (patches, noise, conditions) at a position of the training, on the device."""

@@ -54,7 +54,7 @@ class Prefetcher(Generic[Key, Item]):
         fits: Callable[[Item, Key], bool] | None = None,
     ) -> None:
         self._make, self._where, self._note, self._fits = make, where, note, fits
-        self.waited = 0.0
+        self.waited: float = 0.0
         self._tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] | None = None
         self._ahead: tuple[Key, Future[Item]] | None = None
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from patch_diffusion.config import Config
+from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.objective import Objective
 from patch_diffusion.denoise.whole_image import SIGMAS
 from patch_diffusion.errors import InputError
@@ -20,9 +21,10 @@ from patch_diffusion.runs.model import restore_weights
 from patch_diffusion.training.hardware.engine import Engine
 from patch_diffusion.training.hardware.sharding import part
 from patch_diffusion.training.losses import Balance, Losses
+from patch_diffusion.training.optimizing.ema import WeightAverage
 from patch_diffusion.training.optimizing.muon import class_embeddings
 from patch_diffusion.training.optimizing.optimizers import make_average, make_optimizer
-from patch_diffusion.training.optimizing.power_ema import power_averages
+from patch_diffusion.training.optimizing.power_ema import PowerAverage, power_averages
 from patch_diffusion.training.optimizing.schedule_free import ScheduleFreeAverage
 from patch_diffusion.training.watchdog import Watchdog
 
@@ -111,13 +113,15 @@ class TrainingState:
     """
 
     def __init__(self, objective: Objective, config: Config, engine: Engine, rules: Collection[str] = RULES) -> None:
-        self.objective, self.denoiser, self.network = objective, objective.denoiser, objective.denoiser.module
+        self.objective = objective
+        self.denoiser: Denoiser = objective.denoiser
+        self.network: nn.Module = self.denoiser.module
         # This comes before the weights are sharded, as sharded ones cannot be copied.
-        self.average = make_average(self.denoiser, config.ema, config.optimizer)
+        self.average: WeightAverage | ScheduleFreeAverage = make_average(self.denoiser, config.ema, config.optimizer)
         engine.place_average(self.average.denoiser)
-        self.module = engine.wrap(objective).train()
-        self.scaler = engine.scaler
-        self.optimizer = make_optimizer(
+        self.module: nn.Module = engine.wrap(objective).train()
+        self.scaler: torch.amp.GradScaler = engine.scaler
+        self.optimizer: torch.optim.Optimizer = make_optimizer(
             self.network.parameters(),
             config.optimizer,
             scaled=self.scaler.is_enabled(),
@@ -125,12 +129,14 @@ class TrainingState:
         )
         if isinstance(self.average, ScheduleFreeAverage):
             self.average.follow(self.optimizer)
-        self.power_averages = power_averages(self.denoiser, config.ema.lengths)
-        self.counters, self.copying, self.watchdog = Counters(), Copying(), Watchdog()
+        self.power_averages: dict[str, PowerAverage] = power_averages(self.denoiser, config.ema.lengths)
+        self.counters: Counters = Counters()
+        self.copying: Copying = Copying()
+        self.watchdog: Watchdog = Watchdog()
         self.time: dict[str, float] = {}
         self.evaluated: dict[str, int] = {}
-        self.losses = Losses(engine.device, self.denoiser.levels or SIGMAS)
-        self.balance = Balance(self.losses) if config.noise.weight == "learned" else None
+        self.losses: Losses = Losses(engine.device, self.denoiser.levels or SIGMAS)
+        self.balance: Balance | None = Balance(self.losses) if config.noise.weight == "learned" else None
 
     def update_averages(self, num_images: int) -> None:
         """Update all weight averages with the weights after a step on ``num_images``."""

@@ -89,24 +89,25 @@ class Trainer:
         check_numbers(config)
         given = {name for name, value in flat_options(config).items() if value != flat_options(Config())[name]}
         config, limits = limit_pixels(config, images, denoiser.stride, given - {"batch", "batch_pixels"})
-        self.run = RunFolder(user_path(out))
+        self.run: RunFolder = RunFolder(user_path(out))
         images = self._labelled(images, denoiser)
         rules = self.run.rules()
         check_watching(config, images, held_out, continues=self.run.is_run())
         self.meter = meter
         if meter is None and config.watch.metrics:
             self.meter = SampleMeter(config.watch, seed=config.seed)
-        self.schedule = PatchSchedule.of(config.patches, seed=config.seed)
+        self.schedule: PatchSchedule = PatchSchedule.of(config.patches, seed=config.seed)
         augment = Augment.of(config.data.augment, published="published-stretching" in rules)
         check_network(denoiser, images, augment, self.schedule.context)
         buckets = images.buckets
         self._sizes = [size for each in buckets for size in self.schedule.sizes_for(each.resolution, denoiser.stride)]
-        self.images, self.held_out = replace(images, notes=(*images.notes, *limits)), held_out
+        self.images: Images = replace(images, notes=(*images.notes, *limits))
+        self.held_out: Images | None = held_out
         denoiser.resolution = images.resolution
         denoiser.class_names = images.class_names if denoiser.num_classes else ()
         denoiser.codec = images.codec
         denoiser.context = self.schedule.context
-        self.engine = Engine(config.engine)
+        self.engine: Engine = Engine(config.engine)
         assert isinstance(config.batch, int)  # `reconciled` has settled it
         world, parts = self.engine.group.world, self.engine.accumulation
         if config.batch < world * parts:
@@ -114,8 +115,8 @@ class Trainer:
                 f"a batch of {config.batch} cannot be shared out to {world} processes in {parts} parts each: "
                 "give a larger batch, or lower engine.accumulation"
             )
-        self.state = TrainingState(objective(denoiser), config, self.engine, rules)
-        self.batches = Batches(
+        self.state: TrainingState = TrainingState(objective(denoiser), config, self.engine, rules)
+        self.batches: Batches = Batches(
             denoiser,
             images,
             self.schedule,
@@ -129,7 +130,7 @@ class Trainer:
         )
         with explain_out_of_memory(self.demand), self.engine.autocast():
             counted = "counted-attention" in rules
-            self.flops = {
+            self.flops: dict[Shape, int] = {
                 size.shape: training_flops(denoiser, images.channels, size.shape, attention=counted)
                 for size in self._sizes
             }
@@ -137,12 +138,12 @@ class Trainer:
             self.engine.accumulation = self.engine.group.max(microbatches_that_fit(self.demand()))
             config = replace(config, engine=replace(config.engine, accumulation=self.engine.accumulation))
 
-        self.config = plain(replace(config, **dict.fromkeys(BUDGETS)))
-        self.facts = self.run.known_facts(ModelFacts.of(denoiser, images, rules))
-        self.clock = Clock()
+        self.config: Config = plain(replace(config, **dict.fromkeys(BUDGETS)))
+        self.facts: ModelFacts = self.run.known_facts(ModelFacts.of(denoiser, images, rules))
+        self.clock: Clock = Clock()
         trackers = Trackers(choose_trackers(config.track), self.run.path)
         main = self.engine.group.is_main
-        self.progress = Progress(
+        self.progress: Progress = Progress(
             self.run.log_file if main else None, show=show and main, trackers=trackers if main else None
         )
         ahead = Prefetcher(
@@ -151,11 +152,11 @@ class Trainer:
             note=self._note,
             fits=self.batches.fits if self.schedule.kind == "progressive" else None,
         )
-        self.step = Step(self.state, ahead, self.engine, self.config.optimizer, self.flops)
-        self.checkpoints = Checkpoints(
+        self.step: Step = Step(self.state, ahead, self.engine, self.config.optimizer, self.flops)
+        self.checkpoints: Checkpoints = Checkpoints(
             self.state, self.run, self.engine.group, self.config, self._note, self.progress.optional
         )
-        self.changed = self.run.check(self.config, self.facts, allow)
+        self.changed: list[str] = self.run.check(self.config, self.facts, allow)
 
     def _labelled(self, images: Images, denoiser: Denoiser) -> Images:
         """Return images with the labels of the run that continues, or of a denoiser that was trained before."""

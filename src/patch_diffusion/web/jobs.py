@@ -40,12 +40,12 @@ class Job:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.id = folder.name
+        self.id: str = folder.name
         self.folder = folder
         self.state: State = "waiting"
-        self.reason = ""
+        self.reason: str = ""
         self.events: list[Event] = []
-        self.looked_at = time.monotonic()
+        self.looked_at: float = time.monotonic()
         self.asked_to_stop = False
         self._news = threading.Condition()
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
+from patch_diffusion.config import Strict
 from patch_diffusion.errors import InputError
 from patch_diffusion.sampling.editing.tasks import Restoration, Task
 from patch_diffusion.sampling.guidance.posterior import Covariance
@@ -22,17 +23,14 @@ MOST_SEED = 2**53 - MOST_PICTURES
 MOST_MODELS = 4
 MOST_STEPS = 256
 
-_STRICT = {"extra": "forbid", "allow_inf_nan": False}
 _OPTIONS = [option.name for option in fields(Sampling)]
 
 T = TypeVar("T", bound="Request")
 
 
 @dataclass(frozen=True)
-class ModelChoice:
+class ModelChoice(Strict):
     """A model that the page asks for: a run's newest weights or a checkpoint, averaged as usual or otherwise."""
-
-    __pydantic_config__ = _STRICT
 
     run: str
     checkpoint: int | None = None
@@ -40,13 +38,11 @@ class ModelChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class Request(Strict):
     """A request for pictures, new or edited: their seeds and class, and the options of sampling.
 
     In JSON the options of sampling stand beside the other fields, see `read_request`.
     """
-
-    __pydantic_config__ = _STRICT
 
     sampling: Sampling = field(default_factory=Sampling)
     """The guide can be any but another run, see `guide_of`; the page may lower the batch to fit its memory."""
@@ -76,8 +72,6 @@ class Request:
 class SampleRequest(Request):
     """A request for new pictures of several models, from the same seeds."""
 
-    __pydantic_config__ = _STRICT
-
     models: list[ModelChoice]
     pictures: int = 16
 
@@ -89,8 +83,6 @@ class SampleRequest(Request):
 @dataclass(frozen=True, kw_only=True)
 class EditRequest(Request):
     """A request to fill an image in where a mask is white, to extend it, or to restore it: see `Task`."""
-
-    __pydantic_config__ = _STRICT
 
     model: ModelChoice
     image: str

@@ -96,7 +96,7 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def __init__(self, host: str, port: int, site: Site) -> None:
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.address_family: int = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.site = site
         self._host = host
         self._room = threading.BoundedSemaphore(_MOST_CONNECTIONS)
@@ -112,8 +112,9 @@ class Server(ThreadingHTTPServer):
         """Bind the socket without resolving this machine's name, which would query a name server elsewhere."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = self._host, self.server_address[1]
+        self.server_address: Any = self.socket.getsockname()
+        self.server_name: str = self._host
+        self.server_port: int = self.server_address[1]
 
     @property
     def address(self) -> str:

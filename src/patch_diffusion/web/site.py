@@ -62,8 +62,8 @@ class Site:
     """
 
     def __init__(self, folder: Path, work: Path, device: str = "auto") -> None:
-        self.runs = Runs(folder)
-        self.jobs = Jobs(work)
+        self.runs: Runs = Runs(folder)
+        self.jobs: Jobs = Jobs(work)
         self._models = Models(device)
         self._static = {path.name: path.read_bytes() for path in _STATIC.iterdir() if path.is_file()}
         self._static["style.css"] = STYLE.encode() + self._static["style.css"]

@@ -38,21 +38,22 @@ class Autoencoder:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = user_path(folder)
+        self.folder: Path = user_path(folder)
         if (self.folder / "vae" / "config.json").exists():
             self.folder = self.folder / "vae"
         if not (self.folder / "config.json").exists():
             raise InputError(f"there is no VAE at {folder}: give a folder that diffusers saved, with a config.json")
         self._config = read_json(self.folder / "config.json")
-        self.kind = str(self._config.get("_class_name"))
+        self.kind: str = str(self._config.get("_class_name"))
         if self.kind not in KINDS:
             raise InputError(f"{self.folder} holds a {self.kind}; latents are made by {' or '.join(KINDS)}")
         try:
-            self.image_channels, self.latent_channels = self._config["in_channels"], self._config["latent_channels"]
-            self.factor = 2 ** (len(self._config[KINDS[self.kind]]) - 1)
+            self.image_channels: int = self._config["in_channels"]
+            self.latent_channels: int = self._config["latent_channels"]
+            self.factor: int = 2 ** (len(self._config[KINDS[self.kind]]) - 1)
         except (KeyError, TypeError):
             raise InputError(f"{self.folder / 'config.json'} is not the config of an {self.kind}") from None
-        self.posterior = self.kind == "AutoencoderKL"
+        self.posterior: bool = self.kind == "AutoencoderKL"
         files = sorted(self.folder.glob(f"{_WEIGHTS}*.safetensors"))
         # A folder may have weights in several precisions, marked in the file names; full precision has no mark.
         self._variant = min(map(_variant, files), default="")

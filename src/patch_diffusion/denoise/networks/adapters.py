@@ -63,9 +63,9 @@ class DiffusersNetwork(nn.Module):
         self.image_channels: int = config.out_channels
         self.context = context
         self.num_classes = num_classes
-        self.label_dropout = label_dropout if num_classes else 0.0
+        self.label_dropout: float = label_dropout if num_classes else 0.0
         self.timestep_scale = timestep_scale
-        self.stride = 2 ** (len(config.block_out_channels) - 1)
+        self.stride: int = 2 ** (len(config.block_out_channels) - 1)
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """Run the network on noisy images; return its raw output, see `Denoiser`.

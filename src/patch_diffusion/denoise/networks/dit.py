@@ -7,6 +7,7 @@ is taken from the coordinates of its pixels, so it is the same in a patch as in 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -73,11 +74,12 @@ class DiT(nn.Module):
 
         self.image_channels = image_channels
         self.num_classes = num_classes
-        self.label_dropout = label_dropout if num_classes else 0.0
+        self.label_dropout: float = label_dropout if num_classes else 0.0
         self.augment_channels = augment_channels
         self.stride = token
-        self.coords, self.context = coords, context
-        self.settings = {  # the options of config.Network that rebuild this network
+        self.coords = coords
+        self.context = context
+        self.settings: dict[str, Any] = {  # the options of config.Network that rebuild this network
             "kind": "dit",
             "width": width,
             "depth": depth,
@@ -88,19 +90,25 @@ class DiT(nn.Module):
         }
 
         token_values = image_channels * token**2
-        self.first = nn.Linear(token_values, width)
-        self.embed_context = nn.Linear(token_values + token**2, width, bias=False) if context else None
-        self.embed_coords = nn.Sequential(Waves(*COORDINATE_BANDS), nn.Linear(2 * 2 * COORDINATE_BANDS[-1], width))
-        self.turns = Waves(*TURNS, width // heads // 4)
-        self.embed_noise = nn.Sequential(
+        self.first: nn.Linear = nn.Linear(token_values, width)
+        self.embed_context: nn.Linear | None = (
+            nn.Linear(token_values + token**2, width, bias=False) if context else None
+        )
+        self.embed_coords: nn.Sequential = nn.Sequential(
+            Waves(*COORDINATE_BANDS), nn.Linear(2 * 2 * COORDINATE_BANDS[-1], width)
+        )
+        self.turns: Waves = Waves(*TURNS, width // heads // 4)
+        self.embed_noise: nn.Sequential = nn.Sequential(
             Waves(*NOISE_BANDS), nn.Linear(2 * NOISE_BANDS[-1], width), nn.SiLU(), nn.Linear(width, width)
         )
         # The last row is "no class".
-        self.embed_label = nn.Embedding(num_classes + 1, width) if num_classes else None
-        self.embed_augment = nn.Linear(augment_channels, width, bias=False) if augment_channels else None
-        self.blocks = nn.ModuleList([Block(width, heads, dropout) for _ in range(depth)])
-        self.last_modulation = nn.Linear(width, 2 * width)
-        self.last = nn.Linear(width, token_values)
+        self.embed_label: nn.Embedding | None = nn.Embedding(num_classes + 1, width) if num_classes else None
+        self.embed_augment: nn.Linear | None = (
+            nn.Linear(augment_channels, width, bias=False) if augment_channels else None
+        )
+        self.blocks: nn.ModuleList = nn.ModuleList([Block(width, heads, dropout) for _ in range(depth)])
+        self.last_modulation: nn.Linear = nn.Linear(width, 2 * width)
+        self.last: nn.Linear = nn.Linear(width, token_values)
         self._initialise()
 
     def forward(
@@ -167,12 +175,12 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.modulation = nn.Linear(width, 6 * width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-        self.up = nn.Linear(width, 4 * width)
-        self.down = nn.Linear(4 * width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.modulation: nn.Linear = nn.Linear(width, 6 * width)
+        self.qkv: nn.Linear = nn.Linear(width, 3 * width)
+        self.proj: nn.Linear = nn.Linear(width, width)
+        self.up: nn.Linear = nn.Linear(width, 4 * width)
+        self.down: nn.Linear = nn.Linear(4 * width, width)
+        self.dropout: nn.Dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, turn: Tensor, condition: Tensor) -> Tensor:
         """Map tokens (n, tokens, width), given rotations (n, 1, tokens, width / heads) and conditions (n, width)."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -111,11 +112,11 @@ class UNet(nn.Module):
 
         self.image_channels = image_channels
         self.num_classes = num_classes
-        self.label_dropout = label_dropout if num_classes else 0.0
+        self.label_dropout: float = label_dropout if num_classes else 0.0
         self.augment_channels = augment_channels
         self.context = context
-        self.stride = 2 ** (levels - 1)
-        self.settings = {  # the options of config.Network that rebuild this network
+        self.stride: int = 2 ** (levels - 1)
+        self.settings: dict[str, Any] = {  # the options of config.Network that rebuild this network
             "kind": kind,
             "width": width,
             "multipliers": tuple(multipliers),
@@ -124,16 +125,21 @@ class UNet(nn.Module):
             "dropout": dropout,
             "label_dropout": label_dropout,
         }
-        self.style = style = STYLES[kind]
+        self.style: Style = STYLES[kind]
+        style = self.style
 
         noise_width, embedding_width = (2 if style.fourier else 1) * width, 4 * width
-        self.embed_noise = (
+        self.embed_noise: nn.Module = (
             FourierFeatures(width) if style.fourier else Sinusoids(width, cosines_first=style.cosines_first)
         )
-        self.embed_augment = nn.Linear(augment_channels, noise_width, bias=False) if augment_channels else None
+        self.embed_augment: nn.Linear | None = (
+            nn.Linear(augment_channels, noise_width, bias=False) if augment_channels else None
+        )
         label_width = embedding_width if style.late_label else noise_width
-        self.embed_label = nn.Linear(num_classes, label_width, bias=not style.late_label) if num_classes else None
-        self.embed = nn.Sequential(
+        self.embed_label: nn.Linear | None = (
+            nn.Linear(num_classes, label_width, bias=not style.late_label) if num_classes else None
+        )
+        self.embed: nn.Sequential = nn.Sequential(
             nn.Linear(noise_width, embedding_width), nn.SiLU(), nn.Linear(embedding_width, embedding_width), nn.SiLU()
         )
 
@@ -144,9 +150,9 @@ class UNet(nn.Module):
 
         channels = width
         input_channels = image_channels + 2 * coords + (image_channels + 1) * context
-        self.first = nn.Conv2d(input_channels, channels, 3, padding=1)
-        self.encoder = nn.ModuleList()
-        self.side = nn.ModuleList()
+        self.first: nn.Conv2d = nn.Conv2d(input_channels, channels, 3, padding=1)
+        self.encoder: nn.ModuleList = nn.ModuleList()
+        self.side: nn.ModuleList = nn.ModuleList()
         skips, side_channels = [channels], input_channels
         for level, multiplier in enumerate(multipliers):
             if level > 0:
@@ -160,10 +166,10 @@ class UNet(nn.Module):
                 channels = width * multiplier
                 skips.append(channels)
 
-        self.middle = nn.ModuleList([block(channels, channels, attends=True), block(channels, channels)])
+        self.middle: nn.ModuleList = nn.ModuleList([block(channels, channels, attends=True), block(channels, channels)])
 
         # Every decoder block, except those that upsample, also takes an encoder output.
-        self.decoder = nn.ModuleList()
+        self.decoder: nn.ModuleList = nn.ModuleList()
         for level, multiplier in reversed(list(enumerate(multipliers))):
             for index in range(blocks + 1):
                 attends = level in attention and (index == blocks or style.attends_in_whole_decoder)
@@ -172,8 +178,8 @@ class UNet(nn.Module):
             if level > 0:
                 self.decoder.append(block(channels, channels, resize="up"))
 
-        self.last_norm = group_norm(channels, style.norm_epsilon)
-        self.last = nn.Conv2d(channels, image_channels, 3, padding=1)
+        self.last_norm: nn.GroupNorm = group_norm(channels, style.norm_epsilon)
+        self.last: nn.Conv2d = nn.Conv2d(channels, image_channels, 3, padding=1)
         self._initialise()
 
     def forward(
@@ -276,18 +282,19 @@ class ResidualBlock(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.reduces, self.enlarges = resize == "down", resize == "up"
+        self.reduces: bool = resize == "down"
+        self.enlarges: bool = resize == "up"
         self.style = style
-        self.resize = {"": nn.Identity, "down": Reduce, "up": Enlarge}[resize](style.filter)
-        self.norm0 = group_norm(in_channels, style.norm_epsilon)
-        self.conv0 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.affine = nn.Linear(embedding_width, out_channels * (2 if style.scale_and_shift else 1))
-        self.norm1 = group_norm(out_channels, style.norm_epsilon)
-        self.dropout = nn.Dropout(dropout)
-        self.conv1 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.resize: nn.Module = {"": nn.Identity, "down": Reduce, "up": Enlarge}[resize](style.filter)
+        self.norm0: nn.GroupNorm = group_norm(in_channels, style.norm_epsilon)
+        self.conv0: nn.Conv2d = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.affine: nn.Linear = nn.Linear(embedding_width, out_channels * (2 if style.scale_and_shift else 1))
+        self.norm1: nn.GroupNorm = group_norm(out_channels, style.norm_epsilon)
+        self.dropout: nn.Dropout = nn.Dropout(dropout)
+        self.conv1: nn.Conv2d = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         plain = in_channels == out_channels and (not resize or style.plain_resampling)
-        self.skip = nn.Identity() if plain else nn.Conv2d(in_channels, out_channels, 1)
-        self.attention = Attention(out_channels, style) if attends else None
+        self.skip: nn.Module = nn.Identity() if plain else nn.Conv2d(in_channels, out_channels, 1)
+        self.attention: Attention | None = Attention(out_channels, style) if attends else None
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Map features (n, in_channels, h, w), given embeddings (n, embedding_width), to (n, out_channels, h', w')."""
@@ -308,15 +315,15 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, style: Style) -> None:
         super().__init__()
-        self.heads = 1 if style.head_channels is None else max(channels // style.head_channels, 1)
+        self.heads: int = 1 if style.head_channels is None else max(channels // style.head_channels, 1)
         if channels % self.heads:
             raise ValueError(
                 f"attention with heads of {style.head_channels} channels cannot split {channels}: choose network.width "
                 "and network.multipliers so that their product divides"
             )
-        self.norm = group_norm(channels, style.norm_epsilon)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.proj = nn.Conv2d(channels, channels, 1)
+        self.norm: nn.GroupNorm = group_norm(channels, style.norm_epsilon)
+        self.qkv: nn.Conv2d = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj: nn.Conv2d = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Let the pixels of features (n, c, h, w) attend to each other."""
@@ -337,7 +344,7 @@ class Reduce(nn.Module):
     def __init__(self, taps: tuple[int, ...], padding: int | None = None) -> None:
         super().__init__()
         self.register_buffer("kernel", _kernel(taps), persistent=False)
-        self.padding = (len(taps) - 1) // 2 if padding is None else padding
+        self.padding: int = (len(taps) - 1) // 2 if padding is None else padding
 
     def forward(self, x: Tensor) -> Tensor:
         """Downsample features (n, c, h, w) to (n, c, h / 2, w / 2)."""
@@ -386,7 +393,7 @@ class SideConv(nn.Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int, taps: tuple[int, ...]) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1 + (len(taps) - 1) // 2)
-        self.reduce = Reduce(taps, padding=0)
+        self.reduce: Reduce = Reduce(taps, padding=0)
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Convolve and downsample features (n, in_channels, h, w) to (n, out_channels, h / 2, w / 2)."""

@@ -61,23 +61,23 @@ class Inception(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.Conv2d_1a_3x3 = _Convolution(3, 32, 3, stride=2)
-        self.Conv2d_2a_3x3 = _Convolution(32, 32, 3)
-        self.Conv2d_2b_3x3 = _Convolution(32, 64, 3, padding=1)
-        self.Conv2d_3b_1x1 = _Convolution(64, 80, 1)
-        self.Conv2d_4a_3x3 = _Convolution(80, 192, 3)
-        self.Mixed_5b = _At35(192, pooled=32)
-        self.Mixed_5c = _At35(256, pooled=64)
-        self.Mixed_5d = _At35(288, pooled=64)
-        self.Mixed_6a = _To17(288)
-        self.Mixed_6b = _At17(768, inner=128)
-        self.Mixed_6c = _At17(768, inner=160)
-        self.Mixed_6d = _At17(768, inner=160)
-        self.Mixed_6e = _At17(768, inner=192)
-        self.Mixed_7a = _To8(768)
-        self.Mixed_7b = _At8(1280, largest=False)
-        self.Mixed_7c = _At8(2048, largest=True)
-        self.fc = nn.Linear(2048, _NUM_CLASSES)
+        self.Conv2d_1a_3x3: _Convolution = _Convolution(3, 32, 3, stride=2)
+        self.Conv2d_2a_3x3: _Convolution = _Convolution(32, 32, 3)
+        self.Conv2d_2b_3x3: _Convolution = _Convolution(32, 64, 3, padding=1)
+        self.Conv2d_3b_1x1: _Convolution = _Convolution(64, 80, 1)
+        self.Conv2d_4a_3x3: _Convolution = _Convolution(80, 192, 3)
+        self.Mixed_5b: _At35 = _At35(192, pooled=32)
+        self.Mixed_5c: _At35 = _At35(256, pooled=64)
+        self.Mixed_5d: _At35 = _At35(288, pooled=64)
+        self.Mixed_6a: _To17 = _To17(288)
+        self.Mixed_6b: _At17 = _At17(768, inner=128)
+        self.Mixed_6c: _At17 = _At17(768, inner=160)
+        self.Mixed_6d: _At17 = _At17(768, inner=160)
+        self.Mixed_6e: _At17 = _At17(768, inner=192)
+        self.Mixed_7a: _To8 = _To8(768)
+        self.Mixed_7b: _At8 = _At8(1280, largest=False)
+        self.Mixed_7c: _At8 = _At8(2048, largest=True)
+        self.fc: nn.Linear = nn.Linear(2048, _NUM_CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the features (n, 2048) of uint8 images (n, 3, h, w)."""
@@ -116,8 +116,8 @@ class _Convolution(nn.Module):
         self, inputs: int, outputs: int, kernel: int | tuple[int, int], **options: int | tuple[int, int]
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, bias=False, **options)  # pyright: ignore[reportArgumentType]
-        self.bn = nn.BatchNorm2d(outputs, eps=0.001)
+        self.conv: nn.Conv2d = nn.Conv2d(inputs, outputs, kernel, bias=False, **options)  # pyright: ignore[reportArgumentType]
+        self.bn: nn.BatchNorm2d = nn.BatchNorm2d(outputs, eps=0.001)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.bn(self.conv(x)).relu()
@@ -132,13 +132,13 @@ class _At35(nn.Module):
 
     def __init__(self, inputs: int, pooled: int) -> None:
         super().__init__()
-        self.branch1x1 = _Convolution(inputs, 64, 1)
-        self.branch5x5_1 = _Convolution(inputs, 48, 1)
-        self.branch5x5_2 = _Convolution(48, 64, 5, padding=2)
-        self.branch3x3dbl_1 = _Convolution(inputs, 64, 1)
-        self.branch3x3dbl_2 = _Convolution(64, 96, 3, padding=1)
-        self.branch3x3dbl_3 = _Convolution(96, 96, 3, padding=1)
-        self.branch_pool = _Convolution(inputs, pooled, 1)
+        self.branch1x1: _Convolution = _Convolution(inputs, 64, 1)
+        self.branch5x5_1: _Convolution = _Convolution(inputs, 48, 1)
+        self.branch5x5_2: _Convolution = _Convolution(48, 64, 5, padding=2)
+        self.branch3x3dbl_1: _Convolution = _Convolution(inputs, 64, 1)
+        self.branch3x3dbl_2: _Convolution = _Convolution(64, 96, 3, padding=1)
+        self.branch3x3dbl_3: _Convolution = _Convolution(96, 96, 3, padding=1)
+        self.branch_pool: _Convolution = _Convolution(inputs, pooled, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
@@ -151,10 +151,10 @@ class _To17(nn.Module):
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
-        self.branch3x3 = _Convolution(inputs, 384, 3, stride=2)
-        self.branch3x3dbl_1 = _Convolution(inputs, 64, 1)
-        self.branch3x3dbl_2 = _Convolution(64, 96, 3, padding=1)
-        self.branch3x3dbl_3 = _Convolution(96, 96, 3, stride=2)
+        self.branch3x3: _Convolution = _Convolution(inputs, 384, 3, stride=2)
+        self.branch3x3dbl_1: _Convolution = _Convolution(inputs, 64, 1)
+        self.branch3x3dbl_2: _Convolution = _Convolution(64, 96, 3, padding=1)
+        self.branch3x3dbl_3: _Convolution = _Convolution(96, 96, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
@@ -167,16 +167,16 @@ class _At17(nn.Module):
     def __init__(self, inputs: int, inner: int) -> None:
         super().__init__()
         across, down = {"kernel": (1, 7), "padding": (0, 3)}, {"kernel": (7, 1), "padding": (3, 0)}
-        self.branch1x1 = _Convolution(inputs, 192, 1)
-        self.branch7x7_1 = _Convolution(inputs, inner, 1)
-        self.branch7x7_2 = _Convolution(inner, inner, **across)
-        self.branch7x7_3 = _Convolution(inner, 192, **down)
-        self.branch7x7dbl_1 = _Convolution(inputs, inner, 1)
-        self.branch7x7dbl_2 = _Convolution(inner, inner, **down)
-        self.branch7x7dbl_3 = _Convolution(inner, inner, **across)
-        self.branch7x7dbl_4 = _Convolution(inner, inner, **down)
-        self.branch7x7dbl_5 = _Convolution(inner, 192, **across)
-        self.branch_pool = _Convolution(inputs, 192, 1)
+        self.branch1x1: _Convolution = _Convolution(inputs, 192, 1)
+        self.branch7x7_1: _Convolution = _Convolution(inputs, inner, 1)
+        self.branch7x7_2: _Convolution = _Convolution(inner, inner, **across)
+        self.branch7x7_3: _Convolution = _Convolution(inner, 192, **down)
+        self.branch7x7dbl_1: _Convolution = _Convolution(inputs, inner, 1)
+        self.branch7x7dbl_2: _Convolution = _Convolution(inner, inner, **down)
+        self.branch7x7dbl_3: _Convolution = _Convolution(inner, inner, **across)
+        self.branch7x7dbl_4: _Convolution = _Convolution(inner, inner, **down)
+        self.branch7x7dbl_5: _Convolution = _Convolution(inner, 192, **across)
+        self.branch_pool: _Convolution = _Convolution(inputs, 192, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         single = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
@@ -190,12 +190,12 @@ class _To8(nn.Module):
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
-        self.branch3x3_1 = _Convolution(inputs, 192, 1)
-        self.branch3x3_2 = _Convolution(192, 320, 3, stride=2)
-        self.branch7x7x3_1 = _Convolution(inputs, 192, 1)
-        self.branch7x7x3_2 = _Convolution(192, 192, (1, 7), padding=(0, 3))
-        self.branch7x7x3_3 = _Convolution(192, 192, (7, 1), padding=(3, 0))
-        self.branch7x7x3_4 = _Convolution(192, 192, 3, stride=2)
+        self.branch3x3_1: _Convolution = _Convolution(inputs, 192, 1)
+        self.branch3x3_2: _Convolution = _Convolution(192, 320, 3, stride=2)
+        self.branch7x7x3_1: _Convolution = _Convolution(inputs, 192, 1)
+        self.branch7x7x3_2: _Convolution = _Convolution(192, 192, (1, 7), padding=(0, 3))
+        self.branch7x7x3_3: _Convolution = _Convolution(192, 192, (7, 1), padding=(3, 0))
+        self.branch7x7x3_4: _Convolution = _Convolution(192, 192, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         large = self.branch7x7x3_4(self.branch7x7x3_3(self.branch7x7x3_2(self.branch7x7x3_1(x))))
@@ -207,15 +207,15 @@ class _At8(nn.Module):
 
     def __init__(self, inputs: int, largest: bool) -> None:
         super().__init__()
-        self.branch1x1 = _Convolution(inputs, 320, 1)
-        self.branch3x3_1 = _Convolution(inputs, 384, 1)
-        self.branch3x3_2a = _Convolution(384, 384, (1, 3), padding=(0, 1))
-        self.branch3x3_2b = _Convolution(384, 384, (3, 1), padding=(1, 0))
-        self.branch3x3dbl_1 = _Convolution(inputs, 448, 1)
-        self.branch3x3dbl_2 = _Convolution(448, 384, 3, padding=1)
-        self.branch3x3dbl_3a = _Convolution(384, 384, (1, 3), padding=(0, 1))
-        self.branch3x3dbl_3b = _Convolution(384, 384, (3, 1), padding=(1, 0))
-        self.branch_pool = _Convolution(inputs, 192, 1)
+        self.branch1x1: _Convolution = _Convolution(inputs, 320, 1)
+        self.branch3x3_1: _Convolution = _Convolution(inputs, 384, 1)
+        self.branch3x3_2a: _Convolution = _Convolution(384, 384, (1, 3), padding=(0, 1))
+        self.branch3x3_2b: _Convolution = _Convolution(384, 384, (3, 1), padding=(1, 0))
+        self.branch3x3dbl_1: _Convolution = _Convolution(inputs, 448, 1)
+        self.branch3x3dbl_2: _Convolution = _Convolution(448, 384, 3, padding=1)
+        self.branch3x3dbl_3a: _Convolution = _Convolution(384, 384, (1, 3), padding=(0, 1))
+        self.branch3x3dbl_3b: _Convolution = _Convolution(384, 384, (3, 1), padding=(1, 0))
+        self.branch_pool: _Convolution = _Convolution(inputs, 192, 1)
         self._largest = largest
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from diffusers.configuration_utils import register_to_config
+from torch import nn
 
 from patch_diffusion.denoise.networks.dit import DiT
 from patch_diffusion.interop.exported_code.network import ExportedNetwork
@@ -27,7 +28,7 @@ class PatchDiffusionDiT(ExportedNetwork):
         coords: bool = True,
     ) -> None:
         super().__init__()
-        self.network = DiT(
+        self.network: nn.Module = DiT(
             image_channels,
             width,
             depth,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from diffusers.configuration_utils import register_to_config
+from torch import nn
 
 from patch_diffusion.denoise.networks.unet import UNet
 from patch_diffusion.interop.exported_code.network import ExportedNetwork
@@ -27,7 +28,7 @@ class PatchDiffusionUNet(ExportedNetwork):
         coords: bool = True,
     ) -> None:
         super().__init__()
-        self.network = UNet(
+        self.network: nn.Module = UNet(
             image_channels,
             width,
             multipliers,

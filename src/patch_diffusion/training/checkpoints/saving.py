@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
+from dataclasses import InitVar, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from patch_diffusion.training.hardware.group import Group
 from patch_diffusion.training.state import TrainingState
 
 
+@dataclass(eq=False)
 class Checkpoints:
     """A manager of checkpoints, which saves a training state into its run folder and restores it.
 
@@ -33,20 +35,19 @@ class Checkpoints:
         optional: function that guards a with block that training can do without, from any thread.
     """
 
-    def __init__(
-        self,
-        state: TrainingState,
-        run: RunFolder,
-        group: Group,
-        config: Config,
-        note: Callable[[str], None],
-        optional: Callable[[str], AbstractContextManager[None]],
-    ) -> None:
-        self.state, self.run, self.group, self.note, self.optional = state, run, group, note, optional
-        self.last, self.best = config.checkpoint_last, config.checkpoint_by if config.checkpoint_best else None
-        self.watched = config.watchdog != "off"
-        self.writer = BackgroundWriter()
-        self.seconds = 0.0  # that the newest checkpoint took
+    state: TrainingState
+    run: RunFolder
+    group: Group
+    config: InitVar[Config]
+    note: Callable[[str], None]
+    optional: Callable[[str], AbstractContextManager[None]]
+
+    def __post_init__(self, config: Config) -> None:
+        self.last: int = config.checkpoint_last
+        self.best: str | None = config.checkpoint_by if config.checkpoint_best else None
+        self.watched: bool = config.watchdog != "off"
+        self.writer: BackgroundWriter = BackgroundWriter()
+        self.seconds: float = 0.0  # that the newest checkpoint took
         self.is_ours: Callable[[], bool] | None = None  # True while the run folder is the one that is locked
 
     def save(

@@ -56,14 +56,14 @@ class Engine:
             cores = os.cpu_count() or 1
             torch.set_num_threads(max(cores // int(os.environ["LOCAL_WORLD_SIZE"]), 1))
         self.options = options
-        self.accumulation = 1 if options.accumulation == "auto" else options.accumulation
+        self.accumulation: int = 1 if options.accumulation == "auto" else options.accumulation
         world = int(os.environ.get("WORLD_SIZE", "1"))
-        self.device = device_of_process(options.device, world)
+        self.device: torch.device = device_of_process(options.device, world)
         if options.shard:
             _check_sharding(options, world)
-        self.group = Group(int(os.environ.get("RANK", "0")), world, self.device, sharing=options.shard)
-        self.type = _TYPES[_precision(options.precision, self.device)]
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.type is torch.float16)
+        self.group: Group = Group(int(os.environ.get("RANK", "0")), world, self.device, sharing=options.shard)
+        self.type: torch.dtype = _TYPES[_precision(options.precision, self.device)]
+        self.scaler: torch.amp.GradScaler = torch.amp.GradScaler(self.device.type, enabled=self.type is torch.float16)
 
     def place_average(self, denoiser: Denoiser) -> None:
         """Move a weight average of the model to the device, or only this rank's shard of it."""

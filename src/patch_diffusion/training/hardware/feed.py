@@ -46,7 +46,7 @@ class Feed:
         self._in_memory = device.type == "cpu" and all(bucket.file is None for bucket in images.buckets)
         self._resident: list[Tensor] | None = None
         self._fits: bool | None = None
-        self.reading = self._watched[0].name
+        self.reading: str = self._watched[0].name
 
     def get(self, bucket: int, first: int, count: int, windows: Windows | None = None) -> tuple[Tensor, Tensor | None]:
         """Return pixels (count, c, h, w) on the device and labels (count,) on the host, from position ``first`` on.

@@ -39,7 +39,9 @@ class Group:
     """
 
     def __init__(self, rank: int, world: int, device: torch.device, *, sharing: bool = False) -> None:
-        self.rank, self.world, self.sharing = rank, world, sharing
+        self.rank = rank
+        self.world = world
+        self.sharing = sharing
         self.hosts: dist.ProcessGroup | None = None
         self.writers: dist.ProcessGroup | None = None
         self._patient: dist.ProcessGroup | None = None

@@ -26,7 +26,7 @@ class WeightAverage:
                 f"ema.half_life_images and ema.ramp are above 0, not {options.half_life_images}, {options.ramp}"
             )
         self.options = options
-        self.denoiser = copy.deepcopy(denoiser).eval().requires_grad_(False)
+        self.denoiser: Denoiser = copy.deepcopy(denoiser).eval().requires_grad_(False)
         self._followed: tuple[Denoiser, _Tensors, _Tensors] | None = None
 
     @torch.no_grad()

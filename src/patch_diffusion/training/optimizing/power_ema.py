@@ -31,9 +31,11 @@ class PowerAverage:
     """
 
     def __init__(self, denoiser: Denoiser, length: float) -> None:
-        self.gamma = exponent(length)
+        self.gamma: float = exponent(length)
         self.length = length
-        self.tensors = {name: tensor.detach().clone() for name, tensor in denoiser.module.state_dict().items()}
+        self.tensors: dict[str, Tensor] = {
+            name: tensor.detach().clone() for name, tensor in denoiser.module.state_dict().items()
+        }
 
     @torch.no_grad()
     def update(self, denoiser: Denoiser, num_images: int, images_seen: int) -> None:

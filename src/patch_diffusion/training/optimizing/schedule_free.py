@@ -43,7 +43,7 @@ class ScheduleFreeAverage:
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.optimizer: torch.optim.Optimizer | None = None
-        self.denoiser = copy.deepcopy(denoiser).eval().requires_grad_(False)
+        self.denoiser: Denoiser = copy.deepcopy(denoiser).eval().requires_grad_(False)
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Set the schedule-free optimizer whose mean of the weights this average copies."""

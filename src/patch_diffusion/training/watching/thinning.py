@@ -73,7 +73,7 @@ class Evaluations:
 
     def __init__(self, asked: Mapping[str, Evaluation], seconds: float | None) -> None:
         self._each, self._seconds = dict(asked), seconds
-        self.is_planned = seconds is None
+        self.is_planned: bool = seconds is None
 
     def __getitem__(self, name: str) -> Evaluation:
         return self._each[name]
