@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Annotated as Float, Annotated as Float64, Any, Literal, get_args
 
 from tyro.conf import arg
 
@@ -115,8 +115,8 @@ class Sampling:
             if field.name in names and getattr(self, field.name) != field.default:
                 raise InputError(f"{field.name} has no effect: {reason}")
 
-    def sigmas(self, model: Denoiser) -> Tensor:
-        """Return the noise levels of a model's solver steps, from high to low and then 0: (steps + 1,) float64."""
+    def sigmas(self, model: Denoiser) -> Float64[Tensor, "{self.steps}+1"]:
+        """Return the noise levels of a model's solver steps, from high to low and then 0."""
         from patch_diffusion.sampling.solvers import SCHEDULES
 
         options = self._schedule_options()
@@ -124,7 +124,7 @@ class Sampling:
         high = model.sigma_max if self.sigma_max is None else self.sigma_max
         return SCHEDULES[self.schedule](self.steps, low, high, **options)
 
-    def solver_for(self, model: Denoiser, sigmas: Tensor) -> Callable[..., Tensor]:
+    def solver_for(self, model: Denoiser, sigmas: Float[Tensor, "levels"]) -> Callable[..., Tensor]:
         """Return the solver with its options, or raise an `InputError` if one is unknown or out of range."""
         from patch_diffusion.sampling.stochastic import SOLVERS
 
@@ -171,7 +171,7 @@ class Sampling:
         view = View(shape, grid.to(model.device), kind, tile, overlap, min(self.batch, _MOST_AT_ONCE), usual)
         return view if model.context is None or min(shape) <= model.context else _with_small(view, model)
 
-    def settings(self, view: View, sigmas: Tensor) -> dict[str, Any]:
+    def settings(self, view: View, sigmas: Float[Tensor, "levels"]) -> dict[str, Any]:
         """Return the options, with defaults filled in, as a dict that JSON can store; ``samples.json`` holds it."""
         return {
             "steps": self.steps,
@@ -227,7 +227,7 @@ class View:
 
     Args:
         resolution: height and width of the images.
-        grid: coordinates of the whole image (2, height, width), or those (2, tile) that every tile is given.
+        grid: coordinates of the whole image, or those of a tile that every tile is given.
         kind: how the coordinates were made.
         tile: height and width of the tiles; None: the whole image at once.
         overlap: pixels by which tiles overlap at least.
@@ -237,7 +237,7 @@ class View:
     """
 
     resolution: Shape
-    grid: Tensor
+    grid: Float[Tensor, "axes *shape"]
     kind: Coords
     tile: Shape | None
     overlap: int

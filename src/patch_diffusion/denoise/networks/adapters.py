@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated as Float, Annotated as Int, Any
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,12 @@ class DiffusersNetwork(nn.Module):
         self.timestep_scale = timestep_scale
         self.stride = 2 ** (len(config.block_out_channels) - 1)
 
-    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Float[Tensor, "n channels height width"],
+        c_noise: Float[Tensor, "n"],
+        labels: Int[Tensor, "n"] | None = None,
+    ) -> Float[Tensor, "n image_channels height width"]:
         """Run the network on noisy images; return its raw output, see `Denoiser`.
 
         Args:

@@ -7,6 +7,7 @@ is taken from the coordinates of its pixels, so it is the same in a patch as in 
 from __future__ import annotations
 
 import math
+from typing import Annotated as Float, Annotated as Int
 
 import torch
 import torch.nn.functional as F
@@ -104,8 +105,12 @@ class DiT(nn.Module):
         self._initialise()
 
     def forward(
-        self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
-    ) -> Tensor:
+        self,
+        x: Float[Tensor, "n channels height width"],
+        c_noise: Float[Tensor, "n"],
+        labels: Int[Tensor, "n"] | None = None,
+        augment: Float[Tensor, "n augment_channels"] | None = None,
+    ) -> Float[Tensor, "n image_channels height width"]:
         """Run the transformer on noisy images; return its raw output, see `Denoiser`.
 
         Args:

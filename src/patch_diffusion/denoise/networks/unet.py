@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated as Float, Annotated as Int
 
 import torch
 import torch.nn.functional as F
@@ -177,8 +178,12 @@ class UNet(nn.Module):
         self._initialise()
 
     def forward(
-        self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
-    ) -> Tensor:
+        self,
+        x: Float[Tensor, "n channels height width"],
+        c_noise: Float[Tensor, "n"],
+        labels: Int[Tensor, "n"] | None = None,
+        augment: Float[Tensor, "n augment_channels"] | None = None,
+    ) -> Float[Tensor, "n image_channels height width"]:
         """Run the U-Net on noisy images; return its raw output, see `Denoiser`.
 
         Args:
