@@ -36,13 +36,9 @@ class Denoises(Protocol):
     """The interface of a `Denoiser` that computing a loss needs: a call that denoises, and a loss weight."""
 
     def __call__(
-        self,
-        noisy: Float[Tensor, "n c *shape"],
-        sigma: Float[Tensor, "n"],
-        coords: Float[Tensor, "..."] | Conditions,
-        labels: Int[Tensor, "n"] | None = None,
-    ) -> Float[Tensor, "n c *shape"]:
-        """Return the denoised images."""
+        self, noisy: Tensor, sigma: Tensor, coords: Tensor | Conditions, labels: Tensor | None = None
+    ) -> Tensor:
+        """Return the denoised images, see `Denoiser.forward`."""
         ...
 
     def loss_weight(self, sigma: Float[Tensor, "n"]) -> Float[Tensor, "n"]:

@@ -50,13 +50,13 @@ class Process(ABC):
     def time(self, sigma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return the time t of a noise level."""
 
-    @abstractmethod
     def scale(self, time: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Return the scale s(t) of the image at a time."""
+        """Return the scale s(t) of the image at a time; 1 by default."""
+        return torch.ones_like(time)
 
-    @abstractmethod
     def drift(self, noisy: Float[Tensor, "*shape"], time: Float[Tensor, "..."]) -> Float[Tensor, "*shape"]:
-        """Return the drift f(x, t) of the forward SDE."""
+        """Return the drift f(x, t) of the forward SDE; 0 by default, which belongs to a scale of 1."""
+        return torch.zeros_like(noisy)
 
     @abstractmethod
     def diffusion(self, time: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -66,9 +66,9 @@ class Process(ABC):
     def preconditioning(self, sigma: Float[Tensor, "*shape"], sigma_data: float) -> Preconditioning:
         """Return the factors of the network's input and output at a noise level."""
 
-    @abstractmethod
     def loss_weight(self, sigma: Float[Tensor, "*shape"], sigma_data: float) -> Float[Tensor, "*shape"]:
-        """Return lambda(sigma), the loss weight of the squared error at a noise level."""
+        """Return lambda(sigma), the loss weight of the squared error at a noise level; 1 / sigma^2 by default."""
+        return 1 / sigma.square()
 
     @abstractmethod
     def draw(self, num: int, generator: torch.Generator | None = None) -> Float[Tensor, "{num}"]:
@@ -97,14 +97,6 @@ class EDM(Process):
     @override
     def time(self, sigma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return sigma
-
-    @override
-    def scale(self, time: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        return torch.ones_like(time)
-
-    @override
-    def drift(self, noisy: Float[Tensor, "*shape"], time: Float[Tensor, "..."]) -> Float[Tensor, "*shape"]:
-        return torch.zeros_like(noisy)
 
     @override
     def diffusion(self, time: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -154,14 +146,6 @@ class VE(Process):
         return sigma.square()
 
     @override
-    def scale(self, time: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        return torch.ones_like(time)
-
-    @override
-    def drift(self, noisy: Float[Tensor, "*shape"], time: Float[Tensor, "..."]) -> Float[Tensor, "*shape"]:
-        return torch.zeros_like(noisy)
-
-    @override
     def diffusion(self, time: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return torch.ones_like(time)
 
@@ -169,10 +153,6 @@ class VE(Process):
     def preconditioning(self, sigma: Float[Tensor, "*shape"], sigma_data: float) -> Preconditioning:
         one = torch.ones_like(sigma)
         return Preconditioning(c_skip=one, c_out=sigma, c_in=one, c_noise=(sigma / 2).log())
-
-    @override
-    def loss_weight(self, sigma: Float[Tensor, "*shape"], sigma_data: float) -> Float[Tensor, "*shape"]:
-        return 1 / sigma.square()
 
     @override
     def draw(self, num: int, generator: torch.Generator | None = None) -> Float[Tensor, "{num}"]:
@@ -229,10 +209,6 @@ class VP(Process):
             c_in=1 / (sigma.square() + 1).sqrt(),
             c_noise=(self.num_times - 1) * self.time(sigma),
         )
-
-    @override
-    def loss_weight(self, sigma: Float[Tensor, "*shape"], sigma_data: float) -> Float[Tensor, "*shape"]:
-        return 1 / sigma.square()
 
     @override
     def draw(self, num: int, generator: torch.Generator | None = None) -> Float[Tensor, "{num}"]:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import pairwise
-from typing import Annotated as Float, Annotated as Int, Any, TypeVar
+from typing import Annotated as Float, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -124,13 +124,9 @@ class Shared:
         return self._model.loss_weight(sigma)
 
     def __call__(
-        self,
-        noisy: Float[Tensor, "n c *shape"],
-        sigma: Float[Tensor, "..."],
-        coords: Float[Tensor, "..."] | Conditions,
-        labels: Int[Tensor, "n"] | None = None,
-    ) -> Float[Tensor, "n c *shape"]:
-        """Return the denoised images."""
+        self, noisy: Tensor, sigma: Tensor, coords: Tensor | Conditions, labels: Tensor | None = None
+    ) -> Tensor:
+        """Return the denoised images, see `forward`."""
         conditions = coords if isinstance(coords, Conditions) else Conditions(coords, labels)
         return forward(self._model, noisy, sigma, conditions)
 

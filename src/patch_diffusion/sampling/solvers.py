@@ -40,9 +40,6 @@ def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7
         sigma_min, sigma_max: the lowest noise level, above 0, and the highest.
         rho: the exponent, above 0.
 
-    Returns:
-        Noise levels from sigma_max to sigma_min, then 0.
-
     Raises:
         InputError: a number is out of its range.
 

@@ -76,12 +76,9 @@ class DiffusersNetwork(nn.Module):
         """Run the network on noisy images; return its raw output, see `Denoiser`.
 
         Args:
-            x: images and coordinates (n, image_channels + 2, h, w); h and w multiples of ``stride``.
-            c_noise: the noise levels in the form that the network takes, (n,).
-            labels: classes (n,), -1 for "no class"; None if no image has a class.
-
-        Returns:
-            (n, image_channels, h, w)
+            x: images and two channels of coordinates; height and width are multiples of ``stride``.
+            c_noise: the noise levels in the form that the network takes.
+            labels: classes, -1 for "no class"; None if no image has a class.
         """
         if self.num_classes:
             labels = torch.full_like(c_noise, -1, dtype=torch.long) if labels is None else labels

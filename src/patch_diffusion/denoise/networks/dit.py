@@ -114,14 +114,11 @@ class DiT(nn.Module):
         """Run the transformer on noisy images; return its raw output, see `Denoiser`.
 
         Args:
-            x: images and coordinates (n, image_channels + 2, h, w), and the channels of the context if it takes one; h
-                and w are multiples of ``stride``.
-            c_noise: the noise levels in the form that the network takes, (n,).
-            labels: classes (n,), -1 for "no class"; None if no image has a class.
-            augment: augmentation labels (n, augment_channels); None means no augmentation, like zeros.
-
-        Returns:
-            (n, image_channels, h, w)
+            x: images, two channels of coordinates, and those of the context if it takes one; height and width are
+                multiples of ``stride``.
+            c_noise: the noise levels in the form that the network takes.
+            labels: classes, -1 for "no class"; None if no image has a class.
+            augment: augmentation labels; None means no augmentation, like zeros.
         """
         height, width = x.shape[-2:]
         if height % self.stride or width % self.stride:

@@ -15,6 +15,12 @@ from patch_diffusion.sampling.editing.image import pixel_codec
 from patch_diffusion.sampling.editing.measurement import Measurement
 from patch_diffusion.sampling.editing.operators import average_pooling, gaussian_blur
 
+Picture = Shaped[Tensor, "c h w"]
+"""Pixels in the dtype of the data."""
+
+Mask = Bool[Tensor, "height width"]
+"""True where an image is to be filled; its size is checked, as a user may give the mask of another image."""
+
 SIDES = ("left", "right", "top", "bottom")
 
 Restoration = Literal["super-resolution", "deblur", "denoise"]
@@ -44,11 +50,7 @@ class Task:
     noise: float | None = None
 
     def check(self) -> None:
-        """Raise InputError if the options of the edit do not go together, before any file is read.
-
-        Raises:
-            InputError: an option is missing, or options do not belong together.
-        """
+        """Raise InputError if the options of the edit do not go together, before any file is read."""
         if not (self.has_mask or self.extend or self.restore):
             raise InputError("say what to do with the image: mask what is to be filled, extend it, or restore it")
         if self.restore and (self.has_mask or self.extend):
@@ -70,9 +72,7 @@ class Task:
             (width + extend.get("left", 0) + extend.get("right", 0)) * factor,
         )
 
-    def known(
-        self, model: Denoiser, image: Shaped[Tensor, "c h w"], mask: Bool[Tensor, "height width"] | None = None
-    ) -> Measurement:
+    def known(self, model: Denoiser, image: Picture, mask: Mask | None = None) -> Measurement:
         """Return the `Measurement` of the edited image: what is known of it before sampling.
 
         Args:
@@ -98,12 +98,7 @@ class Task:
         return 2 if self.factor is None else self.factor
 
 
-def inpainting(
-    image: Shaped[Tensor, "c h w"],
-    mask: Bool[Tensor, "height width"],
-    *,
-    inside: tuple[int, int, int, int] | None = None,
-) -> Measurement:
+def inpainting(image: Picture, mask: Mask, *, inside: tuple[int, int, int, int] | None = None) -> Measurement:
     """Return the measurement for filling in a mask: all other pixels are known exactly.
 
     Args:
@@ -130,9 +125,7 @@ def inpainting(
                        inside=inside, settings={"filled": float(mask.float().mean())})  # fmt: skip
 
 
-def outpainting(
-    image: Shaped[Tensor, "c h w"], extend: Mapping[str, int], mask: Bool[Tensor, "height width"] | None = None
-) -> Measurement:
+def outpainting(image: Picture, extend: Mapping[str, int], mask: Mask | None = None) -> Measurement:
     """Return the measurement for extending an image: the given one lies within the larger one.
 
     Args:
@@ -166,9 +159,7 @@ def outpainting(
     return made
 
 
-def super_resolution(
-    model: Denoiser, image: Shaped[Tensor, "c h w"], *, factor: int = 2, noise: float | None = None
-) -> Measurement:
+def super_resolution(model: Denoiser, image: Picture, *, factor: int = 2, noise: float | None = None) -> Measurement:
     """Return the measurement for super-resolution: each known pixel is the mean of ``factor`` x ``factor`` new ones.
 
     ``noise`` is the standard deviation of the noise in the values of the pixels; None: that of rounding.
@@ -183,9 +174,7 @@ def super_resolution(
     return Measurement(image.float(), operator, shape, noise, settings=settings)
 
 
-def deblurring(
-    model: Denoiser, image: Shaped[Tensor, "c h w"], *, blur: float, noise: float | None = None
-) -> Measurement:
+def deblurring(model: Denoiser, image: Picture, *, blur: float, noise: float | None = None) -> Measurement:
     """Return the measurement for deblurring an image that was blurred by a Gaussian.
 
     ``blur`` is its standard deviation in pixels, and ``noise`` is as for `super_resolution`.
@@ -198,7 +187,7 @@ def deblurring(
     return Measurement(image.float(), operator, _shape(image), noise, settings=settings)
 
 
-def denoising(image: Shaped[Tensor, "c h w"], *, noise: float) -> Measurement:
+def denoising(image: Picture, *, noise: float) -> Measurement:
     """Return the measurement for denoising an image with normal noise of standard deviation ``noise``, in pixel values.
 
     >>> denoising(torch.zeros(3, 8, 8), noise=25).shape

@@ -30,11 +30,7 @@ def extrapolate(denoise: Denoise, weaker: Denoise, scale: float) -> Denoise:
 
 
 def check_interval(interval: tuple[float, float], sigmas: Float[Tensor, "levels"] | None) -> None:
-    """Raise InputError if noise levels (low, high] are none, or none of a solver's levels ``sigmas`` lies in them.
-
-    Raises:
-        InputError: the interval cannot be used.
-    """
+    """Raise InputError if noise levels (low, high] are none, or none of a solver's levels ``sigmas`` lies in them."""
     low, high = (finite_number("guidance_interval", bound) for bound in interval)
     if not 0 <= low < high:
         raise InputError(f"guidance_interval goes from a lower to a higher noise level, not {low} to {high}")

@@ -23,11 +23,7 @@ GUIDES = ("class", "crops")
 
 
 def check_guidance(sampling: Sampling, model: Denoiser, view: View, sigmas: Float[Tensor, "levels"]) -> None:
-    """Raise InputError if guidance does not suit the model, the images, or the noise levels of the solver.
-
-    Raises:
-        InputError: the guide or the interval cannot be used.
-    """
+    """Raise InputError if guidance does not suit the model, the images, or the noise levels of the solver."""
     guide = sampling.guide
     if sampling.guidance_interval is not None:
         check_interval(sampling.guidance_interval, sigmas)
