@@ -175,7 +175,7 @@ def test_the_sizes_of_any_schedule(plan):
 
 @given(plans(), st.integers(0, 2**63 - 1), st.integers(0, 10**9))
 def test_a_step_s_size_is_a_function_of_seed_and_step(plan, seed, step):
-    """Of a stochastic schedule it does not depend on the images or on what is spent, of a progressive one on neither."""
+    """And of what is spent alone, if it is progressive."""
     options, resolution = plan
     stochastic = pd.PatchSchedule(**{**options, "kind": "stochastic"}, seed=seed)
     square = stochastic.sizes_for((96, 96))

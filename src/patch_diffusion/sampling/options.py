@@ -31,6 +31,7 @@ _STRICT = {"extra": "forbid", "allow_inf_nan": False, "use_attribute_docstrings"
 _MOST_AT_ONCE = 2**31
 _WORDS = ("solver", "schedule", "guide", "coords")
 _WHOLE = ("steps", "resolution", "tile", "overlap", "batch")
+_PAIRS = ("resolution", "tile", "guidance_interval")
 
 Coords = Literal["stretch", "extend", "repeat"]
 Shape = tuple[int, ...]
@@ -100,6 +101,8 @@ class Sampling:
         for name, value in list(vars(self).items()):
             if name not in _WORDS and value is not None:
                 check, several = whole_number if name in _WHOLE else finite_number, isinstance(value, tuple | list)
+                if several and (name not in _PAIRS or len(value) != 2):
+                    raise InputError(f"{name} is {'two numbers' if name in _PAIRS else 'one number'}, not {value}")
                 found = tuple(check(name, each) for each in value) if several else check(name, value)
                 object.__setattr__(self, name, found)
 
