@@ -125,7 +125,8 @@ class Sampling:
         options = self._schedule_options()
         low = model.sigma_min if self.sigma_min is None else self.sigma_min
         high = model.sigma_max if self.sigma_max is None else self.sigma_max
-        return SCHEDULES[self.schedule](self.steps, low, high, **options)
+        # As floats, since torch takes no whole numbers of more than 64 bits.
+        return SCHEDULES[self.schedule](self.steps, float(low), float(high), **options)
 
     def solver_for(self, model: Denoiser, sigmas: Float[Tensor, "levels"]) -> Callable[..., Tensor]:
         """Return the solver with its options, or raise an `InputError` if one is unknown or out of range."""

@@ -62,7 +62,7 @@ def vp_sigmas(steps: int, sigma_min: float, sigma_max: float) -> Float64[Tensor,
     """
     ramp = _ramp(steps, sigma_min, sigma_max)
     process = VP()
-    last, first = process.time(torch.tensor([float(sigma_min), float(sigma_max)], dtype=torch.float64))
+    last, first = process.time(torch.tensor([sigma_min, sigma_max], dtype=torch.float64))
     return _exactly(process.sigma(first + ramp * (last - first)), sigma_min, sigma_max)
 
 
@@ -313,6 +313,6 @@ def _ramp(steps: int, sigma_min: float, sigma_max: float, rho: float = 1.0) -> F
 
 def _exactly(sigmas: Tensor, sigma_min: float, sigma_max: float) -> Tensor:
     """Set the ends of the noise levels, which rounding has changed, to sigma_max and sigma_min, and append a 0."""
-    sigmas[-1] = float(sigma_min)  # torch takes no whole numbers of more than 64 bits
-    sigmas[0] = float(sigma_max)  # also of a single one
+    sigmas[-1] = sigma_min
+    sigmas[0] = sigma_max  # also of a single one
     return torch.cat([sigmas, torch.zeros(1, dtype=torch.float64)])
