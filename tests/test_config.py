@@ -1,10 +1,26 @@
 import dataclasses
 import json
+import math
+import types
+import typing
 
 import pytest
+import yaml
+from hypothesis import given, settings, strategies as st
 
 import patch_diffusion as pd
-from patch_diffusion.config import MAY_CHANGE, Config, Patches, changed_options, from_dict, read_yaml, to_dict
+from patch_diffusion.config import (
+    MAY_CHANGE,
+    Config,
+    Patches,
+    changed_options,
+    flat_options,
+    from_dict,
+    read_yaml,
+    to_dict,
+)
+from patch_diffusion.data.augment import Augment
+from patch_diffusion.training.checks import check_numbers
 
 
 @pytest.mark.parametrize("name", pd.PRESETS)
@@ -73,3 +89,87 @@ def test_changed_options():
     assert changed_options(config, bound) == ["batch", "patches.whole"]
     groups = {name.partition(".")[0] for name in MAY_CHANGE}
     assert {field.name for field in dataclasses.fields(Config)} > groups
+
+
+def values_of(kind):
+    """Values of a type that a config has."""
+    origin, given_types = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        return values_of(given_types[0])
+    if origin is typing.Literal:
+        return st.sampled_from(given_types)
+    if origin in (typing.Union, types.UnionType):
+        return st.one_of(*map(values_of, given_types))
+    if origin is tuple and given_types[-1] is ...:
+        return st.lists(values_of(given_types[0]), max_size=3).map(tuple)
+    if origin is tuple:
+        return st.tuples(*map(values_of, given_types))
+    if origin is dict:
+        return st.dictionaries(*map(values_of, given_types), max_size=3)
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind, include_extras=True)
+        return st.builds(kind, **{field.name: values_of(hints[field.name]) for field in dataclasses.fields(kind)})
+    plain = {
+        float: st.floats(allow_nan=False, allow_infinity=False),
+        int: st.integers(-(2**63), 2**63 - 1),
+        str: st.text(max_size=6),
+    }
+    return plain[kind] if kind in plain else st.from_type(kind)
+
+
+@given(values_of(Config))
+def test_any_config_survives_json_and_yaml(tmp_path_factory, config):
+    stored = to_dict(config)
+    assert from_dict(json.loads(json.dumps(stored))) == config
+    file = tmp_path_factory.getbasetemp() / "any config.yaml"
+    file.write_text(yaml.safe_dump(stored), encoding="utf-8")
+    assert read_yaml(file) == config
+    assert changed_options(config, config) == []
+
+
+OPTIONS = sorted(flat_options(Config()))
+
+
+@given(st.sampled_from(OPTIONS), st.data())
+def test_an_unknown_name_is_an_error_with_the_nearest_one(option, data):
+    *groups, name = option.split(".")
+    place = data.draw(st.integers(0, len(name)))
+    wrong = name[:place] + data.draw(st.sampled_from("xyz")) + name[place:]
+    options = {wrong: 1}
+    for group in reversed(groups):
+        options = {group: options}
+    with pytest.raises(pd.InputError) as refused:
+        from_dict(options)
+    assert f"there is no option '{'.'.join([*groups, wrong])}'" in str(refused.value)
+    assert f"'{name}'" in str(refused.value) or len(name) < 3
+
+
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**80), 2**80)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from([math.nan, math.inf, -1, 0, 2**63, 1e308, "", [], {}, "1/0", "1/2", "auto", [[]], {"1/2": None}]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@given(st.sampled_from(OPTIONS + sorted({name.partition(".")[0] for name in OPTIONS})), ANYTHING)
+@settings(max_examples=300)
+def test_a_value_of_any_kind_is_taken_or_an_error_of_input(option, value):
+    """In the config, and in the objects that act by its options."""
+    options = value
+    for group in reversed(option.split(".")):
+        options = {group: options}
+    try:
+        config = from_dict(options)
+        check_numbers(config)
+        schedule = pd.PatchSchedule.of(config.patches, seed=config.seed)
+        schedule.size_at(5, (32, 48), 0.5)
+        levels = pd.NoiseLevels.of(config.noise)
+        assert levels.draw(2).shape == (2,)
+        Augment.of(config.data.augment)
+    except pd.InputError as error:
+        assert str(error) and "\n" not in str(error)

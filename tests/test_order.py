@@ -1,9 +1,12 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
 import patch_diffusion as pd
 from patch_diffusion.data.order import SampleOrder, permute
+from patch_diffusion.training.hardware.engine import Engine
 
 
 @given(st.integers(1, 300), st.integers(0, 5), st.integers(0, 3))
@@ -58,3 +61,32 @@ def test_a_large_order_is_not_a_list():
 def test_no_images():
     with pytest.raises(pd.InputError, match="no images"):
         SampleOrder(0)
+
+
+@given(st.integers(1, 40), st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 3), st.data())
+def test_processes_share_an_epoch_without_gap_or_overlap(num, seed, processes, accumulation, data):
+    """Step by step, whatever the batch sizes; and a run that stops anywhere goes on with the next images."""
+    order, position, steps = SampleOrder(num, seed), 0, []
+    while position < 2 * num:
+        batch = data.draw(st.integers(1, num + 3))
+        shares = []
+        for rank in range(processes):
+            rank_of = SimpleNamespace(group=SimpleNamespace(rank=rank, world=processes), accumulation=accumulation)
+            shares.append([slot for part in Engine.microbatches(rank_of, batch) for slot in part])
+        taken = [slot for share in shares for slot in share]
+        assert sorted(taken) == list(range(batch))
+        found = {slot: int(order.indices(position + slot, 1)[0]) for slot in taken}
+        steps += [found[slot] for slot in range(batch)]
+        position += batch
+    assert steps == order.indices(0, position).tolist()
+    assert sorted(steps[:num]) == sorted(steps[num : 2 * num]) == list(range(num))
+
+
+@given(st.integers(1, 2**40), st.integers(0, 2**62), st.integers(0, 2**40), st.integers(1, 20))
+def test_any_range_is_found_without_what_lies_before(num, seed, start, count):
+    order = SampleOrder(num, seed)
+    found = order.indices(start, count).tolist()
+    assert found == [int(order.indices(start + place, 1)[0]) for place in range(count)]
+    assert all(0 <= image < num for image in found)
+    epochs = [(start + place) // num for place in range(count)]
+    assert len(set(zip(epochs, found, strict=True))) == count

@@ -211,3 +211,18 @@ def test_folding_of_old_keywords():
         assert both(first=1, samples=5) == (1, None, pd.EvaluationOptions(samples=5), 0)  # pyright: ignore[reportCallIssue]
     with pytest.raises(TypeError, match="unexpected keyword argument 'slover'"):
         both(1, slover="euler")  # pyright: ignore[reportCallIssue]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"resolution": (8, 8, 8)}, "resolution is two numbers, not "),
+        ({"tile": (8,)}, "tile is two numbers, not "),
+        ({"guidance_interval": []}, "guidance_interval is two numbers, not "),
+        ({"sigma_max": (1.0, 2.0)}, "sigma_max is one number, not "),
+    ],
+)
+def test_one_number_or_two(options, message):
+    """They were a ValueError or TypeError of whatever read them first."""
+    with pytest.raises(pd.InputError, match=message):
+        pd.Sampling(**options)

@@ -1,9 +1,13 @@
+import json
+import math
 from collections import Counter
 
 import pytest
 from hypothesis import given, strategies as st
 
 import patch_diffusion as pd
+from patch_diffusion.config import from_dict, to_dict
+from patch_diffusion.streams import uniform
 
 
 def sizes(schedule, resolution=(64, 64), stride=1):
@@ -135,3 +139,77 @@ def test_sizes_named_as_fitting_fit(height, width, halvings):
     assert named == ", ".join(fitting)
     for size in fitting:
         assert pd.PatchSchedule(whole=0, sizes={size: 1.0}).sizes_for(resolution, stride)
+
+
+@st.composite
+def plans(draw):
+    """The options of a schedule, and the shape of an image or a volume that all of its sizes fit."""
+    names = draw(st.lists(st.sampled_from(["1/2", "1/4", "2/3", "3/5", "5", "7", "8"]), min_size=1, unique=True))
+    shares = [draw(st.integers(1, 9)) for _ in names]
+    options = {
+        "whole": draw(st.sampled_from([0.0, 0.25, 0.5, 1.0])),
+        "sizes": {name: share / sum(shares) for name, share in zip(names, shares, strict=True)},
+        "kind": draw(st.sampled_from(["stochastic", "progressive"])),
+        "growth": draw(st.sampled_from(["linear", "area", "none"])),
+        "weight": draw(st.sampled_from(["patch", "area"])),
+    }
+    return options, tuple(draw(st.lists(st.integers(8, 99), min_size=2, max_size=3)))
+
+
+@given(plans())
+def test_the_sizes_of_any_schedule(plan):
+    """Shares add up; from small to large; a step has about as many pixels whatever its size, and weights are shares."""
+    options, resolution = plan
+    found = pd.PatchSchedule(**options).sizes_for(resolution)
+    areas = [math.prod(size.shape) / math.prod(resolution) for size in found]
+    assert areas == sorted(areas) and all(0 < area <= 1 for area in areas)
+    assert len({size.shape for size in found}) == len(found)
+    assert sum(size.probability for size in found) == pytest.approx(1)
+    for size, area in zip(found, areas, strict=True):
+        assert all(0 < part <= side for part, side in zip(size.shape, resolution, strict=True))
+        power = {"linear": 1 / len(resolution), "area": 1, "none": 0}[options["growth"]]
+        assert size.growth == pytest.approx(area**-power)
+        assert size.num_images(64) == max(1, round(64 * area**-power))
+        assert size.weight == pytest.approx(area if options["weight"] == "area" else 1)
+
+
+@given(plans(), st.integers(0, 2**63 - 1), st.integers(0, 10**9))
+def test_a_step_s_size_is_a_function_of_seed_and_step(plan, seed, step):
+    """And of what is spent alone, if it is progressive."""
+    options, resolution = plan
+    stochastic = pd.PatchSchedule(**{**options, "kind": "stochastic"}, seed=seed)
+    square = stochastic.sizes_for((96, 96))
+    place = uniform(seed, "patch size", step)
+    size = stochastic.size_at(step, (96, 96), spent=0.3)
+    below = [each.probability for each in square[: square.index(size)]]
+    assert sum(below) - 1e-9 <= place <= sum([*below, size.probability]) + 1e-9
+    assert stochastic.size_at(step, resolution) == stochastic.size_at(step, resolution, spent=0.7)
+    progressive = pd.PatchSchedule(**{**options, "kind": "progressive"}, seed=seed)
+    assert progressive.size_at(step, resolution, 0.4) == pd.PatchSchedule(**{**options, "kind": "progressive"}).size_at(
+        0, resolution, 0.4
+    )
+
+
+@given(plans())
+def test_a_progressive_schedule_grows_and_spends_its_shares(plan):
+    options, resolution = plan
+    schedule = pd.PatchSchedule(**{**options, "kind": "progressive"})
+    taken = [schedule.size_at(0, resolution, (place + 0.5) / 400) for place in range(400)]
+    areas = [math.prod(size.shape) for size in taken]
+    assert areas == sorted(areas)
+    counts = Counter(taken)
+    for size in schedule.sizes_for(resolution):
+        assert counts[size] / 400 == pytest.approx(size.probability, abs=1 / 400 + 1e-9)
+
+
+@given(plans(), st.integers(0, 2**31))
+def test_any_schedule_survives_its_config(plan, seed):
+    options, resolution = plan
+    schedule = pd.PatchSchedule(**options, seed=seed)
+    stored = json.loads(json.dumps(to_dict(pd.Config(patches=schedule, seed=seed))))
+    config = from_dict(stored)
+    again = pd.PatchSchedule.of(config.patches, seed=config.seed)
+    assert again == schedule and again.sizes_for(resolution) == schedule.sizes_for(resolution)
+    assert [again.size_at(step, resolution) for step in range(9)] == [
+        schedule.size_at(step, resolution) for step in range(9)
+    ]

@@ -16,6 +16,9 @@ def test_every_schedule_falls_from_sigma_max_to_sigma_min_and_zero(name):
     assert sigmas.dtype == torch.float64 and sigmas.shape == (19,)
     assert sigmas[0].item() == pytest.approx(80) and sigmas[-2].item() == pytest.approx(0.002) and sigmas[-1] == 0
     assert (sigmas.diff() < 0).all()
+    model = pd.Denoiser(lambda x, c_noise, labels: x)
+    large = pd.Sampling(3, schedule=name, sigma_max=2**70)  # more than torch's whole numbers
+    assert large.sigmas(model)[0].item() == 2**70
     assert SCHEDULES[name](1, 0.002, 80).tolist() == pytest.approx([80, 0])
     for wrong, message in (((0, 0.1, 1), "at least 1 step"), ((5, 0, 1), "sigma_min"), ((5, 2, 1), "sigma_min")):
         with pytest.raises(pd.InputError, match=message):

@@ -2,11 +2,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given, strategies as st
 
 import patch_diffusion as pd
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.patches.coords import extended_grid
-from patch_diffusion.sampling.tiles import even_starts, smooth_window
+from patch_diffusion.sampling.tiles import covering, even_starts, in_tiles, shifted_starts, smooth_window
 
 
 class Oracle(pd.Denoiser):
@@ -171,3 +172,55 @@ def test_coords_need_a_model_that_has_them():
     model = pd.Denoiser(pd.UNet(1, 8, (1, 2), 1))
     with pytest.raises(pd.InputError, match="which coords 'extend' needs"):
         pd.generate(model, [0], pd.Sampling(coords="extend", resolution=16))
+
+
+@st.composite
+def tilings(draw):
+    """The shape of an image, and the shape and overlap of tiles that fit it."""
+    shape = draw(st.tuples(st.integers(1, 24), st.integers(1, 24)))
+    tile = tuple(draw(st.integers(1, side)) for side in shape)
+    return shape, tile, draw(st.integers(0, min(tile) - 1))
+
+
+@given(tilings(), st.integers(1, 3), st.integers(1, 9), st.floats(-2, 2), st.floats(-2, 2))
+def test_tiles_of_any_shape_and_overlap_give_what_the_whole_gives(tiling, num, at_once, factor, slope):
+    """Each pixel is covered by tiles inside of the image, and their weights add up to 1."""
+    shape, tile, overlap = tiling
+    places = covering(shape, tile, overlap)(num, torch.ones(()))
+    assert all(0 <= top <= shape[0] - tile[0] and 0 <= left <= shape[1] - tile[1] for _, top, left in places)
+
+    def linear(noisy, sigma, conditions):
+        shown = slope * own_places(noisy, sigma, conditions.coords) + conditions.labels.view(-1, 1, 1, 1)
+        return factor * noisy + shown
+
+    grid, noisy = pd.coordinate_grid(*shape), torch.linspace(-1, 1, num * shape[0] * shape[1]).view(num, 1, *shape)
+    known = Conditions(grid, torch.arange(num))
+    tiled = in_tiles(linear, known, lambda *_: places, smooth_window(tile, overlap), at_once)(noisy, torch.ones(()))
+    torch.testing.assert_close(tiled, linear(noisy, None, known), atol=1e-5, rtol=1e-5)
+
+
+@given(st.integers(1, 40), st.data())
+def test_shifted_tiles_cover_an_axis(length, data):
+    size, offset = data.draw(st.integers(1, length)), data.draw(st.integers(0, 99))
+    starts = shifted_starts(length, size, offset)
+    assert starts[0] == 0 and starts[-1] == length - size
+    assert all(0 < after - before <= size for before, after in pairwise(starts))
+
+
+@given(tilings(), st.integers(1, 300))
+def test_a_view_holds_as_many_numbers_at_a_time_as_its_batch(tiling, batch):
+    shape, tile, overlap = tiling
+    view = pd.Sampling(resolution=shape, tile=tile, overlap=overlap, batch=batch).view(Oracle(gaussian, (4, 4)))
+    numbers = batch * tile[0] * tile[1]
+    assert view.images_at_once == 1 or view.images_at_once * shape[0] * shape[1] <= numbers
+    assert (view.images_at_once + 1) * shape[0] * shape[1] > numbers
+
+
+@given(*[st.integers(1, 20)] * 4)
+def test_extended_coordinates_are_those_of_training_about_the_middle(height, width, own_height, own_width):
+    """Their mean is that of the image, and their distances are those in training, whatever the shapes."""
+    view = pd.Sampling(resolution=(height, width), coords="extend").view(Oracle(own_places, (own_height, own_width)))
+    for axis, (num, own) in enumerate([(width, own_width), (height, own_height)]):
+        line = view.grid[axis].movedim(1 - axis, -1)[0]
+        assert float(line.mean()) == pytest.approx(0, abs=1e-5)
+        torch.testing.assert_close(line.diff(), torch.full((num - 1,), 2 / max(own - 1, 1)), atol=1e-5, rtol=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Annotated as Float, Annotated as Int, Annotated as Shaped
 
 import torch
 from torch import Tensor
@@ -18,22 +19,22 @@ class Conditions:
 
     Args:
         coords: coordinates of the pixels (n, axes, *shape), or (axes, *shape) if all images have the same.
-        labels: integer classes (n,), -1 for "no class".
-        augment: numbers that say how each image was augmented (n, augment_channels), see `Augment`.
-        thumbnail: small copies of the whole images (n, c, *small shape), if the denoiser has a ``context``.
+        labels: classes, -1 for "no class".
+        augment: numbers that say how each image was augmented, see `Augment`.
+        thumbnail: small copies of the whole images, if the denoiser has a ``context``.
 
     >>> two = Conditions(torch.zeros(2, 2, 8, 8), labels=torch.tensor([3, 5]))
     >>> two.select([1]).labels, two.without("labels").labels
     (tensor([5]), None)
     """
 
-    coords: Tensor | None = None
-    labels: Tensor | None = None
-    augment: Tensor | None = None
-    thumbnail: Tensor | None = None
+    coords: Float[Tensor, "..."] | None = None
+    labels: Int[Tensor, "n"] | None = None
+    augment: Float[Tensor, "n augment_channels"] | None = None
+    thumbnail: Float[Tensor, "n c *small_shape"] | None = None
 
-    def spread(self, images: Tensor) -> Conditions:
-        """Return the conditions with the coordinates repeated for each of the images (n, c, *shape), without a copy."""
+    def spread(self, images: Shaped[Tensor, "n c *shape"]) -> Conditions:
+        """Return the conditions with the coordinates repeated for each of the images, without a copy."""
         if self.coords is None:
             return self
         return replace(self, coords=self.coords.expand(len(images), *[-1] * (images.ndim - 1)))

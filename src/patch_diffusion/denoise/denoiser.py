@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Annotated as Float, Annotated as Int
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,9 @@ from patch_diffusion.data.codec import Codec, PixelCodec
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.process import EDM, Process
 from patch_diffusion.errors import InputError
+
+Levels = Float[Tensor, "n"] | Float[Tensor, ""] | float
+"""A noise level for each image, or one for all."""
 
 NO_PLACES = "patches.context is looked up at the coordinates of the pixels: leave patches.coords on"
 
@@ -137,8 +141,8 @@ class Denoiser(nn.Module):
         """Device of the weights."""
         return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
 
-    def centre(self, images: Tensor) -> Tensor:
-        """Return the mean of the data as a tensor (c, 1, ...) that can be added to images (n, c, *shape) such as these.
+    def centre(self, images: Float[Tensor, "n c *shape"]) -> Float[Tensor, "..."]:
+        """Return the mean of the data as a tensor (c, 1, ...) that can be added to images such as these.
 
         Sampling starts from noise of the highest level about it.
         """
@@ -146,18 +150,19 @@ class Denoiser(nn.Module):
         return mean.view(-1, *[1] * (images.ndim - 2))
 
     def forward(
-        self, noisy: Tensor, sigma: Tensor | float, coords: Tensor | Conditions, labels: Tensor | None = None
-    ) -> Tensor:
+        self,
+        noisy: Float[Tensor, "n c *shape"],
+        sigma: Levels,
+        coords: Float[Tensor, "..."] | Conditions,
+        labels: Int[Tensor, "n"] | None = None,
+    ) -> Float[Tensor, "n c *shape"]:
         """Return denoised images, given noisy images, their noise levels and their conditions.
 
         Args:
-            noisy: clean + sigma * noise, (n, c, *shape).
-            sigma: noise levels (n,), or one for all.
+            noisy: clean + sigma * noise.
+            sigma: noise levels, or one for all.
             coords: coordinates (axes, *shape) or (n, axes, *shape), such as (2, h, w); or all `Conditions` with labels.
-            labels: classes (n,) for a class-conditional network; -1 or None is "no class".
-
-        Returns:
-            The denoised images (n, c, *shape).
+            labels: classes for a class-conditional network; -1 or None is "no class".
         """
         conditions = coords if isinstance(coords, Conditions) else Conditions(coords, labels)
         num, shape, along = noisy.shape[0], tuple(noisy.shape[2:]), [1] * (noisy.ndim - 1)
@@ -192,14 +197,18 @@ class Denoiser(nn.Module):
         return torch.cat([shown / self.sigma_data, noisy.new_ones(num, 1, *shape)], dim=1)
 
     def score(
-        self, noisy: Tensor, sigma: Tensor | float, coords: Tensor | Conditions, labels: Tensor | None = None
-    ) -> Tensor:
+        self,
+        noisy: Float[Tensor, "n c *shape"],
+        sigma: Levels,
+        coords: Float[Tensor, "..."] | Conditions,
+        labels: Int[Tensor, "n"] | None = None,
+    ) -> Float[Tensor, "n c *shape"]:
         """Return the gradient of the log-density of noisy images, (D(x; sigma) - x) / sigma^2 (EDM, equation 3)."""
         sigma = torch.as_tensor(sigma, dtype=noisy.dtype, device=noisy.device).expand(len(noisy))
         denoised = self(noisy, sigma, coords, labels)
         return (denoised - noisy) / sigma.square().view(-1, *[1] * (noisy.ndim - 1))
 
-    def loss_weight(self, sigma: Tensor) -> Tensor:
+    def loss_weight(self, sigma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return lambda(sigma), the process' loss weight of the squared error at a noise level."""
         return self.process.loss_weight(sigma, self.sigma_data)
 

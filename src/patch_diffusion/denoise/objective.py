@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import NamedTuple, Protocol
+from typing import Annotated as Float, Annotated as Int, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,13 @@ from patch_diffusion.errors import InputError
 class Batch(NamedTuple):
     """A batch of n training samples, as an objective takes it.
 
-    It has ``clean`` images or patches (n, c, *shape) in model space, noise levels ``sigma`` (n,), ``noise`` of variance
-    1 in the shape of ``clean``, and the `Conditions` of each sample.
+    It has ``clean`` images or patches in model space, noise levels ``sigma``, ``noise`` of variance 1, and the
+    `Conditions` of each sample.
     """
 
-    clean: Tensor
-    sigma: Tensor
-    noise: Tensor
+    clean: Float[Tensor, "n c *shape"]
+    sigma: Float[Tensor, "n"]
+    noise: Float[Tensor, "n c *shape"]
     conditions: Conditions
 
     def select(self, rows: slice) -> Batch:
@@ -38,10 +38,10 @@ class Denoises(Protocol):
     def __call__(
         self, noisy: Tensor, sigma: Tensor, coords: Tensor | Conditions, labels: Tensor | None = None
     ) -> Tensor:
-        """Return the denoised images (n, c, *shape)."""
+        """Return the denoised images, see `Denoiser.forward`."""
         ...
 
-    def loss_weight(self, sigma: Tensor) -> Tensor:
+    def loss_weight(self, sigma: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
         """Return lambda(sigma), the weight of the squared error."""
         ...
 
@@ -49,7 +49,7 @@ class Denoises(Protocol):
 class Objective(nn.Module):
     """A training objective around a denoiser: a torch module, which can be compiled and distributed.
 
-    A subclass implements ``forward``, which maps a batch to one loss per sample, (n,), independent of others. It may
+    A subclass implements ``forward``, which maps a batch to one loss per sample, independent of others. It may
     own frozen modules; tensors that its next step depends on are saved in checkpoints by ``state`` and ``restore``.
 
     Args:
@@ -74,37 +74,34 @@ class Objective(nn.Module):
 class DenoisingObjective(Objective):
     """The default training objective: the denoising loss, see `denoising_loss`."""
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Return the loss of each sample, (n,)."""
+    def forward(self, batch: Batch) -> Float[Tensor, "{len(batch.clean)}"]:
+        """Return the loss of each sample."""
         return denoising_loss(self.denoiser, batch.clean, batch.conditions, batch.sigma, noise=batch.noise)
 
 
 def denoising_loss(
     denoiser: Denoises,
-    clean: Tensor,
-    coords: Tensor | Conditions,
-    sigma: Tensor,
-    labels: Tensor | None = None,
+    clean: Float[Tensor, "n c *shape"],
+    coords: Float[Tensor, "..."] | Conditions,
+    sigma: Float[Tensor, "n"],
+    labels: Int[Tensor, "n"] | None = None,
     *,
-    noise: Tensor | None = None,
+    noise: Float[Tensor, "n c *shape"] | None = None,
     generator: torch.Generator | None = None,
-) -> Tensor:
-    """Return lambda(sigma) (D(clean + sigma noise) - clean)^2, the mean over channels and pixels, per sample: ``(n,)``.
+) -> Float[Tensor, "n"]:
+    """Return lambda(sigma) (D(clean + sigma noise) - clean)^2, the mean over channels and pixels, per sample.
 
     Its expectation is EDM's loss (arXiv 2206.00364, equation 2), on the image channels only (Patch Diffusion, arXiv
     2304.12526, equation 4).
 
     Args:
         denoiser: the model, see `Denoiser`.
-        clean: images or patches (n, c, *shape) in model space, [-1, 1] for pixels.
+        clean: images or patches in model space, [-1, 1] for pixels.
         coords: their coordinates, (axes, *shape) or (n, axes, *shape); or all `Conditions`.
-        sigma: noise levels (n,).
-        labels: classes (n,), -1 for "no class"; only used if ``coords`` are coordinates.
-        noise: standard normal numbers of the shape of ``clean``; None draws them.
+        sigma: noise levels.
+        labels: classes, -1 for "no class"; only used if ``coords`` are coordinates.
+        noise: standard normal numbers; None draws them.
         generator: the random generator of the noise; None uses torch's default generator.
-
-    Returns:
-        The losses (n,), differentiable.
 
     >>> denoiser = Denoiser(UNet(image_channels=3, width=8, multipliers=(1,), blocks=1))
     >>> patch = random_patches(torch.zeros(4, 3, 24, 32), size=8)
@@ -146,8 +143,8 @@ class NoiseLevels(Noise):
         if self.p_std is not None and self.p_std < 0:
             raise InputError(f"noise.p_std is a standard deviation, so at least 0, not {self.p_std}")
 
-    def draw(self, num: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draw random noise levels (num,) on the generator's device."""
+    def draw(self, num: int, *, generator: torch.Generator | None = None) -> Float[Tensor, "{num}"]:
+        """Draw random noise levels on the generator's device."""
         if self.p_mean is None and self.p_std is None:
             return PROCESSES[self.process].draw(num, generator)
         normal = torch.randn(num, generator=generator, device=None if generator is None else generator.device)

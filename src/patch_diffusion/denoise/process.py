@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Annotated as Float, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,12 +23,12 @@ from typing_extensions import override
 
 
 class Preconditioning(NamedTuple):
-    """The four factors of the preconditioning D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), shaped like sigma."""
+    """The four factors of the preconditioning D(x; sigma) = c_skip x + c_out F(c_in x; c_noise)."""
 
-    c_skip: Tensor
-    c_out: Tensor
-    c_in: Tensor
-    c_noise: Tensor
+    c_skip: Float[Tensor, "*shape"]
+    c_out: Float[Tensor, "*shape"]
+    c_in: Float[Tensor, "*shape"]
+    c_noise: Float[Tensor, "*shape"]
 
 
 @dataclass(frozen=True)
@@ -43,36 +43,36 @@ class Process(ABC):
     sigma_max: ClassVar[float]
 
     @abstractmethod
-    def sigma(self, time: Tensor) -> Tensor:
+    def sigma(self, time: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return the noise level sigma(t) at a time."""
 
     @abstractmethod
-    def time(self, sigma: Tensor) -> Tensor:
+    def time(self, sigma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return the time t of a noise level."""
 
-    def scale(self, time: Tensor) -> Tensor:
-        """Return the scale s(t) of the image at a time: 1, unless the process scales images."""
+    def scale(self, time: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Return the scale s(t) of the image at a time; 1 by default."""
         return torch.ones_like(time)
 
-    def drift(self, noisy: Tensor, time: Tensor) -> Tensor:
-        """Return the drift f(x, t) of the forward SDE: 0, unless the process scales images."""
+    def drift(self, noisy: Float[Tensor, "*shape"], time: Float[Tensor, "..."]) -> Float[Tensor, "*shape"]:
+        """Return the drift f(x, t) of the forward SDE; 0 by default, which belongs to a scale of 1."""
         return torch.zeros_like(noisy)
 
     @abstractmethod
-    def diffusion(self, time: Tensor) -> Tensor:
+    def diffusion(self, time: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return the diffusion coefficient g(t) of the forward SDE."""
 
     @abstractmethod
-    def preconditioning(self, sigma: Tensor, sigma_data: float) -> Preconditioning:
+    def preconditioning(self, sigma: Float[Tensor, "*shape"], sigma_data: float) -> Preconditioning:
         """Return the factors of the network's input and output at a noise level."""
 
-    @abstractmethod
-    def loss_weight(self, sigma: Tensor, sigma_data: float) -> Tensor:
-        """Return lambda(sigma), the loss weight of the squared error at a noise level."""
+    def loss_weight(self, sigma: Float[Tensor, "*shape"], sigma_data: float) -> Float[Tensor, "*shape"]:
+        """Return lambda(sigma), the loss weight of the squared error at a noise level; 1 / sigma^2 by default."""
+        return 1 / sigma.square()
 
     @abstractmethod
-    def draw(self, num: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw random noise levels (num,) for training, as published for the process, on the generator's device."""
+    def draw(self, num: int, generator: torch.Generator | None = None) -> Float[Tensor, "{num}"]:
+        """Draw random noise levels for training, as published for the process, on the generator's device."""
 
 
 @dataclass(frozen=True)
@@ -91,19 +91,19 @@ class EDM(Process):
     sigma_max: ClassVar[float] = 80.0
 
     @override
-    def sigma(self, time: Tensor) -> Tensor:
+    def sigma(self, time: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return time
 
     @override
-    def time(self, sigma: Tensor) -> Tensor:
+    def time(self, sigma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return sigma
 
     @override
-    def diffusion(self, time: Tensor) -> Tensor:
+    def diffusion(self, time: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return (2 * time).sqrt()
 
     @override
-    def preconditioning(self, sigma: Tensor, sigma_data: float) -> Preconditioning:
+    def preconditioning(self, sigma: Float[Tensor, "*shape"], sigma_data: float) -> Preconditioning:
         total = (sigma.square() + sigma_data**2).sqrt()
         return Preconditioning(
             c_skip=(sigma_data / total).square(),
@@ -113,12 +113,12 @@ class EDM(Process):
         )
 
     @override
-    def loss_weight(self, sigma: Tensor, sigma_data: float) -> Tensor:
+    def loss_weight(self, sigma: Float[Tensor, "*shape"], sigma_data: float) -> Float[Tensor, "*shape"]:
         """Return the loss weight that makes all noise levels count equally at the start of training."""
         return (sigma.square() + sigma_data**2) / (sigma * sigma_data).square()
 
     @override
-    def draw(self, num: int, generator: torch.Generator | None = None) -> Tensor:
+    def draw(self, num: int, generator: torch.Generator | None = None) -> Float[Tensor, "{num}"]:
         """Draw random log-normal noise levels for training, ln(sigma) ~ N(-1.2, 1.2^2)."""
         return (_normal(num, generator) * 1.2 - 1.2).exp()
 
@@ -138,28 +138,24 @@ class VE(Process):
     sigma_max: ClassVar[float] = 100.0
 
     @override
-    def sigma(self, time: Tensor) -> Tensor:
+    def sigma(self, time: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return time.sqrt()
 
     @override
-    def time(self, sigma: Tensor) -> Tensor:
+    def time(self, sigma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return sigma.square()
 
     @override
-    def diffusion(self, time: Tensor) -> Tensor:
+    def diffusion(self, time: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return torch.ones_like(time)
 
     @override
-    def preconditioning(self, sigma: Tensor, sigma_data: float) -> Preconditioning:
+    def preconditioning(self, sigma: Float[Tensor, "*shape"], sigma_data: float) -> Preconditioning:
         one = torch.ones_like(sigma)
         return Preconditioning(c_skip=one, c_out=sigma, c_in=one, c_noise=(sigma / 2).log())
 
     @override
-    def loss_weight(self, sigma: Tensor, sigma_data: float) -> Tensor:
-        return 1 / sigma.square()
-
-    @override
-    def draw(self, num: int, generator: torch.Generator | None = None) -> Tensor:
+    def draw(self, num: int, generator: torch.Generator | None = None) -> Float[Tensor, "{num}"]:
         """Draw random noise levels for training, ln(sigma) uniform between that of ``sigma_min`` and ``sigma_max``."""
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** _uniform(num, generator)
 
@@ -184,29 +180,29 @@ class VP(Process):
     least_time: ClassVar[float] = 1e-5  # the lowest time that training draws
 
     @override
-    def sigma(self, time: Tensor) -> Tensor:
+    def sigma(self, time: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return (self.beta_d * time.square() / 2 + self.beta_min * time).expm1().sqrt()
 
     @override
-    def time(self, sigma: Tensor) -> Tensor:
+    def time(self, sigma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         log = sigma.square().log1p()
         # The root of beta_d t^2 / 2 + beta_min t = log, in the form that does not cancel where sigma is small.
         return 2 * log / ((self.beta_min**2 + 2 * self.beta_d * log).sqrt() + self.beta_min)
 
     @override
-    def scale(self, time: Tensor) -> Tensor:
+    def scale(self, time: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return (-(self.beta_d * time.square() / 4 + self.beta_min * time / 2)).exp()
 
     @override
-    def drift(self, noisy: Tensor, time: Tensor) -> Tensor:
+    def drift(self, noisy: Float[Tensor, "*shape"], time: Float[Tensor, "..."]) -> Float[Tensor, "*shape"]:
         return -(self.beta_min + self.beta_d * time) / 2 * noisy
 
     @override
-    def diffusion(self, time: Tensor) -> Tensor:
+    def diffusion(self, time: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return (self.beta_min + self.beta_d * time).sqrt()
 
     @override
-    def preconditioning(self, sigma: Tensor, sigma_data: float) -> Preconditioning:
+    def preconditioning(self, sigma: Float[Tensor, "*shape"], sigma_data: float) -> Preconditioning:
         return Preconditioning(
             c_skip=torch.ones_like(sigma),
             c_out=-sigma,
@@ -215,11 +211,7 @@ class VP(Process):
         )
 
     @override
-    def loss_weight(self, sigma: Tensor, sigma_data: float) -> Tensor:
-        return 1 / sigma.square()
-
-    @override
-    def draw(self, num: int, generator: torch.Generator | None = None) -> Tensor:
+    def draw(self, num: int, generator: torch.Generator | None = None) -> Float[Tensor, "{num}"]:
         """Draw random noise levels for training, at times uniform in [1e-5, 1]."""
         return self.sigma(1 + _uniform(num, generator) * (self.least_time - 1))
 

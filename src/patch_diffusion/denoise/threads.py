@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Annotated as Float, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +96,9 @@ def can_share(model: Denoiser) -> bool:
     return not any(isinstance(module, nn.Dropout) and module.p > 0 and module.training for module in model.modules())
 
 
-def forward(model: Denoiser, noisy: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
+def forward(
+    model: Denoiser, noisy: Float[Tensor, "n c *shape"], sigma: Float[Tensor, "..."], conditions: Conditions
+) -> Float[Tensor, "n c *shape"]:
     """Denoise a batch, see `Denoiser.forward`; several threads share it inside `sharing` if gradients are off."""
     num = len(noisy)
     if _current is None or num == 1 or torch.is_grad_enabled() or not can_share(model):
@@ -118,14 +120,14 @@ class Shared:
     def __init__(self, model: Denoiser) -> None:
         self._model = model
 
-    def loss_weight(self, sigma: Tensor) -> Tensor:
+    def loss_weight(self, sigma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return lambda(sigma), see `Denoiser.loss_weight`."""
         return self._model.loss_weight(sigma)
 
     def __call__(
         self, noisy: Tensor, sigma: Tensor, coords: Tensor | Conditions, labels: Tensor | None = None
     ) -> Tensor:
-        """Return the denoised images (n, c, *shape)."""
+        """Return the denoised images, see `forward`."""
         conditions = coords if isinstance(coords, Conditions) else Conditions(coords, labels)
         return forward(self._model, noisy, sigma, conditions)
 
@@ -133,9 +135,9 @@ class Shared:
 def backward(
     objective: nn.Module,
     batch: Batch,
-    weight: float | Tensor,
+    weight: float | Float[Tensor, ""] | Float[Tensor, "n"],
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> Tensor | None:
+) -> Float[Tensor, "n"] | None:
     """Add the gradients of a weighted sum of losses to the parameters' ``grad``, with the batch split over threads.
 
     The threads' gradients are summed in the order of the samples, whichever thread is done first, to be reproducible.
@@ -143,11 +145,11 @@ def backward(
     Args:
         objective: a module that maps a batch to one loss per sample, each independent of the other samples.
         batch: n samples.
-        weight: the weight of each loss in the sum: one number for all, or (n,).
+        weight: the weight of each loss in the sum, or one for all.
         autocast: makes the context manager in which each thread computes losses, such as `torch.autocast`.
 
     Returns:
-        The losses (n,), detached; None outside of `sharing`, where nothing is done.
+        The losses, detached; None outside of `sharing`, where nothing is done.
     """
     if _current is None:
         return None

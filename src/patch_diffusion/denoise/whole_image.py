@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated as Float64
 
 import numpy as np
 import torch
@@ -69,8 +70,8 @@ def losses_of_images(
     batch: int = 64,
     most: int | None = None,
     size: tuple[int, ...] | None = None,
-) -> dict[float, Tensor]:
-    """Return each image's denoising loss: a dict of (n,), float64 on the CPU, by noise level; see `whole_image_loss`.
+) -> dict[float, Float64[Tensor, "n"]]:
+    """Return each image's denoising loss, on the CPU, by noise level; see `whole_image_loss`.
 
     With a ``size`` (height, width), the loss is that of a patch of each image, at a position determined by the seed.
     """

@@ -6,6 +6,7 @@ A shape is (height, width), or (depth, height, width) of a volume. Coordinates a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated as Float, Annotated as Float32, Annotated as Int
 
 import torch
 from torch import Tensor
@@ -13,8 +14,8 @@ from torch import Tensor
 from patch_diffusion.errors import InputError
 
 
-def coordinate_grid(*shape: int, device: torch.device | str | None = None) -> Tensor:
-    """Return the coordinates of every pixel of a whole image, ``(axes, *shape)`` float32: x, y (and z of a volume).
+def coordinate_grid(*shape: int, device: torch.device | str | None = None) -> Float32[Tensor, "axes *shape"]:
+    """Return the coordinates of every pixel of a whole image: x, y (and z of a volume).
 
     Coordinates run over [-1, 1]; -1 and 1 are the centres of the first and the last pixel, whatever the image's shape
     (Patch Diffusion, arXiv 2304.12526, section 3.1). An axis of a single pixel is at 0. Training crops this grid
@@ -35,8 +36,8 @@ def extended_grid(
     corner: Sequence[float],
     *,
     device: torch.device | str | None = None,
-) -> Tensor:
-    """Return the coordinates (axes, *shape), float32, of a window on an image of shape ``whole``, or partly outside it.
+) -> Float32[Tensor, "axes *shape"]:
+    """Return the coordinates of a window on an image of shape ``whole``, or partly outside it.
 
     ``corner`` is the window's first pixel in the image, below 0 if it starts before it; coordinates may exceed [-1, 1].
 
@@ -51,16 +52,18 @@ def extended_grid(
     )
 
 
-def axis(num: int, *, device: torch.device | str | None = None) -> Tensor:
-    """Return the coordinates (num,) of ``num`` pixels along an axis, from -1 to 1; a single pixel is at 0."""
+def axis(num: int, *, device: torch.device | str | None = None) -> Float32[Tensor, "{num}"]:
+    """Return the coordinates of ``num`` pixels along an axis, from -1 to 1; a single pixel is at 0."""
     return torch.linspace(-1, 1, num, device=device) if num > 1 else torch.zeros(1, device=device)
 
 
-def patch_corners(places: Tensor, size: Sequence[int], resolution: Sequence[int]) -> Tensor:
-    """Return the index of each patch's first pixel along every axis, (n, axes), on the CPU.
+def patch_corners(
+    places: Float[Tensor, "n axes"], size: Sequence[int], resolution: Sequence[int]
+) -> Int[Tensor, "n axes"]:
+    """Return the index of each patch's first pixel along every axis, on the CPU.
 
     Args:
-        places: numbers (n, axes) in [0, 1), such as random ones, that choose among all positions where a patch fits.
+        places: numbers in [0, 1), such as random ones, that choose among all positions where a patch fits.
         size: shape of the patches.
         resolution: shape of the images.
 
@@ -75,11 +78,13 @@ def patch_corners(places: Tensor, size: Sequence[int], resolution: Sequence[int]
     return (places.cpu() * (free + 1)).long().minimum(free)
 
 
-def patch_coordinates(corners: Tensor, size: Sequence[int], resolution: Sequence[int]) -> Tensor:
-    """Return the coordinates of patches, (n, axes, *size), as crops of `coordinate_grid`, without making that grid.
+def patch_coordinates(
+    corners: Int[Tensor, "n axes"], size: Sequence[int], resolution: Sequence[int]
+) -> Float32[Tensor, "n axes *size"]:
+    """Return the coordinates of patches, as crops of `coordinate_grid`, without making that grid.
 
     Args:
-        corners: index of the first pixel of each patch, (n, axes), on the device that the result should be on.
+        corners: index of the first pixel of each patch, on the device that the result should be on.
         size: shape of the patches.
         resolution: shape of the images.
     """

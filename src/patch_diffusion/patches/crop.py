@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated as Float, Annotated as Float32, Annotated as Int, Annotated as Shaped
 
 import torch
 from torch import Tensor
@@ -15,43 +16,43 @@ from patch_diffusion.patches.coords import patch_coordinates, patch_corners
 class Patch:
     """A batch of n patches of one size, each cropped at another position of its image.
 
-    ``pixels`` (n, c, *size) have the dtype of the images. ``coords`` (n, axes, *size) are the coordinates of the pixels
-    in the whole image, see `coordinate_grid`. ``corners`` (n, axes) are the indices of each patch's first pixel.
+    ``pixels`` have the dtype of the images. ``coords`` are the coordinates of the pixels in the whole image, see
+    `coordinate_grid`. ``corners`` are the indices of each patch's first pixel.
 
     >>> patch = random_patches(torch.zeros(1, 3, 5, 5), size=1, places=torch.tensor([[0.5, 0.0]]))
     >>> patch.corners, patch.coords.flatten()
     (tensor([[2, 0]]), tensor([-1.,  0.]))
     """
 
-    pixels: Tensor
-    coords: Tensor
-    corners: Tensor
+    pixels: Shaped[Tensor, "n c *size"]
+    coords: Float32[Tensor, "n axes *size"]
+    corners: Int[Tensor, "n axes"]
 
     @property
-    def top(self) -> Tensor:
-        """Index of the first row of each patch, (n,)."""
+    def top(self) -> Int[Tensor, "n"]:
+        """Index of the first row of each patch."""
         return self.corners[:, -2]
 
     @property
-    def left(self) -> Tensor:
-        """Index of the first column of each patch, (n,)."""
+    def left(self) -> Int[Tensor, "n"]:
+        """Index of the first column of each patch."""
         return self.corners[:, -1]
 
 
 def random_patches(
-    images: Tensor,
+    images: Shaped[Tensor, "n c *resolution"],
     size: int | Sequence[int],
     *,
     generator: torch.Generator | None = None,
-    places: Tensor | None = None,
+    places: Float[Tensor, "n axes"] | None = None,
 ) -> Patch:
     """Crop one patch from every image, at a random position; all positions are equally likely.
 
     Args:
-        images: whole images (n, c, H, W), or volumes (n, c, D, H, W), of any dtype, on any device.
+        images: whole images, such as (n, c, H, W), or volumes, of any dtype, on any device.
         size: shape of the patches in pixels; a single number is the side along every axis.
         generator: the random generator that draws the positions; None uses torch's default generator.
-        places: numbers (n, axes) in [0, 1), y first, that choose the positions, instead of random ones.
+        places: numbers in [0, 1), y first, that choose the positions, instead of random ones.
 
     Raises:
         InputError: a patch of this size does not fit in the images.
@@ -75,8 +76,8 @@ def random_patches(
     return Patch(pixels, patch_coordinates(corners, size, resolution), corners)
 
 
-def whole_image(images: Tensor) -> Patch:
-    """Return whole images (n, c, H, W), with their whole coordinate grid, as patches of full size.
+def whole_image(images: Shaped[Tensor, "n c *size"]) -> Patch:
+    """Return whole images, with their whole coordinate grid, as patches of full size.
 
     >>> patch = whole_image(torch.zeros(4, 3, 32, 48))
     >>> patch.coords.shape, patch.top

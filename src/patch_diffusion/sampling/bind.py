@@ -48,11 +48,7 @@ def bind_images(
 
 
 def check_one_stage(model: Denoiser) -> None:
-    """Raise InputError if a model has a context: it samples in two stages, not by one flow from noise to images.
-
-    Raises:
-        InputError: the model has a context.
-    """
+    """Raise InputError if a model has a context: it samples in two stages, not by one flow from noise to images."""
     if model.context is not None:
         raise InputError(
             "this model was trained with patches.context and makes images in two stages, first a small copy and then "

@@ -6,6 +6,7 @@ The ODE dx/dsigma = (x - D(x; sigma)) / sigma takes every image to one noise and
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Annotated as Float
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ def encode(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     rho: float = 7.0,
-) -> Tensor:
+) -> Float[Tensor, "n c h w"]:
     """Return the noise that images come from: (x - mean) / sigma_max after Heun's method up to sigma_max.
 
     The images are taken as images at sigma_min, without adding noise. Images such as the model makes become standard
@@ -45,7 +46,7 @@ def encode(
         sigma_min, sigma_max, rho: noise levels, see `karras_sigmas`; None: the model's own range.
 
     Returns:
-        The noise (n, c, h, w), float64 if the device has it.
+        The noise, float64 if the device has it.
 
     Raises:
         InputError: images or settings do not suit the model.
@@ -76,8 +77,8 @@ def decode(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     rho: float = 7.0,
-) -> Tensor:
-    """Return the images (n, c, h, w) in model space that sampling makes of unit-variance noise (n, c, h, w).
+) -> Float[Tensor, "n c h w"]:
+    """Return the images in model space that sampling makes of unit-variance noise (n, c, h, w).
 
     The other arguments are those of `encode`; the network is evaluated 2 * steps - 1 times.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import compress, islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated as Float, Annotated as Shaped, Annotated as UInt8, Any
 
 import torch
 from PIL import Image
@@ -36,7 +36,7 @@ Job = tuple[int, int | None]
 
 @dataclass(frozen=True)
 class Sample:
-    """A generated image: ``pixels`` (c, h, w), the ``seed`` it comes from, its class, and the settings.
+    """A generated image: ``pixels``, the ``seed`` it comes from, its class, and the settings.
 
     The pixels have the dtype of the training images, uint8 for ordinary pictures; they are latents if there is no
     autoencoder to decode them. ``range`` are the values to display as black and white.
@@ -46,15 +46,15 @@ class Sample:
     ((32, 24), '000007.png')
     """
 
-    pixels: Tensor
+    pixels: Shaped[Tensor, "c h w"]
     seed: int
     label: int | None
     settings: dict[str, Any]
     range: tuple[float, float] = (0, 255)
 
     @property
-    def visible(self) -> Tensor:
-        """The pixels as uint8 for display, see `visible`."""
+    def visible(self) -> UInt8[Tensor, "c h w"]:
+        """The pixels for display, see `visible`."""
         return visible(self.pixels, *self.range)
 
     @property
@@ -165,8 +165,8 @@ def decoded(
 
 def noise_of(
     seeds: Sequence[int], shape: tuple[int, ...], device: torch.device, index: int | None, *, name: str = "sampling"
-) -> Tensor:
-    """Draw standard normal numbers (n, *shape) for a step, or for the start if None, each image's from its own seed."""
+) -> Float[Tensor, "{len(seeds)} *shape"]:
+    """Draw standard normal numbers for a step, or for the start if None, each image's from its own seed."""
 
     def draws(seed: int) -> torch.Generator:
         if index is not None:

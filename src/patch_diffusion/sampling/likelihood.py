@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Annotated as Float, Annotated as Shaped
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from patch_diffusion.streams import generator
 
 def bits_per_dimension(
     model: Denoiser,
-    pixels: Tensor,
+    pixels: Shaped[Tensor, "n c h w"],
     *,
     seeds: Sequence[int] | None = None,
     labels: int | Iterable[int] | None = None,
@@ -28,7 +29,7 @@ def bits_per_dimension(
     tolerance: float = 1e-5,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
-) -> Tensor:
+) -> Float[Tensor, "n"]:
     """Return the bits that images would take per channel of a pixel if the model coded them; less is better.
 
     They are -log2 p(x) / d + log2(255 / 2) for an image of d numbers, where x is the image with its 256 levels spread
@@ -40,7 +41,7 @@ def bits_per_dimension(
 
     Args:
         model: from `load`, or any `Denoiser`.
-        pixels: (n, c, h, w), uint8 unless the model was trained on others.
+        pixels: uint8 unless the model was trained on others.
         seeds: one per image; None: 0, 1, ... The u and the probes of an image follow from its seed alone.
         labels, coords, sigma_min, sigma_max: as for `encode`.
         probes: the number of random directions in which the divergence is measured; the estimate is unbiased, and more
@@ -48,7 +49,7 @@ def bits_per_dimension(
         tolerance: the relative and absolute tolerance of the ODE's solution.
 
     Returns:
-        The bits ``(n,)``, float64 if the device has it.
+        The bits, float64 if the device has it.
 
     Raises:
         InputError: images or settings do not suit the model, or torchdiffeq is not installed.
@@ -94,15 +95,15 @@ def bits_per_dimension(
 
 def log_density(
     denoise: Denoise,
-    images: Tensor,
-    probes: Tensor,
+    images: Float[Tensor, "n c h w"],
+    probes: Float[Tensor, "k n c h w"],
     *,
     sigma_min: float,
     sigma_max: float,
     tolerance: float = 1e-5,
     mean: Tensor | float = 0.0,
-) -> Tensor:
-    """Return ln p(x) of images in model space, in nats: ``(n,)``, in the dtype of the images.
+) -> Float[Tensor, "n"]:
+    """Return ln p(x) of images in model space, in nats, in the dtype of the images.
 
     In l = ln(sigma) the ODE is dx/dl = x - D(x; sigma), and by the instantaneous change of variables
 
@@ -114,8 +115,8 @@ def log_density(
 
     Args:
         denoise: ``denoise(noisy, sigma)``, differentiable.
-        images: (n, c, h, w), in the dtype of the computation.
-        probes: (k, n, c, h, w), independent numbers of mean 0 and variance 1; signs, 1 or -1, vary least.
+        images: in the dtype of the computation.
+        probes: independent numbers of mean 0 and variance 1; signs, 1 or -1, vary least.
         sigma_min, sigma_max: range of noise levels.
         tolerance: the relative and absolute tolerance of the solution of every image.
         mean: the mean of the noise that sampling starts from, which can be added to images.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Annotated as Float, Annotated as Float64, Any, ClassVar, Literal, get_args
 
 from tyro.conf import arg
 
@@ -30,6 +30,7 @@ else:  # as the command line and the page read them
 _MOST_AT_ONCE = 2**31
 _WORDS = ("solver", "schedule", "guide", "coords")
 _WHOLE = ("steps", "resolution", "tile", "overlap", "batch")
+_PAIRS = ("resolution", "tile", "guidance_interval")
 
 Coords = Literal["stretch", "extend", "repeat"]
 Shape = tuple[int, ...]
@@ -99,6 +100,8 @@ class Sampling(Strict):
         for name, value in list(vars(self).items()):
             if name not in _WORDS and value is not None:
                 check, several = whole_number if name in _WHOLE else finite_number, isinstance(value, tuple | list)
+                if several and (name not in _PAIRS or len(value) != 2):
+                    raise InputError(f"{name} is {'two numbers' if name in _PAIRS else 'one number'}, not {value}")
                 found = tuple(check(name, each) for each in value) if several else check(name, value)
                 object.__setattr__(self, name, found)
 
@@ -114,16 +117,17 @@ class Sampling(Strict):
             if field.name in names and getattr(self, field.name) != field.default:
                 raise InputError(f"{field.name} has no effect: {reason}")
 
-    def sigmas(self, model: Denoiser) -> Tensor:
-        """Return the noise levels of a model's solver steps, from high to low and then 0: (steps + 1,) float64."""
+    def sigmas(self, model: Denoiser) -> Float64[Tensor, "{self.steps}+1"]:
+        """Return the noise levels of a model's solver steps, from high to low and then 0."""
         from patch_diffusion.sampling.solvers import SCHEDULES
 
         options = self._schedule_options()
         low = model.sigma_min if self.sigma_min is None else self.sigma_min
         high = model.sigma_max if self.sigma_max is None else self.sigma_max
-        return SCHEDULES[self.schedule](self.steps, low, high, **options)
+        # As floats, since torch takes no whole numbers of more than 64 bits.
+        return SCHEDULES[self.schedule](self.steps, float(low), float(high), **options)
 
-    def solver_for(self, model: Denoiser, sigmas: Tensor) -> Callable[..., Tensor]:
+    def solver_for(self, model: Denoiser, sigmas: Float[Tensor, "levels"]) -> Callable[..., Tensor]:
         """Return the solver with its options, or raise an `InputError` if one is unknown or out of range."""
         from patch_diffusion.sampling.stochastic import SOLVERS
 
@@ -170,7 +174,7 @@ class Sampling(Strict):
         view = View(shape, grid.to(model.device), kind, tile, overlap, min(self.batch, _MOST_AT_ONCE), usual)
         return view if model.context is None or min(shape) <= model.context else _with_small(view, model)
 
-    def settings(self, view: View, sigmas: Tensor) -> dict[str, Any]:
+    def settings(self, view: View, sigmas: Float[Tensor, "levels"]) -> dict[str, Any]:
         """Return the options, with defaults filled in, as a dict that JSON can store; ``samples.json`` holds it."""
         return {
             "steps": self.steps,
@@ -226,7 +230,7 @@ class View:
 
     Args:
         resolution: height and width of the images.
-        grid: coordinates of the whole image (2, height, width), or those (2, tile) that every tile is given.
+        grid: coordinates of the whole image, or those of a tile that every tile is given.
         kind: how the coordinates were made.
         tile: height and width of the tiles; None: the whole image at once.
         overlap: pixels by which tiles overlap at least.
@@ -236,7 +240,7 @@ class View:
     """
 
     resolution: Shape
-    grid: Tensor
+    grid: Float[Tensor, "axes *shape"]
     kind: Coords
     tile: Shape | None
     overlap: int

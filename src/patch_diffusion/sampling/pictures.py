@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated as Shaped, Annotated as UInt8
 
 import numpy as np
 import torch
@@ -17,16 +18,16 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _SMALLEST_GRID = 512  # pixels; grids of small images are enlarged by a whole number
 
 
-def to_image(pixels: Tensor) -> Image.Image:
-    """Convert uint8 pixels (c, h, w) with 1, 3 or 4 channels to a Pillow image."""
+def to_image(pixels: UInt8[Tensor, "c h w"]) -> Image.Image:
+    """Convert pixels with 1, 3 or 4 channels to a Pillow image."""
     if len(pixels) not in _MODES:
         raise InputError(f"images of {len(pixels)} channels are no pictures; take sample.pixels")
     array = np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy())
     return Image.fromarray(array[..., 0] if len(pixels) == 1 else array, _MODES[len(pixels)])
 
 
-def visible(pixels: Tensor, low: float, high: float) -> Tensor:
-    """Convert pixels (c, h, w) of any dtype to uint8 for display, with ``low`` black and ``high`` white.
+def visible(pixels: Shaped[Tensor, "c h w"], low: float, high: float) -> UInt8[Tensor, "channels h width"]:
+    """Convert pixels of any dtype for display, with ``low`` black and ``high`` white.
 
     One, three and four channels stay as they are; other numbers of channels are shown side by side, in grey.
     """
@@ -35,8 +36,8 @@ def visible(pixels: Tensor, low: float, high: float) -> Tensor:
     return pixels if len(pixels) in _MODES else pixels.transpose(0, 1).flatten(1)[None]
 
 
-def write_pixels(pixels: Tensor, path: Path) -> Path:
-    """Write pixels (c, h, w) without loss, as a PNG if it can hold them, else as a NumPy array.
+def write_pixels(pixels: Shaped[Tensor, "c h w"], path: Path) -> Path:
+    """Write pixels without loss, as a PNG if it can hold them, else as a NumPy array.
 
     Args:
         pixels: pixels of any dtype.

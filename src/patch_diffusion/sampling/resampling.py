@@ -7,6 +7,7 @@ taking the step again makes the two agree.
 from __future__ import annotations
 
 from itertools import count, pairwise
+from typing import Annotated as Float
 
 from torch import Tensor
 
@@ -16,13 +17,13 @@ from patch_diffusion.sampling.step import Callback, Denoise, Step, StepNoise
 
 def resampling(
     denoise: Denoise,
-    noisy: Tensor,
-    sigmas: Tensor,
+    noisy: Float[Tensor, "n *shape"],
+    sigmas: Float[Tensor, "levels"],
     *,
     noise: StepNoise,
     callback: Callback | None = None,
     repeats: int = 1,
-) -> Tensor:
+) -> Float[Tensor, "n *shape"]:
     """Solve by ancestral steps, each taken ``repeats`` times, the last to 0 once (RePaint, algorithm 1, jumps of 1).
 
     With one repeat it is `ancestral` with an eta of 1. The network is evaluated (steps - 1) * repeats + 1 times.

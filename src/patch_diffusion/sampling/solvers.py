@@ -1,7 +1,6 @@
 """Noise levels of a sample, and solvers of the probability-flow ODE that go from one level to the next.
 
-Each schedule returns ``steps`` levels from sigma_max to sigma_min, then 0: ``(steps + 1,)`` float64. They differ in
-where the steps are small.
+Each schedule returns ``steps`` levels from sigma_max to sigma_min, then 0. They differ in where the steps are small.
 
 The ODE is dx/dsigma = (x - D(x; sigma)) / sigma (EDM, arXiv 2206.00364, equation 1). Each solver is a pure function
 ``solver(denoise, noisy, sigmas, *, noise=None, callback=None)``: from images (n, c, h, w) at noise level ``sigmas[0]``
@@ -21,7 +20,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Annotated as Float, Annotated as Float64, Any
 
 import torch
 from torch import Tensor
@@ -33,16 +32,13 @@ from patch_diffusion.sampling.step import Callback, Denoise, Step, StepNoise
 _MOST_STEPS = 1_000_000
 
 
-def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
+def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Float64[Tensor, "{steps}+1"]:
     """Return noise levels that are even in sigma^(1/rho), so a larger rho has more low ones (EDM, equation 5).
 
     Args:
         steps: the number of noise levels before the 0, at least 1.
         sigma_min, sigma_max: the lowest noise level, above 0, and the highest.
         rho: the exponent, above 0.
-
-    Returns:
-        ``(steps + 1,)`` float64, from sigma_max to sigma_min, then 0.
 
     Raises:
         InputError: a number is out of its range.
@@ -55,7 +51,7 @@ def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7
     return _exactly((high + ramp * (low - high)) ** rho, sigma_min, sigma_max)
 
 
-def vp_sigmas(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+def vp_sigmas(steps: int, sigma_min: float, sigma_max: float) -> Float64[Tensor, "{steps}+1"]:
     """Return noise levels that are even in the time of the VP process (EDM, table 1; score-SDE, arXiv 2011.13456).
 
     Args:
@@ -70,7 +66,7 @@ def vp_sigmas(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
     return _exactly(process.sigma(first + ramp * (last - first)), sigma_min, sigma_max)
 
 
-def ve_sigmas(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+def ve_sigmas(steps: int, sigma_min: float, sigma_max: float) -> Float64[Tensor, "{steps}+1"]:
     """Return geometric noise levels, as in the time of the VE process (EDM, table 1; score-SDE, arXiv 2011.13456).
 
     Args:
@@ -83,7 +79,9 @@ def ve_sigmas(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
     return _exactly(sigma_max * (sigma_min / sigma_max) ** ramp, sigma_min, sigma_max)
 
 
-def exponential_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 1.0) -> Tensor:
+def exponential_sigmas(
+    steps: int, sigma_min: float, sigma_max: float, rho: float = 1.0
+) -> Float64[Tensor, "{steps}+1"]:
     """Return noise levels whose logarithm falls as (1 - i / (steps - 1))^rho; with a rho of 1 they are `ve_sigmas`.
 
     A rho above 1 has more low levels, a rho below 1 more high ones.
@@ -114,12 +112,12 @@ torch.Size([19])
 
 def euler(
     denoise: Denoise,
-    noisy: Tensor,
-    sigmas: Tensor,
+    noisy: Float[Tensor, "n *shape"],
+    sigmas: Float[Tensor, "levels"],
     *,
     noise: StepNoise | None = None,
     callback: Callback | None = None,
-) -> Tensor:
+) -> Float[Tensor, "n *shape"]:
     """Solve by Euler's method, of first order, with one evaluation a step; the same as DDIM (arXiv 2010.02502).
 
     Args:
@@ -141,12 +139,12 @@ def euler(
 
 def heun(
     denoise: Denoise,
-    noisy: Tensor,
-    sigmas: Tensor,
+    noisy: Float[Tensor, "n *shape"],
+    sigmas: Float[Tensor, "levels"],
     *,
     noise: StepNoise | None = None,
     callback: Callback | None = None,
-) -> Tensor:
+) -> Float[Tensor, "n *shape"]:
     """Solve by Heun's method, of second order: two evaluations a step, one in the step to 0 (EDM, algorithm 1).
 
     Args:
@@ -172,7 +170,13 @@ def heun(
     return noisy
 
 
-def heun_step(denoise: Denoise, noisy: Tensor, denoised: Tensor, sigma: Tensor, next_sigma: Tensor) -> Tensor:
+def heun_step(
+    denoise: Denoise,
+    noisy: Float[Tensor, "n *shape"],
+    denoised: Float[Tensor, "n *shape"],
+    sigma: Float[Tensor, ""],
+    next_sigma: Float[Tensor, ""],
+) -> Float[Tensor, "n *shape"]:
     """Take an Euler step, then take it again with the mean of the slopes at its two ends."""
     slope = (noisy - denoised) / sigma
     predicted = noisy + (next_sigma - sigma) * slope
@@ -184,12 +188,12 @@ def heun_step(denoise: Denoise, noisy: Tensor, denoised: Tensor, sigma: Tensor, 
 
 def dpm_solver_2m(
     denoise: Denoise,
-    noisy: Tensor,
-    sigmas: Tensor,
+    noisy: Float[Tensor, "n *shape"],
+    sigmas: Float[Tensor, "levels"],
     *,
     noise: StepNoise | None = None,
     callback: Callback | None = None,
-) -> Tensor:
+) -> Float[Tensor, "n *shape"]:
     """Solve by DPM-Solver++(2M), of second order, with one evaluation a step (arXiv 2211.01095, algorithm 2).
 
     In l = -ln(sigma) the ODE is dx/dl = D - x, so a step of h in l is x' = e^-h x + (1 - e^-h) D for a constant D. D is
@@ -222,12 +226,12 @@ def dpm_solver_2m(
 
 def dpm_solver_3m(
     denoise: Denoise,
-    noisy: Tensor,
-    sigmas: Tensor,
+    noisy: Float[Tensor, "n *shape"],
+    sigmas: Float[Tensor, "levels"],
     *,
     noise: StepNoise | None = None,
     callback: Callback | None = None,
-) -> Tensor:
+) -> Float[Tensor, "n *shape"]:
     """Solve by DPM-Solver++ with the last three D, of third order, with one evaluation a step (arXiv 2211.01095).
 
     A step of h in l = -ln(sigma) is x' = e^-h x + integral over u from 0 to h of e^-(h - u) D(l + u), here with the
@@ -295,8 +299,8 @@ def wide(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _ramp(steps: int, sigma_min: float, sigma_max: float, rho: float = 1.0) -> Tensor:
-    """Return ``steps`` evenly spaced numbers from 0 to 1; raise InputError if a schedule's option is out of range."""
+def _ramp(steps: int, sigma_min: float, sigma_max: float, rho: float = 1.0) -> Float64[Tensor, "{steps}"]:
+    """Return evenly spaced numbers from 0 to 1; raise InputError if a schedule's option is out of range."""
     if not 1 <= steps <= _MOST_STEPS:
         raise InputError(f"sampling takes at least 1 step and at most {_MOST_STEPS:,}, not {steps}")
     if not 0 < sigma_min <= sigma_max:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated as Float
 
 from torch import Tensor
 
@@ -23,12 +23,12 @@ StepNoise = Callable[[int], Tensor]
 
 @dataclass(frozen=True)
 class Step:
-    """A step of a solver: the images ``noisy`` (n, c, h, w) at noise level ``sigma``, and ``denoised`` (n, c, h, w)."""
+    """A step of a solver: the images ``noisy`` at noise level ``sigma``, and ``denoised``."""
 
     index: int
-    sigma: Tensor
-    noisy: Tensor
-    denoised: Tensor
+    sigma: Float[Tensor, ""]
+    noisy: Float[Tensor, "n *shape"]
+    denoised: Float[Tensor, "n *shape"]
 
 
 Callback = Callable[[Step], object]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Annotated as Float
 
 from torch import Tensor
 
@@ -20,13 +21,13 @@ from patch_diffusion.sampling.step import Callback, Denoise, Step, StepNoise
 
 def euler_maruyama(
     denoise: Denoise,
-    noisy: Tensor,
-    sigmas: Tensor,
+    noisy: Float[Tensor, "n *shape"],
+    sigmas: Float[Tensor, "levels"],
     *,
     noise: StepNoise | None = None,
     callback: Callback | None = None,
     process: Process | None = None,
-) -> Tensor:
+) -> Float[Tensor, "n *shape"]:
     """Solve the reverse SDE dx = [f - g^2 score] dt + g dw to first order (score-SDE, arXiv 2011.13456, section 4).
 
     The steps are in the time and the scale of ``process``, though ``noisy`` and the result are not scaled. The solver
@@ -66,8 +67,8 @@ def euler_maruyama(
 
 def stochastic_heun(
     denoise: Denoise,
-    noisy: Tensor,
-    sigmas: Tensor,
+    noisy: Float[Tensor, "n *shape"],
+    sigmas: Float[Tensor, "levels"],
     *,
     noise: StepNoise | None = None,
     callback: Callback | None = None,
@@ -75,7 +76,7 @@ def stochastic_heun(
     churn_min: float = 0.05,
     churn_max: float = 50.0,
     churn_noise: float = 1.003,
-) -> Tensor:
+) -> Float[Tensor, "n *shape"]:
     """Solve by Heun's steps, each from a noise level first raised a little (EDM, arXiv 2206.00364, algorithm 2).
 
     The defaults are EDM's for ImageNet (table 5). The steps given to ``callback`` have the raised level.
@@ -115,13 +116,13 @@ def stochastic_heun(
 
 def ancestral(
     denoise: Denoise,
-    noisy: Tensor,
-    sigmas: Tensor,
+    noisy: Float[Tensor, "n *shape"],
+    sigmas: Float[Tensor, "levels"],
     *,
     noise: StepNoise | None = None,
     callback: Callback | None = None,
     eta: float = 1.0,
-) -> Tensor:
+) -> Float[Tensor, "n *shape"]:
     """Solve by Euler's steps to below the next noise level, and add fresh noise up to that level.
 
     An eta of 1 is ancestral sampling as in DDPM (arXiv 2006.11239, equation 7), 0 is Euler, or DDIM, and between them

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
+from typing import Annotated as Float
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ def checked_overlap(shape: Sequence[int], tile: Sequence[int] | None, overlap: i
     return overlap
 
 
-def smooth_window(size: Sequence[int], overlap: int) -> Tensor:
+def smooth_window(size: Sequence[int], overlap: int) -> Float[Tensor, "{size[0]} {size[1]}"]:
     """Return the weights of a tile's pixels, above 0: 1 inside, falling to its edges as the squared sine.
 
     The weights of two tiles that overlap by exactly ``overlap`` pixels add up to 1.
@@ -76,7 +77,7 @@ def in_tiles(
     model: ConditionalDenoise,
     conditions: Conditions,
     places: Places,
-    window: Tensor,
+    window: Float[Tensor, "h w"],
     at_once: int,
 ) -> Denoise:
     """Return a function ``denoise(noisy, sigma)`` for images (n, c, H, W) of which the model only sees tiles.
@@ -86,7 +87,7 @@ def in_tiles(
         conditions: conditions of the whole images; coordinates (2, H, W) are cut like the tiles, while coordinates
             (2, h, w) are given to every tile.
         places: the places of the tiles.
-        window: weights (h, w) of a tile's pixels.
+        window: weights of a tile's pixels.
         at_once: the number of tiles that the model is given together.
     """
     height, width = window.shape

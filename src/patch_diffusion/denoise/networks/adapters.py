@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated as Float, Annotated as Int, Any
 
 import torch
 from torch import Tensor, nn
@@ -67,16 +67,18 @@ class DiffusersNetwork(nn.Module):
         self.timestep_scale = timestep_scale
         self.stride: int = 2 ** (len(config.block_out_channels) - 1)
 
-    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Float[Tensor, "n channels height width"],
+        c_noise: Float[Tensor, "n"],
+        labels: Int[Tensor, "n"] | None = None,
+    ) -> Float[Tensor, "n image_channels height width"]:
         """Run the network on noisy images; return its raw output, see `Denoiser`.
 
         Args:
-            x: images and coordinates (n, image_channels + 2, h, w); h and w multiples of ``stride``.
-            c_noise: the noise levels in the form that the network takes, (n,).
-            labels: classes (n,), -1 for "no class"; None if no image has a class.
-
-        Returns:
-            (n, image_channels, h, w)
+            x: images and two channels of coordinates; height and width are multiples of ``stride``.
+            c_noise: the noise levels in the form that the network takes.
+            labels: classes, -1 for "no class"; None if no image has a class.
         """
         if self.num_classes:
             labels = torch.full_like(c_noise, -1, dtype=torch.long) if labels is None else labels

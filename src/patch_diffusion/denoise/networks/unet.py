@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated as Float, Annotated as Int, Any
 
 import torch
 import torch.nn.functional as F
@@ -183,19 +183,20 @@ class UNet(nn.Module):
         self._initialise()
 
     def forward(
-        self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
-    ) -> Tensor:
+        self,
+        x: Float[Tensor, "n channels height width"],
+        c_noise: Float[Tensor, "n"],
+        labels: Int[Tensor, "n"] | None = None,
+        augment: Float[Tensor, "n augment_channels"] | None = None,
+    ) -> Float[Tensor, "n image_channels height width"]:
         """Run the U-Net on noisy images; return its raw output, see `Denoiser`.
 
         Args:
-            x: images and coordinates (n, image_channels + 2, h, w), and the channels of the context if it takes one; h
-                and w are multiples of ``stride``.
-            c_noise: the noise levels in the form that the network takes, (n,).
-            labels: classes (n,), -1 for "no class"; None if no image has a class.
-            augment: augmentation labels (n, augment_channels); None means no augmentation, like zeros.
-
-        Returns:
-            (n, image_channels, h, w)
+            x: images, two channels of coordinates, and those of the context if it takes one; height and width are
+                multiples of ``stride``.
+            c_noise: the noise levels in the form that the network takes.
+            labels: classes, -1 for "no class"; None if no image has a class.
+            augment: augmentation labels; None means no augmentation, like zeros.
         """
         if x.shape[-2] % self.stride or x.shape[-1] % self.stride:
             raise ValueError(f"height and width must be multiples of {self.stride}, not {x.shape[-2]} x {x.shape[-1]}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated as Bool, Annotated as Shaped, Any
 
 import numpy as np
 import torch
@@ -32,8 +32,8 @@ def pixel_codec(model: Denoiser) -> PixelCodec:
     return model.codec
 
 
-def read_image(path: str | Path, model: Denoiser) -> Tensor:
-    """Read the pixels (c, h, w) of a picture, or of an array in an .npy, in the dtype of the model's data.
+def read_image(path: str | Path, model: Denoiser) -> Shaped[Tensor, "c h w"]:
+    """Read the pixels of a picture, or of an array in an .npy, in the dtype of the model's data.
 
     An array is (h, w), (c, h, w) or (h, w, c).
 
@@ -58,8 +58,8 @@ def read_image(path: str | Path, model: Denoiser) -> Tensor:
     return torch.from_numpy(np.array(pixels))
 
 
-def read_mask(path: str | Path) -> Tensor:
-    """Read a mask (h, w), True where an image is to be filled: nearer to white in a picture, or not 0 in an .npy.
+def read_mask(path: str | Path) -> Bool[Tensor, "h w"]:
+    """Read a mask, True where an image is to be filled: nearer to white in a picture, or not 0 in an .npy.
 
     Raises:
         InputError: there is no mask.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated as Bool, Annotated as Shaped, Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,12 @@ from patch_diffusion.errors import InputError, did_you_mean, whole_number
 from patch_diffusion.sampling.editing.image import pixel_codec
 from patch_diffusion.sampling.editing.measurement import Measurement
 from patch_diffusion.sampling.editing.operators import average_pooling, gaussian_blur
+
+Picture = Shaped[Tensor, "c h w"]
+"""Pixels in the dtype of the data."""
+
+Mask = Bool[Tensor, "height width"]
+"""True where an image is to be filled; its size is checked, as a user may give the mask of another image."""
 
 SIDES = ("left", "right", "top", "bottom")
 
@@ -44,11 +50,7 @@ class Task:
     noise: float | None = None
 
     def check(self) -> None:
-        """Raise InputError if the options of the edit do not go together, before any file is read.
-
-        Raises:
-            InputError: an option is missing, or options do not belong together.
-        """
+        """Raise InputError if the options of the edit do not go together, before any file is read."""
         if not (self.has_mask or self.extend or self.restore):
             raise InputError("say what to do with the image: mask what is to be filled, extend it, or restore it")
         if self.restore and (self.has_mask or self.extend):
@@ -70,13 +72,13 @@ class Task:
             (width + extend.get("left", 0) + extend.get("right", 0)) * factor,
         )
 
-    def known(self, model: Denoiser, image: Tensor, mask: Tensor | None = None) -> Measurement:
+    def known(self, model: Denoiser, image: Picture, mask: Mask | None = None) -> Measurement:
         """Return the `Measurement` of the edited image: what is known of it before sampling.
 
         Args:
             model: the model that is to edit the image.
-            image: pixels (c, h, w) in the dtype of the data.
-            mask: True where the image is to be filled (h, w).
+            image: pixels in the dtype of the data.
+            mask: True where the image is to be filled.
         """
         if self.restore == "super-resolution":
             return super_resolution(model, image, factor=self._factor, noise=self.noise)
@@ -96,12 +98,12 @@ class Task:
         return 2 if self.factor is None else self.factor
 
 
-def inpainting(image: Tensor, mask: Tensor, *, inside: tuple[int, int, int, int] | None = None) -> Measurement:
+def inpainting(image: Picture, mask: Mask, *, inside: tuple[int, int, int, int] | None = None) -> Measurement:
     """Return the measurement for filling in a mask: all other pixels are known exactly.
 
     Args:
-        image: pixels (c, h, w) in the dtype of the data.
-        mask: True where the image is to be filled (h, w).
+        image: pixels in the dtype of the data.
+        mask: True where the image is to be filled.
         inside: for an image that was extended, see `Measurement`.
 
     Raises:
@@ -123,13 +125,13 @@ def inpainting(image: Tensor, mask: Tensor, *, inside: tuple[int, int, int, int]
                        inside=inside, settings={"filled": float(mask.float().mean())})  # fmt: skip
 
 
-def outpainting(image: Tensor, extend: Mapping[str, int], mask: Tensor | None = None) -> Measurement:
+def outpainting(image: Picture, extend: Mapping[str, int], mask: Mask | None = None) -> Measurement:
     """Return the measurement for extending an image: the given one lies within the larger one.
 
     Args:
-        image: pixels (c, h, w) in the dtype of the data.
+        image: pixels in the dtype of the data.
         extend: pixels to add at the "left", "right", "top" and "bottom".
-        mask: True where the image itself is to be filled, too (h, w).
+        mask: True where the image itself is to be filled, too.
 
     Raises:
         InputError: a side is unknown, or there are fewer than 0 pixels or none at all.
@@ -157,7 +159,7 @@ def outpainting(image: Tensor, extend: Mapping[str, int], mask: Tensor | None = 
     return made
 
 
-def super_resolution(model: Denoiser, image: Tensor, *, factor: int = 2, noise: float | None = None) -> Measurement:
+def super_resolution(model: Denoiser, image: Picture, *, factor: int = 2, noise: float | None = None) -> Measurement:
     """Return the measurement for super-resolution: each known pixel is the mean of ``factor`` x ``factor`` new ones.
 
     ``noise`` is the standard deviation of the noise in the values of the pixels; None: that of rounding.
@@ -172,7 +174,7 @@ def super_resolution(model: Denoiser, image: Tensor, *, factor: int = 2, noise: 
     return Measurement(image.float(), operator, shape, noise, settings=settings)
 
 
-def deblurring(model: Denoiser, image: Tensor, *, blur: float, noise: float | None = None) -> Measurement:
+def deblurring(model: Denoiser, image: Picture, *, blur: float, noise: float | None = None) -> Measurement:
     """Return the measurement for deblurring an image that was blurred by a Gaussian.
 
     ``blur`` is its standard deviation in pixels, and ``noise`` is as for `super_resolution`.
@@ -185,7 +187,7 @@ def deblurring(model: Denoiser, image: Tensor, *, blur: float, noise: float | No
     return Measurement(image.float(), operator, _shape(image), noise, settings=settings)
 
 
-def denoising(image: Tensor, *, noise: float) -> Measurement:
+def denoising(image: Picture, *, noise: float) -> Measurement:
     """Return the measurement for denoising an image with normal noise of standard deviation ``noise``, in pixel values.
 
     >>> denoising(torch.zeros(3, 8, 8), noise=25).shape

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from typing import Annotated as Float
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ def in_crops(
     *,
     size: Sequence[int],
     seeds: Sequence[int],
-    sigmas: Tensor,
+    sigmas: Float[Tensor, "levels"],
     at_once: int,
 ) -> Denoise:
     """Return a function ``denoise(noisy, sigma)`` by a model that only sees random crops, with their coordinates.

@@ -6,6 +6,8 @@ an earlier or smaller network for autoguidance (Karras et al., arXiv 2406.02507)
 
 from __future__ import annotations
 
+from typing import Annotated as Float
+
 from torch import Tensor
 
 from patch_diffusion.errors import InputError, finite_number
@@ -27,12 +29,8 @@ def extrapolate(denoise: Denoise, weaker: Denoise, scale: float) -> Denoise:
     return guided
 
 
-def check_interval(interval: tuple[float, float], sigmas: Tensor | None) -> None:
-    """Raise InputError if noise levels (low, high] are none, or none of a solver's levels ``sigmas`` lies in them.
-
-    Raises:
-        InputError: the interval cannot be used.
-    """
+def check_interval(interval: tuple[float, float], sigmas: Float[Tensor, "levels"] | None) -> None:
+    """Raise InputError if noise levels (low, high] are none, or none of a solver's levels ``sigmas`` lies in them."""
     low, high = (finite_number("guidance_interval", bound) for bound in interval)
     if not 0 <= low < high:
         raise InputError(f"guidance_interval goes from a lower to a higher noise level, not {low} to {high}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated as Float, Any
 
 from torch import Tensor
 
@@ -22,12 +22,8 @@ GUIDES = ("class", "crops")
 """The names of guides; a guide can also be another denoiser."""
 
 
-def check_guidance(sampling: Sampling, model: Denoiser, view: View, sigmas: Tensor) -> None:
-    """Raise InputError if guidance does not suit the model, the images, or the noise levels of the solver.
-
-    Raises:
-        InputError: the guide or the interval cannot be used.
-    """
+def check_guidance(sampling: Sampling, model: Denoiser, view: View, sigmas: Float[Tensor, "levels"]) -> None:
+    """Raise InputError if guidance does not suit the model, the images, or the noise levels of the solver."""
     guide = sampling.guide
     if sampling.guidance_interval is not None:
         check_interval(sampling.guidance_interval, sigmas)
@@ -49,7 +45,7 @@ def guided(
     view: View,
     conditions: Conditions,
     seeds: Sequence[int],
-    sigmas: Tensor,
+    sigmas: Float[Tensor, "levels"],
 ) -> Denoise:
     """Return a function ``denoise(noisy, sigma)`` with the guidance of the options, for images of these seeds."""
     denoise = view.bind(model, conditions)

@@ -19,7 +19,7 @@ solution also where no image explains y.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated as Float, Annotated as Inexact, Literal
 
 import torch
 from torch import Tensor
@@ -89,9 +89,14 @@ def posterior(
 
 
 def conjugate_gradients(
-    system: Linear, right: Tensor, iterations: int, *, tolerance: float = 1e-5, least_curvature: float = 0.0
-) -> Tensor:
-    """Solve ``system(u) = right`` (n, ...) for a symmetric, positive ``system``, each of the n rows by itself.
+    system: Linear,
+    right: Inexact[Tensor, "n *shape"],
+    iterations: int,
+    *,
+    tolerance: float = 1e-5,
+    least_curvature: float = 0.0,
+) -> Inexact[Tensor, "n *shape"]:
+    """Solve ``system(u) = right`` for a symmetric, positive ``system``, each of the n rows by itself.
 
     Args:
         system: a linear function.
@@ -122,10 +127,10 @@ def conjugate_gradients(
     return solution
 
 
-def _dot(first: Tensor, second: Tensor) -> Tensor:
-    """Return the inner product of each row (n,), real also for complex numbers."""
+def _dot(first: Inexact[Tensor, "n *shape"], second: Inexact[Tensor, "n *shape"]) -> Float[Tensor, "n"]:
+    """Return the inner product of each row, real also for complex numbers."""
     return (first.conj() * second).flatten(1).sum(1).real
 
 
-def _each(factors: Tensor, like: Tensor) -> Tensor:
+def _each(factors: Float[Tensor, "n"], like: Inexact[Tensor, "n *shape"]) -> Float[Tensor, "n ..."]:
     return factors.view(-1, *[1] * (like.ndim - 1))
