@@ -1,14 +1,15 @@
-"""Helpers of the commands that sample: parsing of a class or guide that is given as text, and writing of samples."""
+"""Helpers of the commands that sample: parsing of a class or guide that is given as text, and writing of results."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import patch_diffusion
 from patch_diffusion.errors import InputError
+from patch_diffusion.files import write_json
 
 if TYPE_CHECKING:
     from patch_diffusion.denoise.denoiser import Denoiser
@@ -83,6 +84,12 @@ def data_of(run: Path) -> Path | None:
 def pictures_in(num: int, out: Path) -> str:
     """Return words for the pictures that a command has written, such as "1 picture in out"."""
     return f"{num:,} picture{'s' * (num != 1)} in {out}"
+
+
+def write_result(file: str, result: Mapping[str, Any]) -> None:
+    """Write a command's result as JSON, into a folder that is made if it does not exist."""
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    write_json(Path(file), result)
 
 
 def write_shown(samples: Iterable[Any], out: Path, doing: str, num: int, **given: Any) -> dict[str, Any]:

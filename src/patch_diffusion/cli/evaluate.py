@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
 import patch_diffusion
-from patch_diffusion.cli.choosing import data_of, open_guide
-from patch_diffusion.cli.parsing import parse
+from patch_diffusion.cli.choosing import data_of, open_guide, write_result
+from patch_diffusion.cli.parsing import parse, with_files
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.options import EvaluationOptions
 from patch_diffusion.files import check_apart
@@ -59,11 +58,7 @@ class Evaluate:
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Evaluate:
         """Parse the arguments of ``patch-diffusion evaluate``; a word after --json is its file if it ends in .json."""
-        words = [
-            word if word != "--json" or following.lower().endswith(".json") else "--json="
-            for word, following in zip_longest(arguments, arguments[1:], fillvalue="")
-        ]
-        return parse(cls, "evaluate", words)
+        return parse(cls, "evaluate", with_files(arguments, {"--json": (".json",)}))
 
     def run(self) -> dict[str, Any]:
         """Evaluate, and print a table of metrics on stdout unless JSON goes there; of several ranks, rank 0 prints."""
@@ -84,10 +79,7 @@ class Evaluate:
             return {}
         result = found.as_dict()
         if self.json_file:
-            from patch_diffusion.files import write_json
-
-            Path(self.json_file).parent.mkdir(parents=True, exist_ok=True)
-            write_json(Path(self.json_file), result)
+            write_result(self.json_file, result)
         if not self.json:
             from patch_diffusion.cli.tables import print_measures
 

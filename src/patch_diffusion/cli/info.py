@@ -1,24 +1,27 @@
-"""The command ``patch-diffusion info``: the state of a run."""
+"""The command ``patch-diffusion info``: the state of a run, or of this installation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
 import patch_diffusion
-from patch_diffusion.cli.parsing import parse
+from patch_diffusion.cli.choosing import write_result
+from patch_diffusion.cli.parsing import parse, with_files
 from patch_diffusion.errors import InputError
+from patch_diffusion.files import check_apart
 from patch_diffusion.runs.time_spent import beside, shares
 
 
 @dataclass(frozen=True)
 class Info:
-    """Show the state of a run, or compare several runs side by side.
+    """Show the state of a run, or versions and devices for a report of a fault.
+
+    patch-diffusion info --json
 
     patch-diffusion info runs/photos
 
@@ -29,46 +32,56 @@ class Info:
     patch-diffusion info runs/photos runs/others --report compare.html
     """
 
-    sources: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...")]
-    """The run folder; for --report several, or the folder of a race, which stands for all runs in it."""
+    sources: Annotated[Positional[tuple[Path, ...]], arg(metavar="[RUN ...]")] = ()
+    """The run folder; for --report several, or the folder of a race, which stands for all runs in it. Without it,
+    versions, devices and optional libraries are shown."""
     follow: bool = False
     """Show the run live until it is complete, or Ctrl-C; with --json, print its log line by line as it grows."""
     report: Annotated[str | None, arg(metavar="[FILE.html]")] = None
     """Write a page with curves, samples and settings; without a file name, report.html in the run folder. Several runs
     are shown side by side."""
-    json: bool = False
-    """Print the full description as JSON on stdout."""
+    json_file: Annotated[str | None, arg(name="json", metavar="[FILE.json]")] = None
+    """Write the full description as JSON; without a file, print it on stdout."""
+
+    @property
+    def json(self) -> bool:
+        """True if the description is printed as JSON on stdout."""
+        return self.json_file == ""
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Info:
-        """Parse the arguments of ``info``; the word after --report is its file only if it ends in .html or .htm."""
-        words = [
-            word if word != "--report" or following.lower().endswith((".html", ".htm")) else "--report="
-            for word, following in zip_longest(arguments, arguments[1:], fillvalue="")
-        ]
+        """Parse the arguments of ``info``; see `with_files` for the words after --report and --json."""
+        words = with_files(arguments, {"--report": (".html", ".htm"), "--json": (".json",)})
         command = parse(cls, "info", words)
         if command.follow and command.report is not None:
             raise InputError("--follow shows a run and --report writes a page: take one of them")
-        if not command.sources:
-            raise InputError("info needs RUN, the folder of a run; see patch-diffusion info --help")
+        if command.follow and command.json_file:
+            raise InputError("--follow prints lines as they come: with it, --json takes no file")
+        if not command.sources and (command.follow or command.report is not None):
+            raise InputError(f"--{'follow' if command.follow else 'report'} needs RUN, the folder of a run")
         if len(command.sources) > 1 and not command.report:
             raise InputError("several runs are shown side by side on a page: say where, as in --report compare.html")
         return command
 
     def run(self) -> dict[str, Any]:
-        """Describe, follow or report the run; print its main points, unless --json prints the full description."""
-        source = self.sources[0]
+        """Describe, follow or report; print the main points, unless --json prints the full description."""
         if self.follow:
             from patch_diffusion.cli.follow import follow
 
-            follow(source, json=self.json)
+            follow(self.sources[0], json=self.json)
             return {}
-        if self.report is not None:
-            return self._report()
-        found = patch_diffusion.describe(source)
+        if self.json_file:
+            check_apart([Path(self.json_file)], self.sources)
+        result = self._report() if self.report is not None else self._describe()
+        if self.json_file:
+            write_result(self.json_file, result)
+        return result
+
+    def _describe(self) -> dict[str, Any]:
+        found = patch_diffusion.describe(self.sources[0]) if self.sources else patch_diffusion.environment()
         if not self.json:
-            for name, value in _main_points(found):
-                print(f"{name:<12} {value}")
+            lines = [f"{name:<12} {value}" for name, value in _main_points(found)] if self.sources else _table(found)
+            print("\n".join(lines))
         return found
 
     def _report(self) -> dict[str, Any]:
@@ -86,8 +99,9 @@ class Info:
         return {"runs": [str(run) for run in runs], "report": str(write_comparison(runs, self.report))}
 
     def message(self, result: dict[str, Any]) -> str:
-        """Return the message that says where the report is, if one was written."""
-        return f"the report is in {result['report']}" if "report" in result else ""
+        """Return the message that says where the report and the description are, if they were written."""
+        files = [f"the report is in {result['report']}"] if "report" in result else []
+        return "; ".join([*files, *([f"the description is in {self.json_file}"] if self.json_file else [])])
 
     def after_interrupt(self) -> str:
         """Return the text that follows "interrupted" after Ctrl-C: the run was not changed."""
@@ -122,3 +136,18 @@ def _main_points(found: dict[str, Any]) -> list[tuple[str, str]]:
     if found["pictures"]:
         points.append(("samples", found["pictures"][-1]))
     return points
+
+
+def _table(found: dict[str, Any]) -> Iterator[str]:
+    """Yield versions, devices and what each extra lacks as lines of 80 columns."""
+    from patch_diffusion.cli.tables import points
+
+    versions = dict(found["versions"])
+    named = [("version", versions.pop("patch_diffusion")), ("Python", f"{versions.pop('python')}, {found['system']}")]
+    for device in found["devices"]:
+        size = f"{device['memory'] / 2**30:,.1f} GB" if "memory" in device else f"{device['threads']} threads"
+        named.append((device["device"], f"{device['name']}, {size}"))
+    named.append(("libraries", " ".join(f"{name}=={version}" for name, version in versions.items())))
+    named.append(("complete", ", ".join(name for name, lacks in found["missing"].items() if not lacks)))
+    named += [(name, f"lacks {', '.join(lacks)}") for name, lacks in found["missing"].items() if lacks]
+    return points(named)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, pairwise, zip_longest
 from typing import Any, TypeVar
 
@@ -63,6 +63,18 @@ def value_of(option: str, arguments: Sequence[str]) -> str | None:
         if word.startswith(option + "="):
             return word.partition("=")[2]
     return None
+
+
+def with_files(arguments: Sequence[str], endings: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """Give options an empty value where no file follows: the next word is one's file only if it ends in its endings.
+
+    >>> with_files(["--json", "runs/a", "--report", "b.html"], {"--json": (".json",), "--report": (".html", ".htm")})
+    ['--json=', 'runs/a', '--report', 'b.html']
+    """
+    return [
+        f"{word}=" if word in endings and not following.lower().endswith(endings[word]) else word
+        for word, following in zip_longest(arguments, arguments[1:], fillvalue="")
+    ]
 
 
 def parse_seeds(text: str) -> list[int]:
