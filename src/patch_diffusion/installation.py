@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from packaging.requirements import Requirement
 
-import patch_diffusion
 from patch_diffusion.devices import device_name
 
 
@@ -31,7 +30,7 @@ def environment() -> dict[str, Any]:
     return {
         "system": platform.platform(terse=True),
         "versions": {
-            "patch_diffusion": patch_diffusion.__version__,
+            "patch_diffusion": version("patch_diffusion"),
             "python": platform.python_version(),
             **{name: found for name, found in sorted(installed.items()) if found},
         },
