@@ -116,6 +116,8 @@ def test_train_sample_info(trained, run, tmp_path):
     status, text, _ = run("info RUN --json", RUN=trained)
     found = json.loads(text)
     assert found["complete"] and found["checkpoints"] == [2, 4] and found["model"]["num_images"] == 1707
+    status, text, _ = run("info RUN --json FILE", RUN=trained, FILE=tmp_path / "new" / "described.json")
+    assert json.loads((tmp_path / "new" / "described.json").read_text()) == found and "1,707 images" in text
     status, text, _ = run("info RUN", RUN=trained)
     assert status == 0 and "1,707 images" in text and "4 steps" in text
 

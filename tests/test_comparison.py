@@ -138,7 +138,10 @@ def test_as_a_command(runs, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "status", "reason"),
     [
-        ("info", 2, "info needs RUN"),
+        ("info --report", 2, "--report needs RUN"),
+        ("info --follow --json", 2, "--follow needs RUN"),
+        ("info A --follow --json OUT.json", 2, "--json takes no file"),
+        ("info A --json CONFIG", 1, "would be overwritten"),
         ("info A B", 2, "say where, as in --report compare.html"),
         ("info A B --report", 2, "say where, as in --report compare.html"),
         ("info ALL --report", 1, "holds 2 runs"),
@@ -154,7 +157,8 @@ def test_mistakes_are_one_line(runs, tmp_path, capsys, words, status, reason):
     out = tmp_path / "out"
     (tmp_path / "elsewhere" / "empty").mkdir(parents=True)
     places = {"A": runs[0], "B": runs[1], "ALL": tmp_path, "NONE": out / "none", "EMPTY": tmp_path / "elsewhere/empty",
-              "BROKEN": out / "broken", "OUT.html": out / "a.html", "OUT.pdf": out / "a.pdf"}  # fmt: skip
+              "BROKEN": out / "broken", "OUT.html": out / "a.html", "OUT.pdf": out / "a.pdf",
+              "OUT.json": out / "a.json", "CONFIG": runs[0] / "config.json"}  # fmt: skip
     (out / "broken").mkdir(parents=True)
     (out / "broken" / "config.json").write_text("{")
     assert main([str(places.get(word, word)) for word in words.split()]) == status

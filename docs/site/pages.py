@@ -25,7 +25,7 @@ GROUPS = {
     "Train": ("data", "augmentation", "runs", "watching", "large-images", "any-network", "clusters", "scaling"),
     "Judge": ("evaluation", "race", "performance", "evidence", "benchmarks"),
     "Use": ("editing", "export", "serve"),
-    "About": ("reading", "architecture", "CONTRIBUTING", "CHANGELOG", "LOG"),
+    "About": ("reading", "architecture", "CONTRIBUTING", "CODE_OF_CONDUCT", "SECURITY", "CHANGELOG", "LOG"),
 }
 STAGES = {
     "data": "Images",
@@ -46,7 +46,7 @@ def sources() -> dict[Path, str]:
     """The Markdown files that become pages, and the name that each has on the site."""
     found = {page: page.name for page in sorted((ROOT / "docs").glob("*.md"))}
     found |= {ROOT / "README.md": "index.md", ROOT / "benchmarks" / "README.md": "benchmarks.md"}
-    found.update({ROOT / name: name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "LOG.md")})
+    found.update({page: page.name for page in sorted(ROOT.glob("*.md")) if page.name != "README.md"})
     return found
 
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         precision_recall as precision_recall,
     )
     from patch_diffusion.evaluation.options import EvaluationOptions as EvaluationOptions
+    from patch_diffusion.installation import environment as environment
     from patch_diffusion.interop.edm_import import import_model as import_model
     from patch_diffusion.interop.export import export_model as export_model
     from patch_diffusion.patches.coords import coordinate_grid as coordinate_grid

@@ -1,12 +1,16 @@
-"""The choice of the device to compute on."""
+"""The choice of the device to compute on, and the names of devices."""
 
 from __future__ import annotations
 
 import os
+import platform
+from pathlib import Path
 
 import torch
 
 from patch_diffusion.errors import InputError
+
+_CPU_NAMES = Path("/proc/cpuinfo")
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -44,3 +48,14 @@ def processor_has_bf16() -> bool:
     """True if the CPU has instructions for bf16 arithmetic; without them, bf16 is slower than float32."""
     known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # the oldest supported torch has no public names
     return any(getattr(torch.cpu, name, bool)() for name in known)
+
+
+def device_name(device: torch.device) -> str:
+    """Return the product name of a CUDA GPU; for any other device that of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    names = [platform.processor() or platform.machine()]
+    if _CPU_NAMES.exists():
+        lines = _CPU_NAMES.read_text(encoding="utf-8", errors="replace").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")] or names
+    return names[0] if device.type == "cpu" else f"{names[0]} ({device.type})"

@@ -1,8 +1,8 @@
-"""The command ``patch-diffusion info``: the state of a run."""
+"""The command ``patch-diffusion info``: the state of a run, or of this installation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +17,9 @@ from patch_diffusion.runs.time_spent import beside, clock, shares
 
 @dataclass(frozen=True)
 class Info(Verb):
-    """Show the state of a run, or compare several runs side by side.
+    """Show the state of a run, or versions and devices for a report of a fault.
+
+    patch-diffusion info --json
 
     patch-diffusion info runs/photos
 
@@ -28,8 +30,9 @@ class Info(Verb):
     patch-diffusion info runs/photos runs/others --report compare.html
     """
 
-    sources: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...")]
-    """The run folder; for --report several, or the folder of a race, which stands for all runs in it."""
+    sources: Annotated[Positional[tuple[Path, ...]], arg(metavar="[RUN ...]")] = ()
+    """The run folder; for --report several, or the folder of a race, which stands for all runs in it. Without it,
+    versions, devices and optional libraries are shown."""
     follow: bool = False
     """Show the run live until it is complete, or Ctrl-C; with --json, print its log line by line as it grows."""
     endings = Verb.endings | {"--report": (".html", ".htm")}
@@ -47,26 +50,25 @@ class Info(Verb):
             raise InputError("--follow shows a run and --report writes a page: take one of them")
         if command.follow and command.json:
             raise InputError("--follow prints the lines of the log as they come: give --json without a file")
-        if not command.sources:
-            raise InputError("info needs RUN, the folder of a run; see patch-diffusion info --help")
+        if not command.sources and (command.follow or command.report is not None):
+            raise InputError(f"--{'follow' if command.follow else 'report'} needs RUN, the folder of a run")
         if len(command.sources) > 1 and not command.report:
             raise InputError("several runs are shown side by side on a page: say where, as in --report compare.html")
         return command
 
     def run(self) -> dict[str, Any]:
-        """Describe, follow or report the run; print its main points, unless --json prints the full description."""
-        source = self.sources[0]
+        """Describe, follow or report; print the main points, unless --json prints the full description."""
         if self.follow:
             from patch_diffusion.cli.follow import follow
 
-            follow(source, json=self.prints_json)
+            follow(self.sources[0], json=self.prints_json)
             return {}
         if self.report is not None:
             return self._report()
-        found = patch_diffusion.describe(source)
+        found = patch_diffusion.describe(self.sources[0]) if self.sources else patch_diffusion.environment()
         if not self.prints_json:
-            for name, value in _main_points(found):
-                print(f"{name:<12} {value}")
+            lines = [f"{name:<12} {value}" for name, value in _main_points(found)] if self.sources else _table(found)
+            print("\n".join(lines))
         return found
 
     def _report(self) -> dict[str, Any]:
@@ -120,3 +122,18 @@ def _main_points(found: dict[str, Any]) -> list[tuple[str, str]]:
     if found["pictures"]:
         points.append(("samples", found["pictures"][-1]))
     return points
+
+
+def _table(found: dict[str, Any]) -> Iterator[str]:
+    """Yield versions, devices and what each extra lacks as lines of 80 columns."""
+    from patch_diffusion.cli.tables import points
+
+    versions = dict(found["versions"])
+    named = [("version", versions.pop("patch_diffusion")), ("Python", f"{versions.pop('python')}, {found['system']}")]
+    for device in found["devices"]:
+        size = f"{device['memory'] / 2**30:,.1f} GB" if "memory" in device else f"{device['threads']} threads"
+        named.append((device["device"], f"{device['name']}, {size}"))
+    named.append(("libraries", " ".join(f"{name}=={version}" for name, version in versions.items())))
+    named.append(("complete", ", ".join(name for name, lacks in found["missing"].items() if not lacks)))
+    named += [(name, f"lacks {', '.join(lacks)}") for name, lacks in found["missing"].items() if lacks]
+    return points(named)

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
 from patch_diffusion.advice import Advice
 from patch_diffusion.cli.options import value_words
+from patch_diffusion.cli.tables import points, wrapped
 from patch_diffusion.config import Config
 from patch_diffusion.data.inspection.inspect import Findings
 from patch_diffusion.patches.schedule import shares_text
 from patch_diffusion.training.forecast import Forecast
 from patch_diffusion.training.watching.thinning import SHARE
 
-_WIDTH, _INDENT = 80, 13
 _KINDS = 8  # most sizes, file endings and so on that are listed
 _NAMED = 3  # most images that are listed by name
 
 
 def inspection(findings: Findings, advice: Advice, preset: str, command: str) -> str:
     """Format findings and advice in lines of 80 columns; only long names and the training command may be longer."""
-    lines = [*_points(_of_data(findings)), "", "SETTINGS", *_points(_of_settings(findings, advice, preset))]
+    lines = [*points(_of_data(findings)), "", "SETTINGS", *points(_of_settings(findings, advice, preset))]
     if advice.refusal:
-        lines += ["", *_wrapped("Training would refuse: " + advice.refusal)]
+        lines += ["", *wrapped("Training would refuse: " + advice.refusal)]
     if advice.warnings:
         lines += ["", "TO KNOW"]
         for warning in advice.warnings:
-            lines += _wrapped("- " + warning, indent=2)
+            lines += wrapped("- " + warning, indent=2)
     if command:
         lines += ["", "TO TRAIN", command]
     return "\n".join(lines)
@@ -111,17 +110,3 @@ def _named(names: Sequence[str]) -> str:
 
 def _shares(values: Sequence[float]) -> str:
     return " ".join(f"{value:.3f}" for value in values)
-
-
-def _points(points: Iterator[tuple[str, str]]) -> Iterator[str]:
-    for name, text in points:
-        # A name longer than the indent gets a line of its own.
-        first = f"{name:<{_INDENT}}"
-        if len(name) >= _INDENT:
-            yield name
-            first = " " * _INDENT
-        yield from _wrapped(first + text, indent=_INDENT)
-
-
-def _wrapped(text: str, indent: int = 0) -> list[str]:
-    return textwrap.wrap(text, _WIDTH, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)

@@ -1,16 +1,16 @@
-"""Tables of 80 columns for the terminal: the results of a race, and the metrics of an evaluation."""
+"""Tables of 80 columns for the terminal: results of a race, metrics of an evaluation, and named texts."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from patch_diffusion.evaluation.evaluate import Evaluation
 from patch_diffusion.evaluation.intervals import Measure
 from patch_diffusion.races.summary import opponent, rows, sentences
 
-_WIDTH = 80
+_WIDTH, _INDENT = 80, 13
 _NAME = 14  # width of the column of arm names
 
 
@@ -118,3 +118,19 @@ def _settings(settings: dict[str, Any]) -> Iterator[str]:
 
 def _plain(value: Any) -> str:
     return "x".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def points(named: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Yield texts, each after its name, as lines of 80 columns; words are not broken."""
+    for name, text in named:
+        # A name longer than the indent gets a line of its own.
+        first = f"{name:<{_INDENT}}"
+        if len(name) >= _INDENT:
+            yield name
+            first = " " * _INDENT
+        yield from wrapped(first + text, indent=_INDENT)
+
+
+def wrapped(text: str, indent: int = 0) -> list[str]:
+    """Wrap a text into lines of 80 columns, all but the first indented; words are not broken."""
+    return textwrap.wrap(text, _WIDTH, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)

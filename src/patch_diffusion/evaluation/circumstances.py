@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
+from patch_diffusion.devices import device_name
 from patch_diffusion.version import __version__
-
-_CPU_NAMES = Path("/proc/cpuinfo")
 
 
 def circumstances(device: torch.device) -> dict[str, Any]:
@@ -28,17 +27,6 @@ def circumstances(device: torch.device) -> dict[str, Any]:
         },
         "commit": _commit(),
     }
-
-
-def device_name(device: torch.device) -> str:
-    """Return the product name of a CUDA GPU; for any other device that of the processor."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    names = [platform.processor() or platform.machine()]
-    if _CPU_NAMES.exists():
-        lines = _CPU_NAMES.read_text(encoding="utf-8", errors="replace").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")] or names
-    return names[0] if device.type == "cpu" else f"{names[0]} ({device.type})"
 
 
 def _commit() -> str | None:
