@@ -10,7 +10,7 @@ from PIL import Image
 
 from patch_diffusion.data.files.decode import Header, ImageFile, decode_file
 from patch_diffusion.data.reading.parallel import in_order
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, option_error
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,9 @@ def common_pixel_type(
         )
     if channels is not None:
         if mode != "auto":
-            raise InputError(
-                f"data.mode {mode} is for pictures of 8 bits, and these are {_describe(dtype, channels)}: leave it out"
+            raise option_error(
+                "data.mode",
+                f"{mode} is for pictures of 8 bits, and these are {_describe(dtype, channels)}: leave it out",
             )
         return PixelType(dtype, channels), []
     mode, notes = _mode(files, headers, mode, show)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from patch_diffusion.errors import InputError, finite_number
+from patch_diffusion.errors import InputError, about, finite_number
 from patch_diffusion.sampling.step import Denoise
 
 
@@ -27,6 +27,7 @@ def extrapolate(denoise: Denoise, weaker: Denoise, scale: float) -> Denoise:
     return guided
 
 
+@about("guidance_interval")
 def check_interval(interval: tuple[float, float], sigmas: Tensor | None) -> None:
     """Raise InputError if noise levels (low, high] are none, or none of a solver's levels ``sigmas`` lies in them.
 
