@@ -37,16 +37,6 @@ def gaussian():
 
 
 @pytest.fixture
-def model():
-    torch.manual_seed(0)
-    network = pd.UNet(1, 8, (1, 2), 1, num_classes=4)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return pd.Denoiser(network, 0.5, resolution=(8, 12)).eval()
-
-
-@pytest.fixture
 def image():
     return torch.randint(0, 256, (1, 8, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 import patch_diffusion as pd
 from grouped import grouped
+from needs import need
 from patch_diffusion.cli import main
 from patch_diffusion.denoise.whole_image import SIGMAS, losses_of_images
 from patch_diffusion.evaluation.metrics import DEFAULT_METRICS, METRICS
@@ -187,7 +188,7 @@ def test_denoising_is_the_loss_of_whole_images(model):
 
 
 def test_bits_agree_between_seeds_within_their_interval(model):
-    pytest.importorskip("torchdiffeq")
+    need("torchdiffeq", "likelihood")
     held_out = gaussian_images(24)
     one, other = (
         pd.evaluate(
@@ -268,7 +269,7 @@ def test_the_verb_knows_every_guide(trained, run):
     assert status == 1 and "did you mean 'crops'" in err
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_processes_share_the_samples(trained, run, tmp_path):
     line = "evaluate RUN --samples 40 --batch 6 --steps 2 --metrics frechet kernel memorization bits"
     line += " --bits-images 8 --json JSON --pairs PAIRS"

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 import patch_diffusion as pd
+from needs import need
 from patch_diffusion.evaluation.extractors import mobilenet as mobilenet_module
 from patch_diffusion.evaluation.extractors.choose import extractors_folder
 from patch_diffusion.evaluation.extractors.extractor import as_extractor, conversion
@@ -316,7 +317,7 @@ def test_nothing_in_a_file_is_run(tmp_path, monkeypatch):
 
 @pytest.fixture
 def dinov2_folder(tmp_path):
-    transformers = pytest.importorskip("transformers")
+    transformers = need("transformers", "evaluation")
     torch.manual_seed(0)
     config = transformers.Dinov2Config(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=224, patch_size=56

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import patch_diffusion as pd
+from needs import need
 from patch_diffusion.interop import graph
 from patch_diffusion.interop.graph import DenoiserGraph, example, write_graph
 
@@ -16,7 +17,7 @@ FORMATS = {"onnx": "model.onnx", "torch": "model.pt2"}
 
 def needs(to):
     for name in ("onnx", "onnxscript", "onnxruntime") if to == "onnx" else ():
-        pytest.importorskip(name, reason="the extra 'export' is not installed")
+        need(name, "export")
 
 
 @pytest.fixture(params=FORMATS)

@@ -39,16 +39,6 @@ class Places(Fixed):
         return conditions.coords.expand(len(noisy), -1, -1, -1)[:, self.axis, None].clone()
 
 
-@pytest.fixture
-def model():
-    torch.manual_seed(0)
-    network = pd.UNet(1, 8, (1, 2), 1, num_classes=4)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return pd.Denoiser(network, 0.5, resolution=(8, 12)).eval()
-
-
 def grey(value):
     """The 8-bit pixel of a value in model space."""
     return round((min(max(value, -1), 1) + 1) * 127.5)

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import patch_diffusion as pd
+from needs import need
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.sampling.likelihood import bits_per_dimension, log_density
 
-torchdiffeq = pytest.importorskip("torchdiffeq")
+torchdiffeq = need("torchdiffeq", "likelihood")
 
 MEAN, DEVIATION = 0.1, 0.25
 RANGE = {"sigma_min": 0.002, "sigma_max": 80.0}

@@ -15,6 +15,7 @@ from PIL import Image
 
 import patch_diffusion as pd
 import patch_diffusion.data
+from needs import need
 from patch_diffusion.cli import main
 from patch_diffusion.config import Data
 from patch_diffusion.data.preparation import partial, prepare
@@ -293,7 +294,7 @@ def test_the_command_after_ctrl_c(mixed, out, stopped, capsys):
 
 
 def test_an_array_in_many_files_that_has_changed(tmp_path, out):
-    zarr = pytest.importorskip("zarr")
+    zarr = need("zarr", "data")
     path = tmp_path / "a.zarr"
     stored = zarr.open_array(str(path), mode="w", shape=(6, 8, 8, 3), chunks=(2, 8, 8, 3), dtype="uint8")
     stored[:] = 7

@@ -149,7 +149,7 @@ def test_impossible_options_are_refused(tmp_path, options, message):
         train(tmp_path / "run", **options)
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_the_loss_is_one_graph_for_each_size():
     """What engine.compile asks for: no graph breaks, and no recompilation when a size comes again."""
     torch._dynamo.reset()

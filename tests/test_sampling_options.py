@@ -46,16 +46,6 @@ FIELDS = [field.name for field in fields(pd.Sampling)]
 
 
 @pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    network = pd.UNet(1, 8, (1, 2), 1, num_classes=4)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return pd.Denoiser(network, 0.5, resolution=(8, 12)).eval()
-
-
-@pytest.fixture(scope="module")
 def known():
     image = torch.randint(0, 256, (1, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return pd.inpainting(image, torch.arange(24).expand(16, 24) < 12)

@@ -3,15 +3,17 @@ import sys
 import numpy as np
 import pytest
 import torch
-from schedulefree import AdamWScheduleFree
 
 import patch_diffusion as pd
+from needs import need
 from patch_diffusion.config import Ema, Optimizer
 from patch_diffusion.files import read_json, read_tensors
 from patch_diffusion.training.checkpoints.checkpoint import read_checkpoint
 from patch_diffusion.training.optimizing.optimizers import decay_of, make_average, make_optimizer
 from patch_diffusion.training.state import optimizer_tensors
 from patch_diffusion.training.step import learning_rate
+
+AdamWScheduleFree = need("schedulefree", "schedule-free").AdamWScheduleFree
 
 RATES = (0.0, 0.05, 0.1, 0.1, 0.07, 0.1, 0.1)
 """A warm-up from nothing, and a budget that was enlarged on the way."""

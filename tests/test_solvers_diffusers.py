@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from needs import need
 from patch_diffusion.denoise.process import EDM
 from patch_diffusion.sampling.solvers import karras_sigmas
 from patch_diffusion.sampling.stochastic import SOLVERS
 
-diffusers = pytest.importorskip("diffusers")
+diffusers = need("diffusers", "hub")
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 STEPS = 20

@@ -21,6 +21,7 @@ from image_files import (  # noqa: F401
     write_shard,
     write_zip,
 )
+from needs import need
 from patch_diffusion.config import Data, from_dict, to_dict
 from patch_diffusion.data.sources import find_images
 
@@ -36,7 +37,7 @@ def test_digits():
 
 
 def test_digits_are_those_of_scikit_learn():
-    bundled = pytest.importorskip("sklearn.datasets").load_digits()
+    bundled = need("sklearn.datasets", "demo").load_digits()
     digits = pd.open_images("digits", resolution=8)
     assert np.array_equal(digits.pixels[:, 0].numpy(), np.round(bundled.images * 255 / 16))
     assert np.array_equal(digits.labels.numpy(), bundled.target)
@@ -88,21 +89,21 @@ def as_npz(path):
 
 
 def as_hdf5(path):
-    with pytest.importorskip("h5py").File(path.with_suffix(".h5"), "w") as file:
+    with need("h5py", "data").File(path.with_suffix(".h5"), "w") as file:
         file.create_dataset("a/images", data=PICTURES.pixels, chunks=(7, 3, 6, 8), compression="gzip")
         file["labels"] = PICTURES.labels
     return path.with_suffix(".h5"), {}
 
 
 def as_zarr(path):
-    group = pytest.importorskip("zarr", minversion="3").open_group(str(path.with_suffix(".zarr")), mode="w")
+    group = need("zarr", "data", minversion="3").open_group(str(path.with_suffix(".zarr")), mode="w")
     group.create_array("x", shape=PICTURES.pixels.shape, dtype="uint8", chunks=(7, 3, 6, 8))[:] = PICTURES.pixels
     group.create_array("y", shape=PICTURES.labels.shape, dtype="int64")[:] = PICTURES.labels
     return path.with_suffix(".zarr"), {}
 
 
 def as_table(path):
-    datasets = pytest.importorskip("datasets")
+    datasets = need("datasets", "data")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=5)})
     columns = {"image": [to_picture(pixels) for pixels in PICTURES.pixels], "label": PICTURES.labels.tolist()}
     datasets.disable_progress_bars()

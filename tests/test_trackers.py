@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import patch_diffusion as pd
+from needs import need
 from patch_diffusion.cli.train import Train
 from patch_diffusion.config import Config, changed_options
 from patch_diffusion.training.hardware.group import Group
@@ -278,7 +279,7 @@ def test_it_may_change_when_a_run_continues():
 
 
 def test_wandb_continues_the_same_run(make_trainer, monkeypatch):
-    pytest.importorskip("wandb", reason="Weights & Biases is not installed: pip install 'patch_diffusion[track]'")
+    need("wandb", "track")
     monkeypatch.setenv("WANDB_MODE", "offline")
     make_trainer(track=["wandb"], log_every=1).fit(steps=2)
     time.sleep(1.1)  # its folders are named after the second
@@ -291,7 +292,7 @@ def test_wandb_continues_the_same_run(make_trainer, monkeypatch):
 
 
 def test_wandb_without_an_account_does_not_stop_training(make_trainer, monkeypatch):
-    wandb = pytest.importorskip("wandb", reason="Weights & Biases is not installed")
+    wandb = need("wandb", "track")
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setattr(wandb, "login", lambda **_: False)
     trainer = make_trainer(track=["wandb"], log_every=1)
@@ -302,7 +303,7 @@ def test_wandb_without_an_account_does_not_stop_training(make_trainer, monkeypat
 
 def test_trackio_has_each_step_once(make_trainer, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    pytest.importorskip("trackio", reason="trackio is not installed: pip install 'patch_diffusion[track]'")
+    need("trackio", "track")
     from trackio.sqlite_storage import SQLiteStorage
 
     make_trainer(track=["trackio"], log_every=1).fit(steps=2)
