@@ -1,6 +1,7 @@
 """What tests share: one thread per process, small pictures, a small trainer, a model of random weights."""
 
 import os
+import re
 import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -21,7 +22,8 @@ settings.load_profile("default")
 def pytest_ignore_collect(collection_path, config):
     """Leave out files that are slow as a whole, where slow tests are left out, without importing what they import."""
     if collection_path.suffix == ".py" and "not slow" in config.option.markexpr:
-        return "\npytestmark = pytest.mark.slow\n" in collection_path.read_text(encoding="utf-8") or None
+        text = collection_path.read_text(encoding="utf-8")
+        return re.search(r"^pytestmark = .*mark\.(slow|scheduled)", text, re.MULTILINE) is not None or None
     return None
 
 

@@ -9,6 +9,8 @@ import torch
 import patch_diffusion as pd
 from needs import need
 
+pytestmark = pytest.mark.slow
+
 diffusers = need("diffusers", "hub")
 
 PAGE = Path(__file__).parents[1] / "docs" / "any-network.md"

@@ -344,6 +344,7 @@ def test_the_libraries_are_named_where_they_are_missing(tmp_path, monkeypatch):
         assert refusal(tmp_path / name).endswith(f"needs {library}: pip install 'patch_diffusion[data]'")
 
 
+@pytest.mark.slow
 def test_a_million_images_open_at_once(tmp_path):
     """12 GB that take no room on the disk, in a process that may take 300 MB beside what the libraries take."""
     path = tmp_path / "a.npy"

@@ -130,6 +130,7 @@ class Projection(torch.nn.Module):
         return images.double().flatten(1) / 255 @ self.weight
 
 
+@pytest.mark.slow
 def test_both_distances_are_those_of_torchmetrics():
     fid = need("torchmetrics.image.fid")
     kid = need("torchmetrics.image.kid")
@@ -166,6 +167,7 @@ print(sum(group.num for group in groups), peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is counted in kB on Linux")
 def test_moments_of_many_features_take_little_memory():
     """100 MB of features: there are eight matrices of 0.5 MB in memory, and a block."""

@@ -12,6 +12,8 @@ from PIL import Image
 from needs import need
 from patch_diffusion.cli import main
 
+pytestmark = pytest.mark.slow
+
 PAGE = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
 COMMANDS = [
     line

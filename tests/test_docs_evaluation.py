@@ -5,8 +5,12 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
+
 from needs import need
 from patch_diffusion.cli import main
+
+pytestmark = pytest.mark.slow
 
 PAGE = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
 SHORT = (

@@ -73,6 +73,7 @@ def colours(images):
     )
 
 
+@pytest.mark.slow
 def test_samples_of_a_perfect_model_are_as_good_as_other_real_images(model):
     real = gaussian_images(400)
     good = pd.evaluate(
@@ -187,6 +188,7 @@ def test_denoising_is_the_loss_of_whole_images(model):
     assert each.shape == (7,) and each.std() > 0
 
 
+@pytest.mark.slow
 def test_bits_agree_between_seeds_within_their_interval(model):
     need("torchdiffeq", "likelihood")
     held_out = gaussian_images(24)
@@ -205,6 +207,7 @@ def test_bits_agree_between_seeds_within_their_interval(model):
     assert fewer.settings["held_out_images"] == 5
 
 
+@pytest.mark.slow
 def test_every_option_changes_the_numbers(trained, tmp_path):
     options = {"samples": 8, "steps": 2, "metrics": ["frechet"]}
 
@@ -231,6 +234,7 @@ def colours3(images):
     return images.float().flatten(1)[:, ::40]
 
 
+@pytest.mark.slow
 def test_the_verb(trained, run, tmp_path):
     status, text, err = run(
         "evaluate RUN --samples 12 --steps 2 --json JSON --pairs PAIRS",
@@ -256,6 +260,7 @@ def test_the_verb(trained, run, tmp_path):
     assert status == 0 and not err and again["metrics"] == found["metrics"]
 
 
+@pytest.mark.slow
 def test_the_verb_knows_every_guide(trained, run):
     found = {}
     for guide in ("class", "crops", "step:3", "--guidance-interval 1 100"):
@@ -286,6 +291,7 @@ def test_processes_share_the_samples(trained, run, tmp_path):
     assert run("evaluate RUN --processes 0", RUN=trained)[0] == 1
 
 
+@pytest.mark.slow
 def test_what_one_process_cannot_make_fails_in_all(tmp_path):
     with pytest.raises(pd.InputError, match="part 5 is broken"):
         run_processes(2, share_numbers, tmp_path)
@@ -308,6 +314,7 @@ def share_numbers(folder):
             (folder / os.environ["RANK"]).write_text(" ".join(got))
 
 
+@pytest.mark.slow
 def test_a_run_knows_what_it_held_out(trained):
     found = pd.evaluate(
         trained,
@@ -325,6 +332,7 @@ def test_a_run_knows_what_it_held_out(trained):
     )
 
 
+@pytest.mark.slow
 def test_data_that_is_not_what_it_was_trained_on(trained, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
@@ -406,6 +414,7 @@ def test_mistakes_from_python(model):
             pd.evaluate(model, options=pd.EvaluationOptions(metrics=(metric,)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "status", "message"),
     [
@@ -457,6 +466,7 @@ def test_mistakes_get_one_line_and_nothing_is_written(trained, run, make_folder,
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_help_names_every_metric_and_torch_is_not_imported(capsys):
     import subprocess
     import sys
@@ -473,6 +483,7 @@ def test_help_names_every_metric_and_torch_is_not_imported(capsys):
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.slow
 def test_a_picture_of_pairs_shows_samples_beside_training_images(trained, tmp_path):
     pd.evaluate(
         trained,

@@ -12,6 +12,8 @@ from PIL import Image
 import patch_diffusion as pd
 from needs import need
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("*.py"))
 BRIEF = "--minutes 0.003 --samples 2"

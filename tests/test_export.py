@@ -27,6 +27,8 @@ from patch_diffusion.interop.bundle import bundle
 from patch_diffusion.sampling.generate import noise_of
 from patch_diffusion.sampling.stochastic import SOLVERS
 
+pytestmark = pytest.mark.slow
+
 diffusers = need("diffusers", "hub")
 
 SEEDS = [0, 3, 11]

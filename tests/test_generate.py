@@ -120,6 +120,7 @@ def test_classes(model):
     assert not torch.equal(first, second)
 
 
+@pytest.mark.slow
 def test_every_setting_matters(model):
     def pixels(**settings):
         return next(pd.generate(model, [0], pd.Sampling(**{"steps": 5, **settings}))).pixels

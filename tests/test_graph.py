@@ -12,6 +12,8 @@ from needs import need
 from patch_diffusion.interop import graph
 from patch_diffusion.interop.graph import DenoiserGraph, example, write_graph
 
+pytestmark = pytest.mark.slow
+
 FORMATS = {"onnx": "model.onnx", "torch": "model.pt2"}
 
 

@@ -84,6 +84,7 @@ def test_of_arrays_tables_shards_and_objects(folder, tmp_path):
         pd.open_images(f"wds:{tmp_path}/a.tar", group="other")
 
 
+@pytest.mark.slow
 def test_of_a_table(tmp_path):
     datasets = need("datasets", "data")
     pictures = [Image.open(BytesIO(encoded(pixels))) for pixels in PICTURES.pixels]
@@ -94,6 +95,7 @@ def test_of_a_table(tmp_path):
         pd.open_images(table, group="patients")
 
 
+@pytest.mark.slow
 def test_in_training_races_and_evaluation(folder, tmp_path):
     network = Network(width=8, multipliers=(1,), blocks=1, attention=(), dropout=0.0)
     data = Data(str(folder), group="folder", held_out=0.4)

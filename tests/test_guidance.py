@@ -119,6 +119,7 @@ def test_crops_are_a_function_of_the_seed_and_the_step():
     assert len({tuple(each) for each in alone}) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guide", ["class", "crops", "crops:4"])
 def test_guides_change_the_picture_in_any_batch_alike(model, guide):
     settings = {"steps": 4, "guidance": 3.0, "guide": guide}

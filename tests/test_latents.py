@@ -14,6 +14,8 @@ from patch_diffusion.data.latents.autoencoder import Autoencoder
 from patch_diffusion.data.latents.codec import LatentCodec, codec_of
 from patch_diffusion.data.latents.folder import LatentSet, encode_latents, is_latents, open_latents
 
+pytestmark = pytest.mark.slow
+
 diffusers = need("diffusers", "hub")
 
 KL = {

@@ -154,6 +154,7 @@ def test_bits_of_a_model_of_other_pixels():
         bits_per_dimension(model, torch.zeros(1, 3, 4, 4))
 
 
+@pytest.mark.slow
 def test_an_image_that_the_model_does_not_expect_costs_more(model, pixels):
     expected, inverted = (bits_per_dimension(model, images).mean() for images in (pixels, 255 - pixels))
     assert inverted > expected + 0.1
@@ -161,6 +162,7 @@ def test_an_image_that_the_model_does_not_expect_costs_more(model, pixels):
     assert abs(of_class[0] - expected) < 1e-6 and of_class[1] > expected + 1
 
 
+@pytest.mark.slow
 def test_an_image_keeps_its_bits_in_any_batch():
     torch.manual_seed(0)
     network = pd.UNet(3, 4, (1,), 1, dropout=0.5)

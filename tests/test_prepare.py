@@ -81,6 +81,7 @@ def test_sixteen_bits_stay(tmp_path, out):
     assert opened.codec.dtype == "uint16" and np.array_equal(opened.pixels[:, 0].numpy(), deep)
 
 
+@pytest.mark.slow
 def test_the_digits_and_their_classes(out):
     report = prepare_images(Data("digits"), out)
     assert report["images"] + len(report["dropped"]) == 1797
@@ -213,6 +214,7 @@ def test_a_damaged_picture_of_a_stopped_one_is_noticed(mixed, out, tmp_path, sto
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_what_the_next_goes_on_from(make_folder, out, tmp_path):
     folder = make_folder(300, (16, 16))
     slow = (
@@ -356,6 +358,7 @@ def test_ids_are_not_kept_as_classes(make_folder, out):
         prepare_images(Data(str(folder)), out)
 
 
+@pytest.mark.slow
 def test_options_of_the_data_have_one_name_in_all_verbs(capsys):
     """What a message about data calls an option is its name in every verb that reads data."""
     names = set()

@@ -10,6 +10,8 @@ import patch_diffusion as pd
 from needs import need
 from patch_diffusion.cli import main
 
+pytestmark = pytest.mark.slow
+
 hub = need("huggingface_hub", "export")
 
 

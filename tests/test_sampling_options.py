@@ -62,6 +62,7 @@ def test_every_option_is_here():
     assert list(CHANGES) == FIELDS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_option_changes_what_generate_makes(model, name):
     beside, value = CHANGES[name]
@@ -72,6 +73,7 @@ def test_every_option_changes_what_generate_makes(model, name):
     assert one != other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_option_changes_what_edit_makes_or_is_refused(model, known, name):
     beside, value = CHANGES[name]
@@ -88,6 +90,7 @@ def test_every_option_changes_what_edit_makes_or_is_refused(model, known, name):
     assert one != other
 
 
+@pytest.mark.slow
 def test_steps_are_given_once(model, known):
     (one,), (other,) = (
         pd.generate(model, [0], pd.Sampling(steps=3)),
@@ -136,6 +139,7 @@ def test_what_the_page_refuses(options, message):
         read_request(SampleRequest, json.dumps({"models": [{"run": "mine"}], **options}).encode())
 
 
+@pytest.mark.slow
 def test_commands_of_the_page_are_read_as_the_same_options(tmp_path):
     from patch_diffusion.cli.sample import Sample
     from patch_diffusion.runs.folder import RunFolder

@@ -107,6 +107,7 @@ def test_several_images_of_one_sample(tmp_path):
     assert refusal(path, key="c.png").endswith("a.tar holds no images that end in .c.png")
 
 
+@pytest.mark.slow
 def test_damaged_shards_are_named(folder):
     path = folder / "s-01.tar"
     whole = path.read_bytes()

@@ -12,6 +12,8 @@ import pytest
 import patch_diffusion as pd
 from needs import need
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"])
 OTHER_NAMES = {ROOT / "README.md": "index", ROOT / "benchmarks" / "README.md": "benchmarks"}

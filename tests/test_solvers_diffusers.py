@@ -9,7 +9,7 @@ from patch_diffusion.sampling.solvers import karras_sigmas
 from patch_diffusion.sampling.stochastic import SOLVERS
 
 diffusers = need("diffusers", "hub")
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")]
 
 STEPS = 20
 SIGMAS = karras_sigmas(STEPS, 0.002, 80)

@@ -26,6 +26,7 @@ from patch_diffusion.config import Data, from_dict, to_dict
 from patch_diffusion.data.sources import find_images
 
 
+@pytest.mark.slow
 def test_digits():
     digits = pd.open_images("digits")
     assert digits.pixels.shape == (1797, 1, 16, 16) and digits.num_classes == 10
@@ -36,6 +37,7 @@ def test_digits():
     assert pd.open_images("digits", range=(0, 510)).codec.range == (0, 510)
 
 
+@pytest.mark.slow
 def test_digits_are_those_of_scikit_learn():
     bundled = need("sklearn.datasets", "demo").load_digits()
     digits = pd.open_images("digits", resolution=8)
@@ -145,6 +147,7 @@ SOURCES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", SOURCES)
 @pytest.mark.parametrize("cache", ["auto", "memory", "disk"])
 def test_every_source_gives_the_same(write, cache, tmp_path):
@@ -160,6 +163,7 @@ def test_every_source_gives_the_same(write, cache, tmp_path):
         assert np.array_equal(batch.numpy(), PICTURES.pixels[order][[499, 3, 3]]) and len(labels) == 3
 
 
+@pytest.mark.slow
 def test_sub_folders_that_could_be_classes_are_told_of(tmp_path):
     folder, _ = as_sub_folders(tmp_path / "pictures")
     (note,) = [note for note in pd.open_images(folder).notes if "sub-folders" in note]
@@ -168,6 +172,7 @@ def test_sub_folders_that_could_be_classes_are_told_of(tmp_path):
         assert not any("sub-folders" in note for note in pd.open_images(folder, classes=classes).notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", SOURCES)
 def test_every_source_is_resized_to_the_same(write, tmp_path):
     source, options = write(tmp_path / "pictures")
@@ -198,6 +203,7 @@ def test_a_run_starts_from_stored_options(tmp_path):
     assert torch.equal(again.pixels, images.pixels) and again.codec == images.codec
 
 
+@pytest.mark.slow
 def test_a_data_set_that_has_shrunk_is_not_continued_on(tmp_path, make_trainer):
     source, _ = as_folder(tmp_path / "pictures")
     make_trainer(images=pd.open_images(source), network={"num_classes": 5}).fit(steps=1)
@@ -206,6 +212,7 @@ def test_a_data_set_that_has_shrunk_is_not_continued_on(tmp_path, make_trainer):
         make_trainer(images=pd.open_images(source), network={"num_classes": 5})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fit", ["crop", "bucket"])
 def test_what_was_opened_can_be_trained_on(tmp_path, make_trainer, fit):
     folder = tmp_path / "pictures"

@@ -15,6 +15,8 @@ import patch_diffusion as pd
 from patch_diffusion.cli import main
 from patch_diffusion.processes import explain_lost_peer
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = [
     *("--batch", "4", "--samples", "0", "--log-every", "1", "--resolution", "8", "--patches.sizes", "1/2=1"),
     *("--checkpoints", "1"),

@@ -103,11 +103,12 @@ class Sampling:
                 found = tuple(check(name, each) for each in value) if several else check(name, value)
                 object.__setattr__(self, name, found)
 
-    @about("steps")
     def with_steps(self, steps: int | None, usual: int) -> Sampling:
         """Return the options with a number of steps: their own one, else the given one, else the usual one."""
         if steps is not None and self.steps is not None and steps != self.steps:
-            raise InputError(f"sampling has {self.steps} steps, and steps={steps} is given beside it: leave one out")
+            raise InputError(
+                f"sampling has {self.steps} steps, and steps={steps} is given beside it: leave one out", option="steps"
+            )
         return replace(self, steps=next(each for each in (self.steps, steps, usual) if each is not None))
 
     def refuse(self, names: Collection[str], reason: str) -> None:
@@ -137,14 +138,12 @@ class Sampling:
         solve(lambda noisy, sigma: noisy, sigmas[:1], sigmas[:1], noise=lambda index: sigmas[:1])
         return solve
 
-    @about("guidance")
     def is_guided(self) -> bool:
         """Return True if there is guidance, and raise an `InputError` if only its options are given."""
         if self.guidance == 1 and (self.guidance_interval is not None or self.guide != "class"):
-            raise InputError("guide and guidance_interval are for a guidance other than 1, which is none")
+            raise option_error("guide", "and guidance_interval are for a guidance other than 1, which is none")
         return self.guidance != 1
 
-    @about("resolution")
     def view(self, model: Denoiser, inside: tuple[int, int, int, int] | None = None) -> View:
         """Return the `View` of images, whole or in tiles, for a model; raise an `InputError` if it cannot take them.
 
@@ -157,7 +156,10 @@ class Sampling:
             raise InputError(f"a batch has at least 1 image, not {self.batch}", option="batch")
         shape, tile = pair(self.resolution) or model.resolution, pair(self.tile)
         if shape is None:
-            raise InputError("this model does not know the resolution of its images: give resolution=(height, width)")
+            raise InputError(
+                "this model does not know the resolution of its images: give resolution=(height, width)",
+                option="resolution",
+            )
         _check_stride(model, shape, tile)
         overlap = 0
         if tile or self.overlap is not None:
