@@ -10,7 +10,7 @@ endif
 
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
-.PHONY: demo test slow lint docs dist clean constraints
+.PHONY: demo check test scheduled lint docs dist clean constraints
 
 demo: .venv/installed  ## Train on the built-in digits, sample them, and have them recognised: about five minutes.
 	$(BIN)/patch-diffusion train digits --preset digits --out runs/digits
@@ -18,11 +18,15 @@ demo: .venv/installed  ## Train on the built-in digits, sample them, and have th
 	$(BIN)/python examples/recognise_digits.py runs/digits/generated
 	@echo "the run is in runs/digits, the pictures in runs/digits/generated, all in one in runs/digits/digits.png"
 
-test: .venv/installed  ## The whole test suite.
+check: .venv/installed  ## The fast tests, under a minute on two cores, and lint.
+	$(BIN)/pytest -n auto --dist loadfile -m "not slow"
+	$(MAKE) lint
+
+test: .venv/installed  ## The whole test suite, but for the scheduled tests.
 	$(BIN)/pytest -n auto --dist loadfile
 
-slow: .venv/installed  ## The tests that are left out of the suite, since they take long.
-	$(BIN)/pytest -m slow
+scheduled: .venv/installed  ## The tests that take very long, for a schedule.
+	$(BIN)/pytest -m scheduled
 
 lint: .venv/linters  ## Format, lint, types, the direction of imports, and how docstrings begin.
 	$(BIN)/ruff format --check .

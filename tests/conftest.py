@@ -1,6 +1,7 @@
-"""What tests share: one thread per process, small pictures, a small trainer."""
+"""What tests share: one thread per process, small pictures, a small trainer, a model of random weights."""
 
 import os
+import re
 import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,6 +19,22 @@ shape_checks.install()
 torch.set_num_threads(1)
 settings.register_profile("default", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("default")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leave out files that are slow as a whole, where slow tests are left out, without importing what they import."""
+    if collection_path.suffix == ".py" and "not slow" in config.option.markexpr:
+        text = collection_path.read_text(encoding="utf-8")
+        return re.search(r"^pytestmark = .*mark\.(slow|scheduled)", text, re.MULTILINE) is not None or None
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark what is scheduled as slow."""
+    for item in items:
+        if item.get_closest_marker("scheduled"):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
@@ -84,3 +101,24 @@ def make_trainer(images, tmp_path):
         return pd.Trainer(pd.Denoiser(unet, 0.5, coords=coords), images, plan, out=tmp_path / out, **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    """``make_model(channels)``: a model of random weights, of 8 x 12 pictures of four classes."""
+
+    def make(channels=1):
+        torch.manual_seed(0)
+        network = pd.UNet(channels, 8, (1, 2), 1, num_classes=4)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        return pd.Denoiser(network, 0.5, resolution=(8, 12)).eval()
+
+    return make
+
+
+@pytest.fixture
+def model(make_model):
+    """A model of random weights, of grey pictures."""
+    return make_model()

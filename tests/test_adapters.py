@@ -7,8 +7,11 @@ import pytest
 import torch
 
 import patch_diffusion as pd
+from needs import need
 
-diffusers = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.slow
+
+diffusers = need("diffusers", "hub")
 
 PAGE = Path(__file__).parents[1] / "docs" / "any-network.md"
 SMALL = {

@@ -10,6 +10,7 @@ import torch
 
 import patch_diffusion as pd
 from image_files import classes_of, own_cache, random_pictures, refusal, write_folder  # noqa: F401
+from needs import need
 from patch_diffusion.data.arrays import stored
 from patch_diffusion.data.arrays.read import channel_axis
 from patch_diffusion.data.codec import PixelCodec
@@ -24,11 +25,11 @@ def save(path, **arrays):
     elif path.suffix == ".npz":
         np.savez_compressed(path, **arrays)
     elif path.suffix == ".h5":
-        with pytest.importorskip("h5py").File(path, "w") as file:
+        with need("h5py", "data").File(path, "w") as file:
             for name, array in arrays.items():
                 file.create_dataset(name, data=array, chunks=(3, *array.shape[1:]))
     else:
-        group = pytest.importorskip("zarr", minversion="3").open_group(str(path), mode="w")
+        group = need("zarr", "data", minversion="3").open_group(str(path), mode="w")
         for name, array in arrays.items():
             group.create_array(name, shape=array.shape, dtype=array.dtype, chunks=(3, *array.shape[1:]))[:] = array
     return path
@@ -86,10 +87,8 @@ def test_bools_are_black_and_white(tmp_path, ending):
     assert images.codec.range == (0, 255)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@EVERY_FORMAT
+@pytest.mark.parametrize("ending", [".npy", ".npz"])  # the others know no Fortran order
 def test_one_order_of_bytes_or_the_other(tmp_path, ending):
-    if ending in (".h5", ".zarr"):
-        pytest.skip("they know no Fortran order")
     path = save(tmp_path / f"a{ending}", images=np.asfortranarray(PICTURES.pixels))
     assert np.array_equal(pd.open_images(path).pixels.numpy(), PICTURES.pixels)
 
@@ -176,7 +175,7 @@ def test_labels_that_are_words(tmp_path, ending):
 
 
 def test_words_of_any_length_in_hdf5(tmp_path):
-    with pytest.importorskip("h5py").File(tmp_path / "a.h5", "w") as file:
+    with need("h5py", "data").File(tmp_path / "a.h5", "w") as file:
         file["images"] = PICTURES.pixels[:3]
         file["labels"] = ["wolf", "cat", "wolf"]
     images = pd.open_images(tmp_path / "a.h5")
@@ -347,6 +346,7 @@ def test_the_libraries_are_named_where_they_are_missing(tmp_path, monkeypatch):
         assert refusal(tmp_path / name).endswith(f"needs {library}: pip install 'patch_diffusion[data]'")
 
 
+@pytest.mark.slow
 def test_a_million_images_open_at_once(tmp_path):
     """12 GB that take no room on the disk, in a process that may take 300 MB beside what the libraries take."""
     path = tmp_path / "a.npy"
@@ -369,7 +369,7 @@ print(time.process_time() - began, (resource.getrusage(resource.RUSAGE_SELF).ru_
 
 def test_arrays_of_one_name_in_several_groups(tmp_path):
     """Which of them is meant is not to be guessed; where one is in no group, it is that."""
-    h5py = pytest.importorskip("h5py")
+    h5py = need("h5py", "data")
     path = tmp_path / "groups.h5"
     with h5py.File(path, "w") as file:
         for group, num in (("train", 9), ("test", 4)):

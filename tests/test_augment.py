@@ -157,6 +157,7 @@ def test_zeros_are_told_of_untouched_images_and_of_no_others(channels):
     assert torch.equal(altered, (labels != 0).any(1)) and 50 < altered.sum() < 290
 
 
+@pytest.mark.slow
 def test_each_alteration_is_as_frequent_and_as_large_as_published():
     num, p = 20_000, 0.3
     _, labels = Augment(p=p, colour=True)(torch.zeros(num, 3, 1, 1), 0, 0, range(num))
@@ -234,6 +235,7 @@ def test_a_plain_flip_is_not_told():
     assert torch.equal(labels, same) and torch.equal(flipped[untouched], images[untouched].flip(-1))
 
 
+@pytest.mark.slow
 def test_training_alters_each_image_alike_in_whichever_part_of_the_batch(make_trainer):
     def loss(name, augment, **options):
         trainer = make_trainer(name, network={"augment_channels": augment.channels}, augment=augment, **options)

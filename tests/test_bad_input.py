@@ -133,6 +133,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["auto", "disk"])
 @pytest.mark.parametrize("make", CASES)
 def test_refused_in_one_line(make, cache, train, tmp_path):
@@ -150,6 +151,7 @@ def test_the_trap_works(tmp_path):
     assert (tmp_path / "a-was-run").exists()
 
 
+@pytest.mark.slow
 def test_images_of_one_value_and_a_class_of_one_image_are_told(train, tmp_path):
     pictures = random_pictures(num=12, size=(16, 16), num_classes=11)
     pictures.pixels[5] = 7
@@ -160,6 +162,7 @@ def test_images_of_one_value_and_a_class_of_one_image_are_told(train, tmp_path):
     assert "00005.png" in log and "one image" in log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_name", [True, False], ids=["the same command", "train --out RUN"])
 def test_data_that_shrank_is_refused_when_a_run_goes_on(train, tmp_path, by_name):
     folder = write_folder(tmp_path / "data", PICTURES, labels=False)
@@ -173,6 +176,7 @@ def test_data_that_shrank_is_refused_when_a_run_goes_on(train, tmp_path, by_name
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_names_that_are_not_utf8(train, tmp_path, monkeypatch):
     """They are escaped where text is written, and neither a report nor a narrow terminal ends anything."""
     data, run = tmp_path / os.fsdecode(b"d\xe9"), tmp_path / "run"

@@ -29,6 +29,7 @@ def test_every_level_comes_to_count_alike(losses):
         assert torch.allclose(balance.weights(size, LEVELS) * mean, torch.ones(8), rtol=0.1)
 
 
+@pytest.mark.slow
 def test_a_level_that_is_not_seen_is_kept(losses):
     balance = Balance(losses)
     balance.update("8x8", losses.binned(torch.full((4,), 0.25), LEVELS[[2, 2, 3, 3]]))

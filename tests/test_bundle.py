@@ -6,6 +6,8 @@ import pytest
 
 from patch_diffusion.interop.bundle import bundle
 
+pytestmark = pytest.mark.slow
+
 CARRIED = ("pipeline", "scheduler", "network_unet", "network_dit")
 
 

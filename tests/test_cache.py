@@ -213,6 +213,7 @@ def test_blocks_become_one_array(tmp_path):
     assert np.load(tmp_path / "b.npy").shape == (0, 2, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", ["disk", "auto"])
 def test_two_processes_read_once(folder, tmp_path, kept):
     """Few images stay in memory for one process; for several, one decodes and all map what it wrote."""
@@ -256,6 +257,7 @@ def test_several_processes_keep_in_memory_what_has_no_name(own_cache, monkeypatc
     assert images.file is None and not own_cache.exists()
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_nothing_that_is_taken_for_whole(folder, own_cache):  # noqa: F811
     program = f"""
 import os
@@ -317,6 +319,7 @@ def test_errors_of_what_is_written_come_through(own_cache):  # noqa: F811
     assert not entries(own_cache)
 
 
+@pytest.mark.slow
 def test_training_from_the_cache_is_training_from_memory(folder, make_trainer):
     losses = []
     for number, kept in enumerate(("memory", "disk")):

@@ -28,6 +28,7 @@ def card(run, out, **options):
     return yaml.safe_load(front), text
 
 
+@pytest.mark.slow
 def test_the_front_matter(trained, tmp_path):
     front, text = card(trained, tmp_path / "a", license="cc-by-4.0")
     assert front["license"] == "cc-by-4.0" and front["library_name"] == "diffusers"

@@ -45,6 +45,7 @@ def one_line(text):
     return len(text.strip().splitlines()) == 1 and "Traceback" not in text
 
 
+@pytest.mark.slow
 def test_help_and_version_are_quick_because_torch_is_not_imported():
     for arguments in (["--help"], ["--version"], ["train", "--help"], ["sample", "--help"], ["info", "--help"]):
         code = (
@@ -80,6 +81,7 @@ def test_overview(run):
     assert run("--version")[1].startswith("patch-diffusion ")
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough_is_no_error():
     for arguments in ("train --help", "--help"):
         command = f"{sys.executable} -m patch_diffusion {arguments} | head -1"
@@ -127,6 +129,7 @@ def sampled(run, trained, out, options=""):
     return np.asarray(Image.open(out / "000003.png"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "option",
     [
@@ -197,6 +200,7 @@ def test_repeated_seeds_are_one(trained, run, tmp_path):
         assert status == 0 and err.startswith(told)
 
 
+@pytest.mark.slow
 def test_train_continues(trained, run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
@@ -210,6 +214,7 @@ def test_train_continues(trained, run, tmp_path):
     assert status == 1 and "other options (patches.whole)" in err and one_line(err)
 
 
+@pytest.mark.slow
 def test_a_config_file_changes_a_run_that_continues(trained, run, tmp_path):
     folder, file = tmp_path / "run", tmp_path / "more.yaml"
     shutil.copytree(trained, folder)
@@ -230,6 +235,7 @@ def test_folders_with_the_names_of_guides(trained, run, tmp_path, monkeypatch):
     assert run("sample RUN --out OUT --seeds 0 --steps 1", RUN=trained, OUT=tmp_path / "out")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_config_file_a_preset_and_options(run, tmp_path):
     (tmp_path / "options.yaml").write_text("data: {source: digits}\nsteps: 1\nbatch: 9\npatches: {whole: 0.9}\n")
     status, text, _ = run(
@@ -245,6 +251,7 @@ def test_a_config_file_a_preset_and_options(run, tmp_path):
     assert options["noise"]["sigma_data"] == pytest.approx(0.695, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_continues(tmp_path):
     """As a user: Ctrl-C, exit status 130, and the advice works."""
     folder = tmp_path / "run"
@@ -274,6 +281,7 @@ def test_an_interrupted_run_continues(tmp_path):
     assert main(["train", "--out", str(folder), "--steps", str(step + 1)]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "status", "message"),
     [
@@ -345,6 +353,7 @@ def test_mistakes_get_one_line_and_nothing_is_written(trained, run, tmp_path, li
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_truncated_picture_is_named_in_the_log(run, make_folder, tmp_path):
     folder = make_folder(120, (8, 8))
     broken = folder / "033.png"

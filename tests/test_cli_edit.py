@@ -81,6 +81,7 @@ def settings_of(places):
     return json.loads((places["OUT"] / "samples.json").read_text())["samples"][0]["settings"]
 
 
+@pytest.mark.slow
 def test_a_mask(run, places):
     grid = places["OUT"].parent / "grid.png"
     status, text, _ = run(
@@ -128,6 +129,7 @@ def test_a_mean_of_several(run, places):
     assert np.array_equal(np.asarray(Image.open(places["OUT"] / "mean.png")), np.mean(every, axis=0).round())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("base", "option"),
     [
@@ -153,6 +155,7 @@ def test_every_option_changes_the_picture(run, places, base, option):
         assert not np.array_equal(edited(run, places, base), edited(run, places, option))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "status", "message"),
     [
@@ -219,6 +222,7 @@ def test_mistakes_get_one_line_and_nothing_is_written(run, places, tmp_path, lin
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "option",
     [

@@ -38,6 +38,7 @@ def parsed(line):
     return Race.parse(shlex.split(f"digits --out race {line}"))
 
 
+@pytest.mark.slow
 def test_the_table_fits_80_columns(raced, run):
     line = f"race digits --out DIR {TINY} --tune 3 --arm few 'patches.whole=0.1 patches.sizes=1/2=1'"
     status, out, err = run(line, DIR=raced)
@@ -52,6 +53,7 @@ def test_the_table_fits_80_columns(raced, run):
     assert all(content["plan"]["arms"][name]["data"]["held_out"] == 0.05 for name in content["plan"]["arms"])
 
 
+@pytest.mark.slow
 def test_samples_are_measured_at_the_same_moments(run, tmp_path):
     line = f"race digits --out DIR {TINY} --tune 0 --watch.metrics kernel memorization --watch.samples 8"
     status, out, _ = run(line, DIR=tmp_path / "race")
@@ -66,6 +68,7 @@ def test_samples_are_measured_at_the_same_moments(run, tmp_path):
     assert status == 1 and "watch.samples" in err
 
 
+@pytest.mark.slow
 def test_long_names_and_several_seeds_fit_too(raced):
     content = json.loads((raced / "race.json").read_text().replace('"few"', '"a-rather-long-name-of-an-arm"'))
     content["plan"]["arms"] = {**content["plan"]["arms"]}
@@ -76,6 +79,7 @@ def test_long_names_and_several_seeds_fit_too(raced):
     assert all(len(row) <= 80 for row in table.splitlines()), table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "option", "value"),
     [
@@ -111,12 +115,14 @@ def test_options_go_to_all_arms_and_each_arm_s_own_over_them():
     assert "batch" in race.given["whole"] and "out" not in race.given["whole"]
 
 
+@pytest.mark.slow
 def test_which_arms_race():
     assert list(parsed("").configs) == ["whole", "patches"]
     assert list(parsed("--arm a batch=4 --arm b batch=8 --arms b a").configs) == ["b", "a"]
     assert list(parsed("--patches.whole 1 --arm quarter patches.whole=0.25").configs) == ["whole", "quarter"]
 
 
+@pytest.mark.slow
 def test_held_out_is_a_share_or_data():
     for line, share, data in (
         ("", None, None),
@@ -135,6 +141,7 @@ def one_line(text):
     return len(text.strip().splitlines()) == 1 and "Traceback" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "status", "message"),
     [
@@ -197,6 +204,7 @@ def test_help_does_not_need_torch_and_fits(capsys):
     assert all(len(row) <= 80 for row in text.splitlines()), [row for row in text.splitlines() if len(row) > 80]
 
 
+@pytest.mark.slow
 def test_torch_is_not_imported_for_help():
     import subprocess
     import sys

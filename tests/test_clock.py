@@ -63,6 +63,7 @@ def lines(trainer, kind):
     return [line for line in log if kind in line]
 
 
+@pytest.mark.slow
 def test_minutes_are_minutes_of_training(slow, time):
     trainer = slow(2.0)
     trainer.fit(minutes=2)
@@ -80,6 +81,7 @@ def test_minutes_are_minutes_of_training(slow, time):
     )
 
 
+@pytest.mark.slow
 def test_a_budget_of_steps_leaves_nothing_out(slow):
     trainer = slow()
     trainer.fit(steps=20)
@@ -87,6 +89,7 @@ def test_a_budget_of_steps_leaves_nothing_out(slow):
     assert trainer.state.counters.seconds == 20
 
 
+@pytest.mark.slow
 def test_a_continued_run_is_evaluated_on_the_same_number_of_images(slow):
     trainer = slow()
     trainer.fit(minutes=0.5)
@@ -98,6 +101,7 @@ def test_a_continued_run_is_evaluated_on_the_same_number_of_images(slow):
     assert continued.clock.parts["evaluation"] <= 0.05 * 300
 
 
+@pytest.mark.slow
 def test_wall_minutes_end_by_the_clock(slow, time):
     trainer = slow()
     time[0] += 7  # before the first step
@@ -110,6 +114,7 @@ def test_wall_minutes_end_by_the_clock(slow, time):
     assert again.state.counters.step == steps
 
 
+@pytest.mark.slow
 def test_where_the_time_went(slow, capsys, time, monkeypatch):
     monkeypatch.setattr(loop, "_LONG", 0.25)
     trainer = slow(4.0, show=True)

@@ -203,7 +203,8 @@ def test_colours_are_told_apart_by_everyone(scheme, seen):
     assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(found, 2)) > 0.09
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 def test_in_a_browser(runs, tmp_path):
     path = write_comparison(runs, tmp_path / "compare.html")
     with Browser(tmp_path / "browser") as browser:

@@ -131,6 +131,7 @@ def test_every_option_is_tried():
     assert set(VALUES) == option_names()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, value in VALUES.items() if value is not None])
 def test_the_config_that_was_given_is_the_config_that_is_stored(name, tmp_path, sources):
     value, others = VALUES[name]
@@ -155,6 +156,7 @@ def test_the_config_that_was_given_is_the_config_that_is_stored(name, tmp_path, 
     pd.train(config, tmp_path / "run", show=False)
 
 
+@pytest.mark.slow
 def test_images_over_the_most_pixels_take_a_smaller_batch(tmp_path):
     config = Config(data=Data(source="digits"), network=SMALL, batch=32, batch_pixels=4096, steps=1, samples=0)
     pd.train(config, tmp_path / "run", show=False)
@@ -173,6 +175,7 @@ Parts = tuple[pd.Denoiser, pd.ImageSet]
 QUIET: Any = {"samples": 0, "show": False, "track": ()}
 
 
+@pytest.mark.slow
 def test_a_trainer_takes_a_config_or_a_schedule_or_keywords(parts: Parts, tmp_path):
     schedule = pd.PatchSchedule(whole=0.25, sizes={"1/2": 1.0}, seed=5)
     whole = Config(patches=schedule, batch=8, samples=0, track=())
@@ -245,6 +248,7 @@ def test_kind_fixed_of_before_is_stochastic_with_a_warning():
     assert schedule.kind == "stochastic"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--patches.kind", "fixed"], ["--patches.kind=fixed"]])
 def test_kind_fixed_of_before_on_the_command_line(tmp_path, capsys, words):
     options = Train.parse(["digits", "--out", str(tmp_path), "--patches.whole", "1", *words]).options
@@ -254,6 +258,7 @@ def test_kind_fixed_of_before_on_the_command_line(tmp_path, capsys, words):
     )
 
 
+@pytest.mark.slow
 def test_a_group_of_ones_own_class_acts(parts: Parts, tmp_path):
     class OnlyWhole(pd.PatchSchedule):
         def size_at(self, step, resolution, spent=0.0, stride=1):

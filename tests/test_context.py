@@ -137,6 +137,7 @@ def test_whole_images_are_not_read_for_the_small_ones(make_trainer, tmp_path, mo
 OPTIONS = {"network": {"context": True}, "schedule": {"whole": 0.0, "context": 4}}
 
 
+@pytest.mark.slow
 def test_a_stopped_run_continues_as_if_it_had_not(make_trainer):
     whole = make_trainer("whole", **OPTIONS)
     whole.fit(steps=8)
@@ -166,6 +167,7 @@ def model(make_trainer):
     return loaded
 
 
+@pytest.mark.slow
 def test_small_copies_first_and_then_whole_images(model, monkeypatch):
     contexts = []
     forward = type(model).forward
@@ -184,6 +186,7 @@ def test_small_copies_first_and_then_whole_images(model, monkeypatch):
     assert all((one.pixels.int() - two.int()).abs().max() <= 1 for one, two in zip(small, decoded, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"tile": 4, "overlap": 2}, {"solver": "ancestral"}, {"guidance": 2.0}])
 def test_a_seed_gives_the_same_in_any_batch(model, options):
     alone, among = (
@@ -194,6 +197,7 @@ def test_a_seed_gives_the_same_in_any_batch(model, options):
     assert difference.max() <= 1 and alone[0].pixels.float().std() > 1
 
 
+@pytest.mark.slow
 def test_tiles_see_their_own_part_of_the_small_copy(model):
     """A tile as large as the image is the image."""
     whole, tiled = (list(pd.generate(model, [5], pd.Sampling(steps=2, tile=tile))) for tile in (None, (8, 12)))
@@ -202,6 +206,7 @@ def test_tiles_see_their_own_part_of_the_small_copy(model):
     assert large.pixels.shape == (3, 20, 30) and large.settings["coords"] == "stretch"
 
 
+@pytest.mark.slow
 def test_held_out_images_are_shown_their_small_copies(model, images):
     before = whole_image_loss(model, images, sigmas=(1.0,), most=4)
     clean = images.codec.encode(images.batch(np.arange(4))[0])
@@ -212,6 +217,7 @@ def test_held_out_images_are_shown_their_small_copies(model, images):
     assert before[1.0] == pytest.approx(losses.mean().item(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_held_out_patches_are_shown_the_small_copy_of_their_whole_image(model, images, monkeypatch):
     shown = []
 
@@ -242,6 +248,7 @@ def test_pictures_of_large_images_are_small(make_trainer, monkeypatch):
     assert asked == [pd.Sampling(resolution=(4, 6))]
 
 
+@pytest.mark.slow
 def test_what_has_one_stage_is_refused(model, images, tmp_path):
     pixels, mask = images.pixels[:1], torch.arange(12).expand(8, 12) < 6
     for refused in (
@@ -255,6 +262,7 @@ def test_what_has_one_stage_is_refused(model, images, tmp_path):
     assert not (tmp_path / "exported").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -268,6 +276,7 @@ def test_ways_of_sampling_that_are_refused(model, options, message):
         pd.generate(model, [0], pd.Sampling(**options))
 
 
+@pytest.mark.slow
 def test_a_guide_has_the_same_context(model):
     other = pd.Denoiser(pd.UNet(3, 8, (1, 2), 1, num_classes=2), resolution=(8, 12))
     with pytest.raises(InputError, match="its context is None, not 4"):
@@ -301,6 +310,7 @@ def test_a_denoiser_and_a_schedule_of_different_contexts(images, tmp_path):
         pd.Trainer(denoiser, images, pd.PatchSchedule(sizes={"1/2": 1.0}, context=4), out=tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_bits_are_refused_before_anything_is_measured(model, images):
     with pytest.raises(InputError, match="metric bits needs a model that makes images in one stage"):
         pd.evaluate(model, data=images, held_out=images, options=pd.EvaluationOptions(metrics=("bits",), device="cpu"))
@@ -317,6 +327,7 @@ def test_it_does_not_race():
         check_arms(arms)
 
 
+@pytest.mark.slow
 def test_as_a_user(tmp_path):
     run = tmp_path / "run"
     tiny = "--network.width 8 --network.multipliers 1 2 --network.blocks 1 --network.attention 1 --batch 4 --steps 2"

@@ -280,6 +280,7 @@ def test_one_broken_file_of_many_is_passed_over_by_name(tmp_path):
         assert skipped[1] == "skipped 00009.png: an empty file"
 
 
+@pytest.mark.slow
 def test_only_so_many_are_named(tmp_path):
     folder = write_folder(tmp_path / "pictures", random_pictures(2200, size=(2, 2)), labels=False)
     for index in range(22):

@@ -81,6 +81,7 @@ def add_one(data):
     (data / "cat" / "more.png").write_bytes(encoded(np.zeros((3, 8, 8), np.uint8)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -118,6 +119,7 @@ def test_data_that_moved_are_the_same(copied, tmp_path):
     assert others.held_out is None and len(others.training) == 9
 
 
+@pytest.mark.slow
 def test_exchanged_labels_are_refused(tmp_path):
     data = write_folder(tmp_path / "data", random_pictures(8, (8, 8), num_classes=2))
     pd.train(config_of(data), tmp_path / "run", show=False)
@@ -152,6 +154,7 @@ def test_no_held_out_image_was_ever_trained_on(tmp_path, change, allow):
     assert not [text for text in again.changed if "chosen by place" in text]
 
 
+@pytest.mark.slow
 def test_a_race_is_not_continued_with_other_data(tmp_path):
     np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8))
     arms = {name: replace(config_of(tmp_path / "a.npy"), batch=batch) for name, batch in (("one", 1), ("two", 2))}
@@ -163,6 +166,7 @@ def test_a_race_is_not_continued_with_other_data(tmp_path):
     assert (tmp_path / "race" / "race.json").read_bytes() == record
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_goes_on_by_places(copied):
     file = copied / "run" / "config.json"
     content = json.loads(file.read_text())

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import patch_diffusion as pd
+from needs import need
 from patch_diffusion.evaluation.distances import FrechetTo, Gaussian, KernelDistance, Moments, gaussian_of, merged
 
 
@@ -56,7 +57,7 @@ def test_frechet_distance_of_known_gaussians():
 
 
 def test_frechet_distance_is_that_of_scipys_matrix_root():
-    linalg = pytest.importorskip("scipy.linalg")
+    linalg = need("scipy.linalg")
     one, other = gaussian_of([normal(300, 40)]), gaussian_of([normal(200, 40, seed=1, mean=0.2)])
     root = torch.from_numpy(linalg.sqrtm((one.covariance @ other.covariance).numpy()).real)
     exact = (one.mean - other.mean).square().sum() + (one.covariance + other.covariance - 2 * root).trace()
@@ -129,9 +130,10 @@ class Projection(torch.nn.Module):
         return images.double().flatten(1) / 255 @ self.weight
 
 
+@pytest.mark.slow
 def test_both_distances_are_those_of_torchmetrics():
-    fid = pytest.importorskip("torchmetrics.image.fid")
-    kid = pytest.importorskip("torchmetrics.image.kid")
+    fid = need("torchmetrics.image.fid")
+    kid = need("torchmetrics.image.kid")
     random = torch.Generator().manual_seed(0)
     real, fake = (torch.randint(low, 256, (120, 3, 8, 8), dtype=torch.uint8, generator=random) for low in (0, 60))
     features = Projection()
@@ -165,6 +167,7 @@ print(sum(group.num for group in groups), peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is counted in kB on Linux")
 def test_moments_of_many_features_take_little_memory():
     """100 MB of features: there are eight matrices of 0.5 MB in memory, and a block."""

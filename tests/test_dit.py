@@ -135,6 +135,7 @@ def test_without_coordinates_every_input_is_a_whole_image():
     torch.testing.assert_close(blind(pixels, c_noise), network(torch.cat([pixels, coords], dim=1), c_noise))
 
 
+@pytest.mark.slow
 def test_patches_teach_it_what_lies_where():
     """Images that are their own coordinates: at such noise a quarter of one can only be told by its place."""
     torch.manual_seed(0)

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from needs import need
 from patch_diffusion.cli import main
+
+pytestmark = pytest.mark.slow
 
 PAGE = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
 COMMANDS = [
@@ -30,7 +33,7 @@ def smooth(random, height, width):
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """A folder with photos of two classes and three shapes, their labels, and an autoencoder."""
-    diffusers = pytest.importorskip("diffusers")
+    diffusers = need("diffusers", "hub")
     random = np.random.default_rng(0)
     names = []
     for index in range(36):

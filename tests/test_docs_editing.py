@@ -10,6 +10,8 @@ from PIL import Image
 
 from patch_diffusion.cli import main
 
+pytestmark = pytest.mark.slow
+
 PAGE = (Path(__file__).parents[1] / "docs" / "editing.md").read_text(encoding="utf-8")
 TINY = (
     "--network.width 8 --network.multipliers 1 2 --network.attention 1 --network.blocks 1 --batch 4 --samples 0 "

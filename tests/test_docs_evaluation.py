@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from needs import need
 from patch_diffusion.cli import main
+
+pytestmark = pytest.mark.slow
 
 PAGE = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
 SHORT = (
@@ -21,7 +24,7 @@ def blocks(language):
 
 
 def test_the_commands(make_folder, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("torchdiffeq")
+    need("torchdiffeq", "likelihood")
     monkeypatch.chdir(tmp_path)
     for num, name in ((12, "photos"), (9, "pictures"), (10, "others")):
         make_folder(num, (8, 8), name=name)

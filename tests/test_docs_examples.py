@@ -8,6 +8,8 @@ import pytest
 
 from test_examples import EXAMPLES, load
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "examples.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^python examples/(\w+)\.py (.*)$", PAGE, re.MULTILINE)

@@ -11,7 +11,10 @@ import torch
 import yaml
 
 import patch_diffusion as pd
+from needs import need
 from patch_diffusion.cli import main
+
+pytestmark = pytest.mark.slow
 
 PAGE = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
@@ -53,7 +56,7 @@ def test_every_command_is_tested_below():
 
 
 def test_diffusers(here, monkeypatch, capsys, request):
-    pytest.importorskip("diffusers", reason="the extra 'hub' is not installed")
+    need("diffusers", "hub")
     request.getfixturevalue("code_folder")
     monkeypatch.chdir(here)
     _, card = run(COMMANDS[0], capsys)
@@ -65,12 +68,12 @@ def test_diffusers(here, monkeypatch, capsys, request):
 
 
 @pytest.mark.parametrize(
-    ("line", "library"), [pytest.param(COMMANDS[1], "onnx", marks=pytest.mark.slow), (COMMANDS[2], "pytorch")]
+    ("line", "library"), [pytest.param(COMMANDS[1], "onnx", marks=pytest.mark.scheduled), (COMMANDS[2], "pytorch")]
 )
 def test_graphs(here, monkeypatch, capsys, line, library):
     """The card's sampler, in NumPy, makes of its noise what Heun's method here makes of it."""
     for name in ("onnx", "onnxscript", "onnxruntime") if library == "onnx" else ():
-        pytest.importorskip(name, reason="the extra 'export' is not installed")
+        need(name, "export")
     monkeypatch.chdir(here)
     found, card = run(line, capsys)
     assert found["difference"] < 1e-4 and yaml.safe_load(card.split("---\n")[1])["library_name"] == library

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from patch_diffusion.cli import main
@@ -14,6 +15,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "large-images.md").read_text(encodi
 SHORT = "--steps 2 --batch 1 --network.width 8 --network.blocks 1 --samples 0"
 
 
+@pytest.mark.slow
 def test_the_commands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()

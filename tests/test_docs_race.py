@@ -6,9 +6,13 @@ import shlex
 import shutil
 from pathlib import Path
 
+import pytest
+
 from patch_diffusion.cli import main
 from patch_diffusion.races.tuning import BATCHES, RATES
 from patch_diffusion.races.turns import JUDGES, SECONDS_PER_LAP
+
+pytestmark = pytest.mark.slow
 
 PAGE = (Path(__file__).parents[1] / "docs" / "race.md").read_text(encoding="utf-8")
 COMMANDS = [

@@ -40,6 +40,7 @@ def names():
     return {**{public: getattr(pd, public) for public in pd.__all__}, "torch": importlib.import_module("torch")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name):
     result = doctest.testmod(importlib.import_module(name), extraglobs=names())

@@ -37,16 +37,6 @@ def gaussian():
 
 
 @pytest.fixture
-def model():
-    torch.manual_seed(0)
-    network = pd.UNet(1, 8, (1, 2), 1, num_classes=4)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return pd.Denoiser(network, 0.5, resolution=(8, 12)).eval()
-
-
-@pytest.fixture
 def image():
     return torch.randint(0, 256, (1, 8, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
@@ -61,6 +51,7 @@ def mask():
 MATRIX = torch.tensor([[1.0, 0, 2, 0, 0, 1], [0, 1, 0, 0, -1, 0]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.0, 0.3])
 def test_samples_are_those_of_the_exact_posterior(gaussian, noise):
     """Of normal data the network's covariance makes no error: mean and covariance of samples are the known ones."""
@@ -89,6 +80,7 @@ def test_an_isotropic_covariance_is_exact_where_the_pixels_are_independent():
     torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_repeats_bring_what_is_filled_together_with_what_is_known():
     """Two pixels that are always nearly equal, one known: replacement alone does not tell the other enough."""
     covariance = 0.25 * torch.tensor([[1.0, 0.99], [0.99, 1.0]])
@@ -178,6 +170,7 @@ def test_operators_keep_grey_as_it_is():
     assert torch.allclose(gaussian_blur(1.5, (12, 8))(grey), grey) and torch.all(average_pooling(4)(grey) == 77)
 
 
+@pytest.mark.slow
 def test_what_a_mask_leaves_is_kept_exactly(model, image, mask):
     samples = list(pd.edit(model, pd.inpainting(image, mask), range(3), pd.Sampling(steps=3), repeats=2))
     for sample in samples:
@@ -198,6 +191,7 @@ def test_an_extended_image_lies_where_it_should(model, image, mask):
     assert not torch.equal(other.pixels, sample.pixels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("covariance", ["isotropic", "network"])
 def test_restored_images_agree_with_what_was_measured(image, covariance):
     """Whatever the model thinks: what it is shown of its own picture is within the noise of what was given."""
@@ -258,6 +252,7 @@ def test_measurements_that_no_image_explains(covariance):
     assert sample.pixels[0, 0, 0].item() == pytest.approx(0.4, abs=1e-3) and sample.pixels.abs().max() < 3
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_in_any_batch(model, image, mask):
     known = pd.inpainting(image, mask)
     for covariance in ("isotropic", "network"):
@@ -266,6 +261,7 @@ def test_a_seed_gives_the_same_in_any_batch(model, image, mask):
         assert (alone.pixels.int() - together[2].pixels.int()).abs().max() <= 2
 
 
+@pytest.mark.slow
 def test_every_setting_matters(model, image, mask):
     known = pd.inpainting(image, mask)
 

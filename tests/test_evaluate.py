@@ -11,6 +11,7 @@ from PIL import Image
 
 import patch_diffusion as pd
 from grouped import grouped
+from needs import need
 from patch_diffusion.cli import main
 from patch_diffusion.denoise.whole_image import SIGMAS, losses_of_images
 from patch_diffusion.evaluation.metrics import DEFAULT_METRICS, METRICS
@@ -72,6 +73,7 @@ def colours(images):
     )
 
 
+@pytest.mark.slow
 def test_samples_of_a_perfect_model_are_as_good_as_other_real_images(model):
     real = gaussian_images(400)
     good = pd.evaluate(
@@ -186,8 +188,9 @@ def test_denoising_is_the_loss_of_whole_images(model):
     assert each.shape == (7,) and each.std() > 0
 
 
+@pytest.mark.slow
 def test_bits_agree_between_seeds_within_their_interval(model):
-    pytest.importorskip("torchdiffeq")
+    need("torchdiffeq", "likelihood")
     held_out = gaussian_images(24)
     one, other = (
         pd.evaluate(
@@ -204,6 +207,7 @@ def test_bits_agree_between_seeds_within_their_interval(model):
     assert fewer.settings["held_out_images"] == 5
 
 
+@pytest.mark.slow
 def test_every_option_changes_the_numbers(trained, tmp_path):
     options = {"samples": 8, "steps": 2, "metrics": ["frechet"]}
 
@@ -230,6 +234,7 @@ def colours3(images):
     return images.float().flatten(1)[:, ::40]
 
 
+@pytest.mark.slow
 def test_the_verb(trained, run, tmp_path):
     status, text, err = run(
         "evaluate RUN --samples 12 --steps 2 --json JSON --pairs PAIRS",
@@ -255,6 +260,7 @@ def test_the_verb(trained, run, tmp_path):
     assert status == 0 and not err and again["metrics"] == found["metrics"]
 
 
+@pytest.mark.slow
 def test_the_verb_knows_every_guide(trained, run):
     found = {}
     for guide in ("class", "crops", "step:3", "--guidance-interval 1 100"):
@@ -268,7 +274,7 @@ def test_the_verb_knows_every_guide(trained, run):
     assert status == 1 and "did you mean 'crops'" in err
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_processes_share_the_samples(trained, run, tmp_path):
     line = "evaluate RUN --samples 40 --batch 6 --steps 2 --metrics frechet kernel memorization bits"
     line += " --bits-images 8 --json JSON --pairs PAIRS"
@@ -285,6 +291,7 @@ def test_processes_share_the_samples(trained, run, tmp_path):
     assert run("evaluate RUN --processes 0", RUN=trained)[0] == 1
 
 
+@pytest.mark.slow
 def test_what_one_process_cannot_make_fails_in_all(tmp_path):
     with pytest.raises(pd.InputError, match="part 5 is broken"):
         run_processes(2, share_numbers, tmp_path)
@@ -307,6 +314,7 @@ def share_numbers(folder):
             (folder / os.environ["RANK"]).write_text(" ".join(got))
 
 
+@pytest.mark.slow
 def test_a_run_knows_what_it_held_out(trained):
     found = pd.evaluate(
         trained,
@@ -324,6 +332,7 @@ def test_a_run_knows_what_it_held_out(trained):
     )
 
 
+@pytest.mark.slow
 def test_data_that_is_not_what_it_was_trained_on(trained, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
@@ -405,6 +414,7 @@ def test_mistakes_from_python(model):
             pd.evaluate(model, options=pd.EvaluationOptions(metrics=(metric,)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "status", "message"),
     [
@@ -456,6 +466,7 @@ def test_mistakes_get_one_line_and_nothing_is_written(trained, run, make_folder,
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_help_names_every_metric_and_torch_is_not_imported(capsys):
     import subprocess
     import sys
@@ -472,6 +483,7 @@ def test_help_names_every_metric_and_torch_is_not_imported(capsys):
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.slow
 def test_a_picture_of_pairs_shows_samples_beside_training_images(trained, tmp_path):
     pd.evaluate(
         trained,

@@ -45,7 +45,7 @@ def arms_of(result):
     return {row["name"]: row for row in result["arms"]}
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_all_arms_cost_the_same(found):
     """But for a part of the last step, and, in a progressive run of a few steps, for how they are shared out."""
     for row in (row for result in found.values() for row in result["arms"]):
@@ -56,7 +56,7 @@ def test_all_arms_cost_the_same(found):
             assert each["cost"]["step"] >= 1 and each["loss"]["value"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_an_arm_is_trained_once(found, runs):
     """The preset's own recipe is an arm of all five, and whole images are one of three."""
     losses = {
@@ -74,7 +74,7 @@ def test_an_arm_is_trained_once(found, runs):
     assert len(list(runs.glob("*/config.json"))) == 7 + 2 + 2 + 4 + 2 + 2
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_seeds_are_for_the_arms_that_are_repeated(found):
     rows = arms_of(found["kinds"])
     assert {name: [each["seed"] for each in row["seeds"]] for name, row in rows.items()} == {
@@ -86,7 +86,7 @@ def test_seeds_are_for_the_arms_that_are_repeated(found):
     assert all("difference" in each for each in rows["fixed, whole"]["seeds"])
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_hidden_coordinates_teach_nothing(found, runs):
     """The weights behind them are those that the network began with; of the other arm they have moved."""
     arms = {arm.name: arm for arm in SCRIPTS["coordinates"].ARMS}
@@ -112,7 +112,7 @@ def test_zeros_in_place_of_coordinates():
     assert hidden.sum(dim=(0, 2, 3)).tolist() == [32, 32, 32, 0, 0] and rest == "others"
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_a_run_of_few_images_was_trained_on_those(found, runs):
     arms = {arm.name: arm for arm in SCRIPTS["small_data"].ARMS}
     for name, num in (("500, whole", 500), ("1,500, patches", 1500), ("all, whole", 1697)):

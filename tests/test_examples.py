@@ -10,6 +10,9 @@ import pytest
 from PIL import Image
 
 import patch_diffusion as pd
+from needs import need
+
+pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("*.py"))
@@ -84,7 +87,7 @@ def test_guided_digits(here):
 
 
 def test_diffusers_unet(here):
-    pytest.importorskip("diffusers")
+    need("diffusers", "hub")
     run("diffusers_unet", f"{BRIEF} --width 8")
     assert (here / "runs" / "unet2d" / "grid.png").exists()
     config = json.loads((here / "runs" / "unet2d" / "unet" / "config.json").read_text())

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import patch_diffusion as pd
 from grouped import grouped
+from needs import need
 from patch_diffusion.cli import main
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.codec import PixelCodec
@@ -26,7 +27,9 @@ from patch_diffusion.interop.bundle import bundle
 from patch_diffusion.sampling.generate import noise_of
 from patch_diffusion.sampling.stochastic import SOLVERS
 
-diffusers = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.slow
+
+diffusers = need("diffusers", "hub")
 
 SEEDS = [0, 3, 11]
 UNET2D = {

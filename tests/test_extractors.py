@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 import patch_diffusion as pd
+from needs import need
 from patch_diffusion.evaluation.extractors import mobilenet as mobilenet_module
 from patch_diffusion.evaluation.extractors.choose import extractors_folder
 from patch_diffusion.evaluation.extractors.extractor import as_extractor, conversion
@@ -151,6 +152,7 @@ def inception_file(tmp_path_factory):
     return path, network.eval()
 
 
+@pytest.mark.slow
 def test_the_architecture_of_inception():
     """The published sizes: 27,161,264 parameters, of which 3,326,696 in a head for training that FID has not, and 8
     classes more."""
@@ -175,6 +177,7 @@ def test_the_architecture_of_inception():
     }
 
 
+@pytest.mark.slow
 def test_inception_by_its_file_and_by_its_kind(inception_file, tmp_path):
     path, network = inception_file
     images = pictures(2, height=40, width=30)
@@ -202,6 +205,7 @@ def test_a_pool_of_inception_does_not_count_what_was_padded(inception_file):
     torch.testing.assert_close(pooled, pooled[:, :, :1, :1].expand_as(pooled))
 
 
+@pytest.mark.slow
 def test_files_with_other_shapes(inception_file, tmp_path):
     _, network = inception_file
     weights = {name: tensor for name, tensor in network.state_dict().items() if "num_batches" not in name}
@@ -316,7 +320,7 @@ def test_nothing_in_a_file_is_run(tmp_path, monkeypatch):
 
 @pytest.fixture
 def dinov2_folder(tmp_path):
-    transformers = pytest.importorskip("transformers")
+    transformers = need("transformers", "evaluation")
     torch.manual_seed(0)
     config = transformers.Dinov2Config(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=224, patch_size=56
@@ -325,6 +329,7 @@ def dinov2_folder(tmp_path):
     return tmp_path / "dino"
 
 
+@pytest.mark.slow
 def test_dinov2_from_a_folder(dinov2_folder):
     extractor = pd.open_extractor(dinov2_folder)
     assert extractor.name == "dinov2"

@@ -179,6 +179,7 @@ def test_a_file_that_is_replaced_stays_as_it_was(stored, monkeypatch):
     assert torch.equal(made.get(0, 0, 3)[0], wanted)
 
 
+@pytest.mark.slow
 def test_training_does_not_depend_on_the_way(tmp_path, make_trainer, monkeypatch):
     """Of stochastic and progressive sizes, in parts; a guess that was wrong costs a read, not a difference."""
     values = np.random.default_rng(0).integers(0, 256, (30, 3, 8, 12), dtype=np.uint8)
@@ -201,6 +202,7 @@ def test_training_does_not_depend_on_the_way(tmp_path, make_trainer, monkeypatch
         assert all(torch.equal(losses[1][name], losses[3][name]) for name in losses[1])
 
 
+@pytest.mark.slow
 def test_the_trainer_prepares_each_batch_once_and_ahead(make_trainer, monkeypatch):
     trainer = make_trainer(engine=Engine(accumulation=2))
     made, make = [], trainer.batches.make

@@ -329,6 +329,7 @@ def test_the_view_fits_eighty_columns(run, filled):
         assert "no step is logged yet" in shown and "not running; continue with" in shown
 
 
+@pytest.mark.slow
 def test_on_a_terminal_it_is_drawn_in_place(run):
     (run / "log.jsonl").write_text(text([line(1, 0.5), line(2, 1.0)]))
     main_end, other_end = pty.openpty()
@@ -364,6 +365,7 @@ def test_no_run(tmp_path):
         follow(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [

@@ -91,6 +91,7 @@ def test_where_a_step_takes_too_long_a_part_of_it_is_timed(make_trainer, monkeyp
     assert max(timed) == 4 and found.seconds["8x12"] == pytest.approx(32)
 
 
+@pytest.mark.slow
 def test_steps_are_of_the_batch_that_is_timed(make_trainer, monkeypatch):
     trainer, steps = make_trainer(schedule={"whole": 1.0}, batch=64), []
     step = trainer.train_step
@@ -121,6 +122,7 @@ def test_images_and_minutes_are_two_ways_to_say_the_same():
     assert half.memory == 7 + round(9 / 2) and half.images_per_second == 8
 
 
+@pytest.mark.slow
 def test_the_forecast_is_of_the_steps_that_are_made(make_trainer):
     """Real steps, roughly: a machine that is busy with other things is no reason to fail."""
     found = forecast(make_trainer("foreseen", batch=16, network={"width": 32}))
@@ -134,6 +136,7 @@ def test_the_forecast_is_of_the_steps_that_are_made(make_trainer):
     assert 1 / 3 < found.images_per_second / rate < 3
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_images_and_is_less_in_parts(make_trainer):
     schedule = {"whole": 1.0}
     found = [forecast(make_trainer(f"run {batch}", batch=batch, schedule=schedule)) for batch in (2, 8)]

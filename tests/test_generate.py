@@ -20,13 +20,8 @@ from patch_diffusion.sampling.stochastic import SOLVERS
 
 
 @pytest.fixture
-def model():
-    torch.manual_seed(0)
-    network = pd.UNet(3, 8, (1, 2), 1, num_classes=4)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return pd.Denoiser(network, 0.5, resolution=(8, 12)).eval()
+def model(make_model):
+    return make_model(3)
 
 
 def test_a_seed_gives_the_same_picture_in_any_batch(model):
@@ -125,6 +120,7 @@ def test_classes(model):
     assert not torch.equal(first, second)
 
 
+@pytest.mark.slow
 def test_every_setting_matters(model):
     def pixels(**settings):
         return next(pd.generate(model, [0], pd.Sampling(**{"steps": 5, **settings}))).pixels

@@ -8,15 +8,18 @@ import pytest
 import torch
 
 import patch_diffusion as pd
+from needs import need
 from patch_diffusion.interop import graph
 from patch_diffusion.interop.graph import DenoiserGraph, example, write_graph
+
+pytestmark = pytest.mark.slow
 
 FORMATS = {"onnx": "model.onnx", "torch": "model.pt2"}
 
 
 def needs(to):
     for name in ("onnx", "onnxscript", "onnxruntime") if to == "onnx" else ():
-        pytest.importorskip(name, reason="the extra 'export' is not installed")
+        need(name, "export")
 
 
 @pytest.fixture(params=FORMATS)

@@ -11,6 +11,7 @@ from PIL import Image
 
 import patch_diffusion as pd
 from image_files import encoded, random_pictures, write_shard, write_zip
+from needs import need
 from patch_diffusion.advice import advise
 from patch_diffusion.config import Config, Data, Network
 from patch_diffusion.data.held_out import hold_out
@@ -84,8 +85,9 @@ def test_of_arrays_tables_shards_and_objects(folder, tmp_path):
         pd.open_images(f"wds:{tmp_path}/a.tar", group="other")
 
 
+@pytest.mark.slow
 def test_of_a_table(tmp_path):
-    datasets = pytest.importorskip("datasets")
+    datasets = need("datasets", "data")
     pictures = [Image.open(BytesIO(encoded(pixels))) for pixels in PICTURES.pixels]
     table = datasets.Dataset.from_dict({"image": pictures, "patient": PATIENTS})
     table = table.cast_column("image", datasets.Image())
@@ -94,6 +96,7 @@ def test_of_a_table(tmp_path):
         pd.open_images(table, group="patients")
 
 
+@pytest.mark.slow
 def test_in_training_races_and_evaluation(folder, tmp_path):
     network = Network(width=8, multipliers=(1,), blocks=1, attention=(), dropout=0.0)
     data = Data(str(folder), group="folder", held_out=0.4)

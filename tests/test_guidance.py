@@ -39,16 +39,6 @@ class Places(Fixed):
         return conditions.coords.expand(len(noisy), -1, -1, -1)[:, self.axis, None].clone()
 
 
-@pytest.fixture
-def model():
-    torch.manual_seed(0)
-    network = pd.UNet(1, 8, (1, 2), 1, num_classes=4)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return pd.Denoiser(network, 0.5, resolution=(8, 12)).eval()
-
-
 def grey(value):
     """The 8-bit pixel of a value in model space."""
     return round((min(max(value, -1), 1) + 1) * 127.5)
@@ -129,6 +119,7 @@ def test_crops_are_a_function_of_the_seed_and_the_step():
     assert len({tuple(each) for each in alone}) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guide", ["class", "crops", "crops:4"])
 def test_guides_change_the_picture_in_any_batch_alike(model, guide):
     settings = {"steps": 4, "guidance": 3.0, "guide": guide}

@@ -49,6 +49,7 @@ def test_how_many_are_held_out(num, asked, held_out, share, tmp_path):
     assert len(few) == (num == 639 and asked is None)
 
 
+@pytest.mark.slow
 def test_a_run_made_before_continues_with_all_its_images(tmp_path):
     images = pd.open_images("digits")
     first = build(images, tmp_path / "run", 0.0)
@@ -91,6 +92,7 @@ def test_halves_share_no_image(mirrored):
     assert halved(one) == (one, one)
 
 
+@pytest.mark.slow
 def test_the_log_has_the_loss_of_patches_of_each_size(make_trainer, images):
     train, held_out = hold_out(images, 0.25, 0)
     trainer = make_trainer(images=train, held_out=held_out, checkpoints=2)
@@ -104,6 +106,7 @@ def test_the_log_has_the_loss_of_patches_of_each_size(make_trainer, images):
     assert found[-1]["by_size"]["4x6"] == pytest.approx(mean) and mean != found[-1]["loss"]
 
 
+@pytest.mark.slow
 def test_every_bucket_has_its_own_sizes(make_trainer):
     random = torch.Generator().manual_seed(0)
     buckets = pd.ImageBuckets(
@@ -140,6 +143,7 @@ def test_a_patch_of_an_image_is_denoised_with_its_own_coordinates(images):
         assert len(losses) == 40 and losses.max() < 1e-4
 
 
+@pytest.mark.slow
 def test_losses_and_the_learned_weight_have_the_levels_of_the_run(tmp_path):
     noise = replace(TINY.noise, levels=(0.2, 0.8), weight="learned", p_mean=2.0)
     config = replace(TINY, data=Data("digits", held_out=0.05), noise=noise, log_every=1, steps=2)

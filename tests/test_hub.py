@@ -7,8 +7,11 @@ import pytest
 
 import patch_diffusion as pd
 from image_files import classes_of, own_cache, random_pictures, refusal, to_picture, write_folder  # noqa: F401
+from needs import need
 
-datasets = pytest.importorskip("datasets")
+pytestmark = pytest.mark.slow
+
+datasets = need("datasets", "data")
 
 PICTURES = random_pictures(num=12)
 

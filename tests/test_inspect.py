@@ -105,6 +105,7 @@ def test_classes_and_folders(make_folder):
     assert advise(found, Config(data=Data(str(folder))), timed=False).refusal == found.problems[0]
 
 
+@pytest.mark.slow
 def test_deep_images_arrays_and_digits(tmp_path):
     deep = np.random.default_rng(0).integers(0, 4096, (6, 16, 16)).astype(np.uint16)
     for index, values in enumerate(deep):
@@ -141,6 +142,7 @@ def test_of_many_images_some_are_looked_at_evenly(make_folder):
         inspect_images(Data(str(folder)), most=0)
 
 
+@pytest.mark.slow
 def test_whether_mirrored_images_are_as_likely(tmp_path):
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (400, 1, 8, 8), dtype=np.uint8)
@@ -168,6 +170,7 @@ def test_some_images_are_such_as_training_gets(make_folder):
     assert len(some_images(Data(str(folder), resolution=16), without={"003.png"})) == 19
 
 
+@pytest.mark.slow
 def test_a_resolution_is_suggested_where_images_are_large_or_of_several_sizes(tmp_path):
     for index, size in enumerate([(300, 200), (200, 300)] * 8):
         scene(index, 32).resize(size).save(tmp_path / f"{index}.png")
@@ -260,6 +263,7 @@ def test_a_sheet_of_what_is_no_picture(tmp_path, kind):
 TINY = "--network.width 8 --network.multipliers 1 2 --network.attention 1 --network.blocks 1 --batch 2"
 
 
+@pytest.mark.slow
 def test_the_command_tells_the_main_points_in_80_columns(folder, run, tmp_path):
     status, out, err = run("inspect", folder, "--sheet", tmp_path / "sheet.png", "--resolution", 16, *TINY.split())
     assert status == 0 and "sheet.png" in err
@@ -280,6 +284,7 @@ def test_the_command_tells_the_main_points_in_80_columns(folder, run, tmp_path):
     assert heading == "TO TRAIN" and command.startswith("patch-diffusion train ") and "--resolution 16" in command
 
 
+@pytest.mark.slow
 def test_json_holds_all_of_it(folder, run):
     status, out, _ = run("inspect", folder, "--json", "--resolution", 16, "--steps", 50, *TINY.split())
     data, advice = json.loads(out)["data"], json.loads(out)["advice"]
@@ -293,6 +298,7 @@ def test_without_a_forecast_no_step_is_made(folder, run):
     assert status == 0 and json.loads(out)["advice"]["forecast"] is None
 
 
+@pytest.mark.slow
 def test_the_command_that_is_suggested_gives_the_settings(run, tmp_path):
     for index, size in enumerate([(300, 200), (200, 300)] * 8):
         scene(index, 32).resize(size).save(tmp_path / f"{index}.png")
@@ -341,6 +347,7 @@ def bad_sources(tmp_path):
     return sorted(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_bad_sources_end_in_one_line(tmp_path, run):
     sources = [*bad_sources(tmp_path), tmp_path / "nowhere", "hf:no-such-data-set", "wds:none-*.tar"]
     for source in sources:
@@ -357,6 +364,7 @@ def test_bad_files_are_named_with_a_reason(make_folder, run, content):
     assert status == 0 and "unreadable   1: bad.png (" in out
 
 
+@pytest.mark.slow
 def test_a_folder_of_nothing_but_broken_files(tmp_path, run):
     for index in range(3):
         (tmp_path / f"{index}.png").write_bytes(b"no picture")
@@ -377,6 +385,7 @@ def test_huge_and_odd_files_are_named(tmp_path, monkeypatch, run):
     assert "1,600 pixels" in unusable["bomb.png"] and "NaN" in unusable["nan.tiff"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["inspect", "prepare"])
 def test_help_is_quick_and_narrow(verb):
     code = (

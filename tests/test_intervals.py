@@ -46,6 +46,7 @@ def test_intervals_of_rates():
     assert (found.value, found.low, found.high) == pytest.approx((0.3, 0.2189, 0.3958), abs=1e-3)  # Wilson's formula
 
 
+@pytest.mark.slow
 def test_intervals_of_distances_hold_the_distance_that_sets_of_that_size_have():
     """The Frechet distance of a few images is too large; the interval says how it varies from set to set."""
     size, num = 6, 160

@@ -3,7 +3,7 @@ import pytest
 from kills import differences, kill_and_continue, start
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 @pytest.mark.parametrize(("processes", "kills"), [(1, 2), (2, 1)])
 def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(tmp_path, processes, kills):
     """`benchmarks/kills.py` does the same with fifty."""

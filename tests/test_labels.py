@@ -218,6 +218,7 @@ def numbered_run(folder, out, names, num):
     return replace(config, steps=2), images, read_tensors(whole.run.model_file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "num", "labels"), [((), 11, [10, 1, 2, 2]), (("1", "10", "2", "no more"), 4, [1, 0, 2, 2])]
 )
@@ -239,6 +240,7 @@ def test_a_run_made_before_keeps_its_numbering(folder, tmp_path, names, num, lab
     assert classes_like(others, model, 4, 0) is None
 
 
+@pytest.mark.slow
 def test_a_model_of_other_classes_learns_on_by_their_names(folder, tmp_path):
     (folder / "labels.csv").write_text(csv_of(*(f"{i:05d}.png,{label}" for i, label in enumerate([10, 1, 2, 2]))))
     _, images, _ = numbered_run(folder, tmp_path / "run", ("1", "10", "2"), 3)

@@ -25,7 +25,7 @@ def large(tmp_path):
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, wants a disk with holes")
 def test_opening_a_million_takes_little_memory(large):
     """Opening, and batches from all over it, as a process that has the library already; the growth is asserted."""

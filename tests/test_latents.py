@@ -7,13 +7,16 @@ import pytest
 import torch
 
 import patch_diffusion as pd
+from needs import need
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.latents import folder as latent_folder
 from patch_diffusion.data.latents.autoencoder import Autoencoder
 from patch_diffusion.data.latents.codec import LatentCodec, codec_of
 from patch_diffusion.data.latents.folder import LatentSet, encode_latents, is_latents, open_latents
 
-diffusers = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.slow
+
+diffusers = need("diffusers", "hub")
 
 KL = {
     "down_block_types": ["DownEncoderBlock2D"] * 2,

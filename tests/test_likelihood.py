@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import patch_diffusion as pd
+from needs import need
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.sampling.likelihood import bits_per_dimension, log_density
 
-torchdiffeq = pytest.importorskip("torchdiffeq")
+torchdiffeq = need("torchdiffeq", "likelihood")
 
 MEAN, DEVIATION = 0.1, 0.25
 RANGE = {"sigma_min": 0.002, "sigma_max": 80.0}
@@ -153,6 +154,7 @@ def test_bits_of_a_model_of_other_pixels():
         bits_per_dimension(model, torch.zeros(1, 3, 4, 4))
 
 
+@pytest.mark.slow
 def test_an_image_that_the_model_does_not_expect_costs_more(model, pixels):
     expected, inverted = (bits_per_dimension(model, images).mean() for images in (pixels, 255 - pixels))
     assert inverted > expected + 0.1
@@ -160,6 +162,7 @@ def test_an_image_that_the_model_does_not_expect_costs_more(model, pixels):
     assert abs(of_class[0] - expected) < 1e-6 and of_class[1] > expected + 1
 
 
+@pytest.mark.slow
 def test_an_image_keeps_its_bits_in_any_batch():
     torch.manual_seed(0)
     network = pd.UNet(3, 4, (1,), 1, dropout=0.5)

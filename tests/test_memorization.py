@@ -29,6 +29,7 @@ def memorization(generated, digits, **options):
     return pd.evaluate(generated, digits[0], held_out=digits[1], **grouped(metrics=["memorization"], **options))
 
 
+@pytest.mark.slow
 def test_copies_are_flagged(digits):
     training, _ = digits
     copies = pd.ImageSet(training.pixels[::4].clone())
@@ -69,6 +70,7 @@ def test_without_held_out_images_the_rate_stands_alone(digits):
     assert any("not known without held-out images" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_copied_patches_are_counted_where_no_whole_image_is_a_copy(digits):
     """Halves of training images, put together: at the same place each, or at another."""
     training, _ = digits

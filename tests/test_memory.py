@@ -51,6 +51,7 @@ def tried_out(monkeypatch):
     monkeypatch.setattr(memory, "most_at_a_time", most)
 
 
+@pytest.mark.slow
 def test_a_step_that_runs_out_of_memory_says_what_fits(hungry, tried_out, monkeypatch):
     trainer = hungry(64)
     monkeypatch.setattr(Hungry, "most", 50 * 8 * 12)  # fifty whole images, or two hundred halves

@@ -50,6 +50,7 @@ class Broken(Rising):
         return MeterReading({"kernel": math.nan, "mine": 1.0})
 
 
+@pytest.mark.slow
 def test_samples_that_are_not_finite_are_not_measured_and_training_goes_on(make_trainer, monkeypatch):
     def none(model, num):
         raise NotFiniteError("none is finite")
@@ -81,6 +82,7 @@ def test_the_numbers_are_those_of_evaluate(make_trainer, images):
     assert trainer.config.watch == Watch(ALL, 1, 20, "random")
 
 
+@pytest.mark.slow
 def test_only_what_is_asked_for_and_so_often(make_trainer):
     trainer = make_trainer(meter=pd.SampleMeter(("kernel",), times=3, samples=2))
     trainer.fit(steps=6)
@@ -94,6 +96,7 @@ def test_only_what_is_asked_for_and_so_often(make_trainer):
     assert not lines(plain) and lines(plain, "loss")[-1]["loss"] == lines(trainer, "loss")[-1]["loss"]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_has_the_same_log(make_trainer, images, monkeypatch):
     train, held_out = hold_out(images, 0.25, 0)
 
@@ -119,6 +122,7 @@ def test_a_stopped_run_has_the_same_log(make_trainer, images, monkeypatch):
     assert untimed(continued) == untimed(whole) and [line["step"] for line in lines(whole)] == [2, 4, 6, 8]
 
 
+@pytest.mark.slow
 def test_that_it_copies_is_told_when_it_begins(make_trainer):
     trainer = make_trainer(meter=Rising(1, 3, 4, 1, 5, 6))
     trainer.fit(steps=6)
@@ -133,6 +137,7 @@ def test_that_it_copies_is_told_when_it_begins(make_trainer):
     assert note.endswith("it did at the first look already")
 
 
+@pytest.mark.slow
 def test_a_run_that_continues_does_not_tell_it_again(make_trainer):
     trainer = make_trainer(meter=Rising(1, 3, 3), checkpoints=2)
     with trainer.in_laps(steps=6) as train_until:
@@ -144,6 +149,7 @@ def test_a_run_that_continues_does_not_tell_it_again(make_trainer):
     assert notes == [2] and len(lines(continued)) == 6
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_by_what_was_measured(make_trainer):
     trainer = make_trainer(meter=Rising(3, 2, 0.5, 1, 2, 3), checkpoint_best=True, checkpoint_by="kernel")
     trainer.fit(steps=6)
@@ -180,6 +186,7 @@ def test_a_best_checkpoint_by_what_is_not_measured_is_refused(make_trainer):
         meter(torch.nn.Identity())
 
 
+@pytest.mark.slow
 def test_any_callable_makes_features(make_trainer):
     def brightness(pixels):
         return pixels.float().mean(dim=(1, 2, 3))[:, None].expand(-1, 2)
@@ -189,6 +196,7 @@ def test_any_callable_makes_features(make_trainer):
     assert trainer.config.watch.extractor.endswith("brightness") and lines(trainer)[0]["samples"].keys() == {"kernel"}
 
 
+@pytest.mark.slow
 def test_as_a_command(tmp_path, capsys):
     from patch_diffusion.cli import main
 
@@ -207,6 +215,7 @@ def test_as_a_command(tmp_path, capsys):
     assert "watch.times has no effect without watch.metrics" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_measuring_takes_no_minutes_of_the_budget(make_trainer, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr("patch_diffusion.training.clock.time.monotonic", lambda: clock[0])

@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 
 from patch_diffusion.denoise.objective import DenoisingObjective, Objective, denoising_loss
@@ -37,6 +38,7 @@ def test_the_usual_one_is_the_denoising_loss(make_trainer):
     assert type(make_trainer().state.objective) is DenoisingObjective
 
 
+@pytest.mark.slow
 def test_it_is_told_the_spent_part_and_keeps_its_state(make_trainer, monkeypatch):
     # Threads would each move the mean, in any order.
     monkeypatch.setattr("patch_diffusion.denoise.threads.can_share", lambda model: False)
@@ -56,6 +58,7 @@ def test_it_is_told_the_spent_part_and_keeps_its_state(make_trainer, monkeypatch
         assert torch.equal(tensor, continued.state.network.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_its_frozen_modules_are_not_trained(make_trainer):
     trainer = make_trainer(objective=Towards)
     before = copy.deepcopy(trainer.state.objective.frozen.state_dict())

@@ -29,6 +29,7 @@ def test_epochs_and_seeds_differ():
     assert first.tolist() != SampleOrder(100, 1).indices(0, 100).tolist()
 
 
+@pytest.mark.slow
 def test_an_image_comes_at_any_place():
     places = [SampleOrder(10, seed).indices(0, 10).tolist().index(0) for seed in range(5000)]
     assert all(abs(places.count(place) - 500) < 120 for place in range(10))  # more than five standard deviations

@@ -10,6 +10,8 @@ from patch_diffusion.sampling.bind import bind
 from patch_diffusion.sampling.guidance.extrapolation import extrapolate
 from patch_diffusion.sampling.stochastic import stochastic_heun
 
+pytestmark = pytest.mark.slow
+
 GUIDED = [name for name in parity.NAMES if "class" in name]
 
 

@@ -98,6 +98,7 @@ def test_lengths_of_one_name_are_refused(make_trainer):
         make_trainer(ema=Ema(lengths=(0.1, 0.10000001)))
 
 
+@pytest.mark.slow
 def test_what_is_left_of_the_checkpoints_is_enough(make_trainer):
     trainer = make_trainer(checkpoints=3, ema=Ema(lengths=(0.1, 0.2)))
     trainer.fit(steps=6)
@@ -118,6 +119,7 @@ def test_what_is_left_of_the_checkpoints_is_enough(make_trainer):
         pd.load(run.path, ema_length=0.15)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_them_and_load_makes_any_length(make_trainer):
     trainer = make_trainer("run", checkpoints=8, ema=Ema(lengths=(0.1, 0.2)))
     trainer.fit(steps=40)
@@ -140,6 +142,7 @@ def test_a_run_keeps_them_and_load_makes_any_length(make_trainer):
         pd.load(plain.run.path, ema_length=0.1)
 
 
+@pytest.mark.slow
 def test_they_survive_a_stop(make_trainer):
     options = {"checkpoints": 2, "ema": Ema(lengths=(0.1,)), "optimizer": Optimizer(decay="constant", warmup=0.0)}
     whole, stopped = make_trainer("whole", **options), make_trainer("stopped", **options)
@@ -151,6 +154,7 @@ def test_they_survive_a_stop(make_trainer):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_before_the_first_step_is_no_part_of_an_average(make_trainer):
     trainer = make_trainer(checkpoints=2, checkpoint_last=20, ema=Ema(lengths=(0.05, 0.1)))
     trainer.fit(steps=4)

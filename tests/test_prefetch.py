@@ -63,6 +63,7 @@ def preparing_threads():
     return [thread for thread in threading.enumerate() if thread.name == "preparing batches"]
 
 
+@pytest.mark.slow
 def test_the_thread_goes_with_its_owner():
     before = set(preparing_threads())
     ahead = Prefetcher(item)

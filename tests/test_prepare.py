@@ -15,6 +15,7 @@ from PIL import Image
 
 import patch_diffusion as pd
 import patch_diffusion.data
+from needs import need
 from patch_diffusion.cli import main
 from patch_diffusion.config import Data
 from patch_diffusion.data.preparation import partial, prepare
@@ -80,6 +81,7 @@ def test_sixteen_bits_stay(tmp_path, out):
     assert opened.codec.dtype == "uint16" and np.array_equal(opened.pixels[:, 0].numpy(), deep)
 
 
+@pytest.mark.slow
 def test_the_digits_and_their_classes(out):
     report = prepare_images(Data("digits"), out)
     assert report["images"] + len(report["dropped"]) == 1797
@@ -212,6 +214,7 @@ def test_a_damaged_picture_of_a_stopped_one_is_noticed(mixed, out, tmp_path, sto
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_what_the_next_goes_on_from(make_folder, out, tmp_path):
     folder = make_folder(300, (16, 16))
     slow = (
@@ -293,7 +296,7 @@ def test_the_command_after_ctrl_c(mixed, out, stopped, capsys):
 
 
 def test_an_array_in_many_files_that_has_changed(tmp_path, out):
-    zarr = pytest.importorskip("zarr")
+    zarr = need("zarr", "data")
     path = tmp_path / "a.zarr"
     stored = zarr.open_array(str(path), mode="w", shape=(6, 8, 8, 3), chunks=(2, 8, 8, 3), dtype="uint8")
     stored[:] = 7
@@ -355,6 +358,7 @@ def test_ids_are_not_kept_as_classes(make_folder, out):
         prepare_images(Data(str(folder)), out)
 
 
+@pytest.mark.slow
 def test_options_of_the_data_have_one_name_in_all_verbs(capsys):
     """What a message about data calls an option is its name in every verb that reads data."""
     names = set()

@@ -29,6 +29,7 @@ def test_a_preset_is_a_whole_plan():
         assert sum(value is not None for value in (config.steps, config.images, config.minutes)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["small", "ncsnpp-small", "adm-small", "dit-small", "digits"])
 def test_small_presets_train_and_sample(preset, tmp_path):
     config = replace(PRESETS[preset], data=replace(PRESETS[preset].data, source="digits"), samples=0, checkpoints=1)
@@ -39,6 +40,7 @@ def test_small_presets_train_and_sample(preset, tmp_path):
     assert torch.equal(next(iter(pd.generate(again, [0], steps=2))).pixels, sample.pixels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", ["edm", "ve", "vp"])
 def test_every_process_trains_and_is_stored(process, tmp_path):
     base = PRESETS["digits"]

@@ -58,11 +58,13 @@ def assert_equal(found, expected):
         torch.testing.assert_close(found[1][key], tensor, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_processes_equal_one_with_the_joined_batch(alone, tmp_path):
     """Four of them, which have not all as many of the six samples."""
     assert_equal(train(tmp_path / "run", processes=4), alone)
 
 
+@pytest.mark.slow
 def test_weights_are_learned_from_the_losses_of_all_processes(tmp_path):
     learned = replace(SMALL, noise=replace(SMALL.noise, weight="learned"), steps=12)
     found = []
@@ -77,6 +79,7 @@ def test_accumulation_changes_nothing_but_memory(alone, tmp_path):
     assert_equal(train(tmp_path / "run", accumulation=4), alone)
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_continues_with_one(alone, tmp_path):
     half = replace(SMALL, steps=3, optimizer=replace(SMALL.optimizer, decay="constant", warmup=0.0))
     whole = replace(half, steps=6)
@@ -89,6 +92,7 @@ def test_a_run_of_two_processes_continues_with_one(alone, tmp_path):
         assert one == pytest.approx(two, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_in_a_process_is_one_line(tmp_path):
     with pytest.raises(pd.InputError, match="a batch of 1 cannot be shared out to 2 processes"):
         pd.train(replace(SMALL, batch=1, engine=replace(SMALL.engine, processes=2)), tmp_path / "run", show=False)
@@ -97,6 +101,7 @@ def test_what_goes_wrong_in_a_process_is_one_line(tmp_path):
         pd.train(replace(SMALL, engine=replace(SMALL.engine, processes=0)), tmp_path / "run", show=False)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_in_all_processes(tmp_path):
     out = tmp_path / "run"
     options = "--engine.processes 2 --steps 100000 --batch 4 --samples 0 --resolution 8 --engine.device cpu"
@@ -128,6 +133,7 @@ def test_parts_cover_every_sample_once():
         assert seen == list(range(num))
 
 
+@pytest.mark.slow
 def test_bf16_on_cpu_is_close_to_fp32(alone, tmp_path):
     found, _ = train(tmp_path / "run", precision="bf16")
     assert found != alone[0]
@@ -149,7 +155,7 @@ def test_impossible_options_are_refused(tmp_path, options, message):
         train(tmp_path / "run", **options)
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_the_loss_is_one_graph_for_each_size():
     """What engine.compile asks for: no graph breaks, and no recompilation when a size comes again."""
     torch._dynamo.reset()

@@ -7,9 +7,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 import patch_diffusion as pd
+from needs import need
 from patch_diffusion.cli import main
 
-hub = pytest.importorskip("huggingface_hub")
+pytestmark = pytest.mark.slow
+
+hub = need("huggingface_hub", "export")
 
 
 @pytest.fixture(scope="module")

@@ -50,6 +50,7 @@ def untimed(points):
     }
 
 
+@pytest.mark.slow
 def test_arms_are_what_training_makes_of_them(arms, tmp_path):
     """Weights, averages, optimizers and losses of both are those of a plain ``train``, bit for bit."""
     content = pd.race(arms, tmp_path / "race", moments=3, seeds=[3])
@@ -86,6 +87,7 @@ def test_what_is_measured_is_the_loss_of_the_held_out_images(arms, source, tmp_p
     assert content["judged_by"]["images"] == 20 and content["images"]["trained_on"] == 20
 
 
+@pytest.mark.slow
 def test_other_images_to_judge_by(arms, source, tmp_path):
     pixels = np.load(source)
     np.save(tmp_path / "others.npy", pixels[:7, ::-1])
@@ -127,6 +129,7 @@ def after(num, function):
     return call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "calls"),
     [
@@ -164,6 +167,7 @@ def whole_race(arms, tmp_path_factory):
     return pd.race(arms, tmp_path_factory.mktemp("whole") / "race", **TUNED)
 
 
+@pytest.mark.slow
 def test_more_seeds_may_come_later(arms, tmp_path):
     first = pd.race(arms, tmp_path / "race", moments=2, seeds=[1])
     both = pd.race(arms, tmp_path / "race", moments=2, seeds=[2])
@@ -171,6 +175,7 @@ def test_more_seeds_may_come_later(arms, tmp_path):
     assert both["points"]["whole"]["1"] == first["points"]["whole"]["1"]
 
 
+@pytest.mark.slow
 def test_the_time_that_is_left_is_judged_by_what_was_done_since(arms, tmp_path, monkeypatch):
     """Not by what an earlier start of the race had done."""
     clock = [0.0]
@@ -198,6 +203,7 @@ def test_the_time_that_is_left_is_judged_by_what_was_done_since(arms, tmp_path, 
     assert [left(line) for line in told] == ["", "", "1 min 30 s left", "1 min 30 s left", "50 s left", ""]
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_all_arms(arms, tmp_path, monkeypatch):
     """In the step of one: it finishes that, and the other is where its lap ended."""
     step, calls = Trainer.train_step, []
@@ -221,6 +227,7 @@ def test_ctrl_c_saves_all_arms(arms, tmp_path, monkeypatch):
     assert untimed(content["points"]) == untimed(plain["points"])
 
 
+@pytest.mark.slow
 def test_all_train_for_the_same_time_in_turns_and_nothing_else_counts(arms, tmp_path, monkeypatch):
     """Whole images take 2 s a step, patches 1 s, and a judgement by the held-out images 1000 s."""
     clock, laps = [0.0], []
@@ -251,6 +258,7 @@ def test_all_train_for_the_same_time_in_turns_and_nothing_else_counts(arms, tmp_
     assert reached["whole"]["patches"]["ratio"] is None and content["unit"] == "minutes"
 
 
+@pytest.mark.slow
 def test_judging_adds_a_twentieth_at_most(arms, tmp_path, monkeypatch):
     """Of the minutes of an arm, with the same images at the same moments for all; and a continued race keeps to it."""
     clock, step, told = [0.0], Trainer.train_step, []
@@ -276,6 +284,7 @@ def test_judging_adds_a_twentieth_at_most(arms, tmp_path, monkeypatch):
     assert again["judged_by"] == content["judged_by"] and len(again["points"]["whole"]["1"]) == 3
 
 
+@pytest.mark.slow
 def test_an_arm_of_half_the_budget(arms, tmp_path):
     """It is what training for that long makes of it, and its times are its own."""
     half = replace(arms["patches"], steps=2, batch=5)
@@ -289,6 +298,7 @@ def test_an_arm_of_half_the_budget(arms, tmp_path):
     assert "6 steps for whole, 6 steps for patches, 2 steps for half" in (tmp_path / "race" / "race.html").read_text()
 
 
+@pytest.mark.slow
 def test_its_own_time_counts(arms, tmp_path, monkeypatch):
     """A step takes a second, and the arm of half the time comes in that to where the others come in all of it."""
     clock, step = [0.0], Trainer.train_step
@@ -312,6 +322,7 @@ def test_its_own_time_counts(arms, tmp_path, monkeypatch):
     assert reached["at"] == 0.5 and reached["ratio"] == 2
 
 
+@pytest.mark.slow
 def test_the_sweep_of_an_arm(arms, tmp_path, monkeypatch):
     """The rate that wins is trained with; the trials are gone, and what they found stays."""
     monkeypatch.setattr(race, "judgement", lambda trainer, judges, most: {1.0: trainer.config.optimizer.learning_rate})
@@ -331,6 +342,7 @@ def test_the_sweep_of_an_arm(arms, tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_a_sweep_chooses_by_other_images_than_the_race_is_judged_by(arms, tmp_path, monkeypatch):
     """A race of an earlier version has chosen by its judges, and is judged on by all of them."""
     seen, told = {}, []
@@ -361,6 +373,7 @@ def test_a_sweep_chooses_by_other_images_than_the_race_is_judged_by(arms, tmp_pa
     assert len(seen["race"]) == content["judged_by"]["images"] == 20 and "chosen_by" not in content["judged_by"]
 
 
+@pytest.mark.slow
 def test_settings_that_suit_the_images(arms, tmp_path):
     """As in `train`: what was not given gives way, and is told."""
     told = []
@@ -375,6 +388,7 @@ def test_settings_that_suit_the_images(arms, tmp_path):
     assert content["notes"]["patches"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -428,6 +442,7 @@ def test_what_is_refused_before_anything_is_written(arms, tmp_path, monkeypatch)
     refused("without torchrun")
 
 
+@pytest.mark.slow
 def test_an_arm_that_diverges_ends_the_race_and_is_named(arms, tmp_path, monkeypatch):
     monkeypatch.setattr(turns, "judgement", lambda trainer, judges, most: {0.1: float("nan"), 1.0: 0.5})
     for _ in range(2):  # and again, where it goes on
@@ -436,6 +451,7 @@ def test_an_arm_that_diverges_ends_the_race_and_is_named(arms, tmp_path, monkeyp
     json.loads((tmp_path / "race" / "race.json").read_text(), parse_constant=pytest.fail)
 
 
+@pytest.mark.slow
 def test_what_the_folder_may_hold(arms, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("")
@@ -448,6 +464,7 @@ def test_what_the_folder_may_hold(arms, tmp_path):
     assert pd.race(arms, tmp_path / "race", moments=1)["standings"]["seeds"] == [0]
 
 
+@pytest.mark.slow
 def test_all_arms_are_judged_at_the_levels_of_the_race(arms, tmp_path):
     own = {name: replace(arm, noise=Noise(levels=(0.2, 0.8)), steps=1) for name, arm in arms.items()}
     content = pd.race(own, tmp_path / "race", moments=1)
@@ -456,6 +473,7 @@ def test_all_arms_are_judged_at_the_levels_of_the_race(arms, tmp_path):
         assert list(points["0"][-1]["by_noise"]) == ["0.2", "0.8"]
 
 
+@pytest.mark.slow
 def test_a_race_made_before_continues_with_its_own_noise(arms, tmp_path):
     """Its images are flat, for which noise is suggested now that was not when it began."""
     flat = np.random.default_rng(0).integers(20, 50, (40, 8, 8, 1), dtype=np.uint8)
@@ -471,6 +489,7 @@ def test_a_race_made_before_continues_with_its_own_noise(arms, tmp_path):
     assert pd.race(arms, tmp_path / "new", moments=1, given=given)["plan"]["arms"]["whole"]["noise"]["mean_data"]
 
 
+@pytest.mark.slow
 def test_a_refused_or_complete_race_is_left_as_it_was(arms, tmp_path, monkeypatch):
     """A seed is noted only if its arms may be trained, a machine only if it trains, and the page is no condition."""
     said = []

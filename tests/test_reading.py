@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "reading.py"
 
 LIMITS = {"one training step": (9, 450), "one sampled image": (9, 490)}

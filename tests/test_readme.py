@@ -15,6 +15,7 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_python_example(tmp_path, monkeypatch):
     """With a budget that suits a test."""
     monkeypatch.chdir(tmp_path)
@@ -24,6 +25,7 @@ def test_the_python_example(tmp_path, monkeypatch):
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [f"{seed:06d}.png" for seed in range(4)]
 
 
+@pytest.mark.slow
 def test_the_commands(tmp_path, monkeypatch, make_folder):
     """With a budget and a network that suit a test."""
     make_folder(6, (70, 80), name="photos")

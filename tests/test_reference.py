@@ -79,6 +79,7 @@ def denoised(model, height=16, width=16):
         return model(noisy, sigma, Conditions(pd.coordinate_grid(height, width), labels, augment))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("coords", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
@@ -98,6 +99,7 @@ def test_a_published_file_becomes_a_run(tmp_path, kind, coords, process):
     assert described["model"]["num_classes"] == 4 and not described["checkpoints"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", [3, 4, 5])
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_shapes_and_protocols(tmp_path, kind, protocol):
@@ -110,6 +112,7 @@ def test_other_shapes_and_protocols(tmp_path, kind, protocol):
     assert model.network.settings["attention"] == (0, 2)
 
 
+@pytest.mark.slow
 def test_whole_run(tmp_path, capsys):
     """On the command line: import, info, sample."""
     file = write(tmp_path / "network.pkl", make_unet())
@@ -157,6 +160,7 @@ def test_imported_runs_equal_the_reference(tmp_path, name, layout):
         torch.testing.assert_close(found, tensors[f"{part}.denoised"], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["safetensors", "pt", "old pt", "ema in a pt", "half precision"])
 def test_tensors_by_their_published_names(tmp_path, layout):
     network = make_unet("ncsnpp")
@@ -424,6 +428,7 @@ def test_a_length_that_is_a_lie_reserves_no_memory(tmp_path, capsys, operation):
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_a_tensor_that_is_larger_than_its_data(tmp_path, capsys):
     for shape, strides, offset in (((10**12, 1), (0, 0), 0), ((16,), (1,), 8), ((16,), (1,), -1), ((4,), (16,), 0)):
         tensor = stored_tensor(stored(torch.zeros(16)), shape, strides, offset)
@@ -434,6 +439,7 @@ def test_a_tensor_that_is_larger_than_its_data(tmp_path, capsys):
     assert "the data of a tensor is a list" in refusal(file, tmp_path / "run", capsys)
 
 
+@pytest.mark.slow
 def test_truncated_files(tmp_path, capsys):
     whole = write(tmp_path / "whole.pkl", make_unet(blocks=1)).read_bytes()
     for part in [*np.linspace(0, 1, 24, endpoint=False), 1 - 1 / len(whole)]:
@@ -455,6 +461,7 @@ def test_truncated_tensors(tmp_path, capsys, layout):
     assert "is damaged" in refusal(file, tmp_path / "run", capsys)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_damage_anywhere_is_an_error_of_one_line_or_harmless(tmp_path, data):
@@ -494,6 +501,7 @@ def test_other_files(tmp_path, capsys, content, message):
     assert message in refusal(file, tmp_path / "run", capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -528,6 +536,7 @@ def test_what_is_not_supported_is_said(tmp_path, capsys, change, message):
     assert message in refusal(file, tmp_path / "run", capsys)
 
 
+@pytest.mark.slow
 def test_modules_that_are_not_as_published(tmp_path, capsys):
     def modules():
         return published_network(published_weights(make_unet(), 16), "EDMPrecond", "SongUNet")

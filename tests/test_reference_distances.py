@@ -10,7 +10,7 @@ FOLDER = Path(__file__).parents[2] / "shared" / "data"
 FILES = ("cat-faces-64-train.zip", "cat-faces-64-heldout.zip", "mobilenet_v2_imagenet_f16.safetensors")
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_held_out_faces_beside_the_first_thousand_of_the_training():
     """All rows: benchmarks/reference_distances.py."""
     for name in FILES:

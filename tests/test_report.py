@@ -149,6 +149,7 @@ def test_warnings_stand_at_the_top(make_run):
     assert page.text.index("step 3: WARNING: low") < page.text.index("Curves") < page.text.index("hm")
 
 
+@pytest.mark.slow
 def test_very_many_notes_and_lines_keep_the_page_small(make_run):
     lines = [measured(step, 1 + np.sin(step)) for step in range(1, 20_001)]
     lines += [{"step": 20_000, "note": f"note {index};"} for index in range(1000)]
@@ -158,6 +159,7 @@ def test_very_many_notes_and_lines_keep_the_page_small(make_run):
     assert "note 0;" in page.text and "note 999;" in page.text and "800 notes between" in page.text
 
 
+@pytest.mark.slow
 @given(st.integers(1, 3000), st.integers(0, 2**32 - 1))
 def test_a_thinned_curve_has_the_means_and_the_ranges(num, seed):
     values = np.random.default_rng(seed).normal(size=num)
@@ -245,6 +247,7 @@ def test_a_full_disk_leaves_the_report_before(make_run, monkeypatch):
     assert not [path for path in run.iterdir() if path.name.endswith(".tmp")]
 
 
+@pytest.mark.slow
 def test_what_a_trained_run_shows(make_trainer):
     trainer = make_trainer(samples=2, checkpoints=2, log_every=1)
     trainer.fit(steps=4)

@@ -56,6 +56,7 @@ def test_what_cannot_be_read_stays(checkpoints):
     assert left(found) == [1, 2] and best_of(found) is None
 
 
+@pytest.mark.slow
 def test_every_so_many_steps(make_trainer):
     trainer = make_trainer(checkpoint_steps=3, checkpoints=2)
     trainer.fit(steps=8)
@@ -64,6 +65,7 @@ def test_every_so_many_steps(make_trainer):
         make_trainer("other", checkpoint_steps=0)
 
 
+@pytest.mark.slow
 def test_the_newest_stay(make_trainer):
     trainer = make_trainer(checkpoint_minutes=1e-9, checkpoint_last=3, log_every=1)
     trainer.fit(steps=8)
@@ -71,6 +73,7 @@ def test_the_newest_stay(make_trainer):
     assert found[-1] == 8 and len(found) == 3
 
 
+@pytest.mark.slow
 def test_the_best_stays_and_is_loaded(make_trainer, images):
     train, held_out = hold_out(images, 0.25, 0)
     trainer = make_trainer(images=train, held_out=held_out, checkpoints=6, checkpoint_best=True, log_every=1)
@@ -139,6 +142,7 @@ def test_of_buckets_together_a_share_is_held_out():
     assert [bucket.resolution for bucket in held_out.buckets] == [(8, 8), (8, 16)]
 
 
+@pytest.mark.slow
 def test_a_run_with_held_out_images_continues(tmp_path):
     from patch_diffusion.cli import main
 

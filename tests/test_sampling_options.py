@@ -46,16 +46,6 @@ FIELDS = [field.name for field in fields(pd.Sampling)]
 
 
 @pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    network = pd.UNet(1, 8, (1, 2), 1, num_classes=4)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return pd.Denoiser(network, 0.5, resolution=(8, 12)).eval()
-
-
-@pytest.fixture(scope="module")
 def known():
     image = torch.randint(0, 256, (1, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return pd.inpainting(image, torch.arange(24).expand(16, 24) < 12)
@@ -72,6 +62,7 @@ def test_every_option_is_here():
     assert list(CHANGES) == FIELDS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_option_changes_what_generate_makes(model, name):
     beside, value = CHANGES[name]
@@ -82,6 +73,7 @@ def test_every_option_changes_what_generate_makes(model, name):
     assert one != other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_option_changes_what_edit_makes_or_is_refused(model, known, name):
     beside, value = CHANGES[name]
@@ -98,6 +90,7 @@ def test_every_option_changes_what_edit_makes_or_is_refused(model, known, name):
     assert one != other
 
 
+@pytest.mark.slow
 def test_steps_are_given_once(model, known):
     (one,), (other,) = (
         pd.generate(model, [0], pd.Sampling(steps=3)),
@@ -146,6 +139,7 @@ def test_what_the_page_refuses(options, message):
         read_request(SampleRequest, json.dumps({"models": [{"run": "mine"}], **options}).encode())
 
 
+@pytest.mark.slow
 def test_commands_of_the_page_are_read_as_the_same_options(tmp_path):
     from patch_diffusion.cli.sample import Sample
     from patch_diffusion.runs.folder import RunFolder

@@ -80,6 +80,7 @@ def test_the_largest_share_of_a_batch_counts():
     assert scaling.compute_seconds(MACHINE, SIZES[2], 9, 8) == pytest.approx(2 * 1e9 / 5e11)
 
 
+@pytest.mark.slow
 def test_a_preset_is_counted_without_being_computed():
     work = scaling.work_of("small", 64, 0, 16)
     assert [size.name for size in work.sizes] == ["16x16", "32x32", "64x64"]

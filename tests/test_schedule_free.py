@@ -3,15 +3,17 @@ import sys
 import numpy as np
 import pytest
 import torch
-from schedulefree import AdamWScheduleFree
 
 import patch_diffusion as pd
+from needs import need
 from patch_diffusion.config import Ema, Optimizer
 from patch_diffusion.files import read_json, read_tensors
 from patch_diffusion.training.checkpoints.checkpoint import read_checkpoint
 from patch_diffusion.training.optimizing.optimizers import decay_of, make_average, make_optimizer
 from patch_diffusion.training.state import optimizer_tensors
 from patch_diffusion.training.step import learning_rate
+
+AdamWScheduleFree = need("schedulefree", "schedule-free").AdamWScheduleFree
 
 RATES = (0.0, 0.05, 0.1, 0.1, 0.07, 0.1, 0.1)
 """A warm-up from nothing, and a budget that was enlarged on the way."""
@@ -79,6 +81,7 @@ def test_equals_the_paper_s_formulas():
     np.testing.assert_allclose(ours.weight.detach().numpy(), (1 - beta) * z + beta * x, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_s_model_is_the_optimizer_s_own_average(make_trainer):
     trainer = make_trainer(optimizer=Optimizer("schedule_free", learning_rate=1e-2))
     model = trainer.fit(steps=6)
@@ -93,6 +96,7 @@ def test_a_run_s_model_is_the_optimizer_s_own_average(make_trainer):
     assert all(torch.equal(kept[name], weights[name]) for name in weights)
 
 
+@pytest.mark.slow
 def test_it_needs_no_end(make_trainer):
     """Without a warm-up, 3 steps and then 3 more are 6, bit for bit, with all that the optimizer counts."""
     options = {"optimizer": Optimizer("schedule_free", warmup=0.0)}
@@ -113,6 +117,7 @@ def test_it_needs_no_end(make_trainer):
     assert after["weight_sum"] == pytest.approx(6 * 1e-6)
 
 
+@pytest.mark.slow
 def test_going_back_takes_the_counts_back_too(make_trainer):
     trainer = make_trainer(optimizer=Optimizer("schedule_free"))
     for step in range(3):
@@ -130,6 +135,7 @@ def test_going_back_takes_the_counts_back_too(make_trainer):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changed",
     [
@@ -179,6 +185,7 @@ def test_the_extra_is_named(monkeypatch):
         make_optimizer(problem()[1].parameters(), Optimizer("schedule_free"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "decay", "expected"),
     [

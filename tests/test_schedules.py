@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import patch_diffusion as pd
+from needs import need
 from patch_diffusion.denoise.process import VP
 from patch_diffusion.sampling.solvers import SCHEDULES, exponential_sigmas, karras_sigmas, ve_sigmas, vp_sigmas
 
@@ -56,7 +57,7 @@ def test_exponential_sigmas():
 
 
 def test_diffusers_has_the_same_levels():
-    pytest.importorskip("diffusers")
+    need("diffusers", "hub")
     from diffusers import EDMEulerScheduler  # pyright: ignore[reportPrivateImportUsage]
 
     for name, ours in (("karras", karras_sigmas), ("exponential", exponential_sigmas)):

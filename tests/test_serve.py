@@ -143,6 +143,7 @@ def test_a_defect_is_told_where_the_page_was_started(served, capfd, monkeypatch)
     assert asked_of(served, "GET", "/")[0] == 200
 
 
+@pytest.mark.slow
 def test_it_begins_tells_where_it_is_asks_nobody_and_ends(tmp_path):
     """With all that Python tells of connections and of names that are looked up."""
     code = (

@@ -12,6 +12,8 @@ from patch_diffusion.config import Augment, Data, Network, Patches
 from patch_diffusion.data.augment import Augment as Alter
 from patch_diffusion.presets import PRESETS
 
+pytestmark = pytest.mark.slow
+
 TINY = replace(
     PRESETS["small"],
     network=Network(width=8, multipliers=(1, 2), blocks=1, attention=(1,), dropout=0.0),

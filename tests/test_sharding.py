@@ -22,7 +22,7 @@ from patch_diffusion.training.checkpoints import checkpoint
 from patch_diffusion.training.hardware.sharding import blocks, shard
 from patch_diffusion.training.optimizing import muon
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.scheduled
 
 SMALL = Config(
     data=Data("digits", resolution=8),

@@ -9,6 +9,7 @@ import pytest
 
 import patch_diffusion as pd
 from image_files import encoded, own_cache, random_pictures, refusal, to_picture, write_shard  # noqa: F401
+from needs import need
 from patch_diffusion.data.files import shards
 
 PICTURES = random_pictures(num=12)
@@ -46,7 +47,7 @@ def test_a_pattern_relative_to_where_one_is(folder, monkeypatch):
 
 
 def test_what_webdataset_writes(tmp_path):
-    webdataset = pytest.importorskip("webdataset")
+    webdataset = need("webdataset")
     with webdataset.ShardWriter(str(tmp_path / "s-%02d.tar"), maxcount=5, verbose=0) as writer:
         for index, (pixels, label) in enumerate(zip(PICTURES.pixels, PICTURES.labels, strict=True)):
             writer.write({"__key__": f"{index:03d}", "png": to_picture(pixels), "cls": int(label)})
@@ -106,6 +107,7 @@ def test_several_images_of_one_sample(tmp_path):
     assert refusal(path, key="c.png").endswith("a.tar holds no images that end in .c.png")
 
 
+@pytest.mark.slow
 def test_damaged_shards_are_named(folder):
     path = folder / "s-01.tar"
     whole = path.read_bytes()

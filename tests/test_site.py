@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 import patch_diffusion as pd
+from needs import need
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"])
@@ -64,7 +67,7 @@ def test_the_order_of_pages_names_pages(monkeypatch):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    pytest.importorskip("zensical", reason="the site needs the extra docs")
+    need("zensical", "docs")
     build = tmp_path_factory.mktemp("docs")
     lay_out = (
         f"import sys; sys.path.insert(0, 'docs/site'); import pages, pathlib; pages.main(pathlib.Path({str(build)!r}))"

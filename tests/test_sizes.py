@@ -86,6 +86,7 @@ def test_square_images_stay_square(write):
     assert before.resolution == (48, 32) and len(before.buckets) == 1  # those that earlier versions had
 
 
+@pytest.mark.slow
 def test_a_run_made_before_keeps_its_buckets(write, tmp_path):
     write((40, 40), 8)
     data = Data(str(write((60, 40), 8)), resolution=40, fit="bucket", held_out=0.0)

@@ -123,6 +123,7 @@ def test_the_callback_sees_every_step_once(name):
     torch.testing.assert_close(steps[0].noisy, noisy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [0.0, 0.4])
 @pytest.mark.parametrize("name", ["heun", "stochastic_heun", "ancestral", "edm", "ve", "vp"])
 def test_samples_have_the_moments_of_the_data(name, end):

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
+from needs import need
 from patch_diffusion.denoise.process import EDM
 from patch_diffusion.sampling.solvers import karras_sigmas
 from patch_diffusion.sampling.stochastic import SOLVERS
 
-diffusers = pytest.importorskip("diffusers")
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+diffusers = need("diffusers", "hub")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")]
 
 STEPS = 20
 SIGMAS = karras_sigmas(STEPS, 0.002, 80)

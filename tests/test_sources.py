@@ -21,10 +21,12 @@ from image_files import (  # noqa: F401
     write_shard,
     write_zip,
 )
+from needs import need
 from patch_diffusion.config import Data, from_dict, to_dict
 from patch_diffusion.data.sources import find_images
 
 
+@pytest.mark.slow
 def test_digits():
     digits = pd.open_images("digits")
     assert digits.pixels.shape == (1797, 1, 16, 16) and digits.num_classes == 10
@@ -35,8 +37,9 @@ def test_digits():
     assert pd.open_images("digits", range=(0, 510)).codec.range == (0, 510)  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@pytest.mark.slow
 def test_digits_are_those_of_scikit_learn():
-    bundled = pytest.importorskip("sklearn.datasets").load_digits()
+    bundled = need("sklearn.datasets", "demo").load_digits()
     digits = pd.open_images("digits", resolution=8)
     assert np.array_equal(digits.pixels[:, 0].numpy(), np.round(bundled.images * 255 / 16))
     assert np.array_equal(digits.labels.numpy(), bundled.target)
@@ -88,21 +91,21 @@ def as_npz(path):
 
 
 def as_hdf5(path):
-    with pytest.importorskip("h5py").File(path.with_suffix(".h5"), "w") as file:
+    with need("h5py", "data").File(path.with_suffix(".h5"), "w") as file:
         file.create_dataset("a/images", data=PICTURES.pixels, chunks=(7, 3, 6, 8), compression="gzip")
         file["labels"] = PICTURES.labels
     return path.with_suffix(".h5"), {}
 
 
 def as_zarr(path):
-    group = pytest.importorskip("zarr", minversion="3").open_group(str(path.with_suffix(".zarr")), mode="w")
+    group = need("zarr", "data", minversion="3").open_group(str(path.with_suffix(".zarr")), mode="w")
     group.create_array("x", shape=PICTURES.pixels.shape, dtype="uint8", chunks=(7, 3, 6, 8))[:] = PICTURES.pixels
     group.create_array("y", shape=PICTURES.labels.shape, dtype="int64")[:] = PICTURES.labels
     return path.with_suffix(".zarr"), {}
 
 
 def as_table(path):
-    datasets = pytest.importorskip("datasets")
+    datasets = need("datasets", "data")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=5)})
     columns = {"image": [to_picture(pixels) for pixels in PICTURES.pixels], "label": PICTURES.labels.tolist()}
     datasets.disable_progress_bars()
@@ -144,6 +147,7 @@ SOURCES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", SOURCES)
 @pytest.mark.parametrize("cache", ["auto", "memory", "disk"])
 def test_every_source_gives_the_same(write, cache, tmp_path):
@@ -159,6 +163,7 @@ def test_every_source_gives_the_same(write, cache, tmp_path):
         assert np.array_equal(batch.numpy(), PICTURES.pixels[order][[499, 3, 3]]) and len(labels) == 3
 
 
+@pytest.mark.slow
 def test_sub_folders_that_could_be_classes_are_told_of(tmp_path):
     folder, _ = as_sub_folders(tmp_path / "pictures")
     (note,) = [note for note in pd.open_images(folder).notes if "sub-folders" in note]
@@ -167,6 +172,7 @@ def test_sub_folders_that_could_be_classes_are_told_of(tmp_path):
         assert not any("sub-folders" in note for note in pd.open_images(folder, classes=classes).notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", SOURCES)
 def test_every_source_is_resized_to_the_same(write, tmp_path):
     source, options = write(tmp_path / "pictures")
@@ -197,6 +203,7 @@ def test_a_run_starts_from_stored_options(tmp_path):
     assert torch.equal(again.pixels, images.pixels) and again.codec == images.codec  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@pytest.mark.slow
 def test_a_data_set_that_has_shrunk_is_not_continued_on(tmp_path, make_trainer):
     source, _ = as_folder(tmp_path / "pictures")
     make_trainer(images=pd.open_images(source), network={"num_classes": 5}).fit(steps=1)
@@ -205,6 +212,7 @@ def test_a_data_set_that_has_shrunk_is_not_continued_on(tmp_path, make_trainer):
         make_trainer(images=pd.open_images(source), network={"num_classes": 5})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fit", ["crop", "bucket"])
 def test_what_was_opened_can_be_trained_on(tmp_path, make_trainer, fit):
     folder = tmp_path / "pictures"

@@ -214,6 +214,7 @@ def vars_of(config):
 sides = st.integers(4, 200)
 
 
+@pytest.mark.slow
 @given(sides, sides, st.sampled_from(sorted(pd.PRESETS)))
 def test_any_shape_either_fits_then_or_stays_as_it_was(height, width, preset):
     base = pd.PRESETS[preset]
@@ -237,6 +238,7 @@ def test_the_stride_is_that_of_the_network(preset):
     assert stride(pd.PRESETS[preset].network) == network.stride
 
 
+@pytest.mark.slow
 def test_a_network_so_chosen_trains(tmp_path):
     pixels = torch.randint(0, 256, (8, 1, 28, 20), dtype=torch.uint8)
     base = with_network(SMALL, width=8)
@@ -261,6 +263,7 @@ def test_a_resolution_for_large_images_and_for_those_of_many_sizes():
     assert small.size == (20, 20)  # no image of the smallest tenth is enlarged
 
 
+@pytest.mark.slow
 def test_train_takes_what_is_suggested_and_says_why(tmp_path, capsys):
     pixels = np.random.default_rng(0).integers(100, 140, (20, 1, 28, 28), np.uint8)
     np.save(tmp_path / "a.npy", pixels)
@@ -319,6 +322,7 @@ def test_flat_images_have_their_range_of_sampling_about_their_mean():
     assert suggest(two_values(16, 20, 33), SMALL, {"noise.mean_data"})[0].noise.mean_data == (-0.79,)
 
 
+@pytest.mark.slow
 def test_a_run_made_before_keeps_its_noise_though_the_images_are_named_again(tmp_path):
     np.save(tmp_path / "a.npy", two_values(16, 20, 33).pixels.numpy())
     base = with_network(SMALL, width=8)
@@ -356,6 +360,7 @@ def test_the_brightness_of_samples_is_that_of_the_images(side):
     assert above - mean == pytest.approx(math.sqrt(0.3**2 + (0.4 / side) ** 2), rel=0.05)  # 0.14 of 512 pixels
 
 
+@pytest.mark.slow
 def test_the_loss_at_the_start_is_the_same_at_all_levels_of_images_far_from_grey(tmp_path):
     draws = torch.Generator().manual_seed(0)
     values = torch.randn(40, 1, 16, 16, generator=draws) * 0.3 - 0.8

@@ -49,6 +49,7 @@ def gradients(model):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num", [1, 2, 3, 7])
 def test_gradients_are_those_of_one_thread(model, num):
     inputs = samples(num)
@@ -64,6 +65,7 @@ def test_gradients_are_those_of_one_thread(model, num):
         assert gradient.stride() == dict(model.named_parameters())[name].stride()
 
 
+@pytest.mark.slow
 def test_every_loss_may_have_a_weight_of_its_own(model):
     loss, inputs, weights = DenoisingObjective(model), samples(), torch.arange(7.0)
     (weights * loss(inputs)).sum().backward()
@@ -77,6 +79,7 @@ def test_every_loss_may_have_a_weight_of_its_own(model):
         assert torch.equal(alone[name], expected[name])
 
 
+@pytest.mark.slow
 def test_threads_compute_in_the_number_format_of_the_training(model):
     """Autocast holds for the thread that enters it alone."""
     engine, inputs = Running(Engine(device="cpu", precision="bf16")), samples()
@@ -227,6 +230,7 @@ def test_what_threads_may_not_share(model, why):
         assert (threads._current is not None) == (why == "dropout")
 
 
+@pytest.mark.slow
 def test_training_by_threads(make_trainer):
     def train(out, num):
         trainer = make_trainer(

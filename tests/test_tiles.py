@@ -142,6 +142,7 @@ def seams(overlap):
     return float(torch.stack(across).mean() / torch.stack(elsewhere).mean())
 
 
+@pytest.mark.slow
 def test_no_seams_at_the_borders_of_tiles():
     assert seams(overlap=8) == pytest.approx(1, abs=0.1)
     assert seams(overlap=0) > 1.5  # or the measure would see nothing

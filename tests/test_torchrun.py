@@ -15,6 +15,8 @@ import patch_diffusion as pd
 from patch_diffusion.cli import main
 from patch_diffusion.processes import explain_lost_peer
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = [
     *("--batch", "4", "--samples", "0", "--log-every", "1", "--resolution", "8", "--patches.sizes", "1/2=1"),
     *("--checkpoints", "1"),
@@ -75,7 +77,7 @@ def test_a_mistake_is_told_once_and_fails(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_sigterm_saves_and_the_run_continues_under_torchrun(tmp_path):
     run = tmp_path / "run"
     process = torchrun("digits", *OPTIONS, "--steps", "100000", "--out", str(run))
@@ -93,7 +95,7 @@ def test_sigterm_saves_and_the_run_continues_under_torchrun(tmp_path):
     assert (run / "checkpoints" / f"step-{step + 2:08d}").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.scheduled)])
 def test_a_lost_process_ends_the_others_with_one_line(tmp_path, number):
     first, second = pair(tmp_path / "run", tmp_path / "run", command=["-c", IMPATIENT])
     wait_for_a_step(tmp_path / "run", first, second)
@@ -107,7 +109,7 @@ def test_a_lost_process_ends_the_others_with_one_line(tmp_path, number):
     assert err.splitlines()[-1].endswith("with as many processes as there are")
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_the_others_wait_for_looks_that_take_long(tmp_path):
     """Longer than after which one that does not answer is given up."""
     slow = IMPATIENT.replace(
@@ -129,7 +131,7 @@ def test_one_that_never_starts_is_told_too(tmp_path):
     assert process.returncode == 1 and err.count(GONE) == 1 and "Traceback" not in err
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_machines_that_do_not_share_the_folder_are_refused(tmp_path):
     assert main(["train", "digits", *OPTIONS, "--steps", "2", "--out", str(tmp_path / "run")]) == 0
     before = sorted((tmp_path / "run").rglob("*"))

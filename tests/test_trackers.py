@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import patch_diffusion as pd
+from needs import need
 from patch_diffusion.cli.train import Train
 from patch_diffusion.config import Config, changed_options
 from patch_diffusion.training.hardware.group import Group
@@ -107,6 +108,7 @@ def test_what_a_line_holds():
     assert scalars({"step": 1, "note": "a"}, {}) == {}
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_the_log(make_trainer):
     trainer = make_trainer(track=None, log_every=2, samples=2)
     trainer.fit(steps=8)
@@ -129,6 +131,7 @@ def test_tensorboard_shows_the_log(make_trainer):
         assert np.array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(io.BytesIO(encoded))))
 
 
+@pytest.mark.slow
 def test_a_killed_run_that_continues_shows_each_step_once(make_trainer):
     killed = make_trainer(track=None, log_every=1, checkpoints=2)
     step = killed.train_step
@@ -151,6 +154,7 @@ def test_a_killed_run_that_continues_shows_each_step_once(make_trainer):
     assert len(found["settings/text_summary"]) == 1 and len(list(folder.iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_complete_run_opens_nothing(make_trainer, as_tensorboard):
     as_tensorboard(Recorded)
     make_trainer(track=None).fit(steps=2)
@@ -158,6 +162,7 @@ def test_a_complete_run_opens_nothing(make_trainer, as_tensorboard):
     assert len(Recorded.made) == 1 and Recorded.made[0].finished
 
 
+@pytest.mark.slow
 def test_what_trackers_are_told(make_trainer, as_tensorboard):
     as_tensorboard(Recorded)
     trainer = make_trainer(track=["tensorboard"], log_every=2, samples=1)
@@ -181,6 +186,7 @@ class Unopened(Recorded):
         raise SystemExit(3)  # as some libraries do
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "reason"), [(Failing, "[Errno 28] no room"), (Unopened, "SystemExit: 3")])
 def test_one_that_fails_is_dropped_with_one_note(make_trainer, as_tensorboard, kind, reason):
     as_tensorboard(kind)
@@ -191,6 +197,7 @@ def test_one_that_fails_is_dropped_with_one_note(make_trainer, as_tensorboard, k
     assert trainer.state.counters.step == 4
 
 
+@pytest.mark.slow
 def test_training_does_not_wait_for_one_that_hangs(make_trainer, as_tensorboard, monkeypatch):
     release = threading.Event()
 
@@ -225,6 +232,7 @@ def test_the_end_is_not_waited_for_long(make_trainer, as_tensorboard, monkeypatc
     assert "it did not take the last lines within 0.1 seconds" in log_of(trainer)[-1]["note"]
 
 
+@pytest.mark.slow
 def test_results_are_the_same_with_and_without(make_trainer):
     def result(out, track):
         trainer = make_trainer(out=out, track=track, log_every=1)
@@ -277,8 +285,9 @@ def test_it_may_change_when_a_run_continues():
     assert changed_options(Config(track=()), Config(track=("wandb",))) == []
 
 
+@pytest.mark.slow
 def test_wandb_continues_the_same_run(make_trainer, monkeypatch):
-    pytest.importorskip("wandb", reason="Weights & Biases is not installed: pip install 'patch_diffusion[track]'")
+    need("wandb", "track")
     monkeypatch.setenv("WANDB_MODE", "offline")
     make_trainer(track=["wandb"], log_every=1).fit(steps=2)
     time.sleep(1.1)  # its folders are named after the second
@@ -290,8 +299,9 @@ def test_wandb_continues_the_same_run(make_trainer, monkeypatch):
     assert not [line for line in log_of(trainer) if "wandb" in line.get("note", "")]
 
 
+@pytest.mark.slow
 def test_wandb_without_an_account_does_not_stop_training(make_trainer, monkeypatch):
-    wandb = pytest.importorskip("wandb", reason="Weights & Biases is not installed")
+    wandb = need("wandb", "track")
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setattr(wandb, "login", lambda **_: False)
     trainer = make_trainer(track=["wandb"], log_every=1)
@@ -300,9 +310,10 @@ def test_wandb_without_an_account_does_not_stop_training(make_trainer, monkeypat
     assert len(notes) == 1 and "there is no account: wandb login, or WANDB_MODE=offline" in notes[0]
 
 
+@pytest.mark.slow
 def test_trackio_has_each_step_once(make_trainer, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    pytest.importorskip("trackio", reason="trackio is not installed: pip install 'patch_diffusion[track]'")
+    need("trackio", "track")
     from trackio.sqlite_storage import SQLiteStorage
 
     make_trainer(track=["trackio"], log_every=1).fit(steps=2)

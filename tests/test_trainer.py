@@ -68,6 +68,7 @@ GOLDEN = [
 ]
 
 
+@pytest.mark.slow
 def test_a_run_made_before_goes_on_by_its_rules(make_trainer):
     """Its log counts as it did, images are stretched as they were, and its optimizer's state fits."""
     options = {"augment": Augment(p=0.5), "optimizer": Optimizer(kind="muon"), "network": {"augment_channels": 9}}
@@ -85,6 +86,7 @@ def test_a_run_made_before_goes_on_by_its_rules(make_trainer):
     assert make_trainer(**options).facts.rules == ()
 
 
+@pytest.mark.slow
 def test_two_runs_are_equal_bit_for_bit(make_trainer):
     first, second = make_trainer("first"), make_trainer("second")
     for trainer in (first, second):
@@ -110,6 +112,7 @@ def test_a_single_step_trains(make_trainer, budget):
     assert trainer.run.read_config()[0].optimizer.warmup == Optimizer.warmup
 
 
+@pytest.mark.slow
 def test_a_run_of_integers_of_numpy_is_that_of_python(make_trainer):
     first, second = (make_trainer(kind.__name__, seed=kind(3), batch=kind(4)) for kind in (int, np.int64))
     for trainer in (first, second):
@@ -124,7 +127,14 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize(
-    ("kind", "weight"), [("adamw", "process"), ("adamw", "learned"), ("muon", "process"), ("schedule_free", "process")]
+    ("kind", "weight"),
+    [
+        ("adamw", "process"),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (("adamw", "learned"), ("muon", "process"), ("schedule_free", "process"))
+        ),
+    ],
 )
 def test_a_killed_run_continues_as_if_it_had_not_been(make_trainer, monkeypatch, kind, weight):
     """10 steps == 5 + checkpoint + 2 lost steps + continue: weights, average, optimizer, counters and log."""
@@ -163,6 +173,7 @@ def test_a_killed_run_continues_as_if_it_had_not_been(make_trainer, monkeypatch,
     assert untimed(continued) == untimed(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adamw", "muon", "schedule_free"])
 def test_laps_are_one_training(make_trainer, kind):
     """10 steps == laps of 3, 3, 0 and 4, whatever happens in between: weights, average, optimizer, counters and log."""
@@ -182,6 +193,7 @@ def test_laps_are_one_training(make_trainer, kind):
     assert state == expected_state and losses(laps) == losses(whole)
 
 
+@pytest.mark.slow
 def test_what_happens_between_laps_takes_no_time(make_trainer, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr("patch_diffusion.training.clock.time.monotonic", lambda: clock[0])
@@ -214,6 +226,7 @@ def test_ctrl_c_in_the_last_step_of_a_lap(make_trainer, monkeypatch):
     assert trainer.run.checkpoints()[-1].name == "step-00000001"
 
 
+@pytest.mark.slow
 def test_ctrl_c_writes_a_checkpoint(make_trainer, monkeypatch):
     trainer = make_trainer()
     step = trainer.train_step
@@ -240,6 +253,7 @@ def test_training_outside_the_main_thread(make_trainer):
     assert trainer.state.counters.step == 1
 
 
+@pytest.mark.slow
 def test_it_learns(make_trainer):
     """A picture that is always the same: the loss falls far below where it began."""
     pixels = torch.zeros(8, 3, 8, 12, dtype=torch.uint8)
@@ -252,6 +266,7 @@ def test_it_learns(make_trainer):
     assert found[-1]["8x12"] < 0.6 * found[0]["8x12"] and found[-1]["4x6"] < 0.6 * found[0]["4x6"]
 
 
+@pytest.mark.slow
 def test_the_averaged_model_is_returned_stored_and_loaded(make_trainer):
     trainer = make_trainer()
     model = trainer.fit(steps=3)
@@ -263,6 +278,7 @@ def test_the_averaged_model_is_returned_stored_and_loaded(make_trainer):
     assert torch.equal(model(noisy, 1.0, coords), loaded(noisy, 1.0, coords))
 
 
+@pytest.mark.slow
 def test_counts_are_exact(make_trainer):
     trainer = make_trainer(schedule={"growth": "linear", "whole": 0.5}, batch=4)
     sizes = [trainer.train_step()[0] for _ in range(30)]
@@ -292,6 +308,7 @@ def test_coordinates_go_with_the_pixels(make_trainer, images):
     assert {tuple(x.shape[2:]) for x in given} == {(8, 12), (4, 6)}
 
 
+@pytest.mark.slow
 def test_labels_are_dropped_as_often_as_asked(make_trainer):
     trainer = make_trainer(network={"label_dropout": 0.3}, batch=256)
     given = []
@@ -303,6 +320,7 @@ def test_labels_are_dropped_as_often_as_asked(make_trainer):
     assert set(labels.tolist()) == {-1, 0, 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changed",
     [
@@ -348,6 +366,7 @@ def test_every_option_changes_the_result(make_trainer, changed):
     )
 
 
+@pytest.mark.slow
 def test_intervals(make_trainer):
     trainer = make_trainer(checkpoints=4, samples=2, log_every=3)
     trainer.fit(steps=8)
@@ -359,12 +378,14 @@ def test_intervals(make_trainer):
     assert [line["step"] for line in lines(trainer) if "loss" in line] == [3, 6, 8]
 
 
+@pytest.mark.slow
 def test_timed_checkpoints_replace_each_other(make_trainer):
     trainer = make_trainer(checkpoints=2, checkpoint_minutes=1e-9)
     trainer.fit(steps=8)
     assert [path.name for path in trainer.run.checkpoints()] == ["step-00000004", "step-00000008"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("budget", "spent"), [({"steps": 7}, 7), ({"images": 30}, None), ({"minutes": 0.01}, None)])
 def test_budgets(make_trainer, budget, spent):
     trainer = make_trainer()
@@ -377,6 +398,7 @@ def test_budgets(make_trainer, budget, spent):
         assert trainer.state.counters.step == spent
 
 
+@pytest.mark.slow
 def test_a_complete_run_is_left_alone_and_a_larger_budget_continues(make_trainer):
     make_trainer().fit(steps=2)
     again = make_trainer()
@@ -419,6 +441,7 @@ def test_impossible_budgets(make_trainer, tmp_path, budget):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_what_the_run_folder_may_hold(make_trainer, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("")
@@ -457,6 +480,7 @@ def test_a_network_of_one_s_own(images, tmp_path):
         pd.Trainer(pd.Denoiser(lambda x, c_noise, labels: x), images, out=tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_damage_is_named(make_trainer):
     trainer = make_trainer()
     trainer.fit(steps=1)
@@ -478,6 +502,7 @@ def test_damage_is_named(make_trainer):
         pd.load(run.path / "nowhere")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["weights", "ema", "optimizer", "state"])
 @pytest.mark.parametrize("damage", ["flipped", "missing"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(make_trainer, name, damage):
@@ -498,6 +523,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(make_trainer, name, da
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+@pytest.mark.slow
 def test_two_trainers_in_one_folder(make_trainer, monkeypatch):
     first, second = make_trainer(), make_trainer()
     step = first.train_step
@@ -512,6 +538,7 @@ def test_two_trainers_in_one_folder(make_trainer, monkeypatch):
     second.fit(steps=2)
 
 
+@pytest.mark.slow
 def test_a_save_that_fails_on_the_way_does_not_stop_the_run(make_trainer, monkeypatch):
     from patch_diffusion.training.checkpoints import checkpoint
 
@@ -532,6 +559,7 @@ def test_a_save_that_fails_on_the_way_does_not_stop_the_run(make_trainer, monkey
     )
 
 
+@pytest.mark.slow
 def test_side_output_that_fails_is_said_once_and_training_goes_on(make_trainer, monkeypatch, capsys):
     def fail(*_, **__):
         raise UnicodeEncodeError("utf-8", "caf\udce9", 3, 4, "surrogates not allowed")
@@ -550,6 +578,7 @@ def test_side_output_that_fails_is_said_once_and_training_goes_on(make_trainer, 
     assert trainer.state.counters.step == 3 and len(trainer.run.checkpoints()) == 3
 
 
+@pytest.mark.slow
 def test_lines_of_the_log_wait_for_room_on_the_disk(make_trainer, monkeypatch, capsys):
     trainer = make_trainer(log_every=1, show=True)
     append = progress.append_text
@@ -566,6 +595,7 @@ def test_lines_of_the_log_wait_for_room_on_the_disk(make_trainer, monkeypatch, c
     assert len(notes) == 1 and str(trainer.run.log_file) in notes[0] and notes[0] in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_nobody_reads_what_is_said(make_trainer, monkeypatch):
     """A pipe that was closed, or a full disk under ``2> file``."""
 
@@ -579,6 +609,7 @@ def test_nobody_reads_what_is_said(make_trainer, monkeypatch):
         Closed.isatty = None  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["deleted", "moved", "replaced", "without config.json"])
 def test_a_run_folder_that_is_gone_ends_training(make_trainer, monkeypatch, tmp_path, what):
     pictures = [torch.arange(0, 192, 2, dtype=torch.uint8).reshape(1, 8, 12)]
@@ -613,6 +644,7 @@ def test_a_run_folder_that_is_gone_ends_training(make_trainer, monkeypatch, tmp_
         assert again.state.counters.step == 8
 
 
+@pytest.mark.slow
 def test_a_lost_config_is_found_in_the_checkpoints(make_trainer, tmp_path, capsys):
     make_trainer(checkpoints=2).fit(steps=2)
     run = make_trainer(checkpoints=2).run
@@ -637,6 +669,7 @@ def as_nobody():
     os.seteuid(user)
 
 
+@pytest.mark.slow
 def test_others_may_read_what_the_umask_lets_them_read(make_trainer, as_nobody):
     before = os.umask(0o022)
     try:
@@ -661,6 +694,7 @@ def test_a_full_disk_leaves_nothing_half_written(make_trainer, tmp_path, monkeyp
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_during_a_save(make_trainer, monkeypatch):
     from patch_diffusion.training.checkpoints import checkpoint
 
@@ -698,6 +732,7 @@ def test_the_step_never_asks_a_tensor_for_its_value(make_trainer, monkeypatch):
     assert loss.isfinite() and not loss.requires_grad
 
 
+@pytest.mark.slow
 def test_an_option_that_is_allowed_to_change_does(make_trainer):
     make_trainer().fit(steps=2)
     # As it is spelled on the command line.
@@ -706,6 +741,7 @@ def test_an_option_that_is_allowed_to_change_does(make_trainer):
     assert {group["weight_decay"] for group in changed.state.optimizer.param_groups} == {0.5}
 
 
+@pytest.mark.slow
 def test_options_that_cannot_change(make_trainer):
     """They are not offered to ``allow``, and are refused there, since no checkpoint would fit."""
     make_trainer().fit(steps=2)
@@ -728,6 +764,7 @@ def contents(run):
     }
 
 
+@pytest.mark.slow
 def test_a_refused_continuation_changes_nothing(make_trainer, monkeypatch):
     make_trainer().fit(steps=2)
     before = contents(make_trainer().run)
@@ -746,6 +783,7 @@ def test_a_refused_continuation_changes_nothing(make_trainer, monkeypatch):
     assert contents(other.run) == before
 
 
+@pytest.mark.slow
 def test_a_complete_run_keeps_its_config_and_its_log(make_trainer):
     make_trainer().fit(steps=3)
     before = contents(make_trainer().run)
@@ -754,6 +792,7 @@ def test_a_complete_run_keeps_its_config_and_its_log(make_trainer):
     assert contents(again.run) == before and again.run.read_config()[0].steps == 3
 
 
+@pytest.mark.slow
 def test_what_a_kill_has_left_of_checkpoints_is_removed(make_trainer):
     make_trainer().fit(steps=2)
     folder = make_trainer().run.path / "checkpoints"

@@ -12,6 +12,7 @@ from patch_diffusion.denoise.networks.unet import Enlarge, Reduce
 KINDS = ["ddpmpp", "ncsnpp", "adm"]
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(
     st.sampled_from([1, 3, 5]),

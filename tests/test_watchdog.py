@@ -101,6 +101,7 @@ def test_gradients_that_are_no_numbers_move_nothing_and_are_counted(make_trainer
     assert any(not torch.equal(before[name], tensor) for name, tensor in trainer.state.network.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "why"), [(to_nan, "gradients of"), (scramble, "the loss has risen")])
 def test_it_goes_back_once_with_half_the_rate(make_trainer, how, why):
     trainer = make_trainer(log_every=2, checkpoints=6)
@@ -126,6 +127,7 @@ def test_it_goes_back_once_with_half_the_rate(make_trainer, how, why):
     assert not list(trainer.run.path.glob("checkpoints/*.tmp"))
 
 
+@pytest.mark.slow
 def test_what_it_goes_back_to_stays_where_it_was_to_stay(make_trainer):
     trainer = make_trainer(log_every=2, checkpoints=6)
     spoil(trainer, lambda trainer: trainer.state.counters.step == 12 and not trainer.state.watchdog.back, to_nan)
@@ -135,6 +137,7 @@ def test_what_it_goes_back_to_stays_where_it_was_to_stay(make_trainer):
     assert [path.name[-2:] for path in trainer.run.checkpoints()] == ["04", "08", "12", "16", "20", "24"] and all(kept)
 
 
+@pytest.mark.slow
 def test_what_goes_back_and_is_killed_goes_on_from_there(make_trainer, monkeypatch):
     """The half rate is part of the checkpoint."""
     trainer = make_trainer(log_every=2, checkpoints=6)
@@ -156,6 +159,7 @@ def test_what_goes_back_and_is_killed_goes_on_from_there(make_trainer, monkeypat
     assert all(torch.equal(one[group][name], two[group][name]) for group in one for name in one[group])
 
 
+@pytest.mark.slow
 def test_the_second_time_it_stops_and_leaves_the_good_state(make_trainer):
     trainer = make_trainer(log_every=1, checkpoints=4)
     spoil(trainer, lambda trainer: trainer.state.counters.step >= 2, to_nan)
@@ -171,6 +175,7 @@ def test_the_second_time_it_stops_and_leaves_the_good_state(make_trainer):
     assert "changed from here on: optimizer.learning_rate: 0.001, now 0.0001" in notes(continued)
 
 
+@pytest.mark.slow
 def test_it_may_be_told_to_stop_at_once_or_to_go_on(make_trainer):
     stops = make_trainer("stops", log_every=1, watchdog="stop")
     spoil(stops, lambda trainer: trainer.state.counters.step == 2, to_nan)
@@ -183,6 +188,7 @@ def test_it_may_be_told_to_stop_at_once_or_to_go_on(make_trainer):
     assert goes_on.state.counters.step == 4 and sum("since watchdog is off" in note for note in notes(goes_on)) == 2
 
 
+@pytest.mark.slow
 def test_trouble_from_the_start_goes_back_to_the_start(make_trainer):
     trainer = make_trainer(log_every=2)
     spoil(trainer, lambda trainer: not trainer.state.watchdog.back, to_nan)
@@ -190,6 +196,7 @@ def test_trouble_from_the_start_goes_back_to_the_start(make_trainer):
     assert "back to step 0 with half" in notes(trainer)[-1] and trainer.state.counters.step == 4
 
 
+@pytest.mark.slow
 def test_samples_of_one_colour_are_trouble(make_trainer, monkeypatch):
     trainer = make_trainer(samples=2, checkpoints=4)
     generate = evaluation.generate
@@ -207,6 +214,7 @@ def test_samples_of_one_colour_are_trouble(make_trainer, monkeypatch):
     assert trainer.state.counters.step == 8 and trainer.state.watchdog.back
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("watchdog", ["restore", "off"])
 def test_a_last_picture_of_one_colour_is_told_once(make_trainer, monkeypatch, watchdog):
     generate = evaluation.generate
@@ -221,6 +229,7 @@ def test_a_last_picture_of_one_colour_is_told_once(make_trainer, monkeypatch, wa
     assert sum("nothing but one colour" in note for note in notes(last)) == 1
 
 
+@pytest.mark.slow
 def test_a_picture_of_one_colour_is_told_once_where_nothing_is_done_about_it(make_trainer, monkeypatch):
     generate, trainer = evaluation.generate, make_trainer(samples=2, watchdog="off")
 
@@ -244,6 +253,7 @@ def test_a_slow_process_is_named():
     assert group.lagging() == ""
 
 
+@pytest.mark.slow
 def test_a_clock_that_stands_still_ends_a_budget_of_minutes(make_trainer, monkeypatch):
     monkeypatch.setattr(loop, "_STANDING", 5)
     trainer = make_trainer()

@@ -11,7 +11,7 @@ from patch_diffusion.cli import main
 from patch_diffusion.web.server import Server
 from patch_diffusion.web.site import Site
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
 
 ATTACK = "<img src=x onerror=attacked=1>"
 TINY = (

@@ -145,6 +145,7 @@ def test_imported_runs_and_models_of_other_images(make_run, tmp_path):
     assert found["state"] == "imported" and not found["model"]["editable"]
 
 
+@pytest.mark.slow
 def test_models_are_loaded_anew_where_the_weights_have_changed(make_trainer, tmp_path):
     from patch_diffusion.web.models import Models
 

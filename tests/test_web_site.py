@@ -19,6 +19,8 @@ from patch_diffusion.web.limits import at_once
 from patch_diffusion.web.requests import MOST_PICTURES
 from patch_diffusion.web.site import Site
 
+pytestmark = pytest.mark.slow
+
 TINY = (
     "--data.classes True --network.width 8 --network.multipliers 1 2 --network.attention 1 --network.blocks 1 "
     "--network.dropout 0 --batch 4 --samples 1 --checkpoints 2 --steps 4 --ema.lengths 0.05 0.1 "

@@ -378,7 +378,7 @@ def from_dict(options: dict[str, Any], *, base: Config | None = None, where: str
         name, first = errors[0]
         # An option that accepts several types of values has one error for each type.
         reasons = dict.fromkeys(found["msg"].lower() for other, found in errors if other == name)
-        raise InputError(f"{where}: {name} is {first['input']!r}: {', or '.join(reasons)}") from None
+        raise InputError(f"{where}: {name} is {first['input']!r}: {', or '.join(reasons)}", option=name) from None
 
 
 @functools.cache
@@ -448,10 +448,10 @@ def _merge(base: dict[str, Any], options: dict[str, Any], where: str, path: tupl
     for key, value in options.items():
         name = ".".join((*path, str(key)))
         if key not in base:
-            raise InputError(f"{where}: there is no option '{name}'{did_you_mean(str(key), base)}")
+            raise InputError(f"{where}: there is no option '{name}'{did_you_mean(str(key), base)}", option=name)
         is_group = isinstance(base[key], dict) and name != "patches.sizes"
         if is_group and not isinstance(value, dict):
-            raise InputError(f"{where}: {name} is a group of options, not {value!r}")
+            raise InputError(f"{where}: {name} is a group of options, not {value!r}", option=name)
         merged[key] = _merge(base[key], value, where, (*path, str(key))) if is_group else value
     return merged
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, about
 
 _CPU_NAMES = Path("/proc/cpuinfo")
 
 
+@about("engine.device")
 def choose_device(name: str = "auto") -> torch.device:
     """Return the device with this name, or raise an `InputError`; "auto" is a GPU if there is one, else the CPU."""
     if name == "auto":
@@ -27,6 +28,7 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
+@about("engine.device")
 def device_of_process(name: str, world: int) -> torch.device:
     """Return the device of this process, one of ``world`` processes: the GPU of its local rank, or the CPU for all."""
     device = choose_device(name)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from numbers import Real
 from typing import Any
@@ -15,14 +16,41 @@ class InputError(ValueError):
     """An error for options, data or files of the user that cannot be used.
 
     The message is one sentence that says what is wrong, where, and what to do; the command line prints it without a
-    traceback.
+    traceback. ``option`` is the full name of the option of a `Config` or of `Sampling` at fault, if it is one.
 
     >>> try:
     ...     PatchSchedule(whole=2)
     ... except InputError as error:
-    ...     print(error)
-    patches.whole is a probability between 0 and 1, not 2
+    ...     print(error.option, "|", error)
+    patches.whole | patches.whole is a probability between 0 and 1, not 2
     """
+
+    def __init__(self, message: str = "", *, option: str | None = None) -> None:
+        super().__init__(message)
+        self.option = option
+
+    def reworded(self, message: str) -> InputError:
+        """Return an error with another message about the same option."""
+        return InputError(message, option=self.option)
+
+
+def option_error(option: str, is_wrong: str) -> InputError:
+    """Return the error for one option, whose full name begins the sentence.
+
+    >>> print(option_error("batch", "is at least 1, not 0"))
+    batch is at least 1, not 0
+    """
+    return InputError(f"{option} {is_wrong}", option=option)
+
+
+@contextmanager
+def about(option: str) -> Iterator[None]:
+    """Name the option at fault in each `InputError` of the with block that names none; also a decorator."""
+    try:
+        yield
+    except InputError as error:
+        error.option = error.option or option
+        raise
 
 
 def reason_of(error: BaseException) -> str:
@@ -55,13 +83,13 @@ def whole_number(name: str, value: Any) -> int:
     try:
         return operator.index(value)
     except TypeError:
-        raise InputError(f"{name} is a whole number, not {value!r}") from None
+        raise InputError(f"{name} is a whole number, not {value!r}", option=None if " " in name else name) from None
 
 
 def finite_number(name: str, value: Any) -> float:
     """Return a real number, of Python or NumPy, as one of Python, or raise an `InputError` that names it."""
     if not isinstance(value, Real) or not math.isfinite(value):
-        raise InputError(f"{name} is a finite number, not {value!r}")
+        raise InputError(f"{name} is a finite number, not {value!r}", option=None if " " in name else name)
     return value if isinstance(value, int | float) else float(value)
 
 

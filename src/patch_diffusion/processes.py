@@ -77,7 +77,7 @@ def run_processes(num: int, function: Callable[..., Any], *arguments: Any) -> No
         if "interrupted" in reasons:
             raise KeyboardInterrupt
         if reasons:
-            raise InputError(reasons[0])
+            raise reasons[0]
 
 
 def _one_process(
@@ -95,7 +95,7 @@ def _one_process(
     except KeyboardInterrupt:
         answers.put("interrupted")
     except InputError as error:
-        answers.put(str(error))
+        answers.put(error)
         raise SystemExit(1) from None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import sys
 from collections.abc import Sequence
 from itertools import chain, pairwise, zip_longest
@@ -35,7 +36,11 @@ def parse(kind: type[T], verb: str, arguments: Sequence[str], default: T | None 
     except SystemExit as stopped:
         if not stopped.code:  # --help
             raise
-        raise InputError(f"{_first_paragraph(errors.getvalue())}; see patch-diffusion {verb} --help") from None
+        told = _first_paragraph(errors.getvalue())
+        option = re.search(r"--([\w.-]+)", told)
+        raise InputError(
+            f"{told}; see patch-diffusion {verb} --help", option=option and option[1].replace("-", "_")
+        ) from None
 
 
 def _renamed(verb: str, arguments: Sequence[str]) -> list[str]:

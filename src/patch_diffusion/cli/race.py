@@ -193,7 +193,7 @@ def _parsed(name: str, words: Sequence[str], base: Config, preset: str) -> Confi
     try:
         return settled(parse(_Arm, "race", words, _Arm(base)).options, base, preset)
     except InputError as error:
-        raise InputError(f"--arm {name}: {error}") from None
+        raise error.reworded(f"--arm {name}: {error}") from None
 
 
 def _words(arm: str, text: str) -> list[str]:

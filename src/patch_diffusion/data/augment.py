@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patch_diffusion import config as options
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import option_error
 from patch_diffusion.streams import slot_normal
 
 SCALE = 2**0.2
@@ -93,10 +93,10 @@ class Augment(options.Augment):
     def __post_init__(self) -> None:
         for name in ("flip", "p"):
             if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"data.augment.{name} is a probability from 0 to 1, not {getattr(self, name)}")
+                raise option_error(f"data.augment.{name}", f"is a probability from 0 to 1, not {getattr(self, name)}")
         if not self.p and (self.colour or not self.resample):
             option = "colour" if self.colour else "resample"
-            raise InputError(f"data.augment.{option} does nothing at data.augment.p 0: give p, for example 0.12")
+            raise option_error(f"data.augment.{option}", "does nothing at data.augment.p 0: give p, for example 0.12")
 
     @property
     def channels(self) -> int:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from patch_diffusion.errors import InputError, NotFiniteError
+from patch_diffusion.errors import InputError, NotFiniteError, option_error
 
 DTYPES = {"uint8": torch.uint8, "uint16": torch.uint16, "float32": torch.float32}
 _LARGEST = {"uint8": 255.0, "uint16": 65535.0}
@@ -81,7 +81,7 @@ class PixelCodec:
         object.__setattr__(self, "low", 0.0 if self.low is None else float(self.low))
         object.__setattr__(self, "high", largest if self.high is None else float(self.high))
         if not self.range[0] < self.range[1]:
-            raise InputError(f"data.range goes from a lower to a higher value, not from {self.low} to {self.high}")
+            raise option_error("data.range", f"goes from a lower to a higher value, not from {self.low} to {self.high}")
 
     @property
     def range(self) -> tuple[float, float]:

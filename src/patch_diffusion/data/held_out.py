@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from patch_diffusion.data.images import ImageBuckets, Images, ImageSet, Part
 from patch_diffusion.data.keys import draws_of, limit_for
 from patch_diffusion.data.order import permute
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, about
 
 HELD_OUT = 0.05
 """The share of the images that is held out from training by default."""
@@ -22,6 +22,7 @@ FEWEST_TO_HOLD_OUT = 640
 _LEAST_HELD_OUT, _HALVES = 64, -1  # the seed of halves is no training's
 
 
+@about("data.held_out")
 def hold_out(
     images: Images, share: float, seed: int, *, below: float | None = None, by_place: bool = False
 ) -> tuple[Images, Images | None]:

@@ -15,7 +15,7 @@ from patch_diffusion.data.latents.folder import LatentSet
 from patch_diffusion.data.reading import cache
 from patch_diffusion.data.reading.parallel import progress
 from patch_diffusion.data.reading.pixels import ArrayPlan, Plan, read
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import option_error
 
 _VALUES_AT_ONCE = 2**22
 """The number of values that are downscaled at a time, so that memory does not grow with the size of the image."""
@@ -33,12 +33,13 @@ def small_shape(side: int, resolution: tuple[int, ...], stride: int = 1) -> tupl
     (16, 24)
     """
     if side < 1 or side % stride:
-        raise InputError(f"patches.context must be a multiple of {stride} for this network, not {side}")
+        raise option_error("patches.context", f"must be a multiple of {stride} for this network, not {side}")
     shorter = min(resolution)
     if side >= shorter:
-        raise InputError(
-            f"patches.context {side} is the side of small copies of the images, which are "
-            f"{'x'.join(map(str, resolution))} themselves: give less than {shorter}, or leave it out"
+        raise option_error(
+            "patches.context",
+            f"{side} is the side of small copies of the images, which are "
+            f"{'x'.join(map(str, resolution))} themselves: give less than {shorter}, or leave it out",
         )
     return tuple(max(side, round(side * length / shorter / stride) * stride) for length in resolution)
 
@@ -75,7 +76,7 @@ def small_images(images: ImageSet, shape: tuple[int, ...], *, show: bool = False
         InputError: the images are latents, which cannot be downscaled, or there is no room on the disk.
     """
     if isinstance(images, LatentSet):
-        raise InputError("patches.context makes images small, which latents cannot be: leave it out")
+        raise option_error("patches.context", "makes images small, which latents cannot be: leave it out")
     pixels = images.pixels
 
     def blocks() -> Iterator[NDArray[np.generic]]:

@@ -24,7 +24,7 @@ from patch_diffusion.data.images import Images, ImageSet
 from patch_diffusion.data.latents.folder import is_latents, open_latents
 from patch_diffusion.data.reading.groups import check_group, is_column
 from patch_diffusion.data.reading.sizes import resolution_of
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, option_error
 from patch_diffusion.files import user_path
 
 _CHOICES = {"mode": get_args(Mode), "fit": get_args(Fit), "layout": get_args(Layout), "cache": get_args(Cache)}
@@ -133,7 +133,7 @@ def open_images(
     if options.source == digits.NAME:
         _refuse_unknown(options, "the digits", set())
         if fit != "crop":
-            raise InputError(f"data.fit {fit} has no meaning for the digits: leave it out")
+            raise option_error("data.fit", f"{fit} has no meaning for the digits: leave it out")
         return digits.read_digits(options)
     path = user_path(source)
     if is_latents(path):
@@ -172,7 +172,8 @@ def find_images(options: Data, *, show: bool = False) -> Iterator[Collection]:
     elif not path.exists():
         raise InputError(
             f"there is no data at {source}: give a folder or a zip of images, an array (.npy, .npz, .h5, .zarr), "
-            "hf:NAME, wds:SHARDS, or digits"
+            "hf:NAME, wds:SHARDS, or digits",
+            option="data.source",
         )
     elif zipfile.is_zipfile(path):
         with find_in_zip(path, options) as found:
@@ -206,30 +207,32 @@ def _check(options: Data) -> None:
     for name, choices in _CHOICES.items():
         value = getattr(options, name)
         if value not in choices:
-            raise InputError(f"data.{name} is one of {', '.join(choices)}, not '{value}'")
+            raise option_error(f"data.{name}", f"is one of {', '.join(choices)}, not '{value}'")
     shape = resolution_of(options)
     pair = isinstance(shape, tuple) and len(shape) == 2 and all(isinstance(side, int) and side > 0 for side in shape)
     if shape is not None and not pair:
-        raise InputError(
-            f"data.resolution is a side, or height and width, of at least 1 pixel, not {options.resolution}"
+        raise option_error(
+            "data.resolution", f"is a side, or height and width, of at least 1 pixel, not {options.resolution}"
         )
     if shape is None and options.fit != "crop":
-        raise InputError(f"data.fit {options.fit} needs data.resolution")
+        raise option_error("data.fit", f"{options.fit} needs data.resolution")
     if options.range is not None and not (isinstance(options.range, tuple | list) and len(options.range) == 2):
-        raise InputError(f"data.range is two numbers, the values that are -1 and 1 in model space, not {options.range}")
+        raise option_error(
+            "data.range", f"is two numbers, the values that are -1 and 1 in model space, not {options.range}"
+        )
     if options.range is not None and not options.range[0] < options.range[1]:
-        raise InputError(f"data.range goes from a lower to a higher value, not from {options.range}")
+        raise option_error("data.range", f"goes from a lower to a higher value, not from {options.range}")
     if options.group is not None:
         check_group(options.group)
     grouped = options.group is not None and is_column(options.group)  # in a column of the same CSV
     if options.labels is not None and options.classes is False and not grouped:
-        raise InputError("data.labels says where the classes are, and data.classes False ignores them: give one")
+        raise option_error("data.labels", "says where the classes are, and data.classes False ignores them: give one")
 
 
 def _refuse_unknown(options: Data, source: str, known: set[str]) -> None:
     for name in ("labels", "group", "key", "layout"):
         if name not in known and getattr(options, name) != getattr(Data, name):
-            raise InputError(f"data.{name} has no meaning for {source}: leave it out")
+            raise option_error(f"data.{name}", f"has no meaning for {source}: leave it out")
 
 
 def _what_it_is_not(path: Path, source: str) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from patch_diffusion.data.codec import Codec, PixelCodec
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.process import EDM, Process
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, option_error
 
 Levels = Float[Tensor, "n"] | Float[Tensor, ""] | float
 """A noise level for each image, or one for all."""
@@ -79,17 +79,17 @@ class Denoiser(nn.Module):
         sigma_min = self.process.sigma_min if sigma_min is None else sigma_min
         sigma_max = self.process.sigma_max if sigma_max is None else sigma_max
         if not sigma_data > 0:
-            raise InputError(f"noise.sigma_data is a standard deviation above 0, not {sigma_data}")
+            raise option_error("noise.sigma_data", f"is a standard deviation above 0, not {sigma_data}")
         if not 0 < sigma_min < sigma_max:
-            raise InputError(f"noise.sigma_min and sigma_max must be 0 < {sigma_min} < {sigma_max}")
+            raise option_error("noise.sigma_min", f"and sigma_max must be 0 < {sigma_min} < {sigma_max}")
         if mean_data is not None and not (mean_data and all(map(math.isfinite, mean_data))):
-            raise InputError(
-                f"noise.mean_data has a finite number for each channel, or one for all, not {list(mean_data)}"
+            raise option_error(
+                "noise.mean_data", f"has a finite number for each channel, or one for all, not {list(mean_data)}"
             )
         if levels is not None and not (levels and all(low < high for low, high in pairwise((0.0, *levels, math.inf)))):
-            raise InputError(f"noise.levels are rising numbers above 0, not {list(levels)}")
+            raise option_error("noise.levels", f"are rising numbers above 0, not {list(levels)}")
         if context is not None and not coords:
-            raise InputError(NO_PLACES)
+            raise InputError(NO_PLACES, option="patches.coords")
         self.network = network
         self.sigma_data: float = float(sigma_data)
         self.coords = coords

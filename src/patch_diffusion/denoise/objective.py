@@ -12,7 +12,7 @@ from patch_diffusion.config import Noise
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.process import PROCESSES, Process
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import option_error
 
 
 class Batch(NamedTuple):
@@ -141,7 +141,7 @@ class NoiseLevels(Noise):
         if isinstance(self.process, Process):
             object.__setattr__(self, "process", self.process.name)
         if self.p_std is not None and self.p_std < 0:
-            raise InputError(f"noise.p_std is a standard deviation, so at least 0, not {self.p_std}")
+            raise option_error("noise.p_std", f"is a standard deviation, so at least 0, not {self.p_std}")
 
     def draw(self, num: int, *, generator: torch.Generator | None = None) -> Float[Tensor, "{num}"]:
         """Draw random noise levels on the generator's device."""

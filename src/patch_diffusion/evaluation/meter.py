@@ -13,7 +13,7 @@ from torch import Tensor
 from patch_diffusion.config import Watch
 from patch_diffusion.data.images import Images
 from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.errors import InputError, did_you_mean, option_error
 from patch_diffusion.evaluation.collect import Collected, collect
 from patch_diffusion.evaluation.comparing import spaced_subset
 from patch_diffusion.evaluation.distances import FrechetTo, KernelDistance, merged
@@ -77,13 +77,15 @@ class SampleMeter:
         self.options: Watch = replace(options, extractor=name, **given)
         for metric in self.options.metrics:
             if metric not in get_args(Metric):
-                raise InputError(f"watch.metrics has no '{metric}'{did_you_mean(metric, get_args(Metric))}")
+                raise option_error("watch.metrics", f"has no '{metric}'{did_you_mean(metric, get_args(Metric))}")
         if not self.options.metrics:
-            raise InputError(f"no metric was asked for: choose from {', '.join(get_args(Metric))}")
+            raise InputError(
+                f"no metric was asked for: choose from {', '.join(get_args(Metric))}", option="watch.metrics"
+            )
         if self.options.times < 1:
-            raise InputError(f"watch.times is at least 1, not {self.options.times}")
+            raise option_error("watch.times", f"is at least 1, not {self.options.times}")
         if self.options.samples < 2:
-            raise InputError(f"watch.samples is at least 2, not {self.options.samples}")
+            raise option_error("watch.samples", f"is at least 2, not {self.options.samples}")
         self._extractor, self._seed, self._batch = extractor, seed, batch
         if isinstance(extractor, str | Path):
             open_extractor(extractor)  # raises an error for a missing extractor now, not in the middle of a training

@@ -84,14 +84,14 @@ def first_alone(make: Callable[[], T]) -> T:
     group = _group.get()
     if group is None:
         return make()
-    reason: list[str | None] = [None]
+    reason: list[InputError | None] = [None]
     result: list[T] = []
     if dist.get_rank(group) == 0:
         try:
             result.append(make())
         except InputError as error:
-            reason = [str(error)]
+            reason = [error]
     dist.broadcast_object_list(reason, src=0, group=group)
     if reason[0] is not None:
-        raise InputError(reason[0])
+        raise reason[0]
     return result[0] if result else make()

@@ -73,7 +73,7 @@ def open_subject(
         try:
             pictures = open_images(source, show=show)
         except InputError as error:
-            raise InputError(f"{source} is no run (no config.json), and as images: {error}") from None
+            raise error.reworded(f"{source} is no run (no config.json), and as images: {error}") from None
         given = _reading_like(pictures.resolution, pictures.channels)
         return Subject(str(source), None, pictures, _open(data, given, show), _open(held_out, given, show), given)
     config, facts = folder.read_config()

@@ -137,7 +137,7 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
         with path.open("rb") as file:
             content = _load(file)
     except InputError as error:
-        raise InputError(f"{path} is refused, and nothing in it was run: {error}") from None
+        raise error.reworded(f"{path} is refused, and nothing in it was run: {error}") from None
     except ValueError as error:
         raise InputError(f"{path} is damaged, or no torch file: {error}") from None
     if isinstance(content, Mapping) and isinstance(content.get("ema"), Mapping):

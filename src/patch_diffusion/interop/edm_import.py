@@ -76,7 +76,7 @@ def import_model(file: str | os.PathLike[str], out: str | os.PathLike[str]) -> d
     try:
         config, facts, weights = recognise(published)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise error.reworded(f"{path}: {error}") from None
     run.check(config, facts)
     check_room(run.path, sum(tensor.nbytes for tensor in weights.values()))
     run.path.mkdir(parents=True, exist_ok=True)

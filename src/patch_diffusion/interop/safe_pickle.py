@@ -73,7 +73,7 @@ def read_pickle(path: Path, makers: Makers) -> Any:
         try:
             return _Machine(makers).run(pickletools.genops(content))  # pyright: ignore[reportArgumentType]
         except InputError as error:
-            raise InputError(f"{path} is refused, and nothing in it was run: {error}") from None
+            raise error.reworded(f"{path} is refused, and nothing in it was run: {error}") from None
         # A hostile or damaged file can fail in any operation, in any way; all of them mean the same to the user.
         except Exception as error:
             raise InputError(f"{path} is damaged, or no pickle: {printable(error)}") from None

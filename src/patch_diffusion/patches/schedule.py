@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from patch_diffusion.config import Patches
 from patch_diffusion.data.small import small_shape
-from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.errors import InputError, about, did_you_mean, option_error
 from patch_diffusion.patches.shapes import Shape, as_text, parse_size, patch_shape
 from patch_diffusion.streams import uniform
 
@@ -72,6 +72,7 @@ class PatchSchedule(Patches):
 
     seed: int | None = None
 
+    @about("patches.sizes")
     def __post_init__(self) -> None:
         if self.kind == "fixed":
             warnings.warn("patches.kind 'fixed' is 'stochastic' with one size now", DeprecationWarning, stacklevel=3)
@@ -79,9 +80,9 @@ class PatchSchedule(Patches):
         for name, choices in (("kind", Kind), ("growth", Growth), ("weight", Weight)):
             value = str(getattr(self, name))
             if value not in get_args(choices):
-                raise InputError(f"patches.{name} cannot be '{value}'{did_you_mean(value, get_args(choices))}")
+                raise option_error(f"patches.{name}", f"cannot be '{value}'{did_you_mean(value, get_args(choices))}")
         if not 0 <= self.whole <= 1:
-            raise InputError(f"patches.whole is a probability between 0 and 1, not {self.whole}")
+            raise option_error("patches.whole", f"is a probability between 0 and 1, not {self.whole}")
         for size, share in self.sizes.items():
             parse_size(size)
             if not 0 <= share <= 1:
@@ -127,6 +128,7 @@ class PatchSchedule(Patches):
 
 
 @lru_cache(maxsize=256)
+@about("patches.sizes")
 def _sizes(
     whole: float,
     shares_of_rest: tuple[tuple[str, float], ...],
@@ -175,7 +177,8 @@ def _check_stride(shape: Shape, resolution: Shape, stride: int) -> None:
         below = as_text([max(length // stride, 1) * stride for length in shape])
         raise InputError(
             f"images of {as_text(shape)} cannot pass the network, which {halves}: set data.resolution, for example to "
-            f"{below}, or take fewer network.multipliers"
+            f"{below}, or take fewer network.multipliers",
+            option="data.resolution",
         )
     shorter = min(resolution)
     fitting = [

@@ -135,7 +135,7 @@ def run_turns(
                         _measure(name, trainer, judges, budgets[name], until, plan.images, meter)
                     after(moment)
         except InputError as error:
-            raise InputError(f"arm '{at_work}': {error}" if at_work else str(error)) from None
+            raise error.reworded(f"arm '{at_work}': {error}" if at_work else str(error)) from None
         except KeyboardInterrupt:
             for name, trainer in trainers.items():
                 # The arm that was training has saved itself, or was stopped within a step.

@@ -227,7 +227,7 @@ class RunFolder:
         try:
             content = read_json(self.config_file)
         except InputError as error:
-            raise InputError(f"{error}{self.lost_config()}") from None
+            raise error.reworded(f"{error}{self.lost_config()}") from None
         content.pop("version", None)
         facts = content.pop("model", None)
         config = from_dict(content, where=str(self.config_file))

@@ -16,7 +16,7 @@ from patch_diffusion.denoise.networks.dit import DiT
 from patch_diffusion.denoise.networks.unet import STYLES, UNet
 from patch_diffusion.denoise.process import PROCESSES
 from patch_diffusion.devices import choose_device
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, option_error
 from patch_diffusion.files import read_json, read_tensors, user_path
 from patch_diffusion.runs.averages import average_name, combination, combine
 from patch_diffusion.runs.folder import RunFolder
@@ -40,16 +40,16 @@ def build_network(
         raise InputError("this run's network is a module of your own: give it as network=..., from Python")
     given = {name: value for name, value in vars(options).items() if value is not None and name != "kind"}
     for name in (_DIT_ONLY if options.kind in STYLES else _UNET_ONLY) & given.keys():
-        raise InputError(f"network.{name} has no meaning for network.kind {options.kind}: leave it out")
+        raise option_error(f"network.{name}", f"has no meaning for network.kind {options.kind}: leave it out")
     given |= {"num_classes": num_classes, "augment_channels": augment_channels, "coords": coords}
     given["context"] = context is not None
     try:
         if options.kind in STYLES:
             return UNet(image_channels, kind=options.kind, **given)
         return DiT(image_channels, **given)
-    # The network modules import nothing of the package, so they raise ValueError instead of InputError.
+    # The network modules import nothing of the package, so they raise ValueError: "network.width is ...".
     except ValueError as error:
-        raise InputError(str(error)) from None
+        raise option_error(*str(error).split(" ", 1)) from None
 
 
 def load(

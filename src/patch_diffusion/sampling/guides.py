@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.errors import InputError, about, did_you_mean
 from patch_diffusion.sampling.generate import Sample
 
 KINDS = ("class", "crops", "step", "ema")
 """The words that a guide can begin with, up to a colon."""
 
 
+@about("guide")
 def guide_of(text: str, weaker: Callable[[int | None, float | None], Denoiser]) -> str | Denoiser:
     """Parse the text of a guide for `Sampling`: return a guide's name, or load the weaker model that the text names.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Annotated as Float, Annotated as Fl
 from tyro.conf import arg
 
 from patch_diffusion.config import Strict
-from patch_diffusion.errors import InputError, did_you_mean, finite_number, whole_number
+from patch_diffusion.errors import InputError, about, did_you_mean, finite_number, option_error, whole_number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,14 +108,16 @@ class Sampling(Strict):
     def with_steps(self, steps: int | None, usual: int) -> Sampling:
         """Return the options with a number of steps: their own one, else the given one, else the usual one."""
         if steps is not None and self.steps is not None and steps != self.steps:
-            raise InputError(f"sampling has {self.steps} steps, and steps={steps} is given beside it: leave one out")
+            raise InputError(
+                f"sampling has {self.steps} steps, and steps={steps} is given beside it: leave one out", option="steps"
+            )
         return replace(self, steps=next(each for each in (self.steps, steps, usual) if each is not None))
 
     def refuse(self, names: Collection[str], reason: str) -> None:
         """Raise an `InputError` with the reason if one of the named options is not at its default."""
         for field in fields(self):
             if field.name in names and getattr(self, field.name) != field.default:
-                raise InputError(f"{field.name} has no effect: {reason}")
+                raise option_error(field.name, f"has no effect: {reason}")
 
     def sigmas(self, model: Denoiser) -> Float64[Tensor, "{self.steps}+1"]:
         """Return the noise levels of a model's solver steps, from high to low and then 0."""
@@ -142,7 +144,7 @@ class Sampling(Strict):
     def is_guided(self) -> bool:
         """Return True if there is guidance, and raise an `InputError` if only its options are given."""
         if self.guidance == 1 and (self.guidance_interval is not None or self.guide != "class"):
-            raise InputError("guide and guidance_interval are for a guidance other than 1, which is none")
+            raise option_error("guide", "and guidance_interval are for a guidance other than 1, which is none")
         return self.guidance != 1
 
     def view(self, model: Denoiser, inside: tuple[int, int, int, int] | None = None) -> View:
@@ -154,10 +156,13 @@ class Sampling(Strict):
         from patch_diffusion.patches.coords import coordinate_grid
 
         if self.batch < 1:
-            raise InputError(f"a batch has at least 1 image, not {self.batch}")
+            raise InputError(f"a batch has at least 1 image, not {self.batch}", option="batch")
         shape, tile = pair(self.resolution) or model.resolution, pair(self.tile)
         if shape is None:
-            raise InputError("this model does not know the resolution of its images: give resolution=(height, width)")
+            raise InputError(
+                "this model does not know the resolution of its images: give resolution=(height, width)",
+                option="resolution",
+            )
         _check_stride(model, shape, tile)
         overlap = 0
         if tile or self.overlap is not None:
@@ -206,6 +211,7 @@ class Sampling(Strict):
         interval = {} if self.guidance_interval is None else {"guidance_interval": list(self.guidance_interval)}
         return {"guide": guide, **interval}
 
+    @about("coords")
     def _coords(self, model: Denoiser, shape: Shape, tile: Shape | None) -> Coords:
         """Return the checked kind of coordinates; by default, tiles of larger images repeat those of training."""
         if self.coords is None:
@@ -297,7 +303,10 @@ def _check_stride(model: Denoiser, shape: Shape, tile: Shape | None) -> None:
     height, width = tile or shape
     if min(height, width, *shape) < 1 or height % model.stride or width % model.stride:
         what = "height and width" if tile is None else "height and width of a tile"
-        raise InputError(f"{what} must be multiples of {model.stride} for this network, not {height}x{width}")
+        raise InputError(
+            f"{what} must be multiples of {model.stride} for this network, not {height}x{width}",
+            option="resolution" if tile is None else "tile",
+        )
 
 
 def _grid(

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from patch_diffusion.denoise.process import VP
-from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.errors import InputError, did_you_mean, option_error
 from patch_diffusion.sampling.step import Callback, Denoise, Step, StepNoise
 
 _MOST_STEPS = 1_000_000
@@ -278,12 +278,12 @@ def options_of(
         InputError: the name is not among the ``known`` ones, or a given option is not one of its own.
     """
     if name not in known:
-        raise InputError(f"there is no {kind} '{name}'{did_you_mean(name, known)}")
+        raise InputError(f"there is no {kind} '{name}'{did_you_mean(name, known)}", option=kind)
     defaults = {function: _defaults(known[function], given) for function in known}
     for option, value in given.items():
         if value is not None and option not in defaults[name]:
             users = ", ".join(f"'{function}'" for function in known if option in defaults[function])
-            raise InputError(f"{option} is not an option of the {kind} '{name}', only of {users}")
+            raise option_error(option, f"is not an option of the {kind} '{name}', only of {users}")
     return {
         option: given[option] if given[option] is not None else default for option, default in defaults[name].items()
     }
@@ -302,12 +302,14 @@ def wide(device: torch.device) -> torch.dtype:
 def _ramp(steps: int, sigma_min: float, sigma_max: float, rho: float = 1.0) -> Float64[Tensor, "{steps}"]:
     """Return evenly spaced numbers from 0 to 1; raise InputError if a schedule's option is out of range."""
     if not 1 <= steps <= _MOST_STEPS:
-        raise InputError(f"sampling takes at least 1 step and at most {_MOST_STEPS:,}, not {steps}")
+        raise InputError(f"sampling takes at least 1 step and at most {_MOST_STEPS:,}, not {steps}", option="steps")
     if not 0 < sigma_min <= sigma_max:
-        raise InputError(f"noise levels must be 0 < sigma_min <= sigma_max, not {sigma_min} and {sigma_max}")
+        raise InputError(
+            f"noise levels must be 0 < sigma_min <= sigma_max, not {sigma_min} and {sigma_max}", option="sigma_min"
+        )
     least = max(0.0, math.log(sigma_max) / 700)  # sigma_max^(1 / rho) is a number
     if not rho > least:
-        raise InputError(f"rho is a number above {least:.2g}, not {rho}")
+        raise option_error("rho", f"is a number above {least:.2g}, not {rho}")
     return torch.linspace(0, 1, steps, dtype=torch.float64)
 
 

@@ -14,7 +14,7 @@ from typing import Annotated as Float
 from torch import Tensor
 
 from patch_diffusion.denoise.process import EDM, Process
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, option_error
 from patch_diffusion.sampling.solvers import dpm_solver_2m, dpm_solver_3m, euler, heun, heun_step
 from patch_diffusion.sampling.step import Callback, Denoise, Step, StepNoise
 
@@ -98,9 +98,9 @@ def stochastic_heun(
     """
     noise = _needed(noise, "stochastic_heun")
     if not churn >= 0 or not churn_noise >= 0:
-        raise InputError(f"churn and churn_noise are at least 0, not {churn} and {churn_noise}")
+        raise option_error("churn", f"and churn_noise are at least 0, not {churn} and {churn_noise}")
     if not churn_min <= churn_max:
-        raise InputError(f"churn_min must not be above churn_max, as {churn_min} and {churn_max} are")
+        raise option_error("churn_min", f"must not be above churn_max, as {churn_min} and {churn_max} are")
     most = min(churn / max(len(sigmas) - 1, 1), math.sqrt(2) - 1)
     for index, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
         if most > 0 and churn_min <= sigma <= churn_max:
@@ -150,7 +150,7 @@ def ancestral(
     """
     noise = _needed(noise, "ancestral")
     if not 0 <= eta <= 1:
-        raise InputError(f"eta is between 0 (no noise) and 1, not {eta}")
+        raise option_error("eta", f"is between 0 (no noise) and 1, not {eta}")
     for index, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
         denoised = denoise(noisy, sigma)
         if callback:

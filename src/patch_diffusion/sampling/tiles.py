@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from patch_diffusion.denoise.conditions import Conditions
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, option_error
 from patch_diffusion.sampling.step import ConditionalDenoise, Denoise
 
 Place = tuple[int, int, int]
@@ -54,13 +54,15 @@ def checked_overlap(shape: Sequence[int], tile: Sequence[int] | None, overlap: i
     """
     if tile is None:
         if overlap is not None:
-            raise InputError("overlap is that of tiles: give tile, too, or leave it out")
+            raise option_error("overlap", "is that of tiles: give tile, too, or leave it out")
         return 0
     if tile[0] > shape[0] or tile[1] > shape[1]:
-        raise InputError(f"a tile of {tile[0]}x{tile[1]} does not fit an image of {shape[0]}x{shape[1]}")
+        raise InputError(f"a tile of {tile[0]}x{tile[1]} does not fit an image of {shape[0]}x{shape[1]}", option="tile")
     overlap = min(tile) // 4 if overlap is None else overlap
     if not 0 <= overlap < min(tile):
-        raise InputError(f"tiles of {tile[0]}x{tile[1]} overlap by 0 to {min(tile) - 1} pixels, not {overlap}")
+        raise InputError(
+            f"tiles of {tile[0]}x{tile[1]} overlap by 0 to {min(tile) - 1} pixels, not {overlap}", option="overlap"
+        )
     return overlap
 
 

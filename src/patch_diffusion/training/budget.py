@@ -45,7 +45,7 @@ class Budget:
             raise InputError(f"give one of steps, images, minutes or wall_minutes, {found}")
         name, value = given.popitem()
         if not finite_number(name, value) > 0:
-            raise InputError(f"a budget of {name} is above 0, not {value}")
+            raise InputError(f"a budget of {name} is above 0, not {value}", option=name)
 
     @classmethod
     def of(cls, config: Config) -> Budget:

@@ -16,7 +16,7 @@ from patch_diffusion.data.images import Images, refuse_ids
 from patch_diffusion.data.sources import open_images
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.process import PROCESSES
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import option_error
 from patch_diffusion.files import user_path
 from patch_diffusion.processes import run_processes, started_by_launcher
 from patch_diffusion.runs.folder import RunFolder
@@ -59,7 +59,7 @@ def train(
     check_numbers(config)
     processes = config.engine.processes
     if processes is not None and processes < 1:
-        raise InputError(f"engine.processes is at least 1, not {processes}")
+        raise option_error("engine.processes", f"is at least 1, not {processes}")
     if processes is None or processes == 1 or started_by_launcher():
         return _train(config, out, given, allow, show)
     run_processes(processes, _train, config, os.fspath(out), given, allow, show)
@@ -81,9 +81,10 @@ def build_trainer(
     """
     run = RunFolder(user_path(out))
     if config.data.group is not None and config.data.held_out == 0 and not run.is_run():
-        raise InputError(
-            f"data.group {config.data.group} says which images are held out together, and none are with "
-            "data.held_out 0: leave out one of them"
+        raise option_error(
+            "data.group",
+            f"{config.data.group} says which images are held out together, and none are with "
+            "data.held_out 0: leave out one of them",
         )
     images = run.labelled(images)
     share, notes = _share_held_out(config.data.held_out, images, run)

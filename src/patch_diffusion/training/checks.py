@@ -7,7 +7,7 @@ from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.latents.folder import LatentSet
 from patch_diffusion.denoise.denoiser import NO_PLACES, Denoiser
-from patch_diffusion.errors import InputError, finite_number
+from patch_diffusion.errors import InputError, finite_number, option_error
 
 
 def check_numbers(config: Config) -> None:
@@ -26,34 +26,42 @@ def check_numbers(config: Config) -> None:
         ("log_every", config.log_every, 1),
     ):
         if isinstance(value, int) and value < least:
-            raise InputError(f"{name} is at least {least}, not {value}")
+            raise option_error(name, f"is at least {least}, not {value}")
     if not config.checkpoint_minutes > 0:
-        raise InputError(f"checkpoint_minutes is above 0, not {config.checkpoint_minutes}")
+        raise option_error("checkpoint_minutes", f"is above 0, not {config.checkpoint_minutes}")
 
 
 def check_network(denoiser: Denoiser, images: Images, augment: Augment, context: int | None) -> None:
     """Raise InputError if channels, classes, augmentation or context (small copies) do not suit the network."""
     if denoiser.context not in (None, context):
-        raise InputError(f"the denoiser has a context of {denoiser.context}, but patches.context is {context}")
+        raise InputError(
+            f"the denoiser has a context of {denoiser.context}, but patches.context is {context}",
+            option="patches.context",
+        )
     if context is not None and not denoiser.coords:
-        raise InputError(NO_PLACES)
+        raise InputError(NO_PLACES, option="patches.coords")
     has = getattr(denoiser.network, "context", None)
     if has is not None and has != (context is not None):
         raise InputError(
-            f"the network has context={has}, but patches.context is {context}: build it with context={not has}"
+            f"the network has context={has}, but patches.context is {context}: build it with context={not has}",
+            option="patches.context",
         )
     if augment.channels not in (0, denoiser.augment_channels):
         raise InputError(
             f"the network is told of augmentation by {denoiser.augment_channels} numbers, but data.augment gives "
-            f"{augment.channels}: build it with augment_channels={augment.channels}"
+            f"{augment.channels}: build it with augment_channels={augment.channels}",
+            option="data.augment",
         )
     if isinstance(images, LatentSet) and (augment.p or augment.flip):
-        raise InputError("latents cannot be augmented: make those of the mirrored images too (prepare --flips)")
+        raise InputError(
+            "latents cannot be augmented: make those of the mirrored images too (prepare --flips)",
+            option="data.augment",
+        )
     if denoiser.image_channels not in (None, images.channels):
         raise InputError(f"the network takes {denoiser.image_channels} channels, but the images have {images.channels}")
     if denoiser.mean_data is not None and len(denoiser.mean_data) not in (1, images.channels):
-        raise InputError(
-            f"noise.mean_data has {len(denoiser.mean_data)} numbers, but the images have {images.channels} channels"
+        raise option_error(
+            "noise.mean_data", f"has {len(denoiser.mean_data)} numbers, but the images have {images.channels} channels"
         )
     if denoiser.num_classes and denoiser.num_classes != images.num_classes:
         raise InputError(
@@ -72,17 +80,18 @@ def check_watching(config: Config, images: Images, held_out: Images | None, *, c
     watch, best, by = config.watch, config.checkpoint_best, config.checkpoint_by
     idle = [name for name, value in vars(watch).items() if value != getattr(Watch(), name)]
     if idle and not watch.metrics and not continues:
-        raise InputError(
-            f"watch.{idle[0]} has no effect without watch.metrics: add --watch.metrics frechet, or leave it out"
+        raise option_error(
+            f"watch.{idle[0]}", "has no effect without watch.metrics: add --watch.metrics frechet, or leave it out"
         )
     if watch.metrics and isinstance(images, LatentSet):
-        raise InputError(
-            "watch.metrics compare samples with the images of the training, and these are latents: measure afterwards, "
-            "with evaluate --data IMAGES"
+        raise option_error(
+            "watch.metrics",
+            "compare samples with the images of the training, and these are latents: measure afterwards, "
+            "with evaluate --data IMAGES",
         )
     if by != "loss" and not best:
-        raise InputError(f"checkpoint_by {by} says which checkpoint is the best: add checkpoint_best")
+        raise option_error("checkpoint_by", f"{by} says which checkpoint is the best: add checkpoint_best")
     if by != "loss" and by not in watch.metrics:
-        raise InputError(f"checkpoint_by {by} needs it to be measured: add watch.metrics {by}")
+        raise option_error("checkpoint_by", f"{by} needs it to be measured: add watch.metrics {by}")
     if best and by == "loss" and held_out is None:
-        raise InputError("checkpoint_best needs images that are held out: give data.held_out, for example 0.05")
+        raise option_error("checkpoint_best", "needs images that are held out: give data.held_out, for example 0.05")

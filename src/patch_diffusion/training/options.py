@@ -13,7 +13,7 @@ from patch_diffusion.config import Config, Network, Patches
 from patch_diffusion.data.images import Images
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.objective import Objective
-from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.errors import InputError, did_you_mean, option_error
 from patch_diffusion.evaluation.meter import SampleMeter
 from patch_diffusion.patches.schedule import PatchSchedule
 from patch_diffusion.training.optimizing.optimizers import decay_of
@@ -61,7 +61,9 @@ def config_of(given: Config | Patches | None, keywords: Mapping[str, Any]) -> Co
     config = given if isinstance(given, Config) else Config()
     if isinstance(given, Patches):
         if "schedule" in keywords:
-            raise InputError("two patch schedules: one in the place of the config, one as a keyword: leave one out")
+            raise InputError(
+                "two patch schedules: one in the place of the config, one as a keyword: leave one out", option="patches"
+            )
         keywords = {"schedule": given, **keywords}
     if "weight" in keywords:
         warnings.warn(
@@ -82,7 +84,9 @@ def config_of(given: Config | Patches | None, keywords: Mapping[str, Any]) -> Co
             config = _once(config, {"schedule": "patches"}.get(name, name), value, name)
     seed = config.patches.seed if isinstance(config.patches, PatchSchedule) else None
     if seed is not None and config.seed not in (Config.seed, seed):
-        raise InputError(f"two seeds: the config has {config.seed}, the patch schedule {seed}: leave one of them out")
+        raise InputError(
+            f"two seeds: the config has {config.seed}, the patch schedule {seed}: leave one of them out", option="seed"
+        )
     batch = config.batch if config.batch == "auto" else int(config.batch)
     return replace(config, seed=int(config.seed if seed is None else seed), batch=batch)  # NumPy's are no JSON
 
@@ -112,9 +116,8 @@ def reconciled(config: Config, denoiser: Denoiser, images: Images) -> Config:
     for name, value in before.items():
         if value not in (usual[name], now[name]):
             whose = {"network": "network", "data": "images"}.get(name.partition(".")[0], "denoiser")
-            raise InputError(
-                f"{name} is {value} in the config, but {now[name]} in the {whose} given here: leave it out of the "
-                "config"
+            raise option_error(
+                name, f"is {value} in the config, but {now[name]} in the {whose} given here: leave it out of the config"
             )
     optimizer = replace(found.optimizer, decay=decay_of(found.optimizer))
     if found.batch == "auto":

@@ -17,7 +17,7 @@ from patch_diffusion.denoise.networks.unet import STYLES, UNet
 from patch_diffusion.denoise.process import EDM
 from patch_diffusion.denoise.whole_image import SIGMAS
 from patch_diffusion.devices import choose_device, processor_has_bf16
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, option_error
 from patch_diffusion.patches.schedule import PatchSchedule, patch_shape
 
 Resolution = tuple[int, ...]
@@ -70,9 +70,10 @@ def suggest(
     {'16': 0.6, '8': 0.4}
     """
     if "network.label_dropout" in given and base.network.label_dropout and not images.num_classes:
-        raise InputError(
-            "network.label_dropout hides classes in training, and these images have none: give --data.classes True if "
-            "their sub-folders are classes, or leave it out"
+        raise option_error(
+            "network.label_dropout",
+            "hides classes in training, and these images have none: give --data.classes True if "
+            "their sub-folders are classes, or leave it out",
         )
     base, reasons = _with_noise(images, base, given) if stored is None else (_as_stored(base, stored, given), [])
     resolutions = [bucket.resolution for bucket in images.buckets]
@@ -175,10 +176,10 @@ def limit_pixels(config: Config, images: Images, stride: int, given: Collection[
     """Reduce the batch, and then also the share of whole images, to ``batch_pixels``; return the config and reasons."""
     most, batch = config.batch_pixels, config.batch
     if most is not None and most < 1:
-        raise InputError(f"batch_pixels is at least 1, not {most}")
+        raise option_error("batch_pixels", f"is at least 1, not {most}")
     if most is None or "batch" in given or batch == "auto":
         if most is not None and "batch_pixels" in given:
-            raise InputError("batch_pixels is for a batch that is not given: leave one of them out")
+            raise option_error("batch_pixels", "is for a batch that is not given: leave one of them out")
         return config, []
     schedule = PatchSchedule.of(config.patches)
     pixels, side = max(

@@ -113,7 +113,8 @@ class Trainer:
         if config.batch < world * parts:
             raise InputError(
                 f"a batch of {config.batch} cannot be shared out to {world} processes in {parts} parts each: "
-                "give a larger batch, or lower engine.accumulation"
+                "give a larger batch, or lower engine.accumulation",
+                option="batch",
             )
         self.state: TrainingState = TrainingState(objective(denoiser), config, self.engine, rules)
         self.batches: Batches = Batches(

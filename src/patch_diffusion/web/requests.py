@@ -132,9 +132,11 @@ def read_request(kind: type[T], body: bytes) -> T:
         # A size can be an int or a pair; the error that is deepest inside is the one of the type that was meant.
         worst: Any = max(error.errors(include_url=False), key=lambda each: len(each["loc"]))
         if isinstance(reason := worst.get("ctx", {}).get("error"), InputError):
-            raise InputError(str(reason)) from None
+            raise reason from None
         path = [str(part) for part in worst["loc"] if part not in ("sampling", "int") and "[" not in str(part)]
-        raise InputError(f"{'.'.join(path) or 'the request'}: {worst['msg'].lower()}") from None
+        raise InputError(
+            f"{'.'.join(path) or 'the request'}: {worst['msg'].lower()}", option=".".join(path) or None
+        ) from None
 
 
 def options_schema() -> dict[str, Any]:

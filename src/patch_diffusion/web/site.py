@@ -169,14 +169,14 @@ def _answered(answer: Callable[[], Answer]) -> Answer:
     except BusyError as error:
         return refused(503, str(error))
     except InputError as error:
-        return refused(400, str(error))
+        return refused(400, str(error), error.option)
     except OSError as error:  # for instance, a run was deleted at this moment
         return refused(404, f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
 
 
-def refused(status: int, reason: str) -> Answer:
-    """Return the answer to a request that failed, with the reason as JSON."""
-    return Answer(to_json({"error": reason}, lines=False).encode(), status=status)
+def refused(status: int, reason: str, option: str | None = None) -> Answer:
+    """Return the answer to a request that failed, with the reason, and the option at fault if it is one, as JSON."""
+    return Answer(to_json({"error": reason, "option": option}, lines=False).encode(), status=status)
 
 
 def _json(content: Mapping[str, Any]) -> Answer:

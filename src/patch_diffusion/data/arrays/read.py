@@ -24,7 +24,7 @@ from patch_diffusion.data.reading.parallel import progress, results_in_order
 from patch_diffusion.data.reading.pixels import MOST_IN_MEMORY, ArrayPlan, Plan, Read, images_of, read
 from patch_diffusion.data.reading.sizes import Size, choose_sizes, resize_values, resolution_of, too_small
 from patch_diffusion.data.reading.survey import Survey
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, option_error
 
 _LOOKED_AT = 256
 """The number of images whose values are examined when a memory-mapped array of integers is opened."""
@@ -54,8 +54,8 @@ def read_array(stored: StoredArray, options: Data, *, show: bool = False) -> Ima
     inner = stored.shape[1:]
     channels, height, width = (1, *inner) if axis == 0 else inner if axis == 1 else (inner[2], inner[0], inner[1])
     if options.mode != "auto" and channels != len(options.mode):
-        raise InputError(
-            f"data.mode {options.mode} is for image files, and {stored.source} has {channels} channels: leave it out"
+        raise option_error(
+            "data.mode", f"{options.mode} is for image files, and {stored.source} has {channels} channels: leave it out"
         )
     target = choose_sizes({0: (height, width)}, lambda _: stored.source, resolution_of(options), options.fit)[0]
     if too_small((height, width), target):
@@ -116,7 +116,8 @@ def channel_axis(shape: tuple[int, ...], layout: Layout, source: str) -> int:
     if could_be_first == could_be_last:
         raise InputError(
             f"{source} has the shape {_words(shape)}, which does not tell where the channels are: give --data.layout "
-            "channels_first or channels_last"
+            "channels_first or channels_last",
+            option="data.layout",
         )
     return 1 if could_be_first else 3
 
@@ -231,7 +232,7 @@ def _labels(stored: StoredArray, options: Data) -> Labels | None:
         return None
     if stored.labels is None:
         if options.classes:
-            raise InputError(f"{stored.source} has no labels: name them with --data.labels")
+            raise InputError(f"{stored.source} has no labels: name them with --data.labels", option="data.labels")
         return None
     labels, class_names = labels_of_values(stored.labels)
     if len(labels) != stored.shape[0]:

@@ -83,7 +83,7 @@ def in_memory(array: NDArray[Any], source: str) -> StoredArray:
 @contextmanager
 def _open_npy(path: Path, source: str, key: str | None, labels: str | None, group: str | None) -> Iterator[StoredArray]:
     if key is not None:
-        raise InputError(f"{source} is one array and has no names: leave data.key out")
+        raise InputError(f"{source} is one array and has no names: leave data.key out", option="data.key")
     array = _map_npy(path, source)
     found, groups = (None if name is None else _map_npy(user_path(name), name) for name in (labels, group))
     yield StoredArray(
@@ -207,7 +207,10 @@ def _choose(
         raise InputError(f"{source} holds no arrays")
     for option, name in (("key", key), ("labels", labels), ("group", group)):
         if name is not None and name not in shapes:
-            raise InputError(f"{source} has no array '{name}' for data.{option}{did_you_mean(name, shapes)} ({listed})")
+            raise InputError(
+                f"{source} has no array '{name}' for data.{option}{did_you_mean(name, shapes)} ({listed})",
+                option=f"data.{option}",
+            )
     if key is None:
         images = [name for name, shape in shapes.items() if len(shape) >= 3]
         named = [name for expected in _IMAGE_NAMES for name in images if _last(name) == expected]
@@ -216,7 +219,9 @@ def _choose(
         # An array name in several groups, such as train and test, is ambiguous unless one is at the top level.
         several = [name for name in named if _last(name) == _last(named[0])]
         if len(images) > 1 and (not named or (len(several) > 1 and _last(named[0]) not in several)):
-            raise InputError(f"{source} holds several arrays: name the images with --data.key ({listed})")
+            raise InputError(
+                f"{source} holds several arrays: name the images with --data.key ({listed})", option="data.key"
+            )
         key = images[0] if len(images) == 1 else min(several, key=lambda name: name.count("/"))
     if labels is None:
         fitting = [name for name, shape in shapes.items() if shape[:1] == shapes[key][:1] and name != key]

@@ -29,7 +29,7 @@ from patch_diffusion.data.reading.labels import (
     labels_of_folders,
     labels_of_json,
 )
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, option_error
 from patch_diffusion.files import user_path
 
 OpenFile = Callable[[str], IO[bytes]]
@@ -206,9 +206,10 @@ def _groups(images: Sequence[str], names: Sequence[str], open_file: OpenFile, op
     if not is_column(options.group):
         return groups_of_names(images, options.group, options.source)
     if options.labels is None:
-        raise InputError(
-            f"data.group '{options.group}' is a column of the CSV that data.labels names, and there is none: give one, "
-            "or the word folder, or a pattern of the name with parentheses"
+        raise option_error(
+            "data.group",
+            f"'{options.group}' is a column of the CSV that data.labels names, and there is none: give one, "
+            "or the word folder, or a pattern of the name with parentheses",
         )
     with _open_csv(names, open_file, options) as stream:
         return column_of_csv(stream.read(), options.group, images, options.labels)[0]
@@ -222,4 +223,4 @@ def _open_csv(names: Sequence[str], open_file: OpenFile, options: Data) -> IO[by
         return path.open("rb")
     if options.labels in names:
         return open_file(options.labels)
-    raise InputError(f"there is no file of labels at {options.labels}, nor in {options.source}")
+    raise InputError(f"there is no file of labels at {options.labels}, nor in {options.source}", option="data.labels")

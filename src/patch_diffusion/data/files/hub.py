@@ -19,7 +19,7 @@ from patch_diffusion.data.files.decode import ImageFile
 from patch_diffusion.data.reading.cache import digest, state_of
 from patch_diffusion.data.reading.groups import groups_of_values
 from patch_diffusion.data.reading.labels import labels_of_values
-from patch_diffusion.errors import InputError, did_you_mean, need
+from patch_diffusion.errors import InputError, about, did_you_mean, need
 from patch_diffusion.files import user_path
 
 PREFIX = "hf:"
@@ -80,7 +80,8 @@ def collection_of(table: Any, options: Data) -> Collection:
         if options.group not in table.features:
             raise InputError(
                 f"images in a table are grouped by a column, and {source} has no column "
-                f"'{options.group}'{did_you_mean(options.group, table.features)}"
+                f"'{options.group}'{did_you_mean(options.group, table.features)}",
+                option="data.group",
             )
         groups = groups_of_values(table.with_format(None)[options.group][:], len(table), source)
     return Collection(source, files, labels, identity=identity, slow=True, groups=groups)
@@ -134,6 +135,7 @@ def _choose_split(found: Any, split: str | None, source: str) -> Any:
     raise InputError(f"{source} has the splits {', '.join(names)}: choose one, as in {source}:{names[0]}")
 
 
+@about("data.key")
 def _image_column(library: Any, table: Any, key: str | None, source: str) -> str:
     columns = [name for name, feature in table.features.items() if isinstance(feature, library.Image)]
     if key is not None:
@@ -141,13 +143,14 @@ def _image_column(library: Any, table: Any, key: str | None, source: str) -> str
             raise InputError(f"{source} has no column of images '{key}'{did_you_mean(key, columns or table.features)}")
         return key
     if not columns:
-        raise InputError(f"{source} has no column of images, only {', '.join(table.features)}")
+        raise InputError(f"{source} has no column of images, only {', '.join(table.features)}", option="data.source")
     named = [name for name in _IMAGE_NAMES if name in columns]
     if len(columns) > 1 and not named:
         raise InputError(f"{source} has several columns of images ({', '.join(columns)}): choose one with --data.key")
     return columns[0] if len(columns) == 1 else named[0]
 
 
+@about("data.labels")
 def _labels(library: Any, table: Any, options: Data, source: str) -> Labels | None:
     if options.classes is False:
         return None

@@ -10,7 +10,7 @@ from PIL import Image
 
 from patch_diffusion.data.files.decode import Header, ImageFile, decode_file
 from patch_diffusion.data.reading.parallel import in_order
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, option_error
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ def common_pixel_type(
         )
     takes = "TIFF of 16 bits a colour" if mode == "RGB16" else "pictures of 8 bits"
     if mode != "auto" and ((dtype, channels) != ("uint16", 3) if mode == "RGB16" else channels is not None):
-        raise InputError(f"data.mode {mode} is for {takes}, and these are {_describe(dtype, channels)}: leave it out")
+        raise option_error(
+            "data.mode", f"{mode} is for {takes}, and these are {_describe(dtype, channels)}: leave it out"
+        )
     if channels is not None:
         return PixelType(dtype, channels, mode if mode == "RGB16" else "RGB"), []
     mode, notes = _mode(files, headers, mode, show)

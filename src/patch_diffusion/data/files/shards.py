@@ -193,7 +193,8 @@ def _index(path: Path, options: Data, column: str | None) -> list[Sample]:
             if key in images:
                 raise InputError(
                     f"{path} has several images of one sample, {images[key][0]} and {name}: choose an ending with "
-                    "--data.key"
+                    "--data.key",
+                    option="data.key",
                 )
             images[key] = (name, place, size)
         elif (kind == "cls" and field is None) or kind == "json":

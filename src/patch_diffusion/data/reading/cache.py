@@ -208,7 +208,7 @@ def _check_room(num_bytes: int) -> None:
     try:
         check_room(cache_folder(), num_bytes)
     except InputError as error:
-        raise InputError(f"{error} ({FOLDER_VARIABLE} names it; --data.cache memory needs none)") from None
+        raise error.reworded(f"{error} ({FOLDER_VARIABLE} names it; --data.cache memory needs none)") from None
 
 
 def _sweep(folder: Path, abandoned: str = "") -> None:

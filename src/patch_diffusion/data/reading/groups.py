@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, option_error
 
 FOLDER = "folder"
 
@@ -22,11 +22,12 @@ def check_group(group: str) -> None:
     try:
         num = group == FOLDER or re.compile(group).groups
     except re.error as error:
-        raise InputError(f"data.group '{group}' is no regular expression: {error}") from None
+        raise option_error("data.group", f"'{group}' is no regular expression: {error}") from None
     if num != 1:
-        raise InputError(
-            "data.group is a pattern with one pair of parentheses around what names the group, as in "
-            f"'patient-([0-9]+)', not '{group}'"
+        raise option_error(
+            "data.group",
+            "is a pattern with one pair of parentheses around what names the group, as in "
+            f"'patient-([0-9]+)', not '{group}'",
         )
 
 
@@ -50,7 +51,7 @@ def groups_of_names(names: Sequence[str], group: str, source: str) -> list[str]:
     missing = next((place for place, each in enumerate(found) if each is None), None)
     if missing is not None:
         what = "is in no sub-folder" if group == FOLDER else f"does not match '{group}'"
-        raise InputError(f"data.group {group}: {names[missing]} in {source} {what}, and every image needs a group")
+        raise option_error("data.group", f"{group}: {names[missing]} in {source} {what}, and every image needs a group")
     return [each for each in found if each is not None]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated as Float, Annotated as Int, Any
 import torch
 from torch import Tensor, nn
 
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, option_error
 
 
 class DiffusersNetwork(nn.Module):
@@ -56,7 +56,7 @@ class DiffusersNetwork(nn.Module):
         if "UNet2DModel" not in (kind.__name__ for kind in type(unet).__mro__):
             raise InputError(f"DiffusersNetwork takes a diffusers UNet2DModel, not a {type(unet).__name__}")
         if not 0 <= label_dropout < 1:
-            raise InputError(f"network.label_dropout is a probability in [0, 1), not {label_dropout}")
+            raise option_error("network.label_dropout", f"is a probability in [0, 1), not {label_dropout}")
         config: Any = unet.config
         _check(config, num_classes, coords=coords, context=context)
         self.unet = unet

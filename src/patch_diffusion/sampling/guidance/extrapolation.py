@@ -10,7 +10,7 @@ from typing import Annotated as Float
 
 from torch import Tensor
 
-from patch_diffusion.errors import InputError, finite_number
+from patch_diffusion.errors import InputError, about, finite_number
 from patch_diffusion.sampling.step import Denoise
 
 
@@ -29,6 +29,7 @@ def extrapolate(denoise: Denoise, weaker: Denoise, scale: float) -> Denoise:
     return guided
 
 
+@about("guidance_interval")
 def check_interval(interval: tuple[float, float], sigmas: Float[Tensor, "levels"] | None) -> None:
     """Raise InputError if noise levels (low, high] are none, or none of a solver's levels ``sigmas`` lies in them."""
     low, high = (finite_number("guidance_interval", bound) for bound in interval)

@@ -11,7 +11,7 @@ from torch import Tensor
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.threads import Shared
-from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.errors import InputError, about, did_you_mean
 from patch_diffusion.patches.schedule import patch_shape
 from patch_diffusion.sampling.guidance.crops import in_crops
 from patch_diffusion.sampling.guidance.extrapolation import check_interval, extrapolate, within
@@ -22,6 +22,7 @@ GUIDES = ("class", "crops")
 """The names of guides; a guide can also be another denoiser."""
 
 
+@about("guide")
 def check_guidance(sampling: Sampling, model: Denoiser, view: View, sigmas: Float[Tensor, "levels"]) -> None:
     """Raise InputError if guidance does not suit the model, the images, or the noise levels of the solver."""
     guide = sampling.guide
@@ -80,6 +81,7 @@ def _check_crops(model: Denoiser, guide: str, view: View) -> None:
         raise InputError("crops as large as the image are no guide: give smaller ones, as in crops:1/2")
 
 
+@about("guidance")
 def _check_dropped(model: Denoiser) -> None:
     if not model.num_classes:
         raise InputError(

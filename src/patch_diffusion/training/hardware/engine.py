@@ -20,7 +20,7 @@ from patch_diffusion.denoise.denoiser import Denoiser, place
 from patch_diffusion.denoise.objective import Batch, Objective
 from patch_diffusion.denoise.threads import backward, sharing
 from patch_diffusion.devices import device_of_process
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, option_error
 from patch_diffusion.processes import explain_lost_peer
 from patch_diffusion.training.hardware.group import Group
 from patch_diffusion.training.hardware.sharding import shard, whole
@@ -46,10 +46,10 @@ class Engine:
     @explain_lost_peer()
     def __init__(self, options: Options) -> None:
         if options.accumulation != "auto" and options.accumulation < 1:
-            raise InputError(f"engine.accumulation is at least 1, not {options.accumulation}")
+            raise option_error("engine.accumulation", f"is at least 1, not {options.accumulation}")
         if options.threads is not None:
             if options.threads < 1:
-                raise InputError(f"engine.threads is at least 1, not {options.threads}")
+                raise option_error("engine.threads", f"is at least 1, not {options.threads}")
             torch.set_num_threads(options.threads)
         elif "LOCAL_WORLD_SIZE" in os.environ and "OMP_NUM_THREADS" not in os.environ:
             # Processes that each compute with a thread per core would only wait for one another.
@@ -191,21 +191,22 @@ class Engine:
 
 def _check_sharding(options: Options, world: int) -> None:
     if world == 1:
-        raise InputError(
-            "engine.shard shares the model over several processes, and this run has one: set engine.processes, start "
-            "it with torchrun, or leave out engine.shard"
+        raise option_error(
+            "engine.shard",
+            "shares the model over several processes, and this run has one: set engine.processes, start "
+            "it with torchrun, or leave out engine.shard",
         )
     if options.compile:
-        raise InputError("engine.compile and engine.shard do not go together: leave one out")
+        raise option_error("engine.compile", "and engine.shard do not go together: leave one out")
     if options.accumulation == "auto":
         # Processes would try what fits in different numbers of passes, and wait for one another in the last pass.
-        raise InputError("engine.accumulation auto and engine.shard do not go together: give the number of parts")
+        raise option_error("engine.accumulation", "auto and engine.shard do not go together: give the number of parts")
     try:
         from torch.distributed.checkpoint import (
             HuggingFaceStorageWriter,  # noqa: F401  # pyright: ignore[reportPrivateImportUsage]
         )
     except ImportError:
-        raise InputError(f"engine.shard needs torch 2.8 or newer, not {torch.__version__}") from None
+        raise option_error("engine.shard", f"needs torch 2.8 or newer, not {torch.__version__}") from None
 
 
 def _precision(name: str, device: torch.device) -> str:
@@ -214,7 +215,7 @@ def _precision(name: str, device: torch.device) -> str:
     if name == "auto":
         return "bf16" if has_bf16 else "fp32"
     if name == "bf16" and device.type == "cuda" and not has_bf16:
-        raise InputError("this GPU has no bf16: set engine.precision to fp16 or fp32")
+        raise InputError("this GPU has no bf16: set engine.precision to fp16 or fp32", option="engine.precision")
     if name == "fp16" and device.type != "cuda":
-        raise InputError(f"engine.precision fp16 is for CUDA: take bf16 or fp32 on {device.type}")
+        raise option_error("engine.precision", f"fp16 is for CUDA: take bf16 or fp32 on {device.type}")
     return name

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import option_error
 
 if TYPE_CHECKING:  # these take a second to import, which unsharded runs should not pay
     from torch.distributed.device_mesh import DeviceMesh
@@ -47,8 +47,8 @@ def shard(denoiser: Denoiser, mesh: DeviceMesh, type: torch.dtype = torch.float3
 
     for name, parameter in denoiser.module.named_parameters():
         if parameter.ndim == 0:
-            raise InputError(
-                f"engine.shard cannot split {name} of the network, which is a single number: give it the shape (1,)"
+            raise option_error(
+                "engine.shard", f"cannot split {name} of the network, which is a single number: give it the shape (1,)"
             )
         parameter.data = parameter.data.contiguous()  # channels-last weights cannot be sharded
     policy = MixedPrecisionPolicy(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from patch_diffusion.config import Ema
 from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import option_error
 
 
 class WeightAverage:
@@ -21,10 +21,9 @@ class WeightAverage:
     """
 
     def __init__(self, denoiser: Denoiser, options: Ema) -> None:
-        if not options.half_life_images > 0 or not options.ramp > 0:
-            raise InputError(
-                f"ema.half_life_images and ema.ramp are above 0, not {options.half_life_images}, {options.ramp}"
-            )
+        for name, value in (("half_life_images", options.half_life_images), ("ramp", options.ramp)):
+            if not value > 0:
+                raise option_error(f"ema.{name}", f"is above 0, not {value}")
         self.options = options
         self.denoiser: Denoiser = copy.deepcopy(denoiser).eval().requires_grad_(False)
         self._followed: tuple[Denoiser, _Tensors, _Tensors] | None = None

@@ -11,7 +11,7 @@ from torch.optim import AdamW
 
 from patch_diffusion.config import Ema, Optimizer
 from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import option_error
 from patch_diffusion.training.optimizing.ema import WeightAverage
 from patch_diffusion.training.optimizing.muon import Muon
 from patch_diffusion.training.optimizing.schedule_free import ScheduleFreeAverage, make_schedule_free
@@ -39,25 +39,27 @@ def make_optimizer(
         embeddings: matrices among the parameters that Muon leaves to AdamW.
     """
     if not options.learning_rate > 0:
-        raise InputError(f"optimizer.learning_rate is above 0, not {options.learning_rate}")
+        raise option_error("optimizer.learning_rate", f"is above 0, not {options.learning_rate}")
     if not 0 <= options.warmup < 1:
-        raise InputError(f"optimizer.warmup is a fraction of the budget in [0, 1), not {options.warmup}")
+        raise option_error("optimizer.warmup", f"is a fraction of the budget in [0, 1), not {options.warmup}")
     if not all(0 <= beta < 1 for beta in options.betas):
-        raise InputError(f"optimizer.betas are in [0, 1), not {options.betas}")
+        raise option_error("optimizer.betas", f"are in [0, 1), not {options.betas}")
     if options.weight_decay < 0:
-        raise InputError(f"optimizer.weight_decay is at least 0, not {options.weight_decay}")
+        raise option_error("optimizer.weight_decay", f"is at least 0, not {options.weight_decay}")
     if options.clip is not None and not options.clip > 0:
-        raise InputError(f"optimizer.clip is a norm above 0, not {options.clip}")
+        raise option_error("optimizer.clip", f"is a norm above 0, not {options.clip}")
     if options.kind == "schedule_free":
         if options.decay not in (None, "constant"):
-            raise InputError(
-                f"optimizer.kind schedule_free needs no decay of the learning rate: leave out optimizer.decay "
-                f"{options.decay}, or make it constant"
+            raise option_error(
+                "optimizer.kind",
+                "schedule_free needs no decay of the learning rate: leave out optimizer.decay "
+                f"{options.decay}, or make it constant",
             )
         if scaled:
-            raise InputError(
-                "optimizer.kind schedule_free cannot leave out a step without waiting for the device, as fp16 asks: "
-                "set engine.precision to bf16 or fp32"
+            raise option_error(
+                "optimizer.kind",
+                "schedule_free cannot leave out a step without waiting for the device, as fp16 asks: "
+                "set engine.precision to bf16 or fp32",
             )
         return make_schedule_free(parameters, options)
     settings = {"lr": options.learning_rate, "betas": options.betas, "weight_decay": options.weight_decay}
@@ -72,16 +74,18 @@ def make_average(denoiser: Denoiser, ema: Ema, options: Optimizer) -> WeightAver
         return WeightAverage(denoiser, ema)
     if ema.lengths:
         # A length is a share of the training, and an average of averaged weights has another than its name says.
-        raise InputError(
-            "ema.lengths average raw weights, but those of optimizer.kind schedule_free are averages already: leave it "
-            "out, or take adamw or muon"
+        raise option_error(
+            "ema.lengths",
+            "average raw weights, but those of optimizer.kind schedule_free are averages already: leave it "
+            "out, or take adamw or muon",
         )
     usual = {name: value for name, value in vars(Ema()).items() if value != getattr(ema, name)}
     if usual:
-        raise InputError(
-            "optimizer.kind schedule_free averages the weights itself: leave "
+        raise option_error(
+            "optimizer.kind",
+            "schedule_free averages the weights itself: leave "
             + " and ".join(f"ema.{name} at {value:g}" for name, value in usual.items())
-            + ", or take adamw or muon"
+            + ", or take adamw or muon",
         )
     return ScheduleFreeAverage(denoiser)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import option_error
 from patch_diffusion.runs.averages import average_name, exponent
 
 
@@ -59,5 +59,5 @@ def power_averages(denoiser: Denoiser, lengths: Sequence[float]) -> dict[str, Po
     """Make a power-function weight average of each length; return a dict by their names in checkpoints."""
     averages = {average_name(length): PowerAverage(denoiser, length) for length in lengths}
     if len(averages) < len(lengths):
-        raise InputError(f"ema.lengths must all differ, not {' '.join(f'{length:g}' for length in lengths)}")
+        raise option_error("ema.lengths", f"must all differ, not {' '.join(f'{length:g}' for length in lengths)}")
     return averages

@@ -26,7 +26,10 @@ def make_schedule_free(parameters: Iterable[nn.Parameter], options: Optimizer) -
     """
     library = need("schedulefree", "schedule-free", "optimizer.kind schedule_free")
     if options.betas[0] == 0:
-        raise InputError("optimizer.kind schedule_free needs a first beta above 0: the mean could not be told from y")
+        raise InputError(
+            "optimizer.kind schedule_free needs a first beta above 0: the mean could not be told from y",
+            option="optimizer.betas",
+        )
     optimizer = library.AdamWScheduleFree(
         parameters, lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay
     )

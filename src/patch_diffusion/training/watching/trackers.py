@@ -15,7 +15,7 @@ from queue import Full, Queue
 from threading import Thread
 from typing import Any
 
-from patch_diffusion.errors import InputError, did_you_mean, reason_of
+from patch_diffusion.errors import InputError, did_you_mean, option_error, reason_of
 from patch_diffusion.files import encoded
 from patch_diffusion.runs.log import Line
 from patch_diffusion.training.watching.tracking import TRACKERS, Tracker
@@ -34,9 +34,9 @@ def choose_trackers(names: Sequence[str] | None) -> tuple[str, ...]:
         return ("tensorboard",) if _installed("tensorboard") else ()
     for name in names:
         if name not in TRACKERS:
-            raise InputError(f"there is no tracker '{name}'{did_you_mean(name, TRACKERS)}")
+            raise InputError(f"there is no tracker '{name}'{did_you_mean(name, TRACKERS)}", option="track")
         if not _installed(name):
-            raise InputError(f"track {name} needs {name}: pip install 'patch_diffusion[track]', or leave it out")
+            raise option_error("track", f"{name} needs {name}: pip install 'patch_diffusion[track]', or leave it out")
     return tuple(dict.fromkeys(names))
 
 
