@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Annotated as Float, Annotated as Fl
 from tyro.conf import arg
 
 from patch_diffusion.errors import InputError, did_you_mean, finite_number, whole_number
+from patch_diffusion.patches.shapes import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,8 +35,6 @@ _WHOLE = ("steps", "resolution", "tile", "overlap", "batch")
 _PAIRS = ("resolution", "tile", "guidance_interval")
 
 Coords = Literal["stretch", "extend", "repeat"]
-Shape = tuple[int, ...]
-"""Height and width."""
 
 
 @dataclass(frozen=True)
