@@ -31,11 +31,7 @@ _CLASSES: dict[type, tuple[str, str]] = {
 
 
 def check_pipeline(model: Denoiser) -> None:
-    """Raise InputError if the code of a model's network cannot be put into an exported folder.
-
-    Raises:
-        InputError: the network is a module of the user's own.
-    """
+    """Raise InputError if the code of a model's network is the user's own, which an export cannot hold."""
     network: Any = model.network.unet if isinstance(model.network, DiffusersNetwork) else model.network
     # A subclass of one of these classes has code of its own, so subclasses are refused.
     if type(network) not in _CLASSES and type(network).__module__.split(".")[0] != "diffusers":

@@ -14,6 +14,7 @@ from tyro.conf import arg
 
 from patch_diffusion.config import Strict
 from patch_diffusion.errors import InputError, about, did_you_mean, finite_number, option_error, whole_number
+from patch_diffusion.patches.shapes import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,8 +34,6 @@ _WHOLE = ("steps", "resolution", "tile", "overlap", "batch")
 _PAIRS = ("resolution", "tile", "guidance_interval")
 
 Coords = Literal["stretch", "extend", "repeat"]
-Shape = tuple[int, ...]
-"""Height and width."""
 
 
 @dataclass(frozen=True)

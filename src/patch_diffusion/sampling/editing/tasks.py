@@ -73,13 +73,7 @@ class Task:
         )
 
     def known(self, model: Denoiser, image: Picture, mask: Mask | None = None) -> Measurement:
-        """Return the `Measurement` of the edited image: what is known of it before sampling.
-
-        Args:
-            model: the model that is to edit the image.
-            image: pixels in the dtype of the data.
-            mask: True where the image is to be filled.
-        """
+        """Return the `Measurement` of the edited image by a model: what is known of it before sampling."""
         if self.restore == "super-resolution":
             return super_resolution(model, image, factor=self._factor, noise=self.noise)
         if self.restore == "deblur":

@@ -12,10 +12,10 @@ from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.threads import Shared
 from patch_diffusion.errors import InputError, about, did_you_mean
-from patch_diffusion.patches.schedule import patch_shape
+from patch_diffusion.patches.shapes import Shape, patch_shape
 from patch_diffusion.sampling.guidance.crops import in_crops
 from patch_diffusion.sampling.guidance.extrapolation import check_interval, extrapolate, within
-from patch_diffusion.sampling.options import Sampling, Shape, View
+from patch_diffusion.sampling.options import Sampling, View
 from patch_diffusion.sampling.step import ConditionalDenoise, Denoise
 
 GUIDES = ("class", "crops")
