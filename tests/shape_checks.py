@@ -24,9 +24,9 @@ def checked(thing):
     if isinstance(thing, type):
         if issubclass(thing, tuple) and hasattr(thing, "_fields"):
             thing.__new__.__annotations__ = typing.get_type_hints(thing, include_extras=True)
-            thing.__new__ = staticmethod(checked(thing.__new__))
+            thing.__new__ = staticmethod(checked(thing.__new__))  # pyright: ignore[reportAttributeAccessIssue]
         elif "__dataclass_fields__" in vars(thing) and "__init__" in vars(thing):
-            thing.__init__ = checked(thing.__init__)
+            thing.__init__ = checked(thing.__init__)  # pyright: ignore[reportAttributeAccessIssue]
         return thing
     annotations = thing.__annotations__
     arrays = {name: hint for name in annotations if _has_array(hint := _resolved(annotations[name], thing))}
