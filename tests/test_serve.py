@@ -62,6 +62,12 @@ def test_the_page_and_its_files(served):
     assert "default-src 'none'" in headers["Content-Security-Policy"] and "connect-src 'self'" in str(headers)
     status, headers, content = asked_of(served, "HEAD", "/static/style.css")
     assert status == 200 and content == b"" and int(headers["Content-Length"]) > 5000
+    with connected(served):
+        while not (connections := served.server.server_state.connections):
+            time.sleep(0.01)
+        for connection in connections:
+            held = connection.transport.get_extra_info("socket")
+            assert held.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)  # otherwise each answer takes 40 ms
     for name, kind in (("app.js", "text/javascript"), ("style.css", "text/css"), ("icon.svg", "image/svg+xml")):
         assert asked_of(served, "GET", f"/static/{name}")[1].get_content_type() == kind
     assert json.loads(asked_of(served, "GET", "/api/runs")[2])["runs"] == []
@@ -311,6 +317,12 @@ def test_it_begins_tells_where_it_is_asks_nobody_and_ends(tmp_path):
     assert not [*(tmp_path / "temporary").glob("patch-diffusion-*")]
 
 
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_what_is_no_host_name_is_one_line(tmp_path, capsys):
+    assert main(["serve", str(tmp_path), "--host", 70 * "é", "--device", "cpu"]) == 1
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
 def test_mistakes_are_one_line(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     with socket.socket() as taken:
@@ -321,6 +333,7 @@ def test_mistakes_are_one_line(tmp_path, capsys):
             ([str(tmp_path / "file")], 1, "is a file: give a folder with runs"),
             ([str(tmp_path), "--port", port, "--device", "cpu"], 1, f"port {port} (Address already in use): choose"),
             ([str(tmp_path), "--port", "99999", "--device", "cpu"], 1, "choose another --port"),
+            ([str(tmp_path), "--port", "0", "--host", "::2", "--device", "cpu"], 1, "cannot listen at ::2, port 0 ("),
             ([str(tmp_path), "--device", "gpu"], 1, "device"),
             ([str(tmp_path), "--prot", "1"], 2, "--port"),
         ]:

@@ -9,10 +9,11 @@ import sys
 import threading
 import time
 import traceback
-from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,12 +108,9 @@ class Jobs:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._jobs: OrderedDict[str, Job] = OrderedDict()
-        self._tasks: list[tuple[Job, Callable[[Job], None]]] = []
-        self._change = threading.Condition()
-        self._is_closed = False
-        self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
-        self._thread.start()
+        self._jobs: dict[str, Job] = {}  # in their order
+        self._lock = threading.Lock()
+        self._worker = ThreadPoolExecutor(1, "jobs")
 
     def add(self, task: Callable[[Job], None]) -> Job:
         """Queue a task as a new job, and return the job.
@@ -120,60 +118,45 @@ class Jobs:
         Raises:
             BusyError: the queue is full.
         """
-        with self._change:
-            if len(self._tasks) >= MOST_WAITING:
+        with self._lock:
+            if sum(job.state == "waiting" for job in self._jobs.values()) >= MOST_WAITING:
                 raise BusyError(f"{MOST_WAITING} requests are waiting already: try again in a while")
             job = Job(self._folder / secrets.token_urlsafe(9))
             job.folder.mkdir(parents=True)
             self._jobs[job.id] = job
-            self._tasks.append((job, task))
             forgotten = self._forgotten()
-            self._change.notify_all()
+            self._worker.submit(self._do, job, task)
         for old in forgotten:
             shutil.rmtree(old.folder, ignore_errors=True)
         return job
 
     def find(self, identity: str) -> Job | None:
         """Return the job with this identifier, or None if it is no longer kept."""
-        with self._change:
-            return self._jobs.get(identity)
+        return self._jobs.get(identity)
 
     def ahead_of(self, job: Job) -> int:
-        """Return the number of jobs that are waiting or running ahead of this one."""
-        with self._change:
-            waiting = [other for other, _ in self._tasks]
-            running = any(other.state == "running" for other in self._jobs.values())
-            return (waiting.index(job) + running) if job in waiting else 0
+        """Return the number of jobs that are waiting or running ahead of this one, which waits."""
+        with self._lock:
+            return sum(not other.is_over for other in takewhile(lambda other: other is not job, self._jobs.values()))
 
     def stop(self, job: Job) -> None:
         """Stop a job, waiting or running; its results so far are kept."""
-        job.asked_to_stop = True
-        with self._change:
-            if any(other is job for other, _ in self._tasks):
-                self._tasks = [(other, task) for other, task in self._tasks if other is not job]
+        with self._lock:
+            job.asked_to_stop = True
+            if job.state == "waiting":
                 job.become("stopped")
 
     def close(self) -> None:
         """Stop all jobs and join the worker after its current step, as a thread inside torch cannot be abandoned."""
-        with self._change:
-            self._is_closed = True
-            jobs = list(self._jobs.values())
-            self._change.notify_all()
-        for job in jobs:
+        for job in list(self._jobs.values()):
             self.stop(job)
-        self._thread.join()
-
-    def _work(self) -> None:
-        while True:
-            with self._change:
-                self._change.wait_for(lambda: self._tasks or self._is_closed)
-                if self._is_closed:
-                    return
-                job, task = self._tasks.pop(0)
-                job.become("running")
-            self._do(job, task)
+        self._worker.shutdown()
 
     def _do(self, job: Job, task: Callable[[Job], None]) -> None:
+        with self._lock:
+            if job.is_over:  # it was stopped while it waited
+                return
+            job.become("running")
         state, reason = "done", ""
         try:
             job.check()

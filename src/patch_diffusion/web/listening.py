@@ -29,8 +29,8 @@ def listen(host: str, port: int) -> socket.socket:
         raise InputError(f"ports are 0 to {2**16 - 1}, not {port}: choose another --port")
     try:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=dual)
-    except OSError as error:
-        reason = (error.strerror or str(error)).partition(" (while")[0]
+    except (OSError, TypeError) as error:  # TypeError: no host has such a name
+        reason = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
         raise InputError(
             f"cannot listen at {host}, port {port} ({reason}): choose another --port, or 0 for any that is free"
         ) from None
@@ -61,6 +61,8 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Begin to wait for a request; close another connection if there are too many."""
         super().connection_made(transport)
+        # The head of an answer does not wait for the other side to confirm it, 40 ms, before the body follows.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._wait()
         if len(self.connections) > _MOST_CONNECTIONS:
             others = [other for other in self.connections if isinstance(other, Connection) and other is not self]
