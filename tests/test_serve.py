@@ -212,27 +212,31 @@ def test_of_too_many_connections_the_one_that_has_waited_longest_is_closed(serve
 
 def test_a_request_and_the_taking_in_of_an_answer_have_their_time(served, monkeypatch):
     monkeypatch.setattr(listening, "_PATIENCE", 0.3)
-    monkeypatch.setattr(served.site.jobs, "find", lambda identity: (_ for _ in ()).throw(pd.InputError("x" * 10**8)))
+    job = served.site.jobs.add(lambda job: None)
+    with (job.folder / "large.zip").open("wb") as file:
+        file.truncate(10**8)
     head = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
     body = (
-        b"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
+        head.replace(b"GET /", b"POST /api/generate") + b"Content-Type: application/json\r\nContent-Length: 999\r\n\r\n"
     )
     for begun in (b"", b"G", head, head + b"\r\n" + head, body):
         with connected(served, begun) as connection, contextlib.suppress(ConnectionError):
             connection.settimeout(0.1)
-            for sent in 200 * [b"1"]:  # bytes that come one by one are no request
+            for sent in 80 * [b"1"]:  # bytes that come one by one are no request
                 with contextlib.suppress(TimeoutError):
                     if not connection.recv(4096):
                         break
                 connection.sendall(sent if begun == body else b"")
             else:
                 raise AssertionError("it was not closed")
-    with connected(served, b"GET /api/job?id=x HTTP/1.1\r\nHost: localhost\r\n\r\n") as silent:
+    with connected(
+        served, b"GET /api/file?job=%b&name=large.zip HTTP/1.1\r\nHost: localhost\r\n\r\n" % job.id.encode()
+    ) as silent:
+        assert silent.recv(8) == b"HTTP/1.1"
         while served.server.server_state.connections:
             time.sleep(0.05)
         with contextlib.suppress(ConnectionError):
-            found = b"".join(iter(lambda: silent.recv(2**20), b""))
-            assert len(found) < 10**8
+            assert 0 < len(b"".join(iter(lambda: silent.recv(2**20), b""))) < 10**8
 
 
 def test_pages_that_wait_for_news_are_told_of_the_end(tmp_path):

@@ -129,3 +129,21 @@ def test_at_the_end_the_step_that_is_taken_is_waited_for(tmp_path):
     assert begun.wait(20)
     queue.close()
     assert ended == [1] and (running.state, waiting.state) == ("stopped", "stopped")
+
+
+def test_news_come_while_the_job_goes_on(tmp_path):
+    queue, begin, gate = Jobs(tmp_path), threading.Event(), threading.Event()
+
+    def work(job):
+        begin.wait(20)
+        job.tell("step")
+        gate.wait(20)
+
+    job = queue.add(work)
+    threading.Timer(0.1, begin.set).start()
+    state, events = after(job, 0, "running", wait=60)
+    while not events:  # it had not begun
+        state, events = after(job, 0, "running", wait=60)
+    assert (state, events) == ("running", [{"event": "step"}]) and not job._wakes
+    gate.set()
+    queue.close()
