@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import patch_diffusion as pd
+from pages import ask
 from patch_diffusion.cli import main
 from patch_diffusion.deprecation import takes_old_keywords
 from patch_diffusion.sampling.editing.edit import OWN_SOLVER
@@ -113,7 +114,7 @@ def test_the_command_line_has_every_option(capsys, verb):
 
 def test_the_page_has_every_option(tmp_path):
     site = Site(tmp_path, tmp_path / "work", "cpu")
-    schema = json.loads(site.ask("/api/options", {}).content)["properties"]
+    schema = json.loads(ask(site.app, "/api/options").content)["properties"]
     site.jobs.close()
     assert schema["schedule"]["enum"] == list(pd.SCHEDULES)
     assert list(schema) == FIELDS and all(option["description"] for option in schema.values())

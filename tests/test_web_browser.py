@@ -1,14 +1,13 @@
 """The page in a real browser, clicked through."""
 
 import shutil
-import threading
 import time
 
 import pytest
 
 from browser import CHROMIUM, Browser
+from pages import served as page
 from patch_diffusion.cli import main
-from patch_diffusion.web.server import Server
 from patch_diffusion.web.site import Site
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
@@ -29,11 +28,8 @@ def served(tmp_path_factory):
     """A server of a folder with one run, "digits"."""
     folder = tmp_path_factory.mktemp("served")
     train(folder / "runs" / "digits", 4)
-    made = Server("127.0.0.1", 0, Site(folder / "runs", folder / "work", "cpu"))
-    threading.Thread(target=made.serve_forever, daemon=True).start()
-    yield made
-    made.shutdown()
-    made.server_close()
+    with page(Site(folder / "runs", folder / "work", "cpu")) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -1,3 +1,4 @@
+import asyncio
 import threading
 
 import pytest
@@ -7,12 +8,17 @@ from patch_diffusion.web import jobs
 from patch_diffusion.web.jobs import BusyError, Jobs
 
 
+def after(job, *seen, wait=0.0):
+    """Its state and news."""
+    return asyncio.run(job.after(*seen, wait=wait))
+
+
 def over(job):
     """The state in which a job ended, and its events."""
-    state, events = job.after(0, wait=0)
+    state, events = after(job, 0)
     while not job.is_over:
-        state, events = job.after(len(events) + 1, state, wait=20)
-    return job.after(0)
+        state, events = after(job, len(events) + 1, state, wait=20)
+    return after(job, 0)
 
 
 def test_one_after_the_other_in_their_order(tmp_path):
@@ -27,7 +33,7 @@ def test_one_after_the_other_in_their_order(tmp_path):
         return work
 
     added = [queue.add(task(number)) for number in range(20)]
-    added[0].after(0, "waiting", wait=20)
+    after(added[0], 0, "waiting", wait=20)
     assert [queue.ahead_of(job) for job in added[:4]] == [0, 1, 2, 3]
     gate.set()
     assert [over(job) for job in added] == [("done", [{"event": "step", "number": number}]) for number in range(20)]
@@ -123,3 +129,21 @@ def test_at_the_end_the_step_that_is_taken_is_waited_for(tmp_path):
     assert begun.wait(20)
     queue.close()
     assert ended == [1] and (running.state, waiting.state) == ("stopped", "stopped")
+
+
+def test_news_come_while_the_job_goes_on(tmp_path):
+    queue, begin, gate = Jobs(tmp_path), threading.Event(), threading.Event()
+
+    def work(job):
+        begin.wait(20)
+        job.tell("step")
+        gate.wait(20)
+
+    job = queue.add(work)
+    threading.Timer(0.1, begin.set).start()
+    state, events = after(job, 0, "running", wait=60)
+    while not events:  # it had not begun
+        state, events = after(job, 0, "running", wait=60)
+    assert (state, events) == ("running", [{"event": "step"}]) and not job._wakes
+    gate.set()
+    queue.close()

@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import threading
-import urllib.parse
 import zipfile
 import zlib
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from PIL import Image
 
 import patch_diffusion as pd
+from pages import ask
 from patch_diffusion.cli import main
 from patch_diffusion.web.limits import at_once
 from patch_diffusion.web.requests import MOST_PICTURES
@@ -52,11 +52,12 @@ def content(answer):
 
 def asked_for(site, path, **wanted):
     """The state in which it ended, its events by kind, and its name."""
-    job = content(site.request(path, {}, json.dumps(wanted).encode()))["job"]
+    job = content(ask(site.app, path, {}, json.dumps(wanted).encode()))["job"]
     found = {"state": "", "events": []}
     while found["state"] not in ("done", "failed", "stopped"):
-        found = content(site.ask("/api/job", {"id": job, "state": found["state"], "after": str(len(found["events"]))}))
-    found = content(site.ask("/api/job", {"id": job}))
+        query = {"id": job, "state": found["state"], "after": str(len(found["events"]))}
+        found = content(ask(site.app, "/api/job", query))
+    found = content(ask(site.app, "/api/job", {"id": job}))
     kinds = {}
     for event in found["events"]:
         kinds.setdefault(event["event"], []).append(event)
@@ -64,8 +65,8 @@ def asked_for(site, path, **wanted):
 
 
 def picture(site, job, name):
-    answer = site.ask("/api/file", {"job": job, "name": name})
-    assert answer.status == 200 and answer.kind.startswith("image/")
+    answer = ask(site.app, "/api/file", {"job": job, "name": name})
+    assert answer.status == 200 and answer.headers["content-type"].startswith("image/")
     return np.array(Image.open(io.BytesIO(answer.content)))
 
 
@@ -103,8 +104,8 @@ def test_pictures_are_those_of_generate_and_every_step_is_seen(site, runs):
 
 def test_the_archive_has_the_settings_and_the_command_that_gives_the_same(site, tmp_path, monkeypatch):
     _, kinds, job = asked_for(site, "/api/generate", models=[{"run": "digits"}], pictures=2, steps=2, label=7)
-    answer = site.ask("/api/file", {"job": job, "name": "pictures.zip", "save": "1"})
-    assert "attachment" in answer.headers["Content-Disposition"]
+    answer = ask(site.app, "/api/file", {"job": job, "name": "pictures.zip", "save": "1"})
+    assert "attachment" in answer.headers["content-disposition"]
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         names = ["000000.png", "000001.png", "command.txt", "grid.png", "samples.json"]
         assert sorted(archive.namelist()) == [f"1-digits/{name}" for name in names]
@@ -142,7 +143,9 @@ def test_what_a_mask_leaves_is_kept_and_edges_are_extended(site, tmp_path, monke
     assert found["state"] == "done", found
     made = picture(site, job, kinds["sample"][1]["file"])
     assert made.shape == (20, 24) and (made[:16, 8:] == image).all()
-    with zipfile.ZipFile(io.BytesIO(site.ask("/api/file", {"job": job, "name": "pictures.zip"}).content)) as archive:
+    with zipfile.ZipFile(
+        io.BytesIO(ask(site.app, "/api/file", {"job": job, "name": "pictures.zip"}).content)
+    ) as archive:
         archive.extractall(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert main(shlex.split(kinds["finished"][0]["command"])[1:]) == 0
@@ -214,7 +217,9 @@ def test_every_option_changes_the_picture_and_stands_in_the_command(site, path, 
         assert found["state"] == "done", found
         made.append(picture(site, job, kinds["sample"][0]["file"]))
     assert made[0].shape != made[1].shape or (made[0] != made[1]).any()
-    with zipfile.ZipFile(io.BytesIO(site.ask("/api/file", {"job": job, "name": "pictures.zip"}).content)) as archive:
+    with zipfile.ZipFile(
+        io.BytesIO(ask(site.app, "/api/file", {"job": job, "name": "pictures.zip"}).content)
+    ) as archive:
         archive.extractall(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert main(shlex.split(kinds["finished"][0]["command"])[1:]) == 0
@@ -284,9 +289,9 @@ def test_tiles_that_overlap_too_much(backward):
     ],
 )
 def test_what_cannot_be_asked_for(site, path, wanted, reason):
-    answer = site.request(path, {}, json.dumps(pictured(wanted)).encode())
+    answer = ask(site.app, path, {}, json.dumps(pictured(wanted)).encode())
     assert answer.status in (400, 404) and reason in json.loads(answer.content)["error"]
-    assert site.request(path, {}, b"{").status in (400, 404)
+    assert ask(site.app, path, {}, b"{").status in (400, 404)
     assert MOST_PICTURES == 64
 
 
@@ -348,14 +353,14 @@ def bomb(side):
 
 
 def test_an_uploaded_picture_is_brought_to_what_the_model_was_trained_on(site):
-    answer = site.request("/api/fit", {"run": "digits"}, file_of(Image.new("RGB", (64, 32), (255, 0, 0)), "JPEG"))
+    answer = ask(site.app, "/api/fit", {"run": "digits"}, file_of(Image.new("RGB", (64, 32), (255, 0, 0)), "JPEG"))
     made = Image.open(io.BytesIO(answer.content))
     assert answer.status == 200 and made.size == (16, 16) and made.mode == "L"
     turned = Image.new("L", (16, 32))
     turned.paste(255, (0, 0, 16, 16))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter
-    answer = site.request("/api/fit", {"run": "digits"}, file_of(turned, "JPEG", exif=exif, quality=95))
+    answer = ask(site.app, "/api/fit", {"run": "digits"}, file_of(turned, "JPEG", exif=exif, quality=95))
     made = np.array(Image.open(io.BytesIO(answer.content)))
     assert made[:, -6:].min() > 200 and made[:, :6].max() < 50
 
@@ -374,35 +379,35 @@ def test_an_uploaded_picture_is_brought_to_what_the_model_was_trained_on(site):
     ids=["30 megapixels", "a bomb", "cut off", "16 bits", "a program", "nothing", "text"],
 )
 def test_uploads_that_are_refused(site, upload, reason):
-    answer = site.request("/api/fit", {"run": "digits"}, upload)
+    answer = ask(site.app, "/api/fit", {"run": "digits"}, upload)
     assert answer.status == 400 and reason in json.loads(answer.content)["error"]
 
 
 def test_an_uploaded_picture_that_keeps_its_size(site):
     array = np.random.default_rng(0).integers(0, 256, (21, 34), dtype=np.uint8)
-    answer = site.request("/api/fit", {"run": "digits", "size": "own"}, file_of(Image.fromarray(array)))
+    answer = ask(site.app, "/api/fit", {"run": "digits", "size": "own"}, file_of(Image.fromarray(array)))
     assert answer.status == 200 and (np.array(Image.open(io.BytesIO(answer.content))) == array[:20]).all()
     for upload, size, reason in [
         (file_of(Image.new("L", (2000, 1000))), "own", "at most 1,048,576, not 1000x2000"),
         (file_of(Image.new("L", (1, 9))), "own", "at least 2x2 pixels"),
         (file_of(Image.new("L", (9, 9))), "any", "size is run or own, not 'any'"),
     ]:
-        answer = site.request("/api/fit", {"run": "digits", "size": size}, upload)
+        answer = ask(site.app, "/api/fit", {"run": "digits", "size": size}, upload)
         assert answer.status == 400 and reason in json.loads(answer.content)["error"]
 
 
 def test_a_job_is_stopped_and_what_it_has_stays(site):
     job = content(
-        site.request("/api/generate", {}, json.dumps({"models": [{"run": "digits"}], "steps": 256}).encode())
+        ask(site.app, "/api/generate", {}, json.dumps({"models": [{"run": "digits"}], "steps": 256}).encode())
     )["job"]
     seen = 0
     while not seen:
-        seen = len(content(site.ask("/api/job", {"id": job, "after": "1", "state": "running"}))["events"])
-    assert site.request("/api/stop", {"id": job}, b"").status == 200
+        seen = len(content(ask(site.app, "/api/job", {"id": job, "after": "1", "state": "running"}))["events"])
+    assert ask(site.app, "/api/stop", {"id": job}, b"").status == 200
     state = "running"
     while state == "running":
-        state = content(site.ask("/api/job", {"id": job, "after": "999", "state": "running"}))["state"]
-    assert state == "stopped" and site.ask("/api/file", {"job": job, "name": "steps/0-0-0.png"}).status == 200
+        state = content(ask(site.app, "/api/job", {"id": job, "after": "999", "state": "running"}))["state"]
+    assert state == "stopped" and ask(site.app, "/api/file", {"job": job, "name": "steps/0-0-0.png"}).status == 200
 
 
 @pytest.mark.parametrize(
@@ -421,15 +426,14 @@ def test_a_job_is_stopped_and_what_it_has_stays(site):
     ],
 )
 def test_paths_lead_nowhere_else(site, target):
-    parts = urllib.parse.urlsplit(target)
-    answer = site.ask(parts.path, dict(urllib.parse.parse_qsl(parts.query)))
+    answer = ask(site.app, target)
     assert answer.status in (400, 404) and "error" in json.loads(answer.content)
 
 
 def test_files_of_a_job_lead_nowhere_else(site):
     _, _, job = asked_for(site, "/api/generate", models=[{"run": "digits"}], pictures=1, steps=1)
     for name in ("../../digits/config.json", "/etc/passwd", "1-digits", "", "1-digits/../1-digits/000000.png"):
-        assert site.ask("/api/file", {"job": job, "name": name}).status == 404
+        assert ask(site.app, "/api/file", {"job": job, "name": name}).status == 404
 
 
 def test_the_page_names_no_other_host():
@@ -475,6 +479,6 @@ def test_images_that_are_no_pictures_are_sampled_and_shown_in_grey(tmp_path):
     assert found["state"] == "done", found
     assert kinds["sample"][1]["file"] == "1-run/000001.npy"
     assert picture(site, job, kinds["sample"][1]["shown"]).shape == (8, 5 * 8)
-    made = np.load(io.BytesIO(site.ask("/api/file", {"job": job, "name": "1-run/000001.npy"}).content))
+    made = np.load(io.BytesIO(ask(site.app, "/api/file", {"job": job, "name": "1-run/000001.npy"}).content))
     assert made.shape == (5, 8, 8) and made.dtype == np.float32
-    assert b"8 bits" in site.request("/api/fit", {"run": "run"}, file_of(Image.new("L", (8, 8)))).content
+    assert b"8 bits" in ask(site.app, "/api/fit", {"run": "run"}, file_of(Image.new("L", (8, 8)))).content

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import shutil
 import sys
 import threading
 import time
 import traceback
-from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, reason_of
 
 MOST_WAITING = 32
 _KEPT = 24  # finished jobs whose pictures can still be fetched
@@ -47,7 +51,8 @@ class Job:
         self.events: list[Event] = []
         self.looked_at: float = time.monotonic()
         self.asked_to_stop = False
-        self._news = threading.Condition()
+        self.size = 0  # bytes on disk, once it is over
+        self._wakes: set[Callable[[], object]] = set()
 
     def tell(self, kind: str, **values: Any) -> None:
         """Add an event to those that the page fetches from this job, and raise if the job is to stop.
@@ -55,9 +60,8 @@ class Job:
         Raises:
             StoppedError: the job was stopped, or no page has requested its news for a minute.
         """
-        with self._news:
-            self.events.append({"event": kind, **values})
-            self._news.notify_all()
+        self.events.append({"event": kind, **values})
+        self._wake()
         self.check()
 
     def check(self) -> None:
@@ -67,17 +71,27 @@ class Job:
 
     def become(self, state: State, reason: str = "") -> None:
         """Set the state of the job, with the reason of a failure, and wake the requests that wait for news."""
-        with self._news:
-            self.state, self.reason = state, reason
-            self._news.notify_all()
+        self.reason, self.state = reason, state  # whoever sees the state sees its reason
+        self._wake()
 
-    def after(self, num: int, state: str = "", wait: float = 0.0) -> tuple[State, list[Event]]:
+    async def after(self, num: int, state: str = "", wait: float = 0.0) -> tuple[State, list[Event]]:
         """Return the job's state and its events after the first ``num``; wait up to ``wait`` seconds for news."""
         self.looked_at = time.monotonic()
-        with self._news:
-            self._news.wait_for(lambda: len(self.events) > num or self.state != state or self.is_over, wait)
-            self.looked_at = time.monotonic()
-            return self.state, self.events[num:]
+        come = asyncio.Event()
+        wake = partial(asyncio.get_running_loop().call_soon_threadsafe, come.set)
+        self._wakes.add(wake)  # before the first look, so that nothing is missed
+        try:
+            if wait and len(self.events) <= num and self.state == state and not self.is_over:
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(come.wait(), wait)
+        finally:
+            self._wakes.discard(wake)
+        self.looked_at = time.monotonic()
+        return self.state, self.events[num:]
+
+    def _wake(self) -> None:
+        for wake in list(self._wakes):
+            wake()
 
     @property
     def is_over(self) -> bool:
@@ -94,12 +108,9 @@ class Jobs:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._jobs: OrderedDict[str, Job] = OrderedDict()
-        self._tasks: list[tuple[Job, Callable[[Job], None]]] = []
-        self._change = threading.Condition()
-        self._is_closed = False
-        self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
-        self._thread.start()
+        self._jobs: dict[str, Job] = {}  # in their order
+        self._lock = threading.Lock()
+        self._worker = ThreadPoolExecutor(1, "jobs")
 
     def add(self, task: Callable[[Job], None]) -> Job:
         """Queue a task as a new job, and return the job.
@@ -107,82 +118,70 @@ class Jobs:
         Raises:
             BusyError: the queue is full.
         """
-        with self._change:
-            if len(self._tasks) >= MOST_WAITING:
+        with self._lock:
+            if sum(job.state == "waiting" for job in self._jobs.values()) >= MOST_WAITING:
                 raise BusyError(f"{MOST_WAITING} requests are waiting already: try again in a while")
             job = Job(self._folder / secrets.token_urlsafe(9))
             job.folder.mkdir(parents=True)
             self._jobs[job.id] = job
-            self._tasks.append((job, task))
-            self._forget()
-            self._change.notify_all()
+            forgotten = self._forgotten()
+            self._worker.submit(self._do, job, task)
+        for old in forgotten:
+            shutil.rmtree(old.folder, ignore_errors=True)
         return job
 
     def find(self, identity: str) -> Job | None:
         """Return the job with this identifier, or None if it is no longer kept."""
-        with self._change:
-            return self._jobs.get(identity)
+        return self._jobs.get(identity)
 
     def ahead_of(self, job: Job) -> int:
-        """Return the number of jobs that are waiting or running ahead of this one."""
-        with self._change:
-            waiting = [other for other, _ in self._tasks]
-            running = any(other.state == "running" for other in self._jobs.values())
-            return (waiting.index(job) + running) if job in waiting else 0
+        """Return the number of jobs that are waiting or running ahead of this one, which waits."""
+        with self._lock:
+            return sum(not other.is_over for other in takewhile(lambda other: other is not job, self._jobs.values()))
 
     def stop(self, job: Job) -> None:
         """Stop a job, waiting or running; its results so far are kept."""
-        job.asked_to_stop = True
-        with self._change:
-            if any(other is job for other, _ in self._tasks):
-                self._tasks = [(other, task) for other, task in self._tasks if other is not job]
+        with self._lock:
+            job.asked_to_stop = True
+            if job.state == "waiting":
                 job.become("stopped")
 
     def close(self) -> None:
         """Stop all jobs and join the worker after its current step, as a thread inside torch cannot be abandoned."""
-        with self._change:
-            self._is_closed = True
-            jobs = list(self._jobs.values())
-            self._change.notify_all()
-        for job in jobs:
+        for job in list(self._jobs.values()):
             self.stop(job)
-        self._thread.join()
-
-    def _work(self) -> None:
-        while True:
-            with self._change:
-                self._change.wait_for(lambda: self._tasks or self._is_closed)
-                if self._is_closed:
-                    return
-                job, task = self._tasks.pop(0)
-                job.become("running")
-            self._do(job, task)
+        self._worker.shutdown()
 
     def _do(self, job: Job, task: Callable[[Job], None]) -> None:
+        with self._lock:
+            if job.is_over:  # it was stopped while it waited
+                return
+            job.become("running")
+        state, reason = "done", ""
         try:
             job.check()
             task(job)
-            job.become("done")
         except StoppedError:
-            job.become("stopped")
+            state = "stopped"
         except InputError as error:
-            job.become("failed", str(error))
+            state, reason = "failed", str(error)
         except OSError as error:  # for instance, a run was deleted meanwhile, or the disk is full
-            job.become("failed", f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
+            state, reason = "failed", reason_of_file(error)
         except Exception as error:  # a defect, or too little memory, must not keep the next job from running
             traceback.print_exc(file=sys.stderr)
-            reason = " ".join(str(error).split())[:300]
-            job.become("failed", f"{type(error).__name__}: {reason}")
+            state, reason = "failed", reason_of(error)
+        job.size = sum(path.stat().st_size for path in job.folder.rglob("*") if path.is_file())
+        job.become(state, reason)
 
-    def _forget(self) -> None:
-        """Delete finished jobs and their files, the oldest first, beyond the number and the bytes that are kept."""
+    def _forgotten(self) -> list[Job]:
+        """Remove finished jobs, the oldest first, beyond the number and the bytes that are kept, and return them."""
         over = [job for job in self._jobs.values() if job.is_over]
-        sizes = {job.id: _size(job.folder) for job in over}
-        while over and (len(over) > _KEPT or sum(sizes[job.id] for job in over) > _MOST_BYTES):
-            job = over.pop(0)
-            del self._jobs[job.id]
-            shutil.rmtree(job.folder, ignore_errors=True)
+        forgotten: list[Job] = []
+        while over and (len(over) > _KEPT or sum(job.size for job in over) > _MOST_BYTES):
+            forgotten.append(self._jobs.pop(over.pop(0).id))
+        return forgotten
 
 
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def reason_of_file(error: OSError) -> str:
+    """Return an error about a file in one line: what is wrong, and with which file."""
+    return f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")

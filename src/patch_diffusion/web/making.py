@@ -30,7 +30,7 @@ from patch_diffusion.web.uploads import MODES, pixels_of, png
 
 if TYPE_CHECKING:
     from patch_diffusion.denoise.denoiser import Denoiser
-    from patch_diffusion.sampling.step import Callback, Step
+    from patch_diffusion.sampling.step import Step
 
 ARCHIVE = "pictures.zip"
 _SHEETS = "steps"
@@ -107,12 +107,8 @@ class Reporter:
         self._job, self._column, self._model, self._steps = job, column, model, steps
         self._done = 0
 
-    @property
-    def step(self) -> Callback:
-        """The callback for every solver step, which reports one preview image of the batch's pictures as they form."""
-        return self._step
-
-    def _step(self, step: Step) -> None:
+    def step(self, step: Step) -> None:
+        """Report a solver step, with one preview image of the batch's pictures as they form."""
         # A preview shows grey for what is not finite; the end of the sampling tells of it.
         pixels, shown = self._model.codec.decode_with_range(step.denoised.float().nan_to_num(0.0, 0.0, 0.0))
         pictures = [_small(visible(picture, *shown)) for picture in pixels.cpu()]

@@ -1,55 +1,43 @@
-"""The web page's API: one function per path, which knows nothing of HTTP but the status codes."""
+"""The web page's API: one function per path, which answers in a thread unless it only waits."""
 
 from __future__ import annotations
 
+import asyncio
+import mimetypes
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import to_json
 from patch_diffusion.runs.page import STYLE
 from patch_diffusion.training.suggest import stride
 from patch_diffusion.web import uploads
-from patch_diffusion.web.jobs import BusyError, Job, Jobs
+from patch_diffusion.web.guard import read_body, refused
+from patch_diffusion.web.jobs import BusyError, Job, Jobs, reason_of_file
 from patch_diffusion.web.models import Models
 from patch_diffusion.web.requests import EditRequest, SampleRequest, options_schema, read_request
 from patch_diffusion.web.runs import GoneError, Runs
 
-MOST_BYTES = {"/api/fit": uploads.MOST_BYTES, "/api/generate": 2**16, "/api/edit": 16 * 2**20, "/api/stop": 0}
-"""The largest request body, in bytes, of each path that takes a POST request."""
-
 _WAIT_SECONDS = 10.0  # longest wait of a request for news of a job
 _SECONDS_TRUE = 1.0  # lifetime of the cached list of runs, so that many pages read the disk as often as one
-_TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".json": "application/json",
-    ".svg": "image/svg+xml",
-    ".png": "image/png",
-    ".jpg": "image/jpeg",
-    ".zip": "application/zip",
-}
-_STATIC = files("patch_diffusion.web") / "static"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer to an HTTP request: body, content type, status code and headers."""
-
-    content: bytes
-    kind: str = "application/json"
-    status: int = 200
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-Query = Mapping[str, str]
+_STATIC = Path(str(files("patch_diffusion.web") / "static"))
+mimetypes.add_type("text/javascript", ".js")  # some systems say otherwise, and browsers then run no module
 
 
 class Site:
@@ -65,130 +53,132 @@ class Site:
         self.runs: Runs = Runs(folder)
         self.jobs: Jobs = Jobs(work)
         self._models = Models(device)
-        self._static = {path.name: path.read_bytes() for path in _STATIC.iterdir() if path.is_file()}
-        self._static["style.css"] = STYLE.encode() + self._static["style.css"]
-        self._list: tuple[float, bytes] = (0.0, b"")
+        self._list: tuple[float, str] = (0.0, "")
         self._lock = threading.Lock()
-        self._questions: dict[str, Callable[[Query], Answer]] = {
-            "/": lambda query: self._file("index.html"),
-            "/api/runs": self._overview,
-            "/api/run": lambda query: _json(self.runs.detail(_one(query, "name"), query.get("known", ""))),
-            "/api/picture": lambda query: _of_file(self.runs.picture(_one(query, "run"), _one(query, "file"))),
-            "/api/options": lambda query: _json(options_schema()),
-            "/api/job": self._job,
-            "/api/file": self._result,
-        }
-        self._requests: dict[str, Callable[[Query, bytes], Answer]] = {
-            "/api/fit": self._fit,
-            "/api/generate": self._generate,
-            "/api/edit": self._edit,
-            "/api/stop": self._stop,
-        }
+        one_at_a_time = asyncio.Lock()  # a large picture takes some hundred megabytes
+        style = STYLE + (_STATIC / "style.css").read_text(encoding="utf-8")
+        routes = [
+            Route("/", lambda request: FileResponse(_STATIC / "index.html")),
+            Route("/static/style.css", lambda request: Response(style, media_type="text/css")),
+            Mount("/static", StaticFiles(directory=_STATIC)),
+            Route("/api/runs", self._overview),
+            Route("/api/run", self._run),
+            Route("/api/picture", self._picture),
+            Route("/api/options", lambda request: _json(options_schema())),
+            Route("/api/job", self._job),
+            Route("/api/file", self._file),
+            _posted("/api/fit", self._fit, uploads.MOST_BYTES, one_at_a_time),
+            _posted("/api/generate", self._generate, 2**16),
+            _posted("/api/edit", self._edit, 16 * 2**20),
+            _posted("/api/stop", self._stop, 0),
+        ]
+        kinds = (GoneError, BusyError, InputError, OSError, HTTPException, ClientDisconnect, Exception)
+        self.app = Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, _refusal))
+        """The site as an ASGI application."""
+        self.app.router.redirect_slashes = False
 
-    def ask(self, path: str, query: Query) -> Answer:
-        """Answer a GET request for a path."""
-        if path in self._questions:
-            return _answered(partial(self._questions[path], query))
-        if path.startswith("/static/"):
-            return _answered(partial(self._file, path.removeprefix("/static/")))
-        return refused(404, f"there is nothing at {path}")
-
-    def request(self, path: str, query: Query, body: bytes) -> Answer:
-        """Answer a POST request for a path."""
-        if path not in self._requests:
-            return refused(404, f"there is nothing at {path}")
-        return _answered(partial(self._requests[path], query, body))
-
-    def _file(self, name: str) -> Answer:
-        if name not in self._static:
-            raise GoneError(f"there is no file '{name}'")
-        return Answer(self._static[name], _TYPES[Path(name).suffix])
-
-    def _overview(self, query: Query) -> Answer:
+    def _overview(self, request: Request) -> Response:
         with self._lock:
             since, content = self._list
             if not content or time.monotonic() - since > _SECONDS_TRUE:
-                found = {"folder": str(self.runs.folder), "runs": self.runs.overview()}
-                content = to_json(found, lines=False).encode()
+                content = to_json({"folder": str(self.runs.folder), "runs": self.runs.overview()}, lines=False)
                 self._list = (time.monotonic(), content)
-        return Answer(content)
+        return Response(content, media_type="application/json")
 
-    def _fit(self, query: Query, body: bytes) -> Answer:
-        config, facts = self.runs.find(_one(query, "run")).read_config()
-        own = {"run": False, "own": True}.get(size := query.get("size", "run"))
+    def _run(self, request: Request) -> Response:
+        return _json(self.runs.detail(_one(request, "name"), request.query_params.get("known", "")))
+
+    def _picture(self, request: Request) -> Response:
+        return _of_file(self.runs.picture(_one(request, "run"), _one(request, "file")))
+
+    def _fit(self, request: Request, body: bytes) -> Response:
+        config, facts = self.runs.find(_one(request, "run")).read_config()
+        own = {"run": False, "own": True}.get(size := request.query_params.get("size", "run"))
         if own is None:
             raise InputError(f"size is run or own, not '{size}'")
-        return Answer(uploads.fitted(body, facts, own_size_of=stride(config.network) if own else None), "image/png")
+        picture = uploads.fitted(body, facts, own_size_of=stride(config.network) if own else None)
+        return Response(picture, media_type="image/png")
 
-    def _generate(self, query: Query, body: bytes) -> Answer:
+    def _generate(self, request: Request, body: bytes) -> Response:
         from patch_diffusion.web.making import generate
 
         wanted = read_request(SampleRequest, body)
         folders = [self.runs.find(chosen.run) for chosen in wanted.models]
         return _json({"job": self.jobs.add(partial(generate, wanted, folders, self._models)).id})
 
-    def _edit(self, query: Query, body: bytes) -> Answer:
+    def _edit(self, request: Request, body: bytes) -> Response:
         from patch_diffusion.web.making import edit
 
         wanted = read_request(EditRequest, body)
         folder = self.runs.find(wanted.model.run)
         return _json({"job": self.jobs.add(partial(edit, wanted, folder, self._models)).id})
 
-    def _stop(self, query: Query, body: bytes) -> Answer:
-        self.jobs.stop(self._find(query))
+    def _stop(self, request: Request, body: bytes) -> Response:
+        self.jobs.stop(self._find(request))
         return _json({})
 
-    def _job(self, query: Query) -> Answer:
-        job, after = self._find(query), query.get("after", "0")
+    async def _job(self, request: Request) -> Response:
+        job, after = self._find(request), request.query_params.get("after", "0")
         if not after.isdecimal():
             raise InputError(f"after is a number of events, not '{after}'")
-        state, events = job.after(int(after), query.get("state", ""), _WAIT_SECONDS)
+        state, events = await job.after(int(after), request.query_params.get("state", ""), _WAIT_SECONDS)
         return _json({"state": state, "reason": job.reason, "ahead": self.jobs.ahead_of(job), "events": events})
 
-    def _result(self, query: Query) -> Answer:
-        job, name = self._find(query), _one(query, "name")
+    def _file(self, request: Request) -> Response:
+        job, name = self._find(request), _one(request, "name")
         # The name is compared with the files of the folder, so that no name can lead out of it.
         for path in job.folder.rglob("*"):
             if path.is_file() and path.relative_to(job.folder).as_posix() == name:
-                saved = {"Content-Disposition": f'attachment; filename="{path.name}"'} if "save" in query else {}
-                return _of_file(path, {"Cache-Control": "private, max-age=3600, immutable", **saved})
+                saved = path.name if "save" in request.query_params else None
+                return _of_file(path, {"Cache-Control": "private, max-age=3600, immutable"}, saved)
         raise GoneError("this picture is not kept any more: make it anew from its settings")
 
-    def _find(self, query: Query) -> Job:
-        job = self.jobs.find(_one(query, "id" if "id" in query else "job"))
+    def _find(self, request: Request) -> Job:
+        job = self.jobs.find(_one(request, "id" if "id" in request.query_params else "job"))
         if job is None:
             raise GoneError("this request is not known any more: make it anew")
         return job
 
 
-def _answered(answer: Callable[[], Answer]) -> Answer:
-    try:
-        return answer()
-    except GoneError as error:
-        return refused(404, str(error))
-    except BusyError as error:
-        return refused(503, str(error))
-    except InputError as error:
-        return refused(400, str(error), error.option)
-    except OSError as error:  # for instance, a run was deleted at this moment
-        return refused(404, f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
+def _posted(
+    path: str,
+    answer: Callable[[Request, bytes], Response],
+    most: int,
+    turn: AbstractAsyncContextManager[Any] | None = None,
+) -> Route:
+    """Return the route of a path that takes POST requests, with bodies of at most ``most`` bytes, in turns if given."""
+
+    async def endpoint(request: Request) -> Response:
+        body = await read_body(request, most)
+        async with turn or nullcontext():
+            return await run_in_threadpool(answer, request, body)
+
+    return Route(path, endpoint, methods=["POST"])
 
 
-def refused(status: int, reason: str, option: str | None = None) -> Answer:
-    """Return the answer to a request that failed, with the reason, and the option at fault if it is one, as JSON."""
-    return Answer(to_json({"error": reason, "option": option}, lines=False).encode(), status=status)
+async def _refusal(request: Request, error: Exception) -> Response:
+    """Return the answer to a request whose function has raised an error."""
+    if isinstance(error, HTTPException):
+        nothing = f"there is nothing at {request.url.path}"
+        return refused(error.status_code, nothing if error.status_code == 404 else error.detail, error.headers)
+    if isinstance(error, OSError):  # for instance, a run was deleted at this moment
+        return refused(404, reason_of_file(error))
+    if not isinstance(error, InputError | ClientDisconnect):  # a defect
+        traceback.print_exception(error, file=sys.stderr)
+        return refused(500, "this failed, and the reason is where the page was started")
+    status = 404 if isinstance(error, GoneError) else 503 if isinstance(error, BusyError) else 400
+    return refused(status, str(error), option=getattr(error, "option", None))
 
 
-def _json(content: Mapping[str, Any]) -> Answer:
-    return Answer(to_json(content, lines=False).encode())
+def _json(content: Mapping[str, Any]) -> Response:
+    return Response(to_json(content, lines=False), media_type="application/json")
 
 
-def _of_file(path: Path, headers: Mapping[str, str] | None = None) -> Answer:
-    kind = _TYPES.get(path.suffix, "application/octet-stream")
-    return Answer(path.read_bytes(), kind, headers=headers or {})
+def _of_file(path: Path, headers: Mapping[str, str] | None = None, saved_as: str | None = None) -> Response:
+    return FileResponse(path, headers=headers, filename=saved_as, stat_result=path.stat())
 
 
-def _one(query: Query, name: str) -> str:
-    if name not in query:
+def _one(request: Request, name: str) -> str:
+    if name not in request.query_params:
         raise InputError(f"the address lacks the parameter '{name}'")
-    return query[name]
+    return request.query_params[name]

@@ -6,7 +6,6 @@ import base64
 import binascii
 import io
 import math
-import threading
 from functools import partial
 
 import numpy as np
@@ -27,7 +26,6 @@ MOST_PIXELS = 24_000_000
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # Pillow reads other formats too, some of them by running external programs.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-_one_at_a_time = threading.Lock()  # a large picture takes some hundred megabytes
 
 
 def fitted(content: bytes, facts: ModelFacts, own_size_of: int | None = None) -> bytes:
@@ -44,8 +42,7 @@ def fitted(content: bytes, facts: ModelFacts, own_size_of: int | None = None) ->
     """
     if facts.codec.get("dtype") != "uint8" or facts.image_channels not in MODES:
         raise InputError("this page edits pictures of 8 bits in grey, RGB or RGBA, and this model makes other images")
-    with _one_at_a_time:
-        pixels = _read(content, MODES[facts.image_channels], None if own_size_of else facts.resolution)
+    pixels = _read(content, MODES[facts.image_channels], None if own_size_of else facts.resolution)
     return png(to_image(pixels if own_size_of is None else _cropped(pixels, own_size_of)))
 
 

@@ -1,0 +1,122 @@
+"""Who is answered, how much they may send, and the headers of every answer."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import platform
+from collections.abc import Collection, Mapping
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from patch_diffusion.files import to_json
+
+HEADERS = {
+    # Even if text from a run got past the escaping, the page could load nothing and send nothing elsewhere.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+"""The headers of every answer, unless it says otherwise."""
+
+
+def guarded(app: ASGIApp, names: Collection[str]) -> ASGIApp:
+    """Wrap the page's application, so that it answers its own pages alone, and always with `HEADERS`.
+
+    Args:
+        app: the application.
+        names: the names under which a browser may ask for it, see `is_own`.
+    """
+
+    async def guard(scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def answer(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun, headers = True, MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            await (_refusal(Headers(scope=scope), names) or app)(scope, receive, answer)
+        except asyncio.CancelledError:  # the server ends while a request waits for news of a job
+            if not begun:
+                await refused(503, "the page was ended where it was started")(scope, receive, answer)
+        except Exception:  # a defect, which the application has told and answered
+            pass
+
+    return guard
+
+
+def own_names(host: str) -> set[str]:
+    """Return the names of this machine, and that of the address which it listens at, in lower case."""
+    return {"localhost", host.lower(), platform.node().lower()}
+
+
+def is_own(host: str, names: Collection[str]) -> bool:
+    """Return True if the host name of a request is one of ``names`` or a numeric address.
+
+    Other sites could let their names resolve to this machine, to read its data (DNS rebinding).
+
+    Raises:
+        ValueError: the host name is malformed.
+    """
+    name = (urlsplit(f"//{host}").hostname or "").lower()
+    if name in names:
+        return bool(name)
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _refusal(headers: Headers, names: Collection[str]) -> Response | None:
+    host, origin = headers.get("Host", ""), headers.get("Origin")
+    try:
+        if not is_own(host, names):
+            return refused(403, "open this page under localhost, a numeric address, or the machine's own name")
+        if origin is not None and urlsplit(origin).netloc != host:
+            return refused(403, "this page answers only to itself")
+    except ValueError as error:
+        return refused(400, str(error))
+    return None
+
+
+def refused(
+    status: int, reason: str, headers: Mapping[str, str] | None = None, *, option: str | None = None
+) -> Response:
+    """Return the answer to a request that failed, with the reason, and the option at fault if it is one, as JSON."""
+    return Response(to_json({"error": reason, "option": option}, lines=False), status, headers, "application/json")
+
+
+async def read_body(request: Request, most: int) -> bytes:
+    """Return the body of a request, of which no more than ``most`` bytes are read.
+
+    Raises:
+        HTTPException: the body is too large, or of a type that a form of another site could send.
+    """
+    if request.headers.get("Content-Type", "").partition(";")[0] not in (
+        "application/json",
+        "application/octet-stream",
+    ):
+        raise HTTPException(415, "send application/json, or pictures as application/octet-stream")
+    body, size = bytearray(), int(request.headers.get("Content-Length", 0))
+    if size <= most:
+        async for part in request.stream():
+            body += part
+            if (size := len(body)) > most:
+                break
+        else:
+            return bytes(body)
+    raise HTTPException(413, f"{size / 2**20:.1f} MB are sent, and at most {most / 2**20:.1f} MB are taken")
