@@ -56,6 +56,23 @@ def connected(served, sent=b""):
     return connection
 
 
+def wait_for(condition):
+    """Wait until it holds; a minute at most, so that what never comes fails and does not hang."""
+    end = time.monotonic() + 60
+    while not (found := condition()):
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.01)
+    return found
+
+
+def polled(site):
+    """A job that runs until its gate is open, and a request that waits for its news."""
+    gate = threading.Event()
+    job = site.jobs.add(lambda job: gate.wait(60))
+    wait_for(lambda: job.state == "running")
+    return job, gate, b"GET /api/job?id=%b&after=0&state=running HTTP/1.1\r\nHost: localhost\r\n\r\n" % job.id.encode()
+
+
 def test_the_page_and_its_files(served):
     status, headers, content = asked_of(served, "GET", "/")
     assert status == 200 and b"<!doctype html>" in content and headers["Content-Type"].startswith("text/html")
@@ -63,9 +80,7 @@ def test_the_page_and_its_files(served):
     status, headers, content = asked_of(served, "HEAD", "/static/style.css")
     assert status == 200 and content == b"" and int(headers["Content-Length"]) > 5000
     with connected(served):
-        while not (connections := served.server.server_state.connections):
-            time.sleep(0.01)
-        for connection in connections:
+        for connection in wait_for(lambda: served.server.server_state.connections):
             held = connection.transport.get_extra_info("socket")
             assert held.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)  # otherwise each answer takes 40 ms
     for name, kind in (("app.js", "text/javascript"), ("style.css", "text/css"), ("icon.svg", "image/svg+xml")):
@@ -182,11 +197,9 @@ def test_pages_that_are_closed_or_silent_leave_it_standing(served, capfd, monkey
 
 
 def test_slow_clients_and_open_polls_do_not_keep_others_waiting(served):
-    gate = threading.Event()
-    job = served.site.jobs.add(lambda job: gate.wait(60))
-    target = f"/api/job?id={job.id}&state=running".encode()
+    _, gate, poll = polled(served.site)
     with contextlib.ExitStack() as held:
-        for sent in 200 * [b"G"] + 60 * [b"GET " + target + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"]:
+        for sent in 200 * [b"G"] + 60 * [poll]:
             held.enter_context(connected(served, sent))
         for _ in range(20):
             begun = time.monotonic()
@@ -195,16 +208,12 @@ def test_slow_clients_and_open_polls_do_not_keep_others_waiting(served):
 
 
 def test_of_too_many_connections_the_one_that_has_waited_longest_is_closed(served, monkeypatch):
-    while served.server.server_state.connections:
-        time.sleep(0.01)
+    wait_for(lambda: not served.server.server_state.connections)
     monkeypatch.setattr(listening, "_MOST_CONNECTIONS", 4)
-    gate = threading.Event()
-    job = served.site.jobs.add(lambda job: gate.wait(60))
-    poll = b"GET /api/job?id=%b&after=0&state=running HTTP/1.1\r\nHost: localhost\r\n\r\n" % job.id.encode()
+    job, gate, poll = polled(served.site)
     with contextlib.ExitStack() as held:
         busy = held.enter_context(connected(served, poll))
-        while not job._wakes:
-            time.sleep(0.01)
+        wait_for(lambda: job._wakes)
         idle = [held.enter_context(connected(served)) for _ in range(20)]
         assert asked_of(served, "GET", "/")[0] == 200
         assert [connection.recv(1) for connection in idle[:16]] == [b""] * 16
@@ -238,20 +247,16 @@ def test_a_request_and_the_taking_in_of_an_answer_have_their_time(served, monkey
             assert silent.recv(2**20)
             time.sleep(0.05)
         assert served.server.server_state.connections
-        while served.server.server_state.connections:
-            time.sleep(0.05)
+        wait_for(lambda: not served.server.server_state.connections)
         with contextlib.suppress(ConnectionError):
             assert 0 < len(b"".join(iter(lambda: silent.recv(2**20), b""))) < 10**8
 
 
 def test_pages_that_wait_for_news_are_told_of_the_end(tmp_path):
-    gate = threading.Event()
     with page(Site(tmp_path, tmp_path / "work", "cpu")) as made:
-        job = made.site.jobs.add(lambda job: gate.wait(60))
-        poll = b"GET /api/job?id=%b&state=running HTTP/1.1\r\nHost: localhost\r\n\r\n" % job.id.encode()
+        job, gate, poll = polled(made.site)
         with connected(made, poll) as connection:
-            while not job._wakes:
-                time.sleep(0.01)
+            wait_for(lambda: job._wakes)
             made.server.should_exit = True
             assert b"503" in connection.recv(4096).partition(b"\r\n")[0]
             gate.set()
