@@ -140,7 +140,7 @@ def test_as_a_command(runs, tmp_path, capsys):
     [
         ("info --report", 2, "--report needs RUN"),
         ("info --follow --json", 2, "--follow needs RUN"),
-        ("info A --follow --json OUT.json", 2, "--json takes no file"),
+        ("info A --follow --json OUT.json", 2, "give --json without a file"),
         ("info A --json CONFIG", 1, "would be overwritten"),
         ("info A B", 2, "say where, as in --report compare.html"),
         ("info A B --report", 2, "say where, as in --report compare.html"),

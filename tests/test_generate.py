@@ -255,8 +255,9 @@ def test_every_number_is_finite(name):
         return
     for value in (math.nan, math.inf, -math.inf):
         for given in (value, (value, 1.0)):
-            with pytest.raises(pd.InputError, match=f"{name} is a (whole|finite) number, not"):
+            with pytest.raises(pd.InputError, match=f"{name} is (a whole|a finite|one) number, not") as error:
                 pd.Sampling(**{name: given})
+            assert error.value.option == name
 
 
 def test_seeds_and_classes_of_other_libraries(model, tmp_path):

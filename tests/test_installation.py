@@ -91,5 +91,5 @@ def test_as_a_command(metadata, tmp_path, capsys):
     assert found == json.loads(json.dumps(pd.environment()))
     file = tmp_path / "new" / "environment.json"
     assert main(["info", "--json", str(file)]) == 0 and json.loads(file.read_text()) == found
-    assert f"the description is in {file}" in capsys.readouterr().err
+    assert f"the result is in {file}" in capsys.readouterr().err
     assert main(["info", "--json", str(tmp_path)]) == 1 and "config.json" in capsys.readouterr().err  # a folder is RUN

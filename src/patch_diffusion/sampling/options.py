@@ -100,7 +100,7 @@ class Sampling(Strict):
             if name not in _WORDS and value is not None:
                 check, several = whole_number if name in _WHOLE else finite_number, isinstance(value, tuple | list)
                 if several and (name not in _PAIRS or len(value) != 2):
-                    raise InputError(f"{name} is {'two numbers' if name in _PAIRS else 'one number'}, not {value}")
+                    raise option_error(name, f"is {'two numbers' if name in _PAIRS else 'one number'}, not {value}")
                 found = tuple(check(name, each) for each in value) if several else check(name, value)
                 object.__setattr__(self, name, found)
 
