@@ -217,6 +217,7 @@ class Half(pd.Denoiser):
         return torch.where(noisy[:, :, :1, :1] <= 0, -0.3, math.nan).expand_as(noisy)
 
 
+@pytest.mark.slow
 def test_images_that_are_not_finite_are_told_and_neither_written_nor_measured(tmp_path):
     starts = [
         torch.randn(1, 4, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in range(8)

@@ -53,6 +53,7 @@ def test_exponential_sigmas():
         exponential_sigmas(5, 0.1, 1, rho=-1)
 
 
+@pytest.mark.slow
 def test_diffusers_has_the_same_levels():
     need("diffusers", "hub")
     from diffusers import EDMEulerScheduler
