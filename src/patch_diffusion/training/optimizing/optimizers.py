@@ -11,7 +11,7 @@ from torch.optim import AdamW
 
 from patch_diffusion.config import Ema, Optimizer
 from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.errors import option_error
+from patch_diffusion.errors import InputError, option_error
 from patch_diffusion.training.optimizing.ema import WeightAverage
 from patch_diffusion.training.optimizing.muon import Muon
 from patch_diffusion.training.optimizing.schedule_free import ScheduleFreeAverage, make_schedule_free
@@ -50,10 +50,10 @@ def make_optimizer(
         raise option_error("optimizer.clip", f"is a norm above 0, not {options.clip}")
     if options.kind == "schedule_free":
         if options.decay not in (None, "constant"):
-            raise option_error(
-                "optimizer.kind",
-                "schedule_free needs no decay of the learning rate: leave out optimizer.decay "
+            raise InputError(
+                "optimizer.kind schedule_free needs no decay of the learning rate: leave out optimizer.decay "
                 f"{options.decay}, or make it constant",
+                option="optimizer.decay",
             )
         if scaled:
             raise option_error(
