@@ -14,6 +14,7 @@ from needs import need
 from patch_diffusion.data.arrays import stored
 from patch_diffusion.data.arrays.read import channel_axis
 from patch_diffusion.data.codec import PixelCodec
+from refusal import refused
 
 PICTURES = random_pictures()
 
@@ -208,7 +209,7 @@ def test_where_the_channels_are(shape, axis):
 
 @pytest.mark.parametrize("shape", [(9, 3, 64, 3), (9, 1, 28, 1), (9, 64, 64, 64), (9, 16, 24, 16)])
 def test_a_shape_that_does_not_tell_names_the_option(shape):
-    with pytest.raises(pd.InputError, match=r"does not tell where the channels are: give --data\.layout"):
+    with refused("data.layout"):
         channel_axis(shape, "auto", "a")
     assert channel_axis(shape, "channels_first", "a") == 1
     assert channel_axis(shape, "channels_last", "a") == 3
@@ -390,5 +391,5 @@ def test_a_range_beyond_what_the_type_holds():
 
 @pytest.mark.parametrize("given", [255, (0, 1, 2)])
 def test_a_range_is_two_numbers(given):
-    with pytest.raises(pd.InputError, match=r"data\.range is two numbers"):
+    with refused("data.range"):
         pd.open_images("digits", range=given)

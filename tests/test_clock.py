@@ -16,6 +16,7 @@ from patch_diffusion.training.clock import Clock
 from patch_diffusion.training.state import Counters
 from patch_diffusion.training.watching.evaluation import MOST_HELD_OUT
 from patch_diffusion.training.watching.thinning import Evaluation, Evaluations
+from refusal import refused
 
 
 @pytest.fixture
@@ -172,5 +173,5 @@ def test_budgets():
     assert Budget(minutes=1).spent(seen, 40.0) == 0.5 and Budget(wall_minutes=1).spent(seen, 45.0) == 0.75
     with pytest.raises(pd.InputError, match="one of steps, images, minutes or wall_minutes"):
         Budget(minutes=1, wall_minutes=1)
-    with pytest.raises(pd.InputError, match="wall_minutes is above 0"):
+    with refused("wall_minutes"):
         Budget(wall_minutes=0)

@@ -12,6 +12,7 @@ from patch_diffusion.cli.train import Train
 from patch_diffusion.config import Config, Data, Network, Optimizer, flat_options, from_dict, option_names
 from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.training.batches import Position
+from refusal import refused
 
 SMALL = Network(width=8, multipliers=(1,), blocks=1)
 
@@ -142,7 +143,7 @@ def test_the_config_that_was_given_is_the_config_that_is_stored(name, tmp_path, 
     given = {key: sources.get(each, each) if isinstance(each, str) else each for key, each in given.items()}
     config = from_dict(nested(given), base=base)
     if isinstance(others, str):
-        with pytest.raises(pd.InputError, match=others):
+        with refused(name, others):
             pd.train(config, tmp_path / "run", show=False)
         assert not (tmp_path / "run").exists()
         return
@@ -190,34 +191,34 @@ def test_a_trainer_takes_a_config_or_a_schedule_or_keywords(parts: Parts, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("config", "name"),
+    ("config", "option"),
     [
-        (Config(network=Network(width=64)), "network.width is 64 in the config, but 8 in the network"),
-        (Config(noise=pd.NoiseLevels(process="vp")), "noise.process is vp in the config, but edm in the denoiser"),
-        (Config(noise=pd.NoiseLevels(sigma_data=0.7)), "noise.sigma_data is 0.7 in the config, but 0.5"),
-        (Config(data=Data(resolution=64)), "data.resolution is 64 in the config, but None in the images"),
-        (Config(patches=pd.PatchSchedule(sizes={"1/2": 1.0}, coords=False)), "patches.coords is False in the config"),
+        (Config(network=Network(width=64)), "network.width"),
+        (Config(noise=pd.NoiseLevels(process="vp")), "noise.process"),
+        (Config(noise=pd.NoiseLevels(sigma_data=0.7)), "noise.sigma_data"),
+        (Config(data=Data(resolution=64)), "data.resolution"),
+        (Config(patches=pd.PatchSchedule(sizes={"1/2": 1.0}, coords=False)), "patches.coords"),
     ],
 )
-def test_a_config_that_contradicts_the_objects_is_refused(parts: Parts, tmp_path, config, name):
-    with pytest.raises(pd.InputError, match=name):
+def test_a_config_that_contradicts_the_objects_is_refused(parts: Parts, tmp_path, config, option):
+    with refused(option):
         pd.Trainer(*parts, config, out=tmp_path / "run", show=False)
 
 
 def test_two_seeds_are_refused(parts: Parts, tmp_path):
     config = Config(patches=pd.PatchSchedule(sizes={"1/2": 1.0}, seed=3), seed=4)
-    with pytest.raises(pd.InputError, match="two seeds: the config has 4, the patch schedule 3"):
+    with refused("seed"):
         pd.Trainer(*parts, config, out=tmp_path / "run", show=False)
 
 
 def test_an_option_given_twice_is_refused(parts: Parts, tmp_path):
     config = Config(patches=pd.PatchSchedule(sizes={"1/2": 1.0}), batch=8)
-    with pytest.raises(pd.InputError, match="batch is given twice"):
+    with refused("batch"):
         pd.Trainer(*parts, config, out=tmp_path / "run", batch=4, show=False)
 
 
 def test_two_schedules_are_refused(parts: Parts, tmp_path):
-    with pytest.raises(pd.InputError, match="two patch schedules"):
+    with refused("patches"):
         pd.Trainer(*parts, pd.PatchSchedule(), schedule=pd.PatchSchedule(whole=1), out=tmp_path / "run")
 
 

@@ -129,6 +129,7 @@ def test_exchanged_labels_are_refused(tmp_path):
         continued(tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "allow"),
     [

@@ -17,6 +17,7 @@ from patch_diffusion.sampling.classes import class_place
 from patch_diffusion.sampling.pictures import write_picture
 from patch_diffusion.sampling.solvers import SCHEDULES
 from patch_diffusion.sampling.stochastic import SOLVERS
+from refusal import refused
 
 
 @pytest.fixture
@@ -152,27 +153,37 @@ def test_dropout_is_off_and_the_mode_is_kept(model):
 
 
 @pytest.mark.parametrize(
+    ("settings", "option"),
+    [
+        ({"solver": "heum"}, "solver"),
+        ({"schedule": "karas"}, "schedule"),
+        ({"churn": 1.0}, "churn"),
+        ({"solver": "euler_maruyama", "eta": 1.0}, "eta"),
+        ({"solver": "ancestral", "eta": 2.0}, "eta"),
+        ({"solver": "stochastic_heun", "churn": -1.0}, "churn"),
+        ({"schedule": "vp", "rho": 3.0}, "rho"),
+        ({"rho": -3.0}, "rho"),
+        ({"sigma_min": 0.0}, "sigma_min"),
+        ({"steps": 0}, "steps"),
+        ({"resolution": 7}, "resolution"),
+        ({"batch": 0}, "batch"),
+    ],
+)
+def test_wrong_options_are_refused_at_once(model, settings, option):
+    with refused(option):
+        pd.generate(model, **grouped(**{"seeds": [0, 1], **settings}))
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"solver": "heum"}, "did you mean 'heun'"),
-        ({"schedule": "karas"}, "did you mean 'karras'"),
-        ({"churn": 1.0}, "not an option of the solver 'heun', only of 'stochastic_heun'"),
-        ({"solver": "euler_maruyama", "eta": 1.0}, "eta is not an option of the solver 'euler_maruyama'"),
-        ({"solver": "ancestral", "eta": 2.0}, "eta is between 0"),
-        ({"solver": "stochastic_heun", "churn": -1.0}, "at least 0, not -1.0"),
-        ({"schedule": "vp", "rho": 3.0}, "rho is not an option of the schedule 'vp', only of 'karras', 'exponential'"),
-        ({"rho": -3.0}, "rho is a number above 0"),
-        ({"sigma_min": 0.0}, "0 < sigma_min"),
-        ({"steps": 0}, "at least 1 step"),
         ({"labels": 4}, "classes 0 to 3"),
         ({"labels": [1]}, "2 images need as many labels"),
         ({"seeds": [-1, 0]}, "seeds are integers from 0"),
         ({"seeds": [0, 2**63]}, "not 9223372036854775808"),
-        ({"resolution": 7}, "multiples of 2"),
-        ({"batch": 0}, "at least 1 image"),
     ],
 )
-def test_wrong_settings_are_refused_at_once(model, settings, message):
+def test_wrong_labels_and_seeds_are_refused_at_once(model, settings, message):
     with pytest.raises(pd.InputError, match=message):
         pd.generate(model, **grouped(**{"seeds": [0, 1], **settings}))
 
@@ -186,7 +197,7 @@ def test_guidance_needs_dropped_labels():
             pd.generate(pd.Denoiser(network, resolution=(4, 4)), [0], pd.Sampling(guidance=2.0))
     with pytest.raises(pd.InputError, match="trained without classes"):
         pd.generate(pd.Denoiser(pd.UNet(1, 8, (1,), 1), resolution=(4, 4)), [0], labels=1)
-    with pytest.raises(pd.InputError, match="does not know the resolution"):
+    with refused("resolution"):
         pd.generate(pd.Denoiser(pd.UNet(1, 8, (1,), 1)), [0])
 
 
@@ -217,6 +228,7 @@ class Half(pd.Denoiser):
         return torch.where(noisy[:, :, :1, :1] <= 0, -0.3, math.nan).expand_as(noisy)
 
 
+@pytest.mark.slow
 def test_images_that_are_not_finite_are_told_and_neither_written_nor_measured(tmp_path):
     starts = [
         torch.randn(1, 4, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in range(8)

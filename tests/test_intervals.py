@@ -88,6 +88,7 @@ def fresh_samples():
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["precision", "recall", "density", "coverage"])
 def test_intervals_say_how_a_number_varies_over_fresh_samples(fresh_samples, name):
     """The reference stays. Drawn over the real images, the interval of recall was a third as wide as it should be."""

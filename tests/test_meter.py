@@ -70,6 +70,7 @@ def test_samples_that_are_not_finite_are_not_measured_and_training_goes_on(make_
             json.loads(text, parse_constant=pytest.fail)
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_evaluate(make_trainer, images):
     train, held_out = hold_out(images, 0.25, 0)
     meter = pd.SampleMeter(ALL, times=1, samples=20, seed=0)

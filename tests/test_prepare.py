@@ -295,6 +295,7 @@ def test_the_command_after_ctrl_c(mixed, out, stopped, capsys):
     assert "the same command goes on from here" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_array_in_many_files_that_has_changed(tmp_path, out):
     zarr = need("zarr", "data")
     path = tmp_path / "a.zarr"

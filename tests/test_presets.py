@@ -7,6 +7,7 @@ import patch_diffusion as pd
 from patch_diffusion.config import Network
 from patch_diffusion.presets import DEFAULT_PRESET, PRESETS
 from patch_diffusion.runs.model import build_network
+from refusal import refused
 
 
 def parameters(preset, channels=3, classes=0):
@@ -57,14 +58,14 @@ def test_every_process_trains_and_is_stored(process, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "option"),
     [
-        ({"kind": "dit", "multipliers": (1, 2)}, "network.multipliers has no meaning for network.kind dit"),
-        ({"kind": "adm", "token": 2}, "network.token has no meaning for network.kind adm"),
-        ({"kind": "dit", "width": 30, "heads": 4}, "network.width is a multiple of 4 for each head"),
-        ({"kind": "dit", "depth": 0}, "network.depth is at least 1"),
+        ({"kind": "dit", "multipliers": (1, 2)}, "network.multipliers"),
+        ({"kind": "adm", "token": 2}, "network.token"),
+        ({"kind": "dit", "width": 30, "heads": 4}, "network.width"),
+        ({"kind": "dit", "depth": 0}, "network.depth"),
     ],
 )
-def test_options_of_another_network_are_refused(options, message):
-    with pytest.raises(pd.InputError, match=message):
+def test_options_of_another_network_are_refused(options, option):
+    with refused(option):
         build_network(Network(**options), 3, 0, coords=True)

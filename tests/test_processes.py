@@ -19,6 +19,7 @@ from patch_diffusion.denoise.objective import Batch, DenoisingObjective
 from patch_diffusion.files import read_tensors
 from patch_diffusion.processes import run_processes
 from patch_diffusion.training.hardware.engine import Engine as Process
+from refusal import refused
 
 SMALL = Config(
     data=Data("digits", resolution=8),
@@ -94,10 +95,10 @@ def test_a_run_of_two_processes_continues_with_one(alone, tmp_path):
 
 @pytest.mark.slow
 def test_what_goes_wrong_in_a_process_is_one_line(tmp_path):
-    with pytest.raises(pd.InputError, match="a batch of 1 cannot be shared out to 2 processes"):
+    with refused("batch"):
         pd.train(replace(SMALL, batch=1, engine=replace(SMALL.engine, processes=2)), tmp_path / "run", show=False)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(pd.InputError, match="processes is at least 1"):
+    with refused("engine.processes"):
         pd.train(replace(SMALL, engine=replace(SMALL.engine, processes=0)), tmp_path / "run", show=False)
 
 
@@ -142,16 +143,16 @@ def test_bf16_on_cpu_is_close_to_fp32(alone, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "option"),
     [
-        ({"precision": "fp16"}, "fp16 is for CUDA"),
-        ({"accumulation": 0}, "accumulation is at least 1"),
-        ({"accumulation": 7}, "cannot be shared out"),
-        ({"threads": 0}, "threads is at least 1"),
+        ({"precision": "fp16"}, "engine.precision"),
+        ({"accumulation": 0}, "engine.accumulation"),
+        ({"accumulation": 7}, "batch"),
+        ({"threads": 0}, "engine.threads"),
     ],
 )
-def test_impossible_options_are_refused(tmp_path, options, message):
-    with pytest.raises(pd.InputError, match=message):
+def test_impossible_options_are_refused(tmp_path, options, option):
+    with refused(option):
         train(tmp_path / "run", **options)
 
 
@@ -172,7 +173,7 @@ def test_the_loss_is_one_graph_for_each_size():
 
 
 def test_a_clip_of_nothing_is_refused(make_trainer):
-    with pytest.raises(pd.InputError, match="clip is a norm above 0"):
+    with refused("optimizer.clip"):
         make_trainer("other", optimizer=Optimizer(clip=0.0))
 
 

@@ -18,6 +18,7 @@ from patch_diffusion.sampling.editing.edit import OWN_SOLVER
 from patch_diffusion.web.commands import sample_command
 from patch_diffusion.web.requests import EditRequest, ModelChoice, SampleRequest, read_request
 from patch_diffusion.web.site import Site
+from refusal import refused
 
 CHURN = {"solver": "stochastic_heun", "churn_max": 60.0}
 LARGE = {"resolution": (16, 24)}
@@ -98,7 +99,7 @@ def test_steps_are_given_once(model, known):
         pd.generate(model, [0], pd.Sampling(steps=3), steps=3),
     )
     assert torch.equal(one.pixels, other.pixels) and one.settings == other.settings
-    with pytest.raises(pd.InputError, match="sampling has 3 steps, and steps=4 is given beside it: leave one out"):
+    with refused("steps"):
         pd.generate(model, [0], pd.Sampling(steps=3), steps=4)
     assert next(pd.generate(model, [0])).settings["steps"] == 18
     assert next(pd.edit(model, known, label=0, covariance="isotropic", repeats=1)).settings["steps"] == 32
@@ -126,17 +127,17 @@ def test_the_page_has_every_option(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "option", "message"),
     [
-        ({"steps": 257}, "steps can be 1 to 256 here"),
-        ({"tile": [8, 0]}, "tile can be 1 to 32,768 here"),
-        ({"resolution": 0}, "height can be 1 to 32,768 here"),
-        ({"rho": "much"}, "^rho: input should be a valid number"),
-        ({"chrun": 1.0}, "^chrun: unexpected keyword argument"),
+        ({"steps": 257}, None, "steps can be 1 to 256 here"),
+        ({"tile": [8, 0]}, None, "tile can be 1 to 32,768 here"),
+        ({"resolution": 0}, None, "height can be 1 to 32,768 here"),
+        ({"rho": "much"}, "rho", "^rho: input should be a valid number"),
+        ({"chrun": 1.0}, "chrun", "^chrun: unexpected keyword argument"),
     ],
 )
-def test_what_the_page_refuses(options, message):
-    with pytest.raises(pd.InputError, match=message):
+def test_what_the_page_refuses(options, option, message):
+    with refused(option, message):
         read_request(SampleRequest, json.dumps({"models": [{"run": "mine"}], **options}).encode())
 
 

@@ -8,6 +8,7 @@ import patch_diffusion as pd
 from patch_diffusion.denoise.process import PROCESSES
 from patch_diffusion.sampling.solvers import karras_sigmas, options_of
 from patch_diffusion.sampling.stochastic import SOLVERS
+from refusal import refused
 
 ORDERS = {"euler": 1, "heun": 2, "dpm_solver_2m": 2, "dpm_solver_3m": 3}
 STOCHASTIC = sorted(SOLVERS.keys() - ORDERS)
@@ -179,16 +180,16 @@ def test_every_option_of_a_stochastic_solver_matters(name, options):
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "message"),
+    ("name", "options", "option"),
     [
-        ("stochastic_heun", {"churn": -1.0}, "at least 0, not -1.0"),
-        ("stochastic_heun", {"churn_noise": -1.0}, "at least 0"),
-        ("stochastic_heun", {"churn_min": 2.0, "churn_max": 1.0}, "must not be above churn_max"),
-        ("ancestral", {"eta": 1.5}, "not 1.5"),
+        ("stochastic_heun", {"churn": -1.0}, "churn"),
+        ("stochastic_heun", {"churn_noise": -1.0}, "churn"),
+        ("stochastic_heun", {"churn_min": 2.0, "churn_max": 1.0}, "churn_min"),
+        ("ancestral", {"eta": 1.5}, "eta"),
     ],
 )
-def test_wrong_options(name, options, message):
-    with pytest.raises(pd.InputError, match=message):
+def test_wrong_options(name, options, option):
+    with refused(option):
         SOLVERS[name](gaussian, images(1), karras_sigmas(3, 0.1, 1), noise=step_noise((1, 1, 1, 1)), **options)
 
 
@@ -203,9 +204,9 @@ def test_options_by_name():
     assert options_of("solver", "heun", SOLVERS, given) == {}
     assert options_of("solver", "stochastic_heun", SOLVERS, given) == {"churn": 40.0}
     assert options_of("solver", "ancestral", SOLVERS, {**given, "eta": 0.0}) == {"eta": 0.0}
-    with pytest.raises(pd.InputError, match=r"churn is not an option of the solver 'heun', only of 'stochastic_heun'"):
+    with refused("churn", r"churn is not an option of the solver 'heun', only of 'stochastic_heun'"):
         options_of("solver", "heun", SOLVERS, {**given, "churn": 0.0})
-    with pytest.raises(pd.InputError, match="there is no solver 'dpm-solver-2m'; did you mean 'dpm_solver_2m'"):
+    with refused("solver", "there is no solver 'dpm-solver-2m'; did you mean 'dpm_solver_2m'"):
         options_of("solver", "dpm-solver-2m", SOLVERS, given)
 
 

@@ -336,7 +336,9 @@ def test_zips_with_a_name_twice(tmp_path):
     assert "1 entries of the zip have a name twice: the last one counts" in images.notes
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="nothing is closed to everybody")
+@pytest.mark.skipif(
+    os.name == "nt" or os.geteuid() == 0, reason="root may read every file, and so may everybody on Windows"
+)
 def test_folders_that_may_not_be_looked_into(make_folder):
     folder = make_folder(2, subfolder="closed")
     (folder / "closed").chmod(0)

@@ -231,6 +231,7 @@ def test_any_shape_either_fits_then_or_stays_as_it_was(height, width, preset):
     assert smallest >= 1 / 4 / FURTHEST_SIZE - 2 / min(height, width)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", sorted(pd.PRESETS))
 def test_the_stride_is_that_of_the_network(preset):
     with torch.device("meta"):

@@ -8,6 +8,7 @@ import patch_diffusion as pd
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.patches.coords import extended_grid
 from patch_diffusion.sampling.tiles import covering, even_starts, in_tiles, shifted_starts, smooth_window
+from refusal import refused
 
 
 class Oracle(pd.Denoiser):
@@ -149,29 +150,29 @@ def test_no_seams_at_the_borders_of_tiles():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "option"),
     [
-        ({"tile": 3}, "height and width of a tile must be multiples of 2 for this network, not 3x3"),
-        ({"tile": 16}, "a tile of 16x16 does not fit an image of 8x8"),
-        ({"tile": 4, "overlap": 4}, "overlap by 0 to 3 pixels, not 4"),
-        ({"overlap": 4}, "give tile, too"),
-        ({"coords": "repeat"}, "give tile, too"),
-        ({"coords": "strech"}, "did you mean 'stretch'"),
-        ({"resolution": (8, 7)}, "height and width must be multiples of 2"),
+        ({"tile": 3}, "tile"),
+        ({"tile": 16}, "tile"),
+        ({"tile": 4, "overlap": 4}, "overlap"),
+        ({"overlap": 4}, "overlap"),
+        ({"coords": "repeat"}, "coords"),
+        ({"coords": "strech"}, "coords"),
+        ({"resolution": (8, 7)}, "resolution"),
     ],
 )
-def test_wrong_views_are_refused_at_once(settings, message):
+def test_wrong_views_are_refused_at_once(settings, option):
     model = pd.Denoiser(pd.UNet(1, 8, (1, 2), 1), resolution=(8, 8))
-    with pytest.raises(pd.InputError, match=message):
+    with refused(option):
         pd.generate(model, [0], pd.Sampling(**settings))
 
 
 def test_coords_need_a_model_that_has_them():
     model = pd.Denoiser(pd.UNet(1, 8, (1, 2), 1, coords=False), coords=False, resolution=(8, 8))
-    with pytest.raises(pd.InputError, match="trained without coordinates"):
+    with refused("coords"):
         pd.generate(model, [0], pd.Sampling(coords="extend", resolution=16))
     model = pd.Denoiser(pd.UNet(1, 8, (1, 2), 1))
-    with pytest.raises(pd.InputError, match="which coords 'extend' needs"):
+    with refused("coords"):
         pd.generate(model, [0], pd.Sampling(coords="extend", resolution=16))
 
 

@@ -41,6 +41,7 @@ def test_frequencies_that_are_kept(example):
     assert kept[0] and 0.2 < kept.mean() < 0.6
 
 
+@pytest.mark.slow
 def test_the_script(example, tmp_path, make_trainer, capsys):
     trainer = make_trainer(images=pd.open_images("digits").buckets[0], batch=4)
     trainer.fit(steps=2)

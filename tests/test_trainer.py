@@ -1,5 +1,6 @@
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from patch_diffusion.files import read_tensors
 from patch_diffusion.runs.folder import RULES
 from patch_diffusion.training import progress
 from patch_diffusion.training.checkpoints.checkpoint import read_checkpoint
+from refusal import refused
 
 
 def lines(trainer):
@@ -410,26 +412,28 @@ def test_a_complete_run_is_left_alone_and_a_larger_budget_continues(make_trainer
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "option"),
     [
-        ({"batch": 0}, "batch is at least 1"),
-        ({"log_every": 0}, "log_every is at least 1"),
-        ({"checkpoints": 0}, "checkpoints is at least 1"),
-        ({"samples": -1}, "samples is at least 0"),
+        ({"batch": 0}, "batch"),
+        ({"log_every": 0}, "log_every"),
+        ({"checkpoints": 0}, "checkpoints"),
+        ({"samples": -1}, "samples"),
         ({"checkpoint_minutes": 0}, "checkpoint_minutes"),
-        ({"schedule": {"sizes": {"1/4": 1.0}}}, "patches of 2x3 cannot pass"),
-        ({"network": {"num_classes": 3}}, "knows 3 classes, but the images have 2"),
-        ({"optimizer": Optimizer(learning_rate=0.0)}, "learning_rate"),
-        ({"optimizer": Optimizer(betas=(1.0, 0.9))}, "betas"),
-        ({"optimizer": Optimizer(warmup=1.0)}, "warmup"),
-        ({"optimizer": Optimizer(weight_decay=-1.0)}, "weight_decay"),
-        ({"ema": Ema(half_life_images=0)}, "ema"),
-        ({"engine": Engine(device="abacus")}, "the device 'abacus' is not there"),
-        ({"engine": Engine(threads=0)}, "threads"),
+        ({"schedule": {"sizes": {"1/4": 1.0}}}, "patches.sizes"),
+        ({"network": {"num_classes": 3}}, None),
+        ({"optimizer": Optimizer(learning_rate=0.0)}, "optimizer.learning_rate"),
+        ({"optimizer": Optimizer(learning_rate=math.nan)}, "optimizer.learning_rate"),
+        ({"optimizer": Optimizer(betas=(1.0, 0.9))}, "optimizer.betas"),
+        ({"optimizer": Optimizer(warmup=1.0)}, "optimizer.warmup"),
+        ({"optimizer": Optimizer(weight_decay=-1.0)}, "optimizer.weight_decay"),
+        ({"ema": Ema(half_life_images=0)}, "ema.half_life_images"),
+        ({"ema": Ema(ramp=0)}, "ema.ramp"),
+        ({"engine": Engine(device="abacus")}, "engine.device"),
+        ({"engine": Engine(threads=0)}, "engine.threads"),
     ],
 )
-def test_wrong_options_are_refused_before_anything_is_written(make_trainer, tmp_path, options, message):
-    with pytest.raises(pd.InputError, match=message):
+def test_wrong_options_are_refused_before_anything_is_written(make_trainer, tmp_path, options, option):
+    with refused(option):
         make_trainer(**options)
     assert not (tmp_path / "run").exists()
 

@@ -378,7 +378,8 @@ def from_dict(options: dict[str, Any], *, base: Config | None = None, where: str
         name, first = errors[0]
         # An option that accepts several types of values has one error for each type.
         reasons = dict.fromkeys(found["msg"].lower() for other, found in errors if other == name)
-        raise InputError(f"{where}: {name} is {first['input']!r}: {', or '.join(reasons)}", option=name) from None
+        option = next((each for each in option_names() if f"{name}.".startswith(f"{each}.")), name)  # not its part
+        raise InputError(f"{where}: {name} is {first['input']!r}: {', or '.join(reasons)}", option=option) from None
 
 
 @functools.cache

@@ -35,11 +35,7 @@ class InputError(ValueError):
 
 
 def option_error(option: str, is_wrong: str) -> InputError:
-    """Return the error for one option, whose full name begins the sentence.
-
-    >>> print(option_error("batch", "is at least 1, not 0"))
-    batch is at least 1, not 0
-    """
+    """Return the error for one option, whose full name begins the sentence."""
     return InputError(f"{option} {is_wrong}", option=option)
 
 

@@ -131,5 +131,6 @@ def _once(group: Any, name: str, value: Any, keyword: str) -> Any:
     field = next(field for field in dataclasses.fields(group) if field.name == name)
     usual = field.default_factory() if field.default is dataclasses.MISSING else field.default  # pyright: ignore
     if getattr(group, name) not in (usual, value):
-        raise InputError(f"{keyword} is given twice, in the config and as a keyword: leave one of them out")
+        told = f"{keyword} is given twice, in the config and as a keyword: leave one of them out"
+        raise InputError(told, option=keyword if "." in keyword else name)
     return replace(group, **{name: value})

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from patch_diffusion.config import BUDGETS, Config, Patches, flat_options, plain
+from patch_diffusion.config import BUDGETS, Config, Patches, differences, plain
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.images import Images, numbered_as
 from patch_diffusion.denoise.conditions import Conditions
@@ -87,7 +87,7 @@ class Trainer:
             options["watch"] = meter.options
         config = reconciled(config_of(config, options), denoiser, images)
         check_numbers(config)
-        given = {name for name, value in flat_options(config).items() if value != flat_options(Config())[name]}
+        given = differences({"given": config, "usual": Config()}).keys()
         config, limits = limit_pixels(config, images, denoiser.stride, given - {"batch", "batch_pixels"})
         self.run: RunFolder = RunFolder(user_path(out))
         images = self._labelled(images, denoiser)

@@ -11,7 +11,7 @@ from torch.optim import AdamW
 
 from patch_diffusion.config import Ema, Optimizer
 from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.errors import option_error
+from patch_diffusion.errors import InputError, option_error
 from patch_diffusion.training.optimizing.ema import WeightAverage
 from patch_diffusion.training.optimizing.muon import Muon
 from patch_diffusion.training.optimizing.schedule_free import ScheduleFreeAverage, make_schedule_free
@@ -38,22 +38,21 @@ def make_optimizer(
         scaled: True if losses are scaled for fp16, so that steps are skipped where gradients overflow.
         embeddings: matrices among the parameters that Muon leaves to AdamW.
     """
-    if not options.learning_rate > 0:
-        raise option_error("optimizer.learning_rate", f"is above 0, not {options.learning_rate}")
-    if not 0 <= options.warmup < 1:
-        raise option_error("optimizer.warmup", f"is a fraction of the budget in [0, 1), not {options.warmup}")
-    if not all(0 <= beta < 1 for beta in options.betas):
-        raise option_error("optimizer.betas", f"are in [0, 1), not {options.betas}")
-    if options.weight_decay < 0:
-        raise option_error("optimizer.weight_decay", f"is at least 0, not {options.weight_decay}")
-    if options.clip is not None and not options.clip > 0:
-        raise option_error("optimizer.clip", f"is a norm above 0, not {options.clip}")
+    for name, is_right, rule in (
+        ("learning_rate", options.learning_rate > 0, "is above 0"),
+        ("warmup", 0 <= options.warmup < 1, "is a fraction of the budget in [0, 1)"),
+        ("betas", all(0 <= beta < 1 for beta in options.betas), "are in [0, 1)"),
+        ("weight_decay", options.weight_decay >= 0, "is at least 0"),
+        ("clip", options.clip is None or options.clip > 0, "is a norm above 0"),
+    ):
+        if not is_right:
+            raise option_error(f"optimizer.{name}", f"{rule}, not {getattr(options, name)}")
     if options.kind == "schedule_free":
         if options.decay not in (None, "constant"):
-            raise option_error(
-                "optimizer.kind",
-                "schedule_free needs no decay of the learning rate: leave out optimizer.decay "
+            raise InputError(
+                "optimizer.kind schedule_free needs no decay of the learning rate: leave out optimizer.decay "
                 f"{options.decay}, or make it constant",
+                option="optimizer.decay",
             )
         if scaled:
             raise option_error(
