@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """A function ``denoise(noisy, sigma)`` from images (n, c, h, w) and one noise level to denoised images."""
 
+Images = Float[Tensor, "n *shape"]
+"""Noisy or denoised images, such as (n, c, h, w)."""
+
+Levels = Float[Tensor, "levels"]
+"""The noise levels of a solver, one more than its steps."""
+
 ConditionalDenoise = Callable[[Tensor, Tensor, "Conditions"], Tensor]
 """A function ``model(noisy, sigma, conditions)``: a denoiser, or one whose batches are shared by threads."""
 
@@ -27,9 +33,17 @@ class Step:
 
     index: int
     sigma: Float[Tensor, ""]
-    noisy: Float[Tensor, "n *shape"]
-    denoised: Float[Tensor, "n *shape"]
+    noisy: Images
+    denoised: Images
 
 
 Callback = Callable[[Step], object]
 """A function that a solver calls with every step, in order, each once."""
+
+
+def begin_step(denoise: Denoise, noisy: Images, sigma: Tensor, index: int, callback: Callback | None) -> Images:
+    """Denoise the images that a step begins with, report the step if there is a callback, and return the denoised."""
+    denoised = denoise(noisy, sigma)
+    if callback:
+        callback(Step(index, sigma, noisy, denoised))
+    return denoised
