@@ -9,13 +9,13 @@ from __future__ import annotations
 from itertools import count, pairwise
 
 from patch_diffusion.errors import InputError
-from patch_diffusion.sampling.step import Callback, Denoise, Images, Levels, StepNoise, begin_step
+from patch_diffusion.sampling.step import Callback, Denoise, Images, Sigmas, StepNoise, begin_step
 
 
 def resampling(
     denoise: Denoise,
     noisy: Images,
-    sigmas: Levels,
+    sigmas: Sigmas,
     *,
     noise: StepNoise,
     callback: Callback | None = None,

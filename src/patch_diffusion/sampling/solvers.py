@@ -27,7 +27,7 @@ from torch import Tensor
 
 from patch_diffusion.denoise.process import VP
 from patch_diffusion.errors import InputError, did_you_mean, option_error
-from patch_diffusion.sampling.step import Callback, Denoise, Images, Levels, StepNoise, begin_step
+from patch_diffusion.sampling.step import Callback, Denoise, Images, Sigmas, StepNoise, begin_step
 
 _MOST_STEPS = 1_000_000
 
@@ -111,7 +111,7 @@ torch.Size([19])
 
 
 def euler(
-    denoise: Denoise, noisy: Images, sigmas: Levels, *, noise: StepNoise | None = None, callback: Callback | None = None
+    denoise: Denoise, noisy: Images, sigmas: Sigmas, *, noise: StepNoise | None = None, callback: Callback | None = None
 ) -> Images:
     """Solve by Euler's method, of first order, with one evaluation a step; the same as DDIM (arXiv 2010.02502).
 
@@ -131,7 +131,7 @@ def euler(
 
 
 def heun(
-    denoise: Denoise, noisy: Images, sigmas: Levels, *, noise: StepNoise | None = None, callback: Callback | None = None
+    denoise: Denoise, noisy: Images, sigmas: Sigmas, *, noise: StepNoise | None = None, callback: Callback | None = None
 ) -> Images:
     """Solve by Heun's method, of second order: two evaluations a step, one in the step to 0 (EDM, algorithm 1).
 
@@ -169,7 +169,7 @@ def heun_step(
 
 
 def dpm_solver_2m(
-    denoise: Denoise, noisy: Images, sigmas: Levels, *, noise: StepNoise | None = None, callback: Callback | None = None
+    denoise: Denoise, noisy: Images, sigmas: Sigmas, *, noise: StepNoise | None = None, callback: Callback | None = None
 ) -> Images:
     """Solve by DPM-Solver++(2M), of second order, with one evaluation a step (arXiv 2211.01095, algorithm 2).
 
@@ -200,7 +200,7 @@ def dpm_solver_2m(
 
 
 def dpm_solver_3m(
-    denoise: Denoise, noisy: Images, sigmas: Levels, *, noise: StepNoise | None = None, callback: Callback | None = None
+    denoise: Denoise, noisy: Images, sigmas: Sigmas, *, noise: StepNoise | None = None, callback: Callback | None = None
 ) -> Images:
     """Solve by DPM-Solver++ with the last three D, of third order, with one evaluation a step (arXiv 2211.01095).
 

@@ -17,7 +17,7 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 Images = Float[Tensor, "n *shape"]
 """Noisy or denoised images, such as (n, c, h, w)."""
 
-Levels = Float[Tensor, "levels"]
+Sigmas = Float[Tensor, "levels"]
 """The noise levels of a solver, one more than its steps."""
 
 ConditionalDenoise = Callable[[Tensor, Tensor, "Conditions"], Tensor]

@@ -15,13 +15,13 @@ from torch import Tensor
 from patch_diffusion.denoise.process import EDM, Process
 from patch_diffusion.errors import InputError, option_error
 from patch_diffusion.sampling.solvers import dpm_solver_2m, dpm_solver_3m, euler, heun, heun_step
-from patch_diffusion.sampling.step import Callback, Denoise, Images, Levels, StepNoise, begin_step
+from patch_diffusion.sampling.step import Callback, Denoise, Images, Sigmas, StepNoise, begin_step
 
 
 def euler_maruyama(
     denoise: Denoise,
     noisy: Images,
-    sigmas: Levels,
+    sigmas: Sigmas,
     *,
     noise: StepNoise | None = None,
     callback: Callback | None = None,
@@ -65,7 +65,7 @@ def euler_maruyama(
 def stochastic_heun(
     denoise: Denoise,
     noisy: Images,
-    sigmas: Levels,
+    sigmas: Sigmas,
     *,
     noise: StepNoise | None = None,
     callback: Callback | None = None,
@@ -112,7 +112,7 @@ def stochastic_heun(
 def ancestral(
     denoise: Denoise,
     noisy: Images,
-    sigmas: Levels,
+    sigmas: Sigmas,
     *,
     noise: StepNoise | None = None,
     callback: Callback | None = None,
