@@ -9,7 +9,8 @@ from __future__ import annotations
 from itertools import count, pairwise
 
 from patch_diffusion.errors import InputError
-from patch_diffusion.sampling.step import Callback, Denoise, Images, Sigmas, StepNoise, begin_step
+from patch_diffusion.sampling.solvers import begin_step
+from patch_diffusion.sampling.step import Callback, Denoise, Images, Sigmas, StepNoise
 
 
 def resampling(

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from patch_diffusion.denoise.process import VP
 from patch_diffusion.errors import InputError, did_you_mean, option_error
-from patch_diffusion.sampling.step import Callback, Denoise, Images, Sigmas, StepNoise, begin_step
+from patch_diffusion.sampling.step import Callback, Denoise, Images, Sigmas, Step, StepNoise
 
 _MOST_STEPS = 1_000_000
 
@@ -154,6 +154,14 @@ def heun(
         denoised = begin_step(denoise, noisy, sigma, index, callback)
         noisy = heun_step(denoise, noisy, denoised, sigma, next_sigma)
     return noisy
+
+
+def begin_step(denoise: Denoise, noisy: Images, sigma: Tensor, index: int, callback: Callback | None) -> Images:
+    """Denoise the images that a step begins with, report the step if there is a callback, and return the denoised."""
+    denoised = denoise(noisy, sigma)
+    if callback:
+        callback(Step(index, sigma, noisy, denoised))
+    return denoised
 
 
 def heun_step(

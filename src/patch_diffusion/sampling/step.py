@@ -39,11 +39,3 @@ class Step:
 
 Callback = Callable[[Step], object]
 """A function that a solver calls with every step, in order, each once."""
-
-
-def begin_step(denoise: Denoise, noisy: Images, sigma: Tensor, index: int, callback: Callback | None) -> Images:
-    """Denoise the images that a step begins with, report the step if there is a callback, and return the denoised."""
-    denoised = denoise(noisy, sigma)
-    if callback:
-        callback(Step(index, sigma, noisy, denoised))
-    return denoised

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from patch_diffusion.denoise.process import EDM, Process
 from patch_diffusion.errors import InputError, option_error
-from patch_diffusion.sampling.solvers import dpm_solver_2m, dpm_solver_3m, euler, heun, heun_step
-from patch_diffusion.sampling.step import Callback, Denoise, Images, Sigmas, StepNoise, begin_step
+from patch_diffusion.sampling.solvers import begin_step, dpm_solver_2m, dpm_solver_3m, euler, heun, heun_step
+from patch_diffusion.sampling.step import Callback, Denoise, Images, Sigmas, StepNoise
 
 
 def euler_maruyama(
