@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from tyro.conf import Positional, arg
 
@@ -35,7 +35,7 @@ class Info(Verb):
     versions, devices and optional libraries are shown."""
     follow: bool = False
     """Show the run live until it is complete, or Ctrl-C; with --json, print its log line by line as it grows."""
-    endings = Verb.endings | {"--report": (".html", ".htm")}
+    endings: ClassVar[dict[str, tuple[str, ...]]] = Verb.endings | {"--report": (".html", ".htm")}
     report: Annotated[str | None, arg(metavar="[FILE.html]")] = None
     """Write a page with curves, samples and settings; without a file name, report.html in the run folder. Several runs
     are shown side by side."""

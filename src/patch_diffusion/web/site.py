@@ -73,7 +73,7 @@ class Site:
             _posted("/api/stop", self._stop, 0),
         ]
         kinds = (GoneError, BusyError, InputError, OSError, HTTPException, ClientDisconnect, Exception)
-        self.app = Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, _refusal))
+        self.app: Starlette = Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, _refusal))
         """The site as an ASGI application."""
         self.app.router.redirect_slashes = False
 
