@@ -23,7 +23,7 @@ MODEL = pd.Denoiser(lambda x, c_noise, labels: x[:, :3])
         (lambda: Conditions(labels=torch.zeros(2)), "Conditions"),  # no whole numbers
         (lambda: Conditions(labels=torch.arange(2), augment=torch.zeros(3, 9)), "Conditions"),
         (lambda: Batch(IMAGES, torch.ones(3), IMAGES, Conditions()), "Batch"),
-        (lambda: pd.heun(lambda noisy, sigma: noisy.mT, IMAGES, LEVELS), "heun_step"),
+        (lambda: pd.heun(lambda noisy, sigma: noisy.mT, IMAGES, LEVELS), "begin_step"),
         (lambda: pd.ancestral(lambda noisy, sigma: noisy, IMAGES, LEVELS[None], noise=lambda _: IMAGES), "ancestral"),
         (lambda: pd.Sample(IMAGES, 0, None, {}), "Sample"),
         (lambda: pd.UNet(3, 8, (1,), 1)(IMAGES, torch.ones(3)), "UNet.forward"),

@@ -10,7 +10,7 @@ from patch_diffusion.denoise import threads
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.networks.unet import Enlarge, Reduce, group_norm
 from patch_diffusion.denoise.objective import Batch, DenoisingObjective
-from patch_diffusion.denoise.threads import backward, forward, sharing
+from patch_diffusion.denoise.threads import Shared, backward, sharing
 from patch_diffusion.files import read_tensors
 from patch_diffusion.training.hardware.engine import Engine as Running
 from patch_diffusion.training.optimizing.muon import orthogonalise
@@ -138,8 +138,8 @@ def test_evaluation_is_that_of_one_thread(model):
     coords = pd.coordinate_grid(8, 12)
     expected = model(clean, sigma, conditions).detach()
     with sharing(model), torch.inference_mode():
-        shared = forward(model, clean, sigma, conditions)
-        one_level = forward(model, clean, torch.tensor(0.5), Conditions(coords))
+        shared = Shared(model)(clean, sigma, conditions)
+        one_level = Shared(model)(clean, torch.tensor(0.5), Conditions(coords))
     torch.testing.assert_close(shared, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(one_level, model(clean, 0.5, coords).detach(), rtol=1e-4, atol=1e-5)
 
@@ -166,10 +166,10 @@ def test_what_is_not_shared_has_all_threads(model):
     one, many = samples(num=1), samples()
     with sharing(model):
         with torch.inference_mode():
-            forward(model, one.clean, one.sigma, one.conditions)
-            forward(other, many.clean, many.sigma, many.conditions.without("augment"))
-            forward(model, many.clean, many.sigma, many.conditions)
-        forward(model, many.clean, many.sigma, many.conditions)
+            Shared(model)(one.clean, one.sigma, one.conditions)
+            Shared(other)(many.clean, many.sigma, many.conditions.without("augment"))
+            Shared(model)(many.clean, many.sigma, many.conditions)
+        Shared(model)(many.clean, many.sigma, many.conditions)
         assert torch.get_num_threads() == 1
     assert found == [3, 3, 1, 1, 1, 3]
 
@@ -183,7 +183,7 @@ def test_each_thread_takes_a_share(model):
     )
     clean, sigma, _, conditions = samples(8)
     with sharing(model), torch.inference_mode():
-        forward(model, clean, sigma, conditions)
+        Shared(model)(clean, sigma, conditions)
     assert sorted(share[0] for share in shares) == [2, 3, 3]
     assert all(share[1] == 1 and share[2].startswith("worker") and share[3] for share in shares)
 

@@ -44,7 +44,3 @@ class Import(Verb):
             f"{coords} coordinates, images of {height}x{width}x{model['image_channels']}, {classes}\n"
             f"the model is in {self.out}; to sample from it: patch-diffusion sample {self.out} --out pictures"
         )
-
-    def after_interrupt(self) -> str:
-        """Return the text that follows "interrupted" in the message after Ctrl-C: none."""
-        return ""

@@ -97,10 +97,6 @@ class Inspect(Verb):
         """Return the message that says where the sheet of pictures is, if one was written."""
         return "" if self.sheet is None else f"pictures of what was found are in {self.sheet}"
 
-    def after_interrupt(self) -> str:
-        """Return the text that follows "interrupted" after Ctrl-C: none, since inspection leaves nothing behind."""
-        return ""
-
     def _command(self, advice: Advice) -> str:
         """Return the command line that trains with the suggested settings; empty if training would refuse the data."""
         if advice.refusal:

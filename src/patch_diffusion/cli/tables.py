@@ -33,13 +33,10 @@ def _short(name: str) -> str:
 
 
 def _columns(cells: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[place]) for row in cells) for place in range(len(cells[0]))]
+    first, *others = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [
-        "  ".join(
-            f"{cell:<{width}}" if place == 0 else f"{cell:>{width}}"
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in cells
+        "  ".join([f"{name:<{first}}", *(f"{cell:>{width}}" for cell, width in zip(row, others, strict=True))])
+        for name, *row in cells
     ]
 
 

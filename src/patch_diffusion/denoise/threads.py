@@ -65,7 +65,7 @@ _current: Workers | None = None
 
 @contextmanager
 def sharing(model: Denoiser) -> Iterator[None]:
-    """Let `forward` and `backward` split each batch over as many threads as torch is set to use, in the with block.
+    """Let `Shared` and `backward` split each batch over as many threads as torch is set to use, in the with block.
 
     It has no effect for a model that is not on a CPU or that threads may not share, see `can_share`, or if it is nested
     in another with block of `sharing`.
@@ -96,26 +96,8 @@ def can_share(model: Denoiser) -> bool:
     return not any(isinstance(module, nn.Dropout) and module.p > 0 and module.training for module in model.modules())
 
 
-def forward(
-    model: Denoiser, noisy: Float[Tensor, "n c *shape"], sigma: Float[Tensor, "..."], conditions: Conditions
-) -> Float[Tensor, "n c *shape"]:
-    """Denoise a batch, see `Denoiser.forward`; several threads share it inside `sharing` if gradients are off."""
-    num = len(noisy)
-    if _current is None or num == 1 or torch.is_grad_enabled() or not can_share(model):
-        with _all_threads():
-            return model(noisy, sigma, conditions)
-    inference = torch.is_inference_mode_enabled()  # each thread has a mode of its own
-    sigma, conditions = sigma.expand(num), conditions.spread(noisy)
-
-    def some(rows: slice) -> Tensor:
-        with torch.inference_mode(inference), torch.no_grad():
-            return model(noisy[rows], sigma[rows], conditions.select(rows))
-
-    return torch.cat(_current.map_rows(some, num))
-
-
 class Shared:
-    """A wrapper that is called like its denoiser, and splits each batch over the threads if it is inside `sharing`."""
+    """A wrapper that is called like its denoiser; threads share a batch inside `sharing` if gradients are off."""
 
     def __init__(self, model: Denoiser) -> None:
         self._model = model
@@ -125,11 +107,26 @@ class Shared:
         return self._model.loss_weight(sigma)
 
     def __call__(
-        self, noisy: Tensor, sigma: Tensor, coords: Tensor | Conditions, labels: Tensor | None = None
-    ) -> Tensor:
-        """Return the denoised images, see `forward`."""
+        self,
+        noisy: Float[Tensor, "n c *shape"],
+        sigma: Float[Tensor, "..."],
+        coords: Tensor | Conditions,
+        labels: Tensor | None = None,
+    ) -> Float[Tensor, "n c *shape"]:
+        """Return the denoised images, see `Denoiser.forward`."""
         conditions = coords if isinstance(coords, Conditions) else Conditions(coords, labels)
-        return forward(self._model, noisy, sigma, conditions)
+        num, model = len(noisy), self._model
+        if _current is None or num == 1 or torch.is_grad_enabled() or not can_share(model):
+            with _all_threads():
+                return model(noisy, sigma, conditions)
+        inference = torch.is_inference_mode_enabled()  # each thread has a mode of its own
+        sigma, conditions = sigma.expand(num), conditions.spread(noisy)
+
+        def some(rows: slice) -> Tensor:
+            with torch.inference_mode(inference), torch.no_grad():
+                return model(noisy[rows], sigma[rows], conditions.select(rows))
+
+        return torch.cat(_current.map_rows(some, num))
 
 
 def backward(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated as Float64
 
 import numpy as np
@@ -84,9 +84,12 @@ def losses_of_images(
         first = 0
         for bucket in images.buckets:
             num = len(bucket) if most is None else min(most, len(bucket))
-            shape = size or bucket.resolution
-            for level, sigma in enumerate(losses):
-                losses[sigma] += _losses(model, bucket, num, first, shape, level, sigma, seed, batch)
+            batches = _batches(model, bucket, num, first, size or bucket.resolution, seed, batch)
+            for places, clean, conditions in batches:
+                for level, (sigma, found) in enumerate(losses.items()):
+                    noise = slot_normal(seed, "evaluation", level, places, tuple(clean.shape[1:]), model.device)
+                    levels = torch.full((len(clean),), sigma, device=model.device)
+                    found.append(denoising_loss(Shared(model), clean, conditions, levels, noise=noise).cpu().double())
             first += len(bucket)
     return {sigma: torch.cat(each) for sigma, each in losses.items()}
 
@@ -105,22 +108,13 @@ def known_to(model: Denoiser, images: Images) -> Images:
     return found
 
 
-def _losses(
-    model: Denoiser,
-    images: ImageSet,
-    num: int,
-    first: int,
-    shape: tuple[int, ...],
-    level: int,
-    sigma: float,
-    seed: int,
-    batch: int,
-) -> list[Tensor]:
-    """Return the losses of ``num`` images of one size, a list by batch; ``first`` is the first image's index in all."""
+def _batches(
+    model: Denoiser, images: ImageSet, num: int, first: int, shape: tuple[int, ...], seed: int, batch: int
+) -> Iterator[tuple[range, Tensor, Conditions]]:
+    """Yield ``num`` images of one size, or patches, with their indices in all images, the first of which is given."""
     device = model.device
     whole = coordinate_grid(*images.resolution, device=device)
     where = torch.rand(num, len(shape), generator=generator(seed, "places of patches", first))
-    losses: list[Tensor] = []
     for start in range(0, num, batch):
         slots = range(start, min(start + batch, num))
         pixels, labels = images.batch(np.asarray(slots, np.int64))
@@ -131,12 +125,5 @@ def _losses(
         if shape != images.resolution:
             patch = random_patches(pixels, shape, places=where[slots.start : slots.stop])
             pixels, coords = patch.pixels, patch.coords
-        clean = images.codec.encode(pixels)
-        places = range(first + slots.start, first + slots.stop)
-        noise = slot_normal(seed, "evaluation", level, places, tuple(clean.shape[1:]), device)
-        classes = None if labels is None else labels.to(device)
-        levels = torch.full((len(slots),), sigma, device=device)
-        conditions = Conditions(coords, classes, thumbnail=thumbnail)
-        found = denoising_loss(Shared(model), clean, conditions, levels, noise=noise)
-        losses.append(found.cpu().double())
-    return losses
+        conditions = Conditions(coords, None if labels is None else labels.to(device), thumbnail=thumbnail)
+        yield range(first + slots.start, first + slots.stop), images.codec.encode(pixels), conditions

@@ -30,20 +30,15 @@ def circumstances(device: torch.device) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    here = Path(__file__).parent
+    here = Path(__file__)
+
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", "-C", str(here.parent), *words], capture_output=True, text=True, timeout=10)
+
     try:
-        found = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
+        found = git("describe", "--always", "--abbrev=12", "--dirty", "--exclude=*")
         # The package may be installed inside another project's checkout, whose commit says nothing about it.
-        tracked = subprocess.run(
-            ["git", "-C", str(here), "ls-files", "--error-unmatch", Path(__file__).name],
-            capture_output=True,
-            timeout=10,
-        )
+        tracked = git("ls-files", "--error-unmatch", here.name)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() if not found.returncode and not tracked.returncode else None

@@ -35,17 +35,10 @@ class Collected:
     resolution: tuple[int, int]
 
 
-def collect(
-    images: Stream, extractor: Extractor | None, *, what: str, moments: bool = True, show: bool = False
-) -> Collected:
+def collect(images: Stream, extractor: Extractor, *, what: str, moments: bool = True, show: bool = False) -> Collected:
     """Read all images once and collect their features, their mean and scatter by group, and downscaled pixels.
 
-    Args:
-        images: the images to read.
-        extractor: the feature extractor; None if no metric needs features, and then none are made.
-        what: the label of the progress bar.
-        moments: whether a metric needs the moments of the features.
-        show: whether to show a progress bar, on a terminal.
+    ``what`` is the label of the progress bar. Without ``moments`` mean and scatter are left out.
     """
     groups = groups_of(images.num)
     of_groups = [Moments() for _ in groups]
@@ -54,12 +47,9 @@ def collect(
     num = 0
     shape = torch.Size()
 
-    def look(number: int) -> list[tuple[torch.Size, Tensor, Tensor | None]]:
-        """Return (image shape, downscaled pixels, features or None) for each tensor in a chunk of the stream."""
-        return [
-            (batch.shape[1:], small_pixels(batch), None if extractor is None else extractor(batch))
-            for batch in images.part(number)
-        ]
+    def look(number: int) -> list[tuple[torch.Size, Tensor, Tensor]]:
+        """Return (image shape, downscaled pixels, features) for each tensor in a chunk of the stream."""
+        return [(batch.shape[1:], small_pixels(batch), extractor(batch)) for batch in images.part(number)]
 
     for part in progress(shared(look, images.num_parts), images.num_parts, what, show=show):
         for of_batch, pixels, found in part:
@@ -67,13 +57,8 @@ def collect(
             room = max(0, MOST_KEPT - num)
             if room:
                 small.append(pixels[:room])
-            if found is not None:
-                if room:
-                    features.append(found[:room])
-                for group, of_group in zip(groups, of_groups, strict=True) if moments else ():
-                    inside = range(max(group.start, num) - num, min(group.stop, num + len(pixels)) - num)
-                    if len(inside):
-                        of_group.add(found[inside.start : inside.stop])
+                features.append(found[:room])
+            for group, of_group in zip(groups, of_groups, strict=True) if moments else ():
+                of_group.add(found[max(group.start - num, 0) : max(group.stop - num, 0)])
             num += len(pixels)
-    kept = torch.cat(features) if features else torch.empty(0, 0)
-    return Collected(num, of_groups, kept, torch.cat(small), shape[0], (shape[1], shape[2]))
+    return Collected(num, of_groups, torch.cat(features), torch.cat(small), shape[0], (shape[1], shape[2]))

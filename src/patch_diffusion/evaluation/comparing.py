@@ -38,13 +38,8 @@ def compare(
 ) -> tuple[dict[str, Measure], list[str]]:
     """Compare samples with real images; return a dict from metric name to `Measure`, and notes for the user.
 
-    Args:
-        metrics: "frechet", "kernel", "precision", "density"; other names are ignored.
-        collected: features and moments of the samples.
-        reference: features of real images; None if there are only ``statistics``.
-        statistics: published mean and covariance, for the Frechet distance.
-        extractor: the name of the feature extractor.
-        seed: the seed of the confidence intervals.
+    Metrics other than "frechet", "kernel", "precision" and "density" are ignored. Without a ``reference`` there are
+    only ``statistics``, a published mean and covariance, for the Frechet distance. The seed is that of the intervals.
     """
     measures: dict[str, Measure] = {}
     notes: list[str] = []
@@ -80,21 +75,15 @@ def _shares(
     if "precision" in metrics:
         inside, covered = precision_recall(generated, real, PRECISION_NEIGHBOURS)
         without = recall_without(generated, real, grouped, PRECISION_NEIGHBOURS)
-        found = {
-            "precision": interval_of_rate(int(inside.sum()), len(inside)),
-            "recall": interval_without_groups(float(covered.double().mean()), without),
-        }
         about = {**settings, "neighbours": PRECISION_NEIGHBOURS}
-        measures |= {name: replace(measure, settings=about) for name, measure in found.items()}
+        measures["precision"] = replace(interval_of_rate(int(inside.sum()), len(inside)), settings=about)
+        measures["recall"] = replace(interval_without_groups(float(covered.double().mean()), without), settings=about)
     if "density" in metrics:
         counts, covered = density_coverage(generated, real, DENSITY_NEIGHBOURS)
         without = coverage_without(generated, real, grouped, DENSITY_NEIGHBOURS)
-        found = {
-            "density": interval_of_mean(counts, seed),
-            "coverage": interval_without_groups(float(covered.double().mean()), without),
-        }
         about = {**settings, "neighbours": DENSITY_NEIGHBOURS}
-        measures |= {name: replace(measure, settings=about) for name, measure in found.items()}
+        measures["density"] = replace(interval_of_mean(counts, seed), settings=about)
+        measures["coverage"] = replace(interval_without_groups(float(covered.double().mean()), without), settings=about)
     return measures
 
 

@@ -36,14 +36,9 @@ def denoising_measures(model: Denoiser, held_out: Images, *, seed: int = 0, batc
 
 
 def bits_measure(model: Denoiser, held_out: Images, num: int, *, seed: int = 0, show: bool = False) -> Measure:
-    """Return the mean bits per dimension of the first ``num`` held-out images; see `bits_per_dimension`.
+    """Return the mean bits per dimension of the first ``num`` held-out images of one size; see `bits_per_dimension`.
 
-    Args:
-        model: a model of pixels that are whole numbers.
-        held_out: images of one size.
-        num: the number of images; all are taken if there are fewer.
-        seed: the seed of the dequantization noise and of the random probes that estimate the divergence.
-        show: whether to show a progress bar, on a terminal.
+    All are taken if there are fewer. The seed is that of the dequantization noise and of the random probes.
     """
     if len(held_out.buckets) != 1:
         raise InputError("bits are counted for images of one size, and the held-out images have several sizes")

@@ -37,8 +37,7 @@ class Moments:
 
     def __init__(self) -> None:
         self.num: int = 0
-        self._mean: Tensor | None = None
-        self._scatter: Tensor | None = None
+        self._mean = self._scatter = torch.zeros((), dtype=torch.float64)  # of any shape until features come
 
     def add(self, features: Tensor) -> None:
         """Add another block of features (n, d)."""
@@ -46,20 +45,13 @@ class Moments:
             return
         values = features.double()
         mean = values.mean(dim=0)
-        if self._mean is None or self._scatter is None:
-            self._mean, self._scatter = torch.zeros_like(mean), mean.new_zeros(len(mean), len(mean))
         values = values - mean
-        self._scatter.addmm_(values.mT, values)
-        self._move(mean, len(features))
+        self._add(len(features), mean, values.mT @ values)
 
     def merge(self, other: Moments) -> None:
         """Add all features that another accumulator of moments has seen."""
-        if other._mean is None or other._scatter is None:
-            return
-        if self._mean is None or self._scatter is None:
-            self._mean, self._scatter = torch.zeros_like(other._mean), torch.zeros_like(other._scatter)
-        self._scatter += other._scatter
-        self._move(other._mean, other.num)
+        if other.num:
+            self._add(other.num, other._mean, other._scatter)
 
     def gaussian(self) -> Gaussian:
         """Return the mean and the sample covariance of all features added so far, as a `Gaussian`.
@@ -67,16 +59,15 @@ class Moments:
         Raises:
             InputError: there are fewer than two features.
         """
-        if self.num < 2 or self._mean is None or self._scatter is None:
+        if self.num < 2:
             raise InputError(f"a distance needs at least two images on either side, and here are {self.num}")
         return Gaussian(self._mean, self._scatter / (self.num - 1), self.num)
 
-    def _move(self, mean: Tensor, num: int) -> None:
-        assert self._mean is not None and self._scatter is not None
+    def _add(self, num: int, mean: Tensor, scatter: Tensor) -> None:
         total = self.num + num
         apart = mean - self._mean
-        self._scatter.addr_(apart, apart, alpha=self.num * num / total)
-        self._mean += apart * (num / total)
+        self._scatter = (self._scatter + scatter).addr_(apart, apart, alpha=self.num * num / total)
+        self._mean = self._mean + apart * (num / total)
         self.num = total
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.inspection.sheet import check_sheet
-from patch_diffusion.data.sources import open_images
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.deprecation import takes_old_keywords
 from patch_diffusion.devices import choose_device
@@ -27,7 +26,7 @@ from patch_diffusion.evaluation.metrics import OF_MODELS, known_metrics, possibl
 from patch_diffusion.evaluation.options import EvaluationOptions
 from patch_diffusion.evaluation.reference import is_statistics, read_statistics
 from patch_diffusion.evaluation.samples import SamplesOptions, of_samples
-from patch_diffusion.evaluation.subject import Source, Subject, open_subject
+from patch_diffusion.evaluation.subject import Source, open_subject, opened
 from patch_diffusion.files import user_path
 from patch_diffusion.sampling.options import Sampling
 from patch_diffusion.version import __version__
@@ -105,7 +104,9 @@ def evaluate(
     statistics = _statistics(reference)
     weights: dict[str, Any] = {name: getattr(options, name) for name in ("device", "ema_length", "vae")}
     subject = open_subject(source, data, held_out, **weights, show=show)
-    real = None if statistics is not None else _real(subject, reference, show)
+    real = subject.training if reference is None else None
+    if reference is not None and statistics is None:
+        real = opened(reference, subject.reading, show)
     num = options.samples or (SAMPLES if subject.pictures is None else len(subject.pictures))
     wanted, notes = possible_metrics(wanted, subject, num, real, statistics, asked=options.metrics is not None)
     measures: dict[str, Measure] = {}
@@ -129,11 +130,3 @@ def _statistics(reference: Source | Images | None) -> Gaussian | None:
     if isinstance(reference, str | os.PathLike) and is_statistics(user_path(reference)):
         return read_statistics(user_path(reference))
     return None
-
-
-def _real(subject: Subject, reference: Source | Images | None, show: bool) -> Images | None:
-    if reference is None:
-        return subject.training
-    return (
-        open_images(reference, **subject.reading, show=show) if isinstance(reference, str | os.PathLike) else reference
-    )

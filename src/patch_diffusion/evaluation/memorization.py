@@ -91,11 +91,8 @@ def _rate(ratios: Tensor, **settings: str) -> Measure:
 def find_copies(small: Tensor, features: Tensor, training: Stream, training_features: Tensor) -> CopyCheck:
     """Find the two nearest training images of each image, by pixels, by features and by patches.
 
-    Args:
-        small: the downscaled pixels (n, d) of the images, see `small_pixels`.
-        features: the features (n, d) of the images.
-        training: all training images.
-        training_features: the features (m, d) of training images.
+    ``small`` are the downscaled pixels (n, d) of the images, see `small_pixels`; there can be fewer
+    ``training_features`` (m, d) than training images.
     """
     whole = NearestTwo(small)
     patches = {size: [NearestTwo(each) for each in cut(small[:MOST_CUT], parts)] for size, parts in PARTS.items()}
@@ -172,16 +169,11 @@ def write_pairs(
 ) -> None:
     """Write an image file that shows the images most like copies, each next to its nearest training image.
 
-    Args:
-        path: the path of the image file.
-        training: the training images.
-        training_places: the index of the training image of each training feature.
-        sections: tuples of a heading, images, and their nearest training images.
+    ``training_places`` is the index of the training image of each training feature; each section has a heading, images,
+    and their nearest training images.
     """
-    write_sheet(
-        path,
-        [(heading, list(_pairs(images, near, training, training_places))) for heading, images, near in sections],
-    )
+    shown = [(heading, list(_pairs(images, near, training, training_places))) for heading, images, near in sections]
+    write_sheet(path, shown)
 
 
 def _pairs(images: Stream, near: CopyCheck, training: Stream, training_places: Tensor) -> Iterator[Thumbnail]:

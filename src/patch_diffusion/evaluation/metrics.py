@@ -52,13 +52,8 @@ def possible_metrics(
 ) -> tuple[set[str], list[str]]:
     """Return the set of metrics that the inputs allow, and notes on why the others cannot be measured.
 
-    Args:
-        wanted: names from `METRICS`.
-        subject: the model or pictures to evaluate.
-        num: the number of samples or pictures.
-        real: real images to compare with.
-        statistics: a published mean and covariance to compare with, in place of real images.
-        asked: whether the user asked for these metrics; then a metric without its inputs is an error.
+    ``num`` samples or pictures are compared with ``real`` images or with ``statistics``, a published mean and
+    covariance. If the user ``asked`` for these metrics, one without its inputs is an error.
 
     Raises:
         InputError: a metric that the user asked for lacks an input, or all metrics do.

@@ -81,17 +81,6 @@ def shared(make: Callable[[int], T], num: int) -> Iterator[T]:
 
 def first_alone(make: Callable[[], T]) -> T:
     """Return ``make()``, called on rank 0 before the other ranks, so that they can find its result in a cache."""
-    group = _group.get()
-    if group is None:
-        return make()
-    reason: list[InputError | None] = [None]
     result: list[T] = []
-    if dist.get_rank(group) == 0:
-        try:
-            result.append(make())
-        except InputError as error:
-            reason = [error]
-    dist.broadcast_object_list(reason, src=0, group=group)
-    if reason[0] is not None:
-        raise reason[0]
+    list(shared(lambda _: result.append(make()), 1))  # sends nothing but an error
     return result[0] if result else make()

@@ -44,12 +44,8 @@ def of_samples(
 ) -> tuple[dict[str, Measure], dict[str, Any], list[str]]:
     """Sample from a model, or read pictures; return measures by metric name, settings of the samples, and notes.
 
-    Args:
-        wanted: names of metrics; metrics that need no samples are ignored.
-        subject: the model or the pictures to evaluate.
-        real: real images to compare the samples with; None if ``statistics`` describe them.
-        statistics: a published mean and covariance of features, for the Frechet distance.
-        how: the options of sampling and of the metrics.
+    Metrics that need no samples are ignored. The samples are compared with ``real`` images, or for the Frechet distance
+    with ``statistics``, a published mean and covariance of features.
     """
     extractor = how.extractor
     images = _stream(subject, how)

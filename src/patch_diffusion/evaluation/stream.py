@@ -19,6 +19,7 @@ from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError
 from patch_diffusion.sampling.generate import generate
 from patch_diffusion.sampling.options import Sampling
+from patch_diffusion.sampling.pictures import to_uint8
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def stream_of_images(images: Images, num: int | None = None, *, seed: int = 0, b
         for number in np.unique(which):
             bucket = images.buckets[number]
             inside = chosen[which == number] - (ends[number] - len(bucket))
-            yield to_uint8(bucket.batch(inside)[0], codec)
+            yield to_uint8(bucket.batch(inside)[0], *codec.range)
 
     # The order in which images are yielded, so that `some` finds them again.
     chunks = [places[start : start + batch] for start in range(0, len(places), batch)]
@@ -102,13 +103,9 @@ def stream_of_model(
     labels: Sequence[int] | None = None,
     sampling: Sampling | None = None,
 ) -> Stream:
-    """Return samples of a model as a stream, which generates them when they are read.
+    """Return samples of a model, one per seed, as a stream, which generates them when they are read.
 
-    Args:
-        model: a denoiser.
-        seeds: one per image.
-        labels: one per image; None: seed k gets class k mod classes if the model has classes.
-        sampling: the options of sampling; None: their defaults.
+    ``labels`` are one per image; None: seed k gets class k mod classes if the model has classes.
     """
     if not isinstance(model.codec, PixelCodec) and not model.codec.can_decode:
         raise InputError("this model makes latents, and its VAE is not there to decode them: give --vae FOLDER")
@@ -118,7 +115,7 @@ def stream_of_model(
     def sampled(places: Sequence[int]) -> list[Tensor]:
         chosen = None if labels is None else [labels[place] for place in places]
         samples = generate(model, [seeds[place] for place in places], options, labels=chosen)
-        return [shown(sample.pixels, sample.range) for sample in samples]
+        return [to_uint8(sample.pixels, *sample.range) for sample in samples]
 
     def part(number: int) -> list[Tensor]:
         return [torch.stack(sampled(range(number * batch, min((number + 1) * batch, len(seeds)))))]
@@ -127,16 +124,3 @@ def stream_of_model(
     made_with = options.settings(options.view(model), options.sigmas(model))
     settings = {"samples": len(seeds), "seeds": f"{seeds[0]}-{seeds[-1]}", **made_with}
     return Stream(len(seeds), part, sampled, settings, batch)
-
-
-def to_uint8(pixels: Tensor, codec: PixelCodec) -> Tensor:
-    """Convert pixels of any dtype to uint8, as extractors take them, with the codec's range of values from 0 to 255."""
-    return pixels if codec == PixelCodec() else shown(pixels, codec.range)
-
-
-def shown(pixels: Tensor, span: tuple[float, float]) -> Tensor:
-    """Convert pixels to uint8: the range ``span`` becomes 0 to 255, and values outside it are clamped."""
-    if pixels.dtype == torch.uint8 and span == (0, 255):
-        return pixels
-    low, high = span
-    return ((pixels.float() - low) * (255 / (high - low))).round().clamp(0, 255).to(torch.uint8)

@@ -16,10 +16,9 @@ from patch_diffusion.errors import InputError
 from patch_diffusion.files import user_path
 from patch_diffusion.runs.folder import ModelFacts, RunFolder
 from patch_diffusion.runs.model import load
+from patch_diffusion.sampling.pictures import MODES
 
 Source = str | os.PathLike[str]
-
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 @dataclass(frozen=True)
@@ -63,10 +62,10 @@ def open_subject(
     """
     if isinstance(source, Denoiser):
         given = _reading_like(source.resolution, source.image_channels)
-        return Subject("model", source, None, _open(data, given, show), _open(held_out, given, show), given)
+        return Subject("model", source, None, opened(data, given, show), opened(held_out, given, show), given)
     if not isinstance(source, str | os.PathLike):
         given = _reading_like(source.resolution, source.channels)
-        return Subject("images", None, source, _open(data, given, show), _open(held_out, given, show), given)
+        return Subject("images", None, source, opened(data, given, show), opened(held_out, given, show), given)
     path = user_path(source)
     folder = RunFolder(path.parent.parent if path.parent.name == "checkpoints" else path)
     if not folder.is_run():
@@ -75,12 +74,12 @@ def open_subject(
         except InputError as error:
             raise error.reworded(f"{source} is no run (no config.json), and as images: {error}") from None
         given = _reading_like(pictures.resolution, pictures.channels)
-        return Subject(str(source), None, pictures, _open(data, given, show), _open(held_out, given, show), given)
+        return Subject(str(source), None, pictures, opened(data, given, show), opened(held_out, given, show), given)
     config, facts = folder.read_config()
     model = load(source, device=device, ema_length=ema_length, vae=vae)
     training, own_held_out, notes = _training(folder, data, show)
     given = _reading_of(config, facts, own=False)
-    outside = own_held_out if held_out is None else _open(held_out, given, show)
+    outside = own_held_out if held_out is None else opened(held_out, given, show)
     return Subject(str(source), model, None, training, outside, given, tuple(notes))
 
 
@@ -132,15 +131,16 @@ def _reading_of(config: Config, facts: ModelFacts, *, own: bool) -> dict[str, An
     else:
         given["resolution"] = (height * factor, width * factor)
     is_picture = factor == 1 and codec.get("dtype") == "uint8"
-    mode = _MODES.get(facts.image_channels, "auto") if is_picture else options.mode
+    mode = MODES.get(facts.image_channels, "auto") if is_picture else options.mode
     return given | {"mode": mode}
 
 
 def _reading_like(resolution: tuple[int, ...] | None, channels: int | None) -> dict[str, Any]:
-    return {"resolution": resolution, "mode": _MODES.get(channels or 0, "auto")}
+    return {"resolution": resolution, "mode": MODES.get(channels or 0, "auto")}
 
 
-def _open(data: Source | Images | None, how: dict[str, Any], show: bool) -> Images | None:
+def opened(data: Source | Images | None, how: dict[str, Any], show: bool) -> Images | None:
+    """Open images by these arguments of `open_images`; images that are open already, and None, are returned."""
     if data is None or not isinstance(data, str | os.PathLike):
         return data
     return open_images(data, **how, show=show)

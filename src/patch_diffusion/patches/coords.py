@@ -103,6 +103,4 @@ def _along(place: int, num_axes: int) -> list[int]:
 
 
 def _grid(lines: Sequence[Tensor]) -> Tensor:
-    shape = [len(line) for line in lines]
-    grid = [line.view(_along(place, len(lines))).expand(shape) for place, line in enumerate(lines)]
-    return torch.stack(grid[::-1]).float()
+    return torch.stack(torch.meshgrid(*lines, indexing="ij")[::-1]).float()

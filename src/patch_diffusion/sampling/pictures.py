@@ -14,16 +14,25 @@ from torch import Tensor
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import replacing
 
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+"""Pillow's names of pictures by their number of channels."""
+
 _SMALLEST_GRID = 512  # pixels; grids of small images are enlarged by a whole number
 
 
 def to_image(pixels: UInt8[Tensor, "c h w"]) -> Image.Image:
     """Convert pixels with 1, 3 or 4 channels to a Pillow image."""
-    if len(pixels) not in _MODES:
+    if len(pixels) not in MODES:
         raise InputError(f"images of {len(pixels)} channels are no pictures; take sample.pixels")
     array = np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy())
-    return Image.fromarray(array[..., 0] if len(pixels) == 1 else array, _MODES[len(pixels)])
+    return Image.fromarray(array[..., 0] if len(pixels) == 1 else array, MODES[len(pixels)])
+
+
+def to_uint8(pixels: Shaped[Tensor, "*shape"], low: float, high: float) -> UInt8[Tensor, "*shape"]:
+    """Convert pixels of any dtype to uint8: ``low`` becomes 0, ``high`` becomes 255, and values beyond are clamped."""
+    if pixels.dtype == torch.uint8 and (low, high) == (0, 255):
+        return pixels
+    return ((pixels.float() - low) * (255 / (high - low))).round().clamp(0, 255).to(torch.uint8)
 
 
 def visible(pixels: Shaped[Tensor, "c h w"], low: float, high: float) -> UInt8[Tensor, "channels h width"]:
@@ -31,9 +40,8 @@ def visible(pixels: Shaped[Tensor, "c h w"], low: float, high: float) -> UInt8[T
 
     One, three and four channels stay as they are; other numbers of channels are shown side by side, in grey.
     """
-    if pixels.dtype != torch.uint8 or (low, high) != (0, 255):
-        pixels = ((pixels.float() - low) * (255 / (high - low))).round().clamp(0, 255).to(torch.uint8)
-    return pixels if len(pixels) in _MODES else pixels.transpose(0, 1).flatten(1)[None]
+    pixels = to_uint8(pixels, low, high)
+    return pixels if len(pixels) in MODES else pixels.transpose(0, 1).flatten(1)[None]
 
 
 def write_pixels(pixels: Shaped[Tensor, "c h w"], path: Path) -> Path:
@@ -46,7 +54,7 @@ def write_pixels(pixels: Shaped[Tensor, "c h w"], path: Path) -> Path:
     Returns:
         The path with its extension.
     """
-    if pixels.dtype == torch.uint8 and len(pixels) in _MODES:
+    if pixels.dtype == torch.uint8 and len(pixels) in MODES:
         return write_picture(to_image(pixels), path.with_suffix(".png"))
     array = np.ascontiguousarray(pixels.cpu().numpy())
     if pixels.dtype == torch.uint16 and len(pixels) == 1:

@@ -7,23 +7,21 @@ taking the step again makes the two agree.
 from __future__ import annotations
 
 from itertools import count, pairwise
-from typing import Annotated as Float
-
-from torch import Tensor
 
 from patch_diffusion.errors import InputError
-from patch_diffusion.sampling.step import Callback, Denoise, Step, StepNoise
+from patch_diffusion.sampling.solvers import begin_step
+from patch_diffusion.sampling.step import Callback, Denoise, Images, Sigmas, StepNoise
 
 
 def resampling(
     denoise: Denoise,
-    noisy: Float[Tensor, "n *shape"],
-    sigmas: Float[Tensor, "levels"],
+    noisy: Images,
+    sigmas: Sigmas,
     *,
     noise: StepNoise,
     callback: Callback | None = None,
     repeats: int = 1,
-) -> Float[Tensor, "n *shape"]:
+) -> Images:
     """Solve by ancestral steps, each taken ``repeats`` times, the last to 0 once (RePaint, algorithm 1, jumps of 1).
 
     With one repeat it is `ancestral` with an eta of 1. The network is evaluated (steps - 1) * repeats + 1 times.
@@ -33,11 +31,8 @@ def resampling(
     draws = count()
     for index, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
         for left in reversed(range(repeats)):
-            denoised = denoise(noisy, sigma)
-            if next_sigma == 0:
-                left = 0
-            if callback and left == 0:
-                callback(Step(index, sigma, noisy, denoised))
+            is_last = left == 0 or next_sigma == 0
+            denoised = begin_step(denoise, noisy, sigma, index, callback if is_last else None)
             if next_sigma == 0:
                 return denoised
             # The noise is kept in proportion to the variance that stays, and fresh noise fills up to the next level.

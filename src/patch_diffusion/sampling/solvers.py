@@ -27,7 +27,7 @@ from torch import Tensor
 
 from patch_diffusion.denoise.process import VP
 from patch_diffusion.errors import InputError, did_you_mean, option_error
-from patch_diffusion.sampling.step import Callback, Denoise, Step, StepNoise
+from patch_diffusion.sampling.step import Callback, Denoise, Images, Sigmas, Step, StepNoise
 
 _MOST_STEPS = 1_000_000
 
@@ -111,13 +111,8 @@ torch.Size([19])
 
 
 def euler(
-    denoise: Denoise,
-    noisy: Float[Tensor, "n *shape"],
-    sigmas: Float[Tensor, "levels"],
-    *,
-    noise: StepNoise | None = None,
-    callback: Callback | None = None,
-) -> Float[Tensor, "n *shape"]:
+    denoise: Denoise, noisy: Images, sigmas: Sigmas, *, noise: StepNoise | None = None, callback: Callback | None = None
+) -> Images:
     """Solve by Euler's method, of first order, with one evaluation a step; the same as DDIM (arXiv 2010.02502).
 
     Args:
@@ -129,22 +124,15 @@ def euler(
     tensor(0.)
     """
     for index, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
-        denoised = denoise(noisy, sigma)
-        if callback:
-            callback(Step(index, sigma, noisy, denoised))
+        denoised = begin_step(denoise, noisy, sigma, index, callback)
         slope = (noisy - denoised) / sigma
         noisy = noisy + (next_sigma - sigma) * slope
     return noisy
 
 
 def heun(
-    denoise: Denoise,
-    noisy: Float[Tensor, "n *shape"],
-    sigmas: Float[Tensor, "levels"],
-    *,
-    noise: StepNoise | None = None,
-    callback: Callback | None = None,
-) -> Float[Tensor, "n *shape"]:
+    denoise: Denoise, noisy: Images, sigmas: Sigmas, *, noise: StepNoise | None = None, callback: Callback | None = None
+) -> Images:
     """Solve by Heun's method, of second order: two evaluations a step, one in the step to 0 (EDM, algorithm 1).
 
     Args:
@@ -163,20 +151,22 @@ def heun(
     tensor(0.)
     """
     for index, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
-        denoised = denoise(noisy, sigma)
-        if callback:
-            callback(Step(index, sigma, noisy, denoised))
+        denoised = begin_step(denoise, noisy, sigma, index, callback)
         noisy = heun_step(denoise, noisy, denoised, sigma, next_sigma)
     return noisy
 
 
+def begin_step(denoise: Denoise, noisy: Images, sigma: Tensor, index: int, callback: Callback | None) -> Images:
+    """Denoise the images that a step begins with, report the step if there is a callback, and return the denoised."""
+    denoised = denoise(noisy, sigma)
+    if callback:
+        callback(Step(index, sigma, noisy, denoised))
+    return denoised
+
+
 def heun_step(
-    denoise: Denoise,
-    noisy: Float[Tensor, "n *shape"],
-    denoised: Float[Tensor, "n *shape"],
-    sigma: Float[Tensor, ""],
-    next_sigma: Float[Tensor, ""],
-) -> Float[Tensor, "n *shape"]:
+    denoise: Denoise, noisy: Images, denoised: Images, sigma: Float[Tensor, ""], next_sigma: Float[Tensor, ""]
+) -> Images:
     """Take an Euler step, then take it again with the mean of the slopes at its two ends."""
     slope = (noisy - denoised) / sigma
     predicted = noisy + (next_sigma - sigma) * slope
@@ -187,13 +177,8 @@ def heun_step(
 
 
 def dpm_solver_2m(
-    denoise: Denoise,
-    noisy: Float[Tensor, "n *shape"],
-    sigmas: Float[Tensor, "levels"],
-    *,
-    noise: StepNoise | None = None,
-    callback: Callback | None = None,
-) -> Float[Tensor, "n *shape"]:
+    denoise: Denoise, noisy: Images, sigmas: Sigmas, *, noise: StepNoise | None = None, callback: Callback | None = None
+) -> Images:
     """Solve by DPM-Solver++(2M), of second order, with one evaluation a step (arXiv 2211.01095, algorithm 2).
 
     In l = -ln(sigma) the ODE is dx/dl = D - x, so a step of h in l is x' = e^-h x + (1 - e^-h) D for a constant D. D is
@@ -209,9 +194,7 @@ def dpm_solver_2m(
     """
     last = noisy
     for index, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
-        denoised = denoise(noisy, sigma)
-        if callback:
-            callback(Step(index, sigma, noisy, denoised))
+        denoised = begin_step(denoise, noisy, sigma, index, callback)
         if next_sigma == 0:
             return denoised
         kept = next_sigma / sigma  # e^-h
@@ -225,13 +208,8 @@ def dpm_solver_2m(
 
 
 def dpm_solver_3m(
-    denoise: Denoise,
-    noisy: Float[Tensor, "n *shape"],
-    sigmas: Float[Tensor, "levels"],
-    *,
-    noise: StepNoise | None = None,
-    callback: Callback | None = None,
-) -> Float[Tensor, "n *shape"]:
+    denoise: Denoise, noisy: Images, sigmas: Sigmas, *, noise: StepNoise | None = None, callback: Callback | None = None
+) -> Images:
     """Solve by DPM-Solver++ with the last three D, of third order, with one evaluation a step (arXiv 2211.01095).
 
     A step of h in l = -ln(sigma) is x' = e^-h x + integral over u from 0 to h of e^-(h - u) D(l + u), here with the
@@ -248,9 +226,7 @@ def dpm_solver_3m(
     """
     known: list[tuple[Tensor, Tensor]] = []  # l and D, the newest first
     for index, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
-        denoised = denoise(noisy, sigma)
-        if callback:
-            callback(Step(index, sigma, noisy, denoised))
+        denoised = begin_step(denoise, noisy, sigma, index, callback)
         if next_sigma == 0:
             return denoised
         h = (sigma / next_sigma).log()

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """A function ``denoise(noisy, sigma)`` from images (n, c, h, w) and one noise level to denoised images."""
 
+Images = Float[Tensor, "n *shape"]
+"""Noisy or denoised images, such as (n, c, h, w)."""
+
+Sigmas = Float[Tensor, "levels"]
+"""The noise levels of a solver, one more than its steps."""
+
 ConditionalDenoise = Callable[[Tensor, Tensor, "Conditions"], Tensor]
 """A function ``model(noisy, sigma, conditions)``: a denoiser, or one whose batches are shared by threads."""
 
@@ -27,8 +33,8 @@ class Step:
 
     index: int
     sigma: Float[Tensor, ""]
-    noisy: Float[Tensor, "n *shape"]
-    denoised: Float[Tensor, "n *shape"]
+    noisy: Images
+    denoised: Images
 
 
 Callback = Callable[[Step], object]

@@ -9,25 +9,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Annotated as Float
 
 from torch import Tensor
 
 from patch_diffusion.denoise.process import EDM, Process
 from patch_diffusion.errors import InputError, option_error
-from patch_diffusion.sampling.solvers import dpm_solver_2m, dpm_solver_3m, euler, heun, heun_step
-from patch_diffusion.sampling.step import Callback, Denoise, Step, StepNoise
+from patch_diffusion.sampling.solvers import begin_step, dpm_solver_2m, dpm_solver_3m, euler, heun, heun_step
+from patch_diffusion.sampling.step import Callback, Denoise, Images, Sigmas, StepNoise
 
 
 def euler_maruyama(
     denoise: Denoise,
-    noisy: Float[Tensor, "n *shape"],
-    sigmas: Float[Tensor, "levels"],
+    noisy: Images,
+    sigmas: Sigmas,
     *,
     noise: StepNoise | None = None,
     callback: Callback | None = None,
     process: Process | None = None,
-) -> Float[Tensor, "n *shape"]:
+) -> Images:
     """Solve the reverse SDE dx = [f - g^2 score] dt + g dw to first order (score-SDE, arXiv 2011.13456, section 4).
 
     The steps are in the time and the scale of ``process``, though ``noisy`` and the result are not scaled. The solver
@@ -53,9 +52,7 @@ def euler_maruyama(
     for index, (time, next_time) in enumerate(pairwise(times)):
         sigma, scale = sigmas[index], process.scale(time)
         noisy = scaled / scale
-        denoised = denoise(noisy, sigma)
-        if callback:
-            callback(Step(index, sigma, noisy, denoised))
+        denoised = begin_step(denoise, noisy, sigma, index, callback)
         if sigmas[index + 1] == 0:
             return denoised
         score = (denoised - noisy) / (scale * sigma**2)
@@ -67,8 +64,8 @@ def euler_maruyama(
 
 def stochastic_heun(
     denoise: Denoise,
-    noisy: Float[Tensor, "n *shape"],
-    sigmas: Float[Tensor, "levels"],
+    noisy: Images,
+    sigmas: Sigmas,
     *,
     noise: StepNoise | None = None,
     callback: Callback | None = None,
@@ -76,7 +73,7 @@ def stochastic_heun(
     churn_min: float = 0.05,
     churn_max: float = 50.0,
     churn_noise: float = 1.003,
-) -> Float[Tensor, "n *shape"]:
+) -> Images:
     """Solve by Heun's steps, each from a noise level first raised a little (EDM, arXiv 2206.00364, algorithm 2).
 
     The defaults are EDM's for ImageNet (table 5). The steps given to ``callback`` have the raised level.
@@ -107,22 +104,20 @@ def stochastic_heun(
             raised = (1 + most) * sigma
             noisy = noisy + churn_noise * (raised**2 - sigma**2).sqrt() * noise(index)
             sigma = raised
-        denoised = denoise(noisy, sigma)
-        if callback:
-            callback(Step(index, sigma, noisy, denoised))
+        denoised = begin_step(denoise, noisy, sigma, index, callback)
         noisy = heun_step(denoise, noisy, denoised, sigma, next_sigma)
     return noisy
 
 
 def ancestral(
     denoise: Denoise,
-    noisy: Float[Tensor, "n *shape"],
-    sigmas: Float[Tensor, "levels"],
+    noisy: Images,
+    sigmas: Sigmas,
     *,
     noise: StepNoise | None = None,
     callback: Callback | None = None,
     eta: float = 1.0,
-) -> Float[Tensor, "n *shape"]:
+) -> Images:
     """Solve by Euler's steps to below the next noise level, and add fresh noise up to that level.
 
     An eta of 1 is ancestral sampling as in DDPM (arXiv 2006.11239, equation 7), 0 is Euler, or DDIM, and between them
@@ -152,9 +147,7 @@ def ancestral(
     if not 0 <= eta <= 1:
         raise option_error("eta", f"is between 0 (no noise) and 1, not {eta}")
     for index, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
-        denoised = denoise(noisy, sigma)
-        if callback:
-            callback(Step(index, sigma, noisy, denoised))
+        denoised = begin_step(denoise, noisy, sigma, index, callback)
         if next_sigma == 0:
             return denoised
         fresh = eta * next_sigma * (1 - (next_sigma / sigma) ** 2).sqrt()

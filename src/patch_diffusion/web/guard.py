@@ -29,12 +29,7 @@ HEADERS = {
 
 
 def guarded(app: ASGIApp, names: Collection[str]) -> ASGIApp:
-    """Wrap the page's application, so that it answers its own pages alone, and always with `HEADERS`.
-
-    Args:
-        app: the application.
-        names: the names under which a browser may ask for it, see `is_own`.
-    """
+    """Wrap the page's application, so that it answers its own pages alone, see `is_own`, and always with `HEADERS`."""
 
     async def guard(scope: Scope, receive: Receive, send: Send) -> None:
         begun = False

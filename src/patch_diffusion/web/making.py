@@ -20,13 +20,13 @@ from patch_diffusion.sampling.editing.edit import usual_covariance
 from patch_diffusion.sampling.generate import Sample
 from patch_diffusion.sampling.guides import guide_of, named
 from patch_diffusion.sampling.options import Sampling, pair
-from patch_diffusion.sampling.pictures import to_image, visible
+from patch_diffusion.sampling.pictures import MODES, to_image, visible
 from patch_diffusion.web.commands import edit_command, sample_command, source_of
 from patch_diffusion.web.jobs import Job
 from patch_diffusion.web.limits import at_once
 from patch_diffusion.web.models import Models
 from patch_diffusion.web.requests import EditRequest, ModelChoice, Request, SampleRequest
-from patch_diffusion.web.uploads import MODES, pixels_of, png
+from patch_diffusion.web.uploads import pixels_of, png
 
 if TYPE_CHECKING:
     from patch_diffusion.denoise.denoiser import Denoiser
@@ -42,65 +42,51 @@ def generate(wanted: SampleRequest, folders: list[RunFolder], models: Models, jo
     """Sample the requested pictures with each of several models in turn, and write them into the job's folder."""
     with _packed(job.folder):
         for column, (chosen, run) in enumerate(zip(wanted.models, folders, strict=True)):
-            _generate(wanted, column, chosen, run, models, job)
-
-
-def _generate(
-    wanted: SampleRequest, column: int, chosen: ModelChoice, run: RunFolder, models: Models, job: Job
-) -> None:
-    job.tell("loading", model=column)
-    model = models.load(run, chosen.checkpoint, chosen.ema_length)
-    resolution = pair(wanted.sampling.resolution) or model.resolution or (1, 1)
-    sampling = _options(wanted, chosen, run, models, model, resolution, usual=18)
-    reporter = Reporter(job, column, model, sampling.steps)
-    samples = patch_diffusion.generate(model, wanted.seeds, sampling, labels=wanted.label, callback=reporter.step)
-    samples = named(samples, sampling.guide, wanted.sampling.guide)
-    reporter.write(samples, run, chosen, sample_command(wanted, chosen, run))
+            job.tell("loading", model=column)
+            model = models.load(run, chosen.checkpoint, chosen.ema_length)
+            resolution = pair(wanted.sampling.resolution) or model.resolution or (1, 1)
+            sampling = _options(wanted, chosen, run, models, model, resolution, usual=18)
+            report = Reporter(job, column, model, sampling.steps)
+            samples = patch_diffusion.generate(model, wanted.seeds, sampling, labels=wanted.label, callback=report.step)
+            samples = named(samples, sampling.guide, wanted.sampling.guide)
+            report.write(samples, run, chosen, sample_command(wanted, chosen, run))
 
 
 def edit(wanted: EditRequest, run: RunFolder, models: Models, job: Job) -> None:
     """Fill in, extend or restore the uploaded image, once per seed, and write the results into the job's folder."""
     with _packed(job.folder):
-        _edit(wanted, run, models, job)
-
-
-def _edit(wanted: EditRequest, run: RunFolder, models: Models, job: Job) -> None:
-    job.tell("loading", model=0)
-    chosen = wanted.model
-    model = models.load(run, chosen.checkpoint, chosen.ema_length)
-    if model.image_channels not in MODES:
-        raise InputError("this page edits pictures in grey, RGB or RGBA, and this model is of other images")
-    image = pixels_of(wanted.image, MODES[model.image_channels])
-    mask = None if wanted.mask is None else pixels_of(wanted.mask, "L")[0] >= 128
-    resolution = wanted.task.resolution(image.shape[1], image.shape[2])
-    usual = usual_covariance(exactly=wanted.restore is None, tiled=wanted.sampling.tile is not None)
-    backward = (wanted.covariance or usual) == "network"
-    sampling = _options(wanted, chosen, run, models, model, resolution, usual=32, backward=backward)
-    reporter = Reporter(job, 0, model, sampling.steps)
-    samples = patch_diffusion.edit(
-        model,
-        wanted.task.known(model, image, mask),
-        wanted.seeds,
-        sampling,
-        label=wanted.label,
-        covariance=wanted.covariance,
-        callback=reporter.step,
-    )
-    (job.folder / "image.png").write_bytes(png(to_image(image)))
-    if mask is not None:
-        (job.folder / "mask.png").write_bytes(png(to_image(mask[None].to(torch.uint8) * 255)))
-    samples = named(samples, sampling.guide, wanted.sampling.guide)
-    reporter.write(samples, run, chosen, edit_command(wanted, run))
+        job.tell("loading", model=0)
+        chosen = wanted.model
+        model = models.load(run, chosen.checkpoint, chosen.ema_length)
+        if model.image_channels not in MODES:
+            raise InputError("this page edits pictures in grey, RGB or RGBA, and this model is of other images")
+        image = pixels_of(wanted.image, MODES[model.image_channels])
+        mask = None if wanted.mask is None else pixels_of(wanted.mask, "L")[0] >= 128
+        resolution = wanted.task.resolution(image.shape[1], image.shape[2])
+        usual = usual_covariance(exactly=wanted.restore is None, tiled=wanted.sampling.tile is not None)
+        backward = (wanted.covariance or usual) == "network"
+        sampling = _options(wanted, chosen, run, models, model, resolution, usual=32, backward=backward)
+        reporter = Reporter(job, 0, model, sampling.steps)
+        samples = patch_diffusion.edit(
+            model,
+            wanted.task.known(model, image, mask),
+            wanted.seeds,
+            sampling,
+            label=wanted.label,
+            covariance=wanted.covariance,
+            callback=reporter.step,
+        )
+        (job.folder / "image.png").write_bytes(png(to_image(image)))
+        if mask is not None:
+            (job.folder / "mask.png").write_bytes(png(to_image(mask[None].to(torch.uint8) * 255)))
+        samples = named(samples, sampling.guide, wanted.sampling.guide)
+        reporter.write(samples, run, chosen, edit_command(wanted, run))
 
 
 class Reporter:
     """A writer of one model's pictures into a job's folder, which reports a preview of each step and the results.
 
-    Args:
-        job: the job that reports the events.
-        column: the index of the model among those of the request.
-        model: the model.
-        steps: the number of solver steps.
+    ``column`` is the index of the model among those of the request, and ``steps`` the number of solver steps.
     """
 
     def __init__(self, job: Job, column: int, model: Denoiser, steps: int | None) -> None:

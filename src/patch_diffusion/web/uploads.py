@@ -17,13 +17,12 @@ from patch_diffusion.data.files.decode import ImageFile, decode_file, quiet, rea
 from patch_diffusion.data.files.tiff import is_tiff
 from patch_diffusion.errors import InputError
 from patch_diffusion.runs.folder import ModelFacts
-from patch_diffusion.sampling.pictures import to_image
+from patch_diffusion.sampling.pictures import MODES, to_image
 from patch_diffusion.web import limits
 
 MOST_BYTES = 32 * 2**20
 MOST_PIXELS = 24_000_000
 
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # Pillow reads other formats too, some of them by running external programs.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 

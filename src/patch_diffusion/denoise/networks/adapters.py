@@ -73,13 +73,7 @@ class DiffusersNetwork(nn.Module):
         c_noise: Float[Tensor, "n"],
         labels: Int[Tensor, "n"] | None = None,
     ) -> Float[Tensor, "n image_channels height width"]:
-        """Run the network on noisy images; return its raw output, see `Denoiser`.
-
-        Args:
-            x: images and two channels of coordinates; height and width are multiples of ``stride``.
-            c_noise: the noise levels in the form that the network takes.
-            labels: classes, -1 for "no class"; None if no image has a class.
-        """
+        """Run the network on noisy images; return its raw output. It is called as `UNet.forward` is."""
         if self.num_classes:
             labels = torch.full_like(c_noise, -1, dtype=torch.long) if labels is None else labels
             labels = labels.where(labels >= 0, self.num_classes)

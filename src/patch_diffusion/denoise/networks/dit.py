@@ -36,11 +36,8 @@ class DiT(nn.Module):
         heads: number of attention heads.
         token: side of a token in pixels, which divides height and width. Half the side costs four times as much.
         dropout: probability of dropout at the end of each residual branch.
-        num_classes: number of classes it is conditioned on; 0 for none.
-        label_dropout: share of the labels that training replaces by "no class", which makes guidance possible.
-        augment_channels: length of an image's augmentation label, see `Augment`; 0 for none.
+        num_classes, label_dropout, augment_channels, context: as for `UNet`.
         coords: if true, the input has the two coordinate channels; if false, every input counts as a whole image.
-        context: if true, it has image_channels + 1 more, for a small copy of the whole image, see `Denoiser`.
 
     >>> network = DiT(image_channels=3, width=32, depth=2, heads=2)
     >>> network(torch.zeros(1, 5, 8, 12), torch.zeros(1)).shape
@@ -118,15 +115,7 @@ class DiT(nn.Module):
         labels: Int[Tensor, "n"] | None = None,
         augment: Float[Tensor, "n augment_channels"] | None = None,
     ) -> Float[Tensor, "n image_channels height width"]:
-        """Run the transformer on noisy images; return its raw output, see `Denoiser`.
-
-        Args:
-            x: images, two channels of coordinates, and those of the context if it takes one; height and width are
-                multiples of ``stride``.
-            c_noise: the noise levels in the form that the network takes.
-            labels: classes, -1 for "no class"; None if no image has a class.
-            augment: augmentation labels; None means no augmentation, like zeros.
-        """
+        """Run the transformer on noisy images; return its raw output. It is called as `UNet.forward` is."""
         height, width = x.shape[-2:]
         if height % self.stride or width % self.stride:
             raise ValueError(f"height and width must be multiples of {self.stride}, not {height} x {width}")

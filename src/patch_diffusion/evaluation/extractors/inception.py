@@ -220,14 +220,8 @@ class _At8(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         single = self.branch3x3_1(x)
+        singles = [self.branch3x3_2a(single), self.branch3x3_2b(single)]
         double = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
+        doubles = [self.branch3x3dbl_3a(double), self.branch3x3dbl_3b(double)]
         pooled = F.max_pool2d(x, 3, stride=1, padding=1) if self._largest else _average_pool(x)
-        branches = [
-            self.branch1x1(x),
-            self.branch3x3_2a(single),
-            self.branch3x3_2b(single),
-            self.branch3x3dbl_3a(double),
-            self.branch3x3dbl_3b(double),
-            self.branch_pool(pooled),
-        ]
-        return torch.cat(branches, dim=1)
+        return torch.cat([self.branch1x1(x), *singles, *doubles, self.branch_pool(pooled)], dim=1)

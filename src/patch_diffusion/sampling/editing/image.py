@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated as Bool, Annotated as Shaped, Any
@@ -16,8 +18,8 @@ from patch_diffusion.data.files.decode import Header, ImageFile, decode_file, qu
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import user_path
+from patch_diffusion.sampling.pictures import MODES
 
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _NAMES = {1: "grey", 3: "RGB", 4: "RGB with transparency"}
 
 
@@ -53,8 +55,8 @@ def read_image(path: str | Path, model: Denoiser) -> Shaped[Tensor, "c h w"]:
         raise InputError(f"{path} has {_words(found)}, but this run's images have {_words(channels)}: convert it")
     if header.dtype != codec.dtype:
         raise InputError(f"{path} has pixels of {header.dtype}, but this run's are {codec.dtype}: convert it")
-    with quiet():
-        pixels = _decoded(file, path, _MODES.get(found, "RGB"))
+    with _reading(path):
+        pixels = decode_file(file, mode=MODES.get(found, "RGB"))
     return torch.from_numpy(np.array(pixels))
 
 
@@ -77,8 +79,8 @@ def read_mask(path: str | Path) -> Bool[Tensor, "h w"]:
     file, header = _picture(path)
     if header.dtype != "uint8":
         raise InputError(f"{path} has pixels of {header.dtype}, and a mask is a black and white picture of 8 bits")
-    with quiet():
-        pixels = _decoded(file, path, "L")
+    with _reading(path):
+        pixels = decode_file(file, mode="L")
     return torch.from_numpy(pixels[0] >= 128)
 
 
@@ -119,17 +121,17 @@ def _picture(path: Path) -> tuple[ImageFile, Header]:
     if not path.is_file():
         raise InputError(f"there is no file at {path}")
     file = ImageFile(str(path), partial(open, path, "rb"))
-    with quiet():
-        try:
-            return file, read_header(file)
-        except Exception as error:  # whatever Pillow raises
-            raise InputError(f"{path} cannot be read: {reason(error)}") from None
+    with _reading(path):
+        return file, read_header(file)
 
 
-def _decoded(file: ImageFile, path: Path, mode: str) -> NDArray[Any]:
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise an `InputError` in place of what Pillow raises in the with block, and keep Pillow's warnings quiet."""
     try:
-        return decode_file(file, mode=mode)
-    except Exception as error:  # whatever Pillow raises
+        with quiet():
+            yield
+    except Exception as error:
         raise InputError(f"{path} cannot be read: {reason(error)}") from None
 
 
