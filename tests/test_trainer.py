@@ -619,7 +619,7 @@ def test_a_run_folder_that_is_gone_ends_training(make_trainer, monkeypatch, tmp_
 
     def meanwhile(spent):
         if trainer.state.counters.step == 2:
-            trainer.checkpoints.writer.wait()
+            trainer.checkpoints.wait()
             if what == "without config.json":
                 trainer.run.config_file.unlink()
             else:
