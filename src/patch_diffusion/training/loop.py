@@ -262,12 +262,12 @@ class Loop:
 
     def _is_due(self, name: str, before: float, spent: float, *, marked: bool = False) -> bool:
         """Return True if an evaluation is to be made now: at one of its moments, or with a marked checkpoint."""
-        if not (marked or self._evaluations.is_due(name, before, spent)):
-            return False
-        if not self._evaluations.is_planned:
+        due = marked or self._evaluations[name].moments.is_due(before, spent)
+        if due and not self._evaluations.is_planned:
             self._plan_evaluations()
-            if not (marked or self._evaluations.is_due(name, before, spent)):
-                return False
+            due = marked or self._evaluations[name].moments.is_due(before, spent)
+        if not due:
+            return False
         has_room = self._evaluations.have_room(name, self.clock.parts["evaluation"], last=spent >= 1)
         return self.engine.group.broadcast(has_room)  # the clock is that of rank 0
 
