@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import patch_diffusion as pd
+from checkpoint_files import read_checkpoint
 from patch_diffusion.cli import main
 from patch_diffusion.config import Ema, Engine, Optimizer
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.files import read_tensors
 from patch_diffusion.runs.folder import RULES
 from patch_diffusion.training import progress
-from patch_diffusion.training.checkpoints.checkpoint import read_checkpoint
 
 
 def lines(trainer):

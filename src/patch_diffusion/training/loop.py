@@ -223,14 +223,12 @@ class Loop:
             raise KeyboardInterrupt
         return state.average.denoiser
 
-    def _wall(self) -> float:
-        """Return the seconds by the wall clock, with those that the last evaluations and checkpoint will take."""
-        return self.clock.wall + self._evaluations.at_the_end + _SLOWER * self.checkpoints.seconds
-
     def _sync_clock(self, *flags: bool) -> tuple[float, list[bool]]:
         """Take over the clock of rank 0; return the spent fraction of the budget, and the flags that any rank sets."""
         self.clock.parts["data"] = self._waited_before + self.waited()
-        clock = (self.clock.seconds, self._wall())
+        # The last evaluations and checkpoint are still to come, and belong to the budget of a wall clock.
+        wall = self.clock.wall + self._evaluations.at_the_end + _SLOWER * self.checkpoints.seconds
+        clock = (self.clock.seconds, wall)
         (self.state.counters.seconds, wall), found = self.engine.group.sync_clock_and_flags(clock, *flags)
         return self.budget.spent(self.state.counters, wall), found
 
