@@ -20,7 +20,7 @@ from patch_diffusion.training.watching import evaluation
 
 
 def means(loss, *, steps=20, skipped=0):
-    return Summary({"8x8": loss}, {}, steps, steps, skipped)
+    return Summary({"8x8": loss}, {}, steps, skipped)
 
 
 def lines(trainer):
