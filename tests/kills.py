@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
+from checkpoint_files import read_checkpoint
 from patch_diffusion.runs.folder import RunFolder
-from patch_diffusion.training.checkpoints.checkpoint import read_checkpoint
 
 OPTIONS = [
     *("--network.width", "8", "--network.multipliers", "1", "2", "--network.blocks", "1", "--network.attention", "1"),

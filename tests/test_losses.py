@@ -21,7 +21,7 @@ def filled():
 def test_means_are_of_the_finite_steps():
     means = filled().summary()
     assert means.by_size == {"4x4": 5.0, "8x8": 1.5}
-    assert (means.num_steps, means.num_finite, means.skipped) == (4, 3, 1)
+    assert (means.num_steps, means.skipped) == (4, 1)
     # The lowest level holds a loss that is no number; the highest does not.
     assert means.by_noise == {"6.4": 3.0}
 

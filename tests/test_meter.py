@@ -143,7 +143,7 @@ def test_a_run_that_continues_does_not_tell_it_again(make_trainer):
     trainer = make_trainer(meter=Rising(1, 3, 3), checkpoints=2)
     with trainer.in_laps(steps=6) as train_until:
         train_until(0.5)
-        trainer.checkpoints.writer.wait()
+        trainer.checkpoints.wait()
     continued = make_trainer(meter=Rising(3, 3, 3), checkpoints=2)
     continued.fit(steps=6)
     notes = [line["step"] for line in lines(continued, "note") if "WARNING" in line["note"]]

@@ -10,7 +10,7 @@ from patch_diffusion.training.losses import Summary
 from patch_diffusion.training.progress import Progress
 from patch_diffusion.training.state import Counters
 
-SUMMARY = Summary({"4x4": 5.0, "8x8": 1.5}, {"0.1": 2.0}, num_steps=3, num_finite=3, skipped=1)
+SUMMARY = Summary({"4x4": 5.0, "8x8": 1.5}, {"0.1": 2.0}, num_steps=3, skipped=1)
 
 
 def test_a_line_has_the_means(tmp_path):

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import patch_diffusion as pd
+from checkpoint_files import read_checkpoint
 from patch_diffusion.config import Config, Data, Network, Noise, Optimizer
 from patch_diffusion.races import race, turns
 from patch_diffusion.races.arms import whole_images
 from patch_diffusion.races.setup import RaceSetup
-from patch_diffusion.training.checkpoints.checkpoint import read_checkpoint
 from patch_diffusion.training.checkpoints.saving import Checkpoints
 from patch_diffusion.training.trainer import Trainer
 

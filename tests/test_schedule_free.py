@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import patch_diffusion as pd
+from checkpoint_files import read_checkpoint
 from needs import need
 from patch_diffusion.config import Ema, Optimizer
 from patch_diffusion.files import read_json, read_tensors
-from patch_diffusion.training.checkpoints.checkpoint import read_checkpoint
 from patch_diffusion.training.optimizing.optimizers import decay_of, make_average, make_optimizer
 from patch_diffusion.training.state import optimizer_tensors
 from patch_diffusion.training.step import learning_rate

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 import patch_diffusion as pd
+from checkpoint_files import read_checkpoint
 from patch_diffusion.cli import main
 from patch_diffusion.config import Ema, Engine, Optimizer
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.files import read_tensors
 from patch_diffusion.runs.folder import RULES
 from patch_diffusion.training import progress
-from patch_diffusion.training.checkpoints.checkpoint import read_checkpoint
 from refusal import refused
 
 
@@ -623,7 +623,7 @@ def test_a_run_folder_that_is_gone_ends_training(make_trainer, monkeypatch, tmp_
 
     def meanwhile(spent):
         if trainer.state.counters.step == 2:
-            trainer.checkpoints.writer.wait()
+            trainer.checkpoints.wait()
             if what == "without config.json":
                 trainer.run.config_file.unlink()
             else:

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import patch_diffusion as pd
+from checkpoint_files import read_checkpoint
 from patch_diffusion.config import Optimizer
 from patch_diffusion.files import read_tensors
 from patch_diffusion.training import loop
-from patch_diffusion.training.checkpoints.checkpoint import read_checkpoint
 from patch_diffusion.training.hardware.group import Group
 from patch_diffusion.training.losses import Summary
 from patch_diffusion.training.optimizing.optimizers import make_optimizer
@@ -20,7 +20,7 @@ from patch_diffusion.training.watching import evaluation
 
 
 def means(loss, *, steps=20, skipped=0):
-    return Summary({"8x8": loss}, {}, steps, steps, skipped)
+    return Summary({"8x8": loss}, {}, steps, skipped)
 
 
 def lines(trainer):

@@ -28,7 +28,7 @@ from patch_diffusion.presets import DEFAULT_PRESET
 from patch_diffusion.runs.model import build_network
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.build import build_trainer
-from patch_diffusion.training.forecast import Forecast, forecast
+from patch_diffusion.training.forecast import Forecast, forecast, shares_of
 from patch_diffusion.training.hardware.memory import memory_of, memory_of_weights
 from patch_diffusion.training.suggest import stride, suggest
 
@@ -114,7 +114,7 @@ def advise(
         reasons[option.split()[0]] = because
     room, foreseen = memory_of(device), None
     try:
-        sizes = _shares(images, config)
+        sizes = shares_of(images, PatchSchedule.of(config.patches), stride(config.network))
         if timed:
             config, foreseen = _forecast(images, config, given, room, reasons)
     except InputError as error:
@@ -150,16 +150,6 @@ def _at_a_resolution(
     if "data.fit" not in given:
         data = replace(data, fit=found.fit)
     return replace(config, data=data)
-
-
-def _shares(images: Images, config: Config) -> dict[str, float]:
-    """Return the share of each image or patch size, see `Advice`, as a dict by size such as "32x32"."""
-    schedule = PatchSchedule.of(config.patches)
-    shares: dict[str, float] = {}
-    for bucket in images.buckets:
-        for size in schedule.sizes_for(bucket.resolution, stride(config.network)):
-            shares[str(size)] = shares.get(str(size), 0.0) + size.probability * len(bucket) / len(images)
-    return shares
 
 
 def _forecast(
@@ -242,15 +232,14 @@ def _of_files(findings: Findings) -> list[str]:
 
 def _of_few(findings: Findings) -> list[str]:
     num = findings.num_images - sum(len(group) - 1 for group in findings.equal) - len(findings.unusable)
-    found = []
     if num < _VERY_FEW_IMAGES:
-        found.append(f"{num:,} images are very few: expect samples to copy them, and collect more")
-    elif num < FEW_IMAGES:
-        found.append(
-            f"{num:,} images are few ({FEW_IMAGES:,} is the least that the method was published with): the longer the "
-            "training, the more samples copy them, so compare samples with the data"
-        )
-    return found
+        return [f"{num:,} images are very few: expect samples to copy them, and collect more"]
+    if num >= FEW_IMAGES:
+        return []
+    return [
+        f"{num:,} images are few ({FEW_IMAGES:,} is the least that the method was published with): the longer the "
+        "training, the more samples copy them, so compare samples with the data"
+    ]
 
 
 def _of_flips(findings: Findings, config: Config) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import combinations
 
 from patch_diffusion.config import BUDGETS, Config, differences, flat_options
 from patch_diffusion.errors import InputError
@@ -65,11 +66,9 @@ def check_arms(arms: Mapping[str, Config]) -> None:
                 f"arm '{name}' has a budget of {_unit(arms[name])} and arm '{first}' one of {_unit(arms[first])}: in a "
                 "race all budgets are counted in one unit"
             )
-    names = list(arms)
-    for place, name in enumerate(names):
-        for other in names[:place]:
-            if options[name] == options[other]:
-                raise InputError(f"arms '{other}' and '{name}' are the same: give one of them another option")
+    for one, other in combinations(arms, 2):
+        if options[one] == options[other]:
+            raise InputError(f"arms '{one}' and '{other}' are the same: give one of them another option")
 
 
 def _unit(config: Config) -> str:

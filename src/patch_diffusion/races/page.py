@@ -68,34 +68,21 @@ def _budgets(content: Content) -> str:
 
 def _charts(content: Content) -> str:
     """Return HTML charts of the loss in a race and its second half, where curves are close, and of sample distances."""
-    curves = {name: _points(by_seed, content) for name, by_seed in content["points"].items()}
-    of_samples = {
-        measure: {name: _points(by_seed, content, measure) for name, by_seed in content["points"].items()}
-        for measure in content["distances"]
-    }
-    half = content["budget"] / 2
-    later = {name: [point for point in points if point.step >= half] for name, points in curves.items()}
-    unit = content["unit"].removesuffix("s")
-    about = f"of whole images, over {content['unit']}"
-    charts = [
-        chart(
-            "Loss of held-out images", _as_curves(curves), about=about, over=unit, guides=list(_guides(content, curves))
-        ),
-        chart(
-            "In the second half",
-            _as_curves(later),
-            about=about,
-            over=unit,
-            start=half,
-            guides=list(_guides(content, later)),
-        ),
-    ]
-    title = {measure: name[0].upper() + name[1:] for measure, name in DISTANCES.items()}
+    unit, half = content["unit"].removesuffix("s"), content["budget"] / 2
+
+    def points(measure: str = "loss") -> dict[str, list[Point]]:
+        return {name: _points(by_seed, content, measure) for name, by_seed in content["points"].items()}
+
+    def of_losses(title: str, curves: Mapping[str, Sequence[Point]], start: float = 0.0) -> str:
+        about, guides = f"of whole images, over {content['unit']}", list(_guides(content, curves))
+        return chart(title, _as_curves(curves), about=about, over=unit, start=start, guides=guides)
+
+    later = {name: [point for point in found if point.step >= half] for name, found in points().items()}
+    drawn = of_losses("Loss of held-out images", points()) + of_losses("In the second half", later, half)
     about = f"of samples from the images trained on, over {content['unit']}"
-    charts += [
-        chart(title[measure], _as_curves(found), about=about, over=unit) for measure, found in of_samples.items()
-    ]
-    return "".join(charts)
+    for measure in content["distances"]:
+        drawn += chart(DISTANCES[measure].capitalize(), _as_curves(points(measure)), about=about, over=unit)
+    return drawn
 
 
 def _as_curves(points: Mapping[str, Sequence[Point]]) -> dict[str, Curve]:
@@ -133,15 +120,8 @@ def _guides(content: Content, curves: Mapping[str, Sequence[Point]]) -> Iterator
 
 def _ends(content: Content) -> str:
     other = opponent(content)
-    head = [
-        "",
-        "held-out loss",
-        "steps",
-        "images a second",
-        f"has {other}'s loss in",
-        "times as fast",
-        f"{other} has its in",
-    ]
+    compared = [f"has {other}'s loss in", "times as fast", f"{other} has its in"]
+    head = ["", "held-out loss", "steps", "images a second", *compared]
     distances = content["distances"]
     cells = [[*row, *(number(found["final"][row[0]]["loss"]) for found in distances.values())] for row in rows(content)]
     return wide_table([*head, *(DISTANCES[measure] for measure in distances)], cells)
@@ -163,17 +143,10 @@ def _by_seed(content: Content) -> str:
     head = ["seed", *(f"loss of {name}" for name in arms), *(f"{name}, faster" for name in arms if name != other)]
     cells = []
     for seed in map(str, found["seeds"]):
-        ratios = [found["reaches"][name][other]["by_seed"][seed] for name in arms if name != other]
-        cells.append(
-            [
-                seed,
-                *(f"{found['final'][name]['by_seed'][seed]:.4f}" for name in arms),
-                *(
-                    f"{each['ratio']:.2f}x in {amount(each['at'], unit)}" if each["ratio"] else "never"
-                    for each in ratios
-                ),
-            ]
-        )
+        times = [found["reaches"][name][other]["by_seed"][seed] for name in arms if name != other]
+        losses = [f"{found['final'][name]['by_seed'][seed]:.4f}" for name in arms]
+        faster = [f"{its['ratio']:.2f}x in {amount(its['at'], unit)}" if its["ratio"] else "never" for its in times]
+        cells.append([seed, *losses, *faster])
     return wide_table(head, cells)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from patch_diffusion.config import Config, to_dict
@@ -22,7 +23,7 @@ from patch_diffusion.races.record import RaceFolder, Record
 from patch_diffusion.races.setup import RaceSetup, budget_of
 from patch_diffusion.races.summary import length
 from patch_diffusion.races.tuning import num_trials, tune
-from patch_diffusion.races.turns import JUDGES, judgement, judging, mean, run_turns, seconds_per_judge
+from patch_diffusion.races.turns import JUDGES, judgement, judging, run_turns, seconds_per_judge
 from patch_diffusion.runs.lock import locked
 from patch_diffusion.runs.time_spent import clock
 from patch_diffusion.training.budget import Cadence
@@ -149,7 +150,7 @@ def _facts(
     """
     built = {name: setup.trainer(config, seed, folder.tuning / "none") for name, config in setup.arms.items()}
     trainer, judges = next(iter(built.values()))
-    minutes, said = setup.extent if setup.unit == "minutes" and found is None else None, ""
+    minutes = setup.extent if setup.unit == "minutes" and found is None else None
     seconds = 0.0 if minutes is None else max(seconds_per_judge(each, judges.race) for each, _ in built.values())
     plan, said = judging(moments, len(judges.race), minutes, seconds)
     if found is not None:
@@ -194,7 +195,7 @@ def _tuned(name: str, setup: RaceSetup, record: Record, budget: float, tell: Tel
         return setup.trainer(config, seed, out)[0]
 
     def judge(trainer: Trainer) -> float:
-        return mean(judgement(trainer, judges, most))
+        return fmean(judgement(trainer, judges, most).values())
 
     def told(finished: Mapping[str, Any]) -> None:
         record.tuned(name, {"rounds": [*record.rounds(name), finished]})

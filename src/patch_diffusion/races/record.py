@@ -13,7 +13,7 @@ from patch_diffusion.data.digest import change_of
 from patch_diffusion.errors import InputError, reason_of
 from patch_diffusion.files import read_json, write_json, write_text
 from patch_diffusion.races.page import race_page
-from patch_diffusion.races.standings import standings
+from patch_diffusion.races.standings import LossCurve, standings
 from patch_diffusion.races.turns import Measurements, read_measurements
 from patch_diffusion.runs.folder import RunFolder, refuse_occupied
 from patch_diffusion.runs.history import DISTANCES, TIMES
@@ -142,16 +142,11 @@ class Record:
         points = {name: {seed: self.folder.measurements(name, seed) for seed in self.seeds} for name in names}
         finished = [seed for seed in self.seeds if self.is_finished(seed)]
 
+        def curve(name: str, seed: int, measure: str) -> LossCurve:
+            return [(factor * point[time], point[measure]) for point in points[name][seed]]
+
         def standings_by(measure: str) -> dict[str, Any]:
-            return standings(
-                {
-                    name: {
-                        seed: [(factor * point[time], point[measure]) for point in points[name][seed]]
-                        for seed in finished
-                    }
-                    for name in names
-                }
-            )
+            return standings({name: {seed: curve(name, seed, measure) for seed in finished} for name in names})
 
         asked = next(iter(self._content["plan"]["arms"].values()))["watch"]["metrics"]
         distances = {measure: standings_by(measure) for measure in DISTANCES if measure in asked}

@@ -48,13 +48,9 @@ def standings(curves: Mapping[str, Mapping[int, LossCurve]]) -> dict[str, Any]:
         "seeds": seeds,
         "final": {name: _spread(list(found.values())) | {"by_seed": found} for name, found in finals.items()},
         "reaches": {
-            name: {
-                other: _reaches(curves[name], curves[other], finals[other], seeds) for other in curves if other != name
-            }
-            for name in curves
-        }
-        if seeds
-        else {},
+            name: {each: _reaches(found, curves[each], finals[each], seeds) for each in curves if each != name}
+            for name, found in (curves.items() if seeds else ())
+        },
     }
 
 

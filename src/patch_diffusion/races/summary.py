@@ -53,10 +53,7 @@ def sentences(content: Content) -> list[str]:
     for what, standings in measures.items():
         for name in content["plan"]["arms"] if found["seeds"] else ():
             if name != other:
-                lines += [
-                    _sentence(content, standings, what, name, other),
-                    _sentence(content, standings, what, other, name),
-                ]
+                lines += [_sentence(content, standings, what, *pair) for pair in ((name, other), (other, name))]
     for seed in content["seeds"]:
         if seed not in found["seeds"]:
             spent = [

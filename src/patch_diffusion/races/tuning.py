@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from patch_diffusion.config import Config
+from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.trainer import Trainer
 
 BATCHES, RATES = (1 / 4, 1 / 2, 1, 2), (1 / 2, 1, 2)
@@ -181,7 +182,5 @@ def _round(configs: Sequence[Config], budget: float, folder: Path, build: Build,
 
 def _scaled(config: Config, budget: float) -> dict[str, Any]:
     """Return the budget of a trial as a dict with one of "steps", "images" and "minutes", as the config has."""
-    if config.minutes is not None:
-        return {"minutes": budget}
-    name = "steps" if config.steps is not None else "images"
-    return {name: max(1, round(budget))}
+    unit = Budget.of(config).unit
+    return {unit: budget if unit == "minutes" else max(1, round(budget))}

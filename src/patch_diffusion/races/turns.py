@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from patch_diffusion.data.images import Images
@@ -73,11 +74,6 @@ def judging(asked: int, images: int, minutes: float | None, seconds: float) -> t
     found = plan["loss"]
     # A race without a judgement would tell nothing.
     return (found, said) if found.moments.times else (replace(found, moments=Cadence(1), images=_FEWEST_JUDGES), said)
-
-
-def mean(losses: Mapping[float, float]) -> float:
-    """Return the mean of the losses over the noise levels, by which the arms of a race are compared."""
-    return math.fsum(losses.values()) / len(losses)
 
 
 def read_measurements(log_file: Path) -> Measurements:
@@ -166,7 +162,7 @@ def _measure(
     if before and before[-1]["spent"] >= due - _ROUNDED:
         return
     spent, losses = budget.spent(trainer.state.counters), judgement(trainer, judges, most)
-    if not math.isfinite(mean(losses)):
+    if not math.isfinite(fmean(losses.values())):
         raise InputError(
             f"arm '{name}': the loss of held-out images is not finite any more, so there is nothing to compare: give a "
             "lower optimizer.learning_rate, in another folder"

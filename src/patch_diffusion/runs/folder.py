@@ -238,14 +238,8 @@ class RunFolder:
             raise InputError(f"{self.config_file} is damaged: its 'model' is not that of a run") from None
         if config.data.fit == "bucket" and not facts.resolution_is_bucket:  # a run of an earlier version
             config = replace(config, data=replace(config.data, fit="multiples"))
-        return config, ModelFacts(
-            **{
-                **vars(facts),
-                "resolution": (height, width),
-                "class_names": tuple(facts.class_names),
-                "rules": tuple(facts.rules),
-            }
-        )
+        lists = {"class_names": tuple(facts.class_names), "rules": tuple(facts.rules)}
+        return config, replace(facts, resolution=(height, width), **lists)
 
     def lost_config(self) -> str:
         """Return the end of an error sentence that says which copy of ``config.json`` to take; empty if there is none.

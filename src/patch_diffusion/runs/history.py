@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from patch_diffusion.runs.log import Line, read_log
@@ -42,6 +43,10 @@ class Point:
     most: float
 
 
+_Sums = tuple[int, float, float, float, float]
+"""A point while values are added: number of values, sum of steps, sum of values, least value, greatest value."""
+
+
 class Curve:
     """A curve of values over steps in bounded memory: when points are too many, neighbouring ones are merged in pairs.
 
@@ -52,8 +57,7 @@ class Curve:
     def __init__(self, most: int = _MOST_POINTS) -> None:
         self._most = most
         self._per_point = 1
-        # Each point is a tuple: number of values, sum of steps, sum of values, least value, greatest value.
-        self._points: list[tuple[int, float, float, float, float]] = []
+        self._points: list[_Sums] = []
 
     @classmethod
     def of(cls, points: Sequence[Point]) -> Curve:
@@ -214,8 +218,8 @@ class History:
     @property
     def mean_loss(self) -> float | None:
         """The training loss in the newest log line, averaged over patch sizes; None before the first line."""
-        losses = list(_numbers(self.last.get("loss", {})).values())
-        return math.fsum(losses) / len(losses) if losses else None
+        losses = _numbers(self.last.get("loss", {})).values()
+        return fmean(losses) if losses else None
 
     @property
     def images_per_second(self) -> float | None:
@@ -278,14 +282,5 @@ def _area(size: str) -> int:
     return math.prod(numbers) if numbers else 0
 
 
-def _joined(
-    one: tuple[int, float, float, float, float], other: tuple[int, float, float, float, float]
-) -> tuple[int, float, float, float, float]:
-    num, steps, total, least, most = one
-    return (
-        num + other[0],
-        steps + other[1],
-        total + other[2],
-        min(least, other[3]),
-        max(most, other[4]),
-    )
+def _joined(one: _Sums, other: _Sums) -> _Sums:
+    return one[0] + other[0], one[1] + other[1], one[2] + other[2], min(one[3], other[3]), max(one[4], other[4])

@@ -65,9 +65,7 @@ def read_log(path: Path) -> Iterator[Line | None]:
 
 
 def text_up_to(path: Path, step: int) -> str:
-    """Return the lines of a log up to a step as text, without damaged ones; an empty string if there is no log."""
-    if not path.exists():
-        return ""
+    """Return the lines of a log up to a step as text, without damaged ones."""
     with path.open("rb") as file:
         kept = [text for text in file if (line := parse_line(text)) is not None and line["step"] <= step]
     return "".join(text.decode("utf-8", errors="replace").rstrip("\n") + "\n" for text in kept)

@@ -52,6 +52,22 @@ def build_network(
         raise option_error(*str(error).split(" ", 1)) from None
 
 
+def build_denoiser(config: Config, network: nn.Module, sigma_data: float) -> Denoiser:
+    """Build the denoiser that the options describe, around a network, for images of this standard deviation."""
+    noise = config.noise
+    return Denoiser(
+        network,
+        sigma_data,
+        process=PROCESSES[noise.process],
+        coords=config.patches.coords,
+        context=config.patches.context,
+        sigma_min=noise.sigma_min,
+        sigma_max=noise.sigma_max,
+        mean_data=noise.mean_data,
+        levels=noise.levels,
+    )
+
+
 def load(
     run: str | os.PathLike[str],
     *,
@@ -112,20 +128,8 @@ def load(
         if not isinstance(codec, LatentCodec):
             raise InputError(f"{path} holds a model of pixels, which takes no VAE")
         codec = codec.decoded_by(os.fspath(vae))
-    model = Denoiser(
-        network,
-        facts.sigma_data,
-        process=PROCESSES[config.noise.process],
-        coords=config.patches.coords,
-        context=config.patches.context,
-        resolution=facts.resolution,
-        class_names=facts.class_names,
-        codec=codec,
-        sigma_min=config.noise.sigma_min,
-        sigma_max=config.noise.sigma_max,
-        mean_data=config.noise.mean_data,
-        levels=config.noise.levels,
-    )
+    model = build_denoiser(config, network, facts.sigma_data)
+    model.resolution, model.class_names, model.codec = facts.resolution, facts.class_names, codec
     tensors = read_tensors(weights) if ema_length is None else _average(folder, config, weights, ema_length)
     restore_weights(network, tensors, str(weights))
     return place(model, choose_device(device)).eval()

@@ -138,7 +138,7 @@ def _charts(history: History) -> Iterator[str]:
     yield chart("Held-out loss by noise level", history.held_out_by_noise, about="sigma", rising=True)
     for name, title in DISTANCES.items():
         curves = {"samples": history.samples[name]} if name in history.samples else {}
-        yield chart(f"{title[0].upper()}{title[1:]}", curves, about="of samples to the images that are trained on")
+        yield chart(title.capitalize(), curves, about="of samples to the images that are trained on")
     near = {label: history.samples[name] for name, label in SHARES.items() if name in history.samples}
     yield chart("Near copies of training images", near, about="shares of images and patches", from_zero=True)
     yield chart("Speed", {"images a second": history.speed}, from_zero=True)

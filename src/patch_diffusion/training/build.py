@@ -15,12 +15,11 @@ from patch_diffusion.data.held_out import FEWEST_TO_HOLD_OUT, HELD_OUT
 from patch_diffusion.data.images import Images, refuse_ids
 from patch_diffusion.data.sources import open_images
 from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.denoise.process import PROCESSES
 from patch_diffusion.errors import option_error
 from patch_diffusion.files import user_path
-from patch_diffusion.processes import run_processes, started_by_launcher
+from patch_diffusion.processes import is_first, run_processes, started_by_launcher
 from patch_diffusion.runs.folder import RunFolder
-from patch_diffusion.runs.model import build_network, load
+from patch_diffusion.runs.model import build_denoiser, build_network, load
 from patch_diffusion.streams import stream_key
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.checks import check_numbers
@@ -98,18 +97,9 @@ def build_trainer(
         coords=config.patches.coords,
         context=config.patches.context,
     )
-    noise = config.noise
-    denoiser = Denoiser(
-        network,
-        _sigma_data(images, run, noise.mean_data) if noise.sigma_data is None else noise.sigma_data,
-        process=PROCESSES[noise.process],
-        coords=config.patches.coords,
-        context=config.patches.context,
-        sigma_min=noise.sigma_min,
-        sigma_max=noise.sigma_max,
-        mean_data=noise.mean_data,
-        levels=noise.levels,
-    )
+    sigma_data = config.noise.sigma_data
+    sigma_data = _sigma_data(images, run, config.noise.mean_data) if sigma_data is None else sigma_data
+    denoiser = build_denoiser(config, network, sigma_data)
     return Trainer(denoiser, images, config, out=out, held_out=held_out, allow=allow, show=show)
 
 
@@ -117,7 +107,7 @@ def _train(
     config: Config, out: str | PathLike[str], given: Collection[str] | None, allow: Collection[str], show: bool
 ) -> Denoiser:
     clock, budget = Clock(), Budget.of(config)
-    show = show and os.environ.get("RANK", "0") == "0"  # rank 0 alone tells the user
+    show = show and is_first()
     run = RunFolder(user_path(out))
     stored = run.read_config()[0] if run.is_run() else None
     if stored is not None and (config.data.fit, stored.data.fit) == ("bucket", "multiples"):
@@ -127,9 +117,7 @@ def _train(
     if stored is None:
         refuse_ids(images)
     if given is not None:
-        run = RunFolder(user_path(out))
-        stored = run.read_config()[0].noise if run.is_run() else None
-        config, reasons = suggest(images, config, given, stored=stored)
+        config, reasons = suggest(images, config, given, stored=None if stored is None else stored.noise)
         if "batch" in given:
             config = replace(config, batch_pixels=None)
         images = replace(images, notes=(*images.notes, *reasons))

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from patch_diffusion.patches.schedule import PatchSize
+from patch_diffusion.data.images import Images
+from patch_diffusion.patches.schedule import PatchSchedule, PatchSize
 from patch_diffusion.training.hardware.memory import WORKSPACE, kept_for_backward, memory_of, memory_of_weights
 from patch_diffusion.training.trainer import Trainer
 from patch_diffusion.training.watching.evaluation import num_pictures, seconds_per_picture
@@ -130,15 +131,8 @@ def forecast(
         unit: the unit of the run's budget.
     """
     batch, demand = trainer.batches.batch, trainer.demand()
-    buckets = trainer.images.buckets
-    sizes: dict[str, PatchSize] = {}
-    shares: dict[str, float] = {}
-    for bucket in buckets:
-        for size in trainer.schedule.sizes_for(bucket.resolution, trainer.state.denoiser.stride):
-            sizes[str(size)] = size
-            share = size.probability * len(bucket) / len(trainer.images)
-            shares[str(size)] = shares.get(str(size), 0.0) + share
-    images = {name: size.num_images(batch) for name, size in sizes.items()}
+    sizes = {str(size): size for size in demand.sizes}
+    images = _images(sizes, batch)
     kept = {name: kept_for_backward(demand, size.shape) for name, size in sizes.items()}
     parts = trainer.engine.accumulation
     memory_of_step = round(WORKSPACE * max(-(-images[name] // parts) * kept[name] for name in sizes))
@@ -147,15 +141,11 @@ def forecast(
             _resize(trainer, _batch_to_time(trainer, sizes, memory_of_step, seconds))
             measured = _time_steps(trainer, sizes, seconds)
         # If only a part of the batch was timed, its time per image stands for the whole batch.
-        timed = {
-            name: (num, measured[name])
-            for name, num in _images(sizes, trainer.batches.batch).items()
-            if name in measured
-        }
+        timed = _images(sizes, trainer.batches.batch)
     finally:
         _resize(trainer, batch)
     model = trainer.state.average.denoiser
-    per_image = {name: spent / num for name, (num, spent) in timed.items()}
+    per_image = {name: spent / timed[name] for name, spent in measured.items()}
     per_flop = statistics.fmean(per_image[name] / trainer.flops[sizes[name].shape] for name in per_image)
     return Forecast(
         device=str(trainer.state.denoiser.device),
@@ -164,7 +154,7 @@ def forecast(
             name: images[name] * per_image.get(name, per_flop * trainer.flops[size.shape])
             for name, size in sizes.items()
         },
-        shares=shares,
+        shares=shares_of(trainer.images, trainer.schedule, trainer.state.denoiser.stride),
         images=images,
         seconds_per_picture=seconds_per_picture(model) * num_pictures(model),
         pictures=trainer.config.samples,
@@ -176,6 +166,15 @@ def forecast(
         ),
         unit=unit,
     )
+
+
+def shares_of(images: Images, schedule: PatchSchedule, stride: int) -> dict[str, float]:
+    """Return the share of each image or patch size, by its name such as "32x32", for a network of this stride."""
+    shares: dict[str, float] = {}
+    for bucket in images.buckets:
+        for size in schedule.sizes_for(bucket.resolution, stride):
+            shares[str(size)] = shares.get(str(size), 0.0) + size.probability * len(bucket) / len(images)
+    return shares
 
 
 def _resize(trainer: Trainer, batch: int) -> None:

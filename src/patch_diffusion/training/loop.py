@@ -223,14 +223,12 @@ class Loop:
             raise KeyboardInterrupt
         return state.average.denoiser
 
-    def _wall(self) -> float:
-        """Return the seconds by the wall clock, with those that the last evaluations and checkpoint will take."""
-        return self.clock.wall + self._evaluations.at_the_end + _SLOWER * self.checkpoints.seconds
-
     def _sync_clock(self, *flags: bool) -> tuple[float, list[bool]]:
         """Take over the clock of rank 0; return the spent fraction of the budget, and the flags that any rank sets."""
         self.clock.parts["data"] = self._waited_before + self.waited()
-        clock = (self.clock.seconds, self._wall())
+        # The last evaluations and checkpoint are still to come, and belong to the budget of a wall clock.
+        wall = self.clock.wall + self._evaluations.at_the_end + _SLOWER * self.checkpoints.seconds
+        clock = (self.clock.seconds, wall)
         (self.state.counters.seconds, wall), found = self.engine.group.sync_clock_and_flags(clock, *flags)
         return self.budget.spent(self.state.counters, wall), found
 
@@ -262,12 +260,12 @@ class Loop:
 
     def _is_due(self, name: str, before: float, spent: float, *, marked: bool = False) -> bool:
         """Return True if an evaluation is to be made now: at one of its moments, or with a marked checkpoint."""
-        if not (marked or self._evaluations.is_due(name, before, spent)):
-            return False
-        if not self._evaluations.is_planned:
+        due = marked or self._evaluations[name].moments.is_due(before, spent)
+        if due and not self._evaluations.is_planned:
             self._plan_evaluations()
-            if not (marked or self._evaluations.is_due(name, before, spent)):
-                return False
+            due = marked or self._evaluations[name].moments.is_due(before, spent)
+        if not due:
+            return False
         has_room = self._evaluations.have_room(name, self.clock.parts["evaluation"], last=spent >= 1)
         return self.engine.group.broadcast(has_room)  # the clock is that of rank 0
 

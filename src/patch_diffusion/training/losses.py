@@ -25,7 +25,6 @@ class Summary:
     by_size: Mapping[str, float]
     by_noise: Mapping[str, float]
     num_steps: int
-    num_finite: int
     skipped: int
 
 
@@ -78,7 +77,6 @@ class Losses:
             {size: math.fsum(found) / len(found) for size, found in sorted(finite.items())},
             by_noise,
             len(values),
-            sum(map(len, finite.values())),
             skipped,
         )
 
@@ -100,8 +98,6 @@ class Losses:
         self._skipped.fill_(state["skipped"])
 
     def _values(self) -> tuple[list[tuple[str, float]], list[list[float]], int]:
-        if not self._steps:
-            return [], self._noise.tolist(), int(self._skipped.item())
         # One transfer for all steps; those of a restored checkpoint are on the host already.
         on_device = [loss for _, loss in self._steps if loss.dtype != torch.float64]
         fresh = iter(torch.stack(on_device).double().tolist() if on_device else [])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -128,9 +127,7 @@ def reconciled(config: Config, denoiser: Denoiser, images: Images) -> Config:
 
 def _once(group: Any, name: str, value: Any, keyword: str) -> Any:
     """Return a group of options with one option set; raise InputError if it was set to another value already."""
-    field = next(field for field in dataclasses.fields(group) if field.name == name)
-    usual = field.default_factory() if field.default is dataclasses.MISSING else field.default  # pyright: ignore
-    if getattr(group, name) not in (usual, value):
+    if getattr(group, name) not in (getattr(type(group)(), name), value):
         told = f"{keyword} is given twice, in the config and as a keyword: leave one of them out"
         raise InputError(told, option=keyword if "." in keyword else name)
     return replace(group, **{name: value})

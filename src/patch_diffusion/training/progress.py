@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from statistics import fmean
 from types import TracebackType
 from typing import Any
 
@@ -143,7 +144,7 @@ class Progress:
     def log(self, counters: Counters, spent: float, learning_rate: float, summary: Summary) -> None:
         """Append a line with counters, learning rate and the mean losses since the last such line to the log."""
         line = {
-            **counters.as_dict(),
+            **vars(counters),
             "spent": round(spent, 6),
             "learning_rate": learning_rate,
             "loss": summary.by_size,
@@ -152,7 +153,7 @@ class Progress:
         }
         self._write(line)
         losses = summary.by_size.values()
-        self._loss = f"  loss {math.fsum(losses) / len(losses):.3f}" if losses else ""
+        self._loss = f"  loss {fmean(losses):.3f}" if losses else ""
 
     def log_held_out(
         self,
@@ -165,7 +166,7 @@ class Progress:
 
         Losses that are not finite are told in a note, and their mean is None.
         """
-        mean = math.fsum(losses.values()) / len(losses)
+        mean = fmean(losses.values())
         if not all(map(math.isfinite, [mean, *(by_size or {}).values()])):
             self.note("WARNING: the loss of held-out images is not finite", counters.step)
             return None

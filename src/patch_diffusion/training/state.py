@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -54,19 +55,12 @@ class Counters:
     def add(self, size: PatchSize, num_images: int, resolution: Shape, flops_per_image: int) -> None:
         """Count one step on ``num_images`` patches of a size, cut from images of this resolution."""
         name = "x".join(map(str, resolution))
-        pixels = 1
-        for length in size.shape:
-            pixels *= length
         self.step += 1
         self.images += num_images
         self.by_resolution = {**self.by_resolution, name: self.by_resolution.get(name, 0) + num_images}
         self.patches += num_images * (size.shape != resolution and not size.small)
-        self.pixels += num_images * pixels
+        self.pixels += num_images * math.prod(size.shape)
         self.flops += num_images * flops_per_image
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the counts of training as a dict that JSON can store."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -166,12 +160,12 @@ class TrainingState:
         if own := self.objective.state():
             tensors["objective"] = own
         numbers = {
-            "seen": self.counters.as_dict(),
+            "seen": asdict(self.counters),
             "losses": self.losses.state(),
             "balance": None if self.balance is None else self.balance.state(),
-            "watchdog": self.watchdog.state(),
+            "watchdog": asdict(self.watchdog),
             "scaler": self.scaler.state_dict(),
-            "copying": vars(self.copying),
+            "copying": asdict(self.copying),
             "time": self.time,
             "evaluated": self.evaluated,
         }
@@ -195,7 +189,7 @@ class TrainingState:
             self.losses.restore(numbers["losses"])
             if self.balance is not None:
                 self.balance.restore(numbers.get("balance") or {})
-            self.watchdog = Watchdog.restored(numbers["watchdog"])
+            self.watchdog = Watchdog(**numbers["watchdog"])
             self.copying = Copying(**numbers.get("copying", {}))
             self.time = dict(numbers.get("time") or {})
             self.evaluated = dict(numbers.get("evaluated") or {})

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from patch_diffusion.training.losses import Summary
 
@@ -60,12 +58,3 @@ class Watchdog:
     def gone_back(self, step: int) -> Watchdog:
         """Return the watchdog for a training that has gone back to ``step`` and goes on at a lower learning rate."""
         return Watchdog(dict(self.usual), 0, step, self.skipped, SLOWER * self.rate, True)
-
-    def state(self) -> dict[str, Any]:
-        """Return the watchdog's memory as a dict that JSON can store."""
-        return asdict(self)
-
-    @classmethod
-    def restored(cls, state: Mapping[str, Any]) -> Watchdog:
-        """Make a watchdog of the dict that `state` returned."""
-        return cls(**state)

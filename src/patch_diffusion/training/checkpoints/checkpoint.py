@@ -62,9 +62,7 @@ def begin(folder: Path, num_bytes: int) -> None:
     partial = partial_name(folder)
     shutil.rmtree(partial, ignore_errors=True)
     check_room(folder.parent, num_bytes)
-    partial.parent.mkdir(
-        exist_ok=True
-    )  # and not the run folder: if that is gone, nothing is to be written to a new one
+    partial.parent.mkdir(exist_ok=True)  # but not the run folder: if that is gone, nothing is written to a new one
     partial.mkdir()
 
 
@@ -122,16 +120,6 @@ def read_groups(folder: Path, state: Mapping[str, Any]) -> dict[str, dict[str, T
     """Read the unsharded tensors of a checkpoint into a dict by group, then by name."""
     files = [folder / name for name in state["checksums"] if "/" not in name]
     return {file.stem: read_tensors(file) for file in files}
-
-
-def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Return the tensors of a checkpoint, by group and name, and its state as a dict, with all checksums verified.
-
-    Raises:
-        InputError: a file is missing, or is not what was written.
-    """
-    state = verify(folder)
-    return read_groups(folder, state), {key: value for key, value in state.items() if key != "checksums"}
 
 
 def remove_leftovers(run: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import InitVar, dataclass
 from pathlib import Path
@@ -16,7 +17,6 @@ from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.runs.report import write_report
 from patch_diffusion.runs.retention import step_of, sweep
 from patch_diffusion.training.checkpoints import checkpoint
-from patch_diffusion.training.checkpoints.background import BackgroundWriter
 from patch_diffusion.training.checkpoints.sharded_checkpoint import SharedCopies, read_shared_checkpoint
 from patch_diffusion.training.hardware.group import Group
 from patch_diffusion.training.state import TrainingState
@@ -46,7 +46,8 @@ class Checkpoints:
         self.last: int = config.checkpoint_last
         self.best: str | None = config.checkpoint_by if config.checkpoint_best else None
         self.watched: bool = config.watchdog != "off"
-        self.writer: BackgroundWriter = BackgroundWriter()
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
         self.seconds: float = 0.0  # that the newest checkpoint took
         self.is_ours: Callable[[], bool] | None = None  # True while the run folder is the one that is locked
 
@@ -78,7 +79,7 @@ class Checkpoints:
         self.check_folder()
         measured = held_out is not None or samples  # it may be the best
         if not (keep or wait or measured):
-            busy = self.writer.busy
+            busy = self._writing is not None and not self._writing.done()
             if group.broadcast(busy) if group.writers is not None else busy:
                 return None
         began = time.monotonic()
@@ -101,23 +102,28 @@ class Checkpoints:
             self.seconds = time.monotonic() - began
 
         try:
-            self.writer.wait()
+            self.wait()
         except (OSError, InputError) as error:
             newest = [path.name for path in self.run.checkpoints()[-1:]]
             self.note(
                 f"a checkpoint could not be written ({error}); training goes on, the last good one is "
                 + (newest[0] if newest else "none")
             )
-        self.writer.start(write)
+        self._writing = self._writer.submit(write)
         if wait:
-            self.writer.wait()
+            self.wait()
         return folder
+
+    def wait(self) -> None:
+        """Wait until no checkpoint is being written; raise the error of the last one, once, if it failed."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def check_folder(self) -> None:
         """Make the run folder of a trainer that has not locked one; raise InputError if the locked one is gone.
 
-        Raises:
-            InputError: the folder was deleted, moved or replaced, on all ranks that share a model.
+        Ranks that share a model raise it together.
         """
         if self.is_ours is None and self.group.is_main:
             self.run.path.mkdir(parents=True, exist_ok=True)
@@ -166,7 +172,7 @@ class Checkpoints:
     def good_ones(self, latest: int) -> list[Path]:
         """Return the checkpoint folders up to step ``latest``, oldest first, and rename later ones as bad."""
         with suppress(OSError, InputError):
-            self.writer.wait()
+            self.wait()
         written: list[Path] = self.group.broadcast(self.run.checkpoints())
         good = [path for path in written if step_of(path) <= latest]
         if self.group.is_main:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -201,12 +202,8 @@ def _check_sharding(options: Options, world: int) -> None:
     if options.accumulation == "auto":
         # Processes would try what fits in different numbers of passes, and wait for one another in the last pass.
         raise option_error("engine.accumulation", "auto and engine.shard do not go together: give the number of parts")
-    try:
-        from torch.distributed.checkpoint import (
-            HuggingFaceStorageWriter,  # noqa: F401  # pyright: ignore[reportPrivateImportUsage]
-        )
-    except ImportError:
-        raise option_error("engine.shard", f"needs torch 2.8 or newer, not {torch.__version__}") from None
+    if not hasattr(import_module("torch.distributed.checkpoint"), "HuggingFaceStorageWriter"):
+        raise option_error("engine.shard", f"needs torch 2.8 or newer, not {torch.__version__}")
 
 
 def _precision(name: str, device: torch.device) -> str:

@@ -116,10 +116,9 @@ class _Watched:
                 self._descriptor = descriptor
 
     def check(self) -> None:
-        """Raise InputError if the file was cut short. If that happens during the read itself, the process still ends.
+        """Raise InputError if the file has become shorter, or some of its bytes are others, once its time has changed.
 
-        Raises:
-            InputError: the file has become shorter, or some of its bytes are others, once its time has changed.
+        If it is cut short during the read itself, the process still ends.
         """
         if self._descriptor is None:
             return

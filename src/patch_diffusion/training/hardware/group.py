@@ -107,11 +107,7 @@ class Group:
         return f"process {slowest} takes {busy[slowest] / usual:.1f} times as long as the others, which wait for it"
 
     def check_same_step(self, step: int) -> None:
-        """Raise InputError if the ranks have found different checkpoints to continue from.
-
-        Raises:
-            InputError: on all ranks; it says that the run folder must be one and the same.
-        """
+        """Raise InputError, on all ranks, if they have found different checkpoints to continue from."""
         if self.hosts is None:
             return
         bounds = torch.tensor([step, -step])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -156,11 +157,7 @@ def _largest(fits: Callable[[int], bool], wanted: int) -> int:
     """Return the largest number up to ``wanted`` for which ``fits`` is True, by bisection; 0 if there is none."""
     if fits(wanted):
         return wanted
-    low, high = 0, wanted
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    return bisect_left(range(1, wanted), True, key=lambda num: not fits(num))
 
 
 def _passes(demand: Demand, shape: Shape, num: int) -> bool:

@@ -78,10 +78,6 @@ class Evaluations:
     def __getitem__(self, name: str) -> Evaluation:
         return self._each[name]
 
-    def is_due(self, name: str, before: float, spent: float) -> bool:
-        """Return True if a moment of an evaluation lies in (before, spent], fractions of the budget."""
-        return self._each[name].moments.is_due(before, spent)
-
     def plan(self, images: Mapping[str, int], seconds: Mapping[str, float]) -> str:
         """Plan the evaluations by the seconds that each takes for an image.
 

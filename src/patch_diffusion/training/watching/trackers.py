@@ -81,7 +81,7 @@ class Trackers:
     def close(self, *, wait: bool = True) -> list[str]:
         """End all trackers, wait some seconds for their queues, and return their failures as `failures` does."""
         for one in self._told or []:
-            one.end()
+            one.tell(None)
         deadline = time.monotonic() + (_SECONDS_AT_THE_END if wait else 0.0)
         for one in self._told or []:
             one.wait(max(deadline - time.monotonic(), 0.0))
@@ -111,10 +111,9 @@ def scalars(line: Line, before: Line) -> dict[str, float]:
             values["images_per_second"] = (line["images"] - before["images"]) / seconds
     if "held_out" in line:
         values["held_out/loss"] = line["held_out"]["loss"]
-        by_noise = line["held_out"].get("by_noise", {})
-        values |= {f"held_out_noise/{level}": value for level, value in by_noise.items()}
-        by_size = line["held_out"].get("by_size", {})
-        values |= {f"held_out_size/{size}": value for size, value in by_size.items()}
+        for kind in ("noise", "size"):
+            losses = line["held_out"].get(f"by_{kind}", {})
+            values |= {f"held_out_{kind}/{name}": value for name, value in losses.items()}
     if "samples" in line:
         values |= {f"samples/{name}": value for name, value in line["samples"].items()}
     return {name: float(value) for name, value in values.items() if value is not None and math.isfinite(value)}
@@ -137,9 +136,6 @@ class _TrackerThread:
             self._tasks.put_nowait(task)
         except Full:
             self.failure = f"it has not taken the last {_MOST_WAITING:,} lines"
-
-    def end(self) -> None:
-        self.tell(None)
 
     def wait(self, seconds: float) -> None:
         self._thread.join(seconds)
