@@ -89,7 +89,7 @@ def small_images(images: ImageSet, shape: tuple[int, ...], *, show: bool = False
     plan = Plan(dtype, [ArrayPlan((images.channels, *shape), len(pixels), blocks)])
     key = _key(images, shape)
     found = read(lambda: plan, key, images.options, often=key is not None)
-    return replace(images, pixels=found.pixels[0], file=None if found.files is None else found.files[0])
+    return replace(images, pixels=found.arrays[0].pixels, file=found.arrays[0].file)
 
 
 def _key(images: ImageSet, shape: tuple[int, ...]) -> dict[str, object] | None:

@@ -41,6 +41,9 @@ _ABANDONED_SECONDS = 7 * 24 * 3600
 Write = Callable[[Path], dict[str, Any]]
 """A function that writes the .npy files of a cache entry into a folder and returns its facts as JSON data."""
 
+Found = tuple[dict[str, Any], dict[str, NDArray[Any]]]
+"""Facts as JSON data, and arrays by name."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -126,14 +129,22 @@ def make(key: Mapping[str, Any], write: Write, *, num_bytes: int = 0) -> Entry:
     return found
 
 
-def remember(key: Mapping[str, Any], find_out: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the facts cached for a key, or compute and cache them; a cache that cannot be written to is no error."""
-    if found := find(key):
-        return found.facts
-    facts = find_out()
-    with contextlib.suppress(OSError, InputError):
-        make(key, lambda folder: facts)
-    return facts
+def remember(key: Mapping[str, Any], find_out: Callable[[], Found]) -> Found:
+    """Return what is cached for a key, or find it out and cache it; a cache that cannot be written to is no error."""
+    found: list[Found] = []
+
+    def write(folder: Path) -> dict[str, Any]:
+        found.append(find_out())
+        facts, arrays = found[0]
+        for name, values in arrays.items():
+            np.save(folder / f"{name}.npy", values)
+        return facts
+
+    try:
+        entry = find(key) or make(key, write)
+    except OSError:
+        return found[0] if found else find_out()
+    return entry.facts, {path.stem: np.load(path) for path in entry.folder.glob("*.npy")}
 
 
 def make_nameless(write: Write, *, num_bytes: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
