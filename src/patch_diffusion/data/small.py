@@ -67,13 +67,7 @@ def make_small(images: Tensor, shape: tuple[int, ...]) -> Tensor:
 def small_images(images: ImageSet, shape: tuple[int, ...], *, show: bool = False) -> ImageSet:
     """Downscale all images of a set, in the same order and dtype; if they are mapped from a file, cache them on disk.
 
-    Args:
-        images: images of one size.
-        shape: height and width of the result, see `small_shape`.
-        show: if true, show a progress bar on a terminal.
-
-    Raises:
-        InputError: the images are latents, which cannot be downscaled, or there is no room on the disk.
+    ``shape`` is the height and width of the result, see `small_shape`. Latents cannot be downscaled: an `InputError`.
     """
     if isinstance(images, LatentSet):
         raise option_error("patches.context", "makes images small, which latents cannot be: leave it out")

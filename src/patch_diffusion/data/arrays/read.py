@@ -40,10 +40,7 @@ def read_array(stored: StoredArray, options: Data, *, show: bool = False) -> Ima
 
     An array that is memory-mapped, or in memory, in the layout and dtype that training takes is used without a copy.
     Then the value range of integers is taken from a sample of images; floats are scanned once, for their range and for
-    NaN, and the result is kept in the cache for the next time.
-
-    Raises:
-        InputError: the shape or dtype is wrong, an image (named by index) has NaN or infinity, or labels do not fit.
+    NaN, which is an error, and the result is kept in the cache for the next time.
     """
     axis = channel_axis(stored.shape, options.layout, stored.source)
     dtype = pixel_dtype(stored.dtype, stored.source)
@@ -91,10 +88,7 @@ def channel_axis(shape: tuple[int, ...], layout: Layout, source: str) -> int:
     """Return the index of the channel axis in an array of images (n, ...): 1 or 3; 0 if it has no channel axis.
 
     For four dimensions, "auto" takes the first or last axis of an image as channels: the one whose length is at most 4,
-    or else less than half of both other lengths.
-
-    Raises:
-        InputError: the number of dimensions is wrong, or the shape is ambiguous.
+    or else less than half of both other lengths. If it is neither or both, that is an `InputError`.
     """
     if len(shape) == 3 and (layout != "auto" or shape[2] > _FEW_CHANNELS):
         return 0
@@ -123,11 +117,7 @@ def channel_axis(shape: tuple[int, ...], layout: Layout, source: str) -> int:
 
 
 def pixel_dtype(dtype: np.dtype[Any], source: str) -> str:
-    """Return the dtype to store pixels as: "uint8" for uint8 and bool, "uint16" for uint16, "float32" for all others.
-
-    Raises:
-        InputError: the dtype is not one of real numbers.
-    """
+    """Return the dtype to store pixels as: "uint8" for uint8 and bool, "uint16", else "float32" for real numbers."""
     if dtype.hasobject:
         raise InputError(f"{source} holds Python objects, which are not read: save numbers, of one shape")
     if dtype.kind == "b":
@@ -140,11 +130,7 @@ def pixel_dtype(dtype: np.dtype[Any], source: str) -> str:
 
 
 def to_pixels(values: NDArray[Any], dtype: str, source: str) -> NDArray[Any]:
-    """Convert values to pixels of the dtype that `pixel_dtype` chose; bools become 0 and 255.
-
-    Raises:
-        InputError: an integer is too large for float32 to represent exactly.
-    """
+    """Convert values to the dtype that `pixel_dtype` chose, which must hold integers exactly; True becomes 255."""
     if values.dtype.kind == "b":
         return values.astype(np.uint8) * np.uint8(255)
     if dtype == "float32" and values.dtype.kind in "iu":

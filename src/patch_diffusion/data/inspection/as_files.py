@@ -30,11 +30,7 @@ _SAMPLE_IMAGES = 1024
 
 @contextmanager
 def found_images(options: Data, *, show: bool = False) -> Iterator[tuple[ImageCollection, list[str]]]:
-    """Yield any data source as a collection of files, open in the with block, and a list of problems with its labels.
-
-    Raises:
-        InputError: there are no images.
-    """
+    """Yield any data source as a collection of files, open in the with block, and the problems with its labels."""
     problems: list[str] = []
     with ExitStack() as stack:
 
@@ -53,13 +49,7 @@ def found_images(options: Data, *, show: bool = False) -> Iterator[tuple[ImageCo
 def some_images(options: Data, *, without: Collection[str] = (), show: bool = False) -> Images:
     """Load up to 1,024 images evenly over a data set, exactly as training would get them.
 
-    Args:
-        options: the data options.
-        without: names of files that are known to be unusable.
-        show: if true, show a progress bar on a terminal.
-
-    Raises:
-        InputError: training would refuse the images, for the same reason.
+    Files that are named in ``without`` are known to be unusable. What training would refuse is the same `InputError`.
     """
     if not has_files(options):
         return open_data(options, show=show)

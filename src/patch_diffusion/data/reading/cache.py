@@ -92,13 +92,8 @@ def find(key: Mapping[str, Any]) -> Entry | None:
 def make(key: Mapping[str, Any], write: Write, *, num_bytes: int = 0) -> Entry:
     """Write the cache entry of a key, unless another process has done so in the meantime, and return it.
 
-    Args:
-        key: everything that determines the content, as JSON data.
-        write: the function that writes the content.
-        num_bytes: the size of the content.
-
-    Raises:
-        InputError: there is no room on the disk. Errors of ``write`` are passed on, too; then nothing is left behind.
+    The key is everything that determines the content, as JSON data. If there is no room on the disk for ``num_bytes``,
+    it is an `InputError`. Errors of ``write`` are passed on, too; then nothing is left behind.
     """
     final = _folder_of(key)
     final.parent.mkdir(parents=True, exist_ok=True)

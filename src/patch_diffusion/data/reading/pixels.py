@@ -138,12 +138,8 @@ def images_of(
 ) -> Images:
     """Make an image set to train on from decoded pixels: an `ImageSet`, or `ImageBuckets` for several sizes.
 
-    Args:
-        found: the pixels.
-        labels: labels of all images, also of those that could not be read.
-        options: the data options that the user gave.
-        notes: remarks for the user, in addition to those of the reading.
-        groups: the names of the groups of all images, also of those that could not be read.
+    ``labels``, and the names of ``groups``, are those of all images, also of those that could not be read; ``notes``
+    are remarks for the user in addition to those of the reading.
     """
     dtype, survey = found.facts["dtype"], found.survey
     codec = codec_of(dtype, options.range, survey)

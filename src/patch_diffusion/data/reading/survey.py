@@ -33,8 +33,7 @@ class Survey:
     def add(self, pixels: NDArray[Any], first: int | None = None) -> None:
         """Update the statistics with images (n, c, h, w), from the index ``first`` on; None: those that come next.
 
-        Raises:
-            InputError: an image (named in the message) has NaN or infinity.
+        NaN or infinity is an `InputError`, which names the image.
         """
         rows, first = pixels.reshape(len(pixels), -1), self.num_images if first is None else first
         self.num_images += len(rows)
