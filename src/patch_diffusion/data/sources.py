@@ -117,11 +117,11 @@ def open_images(
     named = isinstance(source, (str, Path))
     options = Data(
         source=str(source) if named else "",
-        resolution=_pair(resolution),
+        resolution=resolution,
         classes=classes,
         mode=mode,
         fit=fit,
-        range=_pair(range),
+        range=range,
         labels=labels,
         group=group,
         key=key,
@@ -133,8 +133,7 @@ def open_images(
 
 def open_data(options: Data, *, show: bool = False) -> Images:
     """Open the images of ``options.source``, which names them, as `open_images` does."""
-    _check(options)
-    options = replace(options, augment=Augment(), held_out=None)  # what is done to images after they are opened
+    options = replace(_checked(options), augment=Augment(), held_out=None)  # these are for images that are open
     source, path = options.source, user_path(options.source)
     if source == digits.NAME:
         _refuse_unknown(options, "the digits", set())
@@ -160,7 +159,7 @@ def find_images(options: Data, *, show: bool = False) -> Iterator[Collection]:
     Raises:
         InputError: there are no files, or the source is an array or the digits, which do not consist of files.
     """
-    _check(options)
+    options = _checked(options)
     source, path = options.source, user_path(options.source)
     prefix = _prefix(source)
     _refuse_unknown(options, source, _FILES if prefix is None else _TABLE)
@@ -188,7 +187,7 @@ def find_images(options: Data, *, show: bool = False) -> Iterator[Collection]:
 
 
 def _open_object(source: Any, options: Data, show: bool) -> Images:
-    _check(options)
+    options = _checked(options)
     if isinstance(source, torch.Tensor):
         source = array_of(source)
     if isinstance(source, np.ndarray):
@@ -209,7 +208,8 @@ def _prefix(source: str) -> str | None:
     return next((prefix for prefix in (hub.PREFIX, shards.PREFIX) if source.startswith(prefix)), None)
 
 
-def _check(options: Data) -> None:
+def _checked(options: Data) -> Data:
+    options = replace(options, resolution=_pair(options.resolution), range=_pair(options.range))
     for name, choices in _CHOICES.items():
         value = getattr(options, name)
         if value not in choices:
@@ -233,6 +233,7 @@ def _check(options: Data) -> None:
     grouped = options.group is not None and is_column(options.group)  # in a column of the same CSV
     if options.labels is not None and options.classes is False and not grouped:
         raise option_error("data.labels", "says where the classes are, and data.classes False ignores them: give one")
+    return options
 
 
 def _refuse_unknown(options: Data, source: str, known: set[str]) -> None:

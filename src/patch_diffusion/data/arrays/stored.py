@@ -59,7 +59,7 @@ def open_array(path: Path, options: Data) -> Iterator[StoredArray]:
     """Open the array of images in a file, and yield it; the file stays open in the with block. Nothing is unpickled.
 
     Without ``key`` it is the only one that can be images, or ``images``, ``x`` or ``data``; without ``labels`` these
-    are ``labels``, ``y`` or ``label``, if there is one. For an .npy ``labels`` and ``group`` are such files, too.
+    are ``labels``, ``y`` or ``label``, if there is one. For an .npy, ``labels`` and ``group`` are paths of others.
 
     Raises:
         InputError: the file is damaged, or lacks an array of this name; the error message lists the existing names.

@@ -137,7 +137,9 @@ def remember(key: Mapping[str, Any], find_out: Callable[[], Found]) -> Found:
 
     try:
         entry = find(key) or make(key, write)
-    except OSError:
+    except (OSError, InputError) as error:
+        if isinstance(error, InputError) and not found:  # it is about what was to be found out
+            raise
         return found[0] if found else find_out()
     return entry.facts, {path.stem: np.load(path) for path in entry.folder.glob("*.npy")}
 
