@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-import patch_diffusion
 from patch_diffusion.cli.verb import Json, Verb
 from patch_diffusion.config import Data, Layout, Mode
 from patch_diffusion.errors import InputError
@@ -72,13 +71,12 @@ class Prepare(Verb):
     def _make_latents(self, vae: Path) -> dict[str, Any]:
         from patch_diffusion.data.latents.folder import encode_latents
         from patch_diffusion.data.preparation.prepare import keeping_classes
+        from patch_diffusion.data.sources import open_data
         from patch_diffusion.devices import choose_device
 
         if self.keep_duplicates:
             raise InputError("--keep-duplicates is for pictures: latents are made of all images")
-        options = keeping_classes(self._options())
-        given = {name: value for name, value in vars(options).items() if name not in ("augment", "held_out")}
-        images = patch_diffusion.open_images(**given, show=True)
+        images = open_data(keeping_classes(self._options()), show=True)
         latents = encode_latents(images, vae, self.out, flips=self.flips, device=choose_device(), show=True)
         return {"images": len(latents), "resolution": list(latents.resolution), "channels": latents.channels}
 

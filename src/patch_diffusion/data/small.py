@@ -67,13 +67,7 @@ def make_small(images: Tensor, shape: tuple[int, ...]) -> Tensor:
 def small_images(images: ImageSet, shape: tuple[int, ...], *, show: bool = False) -> ImageSet:
     """Downscale all images of a set, in the same order and dtype; if they are mapped from a file, cache them on disk.
 
-    Args:
-        images: images of one size.
-        shape: height and width of the result, see `small_shape`.
-        show: if true, show a progress bar on a terminal.
-
-    Raises:
-        InputError: the images are latents, which cannot be downscaled, or there is no room on the disk.
+    ``shape`` is the height and width of the result, see `small_shape`. Latents cannot be downscaled: an `InputError`.
     """
     if isinstance(images, LatentSet):
         raise option_error("patches.context", "makes images small, which latents cannot be: leave it out")
@@ -89,7 +83,7 @@ def small_images(images: ImageSet, shape: tuple[int, ...], *, show: bool = False
     plan = Plan(dtype, [ArrayPlan((images.channels, *shape), len(pixels), blocks)])
     key = _key(images, shape)
     found = read(lambda: plan, key, images.options, often=key is not None)
-    return replace(images, pixels=found.pixels[0], file=None if found.files is None else found.files[0])
+    return replace(images, pixels=found.arrays[0].pixels, file=found.arrays[0].file)
 
 
 def _key(images: ImageSet, shape: tuple[int, ...]) -> dict[str, object] | None:

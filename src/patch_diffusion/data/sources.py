@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args, overload
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from typing_extensions import Unpack
 
-from patch_diffusion.config import Cache, Data, Fit, Layout, Mode
+from patch_diffusion.config import Augment, Cache, Data, Fit, Layout, Mode
 from patch_diffusion.data import digits
 from patch_diffusion.data.arrays.read import read_array
 from patch_diffusion.data.arrays.stored import in_memory, is_array, open_array
@@ -116,33 +117,36 @@ def open_images(
     named = isinstance(source, (str, Path))
     options = Data(
         source=str(source) if named else "",
-        resolution=_pair(resolution),
+        resolution=resolution,
         classes=classes,
         mode=mode,
         fit=fit,
-        range=_pair(range),
+        range=range,
         labels=labels,
         group=group,
         key=key,
         layout=layout,
         cache=cache,
     )
-    _check(options)
-    if not named:
-        return _open_object(source, options, show)
-    if options.source == digits.NAME:
+    return open_data(options, show=show) if named else _open_object(source, options, show)
+
+
+def open_data(options: Data, *, show: bool = False) -> Images:
+    """Open the images of ``options.source``, which names them, as `open_images` does."""
+    options = replace(_checked(options), augment=Augment(), held_out=None)  # these are for images that are open
+    source, path = options.source, user_path(options.source)
+    if source == digits.NAME:
         _refuse_unknown(options, "the digits", set())
-        if fit != "crop":
-            raise option_error("data.fit", f"{fit} has no meaning for the digits: leave it out")
+        if options.fit != "crop":
+            raise option_error("data.fit", f"{options.fit} has no meaning for the digits: leave it out")
         return digits.read_digits(options)
-    path = user_path(source)
     if is_latents(path):
-        if options != Data(options.source, classes=classes):
+        if options != Data(source, classes=options.classes):
             raise InputError(f"{source} holds latents, which only data.classes applies to: leave out all other options")
-        return open_latents(path, classes=classes, options=options)
-    if _prefix(options.source) is None and is_array(path) and path.exists():
-        _refuse_unknown(options, options.source, _ARRAY_FILE)
-        with open_array(path, options.source, key=key, labels=labels, group=group) as stored:
+        return open_latents(path, classes=options.classes, options=options)
+    if _prefix(source) is None and is_array(path) and path.exists():
+        _refuse_unknown(options, source, _ARRAY_FILE)
+        with open_array(path, options) as stored:
             return read_array(stored, options, show=show)
     with find_images(options, show=show) as found:
         return read_collection(found, options, show=show)
@@ -155,7 +159,7 @@ def find_images(options: Data, *, show: bool = False) -> Iterator[Collection]:
     Raises:
         InputError: there are no files, or the source is an array or the digits, which do not consist of files.
     """
-    _check(options)
+    options = _checked(options)
     source, path = options.source, user_path(options.source)
     prefix = _prefix(source)
     _refuse_unknown(options, source, _FILES if prefix is None else _TABLE)
@@ -183,6 +187,7 @@ def find_images(options: Data, *, show: bool = False) -> Iterator[Collection]:
 
 
 def _open_object(source: Any, options: Data, show: bool) -> Images:
+    options = _checked(options)
     if isinstance(source, torch.Tensor):
         source = array_of(source)
     if isinstance(source, np.ndarray):
@@ -203,7 +208,8 @@ def _prefix(source: str) -> str | None:
     return next((prefix for prefix in (hub.PREFIX, shards.PREFIX) if source.startswith(prefix)), None)
 
 
-def _check(options: Data) -> None:
+def _checked(options: Data) -> Data:
+    options = replace(options, resolution=_pair(options.resolution), range=_pair(options.range))
     for name, choices in _CHOICES.items():
         value = getattr(options, name)
         if value not in choices:
@@ -227,6 +233,7 @@ def _check(options: Data) -> None:
     grouped = options.group is not None and is_column(options.group)  # in a column of the same CSV
     if options.labels is not None and options.classes is False and not grouped:
         raise option_error("data.labels", "says where the classes are, and data.classes False ignores them: give one")
+    return options
 
 
 def _refuse_unknown(options: Data, source: str, known: set[str]) -> None:

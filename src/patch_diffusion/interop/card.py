@@ -60,8 +60,7 @@ class Card:
 
 def newest_lines(run: RunFolder, step: int | None) -> tuple[Line, Line]:
     """Return the newest log line with a training loss and that with a held-out loss, up to a step; {} for none."""
-    measured: Line = {}
-    held_out: Line = {}
+    measured, held_out = {}, {}
     for line in read_log(run.log_file):
         if line is None or (step is not None and line["step"] > step):
             continue
@@ -141,17 +140,14 @@ def _data(card: Card) -> dict[str, str]:
     names = [_plain(name) for name in facts.class_names[:_CLASSES]]
     rows = {"name": _plain(shown) or "given in Python", "images": f"{facts.num_images:,}"} if facts.num_images else {}
     rows["shape"] = f"{height} x {width} x {facts.image_channels}"
-    rows["values"] = "latents of an autoencoder" if facts.codec.get("kind") == "latents" else _values(facts.codec)
+    kind, dtype, low, high = (facts.codec.get(name) for name in ("kind", "dtype", "low", "high"))
+    rows["values"] = "latents of an autoencoder" if kind == "latents" else f"{dtype}, from {low:g} to {high:g}"
     if facts.num_classes:
         more = ", ..." if len(facts.class_names) > _CLASSES else ""
         rows["classes"] = f"{facts.num_classes}" + (f": {', '.join(names)}{more}" if names else "")
     if card.config.data.held_out:
         rows["held out"] = f"{card.config.data.held_out:.3g} of them"
     return rows
-
-
-def _values(codec: Mapping[str, Any]) -> str:
-    return f"{codec.get('dtype')}, from {codec.get('low'):g} to {codec.get('high'):g}"
 
 
 def _training(card: Card) -> dict[str, str]:

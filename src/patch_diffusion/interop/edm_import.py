@@ -98,8 +98,7 @@ def import_model(file: str | os.PathLike[str], out: str | os.PathLike[str]) -> d
 def recognise(published: Published) -> tuple[Config, ModelFacts, dict[str, Tensor]]:
     """Derive config, facts of the model and weights, as a run folder holds them, from the content of a published file.
 
-    Raises:
-        InputError: the network is not supported; the error message says why.
+    An `InputError` says why a network is not supported.
     """
     settings = published.settings
     if published.outer_class not in _PROCESSES:
@@ -165,9 +164,7 @@ class Architecture:
 def read_architecture(tensors: Mapping[str, Tensor], resolution: int) -> Architecture:
     """Return the architecture of a published network, read off the names and shapes of its tensors.
 
-    Args:
-        tensors: the tensors by their published names, ``enc.16x16_conv.weight`` and so on.
-        resolution: the side of the whole images.
+    Their names are the published ones, ``enc.16x16_conv.weight`` and so on; images are ``resolution`` squared.
     """
     sides = _sides(resolution, resolution.bit_length())
     levels = 0

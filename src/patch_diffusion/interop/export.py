@@ -141,13 +141,9 @@ def _check_options(to: str, **options: Any) -> dict[str, Any]:
     for name, value in options.items():
         if to != "diffusers" and value is not None:
             raise InputError(f"{name} has no meaning for {to}, which holds the denoiser alone: leave it out")
-    dtype, solver, schedule = (
-        options["dtype"] or "float32",
-        options["solver"] or "heun",
-        options["schedule"] or "karras",
-    )
-    if dtype not in DTYPES:
+    if (dtype := options["dtype"] or "float32") not in DTYPES:
         raise InputError(f"weights are stored in {', '.join(DTYPES)}, not in {dtype}")
+    solver, schedule = options["solver"] or "heun", options["schedule"] or "karras"
     options_of("solver", solver, SOLVERS, {})
     options_of("schedule", schedule, SCHEDULES, {})
     return {"solver": solver, "schedule": schedule}
@@ -221,7 +217,5 @@ def _step_of(source: Path, folder: RunFolder, checkpoint: int | Literal["best"] 
 
 
 def _weights(step: int | None, ema_length: float | None) -> str:
-    average = (
-        "their running average" if ema_length is None else f"their power-function average of length {ema_length:g}"
-    )
-    return average + (f" at step {step:,}" if step is not None else "")
+    kind = "running average" if ema_length is None else f"power-function average of length {ema_length:g}"
+    return f"their {kind}{'' if step is None else f' at step {step:,}'}"

@@ -70,11 +70,7 @@ def example(graph: DenoiserGraph, resolution: tuple[int, int], num: int) -> tupl
 def write_graph(model: Denoiser, folder: Path, resolution: tuple[int, int], to: str) -> tuple[list[str], float]:
     """Write a denoiser as ``model.onnx`` or ``model.pt2``, and the facts that a sampler needs as ``config.json``.
 
-    Args:
-        model: the denoiser, on the CPU.
-        folder: an existing folder.
-        resolution: height and width of the images; their number is free.
-        to: "onnx" or "torch".
+    The model is on the CPU, and the folder exists. Images have the given height and width; their number is free.
 
     Returns:
         Sentences on what is not exported, and the largest difference between the outputs of the file and the model.
@@ -90,11 +86,10 @@ def write_graph(model: Denoiser, folder: Path, resolution: tuple[int, int], to: 
     program = _traced(graph, resolution)
     run = (_onnx if to == "onnx" else _program)(graph, program, folder)
     difference = _difference(graph, resolution, run)
-    height, width = resolution
     facts = {
         "inputs": list(graph.inputs),
         "image_channels": model.image_channels,
-        "resolution": [height, width],
+        "resolution": list(resolution),
         "num_classes": model.num_classes,
         "class_names": list(model.class_names),
         "label_dropout": model.label_dropout,
@@ -174,11 +169,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _difference(graph: DenoiserGraph, resolution: tuple[int, int], run: GraphCall) -> float:
-    """Return the largest difference between outputs of the written graph and the model, at another batch size.
-
-    Raises:
-        InputError: the difference is too large to be rounding.
-    """
+    """Return the largest difference of graph and model, at another batch size; an error if it is beyond rounding."""
     inputs = example(graph, resolution, 3)
     with torch.no_grad():
         expected, found = graph(*inputs), run(inputs)

@@ -11,28 +11,17 @@ _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def check_repository(name: str) -> None:
-    """Raise InputError if a repository of this name cannot be pushed to, before anything is exported.
-
-    Raises:
-        InputError: the name is not OWNER/NAME, or the package huggingface_hub is missing.
-    """
+    """Raise InputError before anything is exported if a name is not OWNER/NAME, or huggingface_hub is missing."""
     if not _NAME.fullmatch(name) or ".." in name or "--" in name:
         raise InputError(f"a repository is given as OWNER/NAME, not '{name}'")
     need("huggingface_hub", "export", "--push")
 
 
 def push(folder: Path, name: str, *, public: bool) -> str:
-    """Create a repository if it does not exist, upload the files of a folder to it, and return its address.
+    """Create the repository OWNER/NAME if it does not exist, upload the files of a folder, and return its address.
 
-    The upload uses the login of ``hf auth login``, or of the environment variable HF_TOKEN.
-
-    Args:
-        folder: the folder to upload.
-        name: OWNER/NAME of the repository.
-        public: whether to make a new repository public; an existing one stays as it is.
-
-    Raises:
-        InputError: the hub refuses the upload; the folder stays.
+    The upload uses the login of ``hf auth login``, or of the environment variable HF_TOKEN. An existing repository
+    stays as public as it is. If the hub refuses the upload, it is an `InputError`, and the folder stays.
     """
     from huggingface_hub import HfApi
 

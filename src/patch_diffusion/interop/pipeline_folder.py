@@ -42,16 +42,9 @@ def check_pipeline(model: Denoiser) -> None:
 
 
 def write_pipeline(model: Denoiser, folder: Path, *, dtype: torch.dtype, settings: dict[str, Any]) -> list[str]:
-    """Write a model as a diffusers pipeline into an existing, empty folder.
+    """Write a model, on the CPU, as a diffusers pipeline into an empty folder; return notes on what is not exported.
 
-    Args:
-        model: the denoiser, on the CPU.
-        folder: the empty folder.
-        dtype: the dtype of the stored weights.
-        settings: solver, schedule and their options for the scheduler.
-
-    Returns:
-        Sentences on what is not exported.
+    ``settings`` are solver, schedule and their options for the scheduler; ``dtype`` is that of the stored weights.
     """
     check_pipeline(model)
     network = _write_network(model, folder / "network", dtype)

@@ -90,13 +90,7 @@ latents = noisy * scale + mean  # for the decoder of the VAE that made them"""
 
 
 def pipeline_usage(model: Denoiser, place: str, *, dtype: str) -> str:
-    """Return markdown that shows how to sample with an exported pipeline.
-
-    Args:
-        model: the exported model.
-        place: the folder or the hub repository of the export.
-        dtype: the dtype of the stored weights.
-    """
+    """Return markdown that shows how to sample with a pipeline exported to a place, a folder or a hub repository."""
     classes = ""
     if model.num_classes:
         guided = ", `guidance_scale=1.5` strengthens it" if model.label_dropout else ""

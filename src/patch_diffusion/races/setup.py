@@ -10,7 +10,7 @@ from typing import NamedTuple
 from patch_diffusion.config import Config, Noise, Watch
 from patch_diffusion.data.held_out import HELD_OUT, halved
 from patch_diffusion.data.images import Images, numbered_as
-from patch_diffusion.data.sources import open_images
+from patch_diffusion.data.sources import open_data
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.meter import SampleMeter
 from patch_diffusion.processes import started_by_launcher
@@ -76,11 +76,8 @@ class RaceSetup:
             raise InputError("a race needs images that are held out: give data.held_out, for example 0.05")
         if held_out is not None and share:
             raise InputError(f"held-out images come from {held_out}: leave out the share data.held_out {share:g}")
-        how = {
-            name: value for name, value in vars(config.data).items() if name not in ("source", "augment", "held_out")
-        }
-        images = open_images(config.data.source, **how, show=True)
-        apart = None if held_out is None else open_images(held_out, **how, show=True)
+        images = open_data(config.data, show=True)
+        apart = None if held_out is None else open_data(replace(config.data, source=held_out), show=True)
         if apart is not None:
             apart = numbered_as(apart, images.class_names, images.num_classes) or apart
             _check_alike(apart, images)

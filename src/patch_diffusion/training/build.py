@@ -13,7 +13,7 @@ from patch_diffusion.config import Config
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.held_out import FEWEST_TO_HOLD_OUT, HELD_OUT
 from patch_diffusion.data.images import Images, refuse_ids
-from patch_diffusion.data.sources import open_images
+from patch_diffusion.data.sources import open_data
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import option_error
 from patch_diffusion.files import user_path
@@ -112,8 +112,7 @@ def _train(
     stored = run.read_config()[0] if run.is_run() else None
     if stored is not None and (config.data.fit, stored.data.fit) == ("bucket", "multiples"):
         config = replace(config, data=replace(config.data, fit="multiples"))  # the buckets of an earlier version
-    how = {name: value for name, value in vars(config.data).items() if name not in ("augment", "held_out")}
-    images = open_images(**how, show=show)
+    images = open_data(config.data, show=show)
     if stored is None:
         refuse_ids(images)
     if given is not None:

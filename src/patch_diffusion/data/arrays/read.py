@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from patch_diffusion.data.reading import cache
 from patch_diffusion.data.reading.groups import groups_of_values
 from patch_diffusion.data.reading.labels import labels_of_values
 from patch_diffusion.data.reading.parallel import progress, results_in_order
-from patch_diffusion.data.reading.pixels import MOST_IN_MEMORY, ArrayPlan, Plan, Read, images_of, read
+from patch_diffusion.data.reading.pixels import MOST_IN_MEMORY, ArrayPlan, Plan, Read, ReadArray, images_of, read
 from patch_diffusion.data.reading.sizes import Size, choose_sizes, resize_values, resolution_of, too_small
 from patch_diffusion.data.reading.survey import Survey
 from patch_diffusion.errors import InputError, option_error
@@ -40,10 +40,7 @@ def read_array(stored: StoredArray, options: Data, *, show: bool = False) -> Ima
 
     An array that is memory-mapped, or in memory, in the layout and dtype that training takes is used without a copy.
     Then the value range of integers is taken from a sample of images; floats are scanned once, for their range and for
-    NaN, and the result is kept in the cache for the next time.
-
-    Raises:
-        InputError: the shape or dtype is wrong, an image (named by index) has NaN or infinity, or labels do not fit.
+    NaN, which is an error, and the result is kept in the cache for the next time.
     """
     axis = channel_axis(stored.shape, options.layout, stored.source)
     dtype = pixel_dtype(stored.dtype, stored.source)
@@ -65,20 +62,20 @@ def read_array(stored: StoredArray, options: Data, *, show: bool = False) -> Ima
     notes = _notes(stored, dtype, (height, width), target, options)
     key = None if stored.identity is None else {"array": stored.identity, "axis": axis, "key": options.key}
 
-    mapped = stored.mapped
+    mapped, survey = stored.mapped, Survey(name=lambda index: f"image {index:,} of {stored.source}")
     as_it_is = mapped is not None and mapped.flags.c_contiguous and mapped.dtype == dtype and target == (height, width)
     if mapped is not None and as_it_is and not (options.cache == "memory" and isinstance(mapped, np.memmap)):
-        found = _mapped(stored, mapped, axis, key, options, show)
+        found = _mapped(stored, mapped, axis, key, options, survey, show)
     else:
-        survey, keys = Survey(name=_naming(stored.source)), array("Q")
+        keys = array("Q")
 
         def blocks() -> Iterator[NDArray[Any]]:
-            first = 0
-            for block in _pieces(stored, axis, dtype, keys, show):
-                block = _resized(block, target, options)
-                survey.add(block, first)
-                first += len(block)
-                yield block
+            for block in progress(stored.blocks(), None, "reading arrays", show=show):
+                keys.extend(keys_of_rows(block).tolist())
+                moved = block[:, None] if axis == 0 else np.moveaxis(block, axis, 1)
+                pixels = _resized(to_pixels(moved, dtype, stored.source), target, options)
+                survey.add(pixels)
+                yield pixels
 
         if key is not None:
             key |= {"resolution": target, "fit": options.fit}
@@ -91,10 +88,7 @@ def channel_axis(shape: tuple[int, ...], layout: Layout, source: str) -> int:
     """Return the index of the channel axis in an array of images (n, ...): 1 or 3; 0 if it has no channel axis.
 
     For four dimensions, "auto" takes the first or last axis of an image as channels: the one whose length is at most 4,
-    or else less than half of both other lengths.
-
-    Raises:
-        InputError: the number of dimensions is wrong, or the shape is ambiguous.
+    or else less than half of both other lengths. If it is neither or both, that is an `InputError`.
     """
     if len(shape) == 3 and (layout != "auto" or shape[2] > _FEW_CHANNELS):
         return 0
@@ -123,11 +117,7 @@ def channel_axis(shape: tuple[int, ...], layout: Layout, source: str) -> int:
 
 
 def pixel_dtype(dtype: np.dtype[Any], source: str) -> str:
-    """Return the dtype to store pixels as: "uint8" for uint8 and bool, "uint16" for uint16, "float32" for all others.
-
-    Raises:
-        InputError: the dtype is not one of real numbers.
-    """
+    """Return the dtype to store pixels as: "uint8" for uint8 and bool, "uint16", else "float32" for real numbers."""
     if dtype.hasobject:
         raise InputError(f"{source} holds Python objects, which are not read: save numbers, of one shape")
     if dtype.kind == "b":
@@ -140,11 +130,7 @@ def pixel_dtype(dtype: np.dtype[Any], source: str) -> str:
 
 
 def to_pixels(values: NDArray[Any], dtype: str, source: str) -> NDArray[Any]:
-    """Convert values to pixels of the dtype that `pixel_dtype` chose; bools become 0 and 255.
-
-    Raises:
-        InputError: an integer is too large for float32 to represent exactly.
-    """
+    """Convert values to the dtype that `pixel_dtype` chose, which must hold integers exactly; True becomes 255."""
     if values.dtype.kind == "b":
         return values.astype(np.uint8) * np.uint8(255)
     if dtype == "float32" and values.dtype.kind in "iu":
@@ -158,15 +144,17 @@ def to_pixels(values: NDArray[Any], dtype: str, source: str) -> NDArray[Any]:
 
 
 def _mapped(
-    stored: StoredArray, mapped: NDArray[Any], axis: int, key: dict[str, Any] | None, options: Data, show: bool
+    stored: StoredArray,
+    mapped: NDArray[Any],
+    axis: int,
+    key: dict[str, Any] | None,
+    options: Data,
+    survey: Survey,
+    show: bool,
 ) -> Read:
-    survey = Survey(name=_naming(stored.source))
-
     def look_at_all() -> dict[str, Any]:
-        first = 0
         for block in progress(stored.blocks(), None, "reading values", show=show):
-            survey.add(block, first)
-            first += len(block)
+            survey.add(block)
         return survey.facts()
 
     if mapped.dtype.kind != "f":
@@ -176,30 +164,19 @@ def _mapped(
     elif key is None or options.cache == "memory":
         found = look_at_all()
     else:
-        found = cache.remember({"survey of": key}, look_at_all)
+        found = cache.remember({"survey of": key}, lambda: (look_at_all(), {}))[0]
     tensor = cache.as_tensor(mapped)
     tensor = tensor.unsqueeze(1) if axis == 0 else tensor.movedim(axis, 1)
     facts = {"dtype": mapped.dtype.name, "survey": found, "notes": []}
     file = mapped.filename if isinstance(mapped, np.memmap) else None
     many = key is not None and options.cache != "memory" and mapped.nbytes > MOST_IN_MEMORY
-    keys = [partial(_cached_keys, mapped, {"keys of": key})] if many else ()
-    return Read([tensor], [None], facts, keys=keys, files=None if file is None else [Path(file)])
+    keys = partial(_cached_keys, mapped, {"keys of": key}) if many else None
+    return Read([ReadArray(tensor, keys=keys, file=None if file is None else Path(file))], facts)
 
 
 def _cached_keys(mapped: NDArray[Any], key: dict[str, Any]) -> NDArray[np.uint64]:
     """Return the keys of the images in a large file; they are kept in the cache, if that can be written to."""
-    made: list[NDArray[np.uint64]] = []
-
-    def write(folder: Path) -> dict[str, Any]:
-        made.append(keys_of_rows(mapped))
-        np.save(folder / "keys.npy", made[0])
-        return {}
-
-    try:
-        entry = cache.find(key) or cache.make(key, write, num_bytes=8 * len(mapped))
-    except (OSError, InputError):
-        return made[0] if made else keys_of_rows(mapped)
-    return entry.tensor("keys.npy").numpy()
+    return cache.remember(key, lambda: ({}, {"keys": keys_of_rows(mapped)}))[1]["keys"]
 
 
 def _one(stored: StoredArray, array: NDArray[Any], index: int) -> NDArray[Any]:
@@ -209,14 +186,6 @@ def _one(stored: StoredArray, array: NDArray[Any], index: int) -> NDArray[Any]:
     size = math.prod(array.shape[1:])
     offset = array.offset + index * size * array.itemsize
     return np.fromfile(array.filename, array.dtype, size, offset=offset).reshape(1, *array.shape[1:])
-
-
-def _pieces(stored: StoredArray, axis: int, dtype: str, keys: array[int], show: bool) -> Iterator[NDArray[Any]]:
-    """Yield the array in blocks of pixels (k, c, h, w), converted to the dtype of pixels; add to ``keys``."""
-    for block in progress(stored.blocks(), None, "reading arrays", show=show):
-        keys.extend(keys_of_rows(block).tolist())
-        moved = block[:, None] if axis == 0 else np.moveaxis(block, axis, 1)
-        yield to_pixels(moved, dtype, stored.source)
 
 
 def _resized(block: NDArray[Any], size: Size, options: Data) -> NDArray[Any]:
@@ -251,10 +220,6 @@ def _notes(stored: StoredArray, dtype: str, size: Size, target: Size, options: D
         how = f"{how} and " if size[0] * target[1] != target[0] * size[1] else ""
         notes.append(f"{stored.shape[0]:,} images of {size[0]}x{size[1]} {how}resized to {target[0]}x{target[1]}")
     return notes
-
-
-def _naming(source: str) -> Callable[[int], str]:
-    return lambda index: f"image {index:,} of {source}"
 
 
 def _words(shape: tuple[int, ...]) -> str:

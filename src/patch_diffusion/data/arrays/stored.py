@@ -14,6 +14,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from patch_diffusion.config import Data
 from patch_diffusion.data.reading.cache import digest, state_of
 from patch_diffusion.errors import InputError, did_you_mean, need
 from patch_diffusion.files import user_path
@@ -54,24 +55,17 @@ def is_array(path: Path) -> bool:
 
 
 @contextmanager
-def open_array(
-    path: Path, source: str, *, key: str | None = None, labels: str | None = None, group: str | None = None
-) -> Iterator[StoredArray]:
+def open_array(path: Path, options: Data) -> Iterator[StoredArray]:
     """Open the array of images in a file, and yield it; the file stays open in the with block. Nothing is unpickled.
 
-    Args:
-        path: the file, or the Zarr folder.
-        source: the name of the file in errors.
-        key: the array's name in the file; None takes the only one that can be images, or ``images``, ``x`` or ``data``.
-        labels: the name of the labels in the file, or, for an .npy, a file of them; None takes ``labels``, ``y`` or
-            ``label``, if there is one.
-        group: the name of an array of groups in the file, or, for an .npy, a file of them.
+    Without ``key`` it is the only one that can be images, or ``images``, ``x`` or ``data``; without ``labels`` these
+    are ``labels``, ``y`` or ``label``, if there is one. For an .npy, ``labels`` and ``group`` are paths of others.
 
     Raises:
         InputError: the file is damaged, or lacks an array of this name; the error message lists the existing names.
     """
     opener = {".npy": _open_npy, ".npz": _open_npz, ".h5": _open_hdf5, ".hdf5": _open_hdf5}
-    with opener.get(path.suffix.lower(), _open_zarr)(path, source, key, labels, group) as found:
+    with opener.get(path.suffix.lower(), _open_zarr)(path, options) as found:
         yield found
 
 
@@ -81,11 +75,14 @@ def in_memory(array: NDArray[Any], source: str) -> StoredArray:
 
 
 @contextmanager
-def _open_npy(path: Path, source: str, key: str | None, labels: str | None, group: str | None) -> Iterator[StoredArray]:
-    if key is not None:
+def _open_npy(path: Path, options: Data) -> Iterator[StoredArray]:
+    source = options.source
+    if options.key is not None:
         raise InputError(f"{source} is one array and has no names: leave data.key out", option="data.key")
     array = _map_npy(path, source)
-    found, groups = (None if name is None else _map_npy(user_path(name), name) for name in (labels, group))
+    found, groups = (
+        None if name is None else _map_npy(user_path(name), name) for name in (options.labels, options.group)
+    )
     yield StoredArray(
         source, array.shape, array.dtype, lambda: _slices(array, source), found, state_of(path), array, groups
     )
@@ -99,14 +96,15 @@ def _map_npy(path: Path, source: str) -> NDArray[Any]:
 
 
 @contextmanager
-def _open_npz(path: Path, source: str, key: str | None, labels: str | None, group: str | None) -> Iterator[StoredArray]:
+def _open_npz(path: Path, options: Data) -> Iterator[StoredArray]:
+    source = options.source
     with _damage_named(source):
         archive = zipfile.ZipFile(path)
     with archive:
         members = [name for name in archive.namelist() if name.endswith(".npy")]
         headers = {name.removesuffix(".npy"): _npz_header(archive, name, source) for name in members}
         shapes = {name: shape for name, (shape, _, _) in headers.items()}
-        chosen, label_name = _choose(shapes, key, labels, source, group)
+        chosen, label_name = _choose(shapes, options)
         shape, fortran, dtype = headers[chosen]
 
         def blocks() -> Iterator[NDArray[Any]]:
@@ -127,7 +125,7 @@ def _open_npz(path: Path, source: str, key: str | None, labels: str | None, grou
             with archive.open(name + ".npy") as stream, _damage_named(source):
                 return np.lib.format.read_array(stream, allow_pickle=False)
 
-        found, groups = column(label_name), column(group)
+        found, groups = column(label_name), column(options.group)
         yield StoredArray(
             source, shape, dtype, lambda: _guarded(blocks(), source), found, state_of(path), groups=groups
         )
@@ -146,9 +144,8 @@ def _read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype
 
 
 @contextmanager
-def _open_hdf5(
-    path: Path, source: str, key: str | None, labels: str | None, group: str | None
-) -> Iterator[StoredArray]:
+def _open_hdf5(path: Path, options: Data) -> Iterator[StoredArray]:
+    source = options.source
     h5py = need("h5py", "data", f"reading {source}")
     with _damage_named(source):
         file = h5py.File(path, "r")
@@ -157,16 +154,15 @@ def _open_hdf5(
         with _damage_named(source):
             file.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
         arrays = {name: item for name, item in found.items() if item.shape is not None}
-        yield _chosen(arrays, key, labels, group, source, state_of(path))
+        yield _chosen(arrays, options, state_of(path))
 
 
 _ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")
 
 
 @contextmanager
-def _open_zarr(
-    path: Path, source: str, key: str | None, labels: str | None, group: str | None
-) -> Iterator[StoredArray]:
+def _open_zarr(path: Path, options: Data) -> Iterator[StoredArray]:
+    source = options.source
     zarr = need("zarr", "data", f"reading {source}")
     if not path.is_dir():
         raise InputError(f"{source} is no folder of Zarr")
@@ -175,7 +171,7 @@ def _open_zarr(
         arrays = dict(_zarr_arrays(opened)) if hasattr(opened, "groups") else {"": opened}
     files = sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names)
     identity = [str(path.resolve()), digest(*map(state_of, files))]
-    yield _chosen(arrays, key, labels, group, source, identity)
+    yield _chosen(arrays, options, identity)
 
 
 def _zarr_arrays(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -185,27 +181,24 @@ def _zarr_arrays(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from _zarr_arrays(inner, f"{prefix}{name}/")
 
 
-def _chosen(
-    arrays: Mapping[str, Any], key: str | None, labels: str | None, group: str | None, source: str, identity: Any
-) -> StoredArray:
+def _chosen(arrays: Mapping[str, Any], options: Data, identity: Any) -> StoredArray:
     """Return the array of images of a file with several arrays, with the labels and groups stored in the same file."""
-    chosen, label_name = _choose({name: array.shape for name, array in arrays.items()}, key, labels, source, group)
-    array = arrays[chosen]
+    chosen, labels = _choose({name: array.shape for name, array in arrays.items()}, options)
+    source, array = options.source, arrays[chosen]
     with _damage_named(source):
-        values, groups = (None if name is None else np.asarray(arrays[name][:]) for name in (label_name, group))
+        values, groups = (None if name is None else np.asarray(arrays[name][:]) for name in (labels, options.group))
     return StoredArray(
         source, array.shape, array.dtype, lambda: _slices(array, source), values, identity, groups=groups
     )
 
 
-def _choose(
-    shapes: Mapping[str, tuple[int, ...]], key: str | None, labels: str | None, source: str, group: str | None = None
-) -> tuple[str, str | None]:
+def _choose(shapes: Mapping[str, tuple[int, ...]], options: Data) -> tuple[str, str | None]:
     """Return the name of the array of images, and that of the array of labels (None if there are no labels)."""
+    source, key, labels = options.source, options.key, options.labels
     listed = ", ".join(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in sorted(shapes.items()))
     if not shapes:
         raise InputError(f"{source} holds no arrays")
-    for option, name in (("key", key), ("labels", labels), ("group", group)):
+    for option, name in (("key", key), ("labels", labels), ("group", options.group)):
         if name is not None and name not in shapes:
             raise InputError(
                 f"{source} has no array '{name}' for data.{option}{did_you_mean(name, shapes)} ({listed})",

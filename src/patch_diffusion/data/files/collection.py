@@ -76,8 +76,7 @@ class Collection:
 def read_collection(found: Collection, options: Data, *, show: bool = False) -> Images:
     """Decode all images of a collection to an image set, upright, with equal channels, of one size or in size buckets.
 
-    Raises:
-        InputError: there are several sizes and no resolution, several pixel types, or more than 1 % unusable files.
+    More than 1 % unusable files are an `InputError`, as are several pixel types, or sizes without a resolution.
     """
     key = None
     if found.identity is not None:
@@ -104,9 +103,9 @@ def _plan(found: Collection, options: Data, show: bool) -> Plan:
     sizes = {index: header.size for index, header in headers.items()}
     targets = choose_sizes(sizes, lambda index: files[index].name, resolution_of(options), options.fit)
     for index, target in list(targets.items()):
-        if too_small(sizes[index], target):
-            (height, width), _ = sizes[index], targets.pop(index)
-            unusable[index] = f"{height}x{width} is too small to enlarge to {target[0]}x{target[1]}"
+        if why := too_small(sizes[index], target):
+            unusable[index] = why
+            del targets[index]
     _refuse_many_unusable(files, unusable)
     pixel_type, notes = common_pixel_type(files, {index: headers[index] for index in targets}, options.mode, show=show)
     notes = describe_changes(sizes, targets, options.fit) + notes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -32,10 +32,8 @@ def find_in_hub(name: str, options: Data) -> Collection:
     """Collect all images of a Hugging Face data set, ``NAME_OR_PATH`` or ``NAME_OR_PATH:SPLIT``.
 
     A path is a folder that ``save_to_disk`` wrote, or a folder of parquet files; a name must be in the library's cache,
-    unless the environment has HF_HUB_OFFLINE=0. If there are several splits, "train" is used.
-
-    Raises:
-        InputError: the data set, split or column does not exist; the error message lists the existing names.
+    unless the environment has HF_HUB_OFFLINE=0. If there are several splits, "train" is used. The error for a split or
+    column that does not exist lists the existing names.
     """
     library = need("datasets", "data", f"reading {options.source}")
     place, split = _place_and_split(name)
@@ -48,11 +46,7 @@ def find_in_hub(name: str, options: Data) -> Collection:
 
 
 def collection_of(table: Any, options: Data) -> Collection:
-    """Collect all images of a ``datasets.Dataset``; the options ``key`` and ``labels`` name its columns.
-
-    Raises:
-        InputError: there is no column of images, or there are several.
-    """
+    """Collect all images of a ``datasets.Dataset``; the options ``key``, ``labels`` and ``group`` name its columns."""
     library = need("datasets", "data", f"reading {options.source or 'the data set'}")
     if isinstance(table, library.IterableDataset):
         raise InputError("a streamed data set cannot be read again in the same order: load it without streaming")
@@ -144,10 +138,15 @@ def _image_column(library: Any, table: Any, key: str | None, source: str) -> str
         return key
     if not columns:
         raise InputError(f"{source} has no column of images, only {', '.join(table.features)}", option="data.source")
-    named = [name for name in _IMAGE_NAMES if name in columns]
-    if len(columns) > 1 and not named:
-        raise InputError(f"{source} has several columns of images ({', '.join(columns)}): choose one with --data.key")
-    return columns[0] if len(columns) == 1 else named[0]
+    return _usual(columns, _IMAGE_NAMES, f"{source} has several columns of images", "choose one with --data.key")
+
+
+def _usual(columns: Sequence[str], names: Sequence[str], several: str, advice: str) -> str:
+    """Return the only one of some columns, or the first of the usual names among them."""
+    found = columns if len(columns) == 1 else [name for name in names if name in columns]
+    if not found:
+        raise InputError(f"{several} ({', '.join(columns)}): {advice}")
+    return found[0]
 
 
 @about("data.labels")
@@ -161,16 +160,13 @@ def _labels(library: Any, table: Any, options: Data, source: str) -> Labels | No
         column = options.labels
     else:
         columns = [name for name, feature in features.items() if isinstance(feature, library.ClassLabel)]
-        named = [name for name in _LABEL_NAMES if name in (columns or features)]
-        if not columns and not (options.classes and named):
+        if not columns and options.classes:
+            columns = [name for name in _LABEL_NAMES if name in features]
+        if not columns:
             if options.classes:
                 raise InputError(f"{source} has no column of classes: name it with --data.labels")
             return None
-        if len(columns) > 1 and not named:
-            raise InputError(
-                f"{source} has several columns of classes ({', '.join(columns)}): choose with --data.labels"
-            )
-        column = columns[0] if len(columns) == 1 else named[0]
+        column = _usual(columns, _LABEL_NAMES, f"{source} has several columns of classes", "choose with --data.labels")
     values = table.with_format(None)[column][:]
     if None in values:
         raise InputError(f"{source} has no label for image {values.index(None):,}: set data.classes to False")

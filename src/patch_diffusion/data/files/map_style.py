@@ -34,15 +34,8 @@ def find_in_map_style(source: Any, options: Data, *, show: bool = False) -> Coll
 
     An image is a Pillow image, a path, or an array or tensor (h, w), (c, h, w) or (h, w, c). Every item is loaded
     twice, for its header and for its pixels, and must be the same both times: random augmentation belongs to training.
-
-    Args:
-        source: an object with a length and indexed items.
-        options: ``key``, ``labels`` and ``group`` name the image, label and group in mappings, ``layout`` is the layout
-            of arrays.
-        show: if true, show a progress bar on a terminal.
-
-    Raises:
-        InputError: the source lacks a length or indexed items, is empty, or has labels for some images only.
+    The options ``key``, ``labels`` and ``group`` name the image, label and group in mappings, ``layout`` is the layout
+    of arrays. All images have a label, or none.
     """
     if not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):
         raise InputError(

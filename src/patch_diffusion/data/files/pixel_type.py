@@ -27,14 +27,8 @@ def common_pixel_type(
 ) -> tuple[PixelType, list[str]]:
     """Return the dtype and channels that all files are read as, and notes for the user on what the images lose by it.
 
-    Args:
-        files: the files of the data set.
-        headers: headers of the readable files, by index.
-        mode: the mode option; "auto" is the smallest of L, RGB and RGBA that keeps the channels all files have.
-        show: if true, show a progress bar when files must be decoded.
-
-    Raises:
-        InputError: the files have several pixel types, or a mode is given and they are not 8-bit images.
+    The mode "auto" is the smallest of L, RGB and RGBA that keeps the channels all files have; another is only for
+    8-bit images, and RGB16 for TIFF of 16 bits a colour. ``headers`` are those of the readable files, by index.
     """
     headers = {index: header.read_as(mode) for index, header in headers.items()}
     first: dict[tuple[str, int | None], int] = {}

@@ -20,7 +20,7 @@ from patch_diffusion.data.classes import Labels
 from patch_diffusion.data.files.collection import Collection, Files
 from patch_diffusion.data.files.decode import ImageFile
 from patch_diffusion.data.files.folders import image_endings
-from patch_diffusion.data.reading.cache import digest, make, state_of
+from patch_diffusion.data.reading.cache import Found, digest, remember, state_of
 from patch_diffusion.data.reading.groups import groups_of_names, is_column
 from patch_diffusion.data.reading.labels import labels_of_values
 from patch_diffusion.data.reading.parallel import results_in_order
@@ -30,8 +30,6 @@ from patch_diffusion.files import user_path
 PREFIX = "wds:"
 
 _JSON_LABELS = ("label", "cls", "class")
-
-_ARRAYS = ("places", "names", "labels", "groups")
 
 Sample = tuple[str, int, int, Any, str | None]
 """The name, byte offset and size in bytes of an image in its shard, and its label and group or None."""
@@ -122,22 +120,14 @@ class _Index:
     @classmethod
     def remembered(cls, key: dict[str, Any], look: Callable[[], _Index]) -> _Index:
         """Return the index from the cache; if it is not there, scan the shards, and cache the index if possible."""
-        made: list[_Index] = []
 
-        def write(folder: Path) -> dict[str, Any]:
-            index = look()
-            made.append(index)
-            for name in _ARRAYS:
-                if getattr(index, name) is not None:
-                    np.save(folder / f"{name}.npy", getattr(index, name))
-            return {"odd": index.odd, "what": index.what}
+        def find_out() -> Found:
+            parts = dict(vars(look()))
+            facts = {name: parts.pop(name) for name in ("odd", "what")}
+            return facts, {name: values for name, values in parts.items() if values is not None}
 
-        try:
-            entry = make(key, write)
-        except OSError:
-            return made[0] if made else look()
-        arrays = {name: np.load(path) for name in _ARRAYS if (path := entry.folder / f"{name}.npy").exists()}
-        return cls(**{"labels": None, **arrays}, **entry.facts)
+        facts, arrays = remember(key, find_out)
+        return cls(**{"labels": None, **arrays}, **facts)
 
 
 def _expand(pattern: str) -> list[str]:

@@ -20,7 +20,7 @@ from patch_diffusion.data.files.decode import ImageFile, read_header
 from patch_diffusion.data.images import Images, ImageSet, numbered_as
 from patch_diffusion.data.latents.folder import is_latents
 from patch_diffusion.data.reading.sizes import resolution_of
-from patch_diffusion.data.sources import find_images, open_images
+from patch_diffusion.data.sources import find_images, open_data
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import user_path
 
@@ -30,11 +30,7 @@ _SAMPLE_IMAGES = 1024
 
 @contextmanager
 def found_images(options: Data, *, show: bool = False) -> Iterator[tuple[ImageCollection, list[str]]]:
-    """Yield any data source as a collection of files, open in the with block, and a list of problems with its labels.
-
-    Raises:
-        InputError: there are no images.
-    """
+    """Yield any data source as a collection of files, open in the with block, and the problems with its labels."""
     problems: list[str] = []
     with ExitStack() as stack:
 
@@ -53,16 +49,10 @@ def found_images(options: Data, *, show: bool = False) -> Iterator[tuple[ImageCo
 def some_images(options: Data, *, without: Collection[str] = (), show: bool = False) -> Images:
     """Load up to 1,024 images evenly over a data set, exactly as training would get them.
 
-    Args:
-        options: the data options.
-        without: names of files that are known to be unusable.
-        show: if true, show a progress bar on a terminal.
-
-    Raises:
-        InputError: training would refuse the images, for the same reason.
+    Files that are named in ``without`` are known to be unusable. What training would refuse is the same `InputError`.
     """
     if not has_files(options):
-        return open_images(**_reading(options), show=show)
+        return open_data(options, show=show)
     with find_images(options, show=show) as found:
         usable = [index for index, file in enumerate(found.files) if file.name not in without]
         if not usable:
@@ -85,7 +75,7 @@ def has_files(options: Data) -> bool:
 
 def as_files(options: Data) -> ImageCollection:
     """Wrap the images of an array or other source without files as a collection of files, at their original size."""
-    images = open_images(**_reading(replace(options, resolution=None, fit="crop")))
+    images = open_data(replace(options, resolution=None, fit="crop"))
     files, numbers, groups = [], [], []
     for bucket in images.buckets:
         files += [
@@ -100,11 +90,6 @@ def as_files(options: Data) -> ImageCollection:
 def evenly(num: int, most: int) -> list[int]:
     """Return at most ``most`` indices, evenly spaced over ``num`` items."""
     return np.unique(np.linspace(0, num - 1, min(num, most)).round().astype(np.int64)).tolist() if num else []
-
-
-def _reading(options: Data) -> dict[str, Any]:
-    """Return the data options that `open_images` takes, as a dict: all but augmentation and held-out share."""
-    return {name: value for name, value in vars(options).items() if name not in ("augment", "held_out")}
 
 
 def _pixels(images: ImageSet, index: int) -> NDArray[Any]:

@@ -80,11 +80,8 @@ def near_pairs(pictures: Sequence[Likeness], most: int = MOST_PAIRS) -> list[tup
     """Return near duplicates as a list of (index, index, correlation), the most similar pair first.
 
     Every image is compared with every other, by products of blocks of signs: the number of differing bits is
-    (64 - product) / 2. The time grows with the square of the number of images; 100,000 take about a minute.
-
-    Args:
-        pictures: the perceptual hashes of the images, see `likeness`.
-        most: the number of pairs after which the search ends, since among video frames nearly all are pairs.
+    (64 - product) / 2. The time grows with the square of the number of images; 100,000 take about a minute. The search
+    ends after ``most`` pairs, since among video frames nearly all are pairs.
     """
     if len(pictures) < 2:
         return []

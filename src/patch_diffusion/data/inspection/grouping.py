@@ -21,9 +21,7 @@ _LEAST_GROUPS, _LEAST_TOGETHER, _MOST_IN_ONE = 10, 0.8, 0.2
 def suggest_group(names: Sequence[str], pairs: Sequence[tuple[str, str, float]]) -> tuple[str, int] | None:
     """Suggest a pattern for ``data.group`` by which alike images are in one group, and the number of groups; or None.
 
-    Args:
-        names: the names of all images.
-        pairs: near copies, as names and their likeness.
+    ``names`` are those of all images; ``pairs`` are near copies, as names and their likeness.
 
     >>> suggest_group([f"scan{scan}_{number}.png" for scan in "abcdefghijkl" for number in (1, 2, 3)], [])
     ('(.+)[-_]\\\\d+', 12)

@@ -28,11 +28,8 @@ class Resolution:
 def suggest_resolution(sizes: Mapping[Size, int], side: int) -> Resolution | None:
     """Suggest a height and width of about ``side``^2 pixels for images of these sizes; None if they can keep theirs.
 
-    The aspect ratio is the median, unless too much would be cropped away: then buckets are suggested.
-
-    Args:
-        sizes: number of images by height and width.
-        side: the target side. Small images are not enlarged to it.
+    The aspect ratio is the median, unless too much would be cropped away: then buckets are suggested. Small images are
+    not enlarged. ``sizes`` has the number of images by height and width.
 
     >>> suggest_resolution({(512, 768): 5}, side=64).size
     (48, 80)

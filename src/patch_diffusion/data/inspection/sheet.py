@@ -51,11 +51,7 @@ def thumbnail(pixels: NDArray[Any], low: float, high: float) -> Image.Image:
 
 
 def write_sheet(path: str | Path, sections: Sequence[tuple[str, Sequence[Thumbnail]]]) -> None:
-    """Write a contact sheet: one image with sections of thumbnails, each under its heading.
-
-    Raises:
-        InputError: the file extension is not that of a lossless image format.
-    """
+    """Write a contact sheet: one image with sections of thumbnails, each under its heading; see `check_sheet`."""
     path = Path(path)
     check_sheet(path)
     rows = [(heading, _rows(pictures)) for heading, pictures in sections if pictures]

@@ -139,10 +139,7 @@ def _plan(found: Collection, options: Data, show: bool) -> _Plan:
             f"a PNG holds 1, 3 or 4 channels of 8 bits, or 1 of 16, but these images have {pixel_type.channels} of "
             f"{pixel_type.dtype}: train on them as they are"
         )
-    for index, header in headers.items():
-        if too_small(header.size, size):
-            height, width = header.size
-            unusable[index] = f"{height}x{width} is too small to enlarge to {size[0]}x{size[1]}"
+    unusable |= {index: why for index, header in headers.items() if (why := too_small(header.size, size))}
     return _Plan(pixel_type, size, unusable, notes)
 
 

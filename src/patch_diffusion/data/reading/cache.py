@@ -41,6 +41,9 @@ _ABANDONED_SECONDS = 7 * 24 * 3600
 Write = Callable[[Path], dict[str, Any]]
 """A function that writes the .npy files of a cache entry into a folder and returns its facts as JSON data."""
 
+Found = tuple[dict[str, Any], dict[str, NDArray[Any]]]
+"""Facts as JSON data, and arrays by name."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -89,13 +92,8 @@ def find(key: Mapping[str, Any]) -> Entry | None:
 def make(key: Mapping[str, Any], write: Write, *, num_bytes: int = 0) -> Entry:
     """Write the cache entry of a key, unless another process has done so in the meantime, and return it.
 
-    Args:
-        key: everything that determines the content, as JSON data.
-        write: the function that writes the content.
-        num_bytes: the size of the content.
-
-    Raises:
-        InputError: there is no room on the disk. Errors of ``write`` are passed on, too; then nothing is left behind.
+    The key is everything that determines the content, as JSON data. If there is no room on the disk for ``num_bytes``,
+    it is an `InputError`. Errors of ``write`` are passed on, too; then nothing is left behind.
     """
     final = _folder_of(key)
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -126,14 +124,24 @@ def make(key: Mapping[str, Any], write: Write, *, num_bytes: int = 0) -> Entry:
     return found
 
 
-def remember(key: Mapping[str, Any], find_out: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the facts cached for a key, or compute and cache them; a cache that cannot be written to is no error."""
-    if found := find(key):
-        return found.facts
-    facts = find_out()
-    with contextlib.suppress(OSError, InputError):
-        make(key, lambda folder: facts)
-    return facts
+def remember(key: Mapping[str, Any], find_out: Callable[[], Found]) -> Found:
+    """Return what is cached for a key, or find it out and cache it; a cache that cannot be written to is no error."""
+    found: list[Found] = []
+
+    def write(folder: Path) -> dict[str, Any]:
+        found.append(find_out())
+        facts, arrays = found[0]
+        for name, values in arrays.items():
+            np.save(folder / f"{name}.npy", values)
+        return facts
+
+    try:
+        entry = find(key) or make(key, write)
+    except (OSError, InputError) as error:
+        if isinstance(error, InputError) and not found:  # it is about what was to be found out
+            raise
+        return found[0] if found else find_out()
+    return entry.facts, {path.stem: np.load(path) for path in entry.folder.glob("*.npy")}
 
 
 def make_nameless(write: Write, *, num_bytes: int) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -37,11 +37,7 @@ def is_column(group: str) -> bool:
 
 
 def groups_of_names(names: Sequence[str], group: str, source: str) -> list[str]:
-    """Return the group of each image by its name: its folder, or what a pattern captures.
-
-    Raises:
-        InputError: a name (the first is told) is in no folder, or does not match.
-    """
+    """Return the group of each image by its name, its folder or what a pattern captures; an error names one without."""
     found: list[str | None]
     if group == FOLDER:
         found = [name.rpartition("/")[0] or None for name in names]
@@ -58,8 +54,7 @@ def groups_of_names(names: Sequence[str], group: str, source: str) -> list[str]:
 def groups_of_json(content: bytes, names: Sequence[str], source: str) -> list[str] | None:
     """Return the groups in a ``dataset.json``, ``{"groups": [["a.png", "patient-7"], ...]}``; None if it has none.
 
-    Raises:
-        InputError: the form is wrong, or an image (named in the message) has no group.
+    A wrong form is an `InputError`, and so is an image without a group, which it names.
     """
     if b'"groups"' not in content:
         return None
@@ -76,11 +71,7 @@ def groups_of_json(content: bytes, names: Sequence[str], source: str) -> list[st
 
 
 def groups_of_values(values: Sequence[Any] | NDArray[Any], num: int, source: str) -> list[str]:
-    """Return the group of each of ``num`` images, given a column of numbers or names.
-
-    Raises:
-        InputError: there is not one value per image.
-    """
+    """Return the group of each of ``num`` images, given a column that has a number or a name for each."""
     plain = values.tolist() if isinstance(values, np.ndarray) else list(values)
     if len(plain) != num or any(isinstance(each, list | float) for each in plain):
         raise InputError(f"data.group: {source} has {num:,} images, and not one name or whole number for each")

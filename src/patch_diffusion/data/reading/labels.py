@@ -24,10 +24,8 @@ _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing",
 def labels_of_json(content: bytes, names: Sequence[str], source: str) -> Labels | None:
     """Parse the labels in a ``dataset.json``, ``{"labels": [["00000/img00000000.png", 6], ...]}``; None if null.
 
-    `prepare_images` writes ``class_names`` beside them, which the labels then count.
-
-    Raises:
-        InputError: the form is wrong, a label is no class number, or an image (named in the message) has no label.
+    `prepare_images` writes ``class_names`` beside them, which the labels then count. An `InputError` names the image
+    whose label is missing, or is no class number.
     """
     try:
         stored = json.loads(content)
@@ -50,11 +48,7 @@ def labels_of_json(content: bytes, names: Sequence[str], source: str) -> Labels 
 
 
 def labels_of_folders(names: Sequence[str], source: str) -> Labels:
-    """Return class labels of images: the class of an image is its sub-folder, see `folders_of`.
-
-    Raises:
-        InputError: an image is in no folder.
-    """
+    """Return class labels of images: the class of an image is its sub-folder, see `folders_of`; each must be in one."""
     folders = folders_of(names)
     if "" in folders:
         raise InputError(
@@ -108,9 +102,6 @@ def labels_of_csv(content: bytes, names: Sequence[str], source: str) -> tuple[La
     """Parse the labels in a CSV whose header has the columns ``file`` and ``label``; also return notes for the user.
 
     If all labels are integers, they are class numbers; otherwise they are class names.
-
-    Raises:
-        InputError: a column is missing, a file has two labels, or an image (named in the message) has none.
     """
     values, notes = column_of_csv(content, "label", names, source)
     if all(re.fullmatch(r"[+-]?\d+", value) for value in values):
@@ -121,8 +112,7 @@ def labels_of_csv(content: bytes, names: Sequence[str], source: str) -> tuple[La
 def column_of_csv(content: bytes, column: str, names: Sequence[str], source: str) -> tuple[list[str], list[str]]:
     """Return the values of images in a column of a CSV, which has their names in the column ``file``; and notes.
 
-    Raises:
-        InputError: a column is missing, a file has two values, or an image (named in the message) has none.
+    A missing column, a file with two values and an image without one are errors, which name it.
     """
     try:
         rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), skipinitialspace=True)
@@ -142,22 +132,16 @@ def column_of_csv(content: bytes, column: str, names: Sequence[str], source: str
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{source} is not a CSV of file,{column}: {error}") from None
     _refuse_missing(found, names, source, column)
-    others = found.keys() - set(names)
-    notes = (
-        [f"{source} has {column}s for {len(others):,} files that are not here (first: {min(others)})"] if others else []
-    )
+    notes = []
+    if others := found.keys() - set(names):
+        notes = [f"{source} has {column}s for {len(others):,} files that are not here (first: {min(others)})"]
     return [found[name] for name in names], notes
 
 
 def labels_of_values(values: Sequence[Any] | NDArray[Any], name: Callable[[int], str] = "image {:,}".format) -> Labels:
     """Return class numbers and names, given label values: integers are numbers, strings are names, see `ordered`.
 
-    Args:
-        values: one label per image.
-        name: a function that returns the name of an image by its index, for errors.
-
-    Raises:
-        InputError: the values are of another type, or a number is below 0.
+    Values of other types, and numbers below 0, are errors; these take the name of an image by its index from ``name``.
     """
     try:
         array: NDArray[Any] = np.asarray(values)

@@ -22,13 +22,8 @@ def in_order(
 ) -> Iterator[tuple[T, R | Exception]]:
     """Run a task on each item in a thread pool, and yield each item with its result or exception, in order.
 
-    Only as many results as keep the threads busy are held in memory, whatever the number of items.
-
-    Args:
-        task: the function that is called with each item.
-        items: the items, in order.
-        what: the caption of the progress bar.
-        show: if true, show a progress bar on a terminal.
+    Only as many results as keep the threads busy are held in memory, whatever the number of items. ``what`` is the
+    caption of the progress bar, see `progress`.
     """
     yield from progress(_in_order(task, items), len(items), what, show=show)
 

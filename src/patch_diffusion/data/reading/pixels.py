@@ -70,17 +70,28 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Read:
-    """Images that have been read: for each image size a pixel array and the image indices (None: all), and facts."""
+class ReadArray:
+    """Images of one size that have been read, and their indices among all images (None: all)."""
 
-    pixels: list[Tensor]
-    kept: list[NDArray[np.int64] | None]
+    pixels: Tensor
+    kept: NDArray[np.int64] | None = None
+    keys: Keys | Callable[[], Keys] | None = None
+    """The keys of the images, if they do not follow from the pixels."""
+    file: Path | None = None
+    """The file that the pixels are mapped from; None if they are in memory."""
+
+    def own(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return the values of these images, given those of all images."""
+        return values if self.kept is None else values[self.kept]
+
+
+@dataclass(frozen=True)
+class Read:
+    """Images that have been read, an array for each image size, and facts."""
+
+    arrays: list[ReadArray]
     facts: dict[str, Any]
     notes: tuple[str, ...] = ()
-    keys: Sequence[Keys | Callable[[], Keys] | None] = ()
-    """The keys of the images of each array, if they do not follow from the pixels; empty if none has them."""
-    files: list[Path] | None = None
-    """The file that each pixel array is mapped from; None if the arrays are in memory."""
 
     @property
     def survey(self) -> Survey:
@@ -127,50 +138,30 @@ def images_of(
 ) -> Images:
     """Make an image set to train on from decoded pixels: an `ImageSet`, or `ImageBuckets` for several sizes.
 
-    Args:
-        found: the pixels.
-        labels: labels of all images, also of those that could not be read.
-        options: the data options that the user gave.
-        notes: remarks for the user, in addition to those of the reading.
-        groups: the names of the groups of all images, also of those that could not be read.
+    ``labels``, and the names of ``groups``, are those of all images, also of those that could not be read; ``notes``
+    are remarks for the user in addition to those of the reading.
     """
     dtype, survey = found.facts["dtype"], found.survey
     codec = codec_of(dtype, options.range, survey)
-    numbers, class_names = (None, ()) if labels is None else labels
+    numbers, class_names = labels or (None, ())
     all_notes = [*found.facts["notes"], *notes, *notes_of(codec, options.range, survey), *found.notes]
-    own: list[NDArray[np.int64] | None] = [None] * len(found.pixels)
+    own_labels: list[Tensor | None] = [None] * len(found.arrays)
     if numbers is not None:
-        every = [numbers if kept is None else numbers[kept] for kept in found.kept]
-        numbers, class_names = occurring(np.concatenate(every), class_names)
-        own = list(np.split(numbers, np.cumsum([len(each) for each in every])[:-1]))
+        numbers, class_names = occurring(np.concatenate([each.own(numbers) for each in found.arrays]), class_names)
+        own_labels = list(torch.from_numpy(numbers).split([len(each.pixels) for each in found.arrays]))
         all_notes += notes_of_labels(numbers, class_names)
     num_classes = 0 if numbers is None else int(numbers.max(initial=-1)) + 1
-    files = found.files or [None] * len(found.pixels)
+    grouped = None if groups is None else keys_of_groups(groups)
+    if grouped is not None:
+        known = [each.keys for each in found.arrays if isinstance(each.keys, np.ndarray)]
+        of_groups = np.concatenate([each.own(grouped) for each in found.arrays])
+        all_notes += notes_of_groups(of_groups, np.concatenate(known) if known else None)
+    shared = {"class_names": class_names, "options": options, "codec": codec, "num_classes": num_classes}
     sets = []
-    all_keys = found.keys or [None] * len(found.pixels)
-    own_groups: list[NDArray[np.uint64] | None] = [None] * len(found.pixels)
-    if groups is not None:
-        grouped = keys_of_groups(groups)
-        of_groups = [grouped if kept is None else grouped[kept] for kept in found.kept]
-        known = [keys for keys in all_keys if isinstance(keys, np.ndarray)]
-        all_notes += notes_of_groups(np.concatenate(of_groups), np.concatenate(known) if known else None)
-        own_groups = [*of_groups]
-    for pixels, labels_of_size, file, keys, group in zip(found.pixels, own, files, all_keys, own_groups, strict=True):
-        of_size = None if labels_of_size is None else torch.from_numpy(labels_of_size)
-        if len(pixels):
-            sets.append(
-                ImageSet(
-                    pixels,
-                    of_size,
-                    class_names,
-                    options,
-                    codec=codec,
-                    file=file,
-                    num_classes=num_classes,
-                    keys=keys,
-                    groups=group,
-                )
-            )
+    for each, own in zip(found.arrays, own_labels, strict=True):
+        if len(each.pixels):
+            of_size = None if grouped is None else each.own(grouped)
+            sets.append(ImageSet(each.pixels, own, file=each.file, keys=each.keys, groups=of_size, **shared))
     if len(sets) == 1:
         return replace(sets[0], notes=tuple(all_notes))
     return ImageBuckets(tuple(sets), options, tuple(all_notes))
@@ -189,18 +180,18 @@ def _can_write() -> bool:
 
 
 def _into_memory(plan: Plan) -> Read:
-    pixels = []
+    arrays = []
     for each in plan.arrays:
         values = np.empty((each.most, *each.shape), plan.dtype)
         count = 0
         for block in each.blocks():
             values[count : count + len(block)] = block
             count += len(block)
-        pixels.append(torch.from_numpy(values[:count]))
+        kept = None if each.kept is None else np.array(each.kept, np.int64)
+        keys = None if each.keys is None else np.array(each.keys, np.uint64)
+        arrays.append(ReadArray(torch.from_numpy(values[:count]), kept, keys))
     plan.finish()
-    kept = [None if each.kept is None else np.array(each.kept, np.int64) for each in plan.arrays]
-    keys = [None if each.keys is None else np.array(each.keys, np.uint64) for each in plan.arrays]
-    return Read(pixels, kept, plan.facts(), keys=keys)
+    return Read(arrays, plan.facts())
 
 
 def _write(plan: Plan, folder: Path) -> dict[str, Any]:
@@ -217,16 +208,16 @@ def _write(plan: Plan, folder: Path) -> dict[str, Any]:
 
 def _from_cache(entry: cache.Entry) -> Read:
     found = _of_tensors(entry.facts, entry.tensor, entry.folder)
-    num_bytes = sum(pixels.numel() * pixels.element_size() for pixels in found.pixels)
+    num_bytes = sum(each.pixels.nbytes for each in found.arrays)
     note = f"decoded images are kept in {entry.folder} ({num_bytes / 1e6:,.1f} MB), which may be removed"
     return replace(found, notes=(note,))
 
 
 def _of_tensors(facts: dict[str, Any], tensor: Callable[[str], Tensor], folder: Path) -> Read:
-    names = [f"pixels-{number}.npy" for number in range(len(facts["kept"]))]
-    pixels = [tensor(name) for name in names]
-    kept, keys = (
-        [tensor(f"{name}-{number}.npy").numpy() if has else None for number, has in enumerate(facts[name])]
-        for name in ("kept", "keys")
-    )
-    return Read(pixels, kept, facts, keys=keys, files=[folder / name for name in names])
+    arrays = []
+    for number in range(len(facts["kept"])):
+        kept, keys = (
+            tensor(f"{name}-{number}.npy").numpy() if facts[name][number] else None for name in ("kept", "keys")
+        )
+        arrays.append(ReadArray(tensor(name := f"pixels-{number}.npy"), kept, keys, folder / name))
+    return Read(arrays, facts)

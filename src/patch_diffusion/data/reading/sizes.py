@@ -39,15 +39,8 @@ def choose_sizes(
 ) -> dict[int, Size]:
     """Return the size, height and width, that each image is resized to, as a dict by image index.
 
-    Args:
-        sizes: sizes of the images, by index.
-        name: a function that returns the name of an image by its index, for errors.
-        resolution: the resolution that the user gave, if any.
-        fit: "crop" and "stretch" resize all to the resolution, "bucket" and "multiples" each to the nearest of
-            `bucket_sizes`.
-
-    Raises:
-        InputError: the images have several sizes, and no resolution was given.
+    "crop" and "stretch" resize all to the resolution, "bucket" and "multiples" each to the nearest of `bucket_sizes`.
+    Without a resolution all must have one size; the error takes the name of an image by its index from ``name``.
     """
     if resolution is None:
         return dict.fromkeys(sizes, _common_size(sizes, name))
@@ -80,9 +73,11 @@ def bucket_sizes(resolution: Size, *, multiples: bool = False) -> list[Size]:
     return sorted(asked | {size for size in sizes if size[0] / size[1] not in aspects})
 
 
-def too_small(size: Size, target: Size) -> bool:
-    """True if an image of ``size`` would have to be enlarged more than 4 times along an axis to reach ``target``."""
-    return MOST_ENLARGED * size[0] < target[0] or MOST_ENLARGED * size[1] < target[1]
+def too_small(size: Size, target: Size) -> str:
+    """Return why an image is unusable if an axis must be enlarged more than 4 times to the target; else nothing."""
+    if MOST_ENLARGED * size[0] >= target[0] and MOST_ENLARGED * size[1] >= target[1]:
+        return ""
+    return f"{size[0]}x{size[1]} is too small to enlarge to {target[0]}x{target[1]}"
 
 
 def describe_changes(sizes: Mapping[int, Size], targets: Mapping[int, Size], fit: Fit) -> list[str]:

@@ -30,13 +30,12 @@ class Survey:
     first_constant: str = ""
     name: Callable[[int], str] = field(default=lambda index: f"image {index}", repr=False)
 
-    def add(self, pixels: NDArray[Any], first: int) -> None:
-        """Update the statistics with images (n, c, h, w), the first of which has the index ``first``.
+    def add(self, pixels: NDArray[Any], first: int | None = None) -> None:
+        """Update the statistics with images (n, c, h, w), from the index ``first`` on; None: those that come next.
 
-        Raises:
-            InputError: an image (named in the message) has NaN or infinity.
+        NaN or infinity is an `InputError`, which names the image.
         """
-        rows = pixels.reshape(len(pixels), -1)
+        rows, first = pixels.reshape(len(pixels), -1), self.num_images if first is None else first
         self.num_images += len(rows)
         lows, highs = rows.min(1), rows.max(1)
         if pixels.dtype.kind == "f" and not (np.isfinite(lows) & np.isfinite(highs)).all():

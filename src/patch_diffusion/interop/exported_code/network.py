@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,9 +15,13 @@ from torch import Tensor, nn
 
 
 class ExportedNetwork(ModelMixin, ConfigMixin):
-    """The base class of exported networks: a subclass builds its ``network`` from the arguments in its config."""
+    """The base class of exported networks: a subclass names the class of its ``network``, made as its config says."""
 
-    network: nn.Module
+    def __init__(self, make: Callable[..., nn.Module], without: Collection[str] = ()) -> None:
+        super().__init__()
+        config: Any = self.config
+        given = {name: value for name, value in config.items() if not name.startswith("_") and name not in without}
+        self.network: nn.Module = make(**given)
 
     def forward(
         self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None, return_dict: bool = True

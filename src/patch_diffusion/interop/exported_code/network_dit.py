@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from diffusers.configuration_utils import register_to_config
-from torch import nn
 
 from patch_diffusion.denoise.networks.dit import DiT
 from patch_diffusion.interop.exported_code.network import ExportedNetwork
@@ -27,16 +26,4 @@ class PatchDiffusionDiT(ExportedNetwork):
         augment_channels: int = 0,
         coords: bool = True,
     ) -> None:
-        super().__init__()
-        self.network: nn.Module = DiT(
-            image_channels,
-            width,
-            depth,
-            heads,
-            token,
-            dropout,
-            num_classes=num_classes,
-            label_dropout=label_dropout,
-            augment_channels=augment_channels,
-            coords=coords,
-        )
+        super().__init__(DiT, without=("kind",))

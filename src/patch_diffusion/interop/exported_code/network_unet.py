@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from diffusers.configuration_utils import register_to_config
-from torch import nn
 
 from patch_diffusion.denoise.networks.unet import UNet
 from patch_diffusion.interop.exported_code.network import ExportedNetwork
@@ -27,17 +26,4 @@ class PatchDiffusionUNet(ExportedNetwork):
         augment_channels: int = 0,
         coords: bool = True,
     ) -> None:
-        super().__init__()
-        self.network: nn.Module = UNet(
-            image_channels,
-            width,
-            multipliers,
-            blocks,
-            attention,
-            dropout,
-            kind=kind,
-            num_classes=num_classes,
-            label_dropout=label_dropout,
-            augment_channels=augment_channels,
-            coords=coords,
-        )
+        super().__init__(UNet)

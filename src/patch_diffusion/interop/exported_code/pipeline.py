@@ -148,10 +148,8 @@ class PatchDiffusionPipeline(DiffusionPipeline):
             whole_number("height", config.height if height is None else height),
             whole_number("width", config.width if width is None else width),
         )
-        num_inference_steps, guidance_scale = (
-            whole_number("num_inference_steps", num_inference_steps),
-            finite_number("guidance_scale", guidance_scale),
-        )
+        num_inference_steps = whole_number("num_inference_steps", num_inference_steps)
+        guidance_scale = finite_number("guidance_scale", guidance_scale)
         tile = None if tile is None else _pair(tile)
         seen = tile or shape
         if min(*seen, *shape) < 1 or seen[0] % config.stride or seen[1] % config.stride:
@@ -191,12 +189,12 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         with progress(total=num_inference_steps) as bar:
             if hasattr(scheduler, "solve"):
                 denoise = bound = self._bound(scheduler, conditions, shape, tile, overlap)
-                if guidance_scale != 1 and guide == "class":
-                    weaker = self._bound(scheduler, conditions.without("labels"), shape, tile, overlap)
-                    denoise = within(extrapolate(bound, weaker, guidance_scale), bound, *interval)
-                elif guidance_scale != 1:
-                    levels = scheduler.sigmas(num_inference_steps)
-                    weaker = self._crops(scheduler, conditions, guide, shape, tile, chosen or range(num), levels)
+                if guidance_scale != 1:
+                    if guide == "class":
+                        weaker = self._bound(scheduler, conditions.without("labels"), shape, tile, overlap)
+                    else:
+                        levels = scheduler.sigmas(num_inference_steps)
+                        weaker = self._crops(scheduler, conditions, guide, shape, tile, chosen or range(num), levels)
                     denoise = within(extrapolate(bound, weaker, guidance_scale), bound, *interval)
                 start = noise(None)
                 images = scheduler.solve(
