@@ -20,7 +20,7 @@ from measuring import circumstances
 import patch_diffusion as pd
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.denoiser import place
-from patch_diffusion.denoise.threads import forward, sharing
+from patch_diffusion.denoise.threads import Shared, sharing
 from patch_diffusion.devices import choose_device
 from patch_diffusion.runs.model import build_network
 from patch_diffusion.sampling.stochastic import SOLVERS
@@ -86,7 +86,7 @@ def bare_network(model: pd.Denoiser, images: int, times: int) -> None:
     coords = pd.coordinate_grid(*model.resolution, device=model.device)
     with sharing(model), torch.inference_mode():
         for _ in range(times):
-            forward(model, noisy, sigma, Conditions(coords))
+            Shared(model)(noisy, sigma, Conditions(coords))
 
 
 def timed(action: Callable[[], None]) -> float:
