@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import patch_diffusion as pd
-from pages import ask
+from page_client import ask
 from patch_diffusion.cli import main
 from patch_diffusion.deprecation import takes_old_keywords
 from patch_diffusion.sampling.editing.edit import OWN_SOLVER

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import patch_diffusion as pd
-from pages import served as page
+from page_client import served as page
 from patch_diffusion.cli import main
 from patch_diffusion.cli.serve import Serve
 from patch_diffusion.errors import InputError

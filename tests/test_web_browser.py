@@ -6,7 +6,7 @@ import time
 import pytest
 
 from browser import CHROMIUM, Browser
-from pages import served as page
+from page_client import served as page
 from patch_diffusion.cli import main
 from patch_diffusion.web.site import Site
 

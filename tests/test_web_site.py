@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import patch_diffusion as pd
-from pages import ask
+from page_client import ask
 from patch_diffusion.cli import main
 from patch_diffusion.web.limits import at_once
 from patch_diffusion.web.requests import MOST_PICTURES
