@@ -8,6 +8,9 @@ ifeq ($(strip $(UV_FIND_LINKS)),)
 export UV_TORCH_BACKEND ?= auto
 endif
 
+# Bytecode is kept, or each process of the tests would compile all libraries anew.
+export PYTHONDONTWRITEBYTECODE =
+
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
 .PHONY: demo check test scheduled lint docs dist clean constraints

@@ -8,6 +8,8 @@ import patch_diffusion as pd
 from patch_diffusion.cli import main
 from patch_diffusion.interop.card import read_figures
 
+pytestmark = pytest.mark.slow
+
 TINY = (
     "--network.width 8 --network.multipliers 1 2 --network.attention 1 --network.blocks 1 --batch 4 --samples 0 "
     "--checkpoints 2 --log-every 1"

@@ -8,6 +8,8 @@ from PIL import Image
 
 from patch_diffusion.cli import main
 
+pytestmark = pytest.mark.slow
+
 TINY = (
     "--network.width 8 --network.multipliers 1 2 --network.attention 1 --network.blocks 1 --ema.lengths 0.05 0.1 "
     "--optimizer.learning-rate 0.03 --batch 4 --samples 0 --checkpoints 2 --log-every 1"

@@ -348,6 +348,7 @@ def test_data_that_is_not_what_it_was_trained_on(trained, tmp_path):
         pd.evaluate(folder, options=pd.EvaluationOptions(metrics=("denoising",)))
 
 
+@pytest.mark.slow
 def test_folders_of_pictures(run, make_folder, tmp_path):
     pictures, data = make_folder(12, (10, 12), name="generated"), make_folder(30, (20, 24), name="data")
     status, text, _ = run("evaluate PICTURES --data DATA --held-out DATA --json", PICTURES=pictures, DATA=data)

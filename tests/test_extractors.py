@@ -230,6 +230,7 @@ def mobilenet_weights():
     }
 
 
+@pytest.mark.slow
 def test_mobilenet_by_the_names_of_its_tensors(tmp_path):
     weights = mobilenet_weights()
     assert sum(tensor.numel() for tensor in weights.values()) == 3_489_097 - 1001 * 1281  # but the classifier

@@ -215,6 +215,7 @@ def test_the_trainer_prepares_each_batch_once_and_ahead(make_trainer, monkeypatc
     assert trainer.state.counters.images == made[10][0].first
 
 
+@pytest.mark.slow
 def test_a_dead_disk_stops_training_with_a_note_in_the_log(tmp_path, make_trainer, monkeypatch):
     np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 256, (30, 3, 8, 12), dtype=np.uint8))
     trainer = make_trainer(images=pd.open_images(tmp_path / "a.npy"))

@@ -250,6 +250,7 @@ def written_meanwhile(run, acts):
     return thread
 
 
+@pytest.mark.slow
 def test_a_run_is_followed_through_a_kill(run, capsys):
     log = run / "log.jsonl"
 

@@ -357,6 +357,7 @@ def test_bad_sources_end_in_one_line(tmp_path, run):
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture at all", b"\x89PNG\r\n\x1a\n and no more", b"GIF89a"])
+@pytest.mark.slow
 def test_bad_files_are_named_with_a_reason(make_folder, run, content):
     folder = make_folder(3)
     (folder / "bad.png").write_bytes(content)

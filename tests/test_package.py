@@ -15,6 +15,8 @@ import pytest
 
 import patch_diffusion as pd
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 PROGRAM = """\

@@ -17,6 +17,7 @@ def test_results_are_in_order_and_errors_take_the_place_of_theirs():
 
 
 @pytest.mark.parametrize("forgotten", [False, True])
+@pytest.mark.slow
 def test_what_is_not_read_to_its_end_waits_for_no_thread(forgotten):
     """It may be closed by any thread at any time: one that has begun to read and was given up, as after an error."""
     go, ended, begun = threading.Event(), [], threading.Event()

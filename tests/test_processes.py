@@ -76,6 +76,7 @@ def test_weights_are_learned_from_the_losses_of_all_processes(tmp_path):
     assert_equal(found[2], found[0])
 
 
+@pytest.mark.slow
 def test_accumulation_changes_nothing_but_memory(alone, tmp_path):
     assert_equal(train(tmp_path / "run", accumulation=4), alone)
 

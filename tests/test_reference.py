@@ -192,6 +192,7 @@ def stored(tensor):
     return torch_file(torch.storage.TypedStorage(wrap_storage=untyped, dtype=tensor.dtype, _internal=True))
 
 
+@pytest.mark.slow
 def test_tensors_are_taken_as_they_lie(tmp_path):
     """Channels last, as views of one storage, and as the same tensor twice."""
     network = make_unet()
@@ -210,6 +211,7 @@ def test_tensors_are_taken_as_they_lie(tmp_path):
     torch.testing.assert_close(denoised(model), denoised(pd.Denoiser(network)), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_tensors_of_a_gpu(tmp_path):
     """A storage that was saved on a GPU is read without one."""
     bias = torch.randn(16)

@@ -196,6 +196,7 @@ def test_pages_that_are_closed_or_silent_leave_it_standing(served, capfd, monkey
     assert asked_of(served, "GET", "/")[0] == 200 and "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_slow_clients_and_open_polls_do_not_keep_others_waiting(served):
     _, gate, poll = polled(served.site)
     with contextlib.ExitStack() as held:
@@ -221,6 +222,7 @@ def test_of_too_many_connections_the_one_that_has_waited_longest_is_closed(serve
         assert busy.recv(4096).startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.slow
 def test_a_request_and_the_taking_in_of_an_answer_have_their_time(served, monkeypatch):
     monkeypatch.setattr(listening, "_PATIENCE", 0.3)
     job = served.site.jobs.add(lambda job: None)
@@ -252,6 +254,7 @@ def test_a_request_and_the_taking_in_of_an_answer_have_their_time(served, monkey
             assert 0 < len(b"".join(iter(lambda: silent.recv(2**20), b""))) < 10**8
 
 
+@pytest.mark.slow
 def test_pages_that_wait_for_news_are_told_of_the_end(tmp_path):
     with page(Site(tmp_path, tmp_path / "work", "cpu")) as made:
         job, gate, poll = polled(made.site)

@@ -19,6 +19,7 @@ def test_a_curve_that_rises_on_the_way_counts_where_it_first_comes_down():
 
 
 @given(st.lists(st.floats(0.01, 10), min_size=1, max_size=20), st.floats(0.01, 10))
+@pytest.mark.slow
 def test_no_loss_as_low_was_seen_before(losses, loss):
     curve = [(float(place), value) for place, value in enumerate(losses, start=1)]
     at = time_to(curve, loss)

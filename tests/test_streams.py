@@ -25,6 +25,7 @@ def test_uniform():
 
 
 @given(st.integers(0, 40), st.integers(1, 40))
+@pytest.mark.slow
 def test_a_slot_has_its_noise_in_any_range(start, count):
     everything = streams.slot_normal(0, "noise", 5, range(80), (2,))
     part = streams.slot_normal(0, "noise", 5, range(start, start + count), (2,))

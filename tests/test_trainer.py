@@ -463,6 +463,7 @@ def test_what_the_run_folder_may_hold(make_trainer, tmp_path):
         make_trainer("old", images=pd.ImageSet(torch.zeros(9, 3, 8, 12, dtype=torch.uint8), torch.arange(9) % 2))
 
 
+@pytest.mark.slow
 def test_a_network_of_one_s_own(images, tmp_path):
     class Mine(torch.nn.Module):
         def __init__(self):
