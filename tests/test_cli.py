@@ -10,9 +10,11 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from patch_diffusion.cli import VERBS, main
+from patch_diffusion.cli.import_ import Import
 from patch_diffusion.cli.verb import Verb
 
 TINY = (
@@ -429,3 +431,29 @@ def test_a_file_for_json_takes_no_others_place(run, trained, tmp_path, monkeypat
     status, _, err = run(line.replace("RUN", str(trained)).replace("OUT", "out"))
     assert status in (1, 2) and reason in err and err.count("\n") == 1
     assert (trained / "config.json").read_bytes() == before and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("fails", "reason"),
+    [
+        (lambda: torch.empty(10**15), "more memory than there is"),
+        (lambda: np.empty(10**16), "more memory than there is"),
+        (lambda: json.loads("[" * 10**5), "nested too deeply"),
+    ],
+)
+def test_the_limits_of_the_machine_are_one_line(run, monkeypatch, fails, reason):
+    """Errors of the allocators and of the parser themselves, wherever they come from."""
+    for place in ("run", "parse"):
+        with monkeypatch.context() as patched:
+            patched.setattr(Verb if place == "parse" else Import, place, lambda *_: fails())
+            status, _, err = run("import a.pkl --out b")
+        assert status == 1 and err.startswith("patch-diffusion import: ") and reason in err and one_line(err)
+
+
+def test_a_defect_keeps_its_traceback(run, monkeypatch):
+    monkeypatch.setattr(Import, "run", lambda _: divmod(1, 0))
+    with pytest.raises(ZeroDivisionError):
+        run("import a.pkl --out b")
+    monkeypatch.setattr(Import, "run", lambda _: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="size"):
+        run("import a.pkl --out b")

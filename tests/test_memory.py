@@ -4,8 +4,9 @@ import torch
 import patch_diffusion as pd
 from patch_diffusion.cli.train import Train
 from patch_diffusion.config import Engine
+from patch_diffusion.errors import is_out_of_memory
 from patch_diffusion.training.hardware import memory
-from patch_diffusion.training.hardware.memory import advice_on_memory, is_out_of_memory, microbatches_that_fit
+from patch_diffusion.training.hardware.memory import advice_on_memory, microbatches_that_fit
 
 
 class Hungry(torch.nn.Module):

@@ -49,6 +49,12 @@ def about(option: str) -> Iterator[None]:
         raise
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True if an error, of Python, NumPy or torch on any device, says that memory has run out."""
+    names = {kind.__name__ for kind in type(error).__mro__}  # torch is not imported for its error alone
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
+
+
 def reason_of(error: BaseException) -> str:
     """Return an error as a part of a sentence: its message in one line, after its type if that is not a usual one."""
     text = " ".join(str(error).split())[:200]

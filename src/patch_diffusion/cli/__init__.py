@@ -24,7 +24,7 @@ from patch_diffusion.cli.sample import Sample
 from patch_diffusion.cli.serve import Serve
 from patch_diffusion.cli.train import Train
 from patch_diffusion.cli.verb import Verb, tell
-from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.errors import InputError, did_you_mean, is_out_of_memory
 from patch_diffusion.processes import is_first, listen
 
 _KINDS = (Train, Sample, Evaluate, Edit, Info, Inspect, Prepare, Race, Import, Export, Serve)
@@ -36,12 +36,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks is escaped
             stream.reconfigure(errors="backslashreplace")
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        status = _run(list(sys.argv[1:] if arguments is None else arguments))
+        status = _run(words)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (MemoryError, RuntimeError) as error:  # the limits of a machine that nobody has asked for before
+        name = f"patch-diffusion {words[0]}"
+        if isinstance(error, RecursionError):
+            return _fail(1, name, "a file that was given is nested too deeply to be read")
+        if not is_out_of_memory(error):
+            raise
+        return _fail(1, name, "this takes more memory than there is: choose a smaller network, batch or data set")
     return status
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, is_out_of_memory
 from patch_diffusion.patches.schedule import PatchSize, Shape
 
 WORKSPACE = 1.4
@@ -80,11 +80,6 @@ def kept_for_backward(demand: Demand, shape: Shape) -> int:
         loss = demand.loss(shape, 1)
     del loss
     return sum(kept.values())
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return True if an error, of any device, says that memory has run out."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def microbatches_that_fit(demand: Demand) -> int:
