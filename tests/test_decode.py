@@ -6,7 +6,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import EpsImagePlugin, Image, ImageOps
 
 import patch_diffusion as pd
 from image_files import (  # noqa: F401
@@ -398,3 +398,15 @@ def test_a_damaged_file_that_pillow_would_read_is_refused_of_a_zip(tmp_path):
     assert decode_file(file_of(bytes(content[sound.header_offset + 39 : after.header_offset]))).shape == (3, 8, 12)
     images = pd.open_images(path)
     assert len(images) == 199 and "skipped 00007.jpg: Bad CRC-32 for file '00007.jpg'" in images.notes
+
+
+def test_a_file_that_is_a_program_is_not_run(tmp_path, monkeypatch):
+    """Pillow hands EPS to Ghostscript, whatever the name of the file ends in."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: 1 / 0)
+    for number in range(3):
+        Image.new("L", (8, 8)).save(tmp_path / f"{number}.png")
+    Image.new("L", (8, 8)).save(tmp_path / "a.eps", "EPS")
+    assert len(pd.open_images(tmp_path)) == 3  # left aside by its name
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    with pytest.raises(pd.InputError, match=r"a\.png \(a kind of file that is not read \(EPS\): convert it to PNG\)"):
+        pd.open_images(tmp_path)

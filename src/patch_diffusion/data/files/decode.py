@@ -29,6 +29,9 @@ _TIFF_WIDTH = 256
 _TIFF_KIND_OF_PAGE = 254  # tag whose lowest bit marks a smaller version of another page
 _TIFF_SIGN = 339
 
+NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+"""Formats that Pillow names and cannot read by itself; an EPS is a program, which it would hand to Ghostscript."""
+
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
@@ -203,6 +206,8 @@ def _opened(
             image = None
         if image is not None and not (image.format == "TIFF" and (as_stored or is_misread(image))):
             with image:
+                if image.format in NOT_READ:  # whatever its name ends in
+                    raise InputError(f"a kind of file that is not read ({image.format}): convert it to PNG")
                 yield image
             return
         source.seek(0)

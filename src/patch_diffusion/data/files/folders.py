@@ -17,7 +17,7 @@ from PIL import Image
 from patch_diffusion.config import Data
 from patch_diffusion.data.classes import Labels
 from patch_diffusion.data.files.collection import Collection, Files
-from patch_diffusion.data.files.decode import ImageFile
+from patch_diffusion.data.files.decode import NOT_READ, ImageFile
 from patch_diffusion.data.reading.cache import digest, state_of
 from patch_diffusion.data.reading.groups import groups_of_json, groups_of_names, is_column
 from patch_diffusion.data.reading.labels import (
@@ -35,7 +35,6 @@ from patch_diffusion.files import user_path
 OpenFile = Callable[[str], IO[bytes]]
 
 # Pillow lists these formats but cannot open them without an external program or a custom reader.
-_NOT_READ = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 _ENCRYPTED = 0x1
 _HIDDEN = re.compile(r"(^|/)(\.|__MACOSX)")
 _NUMBERED = re.compile(r"(^|/)\d{5}/img\d{8}\.\w+$")  # as prepare and EDM's tools name images
@@ -60,7 +59,7 @@ def image_endings() -> frozenset[str]:
     """Return the file extensions that Pillow can read, such as ".png"."""
     Image.init()
     known = Image.registered_extensions().items()
-    return frozenset(ending for ending, kind in known if kind in Image.OPEN and kind not in _NOT_READ)
+    return frozenset(ending for ending, kind in known if kind in Image.OPEN and kind not in NOT_READ)
 
 
 def find_in_folder(path: Path, options: Data) -> Collection:
