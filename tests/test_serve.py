@@ -349,10 +349,18 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         port = str(taken.getsockname()[1])
         for words, status, reason in [
             ([str(tmp_path / "file")], 1, "is a file: give a folder with runs"),
-            ([str(tmp_path), "--port", port, "--device", "cpu"], 1, f"port {port} (Address already in use): choose"),
+            (
+                [str(tmp_path), "--port", port, "--device", "cpu"],
+                1,
+                f"port {port} (Address already in use): choose another --port",
+            ),
             ([str(tmp_path), "--port", "99999", "--device", "cpu"], 1, "choose another --port"),
-            ([str(tmp_path), "--port", "0", "--host", "::2", "--device", "cpu"], 1, "cannot listen at ::2, port 0 ("),
-            ([str(tmp_path), "--device", "gpu"], 1, "device"),
+            (
+                [str(tmp_path), "--port", "0", "--host", "::2", "--device", "cpu"],
+                1,
+                "choose another --host, an address of",
+            ),
+            ([str(tmp_path), "--device", "gpu"], 1, "the device 'gpu' is not there: take auto, cpu"),
             ([str(tmp_path), "--prot", "1"], 2, "--port"),
         ]:
             assert main(["serve", *words]) == status

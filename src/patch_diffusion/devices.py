@@ -24,7 +24,9 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise InputError(f"the device '{name}' is not there: take auto, cpu, cuda, cuda:1 or mps") from None
+        there = [f"cuda:{place}" for place in range(torch.cuda.device_count())]
+        there += ["mps"] if torch.backends.mps.is_available() else []
+        raise InputError(f"the device '{name}' is not there: take {', '.join(['auto', 'cpu', *there])}") from None
     return device
 
 

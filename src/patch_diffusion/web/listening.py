@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from typing import Any
 
@@ -31,9 +32,9 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=dual)
     except (OSError, TypeError) as error:  # TypeError: no host has such a name
         reason = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
-        raise InputError(
-            f"cannot listen at {host}, port {port} ({reason}): choose another --port, or 0 for any that is free"
-        ) from None
+        of_port = getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES)
+        other = "--port, or 0 for any that is free" if of_port else "--host, an address of this machine"
+        raise InputError(f"cannot listen at {host}, port {port} ({reason}): choose another {other}") from None
 
 
 def address_of(host: str, listener: socket.socket) -> str:
