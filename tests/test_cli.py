@@ -15,6 +15,8 @@ from PIL import Image
 
 from patch_diffusion.cli import VERBS, main
 from patch_diffusion.cli.import_ import Import
+from patch_diffusion.cli.sample import Sample
+from patch_diffusion.cli.train import Train
 from patch_diffusion.cli.verb import Verb
 
 TINY = (
@@ -457,3 +459,11 @@ def test_a_defect_keeps_its_traceback(run, monkeypatch):
     monkeypatch.setattr(Import, "run", lambda _: torch.ones(2) @ torch.ones(3))
     with pytest.raises(RuntimeError, match="size"):
         run("import a.pkl --out b")
+
+
+@pytest.mark.parametrize("words", ["--resolution 36x52", "--data.resolution=36x52", "--resolution 36 52"])
+def test_a_size_is_given_as_messages_write_it(words):
+    command = Train.parse(["digits", *words.split(), "--out", "36x52"])
+    assert command.options.data.resolution == (36, 52) and str(command.out) == "36x52"
+    assert Sample.parse(["run", "--tile", "8x16", "--resolution=24", "--out", "b"]).sampling.tile == (8, 16)
+    assert Train.parse(["digits", "--resolution", "8", "--out", "a"]).options.data.resolution == 8

@@ -27,7 +27,7 @@ _OLD_NAMES = {
 
 def parse(kind: type[T], verb: str, arguments: Sequence[str], default: T | None = None) -> T:
     """Parse a command's arguments into its dataclass of options; turn tyro's boxed errors into one-line InputErrors."""
-    arguments = _renamed(verb, arguments)
+    arguments = _sides_apart(_renamed(verb, arguments))
     errors = io.StringIO()
     known: dict[str, Any] = {} if default is None else {"default": default}
     try:
@@ -57,6 +57,17 @@ def _renamed(verb: str, arguments: Sequence[str]) -> list[str]:
                 words = [word.replace(f"--{option}={old}", f"--{option}={new}") for word in words]
                 if f"--{option}" in words:
                     words[words.index(f"--{option}") + 1] = new
+    return words
+
+
+def _sides_apart(arguments: Sequence[str]) -> list[str]:
+    """Take height and width apart where a size is written as messages write it: ``--resolution 36x52``."""
+    words = list(arguments)
+    for option in ("--resolution", "--data.resolution", "--tile"):
+        sides = re.fullmatch(r"(\d+)x(\d+)", value_of(option, words) or "")
+        if sides:
+            place = next(place for place, word in enumerate(words) if word.partition("=")[0] == option)
+            words[place : place + 1 + (words[place] == option)] = [option, *sides.groups()]
     return words
 
 
