@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -20,7 +21,7 @@ Json = Annotated[str | None, arg(metavar="[FILE.json]")]
 """The type of the option ``--json``: None if it is not given, "" for JSON on stdout, or the file for it."""
 
 
-class Verb:
+class Verb(ABC):
     """A verb of the command line; each is a frozen dataclass of its options, with the verb's name as its own."""
 
     endings: ClassVar[dict[str, tuple[str, ...]]] = {"--json": (".json",)}
@@ -60,9 +61,9 @@ class Verb:
         sources = [user_path(value) for value in values if isinstance(value, str | Path) and value != self.json]
         check_apart([path], [part for source in sources for part in read_from(source)])
 
+    @abstractmethod
     def run(self) -> dict[str, Any]:
         """Execute the verb and return its result as a dict; an empty one if nothing is left to print."""
-        raise NotImplementedError
 
     def message(self, result: dict[str, Any]) -> str:
         """Return the message that is printed to stderr after success, or an empty string."""
