@@ -66,7 +66,7 @@ def test_help_shows_every_option(run, capsys):
     from patch_diffusion.config import Config
 
     with pytest.raises(SystemExit) as stopped:
-        main(["train", "--help"])
+        main(["train", "--help-all"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     for field in dataclasses.fields(Config):
@@ -74,7 +74,9 @@ def test_help_shows_every_option(run, capsys):
         names = dataclasses.fields(group) if dataclasses.is_dataclass(group) else [None]
         for name in names:
             option = field.name if name is None else f"{field.name}.{name.name}"
-            assert option == "data.source" or f"--{option.replace('_', '-')}" in text, option
+            group_name, _, last = f"--{option.replace('_', '-')}".rpartition(".")
+            negated = f"{group_name}.no-{last}"  # a switch that is on
+            assert option == "data.source" or f"{group_name}.{last}".lstrip(".") in text or negated in text, option
     assert all(len(line) <= 80 for line in text.splitlines())
 
 
@@ -178,7 +180,7 @@ def test_sample_help_names_every_solver_and_schedule(capsys):
     from patch_diffusion.sampling.stochastic import SOLVERS
 
     with pytest.raises(SystemExit):
-        main(["sample", "--help"])
+        main(["sample", "--help-all"])
     words = set(re.findall(r"\w+", capsys.readouterr().out))
     assert words >= SOLVERS.keys() | SCHEDULES.keys()
 

@@ -198,7 +198,7 @@ def test_mistakes_get_one_line_and_nothing_is_written(raced, run, tmp_path, line
 
 def test_help_does_not_need_torch_and_fits(capsys):
     with pytest.raises(SystemExit):
-        main(["race", "--help"])
+        main(["race", "--help-all"])
     text = capsys.readouterr().out
     assert "--arm NAME" in text and "--held-out-data" in text and "--patches.whole" in text
     assert all(len(row) <= 80 for row in text.splitlines()), [row for row in text.splitlines() if len(row) > 80]

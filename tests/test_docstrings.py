@@ -41,7 +41,7 @@ def names():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", ["patch_diffusion", *MODULES])
 def test_examples(name):
     result = doctest.testmod(importlib.import_module(name), extraglobs=names())
     assert result.failed == 0

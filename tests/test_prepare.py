@@ -368,7 +368,7 @@ def test_options_of_the_data_have_one_name_in_all_verbs(capsys):
     in_training = {"--data.range", "--data.cache"}  # of what is decoded to train on
     for verb in ("train", "inspect", "race", "prepare"):
         with pytest.raises(SystemExit):
-            main([verb, "--help"])
+            main([verb, "--help-all"])
         told = capsys.readouterr().out
         assert all(name in told for name in names - (in_training if verb == "prepare" else set()))
         assert "--data.resolution" in told and "--resolution" in told

@@ -108,7 +108,7 @@ def test_steps_are_given_once(model, known):
 @pytest.mark.parametrize("verb", ["sample", "edit", "evaluate"])
 def test_the_command_line_has_every_option(capsys, verb):
     with pytest.raises(SystemExit):
-        main([verb, "--help"])
+        main([verb, "--help-all"])
     told = capsys.readouterr().out
     assert {f"--{name.replace('_', '-')}" for name in FIELDS} <= set(re.findall(r"--[a-z-]+", told))
 

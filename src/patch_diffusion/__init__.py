@@ -1,6 +1,23 @@
 """Train image diffusion models from scratch by Patch Diffusion, and sample whole images from them.
 
-The public names below are imported when they are first used, so that ``import patch_diffusion`` is quick.
+>>> import patch_diffusion as pd
+>>> images = pd.open_images("digits")  # a folder, a zip, an array, or the built-in digits
+>>> network = pd.UNet(image_channels=1, width=16, multipliers=(1, 2))
+>>> denoiser = pd.Denoiser(network, sigma_data=images.standard_deviation)
+>>> trainer = pd.Trainer(denoiser, images, pd.PatchSchedule(whole=0.5), out="runs/mine", batch=32, samples=0)
+>>> model = trainer.fit(steps=20)  # continues a stopped run; pd.load("runs/mine") opens it later
+>>> next(pd.generate(model, seeds=[0])).save("pictures").name
+'000000.png'
+
+The names to begin with:
+
+- Images: `open_images`, `ImageSet`.
+- Training: `train` with a `Config`, or `Trainer` with a `Denoiser` of a `UNet` and a `PatchSchedule` of your own.
+- Using a model: `load`, `generate` with `Sampling`, `edit`, `export_model`.
+- Judging it: `describe`, `evaluate`, `race`.
+- Mistakes of the caller: `InputError`, whose message is one sentence.
+
+The public names are imported when they are first used, so that ``import patch_diffusion`` is quick.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 import patch_diffusion
+from patch_diffusion.cli.completion import Completion
 from patch_diffusion.cli.edit import Edit
 from patch_diffusion.cli.evaluate import Evaluate
 from patch_diffusion.cli.export import Export
@@ -27,7 +28,7 @@ from patch_diffusion.cli.verb import Verb, tell
 from patch_diffusion.errors import InputError, did_you_mean, is_out_of_memory
 from patch_diffusion.processes import is_first, listen
 
-_KINDS = (Train, Sample, Evaluate, Edit, Info, Inspect, Prepare, Race, Import, Export, Serve)
+_KINDS = (Train, Sample, Evaluate, Edit, Info, Inspect, Prepare, Race, Import, Export, Serve, Completion)
 VERBS: dict[str, type[Verb]] = {kind.__name__.lower(): kind for kind in _KINDS}
 
 
@@ -92,11 +93,12 @@ def _fail(status: int, name: str, *reason: str) -> int:
 
 
 def _overview() -> str:
-    verbs = "\n".join(f"  {verb:<8} {(kind.__doc__ or '').splitlines()[0]}" for verb, kind in VERBS.items())
+    verbs = "\n".join(f"  {verb:<10} {(kind.__doc__ or '').splitlines()[0]}" for verb, kind in VERBS.items())
     return (
         "usage: patch-diffusion VERB ...\n\n"
         "Train image diffusion models from scratch by Patch Diffusion, and sample whole\nimages from them.\n\n"
         f"{verbs}\n\n"
-        "  patch-diffusion VERB --help   all options of a verb\n"
+        "  patch-diffusion VERB --help               the options of a verb that are used most\n"
+        "  patch-diffusion VERB --help-all [GROUP]   all of its options, or one group\n"
         "  patch-diffusion --version"
     )

@@ -17,7 +17,7 @@ from patch_diffusion.runs.time_spent import beside, clock, shares
 
 @dataclass(frozen=True)
 class Info(Verb):
-    """Show the state of a run, or versions and devices for a report of a fault.
+    """Show the state of a run, or versions and devices.
 
     patch-diffusion info --json
 

@@ -46,7 +46,7 @@ class Inspect(Verb):
     """Most images to read; of a larger data set, this many are read, evenly spaced."""
     forecast: bool = True
     """Time some steps of training, to estimate its cost."""
-    preset: Annotated[str | None, arg(metavar="|".join(PRESETS))] = None
+    preset: Annotated[str | None, arg(metavar="NAME")] = None
     """Settings to start from. None: a preset that suits this machine and the data."""
     config: Annotated[Path | None, arg(metavar="FILE.yaml")] = None
     """A file of options that take precedence over the preset's."""

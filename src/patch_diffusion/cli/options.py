@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from tyro.conf import arg
 
 from patch_diffusion.config import BUDGETS, Config, flat, flat_options
+from patch_diffusion.presets import PRESETS
+
+Preset = Annotated[str, arg(metavar="NAME", help=f"Settings to start from: {', '.join(PRESETS)}.")]
+"""The type of the option ``--preset``."""
 
 _ALIASES = {"resolution": "data.resolution", "held_out": "data.held_out"}
 _NAMES = {name: alias for alias, name in _ALIASES.items()}

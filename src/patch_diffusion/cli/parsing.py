@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+from patch_diffusion.cli.help import help_text
 from patch_diffusion.config import OLD_VALUES
 from patch_diffusion.errors import InputError
 
@@ -27,15 +28,18 @@ _OLD_NAMES = {
 
 def parse(kind: type[T], verb: str, arguments: Sequence[str], default: T | None = None) -> T:
     """Parse a command's arguments into its dataclass of options; turn tyro's boxed errors into one-line InputErrors."""
+    for place, word in enumerate(arguments):
+        if word in ("-h", "--help", "--help-all"):
+            group = None if word != "--help-all" else "".join(arguments[place + 1 : place + 2])
+            print(help_text(kind, verb, group, default))
+            raise SystemExit(0)
     arguments = _sides_apart(_renamed(verb, arguments))
     errors = io.StringIO()
     known: dict[str, Any] = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(errors):
             return tyro.cli(kind, prog=f"patch-diffusion {verb}", args=arguments, **known)
-    except SystemExit as stopped:
-        if not stopped.code:  # --help
-            raise
+    except SystemExit:
         told = _first_paragraph(errors.getvalue())
         option = re.search(r"--([\w.-]+)", told)
         raise InputError(

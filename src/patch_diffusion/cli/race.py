@@ -12,13 +12,13 @@ from typing import Annotated, Any
 from tyro.conf import Positional, Suppress, UseAppendAction, arg
 
 import patch_diffusion
-from patch_diffusion.cli.options import given_options
+from patch_diffusion.cli.options import Preset, given_options
 from patch_diffusion.cli.parsing import parse, parse_seeds
 from patch_diffusion.cli.train import _preset_and_file, settled
 from patch_diffusion.cli.verb import Json, Verb
 from patch_diffusion.config import Config, flat_options, option_names
 from patch_diffusion.errors import InputError, did_you_mean
-from patch_diffusion.presets import DEFAULT_PRESET, PRESETS
+from patch_diffusion.presets import DEFAULT_PRESET
 from patch_diffusion.races.arms import PATCHES, WHOLE, check_arms, whole_images
 
 # A race makes no pictures, saves checkpoints at its own moments, and feeds no trackers, which would take time.
@@ -43,7 +43,7 @@ class _Arm:
 
 @dataclass(frozen=True)
 class Race(Verb):
-    """Measure on your data how much faster patches train than whole images.
+    """Measure how much faster patches train than whole images.
 
     patch-diffusion race photos.zip --resolution 64 --minutes 20 --out races/photos
 
@@ -68,8 +68,7 @@ class Race(Verb):
     """Number of evaluations of every arm, evenly spaced over the budget."""
     held_out_data: Annotated[str | None, arg(metavar="DATA")] = None
     """Images to evaluate on, in place of a held-out share of DATA; --held-out DATA is short for it."""
-    preset: Annotated[str, arg(metavar="|".join(PRESETS))] = DEFAULT_PRESET
-    """Settings to start from."""
+    preset: Preset = DEFAULT_PRESET
     config: Annotated[Path | None, arg(metavar="FILE.yaml")] = None
     """A file of options that take precedence over the preset's."""
     json: Json = None

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, Suppress, arg
 
 import patch_diffusion
-from patch_diffusion.cli.options import given_options
+from patch_diffusion.cli.options import Preset, given_options
 from patch_diffusion.cli.parsing import value_of
 from patch_diffusion.cli.verb import Json, Verb
 from patch_diffusion.config import BUDGETS, Config, read_yaml
@@ -33,8 +33,7 @@ class Train(Verb):
     """A folder, a zip, an array (.npy, .npz, .h5, .zarr), hf:NAME, wds:SHARDS, or "digits". Not needed to continue."""
     out: Annotated[Path | None, arg(metavar="RUN")] = None
     """The run folder, new or that of a run to continue."""
-    preset: Annotated[str, arg(metavar="|".join(PRESETS))] = DEFAULT_PRESET
-    """Settings to start from."""
+    preset: Preset = DEFAULT_PRESET
     config: Annotated[Path | None, arg(metavar="FILE.yaml")] = None
     """A file of options that take precedence over the preset's."""
     allow: tuple[str, ...] = ()

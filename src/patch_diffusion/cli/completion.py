@@ -1,0 +1,44 @@
+"""The command ``patch-diffusion completion``: a script by which a shell completes verbs and options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from patch_diffusion.cli.verb import Json, Verb
+
+
+@dataclass(frozen=True)
+class Completion(Verb):
+    """Print a script that completes verbs and options in your shell.
+
+    patch-diffusion completion bash >> ~/.bash_completion
+
+    patch-diffusion completion zsh > ~/.zfunc/_patch-diffusion
+
+    patch-diffusion completion fish | source
+    """
+
+    shell: Annotated[Positional[Literal["bash", "zsh", "fish"]], arg(metavar="bash|zsh|fish")]
+    """The shell that the script is for."""
+    json: Json = None
+    """Print the script in JSON on stdout, or write that to a file."""
+
+    def run(self) -> dict[str, Any]:
+        """Print the script, unless it is wanted as JSON, and return it with the shell's name."""
+        import contextlib
+        import io
+
+        import tyro
+
+        from patch_diffusion.cli import VERBS
+
+        script = io.StringIO()
+        with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):
+            words = ["--tyro-print-completion", self.shell]
+            tyro.extras.subcommand_cli_from_dict({**VERBS}, prog="patch-diffusion", args=words)
+        if not self.prints_json:
+            print(script.getvalue(), end="")
+        return {"shell": self.shell, "script": script.getvalue()}
