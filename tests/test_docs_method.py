@@ -132,7 +132,7 @@ def test_the_figure_of_sampling(figures, make_model):
     assert without_pictures(drawn) == without_pictures(before)
     shown = pictures(drawn)
     assert len(shown) == 2 + 2 * 6 + 2 * 6
-    for seed, together, apart in zip(range(6), shown[14:20], shown[20:], strict=True):
+    for seed, together, apart in zip(figures.SEEDS, shown[14:20], shown[20:], strict=True):
         (sample,) = pd.generate(model, [seed], steps=18)
         assert together.tobytes() == figures.to_image(sample.visible).convert("RGB").tobytes()
         assert together.tobytes() != apart.tobytes()

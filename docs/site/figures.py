@@ -34,7 +34,8 @@ LOW, MIDDLE, HIGH = (30, 80, 160), (250, 250, 250), (200, 60, 30)  # colours of 
 # Where the crops of the first figure are cut: in [0, 1) of all places, y first.
 PLACES = {"whole": (0.0, 0.0), "1/2": (0.15, 0.9), "1/4": (0.75, 0.3)}
 STEPS = 60  # of the second figure
-SEED = 2  # of the third figure, whose digit is of this class, too
+SEED = 2  # of the digit on its way, in the third figure; its class is the same number
+SEEDS = range(20, 26)  # of the digits below it, of the classes 0 to 5
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -225,9 +226,9 @@ def sampling_figure(model: pd.Denoiser) -> str:
             text(x + cell / 2, 228, f"{step.sigma:.2g}", 12.5, "middle"),
             picture(x, 262, cell, visible(model, step.denoised[0].float())),
         ]
-    together = [to_image(sample.visible) for sample in pd.generate(model, range(6), steps=18)]
+    together = [to_image(sample.visible) for sample in pd.generate(model, SEEDS, steps=18)]
     quarters = pd.Sampling(steps=18, tile=(height // 2, width // 2), overlap=0, coords="stretch")
-    apart = [to_image(sample.visible) for sample in pd.generate(model, range(6), quarters)]
+    apart = [to_image(sample.visible) for sample in pd.generate(model, SEEDS, quarters)]
     for row, (label, found) in enumerate(
         (("Sampled in one pass", together), ("Sampled in four quarters, then stitched", apart))
     ):
