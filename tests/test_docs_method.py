@@ -125,6 +125,7 @@ def whole(figures, axis, left, top, side):
     return figures.coloured(pd.coordinate_grid(64, 64)[axis]).crop((left, top, left + side, top + side))
 
 
+@pytest.mark.slow
 def test_the_figure_of_sampling(figures, make_model):
     """By a model of random weights: as many pictures, at the same places, as in the page's."""
     model = make_model()
@@ -132,10 +133,24 @@ def test_the_figure_of_sampling(figures, make_model):
     assert without_pictures(drawn) == without_pictures(before)
     shown = pictures(drawn)
     assert len(shown) == 2 + 2 * 6 + 2 * 6
-    for seed, together, apart in zip(figures.SEEDS, shown[14:20], shown[20:], strict=True):
-        (sample,) = pd.generate(model, [seed], steps=18)
+    samples = pd.generate(model, figures.SEEDS, steps=18)
+    for sample, together, apart in zip(samples, shown[14:20], shown[20:], strict=True):
         assert together.tobytes() == figures.to_image(sample.visible).convert("RGB").tobytes()
         assert together.tobytes() != apart.tobytes()
+    quarter = torch.tensor(list(shown[20].crop((0, 0, 6, 4)).getchannel(0).tobytes())).view(4, 6)
+    assert (quarter - alone(model, figures.SEEDS[0], 4, 6)[0, 0].int()).abs().max() <= 1
+
+
+@torch.no_grad()
+def alone(model, seed, height, width):
+    """The upper left part of an image, made without the rest."""
+    noise = torch.randn((1, 8, 12), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    coords, labels = pd.coordinate_grid(8, 12)[:, :height, :width], torch.tensor([seed % model.num_classes])
+
+    def denoise(noisy, sigma):
+        return model(noisy.float(), sigma.float(), coords, labels).to(noisy)
+
+    return model.codec.decode(pd.heun(denoise, 80 * noise[None, :, :height, :width], pd.karras_sigmas(18, 0.002, 80.0)))
 
 
 def test_what_is_missing_is_said_and_left(figures, tmp_path, capsys):

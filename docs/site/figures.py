@@ -89,7 +89,7 @@ def crops_figure(image: Tensor) -> str:
             x = first + column * (cell + gap)
             drawn += [picture(x, y, cell, shown), outline(x, y, cell, cell, COLOURS[name])]
             drawn.append(text(x + cell / 2, y + cell + 17, label, 12.5, "middle"))
-    return figure(drawn, 372)
+    return figure(drawn, 356)
 
 
 def divisors() -> dict[str, int]:
