@@ -149,13 +149,13 @@ def coloured(coords: Tensor) -> Image.Image:
 def schedule_figure() -> str:
     """Draw the sizes over the steps of both kinds of schedule, and the shares of steps, images and work."""
     drawn: list[str] = []
-    for row, (kind, words) in enumerate(
-        (("stochastic", "a size is drawn for every step"), ("progressive", "from small to large"))
+    drawn_for_each, in_order = pd.PatchSchedule(kind="stochastic"), pd.PatchSchedule(kind="progressive")
+    for schedule, y, words in (
+        (drawn_for_each, 34, "a size is drawn for every step"),
+        (in_order, 150, "from small to large"),
     ):
-        schedule, y = pd.PatchSchedule(kind=kind), 34 + row * 116
-        drawn.append(
-            f'<text x="16" y="{y - 8}" font-size="14"><tspan font-weight="bold">{kind}</tspan>: {words}</text>'
-        )
+        name = f'<tspan font-weight="bold">{schedule.kind}</tspan>'
+        drawn.append(f'<text x="16" y="{y - 8}" font-size="14">{name}: {words}</text>')
         for step in range(STEPS):
             side = schedule.size_at(step, (64, 64), step / STEPS).shape[0]
             drawn.append(
