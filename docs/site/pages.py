@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 GROUPS = {
     "Start": ("index", "examples"),
     "Train": ("data", "augmentation", "runs", "watching", "large-images", "any-network", "clusters", "scaling"),
+    "Method": ("method",),
     "Judge": ("evaluation", "race", "performance", "evidence", "benchmarks"),
     "Use": ("editing", "export", "serve"),
     "About": ("reading", "architecture", "CONTRIBUTING", "CODE_OF_CONDUCT", "SECURITY", "CHANGELOG", "LOG"),
