@@ -21,12 +21,36 @@ ROOT = Path(__file__).parents[2]
 
 # The order of the pages; what is not listed is added at the end.
 GROUPS = {
-    "Start": ("index", "examples"),
-    "Train": ("data", "augmentation", "runs", "watching", "large-images", "any-network", "clusters", "scaling"),
+    "Start": ("index", "start", "examples"),
+    "How to": (
+        "data",
+        "small-data",
+        "augmentation",
+        "large-images",
+        "latents",
+        "runs",
+        "watching",
+        "clusters",
+        "sampling",
+        "editing",
+        "export",
+        "serve",
+    ),
+    "Settings and questions": ("settings", "faq", "coming-from"),
+    "Python": ("python", "any-network"),
     "Method": ("method",),
-    "Judge": ("evaluation", "race", "performance", "evidence", "benchmarks"),
-    "Use": ("editing", "export", "serve"),
-    "About": ("reading", "architecture", "CONTRIBUTING", "CODE_OF_CONDUCT", "SECURITY", "CHANGELOG", "LOG"),
+    "Evidence": ("evaluation", "race", "evidence", "performance", "scaling", "benchmarks", "LOG"),
+    "About": (
+        "glossary",
+        "licences",
+        "support",
+        "reading",
+        "architecture",
+        "CONTRIBUTING",
+        "CODE_OF_CONDUCT",
+        "SECURITY",
+        "CHANGELOG",
+    ),
 }
 STAGES = {
     "data": "Images",
@@ -103,7 +127,7 @@ def main(build: Path = ROOT / "build" / "docs") -> None:
         name = f"reference/{title.lower().replace(' ', '-')}.md"
         (pages / name).write_text(text, encoding="utf-8")
         entries.append({title: name})
-    navigation.insert(-2, {"Reference": entries})
+    next(group["Python"] for group in navigation if "Python" in group).append({"Reference": entries})
     template = (ROOT / "docs" / "site" / "mkdocs.yml").read_text(encoding="utf-8")
     settings = yaml.safe_load(template.replace("ROOT/", f"{ROOT.as_posix()}/"))
     settings["nav"] = [group for group in navigation if any(group.values())]
