@@ -29,6 +29,8 @@ class Serve(Verb):
     """Address to listen at. 0.0.0.0: all addresses, so that whoever reaches this machine can use the page."""
     port: int = 7474
     """Port to listen at; 0 for any free port."""
+    allow_host: tuple[str, ...] = ()
+    """Further host names under which the page may be opened, such as that of a proxy in front of it."""
     device: str = "auto"
     """Device that models run on: auto, cpu, cuda, cuda:1, mps."""
     json: Json = None
@@ -36,7 +38,14 @@ class Serve(Verb):
 
     def run(self) -> dict[str, Any]:
         """Serve the web page until Ctrl-C, the ordinary way to end it."""
-        patch_diffusion.serve(self.runs, host=self.host, port=self.port, device=self.device, ready=self._tell)
+        patch_diffusion.serve(
+            self.runs,
+            host=self.host,
+            port=self.port,
+            allow_host=self.allow_host,
+            device=self.device,
+            ready=self._tell,
+        )
         return {}
 
     def _tell(self, address: str) -> None:
