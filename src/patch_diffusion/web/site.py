@@ -118,7 +118,9 @@ class Site:
         folder = self.runs.find(wanted.model.run)
         return self._added(partial(edit, wanted, folder, self._models), wanted, [wanted.model])
 
-    def _added(self, task: Callable[[Job], None], wanted: SampleRequest | EditRequest, models: list[ModelChoice]) -> Response:
+    def _added(
+        self, task: Callable[[Job], None], wanted: SampleRequest | EditRequest, models: list[ModelChoice]
+    ) -> Response:
         about = {"models": list(map(asdict, models)), "seed": wanted.seed, "pictures": wanted.pictures}
         return _json({"job": self.jobs.add(task, about).id})
 
