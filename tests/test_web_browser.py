@@ -46,7 +46,7 @@ def choose(browser, name, value):
     """A value of a field, once it is there, as if it was put in."""
     browser.wait(f"!!document.querySelector('[name={name}]')")
     browser.run(
-        f"(e => {{ e.value = {value!r}; for (const n of ['input', 'change']) e.dispatchEvent(new Event(n)) }})"
+        f"(e => {{ e.value = {value!r}; for (const n of ['input', 'change']) e.dispatchEvent(new Event(n, {{bubbles: true}})) }})"
         f"(document.querySelector('[name={name}]'))"
     )
 

@@ -113,7 +113,14 @@ def refused(
     status: int, reason: str, headers: Mapping[str, str] | None = None, *, option: str | None = None
 ) -> Response:
     """Return the answer to a request that failed, with the reason, and the option at fault if it is one, as JSON."""
-    return Response(to_json({"error": reason, "option": option}, lines=False), status, headers, "application/json")
+    content = to_json({"error": shortened(reason), "option": option}, lines=False)
+    return Response(content, status, headers, "application/json")
+
+
+def shortened(reason: str) -> str:
+    """Return a reason as one line; its middle is left out if it is very long, as where it repeats what was sent."""
+    text = " ".join(reason.split())
+    return text if len(text) <= 600 else f"{text[:300]} ... {text[-200:]}"
 
 
 async def read_body(request: Request, most: int) -> bytes:

@@ -29,7 +29,7 @@ from patch_diffusion.files import to_json
 from patch_diffusion.runs.page import STYLE
 from patch_diffusion.training.suggest import stride
 from patch_diffusion.web import uploads
-from patch_diffusion.web.guard import read_body, refused
+from patch_diffusion.web.guard import read_body, refused, shortened
 from patch_diffusion.web.jobs import BusyError, Job, Jobs, reason_of_file
 from patch_diffusion.web.models import Models
 from patch_diffusion.web.requests import EditRequest, ModelChoice, SampleRequest, options_schema, read_request
@@ -121,7 +121,12 @@ class Site:
     def _added(
         self, task: Callable[[Job], None], wanted: SampleRequest | EditRequest, models: list[ModelChoice]
     ) -> Response:
-        about = {"models": list(map(asdict, models)), "seed": wanted.seed, "pictures": wanted.pictures}
+        about = {
+            "models": list(map(asdict, models)),
+            "edited": isinstance(wanted, EditRequest),
+            "seed": wanted.seed,
+            "pictures": wanted.pictures,
+        }
         return _json({"job": self.jobs.add(task, about).id})
 
     def _made(self, request: Request) -> Response:
@@ -133,7 +138,7 @@ class Site:
             if samples:
                 shown = [event["shown"] for event in samples[:_THUMBNAILS]]
                 found = {"job": job.id, "asked_at": job.asked_at, "made": len(samples), "shown": shown}
-                made.append({**job.about, **found, "label": samples[0]["label"], "settings": settings[:1]})
+                made.append({**job.about, **found, "settings": settings[:1]})
         return _json({"jobs": made})
 
     def _stop(self, request: Request, body: bytes) -> Response:
@@ -142,10 +147,11 @@ class Site:
 
     async def _job(self, request: Request) -> Response:
         job, after = self._find(request), request.query_params.get("after", "0")
-        if not after.isdecimal():
+        if not after.isdecimal() or len(after) > 9:
             raise InputError(f"after is a number of events, not '{after}'")
         state, events = await job.after(int(after), request.query_params.get("state", ""), _WAIT_SECONDS)
-        return _json({"state": state, "reason": job.reason, "ahead": self.jobs.ahead_of(job), "events": events})
+        reason = shortened(job.reason)
+        return _json({"state": state, "reason": reason, "ahead": self.jobs.ahead_of(job), "events": events})
 
     def _file(self, request: Request) -> Response:
         job, name = self._find(request), _one(request, "name")
