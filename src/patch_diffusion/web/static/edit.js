@@ -44,8 +44,8 @@ export async function showEdit(place, values, signal) {
   const view = new ViewFields();
   const others = await OtherFields.of(signal, ['sigma_min', 'sigma_max', 'rho']);  // editing has its own solver
   view.size.hidden = true;  // it follows from the image
-  const size = element('select', {name: 'size'}, element('option', {value: 'run'}, 'becomes that of the run’s'),
-    element('option', {value: 'own'}, 'stays as it is'));
+  const size = element('select', {name: 'size'}, element('option', {value: 'run'}, 'that of the run’s images'),
+    element('option', {value: 'own'}, 'as it is'));
   const go = element('button', {className: 'main', disabled: true}, 'Fill in');
   const hint = element('small');
   const form = element('form', {onsubmit: event => { event.preventDefault(); make(); }},
