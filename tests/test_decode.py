@@ -256,12 +256,23 @@ def test_files_that_are_none_are_named(tmp_path):
     (folder / "00010.png").unlink()
     (folder / "00010.png").symlink_to(folder / "nowhere.png")
     message = refusal(folder)
-    assert message.startswith("3 of 50 images cannot be used, more than the 1% that training passes over: ")
+    assert message.startswith("3 of 50 images cannot be used, and training passes over none of fewer than 100: ")
     assert "00008.png (an empty file), 00009.png (not an image, or a broken one), 00010.png ([Errno 2]" in message
     for name in ("00008.png", "00009.png", "00010.png"):
         (folder / name).unlink()
-    assert "1 of 47 images cannot be used, more than the 1%" in refusal(folder)
+    assert "1 of 47 images cannot be used" in refusal(folder)
     assert "00007.png (image file is truncated" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("levels", "mode", "noted"), [(0, "auto", True), (2, "auto", True), (9, "auto", False), (0, "RGB", False)]
+)
+def test_grey_pictures_stored_in_colour_are_noted(tmp_path, levels, mode, noted):
+    pictures = random_pictures(200)
+    pictures.pixels = np.repeat(pictures.pixels[:, :1].clip(9, 246), 3, axis=1)
+    pictures.pixels[::2, 1] += np.uint8(levels)  # as the rounding of a JPEG
+    notes = pd.open_images(write_folder(tmp_path / "pictures", pictures), mode=mode).notes
+    assert any("--data.mode L keeps a third" in note for note in notes) == noted
 
 
 def test_one_broken_file_of_many_is_passed_over_by_name(tmp_path):

@@ -186,7 +186,7 @@ def test_what_training_would_refuse_is_said_and_not_raised(make_folder, tmp_path
     assert "is too small to enlarge" in advised(folder, {"data.resolution"}, resolution=64).refusal
     Image.new("RGB", (20, 10)).save(folder / "odd.png")
     np.save(tmp_path / "flat.npy", np.full((9, 8, 8), 7, np.uint8))
-    assert advised(tmp_path / "flat.npy").refusal == "all images are of one and the same value"
+    assert advised(tmp_path / "flat.npy").refusal.startswith("all images are of one and the same value")
     given = {"network.multipliers"}
     config = Config(
         data=Data(str(make_folder(4, (18, 18), name="others"))), network=Network(width=8, multipliers=(1, 2, 4))

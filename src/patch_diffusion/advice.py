@@ -13,8 +13,8 @@ import torch
 
 from patch_diffusion.config import Config, Watch, to_dict
 from patch_diffusion.data.digits import NAME as DIGITS
-from patch_diffusion.data.files.collection import MOST_UNUSABLE
-from patch_diffusion.data.images import Images
+from patch_diffusion.data.files.collection import MOST_UNUSABLE, passed_over
+from patch_diffusion.data.images import Images, refuse_one_value
 from patch_diffusion.data.inspection.as_files import some_images
 from patch_diffusion.data.inspection.inspect import Findings
 from patch_diffusion.data.inspection.resolution import suggest_resolution
@@ -27,7 +27,7 @@ from patch_diffusion.patches.schedule import PatchSchedule
 from patch_diffusion.presets import DEFAULT_PRESET
 from patch_diffusion.runs.model import build_network
 from patch_diffusion.training.budget import Budget
-from patch_diffusion.training.build import build_trainer
+from patch_diffusion.training.build import build_trainer, note_on_few
 from patch_diffusion.training.forecast import Forecast, forecast, shares_of
 from patch_diffusion.training.hardware.memory import memory_of, memory_of_weights
 from patch_diffusion.training.suggest import stride, suggest
@@ -38,7 +38,6 @@ SIDE_ON_CPU, SIDE_ON_GPU = 64, 128
 FEW_IMAGES = 5_000
 """The fewest images of a data set that Patch Diffusion was published with (arXiv 2304.12526, abstract)."""
 
-_VERY_FEW_IMAGES = 500
 _FLIPS_FOR = 50_000  # number of images above which flips gain little
 _ENOUGH_TO_TELL = 0.1  # asymmetry by chance above which there are too few images to judge flips
 _SYMMETRIC = 0.05
@@ -104,10 +103,9 @@ def advise(
         return Advice(config, reasons, warnings=warnings, refusal=refusal)
     try:
         images = some_images(config.data, without=findings.unusable.keys(), show=show)
+        refuse_one_value(images)
     except InputError as error:
         return Advice(config, reasons, warnings=warnings, refusal=str(error))
-    if not images.standard_deviation > 0:
-        return Advice(config, reasons, warnings=warnings, refusal="all images are of one and the same value")
     config, why = suggest(images, config, given)
     for reason in why:
         option, _, because = reason.partition(": ")
@@ -184,8 +182,8 @@ def _refusal(findings: Findings) -> str:
         return findings.problems[0]
     if len(findings.unusable) > MOST_UNUSABLE * findings.num_read:
         return (
-            f"{len(findings.unusable):,} of {findings.num_read:,} images cannot be read, more than the "
-            f"{MOST_UNUSABLE:.0%} that it passes over; patch-diffusion prepare leaves them out"
+            f"{len(findings.unusable):,} of {findings.num_read:,} images cannot be read, and it "
+            f"{passed_over(findings.num_read)}; patch-diffusion prepare leaves them out"
         )
     return ""
 
@@ -232,10 +230,8 @@ def _of_files(findings: Findings) -> list[str]:
 
 def _of_few(findings: Findings) -> list[str]:
     num = findings.num_images - sum(len(group) - 1 for group in findings.equal) - len(findings.unusable)
-    if num < _VERY_FEW_IMAGES:
-        return [f"{num:,} images are very few: expect samples to copy them, and collect more"]
-    if num >= FEW_IMAGES:
-        return []
+    if (very := note_on_few(num)) or num >= FEW_IMAGES:
+        return very
     return [
         f"{num:,} images are few ({FEW_IMAGES:,} is the least that the method was published with): the longer the "
         "training, the more samples copy them, so compare samples with the data"
