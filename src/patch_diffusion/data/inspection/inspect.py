@@ -196,7 +196,7 @@ def _sections(findings: Findings, files: Mapping[str, ImageFile], mode: str) -> 
     """Return the sections of the contact sheet, each as a heading and a list of thumbnails."""
 
     def show(name: str, joined: bool = False) -> Thumbnail:
-        return Thumbnail(thumbnail(decode_file(files[name], None, mode), *findings.span), name, joined)
+        return Thumbnail(thumbnail(decode_file(files[name], None, mode, draft=True), *findings.span), name, joined)
 
     usable = [name for name in files if name not in findings.unusable]
     shown = [usable[place] for place in evenly(len(usable), _SHOWN)]
@@ -226,7 +226,7 @@ def _mode(options: Data, headers: Iterable[Header]) -> str:
 
 
 def _look(file: ImageFile, mode: str) -> _Seen:
-    pixels = decode_file(file, None, mode)
+    pixels = decode_file(file, None, mode, draft=True)
     return _Seen(
         content_hash(pixels),
         likeness(pixels),
