@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from patch_diffusion.config import Config, Watch, to_dict
-from patch_diffusion.data.digits import NAME as DIGITS
 from patch_diffusion.data.files.collection import MOST_UNUSABLE, passed_over
 from patch_diffusion.data.images import Images, refuse_one_value
 from patch_diffusion.data.inspection.as_files import some_images
 from patch_diffusion.data.inspection.inspect import Findings
 from patch_diffusion.data.inspection.resolution import suggest_resolution
 from patch_diffusion.data.latents.folder import is_latents
+from patch_diffusion.data.named import DIGITS
 from patch_diffusion.data.reading.survey import ONE_VALUE
 from patch_diffusion.devices import choose_device
 from patch_diffusion.errors import InputError

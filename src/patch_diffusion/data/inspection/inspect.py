@@ -15,11 +15,11 @@ from patch_diffusion.config import Data
 from patch_diffusion.data.classes import Labels, refuse_many_classes
 from patch_diffusion.data.files.collection import Collection as ImageCollection
 from patch_diffusion.data.files.decode import Header, ImageFile, decode_file, quiet, read_headers, reason
-from patch_diffusion.data.files.hub import PREFIX
 from patch_diffusion.data.inspection.as_files import evenly, found_images
 from patch_diffusion.data.inspection.duplicates import SMALL, Likeness, content_hash, equal_groups, likeness, near_pairs
 from patch_diffusion.data.inspection.grouping import suggest_group
 from patch_diffusion.data.inspection.sheet import Thumbnail, check_sheet, thumbnail, write_sheet
+from patch_diffusion.data.named import HUB
 from patch_diffusion.data.reading.labels import folders_of
 from patch_diffusion.data.reading.parallel import in_order
 from patch_diffusion.errors import InputError
@@ -158,7 +158,7 @@ def _findings(
     firsts = [index for index in indices if index not in constant and index not in copies]
     pairs = near_pairs([seen[index].likeness for index in firsts])
     near = [(names[firsts[one]], names[firsts[other]], round(alike, 3)) for one, other, alike in pairs]
-    named = found.groups is None and not options.source.startswith(PREFIX)
+    named = found.groups is None and not options.source.startswith(HUB)
     asymmetry, by_chance = _asymmetry([seen[index].likeness for index in firsts])
     places = evenly(len(found.files), len(files))
     broken = [places[index] for index in unusable]
