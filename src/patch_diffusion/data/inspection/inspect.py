@@ -162,7 +162,8 @@ def _findings(
     asymmetry, by_chance = _asymmetry([seen[index].likeness for index in firsts])
     places = evenly(len(found.files), len(files))
     broken = [places[index] for index in unusable]
-    in_folders = folders_of([file.name for file in found.files]) if found.folders else ()
+    usable = np.delete(np.arange(len(found.files)), broken).tolist() if found.folders else ()
+    in_folders = _counts(folders_of([found.files[index].name for index in usable]))
     class_counts = {} if found.labels is None else _counts(_class_names(found.labels, broken))
     try:
         refuse_many_classes(len(class_counts), sum(class_counts.values()))
@@ -176,7 +177,7 @@ def _findings(
         sizes=_counts(header.size for header in headers.values()),
         kinds=_counts(_kind(header) for header in headers.values()),
         class_counts=class_counts,
-        folders=_counts(in_folders),
+        folders=in_folders if len(in_folders) > 1 else {},
         unusable={names[index]: why for index, why in sorted(unusable.items())},
         nearly_constant=[names[index] for index in sorted(constant)],
         equal=[[names[indices[place]] for place in group] for group in groups],
