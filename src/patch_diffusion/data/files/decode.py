@@ -260,8 +260,9 @@ def _make_draft(image: Image.Image, size: Size | None, any_size: bool) -> None:
     most = Image.MAX_IMAGE_PIXELS
     if image.format != "JPEG" or most is None or math.prod(image.size) <= most:
         return
-    target = size or ((1, 1) if any_size else image.size[::-1])
-    image.draft(None, target if _orientation(image) >= 5 else target[::-1])
+    width, height = image.size
+    height, width = size or ((1, 1) if any_size else (height, width))
+    image.draft(None, (height, width) if size and _orientation(image) >= 5 else (width, height))
     num = math.prod(image.size)
     if num > most:
         raise InputError(
