@@ -60,9 +60,9 @@ def test_what_is_said_of_few_images(num, held_out, few, tmp_path):
     assert ("--held-out" in notes) == bool(held_out) and ("very few" in notes) == bool(few) and few in notes
 
 
-@pytest.mark.parametrize("colour", [(0, 0, 0), (100, 100, 100), (200, 30, 40)])
+@pytest.mark.parametrize("colour", [(0, 0, 0), (2, 2, 2), (200, 30, 40)])
 def test_images_of_one_colour_teach_nothing(colour, tmp_path):
-    images = pd.ImageSet(torch.tensor(colour, dtype=torch.uint8)[None, :, None, None].repeat(30, 1, 16, 16))
+    images = pd.ImageSet(torch.tensor(colour, dtype=torch.uint8)[None, :, None, None].repeat(7, 1, 9, 9))
     with refused(None, "all images are of one and the same value, or colour: there is nothing to learn"):
         build_trainer(TINY, images, tmp_path / "run", show=False)
 
