@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -105,6 +106,40 @@ def test_what_the_notes_say(tmp_path):
     assert "values from 0 to 255 were found, beyond the data.range of 0 to 100" in notes
     notes = " ".join(pd.open_images(save(tmp_path / "c.npy", images=PICTURES.pixels.astype(np.uint16))).notes)
     assert "values from 0 to 255 were found, of 0 to 65535" in notes
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "taken"),
+    [
+        (-0.294, 1, (-1, 1)),
+        (-0.99, 0.4, (-1, 1)),
+        (0.3, 0.992, (0, 1)),
+        (0, 0.4, (0, 0.4)),
+        (-0.5, 0.5, (-0.5, 0.5)),
+        (-0.3, 1.1, (-0.3, 1.1)),
+    ],
+)
+def test_the_range_that_floats_were_scaled_to(tmp_path, low, high, taken):
+    values = np.linspace(low, high, 4 * 8 * 8, dtype=np.float32).reshape(4, 8, 8)
+    images = pd.open_images(save(tmp_path / "a.npy", images=values))
+    assert images.codec.range == pytest.approx(taken)  # pyright: ignore[reportAttributeAccessIssue]
+    assert any("taken for values of the range" in note for note in images.notes) == (taken != (low, high))
+    given = pd.open_images(save(tmp_path / "a.npy", images=values), range=(low, high))
+    assert given.codec.range == (low, high)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("ending", [".npy", ".npz"])  # one is mapped, and the other is read
+@pytest.mark.parametrize("dtype", [np.float32, np.int16, np.uint16])
+@pytest.mark.parametrize("share", [0.001, 0.3])
+def test_outliers_and_values_for_what_is_missing_are_told(tmp_path, ending, dtype, share):
+    random = np.random.default_rng(0)
+    values = random.integers(1000, 3000, (300, 16, 16)).astype(dtype)
+    assert not any("but 98%" in note for note in pd.open_images(save(tmp_path / f"a{ending}", images=values)).notes)
+    values[random.random(values.shape) < share] = 65_000 if dtype == np.uint16 else -32_000
+    noted = [note for note in pd.open_images(save(tmp_path / f"b{ending}", images=values)).notes if "but 98%" in note]
+    assert len(noted) == 1 and re.search(r"--data.range 10[0-9]{2} 29[0-9]{2} ", noted[0]), noted
+    given = pd.open_images(save(tmp_path / f"b{ending}", images=values), range=(1000, 3000)).notes
+    assert any("beyond the data.range" in note and "not clipped" in note for note in given)
 
 
 @EVERY_FORMAT

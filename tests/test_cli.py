@@ -60,6 +60,48 @@ def test_help_and_version_are_quick_because_torch_is_not_imported():
         subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
+def test_a_path_at_which_there_is_nothing_is_refused_before_torch_is_imported(tmp_path):
+    lines = [
+        "sample NEW --out o",
+        "sample . --vae NEW --out o",
+        "evaluate NEW",
+        "evaluate . --data NEW",
+        "evaluate . --held-out NEW",
+        "evaluate . --reference NEW",
+        "edit NEW . --out o",
+        "edit . NEW --out o",
+        "edit . . --mask NEW --out o",
+        "export NEW --to onnx --out o",
+        "export . --to onnx --vae NEW --out o",
+        "export . --to onnx --evaluation NEW --out o",
+        "import NEW --out o",
+        "info NEW",
+        "info . NEW --report o.html",
+        "inspect NEW",
+        "inspect --config c.yaml",
+        "prepare NEW o.zip",
+        "prepare digits o --latents NEW",
+        "race NEW --out o",
+        "race digits --held-out NEW --out o",
+        "train NEW --out o --json o.json",
+        "train --out NEW",
+        "train --config c.yaml --out o",
+        "train digits --config NEW --out o",
+    ]
+    (tmp_path / "c.yaml").write_text("data: {source: NEW}")
+    code = (
+        "import sys; from patch_diffusion.cli import main\n"
+        f"for line in {lines}:\n"
+        "    print(line, file=sys.stderr)\n"
+        "    assert main(line.split()) and 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    said = done.stderr.splitlines()[1::2]
+    assert len(said) == len(lines) and all("NEW" in line for line in said), said
+    assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
+
+
 def test_help_shows_every_option(run, capsys):
     import dataclasses
 
@@ -448,17 +490,17 @@ def test_the_limits_of_the_machine_are_one_line(run, monkeypatch, fails, reason)
     for place in ("run", "parse"):
         with monkeypatch.context() as patched:
             patched.setattr(Verb if place == "parse" else Import, place, lambda *_: fails())
-            status, _, err = run("import a.pkl --out b")
+            status, _, err = run("import . --out b")
         assert status == 1 and err.startswith("patch-diffusion import: ") and reason in err and one_line(err)
 
 
 def test_a_defect_keeps_its_traceback(run, monkeypatch):
     monkeypatch.setattr(Import, "run", lambda _: divmod(1, 0))
     with pytest.raises(ZeroDivisionError):
-        run("import a.pkl --out b")
+        run("import . --out b")
     monkeypatch.setattr(Import, "run", lambda _: torch.ones(2) @ torch.ones(3))
     with pytest.raises(RuntimeError, match="size"):
-        run("import a.pkl --out b")
+        run("import . --out b")
 
 
 @pytest.mark.parametrize("words", ["--resolution 36x52", "--data.resolution=36x52", "--resolution 36 52"])

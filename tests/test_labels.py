@@ -101,6 +101,15 @@ def test_a_csv_as_spreadsheets_write_it(folder, tmp_path):
     assert images.class_names == ("a, b", "c") and images.labels.tolist() == [0, 1, 1, 1]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("separator", [";", "\t", ", "])
+def test_a_csv_of_another_separator_and_encoding(folder, tmp_path, encoding, separator):
+    rows = [("File ", "Label"), *((f"0000{index}.png", label) for index, label in enumerate(["10.5", "é", "2", "é"]))]
+    (tmp_path / "a.csv").write_bytes("\r\n".join(map(separator.join, rows)).encode(encoding))
+    images = pd.open_images(folder, labels=str(tmp_path / "a.csv"))
+    assert images.class_names == ("10.5", "2", "é") and images.labels.tolist() == [0, 2, 1, 2]
+
+
 def test_labels_of_files_that_are_not_here_are_noted(folder, tmp_path):
     (tmp_path / "a.csv").write_text(csv_of(*NUMBERS, "zebra.png,2", "ape.png,2"))
     notes = pd.open_images(folder, labels=str(tmp_path / "a.csv")).notes
@@ -114,10 +123,11 @@ def test_labels_of_files_that_are_not_here_are_noted(folder, tmp_path):
         (csv_of(*NUMBERS, "00001.png,2"), "gives 00001.png two labels, 0 and 2"),
         (csv_of("00000.png,"), "line 2 of"),
         (csv_of("00000.png"), "line 2 of"),
+        (csv_of(*NUMBERS[:3], "00003.png,NaN"), "line 5 of"),
         (csv_of(*NUMBERS[:3], "00003.png,-1"), "the label of 00003.png is -1, and class numbers are 0 or more"),
         ("name,class\na,b", "must name the columns file and label, not name, class"),
         ("", "must name the columns file and label, not none"),
-        ("file,label\n\0\xff".encode("latin-1"), "is not a CSV of file,label"),
+        ("file,label\n\0\xff".encode("latin-1"), "is not a CSV of file,label in UTF-8: save it as that"),
     ],
 )
 def test_a_csv_that_cannot_be_used(folder, tmp_path, content, message):
@@ -148,6 +158,7 @@ def test_labels_stay_with_their_images_when_one_is_passed_over(tmp_path):
         ([1234567890, 0, 7], ("0", "7", "1234567890"), [2, 0, 1]),
         (["10", "9", "1"], ("1", "9", "10"), [2, 1, 0]),
         (["b10", "b9", "a"], ("a", "b10", "b9"), [1, 2, 0]),
+        (["10.0", "-2.5", "9"], ("-2.5", "9", "10.0"), [2, 0, 1]),
         ([10**20, 5, 10**20], ("5", str(10**20)), [1, 0, 1]),
     ],
 )

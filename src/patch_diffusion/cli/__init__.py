@@ -70,6 +70,7 @@ def _run(arguments: Sequence[str]) -> int:
     except InputError as error:
         return _fail(2, name, str(error))
     try:
+        command.check_existing()
         command.check_json()
         tell(command, command.run())
     except InputError as error:

@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 import patch_diffusion
 from patch_diffusion.cli.choosing import check_places, class_number, open_guide, pictures_in, read_from, write_shown
 from patch_diffusion.cli.parsing import parse_seeds
-from patch_diffusion.cli.verb import Json, Verb
+from patch_diffusion.cli.verb import FilePath, Json, RunPath, Verb
 from patch_diffusion.errors import InputError
 from patch_diffusion.sampling.options import Sampling
 
@@ -28,13 +28,13 @@ class Edit(Verb):
     patch-diffusion edit runs/cats cat.png --restore super-resolution --out new
     """
 
-    source: Annotated[Positional[Path], arg(metavar="RUN")]
+    source: Annotated[Positional[RunPath], arg(metavar="RUN")]
     """The run folder, or one of its checkpoints."""
-    image: Annotated[Positional[Path], arg(metavar="IMAGE")]
+    image: Annotated[Positional[FilePath], arg(metavar="IMAGE")]
     """A picture, or an array in an .npy, of the run's channels and numbers."""
     out: Annotated[Path, arg(metavar="DIR")]
     """Folder for 000000.png ... and samples.json."""
-    mask: Annotated[Path | None, arg(metavar="FILE")] = None
+    mask: Annotated[FilePath | None, arg(metavar="FILE")] = None
     """Fill in what is white in this picture, or not 0 in this .npy. All other pixels are kept exactly."""
     extend: Annotated[tuple[str, ...] | None, arg(metavar="SIDE=PIXELS")] = None
     """Make the image larger by some pixels at its sides, as in left=32,top=8."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from tyro.conf import Positional, arg
 
 import patch_diffusion
-from patch_diffusion.cli.verb import Json, Verb
+from patch_diffusion.cli.verb import Json, RunPath, Verb
 from patch_diffusion.errors import InputError
 from patch_diffusion.runs.time_spent import beside, clock, shares
 
@@ -30,7 +29,7 @@ class Info(Verb):
     patch-diffusion info runs/photos runs/others --report compare.html
     """
 
-    sources: Annotated[Positional[tuple[Path, ...]], arg(metavar="[RUN ...]")] = ()
+    sources: Annotated[Positional[tuple[RunPath, ...]], arg(metavar="[RUN ...]")] = ()
     """The run folder; for --report several, or the folder of a race, which stands for all runs in it. Without it,
     versions, devices and optional libraries are shown."""
     follow: bool = False

@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 import patch_diffusion
 from patch_diffusion.cli.choosing import check_places, class_number, open_guide, pictures_in, read_from, write_shown
 from patch_diffusion.cli.parsing import parse_seeds
-from patch_diffusion.cli.verb import Json, Verb
+from patch_diffusion.cli.verb import FilePath, Json, RunPath, Verb
 from patch_diffusion.sampling.options import Sampling
 
 
@@ -22,7 +22,7 @@ class Sample(Verb):
     patch-diffusion sample runs/photos --seeds 0-63 --out pictures --grid grid.png
     """
 
-    source: Annotated[Positional[Path], arg(metavar="RUN")]
+    source: Annotated[Positional[RunPath], arg(metavar="RUN")]
     """The run folder, or one of its checkpoints."""
     out: Annotated[Path, arg(metavar="DIR")]
     """Folder for 000000.png ... and samples.json."""
@@ -33,7 +33,7 @@ class Sample(Verb):
     sampling: Annotated[Sampling, arg(name="")] = field(default_factory=Sampling)
     ema_length: Annotated[float | None, arg(metavar="0.1")] = None
     """Average the weights over this share of the training, where --ema.lengths kept what it takes."""
-    vae: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    vae: Annotated[FilePath | None, arg(metavar="FOLDER")] = None
     """For a model of latents: an autoencoder to decode with, in place of the one that made them."""
     grid: Annotated[Path | None, arg(metavar="FILE.png")] = None
     """One picture of the first 100 samples, sorted by class."""

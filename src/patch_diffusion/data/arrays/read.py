@@ -164,7 +164,7 @@ def _mapped(
     elif key is None or options.cache == "memory":
         found = look_at_all()
     else:
-        found = cache.remember({"survey of": key}, lambda: (look_at_all(), {}))[0]
+        found = cache.remember({"survey of": key, "percentiles": True}, lambda: (look_at_all(), {}))[0]
     tensor = cache.as_tensor(mapped)
     tensor = tensor.unsqueeze(1) if axis == 0 else tensor.movedim(axis, 1)
     facts = {"dtype": mapped.dtype.name, "survey": found, "notes": []}

@@ -22,8 +22,6 @@ from patch_diffusion.data.reading.labels import labels_of_values
 from patch_diffusion.errors import InputError, about, did_you_mean, need
 from patch_diffusion.files import user_path
 
-PREFIX = "hf:"
-
 _IMAGE_NAMES = ("image", "img", "images", "picture")
 _LABEL_NAMES = ("label", "labels", "class")
 

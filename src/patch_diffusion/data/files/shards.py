@@ -27,8 +27,6 @@ from patch_diffusion.data.reading.parallel import results_in_order
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import user_path
 
-PREFIX = "wds:"
-
 _JSON_LABELS = ("label", "cls", "class")
 
 Sample = tuple[str, int, int, Any, str | None]

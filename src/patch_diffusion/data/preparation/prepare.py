@@ -19,12 +19,12 @@ from PIL import Image
 
 from patch_diffusion.config import Data
 from patch_diffusion.data.classes import Labels, occurring, refuse_many_classes
-from patch_diffusion.data.digits import NAME
 from patch_diffusion.data.files.collection import Collection
 from patch_diffusion.data.files.decode import ImageFile, decode_file, quiet, read_headers, reason
 from patch_diffusion.data.files.pixel_type import PixelType, common_pixel_type
 from patch_diffusion.data.inspection.as_files import as_files, has_files
 from patch_diffusion.data.inspection.duplicates import content_hash
+from patch_diffusion.data.named import DIGITS
 from patch_diffusion.data.preparation.partial import PartialZip
 from patch_diffusion.data.reading.cache import digest, state_of
 from patch_diffusion.data.reading.labels import LABELS_FILE
@@ -244,7 +244,7 @@ def _key(found: Collection, options: Data, keep_duplicates: bool) -> str | None:
     if identity is None and not has_files(options):
         path = user_path(options.source)
         files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
-        identity = options.source if options.source == NAME else list(map(state_of, files))
+        identity = options.source if options.source == DIGITS else list(map(state_of, files))
     if identity is None:
         return None
     asked = {name: getattr(options, name) for name in ("resolution", "fit", "mode", "key", "layout")}

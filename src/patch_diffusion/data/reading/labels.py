@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -17,6 +18,11 @@ from patch_diffusion.data.classes import Labels, ordered, too_many
 from patch_diffusion.errors import InputError
 
 LABELS_FILE = "dataset.json"
+
+ONE_IMAGE = "one image only"
+"""The words of a note on classes of a single image."""
+
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as spreadsheets write it
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}
 
@@ -115,8 +121,14 @@ def column_of_csv(content: bytes, column: str, names: Sequence[str], source: str
     A missing column, a file with two values and an image without one are errors, which name it.
     """
     try:
-        rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), skipinitialspace=True)
+        text = content.decode("utf-16" if content.startswith(_UTF_16) else "utf-8-sig")
+        separator = next((mark for mark in ",;\t" if mark in text.partition("\n")[0]), ",")
+        rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
         columns = rows.fieldnames or ()
+        for wanted in ("file", column):  # a name in another case counts if it is the only one
+            alike = [name for name in columns if name.strip().casefold() == wanted.casefold()]
+            if wanted not in columns and len(alike) == 1:
+                columns = rows.fieldnames = [wanted if name in alike else name for name in columns]
         if not {"file", column} <= set(columns):
             raise InputError(
                 f"the first line of {source} must name the columns file and {column}, not "
@@ -125,11 +137,13 @@ def column_of_csv(content: bytes, column: str, names: Sequence[str], source: str
         found: dict[str, str] = {}
         for row in rows:
             name, value = (row["file"] or "").strip().replace("\\", "/"), (row[column] or "").strip()
-            if not name or not value:
+            if not name or not value or value.casefold() == "nan":
                 raise InputError(f"line {rows.line_num} of {source} has no {column if name else 'file'}")
             if found.setdefault(name, value) != value:
                 raise InputError(f"{source} gives {name} two {column}s, {found[name]} and {value}")
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError:
+        raise InputError(f"{source} is not a CSV of file,{column} in UTF-8: save it as that") from None
+    except csv.Error as error:
         raise InputError(f"{source} is not a CSV of file,{column}: {error}") from None
     _refuse_missing(found, names, source, column)
     notes = []
@@ -182,7 +196,7 @@ def notes_of_labels(labels: NDArray[np.int64], class_names: Sequence[str]) -> li
         return []
     first = class_names[single[0]] if len(class_names) else single[0]
     which = "1 class has" if len(single) == 1 else f"{len(single):,} classes have"
-    return [f"{which} one image only (first: {first})"]
+    return [f"{which} {ONE_IMAGE} (first: {first})"]
 
 
 def _words(name: bytes) -> str:
