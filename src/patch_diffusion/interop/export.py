@@ -117,7 +117,7 @@ def export_model(
             told = {"sampled by": ", ".join(f"{name} {value}" for name, value in sampler.items())}
         else:
             notes, difference = write_graph(model, partial, shape, to)
-            usage = graph_usage(model, name, shape, to)
+            usage = graph_usage(model, shape, to)
             told = {"compared": f"gives what the model gives to within {difference:.1e}"}
         told["weights"] = _weights(step, ema_length)
         card = Card(name, to, config, facts, shape, measured, held_out, figures, told, notes, license, usage)
