@@ -383,7 +383,9 @@ def test_pictures_are_converted_as_in_training(make_model, image, tmp_path, mode
 
 def test_pictures_that_cannot_be_converted(make_model, tmp_path):
     Image.fromarray(np.zeros((8, 12), np.uint8)).save(tmp_path / "a.png")
-    with pytest.raises(pd.InputError, match=r"has 1 channel \(grey\), but this run's images have 2 channels: convert it"):
+    with pytest.raises(
+        pd.InputError, match=r"has 1 channel \(grey\), but this run's images have 2 channels: convert it"
+    ):
         pd.read_image(tmp_path / "a.png", make_model(2))
     for read in (lambda path: pd.read_image(path, make_model()), pd.read_mask):
         with pytest.raises(pd.InputError, match="is a folder: give a file"):
@@ -422,7 +424,9 @@ def test_masks_that_do_not_tell_what_is_to_be_filled(tmp_path, mask):
     with pytest.raises(pd.InputError, match="has transparent, dark and bright parts"):
         pd.read_mask(tmp_path / "all.png")
     Image.fromarray(np.arange(96, dtype=np.uint8).reshape(8, 12)).save(tmp_path / "dark.png")
-    with pytest.raises(pd.InputError, match="its brightest pixel is 95 of 255, and it has 96 levels of grey: make white"):
+    with pytest.raises(
+        pd.InputError, match="its brightest pixel is 95 of 255, and it has 96 levels of grey: make white"
+    ):
         pd.read_mask(tmp_path / "dark.png")
     Image.new("L", (12, 8)).save(tmp_path / "empty.png")
     assert not pd.read_mask(tmp_path / "empty.png").any()

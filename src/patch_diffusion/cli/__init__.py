@@ -75,7 +75,7 @@ def _run(arguments: Sequence[str]) -> int:
     except InputError as error:
         return _fail(2, name, str(error))
     try:
-        command.check_json()
+        command.check_outputs()
         tell(command, command.run())
     except InputError as error:
         return _fail(1, name, str(error))

@@ -97,8 +97,8 @@ def read_mask(path: str | Path) -> Bool[Tensor, "h w"]:
         bright = np.max(colours, axis=0)[painted] >= _HALF
         if bright.any() and not bright.all():
             raise InputError(
-                f"{path} has transparent, dark and bright parts, so it does not say what is to be filled: give a mask in "
-                "black and white, or paint in one colour on transparency"
+                f"{path} has transparent, dark and bright parts, so it does not say what is to be filled: give a mask "
+                "in black and white, or paint in one colour on transparency"
             )
         warnings.warn(f"{path} has transparent parts: what is painted is filled in", Note, stacklevel=2)
         return torch.from_numpy(painted)
