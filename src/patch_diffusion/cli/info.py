@@ -66,7 +66,7 @@ class Info(Verb):
             return {}
         if self.report is not None:
             return self._report()
-        if self.sources and self.sources[0].is_file():
+        if self.sources and self.sources[0].suffix.lower() == ".png" and not self.sources[0].is_dir():
             return self._sample(self.sources[0])
         found = patch_diffusion.describe(self.sources[0]) if self.sources else patch_diffusion.environment()
         if not self.prints_json:
