@@ -56,7 +56,7 @@ class Sample(Verb):
         guide = open_guide(str(self.sampling.guide), self.source, device=self.device)
         sampling = replace(self.sampling, guide=guide)
         labels = class_number(self.label, model)
-        weights = digest_of(model, *([] if isinstance(guide, str) else [guide]))
+        weights = digest_of(model, guide)
         there: set[int] = set()
         if not self.again:
             asked = sampling.with_steps(None, usual=18)

@@ -114,12 +114,12 @@ def written(folder: Path, seeds: Collection[int], *, mean: bool = False) -> list
     ]
 
 
-def digest_of(*models: Denoiser) -> str:
-    """Return a digest of the weights of models and of what brings their images to pixels, for the index of samples."""
+def digest_of(model: Denoiser, guide: str | Denoiser = "class") -> str:
+    """Return a digest of a model's weights and codec, and those of a guide that is a model, for the index of samples."""
     digest = blake2b(digest_size=8)
-    for model in models:
-        digest.update(to_json(model.codec.as_dict()).encode())
-        for name, tensor in sorted(model.module.state_dict().items()):
+    for each in (model, *([] if isinstance(guide, str) else [guide])):
+        digest.update(to_json(each.codec.as_dict()).encode())
+        for name, tensor in sorted(each.module.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
