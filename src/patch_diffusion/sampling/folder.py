@@ -115,7 +115,7 @@ def written(folder: Path, seeds: Collection[int], *, mean: bool = False) -> list
 
 
 def digest_of(model: Denoiser, guide: str | Denoiser = "class") -> str:
-    """Return a digest of a model's weights and codec, and those of a guide that is a model, for the index of samples."""
+    """Return a digest of the weights and codec of a model, and of a guide if that is one, for the index of samples."""
     digest = blake2b(digest_size=8)
     for each in (model, *([] if isinstance(guide, str) else [guide])):
         digest.update(to_json(each.codec.as_dict()).encode())
