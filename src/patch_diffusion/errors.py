@@ -34,6 +34,10 @@ class InputError(ValueError):
         return InputError(message, option=self.option)
 
 
+class Note(UserWarning):
+    """A warning that is a sentence for the user, which the command line prints as it stands."""
+
+
 def option_error(option: str, is_wrong: str) -> InputError:
     """Return the error for one option, whose full name begins the sentence."""
     return InputError(f"{option} {is_wrong}", option=option)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from tyro.conf import Positional, arg
@@ -11,6 +12,7 @@ from tyro.conf import Positional, arg
 import patch_diffusion
 from patch_diffusion.cli.verb import Json, RunPath, Verb
 from patch_diffusion.errors import InputError
+from patch_diffusion.files import to_json
 from patch_diffusion.runs.time_spent import beside, clock, shares
 
 
@@ -30,8 +32,8 @@ class Info(Verb):
     """
 
     sources: Annotated[Positional[tuple[RunPath, ...]], arg(metavar="[RUN ...]")] = ()
-    """The run folder; for --report several, or the folder of a race, which stands for all runs in it. Without it,
-    versions, devices and optional libraries are shown."""
+    """The run folder; for --report several, or the folder of a race, which stands for all runs in it. Or a sample,
+    FILE.png, to see how it was made. Without it, versions, devices and optional libraries are shown."""
     follow: bool = False
     """Show the run live until it is complete, or Ctrl-C; with --json, print its log line by line as it grows."""
     endings: ClassVar[dict[str, tuple[str, ...]]] = Verb.endings | {"--report": (".html", ".htm")}
@@ -64,10 +66,23 @@ class Info(Verb):
             return {}
         if self.report is not None:
             return self._report()
+        if self.sources and self.sources[0].suffix.lower() == ".png" and not self.sources[0].is_dir():
+            return self._sample(self.sources[0])
         found = patch_diffusion.describe(self.sources[0]) if self.sources else patch_diffusion.environment()
         if not self.prints_json:
             lines = [f"{name:<12} {value}" for name, value in _main_points(found)] if self.sources else _table(found)
             print("\n".join(lines))
+        return found
+
+    def _sample(self, path: Path) -> dict[str, Any]:
+        from patch_diffusion.cli.tables import points
+        from patch_diffusion.sampling.pictures import metadata_of
+
+        found = metadata_of(path)
+        if not self.prints_json:
+            settings = found.get("settings")
+            rows = {**found, **(settings if isinstance(settings, dict) else {})}
+            print("\n".join(points([(_shown(name), _shown(rows[name])) for name in rows if name != "settings"])))
         return found
 
     def _report(self) -> dict[str, Any]:
@@ -91,6 +106,11 @@ class Info(Verb):
     def after_interrupt(self) -> str:
         """Return the text that follows "interrupted" after Ctrl-C: the run was not changed."""
         return "; the run itself was not touched"
+
+
+def _shown(value: Any) -> str:
+    """Return a value of a file as text without the control characters that a terminal obeys."""
+    return value if isinstance(value, str) and value.isprintable() else to_json(value, lines=False)
 
 
 def _main_points(found: dict[str, Any]) -> list[tuple[str, str]]:

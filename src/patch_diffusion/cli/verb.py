@@ -17,7 +17,7 @@ from patch_diffusion.cli.choosing import read_from
 from patch_diffusion.cli.parsing import parse
 from patch_diffusion.data.named import check_source
 from patch_diffusion.errors import InputError
-from patch_diffusion.files import check_apart, to_json, user_path, write_json
+from patch_diffusion.files import check_apart, check_writable, to_json, user_path, write_json
 
 Json = Annotated[str | None, arg(metavar="[FILE.json]")]
 """The type of the option ``--json``: None if it is not given, "" for JSON on stdout, or the file for it."""
@@ -83,14 +83,21 @@ class Verb(ABC):
             for mark, one in ((mark, one) for mark in _marks(kind) for one in _each(value)):
                 mark.check(one)
 
-    def check_json(self) -> None:
-        """Raise an `InputError` if the file for the result is a folder, or would replace what the verb works on."""
+    def check_outputs(self) -> None:
+        """Raise an `InputError` if ``out`` or the file for the result cannot be written, before the work begins.
+
+        The file must not be a folder either, nor replace what the verb works on.
+        """
+        given = vars(self)
+        out = given.get("out")
+        if out is not None:
+            check_writable(user_path(out))
         if not self.json:
             return
-        path, given = user_path(self.json), vars(self)
+        path = user_path(self.json)
         if path.is_dir():
             raise InputError(f"{path} is a folder: give a file for the result")
-        out = given.get("out")
+        check_writable(path)
         if out is not None and user_path(out).resolve() in (path.resolve(), *path.resolve().parents):
             raise InputError(f"{path} is in the folder that the command writes: choose another place for the result")
         values = chain.from_iterable(map(_each, given.values()))

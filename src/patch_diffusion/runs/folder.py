@@ -222,10 +222,13 @@ class RunFolder:
     def read_config(self) -> tuple[Config, ModelFacts]:
         """Read the run's options and the facts about its data and network from ``config.json``."""
         if not self.is_run():
-            missing = "holds no run (no config.json)" if self.path.is_dir() else "does not exist"
-            raise InputError(
-                f"{self.path} {missing}{self.lost_config() or ': give the --out folder of a training run'}"
-            )
+            missing, inside = "is a file" if self.path.is_file() else "does not exist", []
+            if self.path.is_dir():
+                missing = "holds no run (no config.json)"
+                inside = [entry.name for entry in sorted(self.path.iterdir()) if RunFolder(entry).is_run()]
+            named = f", but those in {', '.join(inside[:5])}{', ...' * (len(inside) > 5)}: give one of them"
+            advice = named if inside else ": give the --out folder of a training run"
+            raise InputError(f"{self.path} {missing}{self.lost_config() or advice}")
         try:
             content = read_json(self.config_file)
         except InputError as error:

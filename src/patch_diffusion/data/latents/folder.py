@@ -32,7 +32,7 @@ from patch_diffusion.data.latents.autoencoder import Autoencoder, images_at_once
 from patch_diffusion.data.latents.codec import STANDARD_DEVIATION, LatentCodec, codec_of
 from patch_diffusion.data.reading.parallel import progress
 from patch_diffusion.errors import InputError
-from patch_diffusion.files import check_room, read_json, sync, user_path, write_json
+from patch_diffusion.files import check_room, check_writable, read_json, sync, user_path, write_json
 
 _FACTS, _LATENTS, _LABELS = "latents.json", "latents.npy", "labels.npy"
 _KEYS, _GROUPS = "keys.npy", "groups.npy"
@@ -164,6 +164,7 @@ def encode_latents(
         kind = "latents already" if isinstance(images, LatentSet) else "images of several sizes"
         raise InputError(f"latents are made of images of one size, and these are {kind}")
     autoencoder, out = Autoencoder(vae), user_path(out)
+    check_writable(out)
     _check_images(images, autoencoder)
     height, width = (side // autoencoder.factor for side in images.resolution)
     channels = autoencoder.latent_channels * (2 if autoencoder.posterior else 1)

@@ -32,7 +32,7 @@ from patch_diffusion.data.reading.parallel import in_order
 from patch_diffusion.data.reading.sizes import Size, resolution_of, too_small
 from patch_diffusion.data.sources import find_images
 from patch_diffusion.errors import InputError
-from patch_diffusion.files import check_room, read_json, replacing, to_json, user_path, write_json
+from patch_diffusion.files import check_room, check_writable, read_json, replacing, to_json, user_path, write_json
 
 IMAGES_PER_FOLDER = 1000
 
@@ -72,6 +72,7 @@ def prepare_images(
         raise InputError("a zip has images of one size: fit is crop or stretch")
     if user_path(options.source).resolve() == out.resolve():
         raise InputError(f"{out} would be written over itself: choose another name")
+    check_writable(out)
     options = keeping_classes(options)
     with ExitStack() as stack:
         found = stack.enter_context(find_images(options, show=show)) if has_files(options) else as_files(options)
