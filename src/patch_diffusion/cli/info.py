@@ -10,8 +10,9 @@ from typing import Annotated, Any, ClassVar
 from tyro.conf import Positional, arg
 
 import patch_diffusion
+from patch_diffusion.cli.say import say
 from patch_diffusion.cli.verb import Json, Verb
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, shown
 from patch_diffusion.runs.time_spent import beside, clock, shares
 
 
@@ -68,7 +69,7 @@ class Info(Verb):
         found = patch_diffusion.describe(self.sources[0]) if self.sources else patch_diffusion.environment()
         if not self.prints_json:
             lines = [f"{name:<12} {value}" for name, value in _main_points(found)] if self.sources else _table(found)
-            print("\n".join(lines))
+            say("\n".join(map(shown, lines)))
         return found
 
     def _report(self) -> dict[str, Any]:

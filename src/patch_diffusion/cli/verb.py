@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -14,6 +13,7 @@ from tyro.conf import arg
 
 from patch_diffusion.cli.choosing import read_from
 from patch_diffusion.cli.parsing import parse
+from patch_diffusion.cli.say import say
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_apart, to_json, user_path, write_json
 
@@ -79,7 +79,7 @@ def tell(command: Verb, result: dict[str, Any]) -> None:
     if not result:  # a followed run has printed its own lines; of several processes, only rank 0 has a result
         return
     if command.prints_json:
-        print(to_json(result))
+        say(to_json(result))
         return
     lines = [command.message(result)]
     if command.json:
@@ -88,4 +88,4 @@ def tell(command: Verb, result: dict[str, Any]) -> None:
         write_json(path, result)
         lines.append(f"the result is in {path}")
     if message := "\n".join(filter(None, lines)):
-        print(message, file=sys.stderr)
+        say(message, aside=True)

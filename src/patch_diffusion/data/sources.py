@@ -19,7 +19,7 @@ from patch_diffusion.data.arrays.read import read_array
 from patch_diffusion.data.arrays.stored import in_memory, is_array, open_array
 from patch_diffusion.data.files import hub, shards
 from patch_diffusion.data.files.collection import Collection, read_collection
-from patch_diffusion.data.files.folders import find_in_folder, find_in_zip
+from patch_diffusion.data.files.folders import find_in_folder, find_in_zip, hint_for, image_endings
 from patch_diffusion.data.files.map_style import array_of, find_in_map_style
 from patch_diffusion.data.images import Images, ImageSet
 from patch_diffusion.data.latents.folder import is_latents, open_latents
@@ -179,7 +179,7 @@ def find_images(options: Data, *, show: bool = False) -> Iterator[Collection]:
             "hf:NAME, wds:SHARDS, or digits",
             option="data.source",
         )
-    elif zipfile.is_zipfile(path):
+    elif path.is_file() and zipfile.is_zipfile(path):
         with find_in_zip(path, options) as found:
             yield found
     else:
@@ -243,6 +243,8 @@ def _refuse_unknown(options: Data, source: str, known: set[str]) -> None:
 
 
 def _what_it_is_not(path: Path, source: str) -> str:
+    if not path.is_file():
+        return f"{source} is no file that can be read twice: give a folder, a zip or an array"
     try:
         path.open("rb").close()
     except OSError as error:
@@ -252,4 +254,7 @@ def _what_it_is_not(path: Path, source: str) -> str:
         return f"{source} is damaged: it is no complete zip"
     if ending == ".tar":
         return f"{source} is a tar of shards: give it as wds:{source}"
-    return f"{source} is neither a folder nor a zip of images, nor an array (.npy, .npz, .h5, .zarr)"
+    if ending in image_endings():
+        return f"{source} is one image: give the folder that it is in"
+    hint = f": {found}" if (found := hint_for(path.name)) else ""
+    return f"{source} is neither a folder nor a zip of images, nor an array (.npy, .npz, .h5, .zarr){hint}"
