@@ -140,7 +140,7 @@ def open_data(options: Data, *, show: bool = False) -> Images:
         if options.fit != "crop":
             raise option_error("data.fit", f"{options.fit} has no meaning for the digits: leave it out")
         return digits.read_digits(options)
-    if is_latents(path):
+    if _prefix(source) is None and is_latents(path):  # a pattern of shards may be longer than a name of a file
         if options != Data(source, classes=options.classes):
             raise InputError(f"{source} holds latents, which only data.classes applies to: leave out all other options")
         return open_latents(path, classes=options.classes, options=options)

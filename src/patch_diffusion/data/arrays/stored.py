@@ -173,23 +173,26 @@ def _files_of_hdf5(library: Any, array: Any, path: Path, source: str) -> set[Pat
     """
     folder, seen = path.resolve().parent, set[tuple[Path, str]]()
 
-    def look(array: Any) -> None:
+    def look(array: Any, within: frozenset[tuple[Path, str]] = frozenset()) -> None:
         place = Path(array.file.filename).resolve()  # another's, where a name is a link into it
         if array.external or not place.is_relative_to(folder):
             raise InputError(
                 f"{source} takes values from other files, and only from HDF5 files that lie beside it are they read: "
                 "copy them into one file"
             )
-        if (place, array.name) in seen:
+        own = (place, array.name)
+        if own in within:  # HDF5 would go round until the process dies
+            raise InputError(f"{source} is damaged: {array.name} takes values from itself")
+        if own in seen:
             return
-        seen.add((place, array.name))
+        seen.add(own)
         for part in array.virtual_sources() if array.is_virtual else ():
             if "%" in part.file_name:
                 raise InputError(f"{source} takes values from files named by a pattern: copy them into one file")
             other = place if part.file_name == "." else place.parent / part.file_name
             if not other.resolve().is_relative_to(folder) or other.is_file():  # HDF5 makes up what is not there
                 with library.File(other, "r") as file:
-                    look(file[part.dset_name])
+                    look(file[part.dset_name], within | {own})
 
     with damage_named(source):
         look(array)

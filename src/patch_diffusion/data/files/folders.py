@@ -156,7 +156,7 @@ class _Found:
         raise InputError(f"there is no file of labels at {labels}, nor in {self.options.source}", option="data.labels")
 
     def labels_files(self) -> Iterator[tuple[str, Sequence[str]]]:
-        """Yield each ``dataset.json`` in a folder around all images, the outermost first, and their names from there."""
+        """Yield each ``dataset.json`` in a folder around all images, the outermost first, and the names from there."""
         for folder in folders_around(self.images):
             if folder + LABELS_FILE in self.names:
                 yield folder + LABELS_FILE, [name[len(folder) :] for name in self.images]

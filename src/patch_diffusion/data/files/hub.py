@@ -29,7 +29,7 @@ PREFIX = "hf:"
 _IMAGE_NAMES = ("image", "img", "images", "picture")
 _LABEL_NAMES = ("label", "labels", "class")
 _TABLE_ENDINGS = (".parquet", ".arrow", ".tar", ".zip", ".csv", ".json", ".jsonl")
-_MOST_LOOKED_AT = 100_000
+_MOST_LOOKED_AT = 20_000
 
 
 def find_in_hub(name: str, options: Data) -> Collection:
@@ -124,10 +124,16 @@ def _load(library: Any, place: str, source: str) -> Any:
 
 
 def _may_hold_images(path: Path) -> bool:
-    """True if there are files of a kind that the library finds images in; it would look long and in vain elsewhere."""
-    names = itertools.chain.from_iterable(files for _, _, files in os.walk(path))
+    """True if a tenth of the files are of a kind with images; in any other folder the library would look for minutes."""
+
+    def names() -> Iterator[str]:
+        for _, folders, files in os.walk(path):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            yield from files
+
     endings = {*image_endings(), *_TABLE_ENDINGS}
-    return any(Path(name).suffix.lower() in endings for name in itertools.islice(names, _MOST_LOOKED_AT))
+    known = [Path(name).suffix.lower() in endings for name in itertools.islice(names(), _MOST_LOOKED_AT)]
+    return any(known) and 10 * sum(known) >= len(known)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from patch_diffusion.config import Data
 from patch_diffusion.data.arrays.stored import is_array
 from patch_diffusion.data.classes import occurring
 from patch_diffusion.data.digits import NAME
+from patch_diffusion.data.files import hub, shards
 from patch_diffusion.data.files.collection import Collection as ImageCollection, read_collection
 from patch_diffusion.data.files.decode import ImageFile, read_header
 from patch_diffusion.data.images import Images, ImageSet, numbered_as
@@ -70,6 +71,8 @@ def some_images(options: Data, *, without: Collection[str] = (), show: bool = Fa
 def has_files(options: Data) -> bool:
     """True if a source consists of image files; false for an array, latents or the digits."""
     path = user_path(options.source)
+    if options.source.startswith((hub.PREFIX, shards.PREFIX)):
+        return True
     return options.source != NAME and not is_latents(path) and not (is_array(path) and path.exists())
 
 
