@@ -218,14 +218,14 @@ def _open_zarr(path: Path, options: Data) -> Iterator[StoredArray]:
         opened = zarr.open(str(path), mode="r")
         arrays = dict(_zarr_arrays(opened)) if hasattr(opened, "groups") else {"": opened}
         identity = [str(path.resolve()), digest(*map(state_of, files))]
+    yield _chosen(arrays, options, identity, lambda array: _files_of_zarr(array, files))
 
-    def checked(array: Any) -> list[Path]:
-        # Some versions of numcodecs would unpickle, which could run code.
-        if "pickle" in repr([array.filters, getattr(array, "compressors", None) or array.compressor]).lower():
-            raise ValueError("an array is a pickle")
-        return files
 
-    yield _chosen(arrays, options, identity, checked)
+def _files_of_zarr(array: Any, files: list[Path]) -> list[Path]:
+    """Return the files of a Zarr array; one that versions of numcodecs unpickle, which runs code, is no array."""
+    if "pickle" in repr([array.filters, getattr(array, "compressors", None) or array.compressor]).lower():
+        raise ValueError("an array is a pickle")
+    return files
 
 
 def _zarr_arrays(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -55,7 +55,8 @@ _HINTS = {
     ".arrow": "give the data set as hf:FOLDER",
     ".parquet": "give the data set as hf:FOLDER",
     "": "names without an ending, such as .png, are not taken for images; DICOM is converted to PNG, TIFF or .npy",
-    **dict.fromkeys((".heic", ".heif", ".dcm", ".nii", ".nrrd", ".mha", ".czi", ".exr", ".dng", ".nef"), _CONVERT),
+    **dict.fromkeys((".heic", ".heif", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".exr", ".svg", ".pdf"), _CONVERT),
+    **dict.fromkeys((".dcm", ".nii", ".nrrd", ".mha", ".mhd", ".czi", ".lif", ".mp4", ".mov", ".avi"), _CONVERT),
 }
 
 

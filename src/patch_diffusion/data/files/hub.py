@@ -19,6 +19,7 @@ from patch_diffusion.data.files.collection import Collection, Files
 from patch_diffusion.data.files.decode import ImageFile
 from patch_diffusion.data.files.folders import image_endings
 from patch_diffusion.data.reading.cache import digest, state_of
+from patch_diffusion.data.reading.damage import damage_named
 from patch_diffusion.data.reading.groups import groups_of_values
 from patch_diffusion.data.reading.labels import labels_of_values
 from patch_diffusion.errors import InputError, about, did_you_mean, need
@@ -47,7 +48,8 @@ def find_in_hub(name: str, options: Data) -> Collection:
         found = _choose_split(found, split, options.source)
     elif split is not None:
         raise InputError(f"{options.source} has no splits: leave ':{split}' out")
-    return collection_of(found, options, own)
+    with damage_named(options.source):
+        return collection_of(found, options, own)
 
 
 def collection_of(table: Any, options: Data, folders: Sequence[Path] | None = None) -> Collection:
@@ -116,6 +118,8 @@ def _load(library: Any, place: str, source: str) -> Any:
             if saved:
                 return library.load_from_disk(str(path))
             return library.load_dataset(str(path) if path.exists() else place)
+    except MemoryError:
+        raise
     except Exception as error:
         words = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
@@ -124,7 +128,7 @@ def _load(library: Any, place: str, source: str) -> Any:
 
 
 def _may_hold_images(path: Path) -> bool:
-    """True if a tenth of the files are of a kind with images; in any other folder the library would look for minutes."""
+    """True if a tenth of the files are of a kind with images; elsewhere the library would look for minutes."""
 
     def names() -> Iterator[str]:
         for _, folders, files in os.walk(path):

@@ -153,7 +153,8 @@ def _expand(pattern: str) -> list[str]:
         path = user_path(alternative)
         if not path.name:
             raise InputError(f"shards are tar files, as in wds:shards/*.tar, not '{pattern}'")
-        matching = sorted(map(str, Path(path.anchor).glob(str(path.relative_to(path.anchor)))))
+        with damage_named(alternative):
+            matching = sorted(map(str, Path(path.anchor).glob(str(path.relative_to(path.anchor)))))
         if not matching:
             raise InputError(f"there are no shards at {alternative}: give tar files, as in wds:shards/*.tar")
         found |= dict.fromkeys(matching)

@@ -61,7 +61,9 @@ def by_names(found: Mapping[str, T], names: Sequence[str], source: str) -> tuple
         others -= set(pairs.values())
         if pairs and form is not _composed:
             name, other = min(pairs.items())
-            notes.append(f"{source} has {len(pairs):,} names in another case (first: {other} for {name})")
+            notes.append(
+                f"{source} names {len(pairs):,} of {len(names):,} images in another case (first: {other} for {name})"
+            )
     return own, sorted(others), notes
 
 
