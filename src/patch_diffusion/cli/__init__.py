@@ -23,10 +23,11 @@ from patch_diffusion.cli.inspect import Inspect
 from patch_diffusion.cli.prepare import Prepare
 from patch_diffusion.cli.race import Race
 from patch_diffusion.cli.sample import Sample
+from patch_diffusion.cli.say import say
 from patch_diffusion.cli.serve import Serve
 from patch_diffusion.cli.train import Train
 from patch_diffusion.cli.verb import Verb, tell
-from patch_diffusion.errors import InputError, Note, did_you_mean, is_out_of_memory
+from patch_diffusion.errors import InputError, Note, did_you_mean, is_out_of_memory, shown
 from patch_diffusion.processes import is_first, listen
 
 _KINDS = (Train, Sample, Evaluate, Edit, Info, Inspect, Prepare, Race, Import, Export, Serve)
@@ -61,10 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str]) -> int:
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help"):
-        print(_overview())
+        say(_overview())
         return 0 if arguments else 2
     if verb == "--version":
-        print(f"patch-diffusion {patch_diffusion.__version__}")
+        say(f"patch-diffusion {patch_diffusion.__version__}")
         return 0
     if verb not in VERBS:
         what = "option" if verb.startswith("-") else "verb"
@@ -94,14 +95,14 @@ def _run(arguments: Sequence[str]) -> int:
 def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
     if issubclass(category, Note):
         if is_first():
-            print(message, file=sys.stderr)
+            say(str(message), aside=True)
     else:
         _WITH_PLACE(message, category, *where, **more)
 
 
 def _fail(status: int, name: str, *reason: str) -> int:
     listen()
-    print(f"{name}: {''.join(reason)}", file=sys.stderr)
+    say(shown(f"{name}: {''.join(reason)}"), aside=True)
     return status
 
 

@@ -10,8 +10,9 @@ from typing import Annotated, Any, ClassVar
 from tyro.conf import Positional, arg
 
 import patch_diffusion
+from patch_diffusion.cli.say import say
 from patch_diffusion.cli.verb import Json, RunPath, Verb
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, shown
 from patch_diffusion.files import to_json
 from patch_diffusion.runs.time_spent import beside, clock, shares
 
@@ -71,7 +72,7 @@ class Info(Verb):
         found = patch_diffusion.describe(self.sources[0]) if self.sources else patch_diffusion.environment()
         if not self.prints_json:
             lines = [f"{name:<12} {value}" for name, value in _main_points(found)] if self.sources else _table(found)
-            print("\n".join(lines))
+            say("\n".join(map(shown, lines)))
         return found
 
     def _sample(self, path: Path) -> dict[str, Any]:
@@ -82,7 +83,11 @@ class Info(Verb):
         if not self.prints_json:
             settings = found.get("settings")
             rows = {**found, **(settings if isinstance(settings, dict) else {})}
-            print("\n".join(points([(_shown(name), _shown(rows[name])) for name in rows if name != "settings"])))
+            rows.pop("settings", None)
+            told = {
+                name: value if isinstance(value, str) else to_json(value, lines=False) for name, value in rows.items()
+            }
+            say("\n".join(points([(shown(name), shown(value)) for name, value in told.items()])))
         return found
 
     def _report(self) -> dict[str, Any]:
@@ -106,11 +111,6 @@ class Info(Verb):
     def after_interrupt(self) -> str:
         """Return the text that follows "interrupted" after Ctrl-C: the run was not changed."""
         return "; the run itself was not touched"
-
-
-def _shown(value: Any) -> str:
-    """Return a value of a file as text without the control characters that a terminal obeys."""
-    return value if isinstance(value, str) and value.isprintable() else to_json(value, lines=False)
 
 
 def _main_points(found: dict[str, Any]) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from patch_diffusion.cli.options import given_options, option_words
+from patch_diffusion.cli.say import say
 from patch_diffusion.cli.train import _preset_and_file, settled
 from patch_diffusion.cli.verb import DataName, Json, Verb
 from patch_diffusion.config import Config
@@ -90,7 +91,7 @@ class Inspect(Verb):
         advice = advise(findings, self.options, given, timed=self.forecast, show=True)
         command = self._command(advice)
         if not self.prints_json:
-            print(inspection(findings, advice, self.preset, command))
+            say(inspection(findings, advice, self.preset, command))
         return {"data": findings.as_dict(), "advice": advice.as_dict(), "preset": self.preset, "command": command}
 
     def message(self, result: dict[str, Any]) -> str:

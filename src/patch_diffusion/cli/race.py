@@ -14,10 +14,11 @@ from tyro.conf import Positional, Suppress, UseAppendAction, arg
 import patch_diffusion
 from patch_diffusion.cli.options import given_options
 from patch_diffusion.cli.parsing import parse, parse_seeds
+from patch_diffusion.cli.say import say
 from patch_diffusion.cli.train import _preset_and_file, settled
 from patch_diffusion.cli.verb import DataName, Json, Verb
 from patch_diffusion.config import Config, flat_options, option_names
-from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.errors import InputError, did_you_mean, shown
 from patch_diffusion.presets import DEFAULT_PRESET, PRESETS
 from patch_diffusion.races.arms import PATCHES, WHOLE, check_arms, whole_images
 
@@ -130,10 +131,10 @@ class Race(Verb):
             held_out=self.held_out_data,
             moments=self.moments,
             given=self.given,
-            tell=lambda text: console.print(text, markup=False),
+            tell=lambda text: console.print(shown(text, lines=True), markup=False),
         )
         if not self.prints_json:
-            print(race_table(content))
+            say(race_table(content))
         return content
 
     def message(self, result: dict[str, Any]) -> str:

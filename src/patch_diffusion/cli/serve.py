@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 import patch_diffusion
+from patch_diffusion.cli.say import say
 from patch_diffusion.cli.verb import Json, Verb, tell
 from patch_diffusion.files import to_json
 
@@ -51,9 +51,9 @@ class Serve(Verb):
     def _tell(self, address: str) -> None:
         found = {"address": address, "runs": str(self.runs)}
         if self.prints_json:  # in one line, which whoever started the page can read as it comes
-            print(to_json(found, lines=False), flush=True)
+            say(to_json(found, lines=False), flush=True)
             return
         tell(self, found)
-        print(f"{self.runs} is shown at {address}  (Ctrl-C ends it)", file=sys.stderr, flush=True)
+        say(f"{self.runs} is shown at {address}  (Ctrl-C ends it)", aside=True, flush=True)
         if self.host not in ("127.0.0.1", "::1", "localhost"):
-            print("whoever reaches this machine can use the page: it asks for no password", file=sys.stderr, flush=True)
+            say("whoever reaches this machine can use the page: it asks for no password", aside=True, flush=True)

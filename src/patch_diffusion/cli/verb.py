@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from tyro.conf import arg
 
 from patch_diffusion.cli.choosing import read_from
 from patch_diffusion.cli.parsing import parse
+from patch_diffusion.cli.say import say
 from patch_diffusion.data.named import check_source
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_apart, check_writable, to_json, user_path, write_json
@@ -133,7 +133,7 @@ def tell(command: Verb, result: dict[str, Any]) -> None:
     if not result:  # a followed run has printed its own lines; of several processes, only rank 0 has a result
         return
     if command.prints_json:
-        print(to_json(result))
+        say(to_json(result))
         return
     lines = [command.message(result)]
     if command.json:
@@ -142,4 +142,4 @@ def tell(command: Verb, result: dict[str, Any]) -> None:
         write_json(path, result)
         lines.append(f"the result is in {path}")
     if message := "\n".join(filter(None, lines)):
-        print(message, file=sys.stderr)
+        say(message, aside=True)

@@ -14,8 +14,8 @@ from patch_diffusion.errors import InputError
 Labels = tuple[NDArray[np.int64], tuple[str, ...]]
 """Class numbers, one per image, and the names of the classes by number, empty if they are named by their numbers."""
 
-_INTEGER = re.compile(r"-?[0-9]+")
-_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
+_INTEGER = re.compile(r"-?[0-9]{1,4000}")  # of more digits Python makes no number
+_NUMBER = re.compile(r"-?[0-9]{1,4000}(\.[0-9]{1,4000})?")
 _FEW_TO_JUDGE = 20  # of fewer images, any number may have a class of its own
 
 

@@ -109,8 +109,8 @@ class ImageSet:
                 f"images are {self.codec.dtype} tensors (n, channels, height, width), "
                 f"not {self.pixels.dtype} {tuple(self.pixels.shape)}"
             )
-        if len(self.pixels) == 0:
-            raise InputError("there are no images")
+        if not self.pixels.numel():
+            raise InputError("the images have no pixels" if len(self.pixels) else "there are no images")
         if self.labels is not None and (self.labels.shape != (len(self.pixels),) or self.labels.min() < 0):
             raise InputError("labels are integers from 0, one per image")
         self._count_classes()

@@ -19,7 +19,7 @@ from patch_diffusion.data.arrays.read import read_array
 from patch_diffusion.data.arrays.stored import in_memory, is_array, open_array
 from patch_diffusion.data.files import hub, shards
 from patch_diffusion.data.files.collection import Collection, read_collection
-from patch_diffusion.data.files.folders import find_in_folder, find_in_zip
+from patch_diffusion.data.files.folders import find_in_folder, find_in_zip, hint_for, image_endings
 from patch_diffusion.data.files.map_style import array_of, find_in_map_style
 from patch_diffusion.data.images import Images, ImageSet
 from patch_diffusion.data.latents.folder import is_latents, open_latents
@@ -141,7 +141,7 @@ def open_data(options: Data, *, show: bool = False) -> Images:
         if options.fit != "crop":
             raise option_error("data.fit", f"{options.fit} has no meaning for the digits: leave it out")
         return digits.read_digits(options)
-    if is_latents(path):
+    if prefix_of(source) is None and is_latents(path):  # a pattern of shards may be longer than a name of a file
         if options != Data(source, classes=options.classes):
             raise InputError(f"{source} holds latents, which only data.classes applies to: leave out all other options")
         return open_latents(path, classes=options.classes, options=options)
@@ -175,7 +175,7 @@ def find_images(options: Data, *, show: bool = False) -> Iterator[Collection]:
         raise InputError(f"{source} does not consist of files")
     elif path.is_dir():
         yield find_in_folder(path, options)
-    elif zipfile.is_zipfile(path):
+    elif path.is_file() and zipfile.is_zipfile(path):
         with find_in_zip(path, options) as found:
             yield found
     else:
@@ -235,6 +235,8 @@ def _refuse_unknown(options: Data, source: str, known: set[str]) -> None:
 
 
 def _what_it_is_not(path: Path, source: str) -> str:
+    if not path.is_file():
+        return f"{source} is no file that can be read twice: give a folder, a zip or an array"
     try:
         path.open("rb").close()
     except OSError as error:
@@ -244,4 +246,7 @@ def _what_it_is_not(path: Path, source: str) -> str:
         return f"{source} is damaged: it is no complete zip"
     if ending == ".tar":
         return f"{source} is a tar of shards: give it as wds:{source}"
-    return f"{source} is neither a folder nor a zip of images, nor an array (.npy, .npz, .h5, .zarr)"
+    if ending in image_endings():
+        return f"{source} is one image: give the folder that it is in"
+    hint = f": {found}" if (found := hint_for(path.name)) else ""
+    return f"{source} is neither a folder nor a zip of images, nor an array (.npy, .npz, .h5, .zarr){hint}"

@@ -27,6 +27,7 @@ from patch_diffusion.errors import InputError
 _GREY = {"1", "L", "LA", "La"}
 _EXIF_ORIENTATION = 0x0112
 _ANIMATED = {"AVIF", "FLI", "GIF", "PNG", "WEBP"}  # frames of other formats are layers, or one image in several sizes
+_MOST_BYTES_PER_PIXEL, _MOST_PIXELS = 16, 2**32  # four floats of 32 bits
 _TIFF_WIDTH = 256
 _TIFF_KIND_OF_PAGE = 254  # tag whose lowest bit marks a smaller version of another page
 _TIFF_SIGN = 339
@@ -164,7 +165,10 @@ def decode_with_key(
         key = key_of_bytes(f"{source.mode} {source.size} ".encode() + source.tobytes())
     else:
         with source:
-            content = source.read()  # Pillow stops before the end, where a zip finds out that it is damaged
+            most = _MOST_BYTES_PER_PIXEL * (Image.MAX_IMAGE_PIXELS or _MOST_PIXELS)
+            content = source.read(most + 1)  # Pillow stops before the end, where a zip finds out that it is damaged
+            if len(content) > most:
+                raise InputError(f"more than {most:,} bytes, which no image of the most pixels has")
         source, key = BytesIO(content), key_of_bytes(content)
         try:
             return _decoded(source, size, mode, fit, draft), key

@@ -31,7 +31,7 @@ from patch_diffusion.data.reading.labels import LABELS_FILE
 from patch_diffusion.data.reading.parallel import in_order
 from patch_diffusion.data.reading.sizes import Size, resolution_of, too_small
 from patch_diffusion.data.sources import find_images
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, shown
 from patch_diffusion.files import check_room, check_writable, read_json, replacing, to_json, user_path, write_json
 
 IMAGES_PER_FOLDER = 1000
@@ -204,7 +204,7 @@ def _report(
         "num_classes": 0 if labels is None else len(set(labels[0].tolist())),
         "class_names": [] if labels is None else list(labels[1]),
         "num_groups": 0 if found.groups is None else len(set(found.groups)),
-        "notes": [*found.notes, *plan.notes],
+        "notes": list(map(shown, [*found.notes, *plan.notes])),
         "dropped": dropped,
         "made_of": made_of,
     }
