@@ -292,7 +292,7 @@ def test_a_picture_says_how_it_was_made(trained, run, tmp_path):
     assert status == 0 and "seed         3\n" in text and "solver       heun\n" in text
     told = "\x1b[31m"
     write_picture(Image.new("L", (1, 1)), tmp_path / "other.png", {told: told, "settings": told})
-    assert run("info PICTURE", PICTURE=tmp_path / "other.png")[:2] == (0, '"\\u001b[31m" "\\u001b[31m"\n')
+    assert run("info PICTURE", PICTURE=tmp_path / "other.png")[:2] == (0, "\\x1b[31m     \\x1b[31m\n")
 
 
 @pytest.mark.filterwarnings("default")

@@ -158,8 +158,11 @@ def column_of_csv(content: bytes, column: str, names: Sequence[str], source: str
     A missing column, a file with two values and an image without one are errors, which name it.
     """
     found: dict[str, str] = {}
-    with damage_named(source, f"is not a CSV of file,{column} in UTF-8"):
+    try:
         text = content.decode("utf-16" if content.startswith(_UTF_16) else "utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{source} is not a CSV of file,{column} in UTF-8: save it as that") from None
+    with damage_named(source, f"is not a CSV of file,{column}"):
         separator = next((mark for mark in ",;\t" if mark in text.partition("\n")[0]), ",")
         rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
         columns = rows.fieldnames or ()
