@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,11 +54,11 @@ def ask(
 class Served:
     """A server in a thread: its ``site``, ``address``, ``port`` and the ``thread``."""
 
-    def __init__(self, site: Site, host: str = "127.0.0.1") -> None:
+    def __init__(self, site: Site, host: str = "127.0.0.1", allowed: Collection[str] = ()) -> None:
         self.site = site
         listener = listen(host, 0)
         self.address, self.port = address_of(host, listener), listener.getsockname()[1]
-        self.server = server_of(guarded(site.app, own_names(host)))
+        self.server = server_of(guarded(site.app, own_names(host, allowed)))
         self.thread = threading.Thread(target=self.server.run, args=([listener],), daemon=True)
         self.thread.start()
 
@@ -70,9 +70,9 @@ class Served:
 
 
 @contextmanager
-def served(site: Site, host: str = "127.0.0.1") -> Iterator[Served]:
+def served(site: Site, host: str = "127.0.0.1", allowed: Collection[str] = ()) -> Iterator[Served]:
     """A page that is served in a thread until the with block ends."""
-    made = Served(site, host)
+    made = Served(site, host, allowed)
     try:
         yield made
     finally:

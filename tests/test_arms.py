@@ -41,6 +41,7 @@ def test_what_may_differ(other):
         ({"a": BASE}, "two arms or more, not 1"),
         ({"a": BASE, "../b": whole_images(BASE)}, "not '../b'"),
         ({"a": BASE, "": whole_images(BASE)}, "not ''"),
+        ({"a": BASE, "A": whole_images(BASE)}, "differ in case alone"),
         ({"a": BASE, "b": whole_images(BASE), "c": BASE}, "arms 'a' and 'c' are the same"),
         ({"a": BASE, "b": replace(BASE, seed=3)}, "arm 'b' has seed 3 and arm 'a' 0"),
         (

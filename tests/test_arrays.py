@@ -1,7 +1,10 @@
+import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -105,6 +108,40 @@ def test_what_the_notes_say(tmp_path):
     assert "values from 0 to 255 were found, beyond the data.range of 0 to 100" in notes
     notes = " ".join(pd.open_images(save(tmp_path / "c.npy", images=PICTURES.pixels.astype(np.uint16))).notes)
     assert "values from 0 to 255 were found, of 0 to 65535" in notes
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "taken"),
+    [
+        (-0.294, 1, (-1, 1)),
+        (-0.99, 0.4, (-1, 1)),
+        (0.3, 0.992, (0, 1)),
+        (0, 0.4, (0, 0.4)),
+        (-0.5, 0.5, (-0.5, 0.5)),
+        (-0.3, 1.1, (-0.3, 1.1)),
+    ],
+)
+def test_the_range_that_floats_were_scaled_to(tmp_path, low, high, taken):
+    values = np.linspace(low, high, 4 * 8 * 8, dtype=np.float32).reshape(4, 8, 8)
+    images = pd.open_images(save(tmp_path / "a.npy", images=values))
+    assert images.codec.range == pytest.approx(taken)  # pyright: ignore[reportAttributeAccessIssue]
+    assert any("taken for values of the range" in note for note in images.notes) == (taken != (low, high))
+    given = pd.open_images(save(tmp_path / "a.npy", images=values), range=(low, high))
+    assert given.codec.range == (low, high)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("ending", [".npy", ".npz"])  # one is mapped, and the other is read
+@pytest.mark.parametrize("dtype", [np.float32, np.int16, np.uint16])
+@pytest.mark.parametrize("share", [0.001, 0.3])
+def test_outliers_and_values_for_what_is_missing_are_told(tmp_path, ending, dtype, share):
+    random = np.random.default_rng(0)
+    values = random.integers(1000, 3000, (300, 16, 16)).astype(dtype)
+    assert not any("but 98%" in note for note in pd.open_images(save(tmp_path / f"a{ending}", images=values)).notes)
+    values[random.random(values.shape) < share] = 65_000 if dtype == np.uint16 else -32_000
+    noted = [note for note in pd.open_images(save(tmp_path / f"b{ending}", images=values)).notes if "but 98%" in note]
+    assert len(noted) == 1 and re.search(r"--data.range 10[0-9]{2} 29[0-9]{2} ", noted[0]), noted
+    given = pd.open_images(save(tmp_path / f"b{ending}", images=values), range=(1000, 3000)).notes
+    assert any("beyond the data.range" in note and "not clipped" in note for note in given)
 
 
 @EVERY_FORMAT
@@ -393,3 +430,117 @@ def test_a_range_beyond_what_the_type_holds():
 def test_a_range_is_two_numbers(given):
     with refused("data.range"):
         pd.open_images("digits", range=given)
+
+
+@EVERY_FORMAT
+@pytest.mark.parametrize("shape", [(3, 0, 8), (3, 8, 0), (3, 0, 8, 8), (3, 8, 8, 0), (0, 8, 8)])
+def test_arrays_without_pixels(tmp_path, ending, shape):
+    what = "pixels" if shape[0] else "images"
+    array = np.zeros(shape, np.uint8)
+    if ending in (".npy", ".npz"):  # others cannot have chunks of such a size
+        path = save(tmp_path / f"a{ending}", images=array)
+        assert refusal(path) == f"{path} holds no {what}: its shape is {' x '.join(map(str, shape))}"
+    assert f"holds no {what}" in refusal(array)
+
+
+def test_items_and_sets_without_pixels():
+    assert "item 0 (has no pixels: its shape is (0, 8))" in refusal([np.zeros((0, 8), np.uint8)] * 3)
+    with pytest.raises(pd.InputError, match="the images have no pixels"):
+        pd.ImageSet(torch.zeros(3, 1, 0, 8, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("shape", [(-5, 8, 8), (10**18, 8, 8)])
+def test_an_npz_of_a_shape_that_it_cannot_have(tmp_path, shape):
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive, archive.open("images.npy", "w") as stream:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(stream, header)
+        stream.write(bytes(4000))
+    assert refusal(path).startswith(f"{path} is damaged: images.npy is shorter than its shape says")
+
+
+def h5_file(path, **values):
+    """An HDF5 file of an array, of values that are elsewhere (a list) or of another file's by a layout (a function)."""
+    h5py = need("h5py", "data")
+    path.parent.mkdir(exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for name, each in values.items():
+            if isinstance(each, list):
+                file.create_dataset(name, (20,) if name == "labels" else (20, 8, 8), "u1", external=each)
+            elif isinstance(each, tuple):
+                layout = h5py.VirtualLayout((20, 8, 8), "u1")
+                layout[:] = h5py.VirtualSource(*each, (20, 8, 8))
+                file.create_virtual_dataset(name, layout)
+            elif isinstance(each, str):
+                file[name] = h5py.ExternalLink(each, "images")
+            else:
+                file.create_dataset(name, data=each)
+    return path
+
+
+def test_hdf5_does_not_read_other_files_of_the_machine(tmp_path):
+    values = PICTURES.pixels[:, 0, :, :8]
+    (tmp_path / "secret").write_bytes(bytes(4096))
+    outside = h5_file(tmp_path / "secret.h5", images=values)
+    here = tmp_path / "here"
+    h5_file(here / "beside.h5", images=values)
+    h5_file(here / "external.h5", images=[(str(tmp_path / "secret"), 0, 1280)])
+    h5_file(here / "link.h5", images=str(outside))
+    (here / "symbolic.h5").symlink_to(outside)
+    refused = [
+        here / "external.h5",
+        h5_file(here / "labels.h5", images=values, labels=[(str(tmp_path / "secret"), 0, 20)]),
+        h5_file(here / "up.h5", images=("../secret.h5", "images")),
+        h5_file(here / "absolute.h5", images=(str(outside), "images")),
+        h5_file(here / "of_external.h5", images=("external.h5", "images")),
+        h5_file(here / "of_link.h5", images=("link.h5", "images")),
+        h5_file(here / "of_symbolic.h5", images=("symbolic.h5", "images")),
+    ]
+    for path in refused:
+        assert refusal(path).startswith(f"{path} takes values from other files, and only from HDF5 files"), path
+    sources = [SimpleNamespace(file_name="../secre%b.h5", dset_name="images")]
+    file = SimpleNamespace(filename=here / "a.h5")
+    pattern = SimpleNamespace(file=file, name="/a", external=None, is_virtual=True, virtual_sources=lambda: sources)
+    with pytest.raises(pd.InputError, match=r"^a\.h5 takes values from files named by a pattern"):
+        stored._files_of_hdf5(None, pattern, here / "a.h5", "a.h5")
+    round_about = h5_file(here / "round.h5", images=("round.h5", "images"))
+    assert refusal(round_about) == f"{round_about} is damaged: /images takes values from itself"
+    assert refusal(here / "link.h5").endswith("holds no arrays")
+    images = pd.open_images(h5_file(here / "virtual.h5", images=("beside.h5", "images")))
+    assert np.array_equal(images.pixels[:, 0].numpy(), values)
+
+
+def test_a_file_that_says_it_holds_far_more_than_it_can(tmp_path):
+    with need("h5py", "data").File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("images", (10**8, 8, 8), "u1", chunks=(1000, 8, 8))
+    assert "a.h5 is damaged: it says that an array has 6,400,000,000 bytes" in refusal(tmp_path / "a.h5")
+
+
+def test_zarr_that_is_damaged_pickled_or_elsewhere(tmp_path):
+    path = save(tmp_path / "here" / "a.zarr", images=PICTURES.pixels)
+    facts = path / "images" / "zarr.json"
+    content = facts.read_text()
+    assert '"chunk_shape"' in content
+    changed = json.loads(content)
+    changed["chunk_grid"]["configuration"]["chunk_shape"] = [0, 0, 0, 0]
+    facts.write_text(json.dumps(changed))
+    assert refusal(path).startswith(f"{path} is damaged: ")
+    facts.write_text(content)
+    chunk = path / "images" / "c" / "0" / "0" / "0" / "0"
+    (tmp_path / "secret").write_bytes(chunk.read_bytes())
+    chunk.unlink()
+    chunk.symlink_to(tmp_path / "secret")
+    assert refusal(path) == f"{path} takes 0 from elsewhere by a link: copy the file itself into it"
+
+
+def test_a_pickle_in_zarr_is_refused_whatever_the_library_would_do(tmp_path):
+    zarr = need("zarr", "data", minversion="3")
+    path = save(tmp_path / "a.zarr", images=PICTURES.pixels)
+    labels = {"zarr_format": 2, "shape": [20], "chunks": [20], "dtype": "|O", "fill_value": "", "order": "C"}
+    labels |= {"filters": [{"id": "vlen-utf8"}], "compressor": {"id": "pickle", "protocol": 5}}
+    (tmp_path / "labels.zarr").mkdir()
+    (tmp_path / "labels.zarr" / ".zarray").write_text(json.dumps(labels))
+    array = zarr.open(str(tmp_path / "labels.zarr"), mode="r")
+    with pytest.raises(ValueError, match="pickle"):
+        stored._files_of_zarr(array, [])
+    assert stored._files_of_zarr(zarr.open(str(path), mode="r")["images"], [path]) == [path]

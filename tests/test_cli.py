@@ -13,11 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
+import patch_diffusion as pd
 from patch_diffusion.cli import VERBS, main
 from patch_diffusion.cli.import_ import Import
 from patch_diffusion.cli.sample import Sample
 from patch_diffusion.cli.train import Train
 from patch_diffusion.cli.verb import Verb
+from patch_diffusion.errors import Note
+from patch_diffusion.sampling.pictures import write_picture
 
 TINY = (
     "--network.width 8 --network.multipliers 1 2 --network.attention 1 --network.blocks 1 "
@@ -58,6 +61,48 @@ def test_help_and_version_are_quick_because_torch_is_not_imported():
             "assert 'torch' not in sys.modules and 'PIL' not in sys.modules and 'pydantic' not in sys.modules"
         )
         subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_path_at_which_there_is_nothing_is_refused_before_torch_is_imported(tmp_path):
+    lines = [
+        "sample NEW --out o",
+        "sample . --vae NEW --out o",
+        "evaluate NEW",
+        "evaluate . --data NEW",
+        "evaluate . --held-out NEW",
+        "evaluate . --reference NEW",
+        "edit NEW . --out o",
+        "edit . NEW --out o",
+        "edit . . --mask NEW --out o",
+        "export NEW --to onnx --out o",
+        "export . --to onnx --vae NEW --out o",
+        "export . --to onnx --evaluation NEW --out o",
+        "import NEW --out o",
+        "info NEW",
+        "info . NEW --report o.html",
+        "inspect NEW",
+        "inspect --config c.yaml",
+        "prepare NEW o.zip",
+        "prepare digits o --latents NEW",
+        "race NEW --out o",
+        "race digits --held-out NEW --out o",
+        "train NEW --out o --json o.json",
+        "train --out NEW",
+        "train --config c.yaml --out o",
+        "train digits --config NEW --out o",
+    ]
+    (tmp_path / "c.yaml").write_text("data: {source: NEW}")
+    code = (
+        "import sys; from patch_diffusion.cli import main\n"
+        f"for line in {lines}:\n"
+        "    print(line, file=sys.stderr)\n"
+        "    assert main(line.split()) and 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    said = done.stderr.splitlines()[1::2]
+    assert len(said) == len(lines) and all("NEW" in line for line in said), said
+    assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
 
 
 def test_help_shows_every_option(run, capsys):
@@ -109,7 +154,12 @@ def test_train_sample_info(trained, run, tmp_path):
     status, text, _ = run(
         "sample RUN --seeds 0-2,7 --out OUT --steps 2 --grid GRID --json", RUN=trained, OUT=out, GRID=tmp_path / "g.png"
     )
-    assert status == 0 and json.loads(text) == {"samples": 4, "out": str(out), "grid": str(tmp_path / "g.png")}
+    assert status == 0 and json.loads(text) == {
+        "samples": 4,
+        "out": str(out),
+        "grid": str(tmp_path / "g.png"),
+        "already": 0,
+    }
     assert sorted(path.name for path in out.glob("[!.]*")) == [f"{seed:06d}.png" for seed in (0, 1, 2, 7)] + [
         "samples.json"
     ]
@@ -198,6 +248,63 @@ def test_more_samples_join_those_that_are_there(trained, run, tmp_path):
     run("sample RUN --seeds 1 --out OUT --steps 1", RUN=trained, OUT=tmp_path / "a")
     entries = json.loads((tmp_path / "a" / "samples.json").read_text())["samples"]
     assert [(entry["seed"], entry["settings"]["steps"]) for entry in entries] == [(1, 1), (3, 3)]
+
+
+def test_samples_that_are_there_are_not_made_again(trained, run, tmp_path):
+    """They are of the same weights, settings and class; what is missing, and what a grid shows, is made."""
+    line, out = "sample RUN --out OUT --seeds 0-3 --steps 1", tmp_path / "out"
+    places = {"RUN": trained, "OUT": out}
+
+    def times():
+        return {path.stem: path.stat().st_ino for path in out.glob("*.png")}
+
+    def made(line, **more):
+        before = times()
+        status, text, err = run(f"{line} --json", **places, **more)
+        assert status == 0, err
+        after = times()
+        assert json.loads(text)["already"] == sum(
+            before.get(name) == now for name, now in after.items() if int(name) < 4
+        )
+        return sorted(int(name) for name, now in after.items() if before.get(name) != now)
+
+    assert made(line) == [0, 1, 2, 3]
+    entries = (out / "samples.json").read_bytes()
+    assert made(line) == [] and (out / "samples.json").read_bytes() == entries
+    (out / "000002.png").unlink()
+    assert "4 pictures in OUT, 3 of which were there already".replace("OUT", str(out)) in run(line, **places)[2]
+    assert made(line) == []
+    assert made(f"{line} --again") == [0, 1, 2, 3]
+    assert made(f"{line} --grid GRID", GRID=tmp_path / "grid.png") == [0, 1, 2, 3]
+    assert made(f"{line} --class 2") == [0, 1, 3]
+    assert made(f"{line} --class 2 --sigma-max 70") == [0, 1, 2, 3]
+    places["RUN"] = trained / "checkpoints" / "step-00000002"
+    assert made(f"{line} --class 2 --sigma-max 70") == [0, 1, 2, 3]
+    guided = f"{line} --guidance 2 --guide"
+    assert made(f"{guided} step:4") == [0, 1, 2, 3] and made(f"{guided} step:4") == []
+
+
+def test_a_picture_says_how_it_was_made(trained, run, tmp_path):
+    status, _, _ = run("sample RUN --out OUT --seeds 3 --steps 1", RUN=trained, OUT=tmp_path)
+    status, text, _ = run("info PICTURE --json", PICTURE=tmp_path / "000003.png")
+    (entry,) = json.loads((tmp_path / "samples.json").read_text())["samples"]
+    assert entry.pop("file") == "000003.png" and entry["source"] == str(trained)
+    assert status == 0 and json.loads(text) == {**entry, "source": trained.name}
+    status, text, _ = run("info PICTURE", PICTURE=tmp_path / "000003.png")
+    assert status == 0 and "seed         3\n" in text and "solver       heun\n" in text
+    told = "\x1b[31m"
+    write_picture(Image.new("L", (1, 1)), tmp_path / "other.png", {told: told, "settings": told})
+    assert run("info PICTURE", PICTURE=tmp_path / "other.png")[:2] == (0, "\\x1b[31m     \\x1b[31m\n")
+
+
+@pytest.mark.filterwarnings("default")
+def test_notes_of_the_library_are_one_line(trained, run, tmp_path):
+    for options, told in (("--steps 2", True), ("--steps 5", False), ("--steps 2 --solver euler", False)):
+        status, _, err = run(f"sample RUN --out OUT --seeds 0 {options}", RUN=trained, OUT=tmp_path / "out")
+        note = "heun makes noise of 2 steps: take 8 or more, or the solver dpm_solver_2m\n"
+        assert status == 0 and err == note * told + f"1 picture in {tmp_path / 'out'}\n"
+    with pytest.warns(Note):
+        pd.Sampling(steps=4, solver="stochastic_heun").solver_for(pd.load(trained, device="cpu"), torch.ones(5))
 
 
 def test_repeated_seeds_are_one(trained, run, tmp_path):
@@ -312,6 +419,17 @@ def test_an_interrupted_run_continues(tmp_path):
         ("train digits --out OTHER", 1, "holds other files (thesis.tex) and no run"),
         ("train digits --out FILE", 1, "is a file"),
         ("train digits --out FILE/run", 1, "Not a directory"),
+        ("sample RUN --out FILE/new --seeds 0 --steps 1", 1, "Not a directory"),
+        ("sample RUN --out NEW --grid FILE/grid.png --seeds 0 --steps 1", 1, "Not a directory"),
+        ("sample RUN --out NEW --grid GRID.png --seeds 0 --steps 1", 1, "is a folder: give the name of a picture"),
+        ("evaluate RUN --samples 9 --steps 1 --pairs FILE/pairs.png", 1, "Not a directory"),
+        ("inspect digits --most 50 --no-forecast --sheet FILE/sheet.png", 1, "Not a directory"),
+        ("info RUN --report FILE/report.html", 1, "Not a directory"),
+        ("info RUN --json FILE/told.json", 1, "Not a directory"),
+        ("race digits --steps 1 --tune 0 --out FILE/race", 1, "Not a directory"),
+        ("prepare digits FILE/new.zip", 1, "Not a directory"),
+        ("prepare digits FILE/new --latents EMPTY", 1, "Not a directory"),
+        ("export RUN --to torch --out FILE/new", 1, "Not a directory"),
         ("sample NOWHERE --out NEW", 1, "does not exist"),
         ("sample EMPTY --out NEW", 1, "holds no run"),
         ("sample RUN --out NEW --seeds 1-x", 1, "not '1-x'"),
@@ -329,7 +447,13 @@ def test_an_interrupted_run_continues(tmp_path):
         ("sample RUN --out NEW --schedule ve --rho 3", 1, "rho is not an option of the schedule 've'"),
         ("sample RUN --out NEW --solver ancestral --eta 2", 1, "eta is between 0 (no noise) and 1, not 2.0"),
         ("sample RUN --out NEW --sigma-min 0", 1, "0 < sigma_min"),
-        ("sample RUN --out NEW --resolution 7", 1, "multiples of 2"),
+        (
+            "sample RUN --out NEW --resolution 7",
+            1,
+            "multiples of 2 for this network, not 7x7: take 6x6 or 8x8, or give ti",
+        ),
+        ("sample CONFIG --out NEW", 1, "config.json is a file: give the --out folder"),
+        ("sample ABOVE --out NEW", 1, "holds no run (no config.json), but those in run: give one of them"),
         ("sample RUN --out FILE", 1, "is a file"),
         ("sample RUN --out NEW --guidance nan", 2, "guidance is a finite number, not nan"),
         ("sample RUN --out NEW --sigma-max inf", 2, "sigma_max is a finite number, not inf"),
@@ -348,10 +472,12 @@ def test_an_interrupted_run_continues(tmp_path):
 def test_mistakes_get_one_line_and_nothing_is_written(trained, run, tmp_path, line, status, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()
+    (tmp_path / "grid.png").mkdir()
     for file in ("file", "other/thesis.tex"):
         (tmp_path / file).write_text("")
-    places = {name.upper(): tmp_path / name for name in ("new", "nowhere", "empty", "other", "file", "file/run")}
-    places["FILE/run"] = tmp_path / "file" / "run"
+    places = {name.upper(): tmp_path / name for name in ("new", "nowhere", "empty", "other", "file")}
+    places |= {word: tmp_path / word.replace("FILE", "file") for word in line.split() if word.startswith("FILE/")}
+    places |= {"ABOVE": trained.parent, "GRID.png": tmp_path / "grid.png"}
     places |= {"NEW/000003.png": tmp_path / "new" / "000003.png", "CONFIG": trained / "config.json"}
     before = sorted(tmp_path.rglob("*"))
     found, out, err = run(line, RUN=trained, **places)
@@ -450,17 +576,17 @@ def test_the_limits_of_the_machine_are_one_line(run, monkeypatch, fails, reason)
     for place in ("run", "parse"):
         with monkeypatch.context() as patched:
             patched.setattr(Verb if place == "parse" else Import, place, lambda *_: fails())
-            status, _, err = run("import a.pkl --out b")
+            status, _, err = run("import . --out b")
         assert status == 1 and err.startswith("patch-diffusion import: ") and reason in err and one_line(err)
 
 
 def test_a_defect_keeps_its_traceback(run, monkeypatch):
     monkeypatch.setattr(Import, "run", lambda _: divmod(1, 0))
     with pytest.raises(ZeroDivisionError):
-        run("import a.pkl --out b")
+        run("import . --out b")
     monkeypatch.setattr(Import, "run", lambda _: torch.ones(2) @ torch.ones(3))
     with pytest.raises(RuntimeError, match="size"):
-        run("import a.pkl --out b")
+        run("import . --out b")
 
 
 @pytest.mark.parametrize("words", ["--resolution 36x52", "--data.resolution=36x52", "--resolution 36 52"])

@@ -101,6 +101,19 @@ def test_a_mask(run, places):
     assert settings["filled"] == 0.5 and settings["steps"] == 2
 
 
+@pytest.mark.filterwarnings("default")
+def test_a_converted_picture_is_a_note_and_help_lists_what_has_an_effect(run, places, capsys):
+    for name in ("COLOUR", "CLEAR"):
+        status, _, err = run(f"edit RUN {name} --mask MASK --out OUT --steps 1", **places)
+        told, done = err.splitlines()
+        assert status == 0 and "RGB" in told and "was converted to grey" in told and done.startswith("1 picture in")
+    with pytest.raises(SystemExit):
+        run("edit --help")
+    words = set(capsys.readouterr().out.split())
+    assert {"--steps", "--sigma-min", "--rho", "--tile"} <= words
+    assert words.isdisjoint({"--solver", "--schedule", "--churn", "--churn-noise", "--eta", "--resolution"})
+
+
 def test_an_extension(run, places):
     original = np.asarray(Image.open(places["DIGIT"]))
     found = edited(run, places, "--extend left=4,top=2")
@@ -183,8 +196,13 @@ def test_every_option_changes_the_picture(run, places, base, option):
         ("edit RUN DIGIT --out OUT --extend left=-3", 1, "as in left=32,top=8, not 'left=-3'"),
         ("edit RUN DIGIT --out OUT --extend left=0", 1, "none are given"),
         ("edit RUN DIGIT --out OUT --extend left=3", 1, "multiples of 2 for this network, not 16x19"),
-        ("edit RUN COLOUR --out OUT --mask MASK", 1, "has 3 channels (RGB), but this run's images have 1 channel (gre"),
-        ("edit RUN CLEAR --out OUT --mask MASK", 1, "has 4 channels"),
+        ("edit RUN HERE --out OUT --mask MASK", 1, "is a folder: give a file"),
+        (
+            "edit RUN DIGIT --out OUT --mask MASK --solver euler",
+            2,
+            "solver has no effect: edit has a solver and a schedul",
+        ),
+        ("edit RUN DIGIT --out OUT --mask MASK --churn-min=1", 2, "churn_min has no effect"),
         ("edit RUN DEEP --out OUT --mask MASK", 1, "pixels of uint16, but this run's are uint8"),
         ("edit RUN THREE --out OUT --mask MASK", 1, "has the shape (16, 16, 3), but this run's images have 1 channels"),
         ("edit RUN FLOATS --out OUT --mask MASK", 1, "numbers of float64, but this run's images are uint8"),

@@ -6,7 +6,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from PIL import EpsImagePlugin, Image, ImageOps
+from PIL import EpsImagePlugin, Image, ImageOps, PngImagePlugin
 
 import patch_diffusion as pd
 from image_files import (  # noqa: F401
@@ -18,7 +18,9 @@ from image_files import (  # noqa: F401
     write_folder,
     write_zip,
 )
+from patch_diffusion.config import Data
 from patch_diffusion.data.files.decode import Header, ImageFile, decode_file, quiet, read_header, read_headers, reason
+from patch_diffusion.data.inspection.inspect import inspect_images
 
 RANDOM = np.random.default_rng(0)
 
@@ -240,12 +242,50 @@ def test_too_many_pixels_are_refused_by_name_and_number(tmp_path, monkeypatch):
     save(folder / "bomb.png", np.zeros((100, 100), np.uint8))
     for most in (6_000, 4_000):  # Pillow itself warns of up to twice as many, and refuses more
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
-        message = f"bomb.png (10,000 pixels, more than the {most:,} that are read; make it smaller)"
+        message = f"bomb.png (10,000 pixels, more than the {most:,} that are read: make it smaller, or a JPEG,"
         assert message in refusal(folder)
         assert message in refusal(write_zip(tmp_path / "a.zip", folder))
     save(folder / "bomb.png", *np.zeros((3, 8, 8), np.uint8), format="TIFF")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150)
     assert "bomb.png (192 pixels, more than the 150" in refusal(folder)
+
+
+@pytest.mark.parametrize("turned", [1, 6])
+def test_a_large_jpeg_is_decoded_in_draft(tmp_path, monkeypatch, turned):
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    small = Image.fromarray(RANDOM.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+    large = small.resize((1200, 900), Image.Resampling.BICUBIC)
+    for name, picture in (("a", large), ("b", large.resize((600, 450)))):
+        picture.save(tmp_path / f"{name}.jpg", exif=exif, quality=95)
+    how = {"resolution": (590, 430) if turned == 6 else (430, 590), "cache": "memory"}
+    plain = pd.open_images(tmp_path, **how).buckets[0].pixels.int()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500_000)
+    draft = pd.open_images(tmp_path, **how).buckets[0].pixels.int()
+    assert (draft[0] - plain[0]).abs().float().mean() < 3 and not torch.equal(draft[0], plain[0])
+    assert torch.equal(draft[1], plain[1])
+    (tmp_path / "b.jpg").unlink()
+    assert "a.jpg (1,080,000 pixels, more than the 500,000 that are kept" in refusal(tmp_path)
+    found = inspect_images(Data(str(tmp_path)))
+    assert not found.unusable and found.sizes == {(1200, 900) if turned == 6 else (900, 1200): 1}
+    large.save(tmp_path / "a.png")
+    assert "a.png (1,080,000 pixels, more than the 500,000 that are read: make" in refusal(tmp_path, resolution=64)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400_000)
+    assert "a.jpg (1,080,000 pixels, more than the 1,000,000" in refusal(tmp_path, resolution=64)
+
+
+@pytest.mark.parametrize("place", [33, -12], ids=["before the pixels", "after them"])
+@pytest.mark.parametrize("kind", [b"zTXt", b"iCCP"])
+def test_a_png_is_read_without_its_text_where_that_is_too_long(tmp_path, place, kind):
+    pictures = random_pictures(2)
+    folder = write_folder(tmp_path / "pictures", pictures, labels=False)
+    content = (folder / "00000.png").read_bytes()
+    text = b"a\0\0" + zlib.compress(bytes(PngImagePlugin.MAX_TEXT_CHUNK + 1))
+    chunk = struct.pack(">I", len(text)) + kind + text + struct.pack(">I", zlib.crc32(kind + text))
+    (folder / "00000.png").write_bytes(content[:place] + chunk + content[place:])
+    with (folder / "00000.png").open("rb") as file, pytest.raises(ValueError, match="too large"):
+        Image.open(file).load()
+    assert np.array_equal(pd.open_images(folder).pixels.numpy(), pictures.pixels)
 
 
 def test_files_that_are_none_are_named(tmp_path):
@@ -256,12 +296,23 @@ def test_files_that_are_none_are_named(tmp_path):
     (folder / "00010.png").unlink()
     (folder / "00010.png").symlink_to(folder / "nowhere.png")
     message = refusal(folder)
-    assert message.startswith("3 of 50 images cannot be used, more than the 1% that training passes over: ")
+    assert message.startswith("3 of 50 images cannot be used, and training passes over none of fewer than 100: ")
     assert "00008.png (an empty file), 00009.png (not an image, or a broken one), 00010.png ([Errno 2]" in message
     for name in ("00008.png", "00009.png", "00010.png"):
         (folder / name).unlink()
-    assert "1 of 47 images cannot be used, more than the 1%" in refusal(folder)
+    assert "1 of 47 images cannot be used" in refusal(folder)
     assert "00007.png (image file is truncated" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("levels", "mode", "noted"), [(0, "auto", True), (2, "auto", True), (9, "auto", False), (0, "RGB", False)]
+)
+def test_grey_pictures_stored_in_colour_are_noted(tmp_path, levels, mode, noted):
+    pictures = random_pictures(200)
+    pictures.pixels = np.repeat(pictures.pixels[:, :1].clip(9, 246), 3, axis=1)
+    pictures.pixels[::2, 1] += np.uint8(levels)  # as the rounding of a JPEG
+    notes = pd.open_images(write_folder(tmp_path / "pictures", pictures), mode=mode).notes
+    assert any("--data.mode L keeps a third" in note for note in notes) == noted
 
 
 def test_one_broken_file_of_many_is_passed_over_by_name(tmp_path):
@@ -381,10 +432,9 @@ def test_damage_is_what_pillow_says_it_is(kind):
 
 def test_too_many_pixels_are_refused_unread(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 21 * 34 - 1)
-    for kind in ("JPEG", "PNG"):
-        for function in (read_header, decode_file):
-            with quiet(), pytest.raises(pd.InputError, match="714 pixels, more than the 713"):
-                function(file_of(saved(kind=kind)))
+    for kind, function in (("PNG", read_header), ("PNG", decode_file), ("JPEG", decode_file)):
+        with quiet(), pytest.raises(pd.InputError, match="714 pixels, more than the 713"):
+            function(file_of(saved(kind=kind)))
 
 
 def test_a_damaged_file_that_pillow_would_read_is_refused_of_a_zip(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import patch_diffusion as pd
 from image_files import encoded, random_pictures, write_folder, write_zip
 from patch_diffusion.config import Config, Data, Network, Optimizer
+from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.evaluation.subject import open_subject
 from patch_diffusion.races.race import race
 from patch_diffusion.runs.folder import RunFolder
@@ -127,6 +128,21 @@ def test_exchanged_labels_are_refused(tmp_path):
     (data / "dataset.json").write_text(json.dumps({"labels": [[name, 1 - label] for name, label in content["labels"]]}))
     with pytest.raises(pd.InputError, match="the labels of the images differ"):
         continued(tmp_path / "run")
+
+
+def test_a_run_goes_on_by_the_range_that_it_found(tmp_path):
+    values = np.linspace(-0.3, 1, 12 * 8 * 8, dtype=np.float32).reshape(12, 8, 8)
+    np.save(tmp_path / "a.npy", values)
+    images = pd.open_images(tmp_path / "a.npy")
+    assert images.codec.range == (-1, 1)  # pyright: ignore[reportAttributeAccessIssue]
+    earlier = replace(images, codec=PixelCodec("float32", float(values.min()), 1.0))
+    trainer = build_trainer(config_of(tmp_path / "a.npy", 0.0), earlier, tmp_path / "run", show=False)
+    trainer.fit(steps=1)
+    again = continued(tmp_path / "run")
+    assert again.images.codec == earlier.codec and not again.changed
+    assert again.facts == trainer.facts
+    subject = open_subject(tmp_path / "run", None, None, device="cpu")
+    assert subject.training is not None and subject.training.codec == earlier.codec
 
 
 @pytest.mark.slow

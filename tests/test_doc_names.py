@@ -357,7 +357,7 @@ def test_the_architecture_has_the_floors_that_lint_checks_and_every_folder():
         ("patches/coord.py", "coords.py"),
         ("docs/word.py", "words.py"),
         ("chekpoints/step-NNNNNNNN/", "checkpoints"),
-        ("samples.jsonl", "samples.json"),
+        ("smaples.json", "samples.json"),
         ("make tests", "test"),
         ("patch-diffusion smaple runs", "sample"),
         ("sample --seed 0-3", "--seeds"),

@@ -24,10 +24,10 @@ TINY = (
 )
 
 
-def code_of(text):
-    """What the first block of Python in a page leaves behind."""
-    names = {}
-    exec(compile(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], "page", "exec"), names)
+def code_of(text, file="page", change=("", "")):
+    """What the first block of Python in a page leaves behind, run as a file, with a text in it changed."""
+    names = {"__file__": str(file)}
+    exec(compile(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0].replace(*change), "page", "exec"), names)
     return names
 
 
@@ -71,13 +71,19 @@ def test_diffusers(here, monkeypatch, capsys, request):
     ("line", "library"), [pytest.param(COMMANDS[1], "onnx", marks=pytest.mark.scheduled), (COMMANDS[2], "pytorch")]
 )
 def test_graphs(here, monkeypatch, capsys, line, library):
-    """The card's sampler, in NumPy, makes of its noise what Heun's method here makes of it."""
+    """The card's sampler, in NumPy, makes of its noise what Heun's method here makes of it, in whatever folder."""
     for name in ("onnx", "onnxscript", "onnxruntime") if library == "onnx" else ():
         need(name, "export")
     monkeypatch.chdir(here)
     found, card = run(line, capsys)
     assert found["difference"] < 1e-4 and yaml.safe_load(card.split("---\n")[1])["library_name"] == library
-    names = code_of(card)
+    script = here / found["out"] / "sample.py"
+    for label in (10, -2):
+        with pytest.raises(ValueError, match=f"there is no class {label}: they are 0 to 9"):
+            code_of(card, script, ("label = 0", f"label = {label}"))
+    monkeypatch.chdir("/")
+    names = code_of(card, script)
+    monkeypatch.chdir(here)
     noise = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 1, 16, 16)))
     images = pd.decode(pd.load("runs/photos", device="cpu"), noise, labels=0, steps=18).numpy()
     assert np.abs(names["noisy"] - images).max() < 1e-4

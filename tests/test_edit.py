@@ -1,5 +1,7 @@
 """Conditional sampling against closed forms, and the files it reads."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from PIL import Image
 import patch_diffusion as pd
 from grouped import grouped
 from patch_diffusion.data.codec import PixelCodec
+from patch_diffusion.errors import Note
 from patch_diffusion.sampling.editing.operators import average_pooling, gaussian_blur
 from patch_diffusion.sampling.guidance.posterior import conjugate_gradients
 from patch_diffusion.sampling.resampling import resampling
@@ -359,6 +362,74 @@ def test_arrays_and_pictures_are_read_as_they_are(model, image, tmp_path):
     values = (image[0].numpy().astype(np.uint16) * 256) + 3
     Image.fromarray(values).save(tmp_path / "e.png")
     assert torch.equal(pd.read_image(tmp_path / "e.png", wide)[0].int(), torch.from_numpy(values.astype(np.int32)))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "transparent"])
+def test_pictures_are_converted_as_in_training(make_model, image, tmp_path, mode):
+    """A grey picture that an editor has stored in another form is the same; where pixels are lost that is said."""
+    grey = Image.fromarray(image[0].numpy())
+    stored = grey.convert("LA" if mode == "transparent" else mode)
+    if mode == "transparent":
+        stored.putpixel((0, 0), (9, 0))
+        image[0, 0, 0] = 255
+    stored.save(tmp_path / "a.png")
+    own = {"LA": "grey with transparency", "RGBA": "RGB with transparency", "P": "RGB"}.get(mode, mode)
+    own = "grey with transparency" if mode == "transparent" else own
+    with pytest.warns(Note, match=f"a.png is {own}, and was converted to grey"):
+        assert torch.equal(pd.read_image(tmp_path / "a.png", make_model()), image)
+    Image.fromarray(np.stack([image[0].numpy()] * 3, axis=-1)).save(tmp_path / "b.png")
+    assert torch.equal(pd.read_image(tmp_path / "b.png", make_model(3)), image.expand(3, -1, -1))
+
+
+def test_pictures_that_cannot_be_converted(make_model, tmp_path):
+    Image.fromarray(np.zeros((8, 12), np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(
+        pd.InputError, match=r"has 1 channel \(grey\), but this run's images have 2 channels: convert it"
+    ):
+        pd.read_image(tmp_path / "a.png", make_model(2))
+    for read in (lambda path: pd.read_image(path, make_model()), pd.read_mask):
+        with pytest.raises(pd.InputError, match="is a folder: give a file"):
+            read(tmp_path)
+
+
+def drawn(mask, mode, low, high):
+    """A picture of a mask in two colours."""
+    picture = Image.new(mode, mask.shape[::-1], low)
+    picture.paste(high, mask=Image.fromarray(mask.numpy().astype(np.uint8) * 255))
+    return picture
+
+
+@pytest.mark.parametrize(
+    ("mode", "low", "high", "told"),
+    [
+        ("L", 100, 200, ""),
+        ("RGBA", (0, 0, 0, 0), (255, 255, 255, 255), "what is painted is filled in"),
+        ("RGBA", (0, 0, 0, 0), (0, 0, 0, 200), "what is painted is filled in"),
+        ("LA", (255, 9), (255, 255), "what is painted is filled in"),
+        ("L", 0, 1, "its brightest level, 1 of 255, is filled in"),
+        ("L", 1, 2, "its brightest level, 2 of 255, is filled in"),
+        ("RGB", (0, 0, 0), (255, 0, 0), "its brightest level, 76 of 255, is filled in"),
+    ],
+)
+def test_masks_as_programs_write_them(tmp_path, mask, mode, low, high, told):
+    drawn(mask, mode, low, high).save(tmp_path / "mask.png")
+    with pytest.warns(Note, match=told) if told else nullcontext():
+        assert torch.equal(pd.read_mask(tmp_path / "mask.png"), mask)
+
+
+def test_masks_that_do_not_tell_what_is_to_be_filled(tmp_path, mask):
+    picture = drawn(mask, "RGBA", (0, 0, 0, 255), (255, 255, 255, 255))
+    picture.putpixel((0, 0), (0, 0, 0, 0))
+    picture.save(tmp_path / "all.png")
+    with pytest.raises(pd.InputError, match="has transparent, dark and bright parts"):
+        pd.read_mask(tmp_path / "all.png")
+    Image.fromarray(np.arange(96, dtype=np.uint8).reshape(8, 12)).save(tmp_path / "dark.png")
+    with pytest.raises(
+        pd.InputError, match="its brightest pixel is 95 of 255, and it has 96 levels of grey: make white"
+    ):
+        pd.read_mask(tmp_path / "dark.png")
+    Image.new("L", (12, 8)).save(tmp_path / "empty.png")
+    assert not pd.read_mask(tmp_path / "empty.png").any()
 
 
 def test_masks_are_read(tmp_path, mask):

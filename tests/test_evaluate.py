@@ -420,7 +420,7 @@ def test_mistakes_from_python(model):
     ("line", "status", "message"),
     [
         ("evaluate", 2, "RUN"),
-        ("evaluate NOWHERE --data digits", 1, "is no run (no config.json), and as images: there is no data at"),
+        ("evaluate NOWHERE --data digits", 1, "there is no run or data at"),
         ("evaluate EMPTY --data digits", 1, "is empty"),
         ("evaluate ONE --data digits", 1, "at least two images are needed"),
         ("evaluate PICTURES", 1, "nothing to compare with: give --data DATA"),

@@ -326,7 +326,7 @@ def pipe(runs):
     ("settings", "message"),
     [
         ({"output_type": "pill"}, "there is no output_type 'pill'; did you mean 'pil'"),
-        ({"height": 7}, "multiples of 2, not 7x12"),
+        ({"height": 7}, "multiples of 2 for this network, not 7x12: take 6x12 or 8x12"),
         ({"class_labels": 2}, "class 2 does not exist: there are classes 0 to 1"),
         ({"class_labels": "dgo"}, "there is no class 'dgo'; did you mean 'dog'"),
         ({"class_labels": [0, 1]}, "1 images need as many class_labels, not 2"),
@@ -344,7 +344,7 @@ def pipe(runs):
         ({"overlap": 3}, "overlap is that of tiles"),
         ({"tile": 32}, "a tile of 32x32 does not fit an image of 8x12"),
         ({"tile": 6, "overlap": 6}, "overlap by 0 to 5 pixels, not 6"),
-        ({"tile": 5}, "multiples of 2, not 5x5"),
+        ({"tile": 5}, "multiples of 2 for this network, not 5x5: take 4x4 or 6x6"),
         ({"guide": "crops"}, "for a guidance_scale other than 1"),
         ({"guidance_scale": 2.0, "guide": "step:400"}, "there is no guide 'step:400' in a pipeline"),
         ({"guidance_scale": 2.0, "guide": "crops", "tile": 6}, "give whole images, no tiles"),

@@ -1,12 +1,16 @@
 import json
+import shutil
 import threading
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import patch_diffusion as pd
+from patch_diffusion.sampling.folder import digest_of
+from patch_diffusion.sampling.pictures import metadata_of
 
 
 def sample(seed, label=None):
@@ -55,6 +59,69 @@ def test_an_interruption_leaves_an_index_of_what_is_there(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         pd.write_samples(interrupted(), tmp_path)
     assert [entry["seed"] for entry in json.loads((tmp_path / "samples.json").read_text())["samples"]] == [1]
+
+
+def test_a_writer_that_is_killed_loses_no_entries(tmp_path):
+    """Its entries are in a file of lines, the last of which may be torn; the next writer takes them into the index."""
+
+    def killed():
+        yield sample(1)
+        assert [json.loads(line)["seed"] for line in (tmp_path / "samples.jsonl").read_text().splitlines()] == [1]
+        yield sample(2)
+        shutil.copytree(tmp_path, tmp_path.with_name("killed"))
+        yield sample(3)
+
+    pd.write_samples(killed(), tmp_path, source="killed")
+    assert not (tmp_path / "samples.jsonl").exists()
+    folder = tmp_path.with_name("killed")
+    assert not (folder / "samples.json").exists()
+    with (folder / "samples.jsonl").open("a") as file:
+        file.write('{"file": "000003.png", "se')
+    pd.write_samples([], folder)
+    assert index_of(folder) == {1: "killed", 2: "killed"} and not (folder / "samples.jsonl").exists()
+
+
+def test_a_picture_carries_its_entry_without_private_places(tmp_path):
+    settings = {"steps": 1, "guide": "crops:1/4", "image": str(tmp_path / "cat.png"), "resolution": [2, 2]}
+    source = tmp_path / "run" / "checkpoints" / "step-00000004"
+    given = [pd.Sample(torch.zeros(1, 2, 2, dtype=kind), 3, 1, settings) for kind in (torch.uint8, torch.uint16)]
+    for number, each in enumerate(given):
+        out = tmp_path / str(number)
+        pd.write_samples([each], out, class_names=("cat", "dog"), source=str(source), weights="12ab")
+        assert metadata_of(out / "000003.png") == {
+            "seed": 3,
+            "class": 1,
+            "class_name": "dog",
+            "source": "run/checkpoints/step-00000004",
+            "weights": "12ab",
+            "settings": {**settings, "image": "cat.png"},
+        }
+    (entry,) = json.loads((tmp_path / "0" / "samples.json").read_text())["samples"]
+    assert (entry["source"], entry["settings"], entry["weights"]) == (str(source), settings, "12ab")
+    first, second = (sample(5, 1).save(tmp_path / name) for name in "ab")
+    assert metadata_of(first) == {"seed": 5, "class": 1, "settings": {"steps": 1}}
+    assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "[" * 100_000, '{"seed": NaN}', '{"seed": ' + "9" * 5000 + "}"])
+def test_pictures_that_do_not_say_how_they_were_made(tmp_path, text):
+    info = PngInfo()
+    if text is not None:
+        info.add_text("patch_diffusion", text)
+    Image.new("L", (1, 1)).save(tmp_path / "a.png", pnginfo=info)
+    with pytest.raises(pd.InputError, match=r"a\.png (does not say how it was made|is damaged)"):
+        metadata_of(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
+    with pytest.raises(pd.InputError, match=r"b\.png is damaged"):
+        metadata_of(tmp_path / "b.png")
+
+
+def test_a_digest_is_of_all_weights(make_model):
+    model, other = make_model(), make_model()
+    assert digest_of(model) == digest_of(other) != digest_of(model, other) != digest_of(make_model(3))
+    with torch.no_grad():
+        list(other.parameters())[-1].view(-1)[-1] += 1
+    assert digest_of(model) != digest_of(other)
 
 
 def test_a_damaged_index_is_named_before_anything_is_written(tmp_path):

@@ -92,6 +92,10 @@ def test_any_number_of_images_is_denoised_as_by_the_model(to, name, tmp_path):
         with torch.no_grad():
             expected = model(given["noisy"], given["sigma"], given["coords"], labels)
             torch.testing.assert_close(run(given), expected, atol=1e-4, rtol=1e-4)
+    if model.num_classes:  # what is no class gives NaN, and its neighbours what they should
+        assert facts["label_range"] == [-1, 2]
+        found = run(given | {"labels": torch.tensor([3, -1, -5, 99, 2])}).isnan().flatten(1)
+        assert found.all(1).tolist() == found.any(1).tolist() == [True, False, True, True, False]
 
 
 def test_facts_for_a_sampler(tmp_path):

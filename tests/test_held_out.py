@@ -12,6 +12,7 @@ from patch_diffusion.config import Config, Data, Network
 from patch_diffusion.data.held_out import halved, hold_out
 from patch_diffusion.denoise.whole_image import losses_of_images
 from patch_diffusion.training.build import build_trainer
+from refusal import refused
 
 TINY = Config(
     network=Network(width=8, multipliers=(1,), blocks=1), batch=4, samples=0, checkpoints=1, steps=1, track=()
@@ -47,6 +48,23 @@ def test_how_many_are_held_out(num, asked, held_out, share, tmp_path):
     assert f", {held_out} held out" in trainer.summary() or not held_out
     few = [note for note in trainer.images.notes if "of fewer than 640 images none are held out" in note]
     assert len(few) == (num == 639 and asked is None)
+
+
+@pytest.mark.parametrize(
+    ("num", "held_out", "few"),
+    [(1, "", "1 image is very few"), (5, "about 2 of them", "5 images are very few"), (600, "about 64 of them", "")],
+)
+def test_what_is_said_of_few_images(num, held_out, few, tmp_path):
+    notes = " ".join(build(numbered(num), tmp_path / "run").images.notes)
+    assert (f"--held-out 0.1 holds out {held_out}" if held_out else "none are held out") in notes
+    assert ("--held-out" in notes) == bool(held_out) and ("very few" in notes) == bool(few) and few in notes
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (2, 2, 2), (200, 30, 40)])
+def test_images_of_one_colour_teach_nothing(colour, tmp_path):
+    images = pd.ImageSet(torch.tensor(colour, dtype=torch.uint8)[None, :, None, None].repeat(7, 1, 9, 9))
+    with refused(None, "all images are of one and the same value, or colour: there is nothing to learn"):
+        build_trainer(TINY, images, tmp_path / "run", show=False)
 
 
 @pytest.mark.slow

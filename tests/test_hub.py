@@ -178,3 +178,33 @@ def test_an_empty_table():
 def test_the_library_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert refusal("hf:a") == "reading hf:a needs datasets: pip install 'patch_diffusion[data]'"
+
+
+def test_a_table_of_a_stranger_points_to_its_own_files_only(tmp_path):
+    paths = []
+    for place in ("set/inside", "outside"):
+        folder = write_folder(tmp_path / place, PICTURES, labels=False)
+        paths.append([{"bytes": None, "path": str(path)} for path in sorted(folder.iterdir())])
+    for column, inside in zip(paths, (True, False), strict=True):
+        for file in (tmp_path / "set").glob("*.parquet"):
+            file.unlink()
+        features = datasets.Features({"image": datasets.Image()})
+        made = datasets.Dataset.from_dict({"image": column}, features=features)
+        need("pyarrow.parquet").write_table(made.data.table, tmp_path / "set" / f"train{inside}.parquet")
+        source = f"hf:{tmp_path / 'set'}"
+        (tmp_path / "set" / "README.md").write_text(
+            f"---\nconfigs:\n- config_name: default\n  data_files: train{inside}.parquet\n---\n"
+        )
+        if inside:
+            assert np.array_equal(pd.open_images(source).pixels.numpy(), PICTURES.pixels)
+        else:
+            assert "is a path out of the data set" in refusal(source)
+
+
+def test_a_folder_of_other_files_is_not_searched(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.load_dataset", lambda *_: pytest.fail("the library was asked"))
+    (tmp_path / "etc").mkdir()
+    for index in range(30):
+        (tmp_path / "etc" / f"{index}.conf").touch()
+    (tmp_path / "etc" / "a.json").touch()
+    assert f"hf:{tmp_path / 'etc'} is a folder without a data set" in refusal(f"hf:{tmp_path / 'etc'}")

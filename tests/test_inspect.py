@@ -11,7 +11,7 @@ from PIL import Image
 
 import patch_diffusion as pd
 from image_files import encoded
-from patch_diffusion.advice import advise, preset_for
+from patch_diffusion.advice import _of_budget, advise, preset_for
 from patch_diffusion.cli import main
 from patch_diffusion.cli.options import given_options, option_words
 from patch_diffusion.cli.train import Train
@@ -19,6 +19,7 @@ from patch_diffusion.config import Augment, Config, Data, Network, Patches, to_d
 from patch_diffusion.data.inspection.as_files import some_images
 from patch_diffusion.data.inspection.inspect import inspect_images
 from patch_diffusion.data.latents.codec import LatentCodec
+from patch_diffusion.training.forecast import Forecast
 
 
 @pytest.fixture
@@ -96,13 +97,46 @@ def test_classes_and_folders(make_folder):
     found = inspect_images(Data(str(folder)))
     assert found.class_counts == {} and found.folders == {"cat": 3, "dog": 2}
     (folder / "dog" / "small" / "001.png").write_bytes(encoded(np.full((3, 8, 8), 9, np.uint8)))
+    advice = advise(found, Config(data=Data(str(folder))), timed=False)
+    assert advice.config.data.classes and "2 sub-folders hold the images" in advice.reasons["data.classes"]
+    assert not any("sub-folders" in text for text in advice.warnings)
+    given = advise(found, Config(data=Data(str(folder), classes=False)), {"data.classes"}, timed=False)
+    assert given.config.data.classes is False and "data.classes" not in given.reasons
     warnings = advise(inspect_images(Data(str(folder))), Config(data=Data(str(folder))), timed=False).warnings
-    assert sum("sub-folders hold the images" in text for text in warnings) == 1
     assert sum("show nearly nothing" in text or "one value only" in text for text in warnings) == 1
     (folder / "dataset.json").write_text(json.dumps({"labels": [["cat/000.png", 4]]}))
     found = inspect_images(Data(str(folder)))
     assert found.num_read == 5 and "no label for 4 of 5 images" in found.problems[0]
     assert advise(found, Config(data=Data(str(folder))), timed=False).refusal == found.problems[0]
+
+
+def test_a_folder_of_broken_images_alone_is_no_class(tmp_path):
+    for name, content in (("cat", encoded(np.zeros((3, 8, 8), np.uint8))), ("dog", b"broken")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(content)
+    assert inspect_images(Data(str(tmp_path))).folders == {}
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        ({"steps": 500}, "500 steps show about 5,000 images"),
+        ({"images": 5000}, "--images 100000"),
+        ({"minutes": 5}, "take 100.0 minutes on this machine: --minutes 100"),
+        ({"wall_minutes": 5}, "--wall-minutes 100"),
+        ({"minutes": 500}, None),
+    ],
+)
+def test_a_budget_too_small_to_show_anything_is_told_with_one_that_is_not(budget, said):
+    foreseen = Forecast("cpu", 1, {"8x8": 0.6}, {"8x8": 1.0}, {"8x8": 10}, 0.0, 0, 10, 0, 0)
+    warnings = _of_budget(Config(**budget), foreseen)
+    assert (said in warnings[0]) if said else not warnings
+
+
+def test_a_class_of_one_image_is_told_once(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (31, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images=pixels, labels=[0] * 30 + [1])
+    assert sum("only 1:" in text or "one image only" in text for text in advised(tmp_path / "a.npz").warnings) == 1
 
 
 @pytest.mark.slow
@@ -186,7 +220,7 @@ def test_what_training_would_refuse_is_said_and_not_raised(make_folder, tmp_path
     assert "is too small to enlarge" in advised(folder, {"data.resolution"}, resolution=64).refusal
     Image.new("RGB", (20, 10)).save(folder / "odd.png")
     np.save(tmp_path / "flat.npy", np.full((9, 8, 8), 7, np.uint8))
-    assert advised(tmp_path / "flat.npy").refusal == "all images are of one and the same value"
+    assert advised(tmp_path / "flat.npy").refusal.startswith("all images are of one and the same value")
     given = {"network.multipliers"}
     config = Config(
         data=Data(str(make_folder(4, (18, 18), name="others"))), network=Network(width=8, multipliers=(1, 2, 4))

@@ -1,4 +1,7 @@
 import json
+import shutil
+import unicodedata
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +13,7 @@ from image_files import classes_of, own_cache, random_pictures, refusal, write_f
 from patch_diffusion.config import Config, Data, Engine, Network
 from patch_diffusion.data.images import numbered_as
 from patch_diffusion.data.inspection.inspect import inspect_images
+from patch_diffusion.data.reading import damage
 from patch_diffusion.evaluation.samples import classes_like
 from patch_diffusion.files import read_tensors
 from patch_diffusion.training.build import build_trainer
@@ -101,6 +105,15 @@ def test_a_csv_as_spreadsheets_write_it(folder, tmp_path):
     assert images.class_names == ("a, b", "c") and images.labels.tolist() == [0, 1, 1, 1]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("separator", [";", "\t", ", "])
+def test_a_csv_of_another_separator_and_encoding(folder, tmp_path, encoding, separator):
+    rows = [("File ", "Label"), *((f"0000{index}.png", label) for index, label in enumerate(["10.5", "é", "2", "é"]))]
+    (tmp_path / "a.csv").write_bytes("\r\n".join(map(separator.join, rows)).encode(encoding))
+    images = pd.open_images(folder, labels=str(tmp_path / "a.csv"))
+    assert images.class_names == ("10.5", "2", "é") and images.labels.tolist() == [0, 2, 1, 2]
+
+
 def test_labels_of_files_that_are_not_here_are_noted(folder, tmp_path):
     (tmp_path / "a.csv").write_text(csv_of(*NUMBERS, "zebra.png,2", "ape.png,2"))
     notes = pd.open_images(folder, labels=str(tmp_path / "a.csv")).notes
@@ -114,10 +127,11 @@ def test_labels_of_files_that_are_not_here_are_noted(folder, tmp_path):
         (csv_of(*NUMBERS, "00001.png,2"), "gives 00001.png two labels, 0 and 2"),
         (csv_of("00000.png,"), "line 2 of"),
         (csv_of("00000.png"), "line 2 of"),
+        (csv_of(*NUMBERS[:3], "00003.png,NaN"), "line 5 of"),
         (csv_of(*NUMBERS[:3], "00003.png,-1"), "the label of 00003.png is -1, and class numbers are 0 or more"),
         ("name,class\na,b", "must name the columns file and label, not name, class"),
         ("", "must name the columns file and label, not none"),
-        ("file,label\n\0\xff".encode("latin-1"), "is not a CSV of file,label"),
+        ("file,label\n\0\xff".encode("latin-1"), "is not a CSV of file,label in UTF-8: save it as that"),
     ],
 )
 def test_a_csv_that_cannot_be_used(folder, tmp_path, content, message):
@@ -148,6 +162,7 @@ def test_labels_stay_with_their_images_when_one_is_passed_over(tmp_path):
         ([1234567890, 0, 7], ("0", "7", "1234567890"), [2, 0, 1]),
         (["10", "9", "1"], ("1", "9", "10"), [2, 1, 0]),
         (["b10", "b9", "a"], ("a", "b10", "b9"), [1, 2, 0]),
+        (["10.0", "-2.5", "9"], ("-2.5", "9", "10.0"), [2, 0, 1]),
         ([10**20, 5, 10**20], ("5", str(10**20)), [1, 0, 1]),
     ],
 )
@@ -247,3 +262,115 @@ def test_a_model_of_other_classes_learns_on_by_their_names(folder, tmp_path):
     less = pd.ImageSet(images.pixels[:2], torch.tensor([10, 2]))  # pyright: ignore[reportAttributeAccessIssue]
     trainer = pd.Trainer(pd.load(tmp_path / "run", device="cpu"), less, out=tmp_path / "on", batch=2, show=False)
     assert trainer.images.labels.tolist() == [1, 2] and trainer.facts.class_names == ("1", "10", "2")  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[" * 100_000, "is nested too deeply to be read"),
+        (b'{"groups":' * 100_000, "is nested too deeply to be read"),
+        (b'{"labels": [["00000.png", 1.5]]}', "the label of 00000.png is 1.5, not a class number"),
+        (b'{"labels": [["00000.png", NaN]]}', "the label of 00000.png is nan, not a class number"),
+        (b'{"labels": [["00000.png", %s]]}' % (b"9" * 5000), "is not of the form"),
+    ],
+)
+def test_labels_of_a_stranger(folder, content, message):
+    (folder / "dataset.json").write_bytes(content)
+    assert message in refusal(folder)
+
+
+def test_a_label_that_no_integer_holds_is_a_name(folder):
+    (folder / "dataset.json").write_text(
+        json.dumps({"labels": [[f"{n:05d}.png", [3, 10**20][n % 2]] for n in range(4)]})
+    )
+    assert pd.open_images(folder).class_names == ("3", "1" + "0" * 20)
+    (folder / "a.csv").write_text(csv_of(*(f"{n:05d}.png,{'9' * 5000 if n % 2 else 3}" for n in range(4))))
+    assert pd.open_images(folder, labels="a.csv").class_names == ("3", "9" * 5000)
+
+
+def test_files_of_labels_are_not_read_without_end(folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(damage, "_MOST_BYTES", 2**20)
+    (folder / "dataset.json").write_bytes(bytes(2**20 + 4 * 2**10 + 1))
+    assert "has more than 1 MB, too many for labels of 4 images" in refusal(folder)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("00000.png", "dataset.json"):
+            archive.write(folder / name, name)
+    assert "dataset.json in " in refusal(tmp_path / "a.zip") and "has more than 1 MB" in refusal(tmp_path / "a.zip")
+    (folder / "a.csv").write_bytes(bytes(2**21))
+    assert refusal(folder, labels="a.csv").startswith(f"a.csv in {folder} has more than 1 MB")
+
+
+def test_a_line_without_end(folder):
+    (folder / "a.csv").write_bytes(b"file,label\n" + b"a" * 10**6)
+    assert "is not a CSV of file,label: field larger than field limit" in refusal(folder, labels="a.csv")
+    (folder / "a.csv").write_bytes(b"a," * 10**6)
+    assert len(refusal(folder, labels="a.csv")) < 400
+
+
+def renamed(folder, *names):
+    for index, name in enumerate(names):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / f"{index:05d}.png").rename(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("kind", ["csv", "json", "groups"])
+def test_names_that_mean_the_same(folder, tmp_path, form, kind):
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    names = [unicodedata.normalize(form, f"é{index}.png") for index in range(4)]
+    written = [f"./{unicodedata.normalize(other, name)}" for name in names[:2]] + ["sub\\é2.PNG", "É3.png"]
+    renamed(folder, *names[:2], f"sub/{names[2]}", names[3])
+    rows = [[name, index % 2] for index, name in enumerate(written)]
+    (folder / "a.csv").write_text(csv_of(*(f"{name},{label}" for name, label in rows)))
+    content = {"labels": rows} | ({"groups": [[name, f"g{label}"] for name, label in rows]} if kind == "groups" else {})
+    if kind != "csv":
+        (folder / "dataset.json").write_text(json.dumps(content))
+    for source in (folder, write_zip(tmp_path / "a.zip", folder)):
+        images = pd.open_images(source, labels="a.csv" if kind == "csv" else None)
+        # By name: é0 and é1 are before or after sub/é2, as the form sorts.
+        assert sorted(images.labels.tolist()) == [0, 0, 1, 1]
+        assert any("names 2 of 4 images in another case (first: " in note for note in images.notes)
+        assert kind != "groups" or len(set(images.groups.tolist())) == 2
+
+
+def test_another_case_that_could_mean_two_is_not_guessed(folder):
+    renamed(folder, "A.png", "a.png", "b.png", "c.png")
+    (folder / "a.csv").write_text(csv_of("a.PNG,0", "b.png,1", "c.png,1"))
+    assert "has no label for 2 of 4 images (first: A.png)" in refusal(folder, labels="a.csv")
+    (folder / "a.csv").write_text(csv_of("a.png,0", "A.png,1", "B.png,2", "c.png,3"))
+    assert pd.open_images(folder, labels="a.csv").labels.tolist() == [1, 0, 2, 3]
+
+
+def test_a_dataset_json_in_any_folder_around_the_images(folder, tmp_path):
+    (folder / "dataset.json").write_text(
+        json.dumps({"labels": [[f"{index:05d}.png", index % 2] for index in range(4)]})
+    )
+    shutil.move(folder, tmp_path / "all" / "photos" / "00000")
+    assert pd.open_images(tmp_path / "all").num_classes == 2
+    path = tmp_path / "all" / "photos" / "00000" / "dataset.json"
+    labels = json.loads(path.read_text())["labels"]
+    path.unlink()
+    outer = {"labels": [[f"00000/{name}", label] for name, label in labels]}
+    (tmp_path / "all" / "photos" / "dataset.json").write_text(json.dumps(outer))
+    images = pd.open_images(tmp_path / "all")
+    assert images.labels.tolist() == [0, 1, 0, 1] and images.notes == ()
+
+
+def test_which_folders_are_classes_is_told(tmp_path):
+    around = of_subfolders(tmp_path / "a", {"photos/cats": 2, "photos/dogs": 2})
+    assert "the classes are the folders in photos: cats, dogs" in pd.open_images(around, classes=True).notes
+    parts = of_subfolders(tmp_path / "b", {f"data/{part}/{name}": 2 for part in ("train", "val") for name in "xy"})
+    for source in (parts, write_zip(tmp_path / "b.zip", parts)):
+        images = pd.open_images(source, classes=True)
+        assert images.class_names == ("x", "y") and images.labels.tolist() == [0, 0, 1, 1] * 2
+        assert "the classes are the folders in data/train and data/val: x, y" in images.notes
+        told = "the images of train and val are all trained on: give one of these folders for its images alone"
+        assert told in images.notes and told in pd.open_images(source).notes
+    flat = of_subfolders(tmp_path / "c", {"train": 2, "Test": 2})
+    assert (
+        "the classes are Test and train, which look like parts of a data set"
+        in pd.open_images(flat, classes=True).notes
+    )
+    assert not any("with --data.classes True" in note for note in pd.open_images(flat).notes)
+    assert pd.open_images(parts / "data" / "train", classes=True).notes == ()

@@ -32,7 +32,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "serve.md").read_text(encoding="utf
 def served(tmp_path_factory):
     """A server of a folder that is not there."""
     folder = tmp_path_factory.mktemp("served")
-    with page(Site(folder / "runs", folder, "cpu")) as made:
+    with page(Site(folder / "runs", folder, "cpu"), allowed=("Runs.Example.org", "bücher.example")) as made:
         yield made
 
 
@@ -126,6 +126,14 @@ def test_every_answer_has_the_policy_and_none_says_what_serves(
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
+        ({"Host": "runs.example.org"}, 200),
+        ({"Host": "RUNS.example.org:8443", "Origin": "https://RUNS.example.org:8443"}, 200),
+        ({"Host": "xn--bcher-kva.example"}, 200),
+        ({"Host": "runs.example.org", "Origin": "https://example.org"}, 403),
+        ({"Host": "localhost", "Origin": "https://runs.example.org"}, 403),
+        ({"Host": "other.example.org"}, 403),
+        ({"Host": "runs.example.org.evil.example"}, 403),
+        ({"Host": "evil.example", "X_Forwarded_Host": "runs.example.org"}, 403),
         ({"Host": "evil.example"}, 403),
         ({"Host": "evil.example:80"}, 403),
         ({"Host": "localhost"}, 200),
@@ -140,6 +148,21 @@ def test_every_answer_has_the_policy_and_none_says_what_serves(
 )
 def test_other_sites_cannot_ask(served, headers, status):
     assert asked_of(served, "GET", "/api/runs", **headers)[0] == status
+
+
+def test_who_is_refused_is_told_of_the_option(served):
+    for host in ("evil.example", "x" * 3000, "a b"):
+        content = asked_of(served, "GET", "/", Host=host)[2]
+        assert "--allow-host" in json.loads(content)["error"] and len(content) < 500
+
+
+@pytest.mark.parametrize(
+    "name", ["https://runs.example.org", "runs.example.org:80", "*.example.org", "", "a b", "é" * 70]
+)
+def test_what_is_no_name_of_a_host(name, tmp_path, capsys):
+    assert main(["serve", str(tmp_path), "--device", "cpu", "--port", "0", "--allow-host", name]) == 1
+    error = capsys.readouterr().err
+    assert "--allow-host takes names such as" in error and len(error.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -375,7 +398,7 @@ def test_the_commands_of_the_page_and_what_it_promises():
         for line in block.splitlines()
         if line.startswith("patch-diffusion serve")
     ]
-    assert len(lines) == 3
+    assert len(lines) == 4
     for line in lines:
         Serve.parse(shlex.split(line)[2:])
     with pytest.raises(InputError):

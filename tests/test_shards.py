@@ -1,6 +1,8 @@
 import gzip
 import io
 import json
+import os
+import re
 import sys
 import tarfile
 
@@ -131,7 +133,7 @@ def test_damaged_shards_are_named(folder):
 def test_a_damaged_image_is_named_with_its_shard(tmp_path):
     members = [(name, content if name != "003.png" else content[:50]) for name, content in samples(0, 12, None)]
     path = write_shard(tmp_path / "a.tar", members)
-    assert "1 of 12 images cannot be used, more than the 1% that training passes over: a.tar/003.png (" in refusal(
+    assert "1 of 12 images cannot be used, and training passes over none of fewer than 100: a.tar/003.png (" in refusal(
         f"wds:{path}"
     )
 
@@ -200,3 +202,81 @@ def test_names_that_are_not_utf_8(tmp_path):
         member.size = len(encoded(PICTURES.pixels[0]))
         shard.addfile(member, io.BytesIO(encoded(PICTURES.pixels[0])))
     assert len(pd.open_images(f"wds:{path}")) == 1
+
+
+def altered(path, alter):
+    """A shard whose first header is altered, with its checksum."""
+    content = bytearray(write_shard(path, samples(0, 4)).read_bytes())
+    alter(content)
+    content[148:156] = b"%06o\0 " % (sum(content[:148]) + 8 * 32 + sum(content[156:512]))
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (b"\x80" + b"\xff" * 11, "000.png has a size of 309,485,009,821,345,068,724,781,055 bytes"),
+        (b"\x80" + b"\0" * 7 + b"\x7f\xff\xff\xff", "000.png has a size of 2,147,483,647 bytes"),
+        (b"\xff" * 10 + b"\xfe\0", "000.png has a size of -512 bytes"),
+    ],
+)
+def test_sizes_that_no_file_has(tmp_path, size, message):
+    path = altered(tmp_path / "a.tar", lambda content: content.__setitem__(slice(124, 136), size))
+    assert refusal(f"wds:{path}") == f"{path} is damaged: {message}"
+
+
+def test_files_without_their_zeros(tmp_path):
+    def alter(content):
+        content[156:157], content[483:495] = b"S", b"00000000512\0"
+
+    path = altered(tmp_path / "a.tar", alter)
+    assert refusal(f"wds:{path}") == f"{path} is damaged: 000.png is stored without its zeros, which is not read"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[" * 100_000, "a.tar/000.json is nested too deeply to be read"),
+        (b" " * (2**24 + 1), "a.tar/000.json has 16,777,217 bytes, too many for what is known of one image"),
+    ],
+)
+def test_what_is_no_label_of_one_image(tmp_path, content, message):
+    path = write_shard(tmp_path / "a.tar", [*samples(0, 2, None), ("000.json", content)])
+    assert refusal(f"wds:{path}").endswith(message)
+
+
+def test_patterns_of_very_many_names_are_not_expanded(folder, monkeypatch):
+    for pattern in ("{0..9999999999}.tar", "{0..9}" * 12 + ".tar"):
+        assert refusal(f"wds:{pattern}").startswith("there are no shards at 0")
+    assert refusal(f"wds:{'9' * 300}" + "{0..1}").endswith("File name too long")
+    monkeypatch.setattr(shards, "_MOST_NAMES", 100)
+    assert "names more than 100 shards: give their folder" in refusal(f"wds:{folder}/s-00.tar" + "{,}" * 40)
+
+
+def test_hidden_files_are_left_out_as_they_are_of_a_folder(tmp_path):
+    names = ["._{}", "__MACOSX/{}", "./.thumbs/{}"]
+    whole = write_shard(tmp_path / "whole.tar", samples(0, 12))
+    mixed = [(name, content) for each, content in samples(0, 12) for name, content in [
+        *((hidden.format(each), b"of a Mac") for hidden in names), (f"./{each}", content)
+    ]]  # fmt: skip
+    of_mac = write_shard(tmp_path / "mac.tar", mixed)
+    images, plain = pd.open_images(f"wds:{of_mac}"), pd.open_images(f"wds:{whole}")
+    assert np.array_equal(images.pixels.numpy(), plain.pixels.numpy()) and np.array_equal(images.labels, plain.labels)
+    assert not any("skipped" in note for note in images.notes)
+
+
+def test_an_index_of_an_earlier_version_with_hidden_files_is_made_anew(tmp_path, monkeypatch):
+    path = write_shard(tmp_path / "a.tar", [("._x.png", encoded(PICTURES.pixels[0])), *samples(0, 4, None)])
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "HIDDEN", re.compile("nothing is so"))
+        assert len(pd.open_images(f"wds:{path}")) == 5
+    assert len(pd.open_images(f"wds:{path}")) == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in folders")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    for name in ("a.tar", "a.zip", "a.h5"):
+        os.mkfifo(tmp_path / name)
+        source = f"{'wds:' if name.endswith('tar') else ''}{tmp_path / name}"
+        assert "is no file that can be read twice" in refusal(source)

@@ -23,6 +23,7 @@ from image_files import (  # noqa: F401
 )
 from needs import need
 from patch_diffusion.config import Data, from_dict, to_dict
+from patch_diffusion.data.files import decode, folders
 from patch_diffusion.data.sources import find_images
 
 
@@ -265,6 +266,11 @@ def test_what_is_no_data(tmp_path):
         ("a.zip", "unpack it first"),
         ("IMG_0.HEIC", "not a kind of image that is read; convert them to PNG, TIFF or .npy"),
         ("vol.nii.gz", "not a kind of image that is read; convert them to PNG, TIFF or .npy"),
+        ("a.dcm", "not a kind of image that is read; convert them to PNG, TIFF or .npy"),
+        (
+            "IM0001",
+            "names without an ending, such as .png, are not taken for images; DICOM is converted to PNG, TIFF or .npy",
+        ),
     ],
 )
 def test_a_folder_of_something_else_says_what_to_give(tmp_path, name, hint):
@@ -445,3 +451,95 @@ def test_the_deviation_of_large_images_is_measured_piece_by_piece(monkeypatch):
     monkeypatch.setattr(module, "_MEASURED_VALUES", 2 * pixels[0].numel())
     two = pixels[torch.tensor([0, 4])].double() / 127.5 - 1
     assert pd.ImageSet(pixels).standard_deviation == pytest.approx(float(two.std(correction=0)), rel=1e-6)
+
+
+def zip_of(path, names, **others):
+    """A zip of pictures by names, and of other files."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for index, name in enumerate(names):
+            archive.writestr(name, encoded(PICTURES.pixels[index]))
+        for name, content in others.items():
+            archive.writestr(name, content)
+    return path
+
+
+NAMES = ["cats/a.png", "cats/b.png", "dogs/a.png", "dogs/b.png"]
+
+
+@pytest.mark.parametrize("write", ["./{}".format, "photos/./{}".format, lambda name: name.replace("/", "\\")])
+def test_names_in_zips_are_read_in_one_form(tmp_path, write):
+    path = zip_of(tmp_path / "a.zip", list(map(write, NAMES)))
+    images = pd.open_images(path, classes=True)
+    assert np.array_equal(images.pixels.numpy(), PICTURES.pixels[:4])
+    assert images.class_names == ("cats", "dogs") and images.labels.tolist() == [0, 0, 1, 1]
+    labels = {"labels": [[write(name), index] for index, name in enumerate(NAMES)]}
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("./dataset.json", json.dumps(labels))
+    assert pd.open_images(path).labels.tolist() == [0, 1, 2, 3]
+
+
+def test_two_entries_of_one_name_stay_two(tmp_path):
+    path = zip_of(tmp_path / "a.zip", ["b\\a.png", "b/a.png", "a:0.png"])
+    assert np.array_equal(pd.open_images(path).pixels.numpy(), PICTURES.pixels[[2, 1, 0]])
+
+
+def test_a_cache_of_earlier_names_is_not_taken_for_these(tmp_path):
+    """Earlier versions left out .mpo and ./, and kept what they read by the state of the zip alone."""
+    path = zip_of(tmp_path / "a.zip", ["a.png", "b.png"])
+    state = path.stat()
+    with find_images(Data(str(path))) as found:
+        before = found.identity
+        assert before == [str(path.resolve()), state.st_size, state.st_mtime_ns]
+    for name in ("./b.png", "b.mpo"):
+        zip_of(path, ["a.png", name])
+        with find_images(Data(str(path))) as found:
+            assert len(found.files) == 2 and len(found.identity) > len(before)
+
+
+def test_hidden_files_alone_are_told(tmp_path):
+    path = zip_of(tmp_path / "a.zip", [".a.png", "__MACOSX/b.png"])
+    assert refusal(path) == f"{path} holds hidden files only, which are left out (first: .a.png): rename them"
+
+
+def test_photos_of_two_lenses(tmp_path):
+    pictures = [to_picture(pixels) for pixels in PICTURES.pixels[:2]]
+    pictures[0].save(tmp_path / "a.mpo", save_all=True, append_images=pictures[1:])
+    images = pd.open_images(tmp_path)
+    with Image.open(tmp_path / "a.mpo") as first:
+        assert first.format == "MPO" and np.array_equal(images.pixels[0].numpy(), np.asarray(first).transpose(2, 0, 1))
+
+
+def test_an_entry_that_unpacks_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "_LARGE_ENTRY", 2**20)
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", encoded(PICTURES.pixels[0]) + bytes(2**21))
+    assert "2,097," in refusal(path) and "bytes, and is no image" in refusal(path)
+    monkeypatch.setattr(decode, "_MOST_BYTES_PER_PIXEL", 0)
+    assert "a.png (more than 0 bytes" in refusal(zip_of(path, ["a.png"]))
+
+
+def test_names_cannot_speak_to_the_terminal(tmp_path, make_folder):
+    folder = make_folder(120)
+    (folder / "a\x1b[31mRED\nline2\u202e.png").write_text("broken")
+    notes = pd.open_images(folder).notes
+    assert r"skipped a\x1b[31mRED\nline2\u202e.png: not an image, or a broken one" in notes
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "a\x9b\r\n.txt").touch()
+    assert r"only a\x9b\r\n.txt" in refusal(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("vol.nii.gz", "(.npy, .npz, .h5, .zarr): not a kind of image that is read; convert them to PNG, TIFF or .npy"),
+        (
+            "IM0001",
+            "names without an ending, such as .png, are not taken for images; DICOM is converted to PNG, TIFF or",
+        ),
+        ("a.png", "is one image: give the folder that it is in"),
+    ],
+)
+def test_a_single_file_says_what_to_give(tmp_path, name, hint):
+    (tmp_path / name).write_text("no zip")
+    assert hint in refusal(tmp_path / name)

@@ -46,8 +46,8 @@ def choose(browser, name, value):
     """A value of a field, once it is there, as if it was put in."""
     browser.wait(f"!!document.querySelector('[name={name}]')")
     browser.run(
-        f"(e => {{ e.value = {value!r}; for (const n of ['input', 'change']) e.dispatchEvent(new Event(n)) }})"
-        f"(document.querySelector('[name={name}]'))"
+        f"(e => {{ e.value = {value!r}; for (const n of ['input', 'change']) e.dispatchEvent(new Event(n, {{bubbles: "
+        f"true}})) }})(document.querySelector('[name={name}]'))"
     )
 
 
@@ -221,6 +221,86 @@ def test_nothing_is_wider_than_the_window(browser, served, part, width):
     browser.resize(1280)
 
 
+def names_of(browser):
+    """Of the fields of the form that have a value, with it."""
+    fields = "[...document.querySelectorAll('form [name]')].filter(e => e.value && !e.disabled)"
+    return dict(browser.run(f"{fields}.map(e => [e.name, e.value])"))
+
+
+def test_settings_survive_a_reload_and_are_passed_on(browser, served):
+    browser.open(f"{served.address}#/generate?run=digits&seed=3")
+    browser.wait("document.querySelector('[name=seed]')?.value === '3'")
+    values = {"seed": 9007199254740928, "pictures": 2, "steps": 3, "class": 7, "solver": "euler", "guidance": 2.5}
+    values |= {"guide": "crops:1/4", "low": 0.5, "tile": 8, "rho": 5}
+    for name, value in values.items():
+        choose(browser, name, str(value))
+    browser.click(".models + div button")
+    browser.wait("document.querySelectorAll('.models .pair').length === 2")
+    before, address = names_of(browser), browser.run("location.href")
+    assert values.items() <= {name: type(values.get(name, ""))(value) for name, value in before.items()}.items()
+    assert "seed=9007199254740928" in address and "schedule" not in address  # which is at its default
+
+    def still_there():
+        browser.wait(
+            "document.querySelectorAll('.models .pair').length === 2 && !!document.querySelector('button.main')"
+        )
+        browser.wait("document.querySelector('[name=rho]').value === '5'")
+        return names_of(browser) == before and browser.run("location.href") == address
+
+    browser.call("Page.reload")
+    assert still_there()
+    browser.click("nav [data-page=runs]")
+    browser.wait("!!document.querySelector('.run')")
+    browser.click("nav [data-page=generate]")
+    assert still_there()
+    browser.open(f"{served.address}#/generate?run=none&seed=x&steps=1000&class=<b>&solver=%00&guidance=NaN&tile=1e999")
+    browser.wait("document.querySelector('[name=seed]')?.value === '0'")
+    found = names_of(browser)
+    assert (found["run"], found["steps"], found["solver"], found["guidance"]) == ("digits", "18", "heun", "1")
+    assert "class" not in found and "tile" not in found
+
+
+def test_what_was_made_is_shown_again_after_a_reload(browser, served):
+    browser.open(f"{served.address}#/generate?run=digits&pictures=3&steps=2&class=4")
+    browser.wait("document.querySelector('[name=pictures]')?.value === '3'")
+    browser.click("button.main")
+    browser.wait("document.querySelector('.command')?.innerText.includes('--class 4 --steps 2')")
+    made = pixels(browser, "document.querySelector('.picture canvas')")
+    browser.call("Page.reload")
+    browser.wait("document.querySelectorAll('.made button').length >= 1 && !document.querySelector('.picture')")
+    assert "seeds 0 to 2, 2 steps, just now" in browser.run("document.querySelector('.made button').innerText")
+    browser.wait("[...document.querySelectorAll('.made button:first-child img')].every(i => i.naturalWidth === 16)")
+    browser.click(".made button")
+    browser.wait("document.querySelectorAll('.command').length === 1")
+    assert pixels(browser, "document.querySelector('.picture canvas')") == made
+    browser.click(".picture")
+    browser.wait("!!document.querySelector('dialog[open]')")
+    links = browser.run("[...document.querySelectorAll('dialog a')].map(a => [a.innerText, a.download])")
+    assert links == [["Download", "000000.png"], ["Settings", "000000.json"]]
+    assert "class\t4" in browser.run("document.querySelector('dialog table').innerText")
+
+
+@pytest.mark.parametrize("leave", ["reload", "close", "part"])
+def test_a_page_that_is_left_stops_what_it_asked_for(served, tmp_path, leave):
+    with Browser(tmp_path / "left") as left:
+        left.open(f"{served.address}#/generate?run=digits&steps=100&pictures=64")
+        left.wait("document.querySelector('[name=pictures]')?.value === '64'")
+        left.click("button.main")
+        left.wait("document.querySelector('[role=status]')?.textContent.includes('step')")
+        job = [*served.site.jobs._jobs.values()][-1]
+        assert job.state == "running"
+        if leave == "reload":
+            left.call("Page.reload")
+        elif leave == "close":
+            left.open("about:blank")
+        else:
+            left.click("nav [data-page=runs]")
+        end = time.monotonic() + 60
+        while not job.is_over and time.monotonic() < end:
+            time.sleep(0.01)
+        assert job.state == "stopped" and job.asked_to_stop and not left.errors
+
+
 def test_a_killed_browser_leaves_it_standing(browser, served, tmp_path):
     with Browser(tmp_path / "killed") as killed:
         killed.open(f"{served.address}#/generate?run=digits")
@@ -229,10 +309,12 @@ def test_a_killed_browser_leaves_it_standing(browser, served, tmp_path):
         killed.click("button.main")
         killed.wait("document.querySelector('[role=status]')?.textContent.includes('step')")
         killed.kill()
-    for job in list(served.site.jobs._jobs.values()):
-        job.looked_at = time.monotonic() - 1000  # as if a minute had passed
+    job = [*served.site.jobs._jobs.values()][-1]
+    assert job.state == "running"
+    job.looked_at = time.monotonic() - 30  # others do not wait a minute for it
     browser.open(f"{served.address}#/generate?run=digits")
     browser.wait("!!document.querySelector('form')")
     choose(browser, "steps", 1)
     browser.click("button.main")
     browser.wait("!!document.querySelector('.command')")
+    assert job.state == "stopped" and not job.asked_to_stop

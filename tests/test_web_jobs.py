@@ -93,6 +93,35 @@ def test_a_job_that_no_page_asks_for_is_stopped(tmp_path, monkeypatch):
     assert lonely.state == "stopped"
 
 
+def test_a_job_that_no_page_asks_for_gives_way_to_others(tmp_path, monkeypatch):
+    queue, gate, begun = Jobs(tmp_path), threading.Event(), threading.Event()
+
+    def work(job):
+        job.tell("step")  # nobody waits yet
+        begun.set()
+        gate.wait(20)
+        job.tell("step")
+        job.tell("never")
+
+    monkeypatch.setattr(jobs, "_LONELY_IN_THE_WAY", -1.0)
+    lonely = queue.add(work)
+    assert begun.wait(20)
+    other = queue.add(lambda job: None)
+    gate.set()
+    assert over(other)[0] == "done" and len(lonely.events) == 2
+    assert lonely.state == "stopped" and "its page was closed" in lonely.reason
+
+
+def test_what_is_over_is_told_the_newest_first(tmp_path):
+    queue, gate = Jobs(tmp_path), threading.Event()
+    first, second = (queue.add(lambda job: None, {"seed": seed}) for seed in (1, 2))
+    running = queue.add(lambda job: gate.wait(20))
+    assert over(second)[0] == "done"
+    assert [job.about["seed"] for job in queue.over()] == [2, 1] and first.asked_at <= second.asked_at
+    gate.set()
+    assert over(running)[0] == "done" and queue.over()[0] is running
+
+
 def test_not_too_many_wait_and_not_too_many_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "MOST_WAITING", 2)
     monkeypatch.setattr(jobs, "_KEPT", 1)

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import pytest
@@ -6,8 +7,11 @@ import torch
 from PIL import Image
 
 import patch_diffusion as pd
+from comparable_runs import make_run as trained_run
+from page_client import ask
 from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.web.runs import GoneError, Runs
+from patch_diffusion.web.site import Site
 
 
 @pytest.fixture
@@ -120,6 +124,139 @@ def test_runs_that_go_or_are_damaged_leave_the_others(make_run, tmp_path):
     make_run("one")
     again = runs.detail("one", before["version"])
     assert again["step"] == 0 and again["charts"] == ""
+
+
+def facts(**facts):
+    """Alter the facts about the model in a run's config.json."""
+
+    def alter(folder):
+        content = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**content, "model": {**content["model"], **facts}}))
+
+    return alter
+
+
+def logged(**values):
+    """Add a line with these values to a run's log."""
+    known = {"step": 210, "images": 1, "seconds": 1.0, "spent": 0.5, "learning_rate": 1e-3, "loss": {"16x16": 0.5}}
+
+    def alter(folder):
+        with (folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps({**known, **values}) + "\n")
+
+    return alter
+
+
+def holding(name, content):
+    """Write a file of the run."""
+
+    def alter(folder):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+
+    return alter
+
+
+def with_folder(name):
+    def alter(folder):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).mkdir(parents=True)
+
+    return alter
+
+
+def with_pipe(name):
+    """A reader of it waits for ever."""
+
+    def alter(folder):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(folder / name)
+
+    return alter
+
+
+def with_link(name, target):
+    def alter(folder):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(target)
+
+    return alter
+
+
+NAN, INFINITE, DEEP = float("nan"), float("inf"), "[" * 100_000
+STATE = "checkpoints/step-00000200/state.json"
+STRANGE = {
+    "a resolution that is not finite": facts(resolution=[NAN, NAN]),
+    "a number of classes that is not finite": facts(num_classes=NAN),
+    "a number of parameters that is not finite": facts(parameters=INFINITE),
+    "no number of parameters": facts(parameters=None),
+    "a number of images in words": facts(num_images="x"),
+    "one class name": facts(class_names=5),
+    "lists as class names": facts(class_names=[[1]]),
+    "a codec that is a number": facts(codec=5),
+    "a codec of words": facts(codec={"dtype": "uint8", "low": "x", "high": 1}),
+    "channels that are a list": facts(image_channels=[]),
+    "deep options": holding("config.json", DEEP),
+    "a deep log": holding("log.jsonl", DEEP + "\n"),
+    "a deep state": holding(STATE, DEEP),
+    "a share that is not finite": logged(spent=NAN),
+    "a share below all": logged(spent=-INFINITE),
+    "a loss that is not finite": logged(loss={"16x16": NAN, "8x8": INFINITE}),
+    "seconds that are not finite": logged(seconds=INFINITE),
+    "skipped steps in words": logged(skipped="x"),
+    "a step of 400 digits": holding("log.jsonl", '{"step": ' + "1" * 400 + "}\n"),
+    "a loss in words in a state": holding(STATE, '{"held_out": "x"}'),
+    "a loss of 400 digits in a state": holding(STATE, '{"held_out": ' + "1" * 400 + "}"),
+    "a checkpoint of no number": with_folder("checkpoints/step-²"),
+    "a log that is a folder": with_folder("log.jsonl"),
+    "a picture that is a folder": with_folder("samples/step-00000999.png"),
+    "a log that is a pipe": with_pipe("log.jsonl"),
+    "a state that is a pipe": with_pipe(STATE),
+    "a lock that is a pipe": with_pipe(".lock"),
+    "a picture that is a pipe": with_pipe("samples/step-00000999.png"),
+    "a log that has no end": with_link("log.jsonl", "/dev/zero"),
+    "a log that leads to itself": with_link("log.jsonl", "log.jsonl"),
+    "a picture that leads to itself": with_link("samples/step-00000999.png", "step-00000999.png"),
+}
+
+
+def strict(answer):
+    """The JSON of an answer, which has no NaN."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(answer.content, parse_constant=refuse)
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    for name in ("sound", "strange"):
+        trained_run(folder / name, samples=1, steps=20)
+    return folder
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("alter", STRANGE.values(), ids=STRANGE)
+def test_a_strange_run_spoils_nothing(two_runs, tmp_path, alter):
+    shutil.copytree(two_runs, tmp_path / "runs")
+    alter(tmp_path / "runs" / "strange")
+    site = Site(tmp_path / "runs", tmp_path / "work", "cpu")
+    listed = {run["name"]: run for run in strict(ask(site.app, "/api/runs"))["runs"]}
+    assert listed["sound"]["step"] == 20
+    told = listed["strange"].get("damaged", "")
+    assert len(told.splitlines()) <= 1
+    whole = ask(site.app, "/api/run", {"name": "strange"})
+    assert whole.status in ({400} if told else {200, 400}) and strict(whole)
+    assert ask(site.app, "/api/run", {"name": "sound"}).status == 200
+    for path, query, body in (
+        ("/api/picture", {"run": "strange", "file": "step-00000020.png"}, None),
+        ("/api/picture", {"run": "strange", "file": "step-00000999.png"}, None),
+        ("/api/fit", {"run": "strange"}, b"no picture"),
+    ):
+        assert ask(site.app, path, query, body).status in (200, 400, 404)
 
 
 def test_links_that_lead_to_themselves_leave_the_others(make_run, tmp_path):

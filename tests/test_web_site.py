@@ -53,6 +53,11 @@ def content(answer):
 def asked_for(site, path, **wanted):
     """The state in which it ended, its events by kind, and its name."""
     job = content(ask(site.app, path, {}, json.dumps(wanted).encode()))["job"]
+    return *over(site, job), job
+
+
+def over(site, job):
+    """The state in which a job ended, and its events by kind."""
     found = {"state": "", "events": []}
     while found["state"] not in ("done", "failed", "stopped"):
         query = {"id": job, "state": found["state"], "after": str(len(found["events"]))}
@@ -61,7 +66,7 @@ def asked_for(site, path, **wanted):
     kinds = {}
     for event in found["events"]:
         kinds.setdefault(event["event"], []).append(event)
-    return found, kinds, job
+    return found, kinds
 
 
 def picture(site, job, name):
@@ -336,6 +341,107 @@ def test_what_cannot_be_asked_for(site, path, wanted, reason):
 def test_what_a_model_cannot_do(site, path, wanted, reason):
     found, _, _ = asked_for(site, path, **pictured(wanted))
     assert found["state"] == "failed" and reason in found["reason"], found
+
+
+RUN = '{"models": [{"run": "digits"}], "pictures": 1, "steps": 1'
+LONG = "9" * 5000
+HOSTILE = {
+    "nothing": "",
+    "no object": "null",
+    "text": '"text"',
+    "not UTF-8": b'{"models": [{"run": "\xff"}]}',
+    "UTF-16": RUN.encode("utf-16"),
+    "deep lists": "[" * 30_000,
+    "deep objects": '{"a":' * 10_000,
+    "a deep size": f'{RUN}, "resolution": {"[" * 150}{"]" * 150}}}',
+    "many names": "{" + ",".join(f'"name{place}": 1' for place in range(4000)) + "}",
+    "many models": '{"models": [' + ",".join(["{}"] * 9000) + "]}",
+    "a large name": '{"models": [{"run": "' + "a" * 60_000 + '"}]}',
+    "a name of many parts": '{"models": [{"run": "' + "a/" * 20_000 + '"}]}',
+    "a name with zero": '{"models": [{"run": "digits\\u0000"}]}',
+    "a name of half a character": '{"models": [{"run": "\\ud800"}]}',
+    "a list as a name": '{"models": [{"run": ["digits"]}]}',
+    "a seed that is not a number": f'{RUN}, "seed": NaN}}',
+    "a seed that is infinite": f'{RUN}, "seed": Infinity}}',
+    "a seed beyond all floats": f'{RUN}, "seed": 1e400}}',
+    "a seed of 5,000 digits": f'{RUN}, "seed": {LONG}}}',
+    "a seed of 400 digits": f'{RUN}, "seed": {LONG[:400]}}}',
+    "half a seed": f'{RUN}, "seed": 0.5}}',
+    "a list as a seed": f'{RUN}, "seed": [1]}}',
+    "an average that is not a number": '{"models": [{"run": "digits", "ema_length": NaN}]}',
+    "a checkpoint of 300 digits": '{"models": [{"run": "digits", "checkpoint": ' + LONG[:300] + "}]}",
+    "a checkpoint below zero": '{"models": [{"run": "digits", "checkpoint": -1}]}',
+    "a class of 300 digits": f'{RUN}, "label": {LONG[:300]}}}',
+    "a guide of 5,000 digits": f'{RUN}, "guidance": 2, "guide": "step:{LONG}"}}',
+    "a guide of no size": f'{RUN}, "guidance": 2, "guide": "crops:1/0"}}',
+    "a guide of no length": f'{RUN}, "guidance": 2, "guide": "ema:nan"}}',
+    "a guide that is a path": f'{RUN}, "guidance": 2, "guide": "../../etc/passwd"}}',
+    "guidance beyond all floats": f'{RUN}, "steps": 2, "guidance": 1e308}}',
+    "a solver of 5,000 letters": f'{RUN}, "solver": "{LONG}"}}',
+    "a noise level of almost nothing": f'{RUN}, "steps": 2, "sigma_min": 1e-320}}',
+    "a curve of no noise levels": f'{RUN}, "steps": 2, "rho": -1e308}}',
+    "a tile of 400 digits": f'{RUN}, "tile": {LONG[:400]}}}',
+    "a side beyond all integers": f'{RUN}, "resolution": [1e308, 1e308]}}',
+}
+FOUND = '{"model": {"run": "digits"}, "image": IMAGE, "pictures": 1, "steps": 1'
+HOSTILE_EDITS = {
+    "10 MB of text": "x" * 10 * 2**20,
+    "10 MB of brackets": "[" * 10 * 2**20,
+    "10 MB of digits": '{"seed": ' + "9" * 10 * 2**20 + "}",
+    "10 MB of names": "{" + ",".join(f'"{place:07}":1' for place in range(800_000)) + "}",
+    "10 MB of names inside": '{"model": {' + ",".join(f'"{place:07}":1' for place in range(800_000)) + "}}",
+    "10 MB of numbers": '{"extend": [' + "1," * 5_000_000 + "1]}",
+    "10 MB as an image": '{"model": {"run": "digits"}, "mask": "", "image": "' + "A" * 10 * 2**20 + '"}',
+    "an edge beyond all integers": FOUND + ', "extend": {"left": 1e308}}',
+    "an edge of 4,000 digits": FOUND + ', "extend": {"left": ' + LONG[:4000] + "}}",
+    "a side of 5,000 letters": FOUND + ', "extend": {"' + LONG + '": 2}}',
+    "a mask that is no base64": FOUND + ', "mask": "\u00e9"}',
+    "a factor of 100 digits": FOUND + ', "restore": "super-resolution", "factor": ' + LONG[:100] + "}",
+    "a blur beyond all floats": FOUND + ', "restore": "deblur", "blur": 1e308}',
+    "a blur of almost nothing": FOUND + ', "restore": "deblur", "blur": 1e-320}',
+    "noise beyond all floats": FOUND + ', "restore": "denoise", "noise": 1e308}',
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        *(pytest.param("/api/generate", body, id=name) for name, body in HOSTILE.items()),
+        *(pytest.param("/api/edit", body, id=name) for name, body in HOSTILE_EDITS.items()),
+    ],
+)
+def test_hostile_requests_are_refused_in_one_line(site, capfd, path, body):
+    if isinstance(body, str):
+        image = text_of(np.zeros((16, 16), np.uint8))
+        body = body.replace("IMAGE", f'"{image}"').encode()
+    answer = ask(site.app, path, {}, body)
+    told = json.loads(answer.content)
+    if answer.status == 200:  # only the model shows that it cannot be
+        told = over(site, told["job"])[0]
+        assert told["state"] == "failed"
+    else:
+        assert answer.status in (400, 404)
+    reason = told.get("error", told.get("reason"))
+    assert 0 < len(reason) <= 600 and len(reason.splitlines()) == 1
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("after", [LONG, "²", "-1", "1e3", "", "x"])
+def test_events_after_what_is_no_number(site, after):
+    _, _, job = asked_for(site, "/api/generate", models=[{"run": "digits"}], pictures=1, steps=1)
+    assert ask(site.app, "/api/job", {"id": job, "after": after}).status == 400
+
+
+def test_what_was_made_is_listed_and_can_be_fetched_again(site):
+    models = [{"run": "digits", "checkpoint": 2}, {"run": "digits"}]
+    _, kinds, job = asked_for(site, "/api/generate", models=models, pictures=4, seed=5, steps=2)
+    asked_for(site, "/api/generate", models=[{"run": "digits"}], steps=10**3 // 4, tile=99)  # which fails
+    newest = content(ask(site.app, "/api/jobs"))["jobs"][0]
+    assert newest["job"] == job and (newest["seed"], newest["pictures"], newest["made"]) == (5, 4, 8)
+    assert [model["checkpoint"] for model in newest["models"]] == [2, None] and not newest["edited"]
+    assert newest["settings"] == [kinds["finished"][0]["settings"]] and len(newest["shown"]) == 6
+    for name in newest["shown"]:
+        assert picture(site, job, name).shape == (16, 16)
 
 
 def file_of(image, kind="PNG", **options):

@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 
-from patch_diffusion.config import Config, Watch, to_dict
-from patch_diffusion.data.digits import NAME as DIGITS
-from patch_diffusion.data.files.collection import MOST_UNUSABLE
-from patch_diffusion.data.images import Images
+from patch_diffusion.config import BUDGETS, Config, Watch, to_dict
+from patch_diffusion.data.files.collection import MOST_UNUSABLE, passed_over
+from patch_diffusion.data.images import Images, refuse_one_value
 from patch_diffusion.data.inspection.as_files import some_images
 from patch_diffusion.data.inspection.inspect import Findings
 from patch_diffusion.data.inspection.resolution import suggest_resolution
 from patch_diffusion.data.latents.folder import is_latents
+from patch_diffusion.data.named import DIGITS
+from patch_diffusion.data.reading.labels import ONE_IMAGE
 from patch_diffusion.data.reading.survey import ONE_VALUE
 from patch_diffusion.devices import choose_device
 from patch_diffusion.errors import InputError
@@ -27,8 +28,8 @@ from patch_diffusion.patches.schedule import PatchSchedule
 from patch_diffusion.presets import DEFAULT_PRESET
 from patch_diffusion.runs.model import build_network
 from patch_diffusion.training.budget import Budget
-from patch_diffusion.training.build import build_trainer
-from patch_diffusion.training.forecast import Forecast, forecast, shares_of
+from patch_diffusion.training.build import build_trainer, note_on_few
+from patch_diffusion.training.forecast import Forecast, duration, forecast, shares_of
 from patch_diffusion.training.hardware.memory import memory_of, memory_of_weights
 from patch_diffusion.training.suggest import stride, suggest
 
@@ -38,7 +39,10 @@ SIDE_ON_CPU, SIDE_ON_GPU = 64, 128
 FEW_IMAGES = 5_000
 """The fewest images of a data set that Patch Diffusion was published with (arXiv 2304.12526, abstract)."""
 
-_VERY_FEW_IMAGES = 500
+ENOUGH_IMAGES = 100_000
+"""A rule of thumb for how many images a training draws, at the least, before samples are recognisable: about what
+digits of 16 x 16 took. Cat faces of 32 x 32 were blurry after twice as many (LOG.md, "Settings of the demo")."""
+
 _FLIPS_FOR = 50_000  # number of images above which flips gain little
 _ENOUGH_TO_TELL = 0.1  # asymmetry by chance above which there are too few images to judge flips
 _SYMMETRIC = 0.05
@@ -96,18 +100,20 @@ def advise(
         InputError: an option is invalid for any images.
     """
     reasons: dict[str, str] = {}
+    if findings.folders and "data.classes" not in given:
+        base = replace(base, data=replace(base.data, classes=True))
+        reasons["data.classes"] = f"{len(findings.folders)} sub-folders hold the images; leave it out if they are none"
     device = choose_device(base.engine.device)
     config = _at_a_resolution(findings, base, given, SIDE_ON_GPU if device.type == "cuda" else SIDE_ON_CPU, reasons)
-    warnings = [*_of_classes(findings), *_of_files(findings), *_of_few(findings), *_of_flips(findings, config)]
+    warnings = [*_of_classes(findings, config), *_of_files(findings), *_of_few(findings), *_of_flips(findings, config)]
     refusal = _refusal(findings)
     if findings.problems:
         return Advice(config, reasons, warnings=warnings, refusal=refusal)
     try:
         images = some_images(config.data, without=findings.unusable.keys(), show=show)
+        refuse_one_value(images)
     except InputError as error:
         return Advice(config, reasons, warnings=warnings, refusal=str(error))
-    if not images.standard_deviation > 0:
-        return Advice(config, reasons, warnings=warnings, refusal="all images are of one and the same value")
     config, why = suggest(images, config, given)
     for reason in why:
         option, _, because = reason.partition(": ")
@@ -119,7 +125,9 @@ def advise(
             config, foreseen = _forecast(images, config, given, room, reasons)
     except InputError as error:
         return Advice(config, reasons, warnings=warnings, refusal=str(error))
-    warnings += [note for note in images.notes if not (findings.nearly_constant and ONE_VALUE in note)]
+    told = [ONE_VALUE] * bool(findings.nearly_constant) + [ONE_IMAGE] * any("only 1:" in text for text in warnings)
+    warnings += [note for note in images.notes if not any(words in note for words in told)]
+    warnings += [] if foreseen is None else _of_budget(config, foreseen)
     deviation = images.moments.deviation(config.noise.mean_data)
     if timed and foreseen is None:
         warnings.append("the network takes more memory than this machine has: choose a smaller --network.width")
@@ -184,17 +192,15 @@ def _refusal(findings: Findings) -> str:
         return findings.problems[0]
     if len(findings.unusable) > MOST_UNUSABLE * findings.num_read:
         return (
-            f"{len(findings.unusable):,} of {findings.num_read:,} images cannot be read, more than the "
-            f"{MOST_UNUSABLE:.0%} that it passes over; patch-diffusion prepare leaves them out"
+            f"{len(findings.unusable):,} of {findings.num_read:,} images cannot be read, and it "
+            f"{passed_over(findings.num_read)}; patch-diffusion prepare leaves them out"
         )
     return ""
 
 
-def _of_classes(findings: Findings) -> list[str]:
-    counts, folders = findings.class_counts, findings.folders
+def _of_classes(findings: Findings, config: Config) -> list[str]:
+    counts = findings.class_counts or (findings.folders if config.data.classes else {})
     found = []
-    if folders:
-        found.append(f"{len(folders)} sub-folders hold the images: with --data.classes True they are classes")
     if counts and max(counts.values()) > _BALANCED * min(counts.values()):
         least = min(counts, key=counts.__getitem__)
         most = max(counts, key=counts.__getitem__)
@@ -232,13 +238,29 @@ def _of_files(findings: Findings) -> list[str]:
 
 def _of_few(findings: Findings) -> list[str]:
     num = findings.num_images - sum(len(group) - 1 for group in findings.equal) - len(findings.unusable)
-    if num < _VERY_FEW_IMAGES:
-        return [f"{num:,} images are very few: expect samples to copy them, and collect more"]
-    if num >= FEW_IMAGES:
-        return []
+    if (very := note_on_few(num)) or num >= FEW_IMAGES:
+        return very
     return [
         f"{num:,} images are few ({FEW_IMAGES:,} is the least that the method was published with): the longer the "
         "training, the more samples copy them, so compare samples with the data"
+    ]
+
+
+def _of_budget(config: Config, foreseen: Forecast) -> list[str]:
+    """Return a warning, as a list, if the budget is too small for recognisable samples, with one that is not."""
+    unit, budget = next(((name, value) for name in BUDGETS if (value := getattr(config, name)) is not None), ("", 0))
+    drawn = budget if unit == "images" else foreseen.images_in(budget)
+    if unit == "steps":
+        drawn = foreseen.images_in(foreseen.minutes_for(steps=budget))
+    if not 0 < drawn < ENOUGH_IMAGES:
+        return []
+    digits = 1 - math.floor(math.log10(enough := budget * ENOUGH_IMAGES / drawn))
+    enough = math.ceil(enough * 10**digits) / 10**digits
+    return [
+        f"{budget:,g} {unit.replace('_', ' ')} show about {drawn:,} images, too few for recognisable samples, by a "
+        f"rule of thumb: {ENOUGH_IMAGES:,} are enough for digits of 16x16, and other images take more. So many take "
+        f"{duration(foreseen.minutes_for(images=ENOUGH_IMAGES))} on this machine: --{unit.replace('_', '-')} "
+        + (f"{enough:g}" if enough < 100 else f"{enough:.0f}")
     ]
 
 

@@ -11,12 +11,31 @@ from importlib import import_module
 from numbers import Real
 from typing import Any
 
+_CONTROLS = {
+    code: ascii(chr(code))[1:-1]
+    for codes in (range(32), range(127, 160), range(0x2028, 0x202F), range(0x2066, 0x206A))
+    for code in codes
+}
+"""Characters that a terminal obeys, which end a line or turn its direction, and what stands for them."""
+
+
+def shown(text: str, *, lines: bool = False) -> str:
+    """Return text, such as with names that others chose, for a terminal or a log: control characters are escaped.
+
+    With ``lines`` the ends of lines stay as they are.
+
+    >>> shown("a\\x1b[31mb\\n.png")
+    'a\\\\x1b[31mb\\\\n.png'
+    """
+    return "\n".join(map(shown, text.split("\n"))) if lines else text.translate(_CONTROLS)
+
 
 class InputError(ValueError):
     """An error for options, data or files of the user that cannot be used.
 
-    The message is one sentence that says what is wrong, where, and what to do; the command line prints it without a
-    traceback. ``option`` is the full name of the option of a `Config` or of `Sampling` at fault, if it is one.
+    The message is one sentence that says what is wrong, where, and what to do, in one line, see `shown`; the command
+    line prints it without a traceback. ``option`` is the full name of the option of a `Config` or of `Sampling` at
+    fault, if it is one.
 
     >>> try:
     ...     PatchSchedule(whole=2)
@@ -26,12 +45,16 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str = "", *, option: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(shown(message))
         self.option = option
 
     def reworded(self, message: str) -> InputError:
         """Return an error with another message about the same option."""
         return InputError(message, option=self.option)
+
+
+class Note(UserWarning):
+    """A warning that is a sentence for the user, which the command line prints as it stands."""
 
 
 def option_error(option: str, is_wrong: str) -> InputError:

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -150,6 +151,18 @@ def check_apart(outputs: Iterable[Path], inputs: Iterable[str | os.PathLike[str]
         place = output.resolve()
         if place in given or (place.exists() and not given.isdisjoint(place.parents)):
             raise InputError(f"{output} is read by this command, and would be overwritten: choose another place")
+
+
+def check_writable(path: Path) -> None:
+    """Raise an `InputError` if no file can be written at a path, or in it if it is a folder, before the work for it."""
+    folder = path if path.is_dir() else path.parent
+    try:
+        while not folder.exists():
+            folder = folder.parent
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({folder}: {error.strerror}): choose another place") from None
 
 
 def check_room(folder: Path, num_bytes: int) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import patch_diffusion
 from patch_diffusion.cli.completion import Completion
@@ -22,13 +24,15 @@ from patch_diffusion.cli.inspect import Inspect
 from patch_diffusion.cli.prepare import Prepare
 from patch_diffusion.cli.race import Race
 from patch_diffusion.cli.sample import Sample
+from patch_diffusion.cli.say import say
 from patch_diffusion.cli.serve import Serve
 from patch_diffusion.cli.train import Train
 from patch_diffusion.cli.verb import Verb, tell
-from patch_diffusion.errors import InputError, did_you_mean, is_out_of_memory
+from patch_diffusion.errors import InputError, Note, did_you_mean, is_out_of_memory, shown
 from patch_diffusion.processes import is_first, listen
 
 _KINDS = (Train, Sample, Evaluate, Edit, Info, Inspect, Prepare, Race, Import, Export, Serve, Completion)
+_WITH_PLACE = warnings.showwarning
 VERBS: dict[str, type[Verb]] = {kind.__name__.lower(): kind for kind in _KINDS}
 
 
@@ -39,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        status = _run(words)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            status = _run(words)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -57,10 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str]) -> int:
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help"):
-        print(_overview())
+        say(_overview())
         return 0 if arguments else 2
     if verb == "--version":
-        print(f"patch-diffusion {patch_diffusion.__version__}")
+        say(f"patch-diffusion {patch_diffusion.__version__}")
         return 0
     if verb not in VERBS:
         what = "option" if verb.startswith("-") else "verb"
@@ -71,7 +77,8 @@ def _run(arguments: Sequence[str]) -> int:
     except InputError as error:
         return _fail(2, name, str(error))
     try:
-        command.check_json()
+        command.check_existing()
+        command.check_outputs()
         tell(command, command.run())
     except InputError as error:
         return _fail(1, name, str(error))
@@ -86,9 +93,17 @@ def _run(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    if issubclass(category, Note):
+        if is_first():
+            say(str(message), aside=True)
+    else:
+        _WITH_PLACE(message, category, *where, **more)
+
+
 def _fail(status: int, name: str, *reason: str) -> int:
     listen()
-    print(f"{name}: {''.join(reason)}", file=sys.stderr)
+    say(shown(f"{name}: {''.join(reason)}"), aside=True)
     return status
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import patch_diffusion
+from patch_diffusion.cli.say import say
 from patch_diffusion.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def class_number(text: str | None, model: Denoiser) -> int | None:
         raise InputError("this model was trained without classes, so its images have none")
     place, note = class_place(text, model.class_names, model.num_classes)
     if note:
-        print(note, file=sys.stderr)
+        say(note, aside=True)
     return place
 
 

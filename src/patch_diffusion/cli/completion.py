@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from patch_diffusion.cli.say import say
 from patch_diffusion.cli.verb import Json, Verb
 
 
@@ -40,5 +41,5 @@ class Completion(Verb):
             words = ["--tyro-print-completion", self.shell]
             tyro.extras.subcommand_cli_from_dict({**VERBS}, prog="patch-diffusion", args=words)
         if not self.prints_json:
-            print(script.getvalue(), end="")
+            say(script.getvalue().rstrip("\n"))
         return {"shell": self.shell, "script": script.getvalue()}

@@ -7,14 +7,28 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, Suppress, arg
 
 import patch_diffusion
 from patch_diffusion.cli.choosing import check_places, class_number, open_guide, pictures_in, read_from, write_shown
-from patch_diffusion.cli.parsing import parse_seeds
-from patch_diffusion.cli.verb import Json, Verb
-from patch_diffusion.errors import InputError
+from patch_diffusion.cli.parsing import parse_seeds, value_of
+from patch_diffusion.cli.verb import FilePath, Json, RunPath, Verb
+from patch_diffusion.errors import InputError, option_error
 from patch_diffusion.sampling.options import Sampling
+
+
+@dataclass(frozen=True)
+class _Sampling(Sampling):
+    """The options of sampling, without help on those that `edit` refuses."""
+
+    solver: Suppress[str] = "heun"
+    schedule: Suppress[str] = "karras"
+    churn: Suppress[float | None] = None
+    churn_min: Suppress[float | None] = None
+    churn_max: Suppress[float | None] = None
+    churn_noise: Suppress[float | None] = None
+    eta: Suppress[float | None] = None
+    resolution: Suppress[int | tuple[int, int] | None] = None
 
 
 @dataclass(frozen=True)
@@ -28,13 +42,13 @@ class Edit(Verb):
     patch-diffusion edit runs/cats cat.png --restore super-resolution --out new
     """
 
-    source: Annotated[Positional[Path], arg(metavar="RUN")]
+    source: Annotated[Positional[RunPath], arg(metavar="RUN")]
     """The run folder, or one of its checkpoints."""
-    image: Annotated[Positional[Path], arg(metavar="IMAGE")]
+    image: Annotated[Positional[FilePath], arg(metavar="IMAGE")]
     """A picture, or an array in an .npy, of the run's channels and numbers."""
     out: Annotated[Path, arg(metavar="DIR")]
     """Folder for 000000.png ... and samples.json."""
-    mask: Annotated[Path | None, arg(metavar="FILE")] = None
+    mask: Annotated[FilePath | None, arg(metavar="FILE")] = None
     """Fill in what is white in this picture, or not 0 in this .npy. All other pixels are kept exactly."""
     extend: Annotated[tuple[str, ...] | None, arg(metavar="SIDE=PIXELS")] = None
     """Make the image larger by some pixels at its sides, as in left=32,top=8."""
@@ -51,7 +65,7 @@ class Edit(Verb):
     """Seeds, as in 0-7 or 3,5. Each finds another image that agrees with what is known."""
     label: Annotated[str | None, arg(name="class", metavar="K")] = None
     """Class of the image, by name, or by its place from 0 on. Without it, none."""
-    sampling: Annotated[Sampling, arg(name="")] = field(default_factory=Sampling)
+    sampling: Annotated[_Sampling, arg(name="")] = field(default_factory=_Sampling)
     repeats: int | None = None
     """How often each step is taken, so that what is new and what is known come together. None: 1 for network, 4 for
     isotropic."""
@@ -68,6 +82,16 @@ class Edit(Verb):
     """auto, cpu, cuda, cuda:1, mps."""
     json: Json = None
     """Print the result as JSON on stdout, or write it to a file."""
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> Edit:
+        """Parse the arguments of ``edit``, and refuse the options of sampling that have no effect here."""
+        for name in _Sampling.__annotations__:
+            if value_of(f"--{name.replace('_', '-')}", arguments) is not None:
+                raise option_error(
+                    name, "has no effect: edit has a solver and a schedule of its own, and the image's size"
+                )
+        return cls.parsed(arguments)
 
     def run(self) -> dict[str, Any]:
         """Edit the image, write the results as pictures, and return their number and paths."""

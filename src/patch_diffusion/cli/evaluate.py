@@ -10,7 +10,8 @@ from tyro.conf import Positional, arg
 
 import patch_diffusion
 from patch_diffusion.cli.choosing import open_guide, read_from
-from patch_diffusion.cli.verb import Json, Verb, tell
+from patch_diffusion.cli.verb import DataName, Existing, Json, Verb, tell
+from patch_diffusion.data.named import check_source
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.options import EvaluationOptions
 from patch_diffusion.files import check_apart
@@ -19,6 +20,9 @@ from patch_diffusion.sampling.options import Sampling
 
 if TYPE_CHECKING:
     from patch_diffusion.evaluation.evaluate import Evaluation
+
+
+_Subject = Annotated[str, Existing(lambda name: check_source(name, "run or data"))]
 
 
 @dataclass(frozen=True)
@@ -32,13 +36,13 @@ class Evaluate(Verb):
     Every number comes with an interval of 95 % and the settings that made it.
     """
 
-    source: Annotated[Positional[str], arg(metavar="RUN")]
+    source: Annotated[Positional[_Subject], arg(metavar="RUN")]
     """The run folder or one of its checkpoints, or pictures: a folder, a zip, an array."""
-    data: Annotated[str | None, arg(metavar="DATA")] = None
+    data: Annotated[DataName | None, arg(metavar="DATA")] = None
     """The images it was trained on. None: the run's own."""
-    held_out: Annotated[str | None, arg(metavar="DATA", aliases=["--held-out-data"])] = None
+    held_out: Annotated[DataName | None, arg(metavar="DATA", aliases=["--held-out-data"])] = None
     """Images it was not trained on. None: those that the run held out."""
-    reference: Annotated[str | None, arg(metavar="DATA|FILE.npz")] = None
+    reference: Annotated[DataName | None, arg(metavar="DATA|FILE.npz")] = None
     """Images to compare samples with, or statistics mu and sigma. None: the images it was trained on."""
     extractor: Annotated[str, arg(metavar="KIND|FILE")] = "random"
     """Extractor of features: random (needs no file), inception, dinov2; or a file of weights or a folder of these."""

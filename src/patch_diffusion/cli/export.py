@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 import patch_diffusion
-from patch_diffusion.cli.verb import Json, Verb
+from patch_diffusion.cli.verb import FilePath, Json, RunPath, Verb
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Export(Verb):
     patch-diffusion export runs/photos --to diffusers --out photos-model
     """
 
-    source: Annotated[Positional[Path], arg(metavar="RUN")]
+    source: Annotated[Positional[RunPath], arg(metavar="RUN")]
     """The run folder, or one of its checkpoints."""
     to: Literal["diffusers", "onnx", "torch"]
     """diffusers: a folder that diffusers opens without patch_diffusion, for the same pictures as sample; onnx, torch:
@@ -30,7 +30,7 @@ class Export(Verb):
     """The step of a checkpoint, or best, see --checkpoint-by of train. None: the newest weights."""
     ema_length: Annotated[float | None, arg(metavar="0.1")] = None
     """Average the weights over this share of the training; needs a run that was trained with --ema.lengths."""
-    vae: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    vae: Annotated[FilePath | None, arg(metavar="FOLDER")] = None
     """For a pipeline of latents: the autoencoder to include, in place of the one that made the latents."""
     resolution: int | tuple[int, int] | None = None
     """Side, or height and width. None: as the training images. A pipeline can make other sizes too, a graph cannot."""
@@ -42,7 +42,7 @@ class Export(Verb):
     """The noise levels of a pipeline, as for sample. None: karras."""
     license: Annotated[str | None, arg(metavar="apache-2.0")] = None
     """The licence under which you publish the model, for the model card."""
-    evaluation: Annotated[Path | None, arg(metavar="FILE.json")] = None
+    evaluation: Annotated[FilePath | None, arg(metavar="FILE.json")] = None
     """Metrics for the model card: a file written by evaluate --json."""
     push: Annotated[str | None, arg(metavar="OWNER/NAME")] = None
     """Upload the folder to this repository of the Hugging Face hub, which is made private if it is new."""

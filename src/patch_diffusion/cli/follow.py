@@ -12,6 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from patch_diffusion.cli.say import say
+from patch_diffusion.errors import shown
 from patch_diffusion.files import user_path
 from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.runs.history import Curve, History, in_words
@@ -49,11 +51,11 @@ def follow(run: Path, *, json: bool = False) -> None:
         for news, _, _ in _looks(folder):
             for line in news.lines[news.known :]:
                 if line is not None:
-                    print(json_library.dumps(line), flush=True)
+                    say(json_library.dumps(line), flush=True)
     elif sys.stdout.isatty():
         _show_live(folder)
     else:
-        _print_lines(folder, lambda text: print(text, flush=True))
+        _print_lines(folder, lambda text: say(shown(text), flush=True))
 
 
 def _looks(folder: RunFolder) -> Iterator[tuple[News, History, str]]:
@@ -128,14 +130,14 @@ def _view(folder: RunFolder, history: History, trainer: str) -> RenderableType:
     rows.add_column(min_width=_NAME)
     for name, value, sparks in _rows(history):
         rows.add_row(Text(name, style="dim"), Text(value, justify="right"), Text(sparks, style="cyan"))
-    notes = [Text(f"step {step:,}: {note}", style="dim") for step, note in history.notes[-_NOTES:]]
+    notes = [Text(shown(f"step {step:,}: {note}"), style="dim") for step, note in history.notes[-_NOTES:]]
     if trainer:
         state = Text(f"trained by {trainer}", style="green")
     elif history.complete:
         state = Text(_complete(folder), style="green")
     else:
         state = Text(_not_running(folder), style="yellow")
-    title = Text(str(folder.path), style="bold")
+    title = Text(shown(str(folder.path)), style="bold")
     return Group(title, top, Text(), rows, *([Text(), *notes] if notes else []), Text(), state)
 
 

@@ -186,10 +186,13 @@ def _about_groups(kind: type) -> dict[str, str]:
 
 
 def _texts(kind: type) -> dict[str, str]:
-    """Return the text below each field of a dataclass, by the field's name."""
+    """Return the text below each field of a dataclass, and of those it extends, by the field's name."""
+    inherited = {
+        name: text for base in reversed(kind.__bases__) if is_dataclass(base) for name, text in _texts(base).items()
+    }
     statements = ast.walk(ast.parse(textwrap.dedent(inspect.getsource(kind))))
     bodies = [statement.body for statement in statements if isinstance(statement, ast.ClassDef)]
-    return {
+    return inherited | {
         ast.unparse(field.target): " ".join(ast.literal_eval(text.value).split())
         for field, text in pairwise(bodies[0])
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 import patch_diffusion
-from patch_diffusion.cli.verb import Json, Verb
+from patch_diffusion.cli.verb import FilePath, Json, Verb
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Import(Verb):
     The file is read as data: no code in it is run, and a file that asks for more than a network needs is refused.
     """
 
-    source: Annotated[Positional[Path], arg(metavar="FILE")]
+    source: Annotated[Positional[FilePath], arg(metavar="FILE")]
     """The published .pkl, or its tensors under their published names as .safetensors or .pt."""
     out: Annotated[Path, arg(metavar="RUN")]
     """The run folder, new or empty."""

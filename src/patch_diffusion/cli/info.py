@@ -10,8 +10,10 @@ from typing import Annotated, Any, ClassVar
 from tyro.conf import Positional, arg
 
 import patch_diffusion
-from patch_diffusion.cli.verb import Json, Verb
-from patch_diffusion.errors import InputError
+from patch_diffusion.cli.say import say
+from patch_diffusion.cli.verb import Json, RunPath, Verb
+from patch_diffusion.errors import InputError, shown
+from patch_diffusion.files import to_json
 from patch_diffusion.runs.time_spent import beside, clock, shares
 
 
@@ -30,9 +32,9 @@ class Info(Verb):
     patch-diffusion info runs/photos runs/others --report compare.html
     """
 
-    sources: Annotated[Positional[tuple[Path, ...]], arg(metavar="[RUN ...]")] = ()
-    """The run folder; for --report several, or the folder of a race, which stands for all runs in it. Without it,
-    versions, devices and optional libraries are shown."""
+    sources: Annotated[Positional[tuple[RunPath, ...]], arg(metavar="[RUN ...]")] = ()
+    """The run folder; for --report several, or the folder of a race, which stands for all runs in it. Or a sample,
+    FILE.png, to see how it was made. Without it, versions, devices and optional libraries are shown."""
     follow: bool = False
     """Show the run live until it is complete, or Ctrl-C; with --json, print its log line by line as it grows."""
     endings: ClassVar[dict[str, tuple[str, ...]]] = Verb.endings | {"--report": (".html", ".htm")}
@@ -65,10 +67,27 @@ class Info(Verb):
             return {}
         if self.report is not None:
             return self._report()
+        if self.sources and self.sources[0].suffix.lower() == ".png" and not self.sources[0].is_dir():
+            return self._sample(self.sources[0])
         found = patch_diffusion.describe(self.sources[0]) if self.sources else patch_diffusion.environment()
         if not self.prints_json:
             lines = [f"{name:<12} {value}" for name, value in _main_points(found)] if self.sources else _table(found)
-            print("\n".join(lines))
+            say("\n".join(map(shown, lines)))
+        return found
+
+    def _sample(self, path: Path) -> dict[str, Any]:
+        from patch_diffusion.cli.tables import points
+        from patch_diffusion.sampling.pictures import metadata_of
+
+        found = metadata_of(path)
+        if not self.prints_json:
+            settings = found.get("settings")
+            rows = {**found, **(settings if isinstance(settings, dict) else {})}
+            rows.pop("settings", None)
+            told = {
+                name: value if isinstance(value, str) else to_json(value, lines=False) for name, value in rows.items()
+            }
+            say("\n".join(points([(shown(name), shown(value)) for name, value in told.items()])))
         return found
 
     def _report(self) -> dict[str, Any]:

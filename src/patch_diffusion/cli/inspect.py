@@ -13,8 +13,9 @@ import tyro
 from tyro.conf import Positional, arg
 
 from patch_diffusion.cli.options import given_options, option_words
+from patch_diffusion.cli.say import say
 from patch_diffusion.cli.train import _preset_and_file, settled
-from patch_diffusion.cli.verb import Json, Verb
+from patch_diffusion.cli.verb import DataName, Json, Verb
 from patch_diffusion.config import Config
 from patch_diffusion.errors import InputError
 from patch_diffusion.presets import DEFAULT_PRESET, PRESETS
@@ -38,7 +39,7 @@ class Inspect(Verb):
     Takes all options of train, too, and estimates the cost of training with them.
     """
 
-    source: Annotated[Positional[str], arg(metavar="DATA")] = ""
+    source: Annotated[Positional[DataName], arg(metavar="DATA")] = ""
     """The images: a folder, zip, array or other source, as for train."""
     sheet: Annotated[Path | None, arg(metavar="FILE.png")] = None
     """Write a picture of some of the images, and of images that were found to be alike or empty."""
@@ -90,7 +91,7 @@ class Inspect(Verb):
         advice = advise(findings, self.options, given, timed=self.forecast, show=True)
         command = self._command(advice)
         if not self.prints_json:
-            print(inspection(findings, advice, self.preset, command))
+            say(inspection(findings, advice, self.preset, command))
         return {"data": findings.as_dict(), "advice": advice.as_dict(), "preset": self.preset, "command": command}
 
     def message(self, result: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from patch_diffusion.cli.tables import points, wrapped
 from patch_diffusion.config import Config
 from patch_diffusion.data.inspection.inspect import Findings
 from patch_diffusion.patches.schedule import shares_text
-from patch_diffusion.training.forecast import Forecast
+from patch_diffusion.training.forecast import Forecast, duration
 from patch_diffusion.training.watching.thinning import SHARE
 
 _KINDS = 8  # most sizes, file endings and so on that are listed
@@ -85,13 +85,7 @@ def _budget(findings: Findings, config: Config, foreseen: Forecast) -> tuple[str
         times = f"{images / findings.num_images:,.1f} times each of the {findings.num_images:,}"
         return f"{config.minutes or config.wall_minutes:g} minutes", f"about {images:,} images, {times}"
     budget = f"{config.images:,} images" if config.images is not None else f"{config.steps:,} steps"
-    return "time", f"about {_duration(foreseen.minutes_for(steps=config.steps, images=config.images))} for {budget}"
-
-
-def _duration(minutes: float) -> str:
-    if minutes < 120:
-        return f"{minutes:,.1f} minutes"
-    return f"{minutes / 60:,.1f} hours" if minutes < 48 * 60 else f"{minutes / 60 / 24:,.0f} days"
+    return "time", f"about {duration(foreseen.minutes_for(steps=config.steps, images=config.images))} for {budget}"
 
 
 def _counted(counts: Mapping[str, int]) -> str:

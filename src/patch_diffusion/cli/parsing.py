@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-import sys
 from collections.abc import Sequence
 from itertools import chain, pairwise, zip_longest
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 import tyro
 
 from patch_diffusion.cli.help import help_text
+from patch_diffusion.cli.say import say
 from patch_diffusion.config import OLD_VALUES
 from patch_diffusion.errors import InputError
 
@@ -31,7 +31,7 @@ def parse(kind: type[T], verb: str, arguments: Sequence[str], default: T | None 
     for place, word in enumerate(arguments):
         if word in ("-h", "--help", "--help-all"):
             group = None if word != "--help-all" else "".join(arguments[place + 1 : place + 2])
-            print(help_text(kind, verb, group, default))
+            say(help_text(kind, verb, group, default))
             raise SystemExit(0)
     arguments = _sides_apart(_renamed(verb, arguments))
     errors = io.StringIO()
@@ -52,12 +52,12 @@ def _renamed(verb: str, arguments: Sequence[str]) -> list[str]:
     words = list(arguments)
     for old, new in _OLD_NAMES.get(verb, {}).items():
         if value_of(old, words) is not None:
-            print(f"{old} is {new} now; the old name works for one more release", file=sys.stderr)
+            say(f"{old} is {new} now; the old name works for one more release", aside=True)
             words = [new + word[len(old) :] if word == old or word.startswith(f"{old}=") else word for word in words]
     for option, renamed in OLD_VALUES.items():
         for old, new in renamed.items():
             if value_of(f"--{option}", words) == old:
-                print(f"--{option} {old} is {new} now; the old name works for one more release", file=sys.stderr)
+                say(f"--{option} {old} is {new} now; the old name works for one more release", aside=True)
                 words = [word.replace(f"--{option}={old}", f"--{option}={new}") for word in words]
                 if f"--{option}" in words:
                     words[words.index(f"--{option}") + 1] = new

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from patch_diffusion.cli.verb import Json, Verb
+from patch_diffusion.cli.verb import DataName, FilePath, Json, Verb
 from patch_diffusion.config import Data, Layout, Mode
 from patch_diffusion.errors import InputError
 
@@ -24,7 +24,7 @@ class Prepare(Verb):
     If it is stopped, the same command continues from there.
     """
 
-    source: Annotated[Positional[str], arg(metavar="DATA")]
+    source: Annotated[Positional[DataName], arg(metavar="DATA")]
     """The images: a folder, zip, array or other source, as for train."""
     out: Annotated[Positional[Path], arg(metavar="OUT.zip")]
     """The zip to write, in the layout of StyleGAN and EDM; a folder for latents."""
@@ -47,7 +47,7 @@ class Prepare(Verb):
     """Position of the channels in arrays. auto: detected from their shape."""
     keep_duplicates: bool = False
     """Keep images whose pixels are equal to those of another image."""
-    latents: Annotated[Path | None, arg(metavar="VAE")] = None
+    latents: Annotated[FilePath | None, arg(metavar="VAE")] = None
     """Make latents to train on, with the autoencoder in this folder (AutoencoderKL or AutoencoderDC of diffusers)."""
     flips: bool = False
     """Make latents of the mirrored images, too."""

@@ -14,10 +14,11 @@ from tyro.conf import Positional, Suppress, UseAppendAction, arg
 import patch_diffusion
 from patch_diffusion.cli.options import Preset, given_options
 from patch_diffusion.cli.parsing import parse, parse_seeds
+from patch_diffusion.cli.say import say
 from patch_diffusion.cli.train import _preset_and_file, settled
-from patch_diffusion.cli.verb import Json, Verb
+from patch_diffusion.cli.verb import DataName, Json, Verb
 from patch_diffusion.config import Config, flat_options, option_names
-from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.errors import InputError, did_you_mean, shown
 from patch_diffusion.presets import DEFAULT_PRESET
 from patch_diffusion.races.arms import PATCHES, WHOLE, check_arms, whole_images
 
@@ -50,7 +51,7 @@ class Race(Verb):
     Takes all options of train, too. If it is stopped, the same command continues.
     """
 
-    source: Annotated[Positional[str], arg(metavar="DATA")] = ""
+    source: Annotated[Positional[DataName], arg(metavar="DATA")] = ""
     """The images: a folder, zip, array or other source, as for train."""
     out: Annotated[Path | None, arg(metavar="DIR")] = None
     """The folder for race.json, race.html and a run for each arm and seed."""
@@ -66,7 +67,7 @@ class Race(Verb):
     """Do that sweep for every arm."""
     moments: int = 20
     """Number of evaluations of every arm, evenly spaced over the budget."""
-    held_out_data: Annotated[str | None, arg(metavar="DATA")] = None
+    held_out_data: Annotated[DataName | None, arg(metavar="DATA")] = None
     """Images to evaluate on, in place of a held-out share of DATA; --held-out DATA is short for it."""
     preset: Preset = DEFAULT_PRESET
     config: Annotated[Path | None, arg(metavar="FILE.yaml")] = None
@@ -107,7 +108,9 @@ class Race(Verb):
             raise InputError("--tune-all tunes every arm and --tune 0 none: leave one of them out")
         if command.tune and WHOLE not in names and not command.tune_all:
             raise InputError(f"--tune is for the arm '{WHOLE}', which does not race: leave it out, or add --tune-all")
-        return replace(command, options=options, configs=configs, given={name: all_given[name] for name in names})
+        return replace(
+            command, source=source, options=options, configs=configs, given={name: all_given[name] for name in names}
+        )
 
     def run(self) -> dict[str, Any]:
         """Run the race (trainings compared at equal time) and print a table, unless --json prints all results."""
@@ -127,10 +130,10 @@ class Race(Verb):
             held_out=self.held_out_data,
             moments=self.moments,
             given=self.given,
-            tell=lambda text: console.print(text, markup=False),
+            tell=lambda text: console.print(shown(text, lines=True), markup=False),
         )
         if not self.prints_json:
-            print(race_table(content))
+            say(race_table(content))
         return content
 
     def message(self, result: dict[str, Any]) -> str:

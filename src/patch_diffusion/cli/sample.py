@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 import patch_diffusion
 from patch_diffusion.cli.choosing import check_places, class_number, open_guide, pictures_in, read_from, write_shown
 from patch_diffusion.cli.parsing import parse_seeds
-from patch_diffusion.cli.verb import Json, Verb
+from patch_diffusion.cli.verb import FilePath, Json, RunPath, Verb
 from patch_diffusion.sampling.options import Sampling
 
 
@@ -22,7 +22,7 @@ class Sample(Verb):
     patch-diffusion sample runs/photos --seeds 0-63 --out pictures --grid grid.png
     """
 
-    source: Annotated[Positional[Path], arg(metavar="RUN")]
+    source: Annotated[Positional[RunPath], arg(metavar="RUN")]
     """The run folder, or one of its checkpoints."""
     out: Annotated[Path, arg(metavar="DIR")]
     """Folder for 000000.png ... and samples.json."""
@@ -33,17 +33,21 @@ class Sample(Verb):
     sampling: Annotated[Sampling, arg(name="")] = field(default_factory=Sampling)
     ema_length: Annotated[float | None, arg(metavar="0.1")] = None
     """Average the weights over this share of the training, where --ema.lengths kept what it takes."""
-    vae: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    vae: Annotated[FilePath | None, arg(metavar="FOLDER")] = None
     """For a model of latents: an autoencoder to decode with, in place of the one that made them."""
+    again: bool = False
+    """Make pictures anew that are there already, of the same weights and settings."""
     grid: Annotated[Path | None, arg(metavar="FILE.png")] = None
-    """One picture of the first 100 samples, sorted by class."""
+    """One picture of the first 100 samples, which are made for it, sorted by class."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     json: Json = None
     """Print the result as JSON on stdout, or write it to a file."""
 
     def run(self) -> dict[str, Any]:
-        """Sample the images, write them as pictures, and return their number and paths."""
+        """Sample the images that are not there yet, write them as pictures, and return their number and paths."""
+        from patch_diffusion.sampling.folder import MOST_IN_GRID, already_there, digest_of
+        from patch_diffusion.sampling.generate import jobs_of
         from patch_diffusion.sampling.guides import named
 
         seeds = parse_seeds(self.seeds)
@@ -52,13 +56,24 @@ class Sample(Verb):
         guide = open_guide(str(self.sampling.guide), self.source, device=self.device)
         sampling = replace(self.sampling, guide=guide)
         labels = class_number(self.label, model)
-        samples = named(patch_diffusion.generate(model, seeds, sampling, labels=labels), guide, self.sampling.guide)
-        given = {"class_names": model.class_names, "source": str(self.source), "grid": self.grid}
-        return write_shown(samples, self.out, "sampling", len(seeds), **given)
+        weights = digest_of(model, guide)
+        there: set[int] = set()
+        if not self.again:
+            asked = sampling.with_steps(None, usual=18)
+            settings = asked.settings(asked.view(model), asked.sigmas(model))
+            settings |= {} if isinstance(guide, str) else {"guide": self.sampling.guide}
+            there = already_there(self.out, jobs_of(model, seeds, labels), settings=settings, weights=weights)
+            there -= set(() if self.grid is None else seeds[:MOST_IN_GRID])
+        new = [seed for seed in seeds if seed not in there]
+        samples = named(patch_diffusion.generate(model, new, sampling, labels=labels), guide, self.sampling.guide)
+        given = {"class_names": model.class_names, "source": str(self.source), "weights": weights, "grid": self.grid}
+        made = write_shown(samples, self.out, "sampling", len(new), **given)
+        return {**made, "samples": made["samples"] + len(there), "already": len(there)}
 
     def message(self, result: dict[str, Any]) -> str:
         """Return the message at the end: the number of pictures and where they are."""
-        return pictures_in(result["samples"], self.out) + (f", a grid in {self.grid}" if self.grid else "")
+        already = f", {result['already']:,} of which were there already" if result["already"] else ""
+        return pictures_in(result["samples"], self.out) + already + (f", a grid in {self.grid}" if self.grid else "")
 
     def after_interrupt(self) -> str:
         """Return the text that follows "interrupted" in the message after Ctrl-C."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 import patch_diffusion
+from patch_diffusion.cli.say import say
 from patch_diffusion.cli.verb import Json, Verb, tell
 from patch_diffusion.files import to_json
 
@@ -29,6 +29,8 @@ class Serve(Verb):
     """Address to listen at. 0.0.0.0: all addresses, so that whoever reaches this machine can use the page."""
     port: int = 7474
     """Port to listen at; 0 for any free port."""
+    allow_host: tuple[str, ...] = ()
+    """Further host names under which the page may be opened, such as that of a proxy in front of it."""
     device: str = "auto"
     """Device that models run on: auto, cpu, cuda, cuda:1, mps."""
     json: Json = None
@@ -36,15 +38,22 @@ class Serve(Verb):
 
     def run(self) -> dict[str, Any]:
         """Serve the web page until Ctrl-C, the ordinary way to end it."""
-        patch_diffusion.serve(self.runs, host=self.host, port=self.port, device=self.device, ready=self._tell)
+        patch_diffusion.serve(
+            self.runs,
+            host=self.host,
+            port=self.port,
+            allow_host=self.allow_host,
+            device=self.device,
+            ready=self._tell,
+        )
         return {}
 
     def _tell(self, address: str) -> None:
         found = {"address": address, "runs": str(self.runs)}
         if self.prints_json:  # in one line, which whoever started the page can read as it comes
-            print(to_json(found, lines=False), flush=True)
+            say(to_json(found, lines=False), flush=True)
             return
         tell(self, found)
-        print(f"{self.runs} is shown at {address}  (Ctrl-C ends it)", file=sys.stderr, flush=True)
+        say(f"{self.runs} is shown at {address}  (Ctrl-C ends it)", aside=True, flush=True)
         if self.host not in ("127.0.0.1", "::1", "localhost"):
-            print("whoever reaches this machine can use the page: it asks for no password", file=sys.stderr, flush=True)
+            say("whoever reaches this machine can use the page: it asks for no password", aside=True, flush=True)

@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from patch_diffusion.cli.say import say
+from patch_diffusion.errors import shown
 from patch_diffusion.evaluation.evaluate import Evaluation
 from patch_diffusion.evaluation.intervals import Measure
 from patch_diffusion.races.summary import opponent, rows, sentences
@@ -64,7 +66,7 @@ def print_measures(found: Evaluation) -> None:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, width=_WIDTH, pad_edge=False)
-    table.add_column(found.source.rstrip("/").rpartition("/")[2], no_wrap=True)
+    table.add_column(shown(found.source.rstrip("/").rpartition("/")[2]), no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("95 % interval", justify="center", no_wrap=True)
     table.add_column("of", ratio=1)
@@ -73,9 +75,9 @@ def print_measures(found: Evaluation) -> None:
     console = Console(width=_WIDTH, highlight=False, markup=False)
     console.print(table)
     for line in _settings(found.settings):
-        print(line)
+        say(line)
     for note in found.notes:
-        print(textwrap.fill("- " + note, _WIDTH, subsequent_indent="  ", break_long_words=False))
+        say(textwrap.fill("- " + note, _WIDTH, subsequent_indent="  ", break_long_words=False))
 
 
 def _name(name: str) -> str:

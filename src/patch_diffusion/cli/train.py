@@ -12,7 +12,7 @@ from tyro.conf import Positional, Suppress, arg
 import patch_diffusion
 from patch_diffusion.cli.options import Preset, given_options
 from patch_diffusion.cli.parsing import value_of
-from patch_diffusion.cli.verb import Json, Verb
+from patch_diffusion.cli.verb import DataName, Json, Verb
 from patch_diffusion.config import BUDGETS, Config, read_yaml
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.files import user_path
@@ -29,7 +29,7 @@ class Train(Verb):
     patch-diffusion train --out runs/photos
     """
 
-    source: Annotated[Positional[str], arg(metavar="DATA")] = ""
+    source: Annotated[Positional[DataName], arg(metavar="DATA")] = ""
     """A folder, a zip, an array (.npy, .npz, .h5, .zarr), hf:NAME, wds:SHARDS, or "digits". Not needed to continue."""
     out: Annotated[Path | None, arg(metavar="RUN")] = None
     """The run folder, new or that of a run to continue."""
@@ -60,7 +60,7 @@ class Train(Verb):
             command = cls.parsed(arguments, cls(options=base))
             source, given = base.data.source, None
         options = replace(command.options, data=replace(command.options.data, source=source))
-        return replace(command, options=settled(options, base, command.preset), given=given)
+        return replace(command, source=source, options=settled(options, base, command.preset), given=given)
 
     def run(self) -> dict[str, Any]:
         """Train, and return a description of the run as a dict, which is empty on ranks other than 0."""
@@ -87,12 +87,15 @@ def _preset_and_file(arguments: Sequence[str]) -> Config:
 
 
 def _stored(out: Path) -> Config:
+    none = f"there is no run to continue in {out}"
+    advice = ": give DATA to train on, a folder, a zip, or digits"
+    if not user_path(out).exists():
+        raise InputError(none + advice)
     from patch_diffusion.runs.folder import RunFolder
 
     run = RunFolder(user_path(out))
     if not run.is_run():
-        advice = run.lost_config() or ": give DATA to train on, a folder, a zip, or digits"
-        raise InputError(f"there is no run to continue in {out}{advice}")
+        raise InputError(none + (run.lost_config() or advice))
     config, _ = run.read_config()
     if not config.data.source:
         raise InputError(f"the images of {out} were given in Python: continue it from there")

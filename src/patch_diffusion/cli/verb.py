@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from itertools import zip_longest
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, get_args
 
-from typing_extensions import Self
+from typing_extensions import Self, get_type_hints
 from tyro.conf import arg
 
 from patch_diffusion.cli.choosing import read_from
 from patch_diffusion.cli.parsing import parse
+from patch_diffusion.cli.say import say
+from patch_diffusion.data.named import check_source
 from patch_diffusion.errors import InputError
-from patch_diffusion.files import check_apart, to_json, user_path, write_json
+from patch_diffusion.files import check_apart, check_writable, to_json, user_path, write_json
 
 Json = Annotated[str | None, arg(metavar="[FILE.json]")]
 """The type of the option ``--json``: None if it is not given, "" for JSON on stdout, or the file for it."""
+
+
+@dataclass(frozen=True)
+class Existing:
+    """A mark on the type of an option: ``check`` raises an `InputError` if there is nothing where its value says."""
+
+    check: Callable[[Any], None]
+
+
+def _check_run(path: Path) -> None:
+    if not user_path(path).exists():
+        raise InputError(f"{path} does not exist: give the --out folder of a training run")
+
+
+def _check_file(path: Path) -> None:
+    if not user_path(path).exists():
+        raise InputError(f"there is no file at {path}")
+
+
+RunPath = Annotated[Path, Existing(_check_run)]
+"""The type of an option that is a run folder, or one of its checkpoints."""
+
+FilePath = Annotated[Path, Existing(_check_file)]
+"""The type of an option that is a file or a folder to read."""
+
+DataName = Annotated[str, Existing(check_source)]
+"""The type of an option that names a data set."""
 
 
 class Verb(ABC):
@@ -47,17 +76,31 @@ class Verb(ABC):
         """True if the result is printed on stdout as JSON, in place of text."""
         return self.json == ""
 
-    def check_json(self) -> None:
-        """Raise an `InputError` if the file for the result is a folder, or would replace what the verb works on."""
+    def check_existing(self) -> None:
+        """Raise an `InputError` if what the command is to read is not there, before libraries take long to import."""
+        for name, kind in get_type_hints(type(self), include_extras=True).items():
+            value = getattr(self, name, None)
+            for mark, one in ((mark, one) for mark in _marks(kind) for one in _each(value)):
+                mark.check(one)
+
+    def check_outputs(self) -> None:
+        """Raise an `InputError` if ``out`` or the file for the result cannot be written, before the work begins.
+
+        The file must not be a folder either, nor replace what the verb works on.
+        """
+        given = vars(self)
+        out = given.get("out")
+        if out is not None:
+            check_writable(user_path(out))
         if not self.json:
             return
-        path, given = user_path(self.json), vars(self)
+        path = user_path(self.json)
         if path.is_dir():
             raise InputError(f"{path} is a folder: give a file for the result")
-        out = given.get("out")
+        check_writable(path)
         if out is not None and user_path(out).resolve() in (path.resolve(), *path.resolve().parents):
             raise InputError(f"{path} is in the folder that the command writes: choose another place for the result")
-        values = [one for value in given.values() for one in (value if isinstance(value, tuple) else (value,))]
+        values = chain.from_iterable(map(_each, given.values()))
         sources = [user_path(value) for value in values if isinstance(value, str | Path) and value != self.json]
         check_apart([path], [part for source in sources for part in read_from(source)])
 
@@ -74,12 +117,23 @@ class Verb(ABC):
         return ""
 
 
+def _marks(kind: Any) -> Iterator[Existing]:
+    """Yield the marks of a type and of the types it is made of."""
+    for part in get_args(kind):
+        yield from [part] if isinstance(part, Existing) else _marks(part)
+
+
+def _each(value: Any) -> tuple[Any, ...]:
+    """Return the values of an option that was given; none for one that was not."""
+    return value if isinstance(value, tuple) else () if value in (None, "") else (value,)
+
+
 def tell(command: Verb, result: dict[str, Any]) -> None:
     """Print the result of a command: as JSON on stdout, or as a short message on stderr, and JSON in a file."""
     if not result:  # a followed run has printed its own lines; of several processes, only rank 0 has a result
         return
     if command.prints_json:
-        print(to_json(result))
+        say(to_json(result))
         return
     lines = [command.message(result)]
     if command.json:
@@ -88,4 +142,4 @@ def tell(command: Verb, result: dict[str, Any]) -> None:
         write_json(path, result)
         lines.append(f"the result is in {path}")
     if message := "\n".join(filter(None, lines)):
-        print(message, file=sys.stderr)
+        say(message, aside=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +14,16 @@ from patch_diffusion.errors import InputError
 Labels = tuple[NDArray[np.int64], tuple[str, ...]]
 """Class numbers, one per image, and the names of the classes by number, empty if they are named by their numbers."""
 
-_INTEGER = re.compile(r"-?[0-9]+")
+_INTEGER = re.compile(r"-?[0-9]{1,4000}")  # of more digits Python makes no number
+_NUMBER = re.compile(r"-?[0-9]{1,4000}(\.[0-9]{1,4000})?")
 _FEW_TO_JUDGE = 20  # of fewer images, any number may have a class of its own
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """Return different names in numeric order if all are integers, else in alphabetical order."""
+    """Return different names in numeric order if all are numbers, else in alphabetical order."""
     names = set(names)
-    if all(map(_INTEGER.fullmatch, names)):
-        return sorted(names, key=lambda name: (int(name), name))
+    if all(map(_NUMBER.fullmatch, names)):
+        return sorted(names, key=lambda name: (Decimal(name), name))
     return sorted(names)
 
 

@@ -15,8 +15,6 @@ from patch_diffusion.data.images import ImageSet
 from patch_diffusion.data.keys import keys_of_rows
 from patch_diffusion.data.reading.sizes import resolution_of
 
-NAME = "digits"
-
 
 def read_digits(options: Data) -> ImageSet:
     """Load the test set of Alpaydin and Kaynak's Optical Recognition of Handwritten Digits, enlarged from 8 x 8."""

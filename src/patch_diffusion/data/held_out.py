@@ -46,7 +46,7 @@ def hold_out(
     if not share:
         return images, None
     options = replace(images.options, held_out=share)
-    share = max(share, min(_LEAST_HELD_OUT / len(images), 0.5))
+    share = max(share, least_held_out(images) / len(images))
     if by_place:
         sides = [_sides_by_place(bucket, share, seed) for bucket in images.buckets]
     else:
@@ -70,6 +70,11 @@ def hold_out(
     if isinstance(images, ImageSet):
         return train[0], held_out[0]
     return replace(images, buckets=train, options=options), ImageBuckets(held_out, options)
+
+
+def least_held_out(images: Images) -> float:
+    """Return about how many images of a data set are held out, if any are: 64, or half of a small one."""
+    return min(_LEAST_HELD_OUT, len(images) / 2)
 
 
 def halved(images: Images) -> tuple[Images, Images]:

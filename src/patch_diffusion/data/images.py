@@ -29,6 +29,9 @@ _PIECE = 2**22
 """The number of values, about, that are measured at a time, so that memory does not grow with the size of images."""
 
 
+_ROUNDING = 1e-13
+"""The share of a mean square below which a variance is what rounding has left of none."""
+
 Keys = NDArray[np.uint64]
 
 
@@ -60,7 +63,8 @@ class Moments(NamedTuple):
             about = [math.fsum(self.means) / len(self.means)]
         each = about if len(about) > 1 else [*about] * len(self.means)
         moved = [middle**2 - 2 * middle * mean for middle, mean in zip(each, self.means, strict=True)]
-        return max(self.square + math.fsum(moved) / len(moved), 0.0) ** 0.5
+        variance = self.square + math.fsum(moved) / len(moved)
+        return variance**0.5 if variance > _ROUNDING * self.square else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +109,8 @@ class ImageSet:
                 f"images are {self.codec.dtype} tensors (n, channels, height, width), "
                 f"not {self.pixels.dtype} {tuple(self.pixels.shape)}"
             )
-        if len(self.pixels) == 0:
-            raise InputError("there are no images")
+        if not self.pixels.numel():
+            raise InputError("the images have no pixels" if len(self.pixels) else "there are no images")
         if self.labels is not None and (self.labels.shape != (len(self.pixels),) or self.labels.min() < 0):
             raise InputError("labels are integers from 0, one per image")
         self._count_classes()
@@ -259,6 +263,19 @@ def numbered_as(images: Images, names: Sequence[str], num: int) -> Images | None
     found = [_numbered_as(bucket, names, num) for bucket in images.buckets]
     buckets = tuple(bucket for bucket in found if bucket is not None)
     return replace(images, buckets=buckets) if len(buckets) == len(found) else None
+
+
+def with_codec(images: Images, codec: Codec) -> Images:
+    """Return the same images with another codec."""
+    if isinstance(images, ImageSet):
+        return replace(images, codec=codec)
+    return replace(images, buckets=tuple(replace(bucket, codec=codec) for bucket in images.buckets))
+
+
+def refuse_one_value(images: Images) -> None:
+    """Raise InputError if no value differs from the others of its channel, so that there is nothing to learn."""
+    if not images.moments.deviation(images.moments.means) > 0:
+        raise InputError("all images are of one and the same value, or colour: there is nothing to learn")
 
 
 def refuse_ids(images: Images) -> None:

@@ -19,10 +19,11 @@ from patch_diffusion.data.arrays.read import read_array
 from patch_diffusion.data.arrays.stored import in_memory, is_array, open_array
 from patch_diffusion.data.files import hub, shards
 from patch_diffusion.data.files.collection import Collection, read_collection
-from patch_diffusion.data.files.folders import find_in_folder, find_in_zip
+from patch_diffusion.data.files.folders import find_in_folder, find_in_zip, hint_for, image_endings
 from patch_diffusion.data.files.map_style import array_of, find_in_map_style
 from patch_diffusion.data.images import Images, ImageSet
 from patch_diffusion.data.latents.folder import is_latents, open_latents
+from patch_diffusion.data.named import DIGITS, HUB, check_source, prefix_of
 from patch_diffusion.data.reading.groups import check_group, is_column
 from patch_diffusion.data.reading.sizes import resolution_of
 from patch_diffusion.errors import InputError, option_error
@@ -135,16 +136,16 @@ def open_data(options: Data, *, show: bool = False) -> Images:
     """Open the images of ``options.source``, which names them, as `open_images` does."""
     options = replace(_checked(options), augment=Augment(), held_out=None)  # these are for images that are open
     source, path = options.source, user_path(options.source)
-    if source == digits.NAME:
+    if source == DIGITS:
         _refuse_unknown(options, "the digits", set())
         if options.fit != "crop":
             raise option_error("data.fit", f"{options.fit} has no meaning for the digits: leave it out")
         return digits.read_digits(options)
-    if is_latents(path):
+    if prefix_of(source) is None and is_latents(path):  # a pattern of shards may be longer than a name of a file
         if options != Data(source, classes=options.classes):
             raise InputError(f"{source} holds latents, which only data.classes applies to: leave out all other options")
         return open_latents(path, classes=options.classes, options=options)
-    if _prefix(source) is None and is_array(path) and path.exists():
+    if prefix_of(source) is None and is_array(path) and path.exists():
         _refuse_unknown(options, source, _ARRAY_FILE)
         with open_array(path, options) as stored:
             return read_array(stored, options, show=show)
@@ -161,25 +162,20 @@ def find_images(options: Data, *, show: bool = False) -> Iterator[Collection]:
     """
     options = _checked(options)
     source, path = options.source, user_path(options.source)
-    prefix = _prefix(source)
+    prefix = prefix_of(source)
     _refuse_unknown(options, source, _FILES if prefix is None else _TABLE)
+    check_source(source)
     if prefix is not None:
         name = source.removeprefix(prefix)
-        if prefix == hub.PREFIX:
+        if prefix == HUB:
             yield hub.find_in_hub(name, options)
         else:
             yield shards.find_in_shards(name, options, show=show)
-    elif source == digits.NAME or (is_array(path) and path.exists()):
+    elif source == DIGITS or (is_array(path) and path.exists()):
         raise InputError(f"{source} does not consist of files")
     elif path.is_dir():
         yield find_in_folder(path, options)
-    elif not path.exists():
-        raise InputError(
-            f"there is no data at {source}: give a folder or a zip of images, an array (.npy, .npz, .h5, .zarr), "
-            "hf:NAME, wds:SHARDS, or digits",
-            option="data.source",
-        )
-    elif zipfile.is_zipfile(path):
+    elif path.is_file() and zipfile.is_zipfile(path):
         with find_in_zip(path, options) as found:
             yield found
     else:
@@ -202,10 +198,6 @@ def _open_object(source: Any, options: Data, show: bool) -> Images:
 
 def _pair(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _prefix(source: str) -> str | None:
-    return next((prefix for prefix in (hub.PREFIX, shards.PREFIX) if source.startswith(prefix)), None)
 
 
 def _checked(options: Data) -> Data:
@@ -243,6 +235,8 @@ def _refuse_unknown(options: Data, source: str, known: set[str]) -> None:
 
 
 def _what_it_is_not(path: Path, source: str) -> str:
+    if not path.is_file():
+        return f"{source} is no file that can be read twice: give a folder, a zip or an array"
     try:
         path.open("rb").close()
     except OSError as error:
@@ -252,4 +246,7 @@ def _what_it_is_not(path: Path, source: str) -> str:
         return f"{source} is damaged: it is no complete zip"
     if ending == ".tar":
         return f"{source} is a tar of shards: give it as wds:{source}"
-    return f"{source} is neither a folder nor a zip of images, nor an array (.npy, .npz, .h5, .zarr)"
+    if ending in image_endings():
+        return f"{source} is one image: give the folder that it is in"
+    hint = f": {found}" if (found := hint_for(path.name)) else ""
+    return f"{source} is neither a folder nor a zip of images, nor an array (.npy, .npz, .h5, .zarr){hint}"

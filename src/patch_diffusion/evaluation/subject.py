@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +119,9 @@ def _training(
 
 def _reading_of(config: Config, facts: ModelFacts, *, own: bool) -> dict[str, Any]:
     """Return arguments of `open_images`: those of the training if ``own``, else some that give images of its shape."""
-    options = config.data
-    codec = facts.codec
+    options, codec = config.data, facts.codec
+    if options.range is None and codec.get("dtype") == "float32" and "low" in codec:  # that of the training
+        options = replace(options, range=(codec["low"], codec["high"]))
     if own:
         return {name: value for name, value in vars(options).items() if name not in ("source", "augment", "held_out")}
     factor = int(codec.get("factor", 1))

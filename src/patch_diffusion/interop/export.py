@@ -16,12 +16,13 @@ from torch import nn
 
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError, did_you_mean
-from patch_diffusion.files import check_room, sync, user_path, write_text
+from patch_diffusion.files import check_room, check_writable, sync, user_path, write_text
 from patch_diffusion.interop.card import Card, Format, newest_lines, read_figures
 from patch_diffusion.interop.graph import write_graph
 from patch_diffusion.interop.hub import check_repository, push
 from patch_diffusion.interop.pipeline_folder import check_pipeline, write_pipeline
 from patch_diffusion.interop.usage import graph_usage, pipeline_usage
+from patch_diffusion.patches.shapes import no_multiples
 from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.runs.model import load
 from patch_diffusion.runs.retention import step_of
@@ -117,7 +118,7 @@ def export_model(
             told = {"sampled by": ", ".join(f"{name} {value}" for name, value in sampler.items())}
         else:
             notes, difference = write_graph(model, partial, shape, to)
-            usage = graph_usage(model, name, shape, to)
+            usage = graph_usage(model, shape, to)
             told = {"compared": f"gives what the model gives to within {difference:.1e}"}
         told["weights"] = _weights(step, ema_length)
         card = Card(name, to, config, facts, shape, measured, held_out, figures, told, notes, license, usage)
@@ -164,6 +165,7 @@ def _check_place(place: Path) -> None:
         raise InputError(f"{place} is a file: give a folder for the export")
     if place.is_dir() and any(place.iterdir()):
         raise InputError(f"{place} is not empty: choose a new or an empty folder")
+    check_writable(place)
 
 
 @contextmanager
@@ -197,10 +199,7 @@ def _shape(model: Denoiser, resolution: int | tuple[int, int] | None) -> tuple[i
         (resolution, resolution) if isinstance(resolution, int) else resolution or model.resolution or (0, 0)
     )
     if min(height, width) < 1 or height % model.stride or width % model.stride:
-        raise InputError(
-            f"height and width must be multiples of {model.stride} for this network, not {height}x{width}: "
-            "give resolution"
-        )
+        raise InputError(f"{no_multiples((height, width), model.stride)} as resolution")
     if model.image_channels is None:
         raise InputError("the network does not say how many channels its images have: set its attribute image_channels")
     return height, width

@@ -31,6 +31,7 @@ class DenoiserGraph(nn.Module):
     """A denoiser as a module to trace, ``(noisy, sigma[, coords][, labels]) -> denoised``, with the inputs it uses.
 
     It takes coords (2, h, w) if the network uses coordinates, and labels (n,), -1 for "no class", if it has classes.
+    A graph cannot raise an error, so an image whose label is no class comes out as NaN.
 
     Args:
         model: the denoiser; its preconditioning becomes part of the graph.
@@ -49,8 +50,11 @@ class DenoiserGraph(nn.Module):
     def forward(self, noisy: Tensor, sigma: Tensor, *rest: Tensor) -> Tensor:
         """Denoise images (n, c, h, w) of noise levels sigma (n,)."""
         given = dict(zip(self.inputs[2:], rest, strict=True))
-        coords = given.get("coords", noisy.new_zeros(2, 1, 1))
-        return self.model(noisy, sigma, coords, given.get("labels"))
+        coords, labels = given.get("coords", noisy.new_zeros(2, 1, 1)), given.get("labels")
+        if labels is None:
+            return self.model(noisy, sigma, coords)
+        known = labels.clamp(-1, self.model.num_classes - 1)
+        return self.model(noisy, sigma, coords, known).where((known == labels)[:, None, None, None], torch.nan)
 
 
 def example(graph: DenoiserGraph, resolution: tuple[int, int], num: int) -> tuple[Tensor, ...]:
@@ -91,6 +95,7 @@ def write_graph(model: Denoiser, folder: Path, resolution: tuple[int, int], to: 
         "image_channels": model.image_channels,
         "resolution": list(resolution),
         "num_classes": model.num_classes,
+        "label_range": [-1, model.num_classes - 1],
         "class_names": list(model.class_names),
         "label_dropout": model.label_dropout,
         "process": model.process.name,

@@ -10,6 +10,7 @@ _PIPELINE = """\
 ```python
 from diffusers import DiffusionPipeline
 
+# By the name or the path of this folder.
 pipe = DiffusionPipeline.from_pretrained("{place}", trust_remote_code=True)
 images = pipe(seeds=[0, 1, 2, 3]{settings}).images
 ```
@@ -30,22 +31,27 @@ pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, solver=
 
 _GRAPH = """\
 `{file}` is the whole denoiser: noisy images (n, {channels}, {height}, {width}) at noise levels sigma (n,) to denoised
-ones, for any n. `config.json` has what a sampler needs to know. By Heun's method:
+ones, for any n. `config.json` has what a sampler needs to know. By Heun's method, as a file in this folder, which then
+runs from any other:
 
 ```python
 import json
+from pathlib import Path
 
 import numpy as np
 {imports}
 
-with open("{place}/config.json") as file:
-    model = json.load(file)
+folder = Path(__file__).parent
+model = json.loads((folder / "config.json").read_text())
 {opened}
+label = 0  # a class; -1 is none
+if model["num_classes"] and not -1 <= label < model["num_classes"]:  # the graph itself makes NaN of it
+    raise ValueError(f"there is no class {{label}}: they are 0 to {{model['num_classes'] - 1}}")
 shape = (1, model["image_channels"], *model["resolution"])
 y, x = (np.linspace(-1, 1, side, dtype=np.float32) if side > 1 else np.zeros(1, np.float32) for side in shape[2:])
 given = {{
     "coords": np.stack(np.broadcast_arrays(x[None], y[:, None])),
-    "labels": np.zeros(1, np.int64),  # a class; -1 is none
+    "labels": np.array([label], np.int64),
 }}
 
 
@@ -71,12 +77,12 @@ for sigma, following in zip(sigmas[:-1], sigmas[1:]):
 _OPENED = {
     "onnx": (
         "import onnxruntime",
-        'session = onnxruntime.InferenceSession("{place}/model.onnx", providers=["CPUExecutionProvider"])',
-        '    return session.run(None, {{name: given[name] for name in model["inputs"]}})[0]',
+        'session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])',
+        '    return session.run(None, {name: given[name] for name in model["inputs"]})[0]',
     ),
     "torch": (
         "import torch",
-        'program = torch.export.load("{place}/model.pt2").module()',
+        'program = torch.export.load(folder / "model.pt2").module()',
         '    return program(*(torch.from_numpy(given[name]) for name in model["inputs"])).detach().numpy()',
     ),
 }
@@ -110,9 +116,9 @@ def pipeline_usage(model: Denoiser, place: str, *, dtype: str) -> str:
     )
 
 
-def graph_usage(model: Denoiser, place: str, resolution: tuple[int, int], to: str) -> str:
+def graph_usage(model: Denoiser, resolution: tuple[int, int], to: str) -> str:
     """Return markdown that shows how to sample with an exported ONNX file or torch.export program."""
-    imports, opened, run = (line.format(place=place) for line in _OPENED[to])
+    imports, opened, run = _OPENED[to]
     return _GRAPH.format(
         file={"onnx": "model.onnx", "torch": "model.pt2"}[to],
         channels=model.image_channels,
@@ -121,6 +127,5 @@ def graph_usage(model: Denoiser, place: str, resolution: tuple[int, int], to: st
         imports=imports,
         opened=opened,
         run=run,
-        place=place,
         decoded=_LATENTS if isinstance(model.codec, LatentCodec) else _PIXELS,
     )

@@ -52,6 +52,18 @@ def patch_shape(size: str | int, resolution: Shape) -> Shape:
     return shape
 
 
+def no_multiples(shape: Sequence[int], stride: int, *, what: str = "height and width") -> str:
+    """Return the sentence that a network takes no images of a shape, since its sides are no multiples, and the nearest.
+
+    >>> no_multiples((17, 16), 4)
+    'height and width must be multiples of 4 for this network, not 17x16: take 16x16 or 20x16'
+    """
+    below = [side // stride * stride for side in shape]
+    above = [max(1, -(-side // stride)) * stride for side in shape]
+    nearest = " or ".join(as_text(each) for each in (below, above) if min(each) > 0)
+    return f"{what} must be multiples of {stride} for this network, not {as_text(shape)}: take {nearest}"
+
+
 def as_text(shape: Sequence[int]) -> str:
     """Return a shape as text, such as "64x48"."""
     return "x".join(map(str, shape))

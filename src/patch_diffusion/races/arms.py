@@ -47,6 +47,10 @@ def check_arms(arms: Mapping[str, Config]) -> None:
     for name in arms:
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise InputError(f"an arm's name is made of letters, digits, '-', '_' and '.', not '{name}'")
+    if len({name.casefold() for name in arms}) < len(arms):
+        raise InputError(
+            "two names of arms differ in case alone, and some systems have one folder for both: rename one"
+        )
     if with_context := [name for name, config in arms.items() if config.patches.context is not None]:
         raise InputError(
             f"arm '{with_context[0]}' has patches.context, so its network is given every image in small: its loss of "

@@ -12,7 +12,7 @@ from patch_diffusion.config import Config, Network, changed_options, flat_option
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.digest import change_of, digest_of
 from patch_diffusion.data.held_out import hold_out
-from patch_diffusion.data.images import Images, numbered_as
+from patch_diffusion.data.images import Images, numbered_as, with_codec
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.files import read_json, user_path, write_json
@@ -116,14 +116,16 @@ class RunFolder:
         """Return True if this is the folder of a training run, that is, if it holds a ``config.json``."""
         return self.config_file.exists()
 
-    def labelled(self, images: Images) -> Images:
-        """Return images with the labels that the run in this folder has for their classes.
+    def as_trained(self, images: Images) -> Images:
+        """Return images with the labels that the run in this folder has for their classes, and its range of floats.
 
         They are returned as they are if there is no run, or if it does not know one of the classes.
         """
         if not self.is_run():
             return images
         facts = self.read_config()[1]
+        if images.options.range is None and images.codec.dtype == facts.codec.get("dtype") == "float32":
+            images = with_codec(images, PixelCodec(**facts.codec))
         return numbered_as(images, facts.class_names, facts.num_classes) or images
 
     def rules(self) -> tuple[str, ...]:
@@ -220,10 +222,13 @@ class RunFolder:
     def read_config(self) -> tuple[Config, ModelFacts]:
         """Read the run's options and the facts about its data and network from ``config.json``."""
         if not self.is_run():
-            missing = "holds no run (no config.json)" if self.path.is_dir() else "does not exist"
-            raise InputError(
-                f"{self.path} {missing}{self.lost_config() or ': give the --out folder of a training run'}"
-            )
+            missing, inside = "is a file" if self.path.is_file() else "does not exist", []
+            if self.path.is_dir():
+                missing = "holds no run (no config.json)"
+                inside = [entry.name for entry in sorted(self.path.iterdir()) if RunFolder(entry).is_run()]
+            named = f", but those in {', '.join(inside[:5])}{', ...' * (len(inside) > 5)}: give one of them"
+            advice = named if inside else ": give the --out folder of a training run"
+            raise InputError(f"{self.path} {missing}{self.lost_config() or advice}")
         try:
             content = read_json(self.config_file)
         except InputError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from patch_diffusion.config import BUDGETS, Config, flat_options
 from patch_diffusion.errors import InputError
-from patch_diffusion.files import read_json, user_path, write_text
+from patch_diffusion.files import check_writable, read_json, user_path, write_text
 from patch_diffusion.runs.chart import chart, number
 from patch_diffusion.runs.folder import ModelFacts, RunFolder
 from patch_diffusion.runs.history import DISTANCES, SHARES, History
@@ -51,10 +51,13 @@ def write_report(run: str | os.PathLike[str], out: str | os.PathLike[str] | None
 
 
 def html_file(out: str | os.PathLike[str]) -> Path:
-    """Return the path of an HTML page to write; raise InputError if its name does not end in .html or .htm."""
+    """Return the path of an HTML page; raise InputError if it cannot be written, or does not end in .html or .htm."""
     path = user_path(out)
     if path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"a report is written as .html, not as '{path.name}'")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give the name of a page")
+    check_writable(path)
     return path
 
 

@@ -12,6 +12,7 @@ from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.threads import Shared
 from patch_diffusion.errors import InputError
 from patch_diffusion.patches.coords import coordinate_grid
+from patch_diffusion.patches.shapes import no_multiples
 from patch_diffusion.sampling.generate import jobs_of
 from patch_diffusion.sampling.options import bind
 from patch_diffusion.sampling.step import Denoise
@@ -36,7 +37,7 @@ def bind_images(
     if channels != (model.image_channels or channels):
         raise InputError(f"this model has images of {model.image_channels} channels, not {channels}")
     if height % model.stride or width % model.stride:
-        raise InputError(f"height and width must be multiples of {model.stride} for this network, not {height}x{width}")
+        raise InputError(no_multiples((height, width), model.stride))
     if coords is None:
         coords = coordinate_grid(height, width)
     elif coords.shape not in ((2, height, width), (num, 2, height, width)):

@@ -5,7 +5,7 @@ A model with a context samples twice: first the small copy of an image, and then
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -62,9 +62,13 @@ class Sample:
         """The image for display, as a Pillow image."""
         return to_image(self.visible)
 
-    def save(self, folder: str | Path) -> Path:
-        """Write ``folder/000000.png``, named by the seed, or ``.npy`` if a PNG cannot hold it; return the path."""
-        return write_pixels(self.pixels, Path(folder) / f"{self.seed:06d}")
+    def save(self, folder: str | Path, told: Mapping[str, Any] | None = None) -> Path:
+        """Write ``folder/000000.png``, named by the seed, or ``.npy`` if a PNG cannot hold it; return the path.
+
+        A PNG carries ``told`` as its metadata; None: seed, class and settings.
+        """
+        usual = {"seed": self.seed, "class": self.label, "settings": self.settings}
+        return write_pixels(self.pixels, Path(folder) / f"{self.seed:06d}", usual if told is None else told)
 
 
 @takes_old_keywords(sampling=Sampling)

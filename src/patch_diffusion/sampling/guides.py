@@ -27,7 +27,7 @@ def guide_of(text: str, weaker: Callable[[int | None, float | None], Denoiser]) 
     """
     kind, _, value = text.partition(":")
     if kind == "step":
-        if not value.isdecimal():
+        if not value.isdecimal() or len(value) > 18:  # Python converts no number of thousands of digits
             raise InputError(f"guide step:N is the step of a checkpoint, as in step:400, not '{text}'")
         return weaker(int(value), None)
     if kind == "ema":

@@ -5,6 +5,7 @@ This module imports no heavy library at its top, so that ``--help`` is quick.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Annotated as Float, Annotated as Fl
 from tyro.conf import arg
 
 from patch_diffusion.config import Strict
-from patch_diffusion.errors import InputError, about, did_you_mean, finite_number, option_error, whole_number
-from patch_diffusion.patches.shapes import Shape
+from patch_diffusion.errors import InputError, Note, about, did_you_mean, finite_number, option_error, whole_number
+from patch_diffusion.patches.shapes import Shape, no_multiples
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -133,6 +134,9 @@ class Sampling(Strict):
         from patch_diffusion.sampling.stochastic import SOLVERS
 
         options = self._solver_options()
+        if "heun" in self.solver and 1 < (self.steps or 1) < 5:
+            few = f"{self.solver} makes noise of {self.steps} steps: take 8 or more, or the solver dpm_solver_2m"
+            warnings.warn(few, Note, stacklevel=4)
         if self.solver == "euler_maruyama":
             options["process"] = model.process
         solve = partial(SOLVERS[self.solver], **options)
@@ -301,11 +305,10 @@ def _check_stride(model: Denoiser, shape: Shape, tile: Shape | None) -> None:
     """Raise InputError if the network cannot take images of this shape, or of an image in tiles, the tiles."""
     height, width = tile or shape
     if min(height, width, *shape) < 1 or height % model.stride or width % model.stride:
-        what = "height and width" if tile is None else "height and width of a tile"
-        raise InputError(
-            f"{what} must be multiples of {model.stride} for this network, not {height}x{width}",
-            option="resolution" if tile is None else "tile",
-        )
+        if tile and min(shape) > 0:
+            raise InputError(no_multiples(tile, model.stride, what="height and width of a tile"), option="tile")
+        told = f"{no_multiples(shape, model.stride)}, or give tile, which makes images of any size"
+        raise InputError(told, option="resolution")
 
 
 def _grid(

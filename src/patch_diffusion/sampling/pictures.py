@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated as Shaped, Annotated as UInt8
+from typing import Annotated as Shaped, Annotated as UInt8, Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageColor
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from patch_diffusion.data.files.decode import quiet, reason
 from patch_diffusion.errors import InputError
-from patch_diffusion.files import replacing
+from patch_diffusion.files import check_writable, reading, replacing, to_json
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's names of pictures by their number of channels."""
+
+METADATA = "patch_diffusion"
+"""The keyword of the text in a PNG that says, as JSON, how it was made."""
 
 _SMALLEST_GRID = 512  # pixels; grids of small images are enlarged by a whole number
 
@@ -44,21 +50,22 @@ def visible(pixels: Shaped[Tensor, "c h w"], low: float, high: float) -> UInt8[T
     return pixels if len(pixels) in MODES else pixels.transpose(0, 1).flatten(1)[None]
 
 
-def write_pixels(pixels: Shaped[Tensor, "c h w"], path: Path) -> Path:
+def write_pixels(pixels: Shaped[Tensor, "c h w"], path: Path, told: Mapping[str, Any] | None = None) -> Path:
     """Write pixels without loss, as a PNG if it can hold them, else as a NumPy array.
 
     Args:
         pixels: pixels of any dtype.
         path: the path without a file extension.
+        told: the metadata of a PNG; None: none.
 
     Returns:
         The path with its extension.
     """
     if pixels.dtype == torch.uint8 and len(pixels) in MODES:
-        return write_picture(to_image(pixels), path.with_suffix(".png"))
+        return write_picture(to_image(pixels), path.with_suffix(".png"), told)
     array = np.ascontiguousarray(pixels.cpu().numpy())
     if pixels.dtype == torch.uint16 and len(pixels) == 1:
-        return write_picture(Image.fromarray(array[0]), path.with_suffix(".png"))
+        return write_picture(Image.fromarray(array[0]), path.with_suffix(".png"), told)
     path = path.with_suffix(".npy")
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial, partial.open("wb") as file:
@@ -97,19 +104,49 @@ def picture_grid(pictures: Sequence[Tensor], columns: int | None = None) -> Imag
 
 
 def check_picture(path: str | Path) -> None:
-    """Raise InputError if no picture can be written under a file name; to be called before the work."""
+    """Raise InputError if no picture can be written at a path; to be called before the work."""
     path = Path(path)
-    if path.suffix.lower() not in (".png", ".webp", ".tif", ".tiff", ".bmp"):
-        raise InputError(f"pictures are written as .png (or .webp, .tiff, .bmp), not as '{path.name}'")
+    _check_name(path)
     if path.is_dir():
         raise InputError(f"{path} is a folder: give the name of a picture")
+    check_writable(path)
 
 
-def write_picture(picture: Image.Image, path: str | Path) -> Path:
-    """Write a picture and return its path; its folder is created, and a half-written file never has its name."""
+def _check_name(path: Path) -> None:
+    if path.suffix.lower() not in (".png", ".webp", ".tif", ".tiff", ".bmp"):
+        raise InputError(f"pictures are written as .png (or .webp, .tiff, .bmp), not as '{path.name}'")
+
+
+def write_picture(picture: Image.Image, path: str | Path, told: Mapping[str, Any] | None = None) -> Path:
+    """Write a picture and return its path; its folder is created, and a half-written file never has its name.
+
+    A PNG carries ``told`` as JSON, in a text chunk with the keyword `METADATA`.
+    """
     path = Path(path)
-    check_picture(path)
+    _check_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = PngInfo()
+    if told is not None:
+        metadata.add_text(METADATA, to_json(told, lines=False))
     with replacing(path) as partial:
-        picture.save(partial, Image.registered_extensions()[path.suffix.lower()])
+        picture.save(partial, Image.registered_extensions()[path.suffix.lower()], pnginfo=metadata)
     return path
+
+
+def metadata_of(path: str | Path) -> dict[str, Any]:
+    """Return what a PNG says of how it was made: seed, class, model and settings, see `write_samples`.
+
+    Raises:
+        InputError: there is no such file, or it was not made by this package.
+    """
+    path = Path(path)
+    with reading(path):
+        try:
+            with quiet(), Image.open(path, formats=["PNG"]) as picture:
+                told = picture.info.get(METADATA)
+        except Exception as error:  # Pillow raises many kinds of errors for damaged files
+            raise ValueError(reason(error)) from None
+        if isinstance(told, str) and isinstance(found := json.loads(told), dict):
+            to_json(found)  # raises a ValueError for what is no JSON to others, such as NaN
+            return found
+    raise InputError(f"{path} does not say how it was made: it is no sample of this package, or was saved again")

@@ -11,8 +11,8 @@ import torch
 
 from patch_diffusion.config import Config
 from patch_diffusion.data.augment import Augment
-from patch_diffusion.data.held_out import FEWEST_TO_HOLD_OUT, HELD_OUT
-from patch_diffusion.data.images import Images, refuse_ids
+from patch_diffusion.data.held_out import FEWEST_TO_HOLD_OUT, HELD_OUT, least_held_out
+from patch_diffusion.data.images import Images, refuse_ids, refuse_one_value
 from patch_diffusion.data.sources import open_data
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import option_error
@@ -26,6 +26,8 @@ from patch_diffusion.training.checks import check_numbers
 from patch_diffusion.training.clock import Clock
 from patch_diffusion.training.suggest import suggest
 from patch_diffusion.training.trainer import Trainer
+
+_VERY_FEW = 500  # images
 
 
 def train(
@@ -85,8 +87,10 @@ def build_trainer(
             f"{config.data.group} says which images are held out together, and none are with "
             "data.held_out 0: leave out one of them",
         )
-    images = run.labelled(images)
+    images = run.as_trained(images)
     share, notes = _share_held_out(config.data.held_out, images, run)
+    if not run.is_run():
+        notes += note_on_few(_num(images))
     images, held_out = run.hold_out(replace(images, notes=(*images.notes, *notes)), share, config.seed)
     torch.manual_seed(stream_key(config.seed, "weights"))
     network = build_network(
@@ -101,6 +105,17 @@ def build_trainer(
     sigma_data = _sigma_data(images, run, config.noise.mean_data) if sigma_data is None else sigma_data
     denoiser = build_denoiser(config, network, sigma_data)
     return Trainer(denoiser, images, config, out=out, held_out=held_out, allow=allow, show=show)
+
+
+def note_on_few(num: int) -> list[str]:
+    """Return a note for the user, as a list, if images are so few that samples will copy them."""
+    images = "1 image is" if num == 1 else f"{num:,} images are"
+    return [f"{images} very few: expect samples to copy them, and collect more"] if num < _VERY_FEW else []
+
+
+def _num(images: Images) -> int:
+    """Return the number of images, without mirrored twins."""
+    return sum(len(bucket) // bucket.mirrored for bucket in images.buckets)
 
 
 def _train(
@@ -131,7 +146,10 @@ def _sigma_data(images: Images, run: RunFolder, mean: Sequence[float] | None) ->
     A run of an earlier version has no digest of its images, so that this is what tells if they have changed.
     """
     facts = run.read_config()[1] if run.is_run() else None
-    return facts.sigma_data if facts is not None and facts.data_digest else images.moments.deviation(mean)
+    if facts is not None and facts.data_digest:
+        return facts.sigma_data
+    refuse_one_value(images)
+    return images.moments.deviation(mean)
 
 
 def _share_held_out(asked: float | None, images: Images, run: RunFolder) -> tuple[float, list[str]]:
@@ -143,7 +161,8 @@ def _share_held_out(asked: float | None, images: Images, run: RunFolder) -> tupl
         return asked, []
     if run.is_run():
         return run.read_config()[0].data.held_out or 0.0, []
-    if sum(len(bucket) // bucket.mirrored for bucket in images.buckets) >= FEWEST_TO_HOLD_OUT:
+    if _num(images) >= FEWEST_TO_HOLD_OUT:
         return HELD_OUT, []
     few = f"of fewer than {FEWEST_TO_HOLD_OUT} images none are held out, so the log has no loss of others than these"
-    return 0.0, [f"{few}; --held-out 0.1 holds out a tenth, {min(64, len(images) // 2)} at the least"]
+    num = int(least_held_out(images))
+    return 0.0, [f"{few}; --held-out 0.1 holds out about {num:,} of them" if num else few]

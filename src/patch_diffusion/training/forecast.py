@@ -168,6 +168,13 @@ def forecast(
     )
 
 
+def duration(minutes: float) -> str:
+    """Return words for a time, such as "3.5 hours"."""
+    if minutes < 120:
+        return f"{minutes:,.1f} minutes"
+    return f"{minutes / 60:,.1f} hours" if minutes < 48 * 60 else f"{minutes / 60 / 24:,.0f} days"
+
+
 def shares_of(images: Images, schedule: PatchSchedule, stride: int) -> dict[str, float]:
     """Return the share of each image or patch size, by its name such as "32x32", for a network of this stride."""
     shares: dict[str, float] = {}

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress as Bar, TaskProgressColumn, TextColumn
 
-from patch_diffusion.errors import reason_of
+from patch_diffusion.errors import reason_of, shown
 from patch_diffusion.files import append_text, to_json, write_text
 from patch_diffusion.runs.history import in_words
 from patch_diffusion.runs.log import text_up_to
@@ -91,10 +91,11 @@ class Progress:
     def say(self, text: str) -> None:
         """Print a line for the user on stderr, if there is still somebody to read it."""
         with suppress(OSError, ValueError):
-            self._console.print(text, markup=False)
+            self._console.print(shown(text, lines=True), markup=False)
 
     def note(self, text: str, step: int) -> None:
         """Print a line for the user, and write it as a note into the log."""
+        text = shown(text)  # names in it may have ends of lines
         self.say(text)
         self._write({"step": step, "note": text})
 

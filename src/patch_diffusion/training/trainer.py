@@ -162,7 +162,7 @@ class Trainer:
     def _labelled(self, images: Images, denoiser: Denoiser) -> Images:
         """Return images with the labels of the run that continues, or of a denoiser that was trained before."""
         if self.run.is_run():
-            return self.run.labelled(images)
+            return self.run.as_trained(images)
         if denoiser.resolution is None:  # it is new, and made for these images
             return images
         return numbered_as(images, denoiser.class_names, denoiser.num_classes) or images

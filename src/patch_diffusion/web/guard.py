@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import platform
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from patch_diffusion.errors import InputError
 from patch_diffusion.files import to_json
 
 HEADERS = {
@@ -53,9 +55,23 @@ def guarded(app: ASGIApp, names: Collection[str]) -> ASGIApp:
     return guard
 
 
-def own_names(host: str) -> set[str]:
-    """Return the names of this machine, and that of the address which it listens at, in lower case."""
-    return {"localhost", host.lower(), platform.node().lower()}
+def own_names(host: str, others: Iterable[str] = ()) -> set[str]:
+    """Return the names of this machine, that of the address which it listens at, and others, as browsers send them.
+
+    Raises:
+        InputError: one of the others is no name of a host, for instance an address with a port.
+    """
+    return {"localhost", host.lower(), platform.node().lower(), *map(_host_name, others)}
+
+
+def _host_name(name: str) -> str:
+    try:
+        found = name.encode("idna").decode().lower()
+    except UnicodeError:
+        found = ""
+    if not re.fullmatch(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", found):
+        raise InputError(f"--allow-host takes names such as runs.example.org, without https:// or a port, not '{name}'")
+    return found
 
 
 def is_own(host: str, names: Collection[str]) -> bool:
@@ -80,9 +96,14 @@ def _refusal(headers: Headers, names: Collection[str]) -> Response | None:
     host, origin = headers.get("Host", ""), headers.get("Origin")
     try:
         if not is_own(host, names):
-            return refused(403, "open this page under localhost, a numeric address, or the machine's own name")
+            name = (urlsplit(f"//{host}").hostname or "")[:100]
+            return refused(
+                403,
+                f"this page is not shown under the name '{name}': open it under localhost, a numeric address or the "
+                "machine's own name, or start it with --allow-host and this name",
+            )
         if origin is not None and urlsplit(origin).netloc != host:
-            return refused(403, "this page answers only to itself")
+            return refused(403, "this page answers only to itself; a proxy in front of it has to pass Host on as it is")
     except ValueError as error:
         return refused(400, str(error))
     return None
@@ -92,7 +113,14 @@ def refused(
     status: int, reason: str, headers: Mapping[str, str] | None = None, *, option: str | None = None
 ) -> Response:
     """Return the answer to a request that failed, with the reason, and the option at fault if it is one, as JSON."""
-    return Response(to_json({"error": reason, "option": option}, lines=False), status, headers, "application/json")
+    content = to_json({"error": shortened(reason), "option": option}, lines=False)
+    return Response(content, status, headers, "application/json")
+
+
+def shortened(reason: str) -> str:
+    """Return a reason as one line; its middle is left out if it is very long, as where it repeats what was sent."""
+    text = " ".join(reason.split())
+    return text if len(text) <= 600 else f"{text[:300]} ... {text[-200:]}"
 
 
 async def read_body(request: Request, most: int) -> bytes:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -23,6 +23,7 @@ MOST_WAITING = 32
 _KEPT = 24  # finished jobs whose pictures can still be fetched
 _MOST_BYTES = 512 * 2**20  # disk space that finished jobs may take
 _LONELY_SECONDS = 60.0  # a job is stopped after this time without a request from a page
+_LONELY_IN_THE_WAY = 5.0  # or after this time if other jobs wait for it
 
 Event = dict[str, Any]
 State = Literal["waiting", "running", "done", "failed", "stopped"]
@@ -41,11 +42,18 @@ class Job:
 
     Args:
         folder: the folder for the job's files, used by no other job.
+        about: what was asked for, as the page lists it.
+        others_wait: returns True if other jobs wait for this one.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, about: Mapping[str, Any] | None = None, others_wait: Callable[[], bool] = lambda: False
+    ) -> None:
         self.id: str = folder.name
         self.folder = folder
+        self.about: Mapping[str, Any] = about or {}
+        self.asked_at: float = time.time()
+        self._others_wait = others_wait
         self.state: State = "waiting"
         self.reason: str = ""
         self.events: list[Event] = []
@@ -55,19 +63,20 @@ class Job:
         self._wakes: set[Callable[[], object]] = set()
 
     def tell(self, kind: str, **values: Any) -> None:
-        """Add an event to those that the page fetches from this job, and raise if the job is to stop.
-
-        Raises:
-            StoppedError: the job was stopped, or no page has requested its news for a minute.
-        """
+        """Add an event to those that the page fetches from this job, and raise if the job is to stop, see `check`."""
         self.events.append({"event": kind, **values})
         self._wake()
         self.check()
 
     def check(self) -> None:
-        """Raise `StoppedError` if the job was stopped, or no page has requested its news for a minute."""
-        if self.asked_to_stop or time.monotonic() - self.looked_at > _LONELY_SECONDS:
+        """Raise `StoppedError` if the job was stopped, or if no page has requested its news for a while.
+
+        That is a minute, or some seconds if others wait: a page that was closed or has crashed requests no more.
+        """
+        if self.asked_to_stop:
             raise StoppedError
+        if time.monotonic() - self.looked_at > (_LONELY_IN_THE_WAY if self._others_wait() else _LONELY_SECONDS):
+            raise StoppedError("its page was closed, or could not ask for its news")
 
     def become(self, state: State, reason: str = "") -> None:
         """Set the state of the job, with the reason of a failure, and wake the requests that wait for news."""
@@ -112,16 +121,16 @@ class Jobs:
         self._lock = threading.Lock()
         self._worker = ThreadPoolExecutor(1, "jobs")
 
-    def add(self, task: Callable[[Job], None]) -> Job:
-        """Queue a task as a new job, and return the job.
+    def add(self, task: Callable[[Job], None], about: Mapping[str, Any] | None = None) -> Job:
+        """Queue a task as a new job, and return the job; ``about`` is what was asked for, see `Job`.
 
         Raises:
             BusyError: the queue is full.
         """
         with self._lock:
-            if sum(job.state == "waiting" for job in self._jobs.values()) >= MOST_WAITING:
+            if self._num_waiting() >= MOST_WAITING:
                 raise BusyError(f"{MOST_WAITING} requests are waiting already: try again in a while")
-            job = Job(self._folder / secrets.token_urlsafe(9))
+            job = Job(self._folder / secrets.token_urlsafe(9), about, lambda: self._num_waiting() > 0)
             job.folder.mkdir(parents=True)
             self._jobs[job.id] = job
             forgotten = self._forgotten()
@@ -133,6 +142,10 @@ class Jobs:
     def find(self, identity: str) -> Job | None:
         """Return the job with this identifier, or None if it is no longer kept."""
         return self._jobs.get(identity)
+
+    def over(self) -> list[Job]:
+        """Return the jobs that are over and still kept, the newest first."""
+        return [job for job in reversed(list(self._jobs.values())) if job.is_over]
 
     def ahead_of(self, job: Job) -> int:
         """Return the number of jobs that are waiting or running ahead of this one, which waits."""
@@ -161,8 +174,8 @@ class Jobs:
         try:
             job.check()
             task(job)
-        except StoppedError:
-            state = "stopped"
+        except StoppedError as error:
+            state, reason = "stopped", str(error)
         except InputError as error:
             state, reason = "failed", str(error)
         except OSError as error:  # for instance, a run was deleted meanwhile, or the disk is full
@@ -172,6 +185,9 @@ class Jobs:
             state, reason = "failed", reason_of(error)
         job.size = sum(path.stat().st_size for path in job.folder.rglob("*") if path.is_file())
         job.become(state, reason)
+
+    def _num_waiting(self) -> int:
+        return sum(job.state == "waiting" for job in list(self._jobs.values()))
 
     def _forgotten(self) -> list[Job]:
         """Remove finished jobs, the oldest first, beyond the number and the bytes that are kept, and return them."""

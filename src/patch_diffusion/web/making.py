@@ -17,6 +17,7 @@ from patch_diffusion.errors import InputError
 from patch_diffusion.files import encoded, write_text
 from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.sampling.editing.edit import usual_covariance
+from patch_diffusion.sampling.folder import digest_of
 from patch_diffusion.sampling.generate import Sample
 from patch_diffusion.sampling.guides import guide_of, named
 from patch_diffusion.sampling.options import Sampling, pair
@@ -49,7 +50,8 @@ def generate(wanted: SampleRequest, folders: list[RunFolder], models: Models, jo
             report = Reporter(job, column, model, sampling.steps)
             samples = patch_diffusion.generate(model, wanted.seeds, sampling, labels=wanted.label, callback=report.step)
             samples = named(samples, sampling.guide, wanted.sampling.guide)
-            report.write(samples, run, chosen, sample_command(wanted, chosen, run))
+            weights = digest_of(model, sampling.guide)
+            report.write(samples, run, chosen, sample_command(wanted, chosen, run), weights)
 
 
 def edit(wanted: EditRequest, run: RunFolder, models: Models, job: Job) -> None:
@@ -118,7 +120,9 @@ class Reporter:
             size=[pictures[0].shape[-2], pictures[0].shape[-1]],
         )
 
-    def write(self, samples: Iterable[Sample], run: RunFolder, chosen: ModelChoice, command: str) -> None:
+    def write(
+        self, samples: Iterable[Sample], run: RunFolder, chosen: ModelChoice, command: str, weights: str = ""
+    ) -> None:
         """Write the pictures as ``patch-diffusion sample`` does, and report each of them to the page."""
         name = f"{self._column + 1}-{run.path.resolve().name}"
         name += "" if chosen.checkpoint is None else f"-step-{chosen.checkpoint}"
@@ -135,7 +139,8 @@ class Reporter:
                 last[:] = [sample]
 
         source = str(source_of(run, chosen))
-        patch_diffusion.write_samples(passed(), folder, class_names=names, source=source, grid=folder / "grid.png")
+        index: dict[str, Any] = {"class_names": names, "source": source, "weights": weights}
+        patch_diffusion.write_samples(passed(), folder, **index, grid=folder / "grid.png")
         write_text(folder / "command.txt", command + "\n")
         settings: dict[str, Any] = last[0].settings if last else {}
         self._job.tell("finished", model=self._column, settings=settings, command=command)

@@ -22,6 +22,7 @@ MOST_SEED = 2**53 - MOST_PICTURES
 
 MOST_MODELS = 4
 MOST_STEPS = 256
+_MOST_ENTRIES = 100  # of an object or a list in a request
 
 _OPTIONS = [option.name for option in fields(Sampling)]
 
@@ -99,6 +100,8 @@ class EditRequest(Request):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.factor is not None:
+            _within("factor", self.factor, 1, 2**20)
         self.task.check()
         for side, pixels in (self.extend or {}).items():
             if pixels > 2**15:  # before the larger image is made
@@ -124,6 +127,7 @@ def read_request(kind: type[T], body: bytes) -> T:
         found = from_json(body)
     except ValueError as error:
         raise InputError(f"the request: invalid json: {error}") from None
+    _check_small(found)
     if isinstance(found, dict) and "sampling" not in found:
         found["sampling"] = {name: found.pop(name) for name in _OPTIONS if name in found}
     try:
@@ -137,6 +141,15 @@ def read_request(kind: type[T], body: bytes) -> T:
         raise InputError(
             f"{'.'.join(path) or 'the request'}: {worst['msg'].lower()}", option=".".join(path) or None
         ) from None
+
+
+def _check_small(found: Any) -> None:
+    """Raise an `InputError` for lists and objects of many entries, of each of which the checks make an error."""
+    inner = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
+    if len(inner) > _MOST_ENTRIES:
+        raise InputError(f"the request: one part has {len(inner):,} entries, and at most {_MOST_ENTRIES} are taken")
+    for value in inner:
+        _check_small(value)
 
 
 def options_schema() -> dict[str, Any]:

@@ -8,18 +8,20 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from patch_diffusion.config import Config
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, reason_of
+from patch_diffusion.files import to_json
 from patch_diffusion.runs.folder import ModelFacts, RunFolder
 from patch_diffusion.runs.history import History
-from patch_diffusion.runs.lock import holder
+from patch_diffusion.runs.lock import HOLDER_FILE, LOCK_FILE, holder
 from patch_diffusion.runs.log import LogTail, last_measured
 from patch_diffusion.runs.report import about, charts, standing
-from patch_diffusion.runs.retention import step_of
+from patch_diffusion.runs.retention import STATE_FILE, step_of
 from patch_diffusion.training.suggest import stride
 
 MOST_RUNS = 500  # most runs that are listed
@@ -85,11 +87,7 @@ class Runs:
             if any(part.startswith(".") or not part or "\\" in part or "\0" in part for part in parts):
                 raise GoneError(f"there is no run '{name}' here")
             run = RunFolder(self.folder.joinpath(*parts))
-        try:
-            found = run.is_run() and self._holds(run.config_file)
-        except (OSError, RuntimeError):
-            found = False
-        if not found:
+        if not self._holds(run.config_file):
             raise GoneError(f"there is no run '{name}' here: it is gone, or was never in {self.folder}")
         return run
 
@@ -99,18 +97,18 @@ class Runs:
         for name in self.names():
             try:
                 found.append(self._summary(name))
-            except GoneError:  # the run was deleted meanwhile
+            except (GoneError, FileNotFoundError):  # the run was deleted meanwhile
                 continue
-            except (ValueError, TypeError, AttributeError, OSError) as error:  # the run is damaged
+            except (InputError, OSError) as error:  # the run is damaged
                 found.append({"name": name, "damaged": str(error), "changed": 0.0})
         return sorted(found, key=lambda run: -run["changed"])
 
     def detail(self, name: str, known: str = "") -> dict[str, Any]:
         """Return a dict of all data about a run, without its HTML parts if the page has their version (``known``)."""
-        folder = self.find(name)
-        config, facts = folder.read_config()
         summary = self._summary(name)
-        with self._lock:
+        with self._lock, described(name):
+            folder = self.find(name)
+            config, facts = folder.read_config()
             watched = self._watched.setdefault(folder.path, _Watched(LogTail(folder.log_file)))
             self._watched.move_to_end(folder.path)
             while len(self._watched) > _WATCHED:
@@ -136,10 +134,21 @@ class Runs:
         raise GoneError(f"the run '{name}' has no picture '{file}'")
 
     def _summary(self, name: str) -> dict[str, Any]:
+        """Return a dict of a run's newest numbers and its model, which JSON can express."""
         folder = self.find(name)
+        with described(name):
+            found = self._numbers(name, folder)
+            to_json(found)  # raises an error for what is not finite, so that one run never spoils the list of all
+        return found
+
+    def _numbers(self, name: str, folder: RunFolder) -> dict[str, Any]:
+        checkpoints, samples = folder.checkpoints(), self._samples(folder)
+        read = [folder.log_file, *(folder.path / file for file in (LOCK_FILE, HOLDER_FILE))]
+        for path in (*read, *(path / STATE_FILE for path in checkpoints)):
+            if os.path.lexists(path) and not self._holds(path):
+                raise InputError(f"{path} is not a file in the folder that is served")
         config, facts = folder.read_config()
         progress, trainer = last_measured(folder.log_file), holder(folder.path)
-        checkpoints, samples = folder.checkpoints(), self._samples(folder)
         best = folder.best()
         spent = min(float(progress.get("spent", 0.0)), 1.0)
         written = [path.stat().st_mtime for path in (folder.config_file, folder.log_file) if path.exists()]
@@ -169,15 +178,29 @@ class Runs:
                     yield name or "."
                 return
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name) if depth <= _DEEPEST else []
-        except (OSError, RuntimeError):  # deleted meanwhile, unreadable, or a link that leads to itself
+        except OSError:  # deleted meanwhile, unreadable, or a link that leads to itself
             return
         for entry in entries:
             if _is_folder(entry) and not entry.name.startswith(".") and "\\" not in entry.name:
                 yield from self._names(folder / entry.name, f"{name}/{entry.name}" if name else entry.name, depth + 1)
 
     def _holds(self, path: Path) -> bool:
-        """Return True if a file is inside the served folder after all links are resolved."""
-        return path.resolve().is_relative_to(self.folder.resolve())
+        """Return True for a file, not a pipe or a device, that is in the served folder after links are resolved."""
+        try:
+            return path.is_file() and path.resolve().is_relative_to(self.folder.resolve())
+        except (OSError, RuntimeError):  # deleted meanwhile, or a link that leads to itself
+            return False
+
+
+@contextmanager
+def described(name: str) -> Iterator[None]:
+    """Make one sentence, an `InputError`, of whatever the files of a damaged run let the with block raise."""
+    try:
+        yield
+    except (InputError, OSError):
+        raise
+    except Exception as error:
+        raise InputError(f"the run '{name}' is damaged: {reason_of(error)}") from error
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

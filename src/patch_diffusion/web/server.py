@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from patch_diffusion.errors import InputError, need
@@ -17,6 +17,7 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 7474,
+    allow_host: Collection[str] = (),
     device: str = "auto",
     ready: Callable[[str], object] | None = None,
 ) -> None:
@@ -29,11 +30,13 @@ def serve(
         runs: a run folder, or a folder with run folders up to three levels deep. It may not exist yet.
         host: address to listen at; "0.0.0.0" for all machines that reach this one.
         port: port to listen at; 0 for any free port.
+        allow_host: further host names under which the page may be opened, such as that of a proxy in front of it.
         device: see `choose_device`.
         ready: called with the address of the page once the server listens.
 
     Raises:
-        InputError: ``runs`` is a file, the server cannot listen at the address, or its extra is not installed.
+        InputError: ``runs`` is a file, the server cannot listen at the address, one of ``allow_host`` is no host name,
+            or its extra is not installed.
 
     >>> serve("runs")  # doctest: +SKIP
     """
@@ -47,6 +50,7 @@ def serve(
     folder = user_path(runs)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: give a folder with runs")
+    names = own_names(host, allow_host)
     choose_device(device)  # a wrong device is refused now, and not at the first picture
     with (
         tempfile.TemporaryDirectory(prefix="patch-diffusion-", ignore_cleanup_errors=True) as work,
@@ -59,7 +63,7 @@ def serve(
         try:
             if ready is not None:
                 ready(address_of(host, listener))
-            server_of(guarded(site.app, own_names(host))).run(sockets=[listener])
+            server_of(guarded(site.app, names)).run(sockets=[listener])
         except KeyboardInterrupt:
             pass
         finally:

@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import asdict
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -28,14 +29,15 @@ from patch_diffusion.files import to_json
 from patch_diffusion.runs.page import STYLE
 from patch_diffusion.training.suggest import stride
 from patch_diffusion.web import uploads
-from patch_diffusion.web.guard import read_body, refused
+from patch_diffusion.web.guard import read_body, refused, shortened
 from patch_diffusion.web.jobs import BusyError, Job, Jobs, reason_of_file
 from patch_diffusion.web.models import Models
-from patch_diffusion.web.requests import EditRequest, SampleRequest, options_schema, read_request
-from patch_diffusion.web.runs import GoneError, Runs
+from patch_diffusion.web.requests import EditRequest, ModelChoice, SampleRequest, options_schema, read_request
+from patch_diffusion.web.runs import GoneError, Runs, described
 
-_WAIT_SECONDS = 10.0  # longest wait of a request for news of a job
+_WAIT_SECONDS = 2.0  # longest wait of a request for news of a job: a page that is gone is missed soon after
 _SECONDS_TRUE = 1.0  # lifetime of the cached list of runs, so that many pages read the disk as often as one
+_THUMBNAILS = 6  # pictures of a request in the list of what was made
 _STATIC = Path(str(files("patch_diffusion.web") / "static"))
 mimetypes.add_type("text/javascript", ".js")  # some systems say otherwise, and browsers then run no module
 
@@ -66,6 +68,7 @@ class Site:
             Route("/api/picture", self._picture),
             Route("/api/options", lambda request: _json(options_schema())),
             Route("/api/job", self._job),
+            Route("/api/jobs", self._made),
             Route("/api/file", self._file),
             _posted("/api/fit", self._fit, uploads.MOST_BYTES, one_at_a_time),
             _posted("/api/generate", self._generate, 2**16),
@@ -92,11 +95,13 @@ class Site:
         return _of_file(self.runs.picture(_one(request, "run"), _one(request, "file")))
 
     def _fit(self, request: Request, body: bytes) -> Response:
-        config, facts = self.runs.find(_one(request, "run")).read_config()
+        run = _one(request, "run")
         own = {"run": False, "own": True}.get(size := request.query_params.get("size", "run"))
         if own is None:
             raise InputError(f"size is run or own, not '{size}'")
-        picture = uploads.fitted(body, facts, own_size_of=stride(config.network) if own else None)
+        with described(run):
+            config, facts = self.runs.find(run).read_config()
+            picture = uploads.fitted(body, facts, own_size_of=stride(config.network) if own else None)
         return Response(picture, media_type="image/png")
 
     def _generate(self, request: Request, body: bytes) -> Response:
@@ -104,14 +109,37 @@ class Site:
 
         wanted = read_request(SampleRequest, body)
         folders = [self.runs.find(chosen.run) for chosen in wanted.models]
-        return _json({"job": self.jobs.add(partial(generate, wanted, folders, self._models)).id})
+        return self._added(partial(generate, wanted, folders, self._models), wanted, wanted.models)
 
     def _edit(self, request: Request, body: bytes) -> Response:
         from patch_diffusion.web.making import edit
 
         wanted = read_request(EditRequest, body)
         folder = self.runs.find(wanted.model.run)
-        return _json({"job": self.jobs.add(partial(edit, wanted, folder, self._models)).id})
+        return self._added(partial(edit, wanted, folder, self._models), wanted, [wanted.model])
+
+    def _added(
+        self, task: Callable[[Job], None], wanted: SampleRequest | EditRequest, models: list[ModelChoice]
+    ) -> Response:
+        about = {
+            "models": list(map(asdict, models)),
+            "edited": isinstance(wanted, EditRequest),
+            "seed": wanted.seed,
+            "pictures": wanted.pictures,
+        }
+        return _json({"job": self.jobs.add(task, about).id})
+
+    def _made(self, request: Request) -> Response:
+        """Answer with the jobs that are over and have pictures, the newest first."""
+        made = []
+        for job in self.jobs.over():
+            samples = [event for event in job.events if event["event"] == "sample"]
+            settings = [event["settings"] for event in job.events if event["event"] == "finished"]
+            if samples:
+                shown = [event["shown"] for event in samples[:_THUMBNAILS]]
+                found = {"job": job.id, "asked_at": job.asked_at, "made": len(samples), "shown": shown}
+                made.append({**job.about, **found, "settings": settings[:1]})
+        return _json({"jobs": made})
 
     def _stop(self, request: Request, body: bytes) -> Response:
         self.jobs.stop(self._find(request))
@@ -119,10 +147,11 @@ class Site:
 
     async def _job(self, request: Request) -> Response:
         job, after = self._find(request), request.query_params.get("after", "0")
-        if not after.isdecimal():
+        if not after.isdecimal() or len(after) > 9:
             raise InputError(f"after is a number of events, not '{after}'")
         state, events = await job.after(int(after), request.query_params.get("state", ""), _WAIT_SECONDS)
-        return _json({"state": state, "reason": job.reason, "ahead": self.jobs.ahead_of(job), "events": events})
+        reason = shortened(job.reason)
+        return _json({"state": state, "reason": reason, "ahead": self.jobs.ahead_of(job), "events": events})
 
     def _file(self, request: Request) -> Response:
         job, name = self._find(request), _one(request, "name")

@@ -42,10 +42,11 @@ def read_array(stored: StoredArray, options: Data, *, show: bool = False) -> Ima
     Then the value range of integers is taken from a sample of images; floats are scanned once, for their range and for
     NaN, which is an error, and the result is kept in the cache for the next time.
     """
+    if not all(stored.shape):
+        what = "pixels" if stored.shape[0] else "images"
+        raise InputError(f"{stored.source} holds no {what}: its shape is {_words(stored.shape)}")
     axis = channel_axis(stored.shape, options.layout, stored.source)
     dtype = pixel_dtype(stored.dtype, stored.source)
-    if not stored.shape[0]:
-        raise InputError(f"{stored.source} holds no images: its shape is {_words(stored.shape)}")
     labels = _labels(stored, options)
     groups = None if stored.groups is None else groups_of_values(stored.groups, stored.shape[0], stored.source)
     inner = stored.shape[1:]
@@ -164,7 +165,7 @@ def _mapped(
     elif key is None or options.cache == "memory":
         found = look_at_all()
     else:
-        found = cache.remember({"survey of": key}, lambda: (look_at_all(), {}))[0]
+        found = cache.remember({"survey of": key, "percentiles": True}, lambda: (look_at_all(), {}))[0]
     tensor = cache.as_tensor(mapped)
     tensor = tensor.unsqueeze(1) if axis == 0 else tensor.movedim(axis, 1)
     facts = {"dtype": mapped.dtype.name, "survey": found, "notes": []}

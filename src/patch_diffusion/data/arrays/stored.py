@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from patch_diffusion.config import Data
 from patch_diffusion.data.reading.cache import digest, state_of
+from patch_diffusion.data.reading.damage import damage_named
 from patch_diffusion.errors import InputError, did_you_mean, need
 from patch_diffusion.files import user_path
 
@@ -25,6 +27,7 @@ _IMAGE_NAMES = ("images", "x", "data")
 _LABEL_NAMES = ("labels", "y", "label")
 _BLOCK_BYTES = 32 * 2**20
 _MOST_BLOCK_BYTES = 512 * 2**20
+_LARGE, _MOST_PACKED = 2**30, 10_000  # bytes of an array, and how many times those of its file they may be
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ def open_array(path: Path, options: Data) -> Iterator[StoredArray]:
     Raises:
         InputError: the file is damaged, or lacks an array of this name; the error message lists the existing names.
     """
+    if not path.is_file() and not path.is_dir():
+        raise InputError(f"{options.source} is no file that can be read twice: give an array in a file")
     opener = {".npy": _open_npy, ".npz": _open_npz, ".h5": _open_hdf5, ".hdf5": _open_hdf5}
     with opener.get(path.suffix.lower(), _open_zarr)(path, options) as found:
         yield found
@@ -91,14 +96,14 @@ def _open_npy(path: Path, options: Data) -> Iterator[StoredArray]:
 def _map_npy(path: Path, source: str) -> NDArray[Any]:
     if path.suffix.lower() != ".npy" or not path.is_file():
         raise InputError(f"there is no .npy file at {source}")
-    with _damage_named(source):
+    with damage_named(source):
         return np.load(path, mmap_mode="r")
 
 
 @contextmanager
 def _open_npz(path: Path, options: Data) -> Iterator[StoredArray]:
     source = options.source
-    with _damage_named(source):
+    with damage_named(source):
         archive = zipfile.ZipFile(path)
     with archive:
         members = [name for name in archive.namelist() if name.endswith(".npy")]
@@ -122,7 +127,7 @@ def _open_npz(path: Path, options: Data) -> Iterator[StoredArray]:
         def column(name: str | None) -> NDArray[Any] | None:
             if name is None:
                 return None
-            with archive.open(name + ".npy") as stream, _damage_named(source):
+            with archive.open(name + ".npy") as stream, damage_named(source):
                 return np.lib.format.read_array(stream, allow_pickle=False)
 
         found, groups = column(label_name), column(options.group)
@@ -132,8 +137,12 @@ def _open_npz(path: Path, options: Data) -> Iterator[StoredArray]:
 
 
 def _npz_header(archive: zipfile.ZipFile, name: str, source: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    with _damage_named(source), archive.open(name) as stream:
-        return _read_npy_header(stream)
+    with damage_named(source), archive.open(name) as stream:
+        shape, fortran, dtype = _read_npy_header(stream)
+        size = 0 if dtype.hasobject else math.prod(shape) * dtype.itemsize
+        if min(shape, default=0) < 0 or size > archive.getinfo(name).file_size:
+            raise ValueError(f"{name} is shorter than its shape says, {shape}")
+        return shape, fortran, dtype
 
 
 def _read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -147,14 +156,47 @@ def _read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype
 def _open_hdf5(path: Path, options: Data) -> Iterator[StoredArray]:
     source = options.source
     h5py = need("h5py", "data", f"reading {source}")
-    with _damage_named(source):
+    with damage_named(source):
         file = h5py.File(path, "r")
     with file:
         found: dict[str, Any] = {}
-        with _damage_named(source):
+        with damage_named(source):
             file.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
         arrays = {name: item for name, item in found.items() if item.shape is not None}
-        yield _chosen(arrays, options, state_of(path))
+        yield _chosen(arrays, options, state_of(path), lambda array: _files_of_hdf5(h5py, array, path, source))
+
+
+def _files_of_hdf5(library: Any, array: Any, path: Path, source: str) -> set[Path]:
+    """Return the files that an HDF5 data set takes its values from, all of which must lie beside it, or below.
+
+    The file of a stranger could take in any other of this machine, which would then be trained on, and shown.
+    """
+    folder, seen = path.resolve().parent, set[tuple[Path, str]]()
+
+    def look(array: Any, within: frozenset[tuple[Path, str]] = frozenset()) -> None:
+        place = Path(array.file.filename).resolve()  # another's, where a name is a link into it
+        if array.external or not place.is_relative_to(folder):
+            raise InputError(
+                f"{source} takes values from other files, and only from HDF5 files that lie beside it are they read: "
+                "copy them into one file"
+            )
+        own = (place, array.name)
+        if own in within:  # HDF5 would go round until the process dies
+            raise InputError(f"{source} is damaged: {array.name} takes values from itself")
+        if own in seen:
+            return
+        seen.add(own)
+        for part in array.virtual_sources() if array.is_virtual else ():
+            if "%" in part.file_name:
+                raise InputError(f"{source} takes values from files named by a pattern: copy them into one file")
+            other = place if part.file_name == "." else place.parent / part.file_name
+            if not other.resolve().is_relative_to(folder) or other.is_file():  # HDF5 makes up what is not there
+                with library.File(other, "r") as file:
+                    look(file[part.dset_name], within | {own})
+
+    with damage_named(source):
+        look(array)
+    return {place for place, _ in seen}
 
 
 _ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")
@@ -166,12 +208,24 @@ def _open_zarr(path: Path, options: Data) -> Iterator[StoredArray]:
     zarr = need("zarr", "data", f"reading {source}")
     if not path.is_dir():
         raise InputError(f"{source} is no folder of Zarr")
-    with _damage_named(source):
+    walked = list(os.walk(path))
+    beside = path.resolve().parent
+    for link in (Path(folder, name) for folder, *names in walked for name in itertools.chain(*names)):
+        if link.is_symlink() and not link.resolve().is_relative_to(beside):
+            raise InputError(f"{source} takes {link.name} from elsewhere by a link: copy the file itself into it")
+    files = sorted(Path(folder, name) for folder, _, names in walked for name in names)
+    with damage_named(source):
         opened = zarr.open(str(path), mode="r")
         arrays = dict(_zarr_arrays(opened)) if hasattr(opened, "groups") else {"": opened}
-    files = sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names)
-    identity = [str(path.resolve()), digest(*map(state_of, files))]
-    yield _chosen(arrays, options, identity)
+        identity = [str(path.resolve()), digest(*map(state_of, files))]
+    yield _chosen(arrays, options, identity, lambda array: _files_of_zarr(array, files))
+
+
+def _files_of_zarr(array: Any, files: list[Path]) -> list[Path]:
+    """Return the files of a Zarr array; one that versions of numcodecs unpickle, which runs code, is no array."""
+    if "pickle" in repr([array.filters, getattr(array, "compressors", None) or array.compressor]).lower():
+        raise ValueError("an array is a pickle")
+    return files
 
 
 def _zarr_arrays(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -181,15 +235,29 @@ def _zarr_arrays(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from _zarr_arrays(inner, f"{prefix}{name}/")
 
 
-def _chosen(arrays: Mapping[str, Any], options: Data, identity: Any) -> StoredArray:
-    """Return the array of images of a file with several arrays, with the labels and groups stored in the same file."""
+def _chosen(
+    arrays: Mapping[str, Any], options: Data, identity: Any, files_of: Callable[[Any], Iterable[Path]]
+) -> StoredArray:
+    """Return the array of images of a file with several arrays, with the labels and groups stored in the same file.
+
+    ``files_of`` returns the files with the values of an array, or raises an error if it may not be read.
+    """
     chosen, labels = _choose({name: array.shape for name, array in arrays.items()}, options)
     source, array = options.source, arrays[chosen]
-    with _damage_named(source):
+    with damage_named(source):
+        for name in {chosen, labels or chosen, options.group or chosen}:
+            _refuse_hollow(arrays[name], sum(path.stat().st_size for path in files_of(arrays[name])))
         values, groups = (None if name is None else np.asarray(arrays[name][:]) for name in (labels, options.group))
     return StoredArray(
         source, array.shape, array.dtype, lambda: _slices(array, source), values, identity, groups=groups
     )
+
+
+def _refuse_hollow(array: Any, num_bytes: int) -> None:
+    """Raise ValueError if an array is said to be so large that its file can hold next to nothing of it."""
+    size = math.prod(array.shape) * array.dtype.itemsize
+    if size > _LARGE and size > _MOST_PACKED * num_bytes:
+        raise ValueError(f"it says that an array has {size:,} bytes, and its files have {num_bytes:,}")
 
 
 def _choose(shapes: Mapping[str, tuple[int, ...]], options: Data) -> tuple[str, str | None]:
@@ -232,7 +300,7 @@ def _last(name: str) -> str:
 def _slices(array: Any, source: str) -> Iterator[NDArray[Any]]:
     """Yield consecutive blocks of a sliceable array as NumPy arrays: whole chunks, if it is stored in chunks."""
     rows = _rows_at_once(array.shape, array.dtype)
-    chunk = (getattr(array, "chunks", None) or (1,))[0]
+    chunk = max(1, (getattr(array, "chunks", None) or (1,))[0])  # of a damaged file it may be 0
     one_chunk = chunk * math.prod(array.shape[1:]) * array.dtype.itemsize
     if one_chunk <= _MOST_BLOCK_BYTES:
         rows = -(-rows // chunk) * chunk
@@ -245,23 +313,8 @@ def _rows_at_once(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
 
 def _guarded(blocks: Iterator[NDArray[Any]], source: str) -> Iterator[NDArray[Any]]:
     while True:
-        with _damage_named(source):
+        with damage_named(source):
             block = next(blocks, None)
         if block is None:
             return
         yield block
-
-
-@contextmanager
-def _damage_named(source: str) -> Iterator[None]:
-    """Turn any exception in the with block, as readers raise many kinds, into an `InputError` for a damaged file."""
-    try:
-        yield
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:
-        if any(words in str(error) for words in ("pickle", "Object arrays", "Python objects")):
-            raise InputError(
-                f"{source} holds Python objects, which could run code and are not read: save numbers, of one shape"
-            ) from None
-        raise InputError(f"{source} is damaged: {' '.join(str(error).split()) or type(error).__name__}") from None

@@ -148,17 +148,30 @@ def _plan(found: Collection, options: Data, show: bool) -> Plan:
         notes.extend(f"skipped {files[index].name}: {unusable[index]}" for index in sorted(unusable)[:_MOST_NAMED])
         if len(unusable) > _MOST_NAMED:
             notes.append(f"skipped {len(unusable) - _MOST_NAMED:,} others")
+        pictures = all(headers[index].channels is None for index in targets)
+        if pictures and options.mode == "auto" and survey.is_grey():
+            notes.append("the images are grey, stored as RGB: --data.mode L keeps a third of the values, and no less")
 
     arrays = [array_of_size(size) for size in sorted(set(targets.values()))]
     return Plan(pixel_type.dtype, arrays, survey, notes, finish)
 
 
+def passed_over(num: int) -> str:
+    """Return words for how many unusable files of a data set are passed over, at the most."""
+    least = round(1 / MOST_UNUSABLE)
+    return f"passes over {MOST_UNUSABLE:.0%} at the most" if num >= least else f"passes over none of fewer than {least}"
+
+
 def _refuse_many_unusable(files: Sequence[ImageFile], unusable: Mapping[int, str]) -> None:
     if len(unusable) <= MOST_UNUSABLE * len(files):
         return
+    if len(unusable) == len(files):  # then prepare would leave nothing
+        advice = "repair or convert them"
+    else:
+        advice = "repair, convert or remove them; patch-diffusion prepare leaves them out"
     first = [f"{files[index].name} ({unusable[index]})" for index in sorted(unusable)[:3]]
     more = ", ..." if len(unusable) > len(first) else ""
     raise InputError(
-        f"{len(unusable):,} of {len(files):,} images cannot be used, more than the {MOST_UNUSABLE:.0%} that training "
-        f"passes over: {', '.join(first)}{more}; repair, convert or remove them"
+        f"{len(unusable):,} of {len(files):,} images cannot be used, and training {passed_over(len(files))}: "
+        f"{', '.join(first)}{more}; {advice}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
 from patch_diffusion.config import Fit
 from patch_diffusion.data.arrays.read import to_pixels
@@ -25,9 +27,13 @@ from patch_diffusion.errors import InputError
 _GREY = {"1", "L", "LA", "La"}
 _EXIF_ORIENTATION = 0x0112
 _ANIMATED = {"AVIF", "FLI", "GIF", "PNG", "WEBP"}  # frames of other formats are layers, or one image in several sizes
+_MOST_BYTES_PER_PIXEL, _MOST_PIXELS = 16, 2**32  # four floats of 32 bits
 _TIFF_WIDTH = 256
 _TIFF_KIND_OF_PAGE = 254  # tag whose lowest bit marks a smaller version of another page
 _TIFF_SIGN = 339
+_PNG, _JPEG = b"\x89PNG", b"\xff\xd8\xff"
+_NOT_PIXELS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks of a PNG
+_MOST_IN_DRAFT = 2.5  # times Pillow's limit, since a progressive JPEG takes memory for all its pixels
 
 NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 """Formats that Pillow names and cannot read by itself; an EPS is a program, which it would hand to Ghostscript."""
@@ -90,7 +96,14 @@ def read_header(file: ImageFile) -> Header:
         InputError: the file is empty, has too many pixels, or has pages that do not make one image.
         Exception: Pillow may raise any exception on a broken file; `reason` puts it in words.
     """
-    with _opened(file.open()) as image:
+    try:
+        return _header_of(file.open())
+    except ValueError as error:
+        return _header_of(_without_text(file.open, error))
+
+
+def _header_of(source: IO[bytes] | Image.Image | NDArray[Any]) -> Header:
+    with _opened(source) as image:
         if isinstance(image, np.ndarray):
             channels, height, width = image.shape
             return Header((height, width), image.dtype.name, channels)
@@ -100,7 +113,7 @@ def read_header(file: ImageFile) -> Header:
             return Header(image.size, grey=image.mode in _GREY, transparent=image.mode not in ("L", "RGB"))
         num_pages = len(_pages(image))
         width, height = image.size
-        _refuse_bomb(width * height * num_pages)
+        _refuse_bomb(width * height * num_pages, in_draft=image.format == "JPEG")
         # For a TIFF, newer versions of Pillow report the upright size, although the image is rotated when decoded.
         is_upright = image.format == "TIFF" and width != _tiff_tag(image, _TIFF_WIDTH, width)
         if _orientation(image) >= 5 and not is_upright:
@@ -118,13 +131,15 @@ def read_header(file: ImageFile) -> Header:
         )
 
 
-def decode_file(file: ImageFile, size: Size | None = None, mode: str = "RGB", fit: Fit = "crop") -> NDArray[Any]:
+def decode_file(
+    file: ImageFile, size: Size | None = None, mode: str = "RGB", fit: Fit = "crop", *, draft: bool = False
+) -> NDArray[Any]:
     """Decode an image file to pixels, see `decode_with_key`."""
-    return decode_with_key(file, size, mode, fit)[0]
+    return decode_with_key(file, size, mode, fit, draft=draft)[0]
 
 
 def decode_with_key(
-    file: ImageFile, size: Size | None = None, mode: str = "RGB", fit: Fit = "crop"
+    file: ImageFile, size: Size | None = None, mode: str = "RGB", fit: Fit = "crop", *, draft: bool = False
 ) -> tuple[NDArray[Any], int]:
     """Decode an image file to upright pixels (c, h, w) of uint8, uint16 or float32; also return its key.
 
@@ -136,9 +151,11 @@ def decode_with_key(
         mode: "L", "RGB" or "RGBA", which 8-bit images are converted to; all others keep their channels. "RGB16" reads
             TIFF with 16 bits a colour as it is.
         fit: "stretch" to stretch the image; any other value crops it to the aspect ratio of the size.
+        draft: True if a JPEG of more pixels than are read may lose its own size, to be looked at.
 
     Raises:
-        InputError: a value is not finite or does not fit 16 bits, or `read_header` would refuse the file.
+        InputError: a value is not finite or does not fit 16 bits, or `read_header` would refuse the file, or the size
+            of a JPEG that has too many pixels is not smaller.
         Exception: Pillow may raise any exception on a broken file.
     """
     source = file.open()
@@ -148,22 +165,36 @@ def decode_with_key(
         key = key_of_bytes(f"{source.mode} {source.size} ".encode() + source.tobytes())
     else:
         with source:
-            content = source.read()  # Pillow stops before the end, where a zip finds out that it is damaged
+            most = _MOST_BYTES_PER_PIXEL * (Image.MAX_IMAGE_PIXELS or _MOST_PIXELS)
+            content = source.read(most + 1)  # Pillow stops before the end, where a zip finds out that it is damaged
+            if len(content) > most:
+                raise InputError(f"more than {most:,} bytes, which no image of the most pixels has")
         source, key = BytesIO(content), key_of_bytes(content)
+        try:
+            return _decoded(source, size, mode, fit, draft), key
+        except ValueError as error:
+            source = _without_text(lambda: BytesIO(content), error)
+    return _decoded(source, size, mode, fit, draft), key
+
+
+def _decoded(
+    source: IO[bytes] | Image.Image | NDArray[Any], size: Size | None, mode: str, fit: Fit, draft: bool
+) -> NDArray[Any]:
     with _opened(source, as_stored=mode == "RGB16") as image:
         if isinstance(image, StoredTiff):
             image = image.decoded()
         if isinstance(image, np.ndarray):
-            return resize_values(_finite(image), size, fit), key
+            return resize_values(_finite(image), size, fit)
         pages = _pages(image)
         if len(pages) == 1 and _dtype(image) == "uint8":
-            return _picture(image, size, mode, fit), key
+            _make_draft(image, size, draft)
+            return _picture(image, size, mode, fit)
         channels = []
         for page in pages:
             if len(pages) > 1:
                 image.seek(page)
             channels.append(_values(image))
-        return resize_values(_finite(np.stack(channels)), size, fit), key
+        return resize_values(_finite(np.stack(channels)), size, fit)
 
 
 def reason(error: Exception) -> str:
@@ -198,8 +229,11 @@ def _opened(
             image = Image.open(source)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             found = re.search(r"\d+", str(error))
-            _refuse_bomb(int(found[0]) if found else None)
-            raise
+            _refuse_bomb(int(found[0]) if found else None, in_draft=start.startswith(_JPEG))
+            if not start.startswith(_JPEG):
+                raise
+            source.seek(0)
+            image = JpegImageFile(source)  # which is decoded to fewer pixels, if to any
         except Exception:
             if not is_tiff(start):
                 raise
@@ -216,10 +250,46 @@ def _opened(
         yield stored
 
 
-def _refuse_bomb(num_pixels: int | None) -> None:
+def _refuse_bomb(num_pixels: int | None, *, in_draft: bool = False) -> None:
     most = Image.MAX_IMAGE_PIXELS
-    if num_pixels is not None and most is not None and num_pixels > most:
-        raise InputError(f"{num_pixels:,} pixels, more than the {most:,} that are read; make it smaller")
+    if num_pixels is None or most is None:
+        return
+    most, how = (int(_MOST_IN_DRAFT * most), "") if in_draft else (most, ", or a JPEG, and give --resolution")
+    if num_pixels > most:
+        raise InputError(f"{num_pixels:,} pixels, more than the {most:,} that are read: make it smaller{how}")
+
+
+def _make_draft(image: Image.Image, size: Size | None, any_size: bool) -> None:
+    """Have a JPEG of more pixels than are read decoded to fewer of them, if it is resized to a smaller size anyway."""
+    most = Image.MAX_IMAGE_PIXELS
+    if image.format != "JPEG" or most is None or math.prod(image.size) <= most:
+        return
+    width, height = image.size
+    height, width = size or ((1, 1) if any_size else (height, width))
+    image.draft(None, (height, width) if size and _orientation(image) >= 5 else (width, height))
+    num = math.prod(image.size)
+    if num > most:
+        raise InputError(
+            f"{num:,} pixels, more than the {most:,} that are kept: make it smaller, or give a lower --resolution"
+        )
+
+
+def _without_text(open_file: Callable[[], Any], error: ValueError) -> BytesIO:
+    """Return a PNG without the text and colour profile for which Pillow refuses it; raise the error if it has none."""
+    if isinstance(error, InputError) or isinstance(source := open_file(), Image.Image | np.ndarray):
+        raise error
+    with source:
+        content = source.read()
+    kept, place = [content[:8]], 8
+    while place < len(content) and content.startswith(_PNG):
+        end = place + 12 + int.from_bytes(content[place : place + 4], "big")  # of length, kind, content, checksum
+        if content[place + 4 : place + 8] not in _NOT_PIXELS:
+            kept.append(content[place:end])
+        place = end
+    bare = b"".join(kept)
+    if len(bare) in (8, len(content)):
+        raise error
+    return BytesIO(bare)
 
 
 def _pages(image: Image.Image) -> list[int]:

@@ -6,8 +6,9 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import IO
@@ -19,26 +20,29 @@ from patch_diffusion.data.classes import Labels
 from patch_diffusion.data.files.collection import Collection, Files
 from patch_diffusion.data.files.decode import NOT_READ, ImageFile
 from patch_diffusion.data.reading.cache import digest, state_of
+from patch_diffusion.data.reading.damage import damage_named, read_labels
 from patch_diffusion.data.reading.groups import groups_of_json, groups_of_names, is_column
 from patch_diffusion.data.reading.labels import (
     LABELS_FILE,
     column_of_csv,
     could_be_classes,
-    folder_around,
+    folders_around,
     labels_of_csv,
     labels_of_folders,
     labels_of_json,
+    notes_of_folders,
+    parts_of,
 )
+from patch_diffusion.data.reading.names import HIDDEN, plain, plain_names
 from patch_diffusion.errors import InputError, option_error
 from patch_diffusion.files import user_path
 
 OpenFile = Callable[[str], IO[bytes]]
 
-# Pillow lists these formats but cannot open them without an external program or a custom reader.
 _ENCRYPTED = 0x1
-_HIDDEN = re.compile(r"(^|/)(\.|__MACOSX)")
+_LARGE_ENTRY, _MOST_PACKED = 2**26, 100  # bytes
 _NUMBERED = re.compile(r"(^|/)\d{5}/img\d{8}\.\w+$")  # as prepare and EDM's tools name images
-_UNSAFE = re.compile(r"^([/\\]|[A-Za-z]:)|(^|[/\\])\.\.([/\\]|$)")  # absolute paths, and paths with ".."
+_UNSAFE = re.compile(r"^([A-Za-z]:)?[/\\]|(^|[/\\])\.\.([/\\]|$)")  # absolute paths, and paths with ".."
 
 _CONVERT = "not a kind of image that is read; convert them to PNG, TIFF or .npy"
 _HINTS = {
@@ -50,7 +54,9 @@ _HINTS = {
     ".hdf5": "give the file itself",
     ".arrow": "give the data set as hf:FOLDER",
     ".parquet": "give the data set as hf:FOLDER",
-    **dict.fromkeys((".heic", ".heif", ".dcm", ".nii", ".nrrd", ".mha", ".czi", ".exr", ".dng", ".nef"), _CONVERT),
+    "": "names without an ending, such as .png, are not taken for images; DICOM is converted to PNG, TIFF or .npy",
+    **dict.fromkeys((".heic", ".heif", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".exr", ".svg", ".pdf"), _CONVERT),
+    **dict.fromkeys((".dcm", ".nii", ".nrrd", ".mha", ".mhd", ".czi", ".lif", ".mp4", ".mov", ".avi"), _CONVERT),
 }
 
 
@@ -59,7 +65,8 @@ def image_endings() -> frozenset[str]:
     """Return the file extensions that Pillow can read, such as ".png"."""
     Image.init()
     known = Image.registered_extensions().items()
-    return frozenset(ending for ending, kind in known if kind in Image.OPEN and kind not in NOT_READ)
+    # An MPO, the photo of a phone or of two lenses, begins with a JPEG, by whose reader it is opened.
+    return frozenset(ending for ending, kind in known if kind == "MPO" or kind in Image.OPEN.keys() - NOT_READ)
 
 
 def find_in_folder(path: Path, options: Data) -> Collection:
@@ -69,14 +76,16 @@ def find_in_folder(path: Path, options: Data) -> Collection:
         InputError: there are no images, a folder may not be read, or the labels do not fit the images.
     """
     states = dict(_walk(path))
-    names = sorted(states)
-    images, notes = _images_among(names, options)
-    labels, folders = _labels(images, names, lambda name: (path / name).open("rb"), options, notes)
-    groups = _groups(images, names, lambda name: (path / name).open("rb"), options)
+    names = plain_names(states)
+    images, notes = _images_among(list(names), options)
+    found = _Found(images, names, lambda name: (path / name).open("rb"), options)
+    labels, folders = _labels(found, notes)
     # Files are opened by name, since making a Path first takes a tenth as long as decoding a small image.
-    files = Files(len(images), lambda index: ImageFile(images[index], partial(open, f"{path}/{images[index]}", "rb")))
-    identity = [str(path.resolve()), digest(*((name, states[name]) for name in images))]
-    return Collection(options.source, files, labels, notes, identity, folders=folders, groups=groups)
+    files = Files(
+        len(images), lambda index: ImageFile(images[index], partial(open, f"{path}/{names[images[index]]}", "rb"))
+    )
+    identity = [str(path.resolve()), digest(*((names[name], states[names[name]]) for name in images))]
+    return Collection(options.source, files, labels, notes, identity, folders=folders, groups=_groups(found, notes))
 
 
 @contextmanager
@@ -86,12 +95,8 @@ def find_in_zip(path: Path, options: Data) -> Iterator[Collection]:
     Raises:
         InputError: there are no images, an entry is encrypted or points out of the zip, or the labels do not fit.
     """
-    try:
+    with damage_named(options.source):
         opened = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise InputError(f"{options.source} is damaged: {error}") from None
-    except OSError as error:
-        raise InputError(f"cannot read {options.source}: {error.strerror or error}") from None
     with opened as archive:
         entries = [info for info in archive.infolist() if not info.is_dir()]
         for info in entries:
@@ -99,14 +104,63 @@ def find_in_zip(path: Path, options: Data) -> Iterator[Collection]:
                 raise InputError(f"{options.source} has an entry that points out of it, {info.filename}: make it anew")
             if info.flag_bits & _ENCRYPTED:
                 raise InputError(f"{options.source} needs a password for {info.filename}: unpack it, give the folder")
-        names = sorted({info.filename for info in entries})
-        images, notes = _images_among(names, options)
+        names = plain_names(info.filename for info in entries)
+        images, notes = _images_among(list(names), options)
         if len(names) < len(entries):
             notes.append(f"{len(entries) - len(names):,} entries of the zip have a name twice: the last one counts")
-        labels, folders = _labels(images, names, archive.open, options, notes)
-        groups = _groups(images, names, archive.open, options)
-        files = Files(len(images), lambda index: ImageFile(images[index], partial(archive.open, images[index])))
-        yield Collection(options.source, files, labels, notes, state_of(path), folders=folders, groups=groups)
+        found = _Found(images, names, archive.open, options)
+        labels, folders = _labels(found, notes)
+        groups = _groups(found, notes)
+        files = Files(
+            len(images), lambda index: ImageFile(images[index], partial(_unpacked, archive, names[images[index]]))
+        )
+        # Earlier versions left these images out, or read them by other names.
+        renamed = [names[name] for name in images if names[name] != name or _ending(name) == ".mpo"]
+        identity = [*state_of(path), *([digest(*renamed)] if renamed else [])]
+        yield Collection(options.source, files, labels, notes, identity, folders=folders, groups=groups)
+
+
+def _unpacked(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
+    """Open an entry of a zip, unless it is one that unpacks to a hundred times its size: no image does."""
+    info = archive.getinfo(name)
+    if info.file_size > _LARGE_ENTRY and info.file_size > _MOST_PACKED * info.compress_size:
+        raise InputError(f"unpacks from {info.compress_size:,} to {info.file_size:,} bytes, and is no image")
+    return archive.open(info)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The plain names of the images in a data set, and of all files with those that they are opened by."""
+
+    images: Sequence[str]
+    names: Mapping[str, str]
+    open_stored: OpenFile
+    options: Data
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a file of labels in the data set."""
+        source = f"{name} in {self.options.source}"
+        with damage_named(source):
+            stream = self.open_stored(self.names[name])
+        return read_labels(stream, source, len(self.images))
+
+    def csv(self) -> bytes:
+        """Return the content of the CSV of labels, which is a path of the user's or a file inside the data set."""
+        labels = self.options.labels
+        assert labels is not None
+        if (path := user_path(labels)).is_file():
+            with damage_named(labels):
+                stream = path.open("rb")
+            return read_labels(stream, labels, len(self.images))
+        if plain(labels) in self.names:
+            return self.read(plain(labels))
+        raise InputError(f"there is no file of labels at {labels}, nor in {self.options.source}", option="data.labels")
+
+    def labels_files(self) -> Iterator[tuple[str, Sequence[str]]]:
+        """Yield each ``dataset.json`` in a folder around all images, the outermost first, and the names from there."""
+        for folder in folders_around(self.images):
+            if folder + LABELS_FILE in self.names:
+                yield folder + LABELS_FILE, [name[len(folder) :] for name in self.images]
 
 
 def _walk(path: Path) -> Iterator[tuple[str, tuple[int, int] | None]]:
@@ -140,48 +194,56 @@ def _walk(path: Path) -> Iterator[tuple[str, tuple[int, int] | None]]:
 
 def _images_among(names: Sequence[str], options: Data) -> tuple[list[str], list[str]]:
     """Return the names of image files, and notes on others; hidden files, and macOS's own in zips, are ignored."""
-    visible = [name for name in names if not _HIDDEN.search(name)]
+    visible = [name for name in names if not HIDDEN.search(name)]
     endings = image_endings()
     images, others = [], []
     for name in visible:
         (images if _ending(name) in endings else others).append(name)
-    known = {LABELS_FILE, folder_around(images) + LABELS_FILE, options.labels}
+    known = {folder + LABELS_FILE for folder in folders_around(images)} | {plain(options.labels or "")}
     others = [name for name in others if name not in known]
+    if not images and not others:
+        if names:
+            raise InputError(
+                f"{options.source} holds hidden files only, which are left out (first: {names[0]}): rename them"
+            )
+        raise InputError(f"{options.source} is empty: give a folder or a zip of images")
     if not images:
-        if not others:
-            raise InputError(f"{options.source} is empty: give a folder or a zip of images")
         more = ", ..." if len(others) > 1 else ""
-        hint = _HINTS.get(_ending(others[0].removesuffix(".gz")), "give a folder or a zip of images")
+        hint = hint_for(others[0]) or "give a folder or a zip of images"
         raise InputError(f"{options.source} holds no images, only {others[0]}{more}: {hint}")
-    if others:
-        return images, [f"{len(others):,} files that are not images left aside (first: {others[0]})"]
-    return images, []
+    notes = [f"{len(others):,} files that are not images left aside (first: {others[0]})"] if others else []
+    if parts := parts_of(images):
+        notes.append(
+            f"the images of {' and '.join(parts)} are all trained on: give one of these folders for its images alone"
+        )
+    return images, notes
 
 
 def _ending(name: str) -> str:
-    """Return the file extension in lower case, such as ".png"."""
-    return "." + name.rpartition(".")[2].lower()
+    """Return the file extension in lower case, such as ".png"; "" if there is none."""
+    stem, dot, ending = name.rpartition("/")[2].rpartition(".")
+    return dot + ending.lower() if stem else ""
 
 
-def _labels(
-    images: Sequence[str], names: Sequence[str], open_file: OpenFile, options: Data, notes: list[str]
-) -> tuple[Labels | None, tuple[str, ...]]:
+def hint_for(name: str) -> str:
+    """Return what to do with a file that is not an image that is read, by the ending of its name; "" if unknown."""
+    return _HINTS.get(_ending(name.removesuffix(".gz")), "")
+
+
+def _labels(found: _Found, notes: list[str]) -> tuple[Labels | None, tuple[str, ...]]:
     """Return the labels of images, None if they have none; and the sub-folders that could be classes, if asked for."""
+    options, images = found.options, found.images
     if options.labels is not None and options.classes is not False:
-        with _open_csv(names, open_file, options) as stream:
-            labels, more_notes = labels_of_csv(stream.read(), images, options.labels)
+        labels, more_notes = labels_of_csv(found.csv(), images, options.labels)
         notes += more_notes
         return labels, ()
     if options.classes is False:
         return None, ()
-    around = folder_around(images)
-    for folder in dict.fromkeys(("", around)):
-        if folder + LABELS_FILE not in names:
-            continue
-        with open_file(folder + LABELS_FILE) as stream:
-            found = labels_of_json(stream.read(), [name[len(folder) :] for name in images], options.source)
-        if found is not None:
-            return found, ()
+    for file, inside in found.labels_files():
+        labels, more_notes = labels_of_json(found.read(file), inside, f"{file} in {options.source}")
+        if labels is not None:
+            notes += more_notes
+            return labels, ()
         if all(map(_NUMBERED.search, images)):
             if options.classes:
                 raise InputError(
@@ -190,18 +252,17 @@ def _labels(
                 )
             return None, ()
     if options.classes:
-        return labels_of_folders(images, options.source), ()
+        labels = labels_of_folders(images, options.source)
+        notes += notes_of_folders(images)
+        return labels, ()
     return None, could_be_classes(images)
 
 
-def _groups(images: Sequence[str], names: Sequence[str], open_file: OpenFile, options: Data) -> list[str] | None:
+def _groups(found: _Found, notes: list[str]) -> list[str] | None:
+    options, images = found.options, found.images
     if options.group is None:
-        for folder in dict.fromkeys(("", folder_around(images))):
-            if folder + LABELS_FILE in names:
-                with open_file(folder + LABELS_FILE) as stream:
-                    inside = [name[len(folder) :] for name in images]
-                    return groups_of_json(stream.read(), inside, f"{LABELS_FILE} in {options.source}")
-        return None
+        file, inside = next(found.labels_files(), (None, images))
+        return None if file is None else groups_of_json(found.read(file), inside, f"{file} in {options.source}")
     if not is_column(options.group):
         return groups_of_names(images, options.group, options.source)
     if options.labels is None:
@@ -210,16 +271,4 @@ def _groups(images: Sequence[str], names: Sequence[str], open_file: OpenFile, op
             f"'{options.group}' is a column of the CSV that data.labels names, and there is none: give one, "
             "or the word folder, or a pattern of the name with parentheses",
         )
-    with _open_csv(names, open_file, options) as stream:
-        return column_of_csv(stream.read(), options.group, images, options.labels)[0]
-
-
-def _open_csv(names: Sequence[str], open_file: OpenFile, options: Data) -> IO[bytes]:
-    """Open the CSV of labels, which is a path of the user's or a file inside the data set."""
-    assert options.labels is not None
-    path = user_path(options.labels)
-    if path.is_file():
-        return path.open("rb")
-    if options.labels in names:
-        return open_file(options.labels)
-    raise InputError(f"there is no file of labels at {options.labels}, nor in {options.source}", option="data.labels")
+    return column_of_csv(found.csv(), options.group, images, options.labels)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -16,16 +17,18 @@ from patch_diffusion.config import Data
 from patch_diffusion.data.classes import Labels
 from patch_diffusion.data.files.collection import Collection, Files
 from patch_diffusion.data.files.decode import ImageFile
+from patch_diffusion.data.files.folders import image_endings
 from patch_diffusion.data.reading.cache import digest, state_of
+from patch_diffusion.data.reading.damage import damage_named
 from patch_diffusion.data.reading.groups import groups_of_values
 from patch_diffusion.data.reading.labels import labels_of_values
 from patch_diffusion.errors import InputError, about, did_you_mean, need
 from patch_diffusion.files import user_path
 
-PREFIX = "hf:"
-
 _IMAGE_NAMES = ("image", "img", "images", "picture")
 _LABEL_NAMES = ("label", "labels", "class")
+_TABLE_ENDINGS = (".parquet", ".arrow", ".tar", ".zip", ".csv", ".json", ".jsonl")
+_MOST_LOOKED_AT = 20_000
 
 
 def find_in_hub(name: str, options: Data) -> Collection:
@@ -38,15 +41,21 @@ def find_in_hub(name: str, options: Data) -> Collection:
     library = need("datasets", "data", f"reading {options.source}")
     place, split = _place_and_split(name)
     found = _load(library, place, options.source)
+    own = [user_path(place), Path(library.config.HF_DATASETS_CACHE), Path(library.config.HF_CACHE_HOME)]
     if hasattr(found, "keys"):
         found = _choose_split(found, split, options.source)
     elif split is not None:
         raise InputError(f"{options.source} has no splits: leave ':{split}' out")
-    return collection_of(found, options)
+    with damage_named(options.source):
+        return collection_of(found, options, own)
 
 
-def collection_of(table: Any, options: Data) -> Collection:
-    """Collect all images of a ``datasets.Dataset``; the options ``key``, ``labels`` and ``group`` name its columns."""
+def collection_of(table: Any, options: Data, folders: Sequence[Path] | None = None) -> Collection:
+    """Collect all images of a ``datasets.Dataset``; the options ``key``, ``labels`` and ``group`` name its columns.
+
+    Where the table has the path of an image and not its bytes, it must be in one of ``folders``, since who made the
+    table does not know this machine; None: anywhere.
+    """
     library = need("datasets", "data", f"reading {options.source or 'the data set'}")
     if isinstance(table, library.IterableDataset):
         raise InputError("a streamed data set cannot be read again in the same order: load it without streaming")
@@ -63,7 +72,12 @@ def collection_of(table: Any, options: Data) -> Collection:
             item = encoded[index][column]
         if item is None:
             raise InputError("no image")
-        return io.BytesIO(item["bytes"]) if item["bytes"] is not None else Path(item["path"]).open("rb")
+        if item["bytes"] is not None:
+            return io.BytesIO(item["bytes"])
+        path = Path(item["path"]).resolve()
+        if folders is not None and not any(path.is_relative_to(folder.resolve()) for folder in folders):
+            raise InputError(f"is a path out of the data set, {path}, which is not read")
+        return path.open("rb")
 
     files = Files(len(table), lambda index: ImageFile(f"image {index:,} of {source}", partial(opened, index)))
     stored = [state_of(Path(file["filename"])) for file in table.cache_files]
@@ -91,16 +105,37 @@ def _place_and_split(name: str) -> tuple[str, str | None]:
 
 def _load(library: Any, place: str, source: str) -> Any:
     path = user_path(place)
+    saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+    if path.is_dir() and not saved and not _may_hold_images(path):
+        raise InputError(
+            f"{source} is a folder without a data set: save_to_disk writes one, or there are .parquet, .arrow, .tar, "
+            "or images in it"
+        )
     try:
         with _offline(library):
-            if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            if saved:
                 return library.load_from_disk(str(path))
             return library.load_dataset(str(path) if path.exists() else place)
+    except MemoryError:
+        raise
     except Exception as error:
         words = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
             f"cannot open {source}: there is no such data set on this machine, or it is damaged ({words[:200]})"
         ) from None
+
+
+def _may_hold_images(path: Path) -> bool:
+    """True if a tenth of the files are of a kind with images; elsewhere the library would look for minutes."""
+
+    def names() -> Iterator[str]:
+        for _, folders, files in os.walk(path):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            yield from files
+
+    endings = {*image_endings(), *_TABLE_ENDINGS}
+    known = [Path(name).suffix.lower() in endings for name in itertools.islice(names(), _MOST_LOOKED_AT)]
+    return any(known) and 10 * sum(known) >= len(known)
 
 
 @contextmanager

@@ -116,6 +116,8 @@ def _opened(image: Any, options: Data) -> Opened:
         image = array_of(image)
     if not isinstance(image, np.ndarray):
         raise InputError(f"is a {type(image).__name__}, and not a Pillow image, an array or a tensor")
+    if not image.size:
+        raise InputError(f"has no pixels: its shape is {image.shape}")
     axis = channel_axis((1, *image.shape), options.layout, "an item")
     array = image[None] if axis == 0 else np.moveaxis(image, axis - 1, 0)
     return to_pixels(array, pixel_dtype(image.dtype, "an item"), "an item")

@@ -6,7 +6,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -21,15 +21,17 @@ from patch_diffusion.data.files.collection import Collection, Files
 from patch_diffusion.data.files.decode import ImageFile
 from patch_diffusion.data.files.folders import image_endings
 from patch_diffusion.data.reading.cache import Found, digest, remember, state_of
+from patch_diffusion.data.reading.damage import damage_named
 from patch_diffusion.data.reading.groups import groups_of_names, is_column
 from patch_diffusion.data.reading.labels import labels_of_values
+from patch_diffusion.data.reading.names import HIDDEN
 from patch_diffusion.data.reading.parallel import results_in_order
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import user_path
 
-PREFIX = "wds:"
-
 _JSON_LABELS = ("label", "cls", "class")
+_MOST_BYTES_BESIDE = 2**24
+_MOST_NAMES = 200_000
 
 Sample = tuple[str, int, int, Any, str | None]
 """The name, byte offset and size in bytes of an image in its shard, and its label and group or None."""
@@ -59,8 +61,11 @@ def find_in_shards(pattern: str, options: Data, *, show: bool = False) -> Collec
     if options.cache == "memory":
         index = look()
     else:
-        grouped = {} if column is None else {"group": column}
-        index = _Index.remembered({"shards": states, "key": options.key, "labels": options.labels, **grouped}, look)
+        key = {"shards": states, "key": options.key, "labels": options.labels}
+        key |= {} if column is None else {"group": column}
+        index = _Index.remembered(key, look)
+        if any(map(_is_hidden, index.names.tolist())):  # an earlier version found them
+            index = _Index.remembered(key | {"hidden": "left out"}, look)
     if not len(index.places):
         ending = f" that end in .{options.key}" if options.key else ""
         raise InputError(f"{options.source} holds no images{ending}")
@@ -74,7 +79,8 @@ def find_in_shards(pattern: str, options: Data, *, show: bool = False) -> Collec
 
     files = Files(len(index.places), lambda place: ImageFile(name(place), partial(opened, place)))
     labels, groups = _labels(files, index, options), _groups(index, options)
-    return Collection(options.source, files, labels, identity=digest(*states), slow=True, groups=groups)
+    identity = digest(*states, *(["without hidden files"] if index.hidden else []))
+    return Collection(options.source, files, labels, identity=identity, slow=True, groups=groups)
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ class _Index:
 
     ``labels`` are numbers, or UTF-8 strings. They are None if no image has one, or if they cannot be used; then ``odd``
     is the index of an image with an unusable label, and ``what`` says what is wrong with it. ``groups`` are names in
-    UTF-8, if images are grouped by a field.
+    UTF-8, if images are grouped by a field. ``hidden`` is the number of images that were left out as hidden files.
     """
 
     places: NDArray[np.int64]
@@ -92,11 +98,13 @@ class _Index:
     odd: int | None = None
     what: str = ""
     groups: NDArray[np.bytes_] | None = None
+    hidden: int = 0
 
     @classmethod
-    def of(cls, samples_of_shards: Sequence[Sequence[Sample]]) -> _Index:
-        """Build the index from the samples of each shard, in the order of the shards."""
-        found = cls._ungrouped(samples_of_shards)
+    def of(cls, shards: Sequence[tuple[Sequence[Sample], int]]) -> _Index:
+        """Build the index from the samples of each shard and the number of its hidden images, in the shards' order."""
+        samples_of_shards = [samples for samples, _ in shards]
+        found = replace(cls._ungrouped(samples_of_shards), hidden=sum(hidden for _, hidden in shards))
         groups = [group for samples in samples_of_shards for *_, group in samples if group is not None]
         return replace(found, groups=np.array([group.encode() for group in groups], np.bytes_) if groups else None)
 
@@ -123,7 +131,7 @@ class _Index:
 
         def find_out() -> Found:
             parts = dict(vars(look()))
-            facts = {name: parts.pop(name) for name in ("odd", "what")}
+            facts = {name: parts.pop(name) for name in ("odd", "what", "hidden")}
             return facts, {name: values for name, values in parts.items() if values is not None}
 
         facts, arrays = remember(key, find_out)
@@ -134,44 +142,51 @@ def _expand(pattern: str) -> list[str]:
     """Return the paths of the shards that match a pattern with braces, stars and question marks, in order."""
     if re.match(r"pipe:|\w+://", pattern):
         raise InputError(f"shards are files on this machine, not {pattern}: fetch them first")
-    found: list[str] = []
-    for alternative in _expand_braces(pattern):
+    found: dict[str, None] = {}
+    for number, alternative in enumerate(_expand_braces(pattern)):
+        if number == _MOST_NAMES:
+            raise InputError(
+                f"{pattern} names more than {_MOST_NAMES:,} shards: give their folder, as in wds:shards/*.tar"
+            )
         path = user_path(alternative)
         if not path.name:
             raise InputError(f"shards are tar files, as in wds:shards/*.tar, not '{pattern}'")
-        matching = sorted(map(str, Path(path.anchor).glob(str(path.relative_to(path.anchor)))))
+        with damage_named(alternative):
+            matching = sorted(map(str, Path(path.anchor).glob(str(path.relative_to(path.anchor)))))
         if not matching:
             raise InputError(f"there are no shards at {alternative}: give tar files, as in wds:shards/*.tar")
-        found += matching
+        found |= dict.fromkeys(matching)
     for path in found:
         if Path(path).is_dir():
             raise InputError(f"{path} is a folder: give the tar files in it, as in wds:{path}/*.tar")
-    return list(dict.fromkeys(found))
+        if not Path(path).is_file():
+            raise InputError(f"{path} is no file that can be read twice: give tar files, as in wds:shards/*.tar")
+    return list(found)
 
 
-def _expand_braces(pattern: str) -> list[str]:
-    """Expand ``a{0..2}`` and ``a{x,y}`` as a shell does.
+def _expand_braces(pattern: str) -> Iterator[str]:
+    """Expand ``a{0..2}`` and ``a{x,y}`` as a shell does, one after another, since a short pattern can be of very many.
 
-    >>> _expand_braces("s-{08..10}.tar")
+    >>> list(_expand_braces("s-{08..10}.tar"))
     ['s-08.tar', 's-09.tar', 's-10.tar']
     """
     braces = re.search(r"\{([^{}]*)\}", pattern)
     if braces is None:
-        return [pattern]
-    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", braces[1])
+        yield pattern
+        return
+    numbers = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", braces[1])
+    words: Iterable[str] = braces[1].split(",")
     if numbers:
         first, last = numbers[1], numbers[2]
         width = len(first) if first.startswith("0") else 0
-        words = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
-    else:
-        words = braces[1].split(",")
-    return [
-        whole for word in words for whole in _expand_braces(pattern[: braces.start()] + word + pattern[braces.end() :])
-    ]
+        words = (f"{number:0{width}d}" for number in range(int(first), int(last) + 1))
+    for word in words:
+        yield from _expand_braces(pattern[: braces.start()] + word + pattern[braces.end() :])
 
 
-def _index(path: Path, options: Data, column: str | None) -> list[Sample]:
-    ending, field = options.key, options.labels
+def _index(path: Path, options: Data, column: str | None) -> tuple[list[Sample], int]:
+    """Return the samples of a shard, and the number of its images that are left out as hidden files."""
+    ending, field, hidden = options.key, options.labels, 0
     images: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, Any] = {}
     groups: dict[str, Any] = {}
@@ -179,7 +194,11 @@ def _index(path: Path, options: Data, column: str | None) -> list[Sample]:
         folder, _, file = name.rpartition("/")
         stem, _, kind = file.partition(".")
         key, kind = f"{folder}/{stem}", kind.lower()
-        if _is_image(kind) if ending is None else kind == ending.lower():
+        is_image = _is_image(kind) if ending is None else kind == ending.lower()
+        if HIDDEN.search(name):
+            hidden += is_image
+            continue
+        if is_image:
             if key in images:
                 raise InputError(
                     f"{path} has several images of one sample, {images[key][0]} and {name}: choose an ending with "
@@ -188,32 +207,41 @@ def _index(path: Path, options: Data, column: str | None) -> list[Sample]:
                 )
             images[key] = (name, place, size)
         elif (kind == "cls" and field is None) or kind == "json":
-            found = _label(_read_at(path, place, size), kind, field, f"{path}/{name}")
+            found = _label(_read_side(path, place, size, f"{path}/{name}"), kind, field, f"{path}/{name}")
             if found is not None:
                 labels[key] = found
         if kind == "json" and column is not None:
-            groups[key] = _label(_read_at(path, place, size), kind, column, f"{path}/{name}")
+            groups[key] = _label(_read_side(path, place, size, f"{path}/{name}"), kind, column, f"{path}/{name}")
     if column is not None and (missing := [name for key, (name, *_) in images.items() if groups.get(key) is None]):
         raise InputError(f"data.group: {path}/{missing[0]} has no field '{column}' of .json, and every image needs one")
-    return [(*image, labels.get(key), None if column is None else str(groups[key])) for key, image in images.items()]
+    samples = [(*image, labels.get(key), None if column is None else str(groups[key])) for key, image in images.items()]
+    return samples, hidden
 
 
 def _members(path: Path) -> list[tuple[str, int, int]]:
     """Return the name, byte offset and size in bytes of each file in a shard (a tar file)."""
-    try:
+    with damage_named(path):
+        with path.open("rb") as stream:  # tarfile would take it for damaged
+            if stream.read(2) == b"\x1f\x8b":
+                raise InputError(f"{path} is compressed, so that no image in it can be found quickly: gunzip it")
+        end, found = path.stat().st_size, []
         with tarfile.open(path, "r:") as shard:
-            found = [(member.name, member.offset_data, member.size) for member in shard if member.isreg()]
+            for member in shard:
+                if member.size < 0 or member.offset_data + member.size > end:  # tarfile would go back, or on and on
+                    raise tarfile.ReadError(f"{member.name} has a size of {member.size:,} bytes")
+                if member.issparse():
+                    raise tarfile.ReadError(f"{member.name} is stored without its zeros, which is not read")
+                if member.isreg():
+                    found.append((member.name, member.offset_data, member.size))
             _refuse_early_end(shard, path)
-    except (tarfile.TarError, EOFError) as error:
-        with path.open("rb") as stream:
-            packed = stream.read(2) == b"\x1f\x8b"
-        what = (
-            "is compressed, so that no image in it can be found quickly: gunzip it"
-            if packed
-            else f"is damaged: {error}"
-        )
-        raise InputError(f"{path} {what}") from None
     return found
+
+
+def _read_side(path: Path, offset: int, size: int, name: str) -> bytes:
+    """Read a file beside an image, or raise InputError if it is too long for labels."""
+    if size > _MOST_BYTES_BESIDE:
+        raise InputError(f"{name} has {size:,} bytes, too many for what is known of one image")
+    return _read_at(path, offset, size)
 
 
 def _read_at(path: Path, offset: int, size: int) -> bytes:
@@ -230,18 +258,21 @@ def _refuse_early_end(shard: tarfile.TarFile, path: Path) -> None:
             raise tarfile.ReadError(f"it breaks off after {shard.offset:,} bytes")
 
 
+def _is_hidden(name: bytes) -> bool:
+    special = name.startswith((b".", b"_")) or b"/." in name or b"/_" in name  # there can be millions of others
+    return special and HIDDEN.search(name.decode(errors="replace")) is not None
+
+
 def _is_image(kind: str) -> bool:
     return PurePosixPath(f"a.{kind}").suffix in image_endings()
 
 
 def _label(content: bytes, kind: str, field: str | None, name: str) -> Any:
-    try:
+    with damage_named(name):
         text = content.decode()
         if kind == "cls":
             return int(text) if re.fullmatch(r"\s*[+-]?\d+\s*", text) else text.strip()
         found = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{name} is damaged: {error}") from None
     if not isinstance(found, dict):
         return None
     if field is not None:

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from patch_diffusion.config import Data
 from patch_diffusion.data.arrays.stored import is_array
 from patch_diffusion.data.classes import occurring
-from patch_diffusion.data.digits import NAME
 from patch_diffusion.data.files.collection import Collection as ImageCollection, read_collection
 from patch_diffusion.data.files.decode import ImageFile, read_header
 from patch_diffusion.data.images import Images, ImageSet, numbered_as
 from patch_diffusion.data.latents.folder import is_latents
+from patch_diffusion.data.named import DIGITS, prefix_of
 from patch_diffusion.data.reading.sizes import resolution_of
 from patch_diffusion.data.sources import find_images, open_data
 from patch_diffusion.errors import InputError
@@ -70,7 +70,9 @@ def some_images(options: Data, *, without: Collection[str] = (), show: bool = Fa
 def has_files(options: Data) -> bool:
     """True if a source consists of image files; false for an array, latents or the digits."""
     path = user_path(options.source)
-    return options.source != NAME and not is_latents(path) and not (is_array(path) and path.exists())
+    if prefix_of(options.source) is not None:
+        return True
+    return options.source != DIGITS and not is_latents(path) and not (is_array(path) and path.exists())
 
 
 def as_files(options: Data) -> ImageCollection:

@@ -15,11 +15,11 @@ from patch_diffusion.config import Data
 from patch_diffusion.data.classes import Labels, refuse_many_classes
 from patch_diffusion.data.files.collection import Collection as ImageCollection
 from patch_diffusion.data.files.decode import Header, ImageFile, decode_file, quiet, read_headers, reason
-from patch_diffusion.data.files.hub import PREFIX
 from patch_diffusion.data.inspection.as_files import evenly, found_images
 from patch_diffusion.data.inspection.duplicates import SMALL, Likeness, content_hash, equal_groups, likeness, near_pairs
 from patch_diffusion.data.inspection.grouping import suggest_group
 from patch_diffusion.data.inspection.sheet import Thumbnail, check_sheet, thumbnail, write_sheet
+from patch_diffusion.data.named import HUB
 from patch_diffusion.data.reading.labels import folders_of
 from patch_diffusion.data.reading.parallel import in_order
 from patch_diffusion.errors import InputError
@@ -158,11 +158,12 @@ def _findings(
     firsts = [index for index in indices if index not in constant and index not in copies]
     pairs = near_pairs([seen[index].likeness for index in firsts])
     near = [(names[firsts[one]], names[firsts[other]], round(alike, 3)) for one, other, alike in pairs]
-    named = found.groups is None and not options.source.startswith(PREFIX)
+    named = found.groups is None and not options.source.startswith(HUB)
     asymmetry, by_chance = _asymmetry([seen[index].likeness for index in firsts])
     places = evenly(len(found.files), len(files))
     broken = [places[index] for index in unusable]
-    in_folders = folders_of([file.name for file in found.files]) if found.folders else ()
+    usable = np.delete(np.arange(len(found.files)), broken).tolist() if found.folders else ()
+    in_folders = _counts(folders_of([found.files[index].name for index in usable]))
     class_counts = {} if found.labels is None else _counts(_class_names(found.labels, broken))
     try:
         refuse_many_classes(len(class_counts), sum(class_counts.values()))
@@ -176,7 +177,7 @@ def _findings(
         sizes=_counts(header.size for header in headers.values()),
         kinds=_counts(_kind(header) for header in headers.values()),
         class_counts=class_counts,
-        folders=_counts(in_folders),
+        folders=in_folders if len(in_folders) > 1 else {},
         unusable={names[index]: why for index, why in sorted(unusable.items())},
         nearly_constant=[names[index] for index in sorted(constant)],
         equal=[[names[indices[place]] for place in group] for group in groups],
@@ -196,7 +197,7 @@ def _sections(findings: Findings, files: Mapping[str, ImageFile], mode: str) -> 
     """Return the sections of the contact sheet, each as a heading and a list of thumbnails."""
 
     def show(name: str, joined: bool = False) -> Thumbnail:
-        return Thumbnail(thumbnail(decode_file(files[name], None, mode), *findings.span), name, joined)
+        return Thumbnail(thumbnail(decode_file(files[name], None, mode, draft=True), *findings.span), name, joined)
 
     usable = [name for name in files if name not in findings.unusable]
     shown = [usable[place] for place in evenly(len(usable), _SHOWN)]
@@ -226,7 +227,7 @@ def _mode(options: Data, headers: Iterable[Header]) -> str:
 
 
 def _look(file: ImageFile, mode: str) -> _Seen:
-    pixels = decode_file(file, None, mode)
+    pixels = decode_file(file, None, mode, draft=True)
     return _Seen(
         content_hash(pixels),
         likeness(pixels),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from patch_diffusion.errors import InputError
-from patch_diffusion.files import replacing
+from patch_diffusion.files import check_writable, replacing
 
 _SIDE = 88  # side of a thumbnail in pixels
 _GAP = 4
@@ -72,9 +72,12 @@ def write_sheet(path: str | Path, sections: Sequence[tuple[str, Sequence[Thumbna
 
 
 def check_sheet(path: Path) -> None:
-    """Raise InputError if a contact sheet's path does not end in the extension of a lossless image format."""
+    """Raise InputError if a contact sheet cannot be written, or not in the lossless format of its file extension."""
     if path.suffix.lower() not in _ENDINGS:
         raise InputError(f"a sheet is written as .png (or .webp, .tiff, .bmp), not as '{path.name}'")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give the name of a picture")
+    check_writable(path)
 
 
 def _rows(pictures: Sequence[Thumbnail]) -> list[list[Thumbnail]]:

@@ -30,9 +30,10 @@ from patch_diffusion.data.classes import occurring
 from patch_diffusion.data.images import Images, ImageSet, Moments
 from patch_diffusion.data.latents.autoencoder import Autoencoder, images_at_once
 from patch_diffusion.data.latents.codec import STANDARD_DEVIATION, LatentCodec, codec_of
+from patch_diffusion.data.reading.damage import damage_named
 from patch_diffusion.data.reading.parallel import progress
 from patch_diffusion.errors import InputError
-from patch_diffusion.files import check_room, read_json, sync, user_path, write_json
+from patch_diffusion.files import check_room, check_writable, read_json, sync, user_path, write_json
 
 _FACTS, _LATENTS, _LABELS = "latents.json", "latents.npy", "labels.npy"
 _KEYS, _GROUPS = "keys.npy", "groups.npy"
@@ -56,6 +57,8 @@ class LatentSet(ImageSet):
                 f"these latents are floats (n, {stored}, height, width), "
                 f"not {self.pixels.dtype} {tuple(self.pixels.shape)}"
             )
+        if not self.pixels.numel():
+            raise InputError("there are no latents, or none with any values")
         if self.labels is not None and len(self.labels) != len(self.pixels):
             raise InputError(f"{len(self.pixels):,} latents have {len(self.labels):,} labels")
         self._count_classes()
@@ -96,7 +99,7 @@ def open_latents(
             raise InputError(f"the latents in {path} are not complete: make them with the same command again")
         raise InputError(f"there are no latents at {path}: no {_FACTS}")
     facts = read_json(path / _FACTS)
-    try:
+    with damage_named(f"the latents in {path}", "are damaged"):
         if facts["format"] != _FORMAT:
             raise InputError(f"the latents in {path} are of format {facts['format']}, not {_FORMAT}: make them anew")
         codec = codec_of(facts["codec"])
@@ -108,10 +111,6 @@ def open_latents(
             numbers, names = occurring(np.load(path / _LABELS), names)
             labels = torch.from_numpy(numbers)
         keys, groups = (np.load(path / name) if (path / name).exists() else None for name in (_KEYS, _GROUPS))
-    except (IndexError, KeyError, TypeError, ValueError, OSError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"the latents in {path} are damaged: {error}") from None
     if not isinstance(codec, LatentCodec):
         raise InputError(f"the latents in {path} are damaged: their codec is one of pixels")
     if classes and labels is None:
@@ -164,6 +163,7 @@ def encode_latents(
         kind = "latents already" if isinstance(images, LatentSet) else "images of several sizes"
         raise InputError(f"latents are made of images of one size, and these are {kind}")
     autoencoder, out = Autoencoder(vae), user_path(out)
+    check_writable(out)
     _check_images(images, autoencoder)
     height, width = (side // autoencoder.factor for side in images.resolution)
     channels = autoencoder.latent_channels * (2 if autoencoder.posterior else 1)

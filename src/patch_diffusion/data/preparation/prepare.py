@@ -19,20 +19,20 @@ from PIL import Image
 
 from patch_diffusion.config import Data
 from patch_diffusion.data.classes import Labels, occurring, refuse_many_classes
-from patch_diffusion.data.digits import NAME
 from patch_diffusion.data.files.collection import Collection
 from patch_diffusion.data.files.decode import ImageFile, decode_file, quiet, read_headers, reason
 from patch_diffusion.data.files.pixel_type import PixelType, common_pixel_type
 from patch_diffusion.data.inspection.as_files import as_files, has_files
 from patch_diffusion.data.inspection.duplicates import content_hash
+from patch_diffusion.data.named import DIGITS
 from patch_diffusion.data.preparation.partial import PartialZip
 from patch_diffusion.data.reading.cache import digest, state_of
 from patch_diffusion.data.reading.labels import LABELS_FILE
 from patch_diffusion.data.reading.parallel import in_order
 from patch_diffusion.data.reading.sizes import Size, resolution_of, too_small
 from patch_diffusion.data.sources import find_images
-from patch_diffusion.errors import InputError
-from patch_diffusion.files import check_room, read_json, replacing, to_json, user_path, write_json
+from patch_diffusion.errors import InputError, shown
+from patch_diffusion.files import check_room, check_writable, read_json, replacing, to_json, user_path, write_json
 
 IMAGES_PER_FOLDER = 1000
 
@@ -72,6 +72,7 @@ def prepare_images(
         raise InputError("a zip has images of one size: fit is crop or stretch")
     if user_path(options.source).resolve() == out.resolve():
         raise InputError(f"{out} would be written over itself: choose another name")
+    check_writable(out)
     options = keeping_classes(options)
     with ExitStack() as stack:
         found = stack.enter_context(find_images(options, show=show)) if has_files(options) else as_files(options)
@@ -203,7 +204,7 @@ def _report(
         "num_classes": 0 if labels is None else len(set(labels[0].tolist())),
         "class_names": [] if labels is None else list(labels[1]),
         "num_groups": 0 if found.groups is None else len(set(found.groups)),
-        "notes": [*found.notes, *plan.notes],
+        "notes": list(map(shown, [*found.notes, *plan.notes])),
         "dropped": dropped,
         "made_of": made_of,
     }
@@ -244,7 +245,7 @@ def _key(found: Collection, options: Data, keep_duplicates: bool) -> str | None:
     if identity is None and not has_files(options):
         path = user_path(options.source)
         files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
-        identity = options.source if options.source == NAME else list(map(state_of, files))
+        identity = options.source if options.source == DIGITS else list(map(state_of, files))
     if identity is None:
         return None
     asked = {name: getattr(options, name) for name in ("resolution", "fit", "mode", "key", "layout")}

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from patch_diffusion.data.reading.damage import damage_named
+from patch_diffusion.data.reading.names import by_names, plain
 from patch_diffusion.errors import InputError, option_error
 
 FOLDER = "folder"
@@ -58,16 +60,15 @@ def groups_of_json(content: bytes, names: Sequence[str], source: str) -> list[st
     """
     if b'"groups"' not in content:
         return None
-    try:
-        found = {str(name): str(group) for name, group in json.loads(content).get("groups") or []}
-    except (ValueError, TypeError, AttributeError):
-        raise InputError(f'the groups in {source} are not of the form {{"groups": [["a.png", "name"], ...]}}') from None
+    with damage_named(source, 'has groups that are not of the form {"groups": [["a.png", "name"], ...]}'):
+        found = {plain(str(name)): str(group) for name, group in json.loads(content).get("groups") or []}
     if not found:
         return None
-    missing = next((name for name in names if name not in found), None)
+    own, _, _ = by_names(found, names, source)
+    missing = next((name for name in names if name not in own), None)
     if missing is not None:
         raise InputError(f"{source} has groups of images, but none for {missing}: add it")
-    return [found[name] for name in names]
+    return [own[name] for name in names]
 
 
 def groups_of_values(values: Sequence[Any] | NDArray[Any], num: int, source: str) -> list[str]:

@@ -2,49 +2,56 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
+from reprlib import repr
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from patch_diffusion.data.classes import Labels, ordered, too_many
+from patch_diffusion.data.reading.damage import damage_named
+from patch_diffusion.data.reading.names import by_names, plain
 from patch_diffusion.errors import InputError
 
 LABELS_FILE = "dataset.json"
 
+ONE_IMAGE = "one image only"
+"""The words of a note on classes of a single image."""
+
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as spreadsheets write it
+
+_MOST_NAMED = 5
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}
 
 
-def labels_of_json(content: bytes, names: Sequence[str], source: str) -> Labels | None:
+def labels_of_json(content: bytes, names: Sequence[str], source: str) -> tuple[Labels | None, list[str]]:
     """Parse the labels in a ``dataset.json``, ``{"labels": [["00000/img00000000.png", 6], ...]}``; None if null.
 
     `prepare_images` writes ``class_names`` beside them, which the labels then count. An `InputError` names the image
-    whose label is missing, or is no class number.
+    whose label is missing, or is no class number. Also return notes for the user.
     """
-    try:
+    with damage_named(source, 'is not of the form {"labels": [["a.png", 0], ...]}'):
         stored = json.loads(content)
-        found = {str(name).replace("\\", "/"): label for name, label in stored.get("labels") or []}
+        found = {plain(str(name)): label for name, label in stored.get("labels") or []}
         class_names = tuple(map(str, stored.get("class_names") or ()))
-    except (ValueError, TypeError, AttributeError):
-        raise InputError(f'{LABELS_FILE} in {source} is not of the form {{"labels": [["a.png", 0], ...]}}') from None
     if not found:
-        return None
+        return None, []
     wrong = [name for name, label in found.items() if type(label) is not int or label < 0]
     if wrong:
-        raise InputError(
-            f"{LABELS_FILE} in {source}: the label of {wrong[0]} is {found[wrong[0]]!r}, not a class number"
-        )
+        raise InputError(f"{source}: the label of {wrong[0]} is {repr(found[wrong[0]])}, not a class number")
     if class_names and max(found.values()) >= len(class_names):
-        raise InputError(f"{LABELS_FILE} in {source} has labels beyond its {len(class_names):,} class_names")
-    _refuse_missing(found, names, f"{LABELS_FILE} in {source}")
-    numbers, own = labels_of_values([found[name] for name in names])
-    return numbers, class_names or own
+        raise InputError(f"{source} has labels beyond its {len(class_names):,} class_names")
+    own, _, notes = by_names(found, names, source)
+    _refuse_missing(own, names, source)
+    numbers, of_numbers = labels_of_values([own[name] for name in names])
+    return (numbers, class_names or of_numbers), notes
 
 
 def labels_of_folders(names: Sequence[str], source: str) -> Labels:
@@ -60,20 +67,44 @@ def labels_of_folders(names: Sequence[str], source: str) -> Labels:
 def folders_of(names: Sequence[str]) -> list[str]:
     """Return the sub-folder of each image, below a folder that is around all of them; "" if it is in none.
 
+    The folders in train and val are taken where all images are in such.
+
     >>> folders_of(["photos/cats/0.png", "photos/dogs/0.png"])
     ['cats', 'dogs']
+    >>> folders_of(["train/cats/0.png", "val/dogs/0.png"])
+    ['cats', 'dogs']
     """
-    around = folder_around(names)
-    if any("/" not in name[len(around) :] for name in names):
-        around = around[: around[:-1].rfind("/") + 1]
-    return [inner.partition("/")[0] if "/" in inner else "" for inner in (name[len(around) :] for name in names)]
+    inner = _below_around(names)
+    if parts_of(names):
+        in_parts = [name.partition("/")[2] for name in inner]
+        inner = in_parts if all("/" in name for name in in_parts) else inner
+    return [name.partition("/")[0] if "/" in name else "" for name in inner]
 
 
-def folder_around(names: Sequence[str]) -> str:
-    """Return the innermost folder that holds all images, such as "photos/", or ""."""
+def parts_of(names: Sequence[str]) -> list[str]:
+    """Return the sub-folders of images if these are the parts of a data set, such as train and val; else none."""
+    folders = {name.partition("/")[0] if "/" in name else "" for name in _below_around(names)}
+    return sorted(folders) if len(folders) > 1 and {folder.lower() for folder in folders} <= _SPLITS else []
+
+
+def folders_around(names: Sequence[str]) -> list[str]:
+    """Return the folders that hold all images, such as "photos/", from the outermost, "", to the innermost."""
     first, last = min(names, default=""), max(names, default="")
     shared = "".join(letter for letter, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
-    return shared[: shared.rfind("/") + 1]
+    return ["", *(shared[: place + 1] for place, letter in enumerate(shared) if letter == "/")]
+
+
+def _around(names: Sequence[str]) -> str:
+    """Return the innermost folder around all images, or the one around it if some image lies in it itself."""
+    around = folders_around(names)
+    if len(around) > 1 and any("/" not in name[len(around[-1]) :] for name in names):
+        around.pop()
+    return around[-1]
+
+
+def _below_around(names: Sequence[str]) -> list[str]:
+    around = len(_around(names))
+    return [name[around:] for name in names]
 
 
 def could_be_classes(names: Sequence[str]) -> tuple[str, ...]:
@@ -84,9 +115,21 @@ def could_be_classes(names: Sequence[str]) -> tuple[str, ...]:
     """
     folders = folders_of(names)
     found = set(folders)
-    if len(found) < 2 or "" in found or found <= _SPLITS or too_many(len(found), len(names)):
+    if len(found) < 2 or "" in found or found == set(parts_of(names)) or too_many(len(found), len(names)):
         return ()
     return () if all(map(_in_thousands, names, folders)) else tuple(ordered(found))
+
+
+def notes_of_folders(names: Sequence[str]) -> list[str]:
+    """Return a list of one note for the user on the sub-folders that were taken for classes, or none if it is clear."""
+    around, parts, folders = _around(names), parts_of(names), ordered(folders_of(names))
+    if parts and folders == parts:
+        return [f"the classes are {' and '.join(parts)}, which look like parts of a data set"]
+    if not around and not parts:
+        return []
+    outer = " and ".join(around + part for part in parts) or around[:-1]
+    more = ", ..." if len(folders) > _MOST_NAMED else ""
+    return [f"the classes are the folders in {outer}: {', '.join(folders[:_MOST_NAMED])}{more}"]
 
 
 def _in_thousands(name: str, folder: str) -> bool:
@@ -104,7 +147,7 @@ def labels_of_csv(content: bytes, names: Sequence[str], source: str) -> tuple[La
     If all labels are integers, they are class numbers; otherwise they are class names.
     """
     values, notes = column_of_csv(content, "label", names, source)
-    if all(re.fullmatch(r"[+-]?\d+", value) for value in values):
+    if all(re.fullmatch(r"[+-]?\d{1,4000}", value) for value in values):
         return labels_of_values([int(value) for value in values], names.__getitem__), notes
     return labels_of_values(values), notes
 
@@ -114,28 +157,35 @@ def column_of_csv(content: bytes, column: str, names: Sequence[str], source: str
 
     A missing column, a file with two values and an image without one are errors, which name it.
     """
+    found: dict[str, str] = {}
     try:
-        rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), skipinitialspace=True)
+        text = content.decode("utf-16" if content.startswith(_UTF_16) else "utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{source} is not a CSV of file,{column} in UTF-8: save it as that") from None
+    with damage_named(source, f"is not a CSV of file,{column}"):
+        separator = next((mark for mark in ",;\t" if mark in text.partition("\n")[0]), ",")
+        rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
         columns = rows.fieldnames or ()
+        for wanted in ("file", column):  # a name in another case counts if it is the only one
+            alike = [name for name in columns if name.strip().casefold() == wanted.casefold()]
+            if wanted not in columns and len(alike) == 1:
+                columns = rows.fieldnames = [wanted if name in alike else name for name in columns]
         if not {"file", column} <= set(columns):
             raise InputError(
                 f"the first line of {source} must name the columns file and {column}, not "
-                f"{', '.join(columns) or 'none'}"
+                f"{', '.join(columns)[:200] or 'none'}: commas are between columns"
             )
-        found: dict[str, str] = {}
         for row in rows:
-            name, value = (row["file"] or "").strip().replace("\\", "/"), (row[column] or "").strip()
-            if not name or not value:
+            name, value = plain((row["file"] or "").strip()), (row[column] or "").strip()
+            if not name or not value or value.casefold() == "nan":
                 raise InputError(f"line {rows.line_num} of {source} has no {column if name else 'file'}")
             if found.setdefault(name, value) != value:
                 raise InputError(f"{source} gives {name} two {column}s, {found[name]} and {value}")
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{source} is not a CSV of file,{column}: {error}") from None
-    _refuse_missing(found, names, source, column)
-    notes = []
-    if others := found.keys() - set(names):
-        notes = [f"{source} has {column}s for {len(others):,} files that are not here (first: {min(others)})"]
-    return [found[name] for name in names], notes
+    own, others, notes = by_names(found, names, source)
+    _refuse_missing(own, names, source, column)
+    if others:
+        notes.append(f"{source} has {column}s for {len(others):,} files that are not here (first: {others[0]})")
+    return [own[name] for name in names], notes
 
 
 def labels_of_values(values: Sequence[Any] | NDArray[Any], name: Callable[[int], str] = "image {:,}".format) -> Labels:
@@ -182,7 +232,7 @@ def notes_of_labels(labels: NDArray[np.int64], class_names: Sequence[str]) -> li
         return []
     first = class_names[single[0]] if len(class_names) else single[0]
     which = "1 class has" if len(single) == 1 else f"{len(single):,} classes have"
-    return [f"{which} one image only (first: {first})"]
+    return [f"{which} {ONE_IMAGE} (first: {first})"]
 
 
 def _words(name: bytes) -> str:

@@ -23,7 +23,7 @@ from patch_diffusion.data.reading import cache
 from patch_diffusion.data.reading.groups import notes_of_groups
 from patch_diffusion.data.reading.labels import notes_of_labels
 from patch_diffusion.data.reading.survey import Survey, codec_of, notes_of
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, shown
 
 MOST_IN_MEMORY = 128 * 2**20
 """The most bytes of decoded images that the cache option "auto" keeps in memory."""
@@ -156,6 +156,7 @@ def images_of(
         known = [each.keys for each in found.arrays if isinstance(each.keys, np.ndarray)]
         of_groups = np.concatenate([each.own(grouped) for each in found.arrays])
         all_notes += notes_of_groups(of_groups, np.concatenate(known) if known else None)
+    all_notes = list(map(shown, all_notes))
     shared = {"class_names": class_names, "options": options, "codec": codec, "num_classes": num_classes}
     sets = []
     for each, own in zip(found.arrays, own_labels, strict=True):

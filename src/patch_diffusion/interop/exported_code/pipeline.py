@@ -16,7 +16,7 @@ from patch_diffusion.data.codec import PixelCodec, check_finite
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.errors import InputError, checked_seeds, did_you_mean, finite_number, whole_number
 from patch_diffusion.patches.coords import coordinate_grid, extended_grid
-from patch_diffusion.patches.shapes import patch_shape
+from patch_diffusion.patches.shapes import no_multiples, patch_shape
 from patch_diffusion.sampling.classes import class_place
 from patch_diffusion.sampling.guidance.crops import in_crops
 from patch_diffusion.sampling.guidance.extrapolation import check_interval, extrapolate, within
@@ -153,7 +153,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         tile = None if tile is None else _pair(tile)
         seen = tile or shape
         if min(*seen, *shape) < 1 or seen[0] % config.stride or seen[1] % config.stride:
-            raise InputError(f"height and width must be multiples of {config.stride}, not {seen[0]}x{seen[1]}")
+            raise InputError(no_multiples(seen if min(shape) > 0 else shape, config.stride))
         overlap = checked_overlap(shape, tile, None if overlap is None else whole_number("overlap", overlap))
         if guidance_scale == 1 and (guidance_interval is not None or guide != "class"):
             raise InputError("guide and guidance_interval are for a guidance_scale other than 1, which is none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,11 +17,12 @@ from torch import Tensor
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.files.decode import Header, ImageFile, decode_file, quiet, read_header, reason
 from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, Note
 from patch_diffusion.files import user_path
 from patch_diffusion.sampling.pictures import MODES
 
 _NAMES = {1: "grey", 3: "RGB", 4: "RGB with transparency"}
+_HALF = 128  # of 255: from there on a pixel is nearer to white than to black, or to opaque than to transparent
 
 
 def pixel_codec(model: Denoiser) -> PixelCodec:
@@ -37,38 +39,46 @@ def pixel_codec(model: Denoiser) -> PixelCodec:
 def read_image(path: str | Path, model: Denoiser) -> Shaped[Tensor, "c h w"]:
     """Read the pixels of a picture, or of an array in an .npy, in the dtype of the model's data.
 
-    An array is (h, w), (c, h, w) or (h, w, c).
+    A picture of 8 bits is converted to grey, RGB or RGBA as the model's images are, as in training: what is transparent
+    is laid on white. An array is (h, w), (c, h, w) or (h, w, c).
 
     Raises:
-        InputError: there is no image, or it has other channels or another dtype than the model's images.
+        InputError: there is no image, or it has another dtype than the model's images, or channels that no picture has.
 
     >>> image = read_image("photo.png", model)  # doctest: +SKIP
     """
-    path = user_path(path)
+    path = _file(path)
     codec, channels = pixel_codec(model), model.image_channels
     if path.suffix.lower() == ".npy":
         return _from_array(_load(path), path, codec.dtype, channels)
     file, header = _picture(path)
     found = header.channels or (4 if header.transparent else 1 if header.grey else 3)
-    if found != (channels or found):
-        assert channels is not None
-        raise InputError(f"{path} has {_words(found)}, but this run's images have {_words(channels)}: convert it")
+    wanted = channels or found
     if header.dtype != codec.dtype:
         raise InputError(f"{path} has pixels of {header.dtype}, but this run's are {codec.dtype}: convert it")
+    if found != wanted and (header.channels or wanted not in MODES):
+        raise InputError(f"{path} has {_words(found)}, but this run's images have {_words(wanted)}: convert it")
+    if found != wanted:
+        own = "grey with transparency" if header.grey and header.transparent else _NAMES[found]
+        laid = ", what is transparent laid on white" if header.transparent else ""
+        warnings.warn(f"{path} is {own}, and was converted to {_NAMES[wanted]}{laid}", Note, stacklevel=2)
     with _reading(path):
-        pixels = decode_file(file, mode=MODES.get(found, "RGB"))
+        pixels = decode_file(file, mode=MODES.get(wanted, "RGB"))
     return torch.from_numpy(np.array(pixels))
 
 
 def read_mask(path: str | Path) -> Bool[Tensor, "h w"]:
     """Read a mask, True where an image is to be filled: nearer to white in a picture, or not 0 in an .npy.
 
+    Of a picture with transparent parts, it is what is painted, in one colour or brightness. Of a picture of two levels
+    that are both dark, such as 0 and 1, it is the brighter one.
+
     Raises:
-        InputError: there is no mask.
+        InputError: there is no mask, or a picture does not tell what is to be filled.
 
     >>> mask = read_mask("mask.png")  # doctest: +SKIP
     """
-    path = user_path(path)
+    path = _file(path)
     if path.suffix.lower() == ".npy":
         array = _load(path)
         if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):
@@ -80,8 +90,28 @@ def read_mask(path: str | Path) -> Bool[Tensor, "h w"]:
     if header.dtype != "uint8":
         raise InputError(f"{path} has pixels of {header.dtype}, and a mask is a black and white picture of 8 bits")
     with _reading(path):
-        pixels = decode_file(file, mode="L")
-    return torch.from_numpy(pixels[0] >= 128)
+        *colours, opacity = decode_file(file, mode="RGBA")
+        (grey,) = decode_file(file, mode="L")
+    painted = opacity >= _HALF
+    if not painted.all():
+        bright = np.max(colours, axis=0)[painted] >= _HALF
+        if bright.any() and not bright.all():
+            raise InputError(
+                f"{path} has transparent, dark and bright parts, so it does not say what is to be filled: give a mask "
+                "in black and white, or paint in one colour on transparency"
+            )
+        warnings.warn(f"{path} has transparent parts: what is painted is filled in", Note, stacklevel=2)
+        return torch.from_numpy(painted)
+    levels = np.unique(grey)
+    if levels[-1] >= _HALF or levels[-1] == 0:
+        return torch.from_numpy(grey >= _HALF)
+    if len(levels) > 2:
+        raise InputError(
+            f"{path} is dark: its brightest pixel is {levels[-1]} of 255, and it has {len(levels)} levels of grey: "
+            "make white what is to be filled"
+        )
+    warnings.warn(f"{path} has no white: its brightest level, {levels[-1]} of 255, is filled in", Note, stacklevel=2)
+    return torch.from_numpy(grey == levels[-1])
 
 
 def _from_array(array: NDArray[Any], path: Path, dtype: str, channels: int | None) -> Tensor:
@@ -103,11 +133,16 @@ def _from_array(array: NDArray[Any], path: Path, dtype: str, channels: int | Non
     return torch.from_numpy(np.array(array, order="C"))
 
 
+def _file(path: str | Path) -> Path:
+    path = user_path(path)
+    if not path.is_file():
+        raise InputError(f"{path} is a folder: give a file" if path.is_dir() else f"there is no file at {path}")
+    return path
+
+
 def _load(path: Path) -> NDArray[Any]:
     try:
         array = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise InputError(f"there is no file at {path}") from None
     except (ValueError, OSError, EOFError) as error:
         raise InputError(f"{path} is damaged: {' '.join(str(error).split())}") from None
     if not isinstance(array, np.ndarray):
@@ -118,8 +153,6 @@ def _load(path: Path) -> NDArray[Any]:
 
 
 def _picture(path: Path) -> tuple[ImageFile, Header]:
-    if not path.is_file():
-        raise InputError(f"there is no file at {path}")
     file = ImageFile(str(path), partial(open, path, "rb"))
     with _reading(path):
         return file, read_header(file)

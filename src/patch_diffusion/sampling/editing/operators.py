@@ -27,12 +27,13 @@ def gaussian_blur(deviation: float, resolution: tuple[int, int]) -> Operator:
     """
     if not finite_number("the standard deviation of a blur", deviation) > 0:
         raise InputError(f"the standard deviation of a blur is above 0 pixels, not {deviation}")
-    radius = math.ceil(3 * deviation)
-    if radius >= min(resolution):
+    reach = 3 * deviation
+    if reach > min(resolution) - 1:
         raise InputError(
-            f"a blur of {deviation:g} pixels reaches {radius} pixels far, beyond an image of "
+            f"a blur of {deviation:g} pixels reaches {reach:g} pixels far, beyond an image of "
             f"{resolution[0]}x{resolution[1]}"
         )
+    radius = math.ceil(reach)
     place = torch.arange(-radius, radius + 1, dtype=torch.float32)
     kernel = torch.exp(-0.5 * (place / deviation) ** 2)
     kernel = kernel / kernel.sum()

@@ -22,7 +22,7 @@ async function show() {
   const place = element('div');
   view.replaceChildren(place);
   try {
-    await parts[name](place, Object.fromEntries(new URLSearchParams(query)), signal);
+    await parts[name](place, new URLSearchParams(query), signal);
   } catch (error) {
     if (!signal.aborted) place.prepend(trouble(error));
   }

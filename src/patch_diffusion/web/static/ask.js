@@ -43,19 +43,27 @@ export const fetched = async source => (await answered(source)).blob();
 export const stop = id => answered(address('api/stop', {id}), {method: 'POST', headers: {'Content-Type': 'application/json'}});
 
 // The events of a job as they come, until it is over; a server that is away for a moment is asked again.
+// A job whose page is left, reloaded or closed is stopped, so that the next one need not wait for it.
 export async function follow(id, tell, signal) {
-  let after = 0, state = '';
-  while (!['done', 'failed', 'stopped'].includes(state)) {
-    let news;
-    try {
-      news = await ask('api/job', {id, after, state}, signal);
-    } catch (error) {
-      if (error instanceof Refused || signal?.aborted) throw error;
-      await new Promise(later => setTimeout(later, 1500));
-      continue;
+  const leave = () => navigator.sendBeacon(address('api/stop', {id}), new Blob([], {type: 'application/json'}));
+  addEventListener('pagehide', leave);
+  try {
+    let after = 0, state = '';
+    while (!['done', 'failed', 'stopped'].includes(state)) {
+      let news;
+      try {
+        news = await ask('api/job', {id, after, state}, signal);
+      } catch (error) {
+        if (signal.aborted) stop(id).catch(() => {});
+        if (error instanceof Refused || signal.aborted) throw error;
+        await new Promise(later => setTimeout(later, 1500));
+        continue;
+      }
+      state = news.state;
+      after += news.events.length;
+      tell(news);
     }
-    state = news.state;
-    after += news.events.length;
-    tell(news);
+  } finally {
+    removeEventListener('pagehide', leave);
   }
 }

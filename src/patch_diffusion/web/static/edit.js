@@ -1,9 +1,11 @@
 // An image that is filled in where a mask is drawn and extended where an edge is dragged, or restored.
 
 import {address, fetched, follow, request, send} from './ask.js';
-import {Choice, GuidanceFields, OtherFields, ViewFields, field, fillClasses, more, numberOf, seedInput, slider, usableRuns} from './models.js';
+import {Earlier} from './earlier.js';
+import {Choice, GuidanceFields, OtherFields, ViewFields, field, fillClasses, more, nameOf, numberOf, seedInput, slider, usableRuns} from './models.js';
 import {element, trouble} from './page.js';
 import {Results} from './results.js';
+import {Settings} from './settings.js';
 import {Stage} from './stage.js';
 
 // What can be done, in which words, and with which fields.
@@ -22,7 +24,7 @@ export async function showEdit(place, values, signal) {
     place.append(element('div', {className: 'empty'}, 'There is no trained model of pictures (8 bits, grey, RGB or RGBA) yet.'));
     return;
   }
-  const choice = new Choice(runs, values, {onchange: suit});
+  const choice = new Choice(runs, {}, {onchange: suit});
   const seed = seedInput();
   const pictures = element('input', {type: 'number', min: 1, max: 64, step: 1, value: 4, name: 'pictures', required: true});
   const label = element('select', {name: 'class'});
@@ -42,8 +44,8 @@ export async function showEdit(place, values, signal) {
   const view = new ViewFields();
   const others = await OtherFields.of(signal, ['sigma_min', 'sigma_max', 'rho']);  // editing has its own solver
   view.size.hidden = true;  // it follows from the image
-  const size = element('select', {name: 'size'}, element('option', {value: 'run'}, 'becomes that of the run’s'),
-    element('option', {value: 'own'}, 'stays as it is'));
+  const size = element('select', {name: 'size'}, element('option', {value: 'run'}, 'that of the run’s images'),
+    element('option', {value: 'own'}, 'as it is'));
   const go = element('button', {className: 'main', disabled: true}, 'Fill in');
   const hint = element('small');
   const form = element('form', {onsubmit: event => { event.preventDefault(); make(); }},
@@ -54,10 +56,17 @@ export async function showEdit(place, values, signal) {
   const problem = element('div');
   const table = element('div');
   const results = element('div');
-  place.append(element('div', {className: 'work'}, form, element('div', {}, problem, table, results)));
+  const onedit = (name, source) => take(() => fetched(source), 'own');
+  const showing = (models, pictures) => new Results(results, models.map(nameOf), pictures, {onedit});
+  const earlier = new Earlier(({models, pictures, job}) => showing(models, pictures).follow(job, signal));
+  place.append(element('div', {className: 'work'}, form, element('div', {}, problem, table, results, earlier.element)));
   let stage = null, fittedTo = '', fittedAs = 'run', taken = 0;
+  let settings = null;
   empty();
   suit();
+  settings = new Settings(form);
+  settings.fill(values);
+  await earlier.look(signal);
   const brought = sessionStorage.getItem('edit');
   sessionStorage.removeItem('edit');
   if (brought) await take(() => fetched(brought), 'own');
@@ -125,6 +134,7 @@ export async function showEdit(place, values, signal) {
     if (stage && fittedTo !== choice.asked.run) { take(stage.blob, fittedAs); return; }
     fillClasses(label, model, model.classless ? 'not said' : 'choose one');
     guidance.suit([choice], label.value !== '');
+    settings?.write();
     view.suit([model]);
     const {text, fields} = TASKS[task.value];
     for (const [name, input] of Object.entries(told)) input.disabled = input.parentElement.hidden = !fields.includes(name);
@@ -149,11 +159,12 @@ export async function showEdit(place, values, signal) {
     const wanted = {model: choice.asked, image: await stage.imageText(), ...(task.value ? restored : filled),
       seed: Number(seed.value), pictures: Number(pictures.value), label: label.value === '' ? null : Number(label.value),
       steps: Number(steps.input.value), covariance: way.value || null, ...guidance.asked, ...view.asked, ...others.asked};
-    const shown = new Results(results, [choice.name], wanted.pictures, {onedit: (name, source) => take(() => fetched(source), 'own')});
+    const shown = showing([wanted.model], wanted.pictures);
     results.scrollIntoView({block: 'nearest'});
     try {
       const {job} = await request('api/edit', wanted);
       await shown.follow(job, signal);
+      await earlier.look(signal, job);
     } catch (error) {
       results.replaceChildren(trouble(error));
     }

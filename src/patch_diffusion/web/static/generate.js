@@ -1,9 +1,11 @@
 // New pictures by one model, or by several side by side from the same seeds.
 
 import {request} from './ask.js';
-import {Choice, GuidanceFields, OtherFields, ViewFields, field, fillClasses, more, seedInput, slider, usableRuns} from './models.js';
+import {Earlier} from './earlier.js';
+import {Choice, GuidanceFields, OtherFields, ViewFields, field, fillClasses, more, nameOf, seedInput, slider, usableRuns} from './models.js';
 import {element, trouble} from './page.js';
 import {Results} from './results.js';
+import {Settings} from './settings.js';
 
 const MOST_MODELS = 4;
 const SOLVERS = {heun: 'Heun', dpm_solver_2m: 'DPM-Solver++ 2M', dpm_solver_3m: 'DPM-Solver++ 3M', euler: 'Euler',
@@ -19,8 +21,8 @@ export async function showGenerate(place, values, signal) {
   }
   const choices = [];
   const models = element('fieldset', {className: 'models', 'aria-label': 'models'});
-  const beside = element('button', {className: 'small', type: 'button', onclick: () => add(choices.at(-1).asked)}, 'Compare with another');
-  const seed = seedInput(values.seed);
+  const beside = element('button', {className: 'small', type: 'button', onclick: compare}, 'Compare with another');
+  const seed = seedInput();
   const pictures = element('input', {type: 'number', min: 1, max: 64, step: 1, value: 16, name: 'pictures', required: true});
   const label = element('select', {name: 'class'});
   const steps = slider('Steps', {min: 1, max: 100, step: 1, value: 18, name: 'steps'});
@@ -34,15 +36,27 @@ export async function showGenerate(place, values, signal) {
     element('div', {className: 'box'}, models, element('div', {}, beside)),
     element('div', {className: 'box'}, element('div', {className: 'pair'}, field('First seed', seed), field('Pictures', pictures)),
       field('Class', label), steps.label, field('Solver', solver), ...guidance.fields, more(guidance.interval, ...view.fields), others.fold), go);
-  place.append(element('div', {className: 'work'}, form, results));
-  add(values);
+  const earlier = new Earlier(({models, pictures, job}) => showing(models, pictures).follow(job, signal));
+  place.append(element('div', {className: 'work'}, form, element('div', {}, results, earlier.element)));
+  let settings = null;
+  add();
+  settings = new Settings(form);
+  while (choices.length < Math.min(values.getAll('run').length, MOST_MODELS)) add();
+  settings.fill(values);
+  await earlier.look(signal);
 
   function add(chosen) {
-    const removable = choices.length > 0;
-    const choice = new Choice(runs, chosen, {onchange: suit, onremove: removable ? remove : null});
-    if (removable && choice.checkpoint.options.length > 2) choice.checkpoint.selectedIndex = Math.min(choice.checkpoint.selectedIndex + 2, choice.checkpoint.options.length - 1);
+    const choice = new Choice(runs, chosen, {onchange: suit, onremove: choices.length ? remove : null});
     choices.push(choice);
     models.append(choice.row);
+    suit();
+    return choice;
+  }
+
+  // With the same run two checkpoints earlier, where there are as many.
+  function compare() {
+    const {checkpoint} = add(choices.at(-1).asked);
+    if (checkpoint.options.length > 2) checkpoint.selectedIndex = Math.min(checkpoint.selectedIndex + 2, checkpoint.options.length - 1);
     suit();
   }
 
@@ -59,6 +73,17 @@ export async function showGenerate(place, values, signal) {
     fillClasses(label, fewest, 'all, in turn');
     guidance.suit(choices);
     view.suit(found);
+    settings?.write();
+  }
+
+  function showing(models, pictures) {
+    const names = models.map(nameOf);
+    const editable = models.every(({run}) => runs.find(({name}) => name === run)?.model.editable);
+    return new Results(results, names, pictures, editable ? {onedit: (name, source) => {
+      const {run, checkpoint, ema_length: average} = models[names.indexOf(name)];
+      sessionStorage.setItem('edit', source);
+      location.hash = `#/edit?${new URLSearchParams({run, checkpoint: checkpoint ?? '', average: average ?? ''})}`;
+    }} : {});
   }
 
   async function make() {
@@ -66,17 +91,12 @@ export async function showGenerate(place, values, signal) {
     const wanted = {models: choices.map(choice => choice.asked), seed: Number(seed.value), pictures: Number(pictures.value),
       label: label.value === '' ? null : Number(label.value), steps: Number(steps.input.value), solver: solver.value,
       ...guidance.asked, resolution: view.resolution, ...view.asked, ...others.asked};
-    const names = choices.map(choice => choice.name);
-    const editable = choices.every(choice => choice.model.editable);
-    const shown = new Results(results, names, wanted.pictures, editable ? {onedit: (name, source) => {
-      const chosen = wanted.models[names.indexOf(name)];
-      sessionStorage.setItem('edit', source);
-      location.hash = `#/edit?${new URLSearchParams({run: chosen.run, checkpoint: chosen.checkpoint ?? '', ema_length: chosen.ema_length ?? ''})}`;
-    }} : {});
+    const shown = showing(wanted.models, wanted.pictures);
     results.scrollIntoView({block: 'nearest'});
     try {
       const {job} = await request('api/generate', wanted);
       await shown.follow(job, signal);
+      await earlier.look(signal, job);
     } catch (error) {
       results.replaceChildren(trouble(error));
     }

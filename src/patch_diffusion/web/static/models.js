@@ -11,10 +11,10 @@ export async function usableRuns(signal) {
 export class Choice {
   constructor(runs, chosen = {}, {onchange, onremove} = {}) {
     this.runs = runs;
-    this.run = element('select', {'aria-label': 'run', onchange: () => { this.fill(); onchange?.(); }},
+    this.run = element('select', {name: 'run', 'aria-label': 'run', onchange: () => { this.fill(); onchange?.(); }},
       ...runs.map(run => element('option', {value: run.name}, run.name)));
     if (runs.some(run => run.name === chosen.run)) this.run.value = chosen.run;
-    this.checkpoint = element('select', {'aria-label': 'checkpoint', onchange: () => onchange?.()});
+    this.checkpoint = element('select', {name: 'checkpoint', 'aria-label': 'checkpoint', onchange: () => onchange?.()});
     this.average = element('input', {type: 'number', name: 'average', min: 0, max: .289, step: 'any', placeholder: 'default', oninput: () => onchange?.()});
     this.averageLabel = element('label', {}, 'Averaged over this share of the training', this.average);
     this.averageLabel.style.gridColumn = '1 / 3';
@@ -38,10 +38,13 @@ export class Choice {
   get model() { return this.found.model; }
   get step() { return this.checkpoint.value ? Number(this.checkpoint.value) : null; }
   get asked() { return {run: this.run.value, checkpoint: this.step, ema_length: numberOf(this.average)}; }
-  get name() {
-    const step = this.step === null ? '' : `, step ${this.step.toLocaleString('en')}`;
-    return `${this.run.value}${step}${this.average.value ? `, average ${this.average.value}` : ''}`;
-  }
+  get name() { return nameOf(this.asked); }
+}
+
+// A model that was asked for, in words.
+export function nameOf({run, checkpoint, ema_length: average}) {
+  const step = checkpoint === null ? '' : `, step ${checkpoint.toLocaleString('en')}`;
+  return `${run}${step}${average === null ? '' : `, average ${average}`}`;
 }
 
 // What stands in a field, null where nothing does.
@@ -67,7 +70,7 @@ export function slider(text, values, show = value => value) {
 export const field = (text, input) => element('label', {}, text, input);
 
 // Of the first seed: the last of 64 is still a number that JavaScript holds exactly. Larger ones are for the command line.
-export const seedInput = (value = 0) => element('input', {type: 'number', min: 0, max: 2 ** 53 - 64, step: 1, value, name: 'seed', required: true});
+export const seedInput = () => element('input', {type: 'number', min: 0, max: 2 ** 53 - 64, step: 1, value: 0, name: 'seed', required: true});
 
 // What guidance models can be given: what it leads away from, how far, and at which noise levels.
 export class GuidanceFields {

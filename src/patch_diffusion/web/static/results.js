@@ -54,10 +54,11 @@ export class Results {
         if (news.state === 'waiting') this.status.textContent = news.ahead ? `waiting for ${waiting}` : 'waiting';
         if (news.state === 'failed') this.failed = new Error(news.reason);
         this.state = news.state;
+        this.reason = news.reason;
       }, signal);
       await drawing;
     } catch (error) {
-      if (signal.aborted) { stop(job).catch(() => {}); return; }
+      if (signal.aborted) return;
       this.failed = error;
       this.state = 'failed';
     }
@@ -124,7 +125,7 @@ export class Results {
   end() {
     this.stopping.remove();
     this.progress.hidden = this.state === 'done';
-    this.status.textContent = this.state;
+    this.status.textContent = this.state === 'stopped' && this.reason ? `stopped: ${this.reason}` : this.state;
     const made = this.columns.filter(column => column.made);
     const any = this.columns.some(column => column.samples.length);
     this.after.replaceChildren(

@@ -55,7 +55,8 @@ function meter(part) {
   return element('div', {className: 'meter'}, bar);
 }
 
-export async function showRun(place, {name}, signal) {
+export async function showRun(place, values, signal) {
+  const name = values.get('name');
   document.title = `${name} – patch diffusion`;
   const pill = element('div');
   const actions = element('div', {className: 'row'});
