@@ -14,13 +14,13 @@ from patch_diffusion.config import (
     Config,
     Patches,
     changed_options,
+    check_numbers,
     flat_options,
     from_dict,
     read_yaml,
     to_dict,
 )
 from patch_diffusion.data.augment import Augment
-from patch_diffusion.training.checks import check_numbers
 from refusal import refused
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from patch_diffusion.errors import InputError, NotFiniteError, option_error
+from patch_diffusion.records import Strict
 
 DTYPES = {"uint8": torch.uint8, "uint16": torch.uint16, "float32": torch.float32}
 _LARGEST = {"uint8": 255.0, "uint16": 65535.0}
@@ -57,7 +58,7 @@ def check_finite(images: Tensor) -> None:
 
 
 @dataclass(frozen=True)
-class PixelCodec:
+class PixelCodec(Strict):
     """A codec of pixels, which maps values from ``low`` to ``high`` linearly to -1 to 1 in model space.
 
     Args:
