@@ -54,7 +54,7 @@ def record_of(kind: type[T], content: Any, where: str, name: str = "") -> T:
         if found["type"] == "missing":
             raise InputError(f"{where}: {first} is missing", option=first) from None
         told = f"{first} is {in_short(found['input'])}: " if first else ""
-        raise InputError(f"{where}: {told}{reasons}", option=first) from None
+        raise InputError(f"{where}: {told}{reasons[:200]}", option=first) from None
 
 
 def check_limits(values: Mapping[str, Any], limits: Mapping[str, tuple[float, float]], where: str = "") -> None:
@@ -65,7 +65,7 @@ def check_limits(values: Mapping[str, Any], limits: Mapping[str, tuple[float, fl
     for name, (least, most) in limits.items():
         value = values.get(name)
         several = value if isinstance(value, list | tuple) else [value]
-        begin = f"{where}: {name}" if where else name
+        begin = ": ".join(filter(None, (where, name)))
         if len(several) > MOST_IN_A_LIST:
             raise InputError(f"{begin} has at most {MOST_IN_A_LIST:,} numbers, not {len(several):,}", option=name)
         for number in several:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from patch_diffusion.files import read_json, user_path, write_json
 from patch_diffusion.records import Strict, check_limits, record_of
 from patch_diffusion.runs.lock import HOLDER_FILE, LOCK_FILE
 from patch_diffusion.runs.log import last_measured
-from patch_diffusion.runs.retention import best_of, state_of, step_of
+from patch_diffusion.runs.retention import State, best_of, state_of, step_of
 from patch_diffusion.runs.time_spent import time_spent
 from patch_diffusion.version import __version__
 
@@ -131,7 +132,7 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """Return the folders of all complete checkpoints, oldest first."""
-        return sorted(path for path in self.path.glob("checkpoints/step-*") if path.name[5:].isdigit())
+        return sorted(path for path in self.path.glob("checkpoints/step-*") if re.fullmatch("step-[0-9]+", path.name))
 
     def best(self) -> Path | None:
         """Return the folder of the best checkpoint by the run's option ``checkpoint_by``; None if none was measured."""
@@ -291,7 +292,8 @@ def facts_of(content: Any, where: str) -> ModelFacts:
     ):
         if wrong:
             raise InputError(f"{where}: model.{told}")
-    return facts
+    check_limits(facts.data_digest, {"images": (0, LARGEST)}, f"{where}: model.data_digest")
+    return replace(facts, codec=codec.as_dict())
 
 
 # Options and facts that decide which tensors there are: of the network, the optimizer and the averages.
@@ -339,13 +341,13 @@ def describe(run: str | os.PathLike[str]) -> dict[str, Any]:
     config, facts = folder.read_config()
     progress = last_measured(folder.log_file)
     best, checkpoints = folder.best(), folder.checkpoints()
-    newest = state_of(checkpoints[-1]) if checkpoints else {}
+    newest = state_of(checkpoints[-1]) if checkpoints else State()
     return {
         "run": str(folder.path),
         "model": asdict(facts),
         "options": to_dict(config),
         "progress": progress,
-        "time": time_spent(newest["seen"]["seconds"], newest.get("time") or {}) if "seen" in newest else {},
+        "time": time_spent(newest.seen.seconds, newest.time or {}) if newest.seen else {},
         "checkpoints": [step_of(path) for path in checkpoints],
         "best_checkpoint": None if best is None else step_of(best),
         "pictures": [str(path) for path in sorted(folder.path.glob("samples/*.png"))],

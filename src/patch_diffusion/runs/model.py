@@ -22,10 +22,10 @@ from patch_diffusion.denoise.networks.unet import STYLES, UNet
 from patch_diffusion.denoise.process import PROCESSES
 from patch_diffusion.devices import choose_device
 from patch_diffusion.errors import InputError, is_out_of_memory, option_error
-from patch_diffusion.files import read_json, read_tensors, user_path
+from patch_diffusion.files import read_tensors, user_path
 from patch_diffusion.runs.averages import average_name, combination, combine
 from patch_diffusion.runs.folder import RunFolder
-from patch_diffusion.runs.retention import step_of
+from patch_diffusion.runs.retention import Seen, read_state, step_of
 
 # Options that only one class of networks has, and that the other refuses.
 _UNET_ONLY, _DIT_ONLY = {"multipliers", "blocks", "attention"}, {"depth", "heads", "token"}
@@ -182,7 +182,7 @@ def _average(folder: RunFolder, config: Config, weights: Path, length: float) ->
         checkpoints = checkpoints[: checkpoints.index(weights.parent) + 1]
     if not checkpoints:
         raise InputError(f"{folder.path} has no checkpoint, and averages of other lengths are made from checkpoints")
-    images = {path: int(read_json(path / "state.json")["seen"]["images"]) for path in checkpoints}
+    images = {path: (read_state(path).seen or Seen()).images for path in checkpoints}
     checkpoints = [path for path in checkpoints if images[path]]  # before the first image there is no average
     if not checkpoints:
         raise InputError(f"{folder.path} has no checkpoint after a step yet, and averages are made from checkpoints")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from patch_diffusion.records import Strict
 from patch_diffusion.training.losses import Summary
 
 RISEN, EXPLODED = 2.5, 10.0
@@ -22,7 +23,7 @@ _MEMORY = 0.9  # of the running mean of the losses of healthy lines
 
 
 @dataclass
-class Watchdog:
+class Watchdog(Strict):
     """A judge of the losses in each log line, which notices diverging training. Its memory is part of a checkpoint.
 
     ``usual`` are running means of the losses by size; ``suspicion`` counts up to `PATIENCE`; ``good`` is the step of
