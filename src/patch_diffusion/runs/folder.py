@@ -186,8 +186,8 @@ class RunFolder:
         if stored.data.source == config.data.source and gone:
             raise InputError(
                 f"{self.path} holds a run on {stored_facts.num_images:,} images, but there are now "
-                f"{facts.num_images:,} in {config.data.source or 'the data'}: bring the data back as it was, or "
-                "choose another folder"
+                f"{facts.num_images:,} in {config.data.source or 'the data'}: bring the data back as it was, "
+                "choose another folder, or go on with these by --allow num_images"
             )
         changed = changed_options(stored, config)
         of_data = {"held_out_below", "data_digest", *(["num_images"] if stored_facts.data_digest else [])}

@@ -27,8 +27,8 @@ from patch_diffusion.runs.averages import average_name, combination, combine
 from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.runs.retention import Seen, read_state, step_of
 
-# Options that only one class of networks has, and that the other refuses.
-_UNET_ONLY, _DIT_ONLY = {"multipliers", "blocks", "attention"}, {"depth", "heads", "token"}
+UNET_ONLY, DIT_ONLY = ("multipliers", "blocks", "attention"), ("depth", "heads", "token")
+"""The names of options of networks that only one class of them has, and that the other refuses."""
 
 
 def build_network(
@@ -48,7 +48,7 @@ def build_network(
     if options.kind == "custom":
         raise InputError("this run's network is a module of your own: give it as network=..., from Python")
     given = {name: value for name, value in vars(options).items() if value is not None and name != "kind"}
-    for name in (_DIT_ONLY if options.kind in STYLES else _UNET_ONLY) & given.keys():
+    for name in given.keys() & (DIT_ONLY if options.kind in STYLES else UNET_ONLY):
         raise option_error(f"network.{name}", f"has no meaning for network.kind {options.kind}: leave it out")
     given |= {"num_classes": num_classes, "augment_channels": augment_channels, "coords": coords}
     given["context"] = context is not None
