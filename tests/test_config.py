@@ -214,6 +214,9 @@ def test_yaml_is_bounded(tmp_path, content, told):
         ({"engine": {"processes": 10**6}}, "engine.processes"),
         ({"batch": 10**8}, "batch"),
         ({"steps": 10**400}, "steps"),
+        ({"minutes": 1e300}, "minutes"),
+        ({"noise": {"sigma_data": 1e300}}, "noise.sigma_data"),
+        ({"optimizer": {"learning_rate": 1e300}}, "optimizer.learning_rate"),
         ({"log_every": 0}, "log_every"),
     ],
 )

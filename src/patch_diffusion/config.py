@@ -302,6 +302,9 @@ BUDGETS = ("steps", "images", "minutes", "wall_minutes")
 LARGEST = 2**63 - 1
 """The largest whole number of an option: that of 64 bits."""
 
+LARGEST_FLOAT = 10**12
+"""The largest of the other numbers, whose squares and differences are still numbers in single precision."""
+
 MOST_LEVELS = 12
 """The most levels of a U-Net, of which each but the first halves height and width."""
 
@@ -314,13 +317,16 @@ LIMITS: dict[str, tuple[int, int]] = {
     "network.depth": (1, 512),
     "network.heads": (1, 1024),
     "network.token": (1, 1024),
-    "noise.levels": (0, LARGEST),
+    "noise.sigma_data": (0, 1_000_000_000),
+    "noise.levels": (0, LARGEST_FLOAT),
     "ema.lengths": (0, 1),
     "engine.threads": (1, 4096),
     "engine.processes": (1, 1024),
     "engine.accumulation": (1, 100_000),
     "watch.samples": (1, 10_000_000),
     "batch": (1, 100_000),
+    "minutes": (0, 10_000_000),
+    "wall_minutes": (0, 10_000_000),
     "checkpoints": (1, 1_000_000),
     "checkpoint_steps": (1, LARGEST),
     "checkpoint_last": (1, LARGEST),
@@ -403,10 +409,11 @@ def check_numbers(config: Config, where: str = "") -> None:
     options = flat_options(config)
     for name, value in options.items():
         for number in value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]:
+            most = LARGEST
             if isinstance(number, float):
                 finite_number(name, number)
-            elif isinstance(number, int):
-                check_limits({name: number}, {name: (-LARGEST, LARGEST)}, where)
+                most = LARGEST_FLOAT
+            check_limits({name: number}, {name: (-most, most)}, where)
     check_limits(options, LIMITS, where)
     if len(config.network.multipliers or ()) > MOST_LEVELS:
         raise option_error("network.multipliers", f"has at most {MOST_LEVELS} levels")
