@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from patch_diffusion.errors import InputError, NotFiniteError, option_error
-from patch_diffusion.records import Strict
 
 DTYPES = {"uint8": torch.uint8, "uint16": torch.uint16, "float32": torch.float32}
 _LARGEST = {"uint8": 255.0, "uint16": 65535.0}
@@ -58,7 +57,7 @@ def check_finite(images: Tensor) -> None:
 
 
 @dataclass(frozen=True)
-class PixelCodec(Strict):
+class PixelCodec:
     """A codec of pixels, which maps values from ``low`` to ``high`` linearly to -1 to 1 in model space.
 
     Args:
@@ -68,6 +67,9 @@ class PixelCodec(Strict):
     >>> PixelCodec("uint16", 0, 4095).encode(torch.full((1, 1, 2, 2), 4095).to(torch.uint16)).max()
     tensor(1.)
     """
+
+    # As `records.Strict` has it, which no export carries.
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
 
     dtype: str = "uint8"
     low: float | None = None
