@@ -565,6 +565,28 @@ def test_a_state_of_any_kind_is_taken_or_refused(make_trainer):
                 to_json(trainer.state.state()[1])
 
 
+@pytest.mark.parametrize(
+    ("altered", "told"),
+    [
+        ({"seen": {}}, "it is not of step 1"),
+        ({"seen": {"step": 2, "images": 4}}, "it is not of step 1"),
+        ({"checksums": {}}, "checksums of other files"),
+        ({"checksums": {"../../config.json": "config.json"}}, "checksums of other files"),
+        ({"checksums": [1]}, "checksums is [1]: input should be a valid dictionary"),
+    ],
+)
+def test_a_checkpoint_is_of_its_step_and_of_its_own_files(tmp_path, altered, told):
+    folder = tmp_path / "checkpoints" / "step-00000001"
+    folder.mkdir(parents=True)
+    (tmp_path / "config.json").write_text("{}")
+    if isinstance(files := altered.get("checksums"), dict):
+        altered = {"checksums": {name: checkpoint.file_checksum(tmp_path / file) for name, file in files.items()}}
+    content = {"seen": {"step": 1}, "checksums": {"weights.safetensors": ""}, **altered}
+    (folder / "state.json").write_text(json.dumps({**content, "checksum": checkpoint._checksum(content)}))
+    with pytest.raises(pd.InputError, match=re.escape(told)):
+        checkpoint.verify(folder)
+
+
 def test_only_folders_with_a_step_are_checkpoints(tmp_path):
     for name in ("step-00000003", "step-\u00b2", "step-\u0663", "step-3.tmp", "step-"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
