@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from patch_diffusion.config import BUDGETS, Config, flat, flat_options
+from patch_diffusion.config import BUDGETS, Config, flat, flat_options, yaml_options
 
 _ALIASES = {"resolution": "data.resolution", "held_out": "data.held_out"}
 _NAMES = {name: alias for alias, name in _ALIASES.items()}
@@ -18,9 +18,7 @@ def given_options(arguments: Sequence[str], file: Path | None = None) -> frozens
     names = [word.replace("-", "_") for word in words]
     names = [_ALIASES.get(name, name).replace(".no_", ".") for name in names]
     if file is not None:
-        import yaml
-
-        names += flat(yaml.safe_load(file.read_text(encoding="utf-8")) or {}).keys()
+        names += flat(yaml_options(file)).keys()
     return frozenset(names)
 
 

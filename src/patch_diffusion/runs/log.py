@@ -22,10 +22,10 @@ def parse_line(text: bytes) -> Line | None:
     """Parse one line of a run's log into a dict; return None if the line is damaged.
 
     A line that is returned has everything that readers compute with, so that none of them has to look again. Bytes that
-    are not UTF-8 become U+FFFD.
+    are not UTF-8 become U+FFFD; NaN and infinity, which earlier versions wrote, become None.
     """
     try:
-        line = json.loads(text.decode("utf-8", errors="replace"))
+        line = json.loads(text.decode("utf-8", errors="replace"), parse_constant=lambda _: None)
         _check_numbers(line)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
@@ -46,7 +46,8 @@ def _check_numbers(line: Line) -> None:
     if "samples" in line:
         may_be_none += line["samples"].values()
     for value in (*needed, *(value for value in may_be_none if value is not None)):
-        math.isfinite(value)  # raises TypeError or OverflowError for what is no number; NaN may be one
+        if not math.isfinite(value):  # TypeError or OverflowError for what is no number; 1e999 is read as infinite
+            raise ValueError(value)
 
 
 def read_log(path: Path) -> Iterator[Line | None]:
