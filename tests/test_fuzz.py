@@ -1,0 +1,863 @@
+"""Whatever a stranger gives: the files of a run, data sets, options and requests that no one meant to write.
+
+Each case is one command or one visit of the page, in a process of its own (`attempts`). It ends with status 0, or with one
+line that says what is wrong: no traceback, at most 20 s of CPU time, valid JSON wherever JSON is promised, bounded
+memory and bytes written. Memory: a process may take 1.5 GiB more than at its start; what needs more has to say so in a
+line. Hostile sizes are far beyond that, or small, so that no case is right and yet needs more.
+
+A valid wish can take for ever: a million steps, a run that is watched until it is complete. So whoever has begun to
+compute is interrupted, as by Ctrl-C, after 8 steps of training or 60 evaluations of a network; a watched run after a
+second; a job of the page is stopped after 5 s. The 20 s hold for all before that, for the steps, and for the way
+out. Several processes are asked for and not started; `--engine.compile`, `--push`, the graphs of `export`, trackers of
+other services and extractors that need weights take minutes or a network, and are left out.
+
+The cases are the same each time. ``PATCH_DIFFUSION_FUZZ_CASES`` sets their number in all, ``PATCH_DIFFUSION_FUZZ_SEED``
+chooses others. All cases are run: a failure lists each kind of fault with its smallest case.
+"""
+
+import base64
+import contextlib
+import hashlib
+import io
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from pkgutil import walk_packages
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings, strategies as st
+from PIL import Image
+
+import patch_diffusion
+from attempts import Limits, Tally, attempt, strictly
+from image_files import random_pictures, write_folder, write_zip
+from needs import need
+from page_client import ask, served
+from patch_diffusion.cli import VERBS, main
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="forks processes and limits their memory, as Linux can"),
+]
+
+CASES = int(os.environ.get("PATCH_DIFFUSION_FUZZ_CASES", "150"))
+SEED = os.environ.get("PATCH_DIFFUSION_FUZZ_SEED")
+MOST_STEPS, MOST_EVALUATIONS, MOST_PROCESSES = 8, 60, 1024
+TINY = (
+    "--batch 2 --samples 0 --checkpoints 2 --log-every 1 --track --engine.device cpu "
+    "--network.width 8 --network.blocks 1 --network.multipliers 1 2 --network.attention 1"
+).split()
+
+
+class Wrong(Exception):
+    """The page answers what it must not."""
+
+
+class Raw(str):
+    """Text of a hostile value; long ones are told by their begin and length."""
+
+    def __repr__(self):
+        return super().__repr__() if len(self) <= 60 else f"<{self[:20]!r}... {len(self):,} characters>"
+
+
+DEEP = 100_000
+NUMBERS = [
+    *("0", "-1", "1", "2", "3", "5", "16", "100", "1000000000", str(2**31), str(2**63), "1" + 20 * "0", "-1" + 20 * "0"),
+    *("9" * 400, "9" * 5000, "0.5", "-0.5", "1.0", "1e-300", "1e308", "-1e308", "1e999"),
+]
+TEXTS = [
+    *("", "x", "NaN", "1e9", "1/2", "uint8", "edm", "latents", "..", "../../../etc/passwd", "/dev/null", "digits", "0"),
+    *("a\0b", "\x1b[31m red\r\n two\nlines", "é", "e\u0301", "\ud800", "²", "٣", "\u202e", "<script>alert(1)</script>"),
+    *("x" * 300, "x" * DEEP, "wds:{0..9999999999}.tar", "%s %d {0}", "auto", "random", "8x12", "4x6", "step-00000001"),
+]
+JSON_VALUES = [
+    *map(Raw, NUMBERS),
+    *(Raw(json.dumps(text)) for text in TEXTS),
+    *map(Raw, ["null", "true", "false", "NaN", "Infinity", "-Infinity", "[]", "{}", "[null]", "[[1]]", '{"a": 1}']),
+    *map(Raw, ["[1, 2]", '["a", "b"]', "[NaN, NaN]", "[1e9, 1e9]", "[1000000000, 1000000000]", "[0, 0]", '{"": {}}']),
+    *map(Raw, ["[" * DEEP + "]" * DEEP, '{"a":' * DEEP + "1" + "}" * DEEP, "[" + "0," * DEEP + "0]", "nul", "'a'"]),
+]
+json_values = (
+    st.sampled_from(JSON_VALUES)
+    | st.integers().map(lambda number: Raw(number))
+    | st.floats().map(lambda number: Raw(json.dumps(number)))
+    | st.text(max_size=20).map(lambda text: Raw(json.dumps(text)))
+)
+places = st.integers(0, 10**6)
+
+
+@dataclass(frozen=True)
+class Change:
+    """Of JSON: a value at some place of the tree is replaced, removed, given twice, or another is added."""
+
+    how: str
+    place: int
+    value: Raw
+    name: str
+    where: str = ""
+
+    def applied(self, content: bytes) -> bytes:
+        """Return the altered content; as it is if it is no JSON any more."""
+        try:
+            root = [json.loads(content)]
+        except (ValueError, RecursionError):
+            return content
+        found = list(_places(root))
+        parent, key = found[self.place % len(found)]
+        hole = '"@value@"'
+        if self.how == "remove" and parent is not root:
+            del parent[key]
+        elif self.how == "add" and isinstance(parent[key], dict):
+            parent[key][self.name] = "@value@"
+        elif self.how == "add" and isinstance(parent[key], list):
+            parent[key].append("@value@")
+        elif self.how == "twice" and isinstance(parent, dict):
+            parent["@key@"] = "@value@"
+        else:
+            parent[key] = "@value@"
+        text = json.dumps(root[0], indent=1)
+        twice = json.dumps(key if isinstance(key, str) else str(key))
+        return text.replace('"@key@"', twice, 1).replace(hole, self.value, 1).encode()
+
+
+def _places(root):
+    """Yield each value of a tree, as what holds it and its key; names in what is often wrong come more than once."""
+    for key in list(range(len(root)) if isinstance(root, list) else root):
+        yield root, key
+        if isinstance(root[key], dict | list):
+            yield from _places(root[key])
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Of any file: bytes at a place are cut off, flipped, put in, or replaced; or all of it is another content."""
+
+    how: str
+    place: int
+    value: bytes
+
+    def applied(self, content: bytes) -> bytes:
+        """Return the altered content."""
+        place = self.place % (len(content) + 1)
+        match self.how:
+            case "cut":
+                return content[:place]
+            case "flip":
+                return content[:place] + bytes(byte ^ 0x55 for byte in content[place : place + 1]) + content[place + 1 :]
+            case "put in":
+                return content[:place] + self.value + content[place:]
+            case "begin":
+                return self.value + content
+            case "end":
+                return content + self.value
+            case "zeros":
+                return content[:place] + bytes(len(content) - place)
+            case "twice":
+                return content + content[place:]
+        return self.value
+
+
+BYTES = [
+    *(b"", b"\0", b"\xff\xfe\0garbage\n", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\n", b"\n\n{}\n", b"[]", b"null", b"1"),
+    *('{"step": 1, "loss": 5}\n'.encode("utf-16"), b'{"step": 1, "loss": 5}\n', b"[" * DEEP, b"\x1b[2J", b" " * 10**6),
+    *(b"}", b'"', b"{", b",", b"9" * 5000),
+]
+damages_of_bytes = st.builds(
+    Bytes,
+    st.sampled_from(["cut", "flip", "put in", "begin", "end", "zeros", "twice", "all"]),
+    places,
+    st.sampled_from(BYTES) | st.binary(max_size=8),
+)
+changes = st.builds(
+    Change,
+    st.sampled_from(["replace"] * 5 + ["remove", "add", "twice"]),
+    places,
+    json_values,
+    st.sampled_from(["x", "", "version", "step", "loss", "\x1b[31m", "a\nb", "é", "\udce9", "__class__", "1"]),
+)
+damages = st.lists(changes | changes | changes | damages_of_bytes, min_size=1, max_size=2)
+"""One or two, mostly of the structure."""
+
+
+def altered(path, damages, seal=False):
+    """Alter a file: JSON as a whole, or each damage on one line of a log; seal a state by its checksum."""
+    content = path.read_bytes()
+    for damage in damages:
+        lines = content.splitlines(keepends=True) or [b""]
+        if isinstance(damage, Change) and path.suffix == ".jsonl":
+            line = damage.place // 1000 % len(lines)
+            lines[line] = damage.applied(lines[line]).replace(b"\n", b"") + b"\n"
+            content = b"".join(lines)
+        else:
+            content = damage.applied(content)
+    if seal:
+        with contextlib.suppress(ValueError, RecursionError, AttributeError, TypeError):
+            state = json.loads(content)
+            state.pop("checksum", None)
+            text = json.dumps(state, sort_keys=True).encode()
+            state["checksum"] = hashlib.blake2b(text, digest_size=16).hexdigest()
+            content = json.dumps(state).encode()
+    path.write_bytes(content)
+
+
+def command(*words):
+    """Return the work of a command, which is interrupted when it has computed enough."""
+
+    def work():
+        _limit_the_work(lambda: os.kill(os.getpid(), signal.SIGINT))
+        if "--follow" in words:
+            signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+            signal.setitimer(signal.ITIMER_REAL, 1.0)
+        status = main([str(word) for word in words])
+        if status == 0 and "--json" in words:
+            sys.stdout.flush()
+            said = Path(os.readlink("/proc/self/fd/1")).read_text(encoding="utf-8")
+            for text in said.splitlines() if "--follow" in words else [said]:
+                strictly(text)
+        return status
+
+    return work
+
+
+def _limit_the_work(interrupt):
+    """Interrupt what computes for long, start no processes, and use the CPU."""
+    import torch
+
+    from patch_diffusion.denoise.denoiser import Denoiser
+    from patch_diffusion.training.trainer import Trainer
+
+    def counted(function, most):
+        calls = 0
+
+        def call(*arguments, **named):
+            nonlocal calls
+            calls += 1
+            if calls % most == 0:
+                interrupt()
+            return function(*arguments, **named)
+
+        return call
+
+    Trainer.train_step = counted(Trainer.train_step, MOST_STEPS)
+    Denoiser.forward = counted(Denoiser.forward, MOST_EVALUATIONS)
+    torch.cuda.is_available = lambda: False
+
+    def run_processes(num, *_):
+        assert num <= MOST_PROCESSES, f"{num} processes would be started"
+        raise patch_diffusion.InputError("no processes are started here")
+
+    for module in list(sys.modules.values()):
+        if module.__name__.startswith("patch_diffusion.") and hasattr(module, "run_processes"):
+            module.run_processes = run_processes
+
+
+def judged(words, folder):
+    """How a command ends; JSON that is none is a fault, too."""
+    return attempt(command(*words), folder, f"patch-diffusion {words[0]}")
+
+
+@pytest.fixture(scope="module")
+def things(tmp_path_factory):
+    """A folder with a data set, a table of its labels, a run, its twin, and an image; all is imported that may be."""
+    need("starlette", "serve")
+    for module in walk_packages(patch_diffusion.__path__, "patch_diffusion."):
+        if "exported_code" not in module.name and not module.name.endswith("__main__"):
+            with contextlib.suppress(ImportError):
+                import_module(module.name)
+    for name in ("torch._dynamo", "yaml", "uvicorn", "starlette.staticfiles", "rich.console", "PIL.PngImagePlugin"):
+        with contextlib.suppress(ImportError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import_module(name)
+    folder = tmp_path_factory.mktemp("things")
+    data = write_folder(folder / "data", random_pictures(num=12, size=(8, 12), channels=1))
+    rows = [f"{name},{label}" for name, label in json.loads((data / "dataset.json").read_text())["labels"]]
+    (folder / "table.csv").write_text("\n".join(["file,label", *rows]) + "\n")
+    shutil.copy(data / "00000.png", folder / "image.png")
+    words = ["train", data, "--out", folder / "run", "--steps", "2", *TINY[:2], "--samples", "1", *TINY[4:]]
+    made = judged(words, folder)
+    assert not made.fault and made.status == 0, made
+    return folder
+
+
+@pytest.fixture
+def fuzz(tmp_path, capsys, request):
+    """``fuzz(share, strategy, one)``: ``one(case, folder)`` for so many cases, and a failure if there was a fault."""
+
+    def run(share, strategy, one):
+        tally = Tally(request.node.name)
+
+        @settings(
+            max_examples=max(1, round(share * CASES)),
+            derandomize=True,
+            database=None,
+            deadline=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(strategy)
+        def cases(case):
+            folder = tmp_path / "case"
+            folder.mkdir()
+            try:
+                told, ended = one(case, folder)
+                tally.add(told, ended)
+            finally:
+                shutil.rmtree(folder)
+
+        (cases if SEED is None else seed(int(SEED))(cases))()
+        if "PATCH_DIFFUSION_FUZZ_CASES" in os.environ:
+            with capsys.disabled():
+                print(f"\n{tally.summary}")
+        assert not tally.found, tally.told()
+
+    return run
+
+
+def with_run(things, folder):
+    """Copy the run to ``folder / "runs" / "altered"``, beside a sound one; the sound one is not copied but linked."""
+    shutil.copytree(things / "run", folder / "runs" / "altered")
+    shutil.copytree(things / "run", folder / "runs" / "sound", copy_function=os.link)
+    return folder / "runs" / "altered"
+
+
+VIEWS = {
+    "info": "info RUN",
+    "info --json": "info RUN --json",
+    "follow": "info RUN --follow --json",
+    "followed": "info RUN --follow",
+    "report": "info RUN --report",
+    "side by side": "info SOUND RUN --report side.html",
+    "sample": "sample RUN --out pictures --seeds 0-1 --steps 2 --json",
+    "sample a checkpoint": "sample RUN/checkpoints/step-00000001 --out pictures --seeds 0 --steps 2",
+    "train": "train --out RUN --steps 4",
+    "train anew": "train DATA --out RUN --steps 4 --json " + " ".join(TINY),
+    "serve": "",
+}
+
+
+def looked_at(view, things, folder, run):
+    """How one look at a run ends: by a command, or by the page."""
+    if view == "serve":
+        return attempt(lambda: visit(folder / "runs", run.name), folder, None)
+    words = VIEWS[view].split()
+    named = {"RUN": run, "SOUND": run.with_name("sound"), "DATA": things / "data"}
+    words = [str(named[word]) if word in named else word.replace("RUN/", f"{run}/") for word in words]
+    return judged(words, folder)
+
+
+FILES = {
+    "config.json": ("config.json", 0.26),
+    "log.jsonl": ("log.jsonl", 0.12),
+    "state.json": ("checkpoints/step-00000002/state.json", 0.10),
+    "model.safetensors": ("model.safetensors", 0.02),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_of_a_run(name, things, fuzz):
+    """The altered file of a run that a stranger gives, through all that reads runs."""
+    path, share = FILES[name]
+
+    def one(case, folder):
+        view, damages, sealed = case
+        run = with_run(things, folder)
+        altered(run / path, damages, seal=sealed and name == "state.json")
+        return f"{view}; {name}: {damages}{' sealed' * sealed}", looked_at(view, things, folder, run)
+
+    some = st.lists(damages_of_bytes, min_size=1, max_size=1) if name.endswith("tensors") else damages
+    fuzz(share, st.tuples(st.sampled_from(list(VIEWS)), some, st.booleans()), one)
+
+
+DATA_VERBS = {
+    "train": f"train DATA --out new --steps 1 {' '.join(TINY)}",
+    "inspect": "inspect DATA --no-forecast --json",
+    "prepare": "prepare DATA new.zip --json",
+}
+
+
+def read_as_data(verb, data, folder, *more):
+    """How a command ends that reads a data set."""
+    words = DATA_VERBS[verb].split()
+    return judged([str(data) if word == "DATA" else word for word in words] + list(more), folder)
+
+
+def test_dataset_json(things, fuzz):
+    """The labels beside images, in a folder or a zip."""
+
+    def one(case, folder):
+        verb, damages, zipped = case
+        data = folder / "data"
+        shutil.copytree(things / "data", data)
+        altered(data / "dataset.json", damages)
+        if zipped:
+            data = write_zip(folder / "data.zip", data)
+        return f"{verb}; dataset.json{' in a zip' * zipped}: {damages}", read_as_data(verb, data, folder)
+
+    fuzz(0.1, st.tuples(st.sampled_from(list(DATA_VERBS)), damages, st.booleans()), one)
+
+
+CELLS = [
+    *(text for text in TEXTS if len(text) < 400),
+    *('"', '"a\nb"', '""', ";", "\t", ",", "=1+1", "00000.png", "./00000.png", "nan", "1.5", "-1", "1" + 20 * "0"),
+    *("9" * 5000, "1e3", " 1 ", "None", "1234567890", "\ufeff", "00000.PNG"),
+]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Of a table: one cell of a row is another text, or a row of one text is put in."""
+
+    how: str
+    row: int
+    text: Raw
+
+    def applied(self, content):
+        """Return the altered table."""
+        rows = content.decode("latin-1").split("\n")
+        row = self.row % len(rows)
+        new = self.text.encode("utf-8", "surrogatepass").decode("latin-1")
+        file, _, label = rows[row].partition(",")
+        made = {"file": [f"{new},{label}"], "label": [f"{file},{new}"], "row": [new, rows[row]], "lost": []}
+        made |= {"all": [f"{file},{new}"], "more": [f"{rows[row]},{new}"], "twice": 2 * [rows[row]]}
+        rows[row : row + 1] = made[self.how]
+        if self.how == "all":
+            rows = [rows[0], *(f"{line.partition(',')[0]},{new}" for line in rows[1:])]
+        return "\n".join(rows).encode("latin-1")
+
+
+cells = st.builds(
+    Cell,
+    st.sampled_from(["file", "label", "label", "row", "lost", "all", "more", "twice"]),
+    st.integers(0, 13),
+    st.sampled_from([*map(Raw, CELLS), Raw("x" * DEEP)]) | st.text(max_size=10).map(Raw),
+)
+
+
+def test_tables_of_labels(things, fuzz):
+    """A CSV of labels that somebody made by hand or by a program of their own."""
+
+    def one(case, folder):
+        verb, damages = case
+        shutil.copy(things / "table.csv", folder / "table.csv")
+        altered(folder / "table.csv", damages)
+        labels = ("--data.labels", "table.csv")
+        return f"{verb}; table.csv: {damages}", read_as_data(verb, things / "data", folder, *labels)
+
+    several = st.lists(cells | cells | cells | damages_of_bytes, min_size=1, max_size=3)
+    fuzz(0.08, st.tuples(st.sampled_from(list(DATA_VERBS)), several), one)
+
+
+BASES = {
+    "train": f"train DATA --out new --steps 1 {' '.join(TINY)}",
+    "sample": "sample RUN --out new --seeds 0-1 --steps 2 --device cpu --json",
+    "evaluate": "evaluate RUN --samples 8 --steps 2 --device cpu --json",
+    "edit": "edit RUN IMAGE --extend left=4 --out new --steps 2 --device cpu --json",
+    "info": "info RUN --json",
+    "inspect": "inspect DATA --no-forecast --engine.device cpu --json",
+    "prepare": "prepare DATA new.zip --json",
+    "race": f"race DATA --out new --steps 2 --moments 1 --tune 0 {' '.join(TINY)}".replace("--samples 0", ""),
+    "import": "import TABLE --out new --json",
+    "export": "export RUN --to diffusers --out new --json",
+    "serve": "serve RUNS --port 0 --device cpu --json",
+}
+_LEFT_OUT = ("--engine.compile", "--push", "--public", "--help", "--follow")
+_LEFT_OUT_WORDS = {"wandb", "trackio", "tensorboard", "onnx", "torch", "inception", "dinov2"}
+WORDS = [
+    *(text for text in TEXTS if len(text) < 400 and "\0" not in text),
+    *NUMBERS,
+    *("inf", "nan", "-inf", "1_000", "0x10", "None", "True", "--", "-", "=", "{", "1/2=0.6", "1/2=nan", "0/0=1", "1/0=1"),
+    *("1/2=1e308", "left=1", "left=1" + 20 * "0", "x=1", "0-99999999999", "3,3,3", "5-2", "²-³", "0,", "100000x100000"),
+    *("8x12", "RUN", "DATA", "TABLE", "IMAGE", "RUNS", "new", ".", "missing", "a=b", "whole", "patches.whole=2", "\udce9"),
+]
+
+
+@pytest.fixture(scope="module")
+def offered():
+    """The options of each verb, and the words that its help names as their values."""
+
+    def of(verb):
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+            main([verb, "--help"])
+        options = sorted(set(re.findall(r"--[a-z][\w.-]*[a-z\d]", text.getvalue())))
+        words = {word for braces in re.findall(r"\{([\w,.+-]+)\}", text.getvalue()) for word in braces.split(",")}
+        return [name for name in options if not name.startswith(_LEFT_OUT)], sorted(words - _LEFT_OUT_WORDS)
+
+    return {verb: of(verb) for verb in VERBS}
+
+
+def test_options(things, offered, fuzz):
+    """Each verb with options and values that nobody meant, in place of sound ones or after them."""
+
+    def one(case, folder):
+        words = [things_named(word, things) for word in case]
+        shutil.copytree(things / "run", folder / "runs" / "run", copy_function=os.link)
+        if words[0] == "serve":
+            return f"{case}", attempt(lambda: serve_and_end(words), folder, "patch-diffusion serve")
+        return f"{case}", judged(words, folder)
+
+    @st.composite
+    def lines(draw):
+        verb = draw(st.sampled_from(list(VERBS)))
+        options, words = offered[verb]
+        line = BASES[verb].split()
+        values = st.lists(st.sampled_from(WORDS + 3 * words) | st.text(min_size=1, max_size=5), max_size=2)
+        for option in draw(st.lists(st.sampled_from(options), min_size=1, max_size=2)):
+            given = [value.replace("\0", "") for value in draw(values | values.filter(bool))]
+            if option in line and draw(st.booleans()):
+                place = line.index(option)
+                line[place : place + 2] = [option, *given]
+            else:
+                line += [f"{option}={given[0]}"] if given and draw(st.booleans()) else [option, *given]
+        if draw(st.integers(0, 5)) == 0:
+            line[draw(st.integers(1, len(line) - 1))] = draw(st.sampled_from(WORDS))
+        return [Raw(word) for word in line]
+
+    fuzz(0.15, lines(), one)
+
+
+def things_named(word, things):
+    """The path that a word in capitals stands for; of the runs, those of the case."""
+    named = {"DATA": "data", "TABLE": "table.csv", "IMAGE": "image.png"}
+    own = {"RUN": "runs/run", "RUNS": "runs"}
+    return str(things / named[word]) if word in named else own.get(word, str(word))
+
+
+def serve_and_end(words):
+    """The work of ``serve``, whose server ends as soon as it would begin to wait."""
+    import uvicorn
+
+    uvicorn.Server.run = lambda self, sockets=None: None
+    return command(*words)()
+
+
+YAML_VALUES = [
+    *JSON_VALUES,
+    *map(Raw, ["!!python/object/apply:os.getcwd []", "!!binary x", "2020-13-45", "!!timestamp x", "1:2:3", "~", "0o9"]),
+    *map(Raw, ["&a [*a]", "*b", "!!set {1, 2}", "!x y", "{[1]: 2}", "? [1]\n : 2", "|\n  a\n b", "<<: 1", "%", "- a\n- b"]),
+    Raw("[&a [x,x,x,x,x,x,x,x], " + ", ".join(f"&{b} [{','.join([f'*{a}'] * 8)}]" for a, b in zip("abcdefgh", "bcdefghi")) + "]"),
+    *map(Raw, ["[" * 5000, "{a: " * 5000, "\t", '"\\ud800"', "'", "@", "!!int x", "!!float x", "0x", "1e", ".nan", "-.inf"]),
+]
+
+
+@dataclass(frozen=True)
+class Line:
+    """Of YAML: an option and its hostile value."""
+
+    option: str
+    value: Raw
+
+
+def test_options_in_yaml(things, fuzz):
+    """A file of options from somebody else."""
+    config = json.loads((things / "run" / "config.json").read_text())
+    names = [*(key for key in config if key not in ("version", "model")), "x", "1", '"\\u001b"', "<<"]
+    inner = [f"{group}.{key}" for group, value in config.items() if isinstance(value, dict) for key in value]
+
+    def one(case, folder):
+        verb, lines, damages = case
+        text = ""
+        for option, value in lines:
+            group, _, key = option.rpartition(".")
+            text += f"{group}:\n  {key}: {value}\n" if group else f"{key}: {value}\n"
+        (folder / "options.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
+        altered(folder / "options.yaml", damages)
+        words = [things_named(word, things) for word in BASES[verb].split()]
+        return f"{verb}; YAML: {lines} {damages}", judged([*words, "--config", "options.yaml"], folder)
+
+    line = st.tuples(st.sampled_from(names + inner), st.sampled_from(YAML_VALUES) | json_values)
+    lines = st.lists(line, min_size=1, max_size=3)
+    verbs = st.sampled_from(["train", "train", "race", "inspect"])
+    fuzz(0.07, st.tuples(verbs, lines, st.lists(damages_of_bytes, max_size=1)), one)
+
+
+def checked(answer, wanted=None):
+    """The answer of the page, if it may be one: no 500, and JSON where it says so."""
+    if answer.status == 500 or not 200 <= answer.status < 600:
+        raise Wrong(f"the page answers {answer.status}: {answer.content[:200]}")
+    if wanted is not None and answer.status != wanted:
+        raise Wrong(f"the page answers {answer.status} in place of {wanted}: {answer.content[:200]}")
+    if "json" in answer.headers.get("content-type", "") and answer.content:
+        try:
+            return strictly(answer.content)
+        except (ValueError, RecursionError) as error:
+            raise Wrong(f"the page answers with invalid JSON: {error}: {answer.content[:200]}") from None
+    return {}
+
+
+def page_of(folder):
+    """The site of a folder, and its application as it is served."""
+    from patch_diffusion.web.guard import guarded, own_names
+    from patch_diffusion.web.site import Site
+
+    _limit_the_work(lambda: None)
+    site = Site(folder, Path("work").absolute(), "cpu")
+    return site, guarded(site.app, own_names("127.0.0.1"))
+
+
+def finished(app, answer):
+    """Wait for the job that a request has begun, if it has; stop it if it takes long."""
+    job = checked(answer).get("job")
+    if job is None:
+        return
+    begun, state, num, stopped = time.monotonic(), "", 0, False
+    while state not in ("done", "failed", "stopped"):
+        found = checked(ask(app, "/api/job", {"id": job, "state": state, "after": str(num)}), 200)
+        state, num = found["state"], num + len(found["events"])
+        if not stopped and time.monotonic() - begun > 5:
+            stopped = bool(checked(ask(app, "/api/stop", {"id": job}, b""), 200) or True)
+    events = checked(ask(app, "/api/job", {"id": job}), 200)["events"]
+    for event in events:
+        if "file" in event:
+            checked(ask(app, "/api/file", {"job": job, "name": event["file"]}))
+
+
+def visit(folder, name):
+    """See the list of runs, of which one is altered, then each of them, and have pictures made by it."""
+    _, app = page_of(folder)
+    runs = checked(ask(app, "/api/runs"), 200)["runs"]
+    if "sound" not in (found := [run["name"] for run in runs]):
+        raise Wrong(f"the list has {found} only")
+    checked(ask(app, "/api/run", {"name": "sound"}), 200)
+    detail = checked(ask(app, "/api/run", {"name": name}))
+    for sample in detail.get("samples", [])[:1]:
+        checked(ask(app, "/api/picture", {"run": name, "file": sample}), 200)
+    wanted = {"models": [{"run": name}], "pictures": 1, "steps": 2}
+    finished(app, ask(app, "/api/generate", {}, json.dumps(wanted).encode()))
+    return 0
+
+
+def png():
+    stream = io.BytesIO()
+    Image.new("L", (12, 8), 99).save(stream, "PNG")
+    return stream.getvalue()
+
+
+SAMPLE = {"models": [{"run": "run", "checkpoint": 1, "ema_length": None}], "pictures": 2, "steps": 2, "seed": 0}
+SAMPLE |= {"label": 1, "solver": "heun", "guidance": 1.5, "tile": None, "resolution": [8, 12], "schedule": "karras"}
+_PNG = base64.b64encode(png()).decode()
+EDIT = {"model": {"run": "run", "checkpoint": None}, "image": _PNG, "mask": _PNG, "pictures": 1, "steps": 2, "seed": 0}
+EXTEND = {"model": {"run": "run"}, "image": _PNG, "extend": {"left": 4}, "pictures": 1, "steps": 2}
+RESTORE = {"model": {"run": "run"}, "image": _PNG, "restore": "super-resolution", "factor": 2, "pictures": 1, "steps": 2}
+BODIES = [json.dumps(body).encode() for body in (SAMPLE, SAMPLE, EDIT, EXTEND, RESTORE)]
+PATHS = [
+    *("/", "/api/runs", "/api/run", "/api/picture", "/api/options", "/api/job", "/api/file", "/api/fit", "/api/stop"),
+    *("/api/generate", "/api/edit", "/static/style.css", "/static/", "/static/..%2f..%2fpyproject.toml", "/static/a%00b"),
+    *("/api/runs/", "/API/RUNS", "/x" * 2000, "/static/" + "x" * 300, "/%ff%fe", "/api/%0d%0aX-A:1"),
+]
+QUERY_VALUES = [*(text for text in TEXTS if len(text) < 400), "run", ".", "run/../run", "step-00000002.png", "own", "-1", "9" * 5000]
+HEADERS = {
+    "content_type": ["application/json", "application/octet-stream", "text/plain", "", "x" * 3000],
+    "content_length": ["0", "-1", "x", "1" + 30 * "0", "²", "", "1.5", "9" * 5000],
+    "host": ["localhost", "127.0.0.1:7474", "evil.example", "", "[", "[::1", "a:b:c", "%00", "x" * 3000, "é"],
+    "origin": ["null", "http://localhost", "http://[", "x", ""],
+    "range": ["bytes=0-1", "bytes=-1", "bytes=9-1", "bytes=0-0,0-0", "bytes=x", "x=0-1", "bytes=" + "0-1," * 500 + "0-1"],
+    "if_none_match": ["*", "x"],
+    "transfer_encoding": ["chunked", "x"],
+}
+
+
+@st.composite
+def requests(draw):
+    """One request: path, query, body, method, headers; JSON bodies are altered as the files of a run are."""
+    path = draw(st.sampled_from(PATHS))
+    names = ["name", "known", "run", "file", "size", "id", "job", "after", "state", "save", "x"]
+    query = draw(st.dictionaries(st.sampled_from(names), st.sampled_from(QUERY_VALUES), max_size=3))
+    posted = path in ("/api/fit", "/api/generate", "/api/edit", "/api/stop")
+    body = None
+    if posted or draw(st.integers(0, 5)) == 0:
+        body = png() if path == "/api/fit" else draw(st.sampled_from(BODIES))
+        query = {"run": "run", **query} if path == "/api/fit" else query
+    headers = {name: draw(st.sampled_from(HEADERS[name])) for name in draw(st.sets(st.sampled_from(list(HEADERS)), max_size=1))}
+    if path == "/api/fit":
+        headers = {"content_type": "application/octet-stream", **headers}
+    methods = ["", "", "", "", "HEAD", "PUT", "OPTIONS", "DELETE", "GET", "POST", "x"]
+    return path, query, body, draw(damages) if body is not None and draw(st.integers(0, 9)) else [], draw(st.sampled_from(methods)), headers
+
+
+def test_requests_to_the_page(things, fuzz):
+    """Requests that no page of ours makes, and after each the page answers as before."""
+
+    def one(case, folder):
+        path, query, body, damages, method, headers = case
+        shutil.copytree(things / "run", folder / "runs" / "run", copy_function=os.link)
+        for damage in damages:
+            body = damage.applied(body)
+
+        def work():
+            from urllib.parse import urlencode
+
+            _, app = page_of(folder / "runs")
+            text = urlencode(query, errors="surrogatepass")
+            answer = ask(app, f"{path}?{text}", None, body, method, **headers)
+            finished(app, answer)
+            checked(ask(app, "/api/runs"), 200)
+
+        told = {name: Raw(value) for name, value in (query | headers).items()}
+        return f"{method} {Raw(path)!r} {told} {len(body or b'')} bytes: {damages}", attempt(work, folder, None)
+
+    fuzz(0.07, requests(), one)
+
+
+RAW_REQUESTS = [
+    b"GET /api/runs HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}",
+    b"POST /api/edit HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+]
+
+
+def test_bytes_to_the_port(things, fuzz):
+    """What is no HTTP, or not quite, to the page as it is served; the page answers others as before."""
+
+    def one(case, folder):
+        sent, damages = case
+        shutil.copytree(things / "run", folder / "runs" / "run", copy_function=os.link)
+        for damage in damages:
+            sent = damage.applied(sent)
+
+        def work():
+            site, _ = page_of(folder / "runs")
+            with served(site) as page:
+                with contextlib.suppress(ConnectionError), socket.create_connection(("127.0.0.1", page.port), 20) as client:
+                    client.sendall(sent)
+                    client.shutdown(socket.SHUT_WR)
+                    answer = b"".join(iter(lambda: client.recv(2**16), b""))
+                    if answer.startswith(b"HTTP/1.1 500") or answer and not answer.startswith(b"HTTP/1.1 "):
+                        raise Wrong(f"the page answers {answer[:300]}")
+                with socket.create_connection(("127.0.0.1", page.port), 20) as client:
+                    client.sendall(RAW_REQUESTS[0].replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+                    head, _, content = b"".join(iter(lambda: client.recv(2**16), b"")).partition(b"\r\n\r\n")
+                    if b" 200 " not in head.partition(b"\r\n")[0]:
+                        raise Wrong(f"afterwards the page answers {head[:300]}")
+                    strictly(content)
+
+        return f"{sent[:200]!r}", attempt(work, folder, None)
+
+    fuzz(0.03, st.tuples(st.sampled_from(RAW_REQUESTS), st.lists(damages_of_bytes, min_size=1, max_size=2)), one)
+
+
+def say(*lines, status=1):
+    """The work of a command that says these lines on stderr."""
+
+    def work():
+        print(*lines, sep="\n", file=sys.stderr)
+        return status
+
+    return work
+
+
+def _in_c():
+    sum(range(10**12))
+
+
+def _in_python():
+    while True:
+        with contextlib.suppress(BaseException):  # even the error of a limit
+            time.monotonic()
+
+
+def _waiting():
+    time.sleep(1000)
+
+
+def _writing():
+    Path("large").write_bytes(bytes(3 * 2**20))
+
+
+def _half_written():
+    Path("a.json.1234.tmp").touch()
+
+
+def _invalid():
+    Path("a.json").write_text('{"a": NaN}')
+
+
+def _raising():
+    raise TypeError("'int' object is not iterable")
+
+
+def _of_memory():
+    bytearray(2**40)
+
+
+def _dying():
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def _leaving():
+    os._exit(7)
+
+
+@pytest.mark.parametrize(
+    ("work", "fault"),
+    [
+        (_raising, "TypeError: 'int'"),
+        (_of_memory, "MemoryError"),
+        (_in_c, "more than 1 s of CPU"),
+        (_in_python, "more than 1 s of CPU"),
+        (_waiting, "no end within"),
+        (_dying, "ended by SIGSEGV"),
+        (_leaving, "exit status 7"),
+        (_writing, "too many bytes"),
+        (_half_written, "a half-written file"),
+        (_invalid, "invalid JSON in a new file: a.json: NaN"),
+        (say("patch-diffusion info: a", "b"), "not one line"),
+        (say("patch-diffusion info: a", "patch-diffusion info: b"), "not one line"),
+        (say("patch-diffusion info: a", status=0), "a reason to fail"),
+        (say("a"), "not one line"),
+        (say("patch-diffusion info: \x1b[31m"), "a control character"),
+        (say("patch-diffusion info: \x9b31m"), "a control character"),
+        (say("patch-diffusion info: " + "x" * 5000), "a line of 5,0"),
+        (say("a note", "patch-diffusion info: no é here"), ""),
+        (say("a note", status=0), ""),
+    ],
+)
+def test_a_fault_is_found(work, fault, tmp_path):
+    folder = tmp_path / "case"
+    folder.mkdir()
+    limits = Limits(cpu=1, wall=60 if work is not _waiting else 0.5, written=2**20)
+    ended = attempt(work, folder, "patch-diffusion info", limits)
+    assert ended.fault.startswith(fault) and bool(fault) == bool(ended.fault), ended
+
+
+def broken(name, function):
+    """Replace a function of the package, in the process of the attempt only."""
+    module, _, attribute = name.rpartition(".")
+    setattr(import_module(f"patch_diffusion.{module}"), attribute, function)
+
+
+def test_faults_of_the_package_are_found_where_they_are(things, tmp_path):
+    """Each way to see a run, with the package broken in one place."""
+    folder = tmp_path / "case"
+    folder.mkdir()
+    run = with_run(things, folder)
+
+    def seen(view, name, function):
+        words = [str(run) if word == "RUN" else word for word in VIEWS[view].split()]
+        work = command(*words) if words else lambda: visit(folder / "runs", run.name)
+        name_said = "patch-diffusion info" if words else None
+        return attempt(lambda: broken(name, function) or work(), folder, name_said, Limits(cpu=5))
+
+    loose = json.dumps
+    not_json = seen("info --json", "cli.verb.to_json", lambda content: loose({**content, "a": float("nan")}))
+    assert not_json.fault == "ValueError: NaN is not JSON"
+    body = seen("serve", "web.site.to_json", lambda content, lines: loose({**content, "a": float("inf")}))
+    assert "invalid JSON: Infinity" in body.fault
+    raised = seen("info", "cli.info.clock", lambda seconds: seconds.no)
+    assert raised.fault.startswith("AttributeError") and raised.place.startswith("cli/info.py:")
+    of_page = seen("serve", "web.site.charts", None) if False else seen("serve", "web.runs.charts", lambda history: 1 / 0)
+    assert "the page answers 500" in of_page.fault or "ZeroDivisionError" in of_page.fault
+    assert of_page.place.startswith("web/runs.py:")
+    endless = seen("info", "runs.folder.last_measured", lambda log: _in_python())
+    assert endless.fault.startswith("more than 5 s of CPU") and endless.place.startswith("runs/folder.py:")
