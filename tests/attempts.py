@@ -7,6 +7,7 @@ all its threads. At the limit it writes where each thread is, and the system end
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -59,9 +60,7 @@ class Ended:
         return {0: "done", 1: "one line", 2: "one line: wrong usage", 130: "interrupted"}[self.status]
 
 
-def attempt(
-    work: Callable[[], int | None], folder: Path, name: str | None = "", limits: Limits | None = None
-) -> Ended:
+def attempt(work: Callable[[], int | None], folder: Path, name: str | None = "", limits: Limits | None = None) -> Ended:
     """Do some work in a process of its own, whose working folder is ``folder``, and judge how it ended.
 
     Args:
@@ -72,7 +71,7 @@ def attempt(
     """
     limits = limits or Limits()
     said = [folder.with_name(f"{folder.name}.{stream}") for stream in ("out", "err")]
-    before = _sizes(folder)
+    before = _files(folder)
     sys.stdout.flush()
     sys.stderr.flush()
     with warnings.catch_warnings():
@@ -91,10 +90,11 @@ def attempt(
         return _faulty(ended, f"ended by {signal.Signals(-status).name}")
     if "Traceback (most recent call last)" in err:
         return _faulty(ended, "traceback")
-    grown = {path: size - before.get(path, 0) for path, size in _sizes(folder).items()}
-    if sum(size for size in grown.values() if size > 0) > limits.written:
+    after = _files(folder)
+    if sum(size - before.get(file, ("", 0))[1] for file, (_, size) in after.items()) > limits.written:
         return _faulty(ended, "too many bytes written")
-    fault = _fault_of_words(ended, name) or _fault_of_files([path for path in grown if path not in before])
+    new = [path for file, (path, _) in after.items() if file not in before]
+    fault = _fault_of_words(ended, name) or _fault_of_files(new)
     return _faulty(ended, fault) if fault else ended
 
 
@@ -192,15 +192,15 @@ def _wait(process: int, limits: Limits) -> tuple[int, float, float]:
             ended, status, usage = os.wait4(process, 0)
             break
         ended, status, usage = os.wait4(process, os.WNOHANG)
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
     return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime, time.monotonic() - begun
 
 
-def _sizes(folder: Path) -> dict[Path, int]:
-    return {Path(top) / name: os.lstat(Path(top) / name).st_size for top, _, names in os.walk(folder) for name in names}
+def _files(folder: Path) -> dict[int, tuple[Path, int]]:
+    """Return path and size of each file in a folder, by its number, which a file keeps under another name."""
+    paths = [Path(top) / name for top, _, names in os.walk(folder) for name in names]
+    return {path.lstat().st_ino: (path, path.lstat().st_size) for path in paths}
 
 
 def _fault_of_words(ended: Ended, name: str | None) -> str:
