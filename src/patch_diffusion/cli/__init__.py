@@ -30,6 +30,8 @@ from patch_diffusion.processes import is_first, listen
 _KINDS = (Train, Sample, Evaluate, Edit, Info, Inspect, Prepare, Race, Import, Export, Serve)
 VERBS: dict[str, type[Verb]] = {kind.__name__.lower(): kind for kind in _KINDS}
 
+_LONGEST = 3000  # characters of a reason, which may quote a word or a name of any length
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``patch-diffusion`` with these arguments, or those of the process if None; return the exit status."""
@@ -87,7 +89,10 @@ def _run(arguments: Sequence[str]) -> int:
 
 def _fail(status: int, name: str, *reason: str) -> int:
     listen()
-    print(f"{name}: {''.join(reason)}", file=sys.stderr)
+    text = "".join(reason)
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+    print(f"{name}: {text}", file=sys.stderr)
     return status
 
 
