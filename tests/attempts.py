@@ -12,7 +12,6 @@ import faulthandler
 import json
 import os
 import re
-import resource
 import signal
 import sys
 import tempfile
@@ -142,6 +141,8 @@ class Tally:
 
 def _be_the_child(work: Callable[[], int | None], folder: Path, said: Sequence[Path], limits: Limits) -> None:
     """Prepare this process, do the work, and end it with its exit status; never return."""
+    import resource  # there is none on Windows, where this is not called
+
     status = 1
     try:
         os.setpgid(0, 0)
