@@ -6,6 +6,7 @@ Everything is drawn by a `random.Random`, and told by its ``repr`` as far as it 
 import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,7 +119,7 @@ class Change:
         return b"".join(lines)
 
 
-def paths_of(tree, path: tuple = ()):
+def paths_of(tree, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Yield the path of each value in a tree, the whole first."""
     yield path
     for key in range(len(tree)) if isinstance(tree, list) else tree if isinstance(tree, dict) else ():
