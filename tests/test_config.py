@@ -183,7 +183,8 @@ def test_a_value_of_any_kind_is_taken_or_an_error_of_input(option, value):
     [
         ("batch: " + "9" * 5000, "is not valid YAML"),
         ("batch: " + "[" * 5000, "line 1 is nested too deeply"),
-        ("a: &a [x, x]\nb: &b [*a, *a]\nbatch: *b\n", "line 2 is an alias"),
+        ("watch: {times: !!timestamp x}", "line 1 has a tag"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nbatch: *b\n", "line 2 has an alias"),
         ("batch: 1\n" * 10_000, "has more than 50,000 bytes"),
         ("batch: " + "x" * 5000, "batch is 'xxxxx"),
         ("patches: " + "x" * 5000, "patches is a group of options, not 'xxx"),

@@ -442,9 +442,13 @@ def yaml_options(path: str | Path) -> dict[str, Any]:
         depth = 0
         for event in yaml.parse(content.decode("utf-8"), yaml.SafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > _DEEPEST_YAML or isinstance(event, yaml.AliasEvent):
-                why = "an alias (*name), and options are written out" if depth <= _DEEPEST_YAML else "nested too deeply"
-                raise InputError(f"{path} is no config: line {event.start_mark.line + 1} is {why}")
+            wrong = {
+                "is nested too deeply": depth > _DEEPEST_YAML,
+                "has an alias (*name), and options are written out": isinstance(event, yaml.AliasEvent),
+                "has a tag (!name), and options are plain values": getattr(event, "tag", None) is not None,
+            }
+            for why in (why for why, is_so in wrong.items() if is_so):
+                raise InputError(f"{path} is no config: line {event.start_mark.line + 1} {why}")
         options = yaml.safe_load(content.decode("utf-8"))
     except OSError as error:
         raise InputError(f"cannot read the config file {path}: {error.strerror}") from None

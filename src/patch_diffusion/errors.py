@@ -120,6 +120,18 @@ def finite_number(name: str, value: Any) -> float:
     return value if isinstance(value, int | float) else float(value)
 
 
+def decimal(text: str) -> int | None:
+    """Return the whole number that a text of decimal digits means; None if it is no such text, or is beyond 64 bits.
+
+    Python's own error for thousands of digits is no `InputError`.
+
+    >>> decimal("07"), decimal("-7"), decimal("9" * 5000)
+    (7, None, None)
+    """
+    number = int(text) if text.isdecimal() and len(text) <= 20 else 2**63
+    return number if number < 2**63 else None
+
+
 def checked_seeds(seeds: Iterable[int]) -> Sequence[int]:
     """Return seeds as Python's integers, a range, however long, as it is, or raise an `InputError` that names one."""
     found = seeds if isinstance(seeds, range) else [whole_number("a seed", seed) for seed in seeds]
