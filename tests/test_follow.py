@@ -394,6 +394,7 @@ def test_every_reader_passes_over_damaged_lines(run, damage, capsys):
 
 def test_losses_that_earlier_versions_wrote_as_nan_are_none():
     assert parse_line(b'{"step": 1, "note": "", "spent": 1, "samples": {"kernel": NaN}}')["samples"] == {"kernel": None}
+    assert parse_line(b'{"step": 1, "note": "", "x": 1e999, "y": -1e999, "z": 1e99}')["x"] is None
 
 
 def test_sizes_of_any_name_are_sorted():

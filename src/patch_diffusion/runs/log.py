@@ -22,14 +22,19 @@ def parse_line(text: bytes) -> Line | None:
     """Parse one line of a run's log into a dict; return None if the line is damaged.
 
     A line that is returned has everything that readers compute with, so that none of them has to look again. Bytes that
-    are not UTF-8 become U+FFFD; NaN and infinity, which earlier versions wrote, become None.
+    are not UTF-8 become U+FFFD; NaN and infinity, which earlier versions wrote, become None, and so does 1e999.
     """
     try:
-        line = json.loads(text.decode("utf-8", errors="replace"), parse_constant=lambda _: None)
+        line = json.loads(text.decode("utf-8", errors="replace"), parse_constant=_finite, parse_float=_finite)
         _check_numbers(line)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
     return line if isinstance(line["step"], int) else None
+
+
+def _finite(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
 
 
 def _check_numbers(line: Line) -> None:
