@@ -13,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE =
 
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
-.PHONY: demo check test scheduled lint docs dist clean constraints
+.PHONY: demo check test scheduled fuzz lint docs dist clean constraints
 
 demo: .venv/installed  ## Train on the built-in digits, sample them, and have them recognised: about five minutes.
 	$(BIN)/patch-diffusion train digits --preset digits --out runs/digits
@@ -30,6 +30,9 @@ test: .venv/installed  ## The whole test suite, but for the scheduled tests.
 
 scheduled: .venv/installed  ## The tests that take very long, for a schedule.
 	$(BIN)/pytest -m scheduled
+
+fuzz: .venv/installed  ## 2,000 hostile files, options and requests, others each time; prints the number of cases by outcome.
+	PATCH_DIFFUSION_FUZZ_CASES=2000 PATCH_DIFFUSION_FUZZ_SEED=$$(date +%s) $(BIN)/pytest tests/test_fuzz.py
 
 lint: .venv/linters  ## Format, lint, types, the direction of imports, and how docstrings begin.
 	$(BIN)/ruff format --check .

@@ -1,20 +1,28 @@
-"""Bad input through the command line: one clear line that names it, and nothing is written."""
+"""Bad input, given or in the files of a run: one clear line that names it, and nothing is written."""
 
+import copy
 import io
 import json
+import math
 import os
 import pickle
+import re
+import shutil
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import patch_diffusion as pd
 from image_files import cut_in_half, random_pictures, write_folder, write_zip
 from patch_diffusion import load
 from patch_diffusion.cli import main
 from patch_diffusion.data.reading.cache import cache_folder
+from patch_diffusion.files import to_json
+from patch_diffusion.runs.report import write_report
 
 PICTURES = random_pictures(num=12, size=(16, 16))
 TINY = (
@@ -195,3 +203,86 @@ def test_names_that_are_not_utf8(train, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdout", narrow)
     assert main(["info", str(run)]) == 0
     assert rb"d\udce9, 120 images" in narrow.buffer.getvalue()
+
+
+HOSTILE = [None, -1, 0, "x", [1], {}, 1e9, math.nan, math.inf, True, "y" * 5000, [1e9, 1e9], 10**12, 10**400, [None]]
+
+
+@pytest.fixture(scope="module")
+def run_before(tmp_path_factory):
+    """A run folder, its config.json and that as a dict."""
+    run = tmp_path_factory.mktemp("hostile") / "run"
+    shutil.copytree(Path(__file__).parent / "runs_before" / "run", run)
+    return run, run / "config.json", json.loads((run / "config.json").read_text())
+
+
+def used(run):
+    """What is done with a run by those who did not make it; the error if it is refused."""
+    try:
+        to_json(pd.describe(run))
+        write_report(run)
+        pd.load(run, device="cpu")
+    except pd.InputError as error:
+        assert "\n" not in str(error) and len(str(error)) < 600
+        return str(error)
+    return ""
+
+
+FACTS = [
+    *("image_channels", "resolution", "num_classes", "class_names", "num_images", "sigma_data", "parameters"),
+    *("augment_channels", "codec", "codec.dtype", "codec.low", "data_digest", "rules", "network.width"),
+]
+
+
+@pytest.mark.parametrize("fact", FACTS)
+def test_a_fact_of_any_kind_is_taken_or_refused_by_name(fact, run_before):
+    run, file, content = run_before
+    *groups, name = (("model." if "network" not in fact else "") + fact).split(".")
+    for value in [*HOSTILE, "missing"]:
+        altered = group = copy.deepcopy(content)
+        for each in groups:
+            group = group[each]
+        group[name] = value
+        if value == "missing":
+            del group[name]
+        file.write_text(json.dumps(altered))
+        said = used(run)
+        assert not said or str(file) in said or "network" in said, (value, said)
+        if isinstance(value, str) and len(value) > 9:
+            assert said or fact in ("codec", "data_digest")
+
+
+@pytest.mark.parametrize(
+    ("fact", "value", "told"),
+    [
+        ("class_names", 5, "model.class_names is 5: input should be a valid tuple"),
+        ("class_names", ["a"], "model.class_names has a name for each class, or none"),
+        ("resolution", [1e9, 1e9], "model.resolution is at most 1,048,576, not 1000000000"),
+        ("resolution", [2**20, 2**20], "model.resolution has at most 2^32 pixels"),
+        ("num_classes", 10**12, "model.num_classes is at most 10,000,000, not 1000000000000"),
+        (
+            "codec",
+            {"dtype": "uint7"},
+            "model.codec is {'dtype': 'uint7'}: pixels are uint8, uint16, float32, not uint7",
+        ),
+        ("codec", {"kind": "sound"}, "a codec is of pixels or latents, not 'sound'"),
+        ("data_digest", {"images": "x"}, "model.data_digest has the number of images"),
+        ("colour", 1, "model.colour is 1: unexpected keyword argument"),
+        (
+            "image_channels",
+            9999,
+            "the network that the options describe has more parameters than the 11,433 numbers in",
+        ),
+    ],
+)
+def test_a_wrong_fact_is_one_sentence(fact, value, told, run_before):
+    run, file, content = run_before
+    file.write_text(json.dumps({**content, "model": {**content["model"], fact: value}}))
+    assert told in used(run)
+
+
+def test_networks_without_end_are_not_built(run_before):
+    run, file, content = run_before
+    for options in ({"width": 10**7}, {"blocks": 10**6}, {"width": 16_384}, {"multipliers": [1] * 5000}):
+        file.write_text(json.dumps({**content, "network": {**content["network"], **options}}))
+        assert re.search("at most|more parameters than", used(run))

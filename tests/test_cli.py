@@ -437,6 +437,8 @@ def test_an_interrupted_run_continues(tmp_path):
         ("sample RUN --out NEW --seeds 0-3,9-5", 1, "--seeds 9-5 names no seed"),
         ("sample RUN --out NEW --seeds ²", 1, "not '²'"),
         ("sample RUN --out NEW --seeds 9223372036854775808", 1, "below 2^63"),
+        (f"sample RUN --out NEW --seeds {'9' * 5000}", 1, "below 2^63"),
+        (f"sample RUN --out NEW --class {'9' * 5000}", 1, "there is no class '999"),
         ("sample RUN --out NEW --class ²", 1, "there is no class '²'"),
         ("sample RUN --out NEW --grid grid.jpg", 1, "not as 'grid.jpg'"),
         ("sample RUN --out NEW --class eleven", 1, "there is no class 'eleven'"),
@@ -578,6 +580,12 @@ def test_the_limits_of_the_machine_are_one_line(run, monkeypatch, fails, reason)
             patched.setattr(Verb if place == "parse" else Import, place, lambda *_: fails())
             status, _, err = run("import . --out b")
         assert status == 1 and err.startswith("patch-diffusion import: ") and reason in err and one_line(err)
+
+
+def test_a_reason_that_quotes_a_long_word_is_cut_in_the_middle(run):
+    for line in (4000 * "x", f"import a.pkl --out b {5000 * 'x'}"):
+        status, _, err = run(line)
+        assert status == 2 and one_line(err) and "xxx ... " in err and 2500 < len(err) < 3100
 
 
 def test_a_defect_keeps_its_traceback(run, monkeypatch):

@@ -194,6 +194,7 @@ def test_every_option_changes_the_picture(run, places, base, option):
         ("edit RUN DIGIT --out OUT --extend lef=4", 1, "no side 'lef'; did you mean 'left'"),
         ("edit RUN DIGIT --out OUT --extend left", 1, "as in left=32,top=8, not 'left'"),
         ("edit RUN DIGIT --out OUT --extend left=-3", 1, "as in left=32,top=8, not 'left=-3'"),
+        (f"edit RUN DIGIT --out OUT --extend left={'9' * 5000}", 1, "as in left=32,top=8, not 'left=999"),
         ("edit RUN DIGIT --out OUT --extend left=0", 1, "none are given"),
         ("edit RUN DIGIT --out OUT --extend left=3", 1, "multiples of 2 for this network, not 16x19"),
         ("edit RUN HERE --out OUT --mask MASK", 1, "is a folder: give a file"),

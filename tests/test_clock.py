@@ -126,7 +126,7 @@ def test_where_the_time_went(slow, capsys, time, monkeypatch):
     found = json.loads(capsys.readouterr().out)["time"]
     assert found["steps"] + found["data"] + found["saves"] == 240 and 0 < found["evaluation"] <= 12
     stored = state_of(trainer.run.checkpoints()[-1])
-    assert stored["time"]["evaluation"] == found["evaluation"]
+    assert stored.time is not None and stored.time["evaluation"] == found["evaluation"]
 
 
 def test_a_clock_counts_parts(time):

@@ -9,18 +9,19 @@ import yaml
 from hypothesis import given, settings, strategies as st
 
 import patch_diffusion as pd
+from patch_diffusion.cli.options import given_options
 from patch_diffusion.config import (
     MAY_CHANGE,
     Config,
     Patches,
     changed_options,
+    check_numbers,
     flat_options,
     from_dict,
     read_yaml,
     to_dict,
 )
 from patch_diffusion.data.augment import Augment
-from patch_diffusion.training.checks import check_numbers
 from refusal import refused
 
 
@@ -175,3 +176,61 @@ def test_a_value_of_any_kind_is_taken_or_an_error_of_input(option, value):
         Augment.of(config.data.augment)
     except pd.InputError as error:
         assert str(error) and "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("batch: " + "9" * 5000, "is not valid YAML"),
+        ("batch: " + "[" * 5000, "line 1 is nested too deeply"),
+        ("watch: {times: !!timestamp x}", "line 1 has a tag"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nbatch: *b\n", "line 2 has an alias"),
+        ("batch: 1\n" * 10_000, "has more than 50,000 bytes"),
+        ("batch: " + "x" * 5000, "batch is 'xxxxx"),
+        ("patches: " + "x" * 5000, "patches is a group of options, not 'xxx"),
+        ("[1, 2]", "must hold options by name"),
+        ("caf\xe9: 1", "there is no option"),
+    ],
+)
+def test_yaml_is_bounded(tmp_path, content, told):
+    file = tmp_path / "options.yaml"
+    file.write_text(content, encoding="utf-8")
+    for read in (read_yaml, lambda path: given_options([], path)):
+        try:
+            read(file)
+        except pd.InputError as error:
+            assert told in str(error) and str(file) in str(error) and len(str(error)) < 500
+        else:
+            assert read is not read_yaml
+
+
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [
+        ({"network": {"width": 10**7}}, "network.width"),
+        ({"network": {"multipliers": [1] * 13}}, "network.multipliers"),
+        ({"network": {"multipliers": [1] * 5000}}, "network.multipliers"),
+        ({"network": {"blocks": 10**6}}, "network.blocks"),
+        ({"data": {"resolution": [8, 10**9]}}, "data.resolution"),
+        ({"engine": {"processes": 10**6}}, "engine.processes"),
+        ({"batch": 10**8}, "batch"),
+        ({"steps": 10**400}, "steps"),
+        ({"minutes": 1e300}, "minutes"),
+        ({"noise": {"sigma_data": 1e300}}, "noise.sigma_data"),
+        ({"optimizer": {"learning_rate": 1e300}}, "optimizer.learning_rate"),
+        ({"log_every": 0}, "log_every"),
+    ],
+)
+def test_numbers_have_limits(options, option):
+    config = from_dict(options)
+    with refused(option):
+        check_numbers(config)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_no_option_is_infinite(option):
+    options = math.inf
+    for group in reversed(option.split(".")):
+        options = {group: options}
+    with refused(option):
+        from_dict(options)

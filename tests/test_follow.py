@@ -20,7 +20,7 @@ from patch_diffusion.races.turns import read_measurements
 from patch_diffusion.runs.folder import RunFolder, refuse_occupied
 from patch_diffusion.runs.history import Curve, History
 from patch_diffusion.runs.lock import HOLDER_FILE, LOCK_FILE, holder, locked
-from patch_diffusion.runs.log import LogTail, last_measured, read_log
+from patch_diffusion.runs.log import LogTail, last_measured, parse_line, read_log
 from patch_diffusion.training.progress import Progress
 from patch_diffusion.web.runs import Runs
 
@@ -377,6 +377,8 @@ def test_no_run(tmp_path):
         b'{"step": 2, "held_out": 5}\n{"step": 2, "samples": [1]}\n{"step": 2, "held_out": {"loss": null}}\n',
         b'{"step": ' + b"[" * 100_000 + b"\n",
         b'{"step": 2, "images": 1' + b"0" * 400 + b', "held_out": {"loss": 1}}\n',
+        b'{"step": 2, "images": 8, "seconds": 1e999, "learning_rate": 0.1, "loss": {"8x12": 1}}\n',
+        b'{"step": 2, "images": 8, "seconds": NaN, "learning_rate": 0.1, "loss": {"8x12": 1}}\n',
     ],
 )
 def test_every_reader_passes_over_damaged_lines(run, damage, capsys):
@@ -388,6 +390,16 @@ def test_every_reader_passes_over_damaged_lines(run, damage, capsys):
     assert Runs(run.parent).overview()[0]["step"] == 2
     Progress(log, show=False).continue_log(2)
     assert log.read_text() == text([line(1, 0.5), line(2, 0.6)])
+
+
+def test_losses_that_earlier_versions_wrote_as_nan_are_none():
+    assert parse_line(b'{"step": 1, "note": "", "spent": 1, "samples": {"kernel": NaN}}')["samples"] == {"kernel": None}
+    assert parse_line(b'{"step": 1, "note": "", "x": 1e999, "y": -1e999, "z": 1e99}')["x"] is None
+
+
+def test_sizes_of_any_name_are_sorted():
+    measured = {**line(1, 0.5), "loss": {"8x12": 1.0, "\u00b2x8": 2.0, "9" * 5000: 3.0, "4x6": 4.0}}
+    assert list(History.of([measured]).loss)[:2] == ["8x12", "4x6"]
 
 
 def test_a_byte_that_is_no_utf8_in_a_note_spares_the_line(run):

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 import patch_diffusion as pd
+from patch_diffusion.devices import memory_of
 from patch_diffusion.training import forecast as module
 from patch_diffusion.training.forecast import Forecast, forecast
-from patch_diffusion.training.hardware.memory import kept_for_backward, memory_of, memory_of_weights
+from patch_diffusion.training.hardware.memory import kept_for_backward, memory_of_weights
 from patch_diffusion.training.trainer import Trainer
 
 

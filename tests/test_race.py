@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import shutil
 import signal
@@ -435,6 +436,7 @@ def test_what_is_refused_before_anything_is_written(arms, tmp_path, monkeypatch)
     refused("a number for batch, not auto", {name: replace(each, batch="auto") for name, each in arms.items()})
     refused("moments is at least 1", moments=0)
     refused("at least one seed", seeds=[])
+    refused("budget of tuning is above 0", tuned=["whole"], tune_budget=math.inf)
     refused("budget of tuning is above 0", tuned=["whole"], tune_budget=-1)
     refused("which says when training ends", {name: replace(each, steps=None) for name, each in arms.items()})
     monkeypatch.setenv("RANK", "0")

@@ -185,6 +185,29 @@ def test_what_was_given_is_not_changed():
     assert config.network.attention == (1,) and config.network.multipliers == (1, 2)
 
 
+@pytest.mark.parametrize(
+    ("preset", "asked", "replaced"),
+    [
+        ("small", {"multipliers": (1, 2)}, {"attention": (1,)}),
+        ("small", {"kind": "dit"}, dict.fromkeys(["multipliers", "blocks", "attention", "width"])),
+        ("dit-small", {"kind": "adm"}, dict.fromkeys(["depth", "heads", "token", "width"])),
+        ("dit-small", {"width": 100}, {"heads": 1}),
+        ("dit-small", {"heads": 3}, {"width": 60}),
+        ("small", {"blocks": 2}, {}),
+        ("dit-small", {"heads": 3, "width": 24}, {}),
+    ],
+)
+def test_what_does_not_go_with_what_was_given_of_a_network_is_replaced(preset, asked, replaced):
+    base = pd.PRESETS[preset]
+    network = replace(base.network, **asked)
+    images, config = images_of((32, 32)), replace(base, network=network)
+    chosen, reasons = suggest(images, config, {f"network.{name}" for name in asked})
+    assert chosen.network == replace(network, **replaced)
+    assert any("network." in reason for reason in reasons) == bool(replaced)
+    build_network(chosen.network, 3, 0, coords=True)
+    assert suggest(images, config, {f"network.{name}" for name in vars(network)})[0].network == network
+
+
 def test_where_nothing_helps_the_trainer_says_why(tmp_path):
     images = pd.ImageSet(torch.arange(33 * 33).remainder(256).to(torch.uint8).reshape(1, 1, 33, 33))
     config, reasons = suggest(images, SMALL)

@@ -1,3 +1,4 @@
+import copy
 import io
 import json
 import math
@@ -17,9 +18,10 @@ from checkpoint_files import read_checkpoint
 from patch_diffusion.cli import main
 from patch_diffusion.config import Ema, Engine, Optimizer
 from patch_diffusion.data.augment import Augment
-from patch_diffusion.files import read_tensors
-from patch_diffusion.runs.folder import RULES
+from patch_diffusion.files import read_tensors, to_json
+from patch_diffusion.runs.folder import RULES, RunFolder
 from patch_diffusion.training import progress
+from patch_diffusion.training.checkpoints import checkpoint
 from refusal import refused
 
 
@@ -526,6 +528,69 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(make_trainer, name, da
     assert not trainer.run.checkpoint(4).with_name("step-00000004.damaged.tmp").exists()
     one, two = (read_tensors(run.checkpoint(4) / "weights.safetensors") for run in (whole.run, continued.run))
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_state_of_any_kind_is_taken_or_refused(make_trainer):
+    """Of a stranger's checkpoint, whose checksums are right."""
+    trainer = make_trainer(noise=pd.NoiseLevels(weight="learned"))
+    trainer.fit(steps=1)
+    folder = trainer.run.checkpoint(1)
+    file = folder / "state.json"
+    written = json.loads(file.read_text())
+    del written["checksum"]
+    tensors = checkpoint.read_groups(folder, written)
+
+    def places(content, *path):
+        for key, value in content.items():
+            yield (*path, key)
+            if isinstance(value, dict):
+                yield from places(value, *path, key)
+
+    for *groups, name in places(written):
+        for value in (None, -1, "x", 10**400, {"../x": "x"}, [["a", None]]):
+            altered = group = copy.deepcopy(written)
+            for each in groups:
+                group = group[each]
+            group[name] = value
+            file.write_text(json.dumps({**altered, "checksum": checkpoint._checksum(altered)}))
+            try:
+                to_json(pd.describe(trainer.run.path))  # takes what it can read
+                trainer.state.restore(folder, tensors, checkpoint.verify(folder))
+            except pd.InputError as error:
+                assert str(folder) in str(error) and len(str(error)) < 600
+            else:
+                counters = trainer.state.counters
+                assert counters.step == 1 and isinstance(counters.images, int) and name != "checksums"
+                assert all(0 <= num <= counters.images for num in counters.by_resolution.values())
+                to_json(trainer.state.state()[1])
+
+
+@pytest.mark.parametrize(
+    ("altered", "told"),
+    [
+        ({"seen": {}}, "it is not of step 1"),
+        ({"seen": {"step": 2, "images": 4}}, "it is not of step 1"),
+        ({"checksums": {}}, "checksums of other files"),
+        ({"checksums": {"../../config.json": "config.json"}}, "checksums of other files"),
+        ({"checksums": [1]}, "checksums is [1]: input should be a valid dictionary"),
+    ],
+)
+def test_a_checkpoint_is_of_its_step_and_of_its_own_files(tmp_path, altered, told):
+    folder = tmp_path / "checkpoints" / "step-00000001"
+    folder.mkdir(parents=True)
+    (tmp_path / "config.json").write_text("{}")
+    if isinstance(files := altered.get("checksums"), dict):
+        altered = {"checksums": {name: checkpoint.file_checksum(tmp_path / file) for name, file in files.items()}}
+    content = {"seen": {"step": 1}, "checksums": {"weights.safetensors": ""}, **altered}
+    (folder / "state.json").write_text(json.dumps({**content, "checksum": checkpoint._checksum(content)}))
+    with pytest.raises(pd.InputError, match=re.escape(told)):
+        checkpoint.verify(folder)
+
+
+def test_only_folders_with_a_step_are_checkpoints(tmp_path):
+    for name in ("step-00000003", "step-\u00b2", "step-\u0663", "step-3.tmp", "step-"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert [path.name for path in RunFolder(tmp_path).checkpoints()] == ["step-00000003"]
 
 
 @pytest.mark.slow

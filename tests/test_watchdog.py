@@ -10,7 +10,7 @@ import patch_diffusion as pd
 from checkpoint_files import read_checkpoint
 from patch_diffusion.config import Optimizer
 from patch_diffusion.files import read_tensors
-from patch_diffusion.training import loop
+from patch_diffusion.training import loop, watchdog
 from patch_diffusion.training.hardware.group import Group
 from patch_diffusion.training.losses import Summary
 from patch_diffusion.training.optimizing.optimizers import make_optimizer
@@ -76,6 +76,16 @@ def test_a_few_skipped_steps_are_no_trouble_and_many_are():
     dog = Watchdog()
     assert not dog.judge(20, means(0.3, skipped=10))
     assert dog.judge(40, means(0.3, skipped=21)) == "the gradients of 11 of the last 20 steps were not finite"
+
+
+def test_steps_are_counted_and_not_lines():
+    """With a line for each step, one that is skipped is not most of them; ten in a row are."""
+    dog = Watchdog()
+    told = [dog.judge(step, means(0.3, steps=1, skipped=min(step, 1) + max(step - 4, 0))) for step in range(1, 15)]
+    assert dog.good == 4 and not any(told[:-1])
+    assert told[-1] == "the gradients of 10 of the last 10 steps were not finite"
+    assert Watchdog().judge(3, means(0.3, steps=3, skipped=2), last=True)
+    assert not Watchdog().judge(30, means(0.3, steps=3, skipped=2), last=True)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
@@ -160,7 +170,8 @@ def test_what_goes_back_and_is_killed_goes_on_from_there(make_trainer, monkeypat
 
 
 @pytest.mark.slow
-def test_the_second_time_it_stops_and_leaves_the_good_state(make_trainer):
+def test_the_second_time_it_stops_and_leaves_the_good_state(make_trainer, monkeypatch):
+    monkeypatch.setattr(watchdog, "LOST", 1)
     trainer = make_trainer(log_every=1, checkpoints=4)
     spoil(trainer, lambda trainer: trainer.state.counters.step >= 2, to_nan)
     with pytest.raises(pd.InputError, match=r"not finite again \(step 3\), so training stopped; look at the data"):
@@ -176,7 +187,8 @@ def test_the_second_time_it_stops_and_leaves_the_good_state(make_trainer):
 
 
 @pytest.mark.slow
-def test_it_may_be_told_to_stop_at_once_or_to_go_on(make_trainer):
+def test_it_may_be_told_to_stop_at_once_or_to_go_on(make_trainer, monkeypatch):
+    monkeypatch.setattr(watchdog, "LOST", 1)
     stops = make_trainer("stops", log_every=1, watchdog="stop")
     spoil(stops, lambda trainer: trainer.state.counters.step == 2, to_nan)
     with pytest.raises(pd.InputError, match="so training stopped"):

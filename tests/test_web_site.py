@@ -588,3 +588,10 @@ def test_images_that_are_no_pictures_are_sampled_and_shown_in_grey(tmp_path):
     made = np.load(io.BytesIO(ask(site.app, "/api/file", {"job": job, "name": "1-run/000001.npy"}).content))
     assert made.shape == (5, 8, 8) and made.dtype == np.float32
     assert b"8 bits" in ask(site.app, "/api/fit", {"run": "run"}, file_of(Image.new("L", (8, 8)))).content
+
+
+@pytest.mark.parametrize("length", ["", "9" * 400, "x", "-1"])
+def test_a_length_that_is_no_number(site, length):
+    """Over a network the parser of requests refuses it first."""
+    answer = ask(site.app, "/api/generate", body=b"{}", content_length=length)
+    assert answer.status == 400 and "Content-Length" in json.loads(answer.content)["error"]

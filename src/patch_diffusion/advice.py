@@ -21,7 +21,7 @@ from patch_diffusion.data.latents.folder import is_latents
 from patch_diffusion.data.named import DIGITS
 from patch_diffusion.data.reading.labels import ONE_IMAGE
 from patch_diffusion.data.reading.survey import ONE_VALUE
-from patch_diffusion.devices import choose_device
+from patch_diffusion.devices import choose_device, memory_of
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import user_path
 from patch_diffusion.patches.schedule import PatchSchedule
@@ -30,7 +30,7 @@ from patch_diffusion.runs.model import build_network
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.build import build_trainer, note_on_few
 from patch_diffusion.training.forecast import Forecast, duration, forecast, shares_of
-from patch_diffusion.training.hardware.memory import memory_of, memory_of_weights
+from patch_diffusion.training.hardware.memory import memory_of_weights
 from patch_diffusion.training.suggest import stride, suggest
 
 SIDE_ON_CPU, SIDE_ON_GPU = 64, 128

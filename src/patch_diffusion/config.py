@@ -7,31 +7,21 @@ imports no heavy library, so that ``--help`` is quick. Ranges are checked by the
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from patch_diffusion.errors import InputError, did_you_mean
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
+from patch_diffusion.errors import InputError, did_you_mean, finite_number, option_error
+from patch_diffusion.records import Strict, check_limits, in_short, record_of
 
 Mode = Literal["auto", "L", "RGB", "RGBA", "RGB16"]
 Fit = Literal["crop", "stretch", "bucket", "multiples"]
 Layout = Literal["auto", "channels_first", "channels_last"]
 Cache = Literal["auto", "memory", "disk"]
-
-
-class Strict:
-    """Base of dataclasses that pydantic reads: an unknown name, or a number that is not finite, is an error."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
-    """By the name that pydantic looks for."""
 
 
 def _parse_shares(words: list[str]) -> dict[str, float]:
@@ -309,6 +299,42 @@ class Config(Strict):
 BUDGETS = ("steps", "images", "minutes", "wall_minutes")
 """The names of the options that set the training budget; only one of them counts."""
 
+LARGEST = 2**63 - 1
+"""The largest whole number of an option: that of 64 bits."""
+
+LARGEST_FLOAT = 10**12
+"""The largest of the other numbers, whose squares and differences are still numbers in single precision."""
+
+MOST_LEVELS = 12
+"""The most levels of a U-Net, of which each but the first halves height and width."""
+
+LIMITS: dict[str, tuple[int, int]] = {
+    "data.resolution": (1, 65_536),
+    "patches.context": (1, 65_536),
+    "network.width": (1, 16_384),
+    "network.multipliers": (1, 64),
+    "network.blocks": (1, 64),
+    "network.depth": (1, 512),
+    "network.heads": (1, 1024),
+    "network.token": (1, 1024),
+    "noise.sigma_data": (0, 1_000_000_000),
+    "noise.levels": (0, LARGEST_FLOAT),
+    "ema.lengths": (0, 1),
+    "engine.threads": (1, 4096),
+    "engine.processes": (1, 1024),
+    "engine.accumulation": (1, 100_000),
+    "watch.samples": (1, 10_000_000),
+    "batch": (1, 100_000),
+    "minutes": (0, 10_000_000),
+    "wall_minutes": (0, 10_000_000),
+    "checkpoints": (1, 1_000_000),
+    "checkpoint_steps": (1, LARGEST),
+    "checkpoint_last": (1, LARGEST),
+    "samples": (0, 1_000_000),
+    "log_every": (1, LARGEST),
+}
+"""The least and the most of numbers of options, so that none, a mistake or a stranger's, becomes a size without end."""
+
 # Options that may differ when a training is continued, as they do not affect its finished part.
 MAY_CHANGE = {
     "data.cache",
@@ -363,8 +389,6 @@ def from_dict(options: dict[str, Any], *, base: Config | None = None, where: str
         base: the config that supplies the options that are not given; None takes the defaults.
         where: the name of the source of the options in errors.
     """
-    from pydantic import ValidationError
-
     merged = _merge(to_dict(base or Config()), options, where, ())
     for option, renamed in OLD_VALUES.items():
         group, name = option.split(".")
@@ -372,51 +396,74 @@ def from_dict(options: dict[str, Any], *, base: Config | None = None, where: str
             if merged[group][name] == old:
                 merged[group][name] = new
     try:
-        return _validator().validate_python(merged)
-    except ValidationError as error:
-        errors = [(_name_of(found["loc"], merged), found) for found in error.errors()]
-        name, first = errors[0]
-        # An option that accepts several types of values has one error for each type.
-        reasons = dict.fromkeys(found["msg"].lower() for other, found in errors if other == name)
-        option = next((each for each in option_names() if f"{name}.".startswith(f"{each}.")), name)  # not its part
-        raise InputError(f"{where}: {name} is {first['input']!r}: {', or '.join(reasons)}", option=option) from None
+        return record_of(Config, merged, where)
+    except InputError as error:  # about an option, not its part
+        error.option = next(
+            (each for each in option_names() if f"{error.option}.".startswith(f"{each}.")), error.option
+        )
+        raise
 
 
-@functools.cache
-def _validator() -> TypeAdapter[Config]:
-    """Return pydantic's validator of configs, made once, since making it takes longer than validating."""
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(Config)
-
-
-def _name_of(location: tuple[str | int, ...], options: Any) -> str:
-    """Return the full name of the option that a validation error is about, without the value types at its end."""
-    parts = []
-    for part in location:
-        if isinstance(options, dict) and part in options:
-            options = options[part]
-        elif not isinstance(part, int):
-            break
-        parts.append(str(part))
-    return ".".join(parts)
+def check_numbers(config: Config, where: str = "") -> None:
+    """Raise InputError if a number of a config is not finite, or beyond its `LIMITS`; ``where`` begins the error."""
+    options = flat_options(config)
+    for name, value in options.items():
+        for number in value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]:
+            most = LARGEST
+            if isinstance(number, float):
+                finite_number(name, number)
+                most = LARGEST_FLOAT
+            check_limits({name: number}, {name: (-most, most)}, where)
+    check_limits(options, LIMITS, where)
+    if len(config.network.multipliers or ()) > MOST_LEVELS:
+        raise option_error("network.multipliers", f"has at most {MOST_LEVELS} levels")
+    if not config.checkpoint_minutes > 0:
+        raise option_error("checkpoint_minutes", f"is above 0, not {config.checkpoint_minutes}")
 
 
 def read_yaml(path: str | Path, base: Config | None = None) -> Config:
-    """Make a config from a YAML file of options, which override those of ``base``."""
+    """Make a config from a YAML file of options, see `yaml_options`, which override those of ``base``."""
+    return from_dict(yaml_options(path), base=base, where=str(path))
+
+
+def yaml_options(path: str | Path) -> dict[str, Any]:
+    """Read the nested options of a YAML file.
+
+    Raises:
+        InputError: it is no such file. It is small and flat, and no part of it stands for another (an alias), since a
+            few lines of aliases can mean more than any memory holds.
+    """
     import yaml
 
     try:
-        options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = Path(path).read_bytes()[: _MOST_YAML + 1]
+        if len(content) > _MOST_YAML:
+            raise InputError(f"{path} has more than {_MOST_YAML:,} bytes: a config is a short text of options")
+        depth = 0
+        for event in yaml.parse(content.decode("utf-8"), yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            wrong = {
+                "is nested too deeply": depth > _DEEPEST_YAML,
+                "has an alias (*name), and options are written out": isinstance(event, yaml.AliasEvent),
+                "has a tag (!name), and options are plain values": getattr(event, "tag", None) is not None,
+            }
+            for why in (why for why, is_so in wrong.items() if is_so):
+                raise InputError(f"{path} is no config: line {event.start_mark.line + 1} {why}")
+        options = yaml.safe_load(content.decode("utf-8"))
     except OSError as error:
         raise InputError(f"cannot read the config file {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())[:200]}") from None
     if options is None:
-        options = {}
+        return {}
     if not isinstance(options, dict):
         raise InputError(f"{path} must hold options by name, such as 'batch: 64', but holds a {type(options).__name__}")
-    return from_dict(options, base=base, where=str(path))
+    return options
+
+
+_MOST_YAML, _DEEPEST_YAML = 50_000, 10
 
 
 def flat_options(config: Config) -> dict[str, Any]:
@@ -452,7 +499,7 @@ def _merge(base: dict[str, Any], options: dict[str, Any], where: str, path: tupl
             raise InputError(f"{where}: there is no option '{name}'{did_you_mean(str(key), base)}", option=name)
         is_group = isinstance(base[key], dict) and name != "patches.sizes"
         if is_group and not isinstance(value, dict):
-            raise InputError(f"{where}: {name} is a group of options, not {value!r}", option=name)
+            raise InputError(f"{where}: {name} is a group of options, not {in_short(value)}", option=name)
         merged[key] = _merge(base[key], value, where, (*path, str(key))) if is_group else value
     return merged
 

@@ -54,6 +54,16 @@ def processor_has_bf16() -> bool:
     return any(getattr(torch.cpu, name, bool)() for name in known)
 
 
+def memory_of(device: torch.device) -> int | None:
+    """Return the total memory of a device in bytes; None if it is not known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
 def device_name(device: torch.device) -> str:
     """Return the product name of a CUDA GPU; for any other device that of the processor."""
     if device.type == "cuda":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import operator
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -113,9 +114,22 @@ def whole_number(name: str, value: Any) -> int:
 
 def finite_number(name: str, value: Any) -> float:
     """Return a real number, of Python or NumPy, as one of Python, or raise an `InputError` that names it."""
-    if not isinstance(value, Real) or not math.isfinite(value):
+    too_large = isinstance(value, int) and abs(value) > sys.float_info.max  # for `isfinite`
+    if not isinstance(value, Real) or too_large or not math.isfinite(value):
         raise InputError(f"{name} is a finite number, not {value!r}", option=None if " " in name else name)
     return value if isinstance(value, int | float) else float(value)
+
+
+def decimal(text: str) -> int | None:
+    """Return the whole number that a text of decimal digits means; None if it is no such text, or is beyond 64 bits.
+
+    Python's own error for thousands of digits is no `InputError`.
+
+    >>> decimal("07"), decimal("-7"), decimal("9" * 5000)
+    (7, None, None)
+    """
+    number = int(text) if text.isdecimal() and len(text) <= 20 else 2**63
+    return number if number < 2**63 else None
 
 
 def checked_seeds(seeds: Iterable[int]) -> Sequence[int]:

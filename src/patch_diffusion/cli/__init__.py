@@ -35,6 +35,8 @@ _KINDS = (Train, Sample, Evaluate, Edit, Info, Inspect, Prepare, Race, Import, E
 _WITH_PLACE = warnings.showwarning
 VERBS: dict[str, type[Verb]] = {kind.__name__.lower(): kind for kind in _KINDS}
 
+_LONGEST = 3000  # characters of a reason, which may quote a word or a name of any length
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``patch-diffusion`` with these arguments, or those of the process if None; return the exit status."""
@@ -103,7 +105,10 @@ def _show_warning(message: Warning | str, category: type[Warning], *where: Any, 
 
 def _fail(status: int, name: str, *reason: str) -> int:
     listen()
-    say(shown(f"{name}: {''.join(reason)}"), aside=True)
+    text = "".join(reason)
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+    say(shown(f"{name}: {text}"), aside=True)
     return status
 
 

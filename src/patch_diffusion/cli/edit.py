@@ -13,7 +13,7 @@ import patch_diffusion
 from patch_diffusion.cli.choosing import check_places, class_number, open_guide, pictures_in, read_from, write_shown
 from patch_diffusion.cli.parsing import parse_seeds, value_of
 from patch_diffusion.cli.verb import FilePath, Json, RunPath, Verb
-from patch_diffusion.errors import InputError, option_error
+from patch_diffusion.errors import InputError, decimal, option_error
 from patch_diffusion.sampling.options import Sampling
 
 
@@ -138,7 +138,8 @@ def _sides(words: Sequence[str]) -> dict[str, int]:
     found: dict[str, int] = {}
     for part in ",".join(words).split(","):
         side, _, pixels = part.strip().partition("=")
-        if not pixels.isdecimal():
+        number = decimal(pixels)
+        if number is None:
             raise InputError(f"--extend takes sides and pixels, as in left=32,top=8, not '{part}'")
-        found[side] = found.get(side, 0) + int(pixels)
+        found[side] = found.get(side, 0) + number
     return found

@@ -16,7 +16,7 @@ from patch_diffusion.cli.options import given_options, option_words
 from patch_diffusion.cli.say import say
 from patch_diffusion.cli.train import _preset_and_file, settled
 from patch_diffusion.cli.verb import DataName, Json, Verb
-from patch_diffusion.config import Config
+from patch_diffusion.config import Config, check_numbers
 from patch_diffusion.errors import InputError
 from patch_diffusion.presets import DEFAULT_PRESET, PRESETS
 
@@ -80,6 +80,7 @@ class Inspect(Verb):
         from patch_diffusion.data.inspection.sheet import check_sheet
         from patch_diffusion.files import check_apart
 
+        check_numbers(self.options)
         if self.sheet is not None:
             check_sheet(self.sheet)
             check_apart([self.sheet], [self.source, self.config])

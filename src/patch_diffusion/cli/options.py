@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
-from patch_diffusion.config import BUDGETS, Config, flat, flat_options
+from patch_diffusion.config import BUDGETS, Config, flat, flat_options, yaml_options
 from patch_diffusion.presets import PRESETS
 
 Preset = Annotated[str, arg(metavar="NAME", help=f"Settings to start from: {', '.join(PRESETS)}.")]
@@ -24,9 +24,7 @@ def given_options(arguments: Sequence[str], file: Path | None = None) -> frozens
     names = [word.replace("-", "_") for word in words]
     names = [_ALIASES.get(name, name).replace(".no_", ".") for name in names]
     if file is not None:
-        import yaml
-
-        names += flat(yaml.safe_load(file.read_text(encoding="utf-8")) or {}).keys()
+        names += flat(yaml_options(file)).keys()
     return frozenset(names)
 
 

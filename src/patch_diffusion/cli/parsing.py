@@ -14,7 +14,7 @@ import tyro
 from patch_diffusion.cli.help import help_text
 from patch_diffusion.cli.say import say
 from patch_diffusion.config import OLD_VALUES
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, decimal
 
 _MOST_SEEDS = 1_000_000
 
@@ -91,14 +91,13 @@ def parse_seeds(text: str) -> list[int]:
     num = 0
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise InputError(f"--seeds are numbers and ranges such as 0-63 or 3,5,8-11, not '{text}'")
-        if max(int(first), int(last or first)) >= 2**63:
-            raise InputError(f"--seeds are numbers below 2^63, not '{text}'")
-        if int(first) > int(last or first):
+        least, most = decimal(first), decimal(last if dash else first)
+        if least is None or most is None:
+            raise InputError(f"--seeds are numbers below 2^63, and ranges, such as 0-63 or 3,5,8-11, not '{text}'")
+        if least > most:
             raise InputError(f"--seeds {part.strip()} names no seed: the first of a range is the smaller")
-        ranges.append(range(int(first), int(last or first) + 1))
-        num += int(last or first) + 1 - int(first)
+        ranges.append(range(least, most + 1))
+        num += most + 1 - least
     if num > _MOST_SEEDS:
         raise InputError(f"--seeds names {num:,} pictures, and at most {_MOST_SEEDS:,} are made by one command")
     return list(dict.fromkeys(chain.from_iterable(ranges)))

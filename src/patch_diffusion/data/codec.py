@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -67,6 +67,9 @@ class PixelCodec:
     >>> PixelCodec("uint16", 0, 4095).encode(torch.full((1, 1, 2, 2), 4095).to(torch.uint16)).max()
     tensor(1.)
     """
+
+    # As `records.Strict` has it, which no export carries.
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
 
     dtype: str = "uint8"
     low: float | None = None

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from patch_diffusion.config import Config, Data, Network, Noise, Patches, to_dict
+from patch_diffusion.config import Config, Data, Network, Noise, Patches, check_numbers, to_dict
 from patch_diffusion.denoise.networks.unet import STYLES
 from patch_diffusion.denoise.process import VP
 from patch_diffusion.errors import InputError
@@ -77,6 +77,7 @@ def import_model(file: str | os.PathLike[str], out: str | os.PathLike[str]) -> d
         config, facts, weights = recognise(published)
     except InputError as error:
         raise error.reworded(f"{path}: {error}") from None
+    check_numbers(config)
     run.check(config, facts)
     check_room(run.path, sum(tensor.nbytes for tensor in weights.values()))
     run.path.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from patch_diffusion.config import Config, to_dict
+from patch_diffusion.config import LARGEST, LIMITS, Config, to_dict
 from patch_diffusion.data.digest import digest_of
 from patch_diffusion.data.images import refuse_ids
 from patch_diffusion.denoise.whole_image import SIGMAS
@@ -24,6 +24,7 @@ from patch_diffusion.races.setup import RaceSetup, budget_of
 from patch_diffusion.races.summary import length
 from patch_diffusion.races.tuning import num_trials, tune
 from patch_diffusion.races.turns import JUDGES, judgement, judging, run_turns, seconds_per_judge
+from patch_diffusion.records import check_limits
 from patch_diffusion.runs.lock import locked
 from patch_diffusion.runs.time_spent import clock
 from patch_diffusion.training.budget import Cadence
@@ -77,15 +78,15 @@ def race(
     >>> found = race({"whole": whole, "patches": patches}, "races/photos", tuned=["whole"])  # doctest: +SKIP
     """
     check_arms(arms)
-    if moments < 1:
-        raise InputError(f"moments is at least 1, not {moments}")
+    check_limits({"moments": moments}, {"moments": (1, 100_000)})
     if not seeds:
         raise InputError("a race takes at least one seed, and none is given")
     folder = RaceFolder(user_path(out))
     setup = RaceSetup.open(arms, held_out, given, folder.noise())
     tune_budget = setup.extent if tune_budget is None else tune_budget
-    if tuned and not tune_budget > 0:
-        raise InputError(f"the budget of tuning is above 0, not {tune_budget}")
+    most = LIMITS.get(setup.unit, (0, LARGEST))[1]
+    if tuned and not 0 < tune_budget <= most:
+        raise InputError(f"the budget of tuning is above 0, and at most {most:,} {setup.unit}, not {tune_budget:g}")
     plan = {
         "arms": {name: to_dict(config) for name, config in setup.arms.items()},
         "held_out": held_out,

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from patch_diffusion.config import Config, Network, changed_options, flat_options, from_dict, option_names, to_dict
+from patch_diffusion.config import (
+    LARGEST,
+    Config,
+    Network,
+    changed_options,
+    check_numbers,
+    flat_options,
+    from_dict,
+    option_names,
+    to_dict,
+)
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.digest import change_of, digest_of
 from patch_diffusion.data.held_out import hold_out
 from patch_diffusion.data.images import Images, numbered_as, with_codec
+from patch_diffusion.data.latents.codec import LatentCodec, codec_of
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.files import read_json, user_path, write_json
+from patch_diffusion.records import Strict, check_limits, record_of
 from patch_diffusion.runs.lock import HOLDER_FILE, LOCK_FILE
 from patch_diffusion.runs.log import last_measured
-from patch_diffusion.runs.retention import best_of, state_of, step_of
+from patch_diffusion.runs.retention import State, best_of, state_of, step_of
 from patch_diffusion.runs.time_spent import time_spent
 from patch_diffusion.version import __version__
 
@@ -31,7 +45,7 @@ RULES = ("counted-attention", "published-stretching", "adam-for-embeddings")
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class ModelFacts(Strict):
     """Facts about a run's data and network that its options do not tell, such as image size and number of classes.
 
     ``resolution_is_bucket`` is True of images in buckets, unless their sizes are those of an earlier version. ``rules``
@@ -50,7 +64,7 @@ class ModelFacts:
     resolution_is_bucket: bool = False
     held_out_below: float | None = None
     """The limit below which the draws of held-out images are, see `Part`; None: chosen by place, or none held out."""
-    data_digest: dict[str, Any] = field(default_factory=dict)
+    data_digest: dict[str, int | str] = field(default_factory=dict)
     """The digest of the images, see `digest_of`; empty in runs of earlier versions, which do not compare them."""
     rules: tuple[str, ...] = ()
 
@@ -73,6 +87,18 @@ class ModelFacts:
             data_digest=digest_of(images),
             rules=tuple(rules),
         )
+
+
+_LIMITS = {
+    "model.image_channels": (1, 10_000),
+    "model.resolution": (1, 2**20),
+    "model.num_classes": (0, 10_000_000),
+    "model.num_images": (0, LARGEST),
+    "model.sigma_data": (1e-9, 1e9),
+    "model.parameters": (0, LARGEST),
+    "model.augment_channels": (0, 1000),
+    "model.held_out_below": (0, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -106,7 +132,7 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """Return the folders of all complete checkpoints, oldest first."""
-        return sorted(path for path in self.path.glob("checkpoints/step-*") if path.name[5:].isdigit())
+        return sorted(path for path in self.path.glob("checkpoints/step-*") if re.fullmatch("step-[0-9]+", path.name))
 
     def best(self) -> Path | None:
         """Return the folder of the best checkpoint by the run's option ``checkpoint_by``; None if none was measured."""
@@ -147,6 +173,7 @@ class RunFolder:
         for name in allow:
             if name not in known:
                 raise InputError(f"there is no option '{name}' to allow{did_you_mean(name, known)}")
+        facts_of(asdict(facts), str(self.config_file))  # else it would be refused when it is read again
         if not self.is_run():
             if advice := self.lost_config():
                 raise InputError(f"{self.path} holds the checkpoints of a run, but no config.json{advice}")
@@ -161,8 +188,8 @@ class RunFolder:
         if stored.data.source == config.data.source and gone:
             raise InputError(
                 f"{self.path} holds a run on {stored_facts.num_images:,} images, but there are now "
-                f"{facts.num_images:,} in {config.data.source or 'the data'}: bring the data back as it was, or "
-                "choose another folder"
+                f"{facts.num_images:,} in {config.data.source or 'the data'}: bring the data back as it was, "
+                "choose another folder, or go on with these by --allow num_images"
             )
         changed = changed_options(stored, config)
         of_data = {"held_out_below", "data_digest", *(["num_images"] if stored_facts.data_digest else [])}
@@ -234,17 +261,12 @@ class RunFolder:
         except InputError as error:
             raise error.reworded(f"{error}{self.lost_config()}") from None
         content.pop("version", None)
-        facts = content.pop("model", None)
+        facts = facts_of(content.pop("model", {}), str(self.config_file))
         config = from_dict(content, where=str(self.config_file))
-        try:
-            facts = ModelFacts(**facts)
-            height, width = facts.resolution
-        except (TypeError, ValueError):
-            raise InputError(f"{self.config_file} is damaged: its 'model' is not that of a run") from None
+        check_numbers(config, str(self.config_file))
         if config.data.fit == "bucket" and not facts.resolution_is_bucket:  # a run of an earlier version
             config = replace(config, data=replace(config.data, fit="multiples"))
-        lists = {"class_names": tuple(facts.class_names), "rules": tuple(facts.rules)}
-        return config, replace(facts, resolution=(height, width), **lists)
+        return config, facts
 
     def lost_config(self) -> str:
         """Return the end of an error sentence that says which copy of ``config.json`` to take; empty if there is none.
@@ -254,6 +276,29 @@ class RunFolder:
         copies = [path / self.config_file.name for path in reversed(self.checkpoints())]
         kept = next((path for path in copies if path.exists()), None)
         return f": copy {kept} to {self.config_file}, and the run is whole again" if kept else ""
+
+
+def facts_of(content: Any, where: str) -> ModelFacts:
+    """Return the facts of a model that a file holds as ``model``; raise an `InputError` that names one that is none."""
+    facts = record_of(ModelFacts, content, where, "model")
+    check_limits({f"model.{name}": value for name, value in vars(facts).items()}, _LIMITS, where)
+    codec = codec_of(facts.codec, where, "model.codec")
+    for wrong, told in (
+        (math.prod(facts.resolution) > 2**32, "resolution has at most 2^32 pixels"),
+        (len(facts.class_names) not in (0, facts.num_classes), "class_names has a name for each class, or none"),
+        (
+            isinstance(codec, LatentCodec) and len(codec.mean) != facts.image_channels,
+            "codec has a mean for each channel of the images",
+        ),
+        (
+            facts.data_digest and not isinstance(facts.data_digest.get("images"), int),
+            "data_digest has the number of images",
+        ),
+    ):
+        if wrong:
+            raise InputError(f"{where}: model.{told}")
+    check_limits(facts.data_digest, {"images": (0, LARGEST)}, f"{where}: model.data_digest")
+    return replace(facts, codec=codec.as_dict())
 
 
 # Options and facts that decide which tensors there are: of the network, the optimizer and the averages.
@@ -301,13 +346,13 @@ def describe(run: str | os.PathLike[str]) -> dict[str, Any]:
     config, facts = folder.read_config()
     progress = last_measured(folder.log_file)
     best, checkpoints = folder.best(), folder.checkpoints()
-    newest = state_of(checkpoints[-1]) if checkpoints else {}
+    newest = state_of(checkpoints[-1]) if checkpoints else State()
     return {
         "run": str(folder.path),
         "model": asdict(facts),
         "options": to_dict(config),
         "progress": progress,
-        "time": time_spent(newest["seen"]["seconds"], newest.get("time") or {}) if "seen" in newest else {},
+        "time": time_spent(newest.seen.seconds, newest.time or {}) if newest.seen else {},
         "checkpoints": [step_of(path) for path in checkpoints],
         "best_checkpoint": None if best is None else step_of(best),
         "pictures": [str(path) for path in sorted(folder.path.glob("samples/*.png"))],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -278,7 +279,7 @@ def _by_area(curves: dict[str, Curve]) -> dict[str, Curve]:
 
 
 def _area(size: str) -> int:
-    numbers = [int(number) for number in size.removesuffix(" small").split("x") if number.isdigit()]
+    numbers = [int(number) for number in size.removesuffix(" small").split("x") if re.fullmatch("[0-9]{1,9}", number)]
     return math.prod(numbers) if numbers else 0
 
 

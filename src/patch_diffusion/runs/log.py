@@ -22,14 +22,19 @@ def parse_line(text: bytes) -> Line | None:
     """Parse one line of a run's log into a dict; return None if the line is damaged.
 
     A line that is returned has everything that readers compute with, so that none of them has to look again. Bytes that
-    are not UTF-8 become U+FFFD.
+    are not UTF-8 become U+FFFD; NaN and infinity, which earlier versions wrote, become None, and so does 1e999.
     """
     try:
-        line = json.loads(text.decode("utf-8", errors="replace"))
+        line = json.loads(text.decode("utf-8", errors="replace"), parse_constant=_finite, parse_float=_finite)
         _check_numbers(line)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
     return line if isinstance(line["step"], int) else None
+
+
+def _finite(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
 
 
 def _check_numbers(line: Line) -> None:
@@ -46,7 +51,8 @@ def _check_numbers(line: Line) -> None:
     if "samples" in line:
         may_be_none += line["samples"].values()
     for value in (*needed, *(value for value in may_be_none if value is not None)):
-        math.isfinite(value)  # raises TypeError or OverflowError for what is no number; NaN may be one
+        if not math.isfinite(value):  # TypeError or OverflowError for what is no number; 1e999 is read as infinite
+            raise ValueError(value)
 
 
 def read_log(path: Path) -> Iterator[Line | None]:

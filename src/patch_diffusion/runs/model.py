@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 from typing import Literal
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from patch_diffusion.config import Config, Network
 from patch_diffusion.data.latents.codec import LatentCodec, codec_of
@@ -16,14 +21,14 @@ from patch_diffusion.denoise.networks.dit import DiT
 from patch_diffusion.denoise.networks.unet import STYLES, UNet
 from patch_diffusion.denoise.process import PROCESSES
 from patch_diffusion.devices import choose_device
-from patch_diffusion.errors import InputError, option_error
-from patch_diffusion.files import read_json, read_tensors, user_path
+from patch_diffusion.errors import InputError, is_out_of_memory, option_error
+from patch_diffusion.files import read_tensors, user_path
 from patch_diffusion.runs.averages import average_name, combination, combine
 from patch_diffusion.runs.folder import RunFolder
-from patch_diffusion.runs.retention import step_of
+from patch_diffusion.runs.retention import Seen, read_state, step_of
 
-# Options that only one class of networks has, and that the other refuses.
-_UNET_ONLY, _DIT_ONLY = {"multipliers", "blocks", "attention"}, {"depth", "heads", "token"}
+UNET_ONLY, DIT_ONLY = ("multipliers", "blocks", "attention"), ("depth", "heads", "token")
+"""The names of options of networks that only one class of them has, and that the other refuses."""
 
 
 def build_network(
@@ -34,22 +39,52 @@ def build_network(
     augment_channels: int = 0,
     coords: bool,
     context: int | None = None,
+    most: tuple[float, str] | None = None,
 ) -> nn.Module:
-    """Build the `UNet` or `DiT` that the options describe, with random initial weights."""
+    """Build the `UNet` or `DiT` that the options describe, with random initial weights.
+
+    With ``most``, a number of parameters and in words what sets it, a network of more is refused before it is made.
+    """
     if options.kind == "custom":
         raise InputError("this run's network is a module of your own: give it as network=..., from Python")
     given = {name: value for name, value in vars(options).items() if value is not None and name != "kind"}
-    for name in (_DIT_ONLY if options.kind in STYLES else _UNET_ONLY) & given.keys():
+    for name in given.keys() & (DIT_ONLY if options.kind in STYLES else UNET_ONLY):
         raise option_error(f"network.{name}", f"has no meaning for network.kind {options.kind}: leave it out")
     given |= {"num_classes": num_classes, "augment_channels": augment_channels, "coords": coords}
     given["context"] = context is not None
     try:
-        if options.kind in STYLES:
-            return UNet(image_channels, kind=options.kind, **given)
-        return DiT(image_channels, **given)
+        with _at_most(*most or (math.inf, "any")):
+            if options.kind in STYLES:
+                return UNet(image_channels, kind=options.kind, **given)
+            return DiT(image_channels, **given)
+    except InputError:
+        raise
     # The network modules import nothing of the package, so they raise ValueError: "network.width is ...".
     except ValueError as error:
         raise option_error(*str(error).split(" ", 1)) from None
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError("the network that the options describe takes more memory than there is") from None
+
+
+@contextmanager
+def _at_most(most: float, why: str) -> Iterator[None]:
+    """Raise an `InputError` as soon as the modules that are made in the with block have too many parameters."""
+    num, thread = 0, get_ident()
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal num
+        if parameter is not None and get_ident() == thread:
+            num += parameter.numel()
+            if num > most:
+                raise InputError(f"the network that the options describe has more parameters than {why}")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def build_denoiser(config: Config, network: nn.Module, sigma_data: float) -> Denoiser:
@@ -114,7 +149,9 @@ def load(
             f"{weights} is missing: "
             + (f"there are checkpoints of the steps {', '.join(steps)}" if steps else "the run has no checkpoint yet")
         )
+    tensors = read_tensors(weights) if ema_length is None else _average(folder, config, weights, ema_length)
     if network is None:
+        num = sum(tensor.numel() for tensor in tensors.values())
         network = build_network(
             config.network,
             facts.image_channels,
@@ -122,6 +159,7 @@ def load(
             augment_channels=facts.augment_channels,
             coords=config.patches.coords,
             context=config.patches.context,
+            most=(num, f"the {num:,} numbers in {weights}"),
         )
     codec = codec_of(facts.codec)
     if vae is not None:
@@ -130,7 +168,6 @@ def load(
         codec = codec.decoded_by(os.fspath(vae))
     model = build_denoiser(config, network, facts.sigma_data)
     model.resolution, model.class_names, model.codec = facts.resolution, facts.class_names, codec
-    tensors = read_tensors(weights) if ema_length is None else _average(folder, config, weights, ema_length)
     restore_weights(network, tensors, str(weights))
     return place(model, choose_device(device)).eval()
 
@@ -145,7 +182,7 @@ def _average(folder: RunFolder, config: Config, weights: Path, length: float) ->
         checkpoints = checkpoints[: checkpoints.index(weights.parent) + 1]
     if not checkpoints:
         raise InputError(f"{folder.path} has no checkpoint, and averages of other lengths are made from checkpoints")
-    images = {path: int(read_json(path / "state.json")["seen"]["images"]) for path in checkpoints}
+    images = {path: (read_state(path).seen or Seen()).images for path in checkpoints}
     checkpoints = [path for path in checkpoints if images[path]]  # before the first image there is no average
     if not checkpoints:
         raise InputError(f"{folder.path} has no checkpoint after a step yet, and averages are made from checkpoints")

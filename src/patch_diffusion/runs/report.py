@@ -9,12 +9,13 @@ from pathlib import Path
 
 from patch_diffusion.config import BUDGETS, Config, flat_options
 from patch_diffusion.errors import InputError
-from patch_diffusion.files import check_writable, read_json, user_path, write_text
+from patch_diffusion.files import check_writable, user_path, write_text
 from patch_diffusion.runs.chart import chart, number
 from patch_diffusion.runs.folder import ModelFacts, RunFolder
 from patch_diffusion.runs.history import DISTANCES, SHARES, History
 from patch_diffusion.runs.page import option_text, page, table
 from patch_diffusion.runs.pictures import as_data, evenly_spaced
+from patch_diffusion.runs.retention import read_state
 from patch_diffusion.runs.time_spent import clock
 
 REPORT_FILE = "report.html"
@@ -204,7 +205,7 @@ def _checkpoints(folder: RunFolder) -> str:
     for path in folder.checkpoints():
         try:
             size = sum(file.stat().st_size for file in path.iterdir())
-            kept = read_json(path / "state.json").get("keep", True)
+            kept = read_state(path).keep
         except (OSError, InputError):  # removed meanwhile, or damaged
             continue
         rows.append((f"step {step_label(path)}", f"{size / 1e6:,.1f} MB{'' if kept else ', until the next'}"))

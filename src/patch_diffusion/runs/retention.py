@@ -1,16 +1,56 @@
-"""Checkpoint retention: which checkpoints of a run are kept, and which are removed."""
+"""Checkpoint retention: which checkpoints of a run are kept, which are removed, and what their ``state.json`` says."""
 
 from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_json
+from patch_diffusion.records import check_limits, record_of
 
 STATE_FILE = "state.json"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The counts of a checkpoint that are read without training on: steps, images drawn, seconds of training."""
+
+    step: int = 0
+    images: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class State:
+    """A record of what all readers of a run take from a checkpoint's ``state.json``; the rest is of the training state.
+
+    Args:
+        seen: None in a file that does not say.
+        time: seconds by what they went into, see `time_spent`.
+        held_out, samples: the loss of held-out images and the metrics of samples, as far as they were measured.
+        keep: False for a checkpoint that is removed when later ones are written.
+        checksums: by the name of each other file of the checkpoint.
+    """
+
+    seen: Seen | None = None
+    time: dict[str, float] | None = None
+    held_out: float | None = None
+    samples: dict[str, float | None] | None = None
+    keep: bool = True
+    checksums: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any], where: str) -> State:
+        """Make the record from the content of a file; raise an `InputError` if it is not as a trainer writes it."""
+        found, most = record_of(cls, content, where), 1e15
+        for numbers in (vars(found.seen or Seen()), found.time or {}):
+            check_limits(numbers, dict.fromkeys(numbers, (0, most)), where)
+        return found
 
 
 def sweep(checkpoints: list[Path], *, last: int, best: str | None, good: int) -> None:
@@ -28,7 +68,7 @@ def sweep(checkpoints: list[Path], *, last: int, best: str | None, good: int) ->
     known_good = [path for path in checkpoints if step_of(path) <= good]
     stay = {*checkpoints[-last:], *known_good[-1:], best_of(checkpoints, best) if best else None}
     for path in checkpoints:
-        if path not in stay and not state_of(path).get("keep", True):
+        if path not in stay and not state_of(path).keep:
             remove_checkpoint(path)
 
 
@@ -47,10 +87,7 @@ def best_of(checkpoints: list[Path], by: str = "loss") -> Path | None:
         by: "loss" for the loss on held-out images, or the name of a metric of samples that is best where it is lowest.
     """
     found = {path: state_of(path) for path in checkpoints}
-    values = {
-        path: state.get("held_out") if by == "loss" else (state.get("samples") or {}).get(by)
-        for path, state in found.items()
-    }
+    values = {path: state.held_out if by == "loss" else (state.samples or {}).get(by) for path, state in found.items()}
     measured = {path: value for path, value in values.items() if value is not None and math.isfinite(value)}
     return min(measured, key=measured.__getitem__, default=None)
 
@@ -60,9 +97,14 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name[5:])
 
 
-def state_of(path: Path) -> dict[str, Any]:
-    """Return the numbers in a checkpoint's ``state.json``; an empty dict if it cannot be read."""
+def read_state(path: Path) -> State:
+    """Return the record in a checkpoint's ``state.json``; raise an `InputError` if it cannot be read."""
+    return State.of(read_json(path / STATE_FILE), str(path / STATE_FILE))
+
+
+def state_of(path: Path) -> State:
+    """Return the record in a checkpoint's ``state.json``; one that says nothing if it cannot be read."""
     try:
-        return read_json(path / STATE_FILE)
+        return read_state(path)
     except InputError:
-        return {}
+        return State()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.errors import InputError, decimal, did_you_mean
 
 _MOST_NAMED = 5  # most classes that an error names
 
@@ -21,7 +21,7 @@ def class_place(wanted: int | str, names: Sequence[str], num: int) -> tuple[int,
         InputError: there is no such class.
     """
     text = str(wanted)
-    number = int(text) if text.isascii() and text.isdecimal() else None
+    number = decimal(text) if text.isascii() else None
     if text in names:
         place = list(names).index(text)
         if number is None or number == place or number >= num:

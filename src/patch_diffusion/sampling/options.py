@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Annotated as Float, Annotated as Fl
 
 from tyro.conf import arg
 
-from patch_diffusion.config import Strict
 from patch_diffusion.errors import InputError, Note, about, did_you_mean, finite_number, option_error, whole_number
 from patch_diffusion.patches.shapes import Shape, no_multiples
+from patch_diffusion.records import Strict
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,11 +8,12 @@ from typing import Any, Literal, TypedDict
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from patch_diffusion.config import BUDGETS, Config
+from patch_diffusion.config import BUDGETS, LARGEST, LIMITS, Config
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.errors import InputError, finite_number
 from patch_diffusion.patches.coords import coordinate_grid
 from patch_diffusion.patches.schedule import Shape
+from patch_diffusion.records import check_limits
 from patch_diffusion.training.state import Counters
 
 
@@ -46,6 +47,7 @@ class Budget:
         name, value = given.popitem()
         if not finite_number(name, value) > 0:
             raise InputError(f"a budget of {name} is above 0, not {value}", option=name)
+        check_limits({name: value}, {name: LIMITS.get(name, (0, LARGEST))})
 
     @classmethod
     def of(cls, config: Config) -> Budget:

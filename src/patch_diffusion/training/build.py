@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -9,12 +10,13 @@ from os import PathLike
 
 import torch
 
-from patch_diffusion.config import Config
+from patch_diffusion.config import Config, check_numbers
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.held_out import FEWEST_TO_HOLD_OUT, HELD_OUT, least_held_out
 from patch_diffusion.data.images import Images, refuse_ids, refuse_one_value
 from patch_diffusion.data.sources import open_data
 from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.devices import memory_of
 from patch_diffusion.errors import option_error
 from patch_diffusion.files import user_path
 from patch_diffusion.processes import is_first, run_processes, started_by_launcher
@@ -22,7 +24,6 @@ from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.runs.model import build_denoiser, build_network, load
 from patch_diffusion.streams import stream_key
 from patch_diffusion.training.budget import Budget
-from patch_diffusion.training.checks import check_numbers
 from patch_diffusion.training.clock import Clock
 from patch_diffusion.training.suggest import suggest
 from patch_diffusion.training.trainer import Trainer
@@ -92,6 +93,7 @@ def build_trainer(
     if not run.is_run():
         notes += note_on_few(_num(images))
     images, held_out = run.hold_out(replace(images, notes=(*images.notes, *notes)), share, config.seed)
+    memory = memory_of(torch.device("cpu")) or math.inf
     torch.manual_seed(stream_key(config.seed, "weights"))
     network = build_network(
         config.network,
@@ -100,6 +102,7 @@ def build_trainer(
         augment_channels=Augment.of(config.data.augment).channels,
         coords=config.patches.coords,
         context=config.patches.context,
+        most=(memory / 4, f"the {memory / 2**30:,.1f} GB of memory here can hold"),
     )
     sigma_data = config.noise.sigma_data
     sigma_data = _sigma_data(images, run, config.noise.mean_data) if sigma_data is None else sigma_data

@@ -2,33 +2,12 @@
 
 from __future__ import annotations
 
-from patch_diffusion.config import Config, Watch, flat_options
+from patch_diffusion.config import Config, Watch
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.latents.folder import LatentSet
 from patch_diffusion.denoise.denoiser import NO_PLACES, Denoiser
-from patch_diffusion.errors import InputError, finite_number, option_error
-
-
-def check_numbers(config: Config) -> None:
-    """Raise InputError if a number of a config is not finite, or one at its top level, such as batch, too low."""
-    for name, value in flat_options(config).items():
-        several = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
-        for number in several:
-            if isinstance(number, float):
-                finite_number(name, number)
-    for name, value, least in (
-        ("batch", config.batch, 1),
-        ("checkpoints", config.checkpoints, 1),
-        ("checkpoint_steps", config.checkpoint_steps, 1),
-        ("checkpoint_last", config.checkpoint_last, 1),
-        ("samples", config.samples, 0),
-        ("log_every", config.log_every, 1),
-    ):
-        if isinstance(value, int) and value < least:
-            raise option_error(name, f"is at least {least}, not {value}")
-    if not config.checkpoint_minutes > 0:
-        raise option_error("checkpoint_minutes", f"is above 0, not {config.checkpoint_minutes}")
+from patch_diffusion.errors import InputError, option_error
 
 
 def check_network(denoiser: Denoiser, images: Images, augment: Augment, context: int | None) -> None:

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from patch_diffusion.data.images import Images
+from patch_diffusion.devices import memory_of
 from patch_diffusion.patches.schedule import PatchSchedule, PatchSize
-from patch_diffusion.training.hardware.memory import WORKSPACE, kept_for_backward, memory_of, memory_of_weights
+from patch_diffusion.training.hardware.memory import WORKSPACE, kept_for_backward, memory_of_weights
 from patch_diffusion.training.trainer import Trainer
 from patch_diffusion.training.watching.evaluation import num_pictures, seconds_per_picture
 

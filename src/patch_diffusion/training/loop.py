@@ -295,7 +295,7 @@ class Loop:
         if lagging and lagging[:10] not in self._told:
             self._told.add(lagging[:10])
             self.progress.note(f"WARNING: {lagging}", state.counters.step)
-        return state.watchdog.judge(state.counters.step, summary)
+        return state.watchdog.judge(state.counters.step, summary, last=spent >= 1)
 
     def _write_pictures(self) -> None:
         """Write a picture of samples; with a sharded model all ranks sample, and rank 0 writes."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from patch_diffusion.denoise.whole_image import SIGMAS
+from patch_diffusion.records import Strict, record_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,18 @@ class Summary:
     by_size: Mapping[str, float]
     by_noise: Mapping[str, float]
     num_steps: int
+    skipped: int
+
+
+@dataclass(frozen=True)
+class KeptLosses(Strict):
+    """A record of the losses that a checkpoint keeps for the next line of the log; None for those that are not finite.
+
+    ``steps`` are a patch size and the mean loss of each step, ``noise`` sums and counts by noise level.
+    """
+
+    steps: list[tuple[str, float | None]]
+    noise: list[list[float | None]]
     skipped: int
 
 
@@ -91,11 +104,12 @@ class Losses:
         steps = [(size, _stored(value)) for size, value in values]
         return {"steps": steps, "noise": [[_stored(value) for value in row] for row in noise], "skipped": skipped}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Replace the recorded losses by those in a dict that `state` returned."""
-        self._steps = [(size, torch.tensor(_restored(value), dtype=torch.float64)) for size, value in state["steps"]]
-        self._noise.copy_(torch.tensor([[_restored(value) for value in row] for row in state["noise"]]))
-        self._skipped.fill_(state["skipped"])
+    def restore(self, state: Mapping[str, Any], where: str = "a checkpoint") -> None:
+        """Replace the recorded losses by those in a dict that `state` returned, from the file ``where``."""
+        kept = record_of(KeptLosses, state, where, "losses")
+        self._steps = [(size, torch.tensor(_restored(value), dtype=torch.float64)) for size, value in kept.steps]
+        self._noise.copy_(torch.tensor([[_restored(value) for value in row] for row in kept.noise]))
+        self._skipped.fill_(kept.skipped)
 
     def _values(self) -> tuple[list[tuple[str, float]], list[list[float]], int]:
         # One transfer for all steps; those of a restored checkpoint are on the host already.
@@ -147,10 +161,10 @@ class Balance:
         """Return the running means as a dict that JSON can store."""
         return {size: known.tolist() for size, known in self._known.items()}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, list[list[float]]]) -> None:
         """Replace the running means by those in a dict that `state` returned."""
-        device = self._losses.zeros().device
-        self._known = {size: torch.tensor(known, device=device) for size, known in state.items()}
+        like = self._losses.zeros()
+        self._known = {size: like + torch.tensor(known, device=like.device) for size, known in state.items()}
 
     def _of(self, size: str) -> Tensor:
         """Return sums and counts for a patch size: at first one loss of 1, that of a network that learned nothing."""

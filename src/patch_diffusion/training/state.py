@@ -15,10 +15,12 @@ from patch_diffusion.config import Config
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.objective import Objective
 from patch_diffusion.denoise.whole_image import SIGMAS
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, is_out_of_memory
 from patch_diffusion.patches.schedule import PatchSize, Shape
+from patch_diffusion.records import Strict, check_limits, record_of
 from patch_diffusion.runs.folder import RULES
 from patch_diffusion.runs.model import restore_weights
+from patch_diffusion.runs.retention import STATE_FILE
 from patch_diffusion.training.hardware.engine import Engine
 from patch_diffusion.training.hardware.sharding import part
 from patch_diffusion.training.losses import Balance, Losses
@@ -32,11 +34,12 @@ from patch_diffusion.training.watchdog import Watchdog
 Tensors = dict[str, dict[str, Tensor]]
 """Tensors by group and name, as the files of a checkpoint hold them."""
 
+_COUNTED = ("step", "images", "patches", "seconds")
 _OPTIONS = ("weight_decay",)  # settings of an optimizer's groups that a continued run may change
 
 
 @dataclass
-class Counters:
+class Counters(Strict):
     """The exact counts of what training has seen and spent.
 
     ``step`` optimizer steps; ``images`` drawn from the data, each shown whole or as one patch; ``patches``, how many of
@@ -79,7 +82,7 @@ class StepResult:
 
 
 @dataclass(frozen=True)
-class Copying:
+class Copying(Strict):
     """A record of the warning that samples copy training images, so that a run warns once, even if it is continued.
 
     ``clean``: the newest step after which samples were no copies. ``told``: True if the warning was given.
@@ -185,16 +188,23 @@ class TrainingState:
             restore_optimizer(self.optimizer, self.network, tensors["optimizer"])
             self.objective.restore(tensors.get("objective", {}))
             self.scaler.load_state_dict(numbers["scaler"])
-            self.counters = Counters(**numbers["seen"])
-            self.losses.restore(numbers["losses"])
+            where = str(folder / STATE_FILE)
+            self.counters = record_of(Counters, numbers["seen"], where, "seen")
+            counts = vars(self.counters)
+            check_limits(counts, {**dict.fromkeys(counts, (0, 1e30)), **dict.fromkeys(_COUNTED, (0, 1e15))}, where)
+            by_resolution = self.counters.by_resolution
+            check_limits(by_resolution, dict.fromkeys(by_resolution, (0, self.counters.images)), where)
+            self.losses.restore(numbers["losses"], where)
             if self.balance is not None:
-                self.balance.restore(numbers.get("balance") or {})
-            self.watchdog = Watchdog(**numbers["watchdog"])
-            self.copying = Copying(**numbers.get("copying", {}))
-            self.time = dict(numbers.get("time") or {})
-            self.evaluated = dict(numbers.get("evaluated") or {})
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            if isinstance(error, InputError):
+                known = record_of(dict[str, list[list[float]]], numbers.get("balance") or {}, where, "balance")
+                self.balance.restore(known)
+            self.watchdog = record_of(Watchdog, numbers["watchdog"], where, "watchdog")
+            check_limits(vars(self.watchdog), {"rate": (0, 1)}, where)
+            self.copying = record_of(Copying, numbers.get("copying", {}), where, "copying")
+            self.time = record_of(dict[str, float], numbers.get("time") or {}, where, "time")
+            self.evaluated = record_of(dict[str, int], numbers.get("evaluated") or {}, where, "evaluated")
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+            if isinstance(error, InputError) or is_out_of_memory(error):
                 raise
             raise InputError(f"{folder} is damaged: {error}") from None
 

@@ -13,12 +13,14 @@ from typing import Any
 from patch_diffusion.config import Config, Network, Noise, Patches
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.latents.codec import LatentCodec
+from patch_diffusion.denoise.networks.dit import DiT
 from patch_diffusion.denoise.networks.unet import STYLES, UNet
 from patch_diffusion.denoise.process import EDM
 from patch_diffusion.denoise.whole_image import SIGMAS
 from patch_diffusion.devices import choose_device, processor_has_bf16
 from patch_diffusion.errors import InputError, option_error
 from patch_diffusion.patches.schedule import PatchSchedule, patch_shape
+from patch_diffusion.runs.model import DIT_ONLY, UNET_ONLY
 
 Resolution = tuple[int, ...]
 
@@ -75,7 +77,10 @@ def suggest(
             "hides classes in training, and these images have none: give --data.classes True if "
             "their sub-folders are classes, or leave it out",
         )
+    network, replaced = _consistent(base.network, given)
+    base = replace(base, network=network)
     base, reasons = _with_noise(images, base, given) if stored is None else (_as_stored(base, stored, given), [])
+    reasons = [*replaced, *reasons]
     resolutions = [bucket.resolution for bucket in images.buckets]
     latents = isinstance(images.codec, LatentCodec) and "patches.sizes" not in given
     wanted = _SIZES_OF_LATENTS if latents else base.patches.sizes
@@ -95,10 +100,44 @@ def stride(network: Network) -> int:
     if network.kind in STYLES:
         return 2 ** (len(_multipliers(network)) - 1)
     if network.kind == "dit":
-        from patch_diffusion.denoise.networks.dit import DiT
-
-        return network.token or inspect.signature(DiT).parameters["token"].default
+        return network.token or _default(DiT, "token")
     return 1
+
+
+def _consistent(network: Network, given: Collection[str]) -> tuple[Network, list[str]]:
+    """Replace what was not given of a network and does not go with what was; return the network, and sentences."""
+
+    def free(*names: str) -> list[str]:
+        return [name for name in names if f"network.{name}" not in given and getattr(network, name) is not None]
+
+    reasons: list[str] = []
+    others = free(*(UNET_ONLY if network.kind == "dit" else DIT_ONLY if network.kind in STYLES else ()))
+    if others:
+        others = sorted({*others, *free("width")})
+        network = replace(network, **dict.fromkeys(others))
+        reasons.append(f"network.kind {network.kind}: {', '.join(others)} of the preset are those of another kind")
+    if network.kind in STYLES and free("attention"):
+        lowest = len(_multipliers(network)) - 1
+        attention = tuple(sorted({min(level, lowest) for level in network.attention or ()}))
+        if attention != network.attention:
+            network = replace(network, attention=attention)
+            multipliers = " ".join(map(str, _multipliers(network)))
+            told = f"network.multipliers {multipliers} make no level below {lowest}"
+            reasons.append(f"network.attention {' '.join(map(str, attention))}: {told}")
+    if network.kind == "dit":
+        width, heads = (getattr(network, name) or _default(DiT, name) for name in ("width", "heads"))
+        fitting = [fewer for fewer in range(1, heads) if width % (4 * fewer) == 0]
+        if width % (4 * heads) and fitting and "network.heads" not in given:
+            network = replace(network, heads=fitting[-1])
+            reasons.append(f"network.heads {fitting[-1]}: a width of {width} is shared out to heads in multiples of 4")
+        elif width % (4 * heads) and "network.width" not in given:
+            network = replace(network, width=4 * heads * max(round(width / (4 * heads)), 1))
+            reasons.append(f"network.width {network.width}: a multiple of 4 for each of {heads} heads")
+    return network, reasons
+
+
+def _default(kind: type[UNet] | type[DiT], name: str) -> Any:
+    return inspect.signature(kind).parameters[name].default
 
 
 def _with_noise(images: Images, config: Config, given: Collection[str]) -> tuple[Config, list[str]]:
@@ -227,7 +266,7 @@ def _seen(patches: Patches, resolutions: Sequence[Resolution]) -> Sequence[Resol
 
 
 def _multipliers(network: Network) -> tuple[int, ...]:
-    return network.multipliers or inspect.signature(UNet).parameters["multipliers"].default
+    return network.multipliers or _default(UNet, "multipliers")
 
 
 def _networks(network: Network, resolutions: Sequence[Resolution], given: Collection[str]) -> Iterator[Network]:

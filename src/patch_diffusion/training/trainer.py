@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from patch_diffusion.config import BUDGETS, Config, Patches, differences, plain
+from patch_diffusion.config import BUDGETS, Config, Patches, check_numbers, differences, plain
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.images import Images, numbered_as
 from patch_diffusion.denoise.conditions import Conditions
@@ -29,7 +29,7 @@ from patch_diffusion.runs.lock import locked
 from patch_diffusion.training.batches import Batches
 from patch_diffusion.training.budget import Budget, BudgetOptions, training_flops
 from patch_diffusion.training.checkpoints.saving import Checkpoints
-from patch_diffusion.training.checks import check_network, check_numbers, check_watching
+from patch_diffusion.training.checks import check_network, check_watching
 from patch_diffusion.training.clock import Clock
 from patch_diffusion.training.hardware.engine import Engine
 from patch_diffusion.training.hardware.memory import Demand, explain_out_of_memory, microbatches_that_fit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from patch_diffusion.records import Strict
 from patch_diffusion.training.losses import Summary
 
 RISEN, EXPLODED = 2.5, 10.0
@@ -11,6 +12,9 @@ RISEN, EXPLODED = 2.5, 10.0
 
 PATIENCE = 10
 """The number of suspicious log lines in a row that count as failure; of clearly wrong ones, two are enough."""
+
+LOST = 10
+"""The number of steps without finite gradients, in log lines in a row where most are so, that count as failure."""
 
 COLLAPSED = 0.01
 """Standard deviation of the pixels of a sample, as a share of that of the data, under which it shows nothing."""
@@ -22,12 +26,12 @@ _MEMORY = 0.9  # of the running mean of the losses of healthy lines
 
 
 @dataclass
-class Watchdog:
+class Watchdog(Strict):
     """A judge of the losses in each log line, which notices diverging training. Its memory is part of a checkpoint.
 
-    ``usual`` are running means of the losses by size; ``suspicion`` counts up to `PATIENCE`; ``good`` is the step of
-    the last line without suspicion; ``rate`` what the learning rate is multiplied by, below 1 once training has gone
-    ``back``.
+    ``usual`` are running means of the losses by size; ``suspicion`` counts up to `PATIENCE`; ``lost``, of the last
+    ``of`` steps, up to `LOST`; ``good`` is the step of the last line without suspicion; ``rate`` what the learning rate
+    is multiplied by, below 1 once training has gone ``back``.
     """
 
     usual: dict[str, float] = field(default_factory=dict)
@@ -36,12 +40,22 @@ class Watchdog:
     skipped: int = 0
     rate: float = 1.0
     back: bool = False
+    lost: int = 0
+    of: int = 0
 
-    def judge(self, step: int, summary: Summary) -> str:
-        """Return what is wrong with the training after ``step``, as the start of a sentence; empty if nothing is."""
+    def judge(self, step: int, summary: Summary, *, last: bool = False) -> str:
+        """Return what is wrong with the training after ``step``, as the start of a sentence; empty if nothing is.
+
+        By the ``last`` line of a run that is shorter than `LOST` steps, most of them may be without gradients.
+        """
         skipped, self.skipped = summary.skipped - self.skipped, summary.skipped
         if 2 * skipped > summary.num_steps:
-            return f"the gradients of {skipped} of the last {summary.num_steps} steps were not finite"
+            self.lost, self.of = self.lost + skipped, self.of + summary.num_steps
+            if self.lost >= LOST or (last and 2 * summary.skipped > step):
+                lost, of, self.lost, self.of = self.lost, self.of, 0, 0
+                return f"the gradients of {lost} of the last {of} steps were not finite"
+            return ""
+        self.lost = self.of = 0
         ratios = [loss / self.usual[size] for size, loss in summary.by_size.items() if self.usual.get(size)]
         ratio = sum(ratios) / len(ratios) if ratios else 1.0
         if ratio > RISEN:

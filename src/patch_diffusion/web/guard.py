@@ -134,7 +134,10 @@ async def read_body(request: Request, most: int) -> bytes:
         "application/octet-stream",
     ):
         raise HTTPException(415, "send application/json, or pictures as application/octet-stream")
-    body, size = bytearray(), int(request.headers.get("Content-Length", 0))
+    length = request.headers.get("Content-Length", "0")
+    if not length.isdecimal() or len(length) > 20:
+        raise HTTPException(400, "Content-Length is no number")
+    body, size = bytearray(), int(length)
     if size <= most:
         async for part in request.stream():
             body += part

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from patch_diffusion.config import Strict
 from patch_diffusion.errors import InputError
+from patch_diffusion.records import Strict
 from patch_diffusion.sampling.editing.tasks import Restoration, Task
 from patch_diffusion.sampling.guidance.posterior import Covariance
 from patch_diffusion.sampling.options import Sampling, pair

@@ -15,13 +15,14 @@ from patch_diffusion.data.codec import PixelCodec, check_finite
 from patch_diffusion.data.latents.autoencoder import Autoencoder
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import user_path
+from patch_diffusion.records import Strict, check_limits, in_short, record_of
 
 STANDARD_DEVIATION = 0.5
 """The standard deviation of latent channels in model space, about that of pixels, so that noise levels fit both."""
 
 
 @dataclass(frozen=True)
-class LatentCodec:
+class LatentCodec(Strict):
     """A codec that maps stored latents to model space, and model space to pixels by the autoencoder's decoder.
 
     In model space each channel has mean 0 and standard deviation 0.5 over the data, whatever the autoencoder.
@@ -128,9 +129,23 @@ class LatentCodec:
         return vae
 
 
-def codec_of(facts: Mapping[str, Any]) -> PixelCodec | LatentCodec:
-    """Make the codec of pixels or latents from the dict of its settings, as ``as_dict`` returns it."""
+_LIMITS = {"factor": (1, 1024), "mean": (-1e6, 1e6), "deviation": (1e-6, 1e6)}
+
+
+def codec_of(facts: Mapping[str, Any], where: str = "the codec", name: str = "") -> PixelCodec | LatentCodec:
+    """Make the codec of pixels or latents from the dict of its settings, as ``as_dict`` returns it.
+
+    Raises:
+        InputError: the settings are not those of a codec; ``where`` and ``name`` say of which, see `record_of`.
+    """
     facts = dict(facts)
-    if facts.pop("kind", "pixels") == "pixels":
-        return PixelCodec(**facts)
-    return LatentCodec(**{**facts, "mean": tuple(facts["mean"]), "deviation": tuple(facts["deviation"])})
+    kind = facts.pop("kind", "pixels")
+    if kind == "pixels":
+        return record_of(PixelCodec, facts, where, name)
+    if kind != "latents":
+        raise InputError(f"{where}: a codec is of pixels or latents, not {in_short(kind)}")
+    codec = record_of(LatentCodec, facts, where, name)
+    check_limits(vars(codec), _LIMITS, where)
+    if not codec.mean or len(codec.mean) != len(codec.deviation):
+        raise InputError(f"{where}: a codec of latents has a mean and a deviation of each channel")
+    return codec

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -20,7 +21,9 @@ from torch import Tensor
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_room, read_json, read_tensors, sync, write_json, write_tensors, write_text
 from patch_diffusion.runs.folder import RunFolder
-from patch_diffusion.runs.retention import STATE_FILE, remove_checkpoint
+from patch_diffusion.runs.retention import STATE_FILE, State, remove_checkpoint, step_of
+
+_FILES = re.compile(r"(shards/)?[\w.-]*\w", re.ASCII)  # names of files that lie in a checkpoint, and nowhere else
 
 
 @dataclass(frozen=True)
@@ -103,10 +106,16 @@ def verify(folder: Path, rank: int = 0, world: int = 1) -> dict[str, Any]:
     Raises:
         InputError: a file is missing, or is not what was written.
     """
-    state = read_json(folder / STATE_FILE)
-    checksum, checksums = state.pop("checksum", None), state.get("checksums", {})
-    if checksum != _checksum(state):
-        raise InputError(f"{folder / STATE_FILE} is damaged: its content does not match its checksum")
+    file = folder / STATE_FILE
+    state = read_json(file)
+    if state.pop("checksum", None) != _checksum(state):
+        raise InputError(f"{file} is damaged: its content does not match its checksum")
+    known = State.of(state, str(file))
+    checksums = known.checksums
+    if known.seen is None or known.seen.step != step_of(folder):
+        raise InputError(f"{file} is damaged: it is not of step {step_of(folder)}")
+    if not checksums or not all(map(_FILES.fullmatch, checksums)):
+        raise InputError(f"{file} is damaged: it has checksums of other files than those of a checkpoint")
     for name, expected in list(checksums.items())[rank::world]:
         file = folder / name
         if not file.exists():

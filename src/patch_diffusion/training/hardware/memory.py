@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from patch_diffusion.devices import memory_of
 from patch_diffusion.errors import InputError, is_out_of_memory
 from patch_diffusion.patches.schedule import PatchSize, Shape
 
@@ -48,16 +48,6 @@ class Demand:
     averages: int
     loss: Callable[[Shape, int], Tensor]
     device: torch.device
-
-
-def memory_of(device: torch.device) -> int | None:
-    """Return the total memory of a device in bytes; None if it is not known."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def memory_of_weights(network: nn.Module, averages: int = 0) -> int:
