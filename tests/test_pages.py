@@ -20,7 +20,7 @@ NEW = [
     *("start", "small-data", "latents", "sampling", "settings", "faq", "coming-from", "python"),
     *("glossary", "licences", "support"),
 ]
-REWRITTEN = ["data", "runs", "watching", "clusters"]
+REWRITTEN = ["data", "runs", "watching", "clusters", "large-images"]
 """Pages that were written before, in sentences as short."""
 
 # Here no sentence is long. README.md is to join them.
@@ -32,7 +32,6 @@ OPENING = ("Start", "How to", "Settings and questions", "Python")
 OPENS_OTHERWISE = {
     *(
         "index",
-        "large-images",
         "editing",
         "export",
         "serve",
