@@ -20,7 +20,7 @@ NEW = [
     *("start", "small-data", "latents", "sampling", "settings", "faq", "coming-from", "python"),
     *("glossary", "licences", "support"),
 ]
-REWRITTEN = ["data", "runs", "watching", "clusters", "large-images"]
+REWRITTEN = ["data", "runs", "watching", "clusters", "large-images", "serve"]
 """Pages that were written before, in sentences as short."""
 
 # Here no sentence is long. README.md is to join them.
@@ -34,7 +34,6 @@ OPENS_OTHERWISE = {
         "index",
         "editing",
         "export",
-        "serve",
         "any-network",
     )
 }
