@@ -83,9 +83,10 @@ def test_the_commands_of_latents(here, capsys):
 def test_what_the_page_promises():
     from patch_diffusion.data.files.collection import MOST_UNUSABLE
     from patch_diffusion.data.reading.pixels import MOST_IN_MEMORY
-    from patch_diffusion.data.reading.sizes import LEAST_IN_BUCKET
+    from patch_diffusion.data.reading.sizes import LEAST_IN_BUCKET, MOST_ENLARGED
     from patch_diffusion.training import prefetch
     from patch_diffusion.training.hardware import feed
 
     assert MOST_IN_MEMORY == 128 * 2**20 and MOST_UNUSABLE == 0.01 and LEAST_IN_BUCKET == 8
+    assert MOST_ENLARGED == 4
     assert (feed.SHARE_OF_DEVICE, prefetch.SECONDS_TO_A_NOTE, prefetch.SECONDS_TO_THE_END) == (1 / 4, 60, 30 * 60)
