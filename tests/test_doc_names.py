@@ -168,6 +168,8 @@ def config_options():
 
 def choices(hint):
     """The words that a type allows; None where they are not all known."""
+    if typing.get_origin(hint) is typing.Annotated:
+        return choices(typing.get_args(hint)[0])
     if typing.get_origin(hint) is typing.Literal:
         return {str(value) for value in typing.get_args(hint)}
     if typing.get_origin(hint) in (typing.Union, types.UnionType, tuple):

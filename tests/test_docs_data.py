@@ -1,4 +1,4 @@
-"""The commands of docs/data.md, executed."""
+"""The commands of docs/data.md and docs/latents.md, executed."""
 
 import json
 import re
@@ -14,14 +14,14 @@ from patch_diffusion.cli import main
 
 pytestmark = pytest.mark.slow
 
-PAGE = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
-COMMANDS = [
-    line
-    for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
-    for line in block.splitlines()
-    if line.startswith("patch-diffusion")
-]
+DOCS = Path(__file__).parents[1] / "docs"
 SHORT = "--steps 1 --batch 1 --network.width 8 --network.blocks 1 --samples 0"
+
+
+def commands(page):
+    text = (DOCS / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.startswith("patch-diffusion")]
 
 
 def smooth(random, height, width):
@@ -32,8 +32,7 @@ def smooth(random, height, width):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder with photos of two classes and three shapes, their labels, and an autoencoder."""
-    diffusers = need("diffusers", "hub")
+    """A folder with photos of two classes and three shapes, and their labels."""
     random = np.random.default_rng(0)
     names = []
     for index in range(36):
@@ -42,46 +41,52 @@ def here(tmp_path, monkeypatch):
         smooth(random, *((70, 80), (60, 120), (90, 64))[index % 3]).save(folder / f"{index:03d}.png")
         names.append(f"{folder.name}/{index:03d}.png")
     (tmp_path / "labels.csv").write_text("file,label\n" + "".join(f"{name},{name[:3]}\n" for name in names))
-    vae = diffusers.AutoencoderKL(
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def follow(page, capsys):
+    """Execute the commands of a page, shortened, and return the configs of the runs they make, by name."""
+    for line in commands(page):
+        line = re.sub(r"--steps \d+|--minutes \d+", SHORT, line.partition("  #")[0]).replace("256", "64")
+        if line.startswith("patch-diffusion inspect"):
+            line += " --no-forecast"
+        if line.startswith("patch-diffusion evaluate"):
+            line += " --samples 4 --steps 2"
+        line = line.replace("--seeds 0-3", "--seeds 0-1 --steps 2")
+        assert main(shlex.split(line, comments=True)[1:]) == 0, (line, capsys.readouterr().err)
+    return {run.name: json.loads((run / "config.json").read_text()) for run in Path("runs").iterdir()}
+
+
+def test_the_commands(here, capsys):
+    found = follow("data.md", capsys)
+    assert (here / "sheet.png").exists()
+    shapes = {name: tuple(config["model"]["resolution"]) for name, config in found.items()}
+    assert shapes["square"] == (64, 64) and shapes["wide"] == (48, 64) and shapes["photos"] == (64, 64)
+    assert found["classes"]["model"]["class_names"] == ["cats", "dogs"]
+    assert found["of-csv"]["model"]["class_names"] == ["cat", "dog"]
+
+
+def test_the_commands_of_latents(here, capsys):
+    need("diffusers", "hub").AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 2,
         up_block_types=["UpDecoderBlock2D"] * 2,
         block_out_channels=[4, 4],
         norm_num_groups=2,
         latent_channels=4,
-    )
-    vae.save_pretrained(tmp_path / "vae")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def test_the_commands(here, capsys):
-    assert len(COMMANDS) == 11
-    for line in COMMANDS:
-        line = re.sub("--steps 20000|--minutes 60", SHORT, line.partition("  #")[0])
-        if line.startswith("patch-diffusion inspect"):
-            line += " --no-forecast"
-        line = line.replace("--seeds 0-3", "--seeds 0-1 --steps 2")
-        assert main(shlex.split(line, comments=True)[1:]) == 0, (line, capsys.readouterr().err)
-    assert (here / "sheet.png").exists() and len(list((here / "pictures").glob("*.png"))) == 2
-    found = {run.name: json.loads((run / "config.json").read_text()) for run in (here / "runs").iterdir()}
-    shapes = {name: tuple(config["model"]["resolution"]) for name, config in found.items()}
-    assert shapes["square"] == (64, 64) and shapes["wide"] == (48, 64) and shapes["photos"] == (64, 64)
-    assert found["classes"]["model"]["class_names"] == ["cats", "dogs"]
-    assert found["of-csv"]["model"]["class_names"] == ["cat", "dog"]
-    assert found["latents"]["model"]["image_channels"] == 4 and shapes["latents"] == (32, 32)
+    ).save_pretrained(here / "vae")
+    model = follow("latents.md", capsys)["latents"]["model"]
+    assert model["image_channels"] == 4 and tuple(model["resolution"]) == (32, 32)
+    assert len(list((here / "pictures").glob("*.png"))) == 2
 
 
 def test_what_the_page_promises():
     from patch_diffusion.data.files.collection import MOST_UNUSABLE
     from patch_diffusion.data.reading.pixels import MOST_IN_MEMORY
-    from patch_diffusion.data.reading.sizes import LEAST_IN_BUCKET
+    from patch_diffusion.data.reading.sizes import LEAST_IN_BUCKET, MOST_ENLARGED
     from patch_diffusion.training import prefetch
     from patch_diffusion.training.hardware import feed
 
     assert MOST_IN_MEMORY == 128 * 2**20 and MOST_UNUSABLE == 0.01 and LEAST_IN_BUCKET == 8
+    assert MOST_ENLARGED == 4
     assert (feed.SHARE_OF_DEVICE, prefetch.SECONDS_TO_A_NOTE, prefetch.SECONDS_TO_THE_END) == (1 / 4, 60, 30 * 60)
-
-
-def test_its_links_lead_somewhere():
-    for link in re.findall(r"\]\(([^)#]+)\)", PAGE):
-        assert (Path(__file__).parents[1] / "docs" / link).exists(), link

@@ -54,7 +54,6 @@ def test_the_make_targets():
         "benchmarks/README.md",
         "docs/architecture.md",
         "docs/any-network.md",
-        "docs/augmentation.md",
     ],
 )
 def test_links_lead_somewhere(page):

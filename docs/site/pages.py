@@ -25,7 +25,6 @@ GROUPS = {
     "How to": (
         "data",
         "small-data",
-        "augmentation",
         "large-images",
         "latents",
         "runs",
