@@ -151,13 +151,19 @@ def options_of(verb):
 
 
 @cache
+def script_options(path):
+    """Those of a script, whose values may be anything; the questions of the evidence share theirs."""
+    text = path.read_text(encoding="utf-8")
+    if re.search("^from trials import", text, re.MULTILINE):
+        text += (path.parent / "trials.py").read_text(encoding="utf-8")
+    names = re.findall(r'add_argument\(\s*"--([\w-]+)"|^    ([a-z]\w+): \w+ = ', text, re.MULTILINE)
+    return {"--" + "".join(name).replace("_", "-"): str for name in names}
+
+
+@cache
 def all_options():
-    """Those of all verbs, and those of the scripts, whose values may be anything."""
-    found = {}
-    for path in SCRIPTS:
-        text = path.read_text(encoding="utf-8")
-        names = re.findall(r'add_argument\(\s*"--([\w-]+)"|^    ([a-z]\w+): \w+ = ', text, re.MULTILINE)
-        found |= {"--" + "".join(name).replace("_", "-"): str for name in names}
+    """Those of all verbs, and those of the scripts."""
+    found = {name: hint for path in SCRIPTS for name, hint in script_options(path).items()}
     return found | {name: hint for verb in VERBS for name, hint in options_of(verb).items()}
 
 
@@ -168,6 +174,7 @@ def config_options():
 
 def choices(hint):
     """The words that a type allows; None where they are not all known."""
+    hint = getattr(hint, "__origin__", hint) if hasattr(hint, "__metadata__") else hint
     if typing.get_origin(hint) is typing.Literal:
         return {str(value) for value in typing.get_args(hint)}
     if typing.get_origin(hint) in (typing.Union, types.UnionType, tuple):

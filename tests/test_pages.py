@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from patch_diffusion.cli import VERBS, main
-from test_doc_names import check_arguments, options_of
+from test_doc_names import Wrong, check_arguments, options_of, script_options
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -21,12 +21,14 @@ NEW = [
     *("glossary", "licences", "support"),
 ]
 
+REWRITTEN = ["docs/evaluation.md"]
+
 # Here no sentence is long. README.md is to join them.
-PLAIN = [f"docs/{name}.md" for name in NEW]
+PLAIN = [*(f"docs/{name}.md" for name in NEW), *REWRITTEN]
 MOST_WORDS, MEAN_WORDS = 30, 16
 
 # Groups of docs/site/pages.py whose pages open with what they let one do, and with something to type.
-OPENING = ("Start", "How to", "Choosing settings", "Python")
+OPENING = ("Start", "How to", "Settings and questions", "Python")
 OPENS_OTHERWISE = {
     *(
         "index",
@@ -141,6 +143,7 @@ def test_pages_open_with_what_they_let_one_do_and_something_to_type(monkeypatch)
     pages = {name for group in OPENING for name in groups[group]}
     otherwise = {name for name in pages if not opens(read("README.md" if name == "index" else f"docs/{name}.md"))}
     assert otherwise == OPENS_OTHERWISE
+    assert [page for page in REWRITTEN if not opens(read(page))] == []
 
 
 def test_other_openings_are_found():
@@ -158,21 +161,47 @@ def test_terms_that_link_to_the_glossary_are_headings_in_order():
         assert 1 <= len(sentences(entry)) <= 4, name
 
 
-def commands(name):
-    """The commands of a page, continued lines joined, each as its words."""
-    for block in blocks(read(f"docs/{name}.md"), "(?:sh|bash)"):
+def lines(text):
+    """The lines of a page's commands, continued ones joined, as words."""
+    for block in blocks(text, "(?:sh|bash)"):
         for line in block.replace("\\\n", " ").splitlines():
-            if line.startswith("patch-diffusion "):
-                yield shlex.split(line, comments=True)[1:]
+            yield shlex.split(line, comments=True)
 
 
-@pytest.mark.parametrize("name", NEW)
-def test_commands_have_verbs_and_options_that_are_there(name):
-    found = list(commands(name))
-    assert found or name in ("python", "glossary")
-    for verb, *arguments in found:
-        assert verb in VERBS
-        check_arguments(arguments, options_of(verb))
+def commands(name):
+    """The commands of a page, each as its words."""
+    return [words[1:] for words in lines(read(f"docs/{name}.md")) if words[:1] == ["patch-diffusion"]]
+
+
+def check_command(program, name, *arguments):
+    """Raise Wrong or AssertionError if a command of this project has no such name or options."""
+    if program == "patch-diffusion":
+        assert name in VERBS
+        check_arguments(arguments, options_of(name))
+    elif program == "python" and name.startswith("benchmarks/"):
+        check_arguments(arguments, script_options(ROOT / name))
+
+
+@pytest.mark.parametrize("page", PLAIN)
+def test_commands_have_names_and_options_that_are_there(page):
+    for words in lines(read(page)):
+        if len(words) > 1:
+            check_command(*words)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "patch-diffusion evaluat runs",
+        "patch-diffusion evaluate runs --pair x",
+        "python benchmarks/savings.py",
+        "python benchmarks/saving.py --sides 3",
+        "python benchmarks/evidence/kinds.py --flop 3",
+    ],
+)
+def test_commands_that_do_not_exist_are_found(command):
+    with pytest.raises((AssertionError, FileNotFoundError, Wrong)):
+        check_command(*command.split())
 
 
 @pytest.fixture
