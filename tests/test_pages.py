@@ -21,7 +21,7 @@ NEW = [
     *("glossary", "licences", "support"),
 ]
 
-REWRITTEN = ["docs/evaluation.md", "docs/race.md", "docs/export.md"]
+REWRITTEN = ["docs/evaluation.md", "docs/race.md", "docs/export.md", "docs/performance.md"]
 
 # Here no sentence is long. README.md is to join them.
 PLAIN = [*(f"docs/{name}.md" for name in NEW), *REWRITTEN]
@@ -201,6 +201,38 @@ def test_commands_have_names_and_options_that_are_there(page):
 def test_commands_that_do_not_exist_are_found(command):
     with pytest.raises((AssertionError, FileNotFoundError, Wrong)):
         check_command(*command.split())
+
+
+def without_command(text):
+    """The rows of results whose first cell is no comment above commands, and that link to no page that has them."""
+    for section in text.split("\n## ")[1:]:
+        told = set(re.findall(r"^# (.*)\n\w", "\n".join(blocks(section, "sh")), re.MULTILINE))
+        for row in re.findall(r"^\| .*", section, re.MULTILINE)[1:]:
+            label = row.split("|")[1].strip()
+            if label not in told and not re.search(r"\((\.\./LOG\.md#[\w-]+|evidence\.md)\)", row):
+                yield label
+
+
+def without_entry(text):
+    """Mentions of the log of experiments, for a claim, that do not say which entry."""
+    return re.findall(r"\([^()\n]*\[[^]]*\]\((?:\.\./)?LOG\.md\)|command in \[[^]]*\]\((?:\.\./)?LOG\.md\)", text)
+
+
+def test_every_result_has_its_command():
+    text = read("docs/performance.md")
+    assert len(re.findall(r"results/[\w-]+\.json", text)) > 20
+    assert list(without_command(text)) == []
+    assert {page: found for page in PLAIN if (found := without_entry(read(page)))} == {}
+
+
+def test_results_without_a_command_are_found():
+    good = "# A\n\n## B\n\n| what | result |\n|---|---|\n| speed | 2 |\n\n```sh\n# speed\nmake x\n```\n"
+    assert list(without_command(good)) == []
+    assert list(without_command(good.replace("make x\n", ""))) == ["speed"]
+    assert list(without_command(good.replace("| 2 |", "| 2 [a](../LOG.md#b) |").replace("# speed", "# s"))) == []
+    assert without_entry("2 % ([LOG.md](../LOG.md)), the command in [LOG.md](LOG.md)") and not without_entry(
+        "2 % ([a](../LOG.md#b)). All is in [LOG.md](LOG.md)"
+    )
 
 
 @pytest.fixture
