@@ -28,6 +28,7 @@ REWRITTEN = [
     "docs/performance.md",
     "docs/evidence.md",
     "docs/any-network.md",
+    "docs/scaling.md",
 ]
 
 # Here no sentence is long. README.md is to join them.
