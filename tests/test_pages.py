@@ -29,6 +29,10 @@ REWRITTEN = [
     "docs/evidence.md",
     "docs/any-network.md",
     "docs/scaling.md",
+    "benchmarks/README.md",
+    "docs/reading.md",
+    "docs/architecture.md",
+    "CONTRIBUTING.md",
 ]
 
 # Here no sentence is long. README.md is to join them.
