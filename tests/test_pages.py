@@ -236,6 +236,23 @@ def test_every_result_has_its_command():
     assert {page: found for page in PLAIN if (found := without_entry(read(page)))} == {}
 
 
+def test_commands_of_the_entries_that_pages_link_to_are_there():
+    linked = {anchor for page in PLAIN for anchor in re.findall(r"LOG\.md#([\w-]+)", read(page))}
+    checked = 0
+    for entry in re.split("^## ", read("LOG.md"), flags=re.MULTILINE)[1:]:
+        anchor = re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", entry.partition("\n")[0].lower()))
+        for text in re.findall(r"`([^`]+)`", entry) if anchor in linked else ():
+            first, *rest = shlex.split(re.sub(r"(?<=--)\S+", lambda name: name[0].replace("_", "-"), text))
+            if rest and first in VERBS:
+                check_command("patch-diffusion", first, *rest)
+            elif rest and first.startswith("benchmarks/"):
+                check_command("python", first, *rest)
+            else:
+                continue
+            checked += 1
+    assert checked > 4
+
+
 def test_results_without_a_command_are_found():
     good = "# A\n\n## B\n\n| what | result |\n|---|---|\n| speed | 2 |\n\n```sh\n# speed\nmake x\n```\n"
     assert list(without_command(good)) == []
