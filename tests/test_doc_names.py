@@ -151,13 +151,19 @@ def options_of(verb):
 
 
 @cache
+def script_options(path):
+    """Those of a script, whose values may be anything; the questions of the evidence share theirs."""
+    text = path.read_text(encoding="utf-8")
+    if re.search("^from trials import", text, re.MULTILINE):
+        text += (path.parent / "trials.py").read_text(encoding="utf-8")
+    names = re.findall(r'add_argument\(\s*"--([\w-]+)"|^    ([a-z]\w+): \w+ = ', text, re.MULTILINE)
+    return {"--" + "".join(name).replace("_", "-"): str for name in names}
+
+
+@cache
 def all_options():
-    """Those of all verbs, and those of the scripts, whose values may be anything."""
-    found = {}
-    for path in SCRIPTS:
-        text = path.read_text(encoding="utf-8")
-        names = re.findall(r'add_argument\(\s*"--([\w-]+)"|^    ([a-z]\w+): \w+ = ', text, re.MULTILINE)
-        found |= {"--" + "".join(name).replace("_", "-"): str for name in names}
+    """Those of all verbs, and those of the scripts."""
+    found = {name: hint for path in SCRIPTS for name, hint in script_options(path).items()}
     return found | {name: hint for verb in VERBS for name, hint in options_of(verb).items()}
 
 

@@ -62,5 +62,5 @@ def test_what_the_page_promises():
 
 
 def test_its_links_lead_somewhere():
-    for link in re.findall(r"\]\(([^)#]+)\)", PAGE):
+    for link in re.findall(r"\]\(([^)#]+)(?:#[\w-]+)?\)", PAGE):
         assert link.startswith("https://") or (Path(__file__).parents[1] / "docs" / link).exists(), link

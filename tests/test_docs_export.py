@@ -24,10 +24,10 @@ TINY = (
 )
 
 
-def code_of(text, file="page", change=("", "")):
-    """What the first block of Python in a page leaves behind, run as a file, with a text in it changed."""
-    names = {"__file__": str(file)}
-    exec(compile(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0].replace(*change), "page", "exec"), names)
+def code_of(text, file="page", change=("", ""), block=0, names=None):
+    """What a block of Python in a page leaves behind, run as a file after what is there, with a text in it changed."""
+    names = names or {"__file__": str(file)}
+    exec(compile(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[block].replace(*change), "page", "exec"), names)
     return names
 
 
@@ -61,10 +61,14 @@ def test_diffusers(here, monkeypatch, capsys, request):
     monkeypatch.chdir(here)
     _, card = run(COMMANDS[0], capsys)
     expected = [sample.image for sample in pd.generate(pd.load("runs/photos", device="cpu"), range(4))]
-    for page in (PAGE, card):
-        images = code_of(page)["images"]
-        for image, other in zip(images, expected, strict=True):
+    for page in (card, PAGE):
+        names = code_of(page)
+        for image, other in zip(names["images"], expected, strict=True):
             assert np.abs(np.asarray(image).astype(int) - np.asarray(other)).max() <= 1
+    pipe = code_of(PAGE, block=1, names=names)["pipe"]
+    assert pipe.scheduler.config.solver == "ancestral"
+    changed = pipe(seeds=[0], num_inference_steps=18).images[0]
+    assert np.abs(np.asarray(changed).astype(int) - np.asarray(expected[0])).max() > 1
 
 
 @pytest.mark.parametrize(
@@ -91,5 +95,5 @@ def test_graphs(here, monkeypatch, capsys, line, library):
 
 
 def test_its_links_lead_somewhere():
-    for link in re.findall(r"\]\(([^)#]+)\)", PAGE):
+    for link in re.findall(r"\]\(([^)#]+)(?:#[\w-]+)?\)", PAGE):
         assert (Path(__file__).parents[1] / "docs" / link).exists(), link

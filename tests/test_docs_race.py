@@ -18,7 +18,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "race.md").read_text(encoding="utf-
 COMMANDS = [
     line
     for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
-    for line in block.splitlines()
+    for line in block.replace("\\\n", " ").splitlines()
     if line.startswith("patch-diffusion")
 ]
 SHORT = "--steps 1 --moments 1 --network.width 8 --network.blocks 1 --network.multipliers 1 2 --network.attention 1"

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from patch_diffusion.cli import VERBS, main
-from test_doc_names import check_arguments, options_of
+from test_doc_names import Wrong, check_arguments, options_of, script_options
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -20,22 +20,28 @@ NEW = [
     *("start", "small-data", "latents", "sampling", "settings", "faq", "coming-from", "python"),
     *("glossary", "licences", "support"),
 ]
-REWRITTEN = ["data", "runs", "watching", "clusters", "large-images", "serve", "editing"]
-"""Pages that were written before, in sentences as short."""
+REWRITTEN = [
+    *(f"docs/{name}.md" for name in ("data", "runs", "watching", "clusters", "large-images", "serve", "editing")),
+    "docs/evaluation.md",
+    "docs/race.md",
+    "docs/export.md",
+    "docs/performance.md",
+    "docs/evidence.md",
+    "docs/any-network.md",
+    "docs/scaling.md",
+    "benchmarks/README.md",
+    "docs/reading.md",
+    "docs/architecture.md",
+    "CONTRIBUTING.md",
+]
 
 # Here no sentence is long. README.md is to join them.
-PLAIN = [f"docs/{name}.md" for name in (*NEW, *REWRITTEN)]
+PLAIN = [*(f"docs/{name}.md" for name in NEW), *REWRITTEN]
 MOST_WORDS, MEAN_WORDS = 30, 16
 
 # Groups of docs/site/pages.py whose pages open with what they let one do, and with something to type.
 OPENING = ("Start", "How to", "Settings and questions", "Python")
-OPENS_OTHERWISE = {
-    *(
-        "index",
-        "export",
-        "any-network",
-    )
-}
+OPENS_OTHERWISE = {*("index",)}
 """Pages of those groups that were written before, and do not yet. To be shortened."""
 
 SHORTER = {
@@ -136,6 +142,7 @@ def test_pages_open_with_what_they_let_one_do_and_something_to_type(monkeypatch)
     pages = {name for group in OPENING for name in groups[group]}
     otherwise = {name for name in pages if not opens(read("README.md" if name == "index" else f"docs/{name}.md"))}
     assert otherwise == OPENS_OTHERWISE
+    assert [page for page in REWRITTEN if not opens(read(page))] == []
 
 
 def test_other_openings_are_found():
@@ -153,21 +160,96 @@ def test_terms_that_link_to_the_glossary_are_headings_in_order():
         assert 1 <= len(sentences(entry)) <= 4, name
 
 
-def commands(name):
-    """The commands of a page, continued lines joined, each as its words."""
-    for block in blocks(read(f"docs/{name}.md"), "(?:sh|bash)"):
+def lines(text):
+    """The lines of a page's commands, continued ones joined, as words."""
+    for block in blocks(text, "(?:sh|bash)"):
         for line in block.replace("\\\n", " ").splitlines():
-            if line.startswith("patch-diffusion "):
-                yield shlex.split(line, comments=True)[1:]
+            yield shlex.split(line, comments=True)
 
 
-@pytest.mark.parametrize("name", NEW)
-def test_commands_have_verbs_and_options_that_are_there(name):
-    found = list(commands(name))
-    assert found or name in ("python", "glossary")
-    for verb, *arguments in found:
-        assert verb in VERBS
-        check_arguments(arguments, options_of(verb))
+def commands(name):
+    """The commands of a page, each as its words."""
+    return [words[1:] for words in lines(read(f"docs/{name}.md")) if words[:1] == ["patch-diffusion"]]
+
+
+def check_command(program, name, *arguments):
+    """Raise Wrong or AssertionError if a command of this project has no such name or options."""
+    if program == "patch-diffusion":
+        assert name in VERBS
+        check_arguments(arguments, options_of(name))
+    elif program == "python" and name.startswith("benchmarks/"):
+        check_arguments(arguments, script_options(ROOT / name))
+
+
+@pytest.mark.parametrize("page", PLAIN)
+def test_commands_have_names_and_options_that_are_there(page):
+    for words in lines(read(page)):
+        if len(words) > 1:
+            check_command(*words)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "patch-diffusion evaluat runs",
+        "patch-diffusion evaluate runs --pair x",
+        "python benchmarks/savings.py",
+        "python benchmarks/saving.py --sides 3",
+        "python benchmarks/evidence/kinds.py --flop 3",
+    ],
+)
+def test_commands_that_do_not_exist_are_found(command):
+    with pytest.raises((AssertionError, FileNotFoundError, Wrong)):
+        check_command(*command.split())
+
+
+def without_command(text):
+    """The rows of results whose first cell is no comment above commands, and that link to no page that has them."""
+    for section in text.split("\n## ")[1:]:
+        told = set(re.findall(r"^# (.*)\n\w", "\n".join(blocks(section, "sh")), re.MULTILINE))
+        for row in re.findall(r"^\| .*", section, re.MULTILINE)[1:]:
+            label = row.split("|")[1].strip()
+            if label not in told and not re.search(r"\((\.\./LOG\.md#[\w-]+|evidence\.md)\)", row):
+                yield label
+
+
+def without_entry(text):
+    """Mentions of the log of experiments, for a claim, that do not say which entry."""
+    return re.findall(r"\([^()\n]*\[[^]]*\]\((?:\.\./)?LOG\.md\)|command in \[[^]]*\]\((?:\.\./)?LOG\.md\)", text)
+
+
+def test_every_result_has_its_command():
+    text = read("docs/performance.md")
+    assert len(re.findall(r"results/[\w-]+\.json", text)) > 20
+    assert list(without_command(text)) == []
+    assert {page: found for page in PLAIN if (found := without_entry(read(page)))} == {}
+
+
+def test_commands_of_the_entries_that_pages_link_to_are_there():
+    linked = {anchor for page in PLAIN for anchor in re.findall(r"LOG\.md#([\w-]+)", read(page))}
+    checked = 0
+    for entry in re.split("^## ", read("LOG.md"), flags=re.MULTILINE)[1:]:
+        anchor = re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", entry.partition("\n")[0].lower()))
+        for text in re.findall(r"`([^`]+)`", entry) if anchor in linked else ():
+            first, *rest = shlex.split(re.sub(r"(?<=--)\S+", lambda name: name[0].replace("_", "-"), text))
+            if rest and first in VERBS:
+                check_command("patch-diffusion", first, *rest)
+            elif rest and first.startswith("benchmarks/"):
+                check_command("python", first, *rest)
+            else:
+                continue
+            checked += 1
+    assert checked > 4
+
+
+def test_results_without_a_command_are_found():
+    good = "# A\n\n## B\n\n| what | result |\n|---|---|\n| speed | 2 |\n\n```sh\n# speed\nmake x\n```\n"
+    assert list(without_command(good)) == []
+    assert list(without_command(good.replace("make x\n", ""))) == ["speed"]
+    assert list(without_command(good.replace("| 2 |", "| 2 [a](../LOG.md#b) |").replace("# speed", "# s"))) == []
+    assert without_entry("2 % ([LOG.md](../LOG.md)), the command in [LOG.md](LOG.md)") and not without_entry(
+        "2 % ([a](../LOG.md#b)). All is in [LOG.md](LOG.md)"
+    )
 
 
 @pytest.fixture
