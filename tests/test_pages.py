@@ -164,7 +164,8 @@ def lines(text):
     """The lines of a page's commands, continued ones joined, as words."""
     for block in blocks(text, "(?:sh|bash)"):
         for line in block.replace("\\\n", " ").splitlines():
-            yield shlex.split(line, comments=True)
+            if re.match("patch-diffusion |python |make ", line):  # not the parts of a script
+                yield shlex.split(line, comments=True)
 
 
 def commands(name):
