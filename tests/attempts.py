@@ -82,19 +82,19 @@ def attempt(work: Callable[[], int | None], folder: Path, name: str | None = "",
     out, err = (path.read_bytes().decode("utf-8", errors="backslashreplace") for path in said)
     ended = Ended(status, out, err, cpu)
     if waited > limits.wall:
-        return _faulty(ended, f"no end within {limits.wall:g} s of waiting")
+        return faulty(ended, f"no end within {limits.wall:g} s of waiting")
     if cpu >= limits.cpu:
-        return _faulty(ended, f"more than {limits.cpu} s of CPU time")
+        return faulty(ended, f"more than {limits.cpu} s of CPU time")
     if status < 0:
-        return _faulty(ended, f"ended by {signal.Signals(-status).name}")
+        return faulty(ended, f"ended by {signal.Signals(-status).name}")
     if "Traceback (most recent call last)" in err:
-        return _faulty(ended, "traceback")
+        return faulty(ended, "traceback")
     after = _files(folder)
     if sum(size - before.get(file, ("", 0))[1] for file, (_, size) in after.items()) > limits.written:
-        return _faulty(ended, "too many bytes written")
+        return faulty(ended, "too many bytes written")
     new = [path for file, (path, _) in after.items() if file not in before]
     fault = _fault_of_words(ended, name) or _fault_of_files(new)
-    return _faulty(ended, fault) if fault else ended
+    return faulty(ended, fault) if fault else ended
 
 
 def strictly(text: str | bytes) -> Any:
@@ -236,7 +236,7 @@ def _fault_of_files(new: Sequence[Path]) -> str:
     return ""
 
 
-def _faulty(ended: Ended, fault: str) -> Ended:
+def faulty(ended: Ended, fault: str) -> Ended:
     """Return an end with its fault, and the place in the package where that came from."""
     blocks = re.split(r"Traceback \(most recent call last\):|Fatal Python error|most recent call first", ended.err)
     frame = re.compile(r'File ".*/src/patch_diffusion/([\w/.]+)", line (\d+)(?:,)? in (\S+)')

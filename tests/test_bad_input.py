@@ -205,7 +205,24 @@ def test_names_that_are_not_utf8(train, tmp_path, monkeypatch):
     assert rb"d\udce9, 120 images" in narrow.buffer.getvalue()
 
 
-HOSTILE = [None, -1, 0, "x", [1], {}, 1e9, math.nan, math.inf, True, "y" * 5000, [1e9, 1e9], 10**12, 10**400, [None]]
+HOSTILE = [
+    None,
+    -1,
+    0,
+    "x",
+    [1],
+    {},
+    1e9,
+    math.nan,
+    math.inf,
+    True,
+    "y" * 5000,
+    [1e9, 1e9],
+    10**12,
+    10**400,
+    [None],
+    "\ud800",
+]
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings, strategies as 
 from PIL import Image
 
 import patch_diffusion
-from attempts import Limits, Tally, attempt, strictly
+from attempts import Limits, Tally, attempt, faulty, strictly
 from hostile import DEEP, NUMBERS, TEXTS, Bytes, Cell, Raw, altered, at, damages_of, hostile, letters, paths_of
 from image_files import random_pictures, write_folder, write_zip
 from needs import need
@@ -114,8 +114,26 @@ def _limit_the_work(interrupt):
 
 
 def judged(words, folder):
-    """How a command ends; JSON that is none is a fault, too."""
-    return attempt(command(*words), folder, f"patch-diffusion {words[0]}")
+    """How a command ends; a fault if it has changed a file of the data."""
+    before = of_data(folder)
+    ended = attempt(command(*words), folder, f"patch-diffusion {words[0]}")
+    after = of_data(folder)
+    changed = [file.name for file, content in before.items() if after.get(file) != content]
+    return faulty(ended, f"has changed {changed}") if changed else ended
+
+
+def of_data(folder):
+    """The files of a case's data set and the table of its labels; an image alone may be replaced, as by ``--grid``."""
+    given = [folder / "table.csv", *(folder / "data").glob("*")]
+    return {file: file.read_bytes() for file in given if file.is_file()}
+
+
+def with_things(things, folder):
+    """A folder with copies of what a command may be given."""
+    shutil.copytree(things / "data", folder / "data")
+    for name in ("table.csv", "image.png"):
+        shutil.copy(things / name, folder)
+    shutil.copytree(things / "run", folder / "runs" / "run")
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +203,7 @@ def fuzz(tmp_path, capsys, request):
 def with_run(things, folder):
     """Copy the run to ``folder / "runs" / "altered"``, beside a sound one; the sound one is not copied but linked."""
     shutil.copytree(things / "run", folder / "runs" / "altered")
-    shutil.copytree(things / "run", folder / "runs" / "sound", copy_function=os.link)
+    shutil.copytree(things / "run", folder / "runs" / "sound")
     return folder / "runs" / "altered"
 
 
@@ -362,8 +380,8 @@ def test_options(things, offered, fuzz):
 
     def one(draw, folder):
         case = line(draw)
-        words = [things_named(word, things) for word in case]
-        shutil.copytree(things / "run", folder / "runs" / "run", copy_function=os.link)
+        words = list(map(named, case))
+        with_things(things, folder)
         if words[0] == "serve":
             return f"{case}", attempt(lambda: serve_and_end(words), folder, "patch-diffusion serve")
         return f"{case}", judged(words, folder)
@@ -371,11 +389,10 @@ def test_options(things, offered, fuzz):
     fuzz(0.16, one)
 
 
-def things_named(word, things):
-    """The path that a word in capitals stands for; of the runs, those of the case."""
-    named = {"DATA": "data", "TABLE": "table.csv", "IMAGE": "image.png"}
-    own = {"RUN": "runs/run", "RUNS": "runs"}
-    return str(things / named[word]) if word in named else own.get(word, str(word))
+def named(word):
+    """The path that a word in capitals stands for."""
+    paths = {"DATA": "data", "TABLE": "table.csv", "IMAGE": "image.png", "RUN": "runs/run", "RUNS": "runs"}
+    return paths.get(word, str(word))
 
 
 def serve_and_end(words):
@@ -417,8 +434,8 @@ def test_options_in_yaml(things, fuzz):
         damages = [Bytes.drawn(draw, text)] if draw.random() < 0.1 else []
         (folder / "options.yaml").write_bytes(text)
         altered(folder / "options.yaml", damages)
-        words = [things_named(word, things) for word in BASES[verb].split()]
-        words = [word for word in words if word != "--json"]
+        with_things(things, folder)
+        words = [named(word) for word in BASES[verb].split() if word != "--json"]
         ended = judged([*words, "--config", "options.yaml"], folder)
         return f"{verb}; YAML: {Raw(text.decode('utf-8', 'replace'))!r} {damages}", ended
 
@@ -568,7 +585,7 @@ def test_requests_to_the_page(things, fuzz):
 
     def one(draw, folder):
         path, query, headers, body, damages, method = request(draw)
-        shutil.copytree(things / "run", folder / "runs" / "run", copy_function=os.link)
+        shutil.copytree(things / "run", folder / "runs" / "run")
         for damage in damages:
             body = damage.applied(body)
 
@@ -619,7 +636,7 @@ def test_bytes_to_the_port(things, fuzz):
     def one(draw, folder):
         sent = draw.choice(RAW_REQUESTS)
         damages = [Bytes.drawn(draw, sent) for _ in range(draw.choice([1, 2]))]
-        shutil.copytree(things / "run", folder / "runs" / "run", copy_function=os.link)
+        shutil.copytree(things / "run", folder / "runs" / "run")
         for damage in damages:
             sent = damage.applied(sent)
 
@@ -646,8 +663,8 @@ def test_the_sound_command_works(verb, things, tmp_path):
     """Without which every altered one might be refused for the same reason."""
     folder = tmp_path / "case"
     folder.mkdir()
-    shutil.copytree(things / "run", folder / "runs" / "run", copy_function=os.link)
-    ended = judged([things_named(word, things) for word in BASES[verb].split()], folder)
+    with_things(things, folder)
+    ended = judged([named(word) for word in BASES[verb].split()], folder)
     assert ended.outcome == "done", ended
 
 

@@ -45,6 +45,8 @@ def record_of(kind: type[T], content: Any, where: str, name: str = "") -> T:
 
     try:
         return _validator(kind).validate_python(content)
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where} has half of a character, a surrogate: {ascii(error.object)[:200]}") from None
     except ValidationError as error:
         errors = [(_name_of(found["loc"], content, name), found) for found in error.errors(include_url=False)]
         first, found = errors[0]
