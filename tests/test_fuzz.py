@@ -44,6 +44,7 @@ from image_files import random_pictures, write_folder, write_zip
 from needs import need
 from page_client import ask, served
 from patch_diffusion.cli import VERBS, main
+from patch_diffusion.cli.help import options_of
 
 not_here = pytest.mark.skipif(sys.platform != "linux", reason="needs processes with limits, as Linux has them")
 pytestmark = [pytest.mark.slow, not_here]
@@ -324,6 +325,7 @@ BASES = {
     "import": "import TABLE --out new --json",
     "export": "export RUN --to diffusers --out new --json",
     "serve": "serve RUNS --port 0 --device cpu --json",
+    "completion": "completion bash --json",
 }
 _LEFT_OUT = ("--engine.compile", "--push", "--public", "--help", "--follow")
 _LEFT_OUT_WORDS = {"wandb", "trackio", "tensorboard", "onnx", "torch", "inception", "dinov2"}
@@ -338,27 +340,22 @@ NUMERALS = [*NUMBERS, "inf", "-inf", "nan", "1_000", "0x10", "٣", "²", "1e", "
 
 @pytest.fixture(scope="module")
 def offered():
-    """The options of each verb, each with the word that stands for its values in the help."""
-
-    def of(verb):
-        text = io.StringIO()
-        with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-            main([verb, "--help"])
-        found = re.findall(r"^\W{1,3}(--.*?)(?:   .*|\s*)$", text.getvalue(), re.MULTILINE)
-        assert len(found) >= 2, text.getvalue()
-        options = [(name, line.partition(name)[2]) for line in found for name in re.findall(r"--[a-z][\w.-]*", line)]
-        return [(name, values) for name, values in options if not name.startswith(_LEFT_OUT)]
-
-    return {verb: of(verb) for verb in VERBS}
+    """The options of each verb, each with the values that it takes."""
+    found = {verb: list(options_of(VERBS[verb])) for verb in VERBS}
+    return {
+        verb: [(name, one.values) for one in options for name in one.names if not name.startswith(_LEFT_OUT)]
+        for verb, options in found.items()
+    }
 
 
 def test_options(things, offered, fuzz):
     """Each verb with options and values that nobody meant, in place of sound ones or after them."""
 
     def value(draw, meant):
-        choices = [word for braces in re.findall(r"\{([\w,.+-]+)\}", meant) for word in braces.split(",")]
+        choices = meant.removesuffix(" ...").split("|")
+        choices = choices if len(choices) > 1 else []
         pool = [word for word in choices if word not in _LEFT_OUT_WORDS] or draw.choice([ARGUMENTS, NUMERALS])
-        if "INT" in meant or "FLOAT" in meant:
+        if re.search(r"\b[NX]\b", meant):
             pool = NUMERALS
         return draw.choice(pool if draw.random() < 0.8 else ARGUMENTS + NUMERALS)
 
@@ -366,8 +363,7 @@ def test_options(things, offered, fuzz):
         verb = draw.choice(list(VERBS))
         words = BASES[verb].split()
         for option, meant in draw.choices(offered[verb], k=draw.choice([1, 1, 2])):
-            is_switch = meant.startswith(", --no-") or "-no-" in option or ".no-" in option
-            num = 0 if is_switch else draw.choice([1, 1, 1, 1, 2, 0]) if " ..." not in meant else draw.randint(0, 3)
+            num = 0 if not meant else draw.choice([1, 1, 1, 1, 2, 0]) if " ..." not in meant else draw.randint(0, 3)
             given = [value(draw, meant) for _ in range(num)]
             if option in words and given:
                 place = words.index(option)
