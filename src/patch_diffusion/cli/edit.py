@@ -33,7 +33,7 @@ class _Sampling(Sampling):
 
 @dataclass(frozen=True)
 class Edit(Verb):
-    """Fill in, extend or restore an image by a run's model.
+    """Fill in, extend or restore an image with the model of a run.
 
     patch-diffusion edit runs/cats cat.png --mask mask.png --seeds 0-7 --out new
 
@@ -45,41 +45,42 @@ class Edit(Verb):
     source: Annotated[Positional[RunPath], arg(metavar="RUN")]
     """The run folder, or one of its checkpoints."""
     image: Annotated[Positional[FilePath], arg(metavar="IMAGE")]
-    """A picture, or an array in an .npy, of the run's channels and numbers."""
+    """The image: a picture or an .npy array, with the channels and value range of the training images."""
     out: Annotated[Path, arg(metavar="DIR")]
-    """Folder for 000000.png ... and samples.json."""
+    """Folder for the results (000000.png, ...) and samples.json."""
     mask: Annotated[FilePath | None, arg(metavar="FILE")] = None
-    """Fill in what is white in this picture, or not 0 in this .npy. All other pixels are kept exactly."""
+    """Mask of the part to fill in: white in a picture, or not 0 in an .npy array. All other pixels are kept exactly."""
     extend: Annotated[tuple[str, ...] | None, arg(metavar="SIDE=PIXELS")] = None
-    """Make the image larger by some pixels at its sides, as in left=32,top=8."""
+    """Pixels to add at the sides of the image, as in left=32,top=8."""
     restore: Literal["super-resolution", "deblur", "denoise"] | None = None
-    """The damage to undo."""
+    """Damage to undo."""
     factor: int | None = None
-    """For super-resolution (2): how many pixels a pixel becomes, along each axis."""
+    """Enlargement by super-resolution, in each direction. Default: 2."""
     blur: float | None = None
-    """For deblur: standard deviation of the blur in pixels."""
+    """Standard deviation of the blur to undo by deblur, in pixels."""
     noise: float | None = None
-    """For all restorations: standard deviation of the noise in the values of the pixels, of 255 for pictures. None:
-    that of rounding; denoise needs it."""
+    """Standard deviation of the noise in the image to restore, on the scale of its values (0 to 255 for pictures);
+    denoise needs it. Default: that of rounding."""
     seeds: Annotated[str, arg(metavar="0-63")] = "0"
-    """Seeds, as in 0-7 or 3,5. Each finds another image that agrees with what is known."""
+    """Seeds, one for each result, as in 0-7 or 3,5. Each gives another image that agrees with the known pixels."""
     label: Annotated[str | None, arg(name="class", metavar="K")] = None
-    """Class of the image, by name, or by its place from 0 on. Without it, none."""
+    """Class of the images, by name or number (from 0). Default: no class."""
     sampling: Annotated[_Sampling, arg(name="")] = field(default_factory=_Sampling)
     repeats: int | None = None
-    """How often each step is taken, so that what is new and what is known come together. None: 1 for network, 4 for
-    isotropic."""
+    """Number of times that each step is taken; more make new and known parts agree better. Default: 1 for the
+    covariance network, 4 for isotropic."""
     covariance: Literal["isotropic", "network"] | None = None
-    """How much a known pixel says of others. isotropic: nothing, which is quick. network: what the model says, at some
-    five times the work a step. None: network for --mask and --extend without --tile, else isotropic."""
+    """Estimate of how known pixels determine others. isotropic: not at all, which is quick. network: by the model, at
+    about five times the work in each step. Default: network for --mask and --extend without --tile, else isotropic."""
     ema_length: Annotated[float | None, arg(metavar="0.1")] = None
-    """Average the weights over this share of the training, where --ema.lengths kept what it takes."""
+    """Length of the weight average to use, as a share of the training, such as 0.1. It needs a run that was trained
+    with --ema.lengths. Default: the average that every run has."""
     grid: Annotated[Path | None, arg(metavar="FILE.png")] = None
-    """One picture of the first 100 results."""
+    """File for one picture of the first 100 results."""
     mean: bool = False
-    """Also write mean.png, the mean of all seeds: nearer to the truth than any one of them, and less sharp."""
+    """Also write mean.png, the mean of all results: closer to the truth than each of them, but less sharp."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
+    """Device to use: auto, cpu, cuda, cuda:1 or mps. auto: a GPU if there is one."""
     json: Json = None
     """Print the result as JSON on stdout, or write it to a file."""
 

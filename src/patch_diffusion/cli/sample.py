@@ -25,22 +25,23 @@ class Sample(Verb):
     source: Annotated[Positional[RunPath], arg(metavar="RUN")]
     """The run folder, or one of its checkpoints."""
     out: Annotated[Path, arg(metavar="DIR")]
-    """Folder for 000000.png ... and samples.json."""
+    """Folder for the images (000000.png, ...) and samples.json."""
     seeds: Annotated[str, arg(metavar="0-63")] = "0-15"
-    """Seeds, as in 0-63 or 3,5,8-11. A seed always gives the same picture."""
+    """Seeds, one for each image, as in 0-63 or 3,5,8-11. A seed always gives the same image."""
     label: Annotated[str | None, arg(name="class", metavar="K")] = None
-    """Class, by name, or by its place from 0 on. Without it, seed k gets class k mod classes."""
+    """Class of the images, by name or number (from 0). Default: one after the other, by seed."""
     sampling: Annotated[Sampling, arg(name="")] = field(default_factory=Sampling)
     ema_length: Annotated[float | None, arg(metavar="0.1")] = None
-    """Average the weights over this share of the training, where --ema.lengths kept what it takes."""
+    """Length of the weight average to use, as a share of the training, such as 0.1. It needs a run that was trained
+    with --ema.lengths. Default: the average that every run has."""
     vae: Annotated[FilePath | None, arg(metavar="FOLDER")] = None
-    """For a model of latents: an autoencoder to decode with, in place of the one that made them."""
+    """Autoencoder to decode latents with, as a folder. Default: the one that made them."""
     again: bool = False
-    """Make pictures anew that are there already, of the same weights and settings."""
+    """Sample again the images that are in the folder already, from the same weights and settings."""
     grid: Annotated[Path | None, arg(metavar="FILE.png")] = None
-    """One picture of the first 100 samples, which are made for it, sorted by class."""
+    """File for one picture of the first 100 samples, sorted by class."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
+    """Device to use: auto, cpu, cuda, cuda:1 or mps. auto: a GPU if there is one."""
     json: Json = None
     """Print the result as JSON on stdout, or write it to a file."""
 

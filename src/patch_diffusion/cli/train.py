@@ -30,14 +30,15 @@ class Train(Verb):
     """
 
     source: Annotated[Positional[DataName], arg(metavar="DATA")] = ""
-    """A folder, a zip, an array (.npy, .npz, .h5, .zarr), hf:NAME, wds:SHARDS, or "digits". Not needed to continue."""
+    """Images to train on: a folder, a zip, an array (.npy, .npz, .h5, .zarr), hf:NAME, wds:SHARDS, or "digits". Not
+    needed to continue a run."""
     out: Annotated[Path | None, arg(metavar="RUN")] = None
-    """The run folder, new or that of a run to continue."""
+    """Run folder (required): a new one, or that of the run to continue."""
     preset: Preset = DEFAULT_PRESET
     config: Annotated[Path | None, arg(metavar="FILE.yaml")] = None
-    """A file of options that take precedence over the preset's."""
+    """YAML file of options; they override those of the preset."""
     allow: tuple[str, ...] = ()
-    """Options that may differ from those of the run to continue, such as optimizer.learning_rate."""
+    """Options that may change in the run to continue, such as optimizer.learning_rate."""
     json: Json = None
     """Print the result as JSON on stdout, or write it to a file."""
     options: Annotated[Config, arg(name="")] = field(default_factory=Config)
