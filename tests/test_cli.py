@@ -272,7 +272,7 @@ def test_samples_that_are_there_are_not_made_again(trained, run, tmp_path):
     entries = (out / "samples.json").read_bytes()
     assert made(line) == [] and (out / "samples.json").read_bytes() == entries
     (out / "000002.png").unlink()
-    assert "4 pictures in OUT, 3 of which were there already".replace("OUT", str(out)) in run(line, **places)[2]
+    assert "4 pictures in OUT (3 were there already)".replace("OUT", str(out)) in run(line, **places)[2]
     assert made(line) == []
     assert made(f"{line} --again") == [0, 1, 2, 3]
     assert made(f"{line} --grid GRID", GRID=tmp_path / "grid.png") == [0, 1, 2, 3]

@@ -403,10 +403,10 @@ def test_mistakes_from_python(model):
             pd.evaluate(real, real, **grouped(**options))
     with pytest.raises(pd.InputError, match="at least two images are needed, and images has 1"):
         pd.evaluate(gaussian_images(1), real)
-    with pytest.raises(pd.InputError, match="needs more than 3 images on either side"):
+    with pytest.raises(pd.InputError, match="needs more than 3 images on both sides"):
         pd.evaluate(gaussian_images(3), real, options=pd.EvaluationOptions(metrics=("precision",)))
     few = pd.evaluate(gaussian_images(3), real)
-    assert "not measured: precision, which needs more than 3 images on either side" in few.notes
+    assert "not measured: precision, which needs more than 3 images on both sides" in few.notes
     assert few.measures["frechet"].low is None
     with pytest.raises(pd.InputError, match="nothing to compare with: give --data DATA"):
         pd.evaluate(model)

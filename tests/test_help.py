@@ -84,7 +84,7 @@ def test_options_read_as_they_are_typed():
         pair: tuple[float, float] = (0.5, 2.0)
         """Two numbers."""
         on: bool = True
-        """A switch."""
+        """Switch it on."""
 
     @dataclass(frozen=True)
     class Outer:
@@ -103,7 +103,7 @@ def test_options_read_as_they_are_typed():
     assert (path.heading, path.text) == ("--some-path PATH", "A file; of two lines.")
     assert path.lines(79) == ["  --some-path PATH          A file; of two lines. Required."]
     assert pair.lines(79) == ["  --inner.pair X X          Two numbers. Default: 0.5 2."]
-    assert switch.lines(79) == ["  --inner.no-on             A switch."]
+    assert switch.lines(79) == ["  --inner.no-on             Do not switch it on."]
     text = help_text(Outer, "outer", None)
     assert text.startswith(
         "usage: patch-diffusion outer [OPTIONS]\n\nThe outside.\n\n patch-diffusion outer --some-path FILE\n"

@@ -129,13 +129,13 @@ def test_that_it_copies_is_told_when_it_begins(make_trainer):
     trainer.fit(steps=6)
     notes = [(line["step"], line["note"]) for line in lines(trainer, "note") if "WARNING" in line["note"]]
     assert notes == [
-        (2, "WARNING: the model copies; after step 1 it did not: stop about there"),
-        (5, "WARNING: the model copies; after step 4 it did not: stop about there"),
+        (2, "WARNING: the model copies; after step 1 it did not, so stop about there"),
+        (5, "WARNING: the model copies; after step 4 it did not, so stop about there"),
     ]
     at_once = make_trainer("other", meter=Rising(3, 3, 3, 3, 3, 3))
     at_once.fit(steps=6)
     (note,) = (line["note"] for line in lines(at_once, "note") if "WARNING" in line["note"])
-    assert note.endswith("it did at the first look already")
+    assert note.endswith("it did at the first measurement already")
 
 
 @pytest.mark.slow

@@ -254,8 +254,8 @@ class Watch(Strict):
     """Metrics of samples, measured during training against the training images."""
 
     metrics: tuple[Literal["frechet", "kernel", "memorization"], ...] = ()
-    """Metrics of samples to measure during training. frechet, kernel: distances to the training images (FID and KID, with
-    the extractor inception). memorization: the share of samples that copy training images."""
+    """Metrics of samples to measure during training. frechet, kernel: distances to the training images (FID and KID,
+    with the extractor inception). memorization: the share of samples that copy training images."""
     times: int = 5
     """Number of measurements, evenly spaced over the budget. Their time does not count in the minutes of the budget."""
     samples: int = 500
@@ -455,8 +455,12 @@ def option_names() -> frozenset[str]:
 def changed_options(before: Config, after: Config) -> list[str]:
     """Return the names of the options that differ, except those that may change when a training is continued."""
     old, new = flat_options(before), flat_options(after)
-    may_change = {name for name in old for allowed in MAY_CHANGE if name == allowed or name.startswith(f"{allowed}.")}
-    return sorted(name for name in old.keys() - may_change if old[name] != new[name])
+    return sorted(name for name in old if not may_change(name) and old[name] != new[name])
+
+
+def may_change(name: str) -> bool:
+    """Return True if an option, by its full name, may change when a training is continued."""
+    return any(name == allowed or name.startswith(f"{allowed}.") for allowed in MAY_CHANGE)
 
 
 def differences(configs: Mapping[str, Config]) -> dict[str, dict[str, Any]]:

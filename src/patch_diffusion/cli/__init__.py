@@ -3,7 +3,7 @@
 A command has its options as fields, and calls one public function.
 
 Results go to stdout, progress and messages to stderr. Exit status 0: done; 1: failed, with a one-line reason; 2: wrong
-usage; 130: interrupted, in training after a checkpoint was written. Heavy libraries are imported only when a command runs.
+usage; 130: interrupted, in training after a checkpoint was written. Heavy libraries are imported when a command runs.
 """
 
 from __future__ import annotations

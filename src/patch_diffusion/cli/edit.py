@@ -14,6 +14,7 @@ from patch_diffusion.cli.choosing import check_places, class_number, open_guide,
 from patch_diffusion.cli.parsing import parse_seeds, value_of
 from patch_diffusion.cli.verb import FilePath, Json, RunPath, Verb
 from patch_diffusion.errors import InputError, option_error
+from patch_diffusion.files import user_path
 from patch_diffusion.sampling.options import Sampling
 
 
@@ -96,6 +97,7 @@ class Edit(Verb):
 
     def run(self) -> dict[str, Any]:
         """Edit the image, write the results as pictures, and return their number and paths."""
+        from patch_diffusion.runs.folder import step_in
         from patch_diffusion.sampling.editing.tasks import Task
         from patch_diffusion.sampling.guides import named
 
@@ -105,6 +107,7 @@ class Edit(Verb):
         seeds = parse_seeds(self.seeds)
         inputs = [self.image, self.mask, *read_from(self.source)]
         check_places(self.out, seeds, inputs, grid=self.grid, mean=self.mean)
+        step = step_in(user_path(self.source))
         model = patch_diffusion.load(self.source, ema_length=self.ema_length, device=self.device)
         guide = open_guide(str(self.sampling.guide), self.source, device=self.device)
         image = patch_diffusion.read_image(self.image, model)
@@ -121,13 +124,14 @@ class Edit(Verb):
         told = {"image": str(self.image), "mask": None if self.mask is None else str(self.mask)}
         told = {name: value for name, value in told.items() if value is not None}
         samples = (replace(each, settings=told | each.settings) for each in named(samples, guide, self.sampling.guide))
-        given = {"class_names": model.class_names, "source": str(self.source), "grid": self.grid, "mean": self.mean}
+        given = {"class_names": model.class_names, "source": str(self.source), "step": step}
+        given |= {"ema_length": self.ema_length, "grid": self.grid, "mean": self.mean}
         return write_shown(samples, self.out, "editing", len(seeds), **given)
 
     def message(self, result: dict[str, Any]) -> str:
         """Return the message at the end: the number of pictures and where they are."""
-        mean = ", their mean beside them" if self.mean else ""
-        return pictures_in(result["samples"], self.out) + mean + (f", a grid in {self.grid}" if self.grid else "")
+        mean = ", and their mean" if self.mean else ""
+        return pictures_in(result["samples"], self.out) + mean + (f", and a grid in {self.grid}" if self.grid else "")
 
     def after_interrupt(self) -> str:
         """Return the text that follows "interrupted" in the message after Ctrl-C."""

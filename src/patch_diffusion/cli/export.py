@@ -75,12 +75,13 @@ class Export(Verb):
     def message(self, result: dict[str, Any]) -> str:
         """Return the message after the export: where the model is, how to use it, and notes."""
         if self.to == "diffusers":
-            how = f'DiffusionPipeline.from_pretrained("{self.out}", trust_remote_code=True) opens it, and runs its code'
+            call = f'DiffusionPipeline.from_pretrained("{self.out}", trust_remote_code=True)'
+            how = f"open it with {call}, which runs its code"
         else:
-            how = f"it gives what the model gives to within {result['difference']:.1e}"
-        lines = [f"the model is in {self.out}: {how}", f"how to use it, and its card: {self.out / 'README.md'}"]
+            how = f"its outputs differ from the model's by at most {result['difference']:.1e}"
+        lines = [f"the model is in {self.out}: {how}", f"its model card says how to use it: {self.out / 'README.md'}"]
         if self.license is None:
-            lines.append("no licence is given: others may use what you publish only with one (--license)")
+            lines.append("without a licence nobody else may use the model: give one with --license if you publish it")
         lines += result["notes"]
         if result["pushed"]:
             lines.append(f"pushed to {result['pushed']}")

@@ -134,7 +134,7 @@ def _main_points(found: dict[str, Any]) -> list[tuple[str, str]]:
         points += [
             ("seen", f"{progress['step']:,} steps, {progress['images']:,} images"),
             ("trained", clock(progress["seconds"])),
-            *([("time on", shares(found["time"])), ("besides", beside(found["time"]))] if found["time"] else []),
+            *([("time on", shares(found["time"])), ("in addition", beside(found["time"]))] if found["time"] else []),
             ("loss", ", ".join(f"{size} {loss:.3f}" for size, loss in progress["loss"].items() if loss is not None)),
         ]
     points.append(("checkpoints", ", ".join(f"{step:,}" for step in found["checkpoints"]) or "none yet"))

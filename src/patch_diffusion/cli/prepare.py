@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from patch_diffusion.cli.verb import DataName, FilePath, Json, Verb
 from patch_diffusion.config import Data, Layout, Mode
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, counted
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Prepare(Verb):
         """Return the message after preparation: how many images are where, and how many were left out."""
         height, width = result["resolution"]
         if self.latents is not None:
-            train = f"patch-diffusion train {self.out} --patches.sizes 1/2=1"
+            train = f"patch-diffusion train {self.out} --out RUN"
             channels = result["channels"]
             return f"{result['images']:,} latents of {height}x{width}x{channels} are in {self.out}; to train: {train}"
         num_classes = result["num_classes"]
@@ -96,7 +96,7 @@ class Prepare(Verb):
         if dropped:
             first = f"{dropped[0]['file']}: {dropped[0]['dropped']}"
             lines.append(
-                f"{len(dropped):,} of {result['files']:,} files were left out (first: {first}); all of them are in "
+                f"{len(dropped):,} of {counted(result['files'], 'file')} left out (first: {first}); the full list is in "
                 f"{self.out.with_suffix('.report.json')}"
             )
         return "\n".join(lines)

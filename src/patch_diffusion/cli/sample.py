@@ -12,6 +12,7 @@ import patch_diffusion
 from patch_diffusion.cli.choosing import check_places, class_number, open_guide, pictures_in, read_from, write_shown
 from patch_diffusion.cli.parsing import parse_seeds
 from patch_diffusion.cli.verb import FilePath, Json, RunPath, Verb
+from patch_diffusion.files import user_path
 from patch_diffusion.sampling.options import Sampling
 
 
@@ -47,12 +48,14 @@ class Sample(Verb):
 
     def run(self) -> dict[str, Any]:
         """Sample the images that are not there yet, write them as pictures, and return their number and paths."""
+        from patch_diffusion.runs.folder import step_in
         from patch_diffusion.sampling.folder import MOST_IN_GRID, already_there, digest_of
         from patch_diffusion.sampling.generate import jobs_of
         from patch_diffusion.sampling.guides import named
 
         seeds = parse_seeds(self.seeds)
         check_places(self.out, seeds, read_from(self.source), grid=self.grid)
+        step = step_in(user_path(self.source))
         model = patch_diffusion.load(self.source, ema_length=self.ema_length, vae=self.vae, device=self.device)
         guide = open_guide(str(self.sampling.guide), self.source, device=self.device)
         sampling = replace(self.sampling, guide=guide)
@@ -67,14 +70,17 @@ class Sample(Verb):
             there -= set(() if self.grid is None else seeds[:MOST_IN_GRID])
         new = [seed for seed in seeds if seed not in there]
         samples = named(patch_diffusion.generate(model, new, sampling, labels=labels), guide, self.sampling.guide)
-        given = {"class_names": model.class_names, "source": str(self.source), "weights": weights, "grid": self.grid}
+        given = {"class_names": model.class_names, "source": str(self.source), "weights": weights, "step": step}
+        given |= {"ema_length": self.ema_length, "grid": self.grid}
         made = write_shown(samples, self.out, "sampling", len(new), **given)
         return {**made, "samples": made["samples"] + len(there), "already": len(there)}
 
     def message(self, result: dict[str, Any]) -> str:
         """Return the message at the end: the number of pictures and where they are."""
-        already = f", {result['already']:,} of which were there already" if result["already"] else ""
-        return pictures_in(result["samples"], self.out) + already + (f", a grid in {self.grid}" if self.grid else "")
+        already = f" ({result['already']:,} were there already)" if result["already"] else ""
+        return (
+            pictures_in(result["samples"], self.out) + already + (f", and a grid in {self.grid}" if self.grid else "")
+        )
 
     def after_interrupt(self) -> str:
         """Return the text that follows "interrupted" in the message after Ctrl-C."""

@@ -25,7 +25,10 @@ def race_table(content: Mapping[str, Any]) -> str:
         cells = [[_short(name), *others] for name, *others in rows(content)]
         lines = [*_columns([head, *cells]), ""]
         lines.append(
-            _filled(f"'{other}'s in': when an arm has {other}'s final loss; 'its own': when {other} has the arm's.")
+            _filled(
+                f"'{other}'s in': time at which an arm reaches {other}'s final loss; 'its own': time at which {other} "
+                "reaches the arm's."
+            )
         )
     return "\n".join([*lines, *map(_filled, sentences(content))])
 

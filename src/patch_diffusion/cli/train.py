@@ -12,6 +12,7 @@ from tyro.conf import Positional, Suppress, arg
 import patch_diffusion
 from patch_diffusion.cli.options import Preset, given_options
 from patch_diffusion.cli.parsing import value_of
+from patch_diffusion.cli.say import say
 from patch_diffusion.cli.verb import DataName, Json, Verb
 from patch_diffusion.config import BUDGETS, Config, read_yaml
 from patch_diffusion.errors import InputError, did_you_mean
@@ -66,8 +67,24 @@ class Train(Verb):
     def run(self) -> dict[str, Any]:
         """Train, and return a description of the run as a dict, which is empty on ranks other than 0."""
         assert self.out is not None  # parse refuses arguments without --out
+        if is_first() and self.given is not None and not {"preset", "config"} & self.given:
+            self._suggest_preset(self.out)
         patch_diffusion.train(self.options, self.out, given=self.given, allow=self.allow)
         return patch_diffusion.describe(self.out) if is_first() else {}
+
+    def _suggest_preset(self, out: Path) -> None:
+        """Name the preset that suits a GPU, if this is a new run on one, with the settings of the default preset."""
+        from patch_diffusion.advice import preset_for
+        from patch_diffusion.devices import choose_device
+        from patch_diffusion.runs.folder import RunFolder
+
+        device = self.options.engine.device
+        if not RunFolder(user_path(out)).is_run() and choose_device(device).type == "cuda":
+            preset = preset_for(self.source, device)
+            say(
+                f"the preset {DEFAULT_PRESET} is meant for CPUs: on a GPU, --preset {preset} suits this data",
+                aside=True,
+            )
 
     def message(self, result: dict[str, Any]) -> str:
         """Return the message after training: where the model is, and how to sample from it."""

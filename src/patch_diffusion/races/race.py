@@ -180,8 +180,8 @@ def _few(judged_by: Mapping[str, Any]) -> list[str]:
     if "chosen_by" not in judged_by or judged_by["images"] >= _ENOUGH_JUDGES:
         return []
     return [
-        f"only {judged_by['images']:,} held-out images judge the race, as others choose in the sweep: a larger "
-        "--held-out holds out more, and --tune 0 needs no others"
+        f"only {judged_by['images']:,} held-out images judge the race, as the search for settings uses the others: "
+        "hold out more with a larger --held-out, or leave out the search with --tune 0"
     ]
 
 
@@ -189,7 +189,7 @@ def _tuned(name: str, setup: RaceSetup, record: Record, budget: float, tell: Tel
     """Return an arm's config with the best batch and learning rate, found by short trainings with the first seed."""
     seed, known = record.seeds[0], record.rounds(name)
     if not known:
-        tell(f"tuning {name}: batch and learning rate, {length(budget, setup.unit)} in all")
+        tell(f"tuning {name}: batch size and learning rate, {length(budget, setup.unit)} in total")
 
     def build(config: Config, out: Path) -> Trainer:
         return setup.trainer(config, seed, out)[0]

@@ -140,7 +140,7 @@ class Sampling(Strict):
 
         options = self._solver_options()
         if "heun" in self.solver and 1 < (self.steps or 1) < 5:
-            few = f"{self.solver} makes noise of {self.steps} steps: take 8 or more, or the solver dpm_solver_2m"
+            few = f"{self.solver} makes only noise with {self.steps} steps: use 8 or more, or the solver dpm_solver_2m"
             warnings.warn(few, Note, stacklevel=4)
         if self.solver == "euler_maruyama":
             options["process"] = model.process
@@ -226,7 +226,7 @@ class Sampling(Strict):
             is_larger = any(side > own for side, own in zip(shape, model.resolution or shape, strict=True))
             return "repeat" if is_larger and model.context is None else "stretch"
         if model.context is not None and self.coords != "stretch":
-            raise InputError(f"coords '{self.coords}' leads beyond the small copy of the image that this model goes by")
+            raise InputError(f"coords '{self.coords}' go beyond the small copy of the image that this model uses")
         if self.coords not in get_args(Coords):
             raise InputError(f"coords cannot be '{self.coords}'{did_you_mean(self.coords, get_args(Coords))}")
         if not model.coords:
