@@ -297,7 +297,7 @@ def test_files_that_are_none_are_named(tmp_path):
     (folder / "00010.png").unlink()
     (folder / "00010.png").symlink_to(folder / "nowhere.png")
     message = refusal(folder)
-    assert message.startswith("3 of 50 images cannot be used, and training passes over none of fewer than 100: ")
+    assert message.startswith("3 of 50 images cannot be used, and training skips none in data of fewer than 100: ")
     assert "00008.png (an empty file), 00009.png (not an image, or a broken one), 00010.png ([Errno 2]" in message
     for name in ("00008.png", "00009.png", "00010.png"):
         (folder / name).unlink()
@@ -313,7 +313,7 @@ def test_grey_pictures_stored_in_colour_are_noted(tmp_path, levels, mode, noted)
     pictures.pixels = np.repeat(pictures.pixels[:, :1].clip(9, 246), 3, axis=1)
     pictures.pixels[::2, 1] += np.uint8(levels)  # as the rounding of a JPEG
     notes = pd.open_images(write_folder(tmp_path / "pictures", pictures), mode=mode).notes
-    assert any("--data.mode L keeps a third" in note for note in notes) == noted
+    assert any("--data.mode L reads one channel" in note for note in notes) == noted
 
 
 def test_one_broken_file_of_many_is_passed_over_by_name(tmp_path):
@@ -338,7 +338,7 @@ def test_only_so_many_are_named(tmp_path):
     for index in range(22):
         (folder / f"{index:05d}.png").write_bytes(b"")
     notes = pd.open_images(folder).notes
-    assert "skipped 00019.png: an empty file" in notes and "skipped 2 others" in notes
+    assert "skipped 00019.png: an empty file" in notes and "skipped 2 more" in notes
     assert not any("00020.png" in note for note in notes)
 
 

@@ -206,7 +206,7 @@ def test_as_a_command(tmp_path, capsys):
     words = f"{tiny} --steps 2 --checkpoint-best --checkpoint-by frechet"
     assert main(["train", "digits", "--out", run, *words.split(), "--watch.metrics", "frechet", "memorization"]) == 0
     told = capsys.readouterr().err
-    assert "step 1: Frechet distance" in told and "near copies 0.0% (of held-out images 0.0%)" in told
+    assert "step 1: Frechet distance" in told and "near copies 0.0% (of held-out images: 0.0%)" in told
     assert main(["train", "--out", run, "--steps", "4"]) == 0
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log if "samples" in line] == [1, 2, 4]

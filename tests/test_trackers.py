@@ -172,7 +172,7 @@ def test_what_trackers_are_told(make_trainer, as_tensorboard):
     assert (first.begun, second.begun) == (0, 4)
     told = [(step, rest[0]) for step, *rest in first.told]
     assert [step for step, _ in told] == [0, 2, 4, 4] and told[-1] == (4, trainer.run.sample_file(4))
-    assert [step for step, *_ in second.told] == [6, 6]
+    assert [step for step, *_ in second.told] == [4, 6, 6]  # a note: the larger budget raises the learning rate
 
 
 class Failing(Recorded):

@@ -207,7 +207,7 @@ def _refusal(findings: Findings) -> str:
         return findings.problems[0]
     if len(findings.unusable) > MOST_UNUSABLE * findings.num_read:
         return (
-            f"{len(findings.unusable):,} of {findings.num_read:,} images cannot be read, and it "
+            f"{len(findings.unusable):,} of {findings.num_read:,} images cannot be read, and training "
             f"{passed_over(findings.num_read)}; patch-diffusion prepare leaves them out"
         )
     return ""

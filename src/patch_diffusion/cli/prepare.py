@@ -96,7 +96,7 @@ class Prepare(Verb):
         if dropped:
             first = f"{dropped[0]['file']}: {dropped[0]['dropped']}"
             lines.append(
-                f"{len(dropped):,} of {counted(result['files'], 'file')} left out (first: {first}); the full list is in "
+                f"{len(dropped):,} of {counted(result['files'], 'file')} left out (first: {first}); they are listed in "
                 f"{self.out.with_suffix('.report.json')}"
             )
         return "\n".join(lines)

@@ -164,7 +164,7 @@ def _plan(found: Collection, options: Data, show: bool) -> Plan:
 def passed_over(num: int) -> str:
     """Return words for how many unusable files of a data set are passed over, at the most."""
     least = round(1 / MOST_UNUSABLE)
-    return f"skips {MOST_UNUSABLE:.0%} at the most" if num >= least else f"skips none of fewer than {least}"
+    return f"skips at most {MOST_UNUSABLE:.0%}" if num >= least else f"skips none in data of fewer than {least}"
 
 
 def _refuse_many_unusable(files: Sequence[ImageFile], unusable: Mapping[int, str]) -> None:
