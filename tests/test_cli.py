@@ -301,7 +301,7 @@ def test_a_picture_says_how_it_was_made(trained, run, tmp_path):
 def test_notes_of_the_library_are_one_line(trained, run, tmp_path):
     for options, told in (("--steps 2", True), ("--steps 5", False), ("--steps 2 --solver euler", False)):
         status, _, err = run(f"sample RUN --out OUT --seeds 0 {options}", RUN=trained, OUT=tmp_path / "out")
-        note = "heun makes noise of 2 steps: take 8 or more, or the solver dpm_solver_2m\n"
+        note = "heun makes only noise with 2 steps: use 8 or more, or the solver dpm_solver_2m\n"
         assert status == 0 and err == note * told + f"1 picture in {tmp_path / 'out'}\n"
     with pytest.warns(Note):
         pd.Sampling(steps=4, solver="stochastic_heun").solver_for(pd.load(trained, device="cpu"), torch.ones(5))
