@@ -225,6 +225,32 @@ def test_every_option_of_a_solver_changes_the_picture(trained, run, tmp_path, so
     assert settings["solver"] == solver and settings[name] == float(value)
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("optimiser.learning_rate", "; did you mean 'optimizer.learning_rate'?"),
+        ("network", "; choose from network.dropout, network.label_dropout"),
+        ("rulez", "; choose from batch, data.augment.colour, "),
+    ],
+)
+def test_what_cannot_be_allowed_is_told_with_what_can(trained, run, name, said):
+    status, _, err = run(f"train --out RUN --allow {name}", RUN=trained)
+    assert status == 1 and f"there is no option '{name}' to allow{said}" in err
+    assert not any(word in err for word in (" rules", " codec", "parameters", "engine.device", "network.width"))
+
+
+def test_a_gpu_is_told_its_preset(run, monkeypatch, tmp_path):
+    for module in ("devices", "advice"):
+        monkeypatch.setattr(f"patch_diffusion.{module}.choose_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(pd, "train", lambda *given, **more: None)
+    monkeypatch.setattr(pd, "describe", lambda out: {"run": str(out)})
+    note = "the preset small is meant for CPUs: on a GPU, --preset ddpmpp-64 suits this data"
+    np.save(tmp_path / "images.npy", np.zeros((2, 8, 8), np.uint8))
+    for options, told in (("", True), ("--preset small ", False)):
+        _, _, err = run(f"train DATA {options}--out OUT", DATA=tmp_path / "images.npy", OUT=tmp_path / "out")
+        assert (note in err) == told
+
+
 def test_sample_help_names_every_solver_and_schedule(capsys):
     from patch_diffusion.sampling.solvers import SCHEDULES
     from patch_diffusion.sampling.stochastic import SOLVERS
@@ -240,6 +266,8 @@ def test_sampling_from_a_checkpoint_and_in_other_batches(trained, run, tmp_path)
     early = sampled(run, trained / "checkpoints" / "step-00000002", tmp_path / "b")
     batch = sampled(run, trained, tmp_path / "c", "--batch 1 --device cpu --class 3")
     assert not np.array_equal(plain, early)
+    entries = [json.loads((tmp_path / name / "samples.json").read_text())["samples"] for name in "ab"]
+    assert [each["step"] for (each,) in entries] == [4, 2]
     assert abs(plain.astype(int) - batch).max() <= 1
 
 

@@ -257,6 +257,20 @@ def test_warnings(folder, tmp_path):
     assert any("class 0 has 56 images and class 1 only 4" in text for text in advised(classes).warnings)
 
 
+@pytest.mark.parametrize(("num", "share"), [(199, None), (200, 0.1), (639, 0.1), (640, None)])
+def test_some_of_few_images_are_held_out_for_the_best_checkpoint(num, share, tmp_path):
+    np.save(tmp_path / "few.npy", np.random.default_rng(0).integers(0, 256, (num, 8, 8), dtype=np.uint8))
+    advice = advised(tmp_path / "few.npy")
+    assert advice.config.data.held_out == share and ("data.held_out" in advice.reasons) == (share is not None)
+    assert advised(tmp_path / "few.npy", {"data.held_out"}).config.data.held_out is None
+
+
+def test_images_that_are_nearly_all_alike_are_no_fault():
+    """Digits look like one another to the eye of the check, as all of a kind do."""
+    advice = advise(found := inspect_images(Data("digits")), Config(data=Data("digits")), timed=False)
+    assert found.near and not any("look like another" in text for text in advice.warnings)
+
+
 def test_the_preset_suits_the_data():
     assert preset_for("digits") == "digits" and preset_for("photos", "cpu") == "small"
 

@@ -27,7 +27,7 @@ _Subject = Annotated[str, Existing(lambda name: check_source(name, "run or data"
 
 @dataclass(frozen=True)
 class Evaluate(Verb):
-    """Measure how good the samples of a run are, and whether they are copies.
+    """Measure how good a run's samples are, and whether they are copies.
 
     patch-diffusion evaluate runs/photos --samples 1000 --pairs pairs.png
 

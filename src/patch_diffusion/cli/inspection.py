@@ -73,7 +73,10 @@ def _of_settings(findings: Findings, advice: Advice, preset: str) -> Iterator[tu
         room = "" if advice.memory is None else f" of {advice.memory / 2**30:,.0f}"
         yield "network", f"{config.network.kind}, {foreseen.parameters:,} parameters"
         yield "memory", f"{foreseen.memory / 2**30:,.1f}{room} GB, on {foreseen.device}"
-        yield "batch", f"{config.batch}; {foreseen.images_per_second:,.1f} images per second on this machine"
+        yield (
+            "speed",
+            f"{foreseen.images_per_second:,.1f} images per second on this machine, in batches of {config.batch}",
+        )
         yield _budget(findings, config, foreseen)
 
 

@@ -169,8 +169,8 @@ def _check_given(given: frozenset[str]) -> None:
     for name in _WITHOUT_EFFECT:
         if name in given:
             raise InputError(
-                f"{name} has no meaning in a race, which makes no pictures, feeds no trackers and saves at every "
-                "moment: leave it out"
+                f"{name} has no effect in a race, which makes no pictures, feeds no trackers and saves at every "
+                "evaluation: leave it out"
             )
 
 

@@ -26,7 +26,7 @@ def race_table(content: Mapping[str, Any]) -> str:
         lines = [*_columns([head, *cells]), ""]
         lines.append(
             _filled(
-                f"'{other}'s in': time at which an arm reaches {other}'s final loss; 'its own': time at which {other} "
+                f"'{other}'s in': training until an arm reaches {other}'s final loss; 'its own': training until {other} "
                 "reaches the arm's."
             )
         )
@@ -72,7 +72,7 @@ def print_measures(found: Evaluation) -> None:
     table.add_column(shown(found.source.rstrip("/").rpartition("/")[2]), no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("95 % interval", justify="center", no_wrap=True)
-    table.add_column("of", ratio=1)
+    table.add_column("images", ratio=1)
     for name, measure in found.measures.items():
         table.add_row(_name(name), _number(name, measure.value), _interval(name, measure), _of(measure.settings))
     console = Console(width=_WIDTH, highlight=False, markup=False)

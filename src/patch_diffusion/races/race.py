@@ -15,7 +15,7 @@ from patch_diffusion.config import Config, to_dict
 from patch_diffusion.data.digest import digest_of
 from patch_diffusion.data.images import refuse_ids
 from patch_diffusion.denoise.whole_image import SIGMAS
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, counted
 from patch_diffusion.evaluation.circumstances import circumstances
 from patch_diffusion.files import user_path
 from patch_diffusion.races.arms import check_arms
@@ -214,10 +214,8 @@ def _told(finished: Mapping[str, Any], unit: str) -> str:
     trials = finished["trials"]
     best = min(trials, key=lambda trial: math.inf if trial["loss"] is None else trial["loss"])
     loss = "none learned, best" if best["loss"] is None else f"loss {best['loss']:.4f}"
-    return (
-        f"{len(trials)} settings, {length(finished['budget'], unit)} each: {loss} with batch {best['batch']}, "
-        f"learning rate {best['learning_rate']:g}"
-    )
+    each = f"{counted(len(trials), 'setting')}, {length(finished['budget'], unit)} each"
+    return f"{each}: {loss} with batch {best['batch']}, learning rate {best['learning_rate']:g}"
 
 
 def _line(points: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], seed: int, spent: float, left: float) -> str:
