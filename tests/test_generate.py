@@ -323,7 +323,7 @@ def test_pictures_that_cannot_be_written(tmp_path):
         (1, (), 1, ""),
         (1, ("0", "1"), 1, ""),
         ("3", ("1", "2", "3"), 2, ""),
-        (2, ("1", "2", "3"), 1, "class 2 is the one that is named so, not the one in place 2, which is 3"),
+        (2, ("1", "2", "3"), 1, "class 2 is taken as a name; class number 2 is 3"),
     ],
 )
 def test_a_name_of_a_class_wins_over_a_place(wanted, names, place, note):

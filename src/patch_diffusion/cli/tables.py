@@ -26,8 +26,8 @@ def race_table(content: Mapping[str, Any]) -> str:
         lines = [*_columns([head, *cells]), ""]
         lines.append(
             _filled(
-                f"'{other}'s in': training until an arm reaches {other}'s final loss; 'its own': training until {other} "
-                "reaches the arm's."
+                f"'{other}'s in': training until an arm reaches {other}'s final loss; 'its own': training until "
+                f"{other} reaches the arm's."
             )
         )
     return "\n".join([*lines, *map(_filled, sentences(content))])
