@@ -250,8 +250,7 @@ def _of_files(findings: Findings) -> list[str]:
     if findings.nearly_constant:
         found.append(
             f"nearly empty: {counted(len(findings.nearly_constant), 'image')}; remove them, or the model learns to "
-            "make "
-            "empty images"
+            "make empty images"
         )
     return found
 
@@ -264,8 +263,7 @@ def _of_few(findings: Findings) -> list[str]:
         return very
     return [
         f"{num:,} images are few; the method was published with {FEW_IMAGES:,} and more. The longer you train, the "
-        "more "
-        "the samples copy the images: compare them with the data"
+        "more the samples copy the images: compare them with the data"
     ]
 
 

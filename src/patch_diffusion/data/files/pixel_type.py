@@ -77,8 +77,7 @@ def _mode(files: Sequence[ImageFile], headers: Mapping[int, Header], mode: str, 
     if num:
         notes.append(
             f"{counted(num, 'image')} of 16 bits per colour {first} read as 8 bits; TIFFs keep 16 bits with "
-            "--data.mode "
-            "RGB16, arrays and grey pages always"
+            "--data.mode RGB16, arrays and grey pages always"
         )
     num, first = count(lambda header: header.frames > 1)
     if num:

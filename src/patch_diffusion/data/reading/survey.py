@@ -129,8 +129,7 @@ def notes_of(codec: PixelCodec, given: tuple[float, float] | None, found: Survey
         few, most = (f"{value:.4g}" for value in found.usual)
         notes.append(
             f"the data has {values}, but 98% of those between lie from {few} to {most}: change outliers, and markers "
-            "of "
-            f"missing values, to {few} or {most} in the data; --data.range {few} {most} makes these -1 and 1"
+            f"of missing values, to {few} or {most} in the data; --data.range {few} {most} makes these -1 and 1"
         )
     elif given is None and codec.dtype == "float32":
         if (low, high) == (found.low, found.high):
