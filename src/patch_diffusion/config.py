@@ -79,7 +79,7 @@ class Data(Strict):
     size, if all have the same."""
     classes: bool | None = None
     """Train with class labels: those of the data, or else the names of the sub-folders. Default: True if the data has
-    labels, except for sub-folders."""
+    labels; names of sub-folders count only with True."""
     mode: Mode = "auto"
     """Channels of the images: L is grey, RGBA has transparency, RGB16 keeps colour TIFFs of 16 bits as they are. auto:
     L if all files are grey, RGBA if all have transparency, else RGB."""
