@@ -15,8 +15,8 @@ from patch_diffusion.runs.page import option_text, page, table, wide_table
 
 _COUNTED = (
     "Only the training time of an arm counts. The clock stops for evaluations on held-out images and for checkpoints, "
-    "and no pictures of samples are made. Evaluation adds at most 5 % to a budget in minutes; if it would add "
-    "more, all arms get fewer evaluations, on fewer images. The arms take turns of some seconds, so that other load on the "
+    "and no pictures of samples are made. Evaluation adds at most 5 % to a budget in minutes; if it would add more, "
+    "all arms get fewer evaluations, on fewer images. The arms take turns of some seconds, so that other load on the "
     "machine slows all of them alike. Before its end an arm still has a high learning rate, which makes its loss "
     "worse. So a ratio is rather too small than too large."
 )
