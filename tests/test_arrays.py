@@ -103,11 +103,11 @@ def test_what_the_notes_say(tmp_path):
     notes = " ".join(pd.open_images(save(tmp_path / "a.npz", images=values)).notes)
     assert "float64 values are kept as float32" in notes
     assert "values from 0 to 255, which become -1 and 1" in notes
-    assert f"1 of 20 images looked at have one value only (first: image 3 of {tmp_path / 'a.npz'})" in notes
+    assert f"1 of 20 images checked have one value only (first: image 3 of {tmp_path / 'a.npz'})" in notes
     notes = " ".join(pd.open_images(save(tmp_path / "b.npz", images=values), range=(0, 100)).notes)
-    assert "values from 0 to 255 were found, beyond the data.range of 0 to 100" in notes
+    assert "the data has values from 0 to 255, beyond the data.range of 0 to 100" in notes
     notes = " ".join(pd.open_images(save(tmp_path / "c.npy", images=PICTURES.pixels.astype(np.uint16))).notes)
-    assert "values from 0 to 255 were found, of 0 to 65535" in notes
+    assert "the data has only values from 0 to 255 of the range 0 to 65535" in notes
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_the_range_that_floats_were_scaled_to(tmp_path, low, high, taken):
     values = np.linspace(low, high, 4 * 8 * 8, dtype=np.float32).reshape(4, 8, 8)
     images = pd.open_images(save(tmp_path / "a.npy", images=values))
     assert images.codec.range == pytest.approx(taken)  # pyright: ignore[reportAttributeAccessIssue]
-    assert any("taken for values of the range" in note for note in images.notes) == (taken != (low, high))
+    assert any("taken as values of the range" in note for note in images.notes) == (taken != (low, high))
     given = pd.open_images(save(tmp_path / "a.npy", images=values), range=(low, high))
     assert given.codec.range == (low, high)  # pyright: ignore[reportAttributeAccessIssue]
 

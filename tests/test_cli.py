@@ -225,6 +225,32 @@ def test_every_option_of_a_solver_changes_the_picture(trained, run, tmp_path, so
     assert settings["solver"] == solver and settings[name] == float(value)
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("optimiser.learning_rate", "; did you mean 'optimizer.learning_rate'?"),
+        ("network", "; choose from network.dropout, network.label_dropout"),
+        ("rulez", "; choose from batch, data.augment.colour, "),
+    ],
+)
+def test_what_cannot_be_allowed_is_told_with_what_can(trained, run, name, said):
+    status, _, err = run(f"train --out RUN --allow {name}", RUN=trained)
+    assert status == 1 and f"there is no option '{name}' to allow{said}" in err
+    assert not any(word in err for word in (" rules", " codec", "parameters", "engine.device", "network.width"))
+
+
+def test_a_gpu_is_told_its_preset(run, monkeypatch, tmp_path):
+    for module in ("devices", "advice"):
+        monkeypatch.setattr(f"patch_diffusion.{module}.choose_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(pd, "train", lambda *given, **more: None)
+    monkeypatch.setattr(pd, "describe", lambda out: {"run": str(out)})
+    note = "the preset small is meant for CPUs: on a GPU, --preset ddpmpp-64 suits this data"
+    np.save(tmp_path / "images.npy", np.zeros((2, 8, 8), np.uint8))
+    for options, told in (("", True), ("--preset small ", False)):
+        _, _, err = run(f"train DATA {options}--out OUT", DATA=tmp_path / "images.npy", OUT=tmp_path / "out")
+        assert (note in err) == told
+
+
 def test_sample_help_names_every_solver_and_schedule(capsys):
     from patch_diffusion.sampling.solvers import SCHEDULES
     from patch_diffusion.sampling.stochastic import SOLVERS
@@ -240,6 +266,8 @@ def test_sampling_from_a_checkpoint_and_in_other_batches(trained, run, tmp_path)
     early = sampled(run, trained / "checkpoints" / "step-00000002", tmp_path / "b")
     batch = sampled(run, trained, tmp_path / "c", "--batch 1 --device cpu --class 3")
     assert not np.array_equal(plain, early)
+    entries = [json.loads((tmp_path / name / "samples.json").read_text())["samples"] for name in "ab"]
+    assert [each["step"] for (each,) in entries] == [4, 2]
     assert abs(plain.astype(int) - batch).max() <= 1
 
 
@@ -272,7 +300,7 @@ def test_samples_that_are_there_are_not_made_again(trained, run, tmp_path):
     entries = (out / "samples.json").read_bytes()
     assert made(line) == [] and (out / "samples.json").read_bytes() == entries
     (out / "000002.png").unlink()
-    assert "4 pictures in OUT, 3 of which were there already".replace("OUT", str(out)) in run(line, **places)[2]
+    assert "4 pictures in OUT (3 were there already)".replace("OUT", str(out)) in run(line, **places)[2]
     assert made(line) == []
     assert made(f"{line} --again") == [0, 1, 2, 3]
     assert made(f"{line} --grid GRID", GRID=tmp_path / "grid.png") == [0, 1, 2, 3]
@@ -301,7 +329,7 @@ def test_a_picture_says_how_it_was_made(trained, run, tmp_path):
 def test_notes_of_the_library_are_one_line(trained, run, tmp_path):
     for options, told in (("--steps 2", True), ("--steps 5", False), ("--steps 2 --solver euler", False)):
         status, _, err = run(f"sample RUN --out OUT --seeds 0 {options}", RUN=trained, OUT=tmp_path / "out")
-        note = "heun makes noise of 2 steps: take 8 or more, or the solver dpm_solver_2m\n"
+        note = "heun makes only noise with 2 steps: use 8 or more, or the solver dpm_solver_2m\n"
         assert status == 0 and err == note * told + f"1 picture in {tmp_path / 'out'}\n"
     with pytest.warns(Note):
         pd.Sampling(steps=4, solver="stochastic_heun").solver_for(pd.load(trained, device="cpu"), torch.ones(5))

@@ -139,7 +139,7 @@ def test_restorations(run, places, options, shape):
 def test_a_mean_of_several(run, places):
     line = "edit RUN DIGIT --out OUT --seeds 0-2 --steps 2 --restore denoise --noise 20"
     assert "their mean" not in run(line, **places)[2] and not (places["OUT"] / "mean.png").exists()
-    assert "3 pictures in" in (err := run(line + " --mean", **places)[2]) and "their mean beside them" in err
+    assert "3 pictures in" in (err := run(line + " --mean", **places)[2]) and "and their mean" in err
     every = [np.asarray(Image.open(places["OUT"] / f"{seed:06d}.png"), float) for seed in range(3)]
     assert np.array_equal(np.asarray(Image.open(places["OUT"] / "mean.png")), np.mean(every, axis=0).round())
 

@@ -77,7 +77,8 @@ def test_minutes_are_minutes_of_training(slow, time):
     assert [line["step"] for line in held_out] == [12, 24, 36, 48, 60] and len(pictures) == 4
     (note,) = [line["note"] for line in lines(trainer, "note") if "at most 5%" in line["note"]]
     assert note == (
-        "to add at most 5% to the minutes of training: pictures of 4 samples, 4 times instead of 10 times; losses "
+        "so that evaluation adds at most 5% to the training time: pictures of 4 samples, 4 times instead of 10 times; "
+        "losses "
         "of 32 held-out images, 5 times instead of 10 times"
     )
 
@@ -121,7 +122,9 @@ def test_where_the_time_went(slow, capsys, time, monkeypatch):
     trainer = slow(4.0, show=True)
     trainer.fit(minutes=4)
     told = capsys.readouterr().err
-    assert "ends at" in told and "evaluating held-out images" in told and "trained for 4 min 00 s: steps 100%" in told
+    assert (
+        "will end at" in told and "evaluating held-out images" in told and "trained for 4 min 00 s: steps 100%" in told
+    )
     assert main(["info", str(trainer.run.path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["time"]
     assert found["steps"] + found["data"] + found["saves"] == 240 and 0 < found["evaluation"] <= 12

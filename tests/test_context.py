@@ -267,8 +267,8 @@ def test_what_has_one_stage_is_refused(model, images, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"coords": "extend"}, "leads beyond the small copy"),
-        ({"tile": 4, "coords": "repeat"}, "leads beyond the small copy"),
+        ({"coords": "extend"}, "go beyond the small copy"),
+        ({"tile": 4, "coords": "repeat"}, "go beyond the small copy"),
         ({"guidance": 2.0, "guide": "crops"}, "crops are no guide"),
     ],
 )
@@ -313,7 +313,7 @@ def test_a_denoiser_and_a_schedule_of_different_contexts(images, tmp_path):
 
 @pytest.mark.slow
 def test_bits_are_refused_before_anything_is_measured(model, images):
-    with pytest.raises(InputError, match="metric bits needs a model that makes images in one stage"):
+    with pytest.raises(InputError, match="metric bits needs a model without patches.context"):
         pd.evaluate(model, data=images, held_out=images, options=pd.EvaluationOptions(metrics=("bits",), device="cpu"))
     found = pd.evaluate(
         model, data=images, held_out=images, options=pd.EvaluationOptions(metrics=("denoising",), device="cpu")

@@ -88,7 +88,8 @@ def test_floats_have_a_measured_range(tmp_path):
     assert images.pixels.dtype == torch.float32 and np.array_equal(images.pixels[:, 0].numpy(), values)
     assert images.codec.range == (values.min(), values.max())  # pyright: ignore[reportAttributeAccessIssue]
     assert images.notes == (
-        f"values from {values.min():g} to {values.max():g}, which become -1 and 1 (--data.range says otherwise)",
+        f"the data has values from {values.min():g} to {values.max():g}, which become -1 and 1; --data.range changes "
+        "that",
     )
     assert pd.open_images(tmp_path, range=(-4, 4)).codec.range == (-4, 4)  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -173,7 +174,7 @@ def test_colour_of_16_bits_is_noted(tmp_path):
     (tmp_path / "b.ppm").write_bytes(b"P6\n4 4\n65535\n" + np.zeros((4, 4, 3), ">u2").tobytes())
     save(tmp_path / "c.png", np.zeros((4, 4, 3), np.uint8))
     assert any(
-        "2 images of 16 bits a colour (first: a.png) read as 8 bits" in n for n in pd.open_images(tmp_path).notes
+        "2 images of 16 bits per colour (first: a.png) read as 8 bits" in n for n in pd.open_images(tmp_path).notes
     )
 
 
@@ -183,7 +184,7 @@ def test_animations_give_their_first_frame(tmp_path):
     save(tmp_path / "b.png", *frames)
     images = pd.open_images(tmp_path, mode="L")
     assert images.pixels.unique().tolist() == [10]
-    assert "2 animations (first: a.gif), of which the first frame is taken" in images.notes
+    assert "2 animations (first: a.gif): only the first frame is read" in images.notes
 
 
 def test_transparency_is_laid_over_white_and_said(tmp_path):
@@ -192,7 +193,7 @@ def test_transparency_is_laid_over_white_and_said(tmp_path):
     images = pd.open_images(tmp_path)
     assert images.pixels[0].unique().tolist() == [255]
     assert images.pixels[1, :, 0, 0].tolist() == [0, 0, 255]
-    assert any("1 transparent images laid over white" in note for note in images.notes)
+    assert any("1 transparent image put on white" in note for note in images.notes)
 
 
 def test_palette_colours_and_their_transparency(tmp_path):
@@ -210,8 +211,8 @@ def test_an_opaque_alpha_channel_is_left_out(tmp_path, mode, colour, channels):
     Image.new(mode, (4, 4), colour).save(tmp_path / "a.png")
     images = pd.open_images(tmp_path)
     assert images.pixels[0, :, 0, 0].tolist() == list(colour[:channels])
-    assert "an alpha channel that is opaque in every image was left out" in images.notes
-    assert not any("laid over white" in note for note in images.notes)
+    assert "the alpha channel is opaque in all images and was left out" in images.notes
+    assert not any("put on white" in note for note in images.notes)
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tiff"])
@@ -296,7 +297,7 @@ def test_files_that_are_none_are_named(tmp_path):
     (folder / "00010.png").unlink()
     (folder / "00010.png").symlink_to(folder / "nowhere.png")
     message = refusal(folder)
-    assert message.startswith("3 of 50 images cannot be used, and training passes over none of fewer than 100: ")
+    assert message.startswith("3 of 50 images cannot be used, and training skips none in data of fewer than 100: ")
     assert "00008.png (an empty file), 00009.png (not an image, or a broken one), 00010.png ([Errno 2]" in message
     for name in ("00008.png", "00009.png", "00010.png"):
         (folder / name).unlink()
@@ -312,7 +313,7 @@ def test_grey_pictures_stored_in_colour_are_noted(tmp_path, levels, mode, noted)
     pictures.pixels = np.repeat(pictures.pixels[:, :1].clip(9, 246), 3, axis=1)
     pictures.pixels[::2, 1] += np.uint8(levels)  # as the rounding of a JPEG
     notes = pd.open_images(write_folder(tmp_path / "pictures", pictures), mode=mode).notes
-    assert any("--data.mode L keeps a third" in note for note in notes) == noted
+    assert any("--data.mode L reads one channel" in note for note in notes) == noted
 
 
 def test_one_broken_file_of_many_is_passed_over_by_name(tmp_path):
@@ -337,7 +338,7 @@ def test_only_so_many_are_named(tmp_path):
     for index in range(22):
         (folder / f"{index:05d}.png").write_bytes(b"")
     notes = pd.open_images(folder).notes
-    assert "skipped 00019.png: an empty file" in notes and "skipped 2 others" in notes
+    assert "skipped 00019.png: an empty file" in notes and "skipped 2 more" in notes
     assert not any("00020.png" in note for note in notes)
 
 
@@ -346,7 +347,7 @@ def test_constant_images_are_noted(tmp_path):
     pictures.pixels[3] = 9
     folder = write_folder(tmp_path / "pictures", pictures, labels=False)
     notes = pd.open_images(folder).notes
-    assert notes == ("1 of 5 images looked at have one value only (first: 00003.png)",)
+    assert notes == ("1 of 5 images checked have one value only (first: 00003.png)",)
 
 
 def test_headers_say_what_decoding_gives(tmp_path):

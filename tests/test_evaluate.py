@@ -343,7 +343,7 @@ def test_data_that_is_not_what_it_was_trained_on(trained, tmp_path):
     found = pd.evaluate(
         folder, sampling=pd.Sampling(steps=1), options=pd.EvaluationOptions(metrics=("frechet",), samples=4)
     )
-    assert any("trained on 1,000 images, and of this data it would have 1,707" in note for note in found.notes)
+    assert any("trained on 1,000 images, but this data would give it 1,707" in note for note in found.notes)
     with pytest.raises(pd.InputError, match="needs images the model was not trained on"):
         pd.evaluate(folder, options=pd.EvaluationOptions(metrics=("denoising",)))
 
@@ -403,12 +403,12 @@ def test_mistakes_from_python(model):
             pd.evaluate(real, real, **grouped(**options))
     with pytest.raises(pd.InputError, match="at least two images are needed, and images has 1"):
         pd.evaluate(gaussian_images(1), real)
-    with pytest.raises(pd.InputError, match="needs more than 3 images on either side"):
+    with pytest.raises(pd.InputError, match="needs more than 3 images on both sides"):
         pd.evaluate(gaussian_images(3), real, options=pd.EvaluationOptions(metrics=("precision",)))
     few = pd.evaluate(gaussian_images(3), real)
-    assert "not measured: precision, which needs more than 3 images on either side" in few.notes
+    assert "not measured: precision, which needs more than 3 images on both sides" in few.notes
     assert few.measures["frechet"].low is None
-    with pytest.raises(pd.InputError, match="nothing to compare with: give --data DATA"):
+    with pytest.raises(pd.InputError, match="nothing to compare with: give the training images"):
         pd.evaluate(model)
     for metric in ("memorization", "frechet", "kernel"):
         with pytest.raises(pd.InputError, match=f"the metric {metric} needs .*give --data DATA"):
@@ -423,7 +423,7 @@ def test_mistakes_from_python(model):
         ("evaluate NOWHERE --data digits", 1, "there is no run or data at"),
         ("evaluate EMPTY --data digits", 1, "is empty"),
         ("evaluate ONE --data digits", 1, "at least two images are needed"),
-        ("evaluate PICTURES", 1, "nothing to compare with: give --data DATA"),
+        ("evaluate PICTURES", 1, "nothing to compare with: give the training images"),
         ("evaluate PICTURES --data NOWHERE", 1, "there is no data at"),
         ("evaluate PICTURES --data EMPTY", 1, "is empty"),
         ("evaluate PICTURES --data ONE --metrics frechet", 1, "a reference has at least two images, and there are 1"),

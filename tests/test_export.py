@@ -523,7 +523,7 @@ def test_the_verb(runs, tmp_path, capsys):
     assert found["out"] == str(out) and "model_index.json" in found["files"] and found["pushed"] is None
     assert main([*arguments[:-1], str(tmp_path / "again")]) == 0
     told = capsys.readouterr().err
-    assert "trust_remote_code=True" in told and "no licence is given" in told
+    assert "trust_remote_code=True" in told and "without a licence nobody else" in told
 
 
 def test_the_card_s_code_runs(exported, monkeypatch, code_folder):
@@ -663,6 +663,6 @@ def test_a_name_of_a_class_wins_over_a_place_in_a_pipeline_too():
     names = {str(place): str(place + 1) for place in range(3)}
     pipe = SimpleNamespace(config=SimpleNamespace(num_classes=3, id2label=names), _execution_device="cpu")
     assert PatchDiffusionPipeline._labels(pipe, ["3", 3], [0, 1]).tolist() == [2, 2]
-    with pytest.warns(UserWarning, match="class 1 is the one that is named so, not the one in place 1, which is 2"):
+    with pytest.warns(UserWarning, match="class 1 is taken as a name; class number 1 is 2"):
         assert PatchDiffusionPipeline._labels(pipe, 1, [0, 1]).tolist() == [0, 0]
     assert PatchDiffusionPipeline._labels(pipe, None, [4, 5]).tolist() == [1, 2]

@@ -30,6 +30,9 @@ def test_pictures_and_index(tmp_path):
         "settings": {"steps": 1},
     }
     assert (second["seed"], second["class_name"]) == (5, "dog")
+    pd.write_samples([sample(7)], tmp_path, weights="12ab", step=0, ema_length=0.1)
+    third = json.loads((tmp_path / "samples.json").read_text())["samples"][-1]
+    assert (third["weights"], third["step"], third["ema_length"]) == ("12ab", 0, 0.1)
 
 
 def test_the_grid_is_sorted_by_class(tmp_path):

@@ -323,7 +323,7 @@ def test_pictures_that_cannot_be_written(tmp_path):
         (1, (), 1, ""),
         (1, ("0", "1"), 1, ""),
         ("3", ("1", "2", "3"), 2, ""),
-        (2, ("1", "2", "3"), 1, "class 2 is the one that is named so, not the one in place 2, which is 3"),
+        (2, ("1", "2", "3"), 1, "class 2 is taken as a name; class number 2 is 3"),
     ],
 )
 def test_a_name_of_a_class_wins_over_a_place(wanted, names, place, note):
@@ -333,7 +333,7 @@ def test_a_name_of_a_class_wins_over_a_place(wanted, names, place, note):
 def test_a_class_that_does_not_exist(model, capsys):
     model.class_names = ("2", "4", "6", "8")
     assert class_number("4", model) == 1 and not capsys.readouterr().err
-    assert class_number("2", model) == 0 and "not the one in place 2, which is 6" in capsys.readouterr().err
+    assert class_number("2", model) == 0 and "class number 2 is 6" in capsys.readouterr().err
     for text, message in (("9", r"classes 0 to 3 \(2, 4, 6, 8\)"), ("cat", "there is no class 'cat'")):
         with pytest.raises(pd.InputError, match=message):
             class_number(text, model)

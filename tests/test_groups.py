@@ -58,7 +58,7 @@ def test_of_files(folder, tmp_path, group, zipped):
     column: Any = {"labels": str(tmp_path / "labels.csv")} if group == "patient" else {}
     images = pd.open_images(source, group=group, **column)
     assert is_whole(images) and images.options.group == group
-    assert "24 images in 6 groups, each of which is held out as a whole" in images.notes
+    assert "24 images in 6 groups; a group is held out as a whole" in images.notes
     assert not is_whole(pd.open_images(source))
     if column:
         without = pd.open_images(source, group=group, classes=False, **column)
@@ -148,9 +148,7 @@ def test_an_image_without_a_group_is_named(folder, tmp_path):
         pd.open_images(folder, group="folder")
     (folder / "alone.png").unlink()
     (folder / "p5" / "twin.png").write_bytes(encoded(PICTURES.pixels[0]))
-    assert any(
-        "1 images are identical to one of another group" in n for n in pd.open_images(folder, group="folder").notes
-    )
+    assert any("1 image identical to one in another group" in n for n in pd.open_images(folder, group="folder").notes)
     with pytest.raises(pd.InputError, match="data.group has no meaning for the digits"):
         pd.open_images("digits", group="folder")
 

@@ -46,7 +46,7 @@ def test_how_many_are_held_out(num, asked, held_out, share, tmp_path):
     assert (len(trainer.held_out) if trainer.held_out is not None else 0) == held_out
     assert len(trainer.images) == num - held_out and trainer.config.data.held_out == share
     assert f", {held_out} held out" in trainer.summary() or not held_out
-    few = [note for note in trainer.images.notes if "of fewer than 640 images none are held out" in note]
+    few = [note for note in trainer.images.notes if "no images are held out of fewer than 640" in note]
     assert len(few) == (num == 639 and asked is None)
 
 
@@ -56,7 +56,7 @@ def test_how_many_are_held_out(num, asked, held_out, share, tmp_path):
 )
 def test_what_is_said_of_few_images(num, held_out, few, tmp_path):
     notes = " ".join(build(numbered(num), tmp_path / "run").images.notes)
-    assert (f"--held-out 0.1 holds out {held_out}" if held_out else "none are held out") in notes
+    assert (f"--held-out 0.1 holds out {held_out}" if held_out else "no images are held out") in notes
     assert ("--held-out" in notes) == bool(held_out) and ("very few" in notes) == bool(few) and few in notes
 
 

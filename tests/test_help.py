@@ -4,13 +4,13 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from patch_diffusion.cli import VERBS, main
-from patch_diffusion.cli.help import MOST_USED, help_text, options_of
+from patch_diffusion.cli.help import MOST_USED, Option, help_text, options_of
 from patch_diffusion.cli.train import Train
 from patch_diffusion.config import Config
 from patch_diffusion.presets import PRESETS
@@ -84,7 +84,7 @@ def test_options_read_as_they_are_typed():
         pair: tuple[float, float] = (0.5, 2.0)
         """Two numbers."""
         on: bool = True
-        """A switch."""
+        """Switch it on."""
 
     @dataclass(frozen=True)
     class Outer:
@@ -103,11 +103,29 @@ def test_options_read_as_they_are_typed():
     assert (path.heading, path.text) == ("--some-path PATH", "A file; of two lines.")
     assert path.lines(79) == ["  --some-path PATH          A file; of two lines. Required."]
     assert pair.lines(79) == ["  --inner.pair X X          Two numbers. Default: 0.5 2."]
-    assert switch.lines(79) == ["  --inner.no-on             A switch."]
+    assert switch.lines(79) == ["  --inner.no-on             Do not switch it on."]
     text = help_text(Outer, "outer", None)
     assert text.startswith(
         "usage: patch-diffusion outer [OPTIONS]\n\nThe outside.\n\n patch-diffusion outer --some-path FILE\n"
     )
+
+
+def test_the_default_is_said_once():
+    """The text of an option says what a default of None means; a value, as of a preset, is shown in its place."""
+    unset, preset = Option(("--x",), "X", "A number. More of it. Default: the model's own; 2 for y.", None, "x"), 1.5
+    assert unset.lines(79)[0].endswith("A number. More of it. Default: the model's own; 2")
+    assert unset.lines(79, short=True)[0].endswith("A number. Default: the model's own.")
+    (line,) = replace(unset, default=preset).lines(79)
+    assert line.endswith("A number. More of it. Default: 1.5.")
+    assert replace(unset, default=0.0).lines(79)[0].endswith("Default: 0.")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_texts_speak_of_defaults_not_of_none(verb):
+    for option in options_of(VERBS[verb]):
+        text, default, last = option.text.partition(" Default: ")
+        assert not re.search(r"\bNone\b", option.text) and "Default:" not in text + last, option
+        assert not default or option.default is None or option.default == (), option
 
 
 def test_every_group_says_what_it_is_for(told):

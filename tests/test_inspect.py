@@ -98,12 +98,12 @@ def test_classes_and_folders(make_folder):
     assert found.class_counts == {} and found.folders == {"cat": 3, "dog": 2}
     (folder / "dog" / "small" / "001.png").write_bytes(encoded(np.full((3, 8, 8), 9, np.uint8)))
     advice = advise(found, Config(data=Data(str(folder))), timed=False)
-    assert advice.config.data.classes and "2 sub-folders hold the images" in advice.reasons["data.classes"]
+    assert advice.config.data.classes and "there are 2 sub-folders" in advice.reasons["data.classes"]
     assert not any("sub-folders" in text for text in advice.warnings)
     given = advise(found, Config(data=Data(str(folder), classes=False)), {"data.classes"}, timed=False)
     assert given.config.data.classes is False and "data.classes" not in given.reasons
     warnings = advise(inspect_images(Data(str(folder))), Config(data=Data(str(folder))), timed=False).warnings
-    assert sum("show nearly nothing" in text or "one value only" in text for text in warnings) == 1
+    assert sum("nearly empty" in text or "one value only" in text for text in warnings) == 1
     (folder / "dataset.json").write_text(json.dumps({"labels": [["cat/000.png", 4]]}))
     found = inspect_images(Data(str(folder)))
     assert found.num_read == 5 and "no label for 4 of 5 images" in found.problems[0]
@@ -120,9 +120,9 @@ def test_a_folder_of_broken_images_alone_is_no_class(tmp_path):
 @pytest.mark.parametrize(
     ("budget", "said"),
     [
-        ({"steps": 500}, "500 steps show about 5,000 images"),
+        ({"steps": 500}, "500 steps train on about 5,000 images"),
         ({"images": 5000}, "--images 100000"),
-        ({"minutes": 5}, "take 100.0 minutes on this machine: --minutes 100"),
+        ({"minutes": 5}, "takes about 100.0 minutes on this machine: --minutes 100"),
         ({"wall_minutes": 5}, "--wall-minutes 100"),
         ({"minutes": 500}, None),
     ],
@@ -245,9 +245,9 @@ def test_warnings(folder, tmp_path):
     advice = advise(found, Config(data=Data(str(folder), 64)), {"data.resolution"}, timed=False)
     assert "2 of 40 images cannot be read" in advice.refusal and advice.sigma_data > 0
     text = "\n".join(advice.warnings)
-    for words in ("2 images are there already", "2 images look like another"):
+    for words in ("2 images are exact copies of others", "2 images look like another one"):
         assert words in text, words
-    assert "2 images show nearly nothing" in text and "very few" in text
+    assert "nearly empty: 2 images" in text and "very few" in text
     classes = tmp_path / "classes.npz"
     np.savez(
         classes,
@@ -255,6 +255,20 @@ def test_warnings(folder, tmp_path):
         labels=[0] * 56 + [1] * 4,
     )
     assert any("class 0 has 56 images and class 1 only 4" in text for text in advised(classes).warnings)
+
+
+@pytest.mark.parametrize(("num", "share"), [(199, None), (200, 0.1), (639, 0.1), (640, None)])
+def test_some_of_few_images_are_held_out_for_the_best_checkpoint(num, share, tmp_path):
+    np.save(tmp_path / "few.npy", np.random.default_rng(0).integers(0, 256, (num, 8, 8), dtype=np.uint8))
+    advice = advised(tmp_path / "few.npy")
+    assert advice.config.data.held_out == share and ("data.held_out" in advice.reasons) == (share is not None)
+    assert advised(tmp_path / "few.npy", {"data.held_out"}).config.data.held_out is None
+
+
+def test_images_that_are_nearly_all_alike_are_no_fault():
+    """Digits look like one another to the eye of the check, as all of a kind do."""
+    advice = advise(found := inspect_images(Data("digits")), Config(data=Data("digits")), timed=False)
+    assert found.near and not any("look like another" in text for text in advice.warnings)
 
 
 def test_the_preset_suits_the_data():
@@ -404,7 +418,7 @@ def test_a_folder_of_nothing_but_broken_files(tmp_path, run):
     for index in range(3):
         (tmp_path / f"{index}.png").write_bytes(b"no picture")
     status, out, _ = run("inspect", tmp_path)
-    assert status == 0 and "unreadable   3: 0.png" in out and "Training would refuse" in out
+    assert status == 0 and "unreadable   3: 0.png" in out and "Training would be refused" in out
 
 
 def test_huge_and_odd_files_are_named(tmp_path, monkeypatch, run):

@@ -93,7 +93,7 @@ def test_a_csv_beside_the_user_or_within_the_data(folder, tmp_path, monkeypatch)
         assert images.labels.tolist() == [2, 0, 2, 1] and images.class_names == ("0", "1", "3")
         images = pd.open_images(source, labels="names.csv")
         assert images.labels.tolist() == [2, 1, 2, 0] and images.class_names == ("7", "cat", "wolf")
-        assert not any("left aside" in note for note in images.notes)
+        assert not any("not images" in note for note in images.notes)
 
 
 def test_a_csv_as_spreadsheets_write_it(folder, tmp_path):
@@ -117,7 +117,9 @@ def test_a_csv_of_another_separator_and_encoding(folder, tmp_path, encoding, sep
 def test_labels_of_files_that_are_not_here_are_noted(folder, tmp_path):
     (tmp_path / "a.csv").write_text(csv_of(*NUMBERS, "zebra.png,2", "ape.png,2"))
     notes = pd.open_images(folder, labels=str(tmp_path / "a.csv")).notes
-    assert any(note.endswith("a.csv has labels for 2 files that are not here (first: ape.png)") for note in notes)
+    assert any(
+        note.endswith("a.csv has labels for 2 files that the data does not have (first: ape.png)") for note in notes
+    )
 
 
 @pytest.mark.parametrize(
@@ -204,7 +206,7 @@ def test_a_folder_around_everything_is_no_class(tmp_path):
         json.dumps({"labels": [["cat/00000.png", 5], ["cat/00001.png", 6], ["wolf/00000.png", 6]]})
     )
     images = pd.open_images(write_zip(tmp_path / "a.zip", folder))
-    assert images.class_names == ("5", "6") and not any("left aside" in note for note in images.notes)
+    assert images.class_names == ("5", "6") and not any("not images" in note for note in images.notes)
 
 
 def test_ids_are_refused_in_one_line(tmp_path, capsys):
@@ -330,7 +332,7 @@ def test_names_that_mean_the_same(folder, tmp_path, form, kind):
         images = pd.open_images(source, labels="a.csv" if kind == "csv" else None)
         # By name: é0 and é1 are before or after sub/é2, as the form sorts.
         assert sorted(images.labels.tolist()) == [0, 0, 1, 1]
-        assert any("names 2 of 4 images in another case (first: " in note for note in images.notes)
+        assert any("names 2 of 4 images in other upper or lower case (first: " in note for note in images.notes)
         assert kind != "groups" or len(set(images.groups.tolist())) == 2
 
 
@@ -365,11 +367,11 @@ def test_which_folders_are_classes_is_told(tmp_path):
         images = pd.open_images(source, classes=True)
         assert images.class_names == ("x", "y") and images.labels.tolist() == [0, 0, 1, 1] * 2
         assert "the classes are the folders in data/train and data/val: x, y" in images.notes
-        told = "the images of train and val are all trained on: give one of these folders for its images alone"
+        told = "the folders train and val are read together; to read one of them alone, give its path"
         assert told in images.notes and told in pd.open_images(source).notes
     flat = of_subfolders(tmp_path / "c", {"train": 2, "Test": 2})
     assert (
-        "the classes are Test and train, which look like parts of a data set"
+        "the classes are Test and train, which look like splits of a data set, not like classes"
         in pd.open_images(flat, classes=True).notes
     )
     assert not any("with --data.classes True" in note for note in pd.open_images(flat).notes)

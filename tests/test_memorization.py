@@ -67,7 +67,7 @@ def test_without_held_out_images_the_rate_stands_alone(digits):
         pd.ImageSet(training.pixels[:50]), training, options=pd.EvaluationOptions(metrics=("memorization",))
     )
     assert "near_copies_held_out" not in found.measures
-    assert any("not known without held-out images" in note for note in found.notes)
+    assert any("compare with held-out images" in note for note in found.notes)
 
 
 @pytest.mark.slow
@@ -95,7 +95,7 @@ def test_a_warning_of_patches_stands_where_there_is_none_of_images():
         return rates(first, second, "random", 0)[1]
 
     far, copied = 0.9, 0.1
-    assert ["have a patch of 1/2 of the side" in note for note in notes((far, copied), (far, far))] == [True]
+    assert ["have a patch of 1/2 of their side" in note for note in notes((far, copied), (far, far))] == [True]
     assert ["are near copies of training" in note for note in notes((copied, copied), (far, far))] == [True]
     assert notes((far, copied), (far, copied)) == []
 
@@ -126,7 +126,7 @@ def test_verdicts():
     few, many, other = Measure(0.01, 0.0, 0.03), Measure(0.3, 0.25, 0.36), Measure(0.02, 0.01, 0.04)
     assert verdict(few, other) == verdict(few, None) == verdict(many, many) == ""
     assert "the model copies: 30.0%" in verdict(many, other) and "2.0%" in verdict(many, other)
-    assert "not known" in verdict(many, None)
+    assert "by chance" in verdict(many, None)
 
 
 def test_images_of_several_sizes_are_compared():

@@ -129,13 +129,13 @@ def test_that_it_copies_is_told_when_it_begins(make_trainer):
     trainer.fit(steps=6)
     notes = [(line["step"], line["note"]) for line in lines(trainer, "note") if "WARNING" in line["note"]]
     assert notes == [
-        (2, "WARNING: the model copies; after step 1 it did not: stop about there"),
-        (5, "WARNING: the model copies; after step 4 it did not: stop about there"),
+        (2, "WARNING: the model copies; after step 1 it did not, so stop about there"),
+        (5, "WARNING: the model copies; after step 4 it did not, so stop about there"),
     ]
     at_once = make_trainer("other", meter=Rising(3, 3, 3, 3, 3, 3))
     at_once.fit(steps=6)
     (note,) = (line["note"] for line in lines(at_once, "note") if "WARNING" in line["note"])
-    assert note.endswith("it did at the first look already")
+    assert note.endswith("it did at the first measurement already")
 
 
 @pytest.mark.slow
@@ -206,7 +206,7 @@ def test_as_a_command(tmp_path, capsys):
     words = f"{tiny} --steps 2 --checkpoint-best --checkpoint-by frechet"
     assert main(["train", "digits", "--out", run, *words.split(), "--watch.metrics", "frechet", "memorization"]) == 0
     told = capsys.readouterr().err
-    assert "step 1: Frechet distance" in told and "near copies 0.0% (of held-out images 0.0%)" in told
+    assert "step 1: Frechet distance" in told and "near copies 0.0% (of held-out images: 0.0%)" in told
     assert main(["train", "--out", run, "--steps", "4"]) == 0
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log if "samples" in line] == [1, 2, 4]

@@ -281,7 +281,7 @@ def test_what_cannot_be_prepared(make_folder, tmp_path, out):
 def test_the_command(mixed, out, capsys):
     assert main(["prepare", str(mixed), str(out), "--resolution", "8"]) == 0
     said = capsys.readouterr().err
-    assert f"6 images of 8x8 are in {out}" in said and "4 of 10 files were left out (first: broken.png: " in said
+    assert f"6 images of 8x8 are in {out}" in said and "4 of 10 files left out (first: broken.png: " in said
     assert main(["prepare", str(mixed), str(out), "--resolution", "8", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 6
     assert main(["prepare", str(mixed), str(out), "--resolution", "4"]) == 1

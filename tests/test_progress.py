@@ -49,7 +49,7 @@ def test_what_was_measured_of_samples_has_a_line_and_is_shown(tmp_path, capsys):
     Progress(tmp_path / "log.jsonl", show=True).log_samples(Counters(step=3000, images=9, seconds=2.0), 0.5, numbers)
     line = json.loads((tmp_path / "log.jsonl").read_text())
     assert line == {"step": 3000, "images": 9, "seconds": 2.0, "spent": 0.5, "samples": numbers}
-    told = "step 3,000: Frechet distance 12.35, mine 2, near copies 25.0% (of held-out images 10.0%)"
+    told = "step 3,000: Frechet distance 12.35, mine 2, near copies 25.0% (of held-out images: 10.0%)"
     assert capsys.readouterr().err.strip() == told
 
 

@@ -363,7 +363,10 @@ def test_a_sweep_chooses_by_other_images_than_the_race_is_judged_by(arms, tmp_pa
     choose, judge = (len(seen[where]) for where in ("sweep", "race"))
     assert min(choose, judge) > 4 and not seen["sweep"] & seen["race"]
     assert (content["judged_by"]["images"], content["judged_by"]["chosen_by"]) == (judge, choose)
-    assert any(f"only {judge} held-out images judge the race, as others choose in the sweep" in line for line in told)
+    assert any(
+        f"only {judge} held-out images judge the race, as the search for settings uses the others" in line
+        for line in told
+    )
     stored = tmp_path / "race" / "race.json"
     before = json.loads(stored.read_text())
     del before["judged_by"]["chosen_by"]

@@ -133,8 +133,9 @@ def test_damaged_shards_are_named(folder):
 def test_a_damaged_image_is_named_with_its_shard(tmp_path):
     members = [(name, content if name != "003.png" else content[:50]) for name, content in samples(0, 12, None)]
     path = write_shard(tmp_path / "a.tar", members)
-    assert "1 of 12 images cannot be used, and training passes over none of fewer than 100: a.tar/003.png (" in refusal(
-        f"wds:{path}"
+    assert (
+        "1 of 12 images cannot be used, and training skips none in data of fewer than 100: a.tar/003.png ("
+        in refusal(f"wds:{path}")
     )
 
 

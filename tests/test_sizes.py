@@ -111,7 +111,7 @@ def test_each_image_goes_to_the_nearest_bucket(write):
     assert isinstance(images, pd.ImageBuckets)
     assert {bucket.resolution: len(bucket) for bucket in images.buckets} == {(48, 96): 14, (64, 64): 18, (96, 48): 11}
     assert len(images) == 43 and images.resolution == (64, 64)
-    assert images.notes[0] == "images in 3 shapes: 18 64x64, 14 48x96, 11 96x48"
+    assert images.notes[0] == "the images have 3 shapes: 18 64x64, 14 48x96, 11 96x48"
     assert images.notes[1] == "32 of 43 images resized to the nearest shape, 9 of them cropped to its aspect"
     assert images.options.fit == "bucket" and all(bucket.options == images.options for bucket in images.buckets)
 

@@ -168,7 +168,7 @@ def test_every_source_gives_the_same(write, cache, tmp_path):
 def test_sub_folders_that_could_be_classes_are_told_of(tmp_path):
     folder, _ = as_sub_folders(tmp_path / "pictures")
     (note,) = [note for note in pd.open_images(folder).notes if "sub-folders" in note]
-    assert note.startswith("5 sub-folders hold the images: with --data.classes True")
+    assert note.startswith("there are 5 sub-folders: with --data.classes True")
     for classes in (True, False):
         assert not any("sub-folders" in note for note in pd.open_images(folder, classes=classes).notes)
 
@@ -234,7 +234,7 @@ def test_hidden_and_other_files_are_left_aside(make_folder, tmp_path):
     for source in (folder, write_zip(tmp_path / "a.zip", folder)):
         images = pd.open_images(source)
         assert len(images) == 1
-        assert images.notes == ("2 files that are not images left aside (first: more.md)",)
+        assert images.notes == ("skipped 2 files: not images (first: more.md)",)
 
 
 def test_links_to_folders_are_followed_once(make_folder, tmp_path):
@@ -339,7 +339,7 @@ def test_zips_with_a_name_twice(tmp_path):
             archive.writestr("a.png", encoded(PICTURES.pixels[index]))
     images = pd.open_images(tmp_path / "a.zip")
     assert np.array_equal(images.pixels.numpy(), PICTURES.pixels[1:2])
-    assert "1 entries of the zip have a name twice: the last one counts" in images.notes
+    assert "1 entries of the zip have the name of another one: the last one of a name is used" in images.notes
 
 
 @pytest.mark.skipif(

@@ -320,8 +320,8 @@ def test_noise_of_large_images_is_shifted_in_training_sampling_and_measures_alik
     assert noise.levels == tuple(pytest.approx(8 * sigma, rel=0.02) for sigma in SIGMAS)
     (told,) = [reason for reason in reasons if "noise" in reason]
     assert told == (
-        "noise.p_mean 2.1: 8 times the usual noise, and so noise.sigma_max 640, noise.levels 0.4 to 51, as the usual "
-        "is for images of deviation 0.5 and up to 64 pixels, and these have 0.50 and 512"
+        "noise.p_mean 2.1: 8 times the usual noise levels, which suit images of standard deviation 0.5 and up to 64 "
+        "pixels; these have 0.50 and 512, so also noise.sigma_max 640, noise.levels 0.4 to 51"
     )
     # What was given stays, and so does all with a process whose noise is as published.
     given = replace(SMALL, noise=replace(SMALL.noise, sigma_max=80.0))

@@ -131,7 +131,7 @@ def test_colour_of_16_bits(tmp_path):
     (tmp_path / "a.tif").write_bytes(tiff(picture, **COLOUR))
     images = pd.open_images(tmp_path)
     assert np.array_equal(images.pixels[0].numpy(), (picture >> 8).transpose(2, 0, 1))
-    assert any("TIFF also with --data.mode RGB16" in note for note in images.notes)
+    assert any("TIFFs keep 16 bits with --data.mode RGB16" in note for note in images.notes)
     images = pd.open_images(tmp_path, mode="RGB16")
     assert images.pixels.dtype == torch.uint16 and np.array_equal(images.pixels[0].numpy(), picture.transpose(2, 0, 1))
     assert inspect_images(Data(str(tmp_path), mode="RGB16")).span == (picture.min(), picture.max())

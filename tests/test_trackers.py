@@ -172,7 +172,7 @@ def test_what_trackers_are_told(make_trainer, as_tensorboard):
     assert (first.begun, second.begun) == (0, 4)
     told = [(step, rest[0]) for step, *rest in first.told]
     assert [step for step, _ in told] == [0, 2, 4, 4] and told[-1] == (4, trainer.run.sample_file(4))
-    assert [step for step, *_ in second.told] == [6, 6]
+    assert [step for step, *_ in second.told] == [4, 6, 6]  # a note: the larger budget raises the learning rate
 
 
 class Failing(Recorded):
@@ -193,7 +193,7 @@ def test_one_that_fails_is_dropped_with_one_note(make_trainer, as_tensorboard, k
     trainer = make_trainer(track=None, log_every=1)
     trainer.fit(steps=4)
     notes = [line["note"] for line in log_of(trainer) if "note" in line and "tensorboard" in line["note"]]
-    assert notes == [f"tensorboard is no longer told of this run ({reason}); training goes on"]
+    assert notes == [f"tensorboard gets no more data of this run ({reason}); training continues"]
     assert trainer.state.counters.step == 4
 
 
@@ -213,7 +213,9 @@ def test_training_does_not_wait_for_one_that_hangs(make_trainer, as_tensorboard,
     assert not release.is_set() and trainer.state.counters.step == 6
     release.set()
     notes = [line["note"] for line in log_of(trainer) if "tensorboard" in line.get("note", "")]
-    assert notes == ["tensorboard is no longer told of this run (it has not taken the last 3 lines); training goes on"]
+    assert notes == [
+        "tensorboard gets no more data of this run (it has not taken the last 3 lines); training continues"
+    ]
 
 
 def test_the_end_is_not_waited_for_long(make_trainer, as_tensorboard, monkeypatch):

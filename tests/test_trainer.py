@@ -411,6 +411,10 @@ def test_a_complete_run_is_left_alone_and_a_larger_budget_continues(make_trainer
     more = make_trainer()
     more.fit(steps=4)
     assert more.state.counters.step == 4 and [line["step"] for line in lines(more) if "loss" in line] == [2, 4]
+    told = [line for line in lines(more) if "learning rate rises from 0 to" in line.get("note", "")]
+    assert [line["step"] for line in told] == [2]
+    make_trainer().fit(steps=4)
+    assert len([line for line in lines(more) if "learning rate rises" in line.get("note", "")]) == 1
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@
 >>> images = pd.open_images("digits")  # a folder, a zip, an array, or the built-in digits
 >>> network = pd.UNet(image_channels=1, width=16, multipliers=(1, 2))
 >>> denoiser = pd.Denoiser(network, sigma_data=images.standard_deviation)
->>> trainer = pd.Trainer(denoiser, images, pd.PatchSchedule(whole=0.5), out="runs/mine", batch=32, samples=0)
->>> model = trainer.fit(steps=20)  # continues a stopped run; pd.load("runs/mine") opens it later
+>>> trainer = pd.Trainer(denoiser, images, pd.PatchSchedule(whole=0.5), out="runs/first", batch=32, samples=0)
+>>> model = trainer.fit(steps=20)  # continues a stopped run; pd.load("runs/first") opens it later
 >>> next(pd.generate(model, seeds=[0])).save("pictures").name
 '000000.png'
 

@@ -13,6 +13,7 @@ import torch
 
 from patch_diffusion.config import BUDGETS, Config, Watch, to_dict
 from patch_diffusion.data.files.collection import MOST_UNUSABLE, passed_over
+from patch_diffusion.data.held_out import FEWEST_TO_HOLD_OUT
 from patch_diffusion.data.images import Images, refuse_one_value
 from patch_diffusion.data.inspection.as_files import some_images
 from patch_diffusion.data.inspection.inspect import Findings
@@ -22,7 +23,7 @@ from patch_diffusion.data.named import DIGITS
 from patch_diffusion.data.reading.labels import ONE_IMAGE
 from patch_diffusion.data.reading.survey import ONE_VALUE
 from patch_diffusion.devices import choose_device, memory_of
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, counted
 from patch_diffusion.files import user_path
 from patch_diffusion.patches.schedule import PatchSchedule
 from patch_diffusion.presets import DEFAULT_PRESET
@@ -43,10 +44,15 @@ ENOUGH_IMAGES = 100_000
 """A rule of thumb for how many images a training draws, at the least, before samples are recognisable: about what
 digits of 16 x 16 took. Cat faces of 32 x 32 were blurry after twice as many (LOG.md, "Settings of the demo")."""
 
+LEAST_TO_SUGGEST = 200
+"""The fewest images of a data set of which holding some out is suggested: of fewer, the 64 held out exceed a third."""
+
+_HELD_OUT_OF_FEW = 0.1
 _FLIPS_FOR = 50_000  # number of images above which flips gain little
 _ENOUGH_TO_TELL = 0.1  # asymmetry by chance above which there are too few images to judge flips
 _SYMMETRIC = 0.05
 _BALANCED = 10  # largest acceptable ratio of the largest class to the smallest
+_MOST_ALIKE = 0.5  # largest share of images that look like another in data whose images differ otherwise
 _MEMORY_USED = 0.8  # fraction of the memory that training may use
 
 
@@ -100,9 +106,18 @@ def advise(
         InputError: an option is invalid for any images.
     """
     reasons: dict[str, str] = {}
+    num = findings.num_images
+    if LEAST_TO_SUGGEST <= num < FEWEST_TO_HOLD_OUT and base.data.held_out is None and "data.held_out" not in given:
+        base = replace(base, data=replace(base.data, held_out=_HELD_OUT_OF_FEW))
+        reasons["data.held_out"] = (
+            "by default nothing is held out of so few images; about 64 held-out ones show when samples begin to copy, "
+            "and --checkpoint-best needs them"
+        )
     if findings.folders and "data.classes" not in given:
         base = replace(base, data=replace(base.data, classes=True))
-        reasons["data.classes"] = f"{len(findings.folders)} sub-folders hold the images; leave it out if they are none"
+        reasons["data.classes"] = (
+            f"there are {len(findings.folders)} sub-folders; leave the option out if they are not classes"
+        )
     device = choose_device(base.engine.device)
     config = _at_a_resolution(findings, base, given, SIDE_ON_GPU if device.type == "cuda" else SIDE_ON_CPU, reasons)
     warnings = [*_of_classes(findings, config), *_of_files(findings), *_of_few(findings), *_of_flips(findings, config)]
@@ -130,7 +145,7 @@ def advise(
     warnings += [] if foreseen is None else _of_budget(config, foreseen)
     deviation = images.moments.deviation(config.noise.mean_data)
     if timed and foreseen is None:
-        warnings.append("the network takes more memory than this machine has: choose a smaller --network.width")
+        warnings.append("the network needs more memory than this machine has: choose a smaller --network.width")
     return Advice(config, reasons, warnings, refusal, deviation, sizes, foreseen, room)
 
 
@@ -182,7 +197,7 @@ def _forecast(
     while "batch" not in given and batch > 1 and foreseen.with_batch(batch).memory > most:
         batch //= 2
     if batch != config.batch:
-        reasons["batch"] = f"{config.batch} would take {foreseen.memory / 2**30:,.1f} GB of memory"
+        reasons["batch"] = f"{config.batch} would need {foreseen.memory / 2**30:,.1f} GB of memory"
     return replace(config, batch=batch), foreseen.with_batch(batch)
 
 
@@ -192,7 +207,7 @@ def _refusal(findings: Findings) -> str:
         return findings.problems[0]
     if len(findings.unusable) > MOST_UNUSABLE * findings.num_read:
         return (
-            f"{len(findings.unusable):,} of {findings.num_read:,} images cannot be read, and it "
+            f"{len(findings.unusable):,} of {findings.num_read:,} images cannot be read, and training "
             f"{passed_over(findings.num_read)}; patch-diffusion prepare leaves them out"
         )
     return ""
@@ -205,8 +220,8 @@ def _of_classes(findings: Findings, config: Config) -> list[str]:
         least = min(counts, key=counts.__getitem__)
         most = max(counts, key=counts.__getitem__)
         found.append(
-            f"class {most} has {counts[most]:,} images and class {least} only {counts[least]:,}: samples of the latter "
-            "will be poor, or copies"
+            f"class {most} has {counted(counts[most], 'image')} and class {least} only {counts[least]:,}: expect poor "
+            f"samples of {least}, or copies"
         )
     return found
 
@@ -215,34 +230,40 @@ def _of_files(findings: Findings) -> list[str]:
     found = []
     copies = sum(len(group) - 1 for group in findings.equal)
     if copies:
+        are = "is an exact copy" if copies == 1 else "are exact copies"
         found.append(
-            f"{copies:,} images are there already, and would count twice: patch-diffusion prepare leaves them out"
+            f"{counted(copies, 'image')} {are} of others and would count twice: patch-diffusion prepare leaves "
+            "copies out"
         )
-    if findings.near:
-        in_pairs = len({name for pair in findings.near for name in pair[:2]})
+    in_pairs = len({name for pair in findings.near for name in pair[:2]})
+    if 0 < in_pairs <= _MOST_ALIKE * findings.num_read:  # if most are alike, it is the kind of image, and no fault
         found.append(
-            f"{in_pairs:,} images look like another: copies, frames of a video, or only alike; --sheet shows them"
+            f"{in_pairs:,} images look like another one, see the pairs with --sheet sheet.png: remove copies; hold "
+            "frames of a video out together with --data.group; other pairs do no harm"
         )
     if findings.groups:
         pattern, num = findings.groups
         found.append(
-            f"names put the images in {num:,} groups: if those of one belong together (a patient, a video), "
+            f"the file names form {num:,} groups: if the images of a group belong together (one patient, one video), "
             f"--data.group '{pattern}' holds them out together"
         )
     if findings.nearly_constant:
         found.append(
-            f"{len(findings.nearly_constant):,} images show nearly nothing: remove them, or it is what is learned"
+            f"nearly empty: {counted(len(findings.nearly_constant), 'image')}; remove them, or the model learns to "
+            "make empty images"
         )
     return found
 
 
 def _of_few(findings: Findings) -> list[str]:
     num = findings.num_images - sum(len(group) - 1 for group in findings.equal) - len(findings.unusable)
-    if (very := note_on_few(num)) or num >= FEW_IMAGES:
+    if num < 1 or num >= FEW_IMAGES:
+        return []
+    if very := note_on_few(num):
         return very
     return [
-        f"{num:,} images are few ({FEW_IMAGES:,} is the least that the method was published with): the longer the "
-        "training, the more samples copy them, so compare samples with the data"
+        f"{num:,} images are few; the method was published with {FEW_IMAGES:,} and more. The longer you train, the "
+        "more the samples copy the images: compare them with the data"
     ]
 
 
@@ -257,8 +278,8 @@ def _of_budget(config: Config, foreseen: Forecast) -> list[str]:
     digits = 1 - math.floor(math.log10(enough := budget * ENOUGH_IMAGES / drawn))
     enough = math.ceil(enough * 10**digits) / 10**digits
     return [
-        f"{budget:,g} {unit.replace('_', ' ')} show about {drawn:,} images, too few for recognisable samples, by a "
-        f"rule of thumb: {ENOUGH_IMAGES:,} are enough for digits of 16x16, and other images take more. So many take "
+        f"{budget:,g} {unit.replace('_', ' ')} train on about {drawn:,} images, which is too few for recognisable "
+        f"samples. As a rule of thumb, digits of 16x16 need {ENOUGH_IMAGES:,}, and other images more. That takes about "
         f"{duration(foreseen.minutes_for(images=ENOUGH_IMAGES))} on this machine: --{unit.replace('_', '-')} "
         + (f"{enough:g}" if enough < 100 else f"{enough:.0f}")
     ]
@@ -267,11 +288,16 @@ def _of_budget(config: Config, foreseen: Forecast) -> list[str]:
 def _of_flips(findings: Findings, config: Config) -> list[str]:
     # Latents cannot be flipped as pictures can.
     told = config.data.augment.flip or config.data.augment.p or is_latents(user_path(config.data.source))
-    if told or findings.num_images >= _FLIPS_FOR or findings.asymmetry_by_chance >= _ENOUGH_TO_TELL:
+    if (
+        told
+        or not findings.means
+        or findings.num_images >= _FLIPS_FOR
+        or findings.asymmetry_by_chance >= _ENOUGH_TO_TELL
+    ):
         return []
     if findings.asymmetry >= max(2 * findings.asymmetry_by_chance, _SYMMETRIC):
-        return ["mirrored, the images would not be such as these: train without flips"]
+        return ["mirrored images look different from these: train without flips"]
     return [
-        "mirrored, the images are as likely, on average: --data.augment.flip 0.5 makes twice as many of "
-        "them, unless they show writing"
+        "mirrored images look like these, on average: --data.augment.flip 0.5 doubles their number; do not use it for "
+        "images with writing"
     ]

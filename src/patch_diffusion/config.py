@@ -46,13 +46,16 @@ class Augment(Strict):
     """Augmentation of whole images, before patches are cropped from them."""
 
     flip: float = 0.0
-    """Probability of a horizontal flip without conditioning, so samples are flipped, too; 0.5 for symmetric data."""
+    """Probability of flipping an image horizontally; generated images are flipped, too. Use 0.5 for symmetric
+    images."""
     p: float = 0.0
-    """Probability of each augmentation the network is conditioned on, so samples show none: 0.12 for small data."""
+    """Probability of each augmentation. The network is told of them, so generated images show none. Use 0.12 for small
+    data sets."""
     resample: bool = True
-    """Also rotate, scale and stretch; otherwise only flip, and translate by whole pixels."""
+    """Use rotation, scaling and stretching among the augmentations of data.augment.p; flips and shifts by whole pixels
+    are always among them."""
     colour: bool = False
-    """Also augment the colours."""
+    """Use changes of colour among the augmentations of data.augment.p, too."""
 
 
 @dataclass(frozen=True)
@@ -62,31 +65,36 @@ class Data(Strict):
     source: Annotated[str, tyro.conf.Suppress] = ""
     """The data set that the images are read from, see `open_images`; DATA on the command line."""
     resolution: Annotated[int | tuple[int, int] | None, tyro.conf.arg(aliases=["--resolution"])] = None
-    """Side, or height and width, that images are resized to. None: their own size, the same for all."""
+    """Size that images are resized to, in pixels: one number for squares, or height and width. Default: the images' own
+    size, if all have the same."""
     classes: bool | None = None
-    """Train on classes: labels of the data, or names of sub-folders. None: on labels of the data, if it has any."""
+    """Train with class labels: those of the data, or else the names of the sub-folders. Default: True if the data has
+    labels; names of sub-folders count only with True."""
     mode: Mode = "auto"
-    """Channels to convert files to. auto: L if all files are grey, RGBA if all have transparency, else RGB. RGB16: TIFF
-    in colour of 16 bits as it is."""
+    """Channels of the images: L is grey, RGBA has transparency, RGB16 keeps colour TIFFs of 16 bits as they are. auto:
+    L if all files are grey, RGBA if all have transparency, else RGB."""
     fit: Fit = "crop"
-    """How images are fitted: crop to the shape, stretch, or bucket: crop to the nearest of several of equal area, the
-    resolution itself among them. multiples: as bucket, in multiples of 16 only, as before; stopped runs go on so."""
+    """Handling of other aspect ratios. crop: cut off the edges. stretch: distort. bucket: train on several shapes of
+    about equal area, each image cropped to the nearest. multiples: bucket as in earlier versions, for runs made with
+    them."""
     range: tuple[float, float] | None = None
-    """Pixel values that become -1 and 1. None: the full range of integer types, or the range found in floats."""
+    """Pixel values that become -1 and 1 in the network. Default: the full range of whole-number types, or the range
+    found in the data for floats."""
     labels: str | None = None
-    """Source of the class labels: a CSV of file,label for image files, or the name of an array or a column."""
+    """Source of the class labels: a CSV file with a first line file,label, or the name of an array or column."""
     group: str | None = None
-    """Groups of images that are held out together. folder: the images of a folder. A pattern with parentheses, such as
-    'patient-([0-9]+)': images in whose names it captures the same text. Else a column: images with the same value."""
+    """Group of each image; a group is held out as a whole. folder: one group for each folder. A pattern with
+    parentheses, such as 'patient-([0-9]+)': one for each text that it captures in file names. Else: the name of a
+    column."""
     key: str | None = None
-    """Source of the images: the name of an array in a file or of a column, or the extension of images in shards."""
+    """Name of the images in the data: an array in a file, a column of a table, or a file ending in shards."""
     layout: Layout = "auto"
-    """Position of the channel axis in arrays. auto: found from the shape."""
+    """Position of the channel axis in arrays. auto: detected from the shape."""
     cache: Cache = "auto"
-    """Where to keep decoded images: in memory, or on disk, memory-mapped. auto: on disk if there are many."""
+    """Place for decoded images: in memory, or memory-mapped on disk. auto: on disk if they are many."""
     held_out: Annotated[float | None, tyro.conf.arg(aliases=["--held-out"])] = None
-    """Share of the images to hold out, at least 64, for the held-out loss in the log. None: 0.05, or 0 for fewer than
-    640 images; a continued run keeps its own."""
+    """Share of the images to hold out for validation, at least 64 images; their loss is in the log. Default: 0.05, or 0
+    for fewer than 640 images; a continued run keeps its own."""
     augment: Augment = Augment()
 
 
@@ -95,21 +103,25 @@ class Patches(Strict):
     """The schedule of patch sizes to train on: whole images and random patches of them."""
 
     whole: float = 0.5
-    """Probability p that a step trains on whole images."""
+    """Probability that a training step uses whole images instead of patches."""
     sizes: Annotated[dict[str, float], _SHARES] = field(default_factory=lambda: {"1/2": 3 / 5, "1/4": 2 / 5})
-    """Patch sizes, with shares of the other steps: fraction of the image (1/2) or pixels of the shorter side (32)."""
+    """Patch sizes, each with its share of the steps on patches. A size is a fraction of the image (1/2) or pixels of
+    the shorter side (32)."""
     kind: Literal["stochastic", "progressive"] = "stochastic"
-    """stochastic: draw a size per step. progressive: from small to large, each size for its share of the budget (which
-    is another share of the steps if the budget is in images or minutes)."""
+    """Order of the sizes. stochastic: a random size at each step. progressive: from small patches to whole images, each
+    size for its share of the budget."""
     growth: Literal["linear", "area", "none"] = "linear"
-    """Growth of the batch for patches of side s of images of side R: by R/s, (R/s)^2 (equal pixels), or none."""
+    """Growth of the batch at steps on patches, for images of side R and patches of side s. linear: R/s times as many.
+    area: (R/s)^2 times, for equal numbers of pixels. none: the same number."""
     weight: Literal["patch", "area"] = "patch"
-    """Weight of a patch in the loss. patch: mean over its pixels. area: sum, as in the published implementation."""
+    """Weight of a patch in the loss. patch: mean over its pixels. area: sum over its pixels, as in the published
+    implementation."""
     coords: bool = True
-    """Give the network the coordinates of its pixels as input."""
+    """Give the network the position of each pixel in the image, as two more input channels."""
     context: int | None = None
-    """Shorter side of a small copy of the whole image, which is an input with every patch, and sampled first. With it,
-    whole 0 makes coherent images, at a cost that does not depend on their size. None: no small copy."""
+    """Shorter side, in pixels, of a small copy of the whole image that the network sees beside each patch. It lets you
+    train without whole images (patches.whole 0), at a cost that does not grow with the image size. Sampling makes the
+    small copy first. Default: no small copy."""
 
 
 @dataclass(frozen=True)
@@ -117,25 +129,27 @@ class Noise(Strict):
     """The noise process, the noise levels of training, and the range of noise levels in sampling."""
 
     p_mean: float | None = None
-    """Mean of ln(sigma) in training. None, with p_std: the process' own distribution; for edm it is -1.2."""
+    """Mean of ln(sigma), the logarithm of the noise level, in training. Default: the process's own, -1.2 for edm."""
     p_std: float | None = None
-    """Standard deviation of ln(sigma) in training; for edm the default is 1.2."""
+    """Standard deviation of ln(sigma) in training. Default: the process's own, 1.2 for edm."""
     process: Literal["edm", "ve", "vp"] = "edm"
-    """Noise process and preconditioning: EDM, variance exploding, or variance preserving."""
+    """Noise process and preconditioning. edm: EDM. ve: variance exploding. vp: variance preserving."""
     weight: Literal["process", "learned"] = "process"
-    """Weight of the loss at each noise level. process: as published. learned: equal for all levels, by dividing losses
-    by a running mean at their noise level and patch size."""
+    """Weight of each noise level in the loss. process: as published. learned: all levels contribute equally, as each
+    loss is divided by its running mean at that noise level and patch size."""
     sigma_data: float | None = None
-    """Standard deviation of the images in [-1, 1], about mean_data if that is given. None: measured on the data."""
+    """Standard deviation of the images, scaled to [-1, 1]. Default: measured on the data, about noise.mean_data if that
+    is set."""
     sigma_min: float | None = None
-    """Lowest noise level in sampling. None: the process' own; for edm it is 0.002."""
+    """Lowest noise level in sampling. Default: the process's own, 0.002 for edm."""
     sigma_max: float | None = None
-    """Highest noise level in sampling. None: the process' own; for edm it is 80."""
+    """Highest noise level in sampling. Default: the process's own, 80 for edm."""
     mean_data: tuple[float, ...] | None = None
-    """Mean of each channel of the images in [-1, 1], or one for all: the network sees how they differ from it, and
-    sampling starts from it. None: 0."""
+    """Mean of the images, scaled to [-1, 1]: one number, or one for each channel. It is subtracted from what the
+    network sees, and sampling starts from it. Default: 0."""
     levels: tuple[float, ...] | None = None
-    """Noise levels at which losses are measured, and a learned weight is kept, rising. None: 0.05 to 6.4."""
+    """Noise levels, in rising order, at which the log reports losses; learned weights are kept at them, too. Default:
+    0.05 to 6.4."""
 
 
 @dataclass(frozen=True)
@@ -143,25 +157,26 @@ class Network(Strict):
     """The architecture of the network."""
 
     kind: Literal["ddpmpp", "ncsnpp", "adm", "dit", "custom"] = "ddpmpp"
-    """Architecture. ddpmpp, ncsnpp, adm: published U-Nets. dit: a transformer. custom: your own, only in Python."""
+    """Architecture. ddpmpp, ncsnpp, adm: published U-Nets. dit: a transformer. custom: your own network, only in
+    Python."""
     width: int | None = None
-    """Number of channels at full resolution; for a dit, the width of all tokens."""
+    """Number of channels at full resolution, or of each token for dit."""
     dropout: float | None = None
-    """Probability of dropout."""
+    """Dropout probability."""
     label_dropout: float | None = None
-    """Probability of dropping a class label in training; without it, sampling cannot use guidance."""
+    """Probability of training without the class label; guidance by class in sampling needs it above 0."""
     multipliers: tuple[int, ...] | None = None
-    """U-Nets: channels of each level as multiples of the width; each level after the first halves height and width."""
+    """Channels of each U-Net level, as multiples of the width. Each level after the first halves height and width."""
     blocks: int | None = None
-    """U-Nets: number of residual blocks per level."""
+    """Number of residual blocks in each U-Net level."""
     attention: tuple[int, ...] | None = None
-    """U-Nets: levels with self-attention, 0 being full resolution. None: the level above the lowest."""
+    """U-Net levels with self-attention; 0 is full resolution. Default: the level above the lowest."""
     depth: int | None = None
-    """dit: number of layers."""
+    """Number of layers of a dit."""
     heads: int | None = None
-    """dit: number of attention heads."""
+    """Number of attention heads of a dit."""
     token: int | None = None
-    """dit: side of a token (patch embedding) in pixels."""
+    """Side of a token (patch embedding) of a dit, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -169,21 +184,22 @@ class Optimizer(Strict):
     """The optimizer and its learning rate schedule."""
 
     kind: Literal["adamw", "muon", "schedule_free"] = "adamw"
-    """muon: for convolutions and matrices, with AdamW for the rest; learns more per image. schedule_free: AdamW with a
-    weight average of its own in place of decay and ema; needs the extra schedule-free."""
+    """Optimizer. muon: Muon for convolutions and matrices, AdamW for the rest; it learns more from each image.
+    schedule_free: AdamW that needs no decay and averages weights itself; it needs the extra schedule-free."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.99)
-    """Decay rates of AdamW's moments; the first is also Muon's momentum, and schedule_free's interpolation weight."""
+    """Decay rates of the two moments of AdamW. The first is also the momentum of Muon, and the interpolation weight of
+    schedule_free."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
     clip: float | None = None
-    """Largest gradient norm; larger gradients are scaled down to it. None: no clipping."""
+    """Largest norm of the gradients; larger gradients are scaled down to it. Default: no clipping."""
     warmup: float = 0.02
-    """Fraction of the budget over which the learning rate rises from zero; a run of one step has no such rise."""
+    """Fraction of the budget over which the learning rate rises from 0 to its peak."""
     decay: Literal["cosine", "linear", "constant"] | None = None
-    """Shape of the learning rate's decay to zero from the end of warm-up to the end of the budget; constant: no decay.
-    None: cosine for adamw, linear for muon, and constant for schedule_free, which allows no other."""
+    """Shape of the learning rate after warm-up: down to 0 at the end of the budget, or constant. Default: cosine for
+    adamw, linear for muon, constant for schedule_free, which takes no other."""
 
 
 @dataclass(frozen=True)
@@ -191,12 +207,12 @@ class Ema(Strict):
     """The exponential moving average (EMA) of the weights, which samples are made with."""
 
     half_life_images: float = 500_000
-    """Half-life of a weight's share in the average, in images."""
+    """Half-life of the average, in training images: after so many, the share of earlier weights has halved."""
     ramp: float = 0.05
-    """Upper limit of the half-life as a fraction of the images seen so far, so that short runs average well, too."""
+    """Upper limit of the half-life, as a fraction of the images seen so far; it makes short runs average well."""
     lengths: tuple[float, ...] = ()
-    """Lengths of power-function averages to keep in checkpoints, such as 0.05 0.1; any other length can be made from
-    them afterwards, more exactly with more checkpoints: ten are enough."""
+    """Lengths of further averages (power-function EMA) to keep in checkpoints, such as 0.05 0.1. Other lengths can be
+    made from them afterwards; with ten checkpoints or more these are accurate."""
 
 
 @dataclass(frozen=True)
@@ -204,20 +220,23 @@ class Engine(Strict):
     """The hardware that training uses: device, processes, precision and memory."""
 
     device: str = "auto"
-    """Device: auto, cpu, cuda, cuda:1, mps. auto: a GPU if there is one."""
+    """Device to train on: auto, cpu, cuda, cuda:1 or mps. auto: a GPU if there is one."""
     threads: int | None = None
-    """CPU threads of each process, which split its share of a batch. None: torch's default, one per core."""
+    """Number of CPU threads of each process; they share each batch. Default: one for each core."""
     processes: int | None = None
-    """Processes on this machine that split each batch, one per GPU. None: one, or the number torchrun sets."""
+    """Number of training processes on this machine, one for each GPU; they share each batch. Default: 1, or the number
+    that torchrun sets."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """dtype of the network's computations; weights stay fp32. auto: bf16 on GPUs that support it; fp32 on CPUs, where
-    train uses bf16 for images of 64 pixels or more if the processor supports it."""
+    """Number format of the network's computations; the weights stay fp32. auto: bf16 on GPUs that support it, else
+    fp32; train also takes bf16 for images of 64 pixels or more on CPUs that support it."""
     compile: bool = False
-    """Compile the network, once per patch size; this takes minutes at the start."""
+    """Compile the network with torch.compile, once for each patch size; this takes minutes at the start."""
     accumulation: int | Literal["auto"] = 1
-    """Microbatches that each process splits its share of a batch into, to save memory. auto: the fewest that fit."""
+    """Number of microbatches that each process splits its share of a batch into, to save memory. auto: as few as fit
+    into memory."""
     shard: bool = False
-    """Shard weights, gradients, moments and averages over the processes (FSDP2), for models that do not fit on one."""
+    """Split weights, gradients, optimizer state and averages among the processes (FSDP2), for models that are too large
+    for one device."""
 
 
 @dataclass(frozen=True)
@@ -225,13 +244,14 @@ class Watch(Strict):
     """Metrics of samples, measured during training against the training images."""
 
     metrics: tuple[Literal["frechet", "kernel", "memorization"], ...] = ()
-    """Metrics, as in evaluate: feature distances, and near copies of training images compared to held-out ones."""
+    """Metrics of samples to measure during training. frechet, kernel: distances to the training images (FID and KID,
+    with the extractor inception). memorization: the share of samples that copy training images."""
     times: int = 5
-    """Number of measurements, evenly over the budget; they take time, but no minutes of the budget."""
+    """Number of measurements, evenly spaced over the budget. Their time does not count in the minutes of the budget."""
     samples: int = 500
-    """Number of samples in each measurement, always of the same seeds."""
+    """Number of samples in each measurement; the seeds are always the same."""
     extractor: str = "random"
-    """Feature extractor: random, inception, dinov2, or a file, see evaluate."""
+    """Feature extractor: random, inception, dinov2 or a file, as for evaluate."""
 
 
 @dataclass(frozen=True)
@@ -256,44 +276,47 @@ class Config(Strict):
     watch: Watch = Watch()
 
     batch: int | Literal["auto"] = 64
-    """Batch size in whole images; steps on small patches take more, see patches.growth. auto: the preset's batch, in as
-    many microbatches as memory requires."""
+    """Batch size, in whole images. Steps on patches use larger batches, see patches.growth. auto: the preset's batch
+    size, in as many microbatches as memory requires."""
     batch_pixels: int | None = None
-    """Most pixels in a step: larger images reduce a preset's batch and its share of whole-image steps; no effect if
-    batch is given. None: no limit."""
+    """Limit of the number of pixels in a step. For large images it lowers the preset's batch size and share of
+    whole-image steps. It has no effect if you set batch. Default: no limit."""
     seed: int = 0
     """Seed of all random numbers."""
     steps: int | None = None
-    """Budget in optimizer steps."""
+    """Budget in training steps."""
     images: int | None = None
-    """Budget in images drawn from the data."""
+    """Budget in training images, counted each time one is used."""
     minutes: float | None = None
-    """Budget in minutes of training, summed over all continuations. Evaluation comes on top, at most 5 % of them."""
+    """Budget in minutes of training, over all continuations. Validation and sample pictures come on top, at most 5
+    %."""
     wall_minutes: float | None = None
-    """Budget in minutes by the wall clock, in which all is done, evaluation and the last checkpoint too; summed over
-    all continuations."""
+    """Budget in minutes of real time, over all continuations. It includes reading the data, validation, and the last
+    checkpoint."""
     checkpoints: int = 10
-    """Number of checkpoints to keep, evenly over the budget."""
+    """Number of checkpoints to keep, evenly spaced over the budget."""
     checkpoint_minutes: float = 10.0
-    """Save at least this often, in minutes; a checkpoint between two kept ones is replaced by the next."""
+    """Longest time between two saved checkpoints, in minutes. A checkpoint that is not one of those to keep is replaced
+    by the next."""
     checkpoint_steps: int | None = None
-    """Also save and keep a checkpoint every so many steps."""
+    """Number of steps after which a further checkpoint is saved and kept, each time."""
     checkpoint_last: int = 1
-    """Number of newest checkpoints that are kept in any case."""
+    """Number of newest checkpoints to keep in any case."""
     checkpoint_best: bool = False
-    """Keep only the best of the checkpoints, and the newest."""
+    """Keep only the best checkpoint and the newest ones."""
     checkpoint_by: Literal["loss", "frechet", "kernel"] = "loss"
-    """Criterion of the best checkpoint: lowest held-out loss, or lowest in one of watch.metrics, with a checkpoint at
-    each measurement."""
+    """Measure of the best checkpoint: the lowest validation loss, or the lowest value of one of watch.metrics, which
+    then saves a checkpoint at each measurement."""
     watchdog: Literal["restore", "stop", "off"] = "restore"
-    """Reaction when training goes wrong. restore: go back to the last good checkpoint, once, at half learning rate;
-    the next time, stop and say why. stop: stop at once and say why. off: only warn."""
+    """Reaction to a failing training, such as one whose loss explodes. restore: go back to the last good checkpoint at
+    half the learning rate, and stop if it fails again. stop: stop at once. off: only warn."""
     samples: int = 10
-    """Number of times to save pictures of samples, evenly over the budget."""
+    """Number of times to save a picture of samples, evenly spaced over the budget."""
     log_every: int = 20
-    """Number of steps per line of log.jsonl."""
+    """Number of steps between two lines of log.jsonl."""
     track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] | None = None
-    """Experiment trackers to log to. None: tensorboard, if it is installed. Without a name: no tracker."""
+    """Experiment trackers to log to; the option without a name turns them off. Default: tensorboard, if it is
+    installed."""
 
 
 BUDGETS = ("steps", "images", "minutes", "wall_minutes")
@@ -479,8 +502,12 @@ def option_names() -> frozenset[str]:
 def changed_options(before: Config, after: Config) -> list[str]:
     """Return the names of the options that differ, except those that may change when a training is continued."""
     old, new = flat_options(before), flat_options(after)
-    may_change = {name for name in old for allowed in MAY_CHANGE if name == allowed or name.startswith(f"{allowed}.")}
-    return sorted(name for name in old.keys() - may_change if old[name] != new[name])
+    return sorted(name for name in old if not may_change(name) and old[name] != new[name])
+
+
+def may_change(name: str) -> bool:
+    """Return True if an option, by its full name, may change when a training is continued."""
+    return any(name == allowed or name.startswith(f"{allowed}.") for allowed in MAY_CHANGE)
 
 
 def differences(configs: Mapping[str, Config]) -> dict[str, dict[str, Any]]:

@@ -141,6 +141,11 @@ def checked_seeds(seeds: Iterable[int]) -> Sequence[int]:
     return found
 
 
+def counted(num: int, noun: str) -> str:
+    """Return a number with its noun, such as "1 image" or "1,797 images"."""
+    return f"{num:,} {noun}{'' if num == 1 else 's'}"
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return the end of an error sentence: the nearest known word, ``"; did you mean 'heun'?"``, or all known words."""
     known = list(known)

@@ -1,7 +1,9 @@
-"""The command line: ``patch-diffusion VERB``. Each verb has a module with its options, and calls one public function.
+"""The command line: ``patch-diffusion COMMAND``. Each command is a `Verb` with a module of its own.
+
+A command has its options as fields, and calls one public function.
 
 Results go to stdout, progress and messages to stderr. Exit status 0: done; 1: failed, with a one-line reason; 2: wrong
-usage; 130: interrupted, in training after a checkpoint was written. Heavy libraries are imported only when a verb runs.
+usage; 130: interrupted, in training after a checkpoint was written. Heavy libraries are imported when a command runs.
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ def _run(arguments: Sequence[str]) -> int:
         say(f"patch-diffusion {patch_diffusion.__version__}")
         return 0
     if verb not in VERBS:
-        what = "option" if verb.startswith("-") else "verb"
+        what = "option" if verb.startswith("-") else "command"
         return _fail(2, "patch-diffusion", f"there is no {what} '{verb}'", did_you_mean(verb, [*VERBS, "--version"]))
     name = f"patch-diffusion {verb}"
     try:
@@ -115,10 +117,10 @@ def _fail(status: int, name: str, *reason: str) -> int:
 def _overview() -> str:
     verbs = "\n".join(f"  {verb:<10} {(kind.__doc__ or '').splitlines()[0]}" for verb, kind in VERBS.items())
     return (
-        "usage: patch-diffusion VERB ...\n\n"
+        "usage: patch-diffusion COMMAND ...\n\n"
         "Train image diffusion models from scratch by Patch Diffusion, and sample whole\nimages from them.\n\n"
         f"{verbs}\n\n"
-        "  patch-diffusion VERB --help               the options of a verb that are used most\n"
-        "  patch-diffusion VERB --help-all [GROUP]   all of its options, or one group\n"
+        "  patch-diffusion COMMAND --help               its most used options\n"
+        "  patch-diffusion COMMAND --help-all [GROUP]   all of its options, or one group\n"
         "  patch-diffusion --version"
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import patch_diffusion
 from patch_diffusion.cli.say import say
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, counted
 
 if TYPE_CHECKING:
     from patch_diffusion.denoise.denoiser import Denoiser
@@ -85,7 +85,7 @@ def read_from(source: Path) -> list[Path]:
 
 def pictures_in(num: int, out: Path) -> str:
     """Return words for the pictures that a command has written, such as "1 picture in out"."""
-    return f"{num:,} picture{'s' * (num != 1)} in {out}"
+    return f"{counted(num, 'picture')} in {out}"
 
 
 def write_shown(samples: Iterable[Any], out: Path, doing: str, num: int, **given: Any) -> dict[str, Any]:

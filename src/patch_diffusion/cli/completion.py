@@ -1,4 +1,4 @@
-"""The command ``patch-diffusion completion``: a script by which a shell completes verbs and options."""
+"""The command ``patch-diffusion completion``: a script by which a shell completes commands and options."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from patch_diffusion.cli.verb import Json, Verb
 
 @dataclass(frozen=True)
 class Completion(Verb):
-    """Print a script that completes verbs and options in your shell.
+    """Print a script that completes commands and options in your shell.
 
     patch-diffusion completion bash >> ~/.bash_completion
 
@@ -25,7 +25,7 @@ class Completion(Verb):
     shell: Annotated[Positional[Literal["bash", "zsh", "fish"]], arg(metavar="bash|zsh|fish")]
     """The shell that the script is for."""
     json: Json = None
-    """Print the script in JSON on stdout, or write that to a file."""
+    """Print the script as JSON on stdout, or write it to a file."""
 
     def run(self) -> dict[str, Any]:
         """Print the script, unless it is wanted as JSON, and return it with the shell's name."""

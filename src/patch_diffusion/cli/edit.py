@@ -14,6 +14,7 @@ from patch_diffusion.cli.choosing import check_places, class_number, open_guide,
 from patch_diffusion.cli.parsing import parse_seeds, value_of
 from patch_diffusion.cli.verb import FilePath, Json, RunPath, Verb
 from patch_diffusion.errors import InputError, decimal, option_error
+from patch_diffusion.files import user_path
 from patch_diffusion.sampling.options import Sampling
 
 
@@ -33,7 +34,7 @@ class _Sampling(Sampling):
 
 @dataclass(frozen=True)
 class Edit(Verb):
-    """Fill in, extend or restore an image by a run's model.
+    """Fill in, extend or restore an image with the model of a run.
 
     patch-diffusion edit runs/cats cat.png --mask mask.png --seeds 0-7 --out new
 
@@ -45,41 +46,42 @@ class Edit(Verb):
     source: Annotated[Positional[RunPath], arg(metavar="RUN")]
     """The run folder, or one of its checkpoints."""
     image: Annotated[Positional[FilePath], arg(metavar="IMAGE")]
-    """A picture, or an array in an .npy, of the run's channels and numbers."""
+    """The image: a picture or an .npy array, with the channels and value range of the training images."""
     out: Annotated[Path, arg(metavar="DIR")]
-    """Folder for 000000.png ... and samples.json."""
+    """Folder for the results (000000.png, ...) and samples.json."""
     mask: Annotated[FilePath | None, arg(metavar="FILE")] = None
-    """Fill in what is white in this picture, or not 0 in this .npy. All other pixels are kept exactly."""
+    """Mask of the part to fill in: white in a picture, or not 0 in an .npy array. All other pixels are kept exactly."""
     extend: Annotated[tuple[str, ...] | None, arg(metavar="SIDE=PIXELS")] = None
-    """Make the image larger by some pixels at its sides, as in left=32,top=8."""
+    """Pixels to add at the sides of the image, as in left=32,top=8."""
     restore: Literal["super-resolution", "deblur", "denoise"] | None = None
-    """The damage to undo."""
+    """Damage to undo."""
     factor: int | None = None
-    """For super-resolution (2): how many pixels a pixel becomes, along each axis."""
+    """Enlargement by super-resolution, in each direction. Default: 2."""
     blur: float | None = None
-    """For deblur: standard deviation of the blur in pixels."""
+    """Standard deviation of the blur to undo by deblur, in pixels."""
     noise: float | None = None
-    """For all restorations: standard deviation of the noise in the values of the pixels, of 255 for pictures. None:
-    that of rounding; denoise needs it."""
+    """Standard deviation of the noise in the image to restore, on the scale of its values (0 to 255 for pictures);
+    denoise needs it. Default: that of rounding."""
     seeds: Annotated[str, arg(metavar="0-63")] = "0"
-    """Seeds, as in 0-7 or 3,5. Each finds another image that agrees with what is known."""
+    """Seeds, one for each result, as in 0-7 or 3,5. Each gives another image that agrees with the known pixels."""
     label: Annotated[str | None, arg(name="class", metavar="K")] = None
-    """Class of the image, by name, or by its place from 0 on. Without it, none."""
+    """Class of the images, by name or number (from 0). Default: no class."""
     sampling: Annotated[_Sampling, arg(name="")] = field(default_factory=_Sampling)
     repeats: int | None = None
-    """How often each step is taken, so that what is new and what is known come together. None: 1 for network, 4 for
-    isotropic."""
+    """Number of times that each step is taken; more make new and known parts agree better. Default: 1 for the
+    covariance network, 4 for isotropic."""
     covariance: Literal["isotropic", "network"] | None = None
-    """How much a known pixel says of others. isotropic: nothing, which is quick. network: what the model says, at some
-    five times the work a step. None: network for --mask and --extend without --tile, else isotropic."""
+    """Estimate of how known pixels determine others. isotropic: not at all, which is quick. network: by the model, at
+    about five times the work in each step. Default: network for --mask and --extend without --tile, else isotropic."""
     ema_length: Annotated[float | None, arg(metavar="0.1")] = None
-    """Average the weights over this share of the training, where --ema.lengths kept what it takes."""
+    """Length of the weight average to use, as a share of the training, such as 0.1. It needs a run that was trained
+    with --ema.lengths. Default: the average that every run has."""
     grid: Annotated[Path | None, arg(metavar="FILE.png")] = None
-    """One picture of the first 100 results."""
+    """File for one picture of the first 100 results."""
     mean: bool = False
-    """Also write mean.png, the mean of all seeds: nearer to the truth than any one of them, and less sharp."""
+    """Also write mean.png, the mean of all results: closer to the truth than each of them, but less sharp."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
+    """Device to use: auto, cpu, cuda, cuda:1 or mps. auto: a GPU if there is one."""
     json: Json = None
     """Print the result as JSON on stdout, or write it to a file."""
 
@@ -95,6 +97,7 @@ class Edit(Verb):
 
     def run(self) -> dict[str, Any]:
         """Edit the image, write the results as pictures, and return their number and paths."""
+        from patch_diffusion.runs.folder import step_in
         from patch_diffusion.sampling.editing.tasks import Task
         from patch_diffusion.sampling.guides import named
 
@@ -104,6 +107,7 @@ class Edit(Verb):
         seeds = parse_seeds(self.seeds)
         inputs = [self.image, self.mask, *read_from(self.source)]
         check_places(self.out, seeds, inputs, grid=self.grid, mean=self.mean)
+        step = step_in(user_path(self.source))
         model = patch_diffusion.load(self.source, ema_length=self.ema_length, device=self.device)
         guide = open_guide(str(self.sampling.guide), self.source, device=self.device)
         image = patch_diffusion.read_image(self.image, model)
@@ -120,13 +124,14 @@ class Edit(Verb):
         told = {"image": str(self.image), "mask": None if self.mask is None else str(self.mask)}
         told = {name: value for name, value in told.items() if value is not None}
         samples = (replace(each, settings=told | each.settings) for each in named(samples, guide, self.sampling.guide))
-        given = {"class_names": model.class_names, "source": str(self.source), "grid": self.grid, "mean": self.mean}
+        given = {"class_names": model.class_names, "source": str(self.source), "step": step}
+        given |= {"ema_length": self.ema_length, "grid": self.grid, "mean": self.mean}
         return write_shown(samples, self.out, "editing", len(seeds), **given)
 
     def message(self, result: dict[str, Any]) -> str:
         """Return the message at the end: the number of pictures and where they are."""
-        mean = ", their mean beside them" if self.mean else ""
-        return pictures_in(result["samples"], self.out) + mean + (f", a grid in {self.grid}" if self.grid else "")
+        mean = ", and their mean" if self.mean else ""
+        return pictures_in(result["samples"], self.out) + mean + (f", and a grid in {self.grid}" if self.grid else "")
 
     def after_interrupt(self) -> str:
         """Return the text that follows "interrupted" in the message after Ctrl-C."""

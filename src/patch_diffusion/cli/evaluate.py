@@ -27,29 +27,29 @@ _Subject = Annotated[str, Existing(lambda name: check_source(name, "run or data"
 
 @dataclass(frozen=True)
 class Evaluate(Verb):
-    """Measure how good the samples of a run are, and whether it copies.
+    """Measure how good a run's samples are, and whether they are copies.
 
     patch-diffusion evaluate runs/photos --samples 1000 --pairs pairs.png
 
     patch-diffusion evaluate pictures/ --data photos/ --held-out others/
 
-    Every number comes with an interval of 95 % and the settings that made it.
+    Every number comes with its 95 % interval and its settings.
     """
 
     source: Annotated[Positional[_Subject], arg(metavar="RUN")]
-    """The run folder or one of its checkpoints, or pictures: a folder, a zip, an array."""
+    """The run folder or one of its checkpoints, or images: a folder, a zip or an array."""
     data: Annotated[DataName | None, arg(metavar="DATA")] = None
-    """The images it was trained on. None: the run's own."""
+    """Training images. Default: those of the run."""
     held_out: Annotated[DataName | None, arg(metavar="DATA", aliases=["--held-out-data"])] = None
-    """Images it was not trained on. None: those that the run held out."""
+    """Images that were not trained on. Default: those that the run held out."""
     reference: Annotated[DataName | None, arg(metavar="DATA|FILE.npz")] = None
-    """Images to compare samples with, or statistics mu and sigma. None: the images it was trained on."""
+    """Images to compare the samples with, or their statistics mu and sigma (.npz). Default: the training images."""
     extractor: Annotated[str, arg(metavar="KIND|FILE")] = "random"
-    """Extractor of features: random (needs no file), inception, dinov2; or a file of weights or a folder of these."""
+    """Feature extractor: random (needs no file), inception or dinov2; or a file of its weights, or a folder with it."""
     sampling: Annotated[Sampling, arg(name="")] = field(default_factory=Sampling)
     options: Annotated[EvaluationOptions, arg(name="")] = field(default_factory=EvaluationOptions)
     processes: int = 1
-    """Processes of this machine that share the samples, for instance one for each of its GPUs."""
+    """Number of processes on this machine that share the work, such as one for each GPU."""
     json: Json = None
     """Print the result as JSON on stdout, or write it to a file."""
 

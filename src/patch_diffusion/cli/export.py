@@ -22,30 +22,32 @@ class Export(Verb):
     source: Annotated[Positional[RunPath], arg(metavar="RUN")]
     """The run folder, or one of its checkpoints."""
     to: Literal["diffusers", "onnx", "torch"]
-    """diffusers: a folder that diffusers opens without patch_diffusion, for the same pictures as sample; onnx, torch:
-    the denoiser as a graph, for any number of images of one shape."""
+    """Format to write. diffusers: a folder that diffusers opens without patch_diffusion, and that gives the same images
+    as sample. onnx, torch: the denoiser as a graph, for any number of images of one size."""
     out: Annotated[Path, arg(metavar="DIR")]
-    """The folder to write, new or empty."""
+    """Folder to write, new or empty."""
     checkpoint: int | Literal["best"] | None = None
-    """The step of a checkpoint, or best, see --checkpoint-by of train. None: the newest weights."""
+    """Step of the checkpoint to export, or best, see --checkpoint-by of train. Default: the newest weights."""
     ema_length: Annotated[float | None, arg(metavar="0.1")] = None
-    """Average the weights over this share of the training; needs a run that was trained with --ema.lengths."""
+    """Length of the weight average to use, as a share of the training, such as 0.1. It needs a run that was trained
+    with --ema.lengths. Default: the average that every run has."""
     vae: Annotated[FilePath | None, arg(metavar="FOLDER")] = None
-    """For a pipeline of latents: the autoencoder to include, in place of the one that made the latents."""
+    """Autoencoder to include in a pipeline of latents, as a folder. Default: the one that made the latents."""
     resolution: int | tuple[int, int] | None = None
-    """Side, or height and width. None: as the training images. A pipeline can make other sizes too, a graph cannot."""
+    """Size of the images, in pixels: one number for squares, or height and width. A pipeline can make other sizes, too;
+    a graph cannot. Default: that of the training images."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    """Number format in which a pipeline's weights are stored. None: float32."""
+    """Number format of the weights in a pipeline. Default: float32."""
     solver: Annotated[str | None, arg(metavar="NAME")] = None
-    """The solver of a pipeline, as for sample. None: heun."""
+    """Solver of a pipeline, as for sample. Default: heun."""
     schedule: Annotated[str | None, arg(metavar="NAME")] = None
-    """The noise levels of a pipeline, as for sample. None: karras."""
+    """Spacing of the noise levels in a pipeline, as for sample. Default: karras."""
     license: Annotated[str | None, arg(metavar="apache-2.0")] = None
-    """The licence under which you publish the model, for the model card."""
+    """Licence under which you publish the model, for the model card."""
     evaluation: Annotated[FilePath | None, arg(metavar="FILE.json")] = None
-    """Metrics for the model card: a file written by evaluate --json."""
+    """File with metrics for the model card, written by evaluate --json."""
     push: Annotated[str | None, arg(metavar="OWNER/NAME")] = None
-    """Upload the folder to this repository of the Hugging Face hub, which is made private if it is new."""
+    """Repository of the Hugging Face hub to upload the folder to; a new one is made, and is private."""
     public: bool = False
     """Make the new repository of --push public."""
     json: Json = None
@@ -73,12 +75,13 @@ class Export(Verb):
     def message(self, result: dict[str, Any]) -> str:
         """Return the message after the export: where the model is, how to use it, and notes."""
         if self.to == "diffusers":
-            how = f'DiffusionPipeline.from_pretrained("{self.out}", trust_remote_code=True) opens it, and runs its code'
+            call = f'DiffusionPipeline.from_pretrained("{self.out}", trust_remote_code=True)'
+            how = f"open it with {call}, which runs its code"
         else:
-            how = f"it gives what the model gives to within {result['difference']:.1e}"
-        lines = [f"the model is in {self.out}: {how}", f"how to use it, and its card: {self.out / 'README.md'}"]
+            how = f"its outputs differ from the model's by at most {result['difference']:.1e}"
+        lines = [f"the model is in {self.out}: {how}", f"its model card says how to use it: {self.out / 'README.md'}"]
         if self.license is None:
-            lines.append("no licence is given: others may use what you publish only with one (--license)")
+            lines.append("without a licence nobody else may use the model: give one with --license if you publish it")
         lines += result["notes"]
         if result["pushed"]:
             lines.append(f"pushed to {result['pushed']}")

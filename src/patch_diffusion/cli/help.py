@@ -1,4 +1,4 @@
-"""The help of a verb: ``--help`` prints the options used most, ``--help-all [GROUP]`` all of them."""
+"""The help of a command: ``--help`` prints its most used options, ``--help-all [GROUP]`` all of them."""
 
 from __future__ import annotations
 
@@ -65,12 +65,18 @@ class Option:
         return " ".join(filter(None, (*self.names[:1], self.values)))
 
     def lines(self, width: int, *, short: bool = False) -> list[str]:
-        """Return its lines in a list of options of this width; a short one has the first sentence alone."""
-        text = re.split(r"(?<=[.;]) ", self.text)[0].rstrip(".;") + "." if short else self.text
+        """Return its lines in a list of options of this width; a short one has the first sentence and the default.
+
+        The last sentence of the description says what a default of None means: ``Default: the model's own.``
+        """
+        text, _, default = self.text.partition(" Default: ")
+        text = re.split(r"(?<=[.;]) ", text)[0].rstrip(".;") + "." if short else text
         if self.default is MISSING:
             text += " Required."
-        elif self.default not in (None, "", (), False) and self.values:
+        elif self.values and not (self.default is None or self.default is False or self.default in ("", ())):
             text += f" Default: {_shown(self.default)}."
+        elif default:
+            text += f" Default: {re.split('; ', default)[0].rstrip('.') + '.' if short else default}"
         others = self.names[1:]
         text += f" Also {', '.join(others)}." if others and not short else ""
         told = textwrap.wrap(text, width - _COLUMN - 2, break_on_hyphens=False, break_long_words=False)
@@ -107,9 +113,11 @@ def options_of(kind: type, default: Any = None, prefix: str = "") -> Iterator[Op
         group = name.partition(".")[0] if "." in name else GENERAL
         if Positional in notes:
             yield Option((), metavar or field.name.upper(), text, value, group)
+        elif hint is bool and value:
+            own = re.sub(r"([\w-]+)$", r"no-\1", name)
+            yield Option((f"--{own}",), "", f"Do not {text[:1].lower()}{text[1:]}", value, group)
         elif hint is bool:
-            own = f"--{name}" if not value else "--" + re.sub(r"([\w-]+)$", r"no-\1", name)
-            yield Option((own,), "", text, value, group)
+            yield Option((f"--{name}",), "", text, value, group)
         else:
             yield Option((*aliases, f"--{name}"), metavar or _values(hint), text, value, group)
 
@@ -128,7 +136,7 @@ def help_text(kind: type, verb: str, group: str | None, default: Any = None) -> 
         InputError: the verb has no such group.
     """
     options, width = list(options_of(kind, default)), _width()
-    about = {GENERAL: "The run or command as a whole."} | _about_groups(kind)
+    about = {GENERAL: "Options outside of the groups below."} | _about_groups(kind)
     groups = {option.group: about.get(option.group, "") for option in options if option.names}
     arguments = [option for option in options if not option.names]
     if group:
@@ -149,7 +157,7 @@ def help_text(kind: type, verb: str, group: str | None, default: Any = None) -> 
     more = [Option((), name, f"{groups[name]} ({num} more)", None, name) for name, num in rest.items() if num]
     return "\n".join(
         [
-            *[*head, "", "options used most:"],
+            *[*head, "", "most used options:"],
             *[line for option in used for line in option.lines(width, short=True)],
             *["", f"more options (patch-diffusion {verb} --help-all [GROUP]):"],
             *[line for option in more for line in option.lines(width)],

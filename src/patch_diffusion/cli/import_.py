@@ -22,9 +22,9 @@ class Import(Verb):
     """
 
     source: Annotated[Positional[FilePath], arg(metavar="FILE")]
-    """The published .pkl, or its tensors under their published names as .safetensors or .pt."""
+    """Published .pkl file, or its tensors under their published names as .safetensors or .pt."""
     out: Annotated[Path, arg(metavar="RUN")]
-    """The run folder, new or empty."""
+    """Run folder to write, new or empty."""
     json: Json = None
     """Print the recognised network as JSON on stdout, or write it to a file."""
 

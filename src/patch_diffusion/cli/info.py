@@ -33,14 +33,14 @@ class Info(Verb):
     """
 
     sources: Annotated[Positional[tuple[RunPath, ...]], arg(metavar="[RUN ...]")] = ()
-    """The run folder; for --report several, or the folder of a race, which stands for all runs in it. Or a sample,
-    FILE.png, to see how it was made. Without it, versions, devices and optional libraries are shown."""
+    """Run folder, or several of them for --report; the folder of a race stands for all its runs. Or a sample, FILE.png,
+    to see how it was made. Default: versions, devices and optional libraries."""
     follow: bool = False
-    """Show the run live until it is complete, or Ctrl-C; with --json, print its log line by line as it grows."""
+    """Show the run live until it is complete or you press Ctrl-C; with --json, print its log line by line."""
     endings: ClassVar[dict[str, tuple[str, ...]]] = Verb.endings | {"--report": (".html", ".htm")}
     report: Annotated[str | None, arg(metavar="[FILE.html]")] = None
-    """Write a page with curves, samples and settings; without a file name, report.html in the run folder. Several runs
-    are shown side by side."""
+    """File for a page with curves, samples and settings; several runs are shown side by side. Without a file name,
+    report.html in the run folder."""
     json: Json = None
     """Print the full description as JSON on stdout, or write it to a file."""
 
@@ -134,7 +134,7 @@ def _main_points(found: dict[str, Any]) -> list[tuple[str, str]]:
         points += [
             ("seen", f"{progress['step']:,} steps, {progress['images']:,} images"),
             ("trained", clock(progress["seconds"])),
-            *([("time on", shares(found["time"])), ("besides", beside(found["time"]))] if found["time"] else []),
+            *([("time on", shares(found["time"])), ("in addition", beside(found["time"]))] if found["time"] else []),
             ("loss", ", ".join(f"{size} {loss:.3f}" for size, loss in progress["loss"].items() if loss is not None)),
         ]
     points.append(("checkpoints", ", ".join(f"{step:,}" for step in found["checkpoints"]) or "none yet"))

@@ -40,19 +40,19 @@ class Inspect(Verb):
     """
 
     source: Annotated[Positional[DataName], arg(metavar="DATA")] = ""
-    """The images: a folder, zip, array or other source, as for train."""
+    """Images to check: a folder, a zip, an array or another source, as for train."""
     sheet: Annotated[Path | None, arg(metavar="FILE.png")] = None
-    """Write a picture of some of the images, and of images that were found to be alike or empty."""
+    """File for a picture of some of the images, and of those that look alike or empty."""
     most: int = 100_000
-    """Most images to read; of a larger data set, this many are read, evenly spaced."""
+    """Largest number of images to read; from a larger data set it reads this many, evenly spaced."""
     forecast: bool = True
-    """Time some steps of training, to estimate its cost."""
+    """Time some training steps, to estimate the cost of training."""
     preset: Annotated[str | None, arg(metavar="NAME")] = None
-    """Settings to start from. None: a preset that suits this machine and the data."""
+    """Settings to start from. Default: the preset that suits this machine and the data."""
     config: Annotated[Path | None, arg(metavar="FILE.yaml")] = None
-    """A file of options that take precedence over the preset's."""
+    """YAML file of options; they override those of the preset."""
     json: Json = None
-    """Print all findings and settings as JSON on stdout, or write it to a file."""
+    """Print all findings and settings as JSON on stdout, or write them to a file."""
     options: Annotated[Config, arg(name="")] = field(default_factory=Config)
     arguments: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
 

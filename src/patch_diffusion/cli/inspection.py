@@ -21,9 +21,9 @@ def inspection(findings: Findings, advice: Advice, preset: str, command: str) ->
     """Format findings and advice in lines of 80 columns; only long names and the training command may be longer."""
     lines = [*points(_of_data(findings)), "", "SETTINGS", *points(_of_settings(findings, advice, preset))]
     if advice.refusal:
-        lines += ["", *wrapped("Training would refuse: " + advice.refusal)]
+        lines += ["", *wrapped("Training would be refused: " + advice.refusal)]
     if advice.warnings:
-        lines += ["", "TO KNOW"]
+        lines += ["", "NOTES"]
         for warning in advice.warnings:
             lines += wrapped("- " + warning, indent=2)
     if command:
@@ -34,7 +34,7 @@ def inspection(findings: Findings, advice: Advice, preset: str, command: str) ->
 def _of_data(findings: Findings) -> Iterator[tuple[str, str]]:
     num = f"{findings.num_images:,}"
     if findings.num_read < findings.num_images:
-        num += f", of which {findings.num_read:,} were looked at"
+        num += f", of which {findings.num_read:,} were checked"
     endings = _counted(findings.endings) if any(findings.endings) else ""
     yield "data", findings.source
     yield "images", f"{num}{', ' * bool(endings)}{endings}"
@@ -43,7 +43,7 @@ def _of_data(findings: Findings) -> Iterator[tuple[str, str]]:
     if findings.means:
         low, high = findings.span
         yield "values", f"{findings.values[0]:g} to {findings.values[1]:g}"
-        yield "mean", f"{_shares(findings.means)} (of each channel; {low:g} counted as 0, {high:g} as 1)"
+        yield "mean", f"{_shares(findings.means)} (for each channel; {low:g} to {high:g} scaled to 0 to 1)"
         yield "deviation", _shares(findings.deviations)
     yield "classes", _classes(findings.class_counts)
     yield "unreadable", _named([f"{name} ({why})" for name, why in findings.unusable.items()])
@@ -73,7 +73,10 @@ def _of_settings(findings: Findings, advice: Advice, preset: str) -> Iterator[tu
         room = "" if advice.memory is None else f" of {advice.memory / 2**30:,.0f}"
         yield "network", f"{config.network.kind}, {foreseen.parameters:,} parameters"
         yield "memory", f"{foreseen.memory / 2**30:,.1f}{room} GB, on {foreseen.device}"
-        yield "batch", f"{config.batch}; {foreseen.images_per_second:,.1f} images per second, as this machine is now"
+        yield (
+            "speed",
+            f"{foreseen.images_per_second:,.1f} images per second on this machine, in batches of {config.batch}",
+        )
         yield _budget(findings, config, foreseen)
 
 
@@ -82,16 +85,16 @@ def _budget(findings: Findings, config: Config, foreseen: Forecast) -> tuple[str
     minutes = config.minutes if config.wall_minutes is None else config.wall_minutes / (1 + SHARE)
     if minutes is not None:
         images = foreseen.images_in(minutes)
-        times = f"{images / findings.num_images:,.1f} times each of the {findings.num_images:,}"
-        return f"{config.minutes or config.wall_minutes:g} minutes", f"about {images:,} images, {times}"
+        times = f"each of the {findings.num_images:,} about {images / findings.num_images:,.1f} times"
+        return f"{config.minutes or config.wall_minutes:g} minutes", f"about {images:,} images, so {times}"
     budget = f"{config.images:,} images" if config.images is not None else f"{config.steps:,} steps"
     return "time", f"about {duration(foreseen.minutes_for(steps=config.steps, images=config.images))} for {budget}"
 
 
 def _counted(counts: Mapping[str, int]) -> str:
     """Format the counts of images by kind, such as size: a single kind as its name, several each with its count."""
-    if len(counts) == 1:
-        return next(iter(counts))
+    if len(counts) < 2:
+        return next(iter(counts), "none")
     shown = [f"{name} ({count:,})" for name, count in list(counts.items())[:_KINDS]]
     return ", ".join(shown) + f" and {len(counts) - _KINDS:,} others" * (len(counts) > _KINDS)
 

@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from patch_diffusion.cli.verb import DataName, FilePath, Json, Verb
 from patch_diffusion.config import Data, Layout, Mode
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, counted
 
 
 @dataclass(frozen=True)
@@ -25,30 +25,32 @@ class Prepare(Verb):
     """
 
     source: Annotated[Positional[DataName], arg(metavar="DATA")]
-    """The images: a folder, zip, array or other source, as for train."""
+    """Images to convert: a folder, a zip, an array or another source, as for train."""
     out: Annotated[Positional[Path], arg(metavar="OUT.zip")]
-    """The zip to write, in the layout of StyleGAN and EDM; a folder for latents."""
+    """Zip file to write, in the layout of StyleGAN and EDM; a folder for latents."""
     resolution: Annotated[int | tuple[int, int] | None, arg(name="data.resolution", aliases=["--resolution"])] = None
-    """Side, or height and width, to which images are resized. None: their own, which must be one for all."""
+    """Size that images are resized to, in pixels: one number for squares, or height and width. Default: the images' own
+    size, if all have the same."""
     fit: Annotated[Literal["crop", "stretch"], arg(name="data.fit")] = "crop"
-    """How images get the shape of --resolution: crop them at the centre, or stretch them."""
+    """Handling of other aspect ratios. crop: cut off the edges. stretch: distort."""
     mode: Annotated[Mode, arg(name="data.mode")] = "auto"
-    """Channels to convert images to. auto: L if all are grey, RGBA if all are transparent, else RGB."""
+    """Channels of the images: L is grey, RGBA has transparency. auto: L if all files are grey, RGBA if all have
+    transparency, else RGB."""
     classes: Annotated[bool | None, arg(name="data.classes")] = None
-    """Keep classes: those of the data, or the names of sub-folders. None: if it has any, or at least two sub-folders
-    hold all images."""
+    """Keep class labels: those of the data, or else the names of the sub-folders. Default: True if the data has labels,
+    or if at least two sub-folders hold all images."""
     labels: Annotated[str | None, arg(name="data.labels")] = None
-    """Source of the classes: a CSV of file,label, or the name of an array or a column."""
+    """Source of the class labels: a CSV file with a first line file,label, or the name of an array or column."""
     group: Annotated[str | None, arg(name="data.group")] = None
-    """Groups to keep, of images that training holds out together: folder, a column, or a pattern; see train."""
+    """Groups of images to keep, which training holds out together: folder, a column or a pattern, as for train."""
     key: Annotated[str | None, arg(name="data.key")] = None
-    """Source of the images: the name of an array in a file, of a column, or the ending of images in shards."""
+    """Name of the images in the data: an array in a file, a column of a table, or a file ending in shards."""
     layout: Annotated[Layout, arg(name="data.layout")] = "auto"
-    """Position of the channels in arrays. auto: detected from their shape."""
+    """Position of the channel axis in arrays. auto: detected from the shape."""
     keep_duplicates: bool = False
-    """Keep images whose pixels are equal to those of another image."""
+    """Keep images whose pixels are identical to those of another image."""
     latents: Annotated[FilePath | None, arg(metavar="VAE")] = None
-    """Make latents to train on, with the autoencoder in this folder (AutoencoderKL or AutoencoderDC of diffusers)."""
+    """Autoencoder of diffusers (AutoencoderKL or AutoencoderDC) to make latents with instead of a zip, as a folder."""
     flips: bool = False
     """Make latents of the mirrored images, too."""
     json: Json = None
@@ -84,7 +86,7 @@ class Prepare(Verb):
         """Return the message after preparation: how many images are where, and how many were left out."""
         height, width = result["resolution"]
         if self.latents is not None:
-            train = f"patch-diffusion train {self.out} --patches.sizes 1/2=1"
+            train = f"patch-diffusion train {self.out} --out RUN"
             channels = result["channels"]
             return f"{result['images']:,} latents of {height}x{width}x{channels} are in {self.out}; to train: {train}"
         num_classes = result["num_classes"]
@@ -94,7 +96,7 @@ class Prepare(Verb):
         if dropped:
             first = f"{dropped[0]['file']}: {dropped[0]['dropped']}"
             lines.append(
-                f"{len(dropped):,} of {result['files']:,} files were left out (first: {first}); all of them are in "
+                f"{len(dropped):,} of {counted(result['files'], 'file')} left out (first: {first}); they are listed in "
                 f"{self.out.with_suffix('.report.json')}"
             )
         return "\n".join(lines)

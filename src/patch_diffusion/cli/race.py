@@ -52,26 +52,28 @@ class Race(Verb):
     """
 
     source: Annotated[Positional[DataName], arg(metavar="DATA")] = ""
-    """The images: a folder, zip, array or other source, as for train."""
+    """Images to train on: a folder, a zip, an array or another source, as for train."""
     out: Annotated[Path | None, arg(metavar="DIR")] = None
-    """The folder for race.json, race.html and a run for each arm and seed."""
+    """Folder for race.json, race.html and a run for each arm (configuration) and seed. Required."""
     arm: UseAppendAction[Annotated[tuple[tuple[str, str], ...], arg(metavar="NAME 'OPTION=VALUE ...'")]] = ()
-    """Another arm, such as --arm quarter 'patches.whole=0.25 batch=32' or --arm half minutes=10; any number of them."""
+    """Further arm (configuration) to compare, such as --arm quarter 'patches.whole=0.25 batch=32' or --arm half
+    minutes=10. The option can be repeated."""
     arms: Annotated[tuple[str, ...] | None, arg(metavar="NAME ...")] = None
-    """The arms that race. None: whole, patches and those of --arm."""
+    """Arms to compare. Default: whole, patches and those of --arm."""
     seeds: Annotated[str, arg(metavar="0,1,2")] = "0"
-    """Seeds, as in 0-2 or 0,1,2; all arms race with each."""
+    """Seeds, as in 0-2 or 0,1,2; all arms are trained with each."""
     tune: float | None = None
-    """Minutes (or steps, images) for a sweep over batch and learning rate of whole. None: as for a run. 0: no sweep."""
+    """Budget of the search for the batch size and learning rate of the arm whole, in minutes (or steps, images); 0 is
+    no search. Default: as much as for one run."""
     tune_all: bool = False
-    """Do that sweep for every arm."""
+    """Search the batch size and learning rate of every arm."""
     moments: int = 20
-    """Number of evaluations of every arm, evenly spaced over the budget."""
+    """Number of evaluations of each arm, evenly spaced over the budget."""
     held_out_data: Annotated[DataName | None, arg(metavar="DATA")] = None
-    """Images to evaluate on, in place of a held-out share of DATA; --held-out DATA is short for it."""
+    """Images to evaluate on, instead of a held-out share of DATA. --held-out DATA is short for it."""
     preset: Preset = DEFAULT_PRESET
     config: Annotated[Path | None, arg(metavar="FILE.yaml")] = None
-    """A file of options that take precedence over the preset's."""
+    """YAML file of options; they override those of the preset."""
     json: Json = None
     """Print race.json on stdout, or write it to a file."""
     options: Annotated[Config, arg(name="")] = field(default_factory=Config)
@@ -167,8 +169,8 @@ def _check_given(given: frozenset[str]) -> None:
     for name in _WITHOUT_EFFECT:
         if name in given:
             raise InputError(
-                f"{name} has no meaning in a race, which makes no pictures, feeds no trackers and saves at every "
-                "moment: leave it out"
+                f"{name} has no effect in a race, which makes no pictures, feeds no trackers and saves at every "
+                "evaluation: leave it out"
             )
 
 

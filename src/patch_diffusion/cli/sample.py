@@ -12,6 +12,7 @@ import patch_diffusion
 from patch_diffusion.cli.choosing import check_places, class_number, open_guide, pictures_in, read_from, write_shown
 from patch_diffusion.cli.parsing import parse_seeds
 from patch_diffusion.cli.verb import FilePath, Json, RunPath, Verb
+from patch_diffusion.files import user_path
 from patch_diffusion.sampling.options import Sampling
 
 
@@ -25,33 +26,36 @@ class Sample(Verb):
     source: Annotated[Positional[RunPath], arg(metavar="RUN")]
     """The run folder, or one of its checkpoints."""
     out: Annotated[Path, arg(metavar="DIR")]
-    """Folder for 000000.png ... and samples.json."""
+    """Folder for the images (000000.png, ...) and samples.json."""
     seeds: Annotated[str, arg(metavar="0-63")] = "0-15"
-    """Seeds, as in 0-63 or 3,5,8-11. A seed always gives the same picture."""
+    """Seeds, one for each image, as in 0-63 or 3,5,8-11. A seed always gives the same image."""
     label: Annotated[str | None, arg(name="class", metavar="K")] = None
-    """Class, by name, or by its place from 0 on. Without it, seed k gets class k mod classes."""
+    """Class of the images, by name or number (from 0). Default: one after the other, by seed."""
     sampling: Annotated[Sampling, arg(name="")] = field(default_factory=Sampling)
     ema_length: Annotated[float | None, arg(metavar="0.1")] = None
-    """Average the weights over this share of the training, where --ema.lengths kept what it takes."""
+    """Length of the weight average to use, as a share of the training, such as 0.1. It needs a run that was trained
+    with --ema.lengths. Default: the average that every run has."""
     vae: Annotated[FilePath | None, arg(metavar="FOLDER")] = None
-    """For a model of latents: an autoencoder to decode with, in place of the one that made them."""
+    """Autoencoder to decode latents with, as a folder. Default: the one that made them."""
     again: bool = False
-    """Make pictures anew that are there already, of the same weights and settings."""
+    """Sample again the images that are in the folder already, from the same weights and settings."""
     grid: Annotated[Path | None, arg(metavar="FILE.png")] = None
-    """One picture of the first 100 samples, which are made for it, sorted by class."""
+    """File for one picture of the first 100 samples, sorted by class."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
+    """Device to use: auto, cpu, cuda, cuda:1 or mps. auto: a GPU if there is one."""
     json: Json = None
     """Print the result as JSON on stdout, or write it to a file."""
 
     def run(self) -> dict[str, Any]:
         """Sample the images that are not there yet, write them as pictures, and return their number and paths."""
+        from patch_diffusion.runs.folder import step_in
         from patch_diffusion.sampling.folder import MOST_IN_GRID, already_there, digest_of
         from patch_diffusion.sampling.generate import jobs_of
         from patch_diffusion.sampling.guides import named
 
         seeds = parse_seeds(self.seeds)
         check_places(self.out, seeds, read_from(self.source), grid=self.grid)
+        step = step_in(user_path(self.source))
         model = patch_diffusion.load(self.source, ema_length=self.ema_length, vae=self.vae, device=self.device)
         guide = open_guide(str(self.sampling.guide), self.source, device=self.device)
         sampling = replace(self.sampling, guide=guide)
@@ -66,14 +70,17 @@ class Sample(Verb):
             there -= set(() if self.grid is None else seeds[:MOST_IN_GRID])
         new = [seed for seed in seeds if seed not in there]
         samples = named(patch_diffusion.generate(model, new, sampling, labels=labels), guide, self.sampling.guide)
-        given = {"class_names": model.class_names, "source": str(self.source), "weights": weights, "grid": self.grid}
+        given = {"class_names": model.class_names, "source": str(self.source), "weights": weights, "step": step}
+        given |= {"ema_length": self.ema_length, "grid": self.grid}
         made = write_shown(samples, self.out, "sampling", len(new), **given)
         return {**made, "samples": made["samples"] + len(there), "already": len(there)}
 
     def message(self, result: dict[str, Any]) -> str:
         """Return the message at the end: the number of pictures and where they are."""
-        already = f", {result['already']:,} of which were there already" if result["already"] else ""
-        return pictures_in(result["samples"], self.out) + already + (f", a grid in {self.grid}" if self.grid else "")
+        already = f" ({result['already']:,} were there already)" if result["already"] else ""
+        return (
+            pictures_in(result["samples"], self.out) + already + (f", and a grid in {self.grid}" if self.grid else "")
+        )
 
     def after_interrupt(self) -> str:
         """Return the text that follows "interrupted" in the message after Ctrl-C."""

@@ -24,17 +24,17 @@ class Serve(Verb):
     """
 
     runs: Annotated[Positional[Path], arg(metavar="[RUNS]")] = Path("runs")
-    """A folder with runs, or a run folder. Runs that begin while the page is served appear on it."""
+    """Folder of runs, or a run folder. New runs appear on the page as they start."""
     host: str = "127.0.0.1"
-    """Address to listen at. 0.0.0.0: all addresses, so that whoever reaches this machine can use the page."""
+    """Address to listen on. 0.0.0.0: all addresses, so that everyone who reaches this machine can use the page."""
     port: int = 7474
-    """Port to listen at; 0 for any free port."""
+    """Port to listen on; 0 is any free port."""
     allow_host: tuple[str, ...] = ()
     """Further host names under which the page may be opened, such as that of a proxy in front of it."""
     device: str = "auto"
-    """Device that models run on: auto, cpu, cuda, cuda:1, mps."""
+    """Device to run models on: auto, cpu, cuda, cuda:1 or mps. auto: a GPU if there is one."""
     json: Json = None
-    """Print the address as JSON on stdout, once the server listens, or write it to a file."""
+    """Print the address as JSON on stdout once the server is ready, or write it to a file."""
 
     def run(self) -> dict[str, Any]:
         """Serve the web page until Ctrl-C, the ordinary way to end it."""

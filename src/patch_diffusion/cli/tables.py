@@ -25,7 +25,10 @@ def race_table(content: Mapping[str, Any]) -> str:
         cells = [[_short(name), *others] for name, *others in rows(content)]
         lines = [*_columns([head, *cells]), ""]
         lines.append(
-            _filled(f"'{other}'s in': when an arm has {other}'s final loss; 'its own': when {other} has the arm's.")
+            _filled(
+                f"'{other}'s in': training until an arm reaches {other}'s final loss; 'its own': training until "
+                f"{other} reaches the arm's."
+            )
         )
     return "\n".join([*lines, *map(_filled, sentences(content))])
 
@@ -69,7 +72,7 @@ def print_measures(found: Evaluation) -> None:
     table.add_column(shown(found.source.rstrip("/").rpartition("/")[2]), no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("95 % interval", justify="center", no_wrap=True)
-    table.add_column("of", ratio=1)
+    table.add_column("images", ratio=1)
     for name, measure in found.measures.items():
         table.add_row(_name(name), _number(name, measure.value), _interval(name, measure), _of(measure.settings))
     console = Console(width=_WIDTH, highlight=False, markup=False)

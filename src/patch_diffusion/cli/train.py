@@ -12,6 +12,7 @@ from tyro.conf import Positional, Suppress, arg
 import patch_diffusion
 from patch_diffusion.cli.options import Preset, given_options
 from patch_diffusion.cli.parsing import value_of
+from patch_diffusion.cli.say import say
 from patch_diffusion.cli.verb import DataName, Json, Verb
 from patch_diffusion.config import BUDGETS, Config, read_yaml
 from patch_diffusion.errors import InputError, did_you_mean
@@ -30,14 +31,15 @@ class Train(Verb):
     """
 
     source: Annotated[Positional[DataName], arg(metavar="DATA")] = ""
-    """A folder, a zip, an array (.npy, .npz, .h5, .zarr), hf:NAME, wds:SHARDS, or "digits". Not needed to continue."""
+    """Images to train on: a folder, a zip, an array (.npy, .npz, .h5, .zarr), hf:NAME, wds:SHARDS, or "digits". Not
+    needed to continue a run."""
     out: Annotated[Path | None, arg(metavar="RUN")] = None
-    """The run folder, new or that of a run to continue."""
+    """Run folder (required): a new one, or that of the run to continue."""
     preset: Preset = DEFAULT_PRESET
     config: Annotated[Path | None, arg(metavar="FILE.yaml")] = None
-    """A file of options that take precedence over the preset's."""
+    """YAML file of options; they override those of the preset."""
     allow: tuple[str, ...] = ()
-    """Options that may differ from those of the run to continue, such as optimizer.learning_rate."""
+    """Options that may change in the run to continue, such as optimizer.learning_rate."""
     json: Json = None
     """Print the result as JSON on stdout, or write it to a file."""
     options: Annotated[Config, arg(name="")] = field(default_factory=Config)
@@ -65,8 +67,24 @@ class Train(Verb):
     def run(self) -> dict[str, Any]:
         """Train, and return a description of the run as a dict, which is empty on ranks other than 0."""
         assert self.out is not None  # parse refuses arguments without --out
+        if is_first() and self.given is not None and not {"preset", "config"} & self.given:
+            self._suggest_preset(self.out)
         patch_diffusion.train(self.options, self.out, given=self.given, allow=self.allow)
         return patch_diffusion.describe(self.out) if is_first() else {}
+
+    def _suggest_preset(self, out: Path) -> None:
+        """Name the preset that suits a GPU, if this is a new run on one, with the settings of the default preset."""
+        from patch_diffusion.advice import preset_for
+        from patch_diffusion.devices import choose_device
+        from patch_diffusion.runs.folder import RunFolder
+
+        device = self.options.engine.device
+        if not RunFolder(user_path(out)).is_run() and choose_device(device).type == "cuda":
+            preset = preset_for(self.source, device)
+            say(
+                f"the preset {DEFAULT_PRESET} is meant for CPUs: on a GPU, --preset {preset} suits this data",
+                aside=True,
+            )
 
     def message(self, result: dict[str, Any]) -> str:
         """Return the message after training: where the model is, and how to sample from it."""

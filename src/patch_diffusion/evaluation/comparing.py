@@ -102,12 +102,12 @@ def _too_few(num: int, reference: Gaussian) -> list[str]:
     """Return a list with a warning if images are fewer than features, so that a covariance lacks full rank; else []."""
     size = len(reference.mean)
     fewer = [f"{num:,} images"] if num <= size else []
-    fewer += [f"{reference.num:,} of the reference"] if reference.num is not None and reference.num <= size else []
+    fewer += [f"{reference.num:,} in the reference"] if reference.num is not None and reference.num <= size else []
     if not fewer:
         return []
     return [
-        f"the Frechet distance is far too large where there are fewer images ({' and '.join(fewer)}) than features "
-        f"({size:,}): compare it only with that of as many images"
+        f"the Frechet distance is far too large with fewer images ({' and '.join(fewer)}) than features ({size:,}): "
+        "compare it only with distances of equally many images"
     ]
 
 

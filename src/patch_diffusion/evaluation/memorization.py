@@ -146,21 +146,21 @@ def small_pixels(images: Tensor) -> Tensor:
 
 def verdict(generated: Measure, held_out: Measure | None, size: str = "") -> str:
     """Return a warning if near copies, whole or of a patch ``size``, are too frequent; otherwise an empty string."""
-    are = f"have a patch of {size} of the side that is a near copy" if size else "are near copies of training images"
+    are = f"have a patch of {size} of their side that is a near copy" if size else "are near copies of training images"
     if held_out is None:
         # Some patches always are near copies, so without held-out images their rate says nothing.
         if size or generated.low is None or generated.low <= 0.01:
             return ""
         return (
-            f"{generated.value:.1%} of the images {are}; the rate among images that were not in the training is "
-            "not known without held-out images (--held-out)"
+            f"{generated.value:.1%} of the images {are}; to see how many are by chance, compare with held-out images "
+            "(--held-out)"
         )
     assert generated.low is not None and held_out.high is not None
     if generated.low <= held_out.high:
         return ""
     return (
-        f"the model copies: {generated.value:.1%} of the images {are}, and of held-out ones {held_out.value:.1%}; "
-        "train for a shorter time, on more images, or with augmentation"
+        f"the model copies: {generated.value:.1%} of its images {are}, but only {held_out.value:.1%} of the held-out "
+        "ones; train for a shorter time, on more images, or with augmentation"
     )
 
 

@@ -66,7 +66,7 @@ def possible_metrics(
             raise InputError(f"the metric {name} {why}")
     possible = set(wanted) - lacking.keys()
     if not possible:
-        raise InputError("there is nothing to compare with: give --data DATA, the images of the training")
+        raise InputError("there is nothing to compare with: give the training images, --data DATA")
     return possible, [f"not measured: {name}, which {why}" for name, why in lacking.items()]
 
 
@@ -75,15 +75,15 @@ def _lacks(name: str, subject: Subject, num: int, real: Images | None, statistic
         if subject.model is None:
             return "needs a run, not pictures"
         if name == "bits" and subject.model.context is not None:
-            return "needs a model that makes images in one stage, and this one has a context"
+            return "needs a model without patches.context"
         return "" if subject.held_out is not None else "needs images the model was not trained on: give --held-out DATA"
     if name == "memorization":
-        return "" if subject.training is not None else "needs the images of the training: give --data DATA"
+        return "" if subject.training is not None else "needs the training images: give --data DATA"
     if name in OF_FEATURES and statistics is not None:
         return "needs images to compare with, not statistics: leave out --reference"
     if real is None and statistics is None:
         return "needs images to compare with: give --data DATA"
     neighbours = _NEIGHBOURS.get(name, 0)
     if real is not None and min(num, len(real)) <= neighbours:
-        return f"needs more than {neighbours} images on either side"
+        return f"needs more than {neighbours} images on both sides"
     return ""

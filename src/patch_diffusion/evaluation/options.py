@@ -18,19 +18,20 @@ class EvaluationOptions:
     """
 
     metrics: Annotated[tuple[str, ...] | None, arg(metavar="NAME ...")] = None
-    """frechet, kernel, precision (and recall), density (and coverage), memorization, denoising, bits. None: all
-    whose inputs are given, except bits, which take long."""
+    """Metrics to compute: frechet, kernel, precision (and recall), density (and coverage), memorization, denoising,
+    bits. Default: all that the given images allow, but not bits, which take long."""
     samples: Annotated[int | None, arg(metavar="N")] = None
-    """Number of samples. None: 1,000, or all pictures. Published Frechet distances take 50,000."""
+    """Number of samples. Published Frechet distances use 50,000. Default: 1,000, or all images of a folder."""
     seed: int = 0
     """Seed of samples, noise and intervals. Sample k has the seed seed * samples + k."""
     ema_length: Annotated[float | None, arg(metavar="0.1")] = None
-    """Average the weights over this share of the training, where --ema.lengths kept what it takes."""
+    """Length of the weight average to use, as a share of the training, such as 0.1. It needs a run that was trained
+    with --ema.lengths. Default: the average that every run has."""
     vae: Annotated[Path | None, arg(metavar="FOLDER")] = None
-    """For a model of latents: an autoencoder to decode with, in place of the one that made them."""
+    """Autoencoder to decode latents with, as a folder. Default: the one that made them."""
     bits_images: int = 16
     """Number of held-out images whose bits per dimension are measured."""
     pairs: Annotated[Path | None, arg(metavar="FILE.png")] = None
-    """Write a picture of the samples most like copies, each beside its nearest training image."""
+    """File for a picture of the samples most like copies, each beside its nearest training image."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
+    """Device to use: auto, cpu, cuda, cuda:1 or mps. auto: a GPU if there is one."""

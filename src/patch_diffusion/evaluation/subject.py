@@ -105,14 +105,14 @@ def _training(
     try:
         training, held_out = folder.hold_out(images, config.data.held_out or 0.0, config.seed)
     except InputError:
-        return images, None, ["none of these images, or all, would be held out: all are taken as trained on"]
+        return images, None, ["these images cannot be split as in training: all of them count as training images"]
     if change := change_of(facts.data_digest, digest_of(images)):
         return training, held_out, [f"the data have changed since the run was trained: {change}"]
     if facts.data_digest or len(training) == facts.num_images:
         return training, held_out, []
     note = (
-        f"the run was trained on {facts.num_images:,} images, and of this data it would have "
-        f"{len(training):,}: all of it is taken as trained on"
+        f"the run was trained on {facts.num_images:,} images, but this data would give it {len(training):,}: all of "
+        "them count as training images"
     )
     return images, None, [note]
 

@@ -119,7 +119,7 @@ def export_model(
         else:
             notes, difference = write_graph(model, partial, shape, to)
             usage = graph_usage(model, shape, to)
-            told = {"compared": f"gives what the model gives to within {difference:.1e}"}
+            told = {"compared": f"its outputs differ from the model's by at most {difference:.1e}"}
         told["weights"] = _weights(step, ema_length)
         card = Card(name, to, config, facts, shape, measured, held_out, figures, told, notes, license, usage)
         write_text(partial / "README.md", card.text())

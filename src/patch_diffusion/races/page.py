@@ -14,11 +14,11 @@ from patch_diffusion.runs.history import DISTANCES, TIMES, Curve, Point
 from patch_diffusion.runs.page import option_text, page, table, wide_table
 
 _COUNTED = (
-    "Seconds in which an arm trains count, and nothing else: held-out images are looked at, and checkpoints written, "
-    "while no clock runs, and pictures of samples are not made. Looking at held-out images adds at most 5 % to minutes "
-    "of training, by fewer moments and images, the same for all arms. The arms take turns of some seconds, so that "
-    "noise of the machine hits all alike. An arm's loss on the way is that of a learning rate that has not fallen to "
-    "its end yet, so a ratio is rather too small."
+    "Only the training time of an arm counts. The clock stops for evaluations on held-out images and for checkpoints, "
+    "and no pictures of samples are made. Evaluation adds at most 5 % to a budget in minutes; if it would add more, "
+    "all arms get fewer evaluations, on fewer images. The arms take turns of some seconds, so that other load on the "
+    "machine slows all of them alike. Before its end an arm still has a high learning rate, which makes its loss "
+    "worse. So a ratio is rather too small than too large."
 )
 
 

@@ -15,7 +15,7 @@ from patch_diffusion.config import LARGEST, LIMITS, Config, to_dict
 from patch_diffusion.data.digest import digest_of
 from patch_diffusion.data.images import refuse_ids
 from patch_diffusion.denoise.whole_image import SIGMAS
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, counted
 from patch_diffusion.evaluation.circumstances import circumstances
 from patch_diffusion.files import user_path
 from patch_diffusion.races.arms import check_arms
@@ -181,8 +181,8 @@ def _few(judged_by: Mapping[str, Any]) -> list[str]:
     if "chosen_by" not in judged_by or judged_by["images"] >= _ENOUGH_JUDGES:
         return []
     return [
-        f"only {judged_by['images']:,} held-out images judge the race, as others choose in the sweep: a larger "
-        "--held-out holds out more, and --tune 0 needs no others"
+        f"only {judged_by['images']:,} held-out images judge the race, as the search for settings uses the others: "
+        "hold out more with a larger --held-out, or leave out the search with --tune 0"
     ]
 
 
@@ -190,7 +190,7 @@ def _tuned(name: str, setup: RaceSetup, record: Record, budget: float, tell: Tel
     """Return an arm's config with the best batch and learning rate, found by short trainings with the first seed."""
     seed, known = record.seeds[0], record.rounds(name)
     if not known:
-        tell(f"tuning {name}: batch and learning rate, {length(budget, setup.unit)} in all")
+        tell(f"tuning {name}: batch size and learning rate, {length(budget, setup.unit)} in total")
 
     def build(config: Config, out: Path) -> Trainer:
         return setup.trainer(config, seed, out)[0]
@@ -215,10 +215,8 @@ def _told(finished: Mapping[str, Any], unit: str) -> str:
     trials = finished["trials"]
     best = min(trials, key=lambda trial: math.inf if trial["loss"] is None else trial["loss"])
     loss = "none learned, best" if best["loss"] is None else f"loss {best['loss']:.4f}"
-    return (
-        f"{len(trials)} settings, {length(finished['budget'], unit)} each: {loss} with batch {best['batch']}, "
-        f"learning rate {best['learning_rate']:g}"
-    )
+    each = f"{counted(len(trials), 'setting')}, {length(finished['budget'], unit)} each"
+    return f"{each}: {loss} with batch {best['batch']}, learning rate {best['learning_rate']:g}"
 
 
 def _line(points: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], seed: int, spent: float, left: float) -> str:

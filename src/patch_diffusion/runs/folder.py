@@ -18,6 +18,7 @@ from patch_diffusion.config import (
     check_numbers,
     flat_options,
     from_dict,
+    may_change,
     option_names,
     to_dict,
 )
@@ -172,7 +173,7 @@ class RunFolder:
         allow = [name.replace("-", "_") for name in allow]
         for name in allow:
             if name not in known:
-                raise InputError(f"there is no option '{name}' to allow{did_you_mean(name, known)}")
+                raise InputError(f"there is no option '{name}' to allow{_nearest(name)}")
         facts_of(asdict(facts), str(self.config_file))  # else it would be refused when it is read again
         if not self.is_run():
             if advice := self.lost_config():
@@ -307,6 +308,21 @@ _FIXED = {
     *("patches.coords", "patches.context", "optimizer.kind", "ema.lengths", "noise.levels"),
     *("image_channels", "num_classes", "parameters", "augment_channels"),
 }
+
+
+def _nearest(name: str) -> str:
+    """Return the end of an error sentence: the option nearest to a name, those of a group, or all that need --allow."""
+    allowed = sorted(each for each in {*option_names(), "data_digest"} - _FIXED if not may_change(each))
+    inside = [each for each in allowed if each.startswith(f"{name}.")]
+    return f"; choose from {', '.join(inside)}" if inside else did_you_mean(name, allowed)
+
+
+def step_in(source: Path) -> int | None:
+    """Return the training step of the weights of a run, or of one of its checkpoints; None if it is not known."""
+    if source.parent.name == "checkpoints":
+        return step_of(source) if source.name[5:].isdigit() else None
+    checkpoints = RunFolder(source).checkpoints()
+    return step_of(checkpoints[-1]) if checkpoints else None
 
 
 def refuse_occupied(path: Path, what: str) -> None:

@@ -270,7 +270,7 @@ def in_words(samples: Mapping[str, float]) -> str:
     if "near_copies" in samples:
         words.append(f"near copies {samples['near_copies']:.1%}")
         if "near_copies_held_out" in samples:
-            words[-1] += f" (of held-out images {samples['near_copies_held_out']:.1%})"
+            words[-1] += f" (of held-out images: {samples['near_copies_held_out']:.1%})"
     return ", ".join(words)
 
 

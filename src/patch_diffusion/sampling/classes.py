@@ -26,7 +26,7 @@ def class_place(wanted: int | str, names: Sequence[str], num: int) -> tuple[int,
         place = list(names).index(text)
         if number is None or number == place or number >= num:
             return place, ""
-        return place, f"class {text} is the one that is named so, not the one in place {text}, which is {names[number]}"
+        return place, f"class {text} is taken as a name; class number {text} is {names[number]}"
     if number is None:
         raise InputError(f"there is no class '{text}'" + (did_you_mean(text, names) if names else ": give its number"))
     if number >= num:

@@ -33,6 +33,8 @@ def write_samples(
     class_names: Sequence[str] = (),
     source: str = "",
     weights: str = "",
+    step: int | None = None,
+    ema_length: float | None = None,
     grid: str | Path | None = None,
     mean: bool = False,
 ) -> int:
@@ -49,6 +51,8 @@ def write_samples(
         class_names: names of the classes, for the index.
         source: the path of the model, for the index.
         weights: the digest of its weights, see `digest_of`, for the index; "" for none.
+        step: the training step of its weights, for the index; None if it is not known.
+        ema_length: the length of its weight average, for the index; None for the average that every run has.
         grid: the path of a picture with the first 100 samples, sorted by class.
         mean: True to also write the mean of all these samples, as ``mean.png``.
 
@@ -76,7 +80,8 @@ def write_samples(
         for num, sample in enumerate(samples, start=1):
             name = class_names[sample.label] if class_names and sample.label is not None else None
             entry = {"seed": sample.seed, "class": sample.label, "class_name": name, "source": source}
-            entry |= {"weights": weights} if weights else {}
+            more = {"weights": weights or None, "step": step, "ema_length": ema_length}
+            entry |= {name: value for name, value in more.items() if value is not None}
             entry["settings"] = sample.settings
             entry = {"file": sample.save(folder, _without_places(entry)).name, **entry}
             with FileLock(folder / _LOCK):

@@ -54,47 +54,52 @@ class Sampling(Strict):
     __pydantic_config__: ClassVar[dict[str, Any]] = {**Strict.__pydantic_config__, "use_attribute_docstrings": True}
 
     steps: int | None = None
-    """Solver steps. None: 18, or 32 to edit an image."""
+    """Number of solver steps. Default: 18, or 32 for editing."""
     solver: Annotated[str, arg(metavar="NAME")] = "heun"
-    """euler, heun, dpm_solver_2m, dpm_solver_3m; or, adding noise and so needing more steps, stochastic_heun,
-    ancestral, euler_maruyama. heun and stochastic_heun evaluate the network twice a step, the others once."""
+    """Solver: euler, heun, dpm_solver_2m or dpm_solver_3m; or one that adds noise at each step and needs more steps:
+    stochastic_heun, ancestral or euler_maruyama. heun and stochastic_heun evaluate the network twice in each step, the
+    others once."""
     schedule: Annotated[str, arg(metavar="NAME")] = "karras"
-    """Where the steps are small: karras, vp, ve, exponential."""
+    """Spacing of the noise levels: karras, vp, ve or exponential."""
     sigma_min: float | None = None
-    """Lowest noise level. None: the model's own."""
+    """Lowest noise level. Default: the model's own."""
     sigma_max: float | None = None
-    """Highest noise level. None: the model's own."""
+    """Highest noise level. Default: the model's own."""
     rho: float | None = None
-    """For karras (7) and exponential (1): the larger, the more of the levels are low."""
+    """Curvature of the schedule; higher values put more steps at low noise levels. Default: 7 for karras, 1 for
+    exponential; other schedules have none."""
     churn: float | None = None
-    """For stochastic_heun (40): how much noise is added."""
+    """Amount of noise that stochastic_heun adds. Default: 40."""
     churn_min: float | None = None
-    """For stochastic_heun (0.05): lowest noise level at which noise is added."""
+    """Lowest noise level at which stochastic_heun adds noise. Default: 0.05."""
     churn_max: float | None = None
-    """For stochastic_heun (50): highest noise level at which noise is added."""
+    """Highest noise level at which stochastic_heun adds noise. Default: 50."""
     churn_noise: float | None = None
-    """For stochastic_heun (1.003): standard deviation of what is added."""
+    """Standard deviation of the noise that stochastic_heun adds. Default: 1.003."""
     eta: float | None = None
-    """For ancestral (1): how much of the noise is fresh, from 0 to 1."""
+    """Share of fresh noise in each step of ancestral, from 0 to 1. Default: 1."""
     guidance: float = 1.0
-    """Scale of guidance; 1 is none."""
+    """Scale of guidance; 1 is no guidance."""
     guide: Annotated[Guide, arg(metavar="NAME")] = "class"
-    """The model that guidance leads away from. class: this one without the class. crops: this one on crops, of half the
-    sides or as in crops:1/4. step:400: an earlier checkpoint. ema:0.02: an average of another length. Or another run;
-    in Python, a weaker denoiser."""
+    """Weaker model that guidance steers away from. class: the model without its class label. crops: the model on crops
+    of half the sides, or of others as in crops:1/4. step:400: an earlier checkpoint. ema:0.02: another weight average.
+    Or the folder of another run; in Python also a denoiser."""
     guidance_interval: Annotated[tuple[float, float] | None, arg(metavar="LOW HIGH")] = None
-    """Guidance only at noise levels above LOW, up to HIGH. None: at all."""
+    """Noise levels with guidance: those above LOW and up to HIGH. Default: all levels."""
     resolution: Size | None = None
-    """Side, or height and width. None: that of the training images."""
+    """Size of the images, in pixels: one number for squares, or height and width. Default: that of the training
+    images."""
     coords: Annotated[Coords | None, arg(metavar="NAME")] = None
-    """Coordinates of an image of another resolution. stretch: as those of an image of training. extend: beyond them.
-    repeat: each tile as an image of its own. None: stretch, or repeat for tiles of larger images."""
+    """Pixel coordinates for images of another size than in training. stretch: those of the training images, stretched
+    over the image. extend: continued beyond them. repeat: each tile has those of a training image. Default: stretch, or
+    repeat for tiles of larger images."""
     tile: Size | None = None
-    """Side, or height and width, of overlapping tiles for images that are too large for the memory. None: none."""
+    """Size of overlapping tiles, for images that are too large for the memory: one number for squares, or height and
+    width. Default: no tiles."""
     overlap: int | None = None
-    """Pixels that tiles overlap by. None: a quarter of their side."""
+    """Overlap of neighbouring tiles, in pixels. Default: a quarter of their side."""
     batch: int = 64
-    """Images at a time."""
+    """Number of images to sample at a time."""
 
     def __post_init__(self) -> None:
         for name, value in list(vars(self).items()):
@@ -135,7 +140,7 @@ class Sampling(Strict):
 
         options = self._solver_options()
         if "heun" in self.solver and 1 < (self.steps or 1) < 5:
-            few = f"{self.solver} makes noise of {self.steps} steps: take 8 or more, or the solver dpm_solver_2m"
+            few = f"{self.solver} makes only noise with {self.steps} steps: use 8 or more, or the solver dpm_solver_2m"
             warnings.warn(few, Note, stacklevel=4)
         if self.solver == "euler_maruyama":
             options["process"] = model.process
@@ -221,7 +226,7 @@ class Sampling(Strict):
             is_larger = any(side > own for side, own in zip(shape, model.resolution or shape, strict=True))
             return "repeat" if is_larger and model.context is None else "stretch"
         if model.context is not None and self.coords != "stretch":
-            raise InputError(f"coords '{self.coords}' leads beyond the small copy of the image that this model goes by")
+            raise InputError(f"coords '{self.coords}' go beyond the small copy of the image that this model uses")
         if self.coords not in get_args(Coords):
             raise InputError(f"coords cannot be '{self.coords}'{did_you_mean(self.coords, get_args(Coords))}")
         if not model.coords:

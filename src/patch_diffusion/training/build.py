@@ -113,7 +113,7 @@ def build_trainer(
 def note_on_few(num: int) -> list[str]:
     """Return a note for the user, as a list, if images are so few that samples will copy them."""
     images = "1 image is" if num == 1 else f"{num:,} images are"
-    return [f"{images} very few: expect samples to copy them, and collect more"] if num < _VERY_FEW else []
+    return [f"{images} very few: expect samples to copy them, and collect more if you can"] if num < _VERY_FEW else []
 
 
 def _num(images: Images) -> int:
@@ -166,6 +166,6 @@ def _share_held_out(asked: float | None, images: Images, run: RunFolder) -> tupl
         return run.read_config()[0].data.held_out or 0.0, []
     if _num(images) >= FEWEST_TO_HOLD_OUT:
         return HELD_OUT, []
-    few = f"of fewer than {FEWEST_TO_HOLD_OUT} images none are held out, so the log has no loss of others than these"
+    few = f"no images are held out of fewer than {FEWEST_TO_HOLD_OUT}, so the log has no validation loss"
     num = int(least_held_out(images))
     return 0.0, [f"{few}; --held-out 0.1 holds out about {num:,} of them" if num else few]

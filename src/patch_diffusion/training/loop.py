@@ -27,6 +27,7 @@ from patch_diffusion.training.hardware.engine import Engine
 from patch_diffusion.training.interrupts import interruptible
 from patch_diffusion.training.progress import Progress
 from patch_diffusion.training.state import Copying, TrainingState
+from patch_diffusion.training.step import learning_rate
 from patch_diffusion.training.watching.evaluation import (
     MOST_HELD_OUT,
     held_out_losses,
@@ -123,6 +124,7 @@ class Loop:
         if self.meter is not None and group.samples_and_saves and not complete:
             self.meter.begin(self.images, self.held_out, self.engine.device)
         group.barrier_after_evaluation()
+        rise = self._rise(spent) if group.is_main and continues and not complete else ""
         if group.is_main and not complete:
             self.run.write_config(self.config, self.facts)
         progress.continue_log(step if continues else -1)
@@ -134,9 +136,9 @@ class Loop:
         starting, continuing = self.notes
         if complete:
             self.checkpoints.publish(self.run.checkpoint(step))  # a killed process may have left only this undone
-            progress.say(f"this run is complete, after {step:,} steps; a larger budget would continue it")
+            progress.say(f"this run is complete, after {step:,} steps; to train longer, give a larger budget")
         elif continues:
-            for note in continuing:
+            for note in [*continuing, *([rise] if rise else [])]:
                 progress.note(note, step)
             progress.say(f"continuing after step {step:,}")
         else:
@@ -146,6 +148,16 @@ class Loop:
             self.checkpoints.save(keep=False)
         if not complete and self.budget.time is not None:
             progress.say(self._forecast(spent))
+
+    def _rise(self, spent: float) -> str:
+        """Return a note if a budget that is larger than before raises the learning rate; an empty text if not."""
+        before = Budget.of(self.run.read_config()[0]).spent(self.state.counters, self.clock.wall)
+        old, new = (learning_rate(self.config.optimizer, share) for share in (min(before, 1.0), spent))
+        if before <= spent or new <= old:
+            return ""
+        return (
+            f"the budget is larger than before, so the learning rate rises from {old:.2g} to {new:.2g} and falls again"
+        )
 
     def run_until(self, until: float = 1.0) -> Denoiser:
         """Train until the fraction ``until`` of the budget is spent; return the averaged model.
@@ -215,7 +227,7 @@ class Loop:
                 progress.note(f"WARNING: {_COLLAPSED}", state.counters.step)
         if spent >= 1:
             spent_on = time_spent(self.clock.seconds, self.clock.parts)
-            besides = f"; besides: {text}" if (text := beside(spent_on)) else ""
+            besides = f"; in addition: {text}" if (text := beside(spent_on)) else ""
             progress.say(f"trained for {clock(self.clock.seconds)}: {shares(spent_on)}{besides}")
         group.barrier()
         group.disconnect_at_exit()
@@ -240,9 +252,9 @@ class Loop:
         end, latest = (now + timedelta(seconds=left * factor) for factor in (1, 1 + SHARE))
         form = "%H:%M" if latest.date() == now.date() else "%H:%M on %Y-%m-%d"
         if self.budget.wall_minutes is not None:
-            return f"ends at {end:{form}} by the clock, evaluation and the last checkpoint included"
-        metrics = ", and metrics of samples, which come on top" if self.meter is not None else ""
-        return f"ends at {end:{form}} by the clock, or up to {latest:{form}} with evaluation{metrics}"
+            return f"will end at {end:{form}}, including evaluation and the last checkpoint"
+        metrics = ", plus the time for metrics of samples" if self.meter is not None else ""
+        return f"will end at {end:{form}}, or by {latest:{form}} with evaluation{metrics}"
 
     @contextmanager
     def _evaluating(self, doing: str, what: str, name: str = "", part: str = "evaluation") -> Iterator[None]:
@@ -338,7 +350,9 @@ class Loop:
             state.copying = Copying(clean=step)
         elif not state.copying.told:
             before = (
-                f"after step {clean:,} it did not: stop about there" if clean else "it did at the first look already"
+                f"after step {clean:,} it did not, so stop about there"
+                if clean
+                else "it did at the first measurement already"
             )
             progress.note(f"WARNING: {measured.warning}; {before}", step)
             state.copying = replace(state.copying, told=True)

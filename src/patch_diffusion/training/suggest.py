@@ -157,7 +157,7 @@ def _with_noise(images: Images, config: Config, given: Collection[str]) -> tuple
         noise = replace(noise, mean_data=tuple(round(mean, 2) for mean in moments.means))
         reasons.append(
             f"noise.mean_data {' '.join(f'{mean:g}' for mean in noise.mean_data or ())}: the mean of these images is "
-            "far from the middle of their range, so they are denoised about it, and sampling starts from it"
+            "far from the middle of their range, so training subtracts it and sampling starts from it"
         )
     deviation, side = moments.deviation(noise.mean_data), _side(images.resolution, config.patches.context)
     flatter, larger = math.log(deviation / 0.5), math.log(max(side, 64) / 64)
@@ -183,8 +183,8 @@ def _with_noise(images: Images, config: Config, given: Collection[str]) -> tuple
             for name, value in shifted.items()
         ]
         reasons.append(
-            f"{first}: {factor:g} times the usual noise{', and so ' * bool(others)}{', '.join(others)}, as the usual "
-            f"is for images of deviation 0.5 and up to 64 pixels, and these have {deviation:.2f} and {side:.0f}"
+            f"{first}: {factor:g} times the usual noise levels, which suit images of standard deviation 0.5 and up to "
+            f"64 pixels; these have {deviation:.2f} and {side:.0f}{', so also ' * bool(others)}{', '.join(others)}"
         )
     return replace(config, noise=replace(noise, **shifted)), reasons
 
@@ -229,12 +229,13 @@ def limit_pixels(config: Config, images: Images, stride: int, given: Collection[
     fewer = max(_FEWEST_IMAGES, int(most / pixels))
     if fewer >= batch:
         return config, []
-    reasons = [f"batch {fewer}: a step on {batch} images of {side} would be on more than {most:,} pixels"]
+    reasons = [f"batch {fewer}: {batch} images of {side} exceed the limit of {most:,} pixels in a step"]
     patches = config.patches
     if "patches.whole" not in given and _WHOLE_WHERE_LARGE < patches.whole < 1:
         patches = replace(patches, whole=_WHOLE_WHERE_LARGE)
         reasons.append(
-            f"patches.whole {patches.whole:g}, not {config.patches.whole:g}: whole images of this size cost most"
+            f"patches.whole {patches.whole:g}, not {config.patches.whole:g}: whole images of this size take most of "
+            "the time"
         )
     return replace(config, batch=fewer, patches=patches), reasons
 
@@ -251,7 +252,7 @@ def _number_format(
         return config, []
     if choose_device(engine.device).type != "cpu" or not processor_has_bf16():
         return config, []
-    reason = "engine.precision bf16: this processor computes in it, and takes longer for images of this size in fp32"
+    reason = "engine.precision bf16: on this processor it is faster than fp32 for images of this size"
     return replace(config, engine=replace(engine, precision="bf16")), [reason]
 
 
@@ -369,7 +370,9 @@ def _reasons(base: Config, chosen: Config, resolutions: Sequence[Resolution], wa
     levels, before = len(multipliers), len(_multipliers(base.network))
     option = f"network.multipliers {' '.join(map(str, multipliers))}"
     if levels > before:
-        reasons.append(f"{option}: {images} take more levels, since attention at the lowest is slow among many pixels")
+        reasons.append(
+            f"{option}: {images} need more levels, because attention at the lowest one is slow for many pixels"
+        )
     elif levels < before:
         reasons.append(f"{option}: {images}, or their patches, cannot be halved {before - 1} times")
         multiple = stride(base.network)
@@ -385,5 +388,5 @@ def _reasons(base: Config, chosen: Config, resolutions: Sequence[Resolution], wa
             f"{multiple} for the network"
         )
     elif wanted != base.patches.sizes:
-        reasons.append(f"patches.sizes {sizes}: of latents, a quarter holds too little")
+        reasons.append(f"patches.sizes {sizes}: a quarter of a latent image shows too little")
     return reasons

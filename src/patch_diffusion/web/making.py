@@ -15,7 +15,7 @@ import torch
 import patch_diffusion
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import encoded, write_text
-from patch_diffusion.runs.folder import RunFolder
+from patch_diffusion.runs.folder import RunFolder, step_in
 from patch_diffusion.sampling.editing.edit import usual_covariance
 from patch_diffusion.sampling.folder import digest_of
 from patch_diffusion.sampling.generate import Sample
@@ -138,8 +138,9 @@ class Reporter:
                 self._tell(sample, folder)
                 last[:] = [sample]
 
-        source = str(source_of(run, chosen))
-        index: dict[str, Any] = {"class_names": names, "source": source, "weights": weights}
+        source = source_of(run, chosen)
+        index: dict[str, Any] = {"class_names": names, "source": str(source), "weights": weights}
+        index |= {"step": step_in(source), "ema_length": chosen.ema_length}
         patch_diffusion.write_samples(passed(), folder, **index, grid=folder / "grid.png")
         write_text(folder / "command.txt", command + "\n")
         settings: dict[str, Any] = last[0].settings if last else {}

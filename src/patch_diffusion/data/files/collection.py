@@ -90,7 +90,9 @@ def read_collection(found: Collection, options: Data, *, show: bool = False) -> 
         pixels = read(lambda: _plan(found, options, show), key, options, often=found.slow)
     notes = list(found.notes)
     if found.folders:
-        notes.append(f"{len(found.folders)} sub-folders hold the images: with --data.classes True they are classes")
+        notes.append(
+            f"there are {len(found.folders)} sub-folders: with --data.classes True their names become class labels"
+        )
     return images_of(pixels, found.labels, options, notes, found.groups)
 
 
@@ -147,10 +149,13 @@ def _plan(found: Collection, options: Data, show: bool) -> Plan:
         _refuse_many_unusable(files, unusable)
         notes.extend(f"skipped {files[index].name}: {unusable[index]}" for index in sorted(unusable)[:_MOST_NAMED])
         if len(unusable) > _MOST_NAMED:
-            notes.append(f"skipped {len(unusable) - _MOST_NAMED:,} others")
+            notes.append(f"skipped {len(unusable) - _MOST_NAMED:,} more")
         pictures = all(headers[index].channels is None for index in targets)
         if pictures and options.mode == "auto" and survey.is_grey():
-            notes.append("the images are grey, stored as RGB: --data.mode L keeps a third of the values, and no less")
+            notes.append(
+                "the images are grey, but stored as RGB: --data.mode L reads one channel instead of three and loses "
+                "nothing"
+            )
 
     arrays = [array_of_size(size) for size in sorted(set(targets.values()))]
     return Plan(pixel_type.dtype, arrays, survey, notes, finish)
@@ -159,7 +164,7 @@ def _plan(found: Collection, options: Data, show: bool) -> Plan:
 def passed_over(num: int) -> str:
     """Return words for how many unusable files of a data set are passed over, at the most."""
     least = round(1 / MOST_UNUSABLE)
-    return f"passes over {MOST_UNUSABLE:.0%} at the most" if num >= least else f"passes over none of fewer than {least}"
+    return f"skips at most {MOST_UNUSABLE:.0%}" if num >= least else f"skips none in data of fewer than {least}"
 
 
 def _refuse_many_unusable(files: Sequence[ImageFile], unusable: Mapping[int, str]) -> None:

@@ -34,7 +34,7 @@ from patch_diffusion.data.reading.labels import (
     parts_of,
 )
 from patch_diffusion.data.reading.names import HIDDEN, plain, plain_names
-from patch_diffusion.errors import InputError, option_error
+from patch_diffusion.errors import InputError, counted, option_error
 from patch_diffusion.files import user_path
 
 OpenFile = Callable[[str], IO[bytes]]
@@ -107,7 +107,10 @@ def find_in_zip(path: Path, options: Data) -> Iterator[Collection]:
         names = plain_names(info.filename for info in entries)
         images, notes = _images_among(list(names), options)
         if len(names) < len(entries):
-            notes.append(f"{len(entries) - len(names):,} entries of the zip have a name twice: the last one counts")
+            notes.append(
+                f"{len(entries) - len(names):,} entries of the zip have the name of another one: the last one of a "
+                "name is used"
+            )
         found = _Found(images, names, archive.open, options)
         labels, folders = _labels(found, notes)
         groups = _groups(found, notes)
@@ -211,11 +214,9 @@ def _images_among(names: Sequence[str], options: Data) -> tuple[list[str], list[
         more = ", ..." if len(others) > 1 else ""
         hint = hint_for(others[0]) or "give a folder or a zip of images"
         raise InputError(f"{options.source} holds no images, only {others[0]}{more}: {hint}")
-    notes = [f"{len(others):,} files that are not images left aside (first: {others[0]})"] if others else []
+    notes = [f"skipped {counted(len(others), 'file')}: not images (first: {others[0]})"] if others else []
     if parts := parts_of(images):
-        notes.append(
-            f"the images of {' and '.join(parts)} are all trained on: give one of these folders for its images alone"
-        )
+        notes.append(f"the folders {' and '.join(parts)} are read together; to read one of them alone, give its path")
     return images, notes
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from patch_diffusion.data.files.decode import Header, ImageFile, decode_file
 from patch_diffusion.data.reading.parallel import in_order
-from patch_diffusion.errors import InputError, option_error
+from patch_diffusion.errors import InputError, counted, option_error
 
 
 @dataclass(frozen=True)
@@ -67,19 +67,21 @@ def _mode(files: Sequence[ImageFile], headers: Mapping[int, Header], mode: str, 
             if _any_transparent(files, list(headers), show):
                 mode = "RGBA"
             else:
-                notes.append("an alpha channel that is opaque in every image was left out")
+                notes.append("the alpha channel is opaque in all images and was left out")
                 num_transparent = 0
     if num_transparent and mode != "RGBA":
-        notes.append(f"{num_transparent:,} transparent images laid over white (--data.mode RGBA keeps transparency)")
+        notes.append(
+            f"{counted(num_transparent, 'transparent image')} put on white (--data.mode RGBA keeps transparency)"
+        )
     num, first = count(lambda header: header.reduced)
     if num:
         notes.append(
-            f"{num:,} images of 16 bits a colour {first} read as 8 bits; as an array or grey pages they stay 16, TIFF "
-            "also with --data.mode RGB16"
+            f"{counted(num, 'image')} of 16 bits per colour {first} read as 8 bits; TIFFs keep 16 bits with "
+            "--data.mode RGB16, arrays and grey pages always"
         )
     num, first = count(lambda header: header.frames > 1)
     if num:
-        notes.append(f"{num:,} animations {first}, of which the first frame is taken")
+        notes.append(f"{counted(num, 'animation')} {first}: only the first frame is read")
     return mode, notes
 
 

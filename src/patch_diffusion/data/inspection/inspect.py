@@ -22,7 +22,7 @@ from patch_diffusion.data.inspection.sheet import Thumbnail, check_sheet, thumbn
 from patch_diffusion.data.named import HUB
 from patch_diffusion.data.reading.labels import folders_of
 from patch_diffusion.data.reading.parallel import in_order
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, counted
 
 MOST_READ = 100_000
 """The default limit on the number of images that are inspected."""
@@ -207,8 +207,8 @@ def _sections(findings: Findings, files: Mapping[str, ImageFile], mode: str) -> 
     )
     return [
         (f"{len(shown):,} of {findings.num_images:,} images", [show(name) for name in shown]),
-        (f"equal, pixel by pixel: {len(findings.equal):,} groups", equal),
-        (f"alike to the eye: {len(findings.near):,} pairs, the most alike first", near),
+        (f"identical: {counted(len(findings.equal), 'group')}", equal),
+        (f"alike to the eye: {counted(len(findings.near), 'pair')}, the most alike first", near),
         (
             f"nearly empty: {len(findings.nearly_constant):,}",
             [show(n) for n in findings.nearly_constant[:_SHOWN]],

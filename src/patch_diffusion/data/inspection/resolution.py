@@ -41,8 +41,8 @@ def suggest_resolution(sizes: Mapping[Size, int], side: int) -> Resolution | Non
     if len(sizes) == 1 and not (large or odd):
         return None
     height, width = size
-    why = f"{height}x{width} is {'large to begin with' if large else 'odd, so that no network can halve it'}"
-    reason = why if len(sizes) == 1 else f"images are of {len(sizes)} sizes"
+    why = f"{height}x{width} is {'slow to train with' if large else 'odd, so that no network can halve it'}"
+    reason = why if len(sizes) == 1 else f"images have {len(sizes)} sizes"
     aspect = _quantile({size: size[0] / size[1] for size in sizes}, sizes, 1 / 2)
     side = min(side, int(_quantile({size: math.sqrt(math.prod(size)) for size in sizes}, sizes, 1 / 10)))
     cropped = sum(count * (1 - math.exp(-abs(math.log(h / w / aspect)))) for (h, w), count in sizes.items()) / num

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from patch_diffusion.data.reading.damage import damage_named
 from patch_diffusion.data.reading.names import by_names, plain
-from patch_diffusion.errors import InputError, option_error
+from patch_diffusion.errors import InputError, counted, option_error
 
 FOLDER = "folder"
 
@@ -83,12 +83,15 @@ def groups_of_values(values: Sequence[Any] | NDArray[Any], num: int, source: str
 
 def notes_of_groups(groups: NDArray[np.uint64], keys: NDArray[np.uint64] | None) -> list[str]:
     """Return notes for the user: the number of groups, and how many images are also in another group."""
-    notes = [f"{len(groups):,} images in {len(np.unique(groups)):,} groups, each of which is held out as a whole"]
+    notes = [f"{len(groups):,} images in {len(np.unique(groups)):,} groups; a group is held out as a whole"]
     if keys is None:
         return notes
     order = np.lexsort((groups, keys))
     keys, groups = keys[order], groups[order]
     twice = int(((keys[1:] == keys[:-1]) & (groups[1:] != groups[:-1])).sum())
     if twice:
-        notes.append(f"{twice:,} images are identical to one of another group, so both sides of a split may have them")
+        notes.append(
+            f"{counted(twice, 'image')} identical to one in another group: both training and held-out images may have "
+            "them"
+        )
     return notes

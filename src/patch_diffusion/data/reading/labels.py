@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from patch_diffusion.data.classes import Labels, ordered, too_many
 from patch_diffusion.data.reading.damage import damage_named
 from patch_diffusion.data.reading.names import by_names, plain
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, counted
 
 LABELS_FILE = "dataset.json"
 
@@ -124,7 +124,7 @@ def notes_of_folders(names: Sequence[str]) -> list[str]:
     """Return a list of one note for the user on the sub-folders that were taken for classes, or none if it is clear."""
     around, parts, folders = _around(names), parts_of(names), ordered(folders_of(names))
     if parts and folders == parts:
-        return [f"the classes are {' and '.join(parts)}, which look like parts of a data set"]
+        return [f"the classes are {' and '.join(parts)}, which look like splits of a data set, not like classes"]
     if not around and not parts:
         return []
     outer = " and ".join(around + part for part in parts) or around[:-1]
@@ -184,7 +184,10 @@ def column_of_csv(content: bytes, column: str, names: Sequence[str], source: str
     own, others, notes = by_names(found, names, source)
     _refuse_missing(own, names, source, column)
     if others:
-        notes.append(f"{source} has {column}s for {len(others):,} files that are not here (first: {others[0]})")
+        notes.append(
+            f"{source} has {column}s for {counted(len(others), 'file')} that the data does not have (first: "
+            f"{others[0]})"
+        )
     return [own[name] for name in names], notes
 
 

@@ -62,7 +62,8 @@ def by_names(found: Mapping[str, T], names: Sequence[str], source: str) -> tuple
         if pairs and form is not _composed:
             name, other = min(pairs.items())
             notes.append(
-                f"{source} names {len(pairs):,} of {len(names):,} images in another case (first: {other} for {name})"
+                f"{source} names {len(pairs):,} of {len(names):,} images in other upper or lower case (first: {other} "
+                f"for {name})"
             )
     return own, sorted(others), notes
 

@@ -123,7 +123,7 @@ def read(make_plan: Callable[[], Plan], key: Mapping[str, Any] | None, options: 
         closed = f"{cache.cache_folder()} cannot be written to ({cache.FOLDER_VARIABLE} names another)"
         if options.cache == "disk":
             raise InputError(closed)
-        return replace(_into_memory(plan), notes=(f"images are kept in memory: {closed}",))
+        return replace(_into_memory(plan), notes=(f"decoded images are kept in memory: {closed}",))
     if not on_disk:
         return _into_memory(plan)
     if key is not None:
@@ -210,7 +210,7 @@ def _write(plan: Plan, folder: Path) -> dict[str, Any]:
 def _from_cache(entry: cache.Entry) -> Read:
     found = _of_tensors(entry.facts, entry.tensor, entry.folder)
     num_bytes = sum(each.pixels.nbytes for each in found.arrays)
-    note = f"decoded images are kept in {entry.folder} ({num_bytes / 1e6:,.1f} MB), which may be removed"
+    note = f"decoded images are kept in {entry.folder} ({num_bytes / 1e6:,.1f} MB); you can delete that folder"
     return replace(found, notes=(note,))
 
 

@@ -88,7 +88,7 @@ def describe_changes(sizes: Mapping[int, Size], targets: Mapping[int, Size], fit
     counts = Counter(targets.values())
     if len(counts) > 1:
         shapes = ", ".join(f"{count:,} {height}x{width}" for (height, width), count in counts.most_common())
-        notes.append(f"images in {len(counts)} shapes: {shapes}")
+        notes.append(f"the images have {len(counts)} shapes: {shapes}")
     if resized:
         (height, width), _ = counts.most_common(1)[0]
         to = f"{height}x{width}" if len(counts) == 1 else "the nearest shape"

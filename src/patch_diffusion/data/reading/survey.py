@@ -119,21 +119,26 @@ def notes_of(codec: PixelCodec, given: tuple[float, float] | None, found: Survey
     values = f"values from {found.low:g} to {found.high:g}"
     least = _LEAST_SHARE_OF_RANGE * (high - low)
     if found.low < low or found.high > high:
-        notes.append(f"{values} were found, beyond the data.range of {low:g} to {high:g}, and are not clipped to it")
+        notes.append(f"the data has {values}, beyond the data.range of {low:g} to {high:g}; they are not clipped")
     elif given is None and found.high - found.low < least:
-        notes.append(f"{values} were found, of {low:g} to {high:g} (--data.range says what becomes -1 and 1)")
+        notes.append(
+            f"the data has only {values} of the range {low:g} to {high:g}; --data.range sets the values that become -1 "
+            "and 1"
+        )
     elif given is None and codec.dtype != "uint8" and found.usual and 0 < found.usual[1] - found.usual[0] < least:
         few, most = (f"{value:.4g}" for value in found.usual)
         notes.append(
-            f"{values} were found, but 98% of those between the two lie from {few} to {most}: set outliers, and what "
-            f"stands for a missing value, to one of these in the data; --data.range {few} {most} makes them -1 and 1"
+            f"the data has {values}, but 98% of those between lie from {few} to {most}: change outliers, and markers "
+            f"of missing values, to {few} or {most} in the data; --data.range {few} {most} makes these -1 and 1"
         )
     elif given is None and codec.dtype == "float32":
         if (low, high) == (found.low, found.high):
-            notes.append(f"{values}, which become -1 and 1 (--data.range says otherwise)")
+            notes.append(f"the data has {values}, which become -1 and 1; --data.range changes that")
         else:
-            notes.append(f"{values}, taken for values of the range {low:g} to {high:g} (--data.range says otherwise)")
+            notes.append(
+                f"the data has {values}, taken as values of the range {low:g} to {high:g}; --data.range changes that"
+            )
     if found.num_constant:
-        which = f"{found.num_constant:,} of {found.num_images:,} images looked at"
+        which = f"{found.num_constant:,} of {found.num_images:,} images checked"
         notes.append(f"{which} {ONE_VALUE} (first: {found.first_constant})")
     return notes

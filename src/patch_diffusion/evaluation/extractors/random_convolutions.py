@@ -48,8 +48,8 @@ def random_convolutions(seed: int = 0, device: torch.device | str = "cpu") -> Ex
         lambda images: _features(images.to(device), filters(images.shape[1])),
         {"kind": "random convolutions", "version": 1, "seed": seed, "widths": list(WIDTHS), "largest": _LARGEST},
         channels=None,
-        note="features of random convolutions tell these samples from others of this data, and cannot be compared "
-        "with published numbers",
+        note="distances by the extractor random compare samples of the same data with each other, not with published "
+        "numbers",
     )
 
 

@@ -101,7 +101,7 @@ class Evaluations:
             self._each[name] = asked[name].thinned(left / (len(wanted) - place))
             left -= self._each[name].cost * self._each[name].moments.times
         said = [text for name in self._each if (text := self._each[name].difference(asked[name]))]
-        return f"to add at most {SHARE:.0%} to the minutes of training: {'; '.join(said)}" if said else ""
+        return f"so that evaluation adds at most {SHARE:.0%} to the training time: {'; '.join(said)}" if said else ""
 
     def took(self, name: str, seconds: float) -> None:
         """Correct the time that an evaluation is known to take, after it was made."""

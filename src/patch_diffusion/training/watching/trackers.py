@@ -76,7 +76,7 @@ class Trackers:
         told = self._told or []
         found = [one for one in told if one.failure]
         self._told = [one for one in told if not one.failure] if self._told is not None else None
-        return [f"{one.name} is no longer told of this run ({one.failure}); training goes on" for one in found]
+        return [f"{one.name} gets no more data of this run ({one.failure}); training continues" for one in found]
 
     def close(self, *, wait: bool = True) -> list[str]:
         """End all trackers, wait some seconds for their queues, and return their failures as `failures` does."""
