@@ -217,11 +217,11 @@ def _few(config: Config, history: History) -> str:
     if not shows_few(seen):
         return ""
     budget = next((name.replace("_", "-") for name in BUDGETS if getattr(config, name)), "steps")
+    far = "" if history.complete else " so far"
     more = f" For better samples, give the same command more --{budget}: the run continues." * history.complete
     return (
-        f'<p class="box warning">{seen:,} images seen{"" if history.complete else " so far"}: expect samples to be noise '
-        f"or blurry. Digits of 16x16 take about {ENOUGH_IMAGES:,} images, by a rule of thumb, and other images "
-        f"more.{more}</p>"
+        f'<p class="box warning">{seen:,} images seen{far}: expect samples to be noise or blurry. Digits of 16x16 take '
+        f"about {ENOUGH_IMAGES:,} images, by a rule of thumb, and other images more.{more}</p>"
     )
 
 
