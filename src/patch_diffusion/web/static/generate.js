@@ -26,7 +26,8 @@ export async function showGenerate(place, values, signal) {
   const pictures = element('input', {type: 'number', min: 1, max: 64, step: 1, value: 16, name: 'pictures', required: true});
   const label = element('select', {name: 'class'});
   const steps = slider('Steps', 'Each step removes some noise. More take longer.', {min: 1, max: 100, step: 1, value: 18, name: 'steps'});
-  const solver = element('select', {name: 'solver'}, ...Object.entries(SOLVERS).map(([value, text]) => element('option', {value}, text)));
+  steps.input.addEventListener('input', () => suit());
+  const solver = element('select', {name: 'solver', onchange: () => suit()}, ...Object.entries(SOLVERS).map(([value, text]) => element('option', {value}, text)));
   const guidance = new GuidanceFields();
   const view = new ViewFields();
   const others = await OtherFields.of(signal);
@@ -76,6 +77,8 @@ export async function showGenerate(place, values, signal) {
     fillClasses(label, fewest, 'all, in turn');
     guidance.suit(choices);
     view.suit(found);
+    const few = solver.value.includes('heun') && steps.input.value > 1 && steps.input.value < 5;  // specks
+    solver.parentElement.lastChild.classList.toggle('warning', few);
     settings?.write();
   }
 

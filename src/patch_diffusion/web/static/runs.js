@@ -76,7 +76,8 @@ export async function showRun(place, values, signal) {
       seen = null;
       return;
     }
-    pill.replaceChildren(run.state === 'complete' ? '' : state(run, false), run.trainer ? element('small', {}, ` by ${run.trainer}`) : '');
+    pill.replaceChildren(run.state === 'complete' ? '' : state(run, false), run.trainer ? element('small', {}, ` by ${run.trainer}`)
+      : run.state === 'stopped' ? element('small', {}, ', continues with ', element('code', {}, `patch-diffusion train --out ${quoted(run.folder)}`)) : '');
     if (ready !== run.has_model) {
       ready = run.has_model;
       actions.replaceChildren(...ready ? [element('a', {className: 'button', href: link('generate', {run: name})}, 'Generate'),
@@ -102,7 +103,7 @@ export async function showRun(place, values, signal) {
 
 const noSamples = run => run.has_model
   ? empty('This run has made no pictures while it trained. Make some under Generate, or from the command line:', `patch-diffusion sample ${quoted(run.folder)} --seeds 0-15 --out pictures`)
-  : empty('No samples yet: they come while it trains. A run that was stopped continues with:', `patch-diffusion train --out ${quoted(run.folder)}`);
+  : empty('No samples yet: they come while it trains. If it was stopped, it continues with:', `patch-diffusion train --out ${quoted(run.folder)}`);
 
 // The history of samples: one large, all of them in a strip below.
 function film(place, name, files) {
