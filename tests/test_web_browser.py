@@ -367,7 +367,7 @@ def test_a_stroke_is_taken_back_and_a_mask_uploaded(browser, served):
     browser.press("ArrowRight")
     assert browser.run("document.querySelector('button.main').textContent") == "Extend"
     browser.press("z", control=True)
-    assert browser.run("document.querySelector('button.main').textContent") == "Fill in"
+    assert browser.run("document.querySelector('button.main').textContent") == "Fill in" and covered(browser) == one
     browser.click(".undo")
     assert covered(browser) == 0 and browser.run("document.querySelector('.undo').disabled")
     # Of the size of the image as it was: cropped at its centre, as that was.

@@ -524,6 +524,8 @@ def test_a_mask_is_fitted_as_its_image_was(site):
             made, note = fit_mask(site, mask, **query)
             assert ((image >= 128) * 255 == made).all() and told in note
         assert (fit_mask(site, Image.fromarray(made), **query)[0] == made).all()  # of the size of the image
+    made, _ = fit_mask(site, drawn, size="own", image="16 16", original="21 34")  # as for a network of more levels
+    assert (made == np.array(drawn)[2:18, 9:25]).all()
 
 
 @pytest.mark.parametrize(
