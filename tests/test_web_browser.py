@@ -408,7 +408,7 @@ def test_a_run_without_samples_and_one_that_saw_few_images_say_so(browser, serve
     browser.open("about:blank")
     browser.open(f"{served.address}#/runs")
     browser.wait("document.querySelectorAll('.run').length === 2")
-    assert "complete, but few images seen" in browser.run("document.querySelector('a.run[href*=bare]').innerText")
+    assert "complete, few images seen" in browser.run("document.querySelector('a.run[href*=bare]').innerText")
     browser.click("a.run[href*=bare]")
     browser.wait("document.querySelector('.empty')?.innerText.includes('Make some under Generate')")
     assert f"sample {folder / 'bare'} " in browser.run("document.querySelector('.command code').textContent")

@@ -47,7 +47,7 @@ function card(run) {
 
 // A word, and how far a run is that is not at its end.
 const state = (run, far = true) => element('span', {className: `pill ${run.few ? 'early ' : ''}${run.state}`},
-  run.state === 'complete' && run.few ? 'complete, but few images seen' : far && (run.state === 'training' || run.state === 'stopped') ? `${run.state}, ${(100 * run.spent).toFixed(run.spent < .1 ? 1 : 0)} %` : run.state);
+  run.state === 'complete' && run.few ? 'complete, few images seen' : far && (run.state === 'training' || run.state === 'stopped') ? `${run.state}, ${(100 * run.spent).toFixed(run.spent < .1 ? 1 : 0)} %` : run.state);
 
 function meter(part) {
   const bar = element('div');
