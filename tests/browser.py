@@ -98,6 +98,14 @@ class Browser:
         ]:
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
 
+    def press(self, key: str, *, control: bool = False, shift: bool = False) -> None:
+        """A key, and let it go: a letter, or Tab, Enter, Escape, an arrow."""
+        code = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowRight": 39}.get(key, ord(key[0].upper()))
+        about = {"key": key, "windowsVirtualKeyCode": code, "modifiers": 2 * control + 8 * shift}
+        text = {"text": "\r"} if key == "Enter" else {}
+        self.call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **about, **text)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **about)
+
     def picture(self, path: Path, *, whole: bool = False) -> None:
         """Of the page as it is seen, or of all of it."""
         shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,10 +63,10 @@ def test_diffusers(here, monkeypatch, capsys, request):
     _, card = run(COMMANDS[0], capsys)
     expected = [sample.image for sample in pd.generate(pd.load("runs/photos", device="cpu"), range(4))]
     for page in (card, PAGE):
-        names = code_of(page)
+        names: dict[str, Any] = code_of(page)
         for image, other in zip(names["images"], expected, strict=True):
             assert np.abs(np.asarray(image).astype(int) - np.asarray(other)).max() <= 1
-    pipe = code_of(PAGE, block=1, names=names)["pipe"]
+    pipe: Any = code_of(PAGE, block=1, names=names)["pipe"]
     assert pipe.scheduler.config.solver == "ancestral"
     changed = pipe(seeds=[0], num_inference_steps=18).images[0]
     assert np.abs(np.asarray(changed).astype(int) - np.asarray(expected[0])).max() > 1

@@ -149,6 +149,20 @@ def test_warnings_stand_at_the_top(make_run):
     assert page.text.index("step 3: WARNING: low") < page.text.index("Curves") < page.text.index("hm")
 
 
+@pytest.mark.parametrize(
+    ("seen", "spent", "words"),
+    [
+        (52, 1, "52 images seen: expect samples to be noise or blurry"),
+        (99_999, 0.5, "99,999 images seen so far: expect"),
+        (100_000, 1, ""),
+    ],
+)
+def test_a_run_that_saw_few_images_says_so(make_run, seen, spent, words):
+    text = Page(write_report(make_run([measured(4) | {"images": seen, "spent": spent}]))).text
+    assert words in text and ("expect samples" in text) == bool(words)
+    assert ("more --steps: the run continues" in text) == (seen == 52)
+
+
 @pytest.mark.slow
 def test_very_many_notes_and_lines_keep_the_page_small(make_run):
     lines = [measured(step, 1 + np.sin(step)) for step in range(1, 20_001)]

@@ -206,12 +206,15 @@ def test_without_the_libraries_one_line_names_them(tmp_path, monkeypatch):
 
 
 def test_the_page_takes_them_too():
+    def read(content):
+        return uploads._decoded(uploads._opened("the picture", content)[0], "RGB").numpy()
+
     picture = values((*SIZE, 3), "u1")
-    assert np.array_equal(uploads._read(tiff(picture, **COLOUR, **BIG), "RGB").numpy(), picture.transpose(2, 0, 1))
-    with pytest.raises(pd.InputError, match="pixels of float32, and this model takes 8 bits"):
-        uploads._read(PLAIN, "RGB")
+    assert np.array_equal(read(tiff(picture, **COLOUR, **BIG)), picture.transpose(2, 0, 1))
+    with pytest.raises(pd.InputError, match="pixels of float32, and this page takes 8 bits"):
+        read(PLAIN)
     with pytest.raises(pd.InputError, match="2,000,000,000 pixels"):
-        uploads._read(patched(PLAIN, ImageWidth=40_000, ImageLength=50_000), "RGB")
+        read(patched(PLAIN, ImageWidth=40_000, ImageLength=50_000))
 
 
 def test_headers_say_what_decoding_gives():

@@ -1,13 +1,20 @@
 """The page in a real browser, clicked through."""
 
+import io
+import os
+import shlex
 import shutil
 import time
+from importlib.resources import files
 
 import pytest
+from PIL import Image
 
 from browser import CHROMIUM, Browser
+from needs import need
 from page_client import served as page
 from patch_diffusion.cli import main
+from patch_diffusion.cli.train import Train
 from patch_diffusion.web.site import Site
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
@@ -37,8 +44,11 @@ def browser(tmp_path_factory, served):
     """One for all tests; at the end, nothing was asked of another machine and nothing has failed."""
     with Browser(tmp_path_factory.mktemp("browser")) as made:
         yield made
-        elsewhere = [url for url in made.requests if not url.startswith((served.address, "blob:", "data:", "about:"))]
-        errors = [error for error in made.errors if "name=another" not in error]  # the run that is deleted
+        elsewhere = [
+            url for url in made.requests if not url.startswith(("http://127.0.0.1:", "blob:", "data:", "about:"))
+        ]
+        # Of the run that is deleted, and of the mask that is refused.
+        errors = [each for each in made.errors if "name=another" not in each and "api/mask" not in each]
         assert made.requests and not elsewhere and not errors
 
 
@@ -89,9 +99,9 @@ def test_pictures_are_made_step_by_step_and_side_by_side(browser, served):
     choose(browser, "class", 5)
     browser.click(".models + div button")
     browser.click("button.main")
-    browser.wait("document.querySelectorAll('.command').length === 2")
+    browser.wait("document.querySelectorAll('.made-by .command').length === 2")
     assert browser.run("document.querySelectorAll('.column').length") == 2
-    assert "--class 5 --steps 4" in browser.run("document.querySelector('.command').innerText")
+    assert "--class 5 --steps 4" in browser.run("document.querySelector('.made-by .command').innerText")
     last = pixels(browser, "document.querySelector('.picture canvas')")
     assert last[:2] == [16, 16] and len(set(last[2:])) > 8
     browser.run("(s => { s.value = 1; s.dispatchEvent(new Event('input')) })(document.querySelector('.scrub input'))")
@@ -114,7 +124,7 @@ def test_a_seed_is_shown_as_it_is_or_refused(browser, served):
     for seed in (1234567, 2**53 - 64):
         choose(browser, "seed", f"{seed}")
         browser.click("button.main")
-        browser.wait(f"(document.querySelector('.command') ?? {{}}).innerText?.includes('--seeds {seed} ')")
+        browser.wait(f"(document.querySelector('.made-by .command') ?? {{}}).innerText?.includes('--seeds {seed} ')")
         browser.click(".picture")
         browser.wait("!!document.querySelector('dialog[open]')")
         row = "[...document.querySelectorAll('dialog tr')].find(row => row.cells[0].innerText === 'seed')"
@@ -138,7 +148,7 @@ def test_an_image_is_filled_and_extended(browser, served):
     browser.wait("!document.querySelector('button.main').disabled")
     mask = pixels(browser, "document.querySelector('.mask')")[2:][3::4]
     browser.click("button.main")
-    browser.wait("!!document.querySelector('.command')")
+    browser.wait("!!document.querySelector('.made-by .command')")
     image = pixels(browser, "document.querySelector('.stage canvas')")[2:][::4]
     made = pixels(browser, "document.querySelector('.picture canvas')")[2:][::4]
     drawn = [place for place, value in enumerate(mask) if value >= 128]
@@ -149,14 +159,14 @@ def test_an_image_is_filled_and_extended(browser, served):
     browser.drag((x, y), (x + 50, y), (x + 180, y))
     browser.wait("document.querySelector('button.main').textContent === 'Extend'")
     browser.click("button.main")
-    browser.wait("document.querySelector('.command')?.innerText.includes('--extend right=')")
+    browser.wait("document.querySelector('.made-by .command')?.innerText.includes('--extend right=')")
     width, height = pixels(browser, "document.querySelector('.picture canvas')")[:2]
     assert height == 16 and width > 16 and width % 2 == 0
 
 
 def command(browser):
     """That is shown, once it is."""
-    return browser.wait("document.querySelector('.command code')?.innerText").replace("\n", " ")
+    return browser.wait("document.querySelector('.made-by .command code')?.innerText").replace("\n", " ")
 
 
 def test_everything_that_can_be_said_of_new_pictures(browser, served):
@@ -209,6 +219,202 @@ def test_an_image_is_restored(browser, served, task, values, words):
     browser.click(".picture")
     browser.click("dialog .row button:last-child")  # edited further, as large as it is
     browser.wait(f"document.querySelector('.stage .mask')?.width === {side}")
+
+
+@pytest.fixture(scope="module")
+def axe():
+    """The script of axe-core, which finds what keeps people from using a page."""
+    need("axe_core_python")
+    return (files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8")
+
+
+def make(browser):
+    browser.click("button.main")
+    browser.wait("!!document.querySelector('.made-by .command')")
+
+
+def draw(browser):
+    """On a sample."""
+    browser.click(".drop .row button:last-child")
+    browser.wait("document.querySelector('.stage .mask')?.width === 16")
+    x, y = browser.middle(".mask")
+    browser.drag((x - 60, y), (x, y + 10), (x + 60, y))
+    browser.wait("!document.querySelector('button.main').disabled")
+
+
+def look(browser):
+    """At one of the pictures that were made."""
+    make(browser)
+    browser.click(".picture")
+    browser.wait("!!document.querySelector('dialog[open]')")
+
+
+PARTS = {
+    "runs": ("runs", "!!document.querySelector('.run')", None),
+    "a run": ("run?name=digits", "!!document.querySelector('.chart')", None),
+    "generate": ("generate?run=digits&steps=1&pictures=2&guidance=2", "!!document.querySelector('.more')", make),
+    "a picture": ("generate?run=digits&steps=1&pictures=1", "!!document.querySelector('.more')", look),
+    "compare": ("generate?run=digits&run=digits&steps=1&pictures=1", "!!document.querySelector('.more')", make),
+    "edit": ("edit?run=digits&steps=1&pictures=1", "!!document.querySelector('.drop')", draw),
+    "no image yet": ("edit?run=digits", "!!document.querySelector('.drop')", None),
+    "no run yet": ("generate", "!!document.querySelector('.empty')", None),
+}
+
+
+@pytest.fixture(scope="module")
+def nothing(tmp_path_factory):
+    """A server of a folder without runs."""
+    folder = tmp_path_factory.mktemp("nothing")
+    with page(Site(folder, folder, "cpu")) as made:
+        yield made
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_axe_finds_nothing(browser, served, nothing, axe, part):
+    address, ready, act = PARTS[part]
+    browser.open("about:blank")
+    browser.open(f"{(nothing if part == 'no run yet' else served).address}#/{address}")
+    browser.wait(ready)
+    browser.run("document.querySelectorAll('details').forEach(each => { each.open = true })")
+    if act is not None:
+        act(browser)
+    browser.run(axe)
+    told = "v => [v.impact, v.id, v.nodes[0].html, v.nodes[0].failureSummary]"
+    wrong = f"axe.run().then(found => found.violations.map({told}))"
+    for dark in (False, True):
+        browser.resize(1280, dark=dark)
+        assert browser.run(wrong) == []
+    browser.resize(1280)
+
+
+FOCUS = "document.activeElement"
+
+
+def test_the_keyboard_is_enough(browser, served):
+    browser.open("about:blank")
+    browser.open(f"{served.address}#/generate?run=digits&steps=1&pictures=1&guidance=2")
+    browser.wait("!!document.querySelector('.more')")
+    browser.run("document.querySelectorAll('details').forEach(each => { each.open = true })")
+    asked = "[...document.querySelectorAll('a, button, input, select, summary')]"
+    asked += ".filter(e => e.offsetParent && !e.disabled && e !== document.body)"
+    browser.run(f"(window.unseen = new Set({asked})).size")
+    for _ in range(60):
+        browser.press("Tab")
+        outline = browser.run(f"window.unseen.delete({FOCUS}) && getComputedStyle({FOCUS}).outlineStyle")
+        assert outline in (False, "solid", "auto")
+    assert browser.run("[...window.unseen].map(each => each.outerHTML)") == []
+    browser.run("document.querySelector('button.main').focus()")
+    browser.press("Enter")
+    browser.wait("!!document.querySelector('.made-by .command')")
+    assert browser.run("document.querySelector('.progress [role=status]').textContent") == "1 picture is ready"
+    browser.wait(f"{FOCUS} === document.querySelector('button.main')")  # which was disabled meanwhile
+    while not browser.run(f"{FOCUS}.matches('.picture')"):
+        browser.press("Tab")
+    browser.press("Enter")
+    browser.wait("!!document.querySelector('dialog[open]')")
+    assert browser.run(f"!!{FOCUS}.closest('dialog')")
+    browser.press("Escape")
+    browser.wait(f"!document.querySelector('dialog[open]') && {FOCUS}.matches('.picture')")
+
+
+def test_the_list_of_runs_keeps_the_focus_as_it_changes(browser, served):
+    browser.open("about:blank")
+    browser.open(f"{served.address}#/runs")
+    browser.wait("!!document.querySelector('a.run')")
+    browser.run("document.querySelector('a.run').focus(); document.querySelector('a.run').dataset.old = 1")
+    log = served.site.runs.folder / "digits" / "log.jsonl"
+    os.utime(log, (log.stat().st_atime, log.stat().st_mtime + 1))  # as if a line came
+    browser.wait("!!document.querySelector('a.run:not([data-old])')")
+    assert browser.run(f"{FOCUS}.matches('a.run:not([data-old])')")
+
+
+def covered(browser):
+    """The number of pixels that are drawn over."""
+    return sum(value >= 128 for value in pixels(browser, "document.querySelector('.mask')")[2:][3::4])
+
+
+def upload(browser, name, picture):
+    """Choose a picture as a file."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    browser.run(
+        f"(input => {{ const files = new DataTransfer(), bytes = new Uint8Array({[*file.getvalue()]});"
+        "files.items.add(new File([bytes], 'file.png')); input.files = files.files;"
+        f"input.dispatchEvent(new Event('change')) }})(document.querySelector('input[type=file][aria-label={name}]'))"
+    )
+
+
+def test_a_stroke_is_taken_back_and_a_mask_uploaded(browser, served):
+    browser.open("about:blank")
+    browser.open(f"{served.address}#/edit?run=digits&steps=1&pictures=1")
+    browser.wait("!!document.querySelector('.drop')")
+    upload(browser, "image", Image.new("L", (64, 32), 200))
+    browser.wait("document.querySelector('.stage .mask')?.width === 16")
+    assert browser.run("document.querySelector('.undo').disabled")
+    x, y = browser.middle(".mask")
+    browser.drag((x - 60, y), (x, y), (x + 60, y))
+    one = covered(browser)
+    browser.drag((x, y - 60), (x, y), (x, y + 60))
+    both = covered(browser)
+    assert both > one > 0
+    browser.press("z", control=True)
+    assert covered(browser) == one
+    browser.click(".clear")
+    assert covered(browser) == 0 and browser.run("document.querySelector('button.main').disabled")
+    browser.click(".undo")
+    assert covered(browser) == one
+    browser.run("document.querySelector('.grip.right').focus()")
+    browser.press("ArrowRight")
+    assert browser.run("document.querySelector('button.main').textContent") == "Extend"
+    browser.press("z", control=True)
+    assert browser.run("document.querySelector('button.main').textContent") == "Fill in" and covered(browser) == one
+    browser.click(".undo")
+    assert covered(browser) == 0 and browser.run("document.querySelector('.undo').disabled")
+    # Of the size of the image as it was: cropped at its centre, as that was.
+    mask = Image.new("L", (64, 32))
+    mask.paste(255, (0, 0, 32, 16))
+    upload(browser, "mask", mask)
+    browser.wait("!document.querySelector('button.main').disabled")
+    drawn = pixels(browser, "document.querySelector('.mask')")[2:][3::4]
+    assert [place for place, value in enumerate(drawn) if value] == [16 * y + x for y in range(8) for x in range(8)]
+    upload(browser, "mask", Image.new("L", (5, 4), 255))
+    browser.wait("document.querySelector('.error')?.innerText.includes('mask is 4x5, but the image is 32x64 or 16x16')")
+    assert covered(browser) == 64
+    browser.click(".undo")
+    assert covered(browser) == 0
+    upload(browser, "mask", mask.crop((24, 8, 40, 24)).point(lambda value: value // 255))  # of 0 and 1
+    browser.wait("document.querySelector('.work [role=status]')?.innerText.includes('has no white')")
+    make(browser)
+    assert "--mask mask.png" in command(browser)
+
+
+@pytest.mark.parametrize("part", ["runs", "generate", "edit"])
+def test_where_nothing_is_a_command_says_how_to_begin(browser, nothing, part):
+    browser.open("about:blank")
+    browser.open(f"{nothing.address}#/{part}")
+    found = browser.wait("document.querySelector('.empty')?.innerText")
+    assert f"no run in {nothing.site.runs.folder} yet" in found
+    commands = browser.run("[...document.querySelectorAll('.command code')].map(each => each.textContent)")
+    assert len(commands) == 2
+    for words in commands:
+        program, verb, *arguments = shlex.split(words)
+        assert (program, verb) == ("patch-diffusion", "train") and Train.parse(arguments)
+
+
+def test_a_run_without_samples_and_one_that_saw_few_images_say_so(browser, served):
+    folder = served.site.runs.folder
+    shutil.copytree(folder / "digits", folder / "bare")
+    shutil.rmtree(folder / "bare" / "samples")
+    browser.open("about:blank")
+    browser.open(f"{served.address}#/runs")
+    browser.wait("document.querySelectorAll('.run').length === 2")
+    assert "complete, few images seen" in browser.run("document.querySelector('a.run[href*=bare]').innerText")
+    browser.click("a.run[href*=bare]")
+    browser.wait("document.querySelector('.empty')?.innerText.includes('Make some under Generate')")
+    assert f"sample {folder / 'bare'} " in browser.run("document.querySelector('.command code').textContent")
+    assert "images seen: expect samples to be noise" in browser.run("document.querySelector('.warning.box').innerText")
+    browser.open("about:blank")
+    shutil.rmtree(folder / "bare")
 
 
 @pytest.mark.parametrize("width", [400, 1280])
@@ -264,14 +470,14 @@ def test_what_was_made_is_shown_again_after_a_reload(browser, served):
     browser.open(f"{served.address}#/generate?run=digits&pictures=3&steps=2&class=4")
     browser.wait("document.querySelector('[name=pictures]')?.value === '3'")
     browser.click("button.main")
-    browser.wait("document.querySelector('.command')?.innerText.includes('--class 4 --steps 2')")
+    browser.wait("document.querySelector('.made-by .command')?.innerText.includes('--class 4 --steps 2')")
     made = pixels(browser, "document.querySelector('.picture canvas')")
     browser.call("Page.reload")
     browser.wait("document.querySelectorAll('.made button').length >= 1 && !document.querySelector('.picture')")
     assert "seeds 0 to 2, 2 steps, just now" in browser.run("document.querySelector('.made button').innerText")
     browser.wait("[...document.querySelectorAll('.made button:first-child img')].every(i => i.naturalWidth === 16)")
     browser.click(".made button")
-    browser.wait("document.querySelectorAll('.command').length === 1")
+    browser.wait("document.querySelectorAll('.made-by .command').length === 1")
     assert pixels(browser, "document.querySelector('.picture canvas')") == made
     browser.click(".picture")
     browser.wait("!!document.querySelector('dialog[open]')")
@@ -306,6 +512,7 @@ def test_a_killed_browser_leaves_it_standing(browser, served, tmp_path):
         killed.open(f"{served.address}#/generate?run=digits")
         killed.wait("!!document.querySelector('form')")
         choose(killed, "steps", 100)
+        choose(killed, "pictures", 64)
         killed.click("button.main")
         killed.wait("document.querySelector('[role=status]')?.textContent.includes('step')")
         killed.kill()
@@ -316,5 +523,5 @@ def test_a_killed_browser_leaves_it_standing(browser, served, tmp_path):
     browser.wait("!!document.querySelector('form')")
     choose(browser, "steps", 1)
     browser.click("button.main")
-    browser.wait("!!document.querySelector('.command')")
+    browser.wait("!!document.querySelector('.made-by .command')")
     assert job.state == "stopped" and not job.asked_to_stop

@@ -96,7 +96,7 @@ def test_a_run_that_is_trained_progresses(make_run, tmp_path):
     log(folder, 100, loss=0.25)
     third = runs.detail("one", second["version"])
     assert third["state"] == "complete" and ">100<" in third["standing"]
-    assert runs.overview()[0]["loss"] == 0.375
+    assert runs.overview()[0]["loss"] == 0.375 and third["few"] and not first["few"]
 
 
 def test_who_trains_is_told(make_run, tmp_path):

@@ -323,7 +323,7 @@ def test_what_cannot_be_asked_for(site, path, wanted, reason):
         ("/api/generate", {**DIGITS, "resolution": [1024, 1024], "tile": 600}, "choose smaller tiles"),
         ("/api/generate", {**DIGITS, "resolution": [1024, 1024], "tile": 16, "pictures": 17}, "makes at most 16"),
         ("/api/edit", {**FILL, "image": "?"}, "not sent as base64"),
-        ("/api/edit", {**FILL, "image": "aGFsbG8="}, "not a picture that can be read"),
+        ("/api/edit", {**FILL, "image": "aGFsbG8="}, "no image file that can be read"),
         ("/api/edit", {**EDIT, "extend": {"left": 9}}, "multiples of 2"),
         ("/api/edit", {**EDIT, "extend": {"left": 0}}, "none are given"),
         ("/api/edit", {**EDIT, "extend": {"left": 8000}}, "256x256 are seen at once: choose the quick way"),
@@ -478,9 +478,9 @@ def test_an_uploaded_picture_is_brought_to_what_the_model_was_trained_on(site):
         (bomb(60_000), "3600000000 pixels"),
         (file_of(Image.effect_noise((64, 64), 60))[:2000], "cannot be read"),
         (file_of(Image.new("I;16", (8, 8))), "pixels of uint16"),
-        (file_of(Image.new("L", (8, 8)), "EPS"), "not a picture that can be read"),
-        (b"", "not a picture that can be read"),
-        (b"<svg onload='alert(1)'/>", "not a picture that can be read"),
+        (file_of(Image.new("L", (8, 8)), "EPS"), "no image file that can be read"),
+        (b"", "no image file that can be read"),
+        (b"<svg onload='alert(1)'/>", "no image file that can be read"),
     ],
     ids=["30 megapixels", "a bomb", "cut off", "16 bits", "a program", "nothing", "text"],
 )
@@ -500,6 +500,50 @@ def test_an_uploaded_picture_that_keeps_its_size(site):
     ]:
         answer = ask(site.app, "/api/fit", {"run": "digits", "size": size}, upload)
         assert answer.status == 400 and reason in json.loads(answer.content)["error"]
+
+
+def fit_mask(site, mask, **query):
+    """What the page answers to a mask, as a picture and a note, or why it refuses it."""
+    answer = ask(site.app, "/api/mask", query, mask if isinstance(mask, bytes) else file_of(mask))
+    found = json.loads(answer.content)
+    if answer.status != 200:
+        return found["error"]
+    return np.array(Image.open(io.BytesIO(base64.b64decode(found["mask"])))), found["note"]
+
+
+def test_a_mask_is_fitted_as_its_image_was(site):
+    drawn = Image.new("L", (34, 21))
+    drawn.paste(255, (9, 0, 20, 21))
+    for size in ("run", "own"):
+        query = {"run": "digits", "size": size}
+        answer = ask(site.app, "/api/fit", query, file_of(drawn))
+        image = np.array(Image.open(io.BytesIO(answer.content)))
+        assert answer.headers["original-size"] == "21 34"
+        query |= {"image": f"{image.shape[0]} {image.shape[1]}", "original": "21 34"}
+        for mask, told in ((drawn, ""), (drawn.point(lambda value: value // 255), "is filled in")):
+            made, note = fit_mask(site, mask, **query)
+            assert ((image >= 128) * 255 == made).all() and told in note
+        assert (fit_mask(site, Image.fromarray(made), **query)[0] == made).all()  # of the size of the image
+    made, _ = fit_mask(site, drawn, size="own", image="16 16", original="21 34")  # as for a network of more levels
+    assert (made == np.array(drawn)[2:18, 9:25]).all()
+
+
+@pytest.mark.parametrize(
+    ("mask", "query", "reason"),
+    [
+        (Image.new("L", (8, 9), 255), {}, "the mask is 9x8, but the image is 40x30 or 16x16"),
+        (Image.new("L", (16, 16)), {}, "the mask is black everywhere"),
+        (Image.linear_gradient("L").resize((16, 16)).point(lambda value: value // 3), {}, "the mask is dark"),
+        (Image.new("I;16", (16, 16)), {}, "the mask has pixels of uint16"),
+        (b"<svg/>", {}, "the mask is no image file that can be read"),
+        (Image.new("L", (16, 16), 255), {"image": "16"}, "image is a height and a width, as in '16 24', not '16'"),
+        (Image.new("L", (16, 16), 255), {"original": "1e9 -1"}, "not '1e9 -1'"),
+        (Image.new("L", (16, 16), 255), {"size": "any"}, "size is run or own"),
+    ],
+    ids=["another size", "black", "dark", "16 bits", "text", "one side", "no numbers", "no such way"],
+)
+def test_masks_that_are_refused(site, mask, query, reason):
+    assert reason in fit_mask(site, mask, **{"size": "run", "image": "16 16", "original": "40 30"} | query)
 
 
 def test_a_job_is_stopped_and_what_it_has_stays(site):

@@ -27,6 +27,7 @@ from patch_diffusion.errors import InputError, counted
 from patch_diffusion.files import user_path
 from patch_diffusion.patches.schedule import PatchSchedule
 from patch_diffusion.presets import DEFAULT_PRESET
+from patch_diffusion.runs.history import ENOUGH_IMAGES, shows_few
 from patch_diffusion.runs.model import build_network
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.build import build_trainer, note_on_few
@@ -39,10 +40,6 @@ SIDE_ON_CPU, SIDE_ON_GPU = 64, 128
 
 FEW_IMAGES = 5_000
 """The fewest images of a data set that Patch Diffusion was published with (arXiv 2304.12526, abstract)."""
-
-ENOUGH_IMAGES = 100_000
-"""A rule of thumb for how many images a training draws, at the least, before samples are recognisable: about what
-digits of 16 x 16 took. Cat faces of 32 x 32 were blurry after twice as many (LOG.md, "Settings of the demo")."""
 
 LEAST_TO_SUGGEST = 200
 """The fewest images of a data set of which holding some out is suggested: of fewer, the 64 held out exceed a third."""
@@ -273,7 +270,7 @@ def _of_budget(config: Config, foreseen: Forecast) -> list[str]:
     drawn = budget if unit == "images" else foreseen.images_in(budget)
     if unit == "steps":
         drawn = foreseen.images_in(foreseen.minutes_for(steps=budget))
-    if not 0 < drawn < ENOUGH_IMAGES:
+    if not shows_few(drawn):
         return []
     digits = 1 - math.floor(math.log10(enough := budget * ENOUGH_IMAGES / drawn))
     enough = math.ceil(enough * 10**digits) / 10**digits

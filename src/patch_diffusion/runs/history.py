@@ -17,6 +17,10 @@ _MOST_POINTS = 128  # most points of a curve, an even number; more would show no
 _RECENT = 10  # number of training lines from which the speed and the time left are computed
 _FIRST_NOTES, _LAST_NOTES = 40, 160  # number of notes that are kept if there are very many
 
+ENOUGH_IMAGES = 100_000
+"""A rule of thumb for how many images a training draws, at the least, before samples are recognisable: about what
+digits of 16 x 16 took. Cat faces of 32 x 32 were blurry after twice as many (LOG.md, "Settings of the demo")."""
+
 TIMES = {"steps": ("step", 1.0), "images": ("images", 1.0), "minutes": ("seconds", 1 / 60)}
 """The units of a curve's horizontal axis, each with its key in a line of the log and the factor that converts it."""
 
@@ -32,6 +36,11 @@ SHARES = {
     "near_copies_held_out@1/4": "1/4 of held-out images",
 }
 """The display names of the images, or patches, whose share of near copies of training images is logged, by log key."""
+
+
+def shows_few(num_images: float) -> bool:
+    """Return True if a training that drew so many images has begun, but has not seen `ENOUGH_IMAGES`."""
+    return 0 < num_images < ENOUGH_IMAGES
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_writable, user_path, write_text
 from patch_diffusion.runs.chart import chart, number
 from patch_diffusion.runs.folder import ModelFacts, RunFolder
-from patch_diffusion.runs.history import DISTANCES, SHARES, History
+from patch_diffusion.runs.history import DISTANCES, ENOUGH_IMAGES, SHARES, History, shows_few
 from patch_diffusion.runs.page import option_text, page, table
 from patch_diffusion.runs.pictures import as_data, evenly_spaced
 from patch_diffusion.runs.retention import read_state
@@ -76,7 +76,7 @@ def standing(config: Config, history: History) -> str:
     return (
         f"{_state(config, history)}"
         f'<div class="meter"><div style="width:{100 * min(history.spent, 1):.2f}%"></div></div>'
-        f'<div class="tiles">{"".join(_tiles(history))}</div>{_warnings(history)}'
+        f'<div class="tiles">{"".join(_tiles(history))}</div>{_few(config, history)}{_warnings(history)}'
     )
 
 
@@ -210,6 +210,20 @@ def _checkpoints(folder: RunFolder) -> str:
             continue
         rows.append((f"step {step_label(path)}", f"{size / 1e6:,.1f} MB{'' if kept else ', until the next'}"))
     return table(rows) if rows else "none yet"
+
+
+def _few(config: Config, history: History) -> str:
+    """Return the reason why samples are still noise, if that few images were seen, as HTML."""
+    seen = history.last.get("images", 0)
+    if not shows_few(seen):
+        return ""
+    budget = next((name.replace("_", "-") for name in BUDGETS if getattr(config, name)), "steps")
+    far = "" if history.complete else " so far"
+    more = f" For better samples, give the same command more --{budget}: the run continues." * history.complete
+    return (
+        f'<p class="box warning">{seen:,} images seen{far}: expect samples to be noise or blurry. Digits of 16x16 take '
+        f"about {ENOUGH_IMAGES:,} images, by a rule of thumb, and other images more.{more}</p>"
+    )
 
 
 def _warnings(history: History) -> str:

@@ -17,7 +17,7 @@ from patch_diffusion.config import Config
 from patch_diffusion.errors import InputError, reason_of
 from patch_diffusion.files import to_json
 from patch_diffusion.runs.folder import ModelFacts, RunFolder
-from patch_diffusion.runs.history import History
+from patch_diffusion.runs.history import History, shows_few
 from patch_diffusion.runs.lock import HOLDER_FILE, LOCK_FILE, holder
 from patch_diffusion.runs.log import LogTail, last_measured
 from patch_diffusion.runs.report import about, charts, standing
@@ -123,7 +123,8 @@ class Runs:
                     "charts": charts(watched.history),
                     "about": about(folder, config, facts, watched.history),
                 }
-        return summary | {"version": version, "samples": [path.name for path in self._samples(folder)]}
+        where = {"folder": str(folder.path), "version": version}
+        return summary | where | {"samples": [path.name for path in self._samples(folder)]}
 
     def picture(self, name: str, file: str) -> Path:
         """Return the path of a sample picture of a run by its file name; raise GoneError if there is none."""
@@ -158,6 +159,7 @@ class Runs:
             "trainer": trainer,
             "spent": spent,
             "step": progress.get("step", 0),
+            "few": shows_few(progress.get("images", 0)),
             "loss": _mean(progress.get("loss", {})),
             "changed": max(written, default=0.0),  # in seconds since the epoch
             "picture": samples[-1].name if samples else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import mimetypes
 import sys
 import threading
@@ -71,6 +72,7 @@ class Site:
             Route("/api/jobs", self._made),
             Route("/api/file", self._file),
             _posted("/api/fit", self._fit, uploads.MOST_BYTES, one_at_a_time),
+            _posted("/api/mask", self._mask, uploads.MOST_BYTES, one_at_a_time),
             _posted("/api/generate", self._generate, 2**16),
             _posted("/api/edit", self._edit, 16 * 2**20),
             _posted("/api/stop", self._stop, 0),
@@ -96,13 +98,16 @@ class Site:
 
     def _fit(self, request: Request, body: bytes) -> Response:
         run = _one(request, "run")
-        own = {"run": False, "own": True}.get(size := request.query_params.get("size", "run"))
-        if own is None:
-            raise InputError(f"size is run or own, not '{size}'")
+        own = _keeps_its_size(request)
         with described(run):
             config, facts = self.runs.find(run).read_config()
-            picture = uploads.fitted(body, facts, own_size_of=stride(config.network) if own else None)
-        return Response(picture, media_type="image/png")
+            picture, (height, width) = uploads.fitted(body, facts, own_size_of=stride(config.network) if own else None)
+        return Response(picture, media_type="image/png", headers={"Original-Size": f"{height} {width}"})
+
+    def _mask(self, request: Request, body: bytes) -> Response:
+        image, original = _size(request, "image"), _size(request, "original")
+        picture, note = uploads.fitted_mask(body, image, original, own=_keeps_its_size(request))
+        return _json({"mask": base64.b64encode(picture).decode(), "note": note})
 
     def _generate(self, request: Request, body: bytes) -> Response:
         from patch_diffusion.web.making import generate
@@ -205,6 +210,22 @@ def _json(content: Mapping[str, Any]) -> Response:
 
 def _of_file(path: Path, headers: Mapping[str, str] | None = None, saved_as: str | None = None) -> Response:
     return FileResponse(path, headers=headers, filename=saved_as, stat_result=path.stat())
+
+
+def _keeps_its_size(request: Request) -> bool:
+    own = {"run": False, "own": True}.get(size := request.query_params.get("size", "run"))
+    if own is None:
+        raise InputError(f"size is run or own, not '{size}'")
+    return own
+
+
+def _size(request: Request, name: str) -> tuple[int, int]:
+    """Return a height and width from the address, as in "16 24"."""
+    sides = _one(request, name).split(" ")
+    if len(sides) != 2 or not all(side.isascii() and side.isdecimal() and 0 < len(side) < 6 for side in sides):
+        raise InputError(f"{name} is a height and a width, as in '16 24', not '{' '.join(sides)}'")
+    height, width = map(int, sides)
+    return height, width
 
 
 def _one(request: Request, name: str) -> str:

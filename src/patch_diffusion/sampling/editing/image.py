@@ -51,7 +51,8 @@ def read_image(path: str | Path, model: Denoiser) -> Shaped[Tensor, "c h w"]:
     codec, channels = pixel_codec(model), model.image_channels
     if path.suffix.lower() == ".npy":
         return _from_array(_load(path), path, codec.dtype, channels)
-    file, header = _picture(path)
+    file = ImageFile(str(path), partial(open, path, "rb"))
+    header = _header_of(file)
     found = header.channels or (4 if header.transparent else 1 if header.grey else 3)
     wanted = channels or found
     if header.dtype != codec.dtype:
@@ -86,7 +87,20 @@ def read_mask(path: str | Path) -> Bool[Tensor, "h w"]:
         if array.ndim != 2:
             raise InputError(f"{path} has the shape {array.shape}, and a mask is (height, width)")
         return torch.from_numpy(array != 0)
-    file, header = _picture(path)
+    mask, note = mask_of(ImageFile(str(path), partial(open, path, "rb")))
+    if note:
+        warnings.warn(note, Note, stacklevel=2)
+    return mask
+
+
+def mask_of(file: ImageFile) -> tuple[Bool[Tensor, "h w"], str]:
+    """Return the mask in a picture, see `read_mask`, and a note for the user unless it is plainly black and white.
+
+    Raises:
+        InputError: the picture cannot be read, or does not tell what is to be filled.
+    """
+    path = file.name
+    header = _header_of(file)
     if header.dtype != "uint8":
         raise InputError(f"{path} has pixels of {header.dtype}, and a mask is a black and white picture of 8 bits")
     with _reading(path):
@@ -100,18 +114,17 @@ def read_mask(path: str | Path) -> Bool[Tensor, "h w"]:
                 f"{path} has transparent, dark and bright parts, so it does not say what is to be filled: give a mask "
                 "in black and white, or paint in one colour on transparency"
             )
-        warnings.warn(f"{path} has transparent parts: what is painted is filled in", Note, stacklevel=2)
-        return torch.from_numpy(painted)
+        return torch.from_numpy(painted), f"{path} has transparent parts: what is painted is filled in"
     levels = np.unique(grey)
     if levels[-1] >= _HALF or levels[-1] == 0:
-        return torch.from_numpy(grey >= _HALF)
+        return torch.from_numpy(grey >= _HALF), ""
     if len(levels) > 2:
         raise InputError(
             f"{path} is dark: its brightest pixel is {levels[-1]} of 255, and it has {len(levels)} levels of grey: "
             "make white what is to be filled"
         )
-    warnings.warn(f"{path} has no white: its brightest level, {levels[-1]} of 255, is filled in", Note, stacklevel=2)
-    return torch.from_numpy(grey == levels[-1])
+    note = f"{path} has no white: its brightest level, {levels[-1]} of 255, is filled in"
+    return torch.from_numpy(grey == levels[-1]), note
 
 
 def _from_array(array: NDArray[Any], path: Path, dtype: str, channels: int | None) -> Tensor:
@@ -152,20 +165,19 @@ def _load(path: Path) -> NDArray[Any]:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def _picture(path: Path) -> tuple[ImageFile, Header]:
-    file = ImageFile(str(path), partial(open, path, "rb"))
-    with _reading(path):
-        return file, read_header(file)
+def _header_of(file: ImageFile) -> Header:
+    with _reading(file.name):
+        return read_header(file)
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(name: str | Path) -> Iterator[None]:
     """Raise an `InputError` in place of what Pillow raises in the with block, and keep Pillow's warnings quiet."""
     try:
         with quiet():
             yield
     except Exception as error:
-        raise InputError(f"{path} cannot be read: {reason(error)}") from None
+        raise InputError(f"{name} cannot be read: {reason(error)}") from None
 
 
 def _words(channels: int) -> str:

@@ -28,5 +28,9 @@ async function show() {
   }
 }
 
-addEventListener('hashchange', () => { show(); scrollTo(0, 0); });
+addEventListener('hashchange', () => {
+  show();
+  scrollTo(0, 0);
+  if (!document.activeElement.closest('nav')) view.focus();  // what had the focus is gone
+});
 show();

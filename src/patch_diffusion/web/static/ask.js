@@ -32,10 +32,12 @@ export async function request(path, content) {
   return (await answered(path, {method: 'POST', headers, body: JSON.stringify(content)})).json();
 }
 
-export async function send(path, values, file) {
+export async function sent(path, values, file) {
   const headers = {'Content-Type': 'application/octet-stream'};
-  return (await answered(address(path, values), {method: 'POST', headers, body: file})).blob();
+  return answered(address(path, values), {method: 'POST', headers, body: file});
 }
+
+export const send = async (...file) => (await sent(...file)).json();
 
 // A picture that the server has.
 export const fetched = async source => (await answered(source)).blob();

@@ -15,13 +15,14 @@ export class Earlier {
   async look(signal, shown = '') {
     const made = (await ask('api/jobs', {}, signal)).jobs.filter(({job}) => job !== shown);
     this.element.hidden = !made.length;
-    this.element.replaceChildren(element('h2', {}, 'Made before'), element('div', {className: 'made'}, ...made.map(each => this.entry(each))));
+    this.element.replaceChildren(element('h2', {}, 'Earlier results'), element('div', {className: 'made'}, ...made.map(each => this.entry(each))));
   }
 
   entry(each) {
     const {job, models, edited, seed, made, shown, settings: [settings], asked_at: time} = each;
-    const seeds = made > 1 ? `seeds ${seed} to ${seed + made / models.length - 1}` : `seed ${seed}`;
-    const how = settings ? [`${settings.steps} steps`, ...settings.guidance === 1 ? [] : [`guidance ${digits(settings.guidance)}`]] : [];
+    const num = Math.ceil(made / models.length);
+    const seeds = num > 1 ? `seeds ${seed} to ${seed + num - 1}` : `seed ${seed}`;
+    const how = settings ? [`${settings.steps} ${settings.steps === 1 ? 'step' : 'steps'}`, ...settings.guidance === 1 ? [] : [`guidance ${digits(settings.guidance)}`]] : [];
     const show = () => { this.onshow(each); this.look(undefined, job).catch(() => {}); };
     return element('button', {type: 'button', onclick: show},
       element('span', {className: 'row'}, ...shown.map(name => element('img', {src: address('api/file', {job, name}), alt: '', loading: 'lazy'}))),

@@ -1,9 +1,9 @@
 // An image that is filled in where a mask is drawn and extended where an edge is dragged, or restored.
 
-import {address, fetched, follow, request, send} from './ask.js';
+import {address, fetched, follow, request, send, sent} from './ask.js';
 import {Earlier} from './earlier.js';
-import {Choice, GuidanceFields, OtherFields, ViewFields, field, fillClasses, more, nameOf, numberOf, seedInput, slider, usableRuns} from './models.js';
-import {element, trouble} from './page.js';
+import {Choice, GuidanceFields, OtherFields, ViewFields, field, fillClasses, more, nameOf, noModel, numberOf, seedInput, slider, usableRuns} from './models.js';
+import {element, empty, trouble} from './page.js';
 import {Results} from './results.js';
 import {Settings} from './settings.js';
 import {Stage} from './stage.js';
@@ -13,15 +13,16 @@ const TASKS = {
   '': {text: 'Fill in or extend', fields: []},
   'super-resolution': {text: 'Enlarge', fields: ['factor', 'noise']},
   deblur: {text: 'Sharpen a blurred image', fields: ['blur', 'noise']},
-  denoise: {text: 'Take away noise', fields: ['noise']},
+  denoise: {text: 'Remove noise', fields: ['noise']},
 };
 
 export async function showEdit(place, values, signal) {
   document.title = 'Edit – patch diffusion';
-  place.append(element('h1', {}, 'Edit'));
-  const runs = (await usableRuns(signal)).runs.filter(run => run.model.editable);
+  place.append(element('h1', {}, 'Edit'), element('p', {className: 'soft'}, 'Fill in a part of an image, extend it, or restore it, with a model that you have trained.'));
+  const found = await usableRuns(signal), runs = found.runs.filter(run => run.model.editable);
   if (!runs.length) {
-    place.append(element('div', {className: 'empty'}, 'There is no trained model of pictures (8 bits, grey, RGB or RGBA) yet.'));
+    place.append(found.runs.length ? empty('This page edits pictures of 8 bits (grey, RGB or RGBA), and no model here makes those. Others are edited on the command line, where they can be:',
+      'patch-diffusion edit RUN image.npy --mask mask.npy --out edited') : noModel(found));
     return;
   }
   const choice = new Choice(runs, {}, {onchange: suit});
@@ -29,30 +30,32 @@ export async function showEdit(place, values, signal) {
   const pictures = element('input', {type: 'number', min: 1, max: 64, step: 1, value: 4, name: 'pictures', required: true});
   const label = element('select', {name: 'class'});
   label.addEventListener('change', suit);
-  const steps = slider('Steps', {min: 1, max: 100, step: 1, value: 32, name: 'steps'});
+  const steps = slider('Steps', 'Each step removes some noise. More take longer.', {min: 1, max: 100, step: 1, value: 32, name: 'steps'});
   const task = element('select', {name: 'task', onchange: () => { stage?.clear(); suit(); }},
-    ...Object.entries(TASKS).map(([value, {text}]) => element('option', {value}, text)));
-  const told = {factor: ['Times the sides', {min: 2, step: 1, value: 2}], blur: ['Deviation of the blur, pixels', {min: 0, step: 'any', value: 1}],
-    noise: ['Deviation of the noise, of 255', {min: 0, step: 'any', value: ''}]};
-  for (const [name, [text, values]] of Object.entries(told)) {
+    ...Object.entries(TASKS).map(([value, {text}]) => element('option', {value}, value && value !== 'denoise' ? `${text} (${value})` : text)));
+  const told = {factor: ['Factor', 'How many times as wide and as high.', {min: 2, step: 1, value: 2}],
+    blur: ['Blur', 'Standard deviation of the Gaussian blur, in pixels.', {min: 0, step: 'any', value: 1}],
+    noise: ['Noise', 'Standard deviation of the noise in the image, of 255.', {min: 0, step: 'any', value: ''}]};
+  for (const [name, [text, hint, values]] of Object.entries(told)) {
     told[name] = element('input', {type: 'number', name, ...values, oninput: suit});
-    field(text, told[name]);
+    field(text, told[name], hint);
   }
-  const way = element('select', {name: 'way'}, ...[['', 'what suits'], ['network', 'careful'], ['isotropic', 'quick']]
+  const way = element('select', {name: 'way'}, ...[['', 'automatic'], ['network', 'careful'], ['isotropic', 'quick']]
     .map(([value, text]) => element('option', {value}, text)));
   const guidance = new GuidanceFields();
   const view = new ViewFields();
   const others = await OtherFields.of(signal, ['sigma_min', 'sigma_max', 'rho']);  // editing has its own solver
   view.size.hidden = true;  // it follows from the image
-  const size = element('select', {name: 'size'}, element('option', {value: 'run'}, 'that of the run’s images'),
-    element('option', {value: 'own'}, 'as it is'));
+  const size = element('select', {name: 'size'}, element('option', {value: 'run'}, 'resize to the run’s images'),
+    element('option', {value: 'own'}, 'keep its size'));
   const go = element('button', {className: 'main', disabled: true}, 'Fill in');
   const hint = element('small');
   const form = element('form', {onsubmit: event => { event.preventDefault(); make(); }},
     element('div', {className: 'box'}, choice.row),
-    element('div', {className: 'box'}, field('What to do', task), ...Object.values(told).map(input => input.parentElement)),
-    element('div', {className: 'box'}, element('div', {className: 'pair'}, field('First seed', seed), field('Pictures', pictures)),
-      field('Class', label), steps.label, ...guidance.fields, more(guidance.interval, field('Way', way), ...view.fields), others.fold), go, hint);
+    element('div', {className: 'box'}, field('Task', task, 'What to do with the image.'), ...Object.values(told).map(input => input.parentElement)),
+    element('div', {className: 'box'}, element('div', {className: 'pair'}, field('Seed', seed, 'the same seed, the same picture'), field('Pictures', pictures, 'results to choose from')),
+      field('Class', label, 'What the image shows.'), steps.label, ...guidance.fields,
+      more('Method and tiles', field('Method', way, 'Careful fits better, and takes about five times as long as quick.'), ...view.fields), others.fold), go, hint);
   const problem = element('div');
   const table = element('div');
   const results = element('div');
@@ -60,9 +63,9 @@ export async function showEdit(place, values, signal) {
   const showing = (models, pictures) => new Results(results, models.map(nameOf), pictures, {onedit});
   const earlier = new Earlier(({models, pictures, job}) => showing(models, pictures).follow(job, signal));
   place.append(element('div', {className: 'work'}, form, element('div', {}, problem, table, results, earlier.element)));
-  let stage = null, fittedTo = '', fittedAs = 'run', taken = 0;
+  let stage = null, fittedTo = '', fittedAs = 'run', original = '', taken = 0;
   let settings = null;
-  empty();
+  choose();
   suit();
   settings = new Settings(form);
   settings.fill(values);
@@ -71,13 +74,14 @@ export async function showEdit(place, values, signal) {
   sessionStorage.removeItem('edit');
   if (brought) await take(() => fetched(brought), 'own');
 
-  function empty() {
+  function choose() {
     stage = null;
-    const input = element('input', {type: 'file', accept: 'image/*', hidden: true, onchange: () => input.files[0] && take(input.files[0])});
-    const drop = element('div', {className: 'drop'}, element('div', {}, 'Drop an image here'),
+    const input = element('input', {type: 'file', accept: 'image/*', hidden: true, 'aria-label': 'image', onchange: () => input.files[0] && take(input.files[0])});
+    const drop = element('div', {className: 'drop'}, element('div', {}, 'Drop an image here, choose a file, or begin with a sample of the model.'),
       element('div', {className: 'row'}, input, element('button', {type: 'button', onclick: () => input.click()}, 'Choose a file'),
         element('button', {type: 'button', onclick: event => sample(event.target)}, 'Begin with a sample')),
-      field('Its size', size), element('small', {}, 'It stays on this machine. Brought to the size of the run, it is cropped at its centre.'));
+      field('Image size', size, 'Resized, it is also cropped at its centre.'),
+      element('small', {}, 'The image goes to patch-diffusion serve and nowhere else.'));
     for (const name of ['dragenter', 'dragover']) drop.addEventListener(name, event => { event.preventDefault(); drop.classList.add('over'); });
     drop.addEventListener('dragleave', () => drop.classList.remove('over'));
     drop.addEventListener('drop', event => {
@@ -96,17 +100,21 @@ export async function showEdit(place, values, signal) {
     const late = () => mine !== taken || run !== choice.asked.run;
     const again = () => { if (mine === taken && fittedTo !== choice.asked.run) take(file, as); };
     try {
-      const fitted = await send('api/fit', {run, size: as}, file instanceof Blob ? file : await file());
+      const answer = await sent('api/fit', {run, size: as}, file instanceof Blob ? file : await file());
+      const fitted = await answer.blob();
       if (late()) return again();
       stage = new Stage(stride, suit);
       [fittedTo, fittedAs] = [run, as];
-      stage.tools.append(element('button', {className: 'small', type: 'button', onclick: () => { empty(); suit(); }}, 'Another image'));
+      original = answer.headers.get('Original-Size');
+      const input = element('input', {type: 'file', accept: 'image/*', hidden: true, name: '', 'aria-label': 'mask', onchange: () => { takeMask(input.files[0]); input.value = ''; }});
+      stage.tools.append(input, element('button', {className: 'small mask-file', type: 'button', onclick: () => input.click()}, 'Load a mask'),
+        element('button', {className: 'small', type: 'button', onclick: () => { choose(); suit(); }}, 'Another image'));
       table.replaceChildren(stage.element, stage.tools);
       await stage.show(fitted);
       results.replaceChildren();
     } catch (error) {
       if (late()) return again();
-      if (fittedTo !== run) empty();
+      if (fittedTo !== run) choose();
       problem.replaceChildren(trouble(error));
     }
     suit();
@@ -125,7 +133,21 @@ export async function showEdit(place, values, signal) {
       await take(() => fetched(address('api/file', {job, name: made.shown})), 'own');
     } catch (error) {
       problem.replaceChildren(trouble(error));
-      empty();
+      choose();
+    }
+  }
+
+  // A picture that is white where the image is to be filled in, as the command line takes it.
+  async function takeMask(file) {
+    problem.replaceChildren();
+    const {height, width} = stage, mine = taken;
+    try {
+      const {mask, note} = await send('api/mask', {size: fittedAs, image: `${height} ${width}`, original}, file);
+      if (mine !== taken) return;
+      await stage.load(mask);
+      if (note) problem.replaceChildren(element('p', {className: 'soft', role: 'status'}, note));
+    } catch (error) {
+      if (mine === taken) problem.replaceChildren(trouble(error));
     }
   }
 
@@ -145,7 +167,7 @@ export async function showEdit(place, values, signal) {
     const asked = stage && (task.value ? !missing : stage.hasMask || stage.extended);
     go.disabled = !asked || classMissing;
     go.textContent = task.value ? text : stage?.extended ? 'Extend' : 'Fill in';
-    hint.textContent = !stage ? 'Choose an image first.' : missing ? 'Say how large it is.' : !asked ? 'Draw over what is to be filled, or drag an edge to extend the image.'
+    hint.textContent = !stage ? 'Choose an image first.' : missing ? 'Say how large it is.' : !asked ? 'Draw over what is to be filled in, load a mask that is white there, or drag an edge to extend the image.'
       : classMissing ? 'This model has learned images of a class only: say which this image is of.' : '';
   }
 
@@ -169,5 +191,6 @@ export async function showEdit(place, values, signal) {
       results.replaceChildren(trouble(error));
     }
     suit();
+    shown.giveFocus(go);
   }
 }

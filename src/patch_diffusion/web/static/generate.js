@@ -2,8 +2,8 @@
 
 import {request} from './ask.js';
 import {Earlier} from './earlier.js';
-import {Choice, GuidanceFields, OtherFields, ViewFields, field, fillClasses, more, nameOf, seedInput, slider, usableRuns} from './models.js';
-import {element, trouble} from './page.js';
+import {Choice, GuidanceFields, OtherFields, ViewFields, field, fillClasses, more, nameOf, noModel, seedInput, slider, usableRuns} from './models.js';
+import {element, empty, quoted, trouble} from './page.js';
 import {Results} from './results.js';
 import {Settings} from './settings.js';
 
@@ -13,29 +13,33 @@ const SOLVERS = {heun: 'Heun', dpm_solver_2m: 'DPM-Solver++ 2M', dpm_solver_3m: 
 
 export async function showGenerate(place, values, signal) {
   document.title = 'Generate – patch diffusion';
-  place.append(element('h1', {}, 'Generate'));
-  const {runs} = await usableRuns(signal);
+  place.append(element('h1', {}, 'Generate'), element('p', {className: 'soft'}, 'Make new pictures with a model that you have trained.'));
+  const found = await usableRuns(signal), {runs} = found;
   if (!runs.length) {
-    place.append(element('div', {className: 'empty'}, 'There is no trained model yet: a run has one from its first checkpoint on.'));
+    place.append(noModel(found));
     return;
   }
   const choices = [];
-  const models = element('fieldset', {className: 'models', 'aria-label': 'models'});
-  const beside = element('button', {className: 'small', type: 'button', onclick: compare}, 'Compare with another');
+  const models = element('fieldset', {className: 'models'}, element('legend', {}, 'Model'));
+  const beside = element('button', {className: 'small', type: 'button', onclick: compare}, 'Compare with another model');
   const seed = seedInput();
   const pictures = element('input', {type: 'number', min: 1, max: 64, step: 1, value: 16, name: 'pictures', required: true});
   const label = element('select', {name: 'class'});
-  const steps = slider('Steps', {min: 1, max: 100, step: 1, value: 18, name: 'steps'});
-  const solver = element('select', {name: 'solver'}, ...Object.entries(SOLVERS).map(([value, text]) => element('option', {value}, text)));
+  const steps = slider('Steps', 'Each step removes some noise. More take longer.', {min: 1, max: 100, step: 1, value: 18, name: 'steps'});
+  steps.input.addEventListener('input', () => suit());
+  const solver = element('select', {name: 'solver', onchange: () => suit()}, ...Object.entries(SOLVERS).map(([value, text]) => element('option', {value}, text)));
   const guidance = new GuidanceFields();
   const view = new ViewFields();
   const others = await OtherFields.of(signal);
   const go = element('button', {className: 'main'}, 'Generate');
-  const results = element('div', {}, element('div', {className: 'empty'}, 'Pictures appear here, step by step.'));
+  const first = quoted(`${found.folder}/${values.get('run') ?? runs[0].name}`);
+  const results = element('div', {}, empty('Press Generate: pictures appear here, step by step. The same from the command line:',
+    `patch-diffusion sample ${first} --seeds 0-15 --out pictures`));
   const form = element('form', {onsubmit: event => { event.preventDefault(); make(); }},
     element('div', {className: 'box'}, models, element('div', {}, beside)),
-    element('div', {className: 'box'}, element('div', {className: 'pair'}, field('First seed', seed), field('Pictures', pictures)),
-      field('Class', label), steps.label, field('Solver', solver), ...guidance.fields, more(guidance.interval, ...view.fields), others.fold), go);
+    element('div', {className: 'box'}, element('div', {className: 'pair'}, field('Seed', seed, 'the same seed, the same picture'), field('Pictures', pictures, 'how many; seeds count up')),
+      field('Class', label, 'What the pictures show.'), steps.label, field('Solver', solver, 'How noise is removed: Heun for 12 steps or more, DPM-Solver++ 2M for few.'),
+      ...guidance.fields, more('Size and tiles', ...view.fields), others.fold), go);
   const earlier = new Earlier(({models, pictures, job}) => showing(models, pictures).follow(job, signal));
   place.append(element('div', {className: 'work'}, form, element('div', {}, results, earlier.element)));
   let settings = null;
@@ -73,6 +77,8 @@ export async function showGenerate(place, values, signal) {
     fillClasses(label, fewest, 'all, in turn');
     guidance.suit(choices);
     view.suit(found);
+    const few = solver.value.includes('heun') && steps.input.value > 1 && steps.input.value < 5;  // specks
+    solver.parentElement.lastChild.classList.toggle('warning', few);
     settings?.write();
   }
 
@@ -101,5 +107,6 @@ export async function showGenerate(place, values, signal) {
       results.replaceChildren(trouble(error));
     }
     go.disabled = false;
+    shown.giveFocus(go);
   }
 }

@@ -1,28 +1,37 @@
 // The choice of models: a run and one of its checkpoints, and what a form needs to know of them.
 
 import {ask} from './ask.js';
-import {element} from './page.js';
+import {element, empty, quoted} from './page.js';
 
 export async function usableRuns(signal) {
   const {folder, runs} = await ask('api/runs', {}, signal);
-  return {folder, runs: runs.filter(run => run.has_model)};
+  return {folder, all: runs, runs: runs.filter(run => run.has_model)};
 }
+
+// What to do where there is no run: train on images of one's own, or on those that come with the package.
+export const howToTrain = (words, folder) => empty(words,
+  `patch-diffusion train photos/ --resolution 64 --out ${quoted(`${folder}/photos`)}`,
+  `patch-diffusion train digits --preset digits --out ${quoted(`${folder}/digits`)}`);
+
+export const noModel = ({folder, all}) => howToTrain(all.length
+  ? `No run in ${folder} has a model yet. A run has one from its first checkpoint on: look at its progress under Runs. To train another, on your images or on the built-in digits:`
+  : `There is no run in ${folder} yet. Train one, on your images or on the built-in digits, and it appears here:`, folder);
 
 export class Choice {
   constructor(runs, chosen = {}, {onchange, onremove} = {}) {
     this.runs = runs;
-    this.run = element('select', {name: 'run', 'aria-label': 'run', onchange: () => { this.fill(); onchange?.(); }},
+    this.run = element('select', {name: 'run', onchange: () => { this.fill(); onchange?.(); }},
       ...runs.map(run => element('option', {value: run.name}, run.name)));
     if (runs.some(run => run.name === chosen.run)) this.run.value = chosen.run;
-    this.checkpoint = element('select', {name: 'checkpoint', 'aria-label': 'checkpoint', onchange: () => onchange?.()});
+    this.checkpoint = element('select', {name: 'checkpoint', onchange: () => onchange?.()});
     this.average = element('input', {type: 'number', name: 'average', min: 0, max: .289, step: 'any', placeholder: 'default', oninput: () => onchange?.()});
-    this.averageLabel = element('label', {}, 'Averaged over this share of the training', this.average);
+    this.averageLabel = field('EMA length', this.average, 'Share of the training that the weights are averaged over, such as 0.1.');
     this.averageLabel.style.gridColumn = '1 / 3';
     this.fill();
     if (chosen.checkpoint) this.checkpoint.value = chosen.checkpoint;
     if (chosen.ema_length) this.average.value = chosen.ema_length;
-    this.row = element('div', {className: 'pair'}, element('label', {}, 'Run', this.run), element('label', {}, 'Weights', this.checkpoint),
-      onremove ? element('button', {className: 'plain', type: 'button', 'aria-label': 'remove this model', onclick: () => onremove(this)}, '✕') : null, this.averageLabel);
+    this.row = element('div', {className: 'pair', role: 'group', 'aria-label': 'model'}, field('Run', this.run, 'which training'),
+      field('Checkpoint', this.checkpoint, 'at which step of it'), onremove ? element('button', {className: 'plain', type: 'button', 'aria-label': 'remove this model', onclick: () => onremove(this)}, '✕') : null, this.averageLabel);
     if (!onremove) this.row.style.gridTemplateColumns = '1fr 1fr';
   }
 
@@ -59,15 +68,26 @@ export function fillClasses(select, model, none) {
   select.parentElement.hidden = !model.classes;
 }
 
-// A label with a slider that says its value.
-export function slider(text, values, show = value => value) {
-  const output = element('output');
-  const input = element('input', {type: 'range', ...values, value: values.value, oninput: () => { output.textContent = show(input.value); }});
-  output.textContent = show(input.value);
-  return {label: element('label', {}, element('span', {}, text, output), input), input};
+let fields = 0;
+
+// An input with its label, and a hint of what it does; it is the parent of the input.
+export function field(text, input, hint = '') {
+  input.id ||= `field-${++fields}`;
+  const told = hint && element('small', {id: `${input.id}-hint`}, hint);
+  if (told) input.setAttribute('aria-describedby', told.id);
+  return element('div', {className: 'field'}, element('label', {htmlFor: input.id}, text), input, told);
 }
 
-export const field = (text, input) => element('label', {}, text, input);
+// A field with a slider that says its value.
+export function slider(text, hint, values, show = value => value) {
+  const output = element('output');
+  const tell = () => { output.textContent = show(input.value); input.setAttribute('aria-valuetext', output.textContent); };
+  const input = element('input', {type: 'range', ...values, value: values.value, oninput: tell});
+  tell();
+  const label = field(text, input, hint);
+  label.firstChild.after(output);
+  return {label, input};
+}
 
 // Of the first seed: the last of 64 is still a number that JavaScript holds exactly. Larger ones are for the command line.
 export const seedInput = () => element('input', {type: 'number', min: 0, max: 2 ** 53 - 64, step: 1, value: 0, name: 'seed', required: true});
@@ -76,13 +96,13 @@ export const seedInput = () => element('input', {type: 'number', min: 0, max: 2 
 export class GuidanceFields {
   constructor() {
     this.guide = element('select', {name: 'guide'});
-    const scale = slider('Guidance', {min: 1, max: 4, step: .1, value: 1, name: 'guidance'}, value => value === '1' ? 'none' : Number(value).toFixed(1));
+    const scale = slider('Guidance', 'Clearer pictures with less variety. Begin with 1.5 or 2.', {min: 1, max: 4, step: .1, value: 1, name: 'guidance'}, value => value === '1' ? 'none' : Number(value).toFixed(1));
     scale.input.addEventListener('input', () => this.show());
     this.scale = scale.input;
-    this.guideLabel = field('Guided by', this.guide);
-    this.fields = [scale.label, this.guideLabel];
+    this.guideLabel = field('Guide away from', this.guide, 'The weaker model that guidance moves away from.');
     [this.low, this.high] = ['low', 'high'].map(name => element('input', {type: 'number', name, min: 0, step: 'any', placeholder: name === 'low' ? '0' : 'all'}));
-    this.interval = element('div', {className: 'pair'}, field('Above noise', this.low), field('up to noise', this.high));
+    this.interval = element('div', {className: 'pair'}, field('Guide above noise', this.low, 'lowest noise level'), field('up to noise', this.high, 'highest noise level'));
+    this.fields = [scale.label, this.guideLabel, this.interval];
     this.show();
   }
 
@@ -101,8 +121,8 @@ export class GuidanceFields {
     const earlier = choices.map(({found, step}) => found.checkpoints.filter(each => each < (step ?? found.step)));
     const steps = earlier[0].filter(step => earlier.every(each => each.includes(step)));
     const before = this.guide.value;
-    const guides = [...(byClass ? [['class', 'the class']] : []), ['crops', 'crops of half the sides'], ['crops:1/4', 'crops of a quarter'],
-      ...steps.map(step => [`step:${step}`, `the model of step ${step.toLocaleString('en')}`])];
+    const guides = [...(byClass ? [['class', 'the model without the class']] : []), ['crops', 'the model on crops, half the sides'], ['crops:1/4', 'the model on crops, a quarter'],
+      ...steps.map(step => [`step:${step}`, `the checkpoint of step ${step.toLocaleString('en')}`])];
     this.guide.replaceChildren(...guides.map(([value, text]) => element('option', {value}, text)));
     if (guides.some(([value]) => value === before)) this.guide.value = before;
   }
@@ -120,12 +140,12 @@ export class ViewFields {
   constructor() {
     const side = (name, least) => element('input', {type: 'number', name, min: least, step: 1, placeholder: name === 'tile' ? 'none' : ''});
     [this.height, this.width, this.tile, this.overlap] = [side('height', 1), side('width', 1), side('tile', 1), side('overlap', 0)];
-    this.coords = element('select', {name: 'coords'}, ...[['', 'default'], ['stretch', 'is one image as a whole'],
-      ['extend', 'goes on as it was learned'], ['repeat', 'each tile is an image']].map(([value, text]) => element('option', {value}, text)));
-    this.size = element('div', {className: 'pair'}, field('Height', this.height), field('Width', this.width));
-    this.coordsLabel = field('An image of another size', this.coords);
+    this.coords = element('select', {name: 'coords'}, ...[['', 'automatic'], ['stretch', 'stretch: over the whole picture'],
+      ['extend', 'extend: on beyond the edges'], ['repeat', 'repeat: anew in each tile']].map(([value, text]) => element('option', {value}, text)));
+    this.size = element('div', {className: 'pair'}, field('Height', this.height, 'pixels'), field('Width', this.width, 'pixels'));
+    this.coordsLabel = field('Coordinates', this.coords, 'What the network is told of places, in a picture of another size than in training.');
     this.overlap.placeholder = 'a quarter';
-    this.tiles = element('div', {className: 'pair'}, field('In tiles of', this.tile), field('that overlap by', this.overlap));
+    this.tiles = element('div', {className: 'pair'}, field('Tile', this.tile, 'side in pixels, to save memory'), field('Overlap', this.overlap, 'pixels between tiles'));
     this.fields = [this.size, this.coordsLabel, this.tiles];
   }
 
@@ -152,10 +172,11 @@ export class OtherFields {
   }
 
   constructor(options) {
-    this.inputs = options.map(([name, {enum: words, description: title}]) => words
-      ? element('select', {name, title}, ...words.map(value => element('option', {value}, value)))
-      : element('input', {type: 'number', name, title, step: 'any', placeholder: 'default'}));
-    this.fold = fold('More options', ...this.inputs.map(input => field(input.name.replace('_', ' '), input)));
+    this.inputs = options.map(([name, {enum: words}]) => words
+      ? element('select', {name}, ...words.map(value => element('option', {value}, value)))
+      : element('input', {type: 'number', name, step: 'any', placeholder: 'default'}));
+    const named = name => name[0].toUpperCase() + name.slice(1).replace('_', ' ');
+    this.fold = more('Noise schedule and solver', ...options.map(([name, {description}], index) => field(named(name), this.inputs[index], description.replace('None:', 'Empty:'))));
   }
 
   get asked() {
@@ -165,5 +186,4 @@ export class OtherFields {
 
 const FORMED = ['steps', 'solver', 'guidance', 'guide', 'guidance_interval', 'resolution', 'coords', 'tile', 'overlap', 'batch'];
 
-const fold = (name, ...fields) => element('details', {className: 'more'}, element('summary', {}, name), ...fields);
-export const more = (...fields) => fold('More', ...fields);
+export const more = (name, ...fields) => element('details', {className: 'more'}, element('summary', {}, name), ...fields);

@@ -62,4 +62,10 @@ export const command = text => element('div', {className: 'command'},
   element('code', {}, ...text.split(' ').flatMap((word, index) => [index ? ' ' : '', element('span', {}, word)])),
   element('button', {className: 'small', type: 'button', onclick: event => copy(text, event.target)}, 'Copy'));
 
+// A word of a shell command.
+export const quoted = word => /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`;
+
+// What stands where nothing is yet: what to do, in words and as commands.
+export const empty = (words, ...commands) => element('div', {className: 'empty'}, element('p', {}, words), ...commands.map(command));
+
 export const trouble = error => element('p', {className: 'error', role: 'alert'}, error.message);

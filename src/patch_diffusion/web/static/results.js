@@ -15,18 +15,19 @@ export class Results {
     this.status = element('span', {role: 'status'}, 'asked for');
     this.bar = element('div');
     this.stopping = element('button', {className: 'small', type: 'button', onclick: () => this.stop()}, 'Stop');
+    this.meter = element('div', {className: 'meter', role: 'progressbar', 'aria-label': 'progress'}, this.bar);
     this.progress = element('div', {className: 'progress'},
-      element('div', {className: 'row'}, element('small', {}, this.status), this.stopping), element('div', {className: 'meter'}, this.bar));
+      element('div', {className: 'row'}, element('small', {}, this.status), this.stopping), this.meter);
     this.bar.style.width = '0';
     this.slider = element('input', {type: 'range', min: 1, max: 1, value: 1, disabled: true, 'aria-label': 'step', oninput: () => this.look()});
     this.at = element('span', {}, 'no step yet');
     const side = pictures === 1 ? '100%' : names.length > 2 ? '64px' : names.length > 1 || pictures > 16 ? '84px' : '120px';
     this.grid = element('div', {className: 'columns'}, ...this.columns.map(column => this.column(column, side)));
     this.grid.style.setProperty('--columns', names.length);
-    this.after = element('div');
+    this.after = element('div', {className: 'made-by'});
     place.replaceChildren(this.progress, element('div', {className: 'scrub'}, this.slider, this.at), this.grid, this.after);
     this.place = place;
-    this.dialog = element('dialog', {className: 'viewer', onclick: event => { if (event.target === this.dialog) this.dialog.close(); }});
+    this.dialog = element('dialog', {className: 'viewer', 'aria-label': 'picture', onclick: event => { if (event.target === this.dialog) this.dialog.close(); }});
     place.append(this.dialog);
   }
 
@@ -34,14 +35,15 @@ export class Results {
     column.shots = Array.from({length: this.pictures}, (_, index) => {
       const canvas = element('canvas', {width: 1, height: 1});
       const text = element('span');
-      const button = element('button', {type: 'button', className: 'picture', disabled: true, onclick: () => this.open(column, index)}, canvas, text);
+      const button = element('button', {type: 'button', className: 'picture', disabled: true, 'aria-label': `picture ${index + 1}, not made yet`,
+        onclick: () => this.open(column, index)}, canvas, text);
       return {canvas, text, button};
     });
     const pictures = element('div', {className: 'pictures'}, ...column.shots.map(shot => shot.button));
     pictures.style.setProperty('--side', side);
     if (this.pictures === 1) pictures.style.maxWidth = '360px';
     column.settings = element('small');
-    return element('section', {className: 'column'}, element('h3', {}, column.name), pictures);
+    return element('section', {className: 'column'}, element('h2', {}, column.name), pictures);
   }
 
   async follow(job, signal) {
@@ -80,7 +82,9 @@ export class Results {
       this.steps = event.steps;
       this.slider.max = event.steps;
       const part = (event.first + event.num * event.step / event.steps) / this.pictures;
-      this.bar.style.width = `${100 * (event.model + part) / this.columns.length}%`;
+      const percent = Math.round(100 * (event.model + part) / this.columns.length);
+      this.bar.style.width = `${percent}%`;
+      this.meter.setAttribute('aria-valuenow', percent);
       this.status.textContent = `${whose}step ${event.step} of ${event.steps}`
         + (event.num < this.pictures ? `, pictures ${event.first + 1} to ${event.first + event.num} of ${this.pictures}` : '');
       if (!this.held) { this.slider.value = event.step; this.draw(event, image, column); this.tellStep(event.step, event.sigma); }
@@ -122,23 +126,28 @@ export class Results {
     this.at.textContent = `step ${step} of ${this.steps}${sigma === null ? '' : `, noise ${digits(sigma)}`}`;
   }
 
+  // What has lost the focus when it went away or could not be used gives it to another.
+  giveFocus(other) { if (document.activeElement === document.body) other.focus({preventScroll: true}); }
+
   end() {
     this.stopping.remove();
-    this.progress.hidden = this.state === 'done';
-    this.status.textContent = this.state === 'stopped' && this.reason ? `stopped: ${this.reason}` : this.state;
+    this.meter.hidden = this.state === 'done';
+    const num = this.columns.reduce((sum, column) => sum + column.samples.length, 0);
+    this.status.textContent = this.state === 'stopped' && this.reason ? `stopped: ${this.reason}`
+      : this.state === 'done' ? `${num} ${num === 1 ? 'picture is' : 'pictures are'} ready` : this.state;
     const made = this.columns.filter(column => column.made);
     const any = this.columns.some(column => column.samples.length);
     this.after.replaceChildren(
       this.failed ? trouble(this.failed) : '',
       any ? element('div', {className: 'after'},
         element('a', {className: 'button', href: file(this.job, 'pictures.zip', {save: 1}), download: 'pictures.zip'}, 'Download all, with settings')) : '',
-      ...made.length ? [element('small', {}, 'The same on the command line')] : [],
+      ...made.length ? [element('small', {}, 'The same from the command line')] : [],
       ...made.map(column => command(column.made.command)));
   }
 
   open(column, index) {
     const sample = column.samples[index];
-    const canvas = element('canvas');
+    const canvas = element('canvas', {role: 'img', 'aria-label': column.shots[index].button.getAttribute('aria-label')});
     paint(canvas, sample.image, 0, 0, sample.image.width, sample.image.height);
     const settings = {model: column.name, seed: sample.seed, ...sample.label === null ? {} : {class: sample.label}, ...column.made?.settings};
     const text = value => Array.isArray(value) ? value.join(' × ') : typeof value === 'object' ? Object.entries(value).map(pair => pair.join(' ')).join(', ')

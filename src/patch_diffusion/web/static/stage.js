@@ -3,6 +3,8 @@
 import {element, loaded} from './page.js';
 
 const LARGEST = 520;  // of the stage on the screen, in CSS pixels
+const MOST_UNDONE = 32;  // changes that can be taken back
+const COLOUR = '#e8466b';  // of the mask
 const SIDES = ['left', 'right', 'top', 'bottom'];
 
 export class Stage {
@@ -11,20 +13,29 @@ export class Stage {
     this.stride = stride;
     this.onchange = onchange;
     this.extend = {left: 0, right: 0, top: 0, bottom: 0};
-    this.picture = element('canvas');
-    this.mask = element('canvas', {className: 'mask', 'aria-label': 'draw over what is to be filled'});
+    this.before = [];
+    this.picture = element('canvas', {role: 'img', 'aria-label': 'image to edit'});
+    this.mask = element('canvas', {className: 'mask', role: 'img', 'aria-label': 'mask: draw over what is to be filled in, or load a mask'});
     this.frame = element('div', {className: 'frame'}, this.picture, this.mask);
     this.grips = Object.fromEntries(SIDES.map(side => [side, this.grip(side)]));
     this.element = element('div', {className: 'stage'}, this.frame, ...Object.values(this.grips));
-    this.brush = element('input', {type: 'range', min: 1, max: 40, value: 12, 'aria-label': 'width of the brush'});
+    this.brush = element('input', {type: 'range', min: 1, max: 40, value: 12});
     this.erase = element('input', {type: 'checkbox'});
     this.erase.style.width = 'auto';
     this.told = element('small', {role: 'status'});
     const eraser = element('label', {}, this.erase, 'Erase');
     eraser.style.width = 'auto';
-    this.tools = element('div', {className: 'tools'}, element('label', {}, 'Brush', this.brush), eraser,
-      element('button', {className: 'small clear', type: 'button', onclick: () => this.clear()}, 'Clear'), this.told);
+    this.tools = element('div', {className: 'tools'}, element('label', {}, 'Brush size', this.brush), eraser,
+      this.undoing = element('button', {className: 'small undo', type: 'button', title: 'Ctrl+Z', onclick: () => this.undo()}, 'Undo'),
+      element('button', {className: 'small clear', type: 'button', onclick: () => { this.keep(); this.clear(); }}, 'Clear'), this.told);
     this.draw();
+    document.addEventListener('keydown', this.key = event => {
+      if (!this.element.isConnected) document.removeEventListener('keydown', this.key);
+      else if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === 'z' && !event.shiftKey && !event.target.matches('input[type=number]')) {
+        event.preventDefault();
+        this.undo();
+      }
+    });
     this.watched = new ResizeObserver(() => this.layout());
   }
 
@@ -40,12 +51,45 @@ export class Stage {
     this.clear();
   }
 
-  clear() {
-    this.mask.getContext('2d').clearRect(0, 0, this.width, this.height);
-    this.extend = {left: 0, right: 0, top: 0, bottom: 0};
-    this.hasMask = false;
+  clear() { this.put(null, {left: 0, right: 0, top: 0, bottom: 0}); }
+
+  // The mask and the extension as they are, to be gone back to.
+  keep() {
+    this.before.push([this.mask.getContext('2d').getImageData(0, 0, this.width, this.height), {...this.extend}]);
+    if (this.before.length > MOST_UNDONE) this.before.shift();
+  }
+
+  undo() { if (this.before.length) this.put(...this.before.pop()); }
+
+  put(pixels, extend) {
+    const context = this.mask.getContext('2d');
+    context.clearRect(0, 0, this.width, this.height);
+    if (pixels) context.putImageData(pixels, 0, 0);
+    this.extend = extend;
+    this.changed();
+  }
+
+  changed() {
+    this.hasMask = this.covered().some((value, index) => index % 4 === 3 && value >= 128);
+    this.undoing.disabled = !this.before.length;
     this.layout();
     this.onchange();
+  }
+
+  // A mask in place of what is drawn: a picture in base64, of the image's size and white where it is to be filled in.
+  async load(text) {
+    const white = await loaded(`data:image/png;base64,${text}`);
+    this.keep();
+    const context = this.mask.getContext('2d', {willReadFrequently: true});
+    context.clearRect(0, 0, this.width, this.height);
+    context.drawImage(white, 0, 0);
+    const pixels = context.getImageData(0, 0, this.width, this.height);
+    const colour = COLOUR.match(/\w\w/g).map(part => parseInt(part, 16));
+    for (let place = 0; place < pixels.data.length; place += 4) {
+      pixels.data[place + 3] = pixels.data[place];
+      pixels.data.set(colour, place);
+    }
+    this.put(pixels, this.extend);
   }
 
   // An image that is restored as a whole is not drawn on.
@@ -77,15 +121,16 @@ export class Stage {
 
   grip(side) {
     const [across, sign] = {left: [true, -1], right: [true, 1], top: [false, -1], bottom: [false, 1]}[side];
+    let from = null;
     const set = pixels => {
       const most = 2 * (across ? this.width : this.height);
       const snapped = Math.round(Math.min(Math.max(pixels, 0), most) / this.stride) * this.stride;
       if (snapped === this.extend[side]) return;
+      if (!from?.kept) this.keep();  // a drag is one change
+      if (from) from.kept = true;
       this.extend[side] = snapped;
-      this.layout();
-      this.onchange();
+      this.changed();
     };
-    let from = null;
     const grip = element('button', {type: 'button', className: `grip ${side}`, 'aria-label': `extend the ${side}: drag, or arrow keys`, title: `drag to extend the ${side}`});
     grip.addEventListener('pointerdown', event => {
       grip.setPointerCapture(event.pointerId);
@@ -112,7 +157,7 @@ export class Stage {
     };
     const line = (from, to) => {
       const context = this.mask.getContext('2d');
-      Object.assign(context, {lineCap: 'round', lineJoin: 'round', strokeStyle: '#e8466b',
+      Object.assign(context, {lineCap: 'round', lineJoin: 'round', strokeStyle: COLOUR,
         lineWidth: Math.max(1, Number(this.brush.value) / 100 * Math.max(this.width, this.height)),
         globalCompositeOperation: this.erase.checked ? 'destination-out' : 'source-over'});
       context.beginPath();
@@ -122,6 +167,7 @@ export class Stage {
     };
     this.mask.addEventListener('pointerdown', event => {
       this.mask.setPointerCapture(event.pointerId);
+      this.keep();
       last = at(event);
       line(last, last);
     });
@@ -135,8 +181,7 @@ export class Stage {
       this.mask.addEventListener(name, () => {
         if (!last) return;
         last = null;
-        this.hasMask = this.covered().some((value, index) => index % 4 === 3 && value >= 128);
-        this.onchange();
+        this.changed();
       });
     }
   }
