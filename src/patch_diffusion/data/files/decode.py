@@ -167,9 +167,8 @@ def decode_with_key(
     else:
         with source:
             most = _MOST_BYTES_PER_PIXEL * (Image.MAX_IMAGE_PIXELS or _MOST_PIXELS)
-            content = read_at_most(
-                source, most
-            )  # Pillow stops before the end, where a zip finds out that it is damaged
+            # All of it: Pillow stops before the end, where a zip finds out that it is damaged.
+            content = read_at_most(source, most)
             if len(content) > most:
                 raise InputError(f"more than {most:,} bytes, which no image of the most pixels has")
         source, key = BytesIO(content), key_of_bytes(content)
