@@ -92,8 +92,8 @@ def _validator(kind: Any) -> TypeAdapter[Any]:
     from pydantic import ConfigDict, TypeAdapter
 
     # Dataclasses have their own settings.
-    settings = None if is_dataclass(kind) else ConfigDict(allow_inf_nan=False)
-    return TypeAdapter[Any](kind, config=settings)
+    of_its_own: bool = is_dataclass(kind)
+    return TypeAdapter[Any](kind, config=None if of_its_own else ConfigDict(allow_inf_nan=False))
 
 
 def _name_of(location: tuple[str | int, ...], content: Any, name: str) -> str:

@@ -13,7 +13,6 @@ from patch_diffusion.cli.choosing import open_guide, read_from
 from patch_diffusion.cli.verb import DataName, Existing, Json, Verb, tell
 from patch_diffusion.config import LIMITS
 from patch_diffusion.data.named import check_source
-from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.options import EvaluationOptions
 from patch_diffusion.files import check_apart
 from patch_diffusion.processes import is_first
