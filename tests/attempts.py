@@ -8,6 +8,7 @@ all its threads. At the limit it writes where each thread is, and the system end
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import json
 import os
@@ -139,6 +140,9 @@ class Tally:
         return "\n".join(lines)
 
 
+_ARENAS = -8  # M_ARENA_MAX of glibc
+
+
 def _be_the_child(work: Callable[[], int | None], folder: Path, said: Sequence[Path], limits: Limits) -> None:
     """Prepare this process, do the work, and end it with its exit status; never return."""
     import resource  # there is none on Windows, where this is not called
@@ -159,6 +163,7 @@ def _be_the_child(work: Callable[[], int | None], folder: Path, said: Sequence[P
         signal.signal(signal.SIGINT, signal.default_int_handler)
         faulthandler.enable(file=2)
         faulthandler.register(signal.SIGXCPU, file=2)
+        ctypes.CDLL(None).mallopt(_ARENAS, 1)  # each thread's arena would reserve 64 MB of the address space
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         for kind, soft, hard in (
             (resource.RLIMIT_CPU, limits.cpu, limits.cpu + 1),

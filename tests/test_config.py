@@ -219,6 +219,8 @@ def test_yaml_is_bounded(tmp_path, content, told):
         ({"noise": {"sigma_data": 1e300}}, "noise.sigma_data"),
         ({"optimizer": {"learning_rate": 1e300}}, "optimizer.learning_rate"),
         ({"log_every": 0}, "log_every"),
+        ({"noise": {"mean_data": []}}, "noise.mean_data"),
+        ({"noise": {"levels": []}}, "noise.levels"),
     ],
 )
 def test_numbers_have_limits(options, option):

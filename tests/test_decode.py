@@ -1,4 +1,5 @@
 import struct
+import tracemalloc
 import zipfile
 import zlib
 from io import BytesIO
@@ -19,7 +20,16 @@ from image_files import (  # noqa: F401
     write_zip,
 )
 from patch_diffusion.config import Data
-from patch_diffusion.data.files.decode import Header, ImageFile, decode_file, quiet, read_header, read_headers, reason
+from patch_diffusion.data.files.decode import (
+    Header,
+    ImageFile,
+    decode_file,
+    decode_with_key,
+    quiet,
+    read_header,
+    read_headers,
+    reason,
+)
 from patch_diffusion.data.inspection.inspect import inspect_images
 
 RANDOM = np.random.default_rng(0)
@@ -461,3 +471,15 @@ def test_a_file_that_is_a_program_is_not_run(tmp_path, monkeypatch):
     (tmp_path / "a.eps").rename(tmp_path / "a.png")
     with pytest.raises(pd.InputError, match=r"a\.png \(a kind of file that is not read \(EPS\): convert it to PNG\)"):
         pd.open_images(tmp_path)
+
+
+def test_a_small_file_takes_little_memory(tmp_path):
+    """Though the most bytes that a file may have are allowed for; labels and groups are read by the same function."""
+    file = tmp_path / "a.png"
+    Image.fromarray(RANDOM.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file)
+    decode_with_key(ImageFile(file.name, lambda: file.open("rb")), None, "RGB", "crop")  # imports what it takes
+    tracemalloc.start()
+    decode_with_key(ImageFile(file.name, lambda: file.open("rb")), None, "RGB", "crop")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**21

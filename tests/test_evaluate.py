@@ -288,7 +288,8 @@ def test_processes_share_the_samples(trained, run, tmp_path):
         assert found[2]["metrics"][name]["value"] == pytest.approx(measure["value"], rel=1e-4, abs=1e-6), name
     status, _, err = run("evaluate RUN --processes 2 --metrics frechet --extractor FILE", RUN=trained, FILE=tmp_path)
     assert status == 1 and err.startswith("patch-diffusion evaluate: ") and err.count("\n") == 1
-    assert run("evaluate RUN --processes 0", RUN=trained)[0] == 1
+    for num in (0, 10**9):
+        assert run(f"evaluate RUN --processes {num}", RUN=trained)[0] == 1
 
 
 @pytest.mark.slow

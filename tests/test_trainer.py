@@ -551,7 +551,7 @@ def test_a_state_of_any_kind_is_taken_or_refused(make_trainer):
                 yield from places(value, *path, key)
 
     for *groups, name in places(written):
-        for value in (None, -1, "x", 10**400, {"../x": "x"}, [["a", None]]):
+        for value in (None, -1, "x", 10**400, {"../x": "x"}, [["a", None]], math.nan, {"8x8": [[math.nan, 1.0]]}):
             altered = group = copy.deepcopy(written)
             for each in groups:
                 group = group[each]

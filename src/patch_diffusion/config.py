@@ -440,6 +440,9 @@ def check_numbers(config: Config, where: str = "") -> None:
     check_limits(options, LIMITS, where)
     if len(config.network.multipliers or ()) > MOST_LEVELS:
         raise option_error("network.multipliers", f"has at most {MOST_LEVELS} levels")
+    for name in ("noise.mean_data", "noise.levels"):
+        if options[name] == []:
+            raise option_error(name, "names no number: give some, or leave it out")
     if not config.checkpoint_minutes > 0:
         raise option_error("checkpoint_minutes", f"is above 0, not {config.checkpoint_minutes}")
 

@@ -10,12 +10,14 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from patch_diffusion.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_AT_ONCE = 2**18  # bytes
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
@@ -100,6 +102,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file atomically, see `replacing` and `to_json`."""
     write_text(path, to_json(content) + "\n")
+
+
+def read_at_most(stream: IO[bytes], most: int) -> bytes:
+    """Read a stream to its end, or one byte more than ``most``; in parts, as ``read(most)`` would take all that memory.
+
+    >>> import io
+    >>> read_at_most(io.BytesIO(b"abcdef"), 3)
+    b'abcd'
+    """
+    parts: list[bytes] = []
+    left = most + 1
+    while left and (part := stream.read(min(left, _AT_ONCE))):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
 
 
 def to_json(content: Any, *, lines: bool = True) -> str:

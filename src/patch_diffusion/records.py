@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import reprlib
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from patch_diffusion.errors import InputError
@@ -88,9 +89,11 @@ _short.maxstring = _short.maxother = _short.maxlong = 60
 @functools.cache
 def _validator(kind: Any) -> TypeAdapter[Any]:
     """Return pydantic's validator of a type, made once, since making it takes longer than validating."""
-    from pydantic import TypeAdapter
+    from pydantic import ConfigDict, TypeAdapter
 
-    return TypeAdapter(kind)
+    # Dataclasses have their own settings.
+    of_its_own: bool = is_dataclass(kind)
+    return TypeAdapter[Any](kind, config=None if of_its_own else ConfigDict(allow_inf_nan=False))
 
 
 def _name_of(location: tuple[str | int, ...], content: Any, name: str) -> str:

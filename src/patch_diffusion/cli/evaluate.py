@@ -11,11 +11,12 @@ from tyro.conf import Positional, arg
 import patch_diffusion
 from patch_diffusion.cli.choosing import open_guide, read_from
 from patch_diffusion.cli.verb import DataName, Existing, Json, Verb, tell
+from patch_diffusion.config import LIMITS
 from patch_diffusion.data.named import check_source
-from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.options import EvaluationOptions
 from patch_diffusion.files import check_apart
 from patch_diffusion.processes import is_first
+from patch_diffusion.records import check_limits
 from patch_diffusion.sampling.options import Sampling
 
 if TYPE_CHECKING:
@@ -55,8 +56,7 @@ class Evaluate(Verb):
 
     def run(self) -> dict[str, Any]:
         """Evaluate, and print a table of metrics on stdout unless JSON goes there; of several ranks, rank 0 prints."""
-        if self.processes < 1:
-            raise InputError(f"processes is at least 1, not {self.processes}")
+        check_limits({"processes": self.processes}, {"processes": LIMITS["engine.processes"]})
         if self.options.pairs:
             inputs = [self.data, self.held_out, self.reference, self.extractor]
             check_apart([Path(self.options.pairs)], [*read_from(Path(self.source)), *inputs])

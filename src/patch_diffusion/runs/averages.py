@@ -14,6 +14,8 @@ from patch_diffusion.errors import InputError
 LONGEST = 1 / 12**0.5
 """The greatest length of a power-function average: that of the plain mean of all weights, gamma = 0."""
 
+_SHORTEST = 0.0001
+
 
 def average_name(length: float) -> str:
     """Return the name that a checkpoint gives to the weight average of this length, such as "ema-0.1"."""
@@ -22,8 +24,10 @@ def average_name(length: float) -> str:
 
 def exponent(length: float) -> float:
     """Return the exponent gamma of an average of this length: length^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3))."""
-    if not 0 < length <= LONGEST + 1e-9:
-        raise InputError(f"the length of an average is a share of the training in (0, {LONGEST:.3f}], not {length}")
+    if not _SHORTEST <= length <= LONGEST + 1e-9:
+        raise InputError(
+            f"the length of an average is a share of the training from {_SHORTEST} to {LONGEST:.3f}, not {length}"
+        )
     # (gamma + 2)^2 (gamma + 3) - (gamma + 1) / length^2 = 0
     roots = np.roots([1, 7, 16 - length**-2, 12 - length**-2])
     return float(max(root.real for root in roots if abs(root.imag) < 1e-6))

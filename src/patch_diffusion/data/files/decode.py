@@ -23,6 +23,7 @@ from patch_diffusion.data.keys import key_of_array, key_of_bytes
 from patch_diffusion.data.reading.parallel import in_order
 from patch_diffusion.data.reading.sizes import Size, resize, resize_values
 from patch_diffusion.errors import InputError
+from patch_diffusion.files import read_at_most
 
 _GREY = {"1", "L", "LA", "La"}
 _EXIF_ORIENTATION = 0x0112
@@ -166,7 +167,8 @@ def decode_with_key(
     else:
         with source:
             most = _MOST_BYTES_PER_PIXEL * (Image.MAX_IMAGE_PIXELS or _MOST_PIXELS)
-            content = source.read(most + 1)  # Pillow stops before the end, where a zip finds out that it is damaged
+            # All of it: Pillow stops before the end, where a zip finds out that it is damaged.
+            content = read_at_most(source, most)
             if len(content) > most:
                 raise InputError(f"more than {most:,} bytes, which no image of the most pixels has")
         source, key = BytesIO(content), key_of_bytes(content)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from patch_diffusion.errors import InputError
+from patch_diffusion.files import read_at_most
 
 _MOST_BYTES, _MOST_BYTES_PER_IMAGE = 2**28, 2**10
 """The most bytes of a file of labels: 256 MB, and a line of 1 KB more for each image."""
@@ -40,7 +41,7 @@ def read_labels(stream: IO[bytes], source: str | Path, num_images: int) -> bytes
     """Read a file of labels to its end, or raise an `InputError` if it has more bytes than labels of images take."""
     most = _MOST_BYTES + _MOST_BYTES_PER_IMAGE * num_images
     with damage_named(source), stream:
-        content = stream.read(most + 1)
+        content = read_at_most(stream, most)
     if len(content) > most:
         raise InputError(f"{source} has more than {most / 1e6:,.0f} MB, too many for labels of {num_images:,} images")
     return content
