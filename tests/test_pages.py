@@ -35,8 +35,8 @@ REWRITTEN = [
     "CONTRIBUTING.md",
 ]
 
-# Here no sentence is long. README.md is to join them.
-PLAIN = [*(f"docs/{name}.md" for name in NEW), *REWRITTEN]
+# Here no sentence is long.
+PLAIN = ["README.md", *(f"docs/{name}.md" for name in NEW), *REWRITTEN]
 MOST_WORDS, MEAN_WORDS = 30, 16
 
 # Groups of docs/site/pages.py whose pages open with what they let one do, and with something to type.
@@ -180,6 +180,28 @@ def check_command(program, name, *arguments):
         check_arguments(arguments, options_of(name))
     elif program == "python" and name.startswith("benchmarks/"):
         check_arguments(arguments, script_options(ROOT / name))
+
+
+TERMS = [
+    *("diffusion model", "patch", "denoiser", "noise level", "batch", "learning rate", "held-out images", "loss"),
+    *("held-out loss", "checkpoint", "guidance", "latent", "preset", "seed", "frechet distance", "near copy", "sample"),
+]
+"""Terms of the field that a reader may not know."""
+
+
+def unexplained(page):
+    """Yield the terms that a page uses before it links to them, outside of code."""
+    text = re.sub(r"```.*?```|`[^`]*`|^#.*$|!\[[^]]*\]\([^)]*\)", "", read(page), flags=re.DOTALL | re.MULTILINE)
+    explained = [found.span() for found in re.finditer(r"\[[^]]+\]\([^)]*\)", text)]
+    for term in TERMS:
+        used = re.search(rf"\b{term}(s|es)?\b", text, re.IGNORECASE)
+        if used and not any(start <= used.start() < end for start, end in explained):
+            yield term
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/start.md"])
+def test_terms_are_explained_where_they_are_first_used(page):
+    assert list(unexplained(page)) == []
 
 
 @pytest.mark.parametrize("page", PLAIN)

@@ -28,15 +28,17 @@ def test_the_python_example(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_commands(tmp_path, monkeypatch, make_folder):
     """With a budget and a network that suit a test."""
-    make_folder(6, (70, 80), name="photos")
+    make_folder(80, (70, 80), name="photos")
     monkeypatch.chdir(tmp_path)
     commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("patch-diffusion")]
-    assert len(commands) == 4
+    assert [line.split()[1] for line in commands] == ["inspect", "train", "sample", "race"]
+    tiny = "--batch 1 --network.width 8 --network.blocks 1"
     for line in commands:
-        line = line.replace("--minutes 60", "--steps 1 --batch 1 --network.width 8 --network.blocks 1 --samples 0")
-        line = line.replace("--seeds 0-63", "--seeds 0-1 --steps 2")
+        line = line.replace("inspect photos/", "inspect photos/ --resolution 64 --no-forecast")
+        line = line.replace("--minutes 60", f"--steps 1 --samples 0 {tiny}").replace("--seeds 0-63", "--seeds 0 --steps 5")
+        line = line.replace("--minutes 20", f"--steps 1 --moments 1 --tune 0 {tiny}")
         assert main(shlex.split(line, comments=True)[1:]) == 0, line
-    assert (tmp_path / "grid.png").exists()
+    assert (tmp_path / "grid.png").exists() and (tmp_path / "races" / "photos" / "race.json").exists()
 
 
 def test_the_make_targets():
