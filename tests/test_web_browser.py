@@ -306,6 +306,7 @@ def test_a_killed_browser_leaves_it_standing(browser, served, tmp_path):
         killed.open(f"{served.address}#/generate?run=digits")
         killed.wait("!!document.querySelector('form')")
         choose(killed, "steps", 100)
+        choose(killed, "pictures", 64)
         killed.click("button.main")
         killed.wait("document.querySelector('[role=status]')?.textContent.includes('step')")
         killed.kill()
