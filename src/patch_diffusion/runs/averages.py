@@ -26,7 +26,7 @@ def exponent(length: float) -> float:
     """Return the exponent gamma of an average of this length: length^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3))."""
     if not _SHORTEST <= length <= LONGEST + 1e-9:
         raise InputError(
-            f"the length of an average is a share of the training from {_SHORTEST} to {LONGEST:.3f}, not {length}"
+            f"the length of an average is a share of the training in [{_SHORTEST}, {LONGEST:.3f}], not {length}"
         )
     # (gamma + 2)^2 (gamma + 3) - (gamma + 1) / length^2 = 0
     roots = np.roots([1, 7, 16 - length**-2, 12 - length**-2])
