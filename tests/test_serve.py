@@ -392,23 +392,20 @@ def test_mistakes_are_one_line(tmp_path, capsys):
 
 
 def test_the_commands_of_the_page_and_what_it_promises():
-    lines = [
-        line.partition("  #")[0]
-        for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
-        for line in block.splitlines()
-        if line.startswith("patch-diffusion serve")
-    ]
-    assert len(lines) == 4
-    for line in lines:
+    lines = re.findall(r"^patch-diffusion serve .*?(?=  #|$)", PAGE, re.MULTILINE)
+    options = re.findall(r"^\| `(--[^`]+)` \|", PAGE, re.MULTILINE)
+    assert lines and len(options) == 4
+    for line in [*lines, *(f"patch-diffusion serve runs {option}" for option in options)]:
         Serve.parse(shlex.split(line)[2:])
     with pytest.raises(InputError):
         Serve.parse(["runs", "--share"])
     text = " ".join(PAGE.split())
     assert f"{uploads.MOST_BYTES // 2**20} MB and {uploads.MOST_PIXELS // 10**6} megapixels" in text
-    assert f"{asked.MOST_PICTURES} pictures, {asked.MOST_STEPS} steps and {asked.MOST_MODELS} models" in text
-    assert f"at most {limits.MOST_PIXELS:,} pixels" in text and limits.MOST_IN_ALL == 16 * limits.MOST_PIXELS
+    assert f"| pictures of a request | {asked.MOST_PICTURES} |" in PAGE
+    assert f"| {asked.MOST_STEPS} steps, {asked.MOST_MODELS} models |" in PAGE
+    assert f"{limits.MOST_PIXELS:,} (1,024 x 1,024)" in text and f"{limits.MOST_IN_ALL:,}" in text
     sides = [int(most**0.5) for most in (limits.MOST_SEEN, limits.MOST_SEEN_BACK)]
-    assert "{0} x {0} at once, or {1} x {1} where it goes backward".format(*sides) in text
-    assert f"within {listening._PATIENCE:g} seconds" in text and f"{listening._MOST_CONNECTIONS} connections" in text
+    assert "{0} x {0}; {1} x {1} for the careful way".format(*sides) in text
+    assert f"| {listening._PATIENCE:g} seconds |" in PAGE and f"| {listening._MOST_CONNECTIONS}; beyond" in PAGE
     for link in re.findall(r"\]\(([^)#]+)\)", PAGE):
         assert (Path(__file__).parents[1] / "docs" / link).exists(), link

@@ -27,7 +27,7 @@ MOST_USED = {
     "--held-out",
     "--patches.whole",
     "--watch.metrics",
-    "--engine.processes",
+    "--data.augment.p",
     "--batch",
     "--steps",
     "--minutes",
