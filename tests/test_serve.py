@@ -409,3 +409,9 @@ def test_the_commands_of_the_page_and_what_it_promises():
     assert f"| {listening._PATIENCE:g} seconds |" in PAGE and f"| {listening._MOST_CONNECTIONS}; beyond" in PAGE
     for link in re.findall(r"\]\(([^)#]+)\)", PAGE):
         assert (Path(__file__).parents[1] / "docs" / link).exists(), link
+
+
+def test_a_folder_that_is_not_there_yet_is_told(tmp_path, capsys):
+    for folder in (tmp_path, tmp_path / "later"):
+        Serve(folder)._tell("http://127.0.0.1:1/")
+        assert ("does not exist yet" in capsys.readouterr().err) == (folder.name == "later")

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     verb = arguments[0] if arguments else "--help"
-    if verb in ("-h", "--help"):
+    if verb in ("-h", "--help", "--help-all"):
         say(_overview())
         return 0 if arguments else 2
     if verb == "--version":

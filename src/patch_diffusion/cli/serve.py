@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 import patch_diffusion
 from patch_diffusion.cli.say import say
 from patch_diffusion.cli.verb import Json, Verb, tell
-from patch_diffusion.files import to_json
+from patch_diffusion.files import to_json, user_path
 
 
 @dataclass(frozen=True)
@@ -55,5 +55,7 @@ class Serve(Verb):
             return
         tell(self, found)
         say(f"{self.runs} is shown at {address}  (Ctrl-C ends it)", aside=True, flush=True)
+        if not user_path(self.runs).exists():
+            say(f"{self.runs} does not exist yet: its runs appear when there are some", aside=True, flush=True)
         if self.host not in ("127.0.0.1", "::1", "localhost"):
             say("whoever reaches this machine can use the page: it asks for no password", aside=True, flush=True)
