@@ -44,8 +44,9 @@ def test_the_commands(here, monkeypatch, capsys):
 
 def test_the_code(here, monkeypatch):
     monkeypatch.chdir(here)
-    (code,) = blocks("python")
-    exec(compile(code, "editing.md", "exec"), {})
+    for code in blocks("python"):
+        exec(compile(code, "editing.md", "exec"), {})
+    assert (here / "mask.png").exists()
     assert len(list((here / "rows").iterdir())) == 2
 
 

@@ -52,8 +52,9 @@ def run(line, capsys):
 
 
 def test_every_command_is_tested_below():
-    formats = [line.split("--to ")[1].split()[0] for line in COMMANDS]
-    assert formats == ["diffusers", "onnx", "torch"]
+    *exports, imported = COMMANDS
+    assert [line.split("--to ")[1].split()[0] for line in exports] == ["diffusers", "onnx", "torch"]
+    assert shlex.split(imported)[1] == "import"  # which has tests of its own
 
 
 def test_diffusers(here, monkeypatch, capsys, request):

@@ -34,8 +34,8 @@ def test_the_commands(tmp_path, monkeypatch, make_folder):
     assert [line.split()[1] for line in commands] == ["inspect", "train", "sample", "race"]
     tiny = "--batch 1 --network.width 8 --network.blocks 1"
     for line in commands:
-        line = line.replace("inspect photos/", "inspect photos/ --resolution 64 --no-forecast")
-        line = line.replace("--minutes 60", f"--steps 1 --samples 0 {tiny}").replace(
+        line = line.replace("inspect photos/", "inspect photos/ --no-forecast")
+        line = line.replace("--minutes 30", f"--steps 1 --samples 0 {tiny}").replace(
             "--seeds 0-63", "--seeds 0 --steps 5"
         )
         line = line.replace("--minutes 20", f"--steps 1 --moments 1 --tune 0 {tiny}")
