@@ -1,6 +1,7 @@
 import json
 import shutil
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,6 +158,21 @@ def test_writers_of_one_folder_lose_nothing(tmp_path):
         thread.join()
     assert sorted(index_of(tmp_path)) == [1, 2, 3, 9, 10, 11, 12, 13]
     assert Image.open(tmp_path / "000009.png").getpixel((0, 0)) == 9 and not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_list_of_new_entries_may_go_while_it_is_looked_for(tmp_path, monkeypatch):
+    """Another writer has put it into the index: that is no mistake."""
+    pd.write_samples([sample(1)], tmp_path, source="first")
+    (tmp_path / "samples.jsonl").touch()
+    read = Path.read_text
+
+    def gone(path, **options):
+        path.unlink() if path.suffix == ".jsonl" else None
+        return read(path, **options)
+
+    monkeypatch.setattr(Path, "read_text", gone)
+    pd.write_samples([sample(2)], tmp_path, source="second")
+    assert index_of(tmp_path)[1] == "first"
 
 
 def test_samples_of_one_seed_are_one_picture(tmp_path):

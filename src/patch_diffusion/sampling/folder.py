@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError
-from patch_diffusion.files import append_text, check_writable, read_json, reading, to_json, write_json
+from patch_diffusion.files import append_text, check_writable, read_json, to_json, write_json
 from patch_diffusion.sampling.generate import Job, Sample
 from patch_diffusion.sampling.pictures import check_picture, picture_grid, write_picture, write_pixels
 
@@ -150,10 +151,10 @@ def _entries(folder: Path) -> dict[int, dict[str, Any]]:
     samples = read_json(index).get("samples") if index.exists() else []
     if not isinstance(samples, list) or not all(map(_is_entry, samples)):
         raise InputError(f"{index} is no index of samples: choose another folder, or move that file")
-    if new.exists():
-        with reading(new):
-            lines = new.read_text(encoding="utf-8").splitlines()
-        samples += [entry for line in lines if _is_entry(entry := _parsed(line))]
+    lines: list[str] = []
+    with suppress(FileNotFoundError):  # another writer may put it into the index and remove it meanwhile
+        lines = new.read_text(encoding="utf-8", errors="replace").splitlines()
+    samples += [entry for line in lines if _is_entry(entry := _parsed(line))]
     return {each["seed"]: each for each in samples}
 
 
