@@ -23,7 +23,7 @@ from patch_diffusion.config import Config
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "patch_diffusion"
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "benchmarks/paper.md")),
     *(ROOT / "docs").glob("*.md"),
 ]
 SCRIPTS = sorted(path for folder in ("benchmarks", "examples", "docs") for path in (ROOT / folder).rglob("*.py"))

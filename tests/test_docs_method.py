@@ -79,6 +79,7 @@ def test_what_differs_from_the_published_recipe():
     paper, small = pd.PRESETS["paper"], pd.PRESETS["small"]
     assert (paper.patches.weight, small.patches.weight) == ("area", "patch")
     assert (small.noise.p_mean, small.noise.p_std, small.noise.weight) == (0.0, 1.6, "learned")
+    assert (paper.noise.sigma_data, paper.noise.mean_data, small.noise.mean_data) == (0.5, (0.0,), None)
     assert (paper.optimizer.kind, paper.optimizer.weight_decay, small.optimizer.kind) == ("adamw", 0.0, "muon")
     assert (paper.batch, small.batch, paper.patches.whole, small.patches.whole) == (256, 16, 0.5, 0.5)
     assert small.batch * 45**2 <= small.batch_pixels < small.batch * 46**2

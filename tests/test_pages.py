@@ -30,6 +30,7 @@ REWRITTEN = [
     "docs/any-network.md",
     "docs/scaling.md",
     "benchmarks/README.md",
+    "benchmarks/paper.md",
     "docs/reading.md",
     "docs/architecture.md",
     "CONTRIBUTING.md",

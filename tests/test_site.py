@@ -15,7 +15,7 @@ from needs import need
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"])
+PAGES = sorted(page for folder in (ROOT, ROOT / "docs", ROOT / "benchmarks") for page in folder.glob("*.md"))
 OTHER_NAMES = {ROOT / "README.md": "index", ROOT / "benchmarks" / "README.md": "benchmarks"}
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 

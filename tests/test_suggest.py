@@ -344,6 +344,8 @@ def test_flat_images_have_their_range_of_sampling_about_their_mean():
     assert (noise.sigma_min, noise.sigma_max) == (pytest.approx(0.0002), pytest.approx(8))
     assert noise.levels is not None and noise.levels[0] == pytest.approx(0.005)
     assert suggest(two_values(16, 20, 33), SMALL, {"noise.mean_data"})[0].noise.mean_data == (-0.79,)
+    published = suggest(two_values(16, 20, 33), PAPER)[0].noise
+    assert (published.mean_data, published.sigma_data) == ((0.0,), 0.5)
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ GROUPS = {
     "Settings and questions": ("settings", "faq", "coming-from"),
     "Python": ("python", "any-network"),
     "Method": ("method",),
-    "Evidence": ("evaluation", "race", "evidence", "performance", "scaling", "benchmarks", "LOG"),
+    "Evidence": ("evaluation", "race", "evidence", "paper", "performance", "scaling", "benchmarks", "LOG"),
     "About": (
         "glossary",
         "licences",
@@ -68,7 +68,7 @@ _LINK = re.compile(r"(\]\()([^)#\s]+)(#[^)\s]*)?\)")
 
 def sources() -> dict[Path, str]:
     """The Markdown files that become pages, and the name that each has on the site."""
-    found = {page: page.name for page in sorted((ROOT / "docs").glob("*.md"))}
+    found = {page: page.name for folder in ("docs", "benchmarks") for page in sorted((ROOT / folder).glob("*.md"))}
     found |= {ROOT / "README.md": "index.md", ROOT / "benchmarks" / "README.md": "benchmarks.md"}
     found.update({page: page.name for page in sorted(ROOT.glob("*.md")) if page.name != "README.md"})
     return found

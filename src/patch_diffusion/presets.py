@@ -62,8 +62,9 @@ PRESETS: dict[str, Config] = {
         network=Network(kind="adm", width=192, multipliers=(1, 2, 3, 4), blocks=3, attention=(1, 2, 3), dropout=0.1),
         optimizer=replace(PAPER.optimizer, learning_rate=1e-4),
     ),
-    # The full published recipe (Patch Diffusion, arXiv 2304.12526), for 64 x 64 images, without held-out images.
-    "paper": replace(PAPER, data=Data(held_out=0.0)),
+    # The full published recipe (Patch Diffusion, arXiv 2304.12526), for 64 x 64 images: without held-out images, and
+    # with EDM's constants in place of the images' own mean and deviation.
+    "paper": replace(PAPER, data=Data(held_out=0.0), noise=Noise(sigma_data=0.5, mean_data=(0.0,))),
 }
 """Sets of training options that go together, by the names that ``train --preset`` takes; the default is ``small``.
 
