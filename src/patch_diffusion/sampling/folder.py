@@ -152,7 +152,7 @@ def _entries(folder: Path) -> dict[int, dict[str, Any]]:
     if not isinstance(samples, list) or not all(map(_is_entry, samples)):
         raise InputError(f"{index} is no index of samples: choose another folder, or move that file")
     lines: list[str] = []
-    # Another writer may put it into the index and remove it meanwhile; a folder that is a file is refused by its caller.
+    # Another writer may put it into the index and remove it meanwhile; its caller refuses a folder that is a file.
     with suppress(FileNotFoundError, NotADirectoryError):
         lines = new.read_text(encoding="utf-8", errors="replace").splitlines()
     samples += [entry for line in lines if _is_entry(entry := _parsed(line))]

@@ -231,7 +231,8 @@ class Trainer:
                 ),
             )
             loop.begin()
-            if self.config.engine.compile == "auto" and whole.spent(self.state.counters, self.clock.wall) < 1:
+            untried = self.config.engine.compile == "auto" and self.engine.compiled is None
+            if untried and whole.spent(self.state.counters, self.clock.wall) < 1:
                 self._compile_if_right()
             yield lambda until: loop.run_until(min(until, 1.0))
 
@@ -303,11 +304,12 @@ class Trainer:
 
     def _compile_if_right(self) -> None:
         """Compile the objective if it works on the next microbatch, and say so if it does not."""
-        counters = self.state.counters
+        counters, waited = self.state.counters, self.step.batches.waited
         batch = self.step.batches.get(Position(counters.step, 0, counters.by_resolution)).batch
+        self.step.batches.waited = waited  # this is not in the time of the steps
         reason = self.engine.compile_if_right(self.state.module, self.state.objective, batch, self._graphs())
         if reason:
-            self._note(f"the network is not compiled, as {reason}")
+            self._note(f"the network is not compiled: {reason}")
 
     def _note(self, text: str) -> None:
         self.progress.note(text, self.state.counters.step)

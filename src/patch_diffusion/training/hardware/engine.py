@@ -43,7 +43,7 @@ class Engine:
         device: the device of this process.
         accumulation: microbatches per step of this rank; for "auto" 1, until the trainer knows how many it needs.
         group: the ranks of the run, of which this process is one.
-        compiled: True if the training objective is compiled.
+        compiled: True if the training objective is compiled, False if that was tried and is not right; None before.
     """
 
     @explain_lost_peer()
@@ -67,7 +67,7 @@ class Engine:
         self.group: Group = Group(int(os.environ.get("RANK", "0")), world, self.device, sharing=options.shard)
         self.type: torch.dtype = _TYPES[_precision(options.precision, self.device)]
         self.scaler: torch.amp.GradScaler = torch.amp.GradScaler(self.device.type, enabled=self.type is torch.float16)
-        self.compiled: bool = False
+        self.compiled: bool | None = None
         if self.device.type == "cuda":
             # The one function for this that torch.compile understands in each version. Convolutions take TF32 anyway.
             torch.set_float32_matmul_precision("high")
@@ -101,14 +101,11 @@ class Engine:
         objective.to(self.device)
         if self.group.world == 1:
             return objective
-        for buffer in objective.buffers():
-            dist.broadcast(buffer, 0)  # torch leaves this out with the broadcasts of each step
-        return DistributedDataParallel(
-            objective,
-            device_ids=[self.device] if self.device.type == "cuda" else None,
-            broadcast_buffers=_has_changing_buffers(objective),
-            gradient_as_bucket_view=True,
-        )
+        devices = [self.device] if self.device.type == "cuda" else None
+        wrapped = DistributedDataParallel(objective, device_ids=devices, gradient_as_bucket_view=True)
+        # Only from here on: at the beginning torch makes all buffers equal.
+        wrapped.broadcast_buffers = _has_changing_buffers(objective)
+        return wrapped
 
     def compile(self, objective: Objective, graphs: int) -> None:
         """Compile a training objective, which `wrap` may have wrapped: torch then splits its graph by DDP's buckets.
@@ -139,6 +136,7 @@ class Engine:
             reason = compiling.difference(module, objective, batch, graphs, self.autocast, tolerance)
         if self.group.max(bool(reason)):
             compiling.undo(objective)
+            self.compiled = False
             return reason or "it failed in another process"
         self.compiled = True
         return ""
