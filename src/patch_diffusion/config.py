@@ -233,8 +233,8 @@ class Engine(Strict):
     """Compile the network with torch.compile, once for each patch size; this takes minutes at the start. auto: only if
     a compiled pass agrees with a usual one, and else train without."""
     recompute: bool = False
-    """Compute each block of the network again in the backward pass, which saves memory and takes about a third more
-    time."""
+    """Compute each block of the network again in the backward pass, which takes less memory and about a third more
+    computing."""
     accumulation: int | Literal["auto"] = 1
     """Number of microbatches that each process splits its share of a batch into, to save memory. auto: as few as fit
     into memory."""
