@@ -20,8 +20,8 @@ from patch_diffusion.config import Engine as Options
 from patch_diffusion.denoise.denoiser import Denoiser, place
 from patch_diffusion.denoise.objective import Batch, Objective
 from patch_diffusion.denoise.threads import backward, sharing
-from patch_diffusion.devices import device_of_process
-from patch_diffusion.errors import InputError, option_error
+from patch_diffusion.devices import check_format, device_of_process, has_bf16
+from patch_diffusion.errors import about, option_error
 from patch_diffusion.processes import explain_lost_peer
 from patch_diffusion.training.hardware import compiling
 from patch_diffusion.training.hardware.group import Group
@@ -280,13 +280,10 @@ def _check_sharding(options: Options, world: int) -> None:
         raise option_error("engine.shard", f"needs torch 2.8 or newer, not {torch.__version__}")
 
 
+@about("engine.precision")
 def _precision(name: str, device: torch.device) -> str:
     """Return the number format for a device, chosen for "auto"; raise InputError if the device lacks it."""
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if name == "auto":
-        return "bf16" if has_bf16 else "fp16" if device.type == "cuda" else "fp32"
-    if name == "bf16" and device.type == "cuda" and not has_bf16:
-        raise InputError("this GPU has no bf16: set engine.precision to fp16 or fp32", option="engine.precision")
-    if name == "fp16" and device.type != "cuda":
-        raise option_error("engine.precision", f"fp16 is for CUDA: take bf16 or fp32 on {device.type}")
+        return "bf16" if has_bf16(device) else "fp16" if device.type == "cuda" else "fp32"
+    check_format(name, device)
     return name
