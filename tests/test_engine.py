@@ -277,7 +277,7 @@ def test_auto_leaves_buffers_as_they_were(make, compiler):
 
 def both_ways(kind):
     """In each of two processes: the gradients of a compiled step are those of a usual one, and are exchanged."""
-    torch.distributed._DEFAULT_FIRST_BUCKET_BYTES = 32  # so that there are several
+    torch.distributed._DEFAULT_FIRST_BUCKET_BYTES = 32  # pyright: ignore[reportPrivateImportUsage]
     graphs = []
 
     def backend(graph, examples):

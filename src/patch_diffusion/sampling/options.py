@@ -168,7 +168,8 @@ class Sampling(Strict):
 
         if self.batch < 1:
             raise InputError(f"a batch has at least 1 image, not {self.batch}", option="batch")
-        self._check_precision(model)
+        if self.precision != "fp32":
+            self._check_precision(model)
         shape, tile = pair(self.resolution) or model.resolution, pair(self.tile)
         if shape is None:
             raise InputError(

@@ -246,8 +246,9 @@ class Engine:
 
 def _set_recompute(denoiser: Denoiser, *, recompute: bool) -> None:
     """Let a network compute its blocks again in the backward pass, or not; raise InputError if it does not know how."""
-    if hasattr(denoiser.module, "recompute"):
-        denoiser.module.recompute = recompute
+    network: Any = denoiser.module
+    if hasattr(network, "recompute"):
+        network.recompute = recompute
     elif recompute:
         raise option_error(
             "engine.recompute", "needs a network with an attribute recompute, and this one has none: leave it out"
