@@ -11,6 +11,7 @@ from needs import need
 from patch_diffusion.config import Engine, Optimizer
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.objective import Batch, DenoisingObjective
+from patch_diffusion.denoise.threads import threads
 from patch_diffusion.processes import run_processes
 from patch_diffusion.training.hardware import compiling, engine
 from patch_diffusion.training.hardware.memory import kept_for_backward
@@ -46,10 +47,9 @@ class Little(nn.Module):
 class Own(Little):
     """The same as if it were of this package, whose buffers are constants; this one is drawn, as of ncsnpp."""
 
-    settings = ()
-
     def __init__(self):
         super().__init__()
+        self.settings = {}
         self.register_buffer("frequencies", torch.randn(3))
 
 
@@ -225,6 +225,16 @@ def test_compiled_training_is_the_same(make, compiler):
     used = compiler(Counting())
     assert_same(steps(make(compile=True)), expected)
     assert used.shapes
+
+
+def test_threads_do_not_share_what_is_compiled(make, compiler):
+    compiler("eager")
+    for compile, num in ((False, 2), (True, 1)):
+        trainer = make(f"{compile}", Own, compile=compile, threads=2)
+        with trainer.engine.threads(trainer.state.denoiser):
+            found = threads()
+        torch.set_num_threads(1)
+        assert found == num
 
 
 def test_pictures_and_losses_of_held_out_images_are_not_compiled(make, compiler, images):

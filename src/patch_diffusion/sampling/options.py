@@ -183,28 +183,16 @@ class Sampling(Strict):
 
             overlap = checked_overlap(shape, tile, self.overlap)
         kind = self._coords(model, shape, tile) if tile or self.coords else "stretch"
-        grid = (
-            coordinate_grid(*shape)
-            if kind == "stretch"
-            else _grid(kind, model.resolution or shape, shape, tile, inside)
-        )
+        grid = coordinate_grid(*shape)
+        if kind != "stretch":
+            grid = _grid(kind, model.resolution or shape, shape, tile, inside)
         usual = not model.coords or (kind == "stretch" and shape == model.resolution)
         view = View(shape, grid.to(model.device), kind, tile, overlap, min(self.batch, _MOST_AT_ONCE), usual)
         return view if model.context is None or min(shape) <= model.context else _with_small(view, model)
 
     def called(self, model: ConditionalDenoise) -> ConditionalDenoise:
         """Return a model whose network computes in the number format of the options."""
-        if self.precision == "fp32":
-            return model
-        import torch
-
-        type = torch.bfloat16 if self.precision == "bf16" else torch.float16
-
-        def call(noisy: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
-            with torch.autocast(noisy.device.type, type):
-                return model(noisy, sigma, conditions)
-
-        return call
+        return model if self.precision == "fp32" else _in_half(model, self.precision)
 
     def settings(self, view: View, sigmas: Float[Tensor, "levels"]) -> dict[str, Any]:
         """Return the options, with defaults filled in, as a dict that JSON can store; ``samples.json`` holds it."""
@@ -327,6 +315,18 @@ def bind(model: ConditionalDenoise, conditions: Conditions) -> Denoise:
 
     def denoise(noisy: Tensor, sigma: Tensor) -> Tensor:
         return model(noisy.float(), sigma.float(), conditions).to(noisy)
+
+    return denoise
+
+
+def _in_half(model: ConditionalDenoise, precision: Precision) -> ConditionalDenoise:
+    import torch
+
+    type = torch.bfloat16 if precision == "bf16" else torch.float16
+
+    def denoise(noisy: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
+        with torch.autocast(noisy.device.type, type):
+            return model(noisy, sigma, conditions)
 
     return denoise
 
