@@ -371,7 +371,9 @@ def gradients(network, *, recompute):
     return losses.detach(), {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
 
 
-@pytest.mark.parametrize("make", [*NETWORKS.values(), diffusers_network], ids=[*NETWORKS, "diffusers"])
+@pytest.mark.parametrize(
+    "make", [*NETWORKS.values(), pytest.param(diffusers_network, marks=pytest.mark.slow)], ids=[*NETWORKS, "diffusers"]
+)
 def test_blocks_computed_again_give_the_same_gradients(make):
     """Bit for bit, also with dropout; and the network keeps less for the backward pass."""
     torch.manual_seed(0)
@@ -407,7 +409,9 @@ def kept_of(network):
     return sum(kept.values())
 
 
-@pytest.mark.parametrize("options", [{}, {"threads": 2}, {"compile": True}, {"precision": "bf16"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"threads": 2}, pytest.param({"compile": True}, marks=pytest.mark.slow), {"precision": "bf16"}]
+)
 def test_training_with_recomputed_blocks_is_the_same(make, compiler, options):
     compiler("aot_eager")
     found = {}
