@@ -631,3 +631,20 @@ def test_a_size_is_given_as_messages_write_it(words):
     assert command.options.data.resolution == (36, 52) and str(command.out) == "36x52"
     assert Sample.parse(["run", "--tile", "8x16", "--resolution=24", "--out", "b"]).sampling.tile == (8, 16)
     assert Train.parse(["digits", "--resolution", "8", "--out", "a"]).options.data.resolution == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (["--engine.compile"], True),
+        (["--engine.compile", "--steps", "3"], True),
+        (["--engine.compile", "auto"], "auto"),
+        (["--engine.compile=auto"], "auto"),
+        (["--engine.no-compile"], False),
+        ([], False),
+    ],
+)
+def test_a_switch_with_a_third_value(words, value):
+    from patch_diffusion.cli.train import Train
+
+    assert Train.parse(["digits", "--out", "run", *words]).options.engine.compile == value

@@ -77,6 +77,7 @@ VALUES = {
     "engine.processes": (1, {}),
     "engine.precision": ("bf16", {}),
     "engine.compile": None,  # it acts, and takes minutes
+    "engine.recompute": (True, {}),
     "engine.accumulation": (2, {}),
     "engine.shard": (True, "shares the model over several processes"),
     "watch.metrics": (["frechet"], {"watch.samples": 4, "watch.times": 1}),

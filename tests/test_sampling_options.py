@@ -43,6 +43,7 @@ CHANGES = {
     "tile": (LARGE, 8),
     "overlap": ({**LARGE, "tile": 8}, 0),
     "batch": ({}, 1),
+    "precision": ({}, "bf16"),
 }
 FIELDS = [field.name for field in fields(pd.Sampling)]
 
@@ -90,6 +91,33 @@ def test_every_option_changes_what_edit_makes_or_is_refused(model, known, name):
         result(partial(edit, options)) for options in (plain, replace(plain, **{name: 3 if name == "steps" else value}))
     )
     assert one != other
+
+
+def test_half_precision_gives_nearly_the_same_pictures(model, monkeypatch):
+    """Also of tiles, by a guide, and shared by threads; the settings say it."""
+    for options in ({}, {"tile": 8, "resolution": (8, 16)}, {"guidance": 2.0, "guide": "crops"}):
+        wide, half = (
+            next(pd.generate(model, [1], pd.Sampling(steps=8, precision=precision, **options)))
+            for precision in ("fp32", "bf16")
+        )
+        far = (wide.pixels.float() - half.pixels.float()).abs()
+        assert far.max() > 0 and far.mean() < 4
+        assert half.settings == {**wide.settings, "precision": "bf16"}
+    alone = [sample.pixels for sample in pd.generate(model, [1, 2], pd.Sampling(steps=2, precision="bf16"))]
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        shared = [sample.pixels for sample in pd.generate(model, [1, 2], pd.Sampling(steps=2, precision="bf16"))]
+    finally:
+        torch.set_num_threads(before)
+    assert all((one.float() - two.float()).abs().max() <= 1 for one, two in zip(alone, shared, strict=True))
+
+
+def test_a_number_format_that_is_not_there_is_refused(model):
+    with refused("precision", "fp16 is for CUDA"):
+        pd.generate(model, [0], pd.Sampling(precision="fp16"))
+    with refused("precision", "cannot be 'half'"):
+        pd.generate(model, [0], pd.Sampling(precision="half"))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.slow

@@ -174,11 +174,6 @@ def test_refusals(make_trainer, tmp_path, options, ema, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_fp16_is_refused():
-    with pytest.raises(pd.InputError, match="bf16 or fp32"):
-        make_optimizer(problem()[1].parameters(), Optimizer("schedule_free"), scaled=True)
-
-
 def test_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "schedulefree", None)
     with pytest.raises(pd.InputError, match=r"patch_diffusion\[schedule-free\]"):

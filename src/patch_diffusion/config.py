@@ -227,10 +227,14 @@ class Engine(Strict):
     """Number of training processes on this machine, one for each GPU; they share each batch. Default: 1, or the number
     that torchrun sets."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Number format of the network's computations; the weights stay fp32. auto: bf16 on GPUs that support it, else
-    fp32; train also takes bf16 for images of 64 pixels or more on CPUs that support it."""
-    compile: bool = False
-    """Compile the network with torch.compile, once for each patch size; this takes minutes at the start."""
+    """Number format of the network's computations; the weights stay fp32. auto: bf16 on CUDA GPUs that support it, fp16
+    on others, and fp32 elsewhere; train also takes bf16 for images of 64 pixels or more on CPUs that support it."""
+    compile: bool | Literal["auto"] = False
+    """Compile the network with torch.compile, once for each patch size; this takes minutes at the start. auto: only if
+    a compiled pass agrees with a usual one, and else train without."""
+    recompute: bool = False
+    """Compute each block of the network again in the backward pass, which takes less memory and about a third more
+    computing."""
     accumulation: int | Literal["auto"] = 1
     """Number of microbatches that each process splits its share of a batch into, to save memory. auto: as few as fit
     into memory."""

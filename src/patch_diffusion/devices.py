@@ -54,6 +54,19 @@ def processor_has_bf16() -> bool:
     return any(getattr(torch.cpu, name, bool)() for name in known)
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Return True if a device is a CUDA GPU with instructions for bf16 arithmetic."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def check_format(name: str, device: torch.device) -> None:
+    """Raise InputError if a device cannot compute in a number format: "fp32", "bf16" or "fp16"."""
+    if name == "bf16" and device.type == "cuda" and not has_bf16(device):
+        raise InputError("this GPU has no bf16: take fp16 or fp32")
+    if name == "fp16" and device.type != "cuda":
+        raise InputError(f"fp16 is for CUDA: take bf16 or fp32 on {device.type}")
+
+
 def memory_of(device: torch.device) -> int | None:
     """Return the total memory of a device in bytes; None if it is not known."""
     if device.type == "cuda":

@@ -33,7 +33,7 @@ def parse(kind: type[T], verb: str, arguments: Sequence[str], default: T | None 
             group = None if word != "--help-all" else "".join(arguments[place + 1 : place + 2])
             say(help_text(kind, verb, group, default))
             raise SystemExit(0)
-    arguments = _sides_apart(_renamed(verb, arguments))
+    arguments = _sides_apart(_switched(_renamed(verb, arguments)))
     errors = io.StringIO()
     known: dict[str, Any] = {} if default is None else {"default": default}
     try:
@@ -61,6 +61,15 @@ def _renamed(verb: str, arguments: Sequence[str]) -> list[str]:
                 words = [word.replace(f"--{option}={old}", f"--{option}={new}") for word in words]
                 if f"--{option}" in words:
                     words[words.index(f"--{option}") + 1] = new
+    return words
+
+
+def _switched(arguments: Sequence[str]) -> list[str]:
+    """Write out a switch that has a third value, too: ``--engine.compile``, also as ``--engine.no-compile``."""
+    words: list[str] = []
+    for word, following in zip_longest(arguments, arguments[1:], fillvalue=""):
+        alone = word == "--engine.compile" and following not in ("True", "False", "auto")
+        words += ["--engine.compile", "False"] if word == "--engine.no-compile" else [word, *["True"] * alone]
     return words
 
 

@@ -119,11 +119,13 @@ class Shared:
         if _current is None or num == 1 or torch.is_grad_enabled() or not can_share(model):
             with _all_threads():
                 return model(noisy, sigma, conditions)
-        inference = torch.is_inference_mode_enabled()  # each thread has a mode of its own
+        # Each thread has modes of its own.
+        inference, half = torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+        type = torch.get_autocast_dtype("cpu")
         sigma, conditions = sigma.expand(num), conditions.spread(noisy)
 
         def some(rows: slice) -> Tensor:
-            with torch.inference_mode(inference), torch.no_grad():
+            with torch.inference_mode(inference), torch.no_grad(), torch.autocast("cpu", type, half):
                 return model(noisy[rows], sigma[rows], conditions.select(rows))
 
         return torch.cat(_current.map_rows(some, num))

@@ -27,7 +27,7 @@ from patch_diffusion.sampling.guidance.guide import check_guidance, guided
 from patch_diffusion.sampling.options import Sampling, View
 from patch_diffusion.sampling.pictures import to_image, visible, write_pixels
 from patch_diffusion.sampling.solvers import wide
-from patch_diffusion.sampling.step import Callback
+from patch_diffusion.sampling.step import Callback, ConditionalDenoise
 from patch_diffusion.streams import TORCH_SEEDS, generator
 
 Job = tuple[int, int | None]
@@ -119,7 +119,7 @@ def generate(
     levels = sigmas.to(wide(device))  # on the CPU: a solver that looks at one need not wait for the device
 
     def solved(
-        model: Denoiser | Shared, view: View, name: str, seeds: Sequence[int], conditions: Conditions, callback: Any
+        model: ConditionalDenoise, view: View, name: str, seeds: Sequence[int], conditions: Conditions, callback: Any
     ) -> Tensor:
         noise = partial(noise_of, seeds, (channels, *view.resolution), device, name=name)
         denoise = view.bind(model, conditions)
@@ -136,7 +136,7 @@ def generate(
             # torch divides the work on a single image among all threads by itself.
             alone = len(now) == 1 and view.tile is None and not is_guided
             threads = nullcontext() if alone else sharing(model)
-            called = model if alone else Shared(model)
+            called = sampling.called(model if alone else Shared(model))
             with evaluating(model), evaluating(weaker), threads, torch.inference_mode():
                 # Small copies by themselves have the noise of those that larger images of the same seeds begin with.
                 name = "sampling" if model.context is None or view.small else "small images"

@@ -30,11 +30,12 @@ else:  # as the command line and the page read them
     Guide, Size = str, int | tuple[int, int]
 
 _MOST_AT_ONCE = 2**31
-_WORDS = ("solver", "schedule", "guide", "coords")
+_WORDS = ("solver", "schedule", "guide", "coords", "precision")
 _WHOLE = ("steps", "resolution", "tile", "overlap", "batch")
 _PAIRS = ("resolution", "tile", "guidance_interval")
 
 Coords = Literal["stretch", "extend", "repeat"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ class Sampling(Strict):
     """Overlap of neighbouring tiles, in pixels. Default: a quarter of their side."""
     batch: int = 64
     """Number of images to sample at a time."""
+    precision: Annotated[Precision, arg(metavar="NAME")] = "fp32"
+    """Number format of the network's computations: fp32, bf16 or, on CUDA GPUs, fp16. The solver computes in more."""
 
     def __post_init__(self) -> None:
         for name, value in list(vars(self).items()):
@@ -165,6 +168,8 @@ class Sampling(Strict):
 
         if self.batch < 1:
             raise InputError(f"a batch has at least 1 image, not {self.batch}", option="batch")
+        if self.precision != "fp32":
+            self._check_precision(model)
         shape, tile = pair(self.resolution) or model.resolution, pair(self.tile)
         if shape is None:
             raise InputError(
@@ -178,14 +183,16 @@ class Sampling(Strict):
 
             overlap = checked_overlap(shape, tile, self.overlap)
         kind = self._coords(model, shape, tile) if tile or self.coords else "stretch"
-        grid = (
-            coordinate_grid(*shape)
-            if kind == "stretch"
-            else _grid(kind, model.resolution or shape, shape, tile, inside)
-        )
+        grid = coordinate_grid(*shape)
+        if kind != "stretch":
+            grid = _grid(kind, model.resolution or shape, shape, tile, inside)
         usual = not model.coords or (kind == "stretch" and shape == model.resolution)
         view = View(shape, grid.to(model.device), kind, tile, overlap, min(self.batch, _MOST_AT_ONCE), usual)
         return view if model.context is None or min(shape) <= model.context else _with_small(view, model)
+
+    def called(self, model: ConditionalDenoise) -> ConditionalDenoise:
+        """Return a model whose network computes in the number format of the options."""
+        return model if self.precision == "fp32" else _in_half(model, self.precision)
 
     def settings(self, view: View, sigmas: Float[Tensor, "levels"]) -> dict[str, Any]:
         """Return the options, with defaults filled in, as a dict that JSON can store; ``samples.json`` holds it."""
@@ -198,6 +205,7 @@ class Sampling(Strict):
             "guidance": self.guidance,
             **({} if self.guidance == 1 else self._guide_settings()),
             **view.settings,
+            **({} if self.precision == "fp32" else {"precision": self.precision}),
             "sigma_min": float(sigmas[-2]),
             "sigma_max": float(sigmas[0]),
         }
@@ -218,6 +226,16 @@ class Sampling(Strict):
         guide = self.guide if isinstance(self.guide, str) else "model"
         interval = {} if self.guidance_interval is None else {"guidance_interval": list(self.guidance_interval)}
         return {"guide": guide, **interval}
+
+    @about("precision")
+    def _check_precision(self, model: Denoiser) -> None:
+        from patch_diffusion.devices import check_format
+
+        if self.precision not in get_args(Precision):
+            raise InputError(
+                f"precision cannot be '{self.precision}'{did_you_mean(self.precision, get_args(Precision))}"
+            )
+        check_format(self.precision, model.device)
 
     @about("coords")
     def _coords(self, model: Denoiser, shape: Shape, tile: Shape | None) -> Coords:
@@ -297,6 +315,18 @@ def bind(model: ConditionalDenoise, conditions: Conditions) -> Denoise:
 
     def denoise(noisy: Tensor, sigma: Tensor) -> Tensor:
         return model(noisy.float(), sigma.float(), conditions).to(noisy)
+
+    return denoise
+
+
+def _in_half(model: ConditionalDenoise, precision: Precision) -> ConditionalDenoise:
+    import torch
+
+    type = torch.bfloat16 if precision == "bf16" else torch.float16
+
+    def denoise(noisy: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
+        with torch.autocast(noisy.device.type, type):
+            return model(noisy, sigma, conditions)
 
     return denoise
 

@@ -121,7 +121,6 @@ class TrainingState:
         self.optimizer: torch.optim.Optimizer = make_optimizer(
             self.network.parameters(),
             config.optimizer,
-            scaled=self.scaler.is_enabled(),
             embeddings=class_embeddings(self.network) if "adam-for-embeddings" in rules else (),
         )
         if isinstance(self.average, ScheduleFreeAverage):
@@ -187,7 +186,8 @@ class TrainingState:
                 average.restore(tensors[name])
             restore_optimizer(self.optimizer, self.network, tensors["optimizer"])
             self.objective.restore(tensors.get("objective", {}))
-            self.scaler.load_state_dict(numbers["scaler"])
+            if numbers["scaler"]:  # empty in a run that was not in fp16 so far
+                self.scaler.load_state_dict(numbers["scaler"])
             where = str(folder / STATE_FILE)
             self.counters = record_of(Counters, numbers["seen"], where, "seen")
             counts = vars(self.counters)

@@ -26,7 +26,7 @@ from patch_diffusion.patches.schedule import PatchSchedule, PatchSize, Shape, sh
 from patch_diffusion.processes import explain_lost_peer
 from patch_diffusion.runs.folder import ModelFacts, RunFolder
 from patch_diffusion.runs.lock import locked
-from patch_diffusion.training.batches import Batches
+from patch_diffusion.training.batches import Batches, Position
 from patch_diffusion.training.budget import Budget, BudgetOptions, training_flops
 from patch_diffusion.training.checkpoints.saving import Checkpoints
 from patch_diffusion.training.checks import check_network, check_watching
@@ -139,6 +139,9 @@ class Trainer:
             self.engine.accumulation = self.engine.group.max(microbatches_that_fit(self.demand()))
             config = replace(config, engine=replace(config.engine, accumulation=self.engine.accumulation))
 
+        if config.engine.compile is True:
+            self.engine.compile(self.state.objective, self._graphs())
+
         self.config: Config = plain(replace(config, **dict.fromkeys(BUDGETS)))
         self.facts: ModelFacts = self.run.known_facts(ModelFacts.of(denoiser, images, rules))
         self.clock: Clock = Clock()
@@ -228,6 +231,9 @@ class Trainer:
                 ),
             )
             loop.begin()
+            untried = self.config.engine.compile == "auto" and self.engine.compiled is None
+            if untried and whole.spent(self.state.counters, self.clock.wall) < 1:
+                self._compile_if_right()
             yield lambda until: loop.run_until(min(until, 1.0))
 
     def train_step(self, spent: float = 0.0) -> tuple[PatchSize, Tensor]:
@@ -257,7 +263,7 @@ class Trainer:
         shapes += f", {len(self.held_out):,} held out" if self.held_out is not None else ""
         return (
             f"{len(self.images):,} images {height}x{width}x{self.images.channels}{shapes}{classes}; "
-            f"{self.facts.parameters:,} parameters on {self.engine.device}; steps on {sizes}; "
+            f"{self.facts.parameters:,} parameters on {self.engine}; steps on {sizes}; "
             f"sigma_data {self.facts.sigma_data:.3f}"
         )
 
@@ -283,7 +289,27 @@ class Trainer:
         altered = torch.zeros(num, denoiser.augment_channels, device=device) if denoiser.augment_channels else None
         conditions = Conditions(coordinate_grid(*shape, device=device), labels, altered)
         with self.engine.autocast():
-            return self.state.objective(Batch(clean, torch.ones(num, device=device), clean, conditions)).sum()
+            # Not a call, which would run what is compiled for the shapes of training.
+            return self.state.objective.forward(Batch(clean, torch.ones(num, device=device), clean, conditions)).sum()
+
+    def _graphs(self) -> int:
+        """Return the number of shapes in which this rank calls the objective: by patch size and by microbatch."""
+        return len(
+            {
+                (size.shape, size.small, len(part))
+                for size in self._sizes
+                for part in self.engine.microbatches(size.num_images(self.batches.batch))
+            }
+        )
+
+    def _compile_if_right(self) -> None:
+        """Compile the objective if it works on the next microbatch, and say so if it does not."""
+        counters, waited = self.state.counters, self.step.batches.waited
+        batch = self.step.batches.get(Position(counters.step, 0, counters.by_resolution)).batch
+        self.step.batches.waited = waited  # this is not in the time of the steps
+        reason = self.engine.compile_if_right(self.state.module, self.state.objective, batch, self._graphs())
+        if reason:
+            self._note(f"the network is not compiled: {reason}")
 
     def _note(self, text: str) -> None:
         self.progress.note(text, self.state.counters.step)

@@ -79,6 +79,17 @@ class DiffusersNetwork(nn.Module):
             labels = labels.where(labels >= 0, self.num_classes)
         return self.unet(x, timestep=self.timestep_scale * c_noise, class_labels=labels).sample
 
+    @property
+    def recompute(self) -> bool:
+        """True if the model computes its blocks again in the backward pass, to save memory."""
+        return getattr(self.unet, "is_gradient_checkpointing", False)
+
+    @recompute.setter
+    def recompute(self, value: bool) -> None:
+        unet: Any = self.unet
+        if value != self.recompute:
+            unet.enable_gradient_checkpointing() if value else unet.disable_gradient_checkpointing()
+
 
 def _check(config: Any, num_classes: int, *, coords: bool, context: bool) -> None:
     """Raise InputError if a diffusers model was built for other images, classes or noise levels."""

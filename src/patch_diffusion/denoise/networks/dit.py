@@ -12,6 +12,7 @@ from typing import Annotated as Float, Annotated as Int, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 # Lowest and highest angular frequency, and their number, of the sines and cosines that embed a coordinate in [-1, 1] or
 # a noise level. Coordinates have periods from 4, which is unambiguous over the whole image, to 1/16, which tells 64
@@ -76,6 +77,7 @@ class DiT(nn.Module):
         self.stride = token
         self.coords = coords
         self.context = context
+        self.recompute: bool = False  # if true, blocks are computed again in the backward pass, to save memory
         self.settings: dict[str, Any] = {  # the options of config.Network that rebuild this network
             "kind": "dit",
             "width": width,
@@ -130,10 +132,16 @@ class DiT(nn.Module):
         turn = self.turns(places)[:, None]  # the same for all heads
         condition = self._condition(c_noise, labels, augment)
         for block in self.blocks:
-            tokens = block(tokens, turn, condition)
+            tokens = self._run(block, tokens, turn, condition)
         scale, shift = self.last_modulation(condition)[:, None].chunk(2, dim=-1)
         values = self.last(modulated(tokens, scale, shift)).transpose(1, 2)
         return F.pixel_shuffle(values.unflatten(2, (height // self.stride, width // self.stride)), self.stride)
+
+    def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+        """Call a block; with ``recompute``, none of its intermediate results are kept for the backward pass."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     def _condition(self, c_noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
         """Return the sum of the embeddings of noise level, class and augmentation of each sample, (n, width)."""

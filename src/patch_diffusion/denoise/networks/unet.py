@@ -15,6 +15,7 @@ from typing import Annotated as Float, Annotated as Int, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ class UNet(nn.Module):
         self.label_dropout: float = label_dropout if num_classes else 0.0
         self.augment_channels = augment_channels
         self.context = context
+        self.recompute: bool = False  # if true, blocks are computed again in the backward pass, to save memory
         self.stride: int = 2 ** (levels - 1)
         self.settings: dict[str, Any] = {  # the options of config.Network that rebuild this network
             "kind": kind,
@@ -206,17 +208,23 @@ class UNet(nn.Module):
         x = self.first(x)
         skips = [x]
         for block in self.encoder:
-            x = block(x, embedding)
+            x = self._run(block, x, embedding)
             if block.reduces and self.style.side_branch:
                 beside = x = (x + next(side)(beside)) * math.sqrt(0.5)
             skips.append(x)
         for block in self.middle:
-            x = block(x, embedding)
+            x = self._run(block, x, embedding)
         for block in self.decoder:
             if not block.enlarges:
                 x = torch.cat([x, skips.pop()], dim=1)
-            x = block(x, embedding)
+            x = self._run(block, x, embedding)
         return self.last(F.silu(self.last_norm(x)))
+
+    def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+        """Call a block; with ``recompute``, none of its intermediate results are kept for the backward pass."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     def _embedding(self, c_noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
         """Embed noise level, class and augmentation as one vector for each sample, (n, 4 width)."""

@@ -104,9 +104,10 @@ def edit(
             noise = partial(noise_of, now, known.shape, model.device)
             labels = None if label is None else torch.full((len(now),), label, device=model.device)
             conditions = Conditions(labels=labels)
-            denoise = view.bind(model, conditions)
+            called = sampling.called(model)
+            denoise = view.bind(called, conditions)
             if is_guided:
-                denoise = guided(sampling, model, view, conditions, now, levels)
+                denoise = guided(sampling, called, view, conditions, now, levels)
             with evaluating(model), evaluating(weaker), torch.no_grad():
                 towards = _towards(denoise, model, known, covariance)
                 start = noise(None) * levels[0]

@@ -51,7 +51,7 @@ def guided(
     """Return a function ``denoise(noisy, sigma)`` with the guidance of the options, for images of these seeds."""
     denoise = view.bind(model, conditions)
     if isinstance(sampling.guide, Denoiser):
-        weaker = view.bind(Shared(sampling.guide), conditions)
+        weaker = view.bind(sampling.called(Shared(sampling.guide)), conditions)
     elif sampling.guide == "class":
         weaker = view.bind(model, conditions.without("labels"))
     else:

@@ -20,9 +20,10 @@ from patch_diffusion.config import Engine as Options
 from patch_diffusion.denoise.denoiser import Denoiser, place
 from patch_diffusion.denoise.objective import Batch, Objective
 from patch_diffusion.denoise.threads import backward, sharing
-from patch_diffusion.devices import device_of_process
-from patch_diffusion.errors import InputError, option_error
+from patch_diffusion.devices import check_format, device_of_process, has_bf16
+from patch_diffusion.errors import about, option_error
 from patch_diffusion.processes import explain_lost_peer
+from patch_diffusion.training.hardware import compiling
 from patch_diffusion.training.hardware.group import Group
 from patch_diffusion.training.hardware.sharding import shard, whole
 
@@ -42,6 +43,7 @@ class Engine:
         device: the device of this process.
         accumulation: microbatches per step of this rank; for "auto" 1, until the trainer knows how many it needs.
         group: the ranks of the run, of which this process is one.
+        compiled: True if the training objective is compiled, False if that was tried and is not right; None before.
     """
 
     @explain_lost_peer()
@@ -65,6 +67,18 @@ class Engine:
         self.group: Group = Group(int(os.environ.get("RANK", "0")), world, self.device, sharing=options.shard)
         self.type: torch.dtype = _TYPES[_precision(options.precision, self.device)]
         self.scaler: torch.amp.GradScaler = torch.amp.GradScaler(self.device.type, enabled=self.type is torch.float16)
+        self.compiled: bool | None = None
+        if self.device.type == "cuda":
+            # The one function for this that torch.compile understands in each version. Convolutions take TF32 anyway.
+            torch.set_float32_matmul_precision("high")
+
+    def __str__(self) -> str:
+        """Return the device, and the number formats in which a GPU computes: "cuda (bf16, and TF32 for fp32)"."""
+        if self.device.type != "cuda":
+            return str(self.device)
+        has_tf32 = torch.cuda.get_device_capability(self.device) >= (8, 0)
+        name = next(name for name, type in _TYPES.items() if type is self.type)
+        return f"{self.device} ({name}{', and TF32 for fp32' if has_tf32 else ''})"
 
     def place_average(self, denoiser: Denoiser) -> None:
         """Move a weight average of the model to the device, or only this rank's shard of it."""
@@ -75,7 +89,8 @@ class Engine:
 
     @explain_lost_peer()
     def wrap(self, objective: Objective) -> nn.Module:
-        """Move a training objective to the device, or this rank's shard of it; wrap it for compiling and many ranks."""
+        """Move a training objective to the device, or this rank's shard of it; wrap it for many ranks."""
+        _set_recompute(objective.denoiser, recompute=self.options.recompute)
         if self.options.shard:
             shard(objective.denoiser, self._mesh(), self.type)
             for module in objective.children():
@@ -83,24 +98,59 @@ class Engine:
                     module.to(self.device)
             return objective
         place(objective.denoiser, self.device)
-        wrapped: nn.Module = objective.to(self.device)
-        if self.options.compile:
-            # One graph per patch size; sizes that change would otherwise be made dynamic, and slow.
-            wrapped.compile(dynamic=False)
-        if self.group.world > 1:
-            devices = [self.device] if self.device.type == "cuda" else None
-            wrapped = DistributedDataParallel(wrapped, device_ids=devices, gradient_as_bucket_view=True)
+        objective.to(self.device)
+        if self.group.world == 1:
+            return objective
+        devices = [self.device] if self.device.type == "cuda" else None
+        wrapped = DistributedDataParallel(objective, device_ids=devices, gradient_as_bucket_view=True)
+        # Only from here on: at the beginning torch makes all buffers equal.
+        wrapped.broadcast_buffers = _has_changing_buffers(objective)
         return wrapped
+
+    def compile(self, objective: Objective, graphs: int) -> None:
+        """Compile a training objective, which `wrap` may have wrapped: torch then splits its graph by DDP's buckets.
+
+        Args:
+            objective: the objective itself.
+            graphs: the number of shapes in which it is called, each of which becomes a graph.
+        """
+        compiling.compile_in_place(objective, graphs)
+        self.compiled = True
+
+    def compile_if_right(self, module: nn.Module, objective: Objective, batch: Batch, graphs: int) -> str:
+        """Compile a training objective if a compiled pass on a batch works on all ranks and agrees with an eager one.
+
+        Neither the weights, their gradients, buffers nor random numbers of the training change.
+
+        Args:
+            module: the objective as `wrap` returned it.
+            objective: the objective itself.
+            batch: a microbatch.
+            graphs: see `compile`.
+
+        Returns:
+            The reason why it is not compiled; an empty text if it is.
+        """
+        tolerance = compiling.TOLERANCE if self.type is torch.float32 else compiling.TOLERANCE_IN_HALF
+        with self._exchanging(module, last=False):
+            reason = compiling.difference(module, objective, batch, graphs, self.autocast, tolerance)
+        if self.group.max(bool(reason)):
+            compiling.undo(objective)
+            self.compiled = False
+            return reason or "it failed in another process"
+        self.compiled = True
+        return ""
 
     def threads(self, denoiser: Denoiser) -> AbstractContextManager[None]:
         """Return a context manager in which CPU threads share each batch of the model, if they can; see `sharing`."""
-        alone = self.group.world == 1 and not self.options.compile
+        alone = self.group.world == 1 and not self.compiled
         return sharing(denoiser) if alone else nullcontext()
 
     def microbatches(self, num: int) -> list[range]:
         """Return which of ``num`` samples this rank takes: a list of index ranges, one for each microbatch.
 
-        Microbatches differ by at most one sample.
+        Microbatches are of one size where that divides ``num``, else they differ by one sample: of each patch size,
+        a compiled network sees two shapes at most.
         """
         parts = self.group.world * self.accumulation
         bounds = [num * part // parts for part in range(parts + 1)]
@@ -130,12 +180,16 @@ class Engine:
         """
         if self.group.world == 1 and (shared := backward(module, batch, weight, self.autocast)) is not None:
             return shared
-        waiting = isinstance(module, DistributedDataParallel) and not last
-        with module.no_sync() if waiting else nullcontext():  # pyright: ignore[reportCallIssue]
+        explained = compiling.explain_failure() if self.compiled else nullcontext()
+        with self._exchanging(module, last=last), explained:
             with self.group.busy() if self.group.world > 1 else nullcontext(), self.autocast():
                 losses = module(batch)
             self.scaler.scale((losses * weight).sum() * self.group.world).backward()
         return losses.detach()
+
+    def _exchanging(self, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+        """Return a context manager in which gradients are exchanged between ranks only by the last microbatch."""
+        return module.no_sync() if isinstance(module, DistributedDataParallel) and not last else nullcontext()
 
     def step(self, optimizer: torch.optim.Optimizer, clip: float | None) -> Tensor:
         """Clip the gradients, take an optimizer step, and clear the gradients.
@@ -156,18 +210,18 @@ class Engine:
             factor = (clip / (norm + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
         skipped = (~norm.isfinite()).float()
-        if self.scaler.is_enabled():
-            self.scaler.step(optimizer)
-            self.scaler.update()
-        elif not getattr(optimizer, "_step_supports_amp_scaling", False):
+        if not getattr(optimizer, "_step_supports_amp_scaling", False):
             # This optimizer cannot skip a step; with gradients of 0 it changes next to nothing.
             for gradient in gradients:
                 gradient.copy_(torch.where(skipped > 0, 0.0, gradient))
             optimizer.step()
+        elif self.scaler.is_enabled():
+            self.scaler.step(optimizer)
         else:
             # As GradScaler does: a fused optimizer skips the step on the device where found_inf is 1, without a wait.
             optimizer.found_inf, optimizer.grad_scale = skipped, None  # pyright: ignore[reportAttributeAccessIssue]
             optimizer.step()
+        self.scaler.update()
         optimizer.zero_grad()
         return skipped
 
@@ -190,6 +244,27 @@ class Engine:
         return init_device_mesh(self.device.type, (self.group.world,))
 
 
+def _set_recompute(denoiser: Denoiser, *, recompute: bool) -> None:
+    """Let a network compute its blocks again in the backward pass, or not; raise InputError if it does not know how."""
+    network: Any = denoiser.module
+    if hasattr(network, "recompute"):
+        network.recompute = recompute
+    elif recompute:
+        raise option_error(
+            "engine.recompute", "needs a network with an attribute recompute, and this one has none: leave it out"
+        )
+
+
+def _has_changing_buffers(objective: Objective) -> bool:
+    """Return True if an objective has buffers that a step may change, such as the means that a batch norm keeps.
+
+    Those of this package's networks are constants; of a network or module of somebody else nothing is known.
+    """
+    denoiser = objective.denoiser
+    constants = {id(buffer) for buffer in denoiser.buffers(recurse=hasattr(denoiser.network, "settings"))}
+    return any(id(buffer) not in constants for buffer in objective.buffers())
+
+
 def _check_sharding(options: Options, world: int) -> None:
     if world == 1:
         raise option_error(
@@ -206,13 +281,10 @@ def _check_sharding(options: Options, world: int) -> None:
         raise option_error("engine.shard", f"needs torch 2.8 or newer, not {torch.__version__}")
 
 
+@about("engine.precision")
 def _precision(name: str, device: torch.device) -> str:
     """Return the number format for a device, chosen for "auto"; raise InputError if the device lacks it."""
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if name == "auto":
-        return "bf16" if has_bf16 else "fp32"
-    if name == "bf16" and device.type == "cuda" and not has_bf16:
-        raise InputError("this GPU has no bf16: set engine.precision to fp16 or fp32", option="engine.precision")
-    if name == "fp16" and device.type != "cuda":
-        raise option_error("engine.precision", f"fp16 is for CUDA: take bf16 or fp32 on {device.type}")
+        return "bf16" if has_bf16(device) else "fp16" if device.type == "cuda" else "fp32"
+    check_format(name, device)
     return name

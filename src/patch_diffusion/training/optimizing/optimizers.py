@@ -27,7 +27,6 @@ def make_optimizer(
     parameters: Iterable[nn.Parameter],
     options: Optimizer,
     *,
-    scaled: bool = False,
     embeddings: Collection[Tensor] = (),
 ) -> torch.optim.Optimizer:
     """Make the optimizer of the kind that the options ask for.
@@ -35,7 +34,6 @@ def make_optimizer(
     Args:
         parameters: the parameters of the network.
         options: see `patch_diffusion.config.Optimizer`.
-        scaled: True if losses are scaled for fp16, so that steps are skipped where gradients overflow.
         embeddings: matrices among the parameters that Muon leaves to AdamW.
     """
     for name, is_right, rule in (
@@ -53,12 +51,6 @@ def make_optimizer(
                 "optimizer.kind schedule_free needs no decay of the learning rate: leave out optimizer.decay "
                 f"{options.decay}, or make it constant",
                 option="optimizer.decay",
-            )
-        if scaled:
-            raise option_error(
-                "optimizer.kind",
-                "schedule_free cannot leave out a step without waiting for the device, as fp16 asks: "
-                "set engine.precision to bf16 or fp32",
             )
         return make_schedule_free(parameters, options)
     settings = {"lr": options.learning_rate, "betas": options.betas, "weight_decay": options.weight_decay}

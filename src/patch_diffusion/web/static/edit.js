@@ -44,7 +44,7 @@ export async function showEdit(place, values, signal) {
     .map(([value, text]) => element('option', {value}, text)));
   const guidance = new GuidanceFields();
   const view = new ViewFields();
-  const others = await OtherFields.of(signal, ['sigma_min', 'sigma_max', 'rho']);  // editing has its own solver
+  const others = await OtherFields.of(signal, ['sigma_min', 'sigma_max', 'rho', 'precision']);  // editing has its own solver
   view.size.hidden = true;  // it follows from the image
   const size = element('select', {name: 'size'}, element('option', {value: 'run'}, 'resize to the run’s images'),
     element('option', {value: 'own'}, 'keep its size'));
