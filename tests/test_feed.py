@@ -7,9 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import patch_diffusion as pd
 from patch_diffusion.config import Engine
+from patch_diffusion.data.augment import Augment
+from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.gather import Gather, Windows
 from patch_diffusion.data.order import SampleOrder
 from patch_diffusion.training import prefetch
@@ -240,3 +243,39 @@ def test_latents_take_their_room_with_the_deviation(monkeypatch):
     for room, fits in ((4 * 20 * 8 * 4 * 4 * 2, True), (4 * 20 * 8 * 4 * 4 * 2 - 4, False)):
         monkeypatch.setattr(feed, "free_memory", lambda device, room=room: room)
         assert Feed(latents, orders_of(latents), CPU)._on_device() is fits
+
+
+class NoIndexOfUint16(TorchDispatchMode):
+    """A device like CUDA, which has few kernels for numbers of 16 bits without sign."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if (
+            name.startswith(("index", "gather", "flip", "cat", "where", "take"))
+            and getattr(args[0], "dtype", None) == torch.uint16
+        ):
+            raise NotImplementedError(f"\"{name}_cuda\" not implemented for 'UInt16'")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("way", ["memory", "device"])
+@pytest.mark.parametrize("context", [None, 4])
+@pytest.mark.parametrize("flip", [0.0, 0.5])
+def test_pixels_of_16_bits_need_no_kernel_of_their_own(way, flip, context, make_trainer, monkeypatch):
+    pixels = torch.randint(0, 2**16, (32, 1, 8, 12), generator=torch.Generator().manual_seed(0)).to(torch.uint16)
+    images = pd.ImageSet(pixels, codec=PixelCodec("uint16"))
+    trainer = make_trainer(
+        images=images,
+        network={"context": context is not None, "num_classes": 0},
+        schedule={"sizes": {"1/2": 1.0}, "whole": 0.5, "context": context},
+        augment=Augment(flip=flip),
+    )
+    if way == "device":
+        monkeypatch.setattr(feed, "free_memory", lambda device: 2**30)
+        trainer.batches.feed._in_memory = False
+    expected = [trainer.batches.microbatch(Position(step, 0, {})) for step in range(8)]
+    with NoIndexOfUint16():
+        found = [trainer.batches.microbatch(Position(step, 0, {})) for step in range(8)]
+    assert len({each.plan.size for each in found}) > 1
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.batch.clean, other.batch.clean)

@@ -8,10 +8,14 @@ import torch
 
 import patch_diffusion as pd
 from patch_diffusion.config import Config, Data, Engine, Network, Optimizer
+from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.order import SampleOrder
 from patch_diffusion.files import read_json
 from patch_diffusion.processes import run_processes
-from patch_diffusion.training.hardware import feed
+from patch_diffusion.sampling.options import Sampling
+from patch_diffusion.training.batches import Position
+from patch_diffusion.training.hardware import feed, memory
+from patch_diffusion.training.hardware.memory import explain_out_of_memory
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -154,3 +158,72 @@ def test_steps_on_a_file_do_not_wait_either(tmp_path, monkeypatch, make_trainer)
             trainer.train_step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("share", [1 / 4, 0.0], ids=["on the device", "read ahead"])
+@pytest.mark.parametrize("options", [{"flip": 0.5}, {"p": 0.9}])
+def test_images_of_16_bits_are_augmented_and_cut_there(tmp_path, monkeypatch, make_trainer, share, options):
+    monkeypatch.setattr(feed, "SHARE_OF_DEVICE", share)
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 2**16, (30, 1, 8, 12), dtype=np.uint16))
+    augment = Augment(**options)
+    trainer, on_cpu = (
+        make_trainer(
+            out=device,
+            engine=Engine(device=device),
+            images=pd.open_images(tmp_path / "a.npy"),
+            network={"num_classes": 0, "augment_channels": augment.channels},
+            schedule={"whole": 0.5},
+            augment=augment,
+        )
+        for device in ("cuda", "cpu")
+    )
+    for _ in range(8):
+        trainer.train_step()
+    for step in range(8):
+        one, other = (each.batches.microbatch(Position(step, 0, {})).batch for each in (trainer, on_cpu))
+        torch.testing.assert_close(one.clean.cpu(), other.clean, atol=1e-5, rtol=0)
+        # Drawn on the host, so that a run is the same on every device.
+        assert torch.equal(one.noise.cpu(), other.noise) and torch.equal(one.sigma.cpu(), other.sigma)
+
+
+@pytest.mark.parametrize("solver", ["heun", "dpm_solver_3m", "ancestral", "stochastic_heun", "euler_maruyama"])
+@pytest.mark.parametrize("tile", [None, 4])
+def test_no_step_of_sampling_waits(make_model, solver, tile):
+    model = make_model().to("cuda")
+
+    def wait_for_nothing(step):
+        torch.cuda.set_sync_debug_mode("error")
+
+    def check_finite(images):  # once after the last step
+        torch.cuda.set_sync_debug_mode("default")
+
+    options = Sampling(steps=4, solver=solver, tile=tile)
+    first = next(pd.generate(model, [0], options)).pixels
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("patch_diffusion.data.codec.check_finite", check_finite)
+        try:
+            again = next(pd.generate(model, [0], options, callback=wait_for_nothing)).pixels
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(first, again)
+
+
+def test_memory_of_a_step_that_failed_is_free_when_it_is_tried_what_fits(make_trainer, monkeypatch):
+    trainer = make_trainer(engine=Engine(device="cuda"))
+    free = []
+
+    def too_much(spent):
+        kept = torch.zeros(2**28, device="cuda")  # 1 GiB
+        torch.zeros(2**45, device="cuda")
+        return kept
+
+    def advice(demand, reason):
+        free.append(torch.cuda.memory_allocated())
+        return "the advice"
+
+    trainer.train_step()
+    before = torch.cuda.memory_allocated()
+    monkeypatch.setattr(memory, "advice_on_memory", advice)
+    with pytest.raises(pd.InputError, match="the advice"), explain_out_of_memory(trainer.demand):
+        too_much(0.0)
+    assert free[0] <= before

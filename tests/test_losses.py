@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from patch_diffusion.denoise.whole_image import SIGMAS
 from patch_diffusion.training.losses import Losses
@@ -47,3 +48,21 @@ def test_a_new_line_begins_with_nothing_but_the_count_of_skipped_steps():
     losses.clear()
     means = losses.summary()
     assert means.by_size == means.by_noise == {} and (means.num_steps, means.skipped) == (0, 1)
+
+
+class NoFloat64(TorchDispatchMode):
+    """A device without float64."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor) and found.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return found
+
+
+def test_a_device_without_float64_gives_the_same_line():
+    losses = filled()
+    losses.add("8x8", torch.tensor(0.1), losses.zeros(), NONE)
+    with NoFloat64():
+        here = losses.summary()
+    assert here.by_size["8x8"] == (1.0 + 2.0 + torch.tensor(0.1).double().item()) / 3

@@ -1,3 +1,6 @@
+import weakref
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -6,7 +9,7 @@ from patch_diffusion.cli.train import Train
 from patch_diffusion.config import Engine
 from patch_diffusion.errors import is_out_of_memory
 from patch_diffusion.training.hardware import memory
-from patch_diffusion.training.hardware.memory import advice_on_memory, microbatches_that_fit
+from patch_diffusion.training.hardware.memory import advice_on_memory, explain_out_of_memory, microbatches_that_fit
 
 
 class Hungry(torch.nn.Module):
@@ -104,7 +107,67 @@ def test_the_command_takes_the_preset_s_batch(tmp_path):
 
 def test_other_errors_are_not_taken_for_it(make_trainer, monkeypatch):
     assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."))
+    assert is_out_of_memory(RuntimeError("CUDA error: out of memory"))
+    assert not is_out_of_memory(pd.InputError("MPS backend out of memory"))
     trainer = make_trainer()
     monkeypatch.setattr(trainer, "train_step", lambda spent: (_ for _ in ()).throw(RuntimeError("shapes differ")))
     with pytest.raises(RuntimeError, match="shapes differ"):
         trainer.fit(steps=1)
+
+
+def test_what_the_failed_step_held_is_free_when_it_is_tried_what_fits(hungry, monkeypatch):
+    """Its tensors were held by the frames of the error, so that hardly anything fitted: also those of its causes."""
+    trainer, held, found = hungry(4), [], []
+
+    def keep(*values):
+        held.extend(map(weakref.ref, values))
+
+    def first():
+        kept = torch.zeros(100)
+        keep(kept)
+        raise ValueError("the first error")
+
+    def second():
+        kept = [torch.zeros(100), torch.zeros(100)]
+        keep(*kept)
+        kept.append(kept)  # a circle, which only the collector of garbage frees
+        try:
+            first()
+        except ValueError as error:
+            raise torch.OutOfMemoryError("CUDA out of memory.") from error
+
+    def third(spent):
+        try:
+            second()
+        except torch.OutOfMemoryError:
+            kept = torch.zeros(100)
+            keep(kept)
+            raise RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)")  # noqa: B904  # its context
+
+    def advice(demand, reason):
+        found.append((reason, sum(each() is not None for each in held)))
+        return "the advice"
+
+    parameter = next(trainer.state.network.parameters())
+    parameter.grad = torch.zeros_like(parameter)
+    keep(parameter.grad)
+    monkeypatch.setattr(memory, "advice_on_memory", advice)
+    with pytest.raises(pd.InputError, match="the advice"), explain_out_of_memory(trainer.demand):
+        third(0.0)
+    assert found == [("MPS backend out of memory (MPS allocated: 9 GB)", 0)] and len(held) == 5
+
+
+def test_a_pass_that_does_not_fit_leaves_nothing(hungry, monkeypatch):
+    demand, held = hungry(4).demand(), []
+
+    def loss(shape, num):
+        kept = torch.zeros(100)
+        held.append(weakref.ref(kept))
+        again = [kept]
+        again.append(again)
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    seen = []
+    monkeypatch.setattr(memory, "_empty_cache", lambda device: seen.append([each() for each in held]))
+    assert not memory._passes(replace(demand, loss=loss), (8, 12), 2)
+    assert seen == [[None]]

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import patch_diffusion as pd
+from patch_diffusion import processes
 from patch_diffusion.config import Config, Data, Engine, Network, Optimizer, Patches
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.objective import Batch, DenoisingObjective
@@ -185,3 +186,32 @@ def test_no_room_for_what_processes_share_is_one_line(monkeypatch):
     monkeypatch.setattr("multiprocessing.context.SpawnContext.SimpleQueue", full)
     with pytest.raises(pd.InputError, match=r"cannot be started \(No space left on device\): make room in /dev/shm"):
         run_processes(2, print)
+
+
+def test_processes_of_a_machine_share_its_cores(monkeypatch):
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    for name in names:
+        monkeypatch.setenv(name, "")  # to be undone
+    found = {}
+    processes._one_process(1, 4, 1234, None, lambda: found.update({name: os.environ[name] for name in names}), ())
+    assert found["LOCAL_WORLD_SIZE"] == found["WORLD_SIZE"] == "4" and found["LOCAL_RANK"] == "1"
+
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr("patch_diffusion.training.hardware.engine.cores", lambda: 8)
+    try:
+        Process(Engine(device="cpu"))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes are not bound to cores here")
+def test_cores_are_those_that_a_process_may_use():
+    allowed = os.sched_getaffinity(0)
+    assert processes.cores() == len(allowed)
+    os.sched_setaffinity(0, [min(allowed)])
+    try:
+        assert processes.cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)

@@ -42,3 +42,9 @@ def test_seed_name_and_step_matter(other: tuple[int, str, int]):
 def test_normal():
     noise = streams.slot_normal(0, "noise", 0, range(1000), (100,))
     assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
+
+
+def test_noise_is_that_of_a_generator_for_each_eight_slots():
+    """Runs repeat bit for bit from version to version."""
+    groups = [torch.randn(8, 2, 3, generator=streams.generator(4, "noise", 5, group)) for group in range(3)]
+    assert torch.equal(streams.slot_normal(4, "noise", 5, range(3, 21), (2, 3)), torch.cat(groups)[3:21])

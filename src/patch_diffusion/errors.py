@@ -76,7 +76,11 @@ def about(option: str) -> Iterator[None]:
 def is_out_of_memory(error: BaseException) -> bool:
     """Return True if an error, of Python, NumPy or torch on any device, says that memory has run out."""
     names = {kind.__name__ for kind in type(error).__mro__}  # torch is not imported for its error alone
-    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
+    if names & {"MemoryError", "OutOfMemoryError"}:
+        return True
+    # Of the CPU; of an Apple GPU, and of what CUDA takes beside torch's own memory.
+    words = ("can't allocate memory", "backend out of memory", "CUDA error: out of memory")
+    return "RuntimeError" in names and any(each in str(error) for each in words)
 
 
 def reason_of(error: BaseException) -> str:

@@ -22,6 +22,11 @@ def started_by_launcher() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def run_processes(num: int, function: Callable[..., Any], *arguments: Any) -> None:
     """Run a function in ``num`` processes that can communicate, and wait for them.
 
@@ -87,6 +92,7 @@ def _one_process(
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(num),
+        "LOCAL_WORLD_SIZE": str(num),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }

@@ -24,8 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patch_diffusion import config as options
+from patch_diffusion.data.gather import moved
 from patch_diffusion.errors import option_error
 from patch_diffusion.streams import slot_normal
+from patch_diffusion.transfer import to_device
 
 SCALE = 2**0.2
 """The factor by which an image is scaled, or stretched, at one standard deviation of the random amount."""
@@ -129,7 +131,7 @@ class Augment(options.Augment):
         if self.colour:
             images, more = self._recolour(images, draws)
             labels += more
-        return images, torch.stack(labels, dim=1).float().to(images.device, non_blocking=True)
+        return images, to_device(torch.stack(labels, dim=1).float(), images.device)
 
     def _move(self, images: Tensor, plain: Tensor, draws: _Draws) -> tuple[Tensor, list[Tensor]]:
         """Apply the geometric augmentations of EDM's table 6, with its names, and return their nine label numbers."""
@@ -200,8 +202,7 @@ def _change(images: Tensor, amounts: list[Tensor], change: Callable[..., Tensor]
     chosen = torch.stack(amounts).any(dim=0).nonzero()[:, 0]
     if len(chosen) == 0:
         return images
-    numbers = numbers[chosen].float().to(images.device, non_blocking=True)
-    chosen = chosen.to(images.device, non_blocking=True)
+    numbers, chosen = to_device(numbers[chosen].float(), images.device), to_device(chosen, images.device)
     return images.index_copy(0, chosen, change(images[chosen], numbers).to(images.dtype))
 
 
@@ -213,10 +214,11 @@ def _move_pixels(
     down: Tensor | None = None,
 ) -> Tensor:
     """Flip, then translate each image by the given whole pixels, by indexing alone: nothing is interpolated."""
-    columns = _sources(images.shape[3], flip_x, across).to(images.device, non_blocking=True)
-    rows = _sources(images.shape[2], flip_y, down).to(images.device, non_blocking=True)
+    columns = to_device(_sources(images.shape[3], flip_x, across), images.device)
+    rows = to_device(_sources(images.shape[2], flip_y, down), images.device)
     sample = torch.arange(len(images), device=images.device)[:, None, None]
-    return images.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    places = (sample, rows[:, :, None], columns[:, None, :])
+    return moved(lambda pixels: pixels.permute(0, 2, 3, 1)[places].permute(0, 3, 1, 2), images)
 
 
 def _sources(side: int, flip: Tensor | None, shift: Tensor | None) -> Tensor:
@@ -258,7 +260,7 @@ def _finer(side: int, device: torch.device) -> Tensor:
     for tap, weight in zip(range(1 - _TAPS, 1 + _TAPS), _sinc(torch.arange(-_TAPS, _TAPS) + 0.5), strict=True):
         before = torch.arange(side - 1)
         matrix[2 * before + 1, _reflect(before + tap, side)] += weight
-    return matrix.to(device)
+    return to_device(matrix, device)
 
 
 @lru_cache(maxsize=16)
@@ -267,7 +269,7 @@ def _coarser(side: int, device: torch.device) -> Tensor:
     matrix = torch.zeros(side, 2 * side - 1 + 2 * _REACH)
     for tap, weight in enumerate(_sinc(torch.arange(-_REACH, _REACH + 1) / 2)):
         matrix[torch.arange(side), 2 * torch.arange(side) + tap] = weight
-    return matrix.to(device)
+    return to_device(matrix, device)
 
 
 def _sinc(places: Tensor) -> Tensor:

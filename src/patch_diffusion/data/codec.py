@@ -104,7 +104,8 @@ class PixelCodec:
         values = (images + 1) * ((high - low) / 2) + low
         if self.dtype != "float32":  # an integer dtype may hold less than the range, and would wrap around
             values = values.round().clamp(max(low, 0.0), min(high, _LARGEST[self.dtype]))
-        return values.to(DTYPES[self.dtype])
+        on_host = self.dtype == "uint16" and values.device.type == "mps"  # where not every torch has that type
+        return (values.cpu() if on_host else values).to(DTYPES[self.dtype])
 
     def decode_with_range(self, images: Tensor) -> tuple[Tensor, tuple[float, float]]:
         """Map images in model space to pixels; return these and the pixel values to display as black and as white."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+
+def moved(move: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
+    """Return ``move(pixels)`` for a function that only moves pixels, as indexing does, on any device.
+
+    Not every device can index numbers of 16 bits without sign, so they are moved as numbers with a sign.
+    """
+    if pixels.dtype == torch.uint16:
+        return move(pixels.view(torch.int16)).view(torch.uint16)
+    return move(pixels)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from patch_diffusion.data.reading import cache
 from patch_diffusion.data.reading.parallel import progress
 from patch_diffusion.data.reading.pixels import ArrayPlan, Plan, read
 from patch_diffusion.errors import option_error
+from patch_diffusion.transfer import to_device
 
 _VALUES_AT_ONCE = 2**22
 """The number of values that are downscaled at a time, so that memory does not grow with the size of the image."""
@@ -100,4 +101,4 @@ def _weights(small: int, large: int, device: torch.device) -> Tensor:
     if small == 1:
         return torch.full((1, large), 1 / large, device=device)
     weights = (1 - (places - centres[:, None]).abs() * (small - 1)).clamp(min=0)
-    return (weights / weights.sum(dim=1, keepdim=True)).float().to(device)
+    return to_device((weights / weights.sum(dim=1, keepdim=True)).float(), device)

@@ -9,6 +9,8 @@ from typing import Annotated as Float, Annotated as Int, Annotated as Shaped
 import torch
 from torch import Tensor
 
+from patch_diffusion.transfer import to_device
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -41,11 +43,14 @@ class Conditions:
 
     def select(self, rows: slice | Sequence[int]) -> Conditions:
         """Return the conditions of some of the images; coordinates must have a row for each image, see `spread`."""
-        return self._map(lambda tensor: tensor[rows])
+        if isinstance(rows, slice):
+            return self._map(lambda tensor: tensor[rows])
+        # A list as an index would be copied to the device, and waited for.
+        return self._map(lambda tensor: torch.stack([tensor[row] for row in rows]))
 
     def to(self, device: torch.device) -> Conditions:
         """Return the conditions on a device, without waiting for the copy."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        return self._map(lambda tensor: to_device(tensor, device))
 
     def without(self, name: str) -> Conditions:
         """Return the conditions with the one of this name set to None."""

@@ -167,7 +167,8 @@ class Denoiser(nn.Module):
         """
         conditions = coords if isinstance(coords, Conditions) else Conditions(coords, labels)
         num, shape, along = noisy.shape[0], tuple(noisy.shape[2:]), [1] * (noisy.ndim - 1)
-        sigma = torch.as_tensor(sigma, dtype=noisy.dtype, device=noisy.device).expand(num)
+        levels = torch.as_tensor(sigma, dtype=noisy.dtype)  # one number stays on the host, as a copy of it would block
+        sigma = noisy.new_ones(num) * levels if levels.ndim == 0 else levels.to(noisy.device).expand(num)
         factors = self.process.preconditioning(sigma, self.sigma_data)
         c_skip, c_out, c_in = (factor.view(num, *along) for factor in factors[:3])
         centre = None if self.mean_data is None else self.centre(noisy)

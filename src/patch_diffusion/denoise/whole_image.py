@@ -19,6 +19,7 @@ from patch_diffusion.errors import InputError
 from patch_diffusion.patches.coords import coordinate_grid
 from patch_diffusion.patches.crop import random_patches
 from patch_diffusion.streams import generator, slot_normal
+from patch_diffusion.transfer import to_device
 
 SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 """Noise levels, from one that hides only the texture of images to one that leaves only their layout, for images of
@@ -87,7 +88,9 @@ def losses_of_images(
             batches = _batches(model, bucket, num, first, size or bucket.resolution, seed, batch)
             for places, clean, conditions in batches:
                 for level, (sigma, found) in enumerate(losses.items()):
-                    noise = slot_normal(seed, "evaluation", level, places, tuple(clean.shape[1:]), model.device)
+                    noise = to_device(
+                        slot_normal(seed, "evaluation", level, places, tuple(clean.shape[1:])), model.device
+                    )
                     levels = torch.full((len(clean),), sigma, device=model.device)
                     found.append(denoising_loss(Shared(model), clean, conditions, levels, noise=noise).cpu().double())
             first += len(bucket)
@@ -118,12 +121,12 @@ def _batches(
     for start in range(0, num, batch):
         slots = range(start, min(start + batch, num))
         pixels, labels = images.batch(np.asarray(slots, np.int64))
-        pixels, coords, thumbnail = pixels.to(device), whole, None
+        pixels, coords, thumbnail = to_device(pixels, device), whole, None
         if model.context is not None:
             small = small_shape(model.context, images.resolution, model.stride)
             thumbnail = make_small(images.codec.encode(pixels), small)
         if shape != images.resolution:
             patch = random_patches(pixels, shape, places=where[slots.start : slots.stop])
             pixels, coords = patch.pixels, patch.coords
-        conditions = Conditions(coords, None if labels is None else labels.to(device), thumbnail=thumbnail)
+        conditions = Conditions(coords, None if labels is None else to_device(labels, device), thumbnail=thumbnail)
         yield range(first + slots.start, first + slots.stop), images.codec.encode(pixels), conditions

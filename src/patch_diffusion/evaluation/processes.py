@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from patch_diffusion.devices import device_of_process
 from patch_diffusion.errors import InputError
-from patch_diffusion.processes import explain_lost_peer
+from patch_diffusion.processes import cores, explain_lost_peer
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ def distributed_evaluation(device: str = "auto") -> Iterator[str]:
         return
     chosen = device_of_process(device, world)
     if chosen.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", world))))
+        torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", world))))
     with explain_lost_peer():
         dist.init_process_group("gloo", timeout=_LONGEST)
         token = _group.set(dist.group.WORLD)

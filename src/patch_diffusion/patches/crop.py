@@ -9,7 +9,9 @@ from typing import Annotated as Float, Annotated as Float32, Annotated as Int, A
 import torch
 from torch import Tensor
 
+from patch_diffusion.data.gather import moved
 from patch_diffusion.patches.coords import patch_coordinates, patch_corners
+from patch_diffusion.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,13 @@ def random_patches(
     if places is None:
         device = generator.device if generator is not None else images.device
         places = torch.rand(num, len(resolution), generator=generator, device=device)
-    corners = patch_corners(places, size, resolution).to(images.device, non_blocking=True)
+    corners = to_device(patch_corners(places, size, resolution), images.device)
     # One gather takes all patches; the result is in channels-last memory.
     index = [torch.arange(num, device=images.device).view(-1, *[1] * len(size))]
     for place, (first, part) in enumerate(zip(corners.unbind(1), size, strict=True)):
         line = first[:, None] + torch.arange(part, device=images.device)
         index.append(line.view(num, *[-1 if other == place else 1 for other in range(len(size))]))
-    pixels = images.movedim(1, -1)[tuple(index)].movedim(-1, 1)
+    pixels = moved(lambda pixels: pixels.movedim(1, -1)[tuple(index)].movedim(-1, 1), images)
     return Patch(pixels, patch_coordinates(corners, size, resolution), corners)
 
 

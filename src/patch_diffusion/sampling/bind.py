@@ -16,6 +16,7 @@ from patch_diffusion.patches.shapes import no_multiples
 from patch_diffusion.sampling.generate import jobs_of
 from patch_diffusion.sampling.options import bind
 from patch_diffusion.sampling.step import Denoise
+from patch_diffusion.transfer import to_device
 
 
 def bind_images(
@@ -67,7 +68,7 @@ def _shape(images: Tensor) -> torch.Size:
 
 def _classes(model: Denoiser, labels: int | Iterable[int] | None, num: int) -> Tensor | None:
     if labels is not None:
-        return torch.tensor([label for _, label in jobs_of(model, range(num), labels)], device=model.device)
+        return to_device(torch.tensor([label for _, label in jobs_of(model, range(num), labels)]), model.device)
     if model.num_classes and not model.label_dropout:
         raise InputError("this model has learned images of a class only: give labels")
     return None

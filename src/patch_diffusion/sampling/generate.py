@@ -178,9 +178,11 @@ def noise_of(
         plain = name == "sampling" and seed < TORCH_SEEDS
         return torch.Generator().manual_seed(seed) if plain else generator(seed, name)
 
-    generators = [draws(seed) for seed in seeds]
-    drawn = [torch.randn(shape, generator=each, dtype=torch.float64) for each in generators]
-    return torch.stack(drawn).to(device, wide(device))
+    pinned = device.type == "cuda"  # so that the copy need not be waited for
+    drawn = torch.empty(len(seeds), *shape, dtype=torch.float64, pin_memory=pinned)
+    for seed, numbers in zip(seeds, drawn, strict=True):
+        torch.randn(shape, generator=draws(seed), dtype=torch.float64, out=numbers)
+    return drawn.to(device, wide(device), non_blocking=pinned)
 
 
 def jobs_of(model: Denoiser, seeds: Iterable[int], labels: int | Iterable[int] | None) -> Iterable[Job]:

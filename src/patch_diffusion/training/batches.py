@@ -22,6 +22,7 @@ from patch_diffusion.patches.crop import random_patches
 from patch_diffusion.patches.schedule import PatchSchedule, PatchSize, Shape
 from patch_diffusion.streams import slot_normal, stream_key
 from patch_diffusion.training.hardware.feed import Feed
+from patch_diffusion.transfer import to_device
 
 CONTEXT_NOISE = 0.2
 """The most noise on a context, a small copy of the whole image, in training, in standard deviations of the images. Its
@@ -163,7 +164,7 @@ class Batches:
         images, size, device = self.images.buckets[plan.bucket], plan.size, self.device
         chosen, first = slice(slots.start, slots.stop), plan.first + slots.start
         draws = self.draw(plan)
-        sigma = draws.sigma[chosen].to(device, non_blocking=True)
+        sigma = to_device(draws.sigma[chosen], device)
 
         windows = self._windows(images, size, draws.places[chosen])
         small_alone = size.small and self.small is not None
@@ -172,11 +173,11 @@ class Batches:
         labels = labels if self.denoiser.num_classes else None
         if labels is not None:
             hidden = draws.hidden[chosen] < self.denoiser.label_dropout
-            labels = labels.masked_fill(hidden, -1).to(device, non_blocking=True)
+            labels = to_device(labels.masked_fill(hidden, -1), device)
 
         altered = small = None
         if windows is not None:  # cut already
-            corners = torch.stack([windows.top, windows.left], dim=1).to(device, non_blocking=True)
+            corners = to_device(torch.stack([windows.top, windows.left], dim=1), device)
             coords = patch_coordinates(corners, size.shape, images.resolution)
         elif small_alone:
             coords = coordinate_grid(*size.shape, device=device).expand(len(slots), -1, -1, -1)
@@ -193,7 +194,9 @@ class Batches:
             pixels, coords = patch.pixels, patch.coords
 
         def normal(name: str, shape: Shape = size.shape) -> Tensor:
-            return slot_normal(self.seed, name, plan.step, slots, (images.channels, *shape), device)
+            numbers = (images.channels, *shape)
+            drawn = slot_normal(self.seed, name, plan.step, slots, numbers, pinned=device.type == "cuda")
+            return to_device(drawn, device)
 
         thumbnail = None
         if draws.context is not None:
@@ -201,7 +204,7 @@ class Batches:
                 small, _ = self.small.get(plan.bucket, first, len(slots))
             assert small is not None
             levels = CONTEXT_NOISE * self.denoiser.sigma_data * draws.context[chosen]
-            levels = levels.to(device, non_blocking=True)[:, None, None, None]
+            levels = to_device(levels, device)[:, None, None, None]
             thumbnail = small if self.augment.p else images.codec.encode(small)
             thumbnail = thumbnail + levels * normal("context", self._small_shape(images))
 

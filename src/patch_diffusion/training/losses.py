@@ -112,9 +112,10 @@ class Losses:
         self._skipped.fill_(kept.skipped)
 
     def _values(self) -> tuple[list[tuple[str, float]], list[list[float]], int]:
-        # One transfer for all steps; those of a restored checkpoint are on the host already.
+        # One transfer for all steps, in the device's own type, as not every device has float64. Those of a restored
+        # checkpoint are on the host already.
         on_device = [loss for _, loss in self._steps if loss.dtype != torch.float64]
-        fresh = iter(torch.stack(on_device).double().tolist() if on_device else [])
+        fresh = iter(torch.stack(on_device).tolist() if on_device else [])
         values = [(size, loss.item() if loss.dtype == torch.float64 else next(fresh)) for size, loss in self._steps]
         return values, self._noise.tolist(), int(self._skipped.item())
 

@@ -16,6 +16,7 @@ from patch_diffusion.data.latents.autoencoder import Autoencoder
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import user_path
 from patch_diffusion.records import Strict, check_limits, in_short, record_of
+from patch_diffusion.transfer import to_device
 
 STANDARD_DEVIATION = 0.5
 """The standard deviation of latent channels in model space, about that of pixels, so that noise levels fit both."""
@@ -105,7 +106,7 @@ class LatentCodec(Strict):
     def _whitening(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean and the scale of each latent channel, (c, 1, 1), which standardize latents to model space."""
         mean, deviation = (
-            torch.tensor(numbers, dtype=like.dtype).to(like.device, non_blocking=True)[:, None, None]
+            to_device(torch.tensor(numbers, dtype=like.dtype), like.device)[:, None, None]
             for numbers in (self.mean, self.deviation)
         )
         return mean, deviation / STANDARD_DEVIATION

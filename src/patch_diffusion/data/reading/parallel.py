@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,6 +9,8 @@ from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
+
+from patch_diffusion.processes import cores
 
 _MOST_AT_ONCE = 16
 
@@ -62,7 +63,7 @@ def _in_order(task: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[T, R
     def several(start: int) -> list[tuple[T, R | Exception]]:
         return [guarded(items[index]) for index in range(start, min(start + at_once, len(items)))]
 
-    num_threads = os.cpu_count() or 1
+    num_threads = cores()
     # Handing over a small image takes half as long as decoding it, so threads get several at once.
     at_once = max(1, min(_MOST_AT_ONCE, len(items) // (8 * num_threads)))
     pool = ThreadPoolExecutor(num_threads)

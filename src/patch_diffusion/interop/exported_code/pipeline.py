@@ -23,6 +23,7 @@ from patch_diffusion.sampling.guidance.extrapolation import check_interval, extr
 from patch_diffusion.sampling.step import ConditionalDenoise, Denoise
 from patch_diffusion.sampling.tiles import checked_overlap, covering, in_tiles, smooth_window
 from patch_diffusion.streams import TORCH_SEEDS, generator as generator_of
+from patch_diffusion.transfer import to_device
 
 PICTURES = (1, 3, 4)  # channels that Pillow shows
 OUTPUTS = ("pil", "np", "pt", "pixels", "latent")
@@ -240,10 +241,12 @@ class PatchDiffusionPipeline(DiffusionPipeline):
     def _model(self, scheduler: Any) -> ConditionalDenoise:
         """Return the denoiser D(x; sigma) = m + c_skip (x - m) + c_out F(c_in (x - m), c_noise), m being the mean."""
 
+        centre = self._centre(torch.zeros(1, device=self._execution_device))
+
         def denoise(noisy: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
-            factors = scheduler.preconditioning(sigma.to(noisy).expand(len(noisy)))
+            # A number of the host is an argument of the kernel, and not copied.
+            factors = scheduler.preconditioning(noisy.new_ones(len(noisy)) * sigma.to(noisy.dtype))
             c_skip, c_out, c_in = (factor[:, None, None, None] for factor in factors[:3])
-            centre = self._centre(noisy)
             noisy = noisy - centre
             return centre + (c_skip * noisy + c_out * self._output(c_in * noisy, factors.c_noise, conditions))
 
@@ -256,7 +259,9 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         model = self._model(scheduler)
         if tile is not None:
             places = covering(shape, tile, overlap)
-            return in_tiles(model, conditions, places, smooth_window(tile, overlap), TILES_AT_ONCE)
+            window = smooth_window(tile, overlap).to(_wide(self._execution_device))
+            window = to_device(window, self._execution_device)
+            return in_tiles(model, conditions, places, window, TILES_AT_ONCE)
         return lambda noisy, sigma: model(noisy.float(), sigma, conditions).to(noisy)
 
     def _crops(
@@ -330,7 +335,6 @@ class PatchDiffusionPipeline(DiffusionPipeline):
     def _noise(self, shape: tuple[int, ...], num: int, seeds: Sequence[int] | None, given: Any) -> Any:
         """Return a function that draws normal numbers (n, c, h, w) for a step by its index, for the start if None."""
         device = self._execution_device
-        wide = torch.float32 if device.type == "mps" else torch.float64
         if seeds is not None and given is not None:
             raise InputError("seeds stand in the place of a generator: leave one of them out")
         own = list(given) if isinstance(given, list | tuple) else [given] * num
@@ -350,7 +354,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
                 torch.randn(shape, generator=one, device=None if one is None else one.device, dtype=torch.float64)
                 for one in each
             ]
-            return torch.stack(drawn).to(device, wide)
+            return to_device(torch.stack(drawn).to(_wide(device)), device)
 
         return noise
 
@@ -385,6 +389,10 @@ class PatchDiffusionPipeline(DiffusionPipeline):
             )
         arrays = pixels.permute(0, 2, 3, 1).cpu().numpy()
         return [Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array) for array in arrays]
+
+
+def _wide(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:

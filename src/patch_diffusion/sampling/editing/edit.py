@@ -23,6 +23,7 @@ from patch_diffusion.sampling.options import Sampling
 from patch_diffusion.sampling.resampling import resampling
 from patch_diffusion.sampling.solvers import wide
 from patch_diffusion.sampling.step import Callback, Denoise
+from patch_diffusion.transfer import to_device
 
 ITERATIONS = {"isotropic": 50, "network": 3}
 """The most iterations of conjugate gradients; with the network's covariance each is a backward pass."""
@@ -134,7 +135,7 @@ def _towards(denoise: Denoise, model: Denoiser, known: Measurement, covariance: 
     """Return a denoise function that leads to the measurement; its operator A takes data values, half x + middle."""
     low, high = pixel_codec(model).range
     half, middle = (high - low) / 2, (high + low) / 2
-    values = known.values.to(model.device)
+    values = to_device(known.values, model.device)
     return posterior(
         denoise,
         lambda images: values - known.operator(images * half + middle),

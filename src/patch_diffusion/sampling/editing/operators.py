@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from patch_diffusion.errors import InputError, finite_number, whole_number
 from patch_diffusion.sampling.editing.measurement import Operator
+from patch_diffusion.transfer import copied_once
 
 
 def average_pooling(factor: int) -> Operator:
@@ -36,10 +37,10 @@ def gaussian_blur(deviation: float, resolution: tuple[int, int]) -> Operator:
     radius = math.ceil(reach)
     place = torch.arange(-radius, radius + 1, dtype=torch.float32)
     kernel = torch.exp(-0.5 * (place / deviation) ** 2)
-    kernel = kernel / kernel.sum()
+    kernel = copied_once(kernel / kernel.sum())
 
     def blur(images: Tensor) -> Tensor:
-        channels, weights = images.shape[1], kernel.to(images)
+        channels, weights = images.shape[1], kernel(images)
         padded = F.pad(images, (radius,) * 4, mode="reflect")
         rows = F.conv2d(padded, weights.view(1, 1, -1, 1).expand(channels, -1, -1, -1), groups=channels)
         return F.conv2d(rows, weights.view(1, 1, 1, -1).expand(channels, -1, -1, -1), groups=channels)

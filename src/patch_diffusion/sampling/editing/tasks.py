@@ -14,6 +14,7 @@ from patch_diffusion.errors import InputError, did_you_mean, whole_number
 from patch_diffusion.sampling.editing.image import pixel_codec
 from patch_diffusion.sampling.editing.measurement import Measurement
 from patch_diffusion.sampling.editing.operators import average_pooling, gaussian_blur
+from patch_diffusion.transfer import copied_once
 
 Picture = Shaped[Tensor, "c h w"]
 """Pixels in the dtype of the data."""
@@ -114,8 +115,8 @@ def inpainting(image: Picture, mask: Mask, *, inside: tuple[int, int, int, int] 
         raise InputError("the mask covers the whole image, so nothing of it is known: to make one anew, use sample")
     known = ~mask
     weights = known.float()
-    values = image.float() * weights
-    return Measurement(values, lambda images: images * weights.to(images), _shape(image), kept=(image, known),
+    values, weighing = image.float() * weights, copied_once(weights)
+    return Measurement(values, lambda images: images * weighing(images), _shape(image), kept=(image, known),
                        inside=inside, settings={"filled": float(mask.float().mean())})  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from patch_diffusion.denoise.objective import Batch, Objective
 from patch_diffusion.denoise.threads import backward, sharing
 from patch_diffusion.devices import check_format, device_of_process, has_bf16
 from patch_diffusion.errors import about, option_error
-from patch_diffusion.processes import explain_lost_peer
+from patch_diffusion.processes import cores, explain_lost_peer
 from patch_diffusion.training.hardware import compiling
 from patch_diffusion.training.hardware.group import Group
 from patch_diffusion.training.hardware.sharding import shard, whole
@@ -56,8 +56,7 @@ class Engine:
             torch.set_num_threads(options.threads)
         elif "LOCAL_WORLD_SIZE" in os.environ and "OMP_NUM_THREADS" not in os.environ:
             # Processes that each compute with a thread per core would only wait for one another.
-            cores = os.cpu_count() or 1
-            torch.set_num_threads(max(cores // int(os.environ["LOCAL_WORLD_SIZE"]), 1))
+            torch.set_num_threads(max(cores() // int(os.environ["LOCAL_WORLD_SIZE"]), 1))
         self.options = options
         self.accumulation: int = 1 if options.accumulation == "auto" else options.accumulation
         world = int(os.environ.get("WORLD_SIZE", "1"))

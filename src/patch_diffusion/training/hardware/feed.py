@@ -10,10 +10,11 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from patch_diffusion.data.gather import Gather, Windows
+from patch_diffusion.data.gather import Gather, Windows, moved
 from patch_diffusion.data.images import Images, ImageSet
 from patch_diffusion.data.order import SampleOrder
 from patch_diffusion.errors import InputError
+from patch_diffusion.transfer import to_device, type_on
 
 SHARE_OF_DEVICE = 1 / 4
 """The largest share of the device's free memory that all training images may take to be kept on the device."""
@@ -40,7 +41,6 @@ class Feed:
 
     def __init__(self, images: Images, orders: Sequence[SampleOrder], device: torch.device) -> None:
         self._buckets, self._orders, self._device = images.buckets, list(orders), device
-        self._pinned = device.type == "cuda"
         self._gather = [Gather(bucket.pixels) for bucket in images.buckets]
         self._watched = [_Watched(bucket) for bucket in images.buckets]
         self._in_memory = device.type == "cpu" and all(bucket.file is None for bucket in images.buckets)
@@ -64,17 +64,15 @@ class Feed:
         try:
             if self._on_device():
                 assert self._resident is not None
-                chosen = torch.from_numpy(rows)
-                chosen = (chosen.pin_memory() if self._pinned else chosen).to(self._device, non_blocking=True)
-                return _rows(self._resident[bucket], chosen, windows), labels
+                chosen = to_device(torch.from_numpy(rows), self._device)
+                return moved(lambda pixels: _rows(pixels, chosen, windows), self._resident[bucket]), labels
             self._watched[bucket].check()
             gather, out = self._gather[bucket], None
-            if self._pinned:
-                # Torch's pool does not hand out this pinned memory again before it was copied to the device.
+            if self._device.type == "cuda":
                 lying = torch.channels_last if gather.channels_last else torch.contiguous_format
                 shape = (count, images.pixels.shape[1], *(images.resolution if windows is None else windows.size))
                 out = torch.empty(shape, dtype=images.pixels.dtype, pin_memory=True, memory_format=lying)
-            return gather(rows, out, windows).to(self._device, non_blocking=True), labels
+            return to_device(gather(rows, out, windows), self._device), labels
         except OSError as error:
             raise InputError(f"{self.reading} can no longer be read: {error.strerror or error}") from error
 
@@ -90,7 +88,7 @@ class Feed:
     def _copied(self, images: ImageSet, watched: _Watched) -> Tensor:
         """Return a copy of all images on the device, made in pieces."""
         self.reading = watched.name
-        whole = torch.empty_like(images.pixels, device=self._device)
+        whole = torch.empty_like(images.pixels, device=self._device, dtype=type_on(self._device, images.pixels.dtype))
         rows = max(1, _BYTES_AT_ONCE // (whole[0].numel() * whole.element_size()))
         for start in range(0, len(whole), rows):
             watched.check()
@@ -155,11 +153,9 @@ def free_memory(device: torch.device) -> int:
 
 def _rows(pixels: Tensor, chosen: Tensor, windows: Windows | None = None) -> Tensor:
     """Return the ``chosen`` images of a tensor on a device, or windows of them, in the tensor's memory layout."""
-    if pixels.dtype == torch.uint16:  # not every device can index numbers of 16 bits without sign
-        return _rows(pixels.view(torch.int16), chosen, windows).view(torch.uint16)
     if windows is not None:
         (height, width), device = windows.size, pixels.device
-        top, left = (corner.to(device, non_blocking=True)[:, None] for corner in (windows.top, windows.left))
+        top, left = (to_device(corner, device)[:, None] for corner in (windows.top, windows.left))
         rows = (top + torch.arange(height, device=device))[:, :, None]
         columns = (left + torch.arange(width, device=device))[:, None, :]
         return pixels.permute(0, 2, 3, 1)[chosen[:, None, None], rows, columns].permute(0, 3, 1, 2)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import traceback
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -99,9 +101,26 @@ def explain_out_of_memory(demand: Callable[[], Demand]) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         reason = str(error)
+        let_go(error)
     else:
         return
-    raise InputError(advice_on_memory(demand(), reason))
+    needed = demand()
+    needed.network.zero_grad()
+    _empty_cache(needed.device)
+    raise InputError(advice_on_memory(needed, reason))
+
+
+def let_go(error: BaseException) -> None:
+    """Free what the frames of an error hold, such as the tensors of a failed step, and of errors that led to it."""
+    waiting: list[BaseException | None] = [error]
+    known: set[int] = set()
+    while waiting:
+        each = waiting.pop()
+        if each is not None and id(each) not in known:
+            known.add(id(each))
+            traceback.clear_frames(each.__traceback__)
+            waiting += [each.__cause__, each.__context__]
+    gc.collect()
 
 
 def advice_on_memory(demand: Demand, reason: str) -> str:
@@ -149,18 +168,29 @@ def _passes(demand: Demand, shape: Shape, num: int) -> bool:
     """Return True if a forward and a backward pass fit in memory, in addition to the moments of the optimizer."""
     parameters = [parameter for parameter in demand.network.parameters() if parameter.requires_grad]
     try:
-        moments = [torch.empty_like(parameter) for parameter in parameters for _ in range(2)]
-        # Not backward(), which would leave gradients behind and exchange them with other ranks.
-        torch.autograd.grad(demand.loss(shape, num), parameters, allow_unused=True)
-        del moments
+        _pass(demand, shape, num, parameters)
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
+        let_go(error)
         return False
     finally:
-        if demand.device.type == "cuda":
-            torch.cuda.empty_cache()
+        _empty_cache(demand.device)
     return True
+
+
+def _pass(demand: Demand, shape: Shape, num: int, parameters: Sequence[nn.Parameter]) -> None:
+    _moments = [torch.empty_like(parameter) for parameter in parameters for _ in range(2)]
+    # Not backward(), which would leave gradients behind and exchange them with other ranks.
+    torch.autograd.grad(demand.loss(shape, num), parameters, allow_unused=True)
+
+
+def _empty_cache(device: torch.device) -> None:
+    """Give the memory of a GPU that no tensor takes back, which is else kept in pieces of the sizes once needed."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def _nothing_fits(size: PatchSize) -> str:
