@@ -10,7 +10,7 @@ training takes it.
 
 import argparse
 import json
-from collections import Counter
+from collections import defaultdict
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -75,11 +75,11 @@ def mean_of(steps: list[CountedStep], **which: str) -> dict[str, float]:
 
 
 def names(steps: list[CountedStep]) -> list[tuple[tuple[str, str], float]]:
-    found: Counter[tuple[str, str]] = Counter()
+    found: dict[tuple[str, str], float] = defaultdict(float)
     for step in steps:
         for kernel, times in step.kernels.found.items():
-            found[kernel.phase, kernel.operation] += step.size.probability * times * kernel.launches  # pyright: ignore[reportArgumentType]
-    return found.most_common()
+            found[kernel.phase, kernel.operation] += step.size.probability * times * kernel.launches
+    return sorted(found.items(), key=lambda each: -each[1])
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ it has just run. They run as training does: ``shared``, when each thread runs al
 all threads measure at the same time; or ``split``, when the threads share each operation.
 """
 
+# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 import math

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-import patch_diffusion as pd
 from patch_diffusion.doctor.counting import CountedStep, count_steps
 from patch_diffusion.doctor.kernels import Kernel, KernelCounter
 from patch_diffusion.doctor.machines import MACHINES, Machine
 from patch_diffusion.doctor.roofline import predict
+from patch_diffusion.patches.schedule import PatchSize
 
 SLOW = Machine(
     "slow", fp32=100.0, tf32=100.0, half=400.0, bandwidth=10.0, launch=0.5, host=0.25, reached=0.5, moved=0.5
@@ -73,7 +73,7 @@ def test_a_curve_passes_its_points_and_ends_level(on_path):
 def test_a_prediction_for_a_gpu_fits_a_page(on_path, monkeypatch, capsys):
     import roofline
 
-    size = pd.patches.schedule.PatchSize((64, 64), 1.0, 1.0, 1.0)
+    size = PatchSize((64, 64), 1.0, 1.0, 1.0)
     step = CountedStep(size, 4096, counted(*[(10**11, 10**9, "bfloat16")] * 9999))
     monkeypatch.setattr(roofline, "count_steps", lambda *_: [step])
     monkeypatch.setattr(roofline, "count_evaluation", lambda *_: step.kernels)
@@ -84,7 +84,7 @@ def test_a_prediction_for_a_gpu_fits_a_page(on_path, monkeypatch, capsys):
     assert max(map(len, lines)) <= 80
     rows = [line for line in lines if line.startswith("ncsnpp-small ")]
     assert len(rows) == 2 * len(MACHINES)
-    assert rows[0].endswith("arithmetic")
+    assert rows[0].endswith(" memory")
 
 
 def test_the_measurement_of_a_processor_gives_every_kernel_a_time(on_path, monkeypatch):

@@ -81,10 +81,11 @@ def count_steps(
     found = []
     for size in schedule.sizes_for(shape, denoiser.stride):
         num = size.num_images(config.batch)
-        for _ in range(1 if found else 2):  # the first step of all makes the optimizer's state
-            counter = KernelCounter()
-            plan = Plan(0, 0, shape, 0, size, -(-num // threads))
-            _step(counter, state, engine, batches, plan, config.optimizer.clip, fake)
+        plan = Plan(0, 0, shape, 0, size, -(-num // threads))
+        if not found:  # the first step of all makes the optimizer's state
+            _step(KernelCounter(), state, engine, batches, plan, config.optimizer.clip, fake)
+        counter = KernelCounter()
+        _step(counter, state, engine, batches, plan, config.optimizer.clip, fake)
         found.append(CountedStep(size, num, counter))
     return found
 
@@ -165,12 +166,12 @@ def _step(
 ) -> None:
     with counter, counter.during("batch"):
         batch = batches.make(plan, range(plan.num))
-    conditions = Conditions(
-        *(None if each is None else fake.from_tensor(each) for each in vars(batch.conditions).values())
-    )
+    given = {name: tensor for name, tensor in vars(batch.conditions).items() if tensor is not None}
+    conditions = Conditions(**{name: fake.from_tensor(tensor) for name, tensor in given.items()})
     # torch takes lists of tensors without numbers one by one, unlike real ones.
     with fake, patch("torch.nn.utils.clip_grad._has_foreach_support", return_value=True):
-        batch = Batch(*(fake.from_tensor(each) for each in batch[:3]), conditions)
+        clean, sigma, noise = map(fake.from_tensor, batch[:3])
+        batch = Batch(clean, sigma, noise, conditions)
         count_step(counter, state, engine, batch, plan.size, clip)
 
 
@@ -193,10 +194,11 @@ def _pretend(denoiser: Denoiser, fake: FakeTensorMode) -> Denoiser:
     """Make the weights and buffers of a model on the meta device those of a CPU, still without numbers."""
     place(denoiser, torch.device("meta"))
     for module in denoiser.modules():
-        for tensors in (module._parameters, module._buffers):
+        tables: list[dict[str, Any]] = [module._parameters, module._buffers]
+        for tensors in tables:
             for name, tensor in tensors.items():
                 if tensor is not None:
-                    pretended: Tensor = FakeTensor(fake, tensor.detach(), torch.device("cpu"))
+                    pretended = FakeTensor(fake, tensor.detach(), torch.device("cpu"))
                     is_weight = isinstance(tensor, nn.Parameter)
                     tensors[name] = nn.Parameter(pretended, tensor.requires_grad) if is_weight else pretended
     return denoiser
