@@ -1,9 +1,10 @@
 """How fast this processor runs typical kernels, measured, and from that how long any counted kernel takes.
 
 A kernel takes ``overhead + operations / rate`` if it is a product, a convolution or attention. Rates are measured at a
-few numbers of channels and sides of the images, and interpolated. Any other takes a time that follows from the bytes
-that it moves: measured for a tiny tensor, where all is overhead, and for tensors of the size of each cache and larger.
-An operation without a measurement of its own takes the time of its kind.
+few numbers of channels and sides of the images, and interpolated. A convolution first copies its weights into the order
+that it computes in: where pixels are few and channels many, this takes as long as the rest. Any other kernel takes a
+time that follows from the bytes that it moves: measured for a tiny tensor, where all is overhead, and for tensors of
+the size of each cache and larger. An operation without a measurement of its own takes the time of its kind.
 
 The probes run in turns, as the kernels of a training step do: none finds its instructions or tensors in a cache because
 it has just run. They run as training does: ``shared``, when each thread runs all operations of its own samples, so that
@@ -107,7 +108,12 @@ class Processor:
         channels = inner // kernel.taps
         padded = math.prod(-(-size // VECTOR) * VECTOR / size for size in (columns, channels))
         of_taps = self.products[f"convolution {1 if kernel.taps == 1 else 3}{backward}"]
-        return of_taps.seconds(kernel.operations * padded, math.sqrt(columns * channels), kernel.side)
+        computing = of_taps.seconds(kernel.operations * padded, math.sqrt(columns * channels), kernel.side)
+        return computing + self.reordering(columns * inner)
+
+    def reordering(self, weights: int) -> float:
+        """Return the seconds in which a convolution's weights are brought into the order that it computes in."""
+        return self._of_move("cat", 2 * 4 * weights) - self._of_move("cat", 0)
 
 
 _LIKE = {"norm": "native_group_norm", "copy": "cat", "reduction": "sum", "random": "native_dropout"}
@@ -122,27 +128,32 @@ def measure(threads: int, *, split: bool) -> Processor:
         found = _in_turns(1 if split else threads)
     finally:
         torch.set_num_threads(before)
-    overheads, rates, moves = {}, {}, {}
-    for (name, *at), (seconds, size) in sorted(found.items(), key=lambda each: each[0]):
+    overheads, rates, points = {}, {}, {}
+    for (name, *at), (seconds, size) in sorted(found.items()):
         if not at:
             overheads[name] = seconds
         elif name in MOVES or name in NORMS:
-            moves.setdefault(name, {}).setdefault(at[0], []).append((size, size / seconds))
-        else:
-            rates.setdefault(name, {}).setdefault(at[0], []).append(
-                (at[1], size / max(seconds - overheads[name], seconds / 4))
-            )
+            points.setdefault(name, {}).setdefault(at[0], []).append((size, size / seconds))
+    moves = {name: {side: Curve(tuple(each)) for side, each in sides.items()} for name, sides in points.items()}
+    reordering = Processor({}, moves).reordering
+    for (name, *at), (seconds, size) in sorted(found.items()):
+        if at and name not in moves:
+            side, channels = at
+            before = overheads[name]
+            if name.startswith("convolution"):
+                before += _kernels(name) * reordering(channels**2 * int(name.split()[1]) ** 2)
+            rate = size / max(seconds - before, seconds / 4)
+            rates.setdefault(name, {}).setdefault(side, []).append((channels, rate))
     products = {
-        name: Product(
-            overheads[name] / (2 if "convolution" in name and "backward" in name else 1),
-            {side: Curve(tuple(points)) for side, points in sides.items()},
-        )
+        name: Product(overheads[name] / _kernels(name), {side: Curve(tuple(each)) for side, each in sides.items()})
         for name, sides in rates.items()
     }
-    return Processor(
-        products,
-        {name: {side: Curve(tuple(points)) for side, points in sides.items()} for name, sides in moves.items()},
-    )
+    return Processor(products, moves)
+
+
+def _kernels(name: str) -> int:
+    """Return how many counted kernels a probe runs: the backward pass of a convolution is two."""
+    return 2 if name.startswith("convolution") and name.endswith("backward") else 1
 
 
 class Probe(NamedTuple):
