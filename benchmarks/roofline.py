@@ -102,11 +102,15 @@ def on_gpus(arguments: argparse.Namespace) -> dict[str, Any]:
                 rows.append(row)
                 print(
                     f"{preset:13}{number_format:5}{machine.name:11}{row['launches']:6,.0f}"
-                    f"{(row['read'] + row['written']) / 1e9:6.4g}{row['operations'] / 1e12:6.4g}"
+                    f"{short((row['read'] + row['written']) / 1e9)}{short(row['operations'] / 1e12)}"
                     f"{row['predicted_images_per_second']:8,.0f}{row['predicted_sampled_per_second']:8,.1f}"
                     f"{row['predicted_utilisation']:6.1%} {row['bound']}"
                 )
     return {"predicted": rows}
+
+
+def short(number: float) -> str:
+    return f"{number:6.2f}" if number < 100 else f"{number:6.0f}"
 
 
 def on_this_processor(arguments: argparse.Namespace) -> dict[str, Any]:
