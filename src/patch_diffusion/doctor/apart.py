@@ -29,11 +29,11 @@ _CACHES = ("TMPDIR", "TEMP", "TMP", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR
 _OF_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-class NotHere(Exception):
+class AbsentError(Exception):
     """This machine lacks what a check is about; the message says what."""
 
 
-class Failed(Exception):
+class FailedError(Exception):
     """A check found that something does not work; the message says what."""
 
 
@@ -54,22 +54,23 @@ class Outcome:
     seconds: float = 0.0
 
 
-def apart(function: Callable[..., Any], *arguments: Any, seconds: float) -> Outcome:
+def apart(function: Callable[..., Any], *arguments: Any, within: float, **options: Any) -> Outcome:
     """Call a function in a process of its own, which is ended when the time is over, and return how it went.
 
     Args:
         function: a function that can be imported by name.
-        arguments: values that JSON can store; so is what the function returns.
-        seconds: the longest time that it may take.
+        arguments, options: values that JSON can store; so is what the function returns.
+        within: the longest time that it may take, in seconds.
 
     >>> import math
-    >>> apart(math.gcd, 12, 18, seconds=60).value
+    >>> apart(math.gcd, 12, 18, within=60).value
     6
     """
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="doctor-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        write_json(folder / _ASKED, {"call": [function.__module__, function.__qualname__], "arguments": arguments})
+        call = [function.__module__, function.__qualname__]
+        write_json(folder / _ASKED, {"call": call, "arguments": arguments, "options": options})
         environment = {key: value for key, value in os.environ.items() if key not in _OF_LAUNCHERS}
         process = subprocess.Popen(
             [sys.executable, "-I", "-c", _CODE, name, *sys.path],
@@ -80,9 +81,9 @@ def apart(function: Callable[..., Any], *arguments: Any, seconds: float) -> Outc
             start_new_session=True,
         )
         try:
-            reason = _ending(process.wait(seconds))
+            reason = _ending(process.wait(within))
         except subprocess.TimeoutExpired:
-            reason = f"it took more than {seconds:.0f} s, and was ended"
+            reason = f"it took more than {within:.0f} s, and was ended"
         finally:
             _end(process)
         try:
@@ -100,10 +101,10 @@ def answer(folder: str) -> None:
     found: dict[str, Any]
     try:
         function = reduce(getattr, name.split("."), import_module(module))
-        found = {"value": function(*asked["arguments"])}
+        found = {"value": function(*asked["arguments"], **asked["options"])}
         to_json(found)
-    except (NotHere, Failed) as error:
-        found = {"reason": str(error), "absent": isinstance(error, NotHere)}
+    except (AbsentError, FailedError) as error:
+        found = {"reason": str(error), "absent": isinstance(error, AbsentError)}
     except Exception as error:
         found = {"reason": reason_of(error)}
     write_text(Path(folder) / _ANSWER, to_json(found))

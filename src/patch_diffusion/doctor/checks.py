@@ -1,4 +1,4 @@
-"""What works on a machine: each check is a function that returns what it found, or raises `Failed` or `NotHere`.
+"""What works on a machine: each check is a function that returns what it found, or raises `FailedError` or `AbsentError`.
 
 A check runs in a process of its own, see `apart`, and begins with a network of random weights or a new run.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from patch_diffusion.config import Augment
 from patch_diffusion.devices import choose_device
-from patch_diffusion.doctor.apart import Failed, NotHere
+from patch_diffusion.doctor.apart import FailedError, AbsentError
 from patch_diffusion.doctor.machine import has_compiler
 from patch_diffusion.doctor.trials import (
     DIGITS,
@@ -30,6 +30,7 @@ from patch_diffusion.doctor.trials import (
     losses_and_gradients,
     objective_of,
     random_images,
+    repeats_to,
     trainer_of,
 )
 from patch_diffusion.errors import InputError, counted
@@ -40,6 +41,9 @@ from patch_diffusion.sampling.generate import generate
 from patch_diffusion.sampling.options import Sampling
 from patch_diffusion.sampling.stochastic import SOLVERS
 from patch_diffusion.training.build import train
+
+COMPILE = "compile"
+"""The name of the check of ``torch.compile``."""
 
 STEPS = 40
 """Training steps in which the loss has to fall."""
@@ -73,16 +77,16 @@ def learns(precision: str, steps: int = STEPS) -> str:
     """Train a small network on digits in a number format; the loss has to fall."""
     device = choose_device()
     if precision == "fp16" and device.type != "cuda":
-        raise NotHere("fp16 with scaled losses is for CUDA GPUs")
+        raise AbsentError("fp16 with scaled losses is for CUDA GPUs")
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise NotHere("this GPU has no bf16; training takes another number format")
+        raise AbsentError("this GPU has no bf16; training takes another number format")
     with trainer_of(DIGITS, precision=precision) as trainer, trainer.engine.threads(trainer.state.denoiser):
         losses = [float(trainer.train_step(step / steps)[1]) for step in range(steps)]
     few = max(steps // 5, 1)
     first, last = fmean(losses[:few]), fmean(losses[-few:])
     told = f"loss from {first:.2f} to {last:.2f} in {counted(steps, 'step')}"
     if not last < _FALLS_TO * first:  # also if they are not finite
-        raise Failed(f"the network does not learn: {told}")
+        raise FailedError(f"the network does not learn: {told}")
     return told
 
 
@@ -90,7 +94,7 @@ def tf32() -> str:
     """Compare products in TF32 with those in fp32, for speed and for what they round away."""
     device = choose_device()
     if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
-        raise NotHere("TF32 is a format of NVIDIA GPUs from Ampere (2020) on")
+        raise AbsentError("TF32 is a format of NVIDIA GPUs from Ampere (2020) on")
     random = torch.Generator().manual_seed(0)
     first, second = (torch.randn(2048, 2048, generator=random).to(device) for _ in range(2))
     before, found = torch.get_float32_matmul_precision(), {}
@@ -108,7 +112,7 @@ def tf32() -> str:
         torch.set_float32_matmul_precision(before)
     apart, speed = difference(found["high"][1], found["highest"][1]), found["highest"][0] / found["high"][0]
     if not apart < 1e-2:
-        raise Failed(f"products in TF32 differ by {apart:.1e}, more than their format explains")
+        raise FailedError(f"products in TF32 differ by {apart:.1e}, more than their format explains")
     return f"products {speed:.1f} times as fast as in fp32, different by {apart:.0e}"
 
 
@@ -116,9 +120,9 @@ def compiles() -> str:
     """Compile the training objective, and compare losses and gradients with those of the eager one."""
     device = choose_device()
     if device.type == "cpu" and not has_compiler():
-        raise NotHere("there is no C++ compiler, which torch.compile needs on a CPU")
+        raise AbsentError("there is no C++ compiler, which torch.compile needs on a CPU")
     if device.type == "cuda" and find_spec("triton") is None:
-        raise NotHere("triton is not installed, which torch.compile needs on a GPU")
+        raise AbsentError("triton is not installed, which torch.compile needs on a GPU")
     objective, batch = objective_of(device), batch_of(device)
     losses, gradients = losses_and_gradients(objective, batch)
     began = time.perf_counter()
@@ -127,7 +131,7 @@ def compiles() -> str:
     seconds = time.perf_counter() - began
     apart = difference(found[0], losses), difference(found[1], gradients)
     if not (apart[0] < _ALIKE and apart[1] < _GRADIENTS_ALIKE):
-        raise Failed(f"compiled and eager differ: losses by {apart[0]:.1e}, gradients by {apart[1]:.1e}")
+        raise FailedError(f"compiled and eager differ: losses by {apart[0]:.1e}, gradients by {apart[1]:.1e}")
     return f"agrees with eager: losses to {apart[0]:.0e}, gradients to {apart[1]:.0e}; compiled in {seconds:.0f} s"
 
 
@@ -149,10 +153,10 @@ def fused_optimizer() -> str:
             optimizer.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
             optimizer.step()
             if not torch.equal(weight.detach(), weights[0]):
-                raise Failed("fused AdamW takes a step that it is to leave out")
+                raise FailedError("fused AdamW takes a step that it is to leave out")
     apart = difference(weights[0].cpu(), weights[1].cpu())
     if not apart < 1e-5:
-        raise Failed(f"fused AdamW and the plain one differ by {apart:.1e}")
+        raise FailedError(f"fused AdamW and the plain one differ by {apart:.1e}")
     return f"agrees with the plain AdamW to {apart:.0e}, and leaves out a step where it is told to"
 
 
@@ -163,9 +167,9 @@ def optimizer_learns(kind: str) -> str:
         with trainer_of(config) as trainer, trainer.engine.threads(trainer.state.denoiser):
             losses = [float(trainer.train_step(step / 10)[1]) for step in range(10)]
     except InputError as error:
-        raise NotHere(str(error)) from None
+        raise AbsentError(str(error)) from None
     if not all(map(math.isfinite, losses)):
-        raise Failed("the loss is not finite")
+        raise FailedError("the loss is not finite")
     return f"loss from {losses[0]:.2f} to {losses[-1]:.2f} in 10 steps"
 
 
@@ -173,7 +177,7 @@ def pinned_copies() -> str:
     """Copy pinned memory to the GPU without waiting, and compare what arrives, and how fast."""
     device = choose_device()
     if device.type != "cuda":
-        raise NotHere("pinned memory is for CUDA GPUs")
+        raise AbsentError("pinned memory is for CUDA GPUs")
     pageable = torch.randint(0, 256, (2**27,), dtype=torch.uint8)
     pinned = pageable.pin_memory()
     rates = {}
@@ -186,7 +190,7 @@ def pinned_copies() -> str:
         torch.cuda.synchronize(device)
         rates[name] = 4 * tensor.numel() / (time.perf_counter() - began)
         if not torch.equal(arrived.cpu(), pageable):
-            raise Failed(f"a copy of {name} memory arrives changed")
+            raise FailedError(f"a copy of {name} memory arrives changed")
     return f"{rates['pinned'] / 1e9:.1f} GB/s, {rates['pageable'] / 1e9:.1f} GB/s without pinning"
 
 
@@ -200,7 +204,7 @@ def shares_batches(num: int | None = None) -> str:
     if num is None:
         num = torch.cuda.device_count()
         if not num or not torch.distributed.is_nccl_available():
-            raise NotHere("NCCL is for NVIDIA GPUs")
+            raise AbsentError("NCCL is for NVIDIA GPUs")
     if num == 1:
         run_processes(1, _sum_with_nccl)
         return "works for the one GPU that is there; with more they would share a training here"
@@ -210,7 +214,7 @@ def shares_batches(num: int | None = None) -> str:
             train(config, Path(folder) / str(processes), show=False)
         apart = difference(*(_weights_of(Path(folder) / str(processes)) for processes in (num, 1)))
     if not apart < _ALIKE:
-        raise Failed(f"{num} processes end with other weights than one: {apart:.1e}")
+        raise FailedError(f"{num} processes end with other weights than one: {apart:.1e}")
     return f"{num} processes end with the weights of one, to {apart:.0e}"
 
 
@@ -236,19 +240,9 @@ def resumes(steps: int = 6) -> str:
         continued = build(DIGITS, stopped.run.path)
         continued.fit(steps=steps)
         apart = difference(_weights_of(continued.run.path), _weights_of(whole.run.path))
-    return repeated("a stopped run", apart, choose_device())
-
-
-def repeated(what: str, apart: float, device: torch.device) -> str:
-    """Return the finding that something computes the same again: to the bit on a CPU, and nearly so on a GPU.
-
-    Raises:
-        Failed: it does not.
-    """
-    most = 0.0 if device.type == "cpu" else _GRADIENTS_ALIKE  # sums of a GPU may come in any order
-    if not apart <= most:
-        raise Failed(f"{what} ends with other weights: different by {apart:.1e}")
-    return f"{what} ends with the same weights" + (f", to {apart:.0e}" if apart else ", bit for bit")
+    if not apart <= repeats_to(choose_device()):
+        raise FailedError(f"a run that was stopped ends with other weights: different by {apart:.1e}")
+    return f"a run that was stopped ends with the same weights, {f'to {apart:.0e}' if apart else 'bit for bit'}"
 
 
 def saves(steps: int = 2) -> str:
@@ -259,7 +253,7 @@ def saves(steps: int = 2) -> str:
         loaded = load(trainer.run.path)
         one, other = (next(generate(each, seeds=[0], steps=4)).pixels for each in (model, loaded))
     if not torch.equal(one, other):
-        raise Failed("a model that was loaded samples other images")
+        raise FailedError("a model that was loaded samples other images")
     return "a model that was loaded samples the same images"
 
 
@@ -271,7 +265,7 @@ def deep_pixels(steps: int = 3) -> str:
         losses = [float(trainer.train_step(step / steps)[1]) for step in range(steps)]
         pixels = next(generate(trainer.state.average.denoiser, seeds=[0], steps=2)).pixels
     if not all(map(math.isfinite, losses)) or pixels.dtype is not torch.uint16:
-        raise Failed(f"losses {losses}, samples of {pixels.dtype}")
+        raise FailedError(f"losses {losses}, samples of {pixels.dtype}")
     return f"{counted(steps, 'step')}, and a sample of 16 bits"
 
 
@@ -284,7 +278,7 @@ def samples(steps: int = 4) -> str:
         except Exception as error:
             wrong.append(f"{name} ({type(error).__name__})")
     if wrong:
-        raise Failed(f"not with {', '.join(wrong)}")
+        raise FailedError(f"not with {', '.join(wrong)}")
     return f"finite with all of {len(SOLVERS)} solvers"
 
 
@@ -311,6 +305,6 @@ CHECKS = (
     Check("pinned copies", pinned_copies, "see how much memory processes may lock (ulimit -l)"),
     Check("two processes", shares_batches, "train with one process: leave out --engine.processes", (2,), 120.0),
     Check("NCCL", shares_batches, "set NCCL_DEBUG=INFO, and train with one GPU until it works", (), 180.0),
-    Check("compile", compiles, "leave out --engine.compile", (), 180.0),
+    Check(COMPILE, compiles, "leave out --engine.compile", (), 180.0),
 )
 """All checks, in the order in which they run: those of a quick look first."""

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patch_diffusion.config import Config, Data, Engine, Patches
+from patch_diffusion.config import Config, Data
+from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.images import ImageSet
 from patch_diffusion.data.sources import open_data
 from patch_diffusion.denoise.conditions import Conditions
@@ -55,13 +56,13 @@ def random_images(side: int, *, num: int = 1024, channels: int = 3, dtype: torch
     """Return square images of random whole numbers, which have nothing to learn but take the usual time."""
     most = 2**16 if dtype is torch.uint16 else 2**8
     numbers = torch.randint(0, most, (num, channels, side, side), generator=torch.Generator().manual_seed(0))
-    return ImageSet(numbers.to(dtype))
+    return ImageSet(numbers.to(dtype), codec=PixelCodec(str(dtype).removeprefix("torch.")))
 
 
 def objective_of(device: torch.device) -> DenoisingObjective:
-    """Return the objective of the digits' network on a device, with the same random weights on every device."""
+    """Return the objective of a small network on a device, with the same random weights on every device."""
     torch.manual_seed(0)
-    network = build_network(DIGITS.network, 1, 0, augment_channels=0, coords=True, context=None)
+    network = build_network(replace(DIGITS.network, multipliers=(1, 2)), 1, 0, coords=True)
     with torch.no_grad():  # a new network predicts 0, and most of its gradients are 0, too
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -91,3 +92,11 @@ def losses_and_gradients(objective: torch.nn.Module, batch: Batch) -> tuple[Tens
 def difference(found: Tensor, expected: Tensor) -> float:
     """Return the size of a difference of two tensors, relative to that of the expected one."""
     return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def repeats_to(device: torch.device) -> float:
+    """Return to what difference a device computes the same again: to the bit on a CPU.
+
+    The terms of a GPU's sums may come in any order.
+    """
+    return 0.0 if device.type == "cpu" else 1e-3

@@ -1,0 +1,229 @@
+"""The plan of the doctor: what is tried, in which order, for how long; and what is left out when the time is over."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from patch_diffusion.data.held_out import HELD_OUT
+from patch_diffusion.doctor.apart import Outcome, apart
+from patch_diffusion.doctor.checks import CHECKS, COMPILE
+from patch_diffusion.doctor.equality import PAIRS
+from patch_diffusion.doctor.machine import machine
+from patch_diffusion.doctor.report import (
+    Comparison,
+    Diagnosis,
+    Finding,
+    ShortRace,
+    Speed,
+    State,
+    comparison_text,
+    products_text,
+    race_text,
+)
+from patch_diffusion.doctor.speed import ON_CPU, ON_GPU, measure, rates_of_products, usual_format
+from patch_diffusion.doctor.trials import DIGITS
+from patch_diffusion.errors import InputError
+from patch_diffusion.processes import started_by_launcher
+from patch_diffusion.races.arms import PATCHES, WHOLE, whole_images
+from patch_diffusion.races.race import race
+from patch_diffusion.version import __version__
+
+_LONGEST, _LONGEST_COMPILED = 90.0, 240.0  # seconds of one trial
+_MOST_STEPS = 100_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is tried, and for how long.
+
+    Args:
+        quick: True for the quick checks and comparisons, and the speed of the first preset alone.
+        checks, comparisons, speeds: seconds after which no more of these begin.
+        timed: seconds for which steps of a preset are timed.
+        race: minutes of training of each arm of the race; 0 is no race.
+        whole: seconds after which nothing more begins, and what runs is ended.
+    """
+
+    quick: bool = False
+    checks: float = 150.0
+    comparisons: float = 40.0
+    speeds: float = 180.0
+    timed: float = 5.0
+    race: float = 0.4
+    whole: float = 540.0
+
+
+FULL, QUICK = Plan(), Plan(True, checks=30.0, comparisons=15.0, speeds=25.0, timed=3.0, race=0.0, whole=120.0)
+
+
+class _Clock:
+    """The time of a plan: of the part that runs, and of the whole; and what was left out."""
+
+    def __init__(self, whole: float, tell: Callable[[str], None]) -> None:
+        self.began = time.monotonic()
+        self._tell = tell
+        self.left_out: list[str] = []
+        self._end = self.began + whole
+        self._end_of_part = self._end
+
+    def begin(self, seconds: float) -> None:
+        """Begin a part that may take so many seconds."""
+        self._end_of_part = time.monotonic() + seconds
+
+    def has_time(self, name: str) -> bool:
+        """True if something may begin; else it is noted as left out."""
+        if time.monotonic() < min(self._end, self._end_of_part):
+            return True
+        self.left_out.append(name)
+        return False
+
+    def call(self, function: Callable[..., Any], *arguments: Any, within: float, **options: Any) -> Outcome:
+        """Call a function apart, and end it with the whole of the plan, if not before."""
+        return apart(function, *arguments, within=max(min(within, self._end - time.monotonic()), 1.0), **options)
+
+    def tell(self, name: str, text: str) -> None:
+        """Tell of something that is done, with the time so far."""
+        minutes, seconds = divmod(round(time.monotonic() - self.began), 60)
+        self._tell(f"{minutes}:{seconds:02}  {name}: {text}")
+
+
+def diagnose(*, quick: bool = False, tell: Callable[[str], None] = lambda text: None) -> Diagnosis:
+    """Try on this machine what training and sampling need, and measure how fast it is, in some minutes.
+
+    The command line's ``doctor`` calls it. Each trial runs in a process of its own, so that one that fails, crashes or
+    hangs is one line of the result. Nothing in the result names a user, a machine, a path or the environment.
+
+    Args:
+        quick: take about a minute: the main checks, and the speed of one preset.
+        tell: a function that is called with each line of text on the progress.
+
+    Raises:
+        InputError: this is one of several processes of a launcher.
+
+    >>> found = diagnose(quick=True)  # doctest: +SKIP
+    >>> found.failed  # doctest: +SKIP
+    []
+    """
+    return carry_out(QUICK if quick else FULL, tell)
+
+
+def carry_out(plan: Plan, tell: Callable[[str], None]) -> Diagnosis:
+    """Carry out a plan, see `diagnose`."""
+    if started_by_launcher():
+        raise InputError("the doctor starts processes of its own: call it without torchrun or another launcher")
+    clock, here = _Clock(plan.whole, tell), machine()
+    checks = list(_checks(plan, clock))
+    comparisons = list(_comparisons(plan, clock))
+    compiles = any(check.name == COMPILE and check.state == "ok" for check in checks)
+    products, speeds = _speeds(plan, clock, ON_GPU if here["gpus"] else ON_CPU, compiles)
+    raced = _race(plan, clock)
+    return Diagnosis(
+        version=__version__,
+        quick=plan.quick,
+        seconds=round(time.monotonic() - clock.began, 1),
+        machine=here,
+        checks=checks,
+        comparisons=comparisons,
+        products=products,
+        speeds=speeds,
+        race=raced,
+        left_out=clock.left_out,
+    )
+
+
+def _checks(plan: Plan, clock: _Clock) -> Iterator[Finding]:
+    clock.begin(plan.checks)
+    for check in CHECKS:
+        if (plan.quick and not check.quick) or not clock.has_time(check.name):
+            continue
+        done = clock.call(check.function, *check.arguments, within=check.seconds)
+        state: State = "ok" if not done.reason else "not here" if done.absent else "failed"
+        told = done.reason or str(done.value)
+        clock.tell(check.name, f"{state}, {told}")
+        yield Finding(check.name, state, round(done.seconds, 1), told, check.advice if state == "failed" else "")
+
+
+def _comparisons(plan: Plan, clock: _Clock) -> Iterator[Comparison]:
+    clock.begin(plan.comparisons)
+    for pair in PAIRS:
+        if (plan.quick and not pair.quick) or not clock.has_time(pair.name):
+            continue
+        done = clock.call(pair.function, within=_LONGEST)
+        if done.absent:
+            continue
+        found = {"": [None, 0.0]} if done.reason else done.value
+        for what, (difference, tolerance) in found.items():
+            comparison = Comparison(pair.name, what, difference, tolerance, done.reason)
+            clock.tell(f"{pair.name}, {what}", comparison_text(comparison))
+            yield comparison
+
+
+def _speeds(plan: Plan, clock: _Clock, presets: Sequence[str], compiles: bool) -> tuple[dict[str, float], list[Speed]]:
+    """Return operations a second of matrix products by number format, and the speeds of presets."""
+    clock.begin(plan.speeds)
+    number_format = usual_format()
+    formats = ["float32", *(["bfloat16"] if number_format != "fp32" else [])]
+    if not clock.has_time("speed"):
+        return {}, []
+    products = clock.call(rates_of_products, formats, within=_LONGEST).value or {}
+    clock.tell("matrix products", products_text(products))
+    first, *others = presets
+    ways = [(first, "eager"), *([(first, "compiled")] if compiles else [])]
+    ways += [(preset, "eager") for preset in others]
+    ways += [(preset, "compiled") for preset in others if compiles]
+    ways = ways[:1] if plan.quick else ways
+    speeds = [Speed(preset, images, way) for preset, way in ways for images in ("patches", "whole")]
+    return products, [_measured(each, plan, clock, products) for each in speeds if clock.has_time(each.name)]
+
+
+def _measured(speed: Speed, plan: Plan, clock: _Clock, products: Mapping[str, float]) -> Speed:
+    """Return a speed with its figures, or with the reason why there are none."""
+    done = clock.call(
+        measure,
+        speed.preset,
+        usual_format(),
+        compiled=speed.way == "compiled",
+        whole=speed.images == "whole",
+        steps=_MOST_STEPS,
+        seconds=plan.timed,
+        within=_LONGEST_COMPILED if speed.way == "compiled" else _LONGEST,
+    )
+    if done.reason:
+        clock.tell(speed.name, f"failed, {done.reason}")
+        return replace(speed, told=done.reason)
+    found = dict(done.value)
+    flops, peak = found.pop("flops_per_second"), products.get(found["format"])
+    clock.tell(speed.name, f"{found['images_per_second']:,.3g} images/s")
+    each = flops / found["images_per_second"]
+    return replace(speed, **found, flops_per_image=each, utilisation=flops / peak if peak else None)
+
+
+def _race(plan: Plan, clock: _Clock) -> ShortRace | None:
+    if not plan.race or not clock.has_time("race"):
+        return None
+    done = clock.call(short_race, plan.race, within=2 * 60 * 2 * plan.race + _LONGEST)
+    raced = ShortRace(plan.race, told=done.reason) if done.reason else ShortRace(plan.race, **done.value)
+    clock.tell("race", race_text(raced))
+    return raced
+
+
+def short_race(minutes: float) -> dict[str, Any]:
+    """Race patches against whole images on the built-in digits, for some minutes each.
+
+    Returns:
+        ``losses``, held-out losses of each arm in the order of time, and ``images_per_second``.
+    """
+    patches = replace(DIGITS, data=replace(DIGITS.data, held_out=HELD_OUT), batch=32, minutes=minutes)
+    with tempfile.TemporaryDirectory() as folder:
+        arms = {WHOLE: whole_images(patches), PATCHES: patches}
+        points = race(arms, Path(folder) / "race", moments=4)["points"]
+    ends = {name: by_seed["0"] for name, by_seed in points.items()}
+    return {
+        "losses": {name: [point["loss"] for point in found] for name, found in ends.items()},
+        "images_per_second": {name: found[-1]["images"] / found[-1]["seconds"] for name, found in ends.items()},
+    }
