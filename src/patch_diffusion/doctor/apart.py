@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import reduce
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -100,7 +99,9 @@ def answer(folder: str) -> None:
     module, name = asked["call"]
     found: dict[str, Any]
     try:
-        function = reduce(getattr, name.split("."), import_module(module))
+        function: Any = import_module(module)
+        for part in name.split("."):
+            function = getattr(function, part)
         found = {"value": function(*asked["arguments"], **asked["options"])}
         to_json(found)
     except (AbsentError, FailedError) as error:

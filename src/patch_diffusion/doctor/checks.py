@@ -1,4 +1,4 @@
-"""What works on a machine: each check is a function that returns what it found, or raises `FailedError` or `AbsentError`.
+"""What works on a machine: each check is a function that returns what it found, or raises an error that says why not.
 
 A check runs in a process of its own, see `apart`, and begins with a network of random weights or a new run.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from patch_diffusion.config import Augment
 from patch_diffusion.devices import choose_device
-from patch_diffusion.doctor.apart import FailedError, AbsentError
+from patch_diffusion.doctor.apart import AbsentError, FailedError
 from patch_diffusion.doctor.machine import has_compiler
 from patch_diffusion.doctor.trials import (
     DIGITS,

@@ -105,8 +105,9 @@ def _drivers() -> dict[str, str]:
         found["driver"] = _nvidia_driver()
         found["cudnn"] = torch.backends.cudnn.version()
         if torch.distributed.is_available() and torch.distributed.is_nccl_available():
-            with suppress(RuntimeError, AttributeError):
-                found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
+            from torch.cuda import nccl
+
+            found["nccl"] = ".".join(map(str, nccl.version()))
     return {name: str(value) for name, value in found.items() if value}
 
 

@@ -118,7 +118,7 @@ class ShortRace:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All that the doctor found; see `diagnose`.
+    """All that the doctor found on a machine, see `diagnose`.
 
     Args:
         version: that of this package.
@@ -131,6 +131,12 @@ class Diagnosis:
         speeds: of presets.
         race: a short race; None if there was none.
         left_out: the names of what did not fit into the time.
+
+    >>> from patch_diffusion.doctor.report import Finding
+    >>> check = Finding("sampling", "failed", seconds=2.1, told="not with heun", advice="take another solver")
+    >>> found = Diagnosis(version="0.2.0", quick=True, seconds=61.0, machine={}, checks=[check])
+    >>> found.failed
+    ['sampling']
     """
 
     version: str
