@@ -52,6 +52,10 @@ _FALLS_TO = 0.85  # of the first losses
 _ALIKE, _GRADIENTS_ALIKE = 1e-4, 1e-3  # relative differences of two ways to compute the same in fp32
 
 
+DEVICES = ("cpu", "cuda", "mps")
+"""The types of device that training takes."""
+
+
 @dataclass(frozen=True)
 class Check:
     """A check of one thing that training or sampling needs.
@@ -62,6 +66,7 @@ class Check:
         advice: what to do if it fails.
         arguments: those of the function.
         seconds: the longest time that it may take.
+        devices: the types of device that it is about.
         quick: True if it belongs to a quick look, too.
     """
 
@@ -70,14 +75,13 @@ class Check:
     advice: str
     arguments: tuple[Any, ...] = ()
     seconds: float = 60.0
+    devices: tuple[str, ...] = DEVICES
     quick: bool = False
 
 
 def learns(precision: str, steps: int = STEPS) -> str:
     """Train a small network on digits in a number format; the loss has to fall."""
     device = choose_device()
-    if precision == "fp16" and device.type != "cuda":
-        raise AbsentError("fp16 with scaled losses is for CUDA GPUs")
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise AbsentError("this GPU has no bf16; training takes another number format")
     with trainer_of(DIGITS, precision=precision) as trainer, trainer.engine.threads(trainer.state.denoiser):
@@ -93,7 +97,7 @@ def learns(precision: str, steps: int = STEPS) -> str:
 def tf32() -> str:
     """Compare products in TF32 with those in fp32, for speed and for what they round away."""
     device = choose_device()
-    if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
+    if torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
         raise AbsentError("TF32 is a format of NVIDIA GPUs from Ampere (2020) on")
     random = torch.Generator().manual_seed(0)
     first, second = (torch.randn(2048, 2048, generator=random).to(device) for _ in range(2))
@@ -176,8 +180,6 @@ def optimizer_learns(kind: str) -> str:
 def pinned_copies() -> str:
     """Copy pinned memory to the GPU without waiting, and compare what arrives, and how fast."""
     device = choose_device()
-    if device.type != "cuda":
-        raise AbsentError("pinned memory is for CUDA GPUs")
     pageable = torch.randint(0, 256, (2**27,), dtype=torch.uint8)
     pinned = pageable.pin_memory()
     rates = {}
@@ -203,8 +205,8 @@ def shares_batches(num: int | None = None) -> str:
     device = "cpu" if num else "cuda"
     if num is None:
         num = torch.cuda.device_count()
-        if not num or not torch.distributed.is_nccl_available():
-            raise AbsentError("NCCL is for NVIDIA GPUs")
+        if not torch.distributed.is_nccl_available():
+            raise AbsentError("this torch has no NCCL")
     if num == 1:
         run_processes(1, _sum_with_nccl)
         return "works for the one GPU that is there; with more they would share a training here"
@@ -291,20 +293,22 @@ def _weights_of(run: Path) -> Tensor:
 _REPORT = "open an issue with this report"
 _TORCH = "install a torch that suits this machine (pytorch.org), then run this again"
 
+_CUDA = ("cuda",)
+
 CHECKS = (
     Check("training in fp32", learns, _TORCH, ("fp32",), quick=True),
     Check("training in bf16", learns, "train with --engine.precision fp32", ("bf16",), quick=True),
-    Check("training in fp16", learns, "train with --engine.precision fp32", ("fp16",), quick=True),
-    Check("TF32", tf32, _REPORT),
+    Check("training in fp16", learns, "train with --engine.precision fp32", ("fp16",), devices=_CUDA, quick=True),
+    Check("TF32", tf32, _REPORT, devices=_CUDA),
     Check("sampling", samples, "take another solver, as in --solver heun", quick=True),
     Check("saving and loading", saves, "see that the disk has room, and open an issue with this report", quick=True),
     Check("resuming", resumes, f"do not stop runs on this machine, and {_REPORT}", quick=True),
-    Check("16-bit images", deep_pixels, "make 8 bits of your images, as prepare does with --data.mode RGB", quick=True),
+    Check("16-bit images", deep_pixels, "make 8 bits of your images, as prepare does with --data.mode RGB"),
     Check("fused optimizer", fused_optimizer, _TORCH),
     Check("optimizer muon", optimizer_learns, "train with --optimizer.kind adamw", ("muon",)),
-    Check("pinned copies", pinned_copies, "see how much memory processes may lock (ulimit -l)"),
-    Check("two processes", shares_batches, "train with one process: leave out --engine.processes", (2,), 120.0),
-    Check("NCCL", shares_batches, "set NCCL_DEBUG=INFO, and train with one GPU until it works", (), 180.0),
-    Check(COMPILE, compiles, "leave out --engine.compile", (), 180.0),
+    Check("pinned copies", pinned_copies, "see how much memory processes may lock (ulimit -l)", devices=_CUDA),
+    Check("compile", compiles, "leave out --engine.compile", seconds=150.0),
+    Check("two processes", shares_batches, "train with one process: leave out --engine.processes", (2,), 90.0),
+    Check("NCCL", shares_batches, "set NCCL_DEBUG=INFO, and train with one GPU until it works", (), 150.0, _CUDA),
 )
-"""All checks, in the order in which they run: those of a quick look first."""
+"""All checks, in the order in which they run."""

@@ -39,56 +39,54 @@ _MOST_STEPS = 100_000
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is tried, and for how long.
+    """How much is tried, and until when.
 
     Args:
         quick: True for the quick checks and comparisons, and the speed of the first preset alone.
-        checks, comparisons, speeds: seconds after which no more of these begin.
-        timed: seconds for which steps of a preset are timed.
+        checks, comparisons, speeds: seconds on the clock from which on no more of these begin.
+        timed: seconds for which the steps of a preset are timed.
         race: minutes of training of each arm of the race; 0 is no race.
-        whole: seconds after which nothing more begins, and what runs is ended.
+        whole: seconds on the clock at which what runs is ended.
     """
 
     quick: bool = False
-    checks: float = 150.0
-    comparisons: float = 40.0
-    speeds: float = 180.0
+    checks: float = 240.0
+    comparisons: float = 280.0
+    speeds: float = 430.0
     timed: float = 5.0
     race: float = 0.4
-    whole: float = 540.0
+    whole: float = 560.0
 
 
-FULL, QUICK = Plan(), Plan(True, checks=30.0, comparisons=15.0, speeds=25.0, timed=3.0, race=0.0, whole=120.0)
+FULL, QUICK = Plan(), Plan(True, checks=60.0, comparisons=80.0, speeds=110.0, timed=3.0, race=0.0, whole=150.0)
 
 
 class _Clock:
-    """The time of a plan: of the part that runs, and of the whole; and what was left out."""
+    """The time of a plan, and what was left out since it was over."""
 
     def __init__(self, whole: float, tell: Callable[[str], None]) -> None:
-        self.began = time.monotonic()
-        self._tell = tell
+        self._began, self._whole, self._tell = time.monotonic(), whole, tell
         self.left_out: list[str] = []
-        self._end = self.began + whole
-        self._end_of_part = self._end
 
-    def begin(self, seconds: float) -> None:
-        """Begin a part that may take so many seconds."""
-        self._end_of_part = time.monotonic() + seconds
+    @property
+    def seconds(self) -> float:
+        """The time so far."""
+        return time.monotonic() - self._began
 
-    def has_time(self, name: str) -> bool:
-        """True if something may begin; else it is noted as left out."""
-        if time.monotonic() < min(self._end, self._end_of_part):
+    def has_time(self, name: str, until: float) -> bool:
+        """True if something may begin, as it is not yet ``until`` on the clock; else it is noted as left out."""
+        if self.seconds < until:
             return True
         self.left_out.append(name)
         return False
 
     def call(self, function: Callable[..., Any], *arguments: Any, within: float, **options: Any) -> Outcome:
         """Call a function apart, and end it with the whole of the plan, if not before."""
-        return apart(function, *arguments, within=max(min(within, self._end - time.monotonic()), 1.0), **options)
+        return apart(function, *arguments, within=max(min(within, self._whole - self.seconds), 1.0), **options)
 
     def tell(self, name: str, text: str) -> None:
         """Tell of something that is done, with the time so far."""
-        minutes, seconds = divmod(round(time.monotonic() - self.began), 60)
+        minutes, seconds = divmod(round(self.seconds), 60)
         self._tell(f"{minutes}:{seconds:02}  {name}: {text}")
 
 
@@ -117,15 +115,15 @@ def carry_out(plan: Plan, tell: Callable[[str], None]) -> Diagnosis:
     if started_by_launcher():
         raise InputError("the doctor starts processes of its own: call it without torchrun or another launcher")
     clock, here = _Clock(plan.whole, tell), machine()
-    checks = list(_checks(plan, clock))
-    comparisons = list(_comparisons(plan, clock))
+    checks = list(_checks(plan, clock, here["device"]))
+    comparisons = list(_comparisons(plan, clock, here["device"]))
     compiles = any(check.name == COMPILE and check.state == "ok" for check in checks)
     products, speeds = _speeds(plan, clock, ON_GPU if here["gpus"] else ON_CPU, compiles)
     raced = _race(plan, clock)
     return Diagnosis(
         version=__version__,
         quick=plan.quick,
-        seconds=round(time.monotonic() - clock.began, 1),
+        seconds=round(clock.seconds, 1),
         machine=here,
         checks=checks,
         comparisons=comparisons,
@@ -136,10 +134,14 @@ def carry_out(plan: Plan, tell: Callable[[str], None]) -> Diagnosis:
     )
 
 
-def _checks(plan: Plan, clock: _Clock) -> Iterator[Finding]:
-    clock.begin(plan.checks)
+def _checks(plan: Plan, clock: _Clock, device: str) -> Iterator[Finding]:
     for check in CHECKS:
-        if (plan.quick and not check.quick) or not clock.has_time(check.name):
+        if plan.quick and not check.quick:
+            continue
+        if device not in check.devices:
+            yield Finding(check.name, "not here", 0.0, f"it is for {' and '.join(check.devices)}")
+            continue
+        if not clock.has_time(check.name, plan.checks):
             continue
         done = clock.call(check.function, *check.arguments, within=check.seconds)
         state: State = "ok" if not done.reason else "not here" if done.absent else "failed"
@@ -148,16 +150,15 @@ def _checks(plan: Plan, clock: _Clock) -> Iterator[Finding]:
         yield Finding(check.name, state, round(done.seconds, 1), told, check.advice if state == "failed" else "")
 
 
-def _comparisons(plan: Plan, clock: _Clock) -> Iterator[Comparison]:
-    clock.begin(plan.comparisons)
+def _comparisons(plan: Plan, clock: _Clock, device: str) -> Iterator[Comparison]:
     for pair in PAIRS:
-        if (plan.quick and not pair.quick) or not clock.has_time(pair.name):
+        if (plan.quick and not pair.quick) or device not in pair.devices:
+            continue
+        if not clock.has_time(pair.name, plan.comparisons):
             continue
         done = clock.call(pair.function, within=_LONGEST)
-        if done.absent:
-            continue
-        found = {"": [None, 0.0]} if done.reason else done.value
-        for what, (difference, tolerance) in found.items():
+        found = {"all": [None, 0.0]} if done.reason else done.value
+        for what, (difference, tolerance) in found.items() if not done.absent else ():
             comparison = Comparison(pair.name, what, difference, tolerance, done.reason)
             clock.tell(f"{pair.name}, {what}", comparison_text(comparison))
             yield comparison
@@ -165,10 +166,9 @@ def _comparisons(plan: Plan, clock: _Clock) -> Iterator[Comparison]:
 
 def _speeds(plan: Plan, clock: _Clock, presets: Sequence[str], compiles: bool) -> tuple[dict[str, float], list[Speed]]:
     """Return operations a second of matrix products by number format, and the speeds of presets."""
-    clock.begin(plan.speeds)
     number_format = usual_format()
     formats = ["float32", *(["bfloat16"] if number_format != "fp32" else [])]
-    if not clock.has_time("speed"):
+    if not clock.has_time("speed", plan.speeds):
         return {}, []
     products = clock.call(rates_of_products, formats, within=_LONGEST).value or {}
     clock.tell("matrix products", products_text(products))
@@ -178,7 +178,9 @@ def _speeds(plan: Plan, clock: _Clock, presets: Sequence[str], compiles: bool) -
     ways += [(preset, "compiled") for preset in others if compiles]
     ways = ways[:1] if plan.quick else ways
     speeds = [Speed(preset, images, way) for preset, way in ways for images in ("patches", "whole")]
-    return products, [_measured(each, plan, clock, products) for each in speeds if clock.has_time(each.name)]
+    return products, [
+        _measured(each, plan, clock, products) for each in speeds if clock.has_time(each.name, plan.speeds)
+    ]
 
 
 def _measured(speed: Speed, plan: Plan, clock: _Clock, products: Mapping[str, float]) -> Speed:
@@ -204,9 +206,10 @@ def _measured(speed: Speed, plan: Plan, clock: _Clock, products: Mapping[str, fl
 
 
 def _race(plan: Plan, clock: _Clock) -> ShortRace | None:
-    if not plan.race or not clock.has_time("race"):
+    seconds = 2 * 60 * plan.race
+    if not plan.race or not clock.has_time("race", plan.whole - seconds):
         return None
-    done = clock.call(short_race, plan.race, within=2 * 60 * 2 * plan.race + _LONGEST)
+    done = clock.call(short_race, plan.race, within=2 * seconds + _LONGEST)
     raced = ShortRace(plan.race, told=done.reason) if done.reason else ShortRace(plan.race, **done.value)
     clock.tell("race", race_text(raced))
     return raced

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from patch_diffusion.devices import choose_device
 from patch_diffusion.doctor.apart import AbsentError
+from patch_diffusion.doctor.checks import DEVICES
 from patch_diffusion.doctor.trials import (
     DIGITS,
     batch_of,
@@ -40,19 +41,19 @@ class Pair:
     Args:
         name: the two ways.
         function: returns a dict of (difference, tolerance) by the name of what is compared.
+        devices: the types of device that it is about.
         quick: True if it belongs to a quick look, too.
     """
 
     name: str
     function: Callable[[], dict[str, list[float]]]
+    devices: tuple[str, ...] = DEVICES
     quick: bool = False
 
 
 def gpu_and_cpu() -> dict[str, list[float]]:
     """Compare the usual device with the CPU, in fp32 without TF32."""
     device = choose_device()
-    if device.type == "cpu":
-        raise AbsentError("there is no GPU")
     with _tf32(False):
         return _compared(_results(device), _results(torch.device("cpu")), _FP32)
 
@@ -60,8 +61,6 @@ def gpu_and_cpu() -> dict[str, list[float]]:
 def tf32_and_fp32() -> dict[str, list[float]]:
     """Compare products in TF32 with those in fp32, on a GPU."""
     device = choose_device()
-    if device.type != "cuda":
-        raise AbsentError("TF32 is a format of NVIDIA GPUs")
     with _tf32(False):
         expected = _results(device)
     with _tf32(True):
@@ -103,10 +102,10 @@ def two_runs(steps: int = 4) -> dict[str, list[float]]:
 
 
 PAIRS = (
-    Pair("GPU and CPU, fp32", gpu_and_cpu, quick=True),
-    Pair("all threads and one", threads_and_one, quick=True),
+    Pair("GPU and CPU, fp32", gpu_and_cpu, ("cuda", "mps"), quick=True),
+    Pair("all threads and one", threads_and_one, ("cpu",), quick=True),
     Pair("bf16 and fp32", bf16_and_fp32),
-    Pair("TF32 and fp32", tf32_and_fp32),
+    Pair("TF32 and fp32", tf32_and_fp32, ("cuda",)),
     Pair("two runs of one seed", two_runs),
 )
 """All comparisons, in the order in which they run."""

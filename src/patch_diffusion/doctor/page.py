@@ -8,6 +8,7 @@ from pathlib import Path
 
 from patch_diffusion.doctor.report import (
     Diagnosis,
+    State,
     comparison_text,
     facts,
     products_text,
@@ -48,11 +49,7 @@ def _parts(found: Diagnosis) -> Iterator[str]:
         yield f'<h2>What works</h2><div class="box">{_checks(found)}</div>'
     if found.comparisons:
         yield "<h2>Equal results <small>relative differences of two ways to compute the same</small></h2>"
-        rows = [
-            [each.name, each.what, comparison_text(each), "ok" if each.is_ok else "failed"]
-            for each in found.comparisons
-        ]
-        yield f'<div class="box">{wide_table(["", "of", "difference", ""], rows)}</div>'
+        yield f'<div class="box">{_comparisons(found)}</div>'
     if found.speeds:
         yield "<h2>Speed of training <small>whole steps on images of 64 x 64</small></h2>"
         yield f'<div class="box">{_speeds(found)}</div>'
@@ -79,15 +76,25 @@ def _tiles(found: Diagnosis) -> Iterator[str]:
 
 def _checks(found: Diagnosis) -> str:
     """Return an HTML table of the checks; those that failed stand out, with what to do."""
-    lines = []
+    rows = []
     for check in found.checks:
-        mark = {"ok": "state", "failed": "warning", "not here": "soft"}[check.state]
         advice = f"<br>To do: {escape(check.advice)}." if check.advice else ""
-        told = f'<span class="{mark}">{check.state}</span> {escape(check.told)}{advice}'
-        lines.append(
-            f'<tr><th scope="row">{escape(check.name)}</th><td>{told} <small>{check.seconds:.0f} s</small></td></tr>'
-        )
-    return f"<table>{''.join(lines)}</table>"
+        seconds = f" <small>{check.seconds:.0f} s</small>" if check.seconds else ""
+        rows.append(_row(check.name, check.state, f"{escape(check.told)}{seconds}{advice}"))
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _comparisons(found: Diagnosis) -> str:
+    rows = [
+        _row(f"{each.name}: {each.what}", "ok" if each.is_ok else "failed", escape(comparison_text(each)))
+        for each in found.comparisons
+    ]
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _row(name: str, state: State, html: str) -> str:
+    mark = {"ok": "state", "failed": "warning", "not here": "soft"}[state]
+    return f'<tr><th scope="row">{escape(name)}</th><td><span class="{mark}">{state}</span> {html}</td></tr>'
 
 
 def _speeds(found: Diagnosis) -> str:

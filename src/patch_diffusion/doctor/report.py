@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from patch_diffusion.errors import counted
+
 State = Literal["ok", "failed", "not here"]
 """The end of a check: it works, it does not, or this machine lacks what it is about."""
 
@@ -172,9 +174,10 @@ class Diagnosis:
 def verdict(found: Diagnosis) -> str:
     """Return a sentence that says whether all works."""
     num = len(found.failed)
+    rest = f" {len(found.left_out)} more did not fit into the time." if found.left_out else ""
     if not num:
-        return "Everything that was tried works."
-    return f"{num} {'thing' if num == 1 else 'things'} failed: {', '.join(found.failed)}."
+        return f"Everything that was tried works.{rest}"
+    return f"{counted(num, 'thing')} failed: {', '.join(found.failed)}.{rest}"
 
 
 def facts(machine: dict[str, Any]) -> list[tuple[str, str]]:
@@ -192,7 +195,7 @@ def facts(machine: dict[str, Any]) -> list[tuple[str, str]]:
         ("system", f"{machine['system']}, Python {versions['python']}, torch {versions['torch']}"),
         ("processor", f"{processor['name']}, {cores}, {processor['threads']} threads"),
         (
-            "",
+            "it has",
             f"{processor['instructions']}, {'bf16' if processor['bf16'] else 'no bf16'}, {size(processor['memory'])}, "
             f"{'a' if processor['compiler'] else 'no'} C++ compiler",
         ),
@@ -295,7 +298,7 @@ def _lines(found: Diagnosis) -> Iterator[str]:
     if found.checks:
         yield from ["", "What works"]
     for check in found.checks:
-        yield from _entry(check.state, f"{check.name}: {check.told} ({check.seconds:.0f} s)")
+        yield from _entry(check.state, f"{check.name}: {check.told}{_seconds(check)}")
         if check.advice:
             yield from _entry("", f"To do: {check.advice}.")
     if found.comparisons:
@@ -315,6 +318,10 @@ def _lines(found: Diagnosis) -> Iterator[str]:
     if found.left_out:
         yield from ["", *textwrap.wrap(f"Left out, as the time was over: {'; '.join(found.left_out)}.", _WIDTH)]
     yield from ["", *textwrap.wrap(verdict(found), _WIDTH)]
+
+
+def _seconds(check: Finding) -> str:
+    return f" ({check.seconds:.0f} s)" if check.seconds else ""
 
 
 def _entry(name: str, text: str) -> Iterator[str]:
