@@ -127,7 +127,7 @@ def compiles() -> str:
         raise AbsentError("there is no C++ compiler, which torch.compile needs on a CPU")
     if device.type == "cuda" and find_spec("triton") is None:
         raise AbsentError("triton is not installed, which torch.compile needs on a GPU")
-    objective, batch = objective_of(device), batch_of(device)
+    objective, batch = objective_of(device, levels=1), batch_of(device)  # a larger one takes minutes on a CPU
     losses, gradients = losses_and_gradients(objective, batch)
     began = time.perf_counter()
     objective.compile(dynamic=False)

@@ -59,10 +59,12 @@ def random_images(side: int, *, num: int = 1024, channels: int = 3, dtype: torch
     return ImageSet(numbers.to(dtype), codec=PixelCodec(str(dtype).removeprefix("torch.")))
 
 
-def objective_of(device: torch.device) -> DenoisingObjective:
+def objective_of(device: torch.device, levels: int = 2) -> DenoisingObjective:
     """Return the objective of a small network on a device, with the same random weights on every device."""
     torch.manual_seed(0)
-    network = build_network(replace(DIGITS.network, multipliers=(1, 2)), 1, 0, coords=True)
+    network = build_network(
+        replace(DIGITS.network, multipliers=(1, 2)[:levels], attention=(levels - 1,)), 1, 0, coords=True
+    )
     with torch.no_grad():  # a new network predicts 0, and most of its gradients are 0, too
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
