@@ -338,9 +338,12 @@ def test_all_that_works(outcomes, secrets):
     found = carry_out(Plan(), lines.append)
     assert found.failed == [] and found.left_out == [] and len(found.checks) == len(CHECKS)
     assert {row.preset for row in found.speeds} >= set(speed.ON_CPU) and found.speeds[0].utilisation == 0.5
-    assert {(row.images, row.way) for row in found.speeds} == {
-        *(("patches", "eager"), ("whole", "eager"), ("patches", "compiled"), ("whole", "compiled"))
+    assert [row.name for row in found.speeds if row.way == "compiled"] == ["small, whole, compiled"]
+    assert {(row.preset, row.images) for row in found.speeds} == {
+        (preset, images) for preset in speed.ON_CPU for images in ("patches", "whole")
     }
+    told = " ".join(found.text().split())
+    assert "it is for CUDA GPUs" in told and "whole 0.900 to 0.500 at 99 images/s" in told
     gpus = {"training in fp16", "TF32", "pinned copies", "NCCL"}
     assert {check.name for check in found.checks if check.state == "not here"} == gpus
     assert len(lines) == len(found.checks) - len(gpus) + len(found.comparisons) + len(found.speeds) + 2
@@ -348,6 +351,16 @@ def test_all_that_works(outcomes, secrets):
     assert not any(word in text for word in secrets)
     assert all(len(line) <= 80 for line in found.text().splitlines()), found.text()
     assert found.text().endswith("\nEverything that was tried works.")
+
+
+def test_on_a_gpu_more_presets_are_measured_and_compiled(outcomes, monkeypatch):
+    here = {**machine.machine(), "device": "cuda", "gpus": [{"name": "Abacus", "memory": 2**34}]}
+    monkeypatch.setattr(diagnose, "machine", lambda: here)
+    found = carry_out(Plan(), lambda text: None)
+    names = [row.name for row in found.speeds]
+    assert names[:3] == ["small, patches, eager", "small, whole, eager", "small, patches, compiled"]
+    assert {row.preset for row in found.speeds if row.way == "compiled"} == {*speed.ON_GPU}
+    assert all(check.state == "ok" for check in found.checks) and "GPU and CPU, fp32" in found.text()
 
 
 def test_what_fails_is_named_with_what_to_do(outcomes):
@@ -466,7 +479,7 @@ def test_an_interrupt_ends_it(command, monkeypatch):
     monkeypatch.setattr(pd, "diagnose", interrupted)
     assert command("")[::2] == (
         130,
-        "this takes about five minutes; to keep the results, or to send them: "
+        "this takes about six minutes; to keep the results, or to send them: "
         "patch-diffusion doctor --json doctor.json --out doctor.html\n"
         "patch-diffusion doctor: interrupted; nothing was written\n",
     )

@@ -23,7 +23,7 @@ class Doctor(Verb):
 
     patch-diffusion doctor --quick
 
-    It takes about five minutes, --quick about one. The two files go well with an issue: they name no user, machine,
+    It takes about six minutes, --quick about one. The two files go well with an issue: they name no user, machine,
     path or data.
     """
 
@@ -47,7 +47,7 @@ class Doctor(Verb):
         from patch_diffusion.doctor.page import write_page
 
         console = Console(stderr=True, highlight=False, soft_wrap=True)
-        console.print(f"this takes about {'a minute' if self.quick else 'five minutes'}{self._how_to_keep()}")
+        console.print(f"this takes about {'a minute' if self.quick else 'six minutes'}{self._how_to_keep()}")
         with console.status("trying what training needs"):
             found = patch_diffusion.diagnose(
                 quick=self.quick, tell=lambda text: console.print(shown(text), markup=False)

@@ -307,7 +307,7 @@ CHECKS = (
     Check("fused optimizer", fused_optimizer, _TORCH),
     Check("optimizer muon", optimizer_learns, "train with --optimizer.kind adamw", ("muon",)),
     Check("pinned copies", pinned_copies, "see how much memory processes may lock (ulimit -l)", devices=_CUDA),
-    Check("compile", compiles, "leave out --engine.compile", seconds=150.0),
+    Check("compile", compiles, "leave out --engine.compile", seconds=200.0),
     Check("two processes", shares_batches, "train with one process: leave out --engine.processes", (2,), 90.0),
     Check("NCCL", shares_batches, "set NCCL_DEBUG=INFO, and train with one GPU until it works", (), 150.0, _CUDA),
 )

@@ -35,6 +35,7 @@ from patch_diffusion.version import __version__
 
 _LONGEST, _LONGEST_COMPILED = 90.0, 240.0  # seconds of one trial
 _MOST_STEPS = 100_000
+_DEVICES = {"cpu": "CPUs", "cuda": "CUDA GPUs", "mps": "Apple GPUs"}
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ class Plan:
     checks: float = 240.0
     comparisons: float = 280.0
     speeds: float = 430.0
-    timed: float = 5.0
+    timed: float = 4.0
     race: float = 0.4
-    whole: float = 560.0
+    whole: float = 540.0
 
 
 FULL, QUICK = Plan(), Plan(True, checks=60.0, comparisons=80.0, speeds=110.0, timed=3.0, race=0.0, whole=150.0)
@@ -139,7 +140,9 @@ def _checks(plan: Plan, clock: _Clock, device: str) -> Iterator[Finding]:
         if plan.quick and not check.quick:
             continue
         if device not in check.devices:
-            yield Finding(check.name, "not here", 0.0, f"it is for {' and '.join(check.devices)}")
+            yield Finding(
+                check.name, "not here", 0.0, f"it is for {' and '.join(_DEVICES[each] for each in check.devices)}"
+            )
             continue
         if not clock.has_time(check.name, plan.checks):
             continue
@@ -172,15 +175,25 @@ def _speeds(plan: Plan, clock: _Clock, presets: Sequence[str], compiles: bool) -
         return {}, []
     products = clock.call(rates_of_products, formats, within=_LONGEST).value or {}
     clock.tell("matrix products", products_text(products))
-    first, *others = presets
-    ways = [(first, "eager"), *([(first, "compiled")] if compiles else [])]
-    ways += [(preset, "eager") for preset in others]
-    ways += [(preset, "compiled") for preset in others if compiles]
-    ways = ways[:1] if plan.quick else ways
-    speeds = [Speed(preset, images, way) for preset, way in ways for images in ("patches", "whole")]
-    return products, [
-        _measured(each, plan, clock, products) for each in speeds if clock.has_time(each.name, plan.speeds)
+    rows = [
+        _measured(each, plan, clock, products)
+        for each in _ways(presets, compiles, plan.quick)
+        if clock.has_time(each.name, plan.speeds)
     ]
+    return products, rows
+
+
+def _ways(presets: Sequence[str], compiles: bool, quick: bool) -> Iterator[Speed]:
+    """Yield what is measured, the most telling first; on a CPU compiling a preset takes minutes for each patch size."""
+    first, second, *others = presets
+    gpu = presets is ON_GPU
+    for preset in [first] if quick else presets:
+        yield from (Speed(preset, images, "eager") for images in ("patches", "whole"))
+        if compiles and not quick and gpu and preset in (first, second):
+            yield Speed(preset, "patches", "compiled")
+    if compiles and not quick:
+        yield from (Speed(preset, "patches", "compiled") for preset in others if gpu)
+        yield from [] if gpu else [Speed(first, "whole", "compiled")]
 
 
 def _measured(speed: Speed, plan: Plan, clock: _Clock, products: Mapping[str, float]) -> Speed:

@@ -275,7 +275,8 @@ def race_text(race: ShortRace) -> str:
     if race.told:
         return f"failed: {race.told}"
     arms = [
-        f"{name} {losses[0]:.3f} to {losses[-1]:.3f} at {race.images_per_second[name]:,.0f} images/s"
+        f"{name} {' to '.join(f'{loss:.3f}' for loss in dict.fromkeys((losses[0], losses[-1])))} at "
+        f"{race.images_per_second[name]:,.0f} images/s"
         for name, losses in race.losses.items()
     ]
     return (
