@@ -44,13 +44,16 @@ class CountedStep:
     kernels: KernelCounter
 
 
-def count_steps(config: Config, shape: Shape, *, channels: int = 3, classes: int = 0) -> list[CountedStep]:
+def count_steps(
+    config: Config, shape: Shape, *, channels: int = 3, classes: int = 0, threads: int = 1
+) -> list[CountedStep]:
     """Count the kernels of a training step of each patch size, by phase, see `KernelCounter`.
 
     Args:
         config: the options of the run. A limit on the pixels of a step holds; the number format is that of a CPU.
         shape: height and width of the images.
         channels, classes: those of the images.
+        threads: threads of a CPU that share each batch. Only the images of one of them are counted.
     """
     images = ImageSet(torch.zeros(1, channels, *shape, dtype=torch.uint8), torch.zeros(1, dtype=torch.long))
     images = replace(images, labels=images.labels if classes else None)
@@ -80,7 +83,15 @@ def count_steps(config: Config, shape: Shape, *, channels: int = 3, classes: int
         num = size.num_images(config.batch)
         for _ in range(2):  # the first step makes the optimizer's state, so the second is counted
             counter = KernelCounter()
-            _step(counter, state, engine, batches, Plan(0, 0, shape, 0, size, num), config.optimizer.clip, fake)
+            _step(
+                counter,
+                state,
+                engine,
+                batches,
+                Plan(0, 0, shape, 0, size, -(-num // threads)),
+                config.optimizer.clip,
+                fake,
+            )
         found.append(CountedStep(size, num, counter))
     return found
 

@@ -73,7 +73,11 @@ class Kernel:
         read, written: bytes.
         operations: floating-point operations.
         product: the sizes (batch, rows, columns, inner) of the matrix product that a product or convolution amounts
-            to; for a convolution the rows are pixels and the columns output channels, per group. Empty for others.
+            to; for a convolution the batch is its groups, the rows are pixels, the columns output channels and the
+            inner numbers those of a pixel's input channels at all taps. Empty for others.
+        format: the number format of the first tensor that it is given, such as "float32"; empty if it is given none.
+        taps: the size of a convolution's filter, such as 9; 1 for other operations.
+        side: the width of the images that a convolution makes or a group norm takes; 0 for other operations.
     """
 
     phase: str
@@ -85,6 +89,9 @@ class Kernel:
     written: int
     operations: int
     product: tuple[int, ...] = ()
+    format: str = ""
+    taps: int = 1
+    side: int = 0
 
     @property
     def moved(self) -> int:
@@ -178,7 +185,12 @@ class KernelCounter(TorchDispatchMode):
         if kind == "list":
             launches = _launches(lists)
         tensors = max((len(each) for each in lists), default=1) if kind == "list" else 1
-        yield Kernel(self.phase, name, kind, launches, tensors, read, written, operations, product)
+        taps, side = (args[1].shape[2:].numel(), result.shape[-1]) if kind == "convolution" else (1, 0)
+        if "group_norm" in name:
+            side = args[0].shape[-1]
+        yield Kernel(
+            self.phase, name, kind, launches, tensors, read, written, operations, product, _format(args), taps, side
+        )
 
     def _operations(self, func: Any, name: str, args: tuple[Any, ...], kwargs: Any, result: Any) -> int:
         if name.startswith("_scaled_dot_product"):
@@ -206,6 +218,9 @@ class KernelCounter(TorchDispatchMode):
                     _bytes(made),
                     2 * math.prod(product) if products else 0,
                     product if products else (),
+                    _format(gradient),
+                    weight.shape[2:].numel(),
+                    gradient.shape[-1],
                 )
 
 
@@ -216,6 +231,11 @@ def _bytes(tensor: Tensor) -> int:
         * tensor.element_size()
         * (tensor.numel() > 0)
     )
+
+
+def _format(given: Any) -> str:
+    """Return the number format of the first tensor among what is given."""
+    return next((str(each.dtype).removeprefix("torch.") for each in tree_leaves(given) if isinstance(each, Tensor)), "")
 
 
 def _has_kernel(func: Any) -> bool:
