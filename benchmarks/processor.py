@@ -30,7 +30,7 @@ from patch_diffusion.doctor.kernels import Kernel
 
 ROUNDS = 12  # in which every probe runs once
 CHANNELS = (16, 32, 64, 128, 256)
-SIDES = (4, 8, 16, 32, 64)
+SIDES = (2, 4, 8, 16, 32, 64)
 BYTES = (2**12, 2**16, 2**19, 2**22, 2**25)
 VECTOR = 8  # numbers that processors compute with at once: fewer channels take as long
 KEPT = 2**27  # bytes of results that are kept, as those of the forward pass are

@@ -74,9 +74,9 @@ def on_gpus(arguments: argparse.Namespace) -> dict[str, Any]:
     """Print and return predictions for GPUs, from counts alone."""
     names = MACHINES if arguments.gpu == "all" else [arguments.gpu]
     shape, rows = (arguments.side, arguments.side), []
-    print("Predicted, not measured. kernels, GB and TFLOP are those of a training step.")
-    print(f"{'':13}{'':5}{'':11}{'':>8}{'':>7}{'':>7} predicted images/s   util-  bound")
-    print(f"{'preset':13}{'':5}{'GPU':11}{'kernels':>8}{'GB':>7}{'TFLOP':>7} training  sampled  isation  by")
+    print("Predicted, not measured. Kernels, GB and TFLOP are those of a training step.")
+    print(f"{'':29}{'':6}{'':6}{'':6}      images/s")
+    print(f"{'preset':18}{'GPU':10}{'kernels':>7}{'GB':>6}{'TFLOP':>6}{'trained':>8}{'sampled':>8}{'used':>6} bound by")
     for preset in arguments.presets:
         for number_format in arguments.formats:
             config = config_of(preset, arguments.batch, LARGEST, number_format)
@@ -101,10 +101,10 @@ def on_gpus(arguments: argparse.Namespace) -> dict[str, Any]:
                 }
                 rows.append(row)
                 print(
-                    f"{preset:13}{number_format:5}{machine.name:11}{row['launches']:8,.0f}"
-                    f"{(row['read'] + row['written']) / 1e9:7.1f}{row['operations'] / 1e12:7.2f}"
-                    f"{row['predicted_images_per_second']:9,.0f}{row['predicted_sampled_per_second']:9,.1f}"
-                    f"{row['predicted_utilisation']:9.1%}  {row['bound']}"
+                    f"{preset:13}{number_format:5}{machine.name:11}{row['launches']:6,.0f}"
+                    f"{(row['read'] + row['written']) / 1e9:6.4g}{row['operations'] / 1e12:6.4g}"
+                    f"{row['predicted_images_per_second']:8,.0f}{row['predicted_sampled_per_second']:8,.1f}"
+                    f"{row['predicted_utilisation']:6.1%} {row['bound']}"
                 )
     return {"predicted": rows}
 

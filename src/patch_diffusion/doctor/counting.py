@@ -81,17 +81,10 @@ def count_steps(
     found = []
     for size in schedule.sizes_for(shape, denoiser.stride):
         num = size.num_images(config.batch)
-        for _ in range(2):  # the first step makes the optimizer's state, so the second is counted
+        for _ in range(1 if found else 2):  # the first step of all makes the optimizer's state
             counter = KernelCounter()
-            _step(
-                counter,
-                state,
-                engine,
-                batches,
-                Plan(0, 0, shape, 0, size, -(-num // threads)),
-                config.optimizer.clip,
-                fake,
-            )
+            plan = Plan(0, 0, shape, 0, size, -(-num // threads))
+            _step(counter, state, engine, batches, plan, config.optimizer.clip, fake)
         found.append(CountedStep(size, num, counter))
     return found
 

@@ -1,7 +1,7 @@
 """A prediction of the speed of counted kernels on a GPU, by the roofline model.
 
-A kernel takes ``max(bytes / bandwidth, operations / peak)`` and the time to begin it. A GPU runs one after the other, and
-is no faster than the host launches them. Caches, fusion and the shape of a product are not looked at.
+A kernel takes ``max(bytes / bandwidth, operations / peak)``, and the time to begin it. A GPU runs one after the other,
+and is no faster than the host launches them. Caches, fusion and the shape of a product are not looked at.
 """
 
 from __future__ import annotations
