@@ -8,6 +8,7 @@ import platform
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -296,7 +297,19 @@ def test_a_preset_is_measured(tiny, monkeypatch):
     assert found["format"] == "float32" and found["batch"] == 2 and found["images_per_second"] > 0
     assert found["images_per_second"] == pytest.approx(2 * found["steps_per_second"])
     monkeypatch.setattr(speed, "_SIDES", (16, 32, 64, 128))
-    assert speed.rates_of_products(["float32", "uint16"])["float32"] > 0
+    monkeypatch.setattr(speed, "_COPIED", (64, 64))
+    rates = speed.rates(["float32", "uint16"])
+    assert {*rates["products"]} == {"float32"} and min(*rates["products"].values(), rates["bandwidth"]) > 0
+
+
+def test_a_gpu_of_twice_the_speed_is_predicted_to_train_twice_as_fast(tiny, monkeypatch):
+    monkeypatch.setattr(speed, "PRESETS", {"small": replace(tiny, data=pd.Config().data)})
+    monkeypatch.setattr(speed, "Machine", partial(speed.Machine, launch=0.0, host=0.0))
+    slow, fast = (
+        speed.predicted_speeds([("small", True), ("small", False)], False, {"float32": 1e9 * by}, 1e9 * by, side=16)
+        for by in (1, 2)
+    )
+    assert fast == pytest.approx([2 * each for each in slow]) and slow[1] > slow[0] > 0
 
 
 # The plan
@@ -307,7 +320,7 @@ def outcomes(monkeypatch):
     """What the trials of a plan end with on a CPU, by the function's name; the usual ones are sound."""
     monkeypatch.setattr(machine, "choose_device", lambda: torch.device("cpu"))
     found = {
-        "rates_of_products": Outcome({"float32": 1e11, "bfloat16": 2e11}),
+        "rates": Outcome({"products": {"float32": 1e11, "bfloat16": 2e11}, "bandwidth": 1e10}),
         "measure": Outcome(
             {
                 "images_per_second": 50.0,
@@ -356,8 +369,11 @@ def test_all_that_works(outcomes, secrets):
 def test_on_a_gpu_more_presets_are_measured_and_compiled(outcomes, monkeypatch):
     here = {**machine.machine(), "device": "cuda", "gpus": [{"name": "Abacus", "memory": 2**34}]}
     monkeypatch.setattr(diagnose, "machine", lambda: here)
+    outcomes["predicted_speeds"] = Outcome([100.0 + each for each in range(2 * len(speed.ON_GPU))])
     found = carry_out(Plan(), lambda text: None)
     names = [row.name for row in found.speeds]
+    assert [row.predicted for row in found.speeds[:3]] == [100.0, 101.0, None]
+    assert "predicted" in found.text() and all(len(line) <= 80 for line in found.text().splitlines())
     assert names[:3] == ["small, patches, eager", "small, whole, eager", "small, patches, compiled"]
     assert {row.preset for row in found.speeds if row.way == "compiled"} == {*speed.ON_GPU}
     assert all(check.state == "ok" for check in found.checks) and "GPU and CPU, fp32" in found.text()

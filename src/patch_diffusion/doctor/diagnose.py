@@ -25,7 +25,7 @@ from patch_diffusion.doctor.report import (
     products_text,
     race_text,
 )
-from patch_diffusion.doctor.speed import ON_CPU, ON_GPU, measure, rates_of_products, usual_format
+from patch_diffusion.doctor.speed import ON_CPU, ON_GPU, measure, predicted_speeds, rates, usual_format
 from patch_diffusion.doctor.trials import DIGITS
 from patch_diffusion.errors import InputError
 from patch_diffusion.processes import started_by_launcher
@@ -34,6 +34,7 @@ from patch_diffusion.races.race import race
 from patch_diffusion.version import __version__
 
 _LONGEST, _LONGEST_COMPILED = 90.0, 240.0  # seconds of one trial
+_NO_RATES: dict[str, Any] = {"products": {}, "bandwidth": None}
 _MOST_STEPS = 100_000
 _DEVICES = {"cpu": "CPUs", "cuda": "CUDA GPUs", "mps": "Apple GPUs"}
 
@@ -119,7 +120,7 @@ def carry_out(plan: Plan, tell: Callable[[str], None]) -> Diagnosis:
     checks = list(_checks(plan, clock, here["device"]))
     comparisons = list(_comparisons(plan, clock, here["device"]))
     compiles = any(check.name == COMPILE and check.state == "ok" for check in checks)
-    products, speeds = _speeds(plan, clock, ON_GPU if here["gpus"] else ON_CPU, compiles)
+    found, speeds = _speeds(plan, clock, ON_GPU if here["gpus"] else ON_CPU, compiles)
     raced = _race(plan, clock)
     return Diagnosis(
         version=__version__,
@@ -128,7 +129,8 @@ def carry_out(plan: Plan, tell: Callable[[str], None]) -> Diagnosis:
         machine=here,
         checks=checks,
         comparisons=comparisons,
-        products=products,
+        products=found["products"],
+        bandwidth=found["bandwidth"],
         speeds=speeds,
         race=raced,
         left_out=clock.left_out,
@@ -167,20 +169,33 @@ def _comparisons(plan: Plan, clock: _Clock, device: str) -> Iterator[Comparison]
             yield comparison
 
 
-def _speeds(plan: Plan, clock: _Clock, presets: Sequence[str], compiles: bool) -> tuple[dict[str, float], list[Speed]]:
-    """Return operations a second of matrix products by number format, and the speeds of presets."""
-    number_format = usual_format()
-    formats = ["float32", *(["bfloat16"] if number_format != "fp32" else [])]
+def _speeds(plan: Plan, clock: _Clock, presets: Sequence[str], compiles: bool) -> tuple[dict[str, Any], list[Speed]]:
+    """Return what `rates` measured, and the speeds of presets."""
+    formats = ["float32", *(["bfloat16"] if usual_format() != "fp32" else [])]
     if not clock.has_time("speed", plan.speeds):
-        return {}, []
-    products = clock.call(rates_of_products, formats, within=_LONGEST).value or {}
-    clock.tell("matrix products", products_text(products))
-    rows = [
-        _measured(each, plan, clock, products)
+        return _NO_RATES, []
+    found = clock.call(rates, formats, within=_LONGEST).value or _NO_RATES
+    clock.tell("matrix products", products_text(found["products"]))
+    speeds = [
+        _measured(each, plan, clock, found["products"])
         for each in _ways(presets, compiles, plan.quick)
         if clock.has_time(each.name, plan.speeds)
     ]
-    return products, rows
+    return found, _predicted(speeds, clock, found) if presets is ON_GPU else speeds
+
+
+def _predicted(speeds: list[Speed], clock: _Clock, found: Mapping[str, Any]) -> list[Speed]:
+    """Return the speeds with those that the roofline model predicts for eager training on this GPU."""
+    eager = [speed for speed in speeds if speed.way == "eager" and not speed.told]
+    ways = [(speed.preset, speed.images == "whole") for speed in eager]
+    half = any(speed.format != "float32" for speed in eager)
+    done = clock.call(predicted_speeds, ways, half, found["products"], found["bandwidth"], within=_LONGEST)
+    clock.tell("prediction by the roofline", done.reason or "done")
+    values = dict(zip(ways, done.value or (), strict=False))
+    return [
+        replace(speed, predicted=values.get((speed.preset, speed.images == "whole"))) if speed.way == "eager" else speed
+        for speed in speeds
+    ]
 
 
 def _ways(presets: Sequence[str], compiles: bool, quick: bool) -> Iterator[Speed]:

@@ -11,7 +11,7 @@ from patch_diffusion.doctor.report import (
     State,
     comparison_text,
     facts,
-    products_text,
+    peaks_text,
     race_text,
     ratios,
     speed_rows,
@@ -103,5 +103,5 @@ def _speeds(found: Diagnosis) -> str:
         f'<p class="warning">{escape(speed.name)}: {escape(speed.told)}</p>' for speed in found.speeds if speed.told
     )
     told = "".join(f"<p>{escape(sentence)}</p>" for sentence in ratios(found.speeds))
-    peak = f'<p class="soft">Peak, of matrix products: {escape(products_text(found.products))}</p>'
+    peak = f'<p class="soft">{escape(peaks_text(found))}</p>'
     return f"{wide_table(head, rows)}{failed}{told}{peak}"

@@ -130,6 +130,7 @@ class Diagnosis:
         checks: what works.
         comparisons: whether several ways to compute agree.
         products: operations a second of matrix products, by number format.
+        bandwidth: bytes a second of copies on the device; None if it was not measured.
         speeds: of presets.
         race: a short race; None if there was none.
         left_out: the names of what did not fit into the time.
@@ -148,6 +149,7 @@ class Diagnosis:
     checks: list[Finding] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
     products: dict[str, float] = field(default_factory=dict)
+    bandwidth: float | None = None
     speeds: list[Speed] = field(default_factory=list)
     race: ShortRace | None = None
     left_out: list[str] = field(default_factory=list)
@@ -230,10 +232,16 @@ def products_text(products: dict[str, float]) -> str:
     return ", ".join(f"{name} {rate(value)}" for name, value in products.items())
 
 
+def peaks_text(found: Diagnosis) -> str:
+    """Return what the device was measured to reach as a sentence."""
+    copies = "" if found.bandwidth is None else f"; copies: {found.bandwidth / 1e9:,.3g} GB/s"
+    return f"Peak, of matrix products: {products_text(found.products)}{copies}."
+
+
 def speed_rows(speeds: Sequence[Speed]) -> list[list[str]]:
     """Return the head and a row of texts for each measured speed."""
     predicts = any(speed.predicted for speed in speeds)
-    head = ["preset", "trained on", "way", "format", "images/s", "steps/s", "of peak", "memory"]
+    head = ["preset", "images", "way", "format", "images/s", "steps/s", "of peak", "memory"]
     rows = [
         [
             *(speed.preset, speed.images, speed.way, speed.format.replace("float", "fp").replace("bfp", "bf")),
@@ -313,7 +321,7 @@ def _lines(found: Diagnosis) -> Iterator[str]:
             yield from _entry("failed", f"{speed.name}: {speed.told}") if speed.told else []
         for sentence in ratios(found.speeds):
             yield from textwrap.wrap(sentence, _WIDTH)
-        yield from textwrap.wrap(f"Peak, of matrix products: {products_text(found.products)}.", _WIDTH)
+        yield from textwrap.wrap(peaks_text(found), _WIDTH)
     if found.race is not None:
         yield from ["", *textwrap.wrap(f"A short race, {race_text(found.race)}", _WIDTH)]
     if found.left_out:
@@ -333,9 +341,8 @@ def _entry(name: str, text: str) -> Iterator[str]:
 
 def _columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    gap = "  " if sum(widths) + 2 * len(widths) <= _WIDTH else " "
     for row in rows:
-        cells = [
-            f"{cell:<{width}}" if place < 4 else f"{cell:>{width}}"
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield "  ".join(cells).rstrip()
+        words, numbers = (list(zip(row, widths, strict=True))[part] for part in (slice(4), slice(4, None)))
+        cells = [*(f"{cell:<{width}}" for cell, width in words), *(f"{cell:>{width}}" for cell, width in numbers)]
+        yield gap.join(cells).rstrip()

@@ -18,7 +18,11 @@ from typing import Any, Literal
 
 import torch
 
+from patch_diffusion.config import Config
 from patch_diffusion.devices import choose_device, processor_has_bf16
+from patch_diffusion.doctor.counting import count_steps
+from patch_diffusion.doctor.machines import Machine
+from patch_diffusion.doctor.roofline import predict
 from patch_diffusion.doctor.trials import random_images, trainer_of
 from patch_diffusion.patches.schedule import Shape
 from patch_diffusion.presets import PRESETS
@@ -37,6 +41,7 @@ LARGEST_BATCH = 128
 """The most whole images in a step here; the published batches are for eight GPUs and more."""
 
 _SIDES = (512, 1024, 2048, 4096)  # of the matrices
+_COPIED = (2**24, 2**28)  # numbers of float32, on a CPU and on a GPU
 _FIRST_STEPS = 5
 _LONGEST_PRODUCTS = 0.5  # seconds for matrices of one size
 
@@ -74,17 +79,8 @@ def measure(
         memory that torch has taken on a CUDA GPU, or that this process has had above what it had before; None if it is
         not known.
     """
-    before, config = peak_of_process(), PRESETS[preset]
-    largest = config.batch if isinstance(config.batch, int) else LARGEST_BATCH
-    config = replace(
-        config,
-        batch=batch or min(largest, LARGEST_BATCH),
-        engine=replace(config.engine, precision=number_format, compile=compiled),
-        minutes=None,
-        images=None,
-        samples=0,
-    )
-    config = whole_images(config) if whole else config
+    before = peak_of_process()
+    config = _config(preset, number_format, compiled=compiled, whole=whole, batch=batch)
     with trainer_of(config, random_images(side)) as trainer:
         with trainer.engine.threads(trainer.state.denoiser):
             found = speed_of_steps(trainer, steps, seconds)
@@ -97,6 +93,45 @@ def measure(
             "batch": trainer.config.batch,
             "peak_bytes": peak,
         }
+
+
+def _config(
+    preset: str, number_format: Format, *, compiled: bool = False, whole: bool = False, batch: int | None = None
+) -> Config:
+    """Return the config that is measured, see `measure`."""
+    config = PRESETS[preset]
+    usual = config.batch if isinstance(config.batch, int) else LARGEST_BATCH
+    config = replace(
+        config,
+        batch=batch or min(usual, LARGEST_BATCH),
+        engine=replace(config.engine, precision=number_format, compile=compiled),
+        minutes=None,
+        images=None,
+        samples=0,
+    )
+    return whole_images(config) if whole else config
+
+
+def predicted_speeds(
+    ways: Sequence[tuple[str, bool]], half: bool, products: dict[str, float], bandwidth: float, side: int = 64
+) -> list[float]:
+    """Predict the images a second of eager training by the roofline model, from what the GPU was measured to reach.
+
+    Args:
+        ways: presets, each with True for whole images or False for its patches.
+        half: True if the network computes in bf16 or fp16.
+        products: operations a second of matrix products, by number format.
+        bandwidth: bytes a second that are copied.
+        side: height and width of the images.
+    """
+    fp32 = products["float32"]
+    gpu = Machine("this", fp32, fp32, products.get("bfloat16", fp32), bandwidth, reached=1.0, moved=1.0)
+    found = []
+    for preset, whole in ways:
+        steps = count_steps(_config(preset, "bf16" if half else "fp32", whole=whole), (side, side))
+        seconds = sum(step.size.probability * predict(step.kernels, gpu).seconds for step in steps)
+        found.append(sum(step.size.probability * step.num for step in steps) / seconds)
+    return found
 
 
 def speed_of_steps(trainer: Trainer, steps: int, seconds: float = math.inf) -> dict[str, float]:
@@ -153,13 +188,25 @@ def _between(first: Any, last: Any) -> float:
     return last - first if isinstance(first, float) else first.elapsed_time(last) / 1000
 
 
-def rates_of_products(number_formats: Sequence[str]) -> dict[str, float]:
-    """Return `rate_of_products` of the usual device for each of the number formats that it has, by their names."""
-    found: dict[str, float] = {}
+def rates(number_formats: Sequence[str]) -> dict[str, Any]:
+    """Return what the usual device reaches: ``products``, by the number formats that it has, and ``bandwidth``."""
+    products: dict[str, float] = {}
     for name in number_formats:
         with suppress(RuntimeError, TypeError):
-            found[name] = rate_of_products(choose_device(), getattr(torch, name))
-    return found
+            products[name] = rate_of_products(choose_device(), getattr(torch, name))
+    return {"products": products, "bandwidth": rate_of_copies(choose_device())}
+
+
+def rate_of_copies(device: torch.device) -> float:
+    """Return the bytes a second that are read and written where large tensors are copied on a device."""
+    numbers = torch.zeros(_COPIED[device.type == "cuda"], device=device)
+    copy, seconds = torch.empty_like(numbers), []
+    for _ in range(6):
+        began = time.perf_counter()
+        copy.copy_(numbers)
+        _ = copy[0].item()  # waits for the device
+        seconds.append(time.perf_counter() - began)
+    return 2 * numbers.nbytes / median(seconds)
 
 
 def rate_of_products(device: torch.device, number_format: torch.dtype) -> float:
