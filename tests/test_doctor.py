@@ -369,7 +369,7 @@ def test_all_that_works(outcomes, secrets):
 def test_on_a_gpu_more_presets_are_measured_and_compiled(outcomes, monkeypatch):
     here = {**machine.machine(), "device": "cuda", "gpus": [{"name": "Abacus", "memory": 2**34}]}
     monkeypatch.setattr(diagnose, "machine", lambda: here)
-    outcomes["predicted_speeds"] = Outcome([100.0 + each for each in range(2 * len(speed.ON_GPU))])
+    outcomes["predicted_speeds"] = Outcome([100.0, 101.0])
     found = carry_out(Plan(), lambda text: None)
     names = [row.name for row in found.speeds]
     assert [row.predicted for row in found.speeds[:3]] == [100.0, 101.0, None]

@@ -35,6 +35,7 @@ from patch_diffusion.version import __version__
 
 _LONGEST, _LONGEST_COMPILED = 90.0, 240.0  # seconds of one trial
 _NO_RATES: dict[str, Any] = {"products": {}, "bandwidth": None}
+_LEAST = 15.0  # seconds that a prediction takes
 _MOST_STEPS = 100_000
 _DEVICES = {"cpu": "CPUs", "cuda": "CUDA GPUs", "mps": "Apple GPUs"}
 
@@ -122,6 +123,8 @@ def carry_out(plan: Plan, tell: Callable[[str], None]) -> Diagnosis:
     compiles = any(check.name == COMPILE and check.state == "ok" for check in checks)
     found, speeds = _speeds(plan, clock, ON_GPU if here["gpus"] else ON_CPU, compiles)
     raced = _race(plan, clock)
+    if here["device"] == "cuda":
+        speeds = list(_predicted(speeds, plan, clock, found))
     return Diagnosis(
         version=__version__,
         quick=plan.quick,
@@ -181,21 +184,23 @@ def _speeds(plan: Plan, clock: _Clock, presets: Sequence[str], compiles: bool) -
         for each in _ways(presets, compiles, plan.quick)
         if clock.has_time(each.name, plan.speeds)
     ]
-    return found, _predicted(speeds, clock, found) if presets is ON_GPU else speeds
+    return found, speeds
 
 
-def _predicted(speeds: list[Speed], clock: _Clock, found: Mapping[str, Any]) -> list[Speed]:
-    """Return the speeds with those that the roofline model predicts for eager training on this GPU."""
+def _predicted(speeds: list[Speed], plan: Plan, clock: _Clock, found: Mapping[str, Any]) -> Iterator[Speed]:
+    """Yield the speeds with those that the roofline model predicts for eager training on this GPU."""
+    values: dict[tuple[str, str], float] = {}
     eager = [speed for speed in speeds if speed.way == "eager" and not speed.told]
-    ways = [(speed.preset, speed.images == "whole") for speed in eager]
-    half = any(speed.format != "float32" for speed in eager)
-    done = clock.call(predicted_speeds, ways, half, found["products"], found["bandwidth"], within=_LONGEST)
-    clock.tell("prediction by the roofline", done.reason or "done")
-    values = dict(zip(ways, done.value or (), strict=False))
-    return [
-        replace(speed, predicted=values.get((speed.preset, speed.images == "whole"))) if speed.way == "eager" else speed
-        for speed in speeds
-    ]
+    for preset in dict.fromkeys(speed.preset for speed in eager):
+        if not clock.has_time(f"prediction of {preset}", plan.whole - _LEAST):
+            continue
+        half = any(speed.format != "float32" for speed in eager)
+        ways = [(preset, False), (preset, True)]
+        done = clock.call(predicted_speeds, ways, half, found["products"], found["bandwidth"], within=_LONGEST)
+        clock.tell(f"prediction of {preset}", done.reason or "done")
+        values |= zip([(preset, "patches"), (preset, "whole")], done.value or (), strict=False)
+    for speed in speeds:
+        yield replace(speed, predicted=values.get((speed.preset, speed.images))) if speed in eager else speed
 
 
 def _ways(presets: Sequence[str], compiles: bool, quick: bool) -> Iterator[Speed]:
