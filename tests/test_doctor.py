@@ -71,7 +71,8 @@ def test_one_that_raises_is_one_line_and_names_nothing_private(secrets):
 def test_one_that_crashes_or_hangs_is_ended():
     assert apart(os.abort, within=60).reason == "its process crashed (SIGABRT)"
     began = time.monotonic()
-    assert apart(time.sleep, 60, within=0.5).reason == "it took more than 0 s, and was ended"
+    done = apart(time.sleep, 60, within=0.5)
+    assert done.late and done.reason == "it took more than 0 s, and was ended"
     assert time.monotonic() - began < 30
     assert apart(os._exit, 3, within=60).reason == "its process ended with status 3"
 
@@ -410,6 +411,15 @@ def test_what_does_not_fit_is_left_out(outcomes):
     assert "Left out, as the time was over: training in fp32; " in found.text() and "Left out" in doctor_page(found)
     found = carry_out(Plan(whole=0.0), lambda text: None)
     assert found.left_out[-1] == "race"
+
+
+def test_what_the_end_of_the_plan_cuts_off_is_left_out_and_has_not_failed(outcomes):
+    """The first check begins in time, and would have had longer than there is left."""
+    outcomes["learns fp32"] = Outcome(reason="it took more than 9 s, and was ended", late=True)
+    found = carry_out(Plan(whole=10.0, race=0.0), lambda text: None)
+    assert found.left_out == ["training in fp32"] and found.failed == []
+    found = carry_out(Plan(whole=1000.0, race=0.0), lambda text: None)
+    assert found.left_out == [] and found.failed == ["training in fp32"]
 
 
 def test_a_quick_look_is_short(outcomes):

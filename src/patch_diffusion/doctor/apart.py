@@ -44,12 +44,14 @@ class Outcome:
         value: what it returned, as JSON holds it.
         reason: one line that says why it returned nothing; empty if it did. It names no path, user or machine.
         absent: True if the reason is that the machine lacks what it is about.
+        late: True if the reason is that it took too long.
         seconds: the time it took, the start of the process included.
     """
 
     value: Any = None
     reason: str = ""
     absent: bool = False
+    late: bool = False
     seconds: float = 0.0
 
 
@@ -79,10 +81,11 @@ def apart(function: Callable[..., Any], *arguments: Any, within: float, **option
             env=environment | dict.fromkeys(_CACHES, name),
             start_new_session=True,
         )
+        late = False
         try:
             reason = _ending(process.wait(within))
         except subprocess.TimeoutExpired:
-            reason = f"it took more than {within:.0f} s, and was ended"
+            late, reason = True, f"it took more than {within:.0f} s, and was ended"
         finally:
             _end(process)
         try:
@@ -90,7 +93,7 @@ def apart(function: Callable[..., Any], *arguments: Any, within: float, **option
         except InputError:  # it did not come so far
             found = {"reason": reason}
     reason = scrubbed(" ".join(str(found.get("reason", "")).split()))
-    return Outcome(found.get("value"), reason, bool(found.get("absent")), time.monotonic() - began)
+    return Outcome(found.get("value"), reason, bool(found.get("absent")), late, time.monotonic() - began)
 
 
 def answer(folder: str) -> None:

@@ -83,9 +83,16 @@ class _Clock:
         self.left_out.append(name)
         return False
 
-    def call(self, function: Callable[..., Any], *arguments: Any, within: float, **options: Any) -> Outcome:
-        """Call a function apart, and end it with the whole of the plan, if not before."""
-        return apart(function, *arguments, within=max(min(within, self._whole - self.seconds), 1.0), **options)
+    def call(
+        self, name: str, function: Callable[..., Any], *arguments: Any, within: float, **options: Any
+    ) -> Outcome | None:
+        """Call a function apart; None if the whole of the plan ends before it, which notes it as left out."""
+        left = max(self._whole - self.seconds, 1.0)
+        done = apart(function, *arguments, within=min(within, left), **options)
+        if done.late and left < within:
+            self.left_out.append(name)
+            return None
+        return done
 
     def tell(self, name: str, text: str) -> None:
         """Tell of something that is done, with the time so far."""
@@ -151,7 +158,9 @@ def _checks(plan: Plan, clock: _Clock, device: str) -> Iterator[Finding]:
             continue
         if not clock.has_time(check.name, plan.checks):
             continue
-        done = clock.call(check.function, *check.arguments, within=check.seconds)
+        done = clock.call(check.name, check.function, *check.arguments, within=check.seconds)
+        if done is None:
+            continue
         state: State = "ok" if not done.reason else "not here" if done.absent else "failed"
         told = done.reason or str(done.value)
         clock.tell(check.name, f"{state}, {told}")
@@ -164,7 +173,9 @@ def _comparisons(plan: Plan, clock: _Clock, device: str) -> Iterator[Comparison]
             continue
         if not clock.has_time(pair.name, plan.comparisons):
             continue
-        done = clock.call(pair.function, within=_LONGEST)
+        done = clock.call(pair.name, pair.function, within=_LONGEST)
+        if done is None:
+            continue
         found = {"all": [None, 0.0]} if done.reason else done.value
         for what, (difference, tolerance) in found.items() if not done.absent else ():
             comparison = Comparison(pair.name, what, difference, tolerance, done.reason)
@@ -177,14 +188,12 @@ def _speeds(plan: Plan, clock: _Clock, presets: Sequence[str], compiles: bool) -
     formats = ["float32", *(["bfloat16"] if usual_format() != "fp32" else [])]
     if not clock.has_time("speed", plan.speeds):
         return _NO_RATES, []
-    found = clock.call(rates, formats, within=_LONGEST).value or _NO_RATES
+    done = clock.call("matrix products", rates, formats, within=_LONGEST)
+    found = (done.value if done else None) or _NO_RATES
     clock.tell("matrix products", products_text(found["products"]))
-    speeds = [
-        _measured(each, plan, clock, found["products"])
-        for each in _ways(presets, compiles, plan.quick)
-        if clock.has_time(each.name, plan.speeds)
-    ]
-    return found, speeds
+    ways = (each for each in _ways(presets, compiles, plan.quick) if clock.has_time(each.name, plan.speeds))
+    speeds = [_measured(each, plan, clock, found["products"]) for each in ways]
+    return found, [speed for speed in speeds if speed is not None]
 
 
 def _predicted(speeds: list[Speed], plan: Plan, clock: _Clock, found: Mapping[str, Any]) -> Iterator[Speed]:
@@ -192,12 +201,15 @@ def _predicted(speeds: list[Speed], plan: Plan, clock: _Clock, found: Mapping[st
     values: dict[tuple[str, str], float] = {}
     eager = [speed for speed in speeds if speed.way == "eager" and not speed.told]
     for preset in dict.fromkeys(speed.preset for speed in eager):
-        if not clock.has_time(f"prediction of {preset}", plan.whole - _LEAST):
+        name = f"prediction of {preset}"
+        if not clock.has_time(name, plan.whole - _LEAST):
             continue
         half = any(speed.format != "float32" for speed in eager)
         ways = [(preset, False), (preset, True)]
-        done = clock.call(predicted_speeds, ways, half, found["products"], found["bandwidth"], within=_LONGEST)
-        clock.tell(f"prediction of {preset}", done.reason or "done")
+        done = clock.call(name, predicted_speeds, ways, half, found["products"], found["bandwidth"], within=_LONGEST)
+        if done is None:
+            continue
+        clock.tell(name, done.reason or "done")
         values |= zip([(preset, "patches"), (preset, "whole")], done.value or (), strict=False)
     for speed in speeds:
         yield replace(speed, predicted=values.get((speed.preset, speed.images))) if speed in eager else speed
@@ -216,9 +228,10 @@ def _ways(presets: Sequence[str], compiles: bool, quick: bool) -> Iterator[Speed
         yield from [] if gpu else [Speed(first, "whole", "compiled")]
 
 
-def _measured(speed: Speed, plan: Plan, clock: _Clock, products: Mapping[str, float]) -> Speed:
-    """Return a speed with its figures, or with the reason why there are none."""
+def _measured(speed: Speed, plan: Plan, clock: _Clock, products: Mapping[str, float]) -> Speed | None:
+    """Return a speed with its figures, or with the reason why there are none; None if it is left out."""
     done = clock.call(
+        speed.name,
         measure,
         speed.preset,
         usual_format(),
@@ -228,6 +241,8 @@ def _measured(speed: Speed, plan: Plan, clock: _Clock, products: Mapping[str, fl
         seconds=plan.timed,
         within=_LONGEST_COMPILED if speed.way == "compiled" else _LONGEST,
     )
+    if done is None:
+        return None
     if done.reason:
         clock.tell(speed.name, f"failed, {done.reason}")
         return replace(speed, told=done.reason)
@@ -240,9 +255,11 @@ def _measured(speed: Speed, plan: Plan, clock: _Clock, products: Mapping[str, fl
 
 def _race(plan: Plan, clock: _Clock) -> ShortRace | None:
     seconds = 2 * 60 * plan.race
-    if not plan.race or not clock.has_time("race", plan.whole - seconds):
+    if not plan.race or not clock.has_time("race", plan.whole - 1.5 * seconds):
         return None
-    done = clock.call(short_race, plan.race, within=2 * seconds + _LONGEST)
+    done = clock.call("race", short_race, plan.race, within=2 * seconds + _LONGEST)
+    if done is None:
+        return None
     raced = ShortRace(plan.race, told=done.reason) if done.reason else ShortRace(plan.race, **done.value)
     clock.tell("race", race_text(raced))
     return raced

@@ -179,7 +179,7 @@ def verdict(found: Diagnosis) -> str:
     rest = f" {len(found.left_out)} more did not fit into the time." if found.left_out else ""
     if not num:
         return f"Everything that was tried works.{rest}"
-    return f"{counted(num, 'thing')} failed: {', '.join(found.failed)}.{rest}"
+    return f"{counted(num, 'thing')} failed: {'; '.join(found.failed)}.{rest}"
 
 
 def facts(machine: dict[str, Any]) -> list[tuple[str, str]]:
