@@ -515,12 +515,12 @@ def test_an_interrupt_ends_it(command, monkeypatch):
 def test_the_whole_with_a_tiny_budget(tmp_path, monkeypatch, capsys, secrets):
     """One trial of each part, in processes of their own."""
     monkeypatch.setattr(
-        diagnose, "FULL", Plan(checks=0.1, comparisons=0.1, speeds=20.0, timed=0.1, race=0.02, whole=300.0)
+        diagnose, "FULL", Plan(checks=8.0, comparisons=0.0, speeds=30.0, timed=0.1, race=0.02, whole=300.0)
     )
     files = [tmp_path / "doctor.json", tmp_path / "doctor.html"]
     assert main(["doctor", "--json", str(files[0]), "--out", str(files[1])]) == 0
     found = json.loads(files[0].read_text())
-    assert found["failed"] == [] and [check["state"] for check in found["checks"]] == ["ok"]
+    assert found["failed"] == [] and "ok" in {check["state"] for check in found["checks"]}
     assert found["products"]["float32"] > 0 and found["left_out"]
     assert {*found["race"]["losses"]} == {"whole", "patches"}
     assert not any(word in file.read_text() for word in secrets for file in files)
