@@ -325,6 +325,7 @@ BASES = {
     "import": "import TABLE --out new --json",
     "export": "export RUN --to diffusers --out new --json",
     "serve": "serve RUNS --port 0 --device cpu --json",
+    "doctor": "doctor --quick --json",
     "completion": "completion bash --json",
 }
 _LEFT_OUT = ("--engine.compile", "--push", "--public", "--help", "--follow")
@@ -378,8 +379,9 @@ def test_options(things, offered, fuzz):
         case = line(draw)
         words = list(map(named, case))
         with_things(things, folder)
-        if words[0] == "serve":
-            return f"{case}", attempt(lambda: serve_and_end(words), folder, "patch-diffusion serve")
+        if words[0] in ("serve", "doctor"):
+            work = {"serve": serve_and_end, "doctor": find_nothing}[words[0]]
+            return f"{case}", attempt(lambda: work(words), folder, f"patch-diffusion {words[0]}")
         return f"{case}", judged(words, folder)
 
     fuzz(0.16, one)
@@ -396,6 +398,14 @@ def serve_and_end(words):
     import uvicorn
 
     uvicorn.Server.run = lambda self, sockets=None: None
+    return command(*words)()
+
+
+def find_nothing(words):
+    """The work of ``doctor`` without its minutes."""
+    from patch_diffusion.doctor import diagnose
+
+    diagnose.FULL = diagnose.QUICK = diagnose.Plan(whole=0.0)
     return command(*words)()
 
 
@@ -654,7 +664,7 @@ def test_bytes_to_the_port(things, fuzz):
     fuzz(0.04, one)
 
 
-@pytest.mark.parametrize("verb", sorted({*BASES} - {"import", "serve"}))
+@pytest.mark.parametrize("verb", sorted({*BASES} - {"import", "serve", "doctor"}))
 def test_the_sound_command_works(verb, things, tmp_path):
     """Without which every altered one might be refused for the same reason."""
     folder = tmp_path / "case"

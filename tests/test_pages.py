@@ -18,7 +18,7 @@ DOCS = ROOT / "docs"
 
 NEW = [
     *("start", "small-data", "latents", "sampling", "settings", "faq", "coming-from", "python"),
-    *("glossary", "licences", "support"),
+    *("glossary", "licences", "support", "doctor"),
 ]
 REWRITTEN = [
     *(f"docs/{name}.md" for name in ("data", "runs", "watching", "clusters", "large-images", "serve", "editing")),

@@ -35,7 +35,7 @@ GROUPS = {
         "export",
         "serve",
     ),
-    "Settings and questions": ("settings", "faq", "coming-from"),
+    "Settings and questions": ("settings", "doctor", "faq", "coming-from"),
     "Python": ("python", "any-network"),
     "Method": ("method",),
     "Evidence": ("evaluation", "race", "evidence", "paper", "performance", "scaling", "benchmarks", "LOG"),
@@ -60,6 +60,7 @@ STAGES = {
     "runs": "Runs",
     "evaluation": "Evaluation",
     "races": "Evaluation",
+    "doctor": "Evaluation",
     "interop": "Other tools",
 }
 OTHERS = "Settings and errors"

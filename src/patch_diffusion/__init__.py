@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from patch_diffusion.denoise.objective import NoiseLevels as NoiseLevels, denoising_loss as denoising_loss
     from patch_diffusion.denoise.process import EDM as EDM, VE as VE, VP as VP
     from patch_diffusion.denoise.whole_image import whole_image_loss as whole_image_loss
+    from patch_diffusion.doctor.diagnose import diagnose as diagnose
+    from patch_diffusion.doctor.report import Diagnosis as Diagnosis
     from patch_diffusion.errors import InputError as InputError
     from patch_diffusion.evaluation.distances import (
         frechet_distance as frechet_distance,

@@ -1,1 +1,1 @@
-"""Measures of the hardware that training runs on: what works, how fast it is, and how fast it could be."""
+"""The doctor: what a machine is, what of this package works on it, and how fast; one file for each part of it."""
