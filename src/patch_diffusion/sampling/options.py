@@ -267,14 +267,10 @@ class View:
         conditions = replace(conditions, coords=self.grid)
         if self.tile is None:
             return bind(model, conditions)
-        from patch_diffusion.sampling.solvers import wide
         from patch_diffusion.sampling.tiles import covering, in_tiles, smooth_window
-        from patch_diffusion.transfer import to_device
 
         places = covering(self.resolution, self.tile, self.overlap)
-        device = self.grid.device
-        window = to_device(smooth_window(self.tile, self.overlap).to(wide(device)), device)
-        return in_tiles(model, conditions, places, window, self.batch)
+        return in_tiles(model, conditions, places, smooth_window(self.tile, self.overlap), self.batch)
 
     @property
     def images_at_once(self) -> int:
