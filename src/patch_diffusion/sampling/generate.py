@@ -131,7 +131,10 @@ def generate(
         waiting = iter(jobs)
         while now := list(islice(waiting, view.images_at_once)):
             chosen, classes = zip(*now, strict=True)
-            conditions = Conditions(labels=None if classes[0] is None else torch.tensor(classes, device=device))
+            numbers = (
+                None if classes[0] is None else torch.tensor(classes).to(device, non_blocking=device.type == "cuda")
+            )
+            conditions = Conditions(labels=numbers)
             # torch divides the work on a single image among all threads by itself.
             alone = len(now) == 1 and view.tile is None and not is_guided
             threads = nullcontext() if alone else sharing(model)
