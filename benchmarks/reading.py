@@ -76,7 +76,7 @@ def lines_of(places: Places) -> dict[str, dict[str, set[int]]]:
             for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8")))
             if isinstance(node, ast.FunctionDef)
         ]
-        for _, line in {place for place in places if place[0] == file}:
+        for _, line in sorted(place for place in places if place[0] == file):  # of equal names the last one counts
             inside = [each for each in functions if each[0] <= line <= each[1]]
             if inside:  # else it is the body of a module or of a class
                 first, last, function = max(inside)

@@ -127,3 +127,20 @@ def test_data_of_another_mean_are_denoised_about_it():
     for wrong in ((), (0.0, 1.0), (1.0, 0.5)):
         with refused("noise.levels"):
             pd.Denoiser(network, levels=wrong)
+
+
+def test_one_noise_level_is_a_number_or_a_tensor():
+    model, coords = (
+        pd.Denoiser(lambda x, c_noise, labels: x[:, :1] * c_noise[:, None, None, None]),
+        torch.zeros(2, 4, 4),
+    )
+    noisy = torch.rand(3, 1, 4, 4)
+    each = torch.full((3,), 0.3)
+    expected = model(noisy, each, coords)
+    for sigma in (0.3, torch.tensor(0.3), torch.tensor(0.3, dtype=torch.float64), each.double()):
+        assert torch.equal(model(noisy, sigma, coords), expected)
+    one, several = torch.tensor(0.3, requires_grad=True), each.clone().requires_grad_()
+    for sigma in (one, several):
+        model(noisy, sigma, coords).sum().backward()
+    assert one.grad is not None and several.grad is not None
+    assert one.grad.item() == pytest.approx(several.grad.sum().item(), rel=1e-5)

@@ -40,13 +40,13 @@ def bind_images(
     if height % model.stride or width % model.stride:
         raise InputError(no_multiples((height, width), model.stride))
     if coords is None:
-        coords = coordinate_grid(height, width)
+        coords = coordinate_grid(height, width, device=model.device)
     elif coords.shape not in ((2, height, width), (num, 2, height, width)):
         raise InputError(
             f"coords of these images are (2, {height}, {width}) or ({num}, 2, {height}, {width}), "
             f"not {tuple(coords.shape)}"
         )
-    return bind(Shared(model), Conditions(coords.to(model.device), _classes(model, labels, num)))
+    return bind(Shared(model), Conditions(to_device(coords, model.device), _classes(model, labels, num)))
 
 
 def check_one_stage(model: Denoiser) -> None:

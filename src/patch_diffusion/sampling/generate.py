@@ -83,8 +83,7 @@ def generate(
 ) -> Iterator[Sample]:
     """Sample whole images, one per seed, batch by batch as they are asked for.
 
-    A seed's noise, also that of every step of a stochastic solver, is drawn by a generator of its own on the CPU, so a
-    seed gives the same picture in any batch.
+    A seed's noise, at every step, is drawn on the CPU by its own generator: it gives the same picture in any batch.
 
     Args:
         model: from `load`, or any `Denoiser`.
@@ -132,7 +131,10 @@ def generate(
         waiting = iter(jobs)
         while now := list(islice(waiting, view.images_at_once)):
             chosen, classes = zip(*now, strict=True)
-            conditions = Conditions(labels=None if classes[0] is None else torch.tensor(classes, device=device))
+            numbers = (
+                None if classes[0] is None else torch.tensor(classes).to(device, non_blocking=device.type == "cuda")
+            )
+            conditions = Conditions(labels=numbers)
             # torch divides the work on a single image among all threads by itself.
             alone = len(now) == 1 and view.tile is None and not is_guided
             threads = nullcontext() if alone else sharing(model)
@@ -163,8 +165,7 @@ def decoded(
         finite, broken = error.finite, NotFiniteError.of(error.finite, [f"seed {seed}" for seed, _ in jobs])
     if not any(finite):
         raise broken
-    pixels, shown = model.codec.decode_with_range(images[torch.tensor(finite, device=images.device)])
-    return list(compress(jobs, finite)), pixels, shown, broken
+    return list(compress(jobs, finite)), *model.codec.decode_with_range(images[torch.tensor(finite)]), broken
 
 
 def noise_of(
@@ -173,16 +174,14 @@ def noise_of(
     """Draw standard normal numbers for a step, or for the start if None, each image's from its own seed."""
 
     def draws(seed: int) -> torch.Generator:
-        if index is not None:
-            return generator(seed, name, index)
-        plain = name == "sampling" and seed < TORCH_SEEDS
-        return torch.Generator().manual_seed(seed) if plain else generator(seed, name)
+        if index is None and name == "sampling" and seed < TORCH_SEEDS:
+            return torch.Generator().manual_seed(seed)
+        return generator(seed, name, *([] if index is None else [index]))
 
-    pinned = device.type == "cuda"  # so that the copy need not be waited for
-    drawn = torch.empty(len(seeds), *shape, dtype=torch.float64, pin_memory=pinned)
+    drawn = torch.empty(len(seeds), *shape, dtype=torch.float64, pin_memory=device.type == "cuda")
     for seed, numbers in zip(seeds, drawn, strict=True):
         torch.randn(shape, generator=draws(seed), dtype=torch.float64, out=numbers)
-    return drawn.to(device, wide(device), non_blocking=pinned)
+    return drawn.to(device, wide(device), non_blocking=device.type == "cuda")
 
 
 def jobs_of(model: Denoiser, seeds: Iterable[int], labels: int | Iterable[int] | None) -> Iterable[Job]:

@@ -18,6 +18,7 @@ from patch_diffusion.patches.shapes import Shape, no_multiples
 from patch_diffusion.records import Strict
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from patch_diffusion.denoise.conditions import Conditions
@@ -183,11 +184,11 @@ class Sampling(Strict):
 
             overlap = checked_overlap(shape, tile, self.overlap)
         kind = self._coords(model, shape, tile) if tile or self.coords else "stretch"
-        grid = coordinate_grid(*shape)
+        grid = coordinate_grid(*shape, device=model.device)
         if kind != "stretch":
-            grid = _grid(kind, model.resolution or shape, shape, tile, inside)
+            grid = _grid(kind, model.resolution or shape, shape, tile, inside, model.device)
         usual = not model.coords or (kind == "stretch" and shape == model.resolution)
-        view = View(shape, grid.to(model.device), kind, tile, overlap, min(self.batch, _MOST_AT_ONCE), usual)
+        view = View(shape, grid, kind, tile, overlap, min(self.batch, _MOST_AT_ONCE), usual)
         return view if model.context is None or min(shape) <= model.context else _with_small(view, model)
 
     def called(self, model: ConditionalDenoise) -> ConditionalDenoise:
@@ -285,14 +286,10 @@ class View:
         conditions = replace(conditions, coords=self.grid)
         if self.tile is None:
             return bind(model, conditions)
-        from patch_diffusion.sampling.solvers import wide
         from patch_diffusion.sampling.tiles import covering, in_tiles, smooth_window
-        from patch_diffusion.transfer import to_device
 
         places = covering(self.resolution, self.tile, self.overlap)
-        device = self.grid.device
-        window = to_device(smooth_window(self.tile, self.overlap).to(wide(device)), device)
-        return in_tiles(model, conditions, places, window, self.batch)
+        return in_tiles(model, conditions, places, smooth_window(self.tile, self.overlap), self.batch)
 
     @property
     def images_at_once(self) -> int:
@@ -351,17 +348,22 @@ def _check_stride(model: Denoiser, shape: Shape, tile: Shape | None) -> None:
 
 
 def _grid(
-    kind: Coords, whole: Shape, shape: Shape, tile: Shape | None, inside: tuple[int, int, int, int] | None
+    kind: Coords,
+    whole: Shape,
+    shape: Shape,
+    tile: Shape | None,
+    inside: tuple[int, int, int, int] | None,
+    device: torch.device,
 ) -> Tensor:
     """Return coordinates that extend those of images of ``whole`` shape, or those that all tiles repeat."""
     from patch_diffusion.patches.coords import coordinate_grid, extended_grid
 
     if kind == "repeat":
-        return coordinate_grid(*(tile or shape))
+        return coordinate_grid(*(tile or shape), device=device)
     if inside is None:
-        return extended_grid(shape, whole, ((whole[0] - shape[0]) / 2, (whole[1] - shape[1]) / 2))
+        return extended_grid(shape, whole, ((whole[0] - shape[0]) / 2, (whole[1] - shape[1]) / 2), device=device)
     top, left, height, width = inside
-    return extended_grid(shape, (height, width), (-top, -left))
+    return extended_grid(shape, (height, width), (-top, -left), device=device)
 
 
 def _with_small(view: View, model: Denoiser) -> View:

@@ -19,6 +19,7 @@ from torch import Tensor
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.errors import InputError, option_error
 from patch_diffusion.sampling.step import ConditionalDenoise, Denoise
+from patch_diffusion.transfer import copied_once
 
 Place = tuple[int, int, int]
 """The place of a tile: the index of its image, and the row and column where it begins."""
@@ -95,13 +96,13 @@ def in_tiles(
     height, width = window.shape
     coords, rest = conditions.coords, conditions.without("coords")
     assert coords is not None
-    own = coords.shape[-2:] == window.shape
+    own, weights_like = coords.shape[-2:] == window.shape, copied_once(window)
 
     def cut(image: Tensor, top: int, left: int) -> Tensor:
         return image[:, top : top + height, left : left + width]
 
     def denoise(noisy: Tensor, sigma: Tensor) -> Tensor:
-        weights = window.to(noisy)
+        weights = weights_like(noisy)
         chosen = places(len(noisy), sigma)
         total = torch.zeros_like(noisy)
         weight = torch.zeros_like(noisy[:, :1])

@@ -259,9 +259,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         model = self._model(scheduler)
         if tile is not None:
             places = covering(shape, tile, overlap)
-            window = smooth_window(tile, overlap).to(_wide(self._execution_device))
-            window = to_device(window, self._execution_device)
-            return in_tiles(model, conditions, places, window, TILES_AT_ONCE)
+            return in_tiles(model, conditions, places, smooth_window(tile, overlap), TILES_AT_ONCE)
         return lambda noisy, sigma: model(noisy.float(), sigma, conditions).to(noisy)
 
     def _crops(
@@ -335,6 +333,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
     def _noise(self, shape: tuple[int, ...], num: int, seeds: Sequence[int] | None, given: Any) -> Any:
         """Return a function that draws normal numbers (n, c, h, w) for a step by its index, for the start if None."""
         device = self._execution_device
+        wide = torch.float32 if device.type == "mps" else torch.float64
         if seeds is not None and given is not None:
             raise InputError("seeds stand in the place of a generator: leave one of them out")
         own = list(given) if isinstance(given, list | tuple) else [given] * num
@@ -354,7 +353,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
                 torch.randn(shape, generator=one, device=None if one is None else one.device, dtype=torch.float64)
                 for one in each
             ]
-            return to_device(torch.stack(drawn).to(_wide(device)), device)
+            return to_device(torch.stack(drawn).to(wide), device)
 
         return noise
 
@@ -389,10 +388,6 @@ class PatchDiffusionPipeline(DiffusionPipeline):
             )
         arrays = pixels.permute(0, 2, 3, 1).cpu().numpy()
         return [Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array) for array in arrays]
-
-
-def _wide(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:

@@ -51,4 +51,4 @@ def in_crops(
             found += product([image], tops, lefts)
         return found
 
-    return in_tiles(model, conditions, places, torch.ones(size, device=conditions.coords.device), at_once)
+    return in_tiles(model, conditions, places, torch.ones(size), at_once)
