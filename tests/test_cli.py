@@ -178,6 +178,7 @@ def test_train_sample_info(trained, run, tmp_path):
     assert json.loads((tmp_path / "new" / "described.json").read_text()) == found and "1,707 images" in text
     status, text, _ = run("info RUN", RUN=trained)
     assert status == 0 and "1,707 images" in text and "4 steps" in text
+    assert "held out     loss " in text and "16x16 (whole images) " in text
 
 
 def sampled(run, trained, out, options=""):
@@ -346,7 +347,9 @@ def test_train_continues(trained, run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     status, text, err = run("train --out RUN --json", RUN=folder)
-    assert status == 0 and "this run is complete" in err and json.loads(text)["progress"]["step"] == 4
+    assert status == 0 and json.loads(text)["progress"]["step"] == 4
+    spent = "its budget of 4 steps is spent; to train longer, give more: --steps 8"
+    assert f"this run is complete, after 4 steps: {spent}" in err and "trained for" not in err
     status, text, err = run("train --out RUN --steps 6 --json", RUN=folder)
     assert status == 0 and "continuing after step 4" in err and json.loads(text)["progress"]["step"] == 6
     status, text, err = run(f"train digits --out RUN --images 40 {TINY}", RUN=folder)

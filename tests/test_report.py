@@ -109,6 +109,25 @@ def test_what_was_measured_of_samples_has_curves(make_run):
     assert "kernel" not in page.text.lower().partition("settings")[0]
 
 
+def test_losses_that_are_shown(make_run):
+    """The newest held-out loss and the best, and the newest loss of each size, also of one the last line lacks."""
+    held_out = [{"step": step, "held_out": {"loss": loss}} for step, loss in ((1, 0.5), (2, 0.25), (3, 0.75))]
+    run = make_run([measured(1, 0.125), {**measured(2), "loss": {"4x6": 0.375}}, *held_out])
+    text = Page(write_report(run)).text
+    for tile in (
+        "0.75 held-out loss, step 3",
+        "0.25 best held-out loss, step 2",
+        "0.125 training loss, 8x12 (whole images)",
+        "0.375 training loss, 4x6",
+    ):
+        assert tile in text
+    found = pd.describe(run)
+    assert found["losses"] == {"8x12": 0.125, "4x6": 0.375}
+    assert found["held_out"] == {"step": 3, "loss": 0.75, "best_step": 2, "best_loss": 0.25}
+    make_run(held_out[:2] + [measured(2)])
+    assert "best held-out loss" not in Page(write_report(run)).text  # it is the newest
+
+
 def test_one_line_is_enough(make_run):
     page = Page(write_report(make_run([measured(1)])))
     assert page.curves()[0] == [[[1, "0.5"]], [[1, "1"]]] and "40 images a second" in page.text
@@ -120,7 +139,7 @@ def test_what_comes_from_the_run_is_text(make_run, images):
     lines = run.joinpath("log.jsonl").read_text().replace("8x12", ATTACK).replace("'", "\\u0027")
     run.joinpath("log.jsonl").write_text(lines)
     page = Page(write_report(run))
-    assert page.text.count(ATTACK) == 3  # class, size and note
+    assert page.text.count(ATTACK) == 4  # class, size in a tile and in a legend, and note
     assert not any("alert" in script for script in page.scripts)
     assert all("onerror" not in attributes for _, attributes in page.tags)
 

@@ -14,6 +14,7 @@ from patch_diffusion.cli.say import say
 from patch_diffusion.cli.verb import Json, RunPath, Verb
 from patch_diffusion.errors import InputError, shown
 from patch_diffusion.files import to_json
+from patch_diffusion.runs.history import size_in_words
 from patch_diffusion.runs.time_spent import beside, clock, shares
 
 
@@ -115,7 +116,7 @@ class Info(Verb):
 
 def _main_points(found: dict[str, Any]) -> list[tuple[str, str]]:
     model, options, progress = found["model"], found["options"], found["progress"]
-    height, width = model["resolution"]
+    shape = height, width = model["resolution"]
     sizes = ", ".join(f"{size}: {share:.3g}" for size, share in options["patches"]["sizes"].items())
     images = f"{height}x{width}x{model['image_channels']}, {model['num_classes'] or 'no'} classes"
     network = f"{options['network']['kind']}, {model['parameters']:,} parameters"
@@ -135,12 +136,22 @@ def _main_points(found: dict[str, Any]) -> list[tuple[str, str]]:
             ("seen", f"{progress['step']:,} steps, {progress['images']:,} images"),
             ("trained", clock(progress["seconds"])),
             *([("time on", shares(found["time"])), ("in addition", beside(found["time"]))] if found["time"] else []),
-            ("loss", ", ".join(f"{size} {loss:.3f}" for size, loss in progress["loss"].items() if loss is not None)),
+            ("held out", _held_out(found) if options["data"]["held_out"] else "no images"),
+            ("loss", ", ".join(f"{size_in_words(size, shape)} {loss:.3f}" for size, loss in found["losses"].items())),
         ]
     points.append(("checkpoints", ", ".join(f"{step:,}" for step in found["checkpoints"]) or "none yet"))
     if found["pictures"]:
         points.append(("samples", found["pictures"][-1]))
     return points
+
+
+def _held_out(found: dict[str, Any]) -> str:
+    """Return the newest held-out loss of a run in words, and the best one."""
+    if not found["held_out"]:
+        return "loss not measured" + " yet" * (not found["complete"])
+    step, loss, best_step, best_loss = found["held_out"].values()
+    best = ", the best so far" if best_step == step else f"; the best was {best_loss:.3f} at step {best_step:,}"
+    return f"loss {loss:.3f} at step {step:,}{best}"
 
 
 def _table(found: dict[str, Any]) -> Iterator[str]:

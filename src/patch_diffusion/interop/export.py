@@ -17,7 +17,7 @@ from torch import nn
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.files import check_room, check_writable, sync, user_path, write_text
-from patch_diffusion.interop.card import Card, Format, newest_lines, read_figures
+from patch_diffusion.interop.card import Card, Format, history_until, read_figures
 from patch_diffusion.interop.graph import write_graph
 from patch_diffusion.interop.hub import check_repository, push
 from patch_diffusion.interop.pipeline_folder import check_pipeline, write_pipeline
@@ -110,7 +110,6 @@ def export_model(
     check_room(place.parent, sum(tensor.numel() for tensor in model.module.state_dict().values()) * weights.itemsize)
 
     step = _step_of(source, folder, checkpoint)
-    measured, held_out = newest_lines(folder, step)
     with _whole(place) as partial:
         if to == "diffusers":
             notes, difference = write_pipeline(model, partial, dtype=weights, settings=sampler), None
@@ -121,7 +120,8 @@ def export_model(
             usage = graph_usage(model, shape, to)
             told = {"compared": f"its outputs differ from the model's by at most {difference:.1e}"}
         told["weights"] = _weights(step, ema_length)
-        card = Card(name, to, config, facts, shape, measured, held_out, figures, told, notes, license, usage)
+        history = history_until(folder, step)
+        card = Card(name, to, config, facts, shape, history, figures, told, notes, license, usage)
         write_text(partial / "README.md", card.text())
         files = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
     return {

@@ -32,7 +32,7 @@ from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.files import read_json, user_path, write_json
 from patch_diffusion.records import Strict, check_limits, record_of
 from patch_diffusion.runs.lock import HOLDER_FILE, LOCK_FILE
-from patch_diffusion.runs.log import last_measured
+from patch_diffusion.runs.history import History
 from patch_diffusion.runs.retention import State, best_of, state_of, step_of
 from patch_diffusion.runs.time_spent import time_spent
 from patch_diffusion.version import __version__
@@ -349,7 +349,8 @@ def describe(run: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         A dict that JSON can store: ``run``, ``model``, ``options`` (those of `Config`), ``progress`` (a line of the
-        log, empty before the first), ``time`` (seconds by what they went into until the newest checkpoint, see
+        log, empty before the first), ``losses`` (the newest training loss of each size), ``held_out`` (``step`` and
+        ``loss`` of the newest held-out loss, ``best_step`` and ``best_loss``; empty if there is none), ``time`` (seconds by what they went into until the newest checkpoint, see
         `time_spent`), ``checkpoints`` (steps), ``best_checkpoint``, ``pictures`` (paths), ``complete``.
 
     Raises:
@@ -360,7 +361,8 @@ def describe(run: str | os.PathLike[str]) -> dict[str, Any]:
     """
     folder = RunFolder(user_path(run))
     config, facts = folder.read_config()
-    progress = last_measured(folder.log_file)
+    history = History.read(folder.log_file)
+    progress, measured, lowest = history.last, history.last_held_out, history.best_held_out
     best, checkpoints = folder.best(), folder.checkpoints()
     newest = state_of(checkpoints[-1]) if checkpoints else State()
     return {
@@ -368,6 +370,14 @@ def describe(run: str | os.PathLike[str]) -> dict[str, Any]:
         "model": asdict(facts),
         "options": to_dict(config),
         "progress": progress,
+        "losses": history.newest_loss,
+        "held_out": measured
+        and {
+            "step": measured["step"],
+            "loss": measured["held_out"]["loss"],
+            "best_step": lowest["step"],
+            "best_loss": lowest["held_out"]["loss"],
+        },
         "time": time_spent(newest.seen.seconds, newest.time or {}) if newest.seen else {},
         "checkpoints": [step_of(path) for path in checkpoints],
         "best_checkpoint": None if best is None else step_of(best),

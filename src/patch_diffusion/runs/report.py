@@ -12,7 +12,7 @@ from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_writable, user_path, write_text
 from patch_diffusion.runs.chart import chart, number
 from patch_diffusion.runs.folder import ModelFacts, RunFolder
-from patch_diffusion.runs.history import DISTANCES, ENOUGH_IMAGES, SHARES, History, shows_few
+from patch_diffusion.runs.history import DISTANCES, ENOUGH_IMAGES, SHARES, History, shows_few, size_in_words
 from patch_diffusion.runs.page import option_text, page, table
 from patch_diffusion.runs.pictures import as_data, evenly_spaced
 from patch_diffusion.runs.retention import read_state
@@ -63,7 +63,7 @@ def html_file(out: str | os.PathLike[str]) -> Path:
 
 
 def _parts(title: str, folder: RunFolder, config: Config, facts: ModelFacts, history: History) -> Iterator[str]:
-    yield f"<h1>{escape(title)}</h1>{standing(config, history)}"
+    yield f"<h1>{escape(title)}</h1>{standing(config, facts, history)}"
     if drawn := charts(history):
         yield f'<h2>Curves <small>over optimizer steps</small></h2><div class="charts">{drawn}</div>'
     if samples := _samples(sorted(folder.path.glob("samples/*.png"))):
@@ -71,12 +71,12 @@ def _parts(title: str, folder: RunFolder, config: Config, facts: ModelFacts, his
     yield about(folder, config, facts, history)
 
 
-def standing(config: Config, history: History) -> str:
+def standing(config: Config, facts: ModelFacts, history: History) -> str:
     """Return the progress of a run, its newest numbers and its warnings as HTML."""
     return (
         f"{_state(config, history)}"
         f'<div class="meter"><div style="width:{100 * min(history.spent, 1):.2f}%"></div></div>'
-        f'<div class="tiles">{"".join(_tiles(history))}</div>{_few(config, history)}{_warnings(history)}'
+        f'<div class="tiles">{"".join(_tiles(facts, history))}</div>{_few(config, history)}{_warnings(history)}'
     )
 
 
@@ -109,15 +109,20 @@ def _state(config: Config, history: History) -> str:
     return f'<div><span class="state">{min(history.spent, 1):.1%}</span><span class="soft">{of}</span></div>'
 
 
-def _tiles(history: History) -> Iterator[str]:
+def _tiles(facts: ModelFacts, history: History) -> Iterator[str]:
     last = history.last
     if not last:
         return
     tiles = [("step", f"{last['step']:,}"), ("images seen", f"{last['images']:,}")]
-    if history.mean_loss is not None:
-        tiles.append(("loss, mean of the sizes", number(history.mean_loss)))
-    if history.last_held_out:
-        tiles.append(("loss of held-out images", number(history.last_held_out["held_out"]["loss"])))
+    newest, best = history.last_held_out, history.best_held_out
+    if newest:
+        tiles.append((f"held-out loss, step {newest['step']:,}", number(newest["held_out"]["loss"])))
+    if best != newest:
+        tiles.append((f"best held-out loss, step {best['step']:,}", number(best["held_out"]["loss"])))
+    tiles += [
+        (f"training loss, {size_in_words(size, facts.resolution)}", number(loss))
+        for size, loss in history.newest_loss.items()
+    ]
     samples = history.last_samples.get("samples", {})
     tiles += [(name, number(samples[key])) for key, name in DISTANCES.items() if key in samples]
     if "near_copies" in samples:
@@ -130,7 +135,7 @@ def _tiles(history: History) -> Iterator[str]:
     if last.get("skipped"):
         tiles.append(("skipped steps", f"{last['skipped']:,}"))
     for name, text in tiles:
-        yield f"<div><b>{escape(text)}</b><small>{name}</small></div>"
+        yield f"<div><b>{escape(text)}</b><small>{escape(name)}</small></div>"
 
 
 def _charts(history: History) -> Iterator[str]:
