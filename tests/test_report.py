@@ -124,8 +124,28 @@ def test_losses_that_are_shown(make_run):
     found = pd.describe(run)
     assert found["losses"] == {"8x12": 0.125, "4x6": 0.375}
     assert found["held_out"] == {"step": 3, "loss": 0.75, "best_step": 2, "best_loss": 0.25}
-    make_run(held_out[:2] + [measured(2)])
+    make_run([*held_out[:2], measured(2)])
     assert "best held-out loss" not in Page(write_report(run)).text  # it is the newest
+
+
+def test_settings_by_who_chose_them(tmp_path, capsys):
+    command = f"train digits --out {tmp_path / 'run'} --steps 1 --samples 0 --network.multipliers 1 1 --batch 4"
+    assert main([*command.split(), "--network.width", "8"]) == 0
+    text = Page(write_report(tmp_path / "run")).text.partition(" Settings ")[2]
+    text = text.replace("_ ", "_").replace(". ", ".")  # long names may be broken there
+    given, chosen, preset = (text.index(title) for title in ("Given", "Chosen for these images", "Of the preset small"))
+    places = {
+        "batch 4": (given, chosen),
+        "steps 1": (given, chosen),
+        "network.attention 1": (chosen, preset),
+        "noise.sigma_data 0.69": (chosen, preset),
+        "data.held_out 0.05": (chosen, preset),
+        "optimizer.decay linear": (chosen, preset),
+        "optimizer.kind muon": (preset, text.index("All settings")),
+    }
+    for setting, (low, high) in places.items():
+        assert low < text.index(setting) < high, setting
+    assert "minutes" not in text[given:preset]  # the budget of the preset, which was replaced
 
 
 def test_one_line_is_enough(make_run):

@@ -31,8 +31,8 @@ from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.files import read_json, user_path, write_json
 from patch_diffusion.records import Strict, check_limits, record_of
-from patch_diffusion.runs.lock import HOLDER_FILE, LOCK_FILE
 from patch_diffusion.runs.history import History
+from patch_diffusion.runs.lock import HOLDER_FILE, LOCK_FILE
 from patch_diffusion.runs.retention import State, best_of, state_of, step_of
 from patch_diffusion.runs.time_spent import time_spent
 from patch_diffusion.version import __version__
@@ -350,8 +350,9 @@ def describe(run: str | os.PathLike[str]) -> dict[str, Any]:
     Returns:
         A dict that JSON can store: ``run``, ``model``, ``options`` (those of `Config`), ``progress`` (a line of the
         log, empty before the first), ``losses`` (the newest training loss of each size), ``held_out`` (``step`` and
-        ``loss`` of the newest held-out loss, ``best_step`` and ``best_loss``; empty if there is none), ``time`` (seconds by what they went into until the newest checkpoint, see
-        `time_spent`), ``checkpoints`` (steps), ``best_checkpoint``, ``pictures`` (paths), ``complete``.
+        ``loss`` of the newest held-out loss, ``best_step`` and ``best_loss``; empty if there is none), ``time`` (seconds
+        by what they went into until the newest checkpoint, see `time_spent`), ``checkpoints`` (steps),
+        ``best_checkpoint``, ``pictures`` (paths), ``complete``.
 
     Raises:
         InputError: there is no run in the folder, or it is damaged.

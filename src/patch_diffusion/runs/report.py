@@ -10,6 +10,7 @@ from pathlib import Path
 from patch_diffusion.config import BUDGETS, Config, flat_options
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_writable, user_path, write_text
+from patch_diffusion.presets import PRESETS, nearest_preset
 from patch_diffusion.runs.chart import chart, number
 from patch_diffusion.runs.folder import ModelFacts, RunFolder
 from patch_diffusion.runs.history import DISTANCES, ENOUGH_IMAGES, SHARES, History, shows_few, size_in_words
@@ -21,6 +22,11 @@ from patch_diffusion.runs.time_spent import clock
 REPORT_FILE = "report.html"
 
 _PICTURES = 8
+# Options that training settles without a note, so that a run does not tell whether they were given.
+_SETTLED = {
+    *("data.held_out", "network.label_dropout", "optimizer.decay"),
+    *("noise.sigma_data", "noise.sigma_min", "noise.sigma_max"),
+}
 _CLASSES = 20  # number of classes that are listed by name
 
 
@@ -87,16 +93,32 @@ def charts(history: History) -> str:
 
 def about(folder: RunFolder, config: Config, facts: ModelFacts, history: History) -> str:
     """Return a description of a run as HTML: its data and network, its settings, checkpoints and notes."""
-    options, usual = flat_options(config), flat_options(Config())
-    own = [(name, option_text(value)) for name, value in options.items() if value != usual.get(name)]
+    settings = "".join(f"<h3>{title}</h3>{table(rows)}" for title, rows in _settings(config, history) if rows)
     return (
         '<div class="two"><section><h2>What is trained</h2><div class="box">'
-        f"{table(_facts(config, facts))}</div></section><section><h2>Settings that are not the defaults</h2>"
-        f'<div class="box">{table(own) if own else "none"}<details><summary>All settings</summary>'
-        f"{table([(name, option_text(value)) for name, value in options.items()])}</details></div></section></div>"
+        f"{table(_facts(config, facts))}</div></section><section><h2>Settings</h2>"
+        f'<div class="box">{settings}<details><summary>All settings</summary>'
+        f"{table([(name, option_text(value)) for name, value in flat_options(config).items()])}</details></div></section></div>"
         f'<div class="two"><section><h2>Checkpoints</h2><div class="box">{_checkpoints(folder)}</div></section>'
         f'<section><h2>Notes</h2><div class="box">{_notes(history)}</div></section></div>'
     )
+
+
+def _settings(config: Config, history: History) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Yield titles and rows of the settings that are not the defaults, by who chose them.
+
+    A run does not store which preset it was made from, so it is told from the values.
+    """
+    preset = nearest_preset(config)
+    options, usual = flat_options(config), flat_options(Config())
+    of_preset = usual if preset is None else flat_options(PRESETS[preset])
+    noted = {note.partition(" ")[0] for _, note in history.notes} | _SETTLED
+    others = [name for name, value in options.items() if value != of_preset[name]]
+    rows = {name: (name, option_text(value)) for name, value in options.items() if name not in BUDGETS or value}
+    yield "Given", [rows[name] for name in others if name in rows and name not in noted]
+    yield "Chosen for these images, unless you gave them", [rows[name] for name in others if name in noted]
+    same = [name for name, value in options.items() if value == of_preset[name] != usual[name]]
+    yield f"Of the preset {preset}", [rows[name] for name in same]
 
 
 def _state(config: Config, history: History) -> str:
