@@ -81,7 +81,7 @@ def _run(arguments: Sequence[str]) -> int:
     except InputError as error:
         return _fail(2, name, str(error))
     try:
-        command.check_existing()
+        command.check_given()
         command.check_outputs()
         tell(command, command.run())
     except InputError as error:

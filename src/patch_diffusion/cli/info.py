@@ -13,8 +13,9 @@ import patch_diffusion
 from patch_diffusion.cli.say import say
 from patch_diffusion.cli.verb import Json, RunPath, Verb
 from patch_diffusion.errors import InputError, shown
-from patch_diffusion.files import to_json
+from patch_diffusion.files import to_json, user_path
 from patch_diffusion.runs.history import size_in_words
+from patch_diffusion.runs.paths import RunPaths
 from patch_diffusion.runs.time_spent import beside, clock, shares
 
 
@@ -59,6 +60,14 @@ class Info(Verb):
             raise InputError("several runs are shown side by side on a page: say where, as in --report compare.html")
         return command
 
+    def check_given(self) -> None:
+        """Raise an `InputError` if there is no run to describe."""
+        super().check_given()
+        if self.report is None:
+            for source in self.sources:
+                if not _is_picture(source):
+                    RunPaths(user_path(source)).check_is_run()
+
     def run(self) -> dict[str, Any]:
         """Describe, follow or report; print the main points, unless --json prints the full description."""
         if self.follow:
@@ -68,7 +77,7 @@ class Info(Verb):
             return {}
         if self.report is not None:
             return self._report()
-        if self.sources and self.sources[0].suffix.lower() == ".png" and not self.sources[0].is_dir():
+        if self.sources and _is_picture(self.sources[0]):
             return self._sample(self.sources[0])
         found = patch_diffusion.describe(self.sources[0]) if self.sources else patch_diffusion.environment()
         if not self.prints_json:
@@ -112,6 +121,10 @@ class Info(Verb):
     def after_interrupt(self) -> str:
         """Return the text that follows "interrupted" after Ctrl-C: the run was not changed."""
         return "; the run itself was not touched"
+
+
+def _is_picture(source: Path) -> bool:
+    return source.suffix.lower() == ".png" and not source.is_dir()
 
 
 def _main_points(found: dict[str, Any]) -> list[tuple[str, str]]:

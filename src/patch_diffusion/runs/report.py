@@ -98,7 +98,8 @@ def about(folder: RunFolder, config: Config, facts: ModelFacts, history: History
         '<div class="two"><section><h2>What is trained</h2><div class="box">'
         f"{table(_facts(config, facts))}</div></section><section><h2>Settings</h2>"
         f'<div class="box">{settings}<details><summary>All settings</summary>'
-        f"{table([(name, option_text(value)) for name, value in flat_options(config).items()])}</details></div></section></div>"
+        f"{table([(name, option_text(value)) for name, value in flat_options(config).items()])}</details>"
+        "</div></section></div>"
         f'<div class="two"><section><h2>Checkpoints</h2><div class="box">{_checkpoints(folder)}</div></section>'
         f'<section><h2>Notes</h2><div class="box">{_notes(history)}</div></section></div>'
     )
