@@ -177,6 +177,10 @@ def _table(found: dict[str, Any]) -> Iterator[str]:
         size = f"{device['memory'] / 2**30:,.1f} GB" if "memory" in device else f"{device['threads']} threads"
         named.append((device["device"], f"{device['name']}, {size}"))
     named.append(("libraries", " ".join(f"{name}=={version}" for name, version in versions.items())))
-    named.append(("complete", ", ".join(name for name, lacks in found["missing"].items() if not lacks)))
-    named += [(name, f"lacks {', '.join(lacks)}") for name, lacks in found["missing"].items() if lacks]
+    missing = dict(found["missing"])
+    if lacks := missing.pop("patch_diffusion"):
+        named.append(("it lacks", ", ".join(lacks)))
+    named.append(("extras", ", ".join(name for name, lacks in missing.items() if not lacks) or "none is complete"))
+    lacking = [(name, f"lacks {', '.join(lacks)}") for name, lacks in missing.items() if lacks]
+    named += [*lacking, *([("to add one", f"pip install 'patch_diffusion[{lacking[0][0]}]'")] if lacking else [])]
     return points(named)
