@@ -59,7 +59,7 @@ def _requirements() -> dict[str, list[Requirement]]:
     every = [Requirement(text) for text in requires("patch_diffusion") or ()]
     core = [each for each in every if applies(each, "")]
     given = metadata("patch_diffusion").get_all("Provides-Extra") or ()
-    extras = sorted(set(given) - _FOR_DEVELOPERS, key=lambda extra: (_OFTEN.index(extra) if extra in _OFTEN else 99))
+    extras = sorted(set(given) - _FOR_DEVELOPERS, key=lambda extra: _OFTEN.index(extra) if extra in _OFTEN else 99)
     of_extras = {extra: [each for each in every if each not in core and applies(each, extra)] for extra in extras}
     return {"patch_diffusion": core, **of_extras}
 
