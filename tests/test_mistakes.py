@@ -1,5 +1,7 @@
 """The sentences for wrong command lines."""
 
+import io
+
 import pytest
 
 from patch_diffusion.cli import main
@@ -25,7 +27,9 @@ from patch_diffusion.cli import main
         ("completion csh", "completion takes bash, zsh or fish, not 'csh'"),
     ],
 )
-def test_what_is_wrong_where_and_what_to_give(line, told, capsys):
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])  # by which the parser draws its box
+def test_what_is_wrong_where_and_what_to_give(line, told, encoding, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
     assert main(line.split()) == 2
     verb = line.split()[0]
     said = capsys.readouterr().err

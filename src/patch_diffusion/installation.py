@@ -13,7 +13,6 @@ from packaging.requirements import Requirement
 from patch_diffusion.devices import device_name
 from patch_diffusion.version import __version__
 
-
 _OFTEN = ("serve", "data", "export", "hub", "track", "evaluation", "likelihood", "schedule-free")
 """The extras that users install most, which come first."""
 
@@ -26,7 +25,8 @@ def environment() -> dict[str, Any]:
 
     Returns:
         A dict that JSON can store: ``system``; ``versions`` of patch_diffusion, of Python and of each installed library
-        that the package or an extra for its users names; ``devices``, each with ``device``, ``name``, and ``threads`` (CPU) or
+        that the package or an extra for its users names; ``devices``, each with ``device``, ``name``, and ``threads``
+        (CPU) or
         ``memory`` (GPU, in bytes); ``missing``: the libraries that are absent or too old, by extra and for the package
         itself.
 

@@ -110,9 +110,11 @@ def _first_paragraph(boxed: str) -> str:
     lines = [line.strip("│╭╮╰╯ ").strip() for line in boxed.splitlines()]
     text, suggestion = [], ""
     for line in lines[1:]:
-        if set(line) == {"─"} or not line:
-            break
-        text.append(line)
+        if set(line) <= {"─", "-"}:  # a rule, as a terminal with or without Unicode has it, or an empty line
+            if text:
+                break
+        else:
+            text.append(line)
     for line, following in pairwise(lines):
         if line.startswith("Perhaps you meant"):
             suggestion = f"; perhaps you meant {following.split()[0].rstrip(',')}"

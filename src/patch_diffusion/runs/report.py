@@ -249,8 +249,8 @@ def _few(config: Config, history: History) -> str:
     far = "" if history.complete else " so far"
     more = f" For better samples, give the same command more --{budget}: the run continues." * history.complete
     return (
-        f'<p class="box warning">{seen:,} images seen{far}: expect samples to be noise or blurry. Digits of 16x16 take '
-        f"about {ENOUGH_IMAGES:,} images, by a rule of thumb, and other images more.{more}</p>"
+        f'<p class="box warning">{seen:,} images seen{far}: samples may still be blurry or noise. Good ones take '
+        f"{ENOUGH_IMAGES:,} or more (a rule of thumb, from digits of 16x16).{more}</p>"
     )
 
 
