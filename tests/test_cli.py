@@ -93,7 +93,7 @@ def test_mistakes_that_are_refused_before_torch_is_imported(tmp_path):
         "sample runs/a --out o --schedule x": "there is no schedule 'x'; choose from karras",
         "sample runs/a --out o --guidance 2 --guide x": "there is no guide 'x'; choose from class",
         "sample runs/a --out o --guidance 2 --guide step:x": "guide step:N is the step of a checkpoint",
-        "sample runs/a --out o --guidance 2 --guide runs": "runs holds no run (no config.json), but those in a: give one",
+        "sample runs/a --out o --guidance 2 --guide runs": "runs holds no run (no config.json), but those in a: give",
         "sample runs --out o": "runs holds no run (no config.json), but those in a: give one of them",
         "sample runs/a/config.json --out o": "runs/a/config.json is a file",
         "edit runs . --mask . --out o": "runs holds no run (no config.json), but those in a: give one of them",
