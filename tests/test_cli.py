@@ -491,7 +491,7 @@ def test_an_interrupted_run_continues(tmp_path):
         ("train --out NEW", 2, "there is no run to continue in"),
         ("train digits --out NEW --patches.whol 0.3", 2, "perhaps you meant --patches.whole"),
         ("train digits --out NEW --batch few", 2, "--batch"),
-        ("train digits --out NEW --network.kind unett", 2, "--network.kind takes ddpmpp or"),
+        ("train digits --out NEW --network.kind unett", 2, "--network.kind takes ddpmpp, ncsnpp"),
         ("train digits --out NEW --patches.sizes 1/2", 2, "as in 1/2=0.6 1/4=0.4"),
         ("train digits --out NEW --preset smol", 2, "did you mean 'small'"),
         ("train digits --out NEW --config NEW", 2, "cannot read the config file"),

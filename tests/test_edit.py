@@ -1,6 +1,5 @@
 """Conditional sampling against closed forms, and the files it reads."""
 
-import warnings
 from contextlib import nullcontext
 
 import numpy as np
@@ -257,16 +256,6 @@ def test_measurements_that_no_image_explains(covariance):
 
 
 @pytest.mark.slow
-def test_an_image_of_far_more_pixels_than_in_training_is_a_note(model, image):
-    large = image.repeat(1, 3, 3)
-    with pytest.warns(Note, match=r"made at 24x36, and the model learned images of 8x12.*--tile 8"):
-        pd.edit(model, pd.denoising(large, noise=5.0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        pd.edit(model, pd.denoising(large, noise=5.0), sampling=pd.Sampling(tile=8))
-        pd.edit(model, pd.super_resolution(model, image, factor=2))
-
-
 def test_a_seed_gives_the_same_in_any_batch(model, image, mask):
     known = pd.inpainting(image, mask)
     for covariance in ("isotropic", "network"):

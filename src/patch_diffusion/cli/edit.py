@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,12 +22,15 @@ from patch_diffusion.cli.choosing import (
 )
 from patch_diffusion.cli.making import Making
 from patch_diffusion.cli.parsing import parse_seeds, value_of
+from patch_diffusion.cli.say import say
 from patch_diffusion.cli.verb import FilePath, Json, ModelPath, Seeds, Verb
 from patch_diffusion.errors import InputError, decimal, option_error
 from patch_diffusion.files import user_path
 from patch_diffusion.sampling.editing.options import Task
 from patch_diffusion.sampling.guides import named
 from patch_diffusion.sampling.options import Sampling
+
+_LARGE = 4  # times as many pixels as in training, above which there is a note
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,8 @@ class Edit(Verb):
         guide = open_guide(str(self.sampling.guide), self.source, device=self.device)
         image = patch_diffusion.read_image(self.image, model)
         mask = None if self.mask is None else patch_diffusion.read_mask(self.mask)
+        if self.sampling.tile is None and (note := note_on_size(image.shape[1:], model.resolution)):
+            say(note, aside=True)
         making = Making(len(seeds), self.sampling.steps or 32)
         samples = patch_diffusion.edit(
             model,
@@ -159,6 +165,21 @@ class Edit(Verb):
     def after_interrupt(self) -> str:
         """Return the text that follows "interrupted" in the message after Ctrl-C."""
         return f"; what was edited is in {self.out}" if self.out.exists() else ""
+
+
+def note_on_size(shape: Sequence[int], trained: Sequence[int] | None) -> str:
+    """Return a note on an image of far more pixels than those of training; an empty text for another.
+
+    >>> note_on_size((32, 32), (16, 16))
+    ''
+    """
+    if not trained or math.prod(shape) <= _LARGE * math.prod(trained):
+        return ""
+    given, learned = ("x".join(map(str, sides)) for sides in (shape, trained))
+    return (
+        f"the image is {given} and is edited at that size, but the model learned images of {learned}: the result is "
+        f"often worse; scale the image down, or edit it in tiles (--tile {min(trained)})"
+    )
 
 
 def _sides(words: Sequence[str]) -> dict[str, int]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING
 from itertools import pairwise, takewhile
 
-from patch_diffusion.cli.help import Option
+from patch_diffusion.cli.help import Option, shown_value
 from patch_diffusion.errors import did_you_mean
 
 _IN_WORDS = {
@@ -19,7 +19,6 @@ _IN_WORDS = {
     "X X": "two numbers",
     "LOW HIGH": "two numbers",
 }
-_LONGEST = 200  # characters of a wrong value that are shown
 
 
 def sentence(told: str, verb: str, options: Sequence[Option], arguments: Sequence[str]) -> str:
@@ -58,7 +57,7 @@ def _unknown(word: str, suggestion: str, verb: str, options: Sequence[Option], a
     before = next((one for one, other in pairwise(arguments) if other == word), "")
     switch = any(before in option.names and not option.values for option in options)
     why = f": {before} takes no value" if switch else ""
-    return f"{verb} does not take '{word[:_LONGEST]}'{why}"
+    return f"{verb} does not take '{word}'{why}"
 
 
 def _wrong(option: Option, verb: str, arguments: Sequence[str]) -> str:
@@ -67,10 +66,12 @@ def _wrong(option: Option, verb: str, arguments: Sequence[str]) -> str:
     given = _given(name, arguments) if option.names else next(iter(arguments), None)
     choices = re.fullmatch(r"[\w.-]+(\|[\w.-]+)+", option.values) and option.values.split("|")
     takes = _listed([_IN_WORDS.get(each, each) for each in option.values.split("|")], "or")
+    if not choices and option.values not in _IN_WORDS and isinstance(option.default, dict):
+        takes += f", as in {shown_value(option.default)}"
     if not given:
         return f"{name} needs a value, {takes}"
     nearest = did_you_mean(given, choices) if choices else ""
-    return f"{name} takes {takes}, not '{given[:_LONGEST]}'" + nearest * nearest.startswith("; did")
+    return f"{name} takes {takes}, not '{given}'" + nearest * nearest.startswith("; did")
 
 
 def _listed(words: Sequence[str], last: str) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -14,7 +12,7 @@ import torch
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.deprecation import takes_old_keywords
-from patch_diffusion.errors import InputError, Note, whole_number
+from patch_diffusion.errors import InputError, whole_number
 from patch_diffusion.sampling.bind import check_one_stage
 from patch_diffusion.sampling.editing.image import pixel_codec
 from patch_diffusion.sampling.editing.measurement import Measurement
@@ -31,8 +29,6 @@ ITERATIONS = {"isotropic": 50, "network": 3}
 
 REPEATS = {"isotropic": 4, "network": 1}
 """How often each step is taken by default, as measured in LOG.md."""
-
-_LARGE = 4  # times as many pixels as in training, beyond which there is a note; super-resolution by 2 has that many
 
 OWN_SOLVER = ("solver", "schedule", "churn", "churn_min", "churn_max", "churn_noise", "eta")
 """The options of sampling that `edit` refuses, as it has a solver and a schedule of its own."""
@@ -89,8 +85,6 @@ def edit(
     if whole_number("repeats", repeats) < 1:
         raise InputError(f"every step is taken at least once, not {repeats} times")
     view = replace(sampling, resolution=known.resolution).view(model, known.inside)
-    if known.inside is None and sampling.tile is None:
-        _note_on_size(known.resolution, model.resolution)
     sigmas = sampling.sigmas(model)
     if is_guided := sampling.is_guided():
         check_guidance(sampling, model, view, sigmas)
@@ -128,14 +122,6 @@ def edit(
                 raise broken
 
     return run()
-
-
-def _note_on_size(shape: Sequence[int], trained: Sequence[int] | None) -> None:
-    """Tell the user if an image has far more pixels than those of training."""
-    if trained and math.prod(shape) > _LARGE * math.prod(trained):
-        made, of = ("x".join(map(str, sides)) for sides in (shape, trained))
-        told = f"the image is made at {made}, and the model learned images of {of}: larger ones are often worse; scale"
-        warnings.warn(f"{told} the image down, or edit it in tiles (--tile {min(trained)})", Note, stacklevel=3)
 
 
 def usual_covariance(*, exactly: bool, tiled: bool) -> Covariance:
