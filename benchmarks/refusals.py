@@ -19,6 +19,9 @@ from pathlib import Path
 from measuring import circumstances
 
 COMMAND = [sys.executable, "-m", "patch_diffusion"]
+WITHOUT_A_LIBRARY = (
+    "import sys; sys.modules['onnxruntime'] = None; from patch_diffusion.cli import main; sys.exit(main())"
+)
 MISTAKES = {
     "train, a wrong path": "train missing --resolution 64 --out runs/x",
     "train, a wrong option": "train digits --resolutoin 64 --out runs/x",
@@ -30,6 +33,14 @@ MISTAKES = {
     "sample, a wrong option": "sample runs/missing --seed 3 --out pictures",
     "evaluate, a wrong run": "evaluate runs/missing",
     "edit, a wrong image": "edit . missing.png --out pictures",
+    "sample, wrong seeds": "sample runs/a --seeds a --out pictures",
+    "sample, a wrong solver": "sample runs/a --solver x --out pictures",
+    "sample, a folder of runs": "sample runs --out pictures",
+    "edit, nothing to do": "edit runs/a image.png --out pictures",
+    "evaluate, a wrong metric": "evaluate runs/a --metrics fid",
+    "export, a folder in use": "export runs/a --to torch --out runs",
+    "export, a library that is missing": "export runs/a --to onnx --out model",
+    "train, labels that are not there": "train images --data.labels new.csv --out runs/x",
     "info, a wrong run": "info runs/missing",
     "export, a wrong run": "export runs/missing --to onnx --out model",
     "import, a wrong file": "import missing.pkl --out runs/x",
@@ -44,9 +55,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     commands = {name: [*COMMAND, *line.split()] for name, line in MISTAKES.items()}
+    commands["export, a library that is missing"][1:3] = ["-c", WITHOUT_A_LIBRARY]
     commands["import torch"] = [sys.executable, "-c", "import torch"]
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "runs" / "a").mkdir(parents=True)
+        (Path(folder) / "runs" / "a" / "config.json").write_text("{}")
+        (Path(folder) / "images").mkdir()
+        (Path(folder) / "image.png").write_bytes(b"")
         for number in range(arguments.rounds + 1):
             for name, command in commands.items():
                 begun = time.perf_counter()

@@ -20,6 +20,7 @@ from patch_diffusion.cli.sample import Sample
 from patch_diffusion.cli.train import Train
 from patch_diffusion.cli.verb import Verb
 from patch_diffusion.errors import Note
+from patch_diffusion.sampling.options import SCHEDULE_NAMES, SOLVER_NAMES
 from patch_diffusion.sampling.pictures import write_picture
 
 TINY = (
@@ -63,6 +64,68 @@ def test_help_and_version_are_quick_because_torch_is_not_imported():
         subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
+def refused_before_torch(lines, folder):
+    """Run commands that are to be refused before torch is imported, in one process; return what they say."""
+    code = (
+        "import sys; from patch_diffusion.cli import main\n"
+        "for name in ('onnxruntime', 'h5py', 'schedulefree', 'huggingface_hub', 'datasets'): sys.modules[name] = None\n"
+        f"for line in {lines}:\n"
+        "    print(line, file=sys.stderr)\n"
+        "    assert main(line.split()) and 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, check=False)
+    assert done.returncode == 0, done.stderr
+    said = done.stderr.splitlines()[1::2]
+    assert len(said) == len(lines), said
+    return said
+
+
+def test_mistakes_that_are_refused_before_torch_is_imported(tmp_path):
+    """The names that options take are known without the functions, and libraries are looked for without importing."""
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "config.json").write_text("{}")
+    (tmp_path / "i.h5").write_text("")
+    mistakes = {
+        "sample runs/a --out o --seeds a": "--seeds are numbers below 2^63",
+        "sample runs/a --out o --seeds 3-1": "--seeds 3-1 names no seed",
+        "sample runs/a --out o --solver x": "there is no solver 'x'; choose from euler",
+        "sample runs/a --out o --solver huen": "there is no solver 'huen'; did you mean 'heun'?",
+        "sample runs/a --out o --schedule x": "there is no schedule 'x'; choose from karras",
+        "sample runs/a --out o --guidance 2 --guide x": "there is no guide 'x'; choose from class",
+        "sample runs/a --out o --guidance 2 --guide step:x": "guide step:N is the step of a checkpoint",
+        "sample runs/a --out o --guidance 2 --guide runs": "runs holds no run (no config.json), but those in a: give",
+        "sample runs --out o": "runs holds no run (no config.json), but those in a: give one of them",
+        "sample runs/a/config.json --out o": "runs/a/config.json is a file",
+        "edit runs . --mask . --out o": "runs holds no run (no config.json), but those in a: give one of them",
+        "edit runs/a . --out o": "say what to do with the image: --mask FILE",
+        "edit runs/a . --restore deblur --out o": "restore deblur needs blur",
+        "edit runs/a . --mask . --seeds x --out o": "--seeds are numbers below 2^63",
+        "evaluate runs/a --metrics fid": "there is no metric 'fid'",
+        "evaluate runs/a --solver x": "there is no solver 'x'",
+        "export runs --to torch --out o": "runs holds no run (no config.json), but those in a: give one of them",
+        "export runs/a --to torch --out runs": "runs is not empty: choose a new or an empty folder",
+        "export runs/a --to torch --out i.h5": "i.h5 is a file: give a folder for the export",
+        "export runs/a --to diffusers --out o --solver x": "there is no solver 'x'",
+        "export runs/a --to diffusers --out o --license MIT!": "a licence is given by its short name",
+        "export runs/a --to onnx --out o": "an ONNX file needs onnxruntime: pip install",
+        "export runs/a --to torch --out o --push a/b": "--push needs huggingface_hub: pip install",
+        "info runs": "runs holds no run (no config.json), but those in a: give one of them",
+        "train i.h5 --out o": "reading i.h5 needs h5py: pip install",
+        "inspect hf:a": "reading hf:a needs datasets: pip install",
+        "train digits --out o --optimizer.kind schedule_free": "optimizer.kind schedule_free needs schedulefree",
+        "train runs --out o --data.labels new.csv": "there is no file of labels at new.csv, nor in runs",
+        "prepare runs o.zip --data.labels new.csv": "there is no file of labels at new.csv, nor in runs",
+    }
+    said = refused_before_torch([*mistakes], tmp_path)
+    for line, told in zip(said, mistakes.values(), strict=True):
+        assert told in line
+    assert not (tmp_path / "o").exists()
+
+
+def test_names_that_options_take_are_those_of_what_they_name():
+    assert set(SOLVER_NAMES) == set(pd.SOLVERS) and [*SCHEDULE_NAMES] == [*pd.SCHEDULES]
+
+
 def test_a_path_at_which_there_is_nothing_is_refused_before_torch_is_imported(tmp_path):
     lines = [
         "sample NEW --out o",
@@ -92,17 +155,10 @@ def test_a_path_at_which_there_is_nothing_is_refused_before_torch_is_imported(tm
         "train digits --config NEW --out o",
     ]
     (tmp_path / "c.yaml").write_text("data: {source: NEW}")
-    code = (
-        "import sys; from patch_diffusion.cli import main\n"
-        f"for line in {lines}:\n"
-        "    print(line, file=sys.stderr)\n"
-        "    assert main(line.split()) and 'torch' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 0, done.stderr
-    said = done.stderr.splitlines()[1::2]
-    assert len(said) == len(lines) and all("NEW" in line for line in said), said
-    assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
+    (tmp_path / "config.json").write_text("{}")  # so that "." is a run
+    said = refused_before_torch(lines, tmp_path)
+    assert all("NEW" in line for line in said), said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.yaml", "config.json"]
 
 
 def test_help_shows_every_option(run, capsys):
@@ -178,6 +234,7 @@ def test_train_sample_info(trained, run, tmp_path):
     assert json.loads((tmp_path / "new" / "described.json").read_text()) == found and "1,707 images" in text
     status, text, _ = run("info RUN", RUN=trained)
     assert status == 0 and "1,707 images" in text and "4 steps" in text
+    assert "held out     loss " in text and "16x16 (whole images) " in text
 
 
 def sampled(run, trained, out, options=""):
@@ -346,7 +403,9 @@ def test_train_continues(trained, run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     status, text, err = run("train --out RUN --json", RUN=folder)
-    assert status == 0 and "this run is complete" in err and json.loads(text)["progress"]["step"] == 4
+    assert status == 0 and json.loads(text)["progress"]["step"] == 4
+    spent = "its budget of 4 steps is spent; to train longer, give more: --steps 8"
+    assert f"this run is complete, after 4 steps: {spent}" in err and "trained for" not in err
     status, text, err = run("train --out RUN --steps 6 --json", RUN=folder)
     assert status == 0 and "continuing after step 4" in err and json.loads(text)["progress"]["step"] == 6
     status, text, err = run(f"train digits --out RUN --images 40 {TINY}", RUN=folder)
@@ -432,7 +491,7 @@ def test_an_interrupted_run_continues(tmp_path):
         ("train --out NEW", 2, "there is no run to continue in"),
         ("train digits --out NEW --patches.whol 0.3", 2, "perhaps you meant --patches.whole"),
         ("train digits --out NEW --batch few", 2, "--batch"),
-        ("train digits --out NEW --network.kind unett", 2, "Expected one of"),
+        ("train digits --out NEW --network.kind unett", 2, "--network.kind takes ddpmpp, ncsnpp"),
         ("train digits --out NEW --patches.sizes 1/2", 2, "as in 1/2=0.6 1/4=0.4"),
         ("train digits --out NEW --preset smol", 2, "did you mean 'small'"),
         ("train digits --out NEW --config NEW", 2, "cannot read the config file"),

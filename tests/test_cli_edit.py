@@ -114,6 +114,13 @@ def test_a_converted_picture_is_a_note_and_help_lists_what_has_an_effect(run, pl
     assert words.isdisjoint({"--solver", "--schedule", "--churn", "--churn-noise", "--eta", "--resolution"})
 
 
+def test_an_image_of_far_more_pixels_than_in_training_is_a_note(run, places, tmp_path):
+    Image.fromarray(np.zeros((48, 48), np.uint8)).save(tmp_path / "large.png")
+    line = f"edit RUN {tmp_path / 'large.png'} --restore denoise --noise 5 --repeats 1 --steps 1 --out OUT"
+    told = "the image is 48x48 and is edited at that size, but the model learned images of 16x16"
+    assert told in run(line, **places)[2] and told not in run(f"{line} --tile 16", **places)[2]
+
+
 def test_an_extension(run, places):
     original = np.asarray(Image.open(places["DIGIT"]))
     found = edited(run, places, "--extend left=4,top=2")

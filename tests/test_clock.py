@@ -2,6 +2,8 @@
 
 import json
 import math
+from datetime import datetime
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -75,11 +77,10 @@ def test_minutes_are_minutes_of_training(slow, time):
     held_out, pictures = lines(trainer, "held_out"), sorted(trainer.run.path.glob("samples/*.png"))
     assert held_out[-1]["step"] == 60 and pictures[-1].stem == "step-00000060"
     assert [line["step"] for line in held_out] == [12, 24, 36, 48, 60] and len(pictures) == 4
-    (note,) = [line["note"] for line in lines(trainer, "note") if "at most 5%" in line["note"]]
+    (note,) = [line["note"] for line in lines(trainer, "note") if "evaluation" in line["note"]]
     assert note == (
-        "so that evaluation adds at most 5% to the training time: pictures of 4 samples, 4 times instead of 10 times; "
-        "losses "
-        "of 32 held-out images, 5 times instead of 10 times"
+        "evaluation is cut to 5% of the training time: pictures of 4 samples, 4 times (not 10 times); held-out loss of "
+        "32 images, 5 times (not 10 times)"
     )
 
 
@@ -178,3 +179,20 @@ def test_budgets():
         Budget(minutes=1, wall_minutes=1)
     with refused("wall_minutes"):
         Budget(wall_minutes=0)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "told"), [(1.0, "08:48 with evaluation"), (60.0, "09:47, or by 09:50 with evaluation")]
+)
+def test_the_end_is_one_time_if_evaluation_does_not_move_it(minutes, told, monkeypatch):
+    at = datetime(2026, 1, 2, 8, 47, 0)
+    monkeypatch.setattr(loop, "datetime", SimpleNamespace(now=lambda: at))
+    run = SimpleNamespace(budget=Budget(minutes=minutes), meter=None)
+    assert loop.Loop._forecast(run, 0.0) == f"will end at {told}"
+
+
+def test_how_to_give_a_spent_budget_more():
+    told = "its budget of 6,000 images is spent; to train longer, give more: --images "
+    assert Budget(images=6000).how_to_go_on(1.003) == told + "12000"
+    assert Budget(images=6000).how_to_go_on(2.5) == told + "24000"  # a run that was trained with more before
+    assert Budget(wall_minutes=1.5).how_to_go_on(1).endswith(" --wall-minutes 3")

@@ -145,7 +145,7 @@ def test_as_a_command(runs, tmp_path, capsys):
         ("info A B", 2, "say where, as in --report compare.html"),
         ("info A B --report", 2, "say where, as in --report compare.html"),
         ("info ALL --report", 1, "holds 2 runs"),
-        ("info A B --report OUT.pdf", 2, "Unrecognized options"),
+        ("info A B --report OUT.pdf", 2, "info does not take"),
         ("info A A --report OUT.html", 1, "patches is given twice"),
         ("info A NONE --report OUT.html", 1, "none does not exist"),
         ("info A EMPTY --report OUT.html", 1, "empty is not a run and holds none"),

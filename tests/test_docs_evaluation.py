@@ -52,7 +52,7 @@ def test_what_the_page_promises():
     from patch_diffusion.evaluation import collect, comparing, intervals, memorization, reference
     from patch_diffusion.evaluation.evaluate import SAMPLES
     from patch_diffusion.evaluation.extractors.inception import FILE
-    from patch_diffusion.evaluation.metrics import METRICS
+    from patch_diffusion.evaluation.options import METRICS
 
     assert (SAMPLES, collect.MOST_KEPT, comparing.MOST_COMPARED) == (1000, 10_000, 10_000)
     assert reference.MOST_FEATURES == 50_000

@@ -14,7 +14,7 @@ from grouped import grouped
 from needs import need
 from patch_diffusion.cli import main
 from patch_diffusion.denoise.whole_image import SIGMAS, losses_of_images
-from patch_diffusion.evaluation.metrics import DEFAULT_METRICS, METRICS
+from patch_diffusion.evaluation.options import DEFAULT_METRICS, METRICS
 from patch_diffusion.evaluation.processes import distributed_evaluation, first_alone, shared
 from patch_diffusion.evaluation.stream import stream_of_images
 from patch_diffusion.processes import run_processes

@@ -795,5 +795,5 @@ def test_faults_of_the_package_are_found_where_they_are(things, tmp_path):
     of_page = seen("serve", "web.site.read_request", lambda kind, body: 1 / 0)
     assert "the page answers 500" in of_page.fault or "ZeroDivisionError" in of_page.fault
     assert of_page.place.startswith("web/site.py:")
-    endless = seen("info", "runs.folder.last_measured", lambda log: _in_python())
+    endless = seen("info", "runs.folder.best_of", lambda checkpoints, by: _in_python())
     assert endless.fault.startswith("more than 2 s of CPU") and endless.place.startswith("runs/folder.py:")

@@ -122,7 +122,7 @@ def test_a_folder_of_broken_images_alone_is_no_class(tmp_path):
     [
         ({"steps": 500}, "500 steps train on about 5,000 images"),
         ({"images": 5000}, "--images 100000"),
-        ({"minutes": 5}, "takes about 100.0 minutes on this machine: --minutes 100"),
+        ({"minutes": 5}, "here about 100.0 minutes: --minutes 100"),
         ({"wall_minutes": 5}, "--wall-minutes 100"),
         ({"minutes": 500}, None),
     ],

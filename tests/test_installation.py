@@ -42,6 +42,15 @@ def test_versions_devices_and_extras_of_this_installation():
     assert found["missing"]["patch_diffusion"] == [] and {"data", "serve", "schedule-free"} <= found["missing"].keys()
 
 
+def test_extras_that_users_install_come_first_and_those_of_developers_are_left_out(metadata, monkeypatch):
+    extras = ["dev", "docs", "more", "test", "lint", "track", "serve"]
+    message = Message()
+    for extra in extras:
+        message["Provides-Extra"] = extra
+    monkeypatch.setattr(installation, "metadata", lambda name: message)
+    assert list(pd.environment()["missing"]) == ["patch_diffusion", "serve", "track", "more"]
+
+
 def test_no_user_machine_or_folder_is_named(monkeypatch):
     monkeypatch.setattr(platform, "node", lambda: "anna")
     for name in ("USER", "LOGNAME", "USERNAME", "HOME", "USERPROFILE", "HOSTNAME"):
@@ -85,7 +94,8 @@ def test_as_a_command(metadata, tmp_path, capsys):
     assert main(["info"]) == 0
     text = capsys.readouterr().out
     assert f"version      {version('patch_diffusion')}\n" in text and "more         lacks absent>=1\n" in text
-    assert "complete     schedule-free\n" in text and all(len(line) <= 80 for line in text.splitlines())
+    assert "extras       schedule-free\n" in text and all(len(line) <= 80 for line in text.splitlines())
+    assert "it lacks     torch>=9.0" in text and "to add one   pip install 'patch_diffusion[more]'\n" in text
     assert main(["info", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found == json.loads(json.dumps(pd.environment()))

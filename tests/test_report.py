@@ -109,6 +109,45 @@ def test_what_was_measured_of_samples_has_curves(make_run):
     assert "kernel" not in page.text.lower().partition("settings")[0]
 
 
+def test_losses_that_are_shown(make_run):
+    """The newest held-out loss and the best, and the newest loss of each size, also of one the last line lacks."""
+    held_out = [{"step": step, "held_out": {"loss": loss}} for step, loss in ((1, 0.5), (2, 0.25), (3, 0.75))]
+    run = make_run([measured(1, 0.125), {**measured(2), "loss": {"4x6": 0.375}}, *held_out])
+    text = Page(write_report(run)).text
+    for tile in (
+        "0.75 held-out loss, step 3",
+        "0.25 best held-out loss, step 2",
+        "0.125 training loss, 8x12 (whole images)",
+        "0.375 training loss, 4x6",
+    ):
+        assert tile in text
+    found = pd.describe(run)
+    assert found["losses"] == {"8x12": 0.125, "4x6": 0.375}
+    assert found["held_out"] == {"step": 3, "loss": 0.75, "best_step": 2, "best_loss": 0.25}
+    make_run([*held_out[:2], measured(2)])
+    assert "best held-out loss" not in Page(write_report(run)).text  # it is the newest
+
+
+def test_settings_by_who_chose_them(tmp_path, capsys):
+    command = f"train digits --out {tmp_path / 'run'} --steps 1 --samples 0 --network.multipliers 1 1 --batch 4"
+    assert main([*command.split(), "--network.width", "8"]) == 0
+    text = Page(write_report(tmp_path / "run")).text.partition(" Settings ")[2]
+    text = text.replace("_ ", "_").replace(". ", ".")  # long names may be broken there
+    given, chosen, preset = (text.index(title) for title in ("Given", "Chosen for these images", "Of the preset small"))
+    places = {
+        "batch 4": (given, chosen),
+        "steps 1": (given, chosen),
+        "network.attention 1": (chosen, preset),
+        "noise.sigma_data 0.69": (chosen, preset),
+        "data.held_out 0.05": (chosen, preset),
+        "optimizer.decay linear": (chosen, preset),
+        "optimizer.kind muon": (preset, text.index("All settings")),
+    }
+    for setting, (low, high) in places.items():
+        assert low < text.index(setting) < high, setting
+    assert "minutes" not in text[given:preset]  # the budget of the preset, which was replaced
+
+
 def test_one_line_is_enough(make_run):
     page = Page(write_report(make_run([measured(1)])))
     assert page.curves()[0] == [[[1, "0.5"]], [[1, "1"]]] and "40 images a second" in page.text
@@ -120,7 +159,7 @@ def test_what_comes_from_the_run_is_text(make_run, images):
     lines = run.joinpath("log.jsonl").read_text().replace("8x12", ATTACK).replace("'", "\\u0027")
     run.joinpath("log.jsonl").write_text(lines)
     page = Page(write_report(run))
-    assert page.text.count(ATTACK) == 3  # class, size and note
+    assert page.text.count(ATTACK) == 4  # class, size in a tile and in a legend, and note
     assert not any("alert" in script for script in page.scripts)
     assert all("onerror" not in attributes for _, attributes in page.tags)
 
@@ -152,14 +191,14 @@ def test_warnings_stand_at_the_top(make_run):
 @pytest.mark.parametrize(
     ("seen", "spent", "words"),
     [
-        (52, 1, "52 images seen: expect samples to be noise or blurry"),
-        (99_999, 0.5, "99,999 images seen so far: expect"),
+        (52, 1, "52 images seen: samples may still be blurry"),
+        (99_999, 0.5, "99,999 images seen so far: samples may"),
         (100_000, 1, ""),
     ],
 )
 def test_a_run_that_saw_few_images_says_so(make_run, seen, spent, words):
     text = Page(write_report(make_run([measured(4) | {"images": seen, "spent": spent}]))).text
-    assert words in text and ("expect samples" in text) == bool(words)
+    assert words in text and ("samples may still be blurry" in text) == bool(words)
     assert ("more --steps: the run continues" in text) == (seen == 52)
 
 

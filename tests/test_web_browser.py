@@ -412,7 +412,7 @@ def test_a_run_without_samples_and_one_that_saw_few_images_say_so(browser, serve
     browser.click("a.run[href*=bare]")
     browser.wait("document.querySelector('.empty')?.innerText.includes('Make some under Generate')")
     assert f"sample {folder / 'bare'} " in browser.run("document.querySelector('.command code').textContent")
-    assert "images seen: expect samples to be noise" in browser.run("document.querySelector('.warning.box').innerText")
+    assert "images seen: samples may still be blurry" in browser.run("document.querySelector('.warning.box').innerText")
     browser.open("about:blank")
     shutil.rmtree(folder / "bare")
 

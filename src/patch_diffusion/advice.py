@@ -259,8 +259,8 @@ def _of_few(findings: Findings) -> list[str]:
     if very := note_on_few(num):
         return very
     return [
-        f"{num:,} images are few; the method was published with {FEW_IMAGES:,} and more. The longer you train, the "
-        "more the samples copy the images: compare them with the data"
+        f"{num:,} images are few, which matters in a long training: samples begin to copy the images. Then look for "
+        "copies: patch-diffusion evaluate RUN --metrics memorization"
     ]
 
 
@@ -275,9 +275,9 @@ def _of_budget(config: Config, foreseen: Forecast) -> list[str]:
     digits = 1 - math.floor(math.log10(enough := budget * ENOUGH_IMAGES / drawn))
     enough = math.ceil(enough * 10**digits) / 10**digits
     return [
-        f"{budget:,g} {unit.replace('_', ' ')} train on about {drawn:,} images, which is too few for recognisable "
-        f"samples. As a rule of thumb, digits of 16x16 need {ENOUGH_IMAGES:,}, and other images more. That takes about "
-        f"{duration(foreseen.minutes_for(images=ENOUGH_IMAGES))} on this machine: --{unit.replace('_', '-')} "
+        f"{budget:,g} {unit.replace('_', ' ')} train on about {drawn:,} images: enough for a first look, with samples "
+        f"that may be blurry or noise. Good ones take {ENOUGH_IMAGES:,} or more (a rule of thumb, from digits of "
+        f"16x16), here about {duration(foreseen.minutes_for(images=ENOUGH_IMAGES))}: --{unit.replace('_', '-')} "
         + (f"{enough:g}" if enough < 100 else f"{enough:.0f}")
     ]
 

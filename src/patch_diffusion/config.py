@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from patch_diffusion.errors import InputError, did_you_mean, finite_number, option_error
+from patch_diffusion.errors import Checked, InputError, check_library, did_you_mean, finite_number, option_error
 from patch_diffusion.records import Strict, check_limits, in_short, record_of
 
 Mode = Literal["auto", "L", "RGB", "RGBA", "RGB16"]
@@ -179,11 +179,16 @@ class Network(Strict):
     """Side of a token (patch embedding) of a dit, in pixels."""
 
 
+def _check_optimizer(kind: str) -> None:
+    if kind == "schedule_free":
+        check_library("schedulefree", "schedule-free", "optimizer.kind schedule_free")
+
+
 @dataclass(frozen=True)
 class Optimizer(Strict):
     """The optimizer and its learning rate schedule."""
 
-    kind: Literal["adamw", "muon", "schedule_free"] = "adamw"
+    kind: Annotated[Literal["adamw", "muon", "schedule_free"], Checked(_check_optimizer)] = "adamw"
     """Optimizer. muon: Muon for convolutions and matrices, AdamW for the rest; it learns more from each image.
     schedule_free: AdamW that needs no decay and averages weights itself; it needs the extra schedule-free."""
     learning_rate: float = 1e-3

@@ -6,9 +6,11 @@ import difflib
 import math
 import operator
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from numbers import Real
 from typing import Any
 
@@ -56,6 +58,16 @@ class InputError(ValueError):
 
 class Note(UserWarning):
     """A warning that is a sentence for the user, which the command line prints as it stands."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A mark on the type of an option: ``check`` raises an `InputError` if a given value cannot be right.
+
+    The command line calls it before it imports libraries that take long, so it imports none.
+    """
+
+    check: Callable[[Any], object]
 
 
 def option_error(option: str, is_wrong: str) -> InputError:
@@ -157,6 +169,18 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{nearest[0]}'?" if nearest else f"; choose from {', '.join(known)}"
 
 
+def check_name(kind: str, name: str, known: Collection[str]) -> None:
+    """Raise an `InputError` if the value of an option that takes a name, such as a "solver", is not a known one."""
+    if name not in known:
+        raise InputError(f"there is no {kind} '{name}'{did_you_mean(name, known)}", option=kind)
+
+
+def check_library(library: str, extra: str, what: str) -> None:
+    """Raise the `InputError` of `need` if an optional library is not installed, without importing it."""
+    if find_spec(library) is None:
+        raise _lacking(library, extra, what)
+
+
 def need(library: str, extra: str, what: str) -> Any:
     """Import and return an optional library, or raise an `InputError` that says how to install it.
 
@@ -168,4 +192,8 @@ def need(library: str, extra: str, what: str) -> Any:
     try:
         return import_module(library)
     except ImportError:
-        raise InputError(f"{what} needs {library}: pip install 'patch_diffusion[{extra}]'") from None
+        raise _lacking(library, extra, what) from None
+
+
+def _lacking(library: str, extra: str, what: str) -> InputError:
+    return InputError(f"{what} needs {library}: pip install 'patch_diffusion[{extra}]'")

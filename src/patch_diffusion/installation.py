@@ -13,13 +13,20 @@ from packaging.requirements import Requirement
 from patch_diffusion.devices import device_name
 from patch_diffusion.version import __version__
 
+_OFTEN = ("serve", "data", "export", "hub", "track", "evaluation", "likelihood", "schedule-free")
+"""The extras that users install most, which come first."""
+
+_FOR_DEVELOPERS = {"dev", "docs", "lint", "test"}
+"""The extras that are for work on this package, and are left out."""
+
 
 def environment() -> dict[str, Any]:
     """Describe this installation as a dict that names no user, machine or folder.
 
     Returns:
         A dict that JSON can store: ``system``; ``versions`` of patch_diffusion, of Python and of each installed library
-        that the package or an extra names; ``devices``, each with ``device``, ``name``, and ``threads`` (CPU) or
+        that the package or an extra for its users names; ``devices``, each with ``device``, ``name``, and ``threads``
+        (CPU) or
         ``memory`` (GPU, in bytes); ``missing``: the libraries that are absent or too old, by extra and for the package
         itself.
 
@@ -51,7 +58,8 @@ def _requirements() -> dict[str, list[Requirement]]:
 
     every = [Requirement(text) for text in requires("patch_diffusion") or ()]
     core = [each for each in every if applies(each, "")]
-    extras = metadata("patch_diffusion").get_all("Provides-Extra") or ()
+    given = metadata("patch_diffusion").get_all("Provides-Extra") or ()
+    extras = sorted(set(given) - _FOR_DEVELOPERS, key=lambda extra: _OFTEN.index(extra) if extra in _OFTEN else 99)
     of_extras = {extra: [each for each in every if each not in core and applies(each, extra)] for extra in extras}
     return {"patch_diffusion": core, **of_extras}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from patch_diffusion.config import Config, Data, Ema, Network, Noise, Optimizer, Patches
+from patch_diffusion.config import Config, Data, Ema, Network, Noise, Optimizer, Patches, flat_options
 
 # SMALL is for a laptop's CPU, where small steps of a small network learn most per minute: ten minutes give blurry
 # pictures at 32 x 32. A GPU needs a larger batch and width.
@@ -73,3 +73,14 @@ PRESETS: dict[str, Config] = {
 """
 
 DEFAULT_PRESET = "small"
+
+
+def nearest_preset(config: Config) -> str | None:
+    """Return the name of the preset that has most values in common with a config; None if the defaults have more."""
+    options = flat_options(config)
+
+    def agreeing(preset: Config) -> int:
+        return sum(value == options[name] for name, value in flat_options(preset).items())
+
+    nearest = max(PRESETS, key=lambda name: agreeing(PRESETS[name]))
+    return nearest if agreeing(PRESETS[nearest]) > agreeing(Config()) else None

@@ -13,6 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import patch_diffusion
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
+            warnings.showwarning = partial(_show_warning, set[str]())
             status = _run(words)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as head, has closed the pipe
@@ -82,7 +83,7 @@ def _run(arguments: Sequence[str]) -> int:
     except InputError as error:
         return _fail(2, name, str(error))
     try:
-        command.check_existing()
+        command.check_given()
         command.check_outputs()
         tell(command, command.run())
     except InputError as error:
@@ -98,10 +99,12 @@ def _run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+def _show_warning(told: set[str], message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Print a note for the user, once in a command, and leave other warnings to Python."""
     if issubclass(category, Note):
-        if is_first():
+        if is_first() and str(message) not in told:
             say(str(message), aside=True)
+        told.add(str(message))
     else:
         _WITH_PLACE(message, category, *where, **more)
 

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import patch_diffusion
+from patch_diffusion.cli.making import Making
 from patch_diffusion.cli.say import say
 from patch_diffusion.errors import InputError, counted
+from patch_diffusion.runs.paths import check_model
+from patch_diffusion.sampling import guides
 
 if TYPE_CHECKING:
     from patch_diffusion.denoise.denoiser import Denoiser
@@ -39,15 +42,26 @@ def open_guide(text: str, run: Path, *, device: str) -> str | Denoiser:
     Raises:
         InputError: there is no model or guide of that name.
     """
-    from patch_diffusion.sampling import guides
 
     def weaker(step: int | None, length: float | None) -> Denoiser:
         folder = run.parent.parent if step is not None and run.parent.name == "checkpoints" else run
         return patch_diffusion.load(folder, checkpoint=step, ema_length=length, device=device)
 
-    if text.partition(":")[0] not in guides.KINDS and Path(text).is_dir():
+    if _is_folder(text):
         return patch_diffusion.load(text, device=device)
     return guides.guide_of(text, weaker)
+
+
+def check_guide(text: str) -> None:
+    """Raise an `InputError` if there is no guide of that name, or no run in the folder, before a model is loaded."""
+    if _is_folder(text):
+        check_model(Path(text))
+    else:
+        guides.parse_guide(text)
+
+
+def _is_folder(guide: str) -> bool:
+    return guide.partition(":")[0] not in guides.KINDS and Path(guide).is_dir()
 
 
 def check_places(
@@ -88,12 +102,7 @@ def pictures_in(num: int, out: Path) -> str:
     return f"{counted(num, 'picture')} in {out}"
 
 
-def write_shown(samples: Iterable[Any], out: Path, doing: str, num: int, **given: Any) -> dict[str, Any]:
-    """Write samples by `write_samples` with a progress bar, and return the command's result: their number and paths."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    shown = track(samples, doing, num, console=console, disable=not console.is_terminal)
-    written = patch_diffusion.write_samples(shown, out, **given)
+def write_shown(samples: Iterable[Any], out: Path, making: Making, **given: Any) -> dict[str, Any]:
+    """Write samples by `write_samples`, show the progress, and return the command's result: their number and paths."""
+    written = patch_diffusion.write_samples(making.each(samples), out, **given)
     return {"samples": written, "out": str(out), "grid": None if given["grid"] is None else str(given["grid"])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,12 +11,26 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, Suppress, arg
 
 import patch_diffusion
-from patch_diffusion.cli.choosing import check_places, class_number, open_guide, pictures_in, read_from, write_shown
+from patch_diffusion.cli.choosing import (
+    check_guide,
+    check_places,
+    class_number,
+    open_guide,
+    pictures_in,
+    read_from,
+    write_shown,
+)
+from patch_diffusion.cli.making import Making
 from patch_diffusion.cli.parsing import parse_seeds, value_of
-from patch_diffusion.cli.verb import FilePath, Json, RunPath, Verb
+from patch_diffusion.cli.say import say
+from patch_diffusion.cli.verb import FilePath, Json, ModelPath, Seeds, Verb
 from patch_diffusion.errors import InputError, decimal, option_error
 from patch_diffusion.files import user_path
+from patch_diffusion.sampling.editing.options import Task
+from patch_diffusion.sampling.guides import named
 from patch_diffusion.sampling.options import Sampling
+
+_LARGE = 4  # times as many pixels as in training, above which there is a note
 
 
 @dataclass(frozen=True)
@@ -43,7 +58,7 @@ class Edit(Verb):
     patch-diffusion edit runs/cats cat.png --restore super-resolution --out new
     """
 
-    source: Annotated[Positional[RunPath], arg(metavar="RUN")]
+    source: Annotated[Positional[ModelPath], arg(metavar="RUN")]
     """The run folder, or one of its checkpoints."""
     image: Annotated[Positional[FilePath], arg(metavar="IMAGE")]
     """The image: a picture or an .npy array, with the channels and value range of the training images."""
@@ -62,7 +77,7 @@ class Edit(Verb):
     noise: float | None = None
     """Standard deviation of the noise in the image to restore, on the scale of its values (0 to 255 for pictures);
     denoise needs it. Default: that of rounding."""
-    seeds: Annotated[str, arg(metavar="0-63")] = "0"
+    seeds: Annotated[Seeds, arg(metavar="0-63")] = "0"
     """Seeds, one for each result, as in 0-7 or 3,5. Each gives another image that agrees with the known pixels."""
     label: Annotated[str | None, arg(name="class", metavar="K")] = None
     """Class of the images, by name or number (from 0). Default: no class."""
@@ -95,16 +110,17 @@ class Edit(Verb):
                 )
         return cls.parsed(arguments)
 
+    def check_given(self) -> None:
+        """Raise an `InputError` if an option cannot be right."""
+        super().check_given()
+        check_guide(str(self.sampling.guide))
+        self._task().check()
+
     def run(self) -> dict[str, Any]:
         """Edit the image, write the results as pictures, and return their number and paths."""
         from patch_diffusion.runs.folder import step_in
-        from patch_diffusion.sampling.editing.tasks import Task
-        from patch_diffusion.sampling.guides import named
 
-        extend = None if self.extend is None else _sides(self.extend)
-        task = Task(self.mask is not None, extend, self.restore, self.factor, self.blur, self.noise)
-        task.check()
-        seeds = parse_seeds(self.seeds)
+        task, seeds = self._task(), parse_seeds(self.seeds)
         inputs = [self.image, self.mask, *read_from(self.source)]
         check_places(self.out, seeds, inputs, grid=self.grid, mean=self.mean)
         step = step_in(user_path(self.source))
@@ -112,6 +128,9 @@ class Edit(Verb):
         guide = open_guide(str(self.sampling.guide), self.source, device=self.device)
         image = patch_diffusion.read_image(self.image, model)
         mask = None if self.mask is None else patch_diffusion.read_mask(self.mask)
+        if self.sampling.tile is None and (note := note_on_size(image.shape[1:], model.resolution)):
+            say(note, aside=True)
+        making = Making(len(seeds), self.sampling.steps or 32)
         samples = patch_diffusion.edit(
             model,
             task.known(model, image, mask),
@@ -120,13 +139,23 @@ class Edit(Verb):
             label=class_number(self.label, model),
             repeats=self.repeats,
             covariance=self.covariance,
+            callback=making.step,
         )
         told = {"image": str(self.image), "mask": None if self.mask is None else str(self.mask)}
         told = {name: value for name, value in told.items() if value is not None}
         samples = (replace(each, settings=told | each.settings) for each in named(samples, guide, self.sampling.guide))
         given = {"class_names": model.class_names, "source": str(self.source), "step": step}
         given |= {"ema_length": self.ema_length, "grid": self.grid, "mean": self.mean}
-        return write_shown(samples, self.out, "editing", len(seeds), **given)
+        return write_shown(samples, self.out, making, **given)
+
+    def _task(self) -> Task:
+        extend = None if self.extend is None else _sides(self.extend)
+        if self.mask is None and not extend and self.restore is None:
+            raise InputError(
+                "say what to do with the image: --mask FILE fills in what is white there, --extend left=8 adds pixels "
+                "at a side, --restore takes super-resolution, deblur or denoise"
+            )
+        return Task(self.mask is not None, extend, self.restore, self.factor, self.blur, self.noise)
 
     def message(self, result: dict[str, Any]) -> str:
         """Return the message at the end: the number of pictures and where they are."""
@@ -136,6 +165,21 @@ class Edit(Verb):
     def after_interrupt(self) -> str:
         """Return the text that follows "interrupted" in the message after Ctrl-C."""
         return f"; what was edited is in {self.out}" if self.out.exists() else ""
+
+
+def note_on_size(shape: Sequence[int], trained: Sequence[int] | None) -> str:
+    """Return a note on an image of far more pixels than those of training; an empty text for another.
+
+    >>> note_on_size((32, 32), (16, 16))
+    ''
+    """
+    if not trained or math.prod(shape) <= _LARGE * math.prod(trained):
+        return ""
+    given, learned = ("x".join(map(str, sides)) for sides in (shape, trained))
+    return (
+        f"the image is {given} and is edited at that size, but the model learned images of {learned}: the result is "
+        f"often worse; scale the image down, or edit it in tiles (--tile {min(trained)})"
+    )
 
 
 def _sides(words: Sequence[str]) -> dict[str, int]:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 import patch_diffusion
-from patch_diffusion.cli.choosing import open_guide, read_from
-from patch_diffusion.cli.verb import DataName, Existing, Json, Verb, tell
+from patch_diffusion.cli.choosing import check_guide, open_guide, read_from
+from patch_diffusion.cli.verb import DataName, Json, Verb, tell
 from patch_diffusion.config import LIMITS
 from patch_diffusion.data.named import check_source
-from patch_diffusion.evaluation.options import EvaluationOptions
+from patch_diffusion.errors import Checked
+from patch_diffusion.evaluation.options import EvaluationOptions, known_metrics
 from patch_diffusion.files import check_apart
 from patch_diffusion.processes import is_first
 from patch_diffusion.records import check_limits
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from patch_diffusion.evaluation.evaluate import Evaluation
 
 
-_Subject = Annotated[str, Existing(lambda name: check_source(name, "run or data"))]
+_Subject = Annotated[str, Checked(lambda name: check_source(name, "run or data"))]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,12 @@ class Evaluate(Verb):
     """Number of processes on this machine that share the work, such as one for each GPU."""
     json: Json = None
     """Print the result as JSON on stdout, or write it to a file."""
+
+    def check_given(self) -> None:
+        """Raise an `InputError` if an option cannot be right."""
+        super().check_given()
+        check_guide(str(self.sampling.guide))
+        known_metrics(self.options.metrics)
 
     def run(self) -> dict[str, Any]:
         """Evaluate, and print a table of metrics on stdout unless JSON goes there; of several ranks, rank 0 prints."""

@@ -9,7 +9,10 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 import patch_diffusion
-from patch_diffusion.cli.verb import FilePath, Json, RunPath, Verb
+from patch_diffusion.cli.verb import FilePath, Json, ModelPath, Verb
+from patch_diffusion.errors import Checked
+from patch_diffusion.interop.request import check_request
+from patch_diffusion.sampling.options import check_schedule, check_solver
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Export(Verb):
     patch-diffusion export runs/photos --to diffusers --out photos-model
     """
 
-    source: Annotated[Positional[RunPath], arg(metavar="RUN")]
+    source: Annotated[Positional[ModelPath], arg(metavar="RUN")]
     """The run folder, or one of its checkpoints."""
     to: Literal["diffusers", "onnx", "torch"]
     """Format to write. diffusers: a folder that diffusers opens without patch_diffusion, and that gives the same images
@@ -38,9 +41,9 @@ class Export(Verb):
     a graph cannot. Default: that of the training images."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """Number format of the weights in a pipeline. Default: float32."""
-    solver: Annotated[str | None, arg(metavar="NAME")] = None
+    solver: Annotated[str | None, Checked(check_solver), arg(metavar="NAME")] = None
     """Solver of a pipeline, as for sample. Default: heun."""
-    schedule: Annotated[str | None, arg(metavar="NAME")] = None
+    schedule: Annotated[str | None, Checked(check_schedule), arg(metavar="NAME")] = None
     """Spacing of the noise levels in a pipeline, as for sample. Default: karras."""
     license: Annotated[str | None, arg(metavar="apache-2.0")] = None
     """Licence under which you publish the model, for the model card."""
@@ -52,6 +55,11 @@ class Export(Verb):
     """Make the new repository of --push public."""
     json: Json = None
     """Print the result as JSON on stdout, or write it to a file."""
+
+    def check_given(self) -> None:
+        """Raise an `InputError` if an option cannot be right."""
+        super().check_given()
+        check_request(self.out, self.to, license=self.license, push_to=self.push, public=self.public)
 
     def run(self) -> dict[str, Any]:
         """Export the model to the folder, and push the folder to the hub if --push is given."""

@@ -74,7 +74,7 @@ class Option:
         if self.default is MISSING:
             text += " Required."
         elif self.values and not (self.default is None or self.default is False or self.default in ("", ())):
-            text += f" Default: {_shown(self.default)}."
+            text += f" Default: {shown_value(self.default)}."
         elif default:
             text += f" Default: {re.split('; ', default)[0].rstrip('.') + '.' if short else default}"
         others = self.names[1:]
@@ -225,12 +225,12 @@ def _values(hint: Any) -> str:
     return _WORDS[hint]
 
 
-def _shown(value: Any) -> str:
+def shown_value(value: Any) -> str:
     """Return a default value as the words that give it."""
     if isinstance(value, dict):
-        return " ".join(f"{key}={_shown(each)}" for key, each in value.items())
+        return " ".join(f"{key}={shown_value(each)}" for key, each in value.items())
     if isinstance(value, list | tuple):
-        return " ".join(map(_shown, value))
+        return " ".join(map(shown_value, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

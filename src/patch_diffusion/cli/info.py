@@ -13,7 +13,9 @@ import patch_diffusion
 from patch_diffusion.cli.say import say
 from patch_diffusion.cli.verb import Json, RunPath, Verb
 from patch_diffusion.errors import InputError, shown
-from patch_diffusion.files import to_json
+from patch_diffusion.files import to_json, user_path
+from patch_diffusion.runs.history import size_in_words
+from patch_diffusion.runs.paths import RunPaths
 from patch_diffusion.runs.time_spent import beside, clock, shares
 
 
@@ -58,6 +60,14 @@ class Info(Verb):
             raise InputError("several runs are shown side by side on a page: say where, as in --report compare.html")
         return command
 
+    def check_given(self) -> None:
+        """Raise an `InputError` if there is no run to describe."""
+        super().check_given()
+        if self.report is None:
+            for source in self.sources:
+                if not _is_picture(source):
+                    RunPaths(user_path(source)).check_is_run()
+
     def run(self) -> dict[str, Any]:
         """Describe, follow or report; print the main points, unless --json prints the full description."""
         if self.follow:
@@ -67,7 +77,7 @@ class Info(Verb):
             return {}
         if self.report is not None:
             return self._report()
-        if self.sources and self.sources[0].suffix.lower() == ".png" and not self.sources[0].is_dir():
+        if self.sources and _is_picture(self.sources[0]):
             return self._sample(self.sources[0])
         found = patch_diffusion.describe(self.sources[0]) if self.sources else patch_diffusion.environment()
         if not self.prints_json:
@@ -113,9 +123,13 @@ class Info(Verb):
         return "; the run itself was not touched"
 
 
+def _is_picture(source: Path) -> bool:
+    return source.suffix.lower() == ".png" and not source.is_dir()
+
+
 def _main_points(found: dict[str, Any]) -> list[tuple[str, str]]:
     model, options, progress = found["model"], found["options"], found["progress"]
-    height, width = model["resolution"]
+    shape = height, width = model["resolution"]
     sizes = ", ".join(f"{size}: {share:.3g}" for size, share in options["patches"]["sizes"].items())
     images = f"{height}x{width}x{model['image_channels']}, {model['num_classes'] or 'no'} classes"
     network = f"{options['network']['kind']}, {model['parameters']:,} parameters"
@@ -135,12 +149,22 @@ def _main_points(found: dict[str, Any]) -> list[tuple[str, str]]:
             ("seen", f"{progress['step']:,} steps, {progress['images']:,} images"),
             ("trained", clock(progress["seconds"])),
             *([("time on", shares(found["time"])), ("in addition", beside(found["time"]))] if found["time"] else []),
-            ("loss", ", ".join(f"{size} {loss:.3f}" for size, loss in progress["loss"].items() if loss is not None)),
+            ("held out", _held_out(found) if options["data"]["held_out"] else "no images"),
+            ("loss", ", ".join(f"{size_in_words(size, shape)} {loss:.3f}" for size, loss in found["losses"].items())),
         ]
     points.append(("checkpoints", ", ".join(f"{step:,}" for step in found["checkpoints"]) or "none yet"))
     if found["pictures"]:
         points.append(("samples", found["pictures"][-1]))
     return points
+
+
+def _held_out(found: dict[str, Any]) -> str:
+    """Return the newest held-out loss of a run in words, and the best one."""
+    if not found["held_out"]:
+        return "loss not measured" + " yet" * (not found["complete"])
+    step, loss, best_step, best_loss = found["held_out"].values()
+    best = ", the best so far" if best_step == step else f"; the best was {best_loss:.3f} at step {best_step:,}"
+    return f"loss {loss:.3f} at step {step:,}{best}"
 
 
 def _table(found: dict[str, Any]) -> Iterator[str]:
@@ -153,6 +177,10 @@ def _table(found: dict[str, Any]) -> Iterator[str]:
         size = f"{device['memory'] / 2**30:,.1f} GB" if "memory" in device else f"{device['threads']} threads"
         named.append((device["device"], f"{device['name']}, {size}"))
     named.append(("libraries", " ".join(f"{name}=={version}" for name, version in versions.items())))
-    named.append(("complete", ", ".join(name for name, lacks in found["missing"].items() if not lacks)))
-    named += [(name, f"lacks {', '.join(lacks)}") for name, lacks in found["missing"].items() if lacks]
+    missing = dict(found["missing"])
+    if lacks := missing.pop("patch_diffusion"):
+        named.append(("it lacks", ", ".join(lacks)))
+    named.append(("extras", ", ".join(name for name, lacks in missing.items() if not lacks) or "none is complete"))
+    lacking = [(name, f"lacks {', '.join(lacks)}") for name, lacks in missing.items() if lacks]
+    named += [*lacking, *([("to add one", f"pip install 'patch_diffusion[{lacking[0][0]}]'")] if lacking else [])]
     return points(named)

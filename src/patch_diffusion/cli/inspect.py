@@ -17,6 +17,7 @@ from patch_diffusion.cli.say import say
 from patch_diffusion.cli.train import _preset_and_file, settled
 from patch_diffusion.cli.verb import DataName, Json, Verb
 from patch_diffusion.config import Config, check_numbers
+from patch_diffusion.data.named import check_labels
 from patch_diffusion.errors import InputError
 from patch_diffusion.presets import DEFAULT_PRESET, PRESETS
 
@@ -71,6 +72,11 @@ class Inspect(Verb):
             options=settled(options, base, command.preset or DEFAULT_PRESET),
             arguments=tuple(arguments),
         )
+
+    def check_given(self) -> None:
+        """Raise an `InputError` if an option cannot be right."""
+        super().check_given()
+        check_labels(self.options.data.labels, self.source)
 
     def run(self) -> dict[str, Any]:
         """Inspect the data set and time some steps; print the main points, unless --json prints everything."""

@@ -35,9 +35,10 @@ def _of_data(findings: Findings) -> Iterator[tuple[str, str]]:
     num = f"{findings.num_images:,}"
     if findings.num_read < findings.num_images:
         num += f", of which {findings.num_read:,} were checked"
+    unusable = f"; {len(findings.unusable):,} unreadable" if findings.unusable else ""
     endings = _counted(findings.endings) if any(findings.endings) else ""
     yield "data", findings.source
-    yield "images", f"{num}{', ' * bool(endings)}{endings}"
+    yield "images", f"{num}{', ' * bool(endings)}{endings}{unusable}"
     yield "sizes", _counted({f"{height}x{width}": count for (height, width), count in findings.sizes.items()})
     yield "kinds", _counted(findings.kinds)
     if findings.means:
@@ -45,16 +46,17 @@ def _of_data(findings: Findings) -> Iterator[tuple[str, str]]:
         yield "values", f"{findings.values[0]:g} to {findings.values[1]:g}"
         yield "mean", f"{_shares(findings.means)} (for each channel; {low:g} to {high:g} scaled to 0 to 1)"
         yield "deviation", _shares(findings.deviations)
-    yield "classes", _classes(findings.class_counts)
+    yield "classes", _classes(findings.class_counts, findings.folders)
     yield "unreadable", _named([f"{name} ({why})" for name, why in findings.unusable.items()])
     yield "empty", _named(findings.nearly_constant)
     yield "equal", _named([" = ".join(group[:_NAMED]) + ", ..." * (len(group) > _NAMED) for group in findings.equal])
     yield "alike", _named([f"{one} ~ {other}" for one, other, _ in findings.near])
 
 
-def _classes(counts: Mapping[str, int]) -> str:
+def _classes(counts: Mapping[str, int], folders: Mapping[str, int]) -> str:
+    """Return the classes in words; sub-folders may be some, if the data have no labels."""
     if not counts:
-        return "none"
+        return f"no labels, but {len(folders):,} sub-folders" if folders else "none"
     least, most = min(counts.values()), max(counts.values())
     return f"{len(counts):,}, of " + (f"{least:,} images each" if least == most else f"{least:,} to {most:,} images")
 

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 import tyro
 
-from patch_diffusion.cli.help import help_text
+from patch_diffusion.cli.help import help_text, options_of
+from patch_diffusion.cli.mistakes import sentence
 from patch_diffusion.cli.say import say
 from patch_diffusion.config import OLD_VALUES
 from patch_diffusion.errors import InputError, decimal
@@ -41,6 +42,7 @@ def parse(kind: type[T], verb: str, arguments: Sequence[str], default: T | None 
             return tyro.cli(kind, prog=f"patch-diffusion {verb}", args=arguments, **known)
     except SystemExit:
         told = _first_paragraph(errors.getvalue())
+        told = sentence(told, verb, list(options_of(kind, default)), arguments)
         option = re.search(r"--([\w.-]+)", told)
         raise InputError(
             f"{told}; see patch-diffusion {verb} --help", option=option and option[1].replace("-", "_")
@@ -117,9 +119,11 @@ def _first_paragraph(boxed: str) -> str:
     lines = [line.strip("│╭╮╰╯ ").strip() for line in boxed.splitlines()]
     text, suggestion = [], ""
     for line in lines[1:]:
-        if set(line) == {"─"} or not line:
-            break
-        text.append(line)
+        if set(line) <= {"─", "-"}:  # a rule, as a terminal with or without Unicode has it, or an empty line
+            if text:
+                break
+        else:
+            text.append(line)
     for line, following in pairwise(lines):
         if line.startswith("Perhaps you meant"):
             suggestion = f"; perhaps you meant {following.split()[0].rstrip(',')}"

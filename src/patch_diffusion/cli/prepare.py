@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 
 from patch_diffusion.cli.verb import DataName, FilePath, Json, Verb
 from patch_diffusion.config import Data, Layout, Mode
+from patch_diffusion.data.named import check_labels
 from patch_diffusion.errors import InputError, counted
 
 
@@ -55,6 +56,11 @@ class Prepare(Verb):
     """Make latents of the mirrored images, too."""
     json: Json = None
     """Print the report as JSON on stdout, or write it to a file."""
+
+    def check_given(self) -> None:
+        """Raise an `InputError` if an option cannot be right."""
+        super().check_given()
+        check_labels(self.labels, self.source)
 
     def run(self) -> dict[str, Any]:
         """Write the zip of images and its report, or the folder of latents; return the report as a dict."""

@@ -18,6 +18,7 @@ from patch_diffusion.cli.say import say
 from patch_diffusion.cli.train import _preset_and_file, settled
 from patch_diffusion.cli.verb import DataName, Json, Verb
 from patch_diffusion.config import Config, flat_options, option_names
+from patch_diffusion.data.named import check_labels
 from patch_diffusion.errors import InputError, did_you_mean, shown
 from patch_diffusion.presets import DEFAULT_PRESET
 from patch_diffusion.races.arms import PATCHES, WHOLE, check_arms, whole_images
@@ -113,6 +114,11 @@ class Race(Verb):
         return replace(
             command, source=source, options=options, configs=configs, given={name: all_given[name] for name in names}
         )
+
+    def check_given(self) -> None:
+        """Raise an `InputError` if an option cannot be right."""
+        super().check_given()
+        check_labels(self.options.data.labels, self.source)
 
     def run(self) -> dict[str, Any]:
         """Run the race (trainings compared at equal time) and print a table, unless --json prints all results."""

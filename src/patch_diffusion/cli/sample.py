@@ -9,10 +9,20 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 import patch_diffusion
-from patch_diffusion.cli.choosing import check_places, class_number, open_guide, pictures_in, read_from, write_shown
+from patch_diffusion.cli.choosing import (
+    check_guide,
+    check_places,
+    class_number,
+    open_guide,
+    pictures_in,
+    read_from,
+    write_shown,
+)
+from patch_diffusion.cli.making import Making
 from patch_diffusion.cli.parsing import parse_seeds
-from patch_diffusion.cli.verb import FilePath, Json, RunPath, Verb
+from patch_diffusion.cli.verb import FilePath, Json, ModelPath, Seeds, Verb
 from patch_diffusion.files import user_path
+from patch_diffusion.sampling.guides import named
 from patch_diffusion.sampling.options import Sampling
 
 
@@ -23,11 +33,11 @@ class Sample(Verb):
     patch-diffusion sample runs/photos --seeds 0-63 --out pictures --grid grid.png
     """
 
-    source: Annotated[Positional[RunPath], arg(metavar="RUN")]
+    source: Annotated[Positional[ModelPath], arg(metavar="RUN")]
     """The run folder, or one of its checkpoints."""
     out: Annotated[Path, arg(metavar="DIR")]
     """Folder for the images (000000.png, ...) and samples.json."""
-    seeds: Annotated[str, arg(metavar="0-63")] = "0-15"
+    seeds: Annotated[Seeds, arg(metavar="0-63")] = "0-15"
     """Seeds, one for each image, as in 0-63 or 3,5,8-11. A seed always gives the same image."""
     label: Annotated[str | None, arg(name="class", metavar="K")] = None
     """Class of the images, by name or number (from 0). Default: one after the other, by seed."""
@@ -46,12 +56,16 @@ class Sample(Verb):
     json: Json = None
     """Print the result as JSON on stdout, or write it to a file."""
 
+    def check_given(self) -> None:
+        """Raise an `InputError` if an option cannot be right."""
+        super().check_given()
+        check_guide(str(self.sampling.guide))
+
     def run(self) -> dict[str, Any]:
         """Sample the images that are not there yet, write them as pictures, and return their number and paths."""
         from patch_diffusion.runs.folder import step_in
         from patch_diffusion.sampling.folder import MOST_IN_GRID, already_there, digest_of
         from patch_diffusion.sampling.generate import jobs_of
-        from patch_diffusion.sampling.guides import named
 
         seeds = parse_seeds(self.seeds)
         check_places(self.out, seeds, read_from(self.source), grid=self.grid)
@@ -69,10 +83,12 @@ class Sample(Verb):
             there = already_there(self.out, jobs_of(model, seeds, labels), settings=settings, weights=weights)
             there -= set(() if self.grid is None else seeds[:MOST_IN_GRID])
         new = [seed for seed in seeds if seed not in there]
-        samples = named(patch_diffusion.generate(model, new, sampling, labels=labels), guide, self.sampling.guide)
+        making = Making(len(new), sampling.steps or 18)
+        samples = patch_diffusion.generate(model, new, sampling, labels=labels, callback=making.step)
+        samples = named(samples, guide, self.sampling.guide)
         given = {"class_names": model.class_names, "source": str(self.source), "weights": weights, "step": step}
         given |= {"ema_length": self.ema_length, "grid": self.grid}
-        made = write_shown(samples, self.out, "sampling", len(new), **given)
+        made = write_shown(samples, self.out, making, **given)
         return {**made, "samples": made["samples"] + len(there), "already": len(there)}
 
     def message(self, result: dict[str, Any]) -> str:

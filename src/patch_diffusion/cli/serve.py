@@ -11,7 +11,9 @@ from tyro.conf import Positional, arg
 import patch_diffusion
 from patch_diffusion.cli.say import say
 from patch_diffusion.cli.verb import Json, Verb, tell
+from patch_diffusion.errors import check_library
 from patch_diffusion.files import to_json, user_path
+from patch_diffusion.web.server import LIBRARIES
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,12 @@ class Serve(Verb):
     """Device to run models on: auto, cpu, cuda, cuda:1 or mps. auto: a GPU if there is one."""
     json: Json = None
     """Print the address as JSON on stdout once the server is ready, or write it to a file."""
+
+    def check_given(self) -> None:
+        """Raise an `InputError` if a library of the page is missing."""
+        super().check_given()
+        for library in LIBRARIES:
+            check_library(library, "serve", "the page")
 
     def run(self) -> dict[str, Any]:
         """Serve the web page until Ctrl-C, the ordinary way to end it."""

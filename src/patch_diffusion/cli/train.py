@@ -15,6 +15,7 @@ from patch_diffusion.cli.parsing import value_of
 from patch_diffusion.cli.say import say
 from patch_diffusion.cli.verb import DataName, Json, Verb
 from patch_diffusion.config import BUDGETS, Config, read_yaml
+from patch_diffusion.data.named import check_labels
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.files import user_path
 from patch_diffusion.presets import DEFAULT_PRESET, PRESETS
@@ -63,6 +64,11 @@ class Train(Verb):
             source, given = base.data.source, None
         options = replace(command.options, data=replace(command.options.data, source=source))
         return replace(command, source=source, options=settled(options, base, command.preset), given=given)
+
+    def check_given(self) -> None:
+        """Raise an `InputError` if an option cannot be right."""
+        super().check_given()
+        check_labels(self.options.data.labels, self.source)
 
     def run(self) -> dict[str, Any]:
         """Train, and return a description of the run as a dict, which is empty on ranks other than 0."""

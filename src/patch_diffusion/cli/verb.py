@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import is_dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_args
@@ -13,26 +13,15 @@ from typing_extensions import Self, get_type_hints
 from tyro.conf import arg
 
 from patch_diffusion.cli.choosing import read_from
-from patch_diffusion.cli.parsing import parse
+from patch_diffusion.cli.parsing import parse, parse_seeds
 from patch_diffusion.cli.say import say
 from patch_diffusion.data.named import check_source
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import Checked, InputError
 from patch_diffusion.files import check_apart, check_writable, to_json, user_path, write_json
+from patch_diffusion.runs.paths import check_model, check_run
 
 Json = Annotated[str | None, arg(metavar="[FILE.json]")]
 """The type of the option ``--json``: None if it is not given, "" for JSON on stdout, or the file for it."""
-
-
-@dataclass(frozen=True)
-class Existing:
-    """A mark on the type of an option: ``check`` raises an `InputError` if there is nothing where its value says."""
-
-    check: Callable[[Any], None]
-
-
-def _check_run(path: Path) -> None:
-    if not user_path(path).exists():
-        raise InputError(f"{path} does not exist: give the --out folder of a training run")
 
 
 def _check_file(path: Path) -> None:
@@ -40,13 +29,19 @@ def _check_file(path: Path) -> None:
         raise InputError(f"there is no file at {path}")
 
 
-RunPath = Annotated[Path, Existing(_check_run)]
+RunPath = Annotated[Path, Checked(check_run)]
 """The type of an option that is a run folder, or one of its checkpoints."""
 
-FilePath = Annotated[Path, Existing(_check_file)]
+ModelPath = Annotated[Path, Checked(check_model)]
+"""The type of an option that is a run folder with a model, or one of its checkpoints."""
+
+FilePath = Annotated[Path, Checked(_check_file)]
 """The type of an option that is a file or a folder to read."""
 
-DataName = Annotated[str, Existing(check_source)]
+Seeds = Annotated[str, Checked(parse_seeds)]
+"""The type of an option of seeds, such as ``0-63``."""
+
+DataName = Annotated[str, Checked(check_source)]
 """The type of an option that names a data set."""
 
 
@@ -76,12 +71,9 @@ class Verb(ABC):
         """True if the result is printed on stdout as JSON, in place of text."""
         return self.json == ""
 
-    def check_existing(self) -> None:
-        """Raise an `InputError` if what the command is to read is not there, before libraries take long to import."""
-        for name, kind in get_type_hints(type(self), include_extras=True).items():
-            value = getattr(self, name, None)
-            for mark, one in ((mark, one) for mark in _marks(kind) for one in _each(value)):
-                mark.check(one)
+    def check_given(self) -> None:
+        """Raise an `InputError` if an option cannot be right, before the libraries are imported that take long."""
+        _check_marked(self)
 
     def check_outputs(self) -> None:
         """Raise an `InputError` if ``out`` or the file for the result cannot be written, before the work begins.
@@ -117,10 +109,20 @@ class Verb(ABC):
         return ""
 
 
-def _marks(kind: Any) -> Iterator[Existing]:
+def _check_marked(options: Any) -> None:
+    """Check the options of a dataclass that have a mark, and those of the groups in it."""
+    for name, kind in get_type_hints(type(options), include_extras=True).items():
+        value = getattr(options, name, None)
+        if is_dataclass(value):
+            _check_marked(value)
+        for mark, one in ((mark, one) for mark in _marks(kind) for one in _each(value)):
+            mark.check(one)
+
+
+def _marks(kind: Any) -> Iterator[Checked]:
     """Yield the marks of a type and of the types it is made of."""
     for part in get_args(kind):
-        yield from [part] if isinstance(part, Existing) else _marks(part)
+        yield from [part] if isinstance(part, Checked) else _marks(part)
 
 
 def _each(value: Any) -> tuple[Any, ...]:

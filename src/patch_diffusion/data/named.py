@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, check_library
 from patch_diffusion.files import user_path
 
 DIGITS = "digits"
+_LIBRARIES = {".h5": "h5py", ".hdf5": "h5py", ".zarr": "zarr"}
 HUB, SHARDS = "hf:", "wds:"
 """Prefixes of data sets of the Hugging Face library, and of shards."""
 
@@ -23,3 +24,20 @@ def check_source(source: str, what: str = "data") -> None:
             "hf:NAME, wds:SHARDS, or digits",
             option="data.source",
         )
+    library = "datasets" if source.startswith(HUB) else _LIBRARIES.get(user_path(source).suffix.lower())
+    if library is not None:
+        check_library(library, "data", f"reading {source}")
+
+
+def check_labels(labels: str | None, source: str) -> None:
+    """Raise InputError if labels are to be read from a CSV file that is neither there nor in the folder of images."""
+    folder = user_path(source)
+    if labels is None or not labels.lower().endswith(".csv") or not folder.is_dir():
+        return
+    if not user_path(labels).is_file() and not (folder / labels).is_file():
+        raise no_labels(labels, source)
+
+
+def no_labels(labels: str, source: str) -> InputError:
+    """Return the error for a file of labels that is not there."""
+    return InputError(f"there is no file of labels at {labels}, nor in {source}", option="data.labels")

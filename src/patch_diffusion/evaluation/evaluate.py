@@ -22,8 +22,8 @@ from patch_diffusion.evaluation.distances import Gaussian
 from patch_diffusion.evaluation.extractors.choose import open_extractor
 from patch_diffusion.evaluation.extractors.extractor import Extractor
 from patch_diffusion.evaluation.intervals import Measure
-from patch_diffusion.evaluation.metrics import OF_MODELS, known_metrics, possible_metrics
-from patch_diffusion.evaluation.options import EvaluationOptions
+from patch_diffusion.evaluation.metrics import OF_MODELS, possible_metrics
+from patch_diffusion.evaluation.options import EvaluationOptions, known_metrics
 from patch_diffusion.evaluation.reference import is_statistics, read_statistics
 from patch_diffusion.evaluation.samples import SamplesOptions, of_samples
 from patch_diffusion.evaluation.subject import Source, open_subject, opened

@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from patch_diffusion.data.images import Images
-from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.comparing import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS
 from patch_diffusion.evaluation.distances import Gaussian
+from patch_diffusion.evaluation.options import METRICS
 from patch_diffusion.evaluation.subject import Subject
-
-METRICS = ("frechet", "kernel", "precision", "density", "memorization", "denoising", "bits")
-"""The names of all metrics; "precision" includes recall, and "density" includes coverage."""
-
-DEFAULT_METRICS = METRICS[:-1]
-"""The metrics that are measured by default, if their inputs are given: all but "bits", which takes long."""
 
 OF_MODELS = frozenset({"denoising", "bits"})
 """The metrics that need a model and held-out images, but no samples."""
@@ -23,22 +18,6 @@ OF_FEATURES = frozenset({"kernel", "precision", "density"})
 """The metrics that need the features of real images, not only their mean and covariance."""
 
 _NEIGHBOURS = {"precision": PRECISION_NEIGHBOURS, "density": DENSITY_NEIGHBOURS}
-
-
-def known_metrics(metrics: Collection[str] | None) -> set[str]:
-    """Return the names of the requested metrics as a set; the default metrics if None.
-
-    Raises:
-        InputError: a metric is unknown, or none is requested.
-    """
-    if metrics is None:
-        return set(DEFAULT_METRICS)
-    for name in metrics:
-        if name not in METRICS:
-            raise InputError(f"there is no metric '{name}'{did_you_mean(name, METRICS)}")
-    if not metrics:
-        raise InputError(f"no metric was asked for: choose from {', '.join(METRICS)}")
-    return set(metrics)
 
 
 def possible_metrics(

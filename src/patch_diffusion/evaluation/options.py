@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import arg
+
+from patch_diffusion.errors import InputError, did_you_mean
+
+METRICS = ("frechet", "kernel", "precision", "density", "memorization", "denoising", "bits")
+"""The names of all metrics; "precision" includes recall, and "density" includes coverage."""
+
+DEFAULT_METRICS = METRICS[:-1]
+"""The metrics that are measured by default, if their inputs are given: all but "bits", which takes long."""
 
 
 @dataclass(frozen=True)
@@ -35,3 +44,19 @@ class EvaluationOptions:
     """File for a picture of the samples most like copies, each beside its nearest training image."""
     device: str = "auto"
     """Device to use: auto, cpu, cuda, cuda:1 or mps. auto: a GPU if there is one."""
+
+
+def known_metrics(metrics: Collection[str] | None) -> set[str]:
+    """Return the names of the requested metrics as a set; the default metrics if None.
+
+    Raises:
+        InputError: a metric is unknown, or none is requested.
+    """
+    if metrics is None:
+        return set(DEFAULT_METRICS)
+    for name in metrics:
+        if name not in METRICS:
+            raise InputError(f"there is no metric '{name}'{did_you_mean(name, METRICS)}")
+    if not metrics:
+        raise InputError(f"no metric was asked for: choose from {', '.join(METRICS)}")
+    return set(metrics)

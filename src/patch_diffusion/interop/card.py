@@ -13,7 +13,8 @@ from patch_diffusion.config import Config, flat_options
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_json
 from patch_diffusion.runs.folder import ModelFacts, RunFolder
-from patch_diffusion.runs.log import Line, read_log
+from patch_diffusion.runs.history import History, size_in_words
+from patch_diffusion.runs.log import read_log
 from patch_diffusion.version import __version__
 
 Format = Literal["diffusers", "onnx", "torch"]
@@ -31,8 +32,7 @@ class Card:
         to: the format of the export.
         config, facts: the config and the facts of the model, from the run folder.
         resolution: the exported height and width.
-        measured, held_out: the newest log lines with a training loss and with a held-out loss, up to the step of the
-            exported weights; empty if there are none.
+        history: the log up to the step of the exported weights.
         figures: results of `evaluate`, by name.
         settings: the settings of the export, by name.
         notes: sentences on what was not exported.
@@ -45,8 +45,7 @@ class Card:
     config: Config
     facts: ModelFacts
     resolution: tuple[int, int]
-    measured: Line
-    held_out: Line
+    history: History
     figures: Mapping[str, Any]
     settings: Mapping[str, Any]
     notes: Sequence[str]
@@ -58,17 +57,9 @@ class Card:
         return "\n".join([_front(self), f"# {self.name}\n", *_sections(self)])
 
 
-def newest_lines(run: RunFolder, step: int | None) -> tuple[Line, Line]:
-    """Return the newest log line with a training loss and that with a held-out loss, up to a step; {} for none."""
-    measured, held_out = {}, {}
-    for line in read_log(run.log_file):
-        if line is None or (step is not None and line["step"] > step):
-            continue
-        if "loss" in line:
-            measured = line
-        elif "held_out" in line:
-            held_out = line
-    return measured, held_out
+def history_until(run: RunFolder, step: int | None) -> History:
+    """Return the log of a run up to a step; None: all of it."""
+    return History.of(line for line in read_log(run.log_file) if line and (step is None or line["step"] <= step))
 
 
 def read_figures(path: Path) -> dict[str, Any]:
@@ -151,7 +142,7 @@ def _data(card: Card) -> dict[str, str]:
 
 
 def _training(card: Card) -> dict[str, str]:
-    config, measured = card.config, card.measured
+    config, measured = card.config, card.history.last
     rows: dict[str, str] = {}
     if measured:
         rows["seen"] = f"{measured['step']:,} steps, {measured['images']:,} images"
@@ -168,10 +159,15 @@ def _training(card: Card) -> dict[str, str]:
 
 def _figures(card: Card) -> str:
     rows: dict[str, str] = {}
-    if card.measured:
-        rows |= {f"training loss, {size}": f"{loss:.4g}" for size, loss in card.measured["loss"].items()}
-    if card.held_out:
-        rows["loss of whole held-out images"] = f"{card.held_out['held_out']['loss']:.4g}"
+    newest, best = card.history.last_held_out, card.history.best_held_out
+    if newest:
+        rows["loss of whole held-out images"] = f"{newest['held_out']['loss']:.4g}"
+    if best != newest:
+        rows[f"the best before, at step {best['step']:,}"] = f"{best['held_out']['loss']:.4g}"
+    rows |= {
+        f"training loss, {_plain(size_in_words(size, card.facts.resolution))}": f"{loss:.4g}"
+        for size, loss in card.history.newest_loss.items()
+    }
     rows |= {
         _plain(name): f"{value:.6g}" if isinstance(value, float) else _plain(str(value))
         for name, value in card.figures.items()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,11 +15,12 @@ from torch import nn
 
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError, did_you_mean
-from patch_diffusion.files import check_room, check_writable, sync, user_path, write_text
-from patch_diffusion.interop.card import Card, Format, newest_lines, read_figures
+from patch_diffusion.files import check_room, sync, user_path, write_text
+from patch_diffusion.interop.card import Card, Format, history_until, read_figures
 from patch_diffusion.interop.graph import write_graph
-from patch_diffusion.interop.hub import check_repository, push
+from patch_diffusion.interop.hub import push
 from patch_diffusion.interop.pipeline_folder import check_pipeline, write_pipeline
+from patch_diffusion.interop.request import check_request
 from patch_diffusion.interop.usage import graph_usage, pipeline_usage
 from patch_diffusion.patches.shapes import no_multiples
 from patch_diffusion.runs.folder import RunFolder
@@ -32,7 +32,6 @@ from patch_diffusion.sampling.stochastic import SOLVERS
 
 FORMATS = get_args(Format)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
 def export_model(
@@ -86,13 +85,7 @@ def export_model(
     name = place.absolute().name
     folder = RunFolder(source.parent.parent if source.parent.name == "checkpoints" else source)
     sampler = _check_options(to, vae=vae, dtype=dtype, solver=solver, schedule=schedule)
-    if license is not None and not _LICENSE.fullmatch(license):
-        raise InputError(f"a licence is given by its short name, such as apache-2.0 or cc-by-4.0, not as '{license}'")
-    if push_to is not None:
-        check_repository(push_to)
-    elif public:
-        raise InputError("public says how a repository is made: name one by push OWNER/NAME")
-    _check_place(place)
+    check_request(place, to, license=license, push_to=push_to, public=public)
     figures = {} if evaluation is None else read_figures(user_path(evaluation))
     config, facts = folder.read_config()
     if config.network.kind == "custom" and network is None:
@@ -110,7 +103,6 @@ def export_model(
     check_room(place.parent, sum(tensor.numel() for tensor in model.module.state_dict().values()) * weights.itemsize)
 
     step = _step_of(source, folder, checkpoint)
-    measured, held_out = newest_lines(folder, step)
     with _whole(place) as partial:
         if to == "diffusers":
             notes, difference = write_pipeline(model, partial, dtype=weights, settings=sampler), None
@@ -121,7 +113,8 @@ def export_model(
             usage = graph_usage(model, shape, to)
             told = {"compared": f"its outputs differ from the model's by at most {difference:.1e}"}
         told["weights"] = _weights(step, ema_length)
-        card = Card(name, to, config, facts, shape, measured, held_out, figures, told, notes, license, usage)
+        history = history_until(folder, step)
+        card = Card(name, to, config, facts, shape, history, figures, told, notes, license, usage)
         write_text(partial / "README.md", card.text())
         files = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
     return {
@@ -158,14 +151,6 @@ def _check_weights(model: Denoiser, dtype: torch.dtype) -> None:
             f"{len(broken)} of {len(tensors)} tensors of the weights are not finite as {str(dtype).partition('.')[2]} "
             f"(first: {broken[0]}), so the model makes no images: not exported"
         )
-
-
-def _check_place(place: Path) -> None:
-    if place.exists() and not place.is_dir():
-        raise InputError(f"{place} is a file: give a folder for the export")
-    if place.is_dir() and any(place.iterdir()):
-        raise InputError(f"{place} is not empty: choose a new or an empty folder")
-    check_writable(place)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError, need
 from patch_diffusion.files import write_json
 from patch_diffusion.interop.pipeline_folder import codec_facts
+from patch_diffusion.interop.request import ONNX_LIBRARIES
 from patch_diffusion.patches.coords import coordinate_grid
 
 TOLERANCE = 1e-4
@@ -83,7 +84,7 @@ def write_graph(model: Denoiser, folder: Path, resolution: tuple[int, int], to: 
         InputError: the network cannot be written in this format, or a package for it is missing.
     """
     if to == "onnx":
-        for library in ("onnxscript", "onnxruntime"):
+        for library in ONNX_LIBRARIES:
             need(library, "export", "an ONNX file")
     # torch.export.save does not recognise a channels-last weight as the whole of its storage.
     graph = DenoiserGraph(model).eval().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]

@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-from patch_diffusion.errors import InputError, need
-
-_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-
-
-def check_repository(name: str) -> None:
-    """Raise InputError before anything is exported if a name is not OWNER/NAME, or huggingface_hub is missing."""
-    if not _NAME.fullmatch(name) or ".." in name or "--" in name:
-        raise InputError(f"a repository is given as OWNER/NAME, not '{name}'")
-    need("huggingface_hub", "export", "--push")
+from patch_diffusion.errors import InputError
 
 
 def push(folder: Path, name: str, *, public: bool) -> str:

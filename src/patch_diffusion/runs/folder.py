@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -31,8 +30,9 @@ from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.files import read_json, user_path, write_json
 from patch_diffusion.records import Strict, check_limits, record_of
+from patch_diffusion.runs.history import History
 from patch_diffusion.runs.lock import HOLDER_FILE, LOCK_FILE
-from patch_diffusion.runs.log import last_measured
+from patch_diffusion.runs.paths import RunPaths
 from patch_diffusion.runs.retention import State, best_of, state_of, step_of
 from patch_diffusion.runs.time_spent import time_spent
 from patch_diffusion.version import __version__
@@ -103,45 +103,12 @@ _LIMITS = {
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class RunFolder(RunPaths):
     """A run folder: `config.json`, `model.safetensors`, `checkpoints/step-NNNNNNNN/`, `log.jsonl`, and `samples/`."""
-
-    path: Path
-
-    @property
-    def config_file(self) -> Path:
-        """The path of the JSON file with the run's options and the facts about its data and network."""
-        return self.path / "config.json"
-
-    @property
-    def model_file(self) -> Path:
-        """The path of the file with the averaged weights, from which samples are made."""
-        return self.path / "model.safetensors"
-
-    @property
-    def log_file(self) -> Path:
-        """The path of the log, a file with one JSON object per line."""
-        return self.path / "log.jsonl"
-
-    def sample_file(self, step: int) -> Path:
-        """Return the path of the PNG with the samples made after ``step`` steps."""
-        return self.path / "samples" / f"step-{step:08d}.png"
-
-    def checkpoint(self, step: int) -> Path:
-        """Return the path of the checkpoint folder written after ``step`` steps."""
-        return self.path / "checkpoints" / f"step-{step:08d}"
-
-    def checkpoints(self) -> list[Path]:
-        """Return the folders of all complete checkpoints, oldest first."""
-        return sorted(path for path in self.path.glob("checkpoints/step-*") if re.fullmatch("step-[0-9]+", path.name))
 
     def best(self) -> Path | None:
         """Return the folder of the best checkpoint by the run's option ``checkpoint_by``; None if none was measured."""
         return best_of(self.checkpoints(), self.read_config()[0].checkpoint_by)
-
-    def is_run(self) -> bool:
-        """Return True if this is the folder of a training run, that is, if it holds a ``config.json``."""
-        return self.config_file.exists()
 
     def as_trained(self, images: Images) -> Images:
         """Return images with the labels that the run in this folder has for their classes, and its range of floats.
@@ -249,14 +216,7 @@ class RunFolder:
 
     def read_config(self) -> tuple[Config, ModelFacts]:
         """Read the run's options and the facts about its data and network from ``config.json``."""
-        if not self.is_run():
-            missing, inside = "is a file" if self.path.is_file() else "does not exist", []
-            if self.path.is_dir():
-                missing = "holds no run (no config.json)"
-                inside = [entry.name for entry in sorted(self.path.iterdir()) if RunFolder(entry).is_run()]
-            named = f", but those in {', '.join(inside[:5])}{', ...' * (len(inside) > 5)}: give one of them"
-            advice = named if inside else ": give the --out folder of a training run"
-            raise InputError(f"{self.path} {missing}{self.lost_config() or advice}")
+        self.check_is_run()
         try:
             content = read_json(self.config_file)
         except InputError as error:
@@ -268,15 +228,6 @@ class RunFolder:
         if config.data.fit == "bucket" and not facts.resolution_is_bucket:  # a run of an earlier version
             config = replace(config, data=replace(config.data, fit="multiples"))
         return config, facts
-
-    def lost_config(self) -> str:
-        """Return the end of an error sentence that says which copy of ``config.json`` to take; empty if there is none.
-
-        Each checkpoint has a copy; those of earlier versions have none.
-        """
-        copies = [path / self.config_file.name for path in reversed(self.checkpoints())]
-        kept = next((path for path in copies if path.exists()), None)
-        return f": copy {kept} to {self.config_file}, and the run is whole again" if kept else ""
 
 
 def facts_of(content: Any, where: str) -> ModelFacts:
@@ -349,8 +300,10 @@ def describe(run: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         A dict that JSON can store: ``run``, ``model``, ``options`` (those of `Config`), ``progress`` (a line of the
-        log, empty before the first), ``time`` (seconds by what they went into until the newest checkpoint, see
-        `time_spent`), ``checkpoints`` (steps), ``best_checkpoint``, ``pictures`` (paths), ``complete``.
+        log, empty before the first), ``losses`` (the newest training loss of each size), ``held_out`` (``step`` and
+        ``loss`` of the newest held-out loss, ``best_step`` and ``best_loss``; empty if there is none), ``time``
+        (seconds by what they went into until the newest checkpoint, see `time_spent`), ``checkpoints`` (steps),
+        ``best_checkpoint``, ``pictures`` (paths), ``complete``.
 
     Raises:
         InputError: there is no run in the folder, or it is damaged.
@@ -360,7 +313,8 @@ def describe(run: str | os.PathLike[str]) -> dict[str, Any]:
     """
     folder = RunFolder(user_path(run))
     config, facts = folder.read_config()
-    progress = last_measured(folder.log_file)
+    history = History.read(folder.log_file)
+    progress, measured, lowest = history.last, history.last_held_out, history.best_held_out
     best, checkpoints = folder.best(), folder.checkpoints()
     newest = state_of(checkpoints[-1]) if checkpoints else State()
     return {
@@ -368,6 +322,14 @@ def describe(run: str | os.PathLike[str]) -> dict[str, Any]:
         "model": asdict(facts),
         "options": to_dict(config),
         "progress": progress,
+        "losses": history.newest_loss,
+        "held_out": measured
+        and {
+            "step": measured["step"],
+            "loss": measured["held_out"]["loss"],
+            "best_step": lowest["step"],
+            "best_loss": lowest["held_out"]["loss"],
+        },
         "time": time_spent(newest.seen.seconds, newest.time or {}) if newest.seen else {},
         "checkpoints": [step_of(path) for path in checkpoints],
         "best_checkpoint": None if best is None else step_of(best),

@@ -111,6 +111,7 @@ class History:
         samples: a curve for each metric of samples, by its name in the log.
         held_out, learning_rate, speed: a curve each, of held-out loss, learning rate, and images per second.
         last, last_held_out, last_samples: the newest line of each kind, empty if there is none.
+        best_held_out: the line with the lowest loss of held-out images.
         notes: (step, text) of the first and the newest notes.
         num_lines, num_damaged, num_notes: the number of lines, of damaged lines and of notes so far.
     """
@@ -118,6 +119,7 @@ class History:
     def __init__(self, over: str = "steps") -> None:
         self._time, self._factor = TIMES[over]
         self._loss: dict[str, Curve] = {}
+        self._newest_loss: dict[str, float] = {}
         self._by_noise: dict[str, Curve] = {}
         self._held_out_by_noise: dict[str, Curve] = {}
         self._held_out_by_size: dict[str, Curve] = {}
@@ -127,6 +129,7 @@ class History:
         self.speed: Curve = Curve()
         self.last: Line = {}
         self.last_held_out: Line = {}
+        self.best_held_out: Line = {}
         self.last_samples: Line = {}
         self.num_lines: int = 0
         self.num_damaged: int = 0
@@ -164,6 +167,7 @@ class History:
             losses, by_noise = _numbers(line["loss"]), _by_level(line.get("loss_by_noise", {}))
             rate, _ = float(line["learning_rate"]), _seen(line)
             _add_each(self._loss, place, losses)
+            self._newest_loss |= losses
             _add_each(self._by_noise, place, by_noise)
             self.learning_rate.add(place, rate)
             self.last = line
@@ -178,6 +182,8 @@ class History:
             _add_each(self._held_out_by_noise, place, by_noise)
             _add_each(self._held_out_by_size, place, by_size)
             self.last_held_out = line
+            if not self.best_held_out or mean < self.best_held_out["held_out"]["loss"]:
+                self.best_held_out = line
         elif "samples" in line:
             numbers = _numbers(line["samples"])
             _add_each(self.samples, self._place(line), numbers)
@@ -194,6 +200,11 @@ class History:
     def loss(self) -> dict[str, Curve]:
         """The training loss: a dict of one curve per patch size, the largest size first."""
         return _by_area(self._loss)
+
+    @property
+    def newest_loss(self) -> dict[str, float]:
+        """The newest training loss of each size, the largest first; the newest line need not have all sizes."""
+        return dict(sorted(self._newest_loss.items(), key=lambda item: _area(item[0]), reverse=True))
 
     @property
     def by_noise(self) -> dict[str, Curve]:
@@ -270,6 +281,15 @@ def _by_level(values: dict[str, Any]) -> dict[str, float]:
 def _add_each(curves: dict[str, Curve], place: float, values: dict[str, float]) -> None:
     for name, value in values.items():
         curves.setdefault(name, Curve()).add(place, value)
+
+
+def size_in_words(size: str, resolution: Sequence[int]) -> str:
+    """Return the name of a size in the log, told as that of whole images if it is theirs.
+
+    >>> size_in_words("16x16", (16, 16)), size_in_words("8x8", (16, 16))
+    ('16x16 (whole images)', '8x8')
+    """
+    return f"{size} (whole images)" if size == "x".join(map(str, resolution)) else size
 
 
 def in_words(samples: Mapping[str, float]) -> str:

@@ -24,6 +24,7 @@ body{margin:0;background:var(--back);color:var(--ink);font:15px/1.5 system-ui,sa
 main{max-width:1160px;margin:auto;padding:24px 20px 48px}
 h1{font-size:26px;line-height:1.2;margin:0 0 4px}
 h2{font-size:17px;margin:36px 0 12px}
+h3{font-size:14px;margin:10px 0 4px}h3:first-child{margin-top:0}
 small,.soft{color:var(--soft);font-size:13px;font-weight:400}
 .state{font-weight:600;color:var(--good)}
 .meter{height:6px;border-radius:3px;background:var(--line);margin:14px 0 18px;overflow:hidden}

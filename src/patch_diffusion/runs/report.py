@@ -10,9 +10,10 @@ from pathlib import Path
 from patch_diffusion.config import BUDGETS, Config, flat_options
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_writable, user_path, write_text
+from patch_diffusion.presets import PRESETS, nearest_preset
 from patch_diffusion.runs.chart import chart, number
 from patch_diffusion.runs.folder import ModelFacts, RunFolder
-from patch_diffusion.runs.history import DISTANCES, ENOUGH_IMAGES, SHARES, History, shows_few
+from patch_diffusion.runs.history import DISTANCES, ENOUGH_IMAGES, SHARES, History, shows_few, size_in_words
 from patch_diffusion.runs.page import option_text, page, table
 from patch_diffusion.runs.pictures import as_data, evenly_spaced
 from patch_diffusion.runs.retention import read_state
@@ -21,6 +22,11 @@ from patch_diffusion.runs.time_spent import clock
 REPORT_FILE = "report.html"
 
 _PICTURES = 8
+# Options that training settles without a note, so that a run does not tell whether they were given.
+_SETTLED = {
+    *("data.held_out", "network.label_dropout", "optimizer.decay"),
+    *("noise.sigma_data", "noise.sigma_min", "noise.sigma_max"),
+}
 _CLASSES = 20  # number of classes that are listed by name
 
 
@@ -63,7 +69,7 @@ def html_file(out: str | os.PathLike[str]) -> Path:
 
 
 def _parts(title: str, folder: RunFolder, config: Config, facts: ModelFacts, history: History) -> Iterator[str]:
-    yield f"<h1>{escape(title)}</h1>{standing(config, history)}"
+    yield f"<h1>{escape(title)}</h1>{standing(config, facts, history)}"
     if drawn := charts(history):
         yield f'<h2>Curves <small>over optimizer steps</small></h2><div class="charts">{drawn}</div>'
     if samples := _samples(sorted(folder.path.glob("samples/*.png"))):
@@ -71,12 +77,12 @@ def _parts(title: str, folder: RunFolder, config: Config, facts: ModelFacts, his
     yield about(folder, config, facts, history)
 
 
-def standing(config: Config, history: History) -> str:
+def standing(config: Config, facts: ModelFacts, history: History) -> str:
     """Return the progress of a run, its newest numbers and its warnings as HTML."""
     return (
         f"{_state(config, history)}"
         f'<div class="meter"><div style="width:{100 * min(history.spent, 1):.2f}%"></div></div>'
-        f'<div class="tiles">{"".join(_tiles(history))}</div>{_few(config, history)}{_warnings(history)}'
+        f'<div class="tiles">{"".join(_tiles(facts, history))}</div>{_few(config, history)}{_warnings(history)}'
     )
 
 
@@ -87,16 +93,33 @@ def charts(history: History) -> str:
 
 def about(folder: RunFolder, config: Config, facts: ModelFacts, history: History) -> str:
     """Return a description of a run as HTML: its data and network, its settings, checkpoints and notes."""
-    options, usual = flat_options(config), flat_options(Config())
-    own = [(name, option_text(value)) for name, value in options.items() if value != usual.get(name)]
+    settings = "".join(f"<h3>{title}</h3>{table(rows)}" for title, rows in _settings(config, history) if rows)
     return (
         '<div class="two"><section><h2>What is trained</h2><div class="box">'
-        f"{table(_facts(config, facts))}</div></section><section><h2>Settings that are not the defaults</h2>"
-        f'<div class="box">{table(own) if own else "none"}<details><summary>All settings</summary>'
-        f"{table([(name, option_text(value)) for name, value in options.items()])}</details></div></section></div>"
+        f"{table(_facts(config, facts))}</div></section><section><h2>Settings</h2>"
+        f'<div class="box">{settings}<details><summary>All settings</summary>'
+        f"{table([(name, option_text(value)) for name, value in flat_options(config).items()])}</details>"
+        "</div></section></div>"
         f'<div class="two"><section><h2>Checkpoints</h2><div class="box">{_checkpoints(folder)}</div></section>'
         f'<section><h2>Notes</h2><div class="box">{_notes(history)}</div></section></div>'
     )
+
+
+def _settings(config: Config, history: History) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Yield titles and rows of the settings that are not the defaults, by who chose them.
+
+    A run does not store which preset it was made from, so it is told from the values.
+    """
+    preset = nearest_preset(config)
+    options, usual = flat_options(config), flat_options(Config())
+    of_preset = usual if preset is None else flat_options(PRESETS[preset])
+    noted = {note.partition(" ")[0] for _, note in history.notes} | _SETTLED
+    others = [name for name, value in options.items() if value != of_preset[name]]
+    rows = {name: (name, option_text(value)) for name, value in options.items() if name not in BUDGETS or value}
+    yield "Given", [rows[name] for name in others if name in rows and name not in noted]
+    yield "Chosen for these images, unless you gave them", [rows[name] for name in others if name in noted]
+    same = [name for name, value in options.items() if value == of_preset[name] != usual[name]]
+    yield f"Of the preset {preset}", [rows[name] for name in same]
 
 
 def _state(config: Config, history: History) -> str:
@@ -109,15 +132,20 @@ def _state(config: Config, history: History) -> str:
     return f'<div><span class="state">{min(history.spent, 1):.1%}</span><span class="soft">{of}</span></div>'
 
 
-def _tiles(history: History) -> Iterator[str]:
+def _tiles(facts: ModelFacts, history: History) -> Iterator[str]:
     last = history.last
     if not last:
         return
     tiles = [("step", f"{last['step']:,}"), ("images seen", f"{last['images']:,}")]
-    if history.mean_loss is not None:
-        tiles.append(("loss, mean of the sizes", number(history.mean_loss)))
-    if history.last_held_out:
-        tiles.append(("loss of held-out images", number(history.last_held_out["held_out"]["loss"])))
+    newest, best = history.last_held_out, history.best_held_out
+    if newest:
+        tiles.append((f"held-out loss, step {newest['step']:,}", number(newest["held_out"]["loss"])))
+    if best != newest:
+        tiles.append((f"best held-out loss, step {best['step']:,}", number(best["held_out"]["loss"])))
+    tiles += [
+        (f"training loss, {size_in_words(size, facts.resolution)}", number(loss))
+        for size, loss in history.newest_loss.items()
+    ]
     samples = history.last_samples.get("samples", {})
     tiles += [(name, number(samples[key])) for key, name in DISTANCES.items() if key in samples]
     if "near_copies" in samples:
@@ -130,7 +158,7 @@ def _tiles(history: History) -> Iterator[str]:
     if last.get("skipped"):
         tiles.append(("skipped steps", f"{last['skipped']:,}"))
     for name, text in tiles:
-        yield f"<div><b>{escape(text)}</b><small>{name}</small></div>"
+        yield f"<div><b>{escape(text)}</b><small>{escape(name)}</small></div>"
 
 
 def _charts(history: History) -> Iterator[str]:
@@ -221,8 +249,8 @@ def _few(config: Config, history: History) -> str:
     far = "" if history.complete else " so far"
     more = f" For better samples, give the same command more --{budget}: the run continues." * history.complete
     return (
-        f'<p class="box warning">{seen:,} images seen{far}: expect samples to be noise or blurry. Digits of 16x16 take '
-        f"about {ENOUGH_IMAGES:,} images, by a rule of thumb, and other images more.{more}</p>"
+        f'<p class="box warning">{seen:,} images seen{far}: samples may still be blurry or noise. Good ones take '
+        f"{ENOUGH_IMAGES:,} or more (a rule of thumb, from digits of 16x16).{more}</p>"
     )
 
 

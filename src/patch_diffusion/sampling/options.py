@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Annotated as Float, Annotated as Fl
 
 from tyro.conf import arg
 
-from patch_diffusion.errors import InputError, Note, about, did_you_mean, finite_number, option_error, whole_number
+from patch_diffusion.errors import (
+    Checked,
+    InputError,
+    Note,
+    about,
+    check_name,
+    did_you_mean,
+    finite_number,
+    option_error,
+    whole_number,
+)
 from patch_diffusion.patches.shapes import Shape, no_multiples
 from patch_diffusion.records import Strict
 
@@ -34,6 +44,24 @@ _MOST_AT_ONCE = 2**31
 _WORDS = ("solver", "schedule", "guide", "coords", "precision")
 _WHOLE = ("steps", "resolution", "tile", "overlap", "batch")
 _PAIRS = ("resolution", "tile", "guidance_interval")
+
+SOLVER_NAMES = (
+    *("euler", "heun", "dpm_solver_2m", "dpm_solver_3m"),
+    *("euler_maruyama", "stochastic_heun", "ancestral"),
+)
+SCHEDULE_NAMES = ("karras", "vp", "ve", "exponential")
+"""The names of all solvers and schedules, known without their functions."""
+
+
+def check_solver(name: str) -> None:
+    """Raise an `InputError` if there is no solver of this name."""
+    check_name("solver", name, SOLVER_NAMES)
+
+
+def check_schedule(name: str) -> None:
+    """Raise an `InputError` if there is no schedule of this name."""
+    check_name("schedule", name, SCHEDULE_NAMES)
+
 
 Coords = Literal["stretch", "extend", "repeat"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -57,11 +85,11 @@ class Sampling(Strict):
 
     steps: int | None = None
     """Number of solver steps. Default: 18, or 32 for editing."""
-    solver: Annotated[str, arg(metavar="NAME")] = "heun"
+    solver: Annotated[str, Checked(check_solver), arg(metavar="NAME")] = "heun"
     """Solver: euler, heun, dpm_solver_2m or dpm_solver_3m; or one that adds noise at each step and needs more steps:
     stochastic_heun, ancestral or euler_maruyama. heun and stochastic_heun evaluate the network twice in each step, the
     others once."""
-    schedule: Annotated[str, arg(metavar="NAME")] = "karras"
+    schedule: Annotated[str, Checked(check_schedule), arg(metavar="NAME")] = "karras"
     """Spacing of the noise levels: karras, vp, ve or exponential."""
     sigma_min: float | None = None
     """Lowest noise level. Default: the model's own."""

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from patch_diffusion.denoise.process import VP
-from patch_diffusion.errors import InputError, did_you_mean, option_error
+from patch_diffusion.errors import InputError, check_name, option_error
 from patch_diffusion.sampling.step import Callback, Denoise, Images, Sigmas, Step, StepNoise
 
 _MOST_STEPS = 1_000_000
@@ -253,8 +253,7 @@ def options_of(
     Raises:
         InputError: the name is not among the ``known`` ones, or a given option is not one of its own.
     """
-    if name not in known:
-        raise InputError(f"there is no {kind} '{name}'{did_you_mean(name, known)}", option=kind)
+    check_name(kind, name, known)
     defaults = {function: _defaults(known[function], given) for function in known}
     for option, value in given.items():
         if value is not None and option not in defaults[name]:

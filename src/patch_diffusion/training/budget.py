@@ -59,6 +59,13 @@ class Budget:
         """The minutes of the budget, by either clock; None if it is one of steps or images."""
         return self.minutes if self.wall_minutes is None else self.wall_minutes
 
+    def how_to_go_on(self, spent: float) -> str:
+        """Return the end of a sentence about a run that has spent this fraction of the budget: how to give it more."""
+        name, value = next((name, value) for name, value in vars(self).items() if value is not None)
+        more = f"{2 * max(1, int(spent)) * value:.15g}"
+        given = f"{value:,.15g} {name.replace('_', ' ')}"
+        return f"its budget of {given} is spent; to train longer, give more: --{name.replace('_', '-')} {more}"
+
     @property
     def unit(self) -> Literal["steps", "images", "minutes"]:
         """The unit of the budget, by the name of the argument."""

@@ -99,7 +99,7 @@ class Loop:
         asked = {
             _PICTURES: Evaluation("pictures of {} samples", Cadence(self.config.samples), pictures, pictures // 4),
             _HELD_OUT: Evaluation(
-                "losses of {} held-out images", Cadence(self.config.checkpoints if most else 0), most, _FEWEST_HELD_OUT
+                "held-out loss of {} images", Cadence(self.config.checkpoints if most else 0), most, _FEWEST_HELD_OUT
             ),
         }
         self._evaluations = Evaluations(asked, None if minutes is None else 60 * minutes)
@@ -136,7 +136,7 @@ class Loop:
         starting, continuing = self.notes
         if complete:
             self.checkpoints.publish(self.run.checkpoint(step))  # a killed process may have left only this undone
-            progress.say(f"this run is complete, after {step:,} steps; to train longer, give a larger budget")
+            progress.say(f"this run is complete, after {step:,} steps: {self.budget.how_to_go_on(spent)}")
         elif continues:
             for note in [*continuing, *([rise] if rise else [])]:
                 progress.note(note, step)
@@ -170,6 +170,7 @@ class Loop:
         last_save = state.counters.seconds
         standing = 0
         spent, _ = self._sync_clock()
+        trains = spent < until
         with self.engine.threads(state.denoiser), progress, interruptible() as interrupted, self.clock.running():
             stop = False
             while spent < until and not stop:
@@ -225,7 +226,7 @@ class Loop:
                     )
             if self._collapsed:  # found after the last step, so that no step has reported it
                 progress.note(f"WARNING: {_COLLAPSED}", state.counters.step)
-        if spent >= 1:
+        if spent >= 1 and trains:
             spent_on = time_spent(self.clock.seconds, self.clock.parts)
             besides = f"; in addition: {text}" if (text := beside(spent_on)) else ""
             progress.say(f"trained for {clock(self.clock.seconds)}: {shares(spent_on)}{besides}")
@@ -254,7 +255,9 @@ class Loop:
         if self.budget.wall_minutes is not None:
             return f"will end at {end:{form}}, including evaluation and the last checkpoint"
         metrics = ", plus the time for metrics of samples" if self.meter is not None else ""
-        return f"will end at {end:{form}}, or by {latest:{form}} with evaluation{metrics}"
+        first, last = f"{end:{form}}", f"{latest:{form}}"
+        by = f"{first} with" if first == last else f"{first}, or by {last} with"
+        return f"will end at {by} evaluation{metrics}"
 
     @contextmanager
     def _evaluating(self, doing: str, what: str, name: str = "", part: str = "evaluation") -> Iterator[None]:

@@ -115,7 +115,7 @@ def _consistent(network: Network, given: Collection[str]) -> tuple[Network, list
     if others:
         others = sorted({*others, *free("width")})
         network = replace(network, **dict.fromkeys(others))
-        reasons.append(f"network.kind {network.kind}: {', '.join(others)} of the preset are those of another kind")
+        reasons.append(f"{', '.join(others)} of the preset are left out: network.kind {network.kind} has others")
     if network.kind in STYLES and free("attention"):
         lowest = len(_multipliers(network)) - 1
         attention = tuple(sorted({min(level, lowest) for level in network.attention or ()}))

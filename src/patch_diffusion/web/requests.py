@@ -10,7 +10,7 @@ from pydantic_core import from_json
 
 from patch_diffusion.errors import InputError
 from patch_diffusion.records import Strict
-from patch_diffusion.sampling.editing.tasks import Restoration, Task
+from patch_diffusion.sampling.editing.options import Restoration, Task
 from patch_diffusion.sampling.guidance.posterior import Covariance
 from patch_diffusion.sampling.options import Sampling, pair
 from patch_diffusion.sampling.solvers import SCHEDULES

@@ -119,7 +119,7 @@ class Runs:
             version = f"{watched.first}-{watched.version}-{begun}-{len(summary['checkpoints'])}"
             if version != known:
                 summary |= {
-                    "standing": standing(config, watched.history),
+                    "standing": standing(config, facts, watched.history),
                     "charts": charts(watched.history),
                     "about": about(folder, config, facts, watched.history),
                 }

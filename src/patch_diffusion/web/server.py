@@ -11,6 +11,9 @@ from pathlib import Path
 from patch_diffusion.errors import InputError, need
 from patch_diffusion.files import user_path
 
+LIBRARIES = ("starlette", "uvicorn")
+"""The libraries of the extra ``serve``."""
+
 
 def serve(
     runs: str | Path = "runs",
@@ -40,7 +43,7 @@ def serve(
 
     >>> serve("runs")  # doctest: +SKIP
     """
-    for library in ("starlette", "uvicorn"):
+    for library in LIBRARIES:
         need(library, "serve", "the page")
     from patch_diffusion.devices import choose_device
     from patch_diffusion.web.guard import guarded, own_names

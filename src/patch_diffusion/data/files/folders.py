@@ -19,6 +19,7 @@ from patch_diffusion.config import Data
 from patch_diffusion.data.classes import Labels
 from patch_diffusion.data.files.collection import Collection, Files
 from patch_diffusion.data.files.decode import NOT_READ, ImageFile
+from patch_diffusion.data.named import no_labels
 from patch_diffusion.data.reading.cache import digest, state_of
 from patch_diffusion.data.reading.damage import damage_named, read_labels
 from patch_diffusion.data.reading.groups import groups_of_json, groups_of_names, is_column
@@ -157,7 +158,7 @@ class _Found:
             return read_labels(stream, labels, len(self.images))
         if plain(labels) in self.names:
             return self.read(plain(labels))
-        raise InputError(f"there is no file of labels at {labels}, nor in {self.options.source}", option="data.labels")
+        raise no_labels(labels, self.options.source)
 
     def labels_files(self) -> Iterator[tuple[str, Sequence[str]]]:
         """Yield each ``dataset.json`` in a folder around all images, the outermost first, and the names from there."""

@@ -19,7 +19,7 @@ class Evaluation:
     """One kind of evaluation, such as pictures of samples.
 
     Args:
-        name: the evaluation in words, with the number of images, "pictures of {} samples".
+        name: the evaluation in words, with a place for the number of images, "pictures of {} samples".
         moments: when it is made.
         images: the number of images it is made of.
         least: the fewest images that are of use.
@@ -52,14 +52,14 @@ class Evaluation:
         return replace(self, moments=Cadence(parts, stride=-(-parts // min(moments, parts))), images=images)
 
     def difference(self, asked: Evaluation) -> str:
-        """Return in words what is left out of the evaluation that was asked for; an empty text if nothing is."""
+        """Return in words what is made of the evaluation that was asked for; an empty text if all of it is."""
         if self.moments == asked.moments and self.images == asked.images:
             return ""
         if not self.moments.times:
-            return f"no {asked.name.format(asked.images)}"
-        fewer = f"{self.images} instead of {asked.images}" if self.images < asked.images else f"{self.images}"
-        often = f", {_times(self.moments.times)} instead of {_times(asked.moments.times)}"
-        return self.name.format(fewer) + (often if self.moments.times < asked.moments.times else "")
+            return f"no {asked.name.partition(' of ')[0]}"
+        fewer = f" (not {asked.images})" if self.images < asked.images else ""
+        often = f", {_times(self.moments.times)} (not {_times(asked.moments.times)})"
+        return self.name.format(self.images) + fewer + (often if self.moments.times < asked.moments.times else "")
 
 
 class Evaluations:
@@ -86,7 +86,7 @@ class Evaluations:
             seconds: by name, as measured.
 
         Returns:
-            A sentence for the user on what is left out; an empty text if nothing is.
+            A sentence for the user on what is made, and what not; an empty text if nothing is left out.
         """
         assert self._seconds is not None
         asked = {
@@ -101,7 +101,7 @@ class Evaluations:
             self._each[name] = asked[name].thinned(left / (len(wanted) - place))
             left -= self._each[name].cost * self._each[name].moments.times
         said = [text for name in self._each if (text := self._each[name].difference(asked[name]))]
-        return f"so that evaluation adds at most {SHARE:.0%} to the training time: {'; '.join(said)}" if said else ""
+        return f"evaluation is cut to {SHARE:.0%} of the training time: {'; '.join(said)}" if said else ""
 
     def took(self, name: str, seconds: float) -> None:
         """Correct the time that an evaluation is known to take, after it was made."""
