@@ -169,36 +169,43 @@ class _Device(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute an operation, whose result is on the device if its inputs are, or if it asks for that."""
-        kwargs = dict(kwargs or {})
+        kwargs = kwargs or {}
         if torch.is_inference_mode_enabled() and _is_made_of_others(func):  # autograd otherwise takes it apart
             with self:
                 return func.decompose(*args, **kwargs)
         tensors: list[torch.Tensor] = []
-        held = _mapped(lambda tensor: _seen(tensor, tensors), args)
-        held_kwargs = _mapped(lambda tensor: _seen(tensor, tensors), kwargs)
+
+        def held(tensor: torch.Tensor) -> torch.Tensor:
+            tensors.append(tensor)
+            return tensor.held if isinstance(tensor, Held) else tensor
+
+        on_host = _mapped(held, args), _mapped(held, kwargs)
         asked = kwargs.get("device")
-        there = self._is_there(asked) if asked is not None else any(isinstance(each, Held) for each in tensors)
-        if asked is not None and self._is_there(asked):
-            held_kwargs["device"] = torch.device("cpu")
-        if not there and not any(isinstance(each, Held) for each in tensors):
-            return _on_host(func, held, held_kwargs)
+        there = any(isinstance(each, Held) for each in tensors)
+        if not there and not self._is_there(asked):
+            return _on_host(func, *on_host)
+        if asked is not None:
+            there = self._is_there(asked)
+            on_host[1]["device"] = torch.device("cpu")
         name = func.overloadpacket.__name__
         self._note(func, name, args, kwargs, tensors, there)
-        held_kwargs.pop("pin_memory", None)
-        result = func(*held, **held_kwargs)
         known = {id(each.held if isinstance(each, Held) else each): each for each in tensors}
-        result = _mapped(lambda tensor: known.get(id(tensor), self._made(tensor, there)), result)
-        self._note_types(func, name, tensors, result)
+
+        def made(tensor: torch.Tensor) -> torch.Tensor:
+            if id(tensor) not in known:
+                known[id(tensor)] = self._made(tensor) if there else tensor
+            return known[id(tensor)]
+
+        result = _mapped(made, func(*on_host[0], **on_host[1]))
+        self._note_types(func, name, list(known.values()))
         return result
 
-    def _is_there(self, asked: torch.device) -> bool:
+    def _is_there(self, asked: torch.device | None) -> bool:
         """Return True for the pretended device; the borrowed guard says "meta" for the current device."""
-        return torch.device(asked).type in (self.device.type, "meta")
+        return asked is not None and torch.device(asked).type in (self.device.type, "meta")
 
-    def _made(self, tensor: torch.Tensor, there: bool) -> torch.Tensor:
-        """Return the result of an operation; of tensors on the device, none is one of inference mode."""
-        if not there:
-            return tensor
+    def _made(self, tensor: torch.Tensor) -> Held:
+        """Return the result of an operation on the device; inference mode knows it as one that was made before."""
         with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
             return Held(tensor, self.device)
 
@@ -206,31 +213,32 @@ class _Device(TorchDispatchMode):
         self, func: Any, name: str, args: Any, kwargs: dict[str, Any], tensors: list[torch.Tensor], there: bool
     ) -> None:
         """Note what an operation would wait for, or that it has tensors of two devices."""
-        hosts = [each for each in tensors if not isinstance(each, Held)]
         if name in ("_to_copy", "copy_"):
             source, to_device = (args[1], isinstance(args[0], Held)) if name == "copy_" else (args[0], there)
             waits = not (kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2]))
             if isinstance(source, Held) and not to_device:
                 self.record.add(READS_BACK, f"{func}{'' if waits else ' not awaited'}", source)
             elif not isinstance(source, Held) and to_device:
-                self._note_copy(func, source, waits)
+                kind = args[0].dtype if name == "copy_" else kwargs.get("dtype") or source.dtype
+                self._note_copy(func, source, kind, waits)
         elif name in _READING:
             self.record.add(READS_BACK, func, tensors[0])
         elif name in _INDEXING:
             self._note_index(func, args)
         elif "device" not in kwargs and name != "lift_fresh":
-            for each in hosts:
-                if each.ndim:
+            for each in tensors:
+                if each.ndim and not isinstance(each, Held):
                     self.record.add(MIXED, func, each)
 
-    def _note_copy(self, func: Any, source: torch.Tensor, waits: bool) -> None:
+    def _note_copy(self, func: Any, source: torch.Tensor, kind: torch.dtype, waits: bool) -> None:
         """Note a copy to the device that is awaited where it need not be, or is not where it must be."""
         if not self.rules.queues_copies:
             if not waits:
                 self.record.add(UNSAFE, func, source)
         elif waits:
             self.record.add(TO_DEVICE, func, source)
-        elif not _is_pinned(source) and source.nbytes > self.staged:
+        # Torch converts on the host, into memory that is not pinned.
+        elif (not _is_pinned(source) or kind != source.dtype) and source.nbytes > self.staged:
             self.record.add(TO_DEVICE, f"{func} of more than {self.staged:,} bytes of pageable memory", source)
 
     def _note_index(self, func: Any, args: Any) -> None:
@@ -244,13 +252,11 @@ class _Device(TorchDispatchMode):
             if isinstance(value, torch.Tensor) and not isinstance(value, Held) and value.ndim:
                 self.record.add(MIXED, func, value)
 
-    def _note_types(self, func: Any, name: str, tensors: list[torch.Tensor], result: Any) -> None:
-        """Note a type that has no kernels on the device, or that the device lacks altogether."""
-        there = [each for each in tensors if isinstance(each, Held)]
-        _mapped(lambda tensor: there.append(tensor) if isinstance(tensor, Held) else None, result)
-        for each in there:
-            without_kernel = each.dtype in self.rules.only_copies and name not in _NO_KERNEL
-            if without_kernel or each.dtype in self.rules.lacks:
+    def _note_types(self, func: Any, name: str, tensors: list[torch.Tensor]) -> None:
+        """Note a type that has no kernel on the device, or that the device lacks altogether."""
+        for each in tensors:
+            has_no_kernel = each.dtype in self.rules.only_copies and name not in _NO_KERNEL
+            if (has_no_kernel or each.dtype in self.rules.lacks) and isinstance(each, Held):
                 self.record.add(NO_TYPE, func, each)
                 return
 
@@ -458,14 +464,13 @@ def _is_pinned(tensor: torch.Tensor) -> bool:
     return hasattr(tensor.untyped_storage(), "pretended_pin")
 
 
-def _seen(tensor: torch.Tensor, tensors: list[torch.Tensor]) -> torch.Tensor:
-    """Add a tensor to those that were seen, and return the tensor that holds its numbers."""
-    tensors.append(tensor)
-    return tensor.held if isinstance(tensor, Held) else tensor
+_PLAIN = {int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format}
 
 
 def _mapped(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:
     """Return nested lists, tuples and dicts with a function called on each tensor."""
+    if type(tree) in _PLAIN:
+        return tree
     if isinstance(tree, torch.Tensor):
         return function(tree)
     if isinstance(tree, list | tuple):
