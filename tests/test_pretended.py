@@ -17,13 +17,14 @@ import pretended
 from needs import need
 from patch_diffusion.config import Ema, Engine, Optimizer, Watch
 from patch_diffusion.data.augment import Augment
-from patch_diffusion.data.codec import PixelCodec
+from patch_diffusion.data.codec import DTYPES, PixelCodec
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.latents.codec import LatentCodec
 from patch_diffusion.data.latents.folder import LatentSet
 from patch_diffusion.denoise.denoiser import place
 from patch_diffusion.denoise.networks.dit import DiT
 from patch_diffusion.denoise.objective import NoiseLevels
+from patch_diffusion.denoise.process import EDM, VE, VP, Process
 from patch_diffusion.sampling.editing.tasks import deblurring, denoising, inpainting, outpainting, super_resolution
 from patch_diffusion.sampling.options import Sampling
 from patch_diffusion.training.hardware import feed
@@ -83,21 +84,19 @@ GIVEN = {
 
 
 @pytest.fixture(params=DEVICES)
-def device(request, monkeypatch):
+def device(request):
     """A kind of device that can be pretended here."""
     if reason := pretended.why_not(request.param):
         pytest.skip(reason)
     return request.param
 
 
-def random_images(channels=3, size=(16, 16), dtype=torch.uint8, num=48):
+def random_images(channels=3, size=(16, 16), dtype="uint8", num=48):
     """Random images of two classes."""
     random = torch.Generator().manual_seed(0)
     pixels = torch.rand(num, channels, *size, generator=random)
-    codec = PixelCodec(
-        str(dtype).removeprefix("torch."), 0.0, {torch.uint16: 65535.0, torch.float32: 1.0}.get(dtype, 255.0)
-    )
-    return pd.ImageSet((pixels * codec.range[1]).to(dtype), torch.arange(num) % 2, codec=codec)
+    codec = PixelCodec(dtype, 0.0, {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}[dtype])
+    return pd.ImageSet((pixels * codec.range[1]).to(DTYPES[dtype]), torch.arange(num) % 2, codec=codec)
 
 
 def buckets():
@@ -105,10 +104,12 @@ def buckets():
     return pd.ImageBuckets((random_images(size=(16, 12)), random_images(size=(12, 16))))
 
 
+LATENT_CODEC = LatentCodec((0.0,) * 3, (1.0,) * 3, posterior=True, factor=8, vae="nowhere")
+
+
 def latents():
     """Latents with the standard deviations of a posterior."""
-    codec = LatentCodec((0.0,) * 3, (1.0,) * 3, posterior=True, factor=8, vae="nowhere")
-    return LatentSet(torch.rand(48, 6, 16, 16).half(), codec=codec)
+    return LatentSet(torch.rand(48, 6, 16, 16).half(), codec=LATENT_CODEC)
 
 
 def unet(channels=3, **options):
@@ -137,13 +138,15 @@ def diffusers_unet():
 class Training:
     """A training on a pretended device.
 
-    ``reads_ahead``: images do not fit the device, and are read from the host. ``half``: the number format of CUDA;
-    Apple GPUs get bf16. ``schedule`` and ``options`` are those of a trainer.
+    ``half`` is the number format of CUDA; Apple GPUs get bf16. If it ``reads_ahead``, images do not fit the device, and
+    are read from the host. ``schedule`` and ``options`` are those of a trainer.
     """
 
     network: Callable[[], torch.nn.Module] = unet
     images: Callable[[], Images] = random_images
+    process: Process = field(default_factory=EDM)
     half: str = "bf16"
+    mean_data: tuple[float, ...] | None = None
     reads_ahead: bool = False
     accumulation: int | str = 1
     schedule: Mapping[str, Any] = field(default_factory=dict)
@@ -155,7 +158,7 @@ class Training:
         precision = self.half if device == "cuda" or self.half == "fp32" else "bf16"
         usual = {"batch": 12, "samples": 0, "checkpoints": 1, "log_every": 2, "show": False, "track": ()}
         return pd.Trainer(
-            pd.Denoiser(self.network(), 0.5),
+            pd.Denoiser(self.network(), 0.5, process=self.process, mean_data=self.mean_data),
             self.images(),
             pd.PatchSchedule(**{"sizes": {"1/2": 1.0}, **self.schedule}),
             out=out,
@@ -176,6 +179,7 @@ TRAININGS = {
     ),
     "adm, schedule_free, fp32, read ahead": Training(
         lambda: pd.UNet(3, 64, (1,), 1, kind="adm"),
+        process=VP(),
         half="fp32",
         reads_ahead=True,
         options={"optimizer": Optimizer(kind="schedule_free")},
@@ -183,27 +187,28 @@ TRAININGS = {
     "dit, muon, accumulation, buckets, dropout": Training(
         lambda: DiT(3, 32, 2, 2, num_classes=2),
         images=buckets,
+        process=VE(),
         accumulation=3,
         options={"optimizer": Optimizer(kind="muon")},
     ),
-    "diffusers' network, adamw, fp16": Training(diffusers_unet, half="fp16"),
+    "diffusers' network, adamw, fp16, progressive sizes": Training(
+        diffusers_unet, half="fp16", mean_data=(0.1, 0.2, 0.3), schedule={"kind": "progressive"}
+    ),
     "augmentation, colour": Training(
         lambda: unet(augment_channels=15), options={"augment": Augment(flip=0.5, p=0.9, colour=True)}
     ),
     "augmentation without interpolation, read ahead": Training(
         lambda: unet(augment_channels=9), reads_ahead=True, options={"augment": Augment(p=0.9, resample=False)}
     ),
-    "uint16": Training(lambda: unet(1), lambda: random_images(1, dtype=torch.uint16)),
+    "uint16": Training(lambda: unet(1), lambda: random_images(1, dtype="uint16")),
     "uint16, flip, context, read ahead": Training(
         lambda: unet(1, context=True),
-        lambda: random_images(1, dtype=torch.uint16),
+        lambda: random_images(1, dtype="uint16"),
         reads_ahead=True,
         schedule=CONTEXT,
         options={"augment": Augment(flip=0.5)},
     ),
-    "float32, context": Training(
-        lambda: unet(context=True), lambda: random_images(dtype=torch.float32), schedule=CONTEXT
-    ),
+    "float32, context": Training(lambda: unet(context=True), lambda: random_images(dtype="float32"), schedule=CONTEXT),
     "latents, accumulation auto": Training(images=latents, accumulation="auto"),
 }
 
@@ -217,8 +222,8 @@ def test_a_step_waits_for_nothing(device, name, tmp_path, monkeypatch):
         trainer = case.trainer(device, tmp_path / "run")
         only(record, ONCE_A_TRAINING)
         sizes = set()
-        for _ in range(3):
-            sizes.add(trainer.train_step(0.1)[0])
+        for spent in (0.1, 0.5, 0.9):
+            sizes.add(trainer.train_step(spent)[0])
             only(record, {(TO_DEVICE, "training/hardware/feed.py _copied"): ONCE_A_TRAINING})
         assert len(sizes) > 1, "steps on patches and on whole images"
         trainer.fit(steps=4)
@@ -234,6 +239,8 @@ def test_continuing_waits_for_what_it_reads(device, tmp_path):
         trainer.fit(steps=3)
         assert trainer.state.counters.step == 3
         only(record, {**WHILE_TRAINING, **AT_A_CONTINUATION})
+        assert pd.load(tmp_path / "run", device=device).device.type == device
+        only(record, {**ONCE_A_TRAINING, **AT_A_CONTINUATION})
 
 
 @pytest.mark.slow
@@ -253,9 +260,8 @@ def make_model(device):
 
     def make(**options):
         torch.manual_seed(0)
-        settings = {"num_classes": 2, "label_dropout": 0.1, "dropout": 0.0, **options}
-        model = pd.Denoiser(unet(**settings), 0.5, resolution=(8, 12), context=4 if "context" in options else None)
-        return place(model, torch.device(device)).eval()
+        network = unet(num_classes=2, label_dropout=0.1, dropout=0.0, context="context" in options)
+        return place(pd.Denoiser(network, 0.5, resolution=(8, 12), **options), torch.device(device)).eval()
 
     return make
 
@@ -268,15 +274,20 @@ SAMPLINGS = {
     "crops": {**GUIDED, "guide": "crops"},
     "another model": {**GUIDED, "guide": None},
     "tiles": {"resolution": (16, 16), "tile": 8, "overlap": 2, "batch": 12, "solver": "ancestral", "steps": 2},
-    "context": {"solver": "stochastic_heun", "steps": 2},
+}
+MODELS = {
+    "euler_maruyama": {"process": VP()},
+    "context": {"context": 4},
+    "16 bits": {"codec": PixelCodec("uint16"), "mean_data": (0.1, 0.2, 0.3)},
+    "latents": {"codec": LATENT_CODEC},
 }
 
 
-@pytest.mark.parametrize("name", SAMPLINGS)
+@pytest.mark.parametrize("name", [*SAMPLINGS, "context", "16 bits", "latents"])
 def test_a_batch_of_samples_is_read_once(device, make_model, name):
-    options = {"steps": 3, "batch": 3, **SAMPLINGS[name]}
+    options = {"steps": 3, "batch": 3, **SAMPLINGS.get(name, {"steps": 2})}
     with pretended.pretended(device, staged=STAGED) as record:
-        model = make_model(context=True) if name == "context" else make_model()
+        model = make_model(**MODELS.get(name, {}))
         if options.get("guide", "") is None:
             options["guide"] = make_model()
         record.take()
