@@ -72,9 +72,7 @@ A_BATCH_OF_EDITS = {
     (READS_BACK, "sampling/guidance/posterior.py conjugate_gradients"): "a solver that ends once it is exact enough",
 }
 GIVEN = {
-    (TO_DEVICE, "sampling/bind.py bind_images"): "the coordinates",
     (TO_DEVICE, "sampling/encode.py encode"): "the images",
-    (TO_DEVICE, "sampling/encode.py decode"): "the noise",
     (TO_DEVICE, "sampling/likelihood.py bits_per_dimension"): "the images and the probes",
     (TO_DEVICE, "sampling/likelihood.py log_density"): "constants of a solver",
     (READS_BACK, "sampling/likelihood.py log_density"): "a solver that chooses its steps by their errors",
