@@ -343,6 +343,7 @@ def pretended(kind: str, *, staged: int = STAGED) -> Iterator[Record]:
         stack.enter_context(patch("torch.Generator", _Generator))
         stack.enter_context(patch("torch.autograd.grad", _gradients(torch.autograd.grad)))
         stack.enter_context(patch("threading.Thread.run", _within(threading.Thread.run, modes)))
+        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
         _call_until_closed(stack, torch._C._set_only_lift_cpu_tensors)
         _call_until_closed(stack, torch.__future__.set_overwrite_module_params_on_conversion)
         stack.enter_context(modes())
