@@ -39,6 +39,7 @@ STAGED = 2**16
 """Bytes of pageable memory that CUDA takes over at once; a larger copy waits, whether it is asked to or not."""
 
 _GRADIENT = 1e-3
+_KNOWN = ("2.13.",)  # versions of torch with which this was tried
 _REGISTRY = "_ZN3c104impl26device_guard_impl_registryE"
 _PLACES = {"cuda": 1, "mps": 13, "meta": 14}  # of devices in the registry of guards
 _UNSIGNED = frozenset([torch.uint16, torch.uint32, torch.uint64])
@@ -300,13 +301,16 @@ class _Generators(TorchFunctionMode):
 class _Generator(torch.Generator):
     """A generator that says that it is on a device, and draws on the host."""
 
+    named: torch.device
+
     def __new__(cls, device: torch.device | str = "cpu") -> _Generator:
-        made = super().__new__(cls, "cpu")
+        """Make a generator of the host with the name of a device."""
+        made = super().__new__(cls, "cpu")  # pyright: ignore[reportCallIssue]
         made.named = torch.device(device)
         return made
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> torch.device:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The device that was asked for."""
         return self.named
 
@@ -314,10 +318,14 @@ class _Generator(torch.Generator):
 def why_not(kind: str) -> str | None:
     """Return why a device of this kind cannot be pretended here; None if it can."""
     if platform.system() != "Linux":
-        return "the registry of torch's device guards is only known on Linux"
-    if torch.backends.cuda.is_built() or torch.backends.mps.is_built() or not _guards():
-        return f"torch {torch.__version__} is not a CPU build with the registry of device guards that is known"
-    return None if hasattr(torch._C, "_set_only_lift_cpu_tensors") else f"torch {torch.__version__} is too old"
+        return "a GPU is pretended on Linux only"
+    if not torch.__version__.startswith(_KNOWN):
+        return (
+            f"a GPU is pretended by what is known of the inside of torch {', '.join(_KNOWN)}, not {torch.__version__}"
+        )
+    if torch.backends.cuda.is_built() or torch.backends.mps.is_built():
+        return f"this torch is built for real GPUs: no {kind} is pretended"
+    return None if _guards() else "this torch has no registry of device guards as it is known"
 
 
 @contextmanager
@@ -421,7 +429,7 @@ def _leaves(tensor: torch.Tensor) -> list[torch.Tensor]:
         node = ahead.pop()
         if node is not None and node not in seen:
             seen.add(node)
-            found += [node.variable] if hasattr(node, "variable") else []
+            found += [leaf] if (leaf := getattr(node, "variable", None)) is not None else []
             ahead += [following for following, _ in node.next_functions]
     return found
 

@@ -156,7 +156,7 @@ def log_density(
             rtol=tolerance,
             atol=tolerance,
             method="dopri5",
-            options={"norm": _largest, "dtype": wide(images.device)},  # of the times; the library's is float64
+            options={"norm": _largest, "dtype": wide(images.device)},
         )
     prior = -0.5 * ((ends[-1] - mean) / sigma_max).square().flatten(1).sum(1) - num_dimensions * (
         math.log(sigma_max) + 0.5 * math.log(2 * math.pi)
