@@ -134,3 +134,30 @@ def test_the_tour_shows_pictures_and_nothing_of_the_machine_that_made_it():
 def test_the_tour_keeps_the_torch_that_is_installed():
     first = source(CELLS[0])
     assert "torch=={version('torch')}" in first and "%pip install --quiet {source} {torch_as_it_is}" in first
+
+
+def test_emoji_of_the_package(here, capsys):
+    """Skin tones have the category and name of their emoji; forms without a picture and pairs of tones are left out."""
+    pictures = here / "package" / "img" / "google" / "64"
+    pictures.mkdir(parents=True)
+    for name in ("wave", "light", "pair", "flag"):
+        Image.new("RGBA", (64, 64)).save(pictures / f"{name}.png")
+
+    def form(file, drawn=True, **more):
+        return {"image": f"{file}.png", "has_img_google": drawn, **more}
+
+    tones = {"1F3FB": form("light"), "1F3FC": form("missing", drawn=False), "1F3FB-1F3FC": form("pair")}
+    listed = [
+        form("wave", category="People & Body", name="WAVING HAND", skin_variations=tones),
+        form("flag", category="Flags", name="FLAG"),
+    ]
+    (here / "package" / "emoji.json").write_text(json.dumps(listed))
+    assert run("emoji", "package") == 0 and "3 emoji" in capsys.readouterr().out
+    assert (here / "emoji.csv").read_text().splitlines() == [
+        "file,label,caption",
+        "flag.png,Flags,flag",
+        "light.png,People & Body,waving hand",
+        "wave.png,People & Body,waving hand",
+    ]
+    images = pd.open_images("emoji.zip", labels="emoji.csv", group="caption", resolution=16)
+    assert len(images) == 3 and images.class_names == ("Flags", "People & Body")

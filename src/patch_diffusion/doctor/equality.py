@@ -1,4 +1,4 @@
-"""Whether a machine computes the same in several ways, each to a stated tolerance: devices, threads, formats, again.
+"""Comparisons of the same computation done in several ways, each to a stated tolerance: devices, threads, formats.
 
 Differences are relative: the size of the difference over that of what is expected.
 """

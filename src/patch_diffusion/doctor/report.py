@@ -1,4 +1,4 @@
-"""What the doctor found, as records: for JSON, for a terminal of 80 columns, and for `page`."""
+"""Records of what the doctor found: for JSON, for a terminal of 80 columns, and for `page`."""
 
 from __future__ import annotations
 
