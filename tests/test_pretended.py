@@ -81,6 +81,17 @@ GIVEN = {
 }
 
 
+SLOW = ("diffusers' network, adamw, fp16, progressive sizes", "augmentation without interpolation, read ahead")
+SLOW += ("euler", "dpm_solver_2m", "another model", "outpainting", "deblurring")
+
+
+def named(cases):
+    """Return parameters by the names of cases; those that show little that others do not are slow tests."""
+    return pytest.mark.parametrize(
+        "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in cases]
+    )
+
+
 @pytest.fixture(params=DEVICES)
 def device(request):
     """A kind of device that can be pretended here."""
@@ -211,7 +222,7 @@ TRAININGS = {
 }
 
 
-@pytest.mark.parametrize("name", TRAININGS)
+@named(TRAININGS)
 def test_a_step_waits_for_nothing(device, name, tmp_path, monkeypatch):
     case = TRAININGS[name]
     if case.reads_ahead:
@@ -281,7 +292,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", [*SAMPLINGS, "context", "16 bits", "latents"])
+@named([*SAMPLINGS, "context", "16 bits", "latents"])
 def test_a_batch_of_samples_is_read_once(device, make_model, name):
     options = {"steps": 3, "batch": 3, **SAMPLINGS.get(name, {"steps": 2})}
     with pretended.pretended(device, staged=STAGED) as record:
@@ -305,7 +316,7 @@ EDITS = {
 }
 
 
-@pytest.mark.parametrize("name", EDITS)
+@named(EDITS)
 def test_an_edit_is_read_once(device, make_model, name):
     known, options = EDITS[name]
     with pretended.pretended(device, staged=STAGED) as record:
