@@ -158,6 +158,7 @@ class Training:
     mean_data: tuple[float, ...] | None = None
     reads_ahead: bool = False
     accumulation: int | str = 1
+    recompute: bool = False
     schedule: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -171,7 +172,7 @@ class Training:
             self.images(),
             pd.PatchSchedule(**{"sizes": {"1/2": 1.0}, **self.schedule}),
             out=out,
-            engine=Engine(device=device, precision=precision, accumulation=self.accumulation),
+            engine=Engine(device=device, precision=precision, accumulation=self.accumulation, recompute=self.recompute),
             **{**usual, **self.options},
         )
 
@@ -219,6 +220,9 @@ TRAININGS = {
     ),
     "float32, context": Training(lambda: unet(context=True), lambda: random_images(dtype="float32"), schedule=CONTEXT),
     "latents, accumulation auto": Training(images=latents, accumulation="auto"),
+    "schedule_free, fp16, blocks computed again": Training(
+        half="fp16", recompute=True, options={"optimizer": Optimizer(kind="schedule_free")}
+    ),
 }
 
 
@@ -282,6 +286,7 @@ SAMPLINGS = {
     "class": {**GUIDED, "guidance_interval": (0.1, 90.0)},
     "crops": {**GUIDED, "guide": "crops"},
     "another model": {**GUIDED, "guide": None},
+    "half precision": {"precision": "bf16"},
     "tiles": {"resolution": (16, 16), "tile": 8, "overlap": 2, "batch": 12, "solver": "ancestral", "steps": 2},
 }
 MODELS = {
