@@ -174,9 +174,8 @@ class Stacks:
         sides = Counter(_smaller_side(*shape) for shape, indices in alike.items() for _ in indices)
         for (rows, columns), indices in alike.items():
             side = _smaller_side(rows, columns)
-            other = rows + columns - side
-            # A matrix alone with its side joins those of its other side, unless that were much arithmetic.
-            side = other if sides[side] == 1 and sides[other] and other <= 4 * side else side
+            if sides[side] == 1:  # the square of such a matrix becomes a corner of a larger one
+                side = min((other for other in sides if side < other <= 4 * side), default=side)
             self._stacks.append((self._size, len(indices), rows, columns, side))
             for index in indices:
                 self._places[index] = tensors[index].shape, _strides(tensors[index]), self._size
@@ -218,22 +217,26 @@ def orthogonalise(matrices: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _level(side: int, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Level each stack (num, rows, columns) of pairs of stacks into the second one; the smaller ``side`` is theirs."""
-    squares = pairs[0][0].new_empty(sum(len(before) for before, _ in pairs), side, side)
-    parts = squares.split([len(before) for before, _ in pairs])
-    for (before, _), square in zip(pairs, parts, strict=True):
-        if before.shape[1] == side:
-            torch.bmm(before, before.mT, out=square)
-        else:
-            torch.bmm(before.mT, before, out=square)
+    """Level each stack (num, rows, columns) of pairs of stacks into the second one.
+
+    A square XX' that is smaller than ``side`` is the upper left corner of one of zeros.
+    """
+    nums = [len(before) for before, _ in pairs]
+    smaller = [_smaller_side(*before.shape[1:]) for before, _ in pairs]
+    like = pairs[0][0]
+    squares = (like.new_zeros if min(smaller) < side else like.new_empty)(sum(nums), side, side)
+    for (before, _), square, size in zip(pairs, squares.split(nums), smaller, strict=True):
+        first, second = (before, before.mT) if size == before.shape[1] else (before.mT, before)
+        torch.bmm(first, second, out=square[:, :size, :size])
     # The trace of XX' is the squared norm of X.
     norms = squares.diagonal(dim1=1, dim2=2).sum(dim=1)[:, None, None].add_(1e-14)
     # Rounded to TF32 or bf16, the squares get negative eigenvalues, which each round makes ten times larger.
     with _full_precision(squares.device):
         factors = _polynomials(squares.div_(norms)).mul_(norms.rsqrt_())
-    for (before, after), factor in zip(pairs, factors.split([len(before) for before, _ in pairs]), strict=True):
-        if before.shape[1] == side:
-            torch.bmm(factor, before, out=after)
+    for (before, after), factor, size in zip(pairs, factors.split(nums), smaller, strict=True):
+        factor = factor[:, :size, :size]
+        if size == before.shape[1]:
+            torch.bmm(factor.mT, before, out=after)
         else:
             torch.bmm(before, factor, out=after)
 
@@ -269,7 +272,8 @@ def _polynomials(squares: Tensor) -> Tensor:
     """Return the factor by which the Newton-Schulz iteration multiplies each X, from its XX': ``(n, side, side)``.
 
     A round multiplies X by a + T, with T = b S + c S^2 and S = XX'. With S_0 that of the first round and P the product
-    of the rounds so far, S = S_0 P P; one product takes S_0 P and P to the next round. Matrices commute throughout.
+    of the rounds so far, S = P'S_0 P; one product takes S_0 P and P to the next round. All matrices are symmetric but
+    for rounding; the result is meant to be multiplied as P'X, or XP if S is X'X, which is several times more exact.
     """
     a, b, c = COEFFICIENTS
     terms = torch.baddbmm(squares, squares, squares, beta=b, alpha=c)
@@ -278,7 +282,7 @@ def _polynomials(squares: Tensor) -> Tensor:
     both = torch.cat([first, terms], dim=1)
     for done in range(1, ROUNDS):
         first, product = both.chunk(2, dim=1)
-        squares = torch.bmm(first, product)
+        squares = torch.bmm(product.mT, first)
         terms = torch.baddbmm(squares, squares, squares, beta=b, alpha=c)
         last = done == ROUNDS - 1
         both = torch.baddbmm(product if last else both, product if last else both, terms, beta=a)
