@@ -1,12 +1,13 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import patch_diffusion as pd
 from patch_diffusion.config import Optimizer
 from patch_diffusion.denoise.objective import DenoisingObjective
 from patch_diffusion.training.hardware.engine import Engine
-from patch_diffusion.training.optimizing.muon import Muon, orthogonalise
+from patch_diffusion.training.optimizing.muon import Muon, _full_precision, orthogonalise
 from patch_diffusion.training.state import TrainingState
 
 
@@ -124,3 +125,67 @@ def test_scaled_gradients_move_as_plain_ones_and_an_overflow_moves_nothing(clip)
         for name in start:
             torch.testing.assert_close(scaled[name], plain[name], rtol=1e-5, atol=1e-6)
             assert not torch.equal(scaled[name], before[name])
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations of torch that are no views."""
+
+    num = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.num += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_takes_no_more_operations_if_there_are_more_matrices():
+    counts = []
+    for times in (1, 5):
+        parameters = [nn.Parameter(torch.randn(shape)) for shape in [(64, 32, 3, 3), (32, 64), (16, 64)] * times]
+        optimizer, operations = Muon(parameters, lr=0.1), Operations()
+        for _ in range(2):  # the first makes the state
+            for parameter in parameters:
+                parameter.grad = torch.randn_like(parameter)
+            operations.num = 0
+            with operations:
+                optimizer.step()
+        counts.append(operations.num)
+    assert counts[0] == counts[1]
+
+
+def test_matrices_move_alike_in_any_memory_layout_and_company():
+    """Channels-last ones are levelled with their columns in another order; few rows get rows of zeros."""
+    torch.manual_seed(0)
+    shapes = [(40, 12, 3, 3), (16, 12, 3, 3), (8, 64), (100, 12), (12, 100), (64, 16), (16, 64)]
+    starts = [torch.randn(shape) for shape in shapes]
+    gradients = [torch.randn(shape) for shape in shapes]
+
+    def moved(starts, gradients, last):
+        parameters = [nn.Parameter(start.clone()) for start in starts]
+        if last:
+            for parameter in parameters:
+                parameter.data = parameter.to(memory_format=torch.channels_last) if parameter.ndim == 4 else parameter
+        optimizer = Muon(parameters, lr=0.1, weight_decay=0.1)
+        for _ in range(2):
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = torch.empty_like(parameter).copy_(gradient)
+            optimizer.step()
+        return [parameter.detach() for parameter in parameters]
+
+    plain, last = (moved(starts, gradients, last) for last in (False, True))
+    for index, (first, second) in enumerate(zip(plain, last, strict=True)):
+        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4)
+        (alone,) = moved([starts[index]], [gradients[index]], last=False)
+        torch.testing.assert_close(first, alone, rtol=1e-4, atol=1e-4)
+        assert (first - starts[index]).norm() > 0.01
+
+
+def test_the_squares_are_not_rounded_on_a_gpu(monkeypatch):
+    """Rounded as TF32 does they make what is small large; the products before and after may be rounded."""
+    seen = []
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", seen.append)
+    with _full_precision(torch.device("cuda")):
+        assert seen == ["highest"]
+    with _full_precision(torch.device("cpu")):
+        pass
+    assert seen == ["highest", "high"]

@@ -1,5 +1,6 @@
 import importlib.util
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 import patch_diffusion as pd
-from patch_diffusion.denoise.networks.unet import Enlarge, Reduce
+from patch_diffusion.denoise.networks.unet import Enlarge, Reduce, group_norm
 
 KINDS = ["ddpmpp", "ncsnpp", "adm"]
 
@@ -134,3 +135,69 @@ def test_one_file_without_package_imports():
     spec.loader.exec_module(module)
     assert "import patch_diffusion" not in Path(source).read_text() and "from patch" not in Path(source).read_text()
     assert module.UNet(1, 8, (1,), 1)(torch.zeros(1, 3, 4, 4), torch.zeros(1)).shape == (1, 1, 4, 4)
+
+
+def norm_and_features(dtype=torch.float32):
+    torch.manual_seed(0)
+    norm = group_norm(24, 1e-5)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = (3 * torch.randn(2, 24, 6, 10) + 5).to(memory_format=torch.channels_last)
+    return norm, x.to(dtype).requires_grad_()
+
+
+def test_a_norm_in_parts_is_the_same_and_keeps_type_and_layout():
+    norm, x = norm_and_features()
+    inputs, toward = (x, norm.weight, norm.bias), torch.randn(x.shape)
+    ours, expected = norm.in_parts(x), norm(x)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    pairs = (torch.autograd.grad((result * toward).sum(), inputs) for result in (ours, expected))
+    for gradient, right in zip(*pairs, strict=True):
+        torch.testing.assert_close(gradient, right, rtol=1e-4, atol=1e-4)
+    half = norm.in_parts(x.detach().bfloat16())
+    assert half.dtype is torch.bfloat16
+    assert half.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(half.float(), expected, rtol=0.02, atol=0.04)
+
+
+def test_a_norm_in_half_precision_is_the_same_and_keeps_type_and_layout():
+    norm, x = norm_and_features(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = norm.in_half(x)
+    assert half.dtype is torch.bfloat16
+    assert half.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(half.float(), norm(x.float()), rtol=0.02, atol=0.05)
+
+
+@pytest.mark.parametrize("kind", ["ddpmpp", "adm"])
+def test_one_product_for_all_blocks_is_that_of_each(kind):
+    """In training; and no two gradients share memory, as they are then scaled in place."""
+    torch.manual_seed(0)
+    network = pd.UNet(3, width=8, multipliers=(1, 2), blocks=1, kind=kind, dropout=0.0).double()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x, c_noise, found = torch.randn(2, 5, 8, 8).double(), torch.randn(2).double(), {}
+    for training in (True, False):
+        network.train(training).zero_grad()
+        result = network(x, c_noise)
+        result.square().sum().backward()
+        found[training] = [result.detach(), *(parameter.grad.clone() for parameter in network.parameters())]
+        places = [(parameter.grad.data_ptr(), parameter.grad.nbytes) for parameter in network.parameters()]
+        places.sort()
+        assert all(first + size <= second for (first, size), (second, _) in pairwise(places))
+    torch.testing.assert_close(found[True], found[False], rtol=1e-10, atol=1e-12)
+
+
+def test_blocks_compute_their_own_where_a_layer_is_another():
+    """An adapter in place of a layer is called, as are the layers of a network that is not in training."""
+    network, called = pd.UNet(3, width=8, multipliers=(1,), blocks=1), []
+
+    class Adapter(torch.nn.Linear):
+        def forward(self, input):
+            called.append(self)
+            return super().forward(input)
+
+    layer = network.middle[0].affine
+    network.middle[0].affine = Adapter(layer.in_features, layer.out_features)
+    network(torch.zeros(1, 5, 8, 8), torch.zeros(1))
+    assert len(called) == 1

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated as Float, Annotated as Int, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patch_diffusion.config import Noise
@@ -113,7 +114,8 @@ def denoising_loss(
         noise = torch.randn(clean.shape, generator=generator, device=device).to(clean)
     sigma = sigma.to(clean)
     denoised = denoiser(clean + sigma.view(-1, *[1] * (clean.ndim - 1)) * noise, sigma, coords, labels)
-    return denoiser.loss_weight(sigma) * (denoised - clean).square().mean(dim=tuple(range(1, clean.ndim)))
+    errors = F.mse_loss(denoised, clean, reduction="none")
+    return denoiser.loss_weight(sigma) * errors.mean(dim=tuple(range(1, clean.ndim)))
 
 
 @dataclass(frozen=True)

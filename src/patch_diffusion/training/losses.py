@@ -155,7 +155,7 @@ class Balance:
     def update(self, size: str, by_noise: Tensor) -> None:
         """Update the running means by a step's losses, summed by `Losses.binned` over all ranks."""
         known = self._of(size)
-        news = (by_noise[1] > 0) & by_noise.isfinite().all(dim=0)
+        news = (by_noise[1] > 0) & (by_noise[0].abs() < math.inf)
         self._known[size] = torch.where(news, _KEPT * known + by_noise, known)
 
     def state(self) -> dict[str, Any]:
@@ -169,4 +169,5 @@ class Balance:
 
     def _of(self, size: str) -> Tensor:
         """Return sums and counts for a patch size: at first one loss of 1, that of a network that learned nothing."""
-        return self._known.get(size, torch.ones_like(self._losses.zeros()))
+        known = self._known.get(size)
+        return torch.ones_like(self._losses.zeros()) if known is None else known

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -141,11 +142,11 @@ class TrainingState:
 
     def record(self, result: StepResult, all_reduce_sum: Callable[[Tensor], Tensor]) -> Tensor:
         """Keep the losses of a step for the log and the learned loss weight; return their mean over all ranks."""
-        total, binned = torch.zeros((), device=result.skipped.device), self.losses.zeros()
-        for losses, sigma in zip(result.losses, result.sigma, strict=True):
-            total += losses.sum() / result.num
-            binned += self.losses.binned(losses, sigma)
-        total, binned = all_reduce_sum(total), all_reduce_sum(binned)
+        parts = zip(result.losses, result.sigma, strict=True)
+        totals, bins = zip(
+            *((losses.sum() / result.num, self.losses.binned(losses, sigma)) for losses, sigma in parts), strict=True
+        )
+        total, binned = all_reduce_sum(reduce(torch.add, totals)), all_reduce_sum(reduce(torch.add, bins))
         if self.balance is not None:
             self.balance.update(str(result.size), binned)
         self.losses.add(str(result.size), total, binned, result.skipped)

@@ -203,24 +203,40 @@ class UNet(nn.Module):
         if x.shape[-2] % self.stride or x.shape[-1] % self.stride:
             raise ValueError(f"height and width must be multiples of {self.stride}, not {x.shape[-2]} x {x.shape[-1]}")
         embedding = self._embedding(c_noise, labels, augment)
+        influence = iter(self._influences(embedding))
 
         beside, side = x, iter(self.side)
         x = self.first(x)
         skips = [x]
         for block in self.encoder:
-            x = self._run(block, x, embedding)
+            x = self._run(block, x, embedding, next(influence))
             if block.reduces and self.style.side_branch:
                 beside = x = (x + next(side)(beside)) * math.sqrt(0.5)
             skips.append(x)
         for block in self.middle:
-            x = self._run(block, x, embedding)
+            x = self._run(block, x, embedding, next(influence))
         for block in self.decoder:
             if not block.enlarges:
                 x = torch.cat([x, skips.pop()], dim=1)
-            x = self._run(block, x, embedding)
+            x = self._run(block, x, embedding, next(influence))
         return self.last(F.silu(self.last_norm(x)))
 
-    def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+    def _influences(self, embedding: Tensor) -> list[Tensor | None]:
+        """Return the ``influence`` of each block; None for all where blocks compute their own.
+
+        In training one product is computed for all blocks, forward and backward, as many small ones keep a GPU waiting.
+        """
+        blocks: list[Any] = [block for each in (self.encoder, self.middle, self.decoder) for block in each]
+        if not (self.training and torch.is_grad_enabled() and all(block.is_plain() for block in blocks)):
+            return [None for _ in blocks]
+        weight, bias = (torch.cat([getattr(block.affine, name) for block in blocks]) for name in ("weight", "bias"))
+        influences = F.linear(embedding, weight, bias)
+        if not self.style.scale_and_shift:
+            # Added here and not to the other bias, with which it would share its gradient's memory.
+            influences = influences + torch.cat([block.conv0.bias for block in blocks])
+        return list(influences.split([block.affine.out_features for block in blocks], dim=1))
+
+    def _run(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
         """Call a block; with ``recompute``, none of its intermediate results are kept for the backward pass."""
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)
@@ -305,15 +321,28 @@ class ResidualBlock(nn.Module):
         self.skip: nn.Module = nn.Identity() if plain else nn.Conv2d(in_channels, out_channels, 1)
         self.attention: Attention | None = Attention(out_channels, style) if attends else None
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Map features (n, in_channels, h, w), given embeddings (n, embedding_width), to (n, out_channels, h', w')."""
-        h = self.conv0(self.resize(F.silu(self.norm0(x))))
-        influence = self.affine(embedding)[:, :, None, None]
+    def is_plain(self) -> bool:
+        """Return True if ``affine`` and ``conv0`` are torch's own layers, whose weights this process holds whole."""
+        ours = type(self.affine) is nn.Linear and type(self.conv0) is nn.Conv2d
+        return ours and not hasattr(self.affine.weight, "full_tensor")
+
+    def forward(self, x: Tensor, embedding: Tensor, influence: Tensor | None = None) -> Tensor:
+        """Map features (n, in_channels, h, w), given embeddings (n, embedding_width), to (n, out_channels, h', w').
+
+        The ``influence`` of the embedding is computed, or given: then with the bias of the first convolution, unless it
+        comes after the norm.
+        """
+        h = self.resize(F.silu(self.norm0(x)))
+        if influence is None or self.style.scale_and_shift:
+            h = self.conv0(h)
+        else:
+            h = F.conv2d(h, self.conv0.weight, padding=1)
+        found = (self.affine(embedding) if influence is None else influence)[:, :, None, None]
         if self.style.scale_and_shift:
-            scale, shift = influence.chunk(2, dim=1)
+            scale, shift = found.chunk(2, dim=1)
             h = self.norm1(h) * (1 + scale) + shift
         else:
-            h = self.norm1(h + influence)
+            h = self.norm1(h + found)
         h = self.conv1(self.dropout(F.silu(h)))
         x = (self.skip(self.resize(x)) + h) * self.style.residual_scale
         return x if self.attention is None else (x + self.attention(x)) * self.style.residual_scale
@@ -443,16 +472,39 @@ class FourierFeatures(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation that computes in the dtype of its weights on CPUs, as autocast does on GPUs.
+    """Group normalisation that returns features in their own dtype, and on CUDA in their own memory layout.
 
-    torch's own group normalisation takes four times as long on CPUs if input and weights differ in dtype.
+    On CPUs it computes in the dtype of its weights: torch's own takes four times as long if input and weights differ.
+    On CUDA, autocast would make features float32, and so all that follows up to the next convolution, and torch's
+    kernel would leave channels-last memory. The kernel computes means and variances in float32 in any case.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise features (n, c, h, w) by groups of channels."""
+        if input.device.type == "cuda" and torch.compiler.is_dynamo_compiling():
+            return self.in_parts(input)
+        if input.device.type == "cuda" and input.dtype in (torch.bfloat16, torch.float16):
+            return self.in_half(input)
         if input.dtype == self.weight.dtype or input.device.type != "cpu":
             return super().forward(input)
         return super().forward(input.to(self.weight.dtype)).to(input.dtype)
+
+    def in_half(self, input: Tensor) -> Tensor:
+        """Normalise by torch's kernel for features in bf16 or fp16, which wants its weights in the same format."""
+        with torch.autocast(input.device.type, enabled=False):
+            weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+            result = F.group_norm(input, self.num_groups, weight, bias, self.eps)
+        last = input.is_contiguous(memory_format=torch.channels_last)
+        return result.contiguous(memory_format=torch.channels_last) if last else result
+
+    def in_parts(self, input: Tensor) -> Tensor:
+        """Normalise by simple operations, which a compiler joins with those around them, in whatever memory layout."""
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
+        x = x.unflatten(1, (self.num_groups, -1))
+        variance, mean = torch.var_mean(x, dim=(2, 3, 4), correction=0, keepdim=True)
+        weight, bias = (each.view(1, self.num_groups, -1, 1, 1) for each in (self.weight, self.bias))
+        scale = weight * (variance + self.eps).rsqrt()
+        return (x * scale + (bias - mean * scale)).flatten(1, 2).to(input.dtype)
 
 
 def group_norm(channels: int, epsilon: float) -> GroupNorm:

@@ -6,6 +6,7 @@ a batch, and all that is random about them, does not depend on the number of ran
 
 from __future__ import annotations
 
+import math
 import os
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
@@ -208,7 +209,7 @@ class Engine:
         if clip is not None:
             factor = (clip / (norm + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
-        skipped = (~norm.isfinite()).float()
+        skipped = (norm < math.inf).logical_not().float()
         if not getattr(optimizer, "_step_supports_amp_scaling", False):
             # This optimizer cannot skip a step; with gradients of 0 it changes next to nothing.
             for gradient in gradients:

@@ -87,6 +87,22 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
+def local(tensor: Tensor) -> Tensor:
+    """Return this rank's shard of a tensor as a tensor of its own, in the same memory; an unsharded one as it is."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def sharded(shard: Tensor, like: Tensor) -> Tensor:
+    """Return the sharded tensor of which this rank holds a shard, split like another one of the same shape."""
+    if not is_sharded(like):
+        return shard
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        shard, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+
+
 def part(tensor: Tensor, like: Tensor) -> Tensor:
     """Return this rank's shard of an unsharded tensor, on the device of ``like`` and split in the same way."""
     if is_sharded(tensor) or not is_sharded(like):

@@ -1,5 +1,6 @@
 """The exponential moving average of the weights, which samples are made with."""
 
+# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 import copy
@@ -36,9 +37,9 @@ class WeightAverage:
             self._followed = denoiser, _Tensors.of(denoiser), _Tensors.of(self.denoiser)
         _, current, averages = self._followed
         decay = 0.5 ** (num_images / half_life)
-        torch._foreach_lerp_(averages.weights, current.weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
-        for average, buffer in zip(averages.buffers, current.buffers, strict=True):
-            average.copy_(buffer)
+        torch._foreach_lerp_(averages.weights, current.weights, 1 - decay)
+        if averages.buffers:
+            torch._foreach_copy_(averages.buffers, current.buffers)
 
 
 class _Tensors(NamedTuple):

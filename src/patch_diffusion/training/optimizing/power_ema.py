@@ -7,6 +7,7 @@ coefficients sum to 1, which the paper does not require: weights are large compa
 a sum of 1.0005 costs more than all other errors: half the way from one length to the next, with ten checkpoints kept.
 """
 
+# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -43,11 +44,9 @@ class PowerAverage:
         share = 1 - (1 - num_images / images_seen) ** (self.gamma + 1)
         weights = denoiser.module.state_dict()
         floats = [name for name, tensor in weights.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-            [self.tensors[name] for name in floats], [weights[name] for name in floats], share
-        )
-        for name in weights.keys() - set(floats):
-            self.tensors[name].copy_(weights[name])
+        torch._foreach_lerp_([self.tensors[name] for name in floats], [weights[name] for name in floats], share)
+        if others := [name for name in weights if not weights[name].is_floating_point()]:
+            torch._foreach_copy_([self.tensors[name] for name in others], [weights[name] for name in others])
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore the average from the tensors of a checkpoint."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from patch_diffusion.config import Optimizer
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError, need
+from patch_diffusion.training.hardware.sharding import local
 
 
 def make_schedule_free(parameters: Iterable[nn.Parameter], options: Optimizer) -> torch.optim.Optimizer:
@@ -57,13 +58,12 @@ class ScheduleFreeAverage:
         """Compute the averaged weights from the optimizer's current state; the mean is over steps, not images."""
         assert self.optimizer is not None, "there is no mean before there is an optimizer"
         averages = dict(zip(denoiser.parameters(), self.denoiser.parameters(), strict=True))
-        for weight, average in averages.items():  # one by one, as torch cannot copy lists with shared weights
-            average.copy_(weight)
+        torch._foreach_copy_(list(map(local, averages.values())), list(map(local, averages)))
         for group in self.optimizer.param_groups:
             moved = [weight for weight in group["params"] if "z" in self.optimizer.state[weight]]
             means: list[Tensor] = [averages[weight] for weight in moved]
             if means:
                 bases = [self.optimizer.state[weight]["z"] for weight in moved]
                 torch._foreach_lerp_(means, bases, 1 - 1 / group["betas"][0])
-        for average, buffer in zip(self.denoiser.buffers(), denoiser.buffers(), strict=True):
-            average.copy_(buffer)
+        if buffers := list(denoiser.buffers()):
+            torch._foreach_copy_(list(self.denoiser.buffers()), buffers)
