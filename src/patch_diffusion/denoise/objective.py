@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields
 from typing import Annotated as Float, Annotated as Int, NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patch_diffusion.config import Noise
@@ -114,8 +113,8 @@ def denoising_loss(
         noise = torch.randn(clean.shape, generator=generator, device=device).to(clean)
     sigma = sigma.to(clean)
     denoised = denoiser(clean + sigma.view(-1, *[1] * (clean.ndim - 1)) * noise, sigma, coords, labels)
-    errors = F.mse_loss(denoised, clean, reduction="none")
-    return denoiser.loss_weight(sigma) * errors.mean(dim=tuple(range(1, clean.ndim)))
+    # Not mse_loss, whose gradient may have another memory layout than compiled networks were promised.
+    return denoiser.loss_weight(sigma) * (denoised - clean).square().mean(dim=tuple(range(1, clean.ndim)))
 
 
 @dataclass(frozen=True)
