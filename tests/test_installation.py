@@ -14,6 +14,7 @@ import torch
 import patch_diffusion as pd
 from patch_diffusion import installation
 from patch_diffusion.cli import main
+from patch_diffusion.devices import system_name
 
 NEEDED = [
     "numpy>=1.26",
@@ -103,3 +104,11 @@ def test_as_a_command(metadata, tmp_path, capsys):
     assert main(["info", "--json", str(file)]) == 0 and json.loads(file.read_text()) == found
     assert f"the result is in {file}" in capsys.readouterr().err
     assert main(["info", "--json", str(tmp_path)]) == 1 and "config.json" in capsys.readouterr().err  # a folder is RUN
+
+
+def test_the_name_of_a_kernel_is_left_out(monkeypatch):
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    for release, expected in (("6.8.0-annas-lab+", "Linux 6.8.0 x86_64"), ("annas", "Linux x86_64")):
+        monkeypatch.setattr(platform, "release", lambda release=release: release)
+        assert system_name() == expected

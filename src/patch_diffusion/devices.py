@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from pathlib import Path
 
 import torch
@@ -86,3 +87,14 @@ def device_name(device: torch.device) -> str:
         lines = _CPU_NAMES.read_text(encoding="utf-8", errors="replace").splitlines()
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")] or names
     return names[0] if device.type == "cpu" else f"{names[0]} ({device.type})"
+
+
+def system_name() -> str:
+    """Return the operating system with its version in numbers alone, as the name of a kernel may tell whose it is.
+
+    >>> system_name().split()[0] in ("Linux", "Darwin", "Windows")
+    True
+    """
+    version = re.match(r"[\d.]*\d", platform.release())
+    parts = platform.system(), version.group() if version else "", platform.machine()
+    return " ".join(part for part in parts if part)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from packaging.requirements import Requirement
 
-from patch_diffusion.devices import device_name
+from patch_diffusion.devices import device_name, system_name
 from patch_diffusion.version import __version__
 
 _OFTEN = ("serve", "data", "export", "hub", "track", "evaluation", "likelihood", "schedule-free")
@@ -26,9 +26,8 @@ def environment() -> dict[str, Any]:
     Returns:
         A dict that JSON can store: ``system``; ``versions`` of patch_diffusion, of Python and of each installed library
         that the package or an extra for its users names; ``devices``, each with ``device``, ``name``, and ``threads``
-        (CPU) or
-        ``memory`` (GPU, in bytes); ``missing``: the libraries that are absent or too old, by extra and for the package
-        itself.
+        (CPU) or ``memory`` (GPU, in bytes); ``missing``: the libraries that are absent or too old, by extra and for the
+        package itself.
 
     >>> environment()["missing"]["patch_diffusion"]
     []
@@ -36,7 +35,7 @@ def environment() -> dict[str, Any]:
     needed = _requirements()
     installed = {each.name: _installed(each.name) for group in needed.values() for each in group}
     return {
-        "system": platform.platform(terse=True),
+        "system": system_name(),
         "versions": {
             "patch_diffusion": __version__,
             "python": platform.python_version(),

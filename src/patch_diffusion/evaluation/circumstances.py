@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from patch_diffusion.devices import device_name
+from patch_diffusion.devices import device_name, system_name
 from patch_diffusion.version import __version__
 
 
@@ -19,7 +19,7 @@ def circumstances(device: torch.device) -> dict[str, Any]:
     return {
         "device": device_name(device),
         "threads": torch.get_num_threads(),
-        "system": platform.platform(terse=True),
+        "system": system_name(),
         "versions": {
             "python": platform.python_version(),
             "patch_diffusion": __version__,
