@@ -189,3 +189,19 @@ def test_the_squares_are_not_rounded_on_a_gpu(monkeypatch):
     with _full_precision(torch.device("cpu")):
         pass
     assert seen == ["highest", "high"]
+
+
+@pytest.mark.parametrize("norm", [1.0, 1e-7])
+@pytest.mark.parametrize(("shape", "rank"), [((64, 16), 6), ((16, 48), 2), ((64, 64), 6), ((64, 576), 60)])
+def test_directions_that_gradients_lack_do_no_harm(shape, rank, norm):
+    """A small batch leaves most directions without a gradient, and rounding there is enlarged most: 485 times."""
+    torch.manual_seed(0)
+    matrix = torch.randn(shape[0], rank, dtype=torch.float64) @ torch.randn(rank, shape[1], dtype=torch.float64)
+    matrix *= norm / matrix.norm()
+    others = torch.randn(2, 64, 64)  # of a larger side
+    (result, *_) = orthogonalise([matrix.float(), *others])
+    expected = matrix / (matrix.norm() + 1e-7)
+    for _ in range(5):
+        square = expected @ expected.T
+        expected = 3.4445 * expected + (-4.7750 * square + 2.0315 * square @ square) @ expected
+    torch.testing.assert_close(result.double(), expected, rtol=0, atol=1e-4)

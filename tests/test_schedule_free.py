@@ -200,3 +200,23 @@ def test_the_decay_that_is_meant_is_stored(make_trainer, kind, decay, expected):
     trainer.fit(steps=1)
     assert read_json(trainer.run.config_file)["optimizer"]["decay"] == expected
     make_trainer(optimizer=Optimizer(kind, decay=expected)).fit(steps=2)  # the same option: the run continues
+
+
+def test_gradients_that_are_not_finite_move_nothing_far():
+    """Told as a fused optimizer is, and in any memory layout."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 2, 1))
+    network = network.to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(network.parameters(), Optimizer("schedule_free", betas=(0.9, 0.95)))
+    for overflows in (False, True, False):
+        before = [parameter.detach().clone() for parameter in network.parameters()]
+        network(torch.randn(1, 3, 4, 4)).sum().backward()
+        gradient = network[0].weight.grad
+        gradient[3, 1] = float("nan") if overflows else gradient[3, 1]
+        optimizer.found_inf = torch.tensor(float(overflows))  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer.step()
+        for parameter, old in zip(network.parameters(), before, strict=True):
+            assert parameter.isfinite().all()
+            assert (parameter.grad == 0).all() == overflows
+            assert not torch.equal(parameter, old) or overflows
+        optimizer.zero_grad()

@@ -178,7 +178,7 @@ class Stacks:
                 side = min((other for other in sides if side < other <= 4 * side), default=side)
             self._stacks.append((self._size, len(indices), rows, columns, side))
             for index in indices:
-                self._places[index] = tensors[index].shape, _strides(tensors[index]), self._size
+                self._places[index] = tensors[index].shape, own_strides(tensors[index]), self._size
                 self._size += rows * columns
             self._size += -self._size % ALIGNMENT
 
@@ -229,10 +229,10 @@ def _level(side: int, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         first, second = (before, before.mT) if size == before.shape[1] else (before.mT, before)
         torch.bmm(first, second, out=square[:, :size, :size])
     # The trace of XX' is the squared norm of X.
-    norms = squares.diagonal(dim1=1, dim2=2).sum(dim=1)[:, None, None].add_(1e-14)
+    norms = squares.diagonal(dim1=1, dim2=2).sum(dim=1)[:, None, None].sqrt_().add_(1e-7)
     # Rounded to TF32 or bf16, the squares get negative eigenvalues, which each round makes ten times larger.
     with _full_precision(squares.device):
-        factors = _polynomials(squares.div_(norms)).mul_(norms.rsqrt_())
+        factors = _polynomials(squares.div_(norms.square())).div_(norms)
     for (before, after), factor, size in zip(pairs, factors.split(nums), smaller, strict=True):
         factor = factor[:, :size, :size]
         if size == before.shape[1]:
@@ -314,7 +314,7 @@ def _smaller_side(rows: int, columns: int) -> int:
     return rows if rows <= max(columns, FEWEST_ROWS) else columns
 
 
-def _strides(tensor: Tensor) -> Sequence[int]:
+def own_strides(tensor: Tensor) -> Sequence[int]:
     """Return the strides of a tensor in memory of its own: channels last if it is, else contiguous."""
     if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
         return tensor.stride()

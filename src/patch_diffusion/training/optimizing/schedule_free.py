@@ -17,6 +17,7 @@ from patch_diffusion.config import Optimizer
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError, need
 from patch_diffusion.training.hardware.sharding import local
+from patch_diffusion.training.optimizing.muon import own_strides
 
 
 def make_schedule_free(parameters: Iterable[nn.Parameter], options: Optimizer) -> torch.optim.Optimizer:
@@ -35,7 +36,28 @@ def make_schedule_free(parameters: Iterable[nn.Parameter], options: Optimizer) -
         parameters, lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay
     )
     optimizer.train()
+    # As torch's fused optimizers do, it learns from an attribute that gradients are not finite. It cannot skip a step,
+    # but with gradients of 0 it changes next to nothing.
+    optimizer._step_supports_amp_scaling = True
+    optimizer.register_step_pre_hook(_zero_where_not_finite)
     return optimizer
+
+
+def _zero_where_not_finite(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Set all gradients to 0 if the optimizer's ``found_inf`` is 1: in one block of memory, by three operations."""
+    overflow: Tensor | None = getattr(optimizer, "found_inf", None)
+    if overflow is None or (overflow.device.type == "cpu" and not overflow):  # on a GPU, this would wait
+        return
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    memory = gradients[0].new_empty(sum(gradient.numel() for gradient in gradients))
+    views, offset = [], 0
+    for gradient in gradients:
+        views.append(memory.as_strided(gradient.shape, own_strides(gradient), offset))
+        offset += gradient.numel()
+    torch._foreach_copy_(views, gradients)
+    memory.masked_fill_(overflow > 0, 0.0)
+    torch._foreach_copy_(gradients, views)
 
 
 class ScheduleFreeAverage:
