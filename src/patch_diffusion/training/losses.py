@@ -169,5 +169,6 @@ class Balance:
 
     def _of(self, size: str) -> Tensor:
         """Return sums and counts for a patch size: at first one loss of 1, that of a network that learned nothing."""
-        known = self._known.get(size)
-        return torch.ones_like(self._losses.zeros()) if known is None else known
+        if size not in self._known:
+            self._known[size] = torch.ones_like(self._losses.zeros())
+        return self._known[size]
