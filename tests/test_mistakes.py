@@ -22,7 +22,7 @@ from patch_diffusion.cli import main
         ),
         ("sample r --out o --guidance-interval 1", "--guidance-interval takes two numbers, not '1'"),
         ("sample r --out o more", "sample does not take 'more'"),
-        ("train digits --out r --engine.compile x", "train does not take 'x': --engine.compile takes no value"),
+        ("train digits --out r --engine.shard x", "train does not take 'x': --engine.shard takes no value"),
         ("train digits --out r --resolutoin 64", "there is no option --resolutoin; perhaps you meant --resolution"),
         ("completion csh", "completion takes bash, zsh or fish, not 'csh'"),
     ],

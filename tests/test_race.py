@@ -279,7 +279,7 @@ def test_judging_adds_a_twentieth_at_most(arms, tmp_path, monkeypatch):
     content = pd.race(arms, tmp_path / "race", moments=10, tell=told.append)
     assert content["judged_by"].items() >= {"images": 20, "stride": 4}.items()
     assert [len(found["0"]) for found in content["points"].values()] == [3, 3]
-    assert "losses of 20 held-out images, 3 times instead of 10 times" in "".join(told)
+    assert "losses of 20 held-out images, 3 times (not 10 times)" in "".join(told)
     assert clock[0] <= 2 * 60 * 1.05 + 2 * (1 + 4) / 32 + 10
     again = pd.race(arms, tmp_path / "race", moments=10, seeds=[1])
     assert again["judged_by"] == content["judged_by"] and len(again["points"]["whole"]["1"]) == 3

@@ -201,10 +201,7 @@ class Sampling(Strict):
             self._check_precision(model)
         shape, tile = pair(self.resolution) or model.resolution, pair(self.tile)
         if shape is None:
-            raise InputError(
-                "this model does not know the resolution of its images: give resolution=(height, width)",
-                option="resolution",
-            )
+            raise option_error("resolution", "is not known to this model: give (height, width)")
         _check_stride(model, shape, tile)
         overlap = 0
         if tile or self.overlap is not None:
