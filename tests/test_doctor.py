@@ -209,7 +209,7 @@ def test_compiling_needs_a_compiler_and_has_to_agree(tiny, monkeypatch):
         checks.compiles()
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_two_processes_share_a_batch():
     assert "2 processes end with the weights of one" in apart(checks.shares_batches, 2, within=200).value
 
@@ -515,7 +515,7 @@ def test_an_interrupt_ends_it(command, monkeypatch):
 def test_the_whole_with_a_tiny_budget(tmp_path, monkeypatch, capsys, secrets):
     """One trial of each part, in processes of their own."""
     monkeypatch.setattr(
-        diagnose, "FULL", Plan(checks=8.0, comparisons=0.0, speeds=30.0, timed=0.1, race=0.02, whole=300.0)
+        diagnose, "FULL", Plan(checks=4.0, comparisons=0.0, speeds=12.0, timed=0.1, race=0.01, whole=300.0)
     )
     files = [tmp_path / "doctor.json", tmp_path / "doctor.html"]
     assert main(["doctor", "--json", str(files[0]), "--out", str(files[1])]) == 0

@@ -201,8 +201,14 @@ def smaller(words):
     return [SMALLER.get(before, {}).get(word, word) for before, word in zip(("", *words), words, strict=False)]
 
 
+ALWAYS = ("celeba-p0", "celeba-progressive", "ffhq-patches", "cat-whole", "imagenet-latents")
+"""The runs of rows that a test always trains; the others have the same options with other data or shares."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("run", TRAINED)
+@pytest.mark.parametrize(
+    "run", [run if Path(run).name in ALWAYS else pytest.param(run, marks=pytest.mark.scheduled) for run in TRAINED]
+)
 def test_the_row_runs(run, folder, prepared, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     train = TRAINED[run]

@@ -206,7 +206,7 @@ def test_gradients_that_are_not_finite_move_nothing_far():
     """Told as a fused optimizer is, and in any memory layout."""
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 2, 1))
-    network = network.to(memory_format=torch.channels_last)
+    network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = make_optimizer(network.parameters(), Optimizer("schedule_free", betas=(0.9, 0.95)))
     for overflows in (False, True, False):
         before = [parameter.detach().clone() for parameter in network.parameters()]

@@ -1,5 +1,6 @@
 import importlib.util
 import sys
+from typing import Any
 from itertools import pairwise
 from pathlib import Path
 
@@ -197,7 +198,7 @@ def test_blocks_compute_their_own_where_a_layer_is_another():
             called.append(self)
             return super().forward(input)
 
-    layer = network.middle[0].affine
+    layer: Any = network.middle[0].affine
     network.middle[0].affine = Adapter(layer.in_features, layer.out_features)
     network(torch.zeros(1, 5, 8, 8), torch.zeros(1))
     assert len(called) == 1
