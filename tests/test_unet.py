@@ -1,8 +1,8 @@
 import importlib.util
 import sys
-from typing import Any
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch

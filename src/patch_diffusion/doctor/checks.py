@@ -1,4 +1,4 @@
-"""Checks of what works on a machine: each is a function that returns what it found, or raises an error that says why not.
+"""Checks of what works on a machine: each is a function that returns what it found, or raises an error that says why.
 
 A check runs in a process of its own, see `apart`, and begins with a network of random weights or a new run.
 """
