@@ -102,6 +102,7 @@ def explain_out_of_memory(demand: Callable[[], Demand]) -> Iterator[None]:
             raise
         reason = str(error)
         let_go(error)
+        gc.collect()  # what the failed step left in circles
     else:
         return
     needed = demand()
@@ -120,7 +121,6 @@ def let_go(error: BaseException) -> None:
             known.add(id(each))
             traceback.clear_frames(each.__traceback__)
             waiting += [each.__cause__, each.__context__]
-    gc.collect()
 
 
 def advice_on_memory(demand: Demand, reason: str) -> str:
@@ -173,6 +173,7 @@ def _passes(demand: Demand, shape: Shape, num: int) -> bool:
         if not is_out_of_memory(error):
             raise
         let_go(error)
+        gc.collect(1)  # circles of this pass, which are young; all objects take a second in a large process
         return False
     finally:
         _empty_cache(demand.device)
