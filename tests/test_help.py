@@ -140,6 +140,8 @@ def test_a_shell_completes_verbs_and_options(capsys, shell, tmp_path):
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
     assert all(verb in script for verb in VERBS) and "--patches.whole" in script
+    described = next(line for line in script.splitlines() if line.startswith("COMPLETION_SPEC"))
+    assert not re.search(r"\\n", described)  # fish takes each line of a description for a word
     if shell != "bash" or not shutil.which("bash"):
         return  # the others are seldom installed where tests run
     file = tmp_path / "completion"

@@ -31,6 +31,7 @@ class Completion(Verb):
         """Print the script, unless it is wanted as JSON, and return it with the shell's name."""
         import contextlib
         import io
+        import re
 
         import tyro
 
@@ -40,6 +41,10 @@ class Completion(Verb):
         with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):
             words = ["--tyro-print-completion", self.shell]
             tyro.extras.subcommand_cli_from_dict({**VERBS}, prog="patch-diffusion", args=words)
+        # A shell would offer each line of a description as a word.
+        text = re.sub(
+            r"^COMPLETION_SPEC = .*$", lambda line: re.sub(r"\\+n", " ", line[0]), script.getvalue(), flags=re.M
+        )
         if not self.prints_json:
-            say(script.getvalue().rstrip("\n"))
-        return {"shell": self.shell, "script": script.getvalue()}
+            say(text.rstrip("\n"))
+        return {"shell": self.shell, "script": text}
