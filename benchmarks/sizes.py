@@ -128,7 +128,7 @@ def main() -> None:
     content = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"rows": []}
     done = {Trial(**row["trial"]) for row in content["rows"]}
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(arguments.together, spawn, torch.set_num_threads, (1,), max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(arguments.together, spawn, torch.set_num_threads, (1,)) as pool:
         waiting = [pool.submit(partial(row_of, runs=arguments.runs), each) for each in trials if each not in done]
         for finished in as_completed(waiting):
             row = finished.result()

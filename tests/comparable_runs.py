@@ -6,7 +6,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from patch_diffusion.config import from_dict
+from patch_diffusion.config_dict import from_dict
 from patch_diffusion.runs.folder import ModelFacts, RunFolder
 
 

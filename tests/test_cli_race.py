@@ -94,7 +94,7 @@ def test_long_names_and_several_seeds_fit_too(raced):
     ],
 )
 def test_an_arm_s_options(text, option, value):
-    from patch_diffusion.config import flat_options
+    from patch_diffusion.config_dict import flat_options
 
     race = parsed(f"--arm mine '{text}'")
     changed = flat_options(race.configs["mine"])

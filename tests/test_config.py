@@ -10,18 +10,10 @@ from hypothesis import given, settings, strategies as st
 
 import patch_diffusion as pd
 from patch_diffusion.cli.options import given_options
-from patch_diffusion.config import (
-    MAY_CHANGE,
-    Config,
-    Patches,
-    changed_options,
-    check_numbers,
-    flat_options,
-    from_dict,
-    read_yaml,
-    to_dict,
-)
+from patch_diffusion.config import Config, Patches
+from patch_diffusion.config_dict import MAY_CHANGE, changed_options, flat_options, from_dict, read_yaml, to_dict
 from patch_diffusion.data.augment import Augment
+from patch_diffusion.limits import check_numbers
 from refusal import refused
 
 

@@ -9,7 +9,8 @@ import torch
 
 import patch_diffusion as pd
 from patch_diffusion.cli.train import Train
-from patch_diffusion.config import Config, Data, Network, Optimizer, flat_options, from_dict, option_names
+from patch_diffusion.config import Config, Data, Network, Optimizer
+from patch_diffusion.config_dict import flat_options, from_dict, option_names
 from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.training.batches import Position
 from refusal import refused

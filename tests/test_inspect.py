@@ -15,7 +15,8 @@ from patch_diffusion.advice import _of_budget, advise, preset_for
 from patch_diffusion.cli import main
 from patch_diffusion.cli.options import given_options, option_words
 from patch_diffusion.cli.train import Train
-from patch_diffusion.config import Augment, Config, Data, Network, Patches, to_dict
+from patch_diffusion.config import Augment, Config, Data, Network, Patches
+from patch_diffusion.config_dict import to_dict
 from patch_diffusion.data.inspection.as_files import some_images
 from patch_diffusion.data.inspection.inspect import inspect_images
 from patch_diffusion.data.latents.codec import LatentCodec

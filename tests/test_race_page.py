@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from patch_diffusion.cli.tables import race_table
-from patch_diffusion.config import Config, Data, to_dict
+from patch_diffusion.config import Config, Data
+from patch_diffusion.config_dict import to_dict
 from patch_diffusion.races.arms import whole_images
 from patch_diffusion.races.page import race_page
 from patch_diffusion.races.standings import standings

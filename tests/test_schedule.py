@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 import patch_diffusion as pd
-from patch_diffusion.config import from_dict, to_dict
+from patch_diffusion.config_dict import from_dict, to_dict
 from patch_diffusion.streams import uniform
 
 

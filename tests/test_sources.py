@@ -22,7 +22,8 @@ from image_files import (  # noqa: F401
     write_zip,
 )
 from needs import need
-from patch_diffusion.config import Data, from_dict, to_dict
+from patch_diffusion.config import Data
+from patch_diffusion.config_dict import from_dict, to_dict
 from patch_diffusion.data.files import decode, folders
 from patch_diffusion.data.sources import find_images
 

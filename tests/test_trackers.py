@@ -13,7 +13,8 @@ from PIL import Image
 import patch_diffusion as pd
 from needs import need
 from patch_diffusion.cli.train import Train
-from patch_diffusion.config import Config, changed_options
+from patch_diffusion.config import Config
+from patch_diffusion.config_dict import changed_options
 from patch_diffusion.training.hardware.group import Group
 from patch_diffusion.training.watching import trackers as module
 from patch_diffusion.training.watching.trackers import choose_trackers, scalars

@@ -21,7 +21,7 @@ import torch
 from changes import CHANGES, LastOnWhole, hide_coords
 
 import patch_diffusion as pd
-from patch_diffusion.config import from_dict, to_dict
+from patch_diffusion.config_dict import from_dict, to_dict
 from patch_diffusion.denoise.whole_image import losses_of_images
 from patch_diffusion.devices import choose_device
 from patch_diffusion.evaluation.circumstances import circumstances

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from patch_diffusion.config import BUDGETS, Config, Watch, to_dict
+from patch_diffusion.config import BUDGETS, Config, Watch
+from patch_diffusion.config_dict import to_dict
 from patch_diffusion.data.files.collection import MOST_UNUSABLE, passed_over
 from patch_diffusion.data.held_out import FEWEST_TO_HOLD_OUT
 from patch_diffusion.data.images import Images, refuse_one_value

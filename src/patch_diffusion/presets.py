@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from patch_diffusion.config import Config, Data, Ema, Network, Noise, Optimizer, Patches, flat_options
+from patch_diffusion.config import Config, Data, Ema, Network, Noise, Optimizer, Patches
+from patch_diffusion.config_dict import flat_options
 
 # SMALL is for a laptop's CPU, where small steps of a small network learn most per minute: ten minutes give blurry
 # pictures at 32 x 32. A GPU needs a larger batch and width.

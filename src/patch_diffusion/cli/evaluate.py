@@ -11,11 +11,11 @@ from tyro.conf import Positional, arg
 import patch_diffusion
 from patch_diffusion.cli.choosing import check_guide, open_guide, read_from
 from patch_diffusion.cli.verb import DataName, Json, Verb, tell
-from patch_diffusion.config import LIMITS
 from patch_diffusion.data.named import check_source
 from patch_diffusion.errors import Checked
 from patch_diffusion.evaluation.options import EvaluationOptions, known_metrics
 from patch_diffusion.files import check_apart
+from patch_diffusion.limits import LIMITS
 from patch_diffusion.processes import is_first
 from patch_diffusion.records import check_limits
 from patch_diffusion.sampling.options import Sampling

@@ -16,9 +16,10 @@ from patch_diffusion.cli.options import given_options, option_words
 from patch_diffusion.cli.say import say
 from patch_diffusion.cli.train import _preset_and_file, settled
 from patch_diffusion.cli.verb import DataName, Json, Verb
-from patch_diffusion.config import Config, check_numbers
+from patch_diffusion.config import Config
 from patch_diffusion.data.named import check_labels
 from patch_diffusion.errors import InputError
+from patch_diffusion.limits import check_numbers
 from patch_diffusion.presets import DEFAULT_PRESET, PRESETS
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
-from patch_diffusion.config import BUDGETS, Config, flat, flat_options, yaml_options
+from patch_diffusion.config import BUDGETS, Config
+from patch_diffusion.config_dict import flat, flat_options, yaml_options
 from patch_diffusion.presets import PRESETS
 
 Preset = Annotated[str, arg(metavar="NAME", help=f"Settings to start from: {', '.join(PRESETS)}.")]

@@ -14,7 +14,7 @@ import tyro
 from patch_diffusion.cli.help import help_text, options_of
 from patch_diffusion.cli.mistakes import sentence
 from patch_diffusion.cli.say import say
-from patch_diffusion.config import OLD_VALUES
+from patch_diffusion.config_dict import OLD_VALUES
 from patch_diffusion.errors import InputError, decimal
 
 _MOST_SEEDS = 1_000_000

@@ -17,7 +17,8 @@ from patch_diffusion.cli.parsing import parse, parse_seeds
 from patch_diffusion.cli.say import say
 from patch_diffusion.cli.train import _preset_and_file, settled
 from patch_diffusion.cli.verb import DataName, Json, Verb
-from patch_diffusion.config import Config, flat_options, option_names
+from patch_diffusion.config import Config
+from patch_diffusion.config_dict import flat_options, option_names
 from patch_diffusion.data.named import check_labels
 from patch_diffusion.errors import InputError, did_you_mean, shown
 from patch_diffusion.presets import DEFAULT_PRESET

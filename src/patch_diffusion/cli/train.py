@@ -14,7 +14,8 @@ from patch_diffusion.cli.options import Preset, given_options
 from patch_diffusion.cli.parsing import value_of
 from patch_diffusion.cli.say import say
 from patch_diffusion.cli.verb import DataName, Json, Verb
-from patch_diffusion.config import BUDGETS, Config, read_yaml
+from patch_diffusion.config import BUDGETS, Config
+from patch_diffusion.config_dict import read_yaml
 from patch_diffusion.data.named import check_labels
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.files import user_path

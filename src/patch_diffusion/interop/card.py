@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import yaml
 
-from patch_diffusion.config import Config, flat_options
+from patch_diffusion.config import Config
+from patch_diffusion.config_dict import flat_options
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_json
 from patch_diffusion.runs.folder import ModelFacts, RunFolder

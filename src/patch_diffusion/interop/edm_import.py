@@ -16,13 +16,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from patch_diffusion.config import Config, Data, Network, Noise, Patches, check_numbers, to_dict
+from patch_diffusion.config import Config, Data, Network, Noise, Patches
+from patch_diffusion.config_dict import to_dict
 from patch_diffusion.denoise.networks.unet import STYLES
 from patch_diffusion.denoise.process import VP
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_room, user_path, write_tensors
 from patch_diffusion.interop.edm_file import Published, read_published
 from patch_diffusion.interop.safe_pickle import printable
+from patch_diffusion.limits import check_numbers
 from patch_diffusion.runs.folder import RULES, ModelFacts, RunFolder
 from patch_diffusion.runs.model import build_network
 

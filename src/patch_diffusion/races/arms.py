@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import combinations
 
-from patch_diffusion.config import BUDGETS, Config, differences, flat_options
+from patch_diffusion.config import BUDGETS, Config
+from patch_diffusion.config_dict import differences, flat_options
 from patch_diffusion.errors import InputError
 
 PATCHES, WHOLE = "patches", "whole"

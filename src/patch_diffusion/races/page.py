@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from patch_diffusion.config import differences, from_dict
+from patch_diffusion.config_dict import differences, from_dict
 from patch_diffusion.races.summary import Content, amount, length, opponent, rows, sentences
 from patch_diffusion.runs.chart import Guide, chart, number
 from patch_diffusion.runs.history import DISTANCES, TIMES, Curve, Point

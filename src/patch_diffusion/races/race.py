@@ -11,13 +11,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from patch_diffusion.config import LARGEST, LIMITS, Config, to_dict
+from patch_diffusion.config import Config
+from patch_diffusion.config_dict import to_dict
 from patch_diffusion.data.digest import digest_of
 from patch_diffusion.data.images import refuse_ids
 from patch_diffusion.denoise.whole_image import SIGMAS
 from patch_diffusion.errors import InputError, counted
 from patch_diffusion.evaluation.circumstances import circumstances
 from patch_diffusion.files import user_path
+from patch_diffusion.limits import LARGEST, LIMITS
 from patch_diffusion.races.arms import check_arms
 from patch_diffusion.races.record import RaceFolder, Record
 from patch_diffusion.races.setup import RaceSetup, budget_of

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from patch_diffusion.config import Noise, flat, from_dict
+from patch_diffusion.config import Noise
+from patch_diffusion.config_dict import flat, from_dict
 from patch_diffusion.data.digest import change_of
 from patch_diffusion.errors import InputError, reason_of
 from patch_diffusion.files import read_json, write_json, write_text

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from patch_diffusion.config import Config, Noise, Watch, check_numbers
+from patch_diffusion.config import Config, Noise, Watch
 from patch_diffusion.data.held_out import HELD_OUT, halved
 from patch_diffusion.data.images import Images, numbered_as
 from patch_diffusion.data.sources import open_data
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.meter import SampleMeter
+from patch_diffusion.limits import check_numbers
 from patch_diffusion.processes import started_by_launcher
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.build import build_trainer

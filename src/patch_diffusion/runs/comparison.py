@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from patch_diffusion.config import Config, differences
+from patch_diffusion.config import Config
+from patch_diffusion.config_dict import differences
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import user_path, write_text
 from patch_diffusion.runs.chart import chart, colours, number

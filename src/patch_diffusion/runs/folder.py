@@ -9,18 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from patch_diffusion.config import (
-    LARGEST,
-    Config,
-    Network,
-    changed_options,
-    check_numbers,
-    flat_options,
-    from_dict,
-    may_change,
-    option_names,
-    to_dict,
-)
+from patch_diffusion.config import Config, Network
+from patch_diffusion.config_dict import changed_options, flat_options, from_dict, may_change, option_names, to_dict
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.digest import change_of, digest_of
 from patch_diffusion.data.held_out import hold_out
@@ -29,6 +19,7 @@ from patch_diffusion.data.latents.codec import LatentCodec, codec_of
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.files import read_json, user_path, write_json
+from patch_diffusion.limits import LARGEST, check_numbers
 from patch_diffusion.records import Strict, check_limits, record_of
 from patch_diffusion.runs.history import History
 from patch_diffusion.runs.lock import HOLDER_FILE, LOCK_FILE

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-from patch_diffusion.config import BUDGETS, Config, flat_options
+from patch_diffusion.config import BUDGETS, Config
+from patch_diffusion.config_dict import flat_options
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_writable, user_path, write_text
 from patch_diffusion.presets import PRESETS, nearest_preset

@@ -8,9 +8,10 @@ from typing import Any, Literal, TypedDict
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from patch_diffusion.config import BUDGETS, LARGEST, LIMITS, Config
+from patch_diffusion.config import BUDGETS, Config
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.errors import InputError, finite_number
+from patch_diffusion.limits import LARGEST, LIMITS
 from patch_diffusion.patches.coords import coordinate_grid
 from patch_diffusion.patches.schedule import Shape
 from patch_diffusion.records import check_limits

@@ -10,7 +10,7 @@ from os import PathLike
 
 import torch
 
-from patch_diffusion.config import Config, check_numbers
+from patch_diffusion.config import Config
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.held_out import FEWEST_TO_HOLD_OUT, HELD_OUT, least_held_out
 from patch_diffusion.data.images import Images, refuse_ids, refuse_one_value
@@ -19,6 +19,7 @@ from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.devices import memory_of
 from patch_diffusion.errors import option_error
 from patch_diffusion.files import user_path
+from patch_diffusion.limits import check_numbers
 from patch_diffusion.processes import is_first, run_processes, started_by_launcher
 from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.runs.model import build_denoiser, build_network, load

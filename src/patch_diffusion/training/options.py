@@ -9,6 +9,7 @@ from typing import Any, Literal, TypedDict
 
 from patch_diffusion import config as options
 from patch_diffusion.config import Config, Network, Patches
+from patch_diffusion.config_dict import flat_options
 from patch_diffusion.data.images import Images
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.objective import Objective
@@ -111,7 +112,7 @@ def reconciled(config: Config, denoiser: Denoiser, images: Images) -> Config:
     found = replace(
         config, network=own, data=read, noise=noise, patches=replace(config.patches, coords=denoiser.coords)
     )
-    before, usual, now = (options.flat_options(each) for each in (config, Config(), found))
+    before, usual, now = (flat_options(each) for each in (config, Config(), found))
     for name, value in before.items():
         if value not in (usual[name], now[name]):
             whose = {"network": "network", "data": "images"}.get(name.partition(".")[0], "denoiser")

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from patch_diffusion.config import BUDGETS, Config, Patches, check_numbers, differences, plain
+from patch_diffusion.config import BUDGETS, Config, Patches
+from patch_diffusion.config_dict import differences, plain
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.images import Images, numbered_as
 from patch_diffusion.denoise.conditions import Conditions
@@ -21,6 +22,7 @@ from patch_diffusion.denoise.objective import Batch, DenoisingObjective, NoiseLe
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.meter import SampleMeter
 from patch_diffusion.files import check_room, user_path
+from patch_diffusion.limits import check_numbers
 from patch_diffusion.patches.coords import coordinate_grid
 from patch_diffusion.patches.schedule import PatchSchedule, PatchSize, Shape, shares_text
 from patch_diffusion.processes import explain_lost_peer

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from patch_diffusion.config import flat
+from patch_diffusion.config_dict import flat
 from patch_diffusion.files import encoded, read_json, write_json
 
 _PROJECT = "patch_diffusion"
