@@ -1,6 +1,6 @@
 """Which width, batch, rate and share of whole images give the lowest held-out loss for a number of operations?
 
-    python benchmarks/sizes.py [--budgets 1e12 1e13] [--data cats] [--questions widths steps] [--out FILE.json]
+    python benchmarks/evidence/sizes.py [--budgets 1e12 1e13] [--data cats] [--questions widths steps] [--out FILE.json]
 
 Each training spends the same operations on one thread, two beside each other, so a busy machine changes only the
 seconds. A row is written as soon as its training is done, and what the file already has is not trained again.
@@ -9,7 +9,6 @@ seconds. A row is written as soon as its training is done, and what the file alr
 import argparse
 import json
 import multiprocessing
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -18,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import circumstances
+from trials import RESULTS, SHARED, Arm, Scale, folder_of, measure, train
 
-sys.path.append(str(Path(__file__).parent / "evidence"))
+from patch_diffusion.evaluation.circumstances import circumstances
 
-from trials import SHARED, Arm, Scale, folder_of, measure, train
-
-OUT = Path(__file__).parent / "results" / "sizes-cpu.json"
+OUT = RESULTS / "sizes-cpu.json"
+COMMAND = "python benchmarks/evidence/sizes.py --questions widths steps shares depths"
 BUDGETS = (1e12, 1e13, 1e14)
 WIDTHS = {1e12: (4, 8, 16), 3e12: (8,), 1e13: (8, 16, 32), 3e13: (12, 16, 24), 1e14: (16, 32, 48)}
 """The widths that are compared at each budget: three around the best."""
@@ -132,7 +130,7 @@ def main() -> None:
         waiting = [pool.submit(partial(row_of, runs=arguments.runs), each) for each in trials if each not in done]
         for finished in as_completed(waiting):
             row = finished.result()
-            content = {**circumstances(), "rows": [*content["rows"], row]}
+            content = {"command": COMMAND, **circumstances(torch.device("cpu")), "rows": [*content["rows"], row]}
             arguments.out.write_text(json.dumps(content, indent=1) + "\n")
             print("{loss:.4f}  {parameters:>9,} parameters, {images:>8,} images, {trial}".format(**row), flush=True)
 
