@@ -46,7 +46,7 @@ def cache_folder(tmp_path_factory, monkeypatch):
 @pytest.fixture(autouse=True)
 def no_bf16(monkeypatch):
     """Tests do the same on every processor."""
-    monkeypatch.setattr("patch_diffusion.training.suggest.processor_has_bf16", lambda: False)
+    monkeypatch.setattr("patch_diffusion.training.choices.suggest.processor_has_bf16", lambda: False)
 
 
 @pytest.fixture

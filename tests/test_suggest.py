@@ -18,7 +18,8 @@ from patch_diffusion.patches.schedule import PatchSchedule
 from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.runs.model import build_network
 from patch_diffusion.training.build import build_trainer
-from patch_diffusion.training.suggest import FURTHEST_SIZE, stride, suggest
+from patch_diffusion.training.choices.shapes import FURTHEST_SIZE, stride
+from patch_diffusion.training.choices.suggest import suggest
 
 SMALL, PAPER = pd.PRESETS["small"], pd.PRESETS["paper"]
 
@@ -81,7 +82,7 @@ def test_steps_that_were_asked_for_are_not_smaller():
 
 @pytest.fixture
 def bf16(monkeypatch):
-    monkeypatch.setattr("patch_diffusion.training.suggest.processor_has_bf16", lambda: True)
+    monkeypatch.setattr("patch_diffusion.training.choices.suggest.processor_has_bf16", lambda: True)
 
 
 def formats_of(images, config, given=()):

@@ -32,9 +32,10 @@ from patch_diffusion.runs.history import ENOUGH_IMAGES, shows_few
 from patch_diffusion.runs.model import build_network
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.build import build_trainer, note_on_few
+from patch_diffusion.training.choices.shapes import stride
+from patch_diffusion.training.choices.suggest import suggest
 from patch_diffusion.training.forecast import Forecast, duration, forecast, shares_of
 from patch_diffusion.training.hardware.memory import memory_of_weights
-from patch_diffusion.training.suggest import stride, suggest
 
 SIDE_ON_CPU, SIDE_ON_GPU = 64, 128
 """The side in pixels of a square whose area larger images should be reduced to, for training on a CPU and on a GPU."""

@@ -29,10 +29,10 @@ from patch_diffusion.patches.coords import coordinate_grid
 from patch_diffusion.patches.schedule import PatchSchedule, PatchSize, Shape
 from patch_diffusion.runs.model import build_denoiser, build_network
 from patch_diffusion.training.batches import Batches, Plan
+from patch_diffusion.training.choices.batch import limit_pixels
 from patch_diffusion.training.hardware.engine import Engine
 from patch_diffusion.training.losses import Balance, Losses
 from patch_diffusion.training.state import StepResult, TrainingState
-from patch_diffusion.training.suggest import limit_pixels
 
 
 @dataclass(frozen=True)

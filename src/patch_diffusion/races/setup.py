@@ -17,7 +17,7 @@ from patch_diffusion.limits import check_numbers
 from patch_diffusion.processes import started_by_launcher
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.build import build_trainer
-from patch_diffusion.training.suggest import suggest
+from patch_diffusion.training.choices.suggest import suggest
 from patch_diffusion.training.trainer import Trainer
 
 _NEVER = 1e9  # minutes between checkpoints: a race saves between turns, where it takes no training time

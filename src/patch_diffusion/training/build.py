@@ -25,8 +25,8 @@ from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.runs.model import build_denoiser, build_network, load
 from patch_diffusion.streams import stream_key
 from patch_diffusion.training.budget import Budget
+from patch_diffusion.training.choices.suggest import suggest
 from patch_diffusion.training.clock import Clock
-from patch_diffusion.training.suggest import suggest
 from patch_diffusion.training.trainer import Trainer
 
 _VERY_FEW = 500  # images

@@ -32,6 +32,7 @@ from patch_diffusion.training.batches import Batches, Position
 from patch_diffusion.training.budget import Budget, BudgetOptions, training_flops
 from patch_diffusion.training.checkpoints.saving import Checkpoints
 from patch_diffusion.training.checks import check_network, check_watching
+from patch_diffusion.training.choices.batch import limit_pixels
 from patch_diffusion.training.clock import Clock
 from patch_diffusion.training.hardware.engine import Engine
 from patch_diffusion.training.hardware.memory import Demand, explain_out_of_memory, microbatches_that_fit
@@ -41,7 +42,6 @@ from patch_diffusion.training.prefetch import Prefetcher
 from patch_diffusion.training.progress import Progress
 from patch_diffusion.training.state import TrainingState
 from patch_diffusion.training.step import Step
-from patch_diffusion.training.suggest import limit_pixels
 from patch_diffusion.training.watching.trackers import Trackers, choose_trackers
 
 

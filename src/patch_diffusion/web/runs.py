@@ -22,7 +22,7 @@ from patch_diffusion.runs.lock import HOLDER_FILE, LOCK_FILE, holder
 from patch_diffusion.runs.log import LogTail, last_measured
 from patch_diffusion.runs.report import about, charts, standing
 from patch_diffusion.runs.retention import STATE_FILE, step_of
-from patch_diffusion.training.suggest import stride
+from patch_diffusion.training.choices.shapes import stride
 
 MOST_RUNS = 500  # most runs that are listed
 _DEEPEST = 3  # levels of sub-folders that are searched

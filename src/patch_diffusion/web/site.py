@@ -28,7 +28,7 @@ from starlette.staticfiles import StaticFiles
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import to_json
 from patch_diffusion.runs.page import STYLE
-from patch_diffusion.training.suggest import stride
+from patch_diffusion.training.choices.shapes import stride
 from patch_diffusion.web import uploads
 from patch_diffusion.web.guard import read_body, refused, shortened
 from patch_diffusion.web.jobs import BusyError, Job, Jobs, reason_of_file
