@@ -9,7 +9,7 @@ from checkpoint_files import read_checkpoint
 from needs import need
 from patch_diffusion.config import Ema, Optimizer
 from patch_diffusion.files import read_json, read_tensors
-from patch_diffusion.training.optimizing.optimizers import decay_of, make_average, make_optimizer
+from patch_diffusion.training.optimizing.optimizers import make_average, make_optimizer, settled
 from patch_diffusion.training.state import optimizer_tensors
 from patch_diffusion.training.step import learning_rate
 
@@ -193,7 +193,7 @@ def test_the_extra_is_named(monkeypatch):
 )
 def test_the_decay_that_is_meant_is_stored(make_trainer, kind, decay, expected):
     options = Optimizer(kind, decay=decay)
-    assert decay_of(options) == expected
+    assert settled(options).decay == expected
     end = {"cosine": 0.0, "linear": 0.0, "constant": options.learning_rate}[expected]
     assert learning_rate(options, 1.0) == pytest.approx(end)
     trainer = make_trainer(optimizer=options)

@@ -104,7 +104,7 @@ if TYPE_CHECKING:
         euler_maruyama as euler_maruyama,
         stochastic_heun as stochastic_heun,
     )
-    from patch_diffusion.training.build import train as train
+    from patch_diffusion.training.train import train as train
     from patch_diffusion.training.trainer import Trainer as Trainer
     from patch_diffusion.web.server import serve as serve
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from patch_diffusion.config import BUDGETS, Config, Watch
-from patch_diffusion.config_dict import to_dict
+from patch_diffusion.config_dict import option_names, to_dict
 from patch_diffusion.data.files.collection import MOST_UNUSABLE, passed_over
 from patch_diffusion.data.held_out import FEWEST_TO_HOLD_OUT
 from patch_diffusion.data.images import Images, refuse_one_value
@@ -20,22 +20,23 @@ from patch_diffusion.data.inspection.as_files import some_images
 from patch_diffusion.data.inspection.inspect import Findings
 from patch_diffusion.data.inspection.resolution import suggest_resolution
 from patch_diffusion.data.latents.folder import is_latents
-from patch_diffusion.data.named import DIGITS
 from patch_diffusion.data.reading.labels import ONE_IMAGE
 from patch_diffusion.data.reading.survey import ONE_VALUE
 from patch_diffusion.devices import choose_device, memory_of
 from patch_diffusion.errors import InputError, counted
 from patch_diffusion.files import user_path
 from patch_diffusion.patches.schedule import PatchSchedule
-from patch_diffusion.presets import DEFAULT_PRESET
 from patch_diffusion.runs.history import ENOUGH_IMAGES, shows_few
 from patch_diffusion.runs.model import build_network
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.build import build_trainer, note_on_few
+from patch_diffusion.training.choices.choose import choose
 from patch_diffusion.training.choices.shapes import stride
+from patch_diffusion.training.choices.size import smallest
 from patch_diffusion.training.choices.suggest import suggest
 from patch_diffusion.training.forecast import Forecast, duration, forecast, shares_of
 from patch_diffusion.training.hardware.memory import memory_of_weights
+from patch_diffusion.training.timing import measure_speed
 
 SIDE_ON_CPU, SIDE_ON_GPU = 64, 128
 """The side in pixels of a square whose area larger images should be reduced to, for training on a CPU and on a GPU."""
@@ -128,12 +129,16 @@ def advise(
         refuse_one_value(images)
     except InputError as error:
         return Advice(config, reasons, warnings=warnings, refusal=str(error))
-    config, why = suggest(images, config, given)
-    for reason in why:
-        option, _, because = reason.partition(": ")
-        reasons[option.split()[0]] = because
     room, foreseen = memory_of(device), None
     try:
+        if timed:
+            config, why = choose(images, config, given, measure=lambda config: measure_speed(images, config))
+        else:  # the size is chosen in training; the levels of networks are the same in all sizes
+            config, why = suggest(images, replace(config, network=smallest(config.network)), given)
+        for reason in why:
+            option, _, because = reason.partition(": ")
+            if option.split()[0] in option_names():
+                reasons[option.split()[0]] = because
         sizes = shares_of(images, PatchSchedule.of(config.patches), stride(config.network))
         if timed:
             config, foreseen = _forecast(images, config, given, room, reasons)
@@ -146,15 +151,6 @@ def advise(
     if timed and foreseen is None:
         warnings.append("the network needs more memory than this machine has: choose a smaller --network.width")
     return Advice(config, reasons, warnings, refusal, deviation, sizes, foreseen, room)
-
-
-def preset_for(source: str, device: str = "auto") -> str:
-    """Return the name of the preset that suits a data set and a device."""
-    if source == DIGITS:
-        return DIGITS
-    if choose_device(device).type != "cuda":
-        return DEFAULT_PRESET
-    return "adm-latent-32" if is_latents(user_path(source)) else "ddpmpp-64"
 
 
 def _at_a_resolution(

@@ -125,12 +125,14 @@ class Noise(Strict):
     """The noise process, the noise levels of training, and the range of noise levels in sampling."""
 
     p_mean: float | None = None
-    """Mean of ln(sigma), the logarithm of the noise level, in training. Default: the process's own, -1.2 for edm."""
+    """Mean of ln(sigma), the logarithm of the noise level, in training. Default: 0 for edm with the weight learned,
+    else the process's own, -1.2 for edm."""
     p_std: float | None = None
-    """Standard deviation of ln(sigma) in training. Default: the process's own, 1.2 for edm."""
+    """Standard deviation of ln(sigma) in training. Default: 1.6 for edm with the weight learned, else the process's
+    own, 1.2 for edm."""
     process: Literal["edm", "ve", "vp"] = "edm"
     """Noise process and preconditioning. edm: EDM. ve: variance exploding. vp: variance preserving."""
-    weight: Literal["process", "learned"] = "process"
+    weight: Literal["process", "learned"] = "learned"
     """Weight of each noise level in the loss. process: as published. learned: all levels contribute equally, as each
     loss is divided by its running mean at that noise level and patch size."""
     sigma_data: float | None = None
@@ -184,14 +186,14 @@ def _check_optimizer(kind: str) -> None:
 class Optimizer(Strict):
     """The optimizer and its learning rate schedule."""
 
-    kind: Annotated[Literal["adamw", "muon", "schedule_free"], Checked(_check_optimizer)] = "adamw"
+    kind: Annotated[Literal["adamw", "muon", "schedule_free"], Checked(_check_optimizer)] = "muon"
     """Optimizer. muon: Muon for convolutions and matrices, AdamW for the rest; it learns more from each image.
     schedule_free: AdamW that needs no decay and averages weights itself; it needs the extra schedule-free."""
-    learning_rate: float = 1e-3
-    """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.99)
+    learning_rate: float | None = None
+    """Peak learning rate. Default: 0.005 for muon, 0.001 for the others."""
+    betas: tuple[float, float] | None = None
     """Decay rates of the two moments of AdamW. The first is also the momentum of Muon, and the interpolation weight of
-    schedule_free."""
+    schedule_free. Default: 0.95 0.99 for muon, 0.9 0.99 for the others."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
     clip: float | None = None
@@ -280,9 +282,9 @@ class Config(Strict):
     engine: Engine = Engine()
     watch: Watch = Watch()
 
-    batch: int | Literal["auto"] = 64
+    batch: int | Literal["auto"] = "auto"
     """Batch size, in whole images. Steps on patches use larger batches, see patches.growth. auto: the preset's batch
-    size, in as many microbatches as memory requires."""
+    size or, without one, a size that suits network, budget and machine; in as many microbatches as memory requires."""
     batch_pixels: int | None = None
     """Limit of the number of pixels in a step. For large images it lowers the preset's batch size and share of
     whole-image steps. It has no effect if you set batch. Default: no limit."""

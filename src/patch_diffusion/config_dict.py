@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from patch_diffusion.config import BUDGETS, Config
+from patch_diffusion.config import BUDGETS, Config, Noise, Optimizer
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.records import in_short, record_of
 
@@ -35,6 +35,14 @@ MAY_CHANGE = {
 
 # Old values of options, which configs of the previous version may have, and the values that replace them.
 OLD_VALUES = {"patches.kind": {"fixed": "stochastic"}}
+
+
+# Options that runs of earlier versions do not store, where the defaults were others.
+BEFORE = Config(
+    noise=Noise(weight="process"),
+    optimizer=Optimizer(kind="adamw", learning_rate=1e-3, betas=(0.9, 0.99)),
+    batch=64,
+)
 
 
 def plain(config: Config) -> Config:
@@ -134,6 +142,38 @@ def flat_options(config: Config) -> dict[str, Any]:
 def option_names() -> frozenset[str]:
     """Return the full names of all options, such as "optimizer.learning_rate"."""
     return frozenset(flat_options(Config()))
+
+
+def changed_names(config: Config) -> frozenset[str]:
+    """Return the names of the options that are not at their defaults."""
+    return frozenset(differences({"given": config, "usual": Config()}))
+
+
+def nested(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options by full name as nested dicts, see `flat_options`.
+
+    >>> nested({"network.width": 8, "steps": 1})
+    {'network': {'width': 8}, 'steps': 1}
+    """
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        *groups, last = name.split(".")
+        inner = found
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[last] = value
+    return found
+
+
+def with_options(base: Config, config: Config, names: Collection[str]) -> Config:
+    """Return a config with the named options of another one, of which a budget replaces that of the base.
+
+    >>> with_options(Config(steps=5, batch=8), Config(minutes=2, batch=4), {"minutes"}).batch
+    8
+    """
+    asked, own = flat_options(config), flat_options(base)
+    chosen = {name for name in asked if name in names or (name in BUDGETS and not set(BUDGETS).isdisjoint(names))}
+    return from_dict(nested({**own, **{name: asked[name] for name in chosen}}))
 
 
 def changed_options(before: Config, after: Config) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from patch_diffusion.config import Config, Data, Ema, Network, Noise, Optimizer, Patches
+from patch_diffusion.config import BUDGETS, Config, Data, Ema, Network, Noise, Optimizer, Patches
 from patch_diffusion.config_dict import flat_options
 
 # SMALL is for a laptop's CPU, where small steps of a small network learn most per minute: ten minutes give blurry
@@ -21,8 +21,9 @@ SMALL = Config(
 
 PAPER = Config(
     patches=Patches(weight="area"),
+    noise=Noise(weight="process"),
     network=Network(width=128, multipliers=(1, 2, 2, 2), blocks=4, attention=(2,), dropout=0.05),
-    optimizer=Optimizer(learning_rate=2e-4, betas=(0.9, 0.999), warmup=0.05, decay="constant"),
+    optimizer=Optimizer(kind="adamw", learning_rate=2e-4, betas=(0.9, 0.999), warmup=0.05, decay="constant"),
     ema=Ema(half_life_images=500_000, ramp=0.05),
     batch=256,
     images=200_000_000,
@@ -34,8 +35,8 @@ PRESETS: dict[str, Config] = {
     # which is decided at higher noise than in photographs.
     "digits": Config(
         network=Network(width=16, multipliers=(1, 2, 4), blocks=1, attention=(1,), dropout=0.0),
-        noise=Noise(p_mean=0.0),
-        optimizer=Optimizer(learning_rate=2e-3),
+        noise=Noise(p_mean=0.0, weight="process"),
+        optimizer=Optimizer(kind="adamw", learning_rate=2e-3, betas=(0.9, 0.99)),
         batch=32,
         minutes=3,
         samples=6,
@@ -65,15 +66,22 @@ PRESETS: dict[str, Config] = {
     ),
     # The full published recipe (Patch Diffusion, arXiv 2304.12526), for 64 x 64 images: without held-out images, and
     # with EDM's constants in place of the images' own mean and deviation.
-    "paper": replace(PAPER, data=Data(held_out=0.0), noise=Noise(sigma_data=0.5, mean_data=(0.0,))),
+    "paper": replace(PAPER, data=Data(held_out=0.0), noise=replace(PAPER.noise, sigma_data=0.5, mean_data=(0.0,))),
 }
-"""Sets of training options that go together, by the names that ``train --preset`` takes; the default is ``small``.
+"""Sets of training options that go together, by the names that ``train --preset`` takes.
 
 >>> PRESETS["digits"].batch
 32
 """
 
-DEFAULT_PRESET = "small"
+DEFAULT_MINUTES = 30.0
+"""The budget of a run that is given none, in minutes."""
+
+
+def with_budget(config: Config) -> Config:
+    """Return the options with the default budget if they have none."""
+    has_one = any(getattr(config, name) is not None for name in BUDGETS)
+    return config if has_one else replace(config, minutes=DEFAULT_MINUTES)
 
 
 def nearest_preset(config: Config) -> str | None:

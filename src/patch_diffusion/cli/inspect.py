@@ -20,7 +20,7 @@ from patch_diffusion.config import Config
 from patch_diffusion.data.named import check_labels
 from patch_diffusion.errors import InputError
 from patch_diffusion.limits import check_numbers
-from patch_diffusion.presets import DEFAULT_PRESET, PRESETS
+from patch_diffusion.presets import PRESETS
 
 if TYPE_CHECKING:
     from patch_diffusion.advice import Advice
@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 # Training chooses these options by itself if they are not given, so the suggested command leaves them out.
 _CHOSEN_IN_TRAINING = (
     *(f"noise.{name}" for name in ("p_mean", "sigma_min", "sigma_max", "mean_data", "levels")),
-    *("network.multipliers", "network.attention", "patches.sizes"),
+    *(
+        f"network.{name}"
+        for name in ("width", "blocks", "multipliers", "attention", "dropout", "depth", "heads", "token")
+    ),
+    *(f"optimizer.{name}" for name in ("learning_rate", "betas", "decay")),
+    *("patches.sizes", "patches.whole", "batch", "engine.accumulation", "noise.p_std"),
 )
 
 
@@ -50,7 +55,7 @@ class Inspect(Verb):
     forecast: bool = True
     """Time some training steps, to estimate the cost of training."""
     preset: Annotated[str | None, arg(metavar="NAME")] = None
-    """Settings to start from. Default: the preset that suits this machine and the data."""
+    """Settings to start from. Default: settings chosen for the images, the budget and this machine."""
     config: Annotated[Path | None, arg(metavar="FILE.yaml")] = None
     """YAML file of options; they override those of the preset."""
     json: Json = None
@@ -70,7 +75,7 @@ class Inspect(Verb):
         return replace(
             command,
             source=source,
-            options=settled(options, base, command.preset or DEFAULT_PRESET),
+            options=settled(options, base, command.preset),
             arguments=tuple(arguments),
         )
 
@@ -81,7 +86,7 @@ class Inspect(Verb):
 
     def run(self) -> dict[str, Any]:
         """Inspect the data set and time some steps; print the main points, unless --json prints everything."""
-        from patch_diffusion.advice import advise, preset_for
+        from patch_diffusion.advice import advise
         from patch_diffusion.cli.inspection import inspection
         from patch_diffusion.data.inspection.inspect import inspect_images
         from patch_diffusion.data.inspection.sheet import check_sheet
@@ -91,9 +96,6 @@ class Inspect(Verb):
         if self.sheet is not None:
             check_sheet(self.sheet)
             check_apart([self.sheet], [self.source, self.config])
-        if self.preset is None:
-            preset = preset_for(self.source, self.options.engine.device)
-            return replace(self.parse([*self.arguments, "--preset", preset]), preset=preset).run()
         findings = inspect_images(self.options.data, most=self.most, sheet=self.sheet, show=True)
         given = given_options(self.arguments, self.config)
         advice = advise(findings, self.options, given, timed=self.forecast, show=True)
@@ -110,10 +112,9 @@ class Inspect(Verb):
         """Return the command line that trains with the suggested settings; empty if training would refuse the data."""
         if advice.refusal:
             return ""
-        assert self.preset is not None
-        base = PRESETS[self.preset]
+        base = Config() if self.preset is None else PRESETS[self.preset]
         chosen = set(_CHOSEN_IN_TRAINING) - given_options(self.arguments, self.config)
         words = option_words(advice.config, base, without={"data.source", *chosen})
-        preset = [] if self.preset == DEFAULT_PRESET else ["--preset", self.preset]
+        preset = [] if self.preset is None else ["--preset", self.preset]
         name = re.sub(r"[^\w.-]+", "-", Path(self.source).stem).strip("-") or "model"
         return shlex.join(["patch-diffusion", "train", self.source, *preset, *words, "--out", f"runs/{name}"])

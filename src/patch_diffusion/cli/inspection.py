@@ -17,7 +17,7 @@ _KINDS = 8  # most sizes, file endings and so on that are listed
 _NAMED = 3  # most images that are listed by name
 
 
-def inspection(findings: Findings, advice: Advice, preset: str, command: str) -> str:
+def inspection(findings: Findings, advice: Advice, preset: str | None, command: str) -> str:
     """Format findings and advice in lines of 80 columns; only long names and the training command may be longer."""
     lines = [*points(_of_data(findings)), "", "SETTINGS", *points(_of_settings(findings, advice, preset))]
     if advice.refusal:
@@ -61,16 +61,17 @@ def _classes(counts: Mapping[str, int], folders: Mapping[str, int]) -> str:
     return f"{len(counts):,}, of " + (f"{least:,} images each" if least == most else f"{least:,} to {most:,} images")
 
 
-def _of_settings(findings: Findings, advice: Advice, preset: str) -> Iterator[tuple[str, str]]:
+def _of_settings(findings: Findings, advice: Advice, preset: str | None) -> Iterator[tuple[str, str]]:
     config, foreseen = advice.config, advice.forecast
-    yield "preset", preset
+    if preset is not None:
+        yield "preset", preset
     for name, reason in advice.reasons.items():
         yield name, f"{' '.join(value_words(config, name))} ({reason})"
     if advice.sizes:
         yield "steps on", shares_text(advice.sizes, config.patches.kind)
     if advice.sigma_data is not None:
-        p_mean = -1.2 if config.noise.p_mean is None else config.noise.p_mean
-        yield "noise", f"sigma_data {advice.sigma_data:.3f}, p_mean {p_mean:g}"
+        p_mean = config.noise.p_mean
+        yield "noise", f"sigma_data {advice.sigma_data:.3f}{'' if p_mean is None else f', p_mean {p_mean:g}'}"
     if foreseen is not None:
         room = "" if advice.memory is None else f" of {advice.memory / 2**30:,.0f}"
         yield "network", f"{config.network.kind}, {foreseen.parameters:,} parameters"

@@ -12,7 +12,14 @@ from patch_diffusion.config import BUDGETS, Config
 from patch_diffusion.config_dict import flat, flat_options, yaml_options
 from patch_diffusion.presets import PRESETS
 
-Preset = Annotated[str, arg(metavar="NAME", help=f"Settings to start from: {', '.join(PRESETS)}.")]
+Preset = Annotated[
+    str | None,
+    arg(
+        metavar="NAME",
+        help=f"Settings to start from: {', '.join(PRESETS)}. Default: settings chosen for the images, the budget and "
+        "this machine.",
+    ),
+]
 """The type of the option ``--preset``."""
 
 _ALIASES = {"resolution": "data.resolution", "held_out": "data.held_out"}

@@ -21,7 +21,6 @@ from patch_diffusion.config import Config
 from patch_diffusion.config_dict import flat_options, option_names
 from patch_diffusion.data.named import check_labels
 from patch_diffusion.errors import InputError, did_you_mean, shown
-from patch_diffusion.presets import DEFAULT_PRESET
 from patch_diffusion.races.arms import PATCHES, WHOLE, check_arms, whole_images
 
 # A race makes no pictures, saves checkpoints at its own moments, and feeds no trackers, which would take time.
@@ -73,7 +72,7 @@ class Race(Verb):
     """Number of evaluations of each arm, evenly spaced over the budget."""
     held_out_data: Annotated[DataName | None, arg(metavar="DATA")] = None
     """Images to evaluate on, instead of a held-out share of DATA. --held-out DATA is short for it."""
-    preset: Preset = DEFAULT_PRESET
+    preset: Preset = None
     config: Annotated[Path | None, arg(metavar="FILE.yaml")] = None
     """YAML file of options; they override those of the preset."""
     json: Json = None
@@ -182,7 +181,7 @@ def _check_given(given: frozenset[str]) -> None:
 
 
 def _all_arms(
-    own: Sequence[tuple[str, str]], base: Config, given: frozenset[str], preset: str
+    own: Sequence[tuple[str, str]], base: Config, given: frozenset[str], preset: str | None
 ) -> tuple[dict[str, Config], dict[str, frozenset[str]]]:
     """Return two dicts by arm (whole images, patches, the user's own): its config, and the names of given options."""
     configs = {WHOLE: whole_images(base), PATCHES: base}
@@ -200,7 +199,7 @@ def _all_arms(
     return configs, names
 
 
-def _parsed(name: str, words: Sequence[str], base: Config, preset: str) -> Config:
+def _parsed(name: str, words: Sequence[str], base: Config, preset: str | None) -> Config:
     try:
         return settled(parse(_Arm, "race", words, _Arm(base)).options, base, preset)
     except InputError as error:

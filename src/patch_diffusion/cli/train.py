@@ -12,15 +12,15 @@ from tyro.conf import Positional, Suppress, arg
 import patch_diffusion
 from patch_diffusion.cli.options import Preset, given_options
 from patch_diffusion.cli.parsing import value_of
-from patch_diffusion.cli.say import say
 from patch_diffusion.cli.verb import DataName, Json, Verb
 from patch_diffusion.config import BUDGETS, Config
-from patch_diffusion.config_dict import read_yaml
+from patch_diffusion.config_dict import changed_names, read_yaml
 from patch_diffusion.data.named import check_labels
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.files import user_path
-from patch_diffusion.presets import DEFAULT_PRESET, PRESETS
+from patch_diffusion.presets import PRESETS, with_budget
 from patch_diffusion.processes import is_first
+from patch_diffusion.runs.paths import RunPaths
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Train(Verb):
     needed to continue a run."""
     out: Annotated[Path | None, arg(metavar="RUN")] = None
     """Run folder (required): a new one, or that of the run to continue."""
-    preset: Preset = DEFAULT_PRESET
+    preset: Preset = None
     config: Annotated[Path | None, arg(metavar="FILE.yaml")] = None
     """YAML file of options; they override those of the preset."""
     allow: tuple[str, ...] = ()
@@ -62,7 +62,7 @@ class Train(Verb):
             base = _stored(command.out)
             base = base if command.config is None else _one_budget(base, read_yaml(command.config, base))
             command = cls.parsed(arguments, cls(options=base))
-            source, given = base.data.source, None
+            source = base.data.source
         options = replace(command.options, data=replace(command.options.data, source=source))
         return replace(command, source=source, options=settled(options, base, command.preset), given=given)
 
@@ -74,24 +74,11 @@ class Train(Verb):
     def run(self) -> dict[str, Any]:
         """Train, and return a description of the run as a dict, which is empty on ranks other than 0."""
         assert self.out is not None  # parse refuses arguments without --out
-        if is_first() and self.given is not None and not {"preset", "config"} & self.given:
-            self._suggest_preset(self.out)
-        patch_diffusion.train(self.options, self.out, given=self.given, allow=self.allow)
+        given = self.given
+        if given is not None and self.preset is not None and RunPaths(user_path(self.out)).is_run():
+            given |= changed_names(PRESETS[self.preset])  # they were asked for, and may not be the run's own
+        patch_diffusion.train(self.options, self.out, given=given, allow=self.allow)
         return patch_diffusion.describe(self.out) if is_first() else {}
-
-    def _suggest_preset(self, out: Path) -> None:
-        """Name the preset that suits a GPU, if this is a new run on one, with the settings of the default preset."""
-        from patch_diffusion.advice import preset_for
-        from patch_diffusion.devices import choose_device
-        from patch_diffusion.runs.folder import RunFolder
-
-        device = self.options.engine.device
-        if not RunFolder(user_path(out)).is_run() and choose_device(device).type == "cuda":
-            preset = preset_for(self.source, device)
-            say(
-                f"the preset {DEFAULT_PRESET} is meant for CPUs: on a GPU, --preset {preset} suits this data",
-                aside=True,
-            )
 
     def message(self, result: dict[str, Any]) -> str:
         """Return the message after training: where the model is, and how to sample from it."""
@@ -104,11 +91,11 @@ class Train(Verb):
 
 
 def _preset_and_file(arguments: Sequence[str]) -> Config:
-    preset = value_of("--preset", arguments) or DEFAULT_PRESET
-    if preset not in PRESETS:
+    preset, file = value_of("--preset", arguments), value_of("--config", arguments)
+    if preset is not None and preset not in PRESETS:
         raise InputError(f"there is no preset '{preset}'{did_you_mean(preset, PRESETS)}")
-    file = value_of("--config", arguments)
-    return PRESETS[preset] if file is None else _one_budget(PRESETS[preset], read_yaml(file, PRESETS[preset]))
+    base = Config() if preset is None else PRESETS[preset]
+    return base if file is None else _one_budget(base, read_yaml(file, base))
 
 
 def _stored(out: Path) -> Config:
@@ -127,13 +114,13 @@ def _stored(out: Path) -> Config:
     return config
 
 
-def settled(options: Config, base: Config, preset: str) -> Config:
+def settled(options: Config, base: Config, preset: str | None) -> Config:
     """Return the options with a single budget; batch "auto" becomes the preset's, in as few microbatches as fit."""
-    if options.batch == "auto":
+    if options.batch == "auto" and preset is not None:
         batch = PRESETS[preset].batch if base.batch == "auto" else base.batch
         parts = "auto" if options.engine.accumulation == 1 else options.engine.accumulation
         options = replace(options, batch=batch, engine=replace(options.engine, accumulation=parts))
-    return _one_budget(base, options)
+    return with_budget(_one_budget(base, options))
 
 
 def _one_budget(base: Config, options: Config) -> Config:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated as Float, Annotated as Int, NamedTuple, Protocol
 
 import torch
@@ -151,3 +151,22 @@ class NoiseLevels(Noise):
         normal = torch.randn(num, generator=generator, device=None if generator is None else generator.device)
         p_mean, p_std = -1.2 if self.p_mean is None else self.p_mean, 1.2 if self.p_std is None else self.p_std
         return (normal * p_std + p_mean).exp()
+
+
+def settled_noise(options: Noise) -> Noise:
+    """Return the noise options of a new run with the noise levels of training, if they are not given, as numbers.
+
+    With the learned weight, a wider distribution about a higher mean learns more (LOG.md, "Recipes at equal
+    operations").
+
+    >>> settled_noise(Noise(process="edm", weight="learned")).p_std
+    1.6
+    """
+    if options.process != "edm":
+        return options
+    p_mean, p_std = (0.0, 1.6) if options.weight == "learned" else (-1.2, 1.2)
+    return replace(
+        options,
+        p_mean=p_mean if options.p_mean is None else options.p_mean,
+        p_std=p_std if options.p_std is None else options.p_std,
+    )

@@ -40,7 +40,7 @@ from patch_diffusion.runs.model import load
 from patch_diffusion.sampling.generate import generate
 from patch_diffusion.sampling.options import Sampling
 from patch_diffusion.sampling.stochastic import SOLVERS
-from patch_diffusion.training.build import train
+from patch_diffusion.training.train import train
 
 COMPILE = "compile"
 """The name of the check of ``torch.compile``."""

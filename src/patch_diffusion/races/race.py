@@ -67,7 +67,8 @@ def race(
             largest budget of an arm.
         held_out: images to judge the arms by; None: the share ``data.held_out`` of the images, chosen by the seed.
         moments: how often all arms are judged, evenly over the budget of each.
-        given: for each arm, the names of options that must stay as they are, see `train`; None: all of them.
+        given: for each arm, the names of options that must stay as they are, see `train`; None: those that are not
+            at their defaults.
         tell: a function that is called with each line of text on the progress of the race.
 
     Returns:
@@ -84,7 +85,7 @@ def race(
     if not seeds:
         raise InputError("a race takes at least one seed, and none is given")
     folder = RaceFolder(user_path(out))
-    setup = RaceSetup.open(arms, held_out, given, folder.noise())
+    setup = RaceSetup.open(arms, held_out, given, folder.configs())
     tune_budget = setup.extent if tune_budget is None else tune_budget
     most = LIMITS.get(setup.unit, (0, LARGEST))[1]
     if tuned and not 0 < tune_budget <= most:

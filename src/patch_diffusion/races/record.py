@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from patch_diffusion.config import Noise
-from patch_diffusion.config_dict import flat, from_dict
+from patch_diffusion.config import Config
+from patch_diffusion.config_dict import BEFORE, flat, from_dict
 from patch_diffusion.data.digest import change_of
 from patch_diffusion.errors import InputError, reason_of
 from patch_diffusion.files import read_json, write_json, write_text
@@ -50,10 +50,11 @@ class RaceFolder:
         """Read the held-out losses and sample distances of an arm and seed, so far, from the log of its training."""
         return read_measurements(RunFolder(self.arm(name, seed)).log_file)
 
-    def noise(self) -> dict[str, Noise]:
-        """Return the noise options of each arm of the race in the folder; none if it is new."""
+    def configs(self) -> dict[str, Config]:
+        """Return the options of each arm of the race in the folder; none if it is new."""
         plan = read_json(self.json_file).get("plan", {}) if self.json_file.exists() else {}
-        return {name: from_dict({"noise": arm["noise"]}).noise for name, arm in plan.get("arms", {}).items()}
+        where = str(self.json_file)
+        return {name: from_dict(arm, base=BEFORE, where=where) for name, arm in plan.get("arms", {}).items()}
 
     def check(self, plan: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any] | None:
         """Return the results of this race in the folder, None if it is new.

@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
-from patch_diffusion.config import Config, Noise, Watch
+from patch_diffusion.config import Config, Watch
+from patch_diffusion.config_dict import changed_names, with_options
 from patch_diffusion.data.held_out import HELD_OUT, halved
 from patch_diffusion.data.images import Images, numbered_as
 from patch_diffusion.data.sources import open_data
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.meter import SampleMeter
 from patch_diffusion.limits import check_numbers
+from patch_diffusion.presets import with_budget
 from patch_diffusion.processes import started_by_launcher
+from patch_diffusion.races.arms import PATCHES
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.build import build_trainer
+from patch_diffusion.training.choices.size import choose_size
 from patch_diffusion.training.choices.suggest import suggest
+from patch_diffusion.training.optimizing.optimizers import settled
+from patch_diffusion.training.timing import measure_speed
 from patch_diffusion.training.trainer import Trainer
 
 _NEVER = 1e9  # minutes between checkpoints: a race saves between turns, where it takes no training time
@@ -54,18 +61,22 @@ class RaceSetup:
         arms: Mapping[str, Config],
         held_out: str | None,
         given: Mapping[str, Collection[str]] | None,
-        stored: Mapping[str, Noise] | None = None,
+        stored: Mapping[str, Config] = MappingProxyType({}),
     ) -> RaceSetup:
         """Open the images of a race, and adapt the config of every arm to them; see `race` for the arguments.
 
-        ``stored`` has the noise options of the arms of a race that continues, see `suggest`.
+        ``stored`` has the options of the arms of a race that continues.
         """
+        given = {name: changed_names(arm) for name, arm in arms.items()} if given is None else given
+        arms = {
+            name: with_options(stored[name], arm, {"data.source", *given.get(name, ())}) if name in stored else arm
+            for name, arm in arms.items()
+        }
+        arms = {name: with_budget(arm) for name, arm in arms.items()}
         config = next(iter(arms.values()))
-        for name, each in arms.items():
+        for each in arms.values():
             check_numbers(each)
             budget_of(each)
-            if each.batch == "auto":  # `Trainer` accepts it, but a sweep needs a number
-                raise InputError(f"arm '{name}': a race needs a number for batch, not auto")
         if config.engine.processes not in (None, 1) or started_by_launcher():
             raise InputError("a race takes one process: leave out engine.processes, and start it without torchrun")
         share = config.data.held_out
@@ -81,13 +92,15 @@ class RaceSetup:
         if apart is not None:
             apart = numbered_as(apart, images.class_names, images.num_classes) or apart
             _check_alike(apart, images)
-        settled, notes = dict(arms), {}
-        for name in arms if given is not None else ():
-            asked = given.get(name, ()) if given else ()
-            settled[name], notes[name] = suggest(images, arms[name], asked, stored=(stored or {}).get(name))
+        if set(arms) <= stored.keys():
+            return cls(arms, images, apart)
+        chosen, notes = _sized(images, arms, given), dict[str, list[str]]()
+        for name in arms:
+            asked = given.get(name, ())
+            chosen[name], notes[name] = suggest(images, chosen[name], asked)
             if "batch" in asked:
-                settled[name] = replace(settled[name], batch_pixels=None)
-        return cls(settled, images, apart, notes)
+                chosen[name] = replace(chosen[name], batch_pixels=None)
+        return cls(chosen, images, apart, notes)
 
     @property
     def unit(self) -> str:
@@ -127,6 +140,24 @@ class RaceSetup:
         judges, trainer.held_out = self.apart or trainer.held_out, None
         assert judges is not None  # `open` raises an error without held-out images
         return trainer, Judges(*halved(judges)) if self.chooses_apart else Judges(judges, judges)
+
+
+def _sized(images: Images, arms: Mapping[str, Config], given: Mapping[str, Collection[str]]) -> dict[str, Config]:
+    """Give all arms that have none the same network and batch: those that training on patches would choose."""
+    name = PATCHES if PATCHES in arms else next(iter(arms))
+    usual, _ = choose_size(images, arms[name], given.get(name, ()), lambda config: measure_speed(images, config))
+    found = {}
+    for each, arm in arms.items():
+        unset = {option: value for option, value in vars(usual.network).items() if getattr(arm.network, option) is None}
+        network = replace(arm.network, **unset) if arm.network.kind == usual.network.kind else arm.network
+        patches = (
+            arm.patches
+            if arm.patches.whole != arms[name].patches.whole
+            else replace(arm.patches, whole=usual.patches.whole)
+        )
+        batch = usual.batch if arm.batch == "auto" else arm.batch
+        found[each] = replace(arm, network=network, patches=patches, batch=batch, optimizer=settled(arm.optimizer))
+    return found
 
 
 def budget_of(config: Config) -> Budget:

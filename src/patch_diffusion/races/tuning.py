@@ -18,6 +18,7 @@ from typing import Any
 
 from patch_diffusion.config import Config
 from patch_diffusion.training.budget import Budget
+from patch_diffusion.training.optimizing.optimizers import settled
 from patch_diffusion.training.trainer import Trainer
 
 BATCHES, RATES = (1 / 4, 1 / 2, 1, 2), (1 / 2, 1, 2)
@@ -53,11 +54,11 @@ def candidates(config: Config) -> list[Candidate]:
     """
     assert isinstance(config.batch, int)
     batches = (1,) if config.steps is not None else BATCHES
-    given = Candidate(config.batch, config.optimizer.learning_rate)
+    usual = settled(config.optimizer).learning_rate
+    assert usual is not None
+    given = Candidate(config.batch, usual)
     found = [
-        Candidate(max(_parts(config), round(batch * given.batch)), rate * given.learning_rate)
-        for batch in batches
-        for rate in RATES
+        Candidate(max(_parts(config), round(batch * given.batch)), rate * usual) for batch in batches for rate in RATES
     ]
     return list(dict.fromkeys([given, *found]))
 

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from patch_diffusion.config import Config, Network
-from patch_diffusion.config_dict import changed_options, flat_options, from_dict, may_change, option_names, to_dict
+from patch_diffusion.config_dict import (
+    BEFORE,
+    changed_options,
+    flat_options,
+    from_dict,
+    may_change,
+    option_names,
+    to_dict,
+)
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.digest import change_of, digest_of
 from patch_diffusion.data.held_out import hold_out
@@ -214,7 +222,13 @@ class RunFolder(RunPaths):
             raise error.reworded(f"{error}{self.lost_config()}") from None
         content.pop("version", None)
         facts = facts_of(content.pop("model", {}), str(self.config_file))
-        config = from_dict(content, where=str(self.config_file))
+        config = from_dict(content, base=BEFORE, where=str(self.config_file))
+        if config.noise.process == "edm":  # runs of earlier versions store no number for what was usual then
+            noise = config.noise
+            p_mean = -1.2 if noise.p_mean is None else noise.p_mean
+            config = replace(
+                config, noise=replace(noise, p_mean=p_mean, p_std=1.2 if noise.p_std is None else noise.p_std)
+            )
         check_numbers(config, str(self.config_file))
         if config.data.fit == "bucket" and not facts.resolution_is_bucket:  # a run of an earlier version
             config = replace(config, data=replace(config.data, fit="multiples"))

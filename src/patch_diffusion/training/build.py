@@ -1,9 +1,8 @@
-"""Training from a config: building the images, the denoiser and the trainer that it describes."""
+"""The trainer that a config describes: its network, denoiser and held-out images."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -13,60 +12,16 @@ import torch
 from patch_diffusion.config import Config
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.held_out import FEWEST_TO_HOLD_OUT, HELD_OUT, least_held_out
-from patch_diffusion.data.images import Images, refuse_ids, refuse_one_value
-from patch_diffusion.data.sources import open_data
-from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.data.images import Images, refuse_one_value
 from patch_diffusion.devices import memory_of
 from patch_diffusion.errors import option_error
 from patch_diffusion.files import user_path
-from patch_diffusion.limits import check_numbers
-from patch_diffusion.processes import is_first, run_processes, started_by_launcher
 from patch_diffusion.runs.folder import RunFolder
-from patch_diffusion.runs.model import build_denoiser, build_network, load
+from patch_diffusion.runs.model import build_denoiser, build_network
 from patch_diffusion.streams import stream_key
-from patch_diffusion.training.budget import Budget
-from patch_diffusion.training.choices.suggest import suggest
-from patch_diffusion.training.clock import Clock
 from patch_diffusion.training.trainer import Trainer
 
 _VERY_FEW = 500  # images
-
-
-def train(
-    config: Config,
-    out: str | PathLike[str],
-    *,
-    given: Collection[str] | None = None,
-    allow: Collection[str] = (),
-    show: bool = True,
-) -> Denoiser:
-    """Train a model as the config describes into the run folder ``out``, or continue a stopped run there.
-
-    The command line's ``train`` calls it. See `Trainer` for the errors and `Trainer.fit` for the result. With
-    ``engine.processes`` above 1 it starts that many; a program that calls it then needs ``if __name__ == "__main__":``.
-
-    Args:
-        config: all options, a budget among them.
-        out: the run folder.
-        given: names of the options to take as they are, such as "patches.sizes"; others are changed to what suits
-            the images, see `suggest`, and the log says which and why. None: all are taken as they are.
-        allow: names of options that may differ from those of the run that continues, see `Trainer`.
-        show: True to show progress on stderr.
-
-    >>> from dataclasses import replace
-    >>> small = PRESETS["digits"]
-    >>> config = replace(small, data=replace(small.data, source="digits"), minutes=None, steps=1, samples=0)
-    >>> train(config, "runs/trained", show=False).resolution
-    (16, 16)
-    """
-    check_numbers(config)
-    processes = config.engine.processes
-    if processes is not None and processes < 1:
-        raise option_error("engine.processes", f"is at least 1, not {processes}")
-    if processes is None or processes == 1 or started_by_launcher():
-        return _train(config, out, given, allow, show)
-    run_processes(processes, _train, config, os.fspath(out), given, allow, show)
-    return load(out, device=config.engine.device)
 
 
 def build_trainer(
@@ -120,28 +75,6 @@ def note_on_few(num: int) -> list[str]:
 def _num(images: Images) -> int:
     """Return the number of images, without mirrored twins."""
     return sum(len(bucket) // bucket.mirrored for bucket in images.buckets)
-
-
-def _train(
-    config: Config, out: str | PathLike[str], given: Collection[str] | None, allow: Collection[str], show: bool
-) -> Denoiser:
-    clock, budget = Clock(), Budget.of(config)
-    show = show and is_first()
-    run = RunFolder(user_path(out))
-    stored = run.read_config()[0] if run.is_run() else None
-    if stored is not None and (config.data.fit, stored.data.fit) == ("bucket", "multiples"):
-        config = replace(config, data=replace(config.data, fit="multiples"))  # the buckets of an earlier version
-    images = open_data(config.data, show=show)
-    if stored is None:
-        refuse_ids(images)
-    if given is not None:
-        config, reasons = suggest(images, config, given, stored=None if stored is None else stored.noise)
-        if "batch" in given:
-            config = replace(config, batch_pixels=None)
-        images = replace(images, notes=(*images.notes, *reasons))
-    trainer = build_trainer(config, images, out, allow=allow, show=show)
-    trainer.clock = clock  # it has run since before the images were read
-    return trainer.fit(**vars(budget))
 
 
 def _sigma_data(images: Images, run: RunFolder, mean: Sequence[float] | None) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,11 +13,12 @@ from patch_diffusion.config import Config, Network, Patches
 from patch_diffusion.config_dict import flat_options
 from patch_diffusion.data.images import Images
 from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.denoise.objective import Objective
+from patch_diffusion.denoise.objective import Objective, settled_noise
 from patch_diffusion.errors import InputError, did_you_mean, option_error
 from patch_diffusion.evaluation.meter import SampleMeter
 from patch_diffusion.patches.schedule import PatchSchedule
-from patch_diffusion.training.optimizing.optimizers import decay_of
+from patch_diffusion.training.choices.law import batch_for
+from patch_diffusion.training.optimizing.optimizers import settled
 
 
 class TrainerOptions(TypedDict, total=False):
@@ -119,11 +121,12 @@ def reconciled(config: Config, denoiser: Denoiser, images: Images) -> Config:
             raise option_error(
                 name, f"is {value} in the config, but {now[name]} in the {whose} given here: leave it out of the config"
             )
-    optimizer = replace(found.optimizer, decay=decay_of(found.optimizer))
+    found = replace(found, optimizer=settled(found.optimizer), noise=settled_noise(found.noise))
     if found.batch == "auto":
-        engine = replace(found.engine, accumulation="auto")
-        return replace(found, optimizer=optimizer, batch=Config.batch, engine=engine)
-    return replace(found, optimizer=optimizer)
+        engine = replace(found.engine, accumulation="auto") if found.engine.accumulation == 1 else found.engine
+        parameters = sum(weight.numel() for weight in denoiser.module.parameters())
+        return replace(found, batch=batch_for(parameters, math.prod(images.resolution)), engine=engine)
+    return found
 
 
 def _once(group: Any, name: str, value: Any, keyword: str) -> Any:

@@ -13,7 +13,7 @@ from patch_diffusion.config import Optimizer
 from patch_diffusion.patches.schedule import Shape
 from patch_diffusion.training.batches import Microbatch, Position
 from patch_diffusion.training.hardware.engine import Engine
-from patch_diffusion.training.optimizing.optimizers import DECAYS
+from patch_diffusion.training.optimizing.optimizers import settled
 from patch_diffusion.training.prefetch import Prefetcher
 from patch_diffusion.training.state import StepResult, TrainingState
 
@@ -65,8 +65,11 @@ class Step:
 
 def learning_rate(options: Optimizer, spent: float) -> float:
     """Return the learning rate when a fraction ``spent`` of the budget is spent: a linear warm-up, then the decay."""
+    options = settled(options)
+    peak, decay = options.learning_rate, options.decay
+    assert peak is not None and decay is not None  # they are settled
     if spent < options.warmup:
-        return options.learning_rate * spent / options.warmup
-    after, decay = min((spent - options.warmup) / (1 - options.warmup), 1.0), options.decay or DECAYS[options.kind]
+        return peak * spent / options.warmup
+    after = min((spent - options.warmup) / (1 - options.warmup), 1.0)
     factor = {"cosine": (1 + math.cos(math.pi * after)) / 2, "linear": 1 - after, "constant": 1.0}[decay]
-    return options.learning_rate * factor
+    return peak * factor

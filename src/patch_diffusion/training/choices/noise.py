@@ -9,6 +9,7 @@ from typing import Any
 
 from patch_diffusion.config import Config, Noise
 from patch_diffusion.data.images import Images
+from patch_diffusion.denoise.objective import settled_noise
 from patch_diffusion.denoise.process import EDM
 from patch_diffusion.denoise.whole_image import SIGMAS
 from patch_diffusion.patches.shapes import Shape
@@ -25,7 +26,8 @@ def with_noise(images: Images, config: Config, given: Collection[str]) -> tuple[
     highest of sampling, and the levels of measures go together; the lowest of sampling follows the deviation alone,
     since a larger image shows finer detail as well.
     """
-    noise, moments = config.noise, images.moments
+    noise, moments = settled_noise(config.noise), images.moments
+    config = replace(config, noise=noise)
     variance = moments.deviation(moments.means) ** 2
     if noise.process != "edm" or not variance > 0:
         return config, []
@@ -41,9 +43,9 @@ def with_noise(images: Images, config: Config, given: Collection[str]) -> tuple[
     if abs(flatter + larger) < _LEAST_SHIFT:
         return replace(config, noise=noise), reasons
     factor = _short(math.exp(flatter + larger))
-    usual = -1.2 if noise.p_mean is None else noise.p_mean
+    assert noise.p_mean is not None  # of edm, it is settled
     shifted: dict[str, Any] = {
-        "p_mean": round(usual + math.log(factor), 1),
+        "p_mean": round(noise.p_mean + math.log(factor), 1),
         "sigma_max": _short(factor * EDM.sigma_max),
         "sigma_min": _short(math.exp(flatter) * EDM.sigma_min),
         "levels": tuple(_short(factor * sigma) for sigma in SIGMAS),

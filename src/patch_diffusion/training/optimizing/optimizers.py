@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Literal
+from dataclasses import replace
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +17,22 @@ from patch_diffusion.training.optimizing.ema import WeightAverage
 from patch_diffusion.training.optimizing.muon import Muon
 from patch_diffusion.training.optimizing.schedule_free import ScheduleFreeAverage, make_schedule_free
 
-DECAYS: dict[str, Literal["cosine", "linear", "constant"]] = {
-    "adamw": "cosine",
-    "muon": "linear",  # half a percent of the held-out loss better than a cosine, or one: LOG.md
-    "schedule_free": "constant",
+
+class Usual(TypedDict):
+    """The options that an optimizer has if they are not given."""
+
+    learning_rate: float
+    betas: tuple[float, float]
+    decay: Literal["cosine", "linear", "constant"]
+
+
+USUAL: dict[str, Usual] = {
+    "adamw": {"learning_rate": 1e-3, "betas": (0.9, 0.99), "decay": "cosine"},
+    # A linear decay is better than a cosine, by half a percent of the held-out loss or one: LOG.md.
+    "muon": {"learning_rate": 5e-3, "betas": (0.95, 0.99), "decay": "linear"},
+    "schedule_free": {"learning_rate": 1e-3, "betas": (0.9, 0.99), "decay": "constant"},
 }
+"""The options of each kind of optimizer that are used where none are given."""
 
 
 def make_optimizer(
@@ -36,6 +48,8 @@ def make_optimizer(
         options: see `patch_diffusion.config.Optimizer`.
         embeddings: matrices among the parameters that Muon leaves to AdamW.
     """
+    options = settled(options)
+    assert options.learning_rate is not None and options.betas is not None  # they are settled
     for name, is_right, rule in (
         ("learning_rate", options.learning_rate > 0, "is above 0"),
         ("warmup", 0 <= options.warmup < 1, "is a fraction of the budget in [0, 1)"),
@@ -81,6 +95,11 @@ def make_average(denoiser: Denoiser, ema: Ema, options: Optimizer) -> WeightAver
     return ScheduleFreeAverage(denoiser)
 
 
-def decay_of(options: Optimizer) -> Literal["cosine", "linear", "constant"]:
-    """Return the kind of learning rate decay: the one in the options, else the default of the optimizer."""
-    return options.decay or DECAYS[options.kind]
+def settled(options: Optimizer) -> Optimizer:
+    """Return the options with those that are not given as is `USUAL` for the kind of optimizer.
+
+    >>> settled(Optimizer(kind="muon")).learning_rate
+    0.005
+    """
+    usual = USUAL[options.kind]
+    return replace(options, **{name: value for name, value in usual.items() if getattr(options, name) is None})

@@ -26,6 +26,7 @@ def make_schedule_free(parameters: Iterable[nn.Parameter], options: Optimizer) -
     The package's warm-up counts steps and is not used: the trainer's follows the budget. A step's weight in the mean is
     the square of the highest learning rate so far, so steps of the warm-up weigh less; the first of them moves nothing.
     """
+    assert options.learning_rate is not None and options.betas is not None  # `make_optimizer` has settled them
     library = need("schedulefree", "schedule-free", "optimizer.kind schedule_free")
     if options.betas[0] == 0:
         raise InputError(
