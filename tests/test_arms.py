@@ -21,13 +21,13 @@ def test_whole_images_are_the_ordinary_training():
 @pytest.mark.parametrize(
     "other",
     [
-        replace(BASE, optimizer=Optimizer(kind="muon")),
+        replace(BASE, optimizer=Optimizer(kind="adamw")),
         replace(BASE, batch=8),
         replace(BASE, engine=Engine(precision="bf16")),
         replace(BASE, data=Data(augment=Augment(flip=0.5))),
         replace(BASE, patches=Patches(whole=0.1)),
         replace(BASE, noise=Noise(p_mean=0.0)),
-        replace(BASE, noise=Noise(weight="learned")),
+        replace(BASE, noise=Noise(weight="process")),
         replace(BASE, steps=5),
     ],
 )

@@ -296,18 +296,6 @@ def test_what_cannot_be_allowed_is_told_with_what_can(trained, run, name, said):
     assert not any(word in err for word in (" rules", " codec", "parameters", "engine.device", "network.width"))
 
 
-def test_a_gpu_is_told_its_preset(run, monkeypatch, tmp_path):
-    for module in ("devices", "advice"):
-        monkeypatch.setattr(f"patch_diffusion.{module}.choose_device", lambda name: torch.device("cuda"))
-    monkeypatch.setattr(pd, "train", lambda *given, **more: None)
-    monkeypatch.setattr(pd, "describe", lambda out: {"run": str(out)})
-    note = "the preset small is meant for CPUs: on a GPU, --preset ddpmpp-64 suits this data"
-    np.save(tmp_path / "images.npy", np.zeros((2, 8, 8), np.uint8))
-    for options, told in (("", True), ("--preset small ", False)):
-        _, _, err = run(f"train DATA {options}--out OUT", DATA=tmp_path / "images.npy", OUT=tmp_path / "out")
-        assert (note in err) == told
-
-
 def test_sample_help_names_every_solver_and_schedule(capsys):
     from patch_diffusion.sampling.solvers import SCHEDULES
     from patch_diffusion.sampling.stochastic import SOLVERS

@@ -42,7 +42,7 @@ def rows(text, name):
 def test_only_what_differs_is_told_of_the_settings(runs, tmp_path):
     text = write_comparison(runs, tmp_path / "a.html").read_text()
     table = text[text.index("Settings that differ") : text.index("So far")]
-    assert rows(table, "patches.whole") == ["0.5", "1"] and rows(table, "batch") == ["64", "16"]
+    assert rows(table, "patches.whole") == ["0.5", "1"] and rows(table, "batch") == ["auto", "16"]
     assert table.count('scope="row"') == 2
     same = [make_run(tmp_path / name) for name in ("one", "two")]
     assert ">none</div>" in write_comparison(same, tmp_path / "b.html").read_text()

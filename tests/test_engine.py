@@ -8,7 +8,7 @@ from torch import nn
 
 import patch_diffusion as pd
 from needs import need
-from patch_diffusion.config import Engine, Optimizer
+from patch_diffusion.config import Engine, Noise, Optimizer
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.objective import Batch, DenoisingObjective
 from patch_diffusion.denoise.threads import threads
@@ -174,7 +174,8 @@ def test_a_gpu_without_bf16_says_so(monkeypatch):
 @pytest.mark.parametrize("kind", ["adamw", "muon", "schedule_free"])
 def test_losses_are_scaled_for_each_optimizer(make_trainer, kind):
     """A step whose gradients overflow changes nothing, and halves the scale; the next one is taken."""
-    trainer = make_trainer(optimizer=Optimizer(kind, clip=1.0, decay="constant", warmup=0.0), engine=CPU)
+    rate = Optimizer(kind, clip=1.0, decay="constant", warmup=0.0)
+    trainer = make_trainer(optimizer=rate, noise=Noise(weight="process"), engine=CPU)
     trainer.engine.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=1000)
     before = weights(trainer)
     trainer.train_step()

@@ -71,7 +71,8 @@ def test_a_group_that_is_not_there_is_told_with_the_nearest(capsys):
 
 
 def test_the_defaults_are_those_of_the_preset(told):
-    assert f"Default: {PRESETS['small'].batch}." in told("train --help")
+    assert f"Default: {PRESETS['small'].batch}." in told("train --preset small --help")
+    assert "Default: auto." in told("train --help")
     assert f"Default: {PRESETS['digits'].batch}." in told("train --preset digits --help")
     assert all(name in told("train --help") for name in PRESETS)
 

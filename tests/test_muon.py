@@ -80,7 +80,7 @@ def test_the_vector_of_a_class_that_does_not_come_rests(kind):
         network = pd.UNet(1, width=32, multipliers=(1,), blocks=1, num_classes=12)
     else:
         network = pd.DiT(1, width=32, depth=1, heads=1, num_classes=11)
-    weight, config = network.embed_label.weight, pd.Config(optimizer=Optimizer(kind="muon"))
+    weight, config = network.embed_label.weight, pd.Config(optimizer=Optimizer(kind="muon", betas=(0.9, 0.99)))
     by_class = weight.T if kind == "unet" else weight
     last_moves = {}
     for rules in (("adam-for-embeddings",), ()):

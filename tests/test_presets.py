@@ -5,7 +5,7 @@ import torch
 
 import patch_diffusion as pd
 from patch_diffusion.config import Network
-from patch_diffusion.presets import DEFAULT_PRESET, PRESETS
+from patch_diffusion.presets import PRESETS
 from patch_diffusion.runs.model import build_network
 from refusal import refused
 
@@ -25,7 +25,6 @@ def test_published_networks_have_the_published_size(preset, millions, classes):
 
 
 def test_a_preset_is_a_whole_plan():
-    assert DEFAULT_PRESET in PRESETS
     for config in PRESETS.values():
         assert sum(value is not None for value in (config.steps, config.images, config.minutes)) == 1
 

@@ -129,19 +129,19 @@ def test_losses_that_are_shown(make_run):
 
 
 def test_settings_by_who_chose_them(tmp_path, capsys):
-    command = f"train digits --out {tmp_path / 'run'} --steps 1 --samples 0 --network.multipliers 1 1 --batch 4"
-    assert main([*command.split(), "--network.width", "8"]) == 0
+    command = f"train digits --preset small --out {tmp_path / 'run'} --steps 1 --samples 0 --network.multipliers 1 1"
+    assert main([*command.split(), "--network.width", "8", "--batch", "4"]) == 0
     text = Page(write_report(tmp_path / "run")).text.partition(" Settings ")[2]
     text = text.replace("_ ", "_").replace(". ", ".")  # long names may be broken there
-    given, chosen, preset = (text.index(title) for title in ("Given", "Chosen for these images", "Of the preset small"))
+    given, chosen, preset = (text.index(title) for title in ("Given", "Chosen for images", "Of the preset small"))
     places = {
-        "batch 4": (given, chosen),
+        "batch 4": (chosen, preset),
         "steps 1": (given, chosen),
         "network.attention 1": (chosen, preset),
         "noise.sigma_data 0.69": (chosen, preset),
         "data.held_out 0.05": (chosen, preset),
         "optimizer.decay linear": (chosen, preset),
-        "optimizer.kind muon": (preset, text.index("All settings")),
+        "network.width 8": (given, chosen),
     }
     for setting, (low, high) in places.items():
         assert low < text.index(setting) < high, setting

@@ -21,7 +21,7 @@ SMALL = Config(
 
 PAPER = Config(
     patches=Patches(weight="area"),
-    noise=Noise(weight="process"),
+    noise=Noise(p_mean=-1.2, p_std=1.2, weight="process"),
     network=Network(width=128, multipliers=(1, 2, 2, 2), blocks=4, attention=(2,), dropout=0.05),
     optimizer=Optimizer(kind="adamw", learning_rate=2e-4, betas=(0.9, 0.999), warmup=0.05, decay="constant"),
     ema=Ema(half_life_images=500_000, ramp=0.05),
@@ -35,7 +35,7 @@ PRESETS: dict[str, Config] = {
     # which is decided at higher noise than in photographs.
     "digits": Config(
         network=Network(width=16, multipliers=(1, 2, 4), blocks=1, attention=(1,), dropout=0.0),
-        noise=Noise(p_mean=0.0, weight="process"),
+        noise=Noise(p_mean=0.0, p_std=1.2, weight="process"),
         optimizer=Optimizer(kind="adamw", learning_rate=2e-3, betas=(0.9, 0.99)),
         batch=32,
         minutes=3,
@@ -92,4 +92,5 @@ def nearest_preset(config: Config) -> str | None:
         return sum(value == options[name] for name, value in flat_options(preset).items())
 
     nearest = max(PRESETS, key=lambda name: agreeing(PRESETS[name]))
-    return nearest if agreeing(PRESETS[nearest]) > agreeing(Config()) else None
+    usual = Config(noise=SMALL.noise, optimizer=SMALL.optimizer)  # as they are settled
+    return nearest if agreeing(PRESETS[nearest]) > agreeing(usual) else None

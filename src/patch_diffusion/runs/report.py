@@ -25,8 +25,13 @@ REPORT_FILE = "report.html"
 _PICTURES = 8
 # Options that training settles without a note, so that a run does not tell whether they were given.
 _SETTLED = {
-    *("data.held_out", "network.label_dropout", "optimizer.decay"),
-    *("noise.sigma_data", "noise.sigma_min", "noise.sigma_max"),
+    *("data.held_out", "optimizer.learning_rate", "optimizer.betas", "optimizer.decay"),
+    *("noise.p_mean", "noise.p_std", "noise.sigma_data", "noise.sigma_min", "noise.sigma_max"),
+    *(
+        f"network.{name}"
+        for name in ("blocks", "multipliers", "attention", "dropout", "label_dropout", "depth", "heads")
+    ),
+    *("network.token", "batch", "engine.accumulation"),
 }
 _CLASSES = 20  # number of classes that are listed by name
 
@@ -111,14 +116,17 @@ def _settings(config: Config, history: History) -> Iterator[tuple[str, list[tupl
 
     A run does not store which preset it was made from, so it is told from the values.
     """
-    preset = nearest_preset(config)
+    noted = {note.partition(" ")[0] for _, note in history.notes} | _SETTLED
+    preset = None if "network.width" in noted else nearest_preset(config)  # a preset has a width
     options, usual = flat_options(config), flat_options(Config())
     of_preset = usual if preset is None else flat_options(PRESETS[preset])
-    noted = {note.partition(" ")[0] for _, note in history.notes} | _SETTLED
     others = [name for name, value in options.items() if value != of_preset[name]]
     rows = {name: (name, option_text(value)) for name, value in options.items() if name not in BUDGETS or value}
     yield "Given", [rows[name] for name in others if name in rows and name not in noted]
-    yield "Chosen for these images, unless you gave them", [rows[name] for name in others if name in noted]
+    yield (
+        "Chosen for images, budget and machine, unless you gave them",
+        [rows[name] for name in others if name in noted],
+    )
     same = [name for name, value in options.items() if value == of_preset[name] != usual[name]]
     yield f"Of the preset {preset}", [rows[name] for name in same]
 
@@ -205,8 +213,8 @@ def _facts(config: Config, facts: ModelFacts) -> list[tuple[str, str]]:
         ("network", f"{config.network.kind}, {facts.parameters:,} parameters"),
         ("patches", _patches(config)),
         ("standard deviation", f"{facts.sigma_data:.4f} (sigma_data)"),
-        ("batch", f"{config.batch:,} whole images"),
-        ("optimizer", f"{config.optimizer.kind}, learning rate {config.optimizer.learning_rate:g}"),
+        ("batch", f"{option_text(config.batch)} whole images"),
+        ("optimizer", f"{config.optimizer.kind}, learning rate {option_text(config.optimizer.learning_rate)}"),
     ]
     if "low" in facts.codec:
         rows.insert(2, ("values", f"{facts.codec.get('dtype')}, {facts.codec['low']:g} to {facts.codec['high']:g}"))
