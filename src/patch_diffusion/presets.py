@@ -89,7 +89,7 @@ def nearest_preset(config: Config) -> str | None:
     options = flat_options(config)
 
     def agreeing(preset: Config) -> int:
-        return sum(value == options[name] for name, value in flat_options(preset).items())
+        return sum(value == options[name] for name, value in flat_options(preset).items() if name not in BUDGETS)
 
     nearest = max(PRESETS, key=lambda name: agreeing(PRESETS[name]))
     usual = Config(noise=SMALL.noise, optimizer=SMALL.optimizer)  # as they are settled

@@ -68,7 +68,10 @@ def _train(
     config: Config, out: str | PathLike[str], given: Collection[str] | None, allow: Collection[str], show: bool
 ) -> Denoiser:
     clock = Clock()
-    given = changed_names(config) if given is None else given
+    if given is None:
+        given = changed_names(config)
+        if config.batch_pixels is not None:  # the limit of a preset, for its own batch
+            given -= {"batch", "batch_pixels"}
     show = show and is_first()
     run = RunFolder(user_path(out))
     stored = run.read_config()[0] if run.is_run() else None

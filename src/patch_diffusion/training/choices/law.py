@@ -50,7 +50,7 @@ KNOTS = (
     Knot(6.0e20, 1.25e8, 2048, False, "EDM2-XS, arXiv 2312.02696, table 6: 2,147 million images"),
     Knot(1.5e21, 2.9e8, 2048, False, "EDM2-S and EDM's ADM: 2,147 and 2,500 million images"),
     Knot(2.3e21, 4.98e8, 2048, False, "EDM2-M: 2,147 million images"),
-    Knot(3.1e21, 1.09e9, 2048, False, "EDM2-L, -XL and -XXL: 1,879, 1,476 and 940 million images"),
+    Knot(3.6e21, 1.5e9, 2048, False, "EDM2-L, -XL and -XXL: 1,879, 1,476 and 940 million images"),
 )
 """The points of the law, by operations."""
 

@@ -100,10 +100,12 @@ def choose_size(
     >>> choose_size(images, Config(steps=1000), ())[0].network.width
     8
     """
-    config = replace(config, optimizer=settled(config.optimizer))
     ladder = networks(config.network)
-    if not ladder or (len(ladder) == 1 and config.batch != "auto"):
-        return (config if not ladder else replace(config, network=ladder[0])), []
+    if not ladder:
+        return config, []
+    if len(ladder) == 1 and config.batch != "auto":
+        return replace(config, network=ladder[0]), []
+    config = replace(config, optimizer=settled(config.optimizer))
     config, whole = _with_whole(images, config, given)
     timed = Budget.of(config).unit == "minutes"
     place = min(len(ladder) - 1, 3 if choose_device(config.engine.device).type == "cpu" else 11)
@@ -125,6 +127,8 @@ def networks(network: Network) -> list[Network]:
         return []
     if network.kind in STYLES:
         names, rungs, same = ("width", "blocks"), _U_NETS, SHAPE
+        if network.kind == "adm":  # of which a head of attention has 64 channels
+            rungs = tuple(rung for rung in rungs if 4 * rung[0] <= 64 or rung[0] % 16 == 0)
         if network.multipliers is not None:
             same = {**SHAPE, "multipliers": None, "attention": None}
     else:
@@ -182,8 +186,8 @@ class _Chooser:
         if speed is not None:
             batch = min(math.sqrt(critical * speed.overhead * speed.rate / cost), _MOST_BATCHES * critical)
         chosen = rounded(batch) if self.config.batch == "auto" else self.config.batch
-        drawn = self._images(chosen, cost, speed)
-        found = Size(network, parameters, chosen, drawn * cost, drawn, "measured")
+        drawn = self._drawn(chosen, cost, speed)
+        found = Size(network, parameters, chosen, drawn * cost, drawn * self._growth(), "measured")
         return replace(found, source=worth(self._counting(found), self.pixels).source)
 
     def config_of(self, size: Size) -> Config:
@@ -204,8 +208,8 @@ class _Chooser:
         critical = worth(operations_worth(size.parameters, self.pixels), self.pixels).batch
         return size.operations * min(1.0, 2 / (1 + size.batch / critical))
 
-    def _images(self, batch: int, cost: float, speed: Speed | None) -> float:
-        """Return how many images the budget draws, counted as whole ones of ``cost`` operations each."""
+    def _drawn(self, batch: int, cost: float, speed: Speed | None) -> float:
+        """Return how many images of ``cost`` operations the budget buys, not counting that patches are more of them."""
         budget = Budget.of(self.config)
         if budget.steps is not None:
             return float(budget.steps * batch)
