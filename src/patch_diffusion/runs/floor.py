@@ -47,7 +47,7 @@ class LinearFloor(Strict):
 
 
 def read_floor(file: Path) -> LinearFloor | None:
-    """Return the floor that a file holds; None if there is none, as in runs of earlier versions, or if it is damaged."""
+    """Return the floor that a file holds; None if it is missing, as in runs of earlier versions, or damaged."""
     if not file.exists():
         return None
     try:

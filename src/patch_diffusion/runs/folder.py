@@ -304,8 +304,9 @@ def describe(run: str | os.PathLike[str]) -> dict[str, Any]:
         log, empty before the first), ``losses`` (the newest training loss of each size), ``held_out`` (``step`` and
         ``loss`` of the newest held-out loss, ``best_step`` and ``best_loss``; empty if there is none), ``by_noise``
         (the newest held-out loss by noise level), ``linear_floor`` (that of the best linear denoiser, see
-        `LinearFloor`; None in runs without held-out images, and of earlier versions), ``time`` (seconds by what they went into until the newest checkpoint, see `time_spent`), ``checkpoints`` (steps),
-        ``best_checkpoint``, ``pictures`` (paths), ``complete``.
+        `LinearFloor`; None in runs without held-out images, and of earlier versions), ``time`` (seconds by what they
+        went into until the newest checkpoint, see `time_spent`), ``checkpoints`` (steps), ``best_checkpoint``,
+        ``pictures`` (paths), ``complete``.
 
     Raises:
         InputError: there is no run in the folder, or it is damaged.

@@ -166,7 +166,7 @@ def _charts(history: History, floor: LinearFloor | None) -> Iterator[str]:
     yield chart("Loss by patch size", history.loss, about="mean over pixels, of patches of height x width")
     yield chart("Loss by noise level", history.by_noise, about="sigma in training", rising=True)
     held_out, levels = ({"mean": history.held_out} if history.held_out else {}), history.held_out_by_noise
-    dashed = "" if floor is None else f"; dashed: the {FLOOR}, see the glossary"
+    dashed = "" if floor is None else f"; dashed: the {FLOOR}, that of the best linear denoiser"
     floors = {"mean": floor.loss, **floor.by_noise} if floor is not None else {}
     about = f"whole images that are not trained on{dashed}"
     yield chart("Loss of held-out images", held_out, about=about, guides=_guides(held_out, floors))

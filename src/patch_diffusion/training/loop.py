@@ -161,7 +161,7 @@ class Loop:
             self._floor = read_floor(self.run.floor_file)
             return
         progress = self.progress
-        with progress.optional("the linear floor"), progress.activity("fitting the best linear denoiser"):
+        with progress.optional("the linear floor"):
             try:
                 self._floor = linear_floor(self.images, self.held_out, noise=self.config.noise, most=MOST_HELD_OUT)
                 self._floor.write(self.run.floor_file)

@@ -93,6 +93,6 @@ def lacks_layout(spent: float, by_noise: Mapping[str, float], floor: LinearFloor
     end = "" if spent >= 1 else ", if it stays so"
     return (
         f"the model has not learned the layout of the images yet: at noise {level} its held-out loss is "
-        f"{by_noise[level]:.2f}, that of the best linear denoiser {floor.by_noise[level]:.2f}: train longer, or on more "
-        f"whole images (patches.whole){end}"
+        f"{by_noise[level]:.2f}, that of the best linear denoiser {floor.by_noise[level]:.2f}: train longer, or on "
+        f"more whole images (patches.whole){end}"
     )
