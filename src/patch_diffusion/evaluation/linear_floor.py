@@ -47,7 +47,7 @@ _ROTATED = (64, 256, 1024)  # how many of the strongest coefficients are rotated
 _BOX = 64  # lowest frequencies of each axis, among which the strongest coefficients are
 _IMAGES = 8192  # most training images of each size
 # Most values that are read for colours, variances and principal components, and denoised at a level.
-_VALUES_OF_COLOURS, _VALUES_OF_VARIANCES, _VALUES_OF_COMPONENTS, _VALUES_JUDGED = 2**23, 2**26, 2**29, 2**24
+_VALUES_OF_COLOURS, _VALUES_OF_VARIANCES, _VALUES_OF_COMPONENTS, _VALUES_JUDGED = 2**22, 2**25, 2**28, 3 * 2**22
 _VALUES_AT_ONCE = 2**21
 _EVERY = 5  # one image in so many is left out of the fit of principal components
 
@@ -65,7 +65,7 @@ def linear_floor(
         images: training images, to which the denoiser is fitted.
         held_out: images to judge it by; None: either half of the training images judges a denoiser of the other half.
         noise: the options ``noise`` of the model to compare with: levels, process and standard deviation of the data.
-        most: number of images of each size that judge, the first ones; fewer of images larger than 147 pixels.
+        most: number of images of each size that judge, the first ones; fewer of large images.
         seed: seed of the noise.
 
     Raises:
