@@ -4,8 +4,9 @@
 
 DATA is a training set with its judges and a resolution, as TRAIN.zip:HELD_OUT.zip:32. Of each: the floor by noise level
 with its intervals, judged by 256 held-out images, and the median of the seconds that it takes of one thread, once the
-images are read: the processor's, so that they hold beside other programs. Also what a denoiser has that is diagonal in the cosine transform alone, and, at the lowest levels, one of crops: the
-convolution that is best by the covariance of crops of 9 x 9, over the pixels that have such a crop around them.
+images are read: the processor's, so that they hold beside other programs. Also what a denoiser has that is diagonal in
+the cosine transform alone, and, at the lowest levels, one of crops: the convolution that is best by the covariance of
+crops of 9 x 9, over the pixels that have such a crop around them.
 
 With the recipes' results (benchmarks/evidence/recipes.py, of the same images), the models' losses lie beside it.
 """
@@ -64,7 +65,7 @@ def by_crops(train: ImageSet, judges: ImageSet) -> dict[str, dict[str, float]]:
 
 def measured(train: ImageSet, judges: ImageSet, rounds: int) -> dict[str, Any]:
     """The floor of a data set, its time, and what other linear denoisers have."""
-    seconds: list[float] = []
+    floor, seconds = pd.linear_floor(train, judges), list[float]()
     for _ in range(rounds):
         began = time.process_time()
         floor = pd.linear_floor(train, judges)

@@ -131,7 +131,7 @@ def test_measured_on_the_same_noise_as_a_model(gaussian, monkeypatch):
     monkeypatch.setattr(Basis, "denoise", lambda self, noisy, sigma: seen.append(noisy) or torch.zeros_like(noisy))
     whole_image_loss(model, judges)
     network = pd.UNet(image_channels=2, width=8, multipliers=(1,), blocks=1, coords=False)
-    network.forward = lambda x, *_: seen.append(x) or x
+    monkeypatch.setattr(network, "forward", lambda x, *_: seen.append(x) or x)
     whole_image_loss(pd.Denoiser(network, model.sigma_data, coords=False, levels=LEVELS), judges)
     for mine, theirs, sigma in zip(seen[:3], seen[3:], LEVELS, strict=True):
         assert torch.allclose(mine, theirs * (sigma**2 + model.sigma_data**2) ** 0.5, atol=1e-5)
