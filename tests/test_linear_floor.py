@@ -126,15 +126,15 @@ def test_no_trained_model_is_below_it_by_more_than_its_interval(gaussian, tmp_pa
 
 def test_measured_on_the_same_noise_as_a_model(gaussian, monkeypatch):
     judges = images_of(gaussian, 20, 3)
-    model = LinearDenoiser.fitted(images_of(gaussian, 200, 2), Noise(levels=LEVELS))
+    images = images_of(gaussian, 200, 2)
     seen = []
     monkeypatch.setattr(Basis, "denoise", lambda self, noisy, sigma: seen.append(noisy) or torch.zeros_like(noisy))
-    whole_image_loss(model, judges)
+    pd.linear_floor(images, judges, noise=Noise(levels=LEVELS))
     network = pd.UNet(image_channels=2, width=8, multipliers=(1,), blocks=1, coords=False)
     monkeypatch.setattr(network, "forward", lambda x, *_: seen.append(x) or x)
-    whole_image_loss(pd.Denoiser(network, model.sigma_data, coords=False, levels=LEVELS), judges)
+    whole_image_loss(pd.Denoiser(network, images.standard_deviation, coords=False, levels=LEVELS), judges)
     for mine, theirs, sigma in zip(seen[:3], seen[3:], LEVELS, strict=True):
-        assert torch.allclose(mine, theirs * (sigma**2 + model.sigma_data**2) ** 0.5, atol=1e-5)
+        assert torch.allclose(mine, theirs * (sigma**2 + images.standard_deviation**2) ** 0.5, atol=1e-5)
 
 
 def test_principal_components_are_better_than_cosines_alone(gaussian, monkeypatch):
@@ -151,6 +151,15 @@ def test_few_images_are_not_overfitted(gaussian):
     model = LinearDenoiser.fitted(images_of(gaussian, 30, 2), Noise(levels=LEVELS))
     (basis,) = model.bases.values()
     assert all(torch.equal(each.axes, torch.eye(NUM_VALUES)) for each in basis.rotations.values())
+
+
+def test_variances_along_components_are_not_those_of_the_fit(monkeypatch):
+    """Those of noise are all alike, while along components of the very images they were from a tenth to three times."""
+    monkeypatch.setattr(module, "_ROTATED", (160,))
+    pixels = torch.randn(400, 1, 10, 16, generator=torch.Generator().manual_seed(0)) / 4
+    basis = fit(ImageSet(pixels, codec=PixelCodec("float32", -1, 1)), LEVELS)
+    for rotation in basis.rotations.values():
+        assert 0.4 < float(16 * rotation.variances.min()) < float(16 * rotation.variances.max()) < 1.8
 
 
 def test_the_basis_is_orthonormal_and_comes_back():
@@ -175,6 +184,9 @@ def test_large_images_are_read_in_part(monkeypatch):
     assert sum(read) == 30 + 20 + 30  # for colours all that are used
     rows = basis.strongest % (80 * 96) // 96
     assert rows.max() < 64  # only low frequencies are rotated
+    chosen = images.codec.encode(images.pixels[torch.linspace(0, 39, 30).long()])
+    of_all = coefficients(chosen, basis.axes)[:, basis.strongest]
+    assert torch.allclose(basis.mean[basis.strongest], of_all.mean(dim=0), atol=1e-4)
     assert basis.denoise(torch.zeros(2, 1, 80, 96), 0.5).shape == (2, 1, 80, 96)
 
 
@@ -249,6 +261,7 @@ def test_a_run_measures_it_once_and_is_told_when_it_stays_above(make_trainer, im
     changed.write(trainer.run.floor_file)
     monkeypatch.setattr(loop, "linear_floor", None)
     make_trainer(held_out=images, checkpoints=4).fit(steps=12)
+    assert not any("goes on without" in note for note in notes(trainer))
     assert read_floor(trainer.run.floor_file) == changed
 
 
