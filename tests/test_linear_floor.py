@@ -9,6 +9,8 @@ import patch_diffusion as pd
 from patch_diffusion.config import Noise, Optimizer
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.images import ImageBuckets, ImageSet
+from patch_diffusion.data.latents.codec import LatentCodec
+from patch_diffusion.data.latents.folder import LatentSet
 from patch_diffusion.denoise.process import PROCESSES
 from patch_diffusion.denoise.whole_image import losses_of_images, whole_image_loss
 from patch_diffusion.evaluation import linear_floor as module
@@ -295,3 +297,13 @@ def test_a_run_that_has_none_says_why(make_trainer, images):
     assert "no linear floor is measured: a linear denoiser is fitted to at least 16 images of one size" in notes(
         trainer
     )
+
+
+def test_of_latents_it_is_that_of_the_means_of_posteriors(gaussian):
+    images = images_of(gaussian, 200, 2)
+    codec = LatentCodec((0.0, 0.0), (0.5, 0.5), True, 8, "")
+    stored = torch.cat([images.pixels, torch.ones_like(images.pixels)], dim=1)
+    latents = LatentSet(stored, codec=codec)
+    noise = Noise(levels=LEVELS, sigma_data=0.5)
+    of_latents, of_images = (pd.linear_floor(each, each, noise=noise) for each in (latents, images))
+    assert of_latents.by_noise == pytest.approx(of_images.by_noise, rel=1e-5)
