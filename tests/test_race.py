@@ -86,6 +86,7 @@ def test_what_is_measured_is_the_loss_of_the_held_out_images(arms, source, tmp_p
         assert end["loss"] == pytest.approx(sum(losses.values()) / len(losses), rel=1e-6)
         assert list(end["by_noise"].values()) == pytest.approx(list(losses.values()), rel=1e-6)
     assert content["judged_by"]["images"] == 20 and content["images"]["trained_on"] == 20
+    end = content["points"]["whole"]["0"][-1]
     assert content["linear_floor"]["by_noise"].keys() == end["by_noise"].keys()
 
 
