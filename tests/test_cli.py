@@ -200,6 +200,7 @@ def test_train_sample_info(trained, run, tmp_path):
     assert sorted(path.name for path in trained.glob("[!.]*")) == [
         "checkpoints",
         "config.json",
+        "linear_floor.json",
         "log.jsonl",
         "model.safetensors",
         "report.html",
@@ -234,6 +235,7 @@ def test_train_sample_info(trained, run, tmp_path):
     assert json.loads((tmp_path / "new" / "described.json").read_text()) == found and "1,707 images" in text
     status, text, _ = run("info RUN", RUN=trained)
     assert status == 0 and "1,707 images" in text and "4 steps" in text
+    assert "linear floor 0." in text and "; the floor in brackets" in text
     assert "held out     loss " in text and "16x16 (whole images) " in text
 
 

@@ -86,6 +86,8 @@ def test_what_is_measured_is_the_loss_of_the_held_out_images(arms, source, tmp_p
         assert end["loss"] == pytest.approx(sum(losses.values()) / len(losses), rel=1e-6)
         assert list(end["by_noise"].values()) == pytest.approx(list(losses.values()), rel=1e-6)
     assert content["judged_by"]["images"] == 20 and content["images"]["trained_on"] == 20
+    end = content["points"]["whole"]["0"][-1]
+    assert content["linear_floor"]["by_noise"].keys() == end["by_noise"].keys()
 
 
 @pytest.mark.slow
@@ -281,7 +283,10 @@ def test_judging_adds_a_twentieth_at_most(arms, tmp_path, monkeypatch):
     assert [len(found["0"]) for found in content["points"].values()] == [3, 3]
     assert "losses of 20 held-out images, 3 times (not 10 times)" in "".join(told)
     assert clock[0] <= 2 * 60 * 1.05 + 2 * (1 + 4) / 32 + 10
+    assert content["linear_floor"]["held_out"] == content["judged_by"]["images"]
+    monkeypatch.setattr("patch_diffusion.races.race.linear_floor", None)  # it is measured once
     again = pd.race(arms, tmp_path / "race", moments=10, seeds=[1])
+    assert again["linear_floor"] == content["linear_floor"]
     assert again["judged_by"] == content["judged_by"] and len(again["points"]["whole"]["1"]) == 3
 
 

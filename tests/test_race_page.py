@@ -158,3 +158,18 @@ def test_what_comes_from_the_user_is_text(make_content, look):
 def test_arms_are_compared_with_the_first_where_whole_images_do_not_race(make_content):
     content = make_content(names={"slow": 1, "fast": 2})
     assert sentences(content)[0].startswith("fast reaches the final loss of slow")
+
+
+def test_the_linear_floor_is_a_row_a_column_and_a_line(make_content, look):
+    """Races of earlier versions have none, and their pages go on."""
+    floor = {"loss": 0.3456, "by_noise": {"0.1": 0.4321, "1.6": 0.2345}}
+    page = look(make_content(linear_floor=floor, distances={}))
+    losses, later = page.curves()[:2]
+    assert losses[2] == [[1, "0.346"], [8, "0.346"]] and later[2] == [[4, "0.346"], [8, "0.346"]]
+    assert "linear floor 0.3456" in page.text  # at the end
+    assert "sigma whole patches linear floor 0.1" in page.text and "0.432" in page.text
+    assert "linear floor" in race_table(make_content(linear_floor=floor)) and "0.3456" in race_table(
+        make_content(linear_floor=floor)
+    )
+    for content in (make_content(), make_content(linear_floor=None)):
+        assert "linear floor" not in look(content).text and "linear floor" not in race_table(content)

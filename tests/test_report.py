@@ -13,6 +13,8 @@ import patch_diffusion as pd
 import patch_diffusion.files
 from patch_diffusion.cli import main
 from patch_diffusion.runs.chart import chart, even, number
+from patch_diffusion.runs.floor import LinearFloor
+from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.runs.history import Curve, History, Point
 from patch_diffusion.runs.pictures import as_data, evenly_spaced
 from patch_diffusion.runs.report import write_report
@@ -89,6 +91,24 @@ def test_the_curves_are_those_of_the_log(make_run):
     assert [curve[0][1] for curve in noise] == ["0.9", "0.4", "0.2"]  # by rising level
     assert mean == [[[4, "0.75"]]] and held_out == [[[4, "0.7"]]] and rate[0][-1] == [4, "0.001"]
     assert "skipped steps" in page.text and "4.0%" in page.text
+
+
+def test_the_linear_floor_is_a_dashed_line(make_run):
+    """One for the mean and one for each level, within the chart, also where the loss is still far above."""
+    by_noise = {"0.5": 0.7, "6.4": 0.9}
+    run = make_run([measured(1), *({"step": step, "held_out": {"loss": 0.8, "by_noise": by_noise}} for step in (1, 4))])
+    without = write_report(run).read_text()
+    assert "guide" not in without.partition("</style>")[2] and "linear floor" not in without
+    levels = {"0.5": 0.4, "6.4": 0.5}
+    floor = LinearFloor(0.45, (0.4, 0.5), levels, dict.fromkeys(levels, (0.3, 0.6)), 100, 64)
+    floor.write(RunFolder(run).floor_file)
+    page = write_report(run).read_text()
+    lines = re.findall(r'class="guide (\w+)" d="M0.0 ([\d.]+)H1000.0"', page)
+    assert [colour for colour, _ in lines] == ["c0", "n0", "n7"]
+    assert all(0 < float(place) < 1000 for _, place in lines)
+    assert page.count("dashed: the linear floor") == 2
+    found = pd.describe(run)
+    assert found["linear_floor"]["by_noise"] == levels and found["by_noise"] == by_noise
 
 
 def test_a_step_is_told_to_its_last_digit():

@@ -10,12 +10,13 @@ import patch_diffusion as pd
 from checkpoint_files import read_checkpoint
 from patch_diffusion.config import Optimizer
 from patch_diffusion.files import read_tensors
+from patch_diffusion.runs.floor import LinearFloor
 from patch_diffusion.training import loop, watchdog
 from patch_diffusion.training.hardware.group import Group
 from patch_diffusion.training.losses import Summary
 from patch_diffusion.training.optimizing.optimizers import make_optimizer
 from patch_diffusion.training.state import optimizer_tensors
-from patch_diffusion.training.watchdog import PATIENCE, Watchdog
+from patch_diffusion.training.watchdog import PATIENCE, Watchdog, lacks_layout
 from patch_diffusion.training.watching import evaluation
 
 
@@ -285,3 +286,14 @@ def test_make_optimizer_steps_without_an_engine():
     weight.grad = torch.ones(8, 8)
     optimizer.step()
     assert not torch.equal(weight, torch.eye(8))
+
+
+def test_a_model_above_the_linear_floor_at_the_highest_level_lacks_layout():
+    floor = LinearFloor(0.5, (0.4, 0.6), {"0.1": 0.4, "6.4": 0.56}, {"0.1": (0.3, 0.5), "6.4": (0.5, 0.6)}, 100, 64)
+    said = lacks_layout(0.6, {"0.1": 0.4, "6.4": 0.7}, floor)
+    assert "at noise 6.4 its held-out loss is 0.70, that of the best linear denoiser 0.56" in said
+    assert said.endswith("if it stays so")
+    assert not lacks_layout(1.0, {"0.1": 0.4, "6.4": 0.7}, floor).endswith("if it stays so")
+    assert not lacks_layout(0.4, {"0.1": 0.4, "6.4": 0.7}, floor)  # early
+    assert not lacks_layout(1.0, {"0.1": 0.9, "6.4": 0.59}, floor)  # within the interval
+    assert not lacks_layout(1.0, {}, floor)

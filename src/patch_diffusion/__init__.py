@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from patch_diffusion.evaluation.evaluate import Evaluation as Evaluation, evaluate as evaluate
     from patch_diffusion.evaluation.extractors.choose import open_extractor as open_extractor
     from patch_diffusion.evaluation.extractors.extractor import Extractor as Extractor
+    from patch_diffusion.evaluation.linear_floor import linear_floor as linear_floor
     from patch_diffusion.evaluation.meter import SampleMeter as SampleMeter
     from patch_diffusion.evaluation.neighbours import (
         density_coverage as density_coverage,

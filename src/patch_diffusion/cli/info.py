@@ -150,6 +150,7 @@ def _main_points(found: dict[str, Any]) -> list[tuple[str, str]]:
             ("trained", clock(progress["seconds"])),
             *([("time on", shares(found["time"])), ("in addition", beside(found["time"]))] if found["time"] else []),
             ("held out", _held_out(found) if options["data"]["held_out"] else "no images"),
+            *_beside_floor(found),
             ("loss", ", ".join(f"{size_in_words(size, shape)} {loss:.3f}" for size, loss in found["losses"].items())),
         ]
     points.append(("checkpoints", ", ".join(f"{step:,}" for step in found["checkpoints"]) or "none yet"))
@@ -165,6 +166,21 @@ def _held_out(found: dict[str, Any]) -> str:
     step, loss, best_step, best_loss = found["held_out"].values()
     best = ", the best so far" if best_step == step else f"; the best was {best_loss:.3f} at step {best_step:,}"
     return f"loss {loss:.3f} at step {step:,}{best}"
+
+
+def _beside_floor(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the held-out loss by noise level, and beside it that of the best linear denoiser."""
+    floor, losses = found["linear_floor"], found["by_noise"]
+    if not floor:
+        return
+    yield "linear floor", f"{floor['loss']:.3f}, the loss of the best linear denoiser"
+    levels = [
+        f"{level}: {loss:.2f} ({floor['by_noise'][level]:.2f})"
+        for level, loss in losses.items()
+        if loss is not None and level in floor["by_noise"]
+    ]
+    if levels:
+        yield "by noise", f"held-out loss {', '.join(levels)}; the floor in brackets"
 
 
 def _table(found: dict[str, Any]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import Any
 from patch_diffusion.config_dict import differences, from_dict
 from patch_diffusion.races.summary import Content, amount, length, opponent, rows, sentences
 from patch_diffusion.runs.chart import Guide, chart, number
+from patch_diffusion.runs.floor import FLOOR
 from patch_diffusion.runs.history import DISTANCES, TIMES, Curve, Point
 from patch_diffusion.runs.page import option_text, page, table, wide_table
 
@@ -75,7 +76,8 @@ def _charts(content: Content) -> str:
 
     def of_losses(title: str, curves: Mapping[str, Sequence[Point]], start: float = 0.0) -> str:
         about, guides = f"of whole images, over {content['unit']}", list(_guides(content, curves))
-        return chart(title, _as_curves(curves), about=about, over=unit, start=start, guides=guides)
+        drawn = _as_curves(curves) | _floor(content, curves)
+        return chart(title, drawn, about=about, over=unit, start=start, guides=guides)
 
     later = {name: [point for point in found if point.step >= half] for name, found in points().items()}
     drawn = of_losses("Loss of held-out images", points()) + of_losses("In the second half", later, half)
@@ -87,6 +89,15 @@ def _charts(content: Content) -> str:
 
 def _as_curves(points: Mapping[str, Sequence[Point]]) -> dict[str, Curve]:
     return {name: Curve.of(found) for name, found in points.items() if found}
+
+
+def _floor(content: Content, curves: Mapping[str, Sequence[Point]]) -> dict[str, Curve]:
+    """Return a level curve, as long as the others, at the loss of the best linear denoiser, if it was measured."""
+    floor, times = content.get("linear_floor"), [point.step for found in curves.values() for point in found]
+    if not floor or not times:
+        return {}
+    loss = floor["loss"]
+    return {FLOOR: Curve.of([Point(time, loss, loss, loss) for time in dict.fromkeys((min(times), max(times)))])}
 
 
 def _points(by_seed: Mapping[str, Sequence[Mapping[str, Any]]], content: Content, measure: str = "loss") -> list[Point]:
@@ -123,7 +134,10 @@ def _ends(content: Content) -> str:
     compared = [f"has {other}'s loss in", "times as fast", f"{other} has its in"]
     head = ["", "held-out loss", "steps", "images a second", *compared]
     distances = content["distances"]
-    cells = [[*row, *(number(found["final"][row[0]]["loss"]) for found in distances.values())] for row in rows(content)]
+    finals = [found["final"] for found in distances.values()]
+    cells = [
+        [*row, *(number(ends[row[0]]["loss"]) if row[0] in ends else "" for ends in finals)] for row in rows(content)
+    ]
     return wide_table([*head, *(DISTANCES[measure] for measure in distances)], cells)
 
 
@@ -131,10 +145,17 @@ def _by_noise(content: Content) -> str:
     seeds, arms = content["standings"]["seeds"], list(content["points"])
     ends = {name: [content["points"][name][str(seed)][-1]["by_noise"] for seed in seeds] for name in arms}
     levels = list(ends[arms[0]][0])
+    floor = (content.get("linear_floor") or {}).get("by_noise", {})
+    named = [FLOOR] if floor else []
     cells = [
-        [level, *(number(statistics.fmean(end[level] for end in ends[name])) for name in arms)] for level in levels
+        [
+            level,
+            *(number(statistics.fmean(end[level] for end in ends[name])) for name in arms),
+            *(number(floor[level]) for _ in named if level in floor),
+        ]
+        for level in levels
     ]
-    return wide_table(["sigma", *arms], cells)
+    return wide_table(["sigma", *arms, *named], cells)
 
 
 def _by_seed(content: Content) -> str:

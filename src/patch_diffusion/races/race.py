@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
 from statistics import fmean
@@ -14,10 +14,11 @@ from typing import Any
 from patch_diffusion.config import Config
 from patch_diffusion.config_dict import to_dict
 from patch_diffusion.data.digest import digest_of
-from patch_diffusion.data.images import refuse_ids
+from patch_diffusion.data.images import Images, refuse_ids
 from patch_diffusion.denoise.whole_image import SIGMAS
 from patch_diffusion.errors import InputError, counted
 from patch_diffusion.evaluation.circumstances import circumstances
+from patch_diffusion.evaluation.linear_floor import linear_floor
 from patch_diffusion.files import user_path
 from patch_diffusion.limits import LARGEST, LIMITS
 from patch_diffusion.races.arms import check_arms
@@ -27,6 +28,7 @@ from patch_diffusion.races.summary import length
 from patch_diffusion.races.tuning import num_trials, tune
 from patch_diffusion.races.turns import JUDGES, judgement, judging, run_turns, seconds_per_judge
 from patch_diffusion.records import check_limits
+from patch_diffusion.runs.floor import FLOOR
 from patch_diffusion.runs.lock import locked
 from patch_diffusion.runs.time_spent import clock
 from patch_diffusion.training.budget import Cadence
@@ -102,7 +104,7 @@ def race(
     # Races of earlier versions were judged by the images that the sweep chose by, and go on so.
     if tuned and (found is None or "chosen_by" in found.get("judged_by", {})):
         setup = replace(setup, chooses_apart=True)
-    facts, here, plan_of_judging, said = _facts(setup, seeds[0], folder, moments, found)  # refuses before writing
+    facts, here, plan_of_judging, said = _facts(setup, seeds[0], folder, moments, found, tell)  # refuses before writing
     folder.check_data(found or {}, facts)
     for note in [*setup.messages(), *_few(facts["judged_by"]), *([said] if said else [])] if found is None else ():
         tell(note)
@@ -146,7 +148,7 @@ def _run_seed(
 
 
 def _facts(
-    setup: RaceSetup, seed: int, folder: RaceFolder, moments: int, found: Mapping[str, Any] | None
+    setup: RaceSetup, seed: int, folder: RaceFolder, moments: int, found: Mapping[str, Any] | None, tell: Tell
 ) -> tuple[dict[str, Any], dict[str, Any], Evaluation, str]:
     """Return what is known before a race begins: facts, hardware, the plan of judging, and what that leaves out.
 
@@ -173,10 +175,22 @@ def _facts(
             "sigmas": list(trainer.state.denoiser.levels or SIGMAS),
             **({"chosen_by": min(len(judges.sweep), JUDGES)} if setup.chooses_apart else {}),
         },
+        "linear_floor": found.get("linear_floor")
+        if found is not None
+        else _floor(trainer, judges.race, plan.images, tell),
         "parameters": {name: trainer.facts.parameters for name, (trainer, _) in built.items()},
         "notes": {name: reasons for name, reasons in setup.notes.items() if reasons},
     }
     return facts, circumstances(trainer.engine.device), plan, said
+
+
+def _floor(trainer: Trainer, judges: Images, most: int, tell: Tell) -> dict[str, Any] | None:
+    """Return the loss of the best linear denoiser of the images that judge a race; tell why if it is not measured."""
+    try:
+        return asdict(linear_floor(trainer.images, judges, noise=trainer.config.noise, most=most))
+    except InputError as error:
+        tell(f"no {FLOOR} is measured: {error}")
+        return None
 
 
 def _few(judged_by: Mapping[str, Any]) -> list[str]:

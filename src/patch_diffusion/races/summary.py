@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from patch_diffusion.races.arms import WHOLE
+from patch_diffusion.runs.floor import FLOOR
 from patch_diffusion.runs.history import DISTANCES
 
 Content = Mapping[str, Any]
@@ -21,6 +22,8 @@ def opponent(content: Content) -> str:
 
 def rows(content: Content) -> list[list[str]]:
     """Return a table row, a list of text cells, for each arm at the end of a race; numbers are means over the seeds.
+
+    The last row is that of the linear floor, the loss of the best linear denoiser, if it was measured.
 
     The cells are: name, loss, steps, images a second, the time to the final loss of `opponent`, how many times as fast
     that is, and the opponent's time to the arm's final loss.
@@ -42,7 +45,8 @@ def rows(content: Content) -> list[list[str]]:
                 amount(theirs["at"], content["unit"]) if theirs else "",
             ]
         )
-    return result
+    floor = content.get("linear_floor")
+    return [*result, *([[FLOOR, f"{floor['loss']:.4f}", *[""] * (len(result[0]) - 2)]] if floor else [])]
 
 
 def sentences(content: Content) -> list[str]:

@@ -59,7 +59,8 @@ def chart(
     if labels is not None:  # the bands of many curves would hide one another
         points = {name: [replace(each, least=each.value, most=each.value) for each in points[name]] for name in points}
     every = [point for of_curve in points.values() for point in of_curve]
-    axis = _Axis([point.least for point in every] + [point.most for point in every], from_zero)
+    lines = [guide.value for guide in guides if guide.curve in points]
+    axis = _Axis([point.least for point in every] + [point.most for point in every] + lines, from_zero)
     last_step = max(point.step for point in every)
     span = (start, last_step if last_step > start else start + 1.0)
     kinds = colours(len(points), rising)

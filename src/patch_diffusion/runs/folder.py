@@ -29,6 +29,7 @@ from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.files import read_json, user_path, write_json
 from patch_diffusion.limits import LARGEST, check_numbers
 from patch_diffusion.records import Strict, check_limits, record_of
+from patch_diffusion.runs.floor import read_floor
 from patch_diffusion.runs.history import History
 from patch_diffusion.runs.lock import HOLDER_FILE, LOCK_FILE
 from patch_diffusion.runs.paths import RunPaths
@@ -306,9 +307,11 @@ def describe(run: str | os.PathLike[str]) -> dict[str, Any]:
     Returns:
         A dict that JSON can store: ``run``, ``model``, ``options`` (those of `Config`), ``progress`` (a line of the
         log, empty before the first), ``losses`` (the newest training loss of each size), ``held_out`` (``step`` and
-        ``loss`` of the newest held-out loss, ``best_step`` and ``best_loss``; empty if there is none), ``time``
-        (seconds by what they went into until the newest checkpoint, see `time_spent`), ``checkpoints`` (steps),
-        ``best_checkpoint``, ``pictures`` (paths), ``complete``.
+        ``loss`` of the newest held-out loss, ``best_step`` and ``best_loss``; empty if there is none), ``by_noise``
+        (the newest held-out loss by noise level), ``linear_floor`` (that of the best linear denoiser, see
+        `LinearFloor`; None in runs without held-out images, and of earlier versions), ``time`` (seconds by what they
+        went into until the newest checkpoint, see `time_spent`), ``checkpoints`` (steps), ``best_checkpoint``,
+        ``pictures`` (paths), ``complete``.
 
     Raises:
         InputError: there is no run in the folder, or it is damaged.
@@ -320,6 +323,7 @@ def describe(run: str | os.PathLike[str]) -> dict[str, Any]:
     config, facts = folder.read_config()
     history = History.read(folder.log_file)
     progress, measured, lowest = history.last, history.last_held_out, history.best_held_out
+    floor = read_floor(folder.floor_file)
     best, checkpoints = folder.best(), folder.checkpoints()
     newest = state_of(checkpoints[-1]) if checkpoints else State()
     return {
@@ -335,6 +339,8 @@ def describe(run: str | os.PathLike[str]) -> dict[str, Any]:
             "best_step": lowest["step"],
             "best_loss": lowest["held_out"]["loss"],
         },
+        "by_noise": measured.get("held_out", {}).get("by_noise", {}),
+        "linear_floor": None if floor is None else asdict(floor),
         "time": time_spent(newest.seen.seconds, newest.time or {}) if newest.seen else {},
         "checkpoints": [step_of(path) for path in checkpoints],
         "best_checkpoint": None if best is None else step_of(best),

@@ -31,6 +31,11 @@ class RunPaths:
         """The path of the log, a file with one JSON object per line."""
         return self.path / "log.jsonl"
 
+    @property
+    def floor_file(self) -> Path:
+        """The path of the JSON file with the linear floor, which the loss of held-out images has to get below."""
+        return self.path / "linear_floor.json"
+
     def sample_file(self, step: int) -> Path:
         """Return the path of the PNG with the samples made after ``step`` steps."""
         return self.path / "samples" / f"step-{step:08d}.png"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -12,9 +12,10 @@ from patch_diffusion.config_dict import flat_options
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import check_writable, user_path, write_text
 from patch_diffusion.presets import PRESETS, nearest_preset
-from patch_diffusion.runs.chart import chart, number
+from patch_diffusion.runs.chart import Guide, chart, number
+from patch_diffusion.runs.floor import FLOOR, LinearFloor, read_floor
 from patch_diffusion.runs.folder import ModelFacts, RunFolder
-from patch_diffusion.runs.history import DISTANCES, ENOUGH_IMAGES, SHARES, History, shows_few, size_in_words
+from patch_diffusion.runs.history import DISTANCES, ENOUGH_IMAGES, SHARES, Curve, History, shows_few, size_in_words
 from patch_diffusion.runs.page import option_text, page, table
 from patch_diffusion.runs.pictures import as_data, evenly_spaced
 from patch_diffusion.runs.retention import read_state
@@ -76,7 +77,7 @@ def html_file(out: str | os.PathLike[str]) -> Path:
 
 def _parts(title: str, folder: RunFolder, config: Config, facts: ModelFacts, history: History) -> Iterator[str]:
     yield f"<h1>{escape(title)}</h1>{standing(config, facts, history)}"
-    if drawn := charts(history):
+    if drawn := charts(history, read_floor(folder.floor_file)):
         yield f'<h2>Curves <small>over optimizer steps</small></h2><div class="charts">{drawn}</div>'
     if samples := _samples(sorted(folder.path.glob("samples/*.png"))):
         yield f"<h2>Samples <small>of the averaged weights, from the same seeds</small></h2>{samples}"
@@ -92,9 +93,9 @@ def standing(config: Config, facts: ModelFacts, history: History) -> str:
     )
 
 
-def charts(history: History) -> str:
-    """Return the curves of a run as HTML charts; an empty string if there are none yet."""
-    return "".join(_charts(history))
+def charts(history: History, floor: LinearFloor | None = None) -> str:
+    """Return the curves of a run as HTML charts, with its linear floor; an empty string if there are none yet."""
+    return "".join(_charts(history, floor))
 
 
 def about(folder: RunFolder, config: Config, facts: ModelFacts, history: History) -> str:
@@ -170,13 +171,17 @@ def _tiles(facts: ModelFacts, history: History) -> Iterator[str]:
         yield f"<div><b>{escape(text)}</b><small>{escape(name)}</small></div>"
 
 
-def _charts(history: History) -> Iterator[str]:
+def _charts(history: History, floor: LinearFloor | None) -> Iterator[str]:
     yield chart("Loss by patch size", history.loss, about="mean over pixels, of patches of height x width")
     yield chart("Loss by noise level", history.by_noise, about="sigma in training", rising=True)
-    held_out = {"mean": history.held_out} if history.held_out else {}
-    yield chart("Loss of held-out images", held_out, about="whole images that are not trained on")
+    held_out, levels = ({"mean": history.held_out} if history.held_out else {}), history.held_out_by_noise
+    dashed = "" if floor is None else f"; dashed: the {FLOOR}, that of the best linear denoiser"
+    floors = {"mean": floor.loss, **floor.by_noise} if floor is not None else {}
+    about = f"whole images that are not trained on{dashed}"
+    yield chart("Loss of held-out images", held_out, about=about, guides=_guides(held_out, floors))
     yield chart("Held-out loss by patch size", history.held_out_by_size, about="mean over noise levels")
-    yield chart("Held-out loss by noise level", history.held_out_by_noise, about="sigma", rising=True)
+    guides = _guides(levels, floors)
+    yield chart("Held-out loss by noise level", levels, about=f"sigma{dashed}", rising=True, guides=guides)
     for name, title in DISTANCES.items():
         curves = {"samples": history.samples[name]} if name in history.samples else {}
         yield chart(title.capitalize(), curves, about="of samples to the images that are trained on")
@@ -184,6 +189,12 @@ def _charts(history: History) -> Iterator[str]:
     yield chart("Near copies of training images", near, about="shares of images and patches", from_zero=True)
     yield chart("Speed", {"images a second": history.speed}, from_zero=True)
     yield chart("Learning rate", {"learning rate": history.learning_rate}, from_zero=True)
+
+
+def _guides(curves: Mapping[str, Curve], values: Mapping[str, float]) -> list[Guide]:
+    """Return a line across a chart at the value of each curve that has one."""
+    ends = [point.step for curve in curves.values() for point in curve.points()]
+    return [Guide(name, values[name], 0.0, max(ends)) for name, curve in curves.items() if curve and name in values]
 
 
 def _samples(paths: Sequence[Path]) -> str:

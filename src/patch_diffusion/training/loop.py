@@ -13,8 +13,10 @@ from patch_diffusion.config import Config
 from patch_diffusion.data.images import Images
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError
+from patch_diffusion.evaluation.linear_floor import linear_floor
 from patch_diffusion.evaluation.meter import SampleMeter
 from patch_diffusion.patches.schedule import PatchSchedule
+from patch_diffusion.runs.floor import LinearFloor, read_floor
 from patch_diffusion.runs.folder import ModelFacts, RunFolder
 from patch_diffusion.runs.retention import step_of
 from patch_diffusion.runs.time_spent import beside, clock, shares, time_spent
@@ -28,6 +30,7 @@ from patch_diffusion.training.interrupts import interruptible
 from patch_diffusion.training.progress import Progress
 from patch_diffusion.training.state import Copying, TrainingState
 from patch_diffusion.training.step import learning_rate
+from patch_diffusion.training.watchdog import lacks_layout
 from patch_diffusion.training.watching.evaluation import (
     MOST_HELD_OUT,
     held_out_losses,
@@ -89,6 +92,7 @@ class Loop:
     _collapsed: bool = False  # the last samples, made after the step below, showed nothing
     _collapsed_at: int = 0
     _told: set[str] = field(default_factory=set)
+    _floor: LinearFloor | None = None  # of the process that writes the log
     _evaluations: Evaluations = field(init=False)
     _waited_before: float = 0.0  # less what was waited for in this process until it began
 
@@ -128,6 +132,8 @@ class Loop:
         if group.is_main and not complete:
             self.run.write_config(self.config, self.facts)
         progress.continue_log(step if continues else -1)
+        if group.is_main and not complete:
+            self._find_floor(continues)
         group.barrier()
         for folder, reason in damaged.items():
             if group.is_main:
@@ -148,6 +154,19 @@ class Loop:
             self.checkpoints.save(keep=False)
         if not complete and self.budget.time is not None:
             progress.say(self._forecast(spent))
+
+    def _find_floor(self, continues: bool) -> None:
+        """Measure the linear floor of a new run with held-out images; read that of one that continues, if it has it."""
+        if continues or self.held_out is None:
+            self._floor = read_floor(self.run.floor_file)
+            return
+        progress = self.progress
+        with progress.optional("the linear floor"):
+            try:
+                self._floor = linear_floor(self.images, self.held_out, noise=self.config.noise, most=MOST_HELD_OUT)
+                self._floor.write(self.run.floor_file)
+            except InputError as error:
+                progress.note(f"no linear floor is measured: {error}", self.state.counters.step)
 
     def _rise(self, spent: float) -> str:
         """Return a note if a budget that is larger than before raises the learning rate; an empty text if not."""
@@ -331,8 +350,18 @@ class Loop:
         with self._evaluating("evaluating held-out images", "the loss of held-out images", _HELD_OUT):
             most = self._evaluations[_HELD_OUT].images
             by_noise, by_size = held_out_losses(self.state.average.denoiser, self.held_out, self.schedule, most)
-            return self.progress.log_held_out(self.state.counters, spent, by_noise, by_size)
+            mean = self.progress.log_held_out(self.state.counters, spent, by_noise, by_size)
+            self._advise(spent, {f"{sigma:g}": loss for sigma, loss in by_noise.items()})
+            return mean
         return None
+
+    def _advise(self, spent: float, by_noise: Mapping[str, float]) -> None:
+        """Tell once on the way, and once at the end, that the model has not learned the layout of images yet."""
+        advice = "" if self._floor is None else lacks_layout(spent, by_noise, self._floor)
+        when = "layout at the end" if spent >= 1 else "layout"
+        if advice and when not in self._told:
+            self._told.add(when)
+            self.progress.note(advice, self.state.counters.step)
 
     def _measure_samples(self, spent: float) -> Mapping[str, float]:
         """Compute and log the metrics of samples; return them by name, and warn once samples copy training images."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from patch_diffusion.records import Strict
+from patch_diffusion.runs.floor import LinearFloor
 from patch_diffusion.training.losses import Summary
 
 RISEN, EXPLODED = 2.5, 10.0
@@ -21,6 +23,9 @@ COLLAPSED = 0.01
 
 SLOWER = 0.5
 """The factor of the learning rate after a training has gone back to an earlier checkpoint."""
+
+LAYOUT_BY = 0.5
+"""The share of the budget from which a model should denoise the layout of images better than a linear denoiser."""
 
 _MEMORY = 0.9  # of the running mean of the losses of healthy lines
 
@@ -72,3 +77,22 @@ class Watchdog(Strict):
     def gone_back(self, step: int) -> Watchdog:
         """Return the watchdog for a training that has gone back to ``step`` and goes on at a lower learning rate."""
         return Watchdog(dict(self.usual), 0, step, self.skipped, SLOWER * self.rate, True)
+
+
+def lacks_layout(spent: float, by_noise: Mapping[str, float], floor: LinearFloor) -> str:
+    """Return the advice on a model that lags behind a linear denoiser at the highest noise level; empty if it does not.
+
+    Args:
+        spent: the spent share of the budget; before `LAYOUT_BY` there is no advice.
+        by_noise: the model's loss of held-out images by noise level, as the log writes it.
+        floor: the loss of the best linear denoiser.
+    """
+    level = floor.above(by_noise) if spent >= LAYOUT_BY else ""
+    if not level:
+        return ""
+    end = "" if spent >= 1 else ", if it stays so"
+    return (
+        f"the model has not learned the layout of the images yet: at noise {level} its held-out loss is "
+        f"{by_noise[level]:.2f}, that of the best linear denoiser {floor.by_noise[level]:.2f}: train longer, or on "
+        f"more whole images (patches.whole){end}"
+    )

@@ -16,6 +16,7 @@ from typing import Any
 from patch_diffusion.config import Config
 from patch_diffusion.errors import InputError, reason_of
 from patch_diffusion.files import to_json
+from patch_diffusion.runs.floor import read_floor
 from patch_diffusion.runs.folder import ModelFacts, RunFolder
 from patch_diffusion.runs.history import History, shows_few
 from patch_diffusion.runs.lock import HOLDER_FILE, LOCK_FILE, holder
@@ -120,7 +121,7 @@ class Runs:
             if version != known:
                 summary |= {
                     "standing": standing(config, facts, watched.history),
-                    "charts": charts(watched.history),
+                    "charts": charts(watched.history, read_floor(folder.floor_file)),
                     "about": about(folder, config, facts, watched.history),
                 }
         where = {"folder": str(folder.path), "version": version}
