@@ -25,7 +25,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_networks_are_worth_their_budgets(name):
-    """EDM, arXiv 2206.00364, table 8: 200 and 2,500 million images. EDM2, arXiv 2312.02696, table 6: half operations."""
+    """Of EDM (arXiv 2206.00364), table 8, and EDM2 (arXiv 2312.02696), table 6."""
     parameters, operations, pixels = PUBLISHED[name]
     found = worth(operations, pixels)
     assert found.source == "interpolated" and 1 / 1.5 < found.parameters / parameters < 1.5

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -83,7 +84,7 @@ def test_fewer_whole_images_of_large_ones():
 def test_all_networks_of_a_kind_rise_and_can_be_built(kind):
     ladder = networks(Network(kind=kind))
     sizes = [parameters(Config(network=network)) for network in ladder]
-    assert sizes == sorted(set(sizes)) and all(more < 4.1 * less for less, more in zip(sizes, sizes[1:], strict=False))
+    assert sizes == sorted(set(sizes)) and all(more < 4.1 * less for less, more in pairwise(sizes))
     assert smallest(Network(kind=kind)) == ladder[0]
 
 

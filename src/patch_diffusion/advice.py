@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from patch_diffusion.config import BUDGETS, Config, Watch
+from patch_diffusion.config import Config, Watch
 from patch_diffusion.config_dict import option_names, to_dict
 from patch_diffusion.data.files.collection import MOST_UNUSABLE, passed_over
 from patch_diffusion.data.held_out import FEWEST_TO_HOLD_OUT
@@ -24,22 +24,26 @@ from patch_diffusion.data.reading.labels import ONE_IMAGE
 from patch_diffusion.data.reading.survey import ONE_VALUE
 from patch_diffusion.devices import choose_device, memory_of
 from patch_diffusion.errors import InputError, counted
+from patch_diffusion.evaluation.linear_floor import linear_floor
 from patch_diffusion.files import user_path
 from patch_diffusion.patches.schedule import PatchSchedule
-from patch_diffusion.runs.history import ENOUGH_IMAGES, shows_few
 from patch_diffusion.runs.model import build_network
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.build import build_trainer, note_on_few
 from patch_diffusion.training.choices.choose import choose
+from patch_diffusion.training.choices.prospects import expected, minutes_of_layout
 from patch_diffusion.training.choices.shapes import stride
 from patch_diffusion.training.choices.size import smallest
 from patch_diffusion.training.choices.suggest import suggest
-from patch_diffusion.training.forecast import Forecast, duration, forecast, shares_of
+from patch_diffusion.training.forecast import Forecast, forecast, shares_of
 from patch_diffusion.training.hardware.memory import memory_of_weights
 from patch_diffusion.training.timing import measure_speed
 
 SIDE_ON_CPU, SIDE_ON_GPU = 64, 128
 """The side in pixels of a square whose area larger images should be reduced to, for training on a CPU and on a GPU."""
+
+SIDES = (32, 64, 96, 128)
+"""The sides of images in pixels for which times of training are compared."""
 
 FEW_IMAGES = 5_000
 """The fewest images of a data set that Patch Diffusion was published with (arXiv 2304.12526, abstract)."""
@@ -57,6 +61,27 @@ _MEMORY_USED = 0.8  # fraction of the memory that training may use
 
 
 @dataclass(frozen=True)
+class Prospect:
+    """What a budget will make of the images, by the trainings that were measured.
+
+    Args:
+        operations: floating-point operations of the training.
+        minutes: its duration on this machine.
+        floor: the loss of the best linear denoiser of the images; None: there are too few to tell.
+        losses: the lower and the higher held-out loss to expect; None: without a floor nothing is expected.
+        layout: minutes of training after which the layout is learned, by the side of the images in pixels.
+        is_short: True if the budget ends before that.
+    """
+
+    operations: float
+    minutes: float
+    floor: float | None
+    losses: tuple[float, float] | None
+    layout: dict[int, float]
+    is_short: bool
+
+
+@dataclass(frozen=True)
 class Advice:
     """Advice about training on a data set, as returned by `advise`.
 
@@ -70,6 +95,7 @@ class Advice:
             the schedule is progressive.
         forecast: the cost of training on this machine, if steps were timed.
         memory: bytes of memory that this machine has for training, if known.
+        prospect: what the budget will make of the images, if steps were timed.
     """
 
     config: Config
@@ -80,6 +106,7 @@ class Advice:
     sizes: dict[str, float] = field(default_factory=dict)
     forecast: Forecast | None = None
     memory: int | None = None
+    prospect: Prospect | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the advice as a dict that JSON can store."""
@@ -146,11 +173,11 @@ def advise(
         return Advice(config, reasons, warnings=warnings, refusal=str(error))
     told = [ONE_VALUE] * bool(findings.nearly_constant) + [ONE_IMAGE] * any("only 1:" in text for text in warnings)
     warnings += [note for note in images.notes if not any(words in note for words in told)]
-    warnings += [] if foreseen is None else _of_budget(config, foreseen)
     deviation = images.moments.deviation(config.noise.mean_data)
     if timed and foreseen is None:
         warnings.append("the network needs more memory than this machine has: choose a smaller --network.width")
-    return Advice(config, reasons, warnings, refusal, deviation, sizes, foreseen, room)
+    prospect = None if foreseen is None else _prospect(images, config, foreseen)
+    return Advice(config, reasons, warnings, refusal, deviation, sizes, foreseen, room, prospect)
 
 
 def _at_a_resolution(
@@ -262,22 +289,25 @@ def _of_few(findings: Findings) -> list[str]:
     ]
 
 
-def _of_budget(config: Config, foreseen: Forecast) -> list[str]:
-    """Return a warning, as a list, if the budget is too small for recognisable samples, with one that is not."""
-    unit, budget = next(((name, value) for name in BUDGETS if (value := getattr(config, name)) is not None), ("", 0))
-    drawn = budget if unit == "images" else foreseen.images_in(budget)
-    if unit == "steps":
-        drawn = foreseen.images_in(foreseen.minutes_for(steps=budget))
-    if not shows_few(drawn):
-        return []
-    digits = 1 - math.floor(math.log10(enough := budget * ENOUGH_IMAGES / drawn))
-    enough = math.ceil(enough * 10**digits) / 10**digits
-    return [
-        f"{budget:,g} {unit.replace('_', ' ')} train on about {drawn:,} images: enough for a first look, with samples "
-        f"that may be blurry or noise. Good ones take {ENOUGH_IMAGES:,} or more (a rule of thumb, from digits of "
-        f"16x16), here about {duration(foreseen.minutes_for(images=ENOUGH_IMAGES))}: --{unit.replace('_', '-')} "
-        + (f"{enough:g}" if enough < 100 else f"{enough:.0f}")
-    ]
+def _prospect(images: Images, config: Config, foreseen: Forecast) -> Prospect:
+    """Return what the budget will make of the images, by the trainings that were measured."""
+    pixels = math.prod(images.resolution)
+    budget = Budget.of(config)
+    minutes = budget.time or foreseen.minutes_for(steps=budget.steps, images=budget.images)
+    operations = 60 * minutes * foreseen.rate
+    try:
+        floor = linear_floor(images, noise=config.noise).loss
+    except InputError:  # too few images of one size, or too large ones
+        floor = None
+    sides = {round(math.sqrt(pixels)), *(side for side in SIDES if side**2 < pixels)}
+    return Prospect(
+        operations,
+        minutes,
+        floor,
+        None if floor is None else expected(operations, pixels, floor),
+        {side: minutes_of_layout(side**2, foreseen.rate) for side in sorted(sides)},
+        minutes < minutes_of_layout(pixels, foreseen.rate),
+    )
 
 
 def _of_flips(findings: Findings, config: Config) -> list[str]:

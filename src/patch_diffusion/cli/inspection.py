@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from patch_diffusion.advice import Advice
+from patch_diffusion.advice import Advice, Prospect
 from patch_diffusion.cli.options import value_words
 from patch_diffusion.cli.tables import points, wrapped
 from patch_diffusion.config import Config
 from patch_diffusion.data.inspection.inspect import Findings
 from patch_diffusion.patches.schedule import shares_text
+from patch_diffusion.training.choices.prospects import MEASURED
 from patch_diffusion.training.forecast import Forecast, duration
 from patch_diffusion.training.watching.thinning import SHARE
 
@@ -81,6 +82,20 @@ def _of_settings(findings: Findings, advice: Advice, preset: str | None) -> Iter
             f"{foreseen.images_per_second:,.1f} images per second on this machine, in batches of {config.batch}",
         )
         yield _budget(findings, config, foreseen)
+    if advice.prospect is not None:
+        yield from _of_prospect(advice.prospect)
+
+
+def _of_prospect(prospect: Prospect) -> Iterator[tuple[str, str]]:
+    """Yield rows on what the budget will make of the images: the loss to expect, and the time for other sizes."""
+    if prospect.floor is not None and prospect.losses is not None:
+        low, high = (f"{loss:.2g}" for loss in prospect.losses)
+        names = " and ".join(each.name for each in MEASURED)
+        yield "floor", f"{prospect.floor:.2g}, the held-out loss of the best linear denoiser of these images"
+        yield "expected", f"a held-out loss of {low if low == high else f'{low} to {high}'}, as {names} had"
+    times = [f"{duration(minutes)} at {side}x{side}" for side, minutes in prospect.layout.items()]
+    slow = "too slow here: " if prospect.is_short else ""
+    yield "layout", f"{slow}it takes about {', '.join(times)} on this machine to learn what is where in the images"
 
 
 def _budget(findings: Findings, config: Config, foreseen: Forecast) -> tuple[str, str]:

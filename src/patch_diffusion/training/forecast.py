@@ -16,7 +16,7 @@ from patch_diffusion.training.hardware.memory import WORKSPACE, kept_for_backwar
 from patch_diffusion.training.trainer import Trainer
 from patch_diffusion.training.watching.evaluation import num_pictures, seconds_per_picture
 
-SECONDS = 15.0
+SECONDS = 5.0
 """The approximate time, in seconds, that the timed steps may take."""
 
 _TIMED_STEPS = 4  # timed steps of each size, not counting the first, in which memory is allocated
@@ -33,6 +33,7 @@ class Forecast:
         seconds: duration of a step, by patch size.
         shares: share of the steps, by patch size; of the budget for the sizes ``in_turn``.
         images: images in a step, by patch size.
+        operations: floating-point operations of a step, by patch size.
         seconds_per_picture: duration of making one picture of samples during training.
         pictures: number of pictures of samples in the run.
         batch: whole images in a step.
@@ -48,6 +49,7 @@ class Forecast:
     seconds: Mapping[str, float]
     shares: Mapping[str, float]
     images: Mapping[str, int]
+    operations: Mapping[str, int]
     seconds_per_picture: float
     pictures: int
     batch: int
@@ -68,6 +70,7 @@ class Forecast:
             self,
             seconds={size: factor * seconds for size, seconds in self.seconds.items()},
             images={size: max(1, round(factor * num)) for size, num in self.images.items()},
+            operations={size: round(factor * num) for size, num in self.operations.items()},
             batch=batch,
             memory_of_step=round(factor * self.memory_of_step),
         )
@@ -76,6 +79,13 @@ class Forecast:
     def images_per_second(self) -> float:
         """The estimated training speed in images per second, without the time for pictures of samples."""
         return self._speed(self.unit)
+
+    @property
+    def rate(self) -> float:
+        """The estimated floating-point operations in a second of training."""
+        return sum(self.shares[size] * num for size, num in self.operations.items()) / sum(
+            self.shares[size] * seconds for size, seconds in self.seconds.items()
+        )
 
     def images_in(self, minutes: float) -> int:
         """Estimate the number of images that training sees in a budget of minutes."""
@@ -157,6 +167,7 @@ def forecast(
         },
         shares=shares_of(trainer.images, trainer.schedule, trainer.state.denoiser.stride),
         images=images,
+        operations={name: images[name] * trainer.flops[size.shape] for name, size in sizes.items()},
         seconds_per_picture=seconds_per_picture(model) * num_pictures(model),
         pictures=trainer.config.samples,
         batch=batch,

@@ -20,7 +20,7 @@ from patch_diffusion.training.trainer import Trainer
 
 _TIMED = 3  # steps of each batch and patch size, of which the quickest counts
 _BATCHES = (2, 8)
-_SECONDS = 4.0
+_SECONDS = 2.0
 
 
 def measure_speed(images: Images, config: Config, seconds: float = _SECONDS) -> Speed:
