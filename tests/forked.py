@@ -6,18 +6,20 @@ what every run imports. `test_processes.py` and `test_torchrun.py` have tests of
 
 import multiprocessing
 import os
+import sys
 
 from torch.multiprocessing.spawn import start_processes
 
+METHOD = "forkserver" if sys.platform == "linux" else "spawn"  # elsewhere libraries do not bear to be forked
 multiprocessing.set_forkserver_preload(
-    ["torch._dynamo", "torch.distributed", "patch_diffusion.training.build", "patch_diffusion.cli.evaluate"]
+    ["torch._dynamo", "torch.distributed", "patch_diffusion.training.build", "patch_diffusion.evaluation.processes"]
 )
 
 
 def start(function, arguments, num, **options):
     """Start processes as torch does, with this environment and folder, which otherwise are those of the first start."""
     arguments = (function, dict(os.environ), os.getcwd(), *arguments)
-    return start_processes(_here, arguments, num, **{**options, "start_method": "forkserver"})
+    return start_processes(_here, arguments, num, **{**options, "start_method": METHOD})
 
 
 def _here(rank, function, environment, folder, *arguments):
