@@ -19,6 +19,7 @@ from forked import start
 shape_checks.install()
 
 from counted import flops_once  # noqa: E402  # imports the package, whose shapes are checked
+
 torch.set_num_threads(1)
 settings.register_profile("default", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("default")

@@ -7,6 +7,7 @@ what every run imports. `test_processes.py` and `test_torchrun.py` have tests of
 import multiprocessing
 import os
 import sys
+from pathlib import Path
 
 from torch.multiprocessing.spawn import start_processes
 
@@ -18,7 +19,7 @@ multiprocessing.set_forkserver_preload(
 
 def start(function, arguments, num, **options):
     """Start processes as torch does, with this environment and folder, which otherwise are those of the first start."""
-    arguments = (function, dict(os.environ), os.getcwd(), *arguments)
+    arguments = (function, dict(os.environ), Path.cwd(), *arguments)
     return start_processes(_here, arguments, num, **{**options, "start_method": METHOD})
 
 
