@@ -14,8 +14,12 @@ from PIL import Image
 
 import patch_diffusion as pd
 import shape_checks
+from forked import start
 
 shape_checks.install()
+
+from counted import flops_once  # noqa: E402  # imports the package, whose shapes are checked
+
 torch.set_num_threads(1)
 settings.register_profile("default", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("default")
@@ -47,6 +51,18 @@ def cache_folder(tmp_path_factory, monkeypatch):
 def no_bf16(monkeypatch):
     """Tests do the same on every processor."""
     monkeypatch.setattr("patch_diffusion.training.choices.suggest.processor_has_bf16", lambda: False)
+
+
+@pytest.fixture(autouse=True)
+def counted_once(monkeypatch):
+    """Trainers of networks that are alike are made quickly."""
+    monkeypatch.setattr("patch_diffusion.training.trainer.training_flops", flops_once)
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Processes of a run are forked from one that has imported torch, which takes each of them some seconds."""
+    monkeypatch.setattr(sys.modules["torch.multiprocessing.spawn"], "start_processes", start)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from filelock import FileLock
 
 import patch_diffusion as pd
+from forked import start
 from image_files import classes_of, encoded, own_cache, random_pictures, refusal, write_folder, write_shard, write_zip  # noqa: F401
 from patch_diffusion.data.files import collection, decode
 from patch_diffusion.data.reading import cache, pixels
@@ -213,40 +215,32 @@ def test_blocks_become_one_array(tmp_path):
     assert np.load(tmp_path / "b.npy").shape == (0, 2, 3)
 
 
+def read_with_the_other(rank, pictures, place, kept):
+    """In each of two processes, which begin together; a picture that is decoded is written down."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
+
+    def slow(file, *arguments):
+        time.sleep(0.05)
+        with (place / "log").open("a") as log:
+            log.write(file.name + "\n")
+        return decode.decode_with_key(file, *arguments)
+
+    collection.decode_with_key = slow
+    (place / f"ready-{rank}").touch()
+    while not all((place / f"ready-{other}").exists() for other in range(2)):
+        time.sleep(0.01)
+    images = pd.open_images(pictures, cache=kept)
+    assert images.file.name == "pixels-0.npy"
+    (place / f"said-{rank}").write_text(f"{len(images)} {int(images.pixels.long().sum())}")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kept", ["disk", "auto"])
 def test_two_processes_read_once(folder, tmp_path, kept):
     """Few images stay in memory for one process; for several, one decodes and all map what it wrote."""
-    program = f"""
-import pathlib, sys, time
-from patch_diffusion.data.files import collection, decode
-import patch_diffusion as pd
-
-def slow(file, *arguments):
-    time.sleep(0.05)
-    with open({str(tmp_path / "log")!r}, "a") as log:
-        log.write(file.name + "\\n")
-    return decode.decode_with_key(file, *arguments)
-
-collection.decode_with_key = slow
-pathlib.Path({str(tmp_path)!r}, "ready-" + sys.argv[1]).touch()
-while not all(pathlib.Path({str(tmp_path)!r}, f"ready-{{i}}").exists() for i in range(2)):
-    time.sleep(0.01)
-images = pd.open_images({str(folder)!r}, cache={kept!r})
-assert images.file.name == "pixels-0.npy"
-print(len(images), int(images.pixels.long().sum()))
-"""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, str(index)],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "RANK": str(index), "WORLD_SIZE": "2"},
-        )
-        for index in range(2)
-    ]
-    said = [process.communicate(timeout=120)[0] for process in processes]
-    assert said == [f"20 {PICTURES.pixels.astype(int).sum()}\n"] * 2
+    start(read_with_the_other, (folder, tmp_path, kept), 2, join=True)
+    said = [(tmp_path / f"said-{rank}").read_text() for rank in range(2)]
+    assert said == [f"20 {PICTURES.pixels.astype(int).sum()}"] * 2
     if os.name != "nt":
         assert len((tmp_path / "log").read_text().split()) == 20
 

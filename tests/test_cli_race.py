@@ -9,7 +9,7 @@ from patch_diffusion.cli.tables import race_table
 
 TINY = (
     "--network.width 8 --network.multipliers 1 2 --network.attention 1 --network.blocks 1 --batch 4 --moments 2 "
-    "--steps 4"
+    "--steps 4 --resolution 8"
 )
 
 

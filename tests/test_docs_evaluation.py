@@ -23,6 +23,7 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
 
 
+@pytest.mark.usefixtures("forked")
 def test_the_commands(make_folder, tmp_path, monkeypatch, capsys):
     need("torchdiffeq", "likelihood")
     monkeypatch.chdir(tmp_path)

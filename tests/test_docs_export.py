@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ def test_graphs(here, monkeypatch, capsys, line, library):
     found, card = run(line, capsys)
     assert found["difference"] < 1e-4 and yaml.safe_load(card.split("---\n")[1])["library_name"] == library
     script = here / found["out"] / "sample.py"
+    monkeypatch.setattr(torch.export, "load", cache(torch.export.load))  # takes a second
     for label in (10, -2):
         with pytest.raises(ValueError, match=f"there is no class {label}: they are 0 to 9"):
             code_of(card, script, ("label = 0", f"label = {label}"))

@@ -26,11 +26,12 @@ SHORT = "--steps 1 --moments 1 --network.width 8 --network.blocks 1 --network.mu
 
 def test_the_commands(make_folder, tmp_path, monkeypatch, capsys):
     for name in ("photos", "others"):
-        shutil.make_archive(str(tmp_path / name), "zip", make_folder(24, (16, 16), name=f"{name}-folder"))
+        shutil.make_archive(str(tmp_path / name), "zip", make_folder(24, (8, 8), name=f"{name}-folder"))
     monkeypatch.chdir(tmp_path)
     assert len(COMMANDS) == 5
     for line in COMMANDS:
-        line = line.replace("--minutes 20", SHORT).replace("--resolution 64", "--resolution 16")
+        line = line.replace("--minutes 20", SHORT if "--tune-all" in line else f"{SHORT} --tune 0")
+        line = line.replace("--resolution 64", "--resolution 8")
         line = line.replace("--watch.extractor inception", "--watch.samples 4")
         assert main(shlex.split(line, comments=True)[1:]) == 0, (line, capsys.readouterr().err)
     found = {race.name: json.loads((race / "race.json").read_text()) for race in (tmp_path / "races").iterdir()}

@@ -324,6 +324,7 @@ def both_ways(kind):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("kind", ["own", pytest.param("dit", marks=pytest.mark.scheduled)])
 def test_compiled_processes_exchange_the_same_gradients(kind):
     run_processes(2, both_ways, kind)

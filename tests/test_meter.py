@@ -202,7 +202,8 @@ def test_as_a_command(tmp_path, capsys):
     from patch_diffusion.cli import main
 
     run = str(tmp_path / "run")
-    tiny = "--preset digits --network.width 8 --batch 4 --samples 0 --track --watch.samples 4 --watch.times 2"
+    tiny = "--preset digits --resolution 8 --network.width 8 --batch 4 --samples 0 --track"
+    tiny += " --watch.samples 4 --watch.times 2"
     words = f"{tiny} --steps 2 --checkpoint-best --checkpoint-by frechet"
     assert main(["train", "digits", "--out", run, *words.split(), "--watch.metrics", "frechet", "memorization"]) == 0
     told = capsys.readouterr().err

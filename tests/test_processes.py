@@ -61,12 +61,14 @@ def assert_equal(found, expected):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_processes_equal_one_with_the_joined_batch(alone, tmp_path):
     """Four of them, which have not all as many of the six samples."""
     assert_equal(train(tmp_path / "run", processes=4), alone)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_weights_are_learned_from_the_losses_of_all_processes(tmp_path):
     learned = replace(SMALL, noise=replace(SMALL.noise, weight="learned"), steps=12)
     found = []
@@ -83,6 +85,7 @@ def test_accumulation_changes_nothing_but_memory(alone, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_a_run_of_two_processes_continues_with_one(alone, tmp_path):
     half = replace(SMALL, steps=3, optimizer=replace(SMALL.optimizer, decay="constant", warmup=0.0))
     whole = replace(half, steps=6)
@@ -96,6 +99,7 @@ def test_a_run_of_two_processes_continues_with_one(alone, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_what_goes_wrong_in_a_process_is_one_line(tmp_path):
     with refused("batch"):
         pd.train(replace(SMALL, batch=1, engine=replace(SMALL.engine, processes=2)), tmp_path / "run", show=False)

@@ -19,7 +19,7 @@ TINY = replace(
     network=Network(width=8, multipliers=(1, 2), blocks=1, attention=(1,), dropout=0.0),
     patches=Patches(sizes={"1/2": 1.0}),
     minutes=None,
-    steps=20,
+    steps=4,
     batch=1,
     samples=1,
     checkpoints=1,
@@ -27,11 +27,11 @@ TINY = replace(
 
 
 def train_and_sample(tmp_path, data, **options):
-    """20 steps, then 20 steps of sampling from the stored run; the sample, and the file that it was written to."""
+    """Some steps, then sampling from the stored run; the sample, and the file that it was written to."""
     pd.train(replace(TINY, data=data, **options), tmp_path / "run", show=False)
     assert list((tmp_path / "run" / "samples").iterdir())
     model = pd.load(tmp_path / "run")
-    (sample,) = pd.generate(model, [3], pd.Sampling(steps=20, solver="euler"))
+    (sample,) = pd.generate(model, [3], pd.Sampling(steps=4, solver="euler"))
     file = sample.save(tmp_path / "out")
     if file.suffix == ".npy":
         stored = torch.from_numpy(np.load(file))
@@ -58,9 +58,9 @@ def save_pictures(folder, arrays):
 
 
 def test_wide_pictures(tmp_path):
-    arrays = (blobs(8, 3, 48, 96).transpose(0, 2, 3, 1) * 255).astype(np.uint8)
+    arrays = (blobs(8, 3, 16, 32).transpose(0, 2, 3, 1) * 255).astype(np.uint8)
     sample, file = train_and_sample(tmp_path, Data(save_pictures(tmp_path / "data", arrays)))
-    assert sample.pixels.shape == (3, 48, 96) and file.suffix == ".png"
+    assert sample.pixels.shape == (3, 16, 32) and file.suffix == ".png"
 
 
 def test_grey_28(tmp_path):
@@ -70,11 +70,11 @@ def test_grey_28(tmp_path):
 
 
 def test_five_channels_of_floats(tmp_path):
-    np.save(tmp_path / "data.npy", (blobs(8, 5, 64, 64) * 7 - 2).astype(np.float32))
+    np.save(tmp_path / "data.npy", (blobs(8, 5, 24, 24) * 7 - 2).astype(np.float32))
     sample, file = train_and_sample(tmp_path, Data(str(tmp_path / "data.npy"), range=(-2, 5)))
-    assert sample.pixels.shape == (5, 64, 64) and sample.pixels.dtype == torch.float32 and file.suffix == ".npy"
+    assert sample.pixels.shape == (5, 24, 24) and sample.pixels.dtype == torch.float32 and file.suffix == ".npy"
     assert sample.pixels.isfinite().all()
-    assert sample.image.size == (5 * 64, 64) and sample.image.mode == "L"
+    assert sample.image.size == (5 * 24, 24) and sample.image.mode == "L"
 
 
 def test_grey_of_16_bits(tmp_path):
@@ -98,7 +98,7 @@ def test_several_shapes_in_buckets(tmp_path):
     data = Data(save_pictures(tmp_path / "data", arrays), resolution=32, fit="bucket")
     images = pd.open_images(data.source, resolution=32, fit="bucket")
     assert len(images.buckets) > 1 and len(images) == 40
-    sample, _ = train_and_sample(tmp_path, data)
+    sample, _ = train_and_sample(tmp_path, data, steps=20)
     assert sample.pixels.shape[1:] == images.resolution
     drawn = pd.describe(tmp_path / "run")["progress"]["by_resolution"]
     assert set(drawn) == {"{}x{}".format(*bucket.resolution) for bucket in images.buckets}
