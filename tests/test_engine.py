@@ -9,11 +9,12 @@ from torch import nn
 import patch_diffusion as pd
 from needs import need
 from patch_diffusion.config import Engine, Optimizer
+from patch_diffusion.denoise import compiling
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.objective import Batch, DenoisingObjective
 from patch_diffusion.denoise.threads import threads
 from patch_diffusion.processes import run_processes
-from patch_diffusion.training.hardware import compiling, engine
+from patch_diffusion.training.hardware import engine
 from patch_diffusion.training.hardware.memory import kept_for_backward
 from refusal import refused
 
