@@ -170,12 +170,12 @@ class Sampling(Strict):
 
     def solver_for(self, model: Denoiser, sigmas: Float[Tensor, "levels"]) -> Callable[..., Tensor]:
         """Return the solver with its options, or raise an `InputError` if one is unknown or out of range."""
+        from patch_diffusion.sampling.solvers import ONLY_NOISE, TOO_FEW
         from patch_diffusion.sampling.stochastic import SOLVERS
 
         options = self._solver_options()
-        if "heun" in self.solver and 1 < (self.steps or 1) < 5:
-            few = f"{self.solver} makes only noise with {self.steps} steps: use 8 or more, or the solver dpm_solver_2m"
-            warnings.warn(few, Note, stacklevel=4)
+        if "heun" in self.solver and 1 < (self.steps or 1) < TOO_FEW:
+            warnings.warn(ONLY_NOISE.format(self.solver, self.steps), Note, stacklevel=4)
         if self.solver == "euler_maruyama":
             options["process"] = model.process
         solve = partial(SOLVERS[self.solver], **options)
