@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import warnings
 import weakref
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from torch import nn
 import patch_diffusion as pd
 from patch_diffusion.cli import main
 from patch_diffusion.denoise import compiling
+from patch_diffusion.doctor.machine import has_compiler
 from refusal import refused
 
 
@@ -203,11 +205,10 @@ def test_a_switch_and_nothing_else(make):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler")
 def test_with_the_compiler_of_torch(make):
-    """It takes a minute."""
-    model = make()
-    try:
-        same(model, range(3), pd.Sampling(steps=8, batch=2))
-    except pd.InputError as error:
-        assert error.option == "compile" and "on this machine (" in str(error)
+    """It takes some ten seconds."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # those of torch's own modules
+        same(make(), range(3), pd.Sampling(steps=8, batch=2))
     torch._dynamo.reset()
