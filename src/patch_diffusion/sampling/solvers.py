@@ -101,7 +101,7 @@ TOO_FEW = 5
 """The number of steps below which heun and stochastic_heun make only noise."""
 
 ONLY_NOISE = "{} makes only noise with {} steps: use 8 or more, or the solver dpm_solver_2m"
-"""What is then said of a solver and its steps."""
+"""The note on a solver and its number of steps, if they are fewer."""
 
 SCHEDULES: dict[str, Callable[..., Tensor]] = {
     "karras": karras_sigmas,
