@@ -9,12 +9,13 @@ from torch import nn
 import patch_diffusion as pd
 from needs import need
 from patch_diffusion.config import Engine, Noise, Optimizer
+from patch_diffusion.denoise import compiling
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.objective import Batch, DenoisingObjective
 from patch_diffusion.denoise.threads import threads
 from patch_diffusion.processes import run_processes
-from patch_diffusion.training.hardware import compiling, engine
-from patch_diffusion.training.hardware.memory import kept_for_backward
+from patch_diffusion.training.hardware import engine
+from patch_diffusion.training.hardware.memory import memory_of_image
 from refusal import refused
 
 CPU = Engine(device="cpu", threads=1)
@@ -424,7 +425,7 @@ def test_training_with_recomputed_blocks_is_the_same(make, compiler, options):
     for recompute in (False, True):
         trainer = make(f"{recompute}", network, {"whole": 1.0}, recompute=recompute, **options)
         trainer.fit(steps=2)
-        found[recompute] = weights(trainer), kept_for_backward(trainer.demand(), (8, 12))
+        found[recompute] = weights(trainer), memory_of_image(trainer.demand(), (8, 12))
     torch.set_num_threads(1)
     for name, tensor in found[True][0].items():
         torch.testing.assert_close(tensor, found[False][0][name], rtol=0, atol=1e-6 if "compile" in options else 0)

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -388,6 +389,18 @@ def test_large_seeds_begin_with_the_noise_of_generate(pipe):
         assert torch.equal(noise(index), expected) and not torch.equal(expected[0], expected[1])
     one, other = (pipe(seeds=seed, num_inference_steps=1).images[0] for seed in (np.int64(4), 4))
     assert one.tobytes() == other.tobytes()
+
+
+def test_a_note_about_few_steps(pipe):
+    """As `generate` gives it; a solver of one evaluation a step makes pictures."""
+    with pytest.warns(
+        UserWarning, match="^heun makes only noise with 2 steps: use 8 or more, or the solver dpm_solver_2m"
+    ):
+        pipe(seeds=4, num_inference_steps=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipe(seeds=4, num_inference_steps=2, solver="dpm_solver_2m")
+        pipe(seeds=4, num_inference_steps=8)
 
 
 def test_pictures(pipe):

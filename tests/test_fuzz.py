@@ -8,8 +8,8 @@ line. Hostile sizes are far beyond that, or small, so that no case is right and 
 A valid wish can take for ever: a million steps, a run that is watched until it is complete. So whoever has begun to
 compute is interrupted, as by Ctrl-C, after 8 steps of training or 300 evaluations of a network; a watched run after a
 second; a job of the page is stopped after 5 s. The 20 s hold for all before that, for the steps, and for the way
-out. Several processes are asked for and not started; `--engine.compile`, `--push`, the graphs of `export`, trackers of
-other services and extractors that need weights take minutes or a network, and are left out.
+out. Several processes are asked for and not started; `--engine.compile`, `--compile`, `--push`, the graphs of `export`,
+trackers of other services and extractors that need weights take minutes or a network, and are left out.
 
 The cases are the same each time. ``PATCH_DIFFUSION_FUZZ_CASES`` sets their number in all, ``PATCH_DIFFUSION_FUZZ_SEED``
 chooses others. All cases are run: a failure lists each kind of fault with its smallest case.
@@ -328,7 +328,7 @@ BASES = {
     "doctor": "doctor --quick --json",
     "completion": "completion bash --json",
 }
-_LEFT_OUT = ("--engine.compile", "--push", "--public", "--help", "--follow")
+_LEFT_OUT = ("--engine.compile", "--compile", "--push", "--public", "--help", "--follow")
 _LEFT_OUT_WORDS = {"wandb", "trackio", "tensorboard", "onnx", "torch", "inception", "dinov2"}
 ARGUMENTS = [
     *(text for text in TEXTS if len(text) < 400 and "\0" not in text and text != "\ud800"),

@@ -184,6 +184,7 @@ def test_everything_that_can_be_said_of_new_pictures(browser, served):
         "--resolution 20 24 --coords stretch --tile 8 --overlap 4" in command(browser)
     )
     assert pixels(browser, "document.querySelector('.picture canvas')")[:2] == [24, 20]
+    browser.wait("document.querySelector('.progress .soft')?.innerText.includes('makes only noise with 2 steps')")
     choose(browser, "overlap", "")
     choose(browser, "tile", "")
     choose(browser, "width", 21)

@@ -1,9 +1,10 @@
 import asyncio
 import threading
+import warnings
 
 import pytest
 
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, Note
 from patch_diffusion.web import jobs
 from patch_diffusion.web.jobs import BusyError, Jobs
 
@@ -176,3 +177,16 @@ def test_news_come_while_the_job_goes_on(tmp_path):
     assert (state, events) == ("running", [{"event": "step"}]) and not job._wakes
     gate.set()
     queue.close()
+
+
+def test_notes_are_told_once_each(tmp_path):
+    """Those of the package that go to stderr elsewhere; after the job all is as before."""
+    queue, before = Jobs(tmp_path), warnings.showwarning
+
+    def work(job):
+        for text in ("few steps", "few steps", "a large image"):
+            warnings.warn(text, Note, stacklevel=1)
+
+    events = [{"event": "note", "text": text} for text in ("few steps", "a large image")]
+    assert over(queue.add(work)) == ("done", events)
+    assert warnings.showwarning is before

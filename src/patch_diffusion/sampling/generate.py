@@ -104,6 +104,8 @@ def generate(
     [(1, 16, 16), (1, 16, 16)]
     """
     sampling = (sampling or Sampling()).with_steps(steps, usual=18)
+    if sampling.compile:
+        model, sampling = sampling.compiled(model)
     view, sigmas = sampling.view(model), sampling.sigmas(model)
     solve = sampling.solver_for(model, sigmas)
     channels = model.image_channels
@@ -114,7 +116,7 @@ def generate(
     weaker = model if isinstance(sampling.guide, str) else sampling.guide
     settings = sampling.settings(view, sigmas)
     jobs = jobs_of(model, seeds, labels)
-    device, centre = model.device, model.centre
+    device, centre, queued = model.device, model.centre, model.device.type == "cuda"
     levels = sigmas.to(wide(device))  # on the CPU: a solver that looks at one need not wait for the device
 
     def solved(
@@ -131,9 +133,7 @@ def generate(
         waiting = iter(jobs)
         while now := list(islice(waiting, view.images_at_once)):
             chosen, classes = zip(*now, strict=True)
-            numbers = (
-                None if classes[0] is None else torch.tensor(classes).to(device, non_blocking=device.type == "cuda")
-            )
+            numbers = None if classes[0] is None else torch.tensor(classes).to(device, non_blocking=queued)
             conditions = Conditions(labels=numbers)
             # torch divides the work on a single image among all threads by itself.
             alone = len(now) == 1 and view.tile is None and not is_guided

@@ -41,7 +41,7 @@ else:  # as the command line and the page read them
     Guide, Size = str, int | tuple[int, int]
 
 _MOST_AT_ONCE = 2**31
-_WORDS = ("solver", "schedule", "guide", "coords", "precision")
+_NO_NUMBERS = ("solver", "schedule", "guide", "coords", "precision", "compile")
 _WHOLE = ("steps", "resolution", "tile", "overlap", "batch")
 _PAIRS = ("resolution", "tile", "guidance_interval")
 
@@ -132,10 +132,12 @@ class Sampling(Strict):
     """Number of images to sample at a time."""
     precision: Annotated[Precision, arg(metavar="NAME")] = "fp32"
     """Number format of the network's computations: fp32, bf16 or, on CUDA GPUs, fp16. The solver computes in more."""
+    compile: bool = False
+    """Compile the network with torch.compile, once for each image size; this takes minutes at the start."""
 
     def __post_init__(self) -> None:
         for name, value in list(vars(self).items()):
-            if name not in _WORDS and value is not None:
+            if name not in _NO_NUMBERS and value is not None:
                 check, several = whole_number if name in _WHOLE else finite_number, isinstance(value, tuple | list)
                 if several and (name not in _PAIRS or len(value) != 2):
                     raise option_error(name, f"is {'two numbers' if name in _PAIRS else 'one number'}, not {value}")
@@ -168,12 +170,12 @@ class Sampling(Strict):
 
     def solver_for(self, model: Denoiser, sigmas: Float[Tensor, "levels"]) -> Callable[..., Tensor]:
         """Return the solver with its options, or raise an `InputError` if one is unknown or out of range."""
+        from patch_diffusion.sampling.solvers import ONLY_NOISE, TOO_FEW
         from patch_diffusion.sampling.stochastic import SOLVERS
 
         options = self._solver_options()
-        if "heun" in self.solver and 1 < (self.steps or 1) < 5:
-            few = f"{self.solver} makes only noise with {self.steps} steps: use 8 or more, or the solver dpm_solver_2m"
-            warnings.warn(few, Note, stacklevel=4)
+        if "heun" in self.solver and 1 < (self.steps or 1) < TOO_FEW:
+            warnings.warn(ONLY_NOISE.format(self.solver, self.steps), Note, stacklevel=4)
         if self.solver == "euler_maruyama":
             options["process"] = model.process
         solve = partial(SOLVERS[self.solver], **options)
@@ -220,6 +222,15 @@ class Sampling(Strict):
         """Return a model whose network computes in the number format of the options."""
         return model if self.precision == "fp32" else _in_half(model, self.precision)
 
+    def compiled(self, model: Denoiser) -> tuple[Denoiser, Sampling]:
+        """Return a model and the options, with compiled networks: that of the model, and of a guide that is another."""
+        from patch_diffusion.denoise.compiling import compiled
+
+        if self.compile is not True:
+            raise option_error("compile", f"is True or False, not {self.compile!r}")
+        guide = self.guide if isinstance(self.guide, str) else compiled(self.guide)
+        return compiled(model), replace(self, guide=guide)
+
     def settings(self, view: View, sigmas: Float[Tensor, "levels"]) -> dict[str, Any]:
         """Return the options, with defaults filled in, as a dict that JSON can store; ``samples.json`` holds it."""
         return {
@@ -232,6 +243,7 @@ class Sampling(Strict):
             **({} if self.guidance == 1 else self._guide_settings()),
             **view.settings,
             **({} if self.precision == "fp32" else {"precision": self.precision}),
+            **({"compile": True} if self.compile else {}),
             "sigma_min": float(sigmas[-2]),
             "sigma_max": float(sigmas[0]),
         }

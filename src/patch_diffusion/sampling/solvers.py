@@ -97,6 +97,12 @@ def exponential_sigmas(
     return _exactly(sigma_min * (sigma_max / sigma_min) ** ((1 - ramp) ** rho), sigma_min, sigma_max)
 
 
+TOO_FEW = 5
+"""The number of steps below which heun and stochastic_heun make only noise."""
+
+ONLY_NOISE = "{} makes only noise with {} steps: use 8 or more, or the solver dpm_solver_2m"
+"""The note on a solver and its number of steps, if they are fewer."""
+
 SCHEDULES: dict[str, Callable[..., Tensor]] = {
     "karras": karras_sigmas,
     "vp": vp_sigmas,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from patch_diffusion.data.images import Images
 from patch_diffusion.devices import memory_of
 from patch_diffusion.patches.schedule import PatchSchedule, PatchSize
-from patch_diffusion.training.hardware.memory import WORKSPACE, kept_for_backward, memory_of_weights
+from patch_diffusion.training.hardware.memory import WORKSPACE, memory_of_image, memory_of_weights
 from patch_diffusion.training.trainer import Trainer
 from patch_diffusion.training.watching.evaluation import num_pictures, seconds_per_picture
 
@@ -144,9 +144,9 @@ def forecast(
     batch, demand = trainer.batches.batch, trainer.demand()
     sizes = {str(size): size for size in demand.sizes}
     images = _images(sizes, batch)
-    kept = {name: kept_for_backward(demand, size.shape) for name, size in sizes.items()}
+    bytes_of = {name: memory_of_image(demand, size.shape) for name, size in sizes.items()}
     parts = trainer.engine.accumulation
-    memory_of_step = round(WORKSPACE * max(-(-images[name] // parts) * kept[name] for name in sizes))
+    memory_of_step = round(WORKSPACE * max(-(-images[name] // parts) * bytes_of[name] for name in sizes))
     try:
         with trainer.engine.threads(trainer.state.denoiser):
             _resize(trainer, _batch_to_time(trainer, sizes, memory_of_step, seconds))

@@ -15,7 +15,7 @@ from patch_diffusion.data.images import Images
 from patch_diffusion.devices import memory_of
 from patch_diffusion.training.build import build_trainer
 from patch_diffusion.training.choices.size import Speed
-from patch_diffusion.training.hardware.memory import kept_for_backward
+from patch_diffusion.training.hardware.memory import memory_of_image
 from patch_diffusion.training.trainer import Trainer
 
 _TIMED = 3  # steps of each batch and patch size, of which the quickest counts
@@ -37,7 +37,7 @@ def measure_speed(images: Images, config: Config, seconds: float = _SECONDS) -> 
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(quiet, images, Path(folder) / "run", show=False)
         demand = trainer.demand()
-        activations = max(size.growth * kept_for_backward(demand, size.shape) for size in demand.sizes)
+        activations = max(size.growth * memory_of_image(demand, size.shape) for size in demand.sizes)
         with trainer.engine.threads(trainer.state.denoiser):
             quickest = _time(trainer, seconds)
     operations, took = (np.array(each) for each in zip(*quickest.items(), strict=True))

@@ -54,10 +54,13 @@ def _edit_words(wanted: EditRequest) -> list[str]:
 
 
 def _option(name: str, value: Any) -> list[str]:
-    """Return an option as command-line words, such as ["--steps", "18"]; an empty list if its value is None."""
-    if value is None:
+    """Return an option as command-line words, such as ["--steps", "18"]; an empty list if it is None or off."""
+    if value is None or value is False:
         return []
-    return [f"--{name.replace('_', '-')}", *map(_word, value if isinstance(value, tuple) else [value])]
+    return [
+        f"--{name.replace('_', '-')}",
+        *map(_word, value if isinstance(value, tuple) else [] if value is True else [value]),
+    ]
 
 
 def _word(value: Any) -> str:

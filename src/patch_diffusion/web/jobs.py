@@ -9,15 +9,16 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
-from patch_diffusion.errors import InputError, reason_of
+from patch_diffusion.errors import InputError, Note, reason_of
 
 MOST_WAITING = 32
 _KEPT = 24  # finished jobs whose pictures can still be fetched
@@ -173,7 +174,8 @@ class Jobs:
         state, reason = "done", ""
         try:
             job.check()
-            task(job)
+            with _telling_notes(job):
+                task(job)
         except StoppedError as error:
             state, reason = "stopped", str(error)
         except InputError as error:
@@ -196,6 +198,25 @@ class Jobs:
         while over and (len(over) > _KEPT or sum(job.size for job in over) > _MOST_BYTES):
             forgotten.append(self._jobs.pop(over.pop(0).id))
         return forgotten
+
+
+@contextmanager
+def _telling_notes(job: Job) -> Iterator[None]:
+    """Tell the page each `Note` of the with block, once; other warnings stay with Python."""
+    told: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if not issubclass(category, Note):
+            as_before(message, category, *place, **more)
+        elif str(message) not in told:
+            told.add(str(message))
+            job.tell("note", text=str(message))
+
+    with warnings.catch_warnings():
+        as_before = warnings.showwarning
+        warnings.simplefilter("always", Note)
+        warnings.showwarning = show
+        yield
 
 
 def reason_of_file(error: OSError) -> str:

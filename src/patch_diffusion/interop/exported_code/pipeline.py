@@ -20,6 +20,7 @@ from patch_diffusion.patches.shapes import no_multiples, patch_shape
 from patch_diffusion.sampling.classes import class_place
 from patch_diffusion.sampling.guidance.crops import in_crops
 from patch_diffusion.sampling.guidance.extrapolation import check_interval, extrapolate, within
+from patch_diffusion.sampling.solvers import ONLY_NOISE, TOO_FEW
 from patch_diffusion.sampling.step import ConditionalDenoise, Denoise
 from patch_diffusion.sampling.tiles import checked_overlap, covering, in_tiles, smooth_window
 from patch_diffusion.streams import TORCH_SEEDS, generator as generator_of
@@ -170,6 +171,8 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         if coords == "repeat" and tile is None:
             raise InputError("coords 'repeat' is for tiles: give tile, too")
         scheduler = self._scheduler(options)
+        if hasattr(scheduler, "solve") and "heun" in scheduler.config.solver and 1 < num_inference_steps < TOO_FEW:
+            warnings.warn(ONLY_NOISE.format(scheduler.config.solver, num_inference_steps), stacklevel=3)
         if guidance_interval is not None:
             levels = scheduler.sigmas(num_inference_steps) if hasattr(scheduler, "solve") else None
             check_interval(guidance_interval, levels)

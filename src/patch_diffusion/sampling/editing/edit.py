@@ -75,6 +75,8 @@ def edit(
     sampling = (sampling or Sampling()).with_steps(None, usual=32)
     sampling.refuse(OWN_SOLVER, "edit has a solver and a schedule of its own")
     sampling.refuse(["resolution"], "an edited image has the resolution that follows from the image")
+    if sampling.compile:
+        model, sampling = sampling.compiled(model)
     pixel_codec(model)
     check_one_stage(model)
     if known.shape[0] != (model.image_channels or known.shape[0]):

@@ -5,7 +5,6 @@ A compiled module is made anew for each shape of its inputs, so that no shape is
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -13,11 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from patch_diffusion.denoise.compiling import arguments, explain_failure, reason_of
 from patch_diffusion.denoise.objective import Batch, Objective
-from patch_diffusion.errors import option_error
-
-BACKEND = "inductor"
-"""The compiler of torch that makes kernels of a graph."""
 
 TOLERANCE = 1e-2
 """How much losses and gradients of a compiled pass may differ from those of an eager one, by their norms. Products in
@@ -32,43 +28,16 @@ _NOISE = 0.02  # deviation
 def compile_in_place(objective: Objective, graphs: int) -> None:
     """Compile an objective, which is called in as many shapes as ``graphs``; each is compiled when it first comes.
 
-    torch stops compiling after some graphs, by default 8, so these come on top of what it allows.
-
     Raises:
         InputError: torch cannot compile on this machine.
     """
-    with explain_failure():
-        config: Any = torch._dynamo.config
-        own: dict[str, Any] = {}
-        if "isolate_recompiles" in inspect.signature(torch.compile).parameters:
-            own = {"recompile_limit": config.cache_size_limit + graphs, "isolate_recompiles": True}
-        else:
-            config.cache_size_limit += graphs
-        config.accumulated_cache_size_limit += graphs
-        objective.compile(dynamic=False, backend=BACKEND, **own)
+    with explain_failure("engine.compile"):
+        objective.compile(**arguments(graphs))
 
 
 def undo(objective: Objective) -> None:
     """Let an objective run without the compiler again."""
     objective._compiled_call_impl = None  # torch has no other way back
-
-
-@contextmanager
-def explain_failure() -> Iterator[None]:
-    """Replace an error of the compiler in the with block by an InputError of one sentence."""
-    from torch._dynamo.exc import TorchDynamoException
-
-    try:
-        yield
-    except TorchDynamoException as error:
-        reason = _reason(error)
-    except RuntimeError as error:
-        if "torch.compile" not in str(error) and "Dynamo" not in str(error):  # as on a Python that is too new for it
-            raise
-        reason = _reason(error)
-    else:
-        return
-    raise option_error("engine.compile", f"cannot compile the network on this machine ({reason}): leave it out")
 
 
 def difference(
@@ -112,7 +81,7 @@ def difference(
                 compile_in_place(objective, graphs)
                 found = passes()
             except Exception as error:
-                return _reason(error)
+                return reason_of(error)
         for what, pairs in (
             ("losses", [(found[0], expected[0])]),
             ("gradients", list(zip(found[1:], expected[1:], strict=True))),
@@ -124,18 +93,12 @@ def difference(
             if dropouts:
                 passes()
         except Exception as error:
-            return _reason(error)
+            return reason_of(error)
     return ""
 
 
 def _norm(tensors: list[Tensor]) -> float:
     return float(torch.nn.utils.get_total_norm(tensors)) or 1e-30
-
-
-def _reason(error: BaseException) -> str:
-    """Return the first line of what went wrong, without the compiler's advice on where to look."""
-    lines = str(getattr(error, "inner_exception", error)).strip().splitlines() or [type(error).__name__]
-    return lines[0][:160].rstrip(".: ")
 
 
 @contextmanager

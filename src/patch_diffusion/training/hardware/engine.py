@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from patch_diffusion.config import Engine as Options
+from patch_diffusion.denoise.compiling import explain_failure
 from patch_diffusion.denoise.denoiser import Denoiser, place
 from patch_diffusion.denoise.objective import Batch, Objective
 from patch_diffusion.denoise.threads import backward, sharing
@@ -180,7 +181,7 @@ class Engine:
         """
         if self.group.world == 1 and (shared := backward(module, batch, weight, self.autocast)) is not None:
             return shared
-        explained = compiling.explain_failure() if self.compiled else nullcontext()
+        explained = explain_failure("engine.compile") if self.compiled else nullcontext()
         with self._exchanging(module, last=last), explained:
             with self.group.busy() if self.group.world > 1 else nullcontext(), self.autocast():
                 losses = module(batch)

@@ -6,20 +6,24 @@ import gc
 import math
 import traceback
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from patch_diffusion.devices import memory_of
 from patch_diffusion.errors import InputError, is_out_of_memory
 from patch_diffusion.patches.schedule import PatchSize, Shape
 
 WORKSPACE = 1.4
-"""Peak memory of a step, with the gradients of activations and the buffers of convolutions, as a multiple of what is
-kept for the backward pass: 1.2 to 1.5 for U-Nets and transformers on a CPU."""
+"""Peak memory of a step, with buffers of convolutions and what the allocator keeps, as a multiple of that of its
+tensors: 1.2 to 1.5 for U-Nets and transformers on a CPU, and about 1.0 where tensors have more than 32 MB."""
 
 COPIES_OF_WEIGHTS = 5
 """The weights, their gradients, the average that is sampled from, and two moments; other averages come on top."""
@@ -57,21 +61,55 @@ def memory_of_weights(network: nn.Module, averages: int = 0) -> int:
     return (COPIES_OF_WEIGHTS + averages) * 4 * sum(parameter.numel() for parameter in network.parameters())
 
 
-def kept_for_backward(demand: Demand, shape: Shape) -> int:
-    """Return the bytes of activations that one image of this shape keeps in memory for the backward pass."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in demand.network.parameters()}
-    kept: dict[int, int] = {}
+def memory_of_image(demand: Demand, shape: Shape) -> int:
+    """Return the bytes of tensors that one image of this shape adds to a step, at most at a time.
 
-    def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    That is what is kept for the backward pass; or where blocks are computed again, what is kept of all and the results
+    inside of one block. Weights and their gradients do not count.
+    """
+    parameters = [parameter for parameter in demand.network.parameters() if parameter.requires_grad]
+    alive = _Alive(demand.network.parameters())
+    # Each gradient no longer counts when it is done.
+    hooks = [parameter.register_hook(alive.leave_out) for parameter in parameters]
+    try:
+        with alive:
+            torch.autograd.grad(demand.loss(shape, 1), parameters, allow_unused=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return alive.most
 
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        loss = demand.loss(shape, 1)
-    del loss
-    return sum(kept.values())
+
+class _Alive(TorchDispatchMode):
+    """Counts the bytes of what operations make and is still there, at most at a time, to 1 %."""
+
+    def __init__(self, left_out: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.most = 0
+        self._total = 0  # with what is gone since it was last looked at
+        self._sizes: dict[int, tuple[StorageWeakRef, int]] = {}
+        for tensor in left_out:
+            self.leave_out(tensor)
+
+    def leave_out(self, tensor: Tensor) -> None:
+        """Count a tensor no longer, or never."""
+        storage = StorageWeakRef(tensor.untyped_storage())
+        self._total -= self._sizes.get(storage.cdata, (storage, 0))[1]
+        self._sizes[storage.cdata] = storage, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                storage = StorageWeakRef(tensor.untyped_storage())
+                if storage.cdata not in self._sizes:
+                    self._sizes[storage.cdata] = storage, tensor.untyped_storage().nbytes()
+                    self._total += tensor.untyped_storage().nbytes()
+        if self._total > 1.01 * self.most:  # not at each operation, as looking at all takes long
+            self._sizes = {place: found for place, found in self._sizes.items() if not found[0].expired()}
+            self._total = sum(size for _, size in self._sizes.values())
+            self.most = max(self.most, self._total)
+        return made
 
 
 def microbatches_that_fit(demand: Demand) -> int:
@@ -87,7 +125,7 @@ def microbatches_that_fit(demand: Demand) -> int:
         share = -(-size.num_images(demand.batch) // demand.world)
         most = most_at_a_time(demand, size, share)
         if most == 0:
-            raise InputError(_nothing_fits(size))
+            raise InputError(_nothing_fits(demand, size))
         parts = max(parts, -(-share // most))
     return min(parts, max(demand.batch // demand.world, 1))
 
@@ -126,11 +164,14 @@ def let_go(error: BaseException) -> None:
 def advice_on_memory(demand: Demand, reason: str) -> str:
     """Return the error message that says what batch would fit, after a step has run out of memory."""
     if demand.sharded:  # to try what fits would take all ranks, and the others know of nothing
-        return f"out of memory at a batch of {demand.batch}: give a higher --engine.accumulation, or more processes"
+        return (
+            f"out of memory at a batch of {demand.batch}: give a higher --engine.accumulation, {_recompute(demand)}or "
+            "more processes"
+        )
     fitting = {size: most_at_a_time(demand, size, size.num_images(demand.batch)) for size in demand.sizes}
     for size, most in fitting.items():
         if most == 0:
-            return _nothing_fits(size)
+            return _nothing_fits(demand, size)
     batch = math.floor(min(demand.world * most / size.growth for size, most in fitting.items()))
     if batch >= demand.batch:
         return (
@@ -139,7 +180,8 @@ def advice_on_memory(demand: Demand, reason: str) -> str:
         )
     return (
         f"out of memory at a batch of {demand.batch}: the largest that fits is {batch}; give "
-        f"--engine.accumulation auto, which computes the {demand.batch} in parts, or --batch {batch} --allow batch"
+        f"--engine.accumulation auto, which computes the {demand.batch} in parts, {_recompute(demand)}or --batch "
+        f"{batch} --allow batch"
     )
 
 
@@ -154,7 +196,7 @@ def most_at_a_time(demand: Demand, size: PatchSize, wanted: int) -> int:
         return wanted
     weights = memory_of_weights(demand.network, demand.averages)
     room = _USED * memory - (weights / demand.world if demand.sharded else weights)
-    return min(wanted, max(int(room / (WORKSPACE * kept_for_backward(demand, size.shape))), 0))
+    return min(wanted, max(int(room / (WORKSPACE * memory_of_image(demand, size.shape))), 0))
 
 
 def _largest(fits: Callable[[int], bool], wanted: int) -> int:
@@ -194,8 +236,14 @@ def _empty_cache(device: torch.device) -> None:
         torch.mps.empty_cache()
 
 
-def _nothing_fits(size: PatchSize) -> str:
+def _nothing_fits(demand: Demand, size: PatchSize) -> str:
     return (
-        f"the memory does not take a single image of {size}: choose a smaller --network.width, or let several "
-        "processes share the weights"
+        f"the memory does not take a single image of {size}: give {_recompute(demand)}a smaller --network.width, or "
+        "let several processes share the weights"
     )
+
+
+def _recompute(demand: Demand) -> str:
+    """Return words of advice for a network that can compute blocks again and does not; an empty text for another."""
+    can = getattr(demand.network, "recompute", None) is False
+    return "--engine.recompute, which keeps less for the backward pass, " if can else ""

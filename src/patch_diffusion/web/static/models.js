@@ -172,15 +172,17 @@ export class OtherFields {
   }
 
   constructor(options) {
-    this.inputs = options.map(([name, {enum: words}]) => words
+    this.inputs = options.map(([name, {enum: words, type}]) => words
       ? element('select', {name}, ...words.map(value => element('option', {value}, value)))
+      : type === 'boolean' ? element('input', {type: 'checkbox', name})
       : element('input', {type: 'number', name, step: 'any', placeholder: 'default'}));
     const named = name => name[0].toUpperCase() + name.slice(1).replace('_', ' ');
     this.fold = more('Noise schedule and solver', ...options.map(([name, {description}], index) => field(named(name), this.inputs[index], description.replace('None:', 'Empty:'))));
   }
 
   get asked() {
-    return Object.fromEntries(this.inputs.filter(input => input.value !== '').map(input => [input.name, input.type === 'number' ? Number(input.value) : input.value]));
+    const values = this.inputs.map(input => [input.name, {number: Number(input.value), checkbox: input.checked}[input.type] ?? input.value]);
+    return Object.fromEntries(values.filter((_, index) => this.inputs[index].value !== ''));
   }
 }
 

@@ -73,6 +73,7 @@ export class Results {
   }
 
   async take(event) {
+    if (event.event === 'note') return this.progress.append(element('p', {className: 'soft', role: 'status'}, event.text));
     const column = this.columns[event.model];
     const whose = this.columns.length > 1 ? `${column.name}: ` : '';
     if (event.event === 'loading') this.status.textContent = `${whose}loading the model`;
