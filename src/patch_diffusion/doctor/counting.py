@@ -31,6 +31,7 @@ from patch_diffusion.runs.model import build_denoiser, build_network
 from patch_diffusion.training.batches import Batches, Plan
 from patch_diffusion.training.choices.batch import limit_pixels
 from patch_diffusion.training.hardware.engine import Engine
+from patch_diffusion.training.hardware.memory import Demand, blank_batch, memory_of_whole_image
 from patch_diffusion.training.losses import Balance, Losses
 from patch_diffusion.training.state import StepResult, TrainingState
 
@@ -108,6 +109,29 @@ def count_evaluation(config: Config, shape: Shape, num: int, *, channels: int = 
         with KernelCounter() as counter:
             denoiser(images, torch.empty(num), coords, labels)
     return counter
+
+
+def count_activations(config: Config, shape: Shape, *, channels: int = 3, classes: int = 0) -> int:
+    """Count the bytes that one whole image adds to a training step, see `memory_of_whole_image`.
+
+    Args:
+        config: the options of the run; the number format is that of a CPU.
+        shape: height and width of the images.
+        channels, classes: those of the images.
+    """
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    engine = _Pretended(replace(config.engine, device="cpu", threads=None, accumulation=1), fake)
+    denoiser = _denoiser(config, channels, classes)
+    objective = DenoisingObjective(denoiser)
+    engine.wrap(objective)
+    sizes = PatchSchedule.of(config.patches).sizes_for(shape, denoiser.stride)
+
+    def loss(shape: Shape, num: int) -> Tensor:
+        with engine.autocast():
+            return objective.forward(blank_batch(denoiser, channels, shape, num, engine.device)).sum()
+
+    with fake:
+        return memory_of_whole_image(Demand(denoiser.module, sizes, 1, 1, False, 0, loss, engine.device))
 
 
 def count_step(

@@ -8,7 +8,6 @@ from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
@@ -16,14 +15,12 @@ from patch_diffusion.config import BUDGETS, Config, Patches
 from patch_diffusion.config_dict import differences, plain
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.images import Images, numbered_as
-from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.denoise.objective import Batch, DenoisingObjective, NoiseLevels
+from patch_diffusion.denoise.objective import DenoisingObjective, NoiseLevels
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.meter import SampleMeter
 from patch_diffusion.files import check_room, user_path
 from patch_diffusion.limits import check_numbers
-from patch_diffusion.patches.coords import coordinate_grid
 from patch_diffusion.patches.schedule import PatchSchedule, PatchSize, Shape, shares_text
 from patch_diffusion.processes import explain_lost_peer
 from patch_diffusion.runs.folder import ModelFacts, RunFolder
@@ -35,7 +32,12 @@ from patch_diffusion.training.checks import check_network, check_watching
 from patch_diffusion.training.choices.batch import limit_pixels
 from patch_diffusion.training.clock import Clock
 from patch_diffusion.training.hardware.engine import Engine
-from patch_diffusion.training.hardware.memory import Demand, explain_out_of_memory, microbatches_that_fit
+from patch_diffusion.training.hardware.memory import (
+    Demand,
+    blank_batch,
+    explain_out_of_memory,
+    microbatches_that_fit,
+)
 from patch_diffusion.training.loop import Loop
 from patch_diffusion.training.options import TrainerOptions, config_of, reconciled
 from patch_diffusion.training.prefetch import Prefetcher
@@ -285,14 +287,10 @@ class Trainer:
 
     def _blank_loss(self, shape: Shape, num: int) -> Tensor:
         """Compute the summed training loss of ``num`` blank images, to measure the memory that it takes."""
-        denoiser, device = self.state.denoiser, self.engine.device
-        clean = torch.zeros(num, self.images.channels, *shape, device=device)
-        labels = torch.zeros(num, dtype=torch.long, device=device) if denoiser.num_classes else None
-        altered = torch.zeros(num, denoiser.augment_channels, device=device) if denoiser.augment_channels else None
-        conditions = Conditions(coordinate_grid(*shape, device=device), labels, altered)
+        batch = blank_batch(self.state.denoiser, self.images.channels, shape, num, self.engine.device)
         with self.engine.autocast():
             # Not a call, which would run what is compiled for the shapes of training.
-            return self.state.objective.forward(Batch(clean, torch.ones(num, device=device), clean, conditions)).sum()
+            return self.state.objective.forward(batch).sum()
 
     def _graphs(self) -> int:
         """Return the number of shapes in which this rank calls the objective: by patch size and by microbatch."""

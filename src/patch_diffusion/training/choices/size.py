@@ -110,15 +110,14 @@ def choose_size(
     timed = Budget.of(config).unit == "minutes"
     place = min(len(ladder) - 1, 3 if choose_device(config.engine.device).type == "cpu" else 11)
     chooser = _Chooser(images, config)
-    speed, known = None, set[int]()
-    while timed and place not in known and len(known) < _ROUNDS:
-        known.add(place)
-        speed = measure(suggest(images, replace(config, network=ladder[place], batch=2), given)[0])
-        place = chooser.place(ladder, speed, ladder[place])
+    while timed and ladder[place] not in chooser.speeds and len(chooser.speeds) < _ROUNDS:
+        timing = suggest(images, replace(config, network=ladder[place], batch=2), given)[0]
+        chooser.speeds[ladder[place]] = measure(timing)
+        place = chooser.place(ladder)
     if not timed:
-        place = chooser.place(ladder, None, None)
-    found = chooser.size(ladder[place], speed)
-    return chooser.config_of(found), [*_reasons(found, images, config, speed, chosen=len(ladder) > 1), *whole]
+        place = chooser.place(ladder)
+    found = chooser.size(ladder[place])
+    return chooser.config_of(found), [*_reasons(found, images, config, timed=timed, chosen=len(ladder) > 1), *whole]
 
 
 def networks(network: Network) -> list[Network]:
@@ -153,28 +152,32 @@ def smallest(network: Network) -> Network:
 
 
 class _Chooser:
-    """The sizes of networks for one data set and budget."""
+    """The sizes of networks for one data set and budget.
+
+    Attributes:
+        speeds: those of the networks that were timed. Another network has the speed of the one nearest in size.
+    """
 
     def __init__(self, images: Images, config: Config) -> None:
         self.images, self.config = images, config
         self.shape: Shape = images.resolution
         self.pixels = math.prod(self.shape)
-        self.memory = memory_of(choose_device(config.engine.device))
+        self.speeds: dict[Network, Speed] = {}
         self._counted: dict[Network, tuple[int, float]] = {}
 
-    def place(self, ladder: list[Network], speed: Speed | None, timed: Network | None) -> int:
+    def place(self, ladder: list[Network]) -> int:
         """Return the place of the network that the budget is worth, of those that fit the memory."""
 
         def is_too_large(place: int) -> bool:
-            found = self.size(ladder[place], speed)
-            return found.parameters > self._worth(found) or not self._fits(found, speed, timed)
+            found = self.size(ladder[place])
+            return found.parameters > self._worth(found) or not self._fits(found)
 
         first = bisect_left(range(len(ladder)), True, key=is_too_large)
         nearest = [place for place in (first - 1, first) if 0 <= place < len(ladder)]
-        fitting = [place for place in nearest if self._fits(self.size(ladder[place], speed), speed, timed)]
-        return min(fitting or nearest[:1], key=lambda place: self._distance(self.size(ladder[place], speed)))
+        fitting = [place for place in nearest if self._fits(self.size(ladder[place]))]
+        return min(fitting or nearest[:1], key=lambda place: self._distance(self.size(ladder[place])))
 
-    def size(self, network: Network, speed: Speed | None) -> Size:
+    def size(self, network: Network) -> Size:
         """Return a network with the batch that suits it, and what the budget buys with them.
 
         A step of B images takes ``overhead + B * cost`` seconds. B images teach as much as ``B / (1 + B / C)`` small
@@ -182,7 +185,7 @@ class _Chooser:
         """
         parameters, cost = self._count(network)
         critical = worth(operations_worth(parameters, self.pixels), self.pixels).batch
-        batch = critical
+        batch, speed = critical, self._speed(network)
         if speed is not None:
             batch = min(math.sqrt(critical * speed.overhead * speed.rate / cost), _MOST_BATCHES * critical)
         chosen = rounded(batch) if self.config.batch == "auto" else self.config.batch
@@ -220,15 +223,26 @@ class _Chooser:
         assert speed is not None, "a budget of minutes needs a speed"
         return seconds * batch / (speed.overhead + batch * cost / speed.rate)
 
-    def _fits(self, size: Size, speed: Speed | None, timed: Network | None) -> bool:
+    def _fits(self, size: Size) -> bool:
         """Return True if the weights, and one image at a time, fit the memory, estimated from the network timed."""
-        memory = self.memory if speed is None else speed.memory
-        if memory is None:
-            return True
         needed = (COPIES_OF_WEIGHTS + len(self.config.ema.lengths)) * 4.0 * size.parameters
-        if speed is not None and timed is not None:
+        timed = self._timed(size.network)
+        if timed is None:
+            memory = memory_of(choose_device(self.config.engine.device))
+        else:
+            speed = self.speeds[timed]
+            memory = speed.memory
             needed += WORKSPACE * speed.activations * _breadth(size.network) / _breadth(timed)
-        return needed <= _USED * memory
+        return memory is None or needed <= _USED * memory
+
+    def _timed(self, network: Network) -> Network | None:
+        """Return the network nearest in size of those that were timed; None if none was."""
+        parameters = self._count(network)[0]
+        return min(self.speeds, key=lambda each: abs(math.log(self._count(each)[0] / parameters)), default=None)
+
+    def _speed(self, network: Network) -> Speed | None:
+        timed = self._timed(network)
+        return None if timed is None else self.speeds[timed]
 
     def _growth(self) -> float:
         sizes = PatchSchedule.of(self.config.patches).sizes_for(self.shape)
@@ -276,12 +290,12 @@ def _with_whole(images: Images, config: Config, given: Collection[str]) -> tuple
     return replace(config, patches=replace(config.patches, whole=_WHOLE_WHERE_LARGE)), [reason]
 
 
-def _reasons(size: Size, images: Images, config: Config, speed: Speed | None, *, chosen: bool) -> list[str]:
+def _reasons(size: Size, images: Images, config: Config, *, timed: bool, chosen: bool) -> list[str]:
     """Return a sentence for each choice: its value, the reason, and how it is known."""
     budget = Budget.of(config)
     amount, unit = next((value, name) for name, value in vars(budget).items() if value is not None)
     buys = f"{amount:,g} {unit.replace('_', ' ')} are about {size.operations:.1e} operations"
-    if speed is not None:
+    if timed:
         buys += " on this machine"
     network, reasons = size.network, []
     if chosen:
@@ -291,7 +305,7 @@ def _reasons(size: Size, images: Images, config: Config, speed: Speed | None, *,
             f"parameters learns most ({size.source})"
         )
     if config.batch == "auto":
-        reasons.append(f"batch {size.batch}: it suits this network{' and machine' * (speed is not None)}")
+        reasons.append(f"batch {size.batch}: it suits this network{' and machine' * timed}")
     num = sum(len(bucket) // bucket.mirrored for bucket in images.buckets)
     reasons.append(f"epochs {size.images / num:,.1f}: about {size.images:,.0f} images are seen, and there are {num:,}")
     return reasons

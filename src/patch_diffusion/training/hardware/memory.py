@@ -17,8 +17,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from patch_diffusion.denoise.conditions import Conditions
+from patch_diffusion.denoise.denoiser import Denoiser
+from patch_diffusion.denoise.objective import Batch
 from patch_diffusion.devices import memory_of
 from patch_diffusion.errors import InputError, is_out_of_memory
+from patch_diffusion.patches.coords import coordinate_grid
 from patch_diffusion.patches.schedule import PatchSize, Shape
 
 WORKSPACE = 1.4
@@ -78,6 +82,34 @@ def memory_of_image(demand: Demand, shape: Shape) -> int:
         for hook in hooks:
             hook.remove()
     return alive.most
+
+
+def memory_of_whole_image(demand: Demand) -> int:
+    """Return the bytes that one whole image adds to a step, or the patches in its place, of the size that takes most.
+
+    That is for steps of all patch sizes, as a step of small patches has several for each image.
+    """
+    return round(max(size.growth * memory_of_image(demand, size.shape) for size in demand.sizes))
+
+
+def most_images(weights: float, image: float, memory: int | None) -> float:
+    """Return how many whole images at a time the memory takes, estimated; infinity if its size is not known.
+
+    Args:
+        weights: bytes of the weights in training, see `memory_of_weights`.
+        image: bytes that one image adds, see `memory_of_whole_image`.
+        memory: bytes of the device.
+    """
+    return math.inf if memory is None else max((_USED * memory - weights) // (WORKSPACE * image), 0)
+
+
+def blank_batch(denoiser: Denoiser, channels: int, shape: Shape, num: int, device: torch.device) -> Batch:
+    """Return ``num`` blank images with all conditions that a denoiser takes, to measure memory."""
+    clean = torch.zeros(num, channels, *shape, device=device)
+    labels = torch.zeros(num, dtype=torch.long, device=device) if denoiser.num_classes else None
+    altered = torch.zeros(num, denoiser.augment_channels, device=device) if denoiser.augment_channels else None
+    conditions = Conditions(coordinate_grid(*shape, device=device), labels, altered)
+    return Batch(clean, torch.ones(num, device=device), clean, conditions)
 
 
 class _Alive(TorchDispatchMode):
@@ -194,9 +226,8 @@ def most_at_a_time(demand: Demand, size: PatchSize, wanted: int) -> int:
     memory = memory_of(device)
     if memory is None:
         return wanted
-    weights = memory_of_weights(demand.network, demand.averages)
-    room = _USED * memory - (weights / demand.world if demand.sharded else weights)
-    return min(wanted, max(int(room / (WORKSPACE * memory_of_image(demand, size.shape))), 0))
+    weights = memory_of_weights(demand.network, demand.averages) / (demand.world if demand.sharded else 1)
+    return min(wanted, int(most_images(weights, memory_of_image(demand, size.shape), memory)))
 
 
 def _largest(fits: Callable[[int], bool], wanted: int) -> int:
