@@ -37,6 +37,7 @@ from patch_diffusion.devices import memory_of
 from patch_diffusion.doctor.counting import CountedStep, count_activations, count_steps
 from patch_diffusion.doctor.machines import MACHINES
 from patch_diffusion.doctor.roofline import predict
+from patch_diffusion.patches.shapes import Shape
 from patch_diffusion.runs.model import build_denoiser, build_network
 from patch_diffusion.training.budget import training_flops
 from patch_diffusion.training.choices.law import worth
@@ -50,6 +51,25 @@ GIVEN = ("engine.precision",)
 IMAGES = 256  # random ones; the choice does not depend on them
 
 
+class Model:
+    """A network without numbers: its parameters, and the operations of training on an image."""
+
+    def __init__(self, config: pd.Config) -> None:
+        with torch.device("meta"):
+            self.network = build_network(config.network, 3, 0, coords=config.patches.coords)
+            self.denoiser = build_denoiser(config, self.network, 0.5)
+        self.weights = memory_of_weights(self.network, len(config.ema.lengths))
+        self.parameters = sum(weight.numel() for weight in self.network.parameters())
+        self._operations: dict[Shape, int] = {}  # of one image
+
+    def operations(self, step: CountedStep) -> int:
+        """Return the operations of training of a step."""
+        shape = step.size.shape
+        if shape not in self._operations:
+            self._operations[shape] = training_flops(self.denoiser, 3, shape)
+        return step.num * self._operations[shape]
+
+
 class Counts:
     """The counts of steps on square images, kept, as machines and budgets share them."""
 
@@ -57,6 +77,13 @@ class Counts:
         self.shape = (side, side)
         self._steps: dict[Any, list[CountedStep]] = {}
         self._activations: dict[Any, int] = {}
+        self._models: dict[Network, Model] = {}
+
+    def model(self, config: pd.Config) -> Model:
+        """Return the model of a config."""
+        if config.network not in self._models:
+            self._models[config.network] = Model(config)
+        return self._models[config.network]
 
     def steps(self, config: pd.Config, threads: int = 1) -> list[CountedStep]:
         """Return the counted steps of a config, of each patch size; on a CPU of one thread of those that share it."""
@@ -74,21 +101,6 @@ class Counts:
         return self._activations[key]
 
 
-class Model:
-    """A network without numbers: its parameters, and the operations of training on an image."""
-
-    def __init__(self, config: pd.Config) -> None:
-        with torch.device("meta"):
-            self.network = build_network(config.network, 3, 0, coords=config.patches.coords)
-            self.denoiser = build_denoiser(config, self.network, 0.5)
-        self.weights = memory_of_weights(self.network, len(config.ema.lengths))
-        self.parameters = sum(weight.numel() for weight in self.network.parameters())
-
-    def operations(self, step: CountedStep) -> int:
-        """Return the operations of training of a step."""
-        return step.num * training_flops(self.denoiser, 3, step.size.shape)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--machines", nargs="+", default=(LAPTOP, *GPUS), choices=(LAPTOP, *MACHINES))
@@ -99,7 +111,7 @@ def main() -> None:
     counts, rows = Counts(arguments.side), []
     print("GPUs are predicted, not measured.")
     print(
-        f"{'machine':12}{'hours':>6}{'parameters':>12}{'network':>9}{'batch':>6}{'images':>9}{'FLOP':>9}{'used':>7} law"
+        f"{'machine':11}{'hours':>6}{'parameters':>12}{'network':>8}{'batch':>6}{'images':>8}{'FLOP':>8}{'used':>6} law"
     )
     for name in arguments.machines:
         found = on_this_processor(counts, arguments) if name == LAPTOP else on_gpu(name, counts, arguments)
@@ -115,8 +127,8 @@ def line(row: dict[str, Any]) -> str:
     """Return the line of the table; below a measured one, how far the prediction of its speed is off."""
     network = f"{row['width']}x{row['blocks']}"
     text = (
-        f"{row['machine']:12}{row['hours']:6g}{row['parameters']:12,}{network:>9}{row['batch']:6}{row['images']:9.1e}"
-        f"{row['operations']:9.1e}{row['utilisation']:7.1%} {row['source']}"
+        f"{row['machine']:11}{row['hours']:6g}{row['parameters']:12,}{network:>8}{row['batch']:6}{row['images']:8.1e}"
+        f"{row['operations']:8.1e}{row['utilisation']:6.1%} {row['source']}"
     )
     if "error" in row:
         text += f"\n  speed predicted {row['error']:+.0%}, used {row['predicted_utilisation']:.1%}"
@@ -156,7 +168,7 @@ class Predicted:
     def speed(self, config: pd.Config) -> Speed:
         """Return what `measure_speed` would, of predicted seconds."""
         self.timed.append(config.network)
-        model, activations = Model(config), self.counts.activations(config)
+        model, activations = self.counts.model(config), self.counts.activations(config)
 
         def time_steps(batches: Sequence[int]) -> dict[int, float]:
             steps = [step for each in batches for step in self.counts.steps(replace(config, batch=each), self.threads)]
@@ -167,10 +179,11 @@ class Predicted:
 
     def reached(self, config: pd.Config, hours: float) -> dict[str, Any]:
         """Return what training with a choice reaches in so many hours, in parts of a batch where memory requires it."""
-        model, batch = Model(config), config.batch
+        model, batch = self.counts.model(config), config.batch
         assert isinstance(batch, int)
         most = most_images(model.weights, self.counts.activations(config), self.memory)
-        parts = -(-batch // max(1, int(min(most, batch))))
+        at_a_time = max(1, int(min(most, batch)))
+        parts = -(-batch // at_a_time)
         config = replace(config, engine=replace(config.engine, accumulation=parts))
         steps = self.counts.steps(config, self.threads)
 
@@ -181,6 +194,7 @@ class Predicted:
         num = 3600 * hours / took
         return {
             **chosen(config, model),
+            "at_a_time": at_a_time,
             "parts": parts,
             "step_seconds": took,
             "images": num * mean(lambda step: step.num),
@@ -226,7 +240,7 @@ def on_this_processor(counts: Counts, arguments: argparse.Namespace) -> Iterator
             "machine": LAPTOP,
             "hours": hours,
             "how": "measured",
-            **chosen(config, Model(config)),
+            **chosen(config, counts.model(config)),
             "images": 3600 * hours * training["measured_images_per_second"],
             "operations": operations,
             "utilisation": training["measured_utilisation"],
@@ -235,7 +249,7 @@ def on_this_processor(counts: Counts, arguments: argparse.Namespace) -> Iterator
             "source": worth(operations, arguments.side**2).source,
             **told(reasons, list(speeds)),
         }
-        shared = threads > 1 and can_share(Model(config).denoiser)
+        shared = threads > 1 and can_share(counts.model(config).denoiser)
 
         def seconds(step: CountedStep, shared: bool = shared) -> float:
             return sum(seconds_predicted(step, figures, threads, shared).values())
@@ -243,7 +257,7 @@ def on_this_processor(counts: Counts, arguments: argparse.Namespace) -> Iterator
         predicted = Predicted(counts, seconds, peak, memory, threads if shared else 1)
         config, reasons = choose_size(images, budget(hours, "fp32"), GIVEN, predicted.speed)
         found = predicted.reached(config, hours)
-        yield {"machine": "  predicted", "hours": hours, "how": "predicted", **found, **told(reasons, predicted.timed)}
+        yield {"machine": "predicted", "hours": hours, "how": "predicted", **found, **told(reasons, predicted.timed)}
 
 
 def chosen(config: pd.Config, model: Model) -> dict[str, Any]:

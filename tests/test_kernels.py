@@ -10,13 +10,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import patch_diffusion as pd
 from patch_diffusion.config import Network
-from patch_diffusion.doctor.counting import count_evaluation, count_step, count_steps
+from patch_diffusion.doctor.counting import count_activations, count_evaluation, count_step, count_steps
 from patch_diffusion.doctor.kernels import PHASES, KernelCounter
 from patch_diffusion.presets import PRESETS
 from patch_diffusion.runs.model import build_network
 from patch_diffusion.training.batches import Plan
 from patch_diffusion.training.budget import training_flops
 from patch_diffusion.training.build import build_trainer
+from patch_diffusion.training.hardware.memory import memory_of_whole_image
 
 NUMBER = 4  # bytes of a float32
 aten = torch.ops.aten
@@ -145,6 +146,14 @@ def test_a_pretended_step_is_counted_as_the_real_one(pretended, tmp_path):
     assert counter.total(phase="optimizer").launches > 0
     for phase in set(PHASES) - {"optimizer"}:  # without numbers, Muon looks at no flag, as on a GPU
         assert counter.total(phase=phase) == pretended.kernels.total(phase=phase), phase
+
+
+def test_the_memory_of_an_image_is_counted_as_that_of_a_real_one(tmp_path):
+    images = pd.ImageSet(torch.randint(0, 256, (64, 3, 16, 16), dtype=torch.uint8))
+    config = dataclasses.replace(tiny(UNET), patches=PRESETS["small"].patches)
+    config = dataclasses.replace(config, engine=dataclasses.replace(config.engine, precision="bf16"))
+    demand = build_trainer(config, images, tmp_path / "run", show=False).demand()
+    assert count_activations(config, (16, 16)) == memory_of_whole_image(demand) > 10_000
 
 
 def test_a_thread_takes_its_part_of_the_images(pretended):

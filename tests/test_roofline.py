@@ -1,5 +1,6 @@
 """Does the roofline model add up?"""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -48,6 +49,7 @@ def test_the_table_of_machines_is_in_the_right_units(name):
     machine = MACHINES[name]
     assert 1e12 < machine.fp32 <= machine.tf32 <= machine.half < 1e16
     assert 5e10 < machine.bandwidth < 1e13
+    assert 8e9 <= machine.memory < 1e12
     assert machine.peak("float16") == machine.peak("bfloat16") == machine.half
 
 
@@ -85,6 +87,34 @@ def test_a_prediction_for_a_gpu_fits_a_page(on_path, monkeypatch, capsys):
     rows = [line for line in lines if line.startswith("ncsnpp-small ")]
     assert len(rows) == 2 * len(MACHINES)
     assert rows[0].endswith(" memory")
+
+
+def test_choices_for_gpus_are_predicted_and_grow_with_the_machine(on_path, monkeypatch, capsys, tmp_path):
+    import choices
+
+    def steps(counts, config, threads=1):
+        """Return a step of one patch size and 1,000 launches."""
+        size = PatchSize((64, 64), 1.0, 1.0, 1.0)
+        kernels = [(7500 * counts.model(config).parameters * config.batch, 10**6, "bfloat16")] + 999 * [
+            (0, 0, "float32")
+        ]
+        return [CountedStep(size, config.batch, counted(*kernels))]
+
+    monkeypatch.setattr(choices.Counts, "steps", steps)
+    monkeypatch.setattr(choices.Counts, "activations", lambda *_: 10**8)
+    out = tmp_path / "choices.json"
+    asked = ["--machines", "t4", "h200", "--hours", "0.01", "--out", str(out)]
+    monkeypatch.setattr("sys.argv", ["choices.py", *asked])
+    choices.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert "predicted" in lines[0] and max(map(len, lines)) <= 80
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["machine"] for row in rows] == ["t4", "h200"] and rows[0]["parameters"] < rows[1]["parameters"]
+    for row in rows:
+        assert 0 < row["utilisation"] < 0.7 and 1 <= len(row["timed"]) <= 3
+        assert row["step_seconds"] * row["images"] == pytest.approx(36 * row["batch"])
+        assert row["parts"] == -(-row["batch"] // row["at_a_time"])  # images of 100 MB each
+        assert f"about {row['parameters']:,} parameters" in row["reasons"][0]
 
 
 def test_the_measurement_of_a_processor_gives_every_kernel_a_time(on_path, monkeypatch):

@@ -8,7 +8,7 @@ import patch_diffusion as pd
 from patch_diffusion.config import Config, Engine, Network, Patches
 from patch_diffusion.runs.model import build_network
 from patch_diffusion.training.choices import size as module
-from patch_diffusion.training.choices.law import worth
+from patch_diffusion.training.choices.law import operations_worth, worth
 from patch_diffusion.training.choices.size import Speed, choose_size, networks, smallest
 
 
@@ -105,6 +105,31 @@ def test_at_most_three_networks_are_timed(monkeypatch):
 
     choose_size(pictures(), Config(minutes=600), (), measure)
     assert 2 <= len(timed) <= 3 and len(set(timed)) == len(timed)
+
+
+def test_the_network_chosen_has_its_own_speed_where_it_was_timed():
+    """Here each of two networks, by its own speed, says that the other is worth more."""
+    worth_of = {16: 1_160_000, 20: 850_000}  # parameters, and these widths have 745,091 and 1,161,843
+    operations = {width: operations_worth(each, 32 * 32) for width, each in worth_of.items()}
+
+    def measure(config):
+        return Speed(0.0, operations[config.network.width] / 1800, 1e6, None)
+
+    config, (reason, *_) = choose_size(pictures(), Config(minutes=30), (), measure)
+    assert f"about {operations[config.network.width]:.1e} operations" in reason
+
+
+@pytest.mark.parametrize("minutes", [3, 300, 30_000])
+def test_the_choice_does_not_depend_on_the_network_timed_first(minutes, monkeypatch):
+    def measure(config):  # small networks reach less of a machine, as on a GPU
+        return Speed(0.01, 1e9 * parameters(config) ** 0.4, 1e6, None)
+
+    found = set()
+    for device in ("cpu", "cuda"):
+        monkeypatch.setattr(module, "choose_device", lambda _, device=device: torch.device(device))
+        config, _ = choose_size(pictures(64), Config(minutes=minutes), ("engine.precision",), measure)
+        found.add((config.network, config.batch))
+    assert len(found) == 1
 
 
 def test_how_many_epochs_it_makes():

@@ -67,8 +67,9 @@ def fit_speed(time_steps: Callable[[Sequence[int]], Mapping[int, float]], most: 
     operations, took = (np.array(each) for each in zip(*seconds.items(), strict=True))
     # Least squares of relative errors, with a line that neither falls nor begins below 0.
     slope, begin = np.polyfit(operations, took, 1, w=1 / took) if len(took) > 1 else (0.0, 0.0)
-    if slope <= 0:  # the images cost nothing that was seen: at least so many are done in a second
-        return float(np.median(took)), float((operations / took).max())
+    least = (took / operations).min() / _TELLING
+    if slope < least:  # no quicker than that times the quickest step: the images of none took long enough to tell
+        slope, begin = least, np.median(took - least * operations)
     if begin < 0:
         slope, begin = float(np.median(took / operations)), 0.0
     return float(max(begin, 0.02 * took.min())), float(1 / slope)
