@@ -3,6 +3,7 @@ import subprocess
 import sys
 import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import patch_diffusion as pd
 from patch_diffusion.cli.train import Train
 from patch_diffusion.config import Engine
 from patch_diffusion.errors import is_out_of_memory
+from patch_diffusion.patches.schedule import PatchSize
 from patch_diffusion.training.hardware import memory
 from patch_diffusion.training.hardware.memory import advice_on_memory, explain_out_of_memory, microbatches_that_fit
 
@@ -56,6 +58,15 @@ def tried_out(monkeypatch):
         return memory._largest(lambda num: memory._passes(demand, size.shape, num), wanted)
 
     monkeypatch.setattr(memory, "most_at_a_time", most)
+
+
+def test_a_whole_image_takes_what_the_patches_in_its_place_do(monkeypatch):
+    monkeypatch.setattr(memory, "memory_of_image", lambda _, shape: {(8, 8): 60, (16, 16): 100}[shape])
+    halves, whole = PatchSize((8, 8), 0.5, 2.0, 1.0), PatchSize((16, 16), 0.5, 1.0, 1.0)
+    assert memory.memory_of_whole_image(SimpleNamespace(sizes=[halves, whole])) == 120
+    assert memory.memory_of_whole_image(SimpleNamespace(sizes=[whole])) == 100
+    assert memory.most_images(100, 10, 10**4) == (memory._USED * 10**4 - 100) // (memory.WORKSPACE * 10)
+    assert memory.most_images(10**6, 10, 10**4) == 0
 
 
 @pytest.mark.slow

@@ -101,19 +101,20 @@ def test_choices_for_gpus_are_predicted_and_grow_with_the_machine(on_path, monke
         return [CountedStep(size, config.batch, counted(*kernels))]
 
     monkeypatch.setattr(choices.Counts, "steps", steps)
-    monkeypatch.setattr(choices.Counts, "activations", lambda *_: 10**8)
+    monkeypatch.setattr(choices.Counts, "activations", lambda *_: 5 * 10**8)
     out = tmp_path / "choices.json"
-    asked = ["--machines", "t4", "h200", "--hours", "0.01", "--out", str(out)]
+    asked = ["--machines", "t4", "h200", "--hours", "0.1", "--out", str(out)]
     monkeypatch.setattr("sys.argv", ["choices.py", *asked])
     choices.main()
     lines = capsys.readouterr().out.splitlines()
     assert "predicted" in lines[0] and max(map(len, lines)) <= 80
     rows = json.loads(out.read_text())["rows"]
     assert [row["machine"] for row in rows] == ["t4", "h200"] and rows[0]["parameters"] < rows[1]["parameters"]
+    assert [row["parts"] for row in rows] == [2, 1]  # images take 500 MB each
     for row in rows:
         assert 0 < row["utilisation"] < 0.7 and 1 <= len(row["timed"]) <= 3
-        assert row["step_seconds"] * row["images"] == pytest.approx(36 * row["batch"])
-        assert row["parts"] == -(-row["batch"] // row["at_a_time"])  # images of 100 MB each
+        assert row["step_seconds"] * row["images"] == pytest.approx(360 * row["batch"])
+        assert row["parts"] == -(-row["batch"] // row["at_a_time"])
         assert f"about {row['parameters']:,} parameters" in row["reasons"][0]
 
 
