@@ -62,8 +62,8 @@ def tried_out(monkeypatch):
 
 def test_a_whole_image_takes_what_the_patches_in_its_place_do(monkeypatch):
     monkeypatch.setattr(memory, "memory_of_image", lambda _, shape: {(8, 8): 60, (16, 16): 100}[shape])
-    halves, whole = PatchSize((8, 8), 0.5, 2.0, 1.0), PatchSize((16, 16), 0.5, 1.0, 1.0)
-    assert memory.memory_of_whole_image(SimpleNamespace(sizes=[halves, whole])) == 120
+    halves, whole = PatchSize((8, 8), 0.5, 5.0, 1.0), PatchSize((16, 16), 0.5, 1.0, 1.0)
+    assert memory.memory_of_whole_image(SimpleNamespace(sizes=[halves, whole])) == 300
     assert memory.memory_of_whole_image(SimpleNamespace(sizes=[whole])) == 100
     assert memory.most_images(100, 10, 10**4) == (memory._USED * 10**4 - 100) // (memory.WORKSPACE * 10)
     assert memory.most_images(10**6, 10, 10**4) == 0

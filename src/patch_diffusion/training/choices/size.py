@@ -97,8 +97,8 @@ def choose_size(
             critical one of the law.
 
     >>> images = ImageSet(torch.zeros(9, 3, 32, 32, dtype=torch.uint8))
-    >>> choose_size(images, Config(steps=1000), ())[0].network.width
-    8
+    >>> choose_size(images, Config(steps=1000), (), lambda config: Speed(0.01, 1e11, 1e6, None))[0].network.width
+    4
     """
     ladder = networks(config.network)
     if not ladder:

@@ -85,11 +85,9 @@ def memory_of_image(demand: Demand, shape: Shape) -> int:
 
 
 def memory_of_whole_image(demand: Demand) -> int:
-    """Return the bytes that one whole image adds to a step, or the patches in its place, of the size that takes most.
-
-    That is for steps of all patch sizes, as a step of small patches has several for each image.
-    """
-    return round(max(size.growth * memory_of_image(demand, size.shape) for size in demand.sizes))
+    """Return the bytes that one whole image adds to a step, or the patches in its place, of the size of most pixels."""
+    largest = max(demand.sizes, key=lambda size: size.growth * math.prod(size.shape))
+    return round(largest.growth * memory_of_image(demand, largest.shape))
 
 
 def most_images(weights: float, image: float, memory: int | None) -> float:
