@@ -48,7 +48,7 @@ def test_progressive_shares_are_of_the_budget(unit, context):
     seconds = {str(size): size.num_images(16) / 4 * (size.shape[0] / 64) ** 2 for size in sizes}
     in_turn = tuple(str(size) for size in sizes if not size.small)
     shares = {str(size): size.probability for size in sizes}
-    found = Forecast("cpu", 10, seconds, shares, images, 0.0, 0, 16, 7, 9, in_turn, unit)
+    found = Forecast("cpu", 10, seconds, shares, images, images, 0.0, 0, 16, 7, 9, in_turn, unit)
     budget = {"steps": 4000, "images": 100_000, "minutes": 120}[unit]
     seen = {"steps": 0, "images": 0, "minutes": 0.0}
     while (spent := seen[unit] / budget) < 1:

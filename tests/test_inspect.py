@@ -13,6 +13,7 @@ import patch_diffusion as pd
 from image_files import encoded
 from patch_diffusion.advice import advise
 from patch_diffusion.cli import main
+from patch_diffusion.cli.inspection import inspection
 from patch_diffusion.cli.options import given_options, option_words
 from patch_diffusion.cli.train import Train
 from patch_diffusion.config import Augment, Config, Data, Network, Patches
@@ -20,7 +21,7 @@ from patch_diffusion.config_dict import to_dict
 from patch_diffusion.data.inspection.as_files import some_images
 from patch_diffusion.data.inspection.inspect import inspect_images
 from patch_diffusion.data.latents.codec import LatentCodec
-from patch_diffusion.training.forecast import Forecast
+from patch_diffusion.training.choices.size import Speed
 
 
 @pytest.fixture
@@ -39,6 +40,16 @@ def scene(seed, side=16):
     random = np.random.default_rng(seed)
     small = random.integers(0, 256, (12, 12, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def folder_of_noise(tmp_path):
+    """A folder of 40 small pictures."""
+    path = tmp_path / "noise"
+    path.mkdir()
+    for seed in range(40):
+        scene(seed).save(path / f"{seed:02d}.png")
+    return path
 
 
 @pytest.fixture
