@@ -110,9 +110,9 @@ def test_steps_are_of_the_batch_that_is_timed(make_trainer, monkeypatch):
 
 
 def test_images_and_minutes_are_two_ways_to_say_the_same():
-    found = Forecast(
-        "cpu", 10, {"8x8": 0.5, "16x16": 1.0}, {"8x8": 0.5, "16x16": 0.5}, {"8x8": 8, "16x16": 4}, {"8x8": 30, "16x16": 60}, 3.0, 5, 4, 7, 9
-    )
+    seconds, shares = {"8x8": 0.5, "16x16": 1.0}, {"8x8": 0.5, "16x16": 0.5}
+    images, operations = {"8x8": 8, "16x16": 4}, {"8x8": 30, "16x16": 60}
+    found = Forecast("cpu", 10, seconds, shares, images, operations, 3.0, 5, 4, 7, 9)
     assert found.images_per_second == 8
     assert found.images_in(5) == 300 * 8  # pictures take no minutes of a budget
     assert found.minutes_for(images=found.images_in(5)) == pytest.approx(5 + 15 / 60)
