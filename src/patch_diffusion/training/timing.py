@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
@@ -37,7 +38,8 @@ def measure_speed(images: Images, config: Config, seconds: float = _SECONDS) -> 
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(quiet, images, Path(folder) / "run", show=False)
         demand = trainer.demand()
-        activations = max(size.growth * memory_of_image(demand, size.shape) for size in demand.sizes)
+        largest = max(demand.sizes, key=lambda size: size.growth * math.prod(size.shape))
+        activations = largest.growth * memory_of_image(demand, largest.shape)
         with trainer.engine.threads(trainer.state.denoiser):
             quickest = _time(trainer, seconds)
     operations, took = (np.array(each) for each in zip(*quickest.items(), strict=True))

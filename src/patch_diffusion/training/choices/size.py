@@ -169,7 +169,10 @@ class _Chooser:
             found = self.size(ladder[place], speed)
             return found.parameters > self._worth(found) or not self._fits(found, speed, timed)
 
-        first = bisect_left(range(len(ladder)), True, key=is_too_large)
+        most = 1  # small networks first, which are quickly made
+        while most < len(ladder) and not is_too_large(most):
+            most *= 2
+        first = bisect_left(range(len(ladder)), True, most // 2, min(most, len(ladder)), key=is_too_large)
         nearest = [place for place in (first - 1, first) if 0 <= place < len(ladder)]
         fitting = [place for place in nearest if self._fits(self.size(ladder[place], speed), speed, timed)]
         return min(fitting or nearest[:1], key=lambda place: self._distance(self.size(ladder[place], speed)))
