@@ -99,8 +99,8 @@ class Patches(Strict):
     """The schedule of patch sizes to train on: whole images and random patches of them."""
 
     whole: float = 0.5
-    """Probability that a training step uses whole images instead of patches. If it is not given, train takes 0.25 for
-    images of 64 x 64 pixels and more."""
+    """Probability that a training step uses whole images instead of patches. Where train chooses the network, it takes
+    0.25 for images of 64 x 64 pixels and more, if you give no other."""
     sizes: Annotated[dict[str, float], _SHARES] = field(default_factory=lambda: {"1/2": 3 / 5, "1/4": 2 / 5})
     """Patch sizes, each with its share of the steps on patches. A size is a fraction of the image (1/2) or pixels of
     the shorter side (32)."""
