@@ -84,4 +84,4 @@ def test_batches_are_round(batch):
 
 
 def test_a_batch_for_a_network():
-    assert batch_for(6e7, 64 * 64) in (256, 384, 512) and batch_for(1e3, 64 * 64) == 2
+    assert batch_for(6e7, 64 * 64) in (256, 384, 512) and batch_for(1e3, 64 * 64) == 8

@@ -18,6 +18,7 @@ import numpy as np
 
 Source = Literal["measured", "interpolated", "extrapolated"]
 
+_USUAL_BATCH = 8  # fewer images leave a processor idle
 PIXELS = 64 * 64
 """The pixels of the images that the law's operations are for."""
 
@@ -93,7 +94,7 @@ def operations_worth(parameters: float, pixels: float) -> float:
 
 def batch_for(parameters: float, pixels: float) -> int:
     """Return the batch that suits a network of so many parameters, where nothing is known of budget and machine."""
-    return rounded(worth(operations_worth(parameters, pixels), pixels).batch)
+    return max(_USUAL_BATCH, rounded(worth(operations_worth(parameters, pixels), pixels).batch))
 
 
 def rounded(batch: float) -> int:
