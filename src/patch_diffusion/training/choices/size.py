@@ -6,6 +6,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -25,8 +26,8 @@ from patch_diffusion.training.choices.suggest import suggest
 from patch_diffusion.training.hardware.memory import COPIES_OF_WEIGHTS, WORKSPACE
 from patch_diffusion.training.optimizing.optimizers import settled
 
-SHAPE = {"multipliers": (1, 2, 4), "attention": (2,), "dropout": 0.0}
-TOKENS = {"token": 2, "dropout": 0.0}
+SHAPE: dict[str, Any] = {"multipliers": (1, 2, 4), "attention": (2,), "dropout": 0.0}
+TOKENS: dict[str, Any] = {"token": 2, "dropout": 0.0}
 """The options of U-Nets and of transformers that are the same in all sizes. Transformers were not measured."""
 
 # Width and blocks of U-Nets, from small to large; the largest have the blocks of the published ones.
@@ -97,8 +98,8 @@ def choose_size(
             critical one of the law.
 
     >>> images = ImageSet(torch.zeros(9, 3, 32, 32, dtype=torch.uint8))
-    >>> choose_size(images, Config(steps=1000), ())[0].network.width
-    8
+    >>> choose_size(images, Config(steps=1000), (), lambda config: Speed(0.01, 1e11, 1e6, None))[0].network.width
+    4
     """
     ladder = networks(config.network)
     if not ladder:
