@@ -15,6 +15,7 @@ import torch
 from measuring import circumstances
 
 import patch_diffusion as pd
+from patch_diffusion.config import Noise, Optimizer
 
 
 def main() -> None:
@@ -34,8 +35,19 @@ def main() -> None:
         torch.manual_seed(0)
         denoiser = pd.Denoiser(pd.UNet(1, 16, (1, 2, 4), 1), training.standard_deviation)
         with tempfile.TemporaryDirectory() as folder:
-            options = {"batch": 32, "samples": 0, "checkpoints": 1, "track": (), "show": False}
-            trainer = pd.Trainer(denoiser, training, pd.PatchSchedule(whole=0.5), out=Path(folder) / "run", **options)
+            trainer = pd.Trainer(
+                denoiser,
+                training,
+                pd.PatchSchedule(whole=0.5),
+                out=Path(folder) / "run",
+                batch=32,
+                optimizer=Optimizer("adamw"),
+                noise=Noise(weight="process"),
+                samples=0,
+                checkpoints=1,
+                track=(),
+                show=False,
+            )
             model = trainer.fit(steps=arguments.steps)
             seen = pd.describe(Path(folder) / "run")["progress"]
         pairs = None if arguments.pairs is None else arguments.pairs / f"pairs-{num}.png"

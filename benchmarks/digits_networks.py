@@ -55,7 +55,7 @@ def main() -> None:
         pd.PatchSchedule(),
         out=arguments.out,
         batch=preset.batch,
-        noise=pd.NoiseLevels(preset.noise.p_mean, preset.noise.p_std),
+        noise=preset.noise,
         optimizer=PRESETS["small"].optimizer,
         samples=0,
         checkpoints=1,

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import patch_diffusion as pd
-from patch_diffusion.config import Optimizer
+from patch_diffusion.config import Noise, Optimizer
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     images = pd.open_images("digits")
     network = pd.UNet(images.channels, width=8, multipliers=(1, 2), blocks=1, num_classes=images.num_classes)
     schedule = pd.PatchSchedule(sizes={"1/2": 1.0})
-    optimizer = Optimizer(learning_rate=1e-2, warmup=0.0)
+    optimizer = Optimizer("adamw", learning_rate=1e-2, warmup=0.0)
     with tempfile.TemporaryDirectory() as folder:
         trainer = pd.Trainer(
             pd.Denoiser(network, 0.5),
@@ -33,6 +33,7 @@ def main() -> None:
             batch=16,
             log_every=1,
             optimizer=optimizer,
+            noise=Noise(weight="process"),
             samples=0,
             track=(),
             show=False,

@@ -47,8 +47,7 @@ def main(words: list[str] | None = None) -> np.ndarray:
     # Two levels, and patches down to a quarter: height and width must be multiples of 8.
     network = pd.UNet(images.channels, width=16, multipliers=(1, 2), blocks=1, dropout=0.0)
     denoiser = pd.Denoiser(network, sigma_data=images.standard_deviation)
-    optimizer = pd.PRESETS["small"].optimizer
-    trainer = pd.Trainer(denoiser, images, pd.PatchSchedule(), out=options.out, batch=16, optimizer=optimizer)
+    trainer = pd.Trainer(denoiser, images, pd.PatchSchedule(), out=options.out, batch=16)
     model = trainer.fit(minutes=options.minutes)
 
     samples = list(pd.generate(model, range(options.samples)))

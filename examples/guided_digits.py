@@ -30,8 +30,7 @@ def main(words: list[str] | None = None) -> dict[float, float]:
     preset = pd.PRESETS["digits"]
     network = pd.UNet(1, width=16, multipliers=(1, 2, 4), blocks=1, dropout=0.0, num_classes=images.num_classes)
     denoiser = pd.Denoiser(network, sigma_data=images.standard_deviation)
-    levels = pd.NoiseLevels(p_mean=preset.noise.p_mean)
-    trainer = pd.Trainer(denoiser, images, out=options.out, batch=32, optimizer=preset.optimizer, noise=levels)
+    trainer = pd.Trainer(denoiser, images, out=options.out, batch=32, optimizer=preset.optimizer, noise=preset.noise)
     model = trainer.fit(minutes=options.minutes)
 
     pictures, spread = [], {}

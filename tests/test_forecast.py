@@ -48,7 +48,7 @@ def test_progressive_shares_are_of_the_budget(unit, context):
     seconds = {str(size): size.num_images(16) / 4 * (size.shape[0] / 64) ** 2 for size in sizes}
     in_turn = tuple(str(size) for size in sizes if not size.small)
     shares = {str(size): size.probability for size in sizes}
-    found = Forecast("cpu", 10, seconds, shares, images, 0.0, 0, 16, 7, 9, in_turn, unit)
+    found = Forecast("cpu", 10, seconds, shares, images, images, 0.0, 0, 16, 7, 9, in_turn, unit)
     budget = {"steps": 4000, "images": 100_000, "minutes": 120}[unit]
     seen = {"steps": 0, "images": 0, "minutes": 0.0}
     while (spent := seen[unit] / budget) < 1:
@@ -110,15 +110,17 @@ def test_steps_are_of_the_batch_that_is_timed(make_trainer, monkeypatch):
 
 
 def test_images_and_minutes_are_two_ways_to_say_the_same():
-    found = Forecast(
-        "cpu", 10, {"8x8": 0.5, "16x16": 1.0}, {"8x8": 0.5, "16x16": 0.5}, {"8x8": 8, "16x16": 4}, 3.0, 5, 4, 7, 9
-    )
+    seconds, shares = {"8x8": 0.5, "16x16": 1.0}, {"8x8": 0.5, "16x16": 0.5}
+    images, operations = {"8x8": 8, "16x16": 4}, {"8x8": 30, "16x16": 60}
+    found = Forecast("cpu", 10, seconds, shares, images, operations, 3.0, 5, 4, 7, 9)
     assert found.images_per_second == 8
     assert found.images_in(5) == 300 * 8  # pictures take no minutes of a budget
     assert found.minutes_for(images=found.images_in(5)) == pytest.approx(5 + 15 / 60)
     assert found.minutes_for(steps=380) == pytest.approx(5)
     assert found.memory == 16 and found.as_dict()["memory"] == 16
+    assert found.rate == 60
     half = found.with_batch(2)
+    assert half.operations == {"8x8": 15, "16x16": 30} and half.rate == 60
     assert half.images == {"8x8": 4, "16x16": 2} and half.seconds["16x16"] == 0.5
     assert half.memory == 7 + round(9 / 2) and half.images_per_second == 8
 

@@ -11,8 +11,9 @@ from PIL import Image
 
 import patch_diffusion as pd
 from image_files import encoded
-from patch_diffusion.advice import _of_budget, advise
+from patch_diffusion.advice import advise
 from patch_diffusion.cli import main
+from patch_diffusion.cli.inspection import inspection
 from patch_diffusion.cli.options import given_options, option_words
 from patch_diffusion.cli.train import Train
 from patch_diffusion.config import Augment, Config, Data, Network, Patches
@@ -20,7 +21,7 @@ from patch_diffusion.config_dict import to_dict
 from patch_diffusion.data.inspection.as_files import some_images
 from patch_diffusion.data.inspection.inspect import inspect_images
 from patch_diffusion.data.latents.codec import LatentCodec
-from patch_diffusion.training.forecast import Forecast
+from patch_diffusion.training.choices.size import Speed
 
 
 @pytest.fixture
@@ -39,6 +40,16 @@ def scene(seed, side=16):
     random = np.random.default_rng(seed)
     small = random.integers(0, 256, (12, 12, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def folder_of_noise(tmp_path):
+    """A folder of 40 small pictures."""
+    path = tmp_path / "noise"
+    path.mkdir()
+    for seed in range(40):
+        scene(seed).save(path / f"{seed:02d}.png")
+    return path
 
 
 @pytest.fixture
@@ -118,20 +129,16 @@ def test_a_folder_of_broken_images_alone_is_no_class(tmp_path):
     assert inspect_images(Data(str(tmp_path))).folders == {}
 
 
-@pytest.mark.parametrize(
-    ("budget", "said"),
-    [
-        ({"steps": 500}, "500 steps train on about 5,000 images"),
-        ({"images": 5000}, "--images 100000"),
-        ({"minutes": 5}, "here about 100.0 minutes: --minutes 100"),
-        ({"wall_minutes": 5}, "--wall-minutes 100"),
-        ({"minutes": 500}, None),
-    ],
-)
-def test_a_budget_too_small_to_show_anything_is_told_with_one_that_is_not(budget, said):
-    foreseen = Forecast("cpu", 1, {"8x8": 0.6}, {"8x8": 1.0}, {"8x8": 10}, 0.0, 0, 10, 0, 0)
-    warnings = _of_budget(Config(**budget), foreseen)
-    assert (said in warnings[0]) if said else not warnings
+def test_a_budget_too_small_to_learn_the_layout_is_told_with_what_it_takes(monkeypatch, folder_of_noise):
+    found = inspect_images(Data(str(folder_of_noise)))
+    monkeypatch.setattr("patch_diffusion.advice.measure_speed", lambda *_: Speed(0.01, 1e10, 1e5, None))
+    options = {"data": Data(str(folder_of_noise)), "network": Network(width=4, multipliers=(1, 2))}
+    for minutes, is_short in ((1, True), (1e6, False)):
+        advice = advise(found, Config(minutes=minutes, **options))
+        prospect = advice.prospect
+        assert prospect is not None and prospect.is_short == is_short and list(prospect.layout) == [16]
+        assert ("too slow here" in inspection(found, advice, None, "")) == is_short
+        assert prospect.losses and 0.5 * prospect.floor < prospect.losses[0] <= prospect.losses[1] < 3 * prospect.floor
 
 
 def test_a_class_of_one_image_is_told_once(tmp_path):

@@ -251,6 +251,7 @@ def notes(trainer):
 
 
 def test_a_run_measures_it_once_and_is_told_when_it_stays_above(make_trainer, images, monkeypatch):
+    monkeypatch.setattr(loop, "_LONG_RUN", 0.0)
     trainer = make_trainer(held_out=images, checkpoints=4)
     trainer.fit(steps=8)
     floor = read_floor(trainer.run.floor_file)
@@ -259,6 +260,10 @@ def test_a_run_measures_it_once_and_is_told_when_it_stays_above(make_trainer, im
     # These pictures are noise, which no step has learned anything of; both times are told, on the way and at the end.
     told = [note for note in notes(trainer) if "has not learned the layout" in note]
     assert len(told) == 2 and told[0].endswith("if it stays so") and not told[1].endswith("if it stays so")
+    monkeypatch.undo()
+    short = make_trainer(held_out=images, checkpoints=4, out="short")
+    short.fit(steps=8)
+    assert len([note for note in notes(short) if "has not learned the layout" in note]) == 1  # the end comes soon
     changed = replace(floor, loss=9.0)
     changed.write(trainer.run.floor_file)
     monkeypatch.setattr(loop, "linear_floor", None)

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from patch_diffusion.cli import VERBS, main
+from patch_diffusion.training.choices.law import KNOTS, PIXELS
 from test_doc_names import Wrong, check_arguments, options_of, script_options
 
 ROOT = Path(__file__).parents[1]
@@ -247,6 +248,28 @@ def test_every_result_has_its_command():
     assert len(re.findall(r"results/[\w-]+\.json", text)) > 20
     assert list(without_command(text)) == []
     assert {page: found for page in PLAIN if (found := without_entry(read(page)))} == {}
+
+
+def without_preset(text):
+    """The trainings whose network would depend on the machine and on the version."""
+    return [
+        shlex.join(words) for words in lines(text) if words[1:2] in (["train"], ["race"]) and "--preset" not in words
+    ]
+
+
+def test_commands_of_results_say_which_network_they_train():
+    measured = read("docs/performance.md").partition("## Time to the loss")[2]
+    assert len([words for words in lines(measured) if words[1] in ("train", "race")]) == 11
+    assert without_preset(measured) == []
+    assert without_preset(read("docs/examples.md")) == []
+    assert len(without_preset(measured.replace("--preset small ", "", 2))) == 2
+
+
+def test_the_law_of_size_is_told_as_it_is():
+    operations = [knot.operations for knot in KNOTS if knot.measured]
+    told = read("docs/settings.md").partition("## The law of size")[2].partition("\n## ")[0]
+    for number in (operations[0], operations[-1], KNOTS[-1].operations, operations[-1] * 32 * 32 / PIXELS):
+        assert re.search(rf"\b{re.escape(f'{number:g}'.replace('+', ''))}\b", told), number
 
 
 def test_commands_of_the_entries_that_pages_link_to_are_there():

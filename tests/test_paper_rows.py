@@ -217,7 +217,7 @@ def test_the_row_runs(run, folder, prepared, monkeypatch, capsys):
     config = json.loads(Path(run, "config.json").read_text())
     whole = float(value(train, "--patches.whole"))
     assert (config["patches"]["whole"], config["patches"]["coords"]) == (whole, whole < 1)
-    assert (config["noise"]["p_mean"], config["noise"]["sigma_data"]) == (None, 0.5)
+    assert (config["noise"]["p_mean"], config["noise"]["sigma_data"]) == (-1.2, 0.5)
     assert config["data"]["held_out"] == 0
     assert pd.load(run).num_classes == (2 if "imagenet" in run else 0)
     for words in EVALUATED[run]:

@@ -355,7 +355,7 @@ def test_a_run_made_before_keeps_its_noise_though_the_images_are_named_again(tmp
     base = with_network(SMALL, width=8)
     base = replace(base, data=replace(base.data, source=str(tmp_path / "a.npy")), minutes=None, steps=1, samples=0)
     before = replace(base, noise=replace(base.noise, p_mean=-2.3))  # all that an earlier version suggested
-    pd.train(before, tmp_path / "run", show=False)
+    build_trainer(before, pd.open_images(base.data.source), tmp_path / "run", show=False).fit(steps=1)
     stored = RunFolder(tmp_path / "run").read_config()[0]
     assert (stored.noise.levels, stored.noise.mean_data, stored.noise.sigma_max) == (None, None, 80)
     pd.train(base, tmp_path / "run", given=(), show=False)

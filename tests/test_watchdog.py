@@ -184,7 +184,7 @@ def test_the_second_time_it_stops_and_leaves_the_good_state(make_trainer, monkey
     )
     continued.fit(steps=4)
     assert continued.state.counters.step == 4
-    assert "changed from here on: optimizer.learning_rate: 0.001, now 0.0001" in notes(continued)
+    assert "changed from here on: optimizer.learning_rate: 0.005, now 0.0001" in notes(continued)
 
 
 @pytest.mark.slow

@@ -200,7 +200,7 @@ MASKED = {"mask": "MASK"}
         ("edit", MASKED, {"covariance": "isotropic"}),
         ("edit", MASKED, {"guidance": 4.0, "guide": "crops"}),
         ("edit", {**MASKED, "label": 3}, GUIDED),
-        ("edit", {**MASKED, "label": 3, **GUIDED}, {"guidance_interval": [0.5, 100]}),
+        ("edit", {**MASKED, "label": 3, **GUIDED}, {"guidance_interval": [0.001, 0.5]}),
         ("edit", {**MASKED, "covariance": "isotropic"}, {"tile": 8}),
         ("edit", {**MASKED, "tile": 8}, {"overlap": 4}),
         ("edit", WIDER, MASKED),

@@ -6,26 +6,19 @@ Both paths are on a disk that all machines share. The same line continues a run 
 """
 
 import argparse
-from dataclasses import replace
 from typing import Any
 
 import ray.train  # pyright: ignore[reportMissingImports]
 from ray.train.torch import TorchTrainer  # pyright: ignore[reportMissingImports]
 
 import patch_diffusion as pd
-from patch_diffusion.presets import PRESETS
+from patch_diffusion.config import Data
 
 
 def worker(settings: dict[str, Any]) -> None:
     """What each process does; Ray has set the variables that torchrun would have set."""
-    preset = PRESETS[settings["preset"]]
-    options = replace(
-        preset,
-        data=replace(preset.data, source=settings["source"], resolution=settings["resolution"]),
-        images=settings["images"],
-        minutes=None,
-    )
-    pd.train(options, settings["out"], show=True)
+    data = Data(source=settings["source"], resolution=settings["resolution"])
+    pd.train(pd.Config(data=data, images=settings["images"]), settings["out"], show=True)
 
 
 def main() -> None:
@@ -34,11 +27,10 @@ def main() -> None:
     parser.add_argument("out", help="the run folder, an absolute path")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--gpu", action="store_true", help="a GPU for each worker")
-    parser.add_argument("--preset", choices=PRESETS, default="small")
     parser.add_argument("--resolution", type=int)
     parser.add_argument("--images", type=int, required=True)
     arguments = parser.parse_args()
-    names = ("source", "out", "preset", "resolution", "images")
+    names = ("source", "out", "resolution", "images")
     trainer = TorchTrainer(
         worker,
         train_loop_config={name: getattr(arguments, name) for name in names},

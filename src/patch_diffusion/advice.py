@@ -14,7 +14,7 @@ import torch
 from patch_diffusion.config import Config, Watch
 from patch_diffusion.config_dict import option_names, to_dict
 from patch_diffusion.data.files.collection import MOST_UNUSABLE, passed_over
-from patch_diffusion.data.held_out import FEWEST_TO_HOLD_OUT
+from patch_diffusion.data.held_out import FEWEST_TO_HOLD_OUT, HELD_OUT, hold_out
 from patch_diffusion.data.images import Images, refuse_one_value
 from patch_diffusion.data.inspection.as_files import some_images
 from patch_diffusion.data.inspection.inspect import Findings
@@ -57,6 +57,7 @@ _ENOUGH_TO_TELL = 0.1  # asymmetry by chance above which there are too few image
 _SYMMETRIC = 0.05
 _BALANCED = 10  # largest acceptable ratio of the largest class to the smallest
 _MOST_ALIKE = 0.5  # largest share of images that look like another in data whose images differ otherwise
+_JUDGES = 64  # held-out images that judge the linear floor, as in training
 _MEMORY_USED = 0.8  # fraction of the memory that training may use
 
 
@@ -296,7 +297,8 @@ def _prospect(images: Images, config: Config, foreseen: Forecast) -> Prospect:
     minutes = budget.time or foreseen.minutes_for(steps=budget.steps, images=budget.images)
     operations = 60 * minutes * foreseen.rate
     try:
-        floor = linear_floor(images, noise=config.noise).loss
+        parts = hold_out(images, config.data.held_out or HELD_OUT, config.seed)
+        floor = linear_floor(*parts, noise=config.noise, most=_JUDGES).loss
     except InputError:  # too few images of one size, or too large ones
         floor = None
     sides = {round(math.sqrt(pixels)), *(side for side in SIDES if side**2 < pixels)}

@@ -99,7 +99,8 @@ class Patches(Strict):
     """The schedule of patch sizes to train on: whole images and random patches of them."""
 
     whole: float = 0.5
-    """Probability that a training step uses whole images instead of patches."""
+    """Probability that a training step uses whole images instead of patches. Where train chooses the network, it takes
+    0.25 for images of 64 x 64 pixels and more, if you give no other."""
     sizes: Annotated[dict[str, float], _SHARES] = field(default_factory=lambda: {"1/2": 3 / 5, "1/4": 2 / 5})
     """Patch sizes, each with its share of the steps on patches. A size is a fraction of the image (1/2) or pixels of
     the shorter side (32)."""
@@ -158,23 +159,27 @@ class Network(Strict):
     """Architecture. ddpmpp, ncsnpp, adm: published U-Nets. dit: a transformer. custom: your own network, only in
     Python."""
     width: int | None = None
-    """Number of channels at full resolution, or of each token for dit."""
+    """Number of channels at full resolution, or of each token for dit. Default: chosen for the budget; a preset has its
+    own."""
     dropout: float | None = None
-    """Dropout probability."""
+    """Dropout probability. Default: 0."""
     label_dropout: float | None = None
-    """Probability of training without the class label; guidance by class in sampling needs it above 0."""
+    """Probability of training without the class label; guidance by class in sampling needs it above 0. Default:
+    0.1."""
     multipliers: tuple[int, ...] | None = None
-    """Channels of each U-Net level, as multiples of the width. Each level after the first halves height and width."""
+    """Channels of each U-Net level, as multiples of the width. Each level after the first halves height and width.
+    Default: 1 2 4; more levels for large images."""
     blocks: int | None = None
-    """Number of residual blocks in each U-Net level."""
+    """Number of residual blocks in each U-Net level. Default: chosen with the width."""
     attention: tuple[int, ...] | None = None
-    """U-Net levels with self-attention; 0 is full resolution. Default: the level above the lowest."""
+    """U-Net levels with self-attention; 0 is full resolution. Default: 2; the level above the lowest, if you give
+    multipliers."""
     depth: int | None = None
-    """Number of layers of a dit."""
+    """Number of layers of a dit. Default: chosen with the width."""
     heads: int | None = None
-    """Number of attention heads of a dit."""
+    """Number of attention heads of a dit. Default: chosen with the width."""
     token: int | None = None
-    """Side of a token (patch embedding) of a dit, in pixels."""
+    """Side of a token (patch embedding) of a dit, in pixels. Default: 2."""
 
 
 def _check_optimizer(kind: str) -> None:

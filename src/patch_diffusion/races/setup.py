@@ -94,10 +94,11 @@ class RaceSetup:
             _check_alike(apart, images)
         if set(arms) <= stored.keys():
             return cls(arms, images, apart)
-        chosen, notes = _sized(images, arms, given), dict[str, list[str]]()
+        chosen, notes = _sized(images, arms, given)
         for name in arms:
             asked = given.get(name, ())
-            chosen[name], notes[name] = suggest(images, chosen[name], asked)
+            chosen[name], more = suggest(images, chosen[name], asked)
+            notes[name] = [*notes.get(name, []), *more]
             if "batch" in asked:
                 chosen[name] = replace(chosen[name], batch_pixels=None)
         return cls(chosen, images, apart, notes)
@@ -142,10 +143,12 @@ class RaceSetup:
         return trainer, Judges(*halved(judges)) if self.chooses_apart else Judges(judges, judges)
 
 
-def _sized(images: Images, arms: Mapping[str, Config], given: Mapping[str, Collection[str]]) -> dict[str, Config]:
-    """Give all arms that have none the same network and batch: those that training on patches would choose."""
+def _sized(
+    images: Images, arms: Mapping[str, Config], given: Mapping[str, Collection[str]]
+) -> tuple[dict[str, Config], dict[str, list[str]]]:
+    """Give all arms that have none the network and batch that training on patches chooses; return them, and why."""
     name = PATCHES if PATCHES in arms else next(iter(arms))
-    usual, _ = choose_size(images, arms[name], given.get(name, ()), lambda config: measure_speed(images, config))
+    usual, reasons = choose_size(images, arms[name], given.get(name, ()), lambda config: measure_speed(images, config))
     found = {}
     for each, arm in arms.items():
         unset = {option: value for option, value in vars(usual.network).items() if getattr(arm.network, option) is None}
@@ -157,7 +160,7 @@ def _sized(images: Images, arms: Mapping[str, Config], given: Mapping[str, Colle
         )
         batch = usual.batch if arm.batch == "auto" else arm.batch
         found[each] = replace(arm, network=network, patches=patches, batch=batch, optimizer=settled(arm.optimizer))
-    return found
+    return found, {name: reasons}
 
 
 def budget_of(config: Config) -> Budget:

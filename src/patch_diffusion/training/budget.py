@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 import torch
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from patch_diffusion.config import BUDGETS, Config
@@ -15,6 +17,7 @@ from patch_diffusion.limits import LARGEST, LIMITS
 from patch_diffusion.patches.coords import coordinate_grid
 from patch_diffusion.patches.schedule import Shape
 from patch_diffusion.records import check_limits
+from patch_diffusion.training.hardware.sharding import is_sharded
 from patch_diffusion.training.state import Counters
 
 
@@ -100,13 +103,25 @@ def training_flops(denoiser: Denoiser, channels: int, shape: Shape, *, attention
         channels, shape: those of the image.
         attention: false for a run that began when the attention of CPUs was not counted.
     """
-    device = denoiser.device
-    noisy = torch.zeros(1, channels, *shape, device=device)
-    labels = torch.zeros(1, dtype=torch.long, device=device) if denoiser.num_classes else None
-    counter = FlopCounterMode(display=False, custom_mapping=_attention_kernels() if attention else {})
-    with evaluating(denoiser), torch.no_grad(), counter:
-        denoiser(noisy, 1.0, coordinate_grid(*shape, device=device), labels)
-    return 3 * counter.get_total_flops()
+    tensors = {**dict(denoiser.named_parameters()), **dict(denoiser.named_buffers())}
+
+    def forward(device: torch.device) -> int:
+        noisy = torch.zeros(1, channels, *shape, device=device)
+        labels = torch.zeros(1, dtype=torch.long, device=device) if denoiser.num_classes else None
+        given = (noisy, 1.0, coordinate_grid(*shape, device=device), labels)
+        counter = FlopCounterMode(display=False, custom_mapping=_attention_kernels() if attention else {})
+        with evaluating(denoiser), torch.no_grad(), counter:
+            if device.type == "meta":
+                functional_call(denoiser, {name: tensor.to(device) for name, tensor in tensors.items()}, given)
+            else:
+                denoiser(*given)
+        return counter.get_total_flops()
+
+    if attention and not any(map(is_sharded, tensors.values())):
+        # Tensors without values pass in a fraction of the time, but not a network that looks at values.
+        with suppress(Exception):
+            return 3 * forward(torch.device("meta"))
+    return 3 * forward(denoiser.device)
 
 
 def _attention_kernels() -> dict[Any, Any]:

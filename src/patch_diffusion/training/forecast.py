@@ -16,7 +16,7 @@ from patch_diffusion.training.hardware.memory import WORKSPACE, memory_of_image,
 from patch_diffusion.training.trainer import Trainer
 from patch_diffusion.training.watching.evaluation import num_pictures, seconds_per_picture
 
-SECONDS = 5.0
+SECONDS = 8.0
 """The approximate time, in seconds, that the timed steps may take."""
 
 _TIMED_STEPS = 4  # timed steps of each size, not counting the first, in which memory is allocated

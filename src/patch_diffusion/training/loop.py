@@ -45,6 +45,7 @@ from patch_diffusion.training.watching.thinning import SHARE, Evaluation, Evalua
 _STANDING = 1000  # steps during which the clock may stand still
 _SLOWER = 1.5  # how much longer than the one before the last checkpoint may take
 _LONG = 2.0  # seconds of an evaluation after which somebody may wonder
+_LONG_RUN = 120.0  # seconds of training after which advice does not wait for the end
 _FEWEST_HELD_OUT = 16
 _PICTURES, _HELD_OUT = "pictures", "held_out"
 _COLLAPSED = "the samples show nothing but one colour"
@@ -359,7 +360,8 @@ class Loop:
         """Tell once on the way, and once at the end, that the model has not learned the layout of images yet."""
         advice = "" if self._floor is None else lacks_layout(spent, by_noise, self._floor)
         when = "layout at the end" if spent >= 1 else "layout"
-        if advice and when not in self._told:
+        waits = spent < 1 and self.state.counters.seconds < _LONG_RUN  # the end of a short run comes soon
+        if advice and when not in self._told and not waits:
             self._told.add(when)
             self.progress.note(advice, self.state.counters.step)
 

@@ -13,7 +13,6 @@ from patch_diffusion.config import Optimizer
 from patch_diffusion.patches.schedule import Shape
 from patch_diffusion.training.batches import Microbatch, Position
 from patch_diffusion.training.hardware.engine import Engine
-from patch_diffusion.training.optimizing.optimizers import settled
 from patch_diffusion.training.prefetch import Prefetcher
 from patch_diffusion.training.state import StepResult, TrainingState
 
@@ -65,9 +64,8 @@ class Step:
 
 def learning_rate(options: Optimizer, spent: float) -> float:
     """Return the learning rate when a fraction ``spent`` of the budget is spent: a linear warm-up, then the decay."""
-    options = settled(options)
     peak, decay = options.learning_rate, options.decay
-    assert peak is not None and decay is not None  # they are settled
+    assert peak is not None and decay is not None  # the trainer has settled them
     if spent < options.warmup:
         return peak * spent / options.warmup
     after = min((spent - options.warmup) / (1 - options.warmup), 1.0)

@@ -57,7 +57,7 @@ class Trainer:
         images: see `open_images`.
         config: all options, see `Config`; or a `PatchSchedule`, which stands for ``Config(patches=...)``. The groups
             ``network`` and ``data``, and ``noise.process`` and ``noise.sigma_data``, are those of the denoiser and the
-            images; the budget is that of `fit`.
+            images; the budget is that of `fit`. A batch "auto", the default, suits the size of the network.
         out: the run folder: new or empty, or that of a stopped run of the same options, which then continues.
         allow: names of options, such as "optimizer.learning_rate", that may differ from those of the run that is there.
         show: True to show progress on stderr.

@@ -14,10 +14,11 @@ import numpy as np
 
 from patch_diffusion.training.choices.law import PIXELS
 
-ENOUGH = 1e14
-"""The operations, for images of 64 x 64, after which cat faces get below the linear floor at the highest noise level.
+ENOUGH = 5e13
+"""The operations, for images of 64 x 64, after which a model gets below the linear floor at the highest noise level.
 
-Samples of shorter trainings have the colours and textures of the images, but not their layout."""
+CIFAR-10 came within one percent of it after as many as 4e13, and the line through the losses of cat faces meets it at
+6e13. Samples of shorter trainings have the colours and textures of the images, but not their layout."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Measured:
 
 
 MEASURED = (
-    Measured("cat faces of 64x64", 64, 0.2793, {1e12: 0.3723, 1e13: 0.2723, 1e14: 0.24}),
-    Measured("CIFAR-10", 32, 0.3089, {1e12: 0.3633, 1e13: 0.30, 1e14: 0.27}),
+    Measured("cat faces of 64x64", 64, 0.2793, {1e12: 0.3723, 1e13: 0.2723}),
+    Measured("CIFAR-10", 32, 0.3089, {1e12: 0.3633, 1e13: 0.2916}),
 )
 """The data sets that were measured, see `benchmarks/size_law.py`."""
 

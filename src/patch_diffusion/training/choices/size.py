@@ -6,6 +6,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -19,14 +20,14 @@ from patch_diffusion.patches.schedule import PatchSchedule
 from patch_diffusion.patches.shapes import Shape
 from patch_diffusion.runs.model import build_denoiser, build_network
 from patch_diffusion.training.budget import Budget, training_flops
-from patch_diffusion.training.choices.law import Source, operations_worth, rounded, worth
+from patch_diffusion.training.choices.law import Worth, operations_worth, rounded, worth
 from patch_diffusion.training.choices.shapes import stride
 from patch_diffusion.training.choices.suggest import suggest
 from patch_diffusion.training.hardware.memory import COPIES_OF_WEIGHTS, WORKSPACE
 from patch_diffusion.training.optimizing.optimizers import settled
 
-SHAPE = {"multipliers": (1, 2, 4), "attention": (2,), "dropout": 0.0}
-TOKENS = {"token": 2, "dropout": 0.0}
+SHAPE: dict[str, Any] = {"multipliers": (1, 2, 4), "attention": (2,), "dropout": 0.0}
+TOKENS: dict[str, Any] = {"token": 2, "dropout": 0.0}
 """The options of U-Nets and of transformers that are the same in all sizes. Transformers were not measured."""
 
 # Width and blocks of U-Nets, from small to large; the largest have the blocks of the published ones.
@@ -73,7 +74,7 @@ class Size:
         batch: the number of whole images in a step.
         operations: floating-point operations of the training.
         images: the number of images that the training draws.
-        source: how it is known that the budget is worth this network.
+        worth: the parameters that the budget is worth, and how that is known.
     """
 
     network: Network
@@ -81,7 +82,7 @@ class Size:
     batch: int
     operations: float
     images: float
-    source: Source
+    worth: Worth
 
 
 def choose_size(
@@ -170,12 +171,15 @@ class _Chooser:
 
         def is_too_large(place: int) -> bool:
             found = self.size(ladder[place])
-            return found.parameters > self._worth(found) or not self._fits(found)
+            return found.parameters > found.worth.parameters or not self._fits(found)
 
-        first = bisect_left(range(len(ladder)), True, key=is_too_large)
+        most = 1  # small networks first, which are quickly made
+        while most < len(ladder) and not is_too_large(most):
+            most *= 2
+        first = bisect_left(range(len(ladder)), True, most // 2, min(most, len(ladder)), key=is_too_large)
         nearest = [place for place in (first - 1, first) if 0 <= place < len(ladder)]
         fitting = [place for place in nearest if self._fits(self.size(ladder[place]))]
-        return min(fitting or nearest[:1], key=lambda place: self._distance(self.size(ladder[place])))
+        return min(fitting or nearest[:1], key=lambda place: _distance(self.size(ladder[place])))
 
     def size(self, network: Network) -> Size:
         """Return a network with the batch that suits it, and what the budget buys with them.
@@ -190,8 +194,10 @@ class _Chooser:
             batch = min(math.sqrt(critical * speed.overhead * speed.rate / cost), _MOST_BATCHES * critical)
         chosen = rounded(batch) if self.config.batch == "auto" else self.config.batch
         drawn = self._drawn(chosen, cost, speed)
-        found = Size(network, parameters, chosen, drawn * cost, drawn * self._growth(), "measured")
-        return replace(found, source=worth(self._counting(found), self.pixels).source)
+        # The law was measured with small batches: images in too large a one teach less.
+        counted = drawn * cost * min(1.0, 2 / (1 + chosen / critical))
+        drawn_in_all, found = drawn * self._growth(), worth(counted, self.pixels)
+        return Size(network, parameters, chosen, drawn * cost, drawn_in_all, found)
 
     def config_of(self, size: Size) -> Config:
         """Return the config with a size; its batch is divided if memory requires it."""
@@ -199,17 +205,6 @@ class _Chooser:
         if self.config.batch == "auto" and engine.accumulation == 1:
             engine = replace(engine, accumulation="auto")
         return replace(self.config, network=size.network, batch=size.batch, engine=engine)
-
-    def _worth(self, size: Size) -> float:
-        return worth(self._counting(size), self.pixels).parameters
-
-    def _distance(self, size: Size) -> float:
-        return abs(math.log(size.parameters / self._worth(size)))
-
-    def _counting(self, size: Size) -> float:
-        """Return the operations of a training by what they teach: those on too large a batch teach less."""
-        critical = worth(operations_worth(size.parameters, self.pixels), self.pixels).batch
-        return size.operations * min(1.0, 2 / (1 + size.batch / critical))
 
     def _drawn(self, batch: int, cost: float, speed: Speed | None) -> float:
         """Return how many images of ``cost`` operations the budget buys, not counting that patches are more of them."""
@@ -301,14 +296,19 @@ def _reasons(size: Size, images: Images, config: Config, *, timed: bool, chosen:
     if chosen:
         deep = counted(network.blocks or 1, "block") if network.kind in STYLES else f"{network.depth} layers"
         reasons.append(
-            f"network.width {network.width} with {deep}: {buys}, for which a network of about {size.parameters:,} "
-            f"parameters learns most ({size.source})"
+            f"network.width {network.width} with {deep}: {buys}, for which a network of about "
+            f"{float(f'{size.worth.parameters:.2g}'):,.0f} parameters learns most ({size.worth.source})"
         )
     if config.batch == "auto":
         reasons.append(f"batch {size.batch}: it suits this network{' and machine' * timed}")
     num = sum(len(bucket) // bucket.mirrored for bucket in images.buckets)
     reasons.append(f"epochs {size.images / num:,.1f}: about {size.images:,.0f} images are seen, and there are {num:,}")
     return reasons
+
+
+def _distance(size: Size) -> float:
+    """Return how far a network is from that which the budget is worth: the logarithm of the ratio of parameters."""
+    return abs(math.log(size.parameters / size.worth.parameters))
 
 
 def _breadth(network: Network) -> float:
