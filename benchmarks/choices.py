@@ -225,13 +225,16 @@ def on_this_processor(counts: Counts, arguments: argparse.Namespace) -> Iterator
     figures["split"] = measure(threads, split=True) if threads > 1 else figures["alone"]
     peak, memory = rate_of_products(torch.device("cpu"), torch.float32), memory_of(torch.device("cpu"))
     speeds: dict[Network, Speed] = {}
+    timed: list[Network] = []
 
     def speed(config: pd.Config) -> Speed:
+        timed.append(config.network)
         if config.network not in speeds:
             speeds[config.network] = measure_speed(images, config)
         return speeds[config.network]
 
     for hours in arguments.hours:
+        timed.clear()
         config, reasons = choose_size(images, budget(hours, "fp32"), GIVEN, speed)
         trained = replace(config, minutes=None, samples=0)
         training = of_preset(LAPTOP, trained, arguments.side, figures, threads, peak)
@@ -247,7 +250,7 @@ def on_this_processor(counts: Counts, arguments: argparse.Namespace) -> Iterator
             "predicted_utilisation": training["predicted_utilisation"],
             "error": training["ratio"] - 1,
             "source": worth(operations, arguments.side**2).source,
-            **told(reasons, list(speeds)),
+            **told(reasons, timed),
         }
         shared = threads > 1 and can_share(counts.model(config).denoiser)
 
