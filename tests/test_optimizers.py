@@ -21,7 +21,7 @@ def test_learning_rate_over_the_budget(decay, middle, end):
 
 
 def test_no_warmup():
-    assert learning_rate(Optimizer(learning_rate=1.0, warmup=0.0), 0.0) == 1.0
+    assert learning_rate(Optimizer(learning_rate=1.0, warmup=0.0, decay="constant"), 0.0) == 1.0
 
 
 class Counting(torch.optim.SGD):
