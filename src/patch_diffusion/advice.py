@@ -63,7 +63,7 @@ _MEMORY_USED = 0.8  # fraction of the memory that training may use
 
 @dataclass(frozen=True)
 class Prospect:
-    """What a budget will make of the images, by the trainings that were measured.
+    """The prospect of a budget: what it will make of the images, by the trainings that were measured.
 
     Args:
         operations: floating-point operations of the training.
