@@ -2,10 +2,10 @@
 
 Between 1e12 and 4e13 operations it is measured: `benchmarks/evidence/sizes.py` compares widths, batches and learning
 rates at equal operations, and `benchmarks/size_law.py` fits the parameters below. The batches rest on one scan at 1e13
-operations. Beyond, it is interpolated to published
-networks at the budgets that they were trained with. Images of another size count by their pixels: a training on images
-of 32 x 32 shows a network four times as many of them for the same operations, so it is worth as large a network as a
-training of four times the operations on 64 x 64.
+operations. Beyond, it is interpolated to published networks at the budgets that they were trained with.
+
+Images of another size count by their pixels: a training on images of 32 x 32 shows a network four times as many of them
+for the same operations, so it is worth as large a network as a training of four times the operations on 64 x 64.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from patch_diffusion.config import Config, Noise
+from patch_diffusion.config import Config
 from patch_diffusion.data.images import Images
 from patch_diffusion.denoise.objective import settled_noise
 from patch_diffusion.denoise.process import EDM
@@ -71,14 +71,6 @@ def with_noise(images: Images, config: Config, given: Collection[str]) -> tuple[
 def _short(number: float) -> float:
     """Round to two digits, so that people can read what is suggested."""
     return float(f"{number:.2g}")
-
-
-def as_stored(config: Config, stored: Noise, given: Collection[str]) -> Config:
-    """Return the config with the options that `with_noise` suggests as a run has stored them, unless given."""
-    names = [
-        name for name in ("p_mean", "sigma_min", "sigma_max", "mean_data", "levels") if f"noise.{name}" not in given
-    ]
-    return replace(config, noise=replace(config.noise, **{name: getattr(stored, name) for name in names}))
 
 
 def _side(resolution: Shape, context: int | None) -> float:

@@ -7,14 +7,14 @@ import os
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from patch_diffusion.config import Config, Noise
+from patch_diffusion.config import Config
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.latents.codec import LatentCodec
 from patch_diffusion.devices import choose_device, processor_has_bf16
 from patch_diffusion.errors import option_error
 from patch_diffusion.patches.shapes import Shape
 from patch_diffusion.training.choices.batch import limit_pixels
-from patch_diffusion.training.choices.noise import as_stored, with_noise
+from patch_diffusion.training.choices.noise import with_noise
 from patch_diffusion.training.choices.shapes import (
     consistent,
     networks_for,
@@ -30,9 +30,7 @@ _SIZES_OF_LATENTS = {"1/2": 1.0}
 _SMALLEST_IN_BF16 = 64
 
 
-def suggest(
-    images: Images, base: Config, given: Collection[str] = (), *, stored: Noise | None = None
-) -> tuple[Config, list[str]]:
+def suggest(images: Images, base: Config, given: Collection[str] = ()) -> tuple[Config, list[str]]:
     """Suggest options that fit the images: noise levels, levels of the network, patch sizes, batch and number format.
 
     Options that fit are not changed, nor are options that the user gave. If no allowed change would help, the options
@@ -42,7 +40,6 @@ def suggest(
         images: the images, of one resolution or several.
         base: the options to start from, for instance those of a preset.
         given: names of the options that the user gave, such as "patches.sizes" or "network.multipliers".
-        stored: the noise options of the run that continues, which stay as an earlier version suggested them.
 
     Returns:
         The options, and a sentence for each option that was changed.
@@ -63,7 +60,7 @@ def suggest(
         )
     network, replaced = consistent(base.network, given)
     base = replace(base, network=network)
-    base, reasons = with_noise(images, base, given) if stored is None else (as_stored(base, stored, given), [])
+    base, reasons = with_noise(images, base, given)
     reasons = [*replaced, *reasons]
     resolutions = [bucket.resolution for bucket in images.buckets]
     latents = isinstance(images.codec, LatentCodec) and "patches.sizes" not in given
