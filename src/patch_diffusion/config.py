@@ -78,6 +78,10 @@ class Data(Strict):
     found in the data for floats."""
     labels: str | None = None
     """Source of the class labels: a CSV file with a first line file,label, or the name of an array or column."""
+    conditions: tuple[str, ...] | None = None
+    """What else to tell the model of each image, so that samples can be asked for by it: a CSV file with a column file,
+    then the columns to use, by default all; or the names of columns of the data, or an .npy of vectors. Numbers are
+    continuous, words are categories."""
     group: str | None = None
     """Group of each image; a group is held out as a whole. folder: one group for each folder. A pattern with
     parentheses, such as 'patient-([0-9]+)': one for each text that it captures in file names. Else: the name of a
@@ -164,8 +168,8 @@ class Network(Strict):
     dropout: float | None = None
     """Dropout probability. Default: 0."""
     label_dropout: float | None = None
-    """Probability of training without the class label; guidance by class in sampling needs it above 0. Default:
-    0.1."""
+    """Probability of training without the class label, or without a condition; guidance by them in sampling needs it
+    above 0. Default: 0.1."""
     multipliers: tuple[int, ...] | None = None
     """Channels of each U-Net level, as multiples of the width. Each level after the first halves height and width.
     Default: 1 2 4; more levels for large images."""

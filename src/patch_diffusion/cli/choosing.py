@@ -23,8 +23,6 @@ def class_number(text: str | None, model: Denoiser) -> int | None:
 
     if text is None:
         return None
-    if not model.num_classes:
-        raise InputError("this model was trained without classes, so its images have none")
     place, note = class_place(text, model.class_names, model.num_classes)
     if note:
         say(note, aside=True)

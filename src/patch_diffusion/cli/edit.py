@@ -20,6 +20,7 @@ from patch_diffusion.cli.choosing import (
     read_from,
     write_shown,
 )
+from patch_diffusion.cli.conditions import parse_conditions
 from patch_diffusion.cli.making import Making
 from patch_diffusion.cli.parsing import parse_seeds, value_of
 from patch_diffusion.cli.say import say
@@ -81,6 +82,8 @@ class Edit(Verb):
     """Seeds, one for each result, as in 0-7 or 3,5. Each gives another image that agrees with the known pixels."""
     label: Annotated[str | None, arg(name="class", metavar="K")] = None
     """Class of the images, by name or number (from 0). Default: no class."""
+    condition: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = ()
+    """Conditions of the images by name, for a run that was trained with --data.conditions, as in age=40 colour=red."""
     sampling: Annotated[_Sampling, arg(name="")] = field(default_factory=_Sampling)
     repeats: int | None = None
     """Number of times that each step is taken; more make new and known parts agree better. Default: 1 for the
@@ -115,6 +118,7 @@ class Edit(Verb):
         super().check_given()
         check_guide(str(self.sampling.guide))
         self._task().check()
+        parse_conditions(self.condition)
 
     def run(self) -> dict[str, Any]:
         """Edit the image, write the results as pictures, and return their number and paths."""
@@ -137,6 +141,7 @@ class Edit(Verb):
             seeds,
             replace(self.sampling, guide=guide),
             label=class_number(self.label, model),
+            conditions=parse_conditions(self.condition),
             repeats=self.repeats,
             covariance=self.covariance,
             callback=making.step,

@@ -18,8 +18,8 @@ from patch_diffusion.cli.choosing import (
     read_from,
     write_shown,
 )
+from patch_diffusion.cli.conditions import conditions_and_seeds, of_seeds, parse_conditions
 from patch_diffusion.cli.making import Making
-from patch_diffusion.cli.parsing import parse_seeds
 from patch_diffusion.cli.verb import FilePath, Json, ModelPath, Seeds, Verb
 from patch_diffusion.files import user_path
 from patch_diffusion.sampling.guides import named
@@ -41,6 +41,11 @@ class Sample(Verb):
     """Seeds, one for each image, as in 0-63 or 3,5,8-11. A seed always gives the same image."""
     label: Annotated[str | None, arg(name="class", metavar="K")] = None
     """Class of the images, by name or number (from 0). Default: one after the other, by seed."""
+    condition: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = ()
+    """Conditions of the images by name, for a run that was trained with --data.conditions, as in age=40 colour=red.
+    Those left out are not given."""
+    conditions: Annotated[FilePath | None, arg(metavar="TABLE.csv")] = None
+    """CSV file with the conditions of each image in a line, in the order of the seeds, and their names at the top."""
     sampling: Annotated[Sampling, arg(name="")] = field(default_factory=Sampling)
     ema_length: Annotated[float | None, arg(metavar="0.1")] = None
     """Length of the weight average to use, as a share of the training, such as 0.1. It needs a run that was trained
@@ -60,6 +65,7 @@ class Sample(Verb):
         """Raise an `InputError` if an option cannot be right."""
         super().check_given()
         check_guide(str(self.sampling.guide))
+        parse_conditions(self.condition)
 
     def run(self) -> dict[str, Any]:
         """Sample the images that are not there yet, write them as pictures, and return their number and paths."""
@@ -67,7 +73,7 @@ class Sample(Verb):
         from patch_diffusion.sampling.folder import MOST_IN_GRID, already_there, digest_of
         from patch_diffusion.sampling.generate import jobs_of
 
-        seeds = parse_seeds(self.seeds)
+        seeds, conditions = conditions_and_seeds(self.condition, self.conditions, self.seeds, usual=Sample.seeds)
         check_places(self.out, seeds, read_from(self.source), grid=self.grid)
         step = step_in(user_path(self.source))
         model = patch_diffusion.load(self.source, ema_length=self.ema_length, vae=self.vae, device=self.device)
@@ -80,11 +86,14 @@ class Sample(Verb):
             asked = sampling.with_steps(None, usual=18)
             settings = asked.settings(asked.view(model), asked.sigmas(model))
             settings |= {} if isinstance(guide, str) else {"guide": self.sampling.guide}
-            there = already_there(self.out, jobs_of(model, seeds, labels), settings=settings, weights=weights)
+            there = already_there(
+                self.out, jobs_of(model, seeds, labels, conditions), settings=settings, weights=weights
+            )
             there -= set(() if self.grid is None else seeds[:MOST_IN_GRID])
         new = [seed for seed in seeds if seed not in there]
         making = Making(len(new), sampling.steps or 18)
-        samples = patch_diffusion.generate(model, new, sampling, labels=labels, callback=making.step)
+        told = {"labels": labels, "conditions": of_seeds(conditions, seeds, new)}
+        samples = patch_diffusion.generate(model, new, sampling, **told, callback=making.step)
         samples = named(samples, guide, self.sampling.guide)
         given = {"class_names": model.class_names, "source": str(self.source), "weights": weights, "step": step}
         given |= {"ema_length": self.ema_length, "grid": self.grid}

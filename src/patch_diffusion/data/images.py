@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patch_diffusion.config import Data
+from patch_diffusion.data.attributes import Attribute, Attributes
 from patch_diffusion.data.classes import occurring, ordered, places_among, refuse_many_classes
 from patch_diffusion.data.codec import DTYPES, Codec, PixelCodec
 from patch_diffusion.data.gather import Gather
@@ -80,7 +81,7 @@ class ImageSet:
     while it is in use. ``part`` makes this a subset of the images, see `hold_out`. ``mirrored`` is 2 if all images are
     followed by their mirror images in the same order, else 1. ``keys`` are hashes of the images as uint64 (n,), of
     mirrored ones (n/2,), or a function that finds them when they are wanted; None: hashes of ``pixels``. ``groups`` are
-    such hashes of the groups that images belong to.
+    such hashes of the groups that images belong to. ``attributes`` are what else a model is told of each image.
 
     Raises:
         InputError: the pixels or labels have a wrong shape, dtype or value, or there is not one label per image.
@@ -102,6 +103,7 @@ class ImageSet:
     num_classes: int = 0
     keys: Keys | Callable[[], Keys] | None = None
     groups: NDArray[np.uint64] | None = None
+    attributes: Attributes | None = None
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.dtype != DTYPES[self.codec.dtype]:
@@ -113,6 +115,8 @@ class ImageSet:
             raise InputError("the images have no pixels" if len(self.pixels) else "there are no images")
         if self.labels is not None and (self.labels.shape != (len(self.pixels),) or self.labels.min() < 0):
             raise InputError("labels are integers from 0, one per image")
+        if self.attributes is not None and len(self.attributes) != len(self.pixels):
+            raise InputError(f"{len(self.pixels):,} images cannot have the attributes of {len(self.attributes):,}")
         self._count_classes()
 
     def __len__(self) -> int:
@@ -147,6 +151,15 @@ class ImageSet:
     def labels_of(self, indices: NDArray[np.int64]) -> Tensor | None:
         """Return the labels (k,) of the images with these k indices; None without labels."""
         return None if self.labels is None else self.labels[torch.from_numpy(self.rows(indices))]
+
+    def attributes_of(self, indices: NDArray[np.int64]) -> Tensor | None:
+        """Return the vectors (k, width) that tell the attributes of the images with these k indices, or None."""
+        return None if self.attributes is None else self.attributes.encode(self.rows(indices))
+
+    @property
+    def columns(self) -> tuple[Attribute, ...]:
+        """Descriptions of the attributes of the images; empty if they have none."""
+        return () if self.attributes is None else self.attributes.columns
 
     @cached_property
     def moments(self) -> Moments:
@@ -232,6 +245,11 @@ class ImageBuckets:
         return max(bucket.num_classes for bucket in self.buckets)
 
     @property
+    def columns(self) -> tuple[Attribute, ...]:
+        """Descriptions of the attributes of the images; empty if they have none."""
+        return self.buckets[0].columns
+
+    @property
     def codec(self) -> Codec:
         """The codec that maps pixels to model space and back."""
         return self.buckets[0].codec
@@ -265,6 +283,16 @@ def numbered_as(images: Images, names: Sequence[str], num: int) -> Images | None
     return replace(images, buckets=buckets) if len(buckets) == len(found) else None
 
 
+def with_columns(images: Images, columns: Sequence[Attribute]) -> Images:
+    """Return images with their attributes as a model knows them, see `Attributes.known_as`; without any if it has none.
+
+    Images without attributes get none either, which is the same as attributes that are not given.
+    """
+    if not isinstance(images, ImageSet):
+        return replace(images, buckets=tuple(_with_columns(bucket, columns) for bucket in images.buckets))
+    return _with_columns(images, columns)
+
+
 def with_codec(images: Images, codec: Codec) -> Images:
     """Return the same images with another codec."""
     if isinstance(images, ImageSet):
@@ -282,6 +310,12 @@ def refuse_ids(images: Images) -> None:
     """Raise InputError if most images have a label of their own, as if it were an id and no class."""
     num = sum(len(bucket.pixels) // bucket.mirrored for bucket in images.buckets)
     refuse_many_classes(images.num_classes, num)
+
+
+def _with_columns(images: ImageSet, columns: Sequence[Attribute]) -> ImageSet:
+    if images.attributes is None or images.columns == tuple(columns):
+        return images
+    return replace(images, attributes=images.attributes.known_as(columns) if columns else None)
 
 
 def _numbered_as(images: ImageSet, names: Sequence[str], num: int) -> ImageSet | None:

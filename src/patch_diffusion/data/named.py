@@ -29,15 +29,16 @@ def check_source(source: str, what: str = "data") -> None:
         check_library(library, "data", f"reading {source}")
 
 
-def check_labels(labels: str | None, source: str) -> None:
+def check_labels(labels: str | None, source: str, option: str = "data.labels") -> None:
     """Raise InputError if labels are to be read from a CSV file that is neither there nor in the folder of images."""
     folder = user_path(source)
     if labels is None or not labels.lower().endswith(".csv") or not folder.is_dir():
         return
     if not user_path(labels).is_file() and not (folder / labels).is_file():
-        raise no_labels(labels, source)
+        raise no_labels(labels, source, option)
 
 
-def no_labels(labels: str, source: str) -> InputError:
-    """Return the error for a file of labels that is not there."""
-    return InputError(f"there is no file of labels at {labels}, nor in {source}", option="data.labels")
+def no_labels(file: str, source: str, option: str = "data.labels") -> InputError:
+    """Return the error for a file of labels, or of another option, that is not there."""
+    what = option.partition(".")[2]
+    return InputError(f"there is no file of {what} at {file}, nor in {source}", option=option)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from patch_diffusion.config import Augment, Cache, Data, Fit, Layout, Mode
 from patch_diffusion.data import digits
 from patch_diffusion.data.arrays.read import read_array
 from patch_diffusion.data.arrays.stored import in_memory, is_array, open_array
+from patch_diffusion.data.attributes import OPTION
 from patch_diffusion.data.files import hub, shards
 from patch_diffusion.data.files.collection import Collection, read_collection
 from patch_diffusion.data.files.folders import find_in_folder, find_in_zip, hint_for, image_endings
@@ -26,14 +27,16 @@ from patch_diffusion.data.latents.folder import is_latents, open_latents
 from patch_diffusion.data.named import DIGITS, HUB, check_source, prefix_of
 from patch_diffusion.data.reading.groups import check_group, is_column
 from patch_diffusion.data.reading.sizes import resolution_of
+from patch_diffusion.data.reading.tables import attributes_of_rows
 from patch_diffusion.errors import InputError, option_error
 from patch_diffusion.files import user_path
 
 _CHOICES = {"mode": get_args(Mode), "fit": get_args(Fit), "layout": get_args(Layout), "cache": get_args(Cache)}
 
 # Options that have a meaning for some kinds of sources only, by kind.
-_FILES, _ARRAY_FILE, _ARRAY = {"labels", "group"}, {"labels", "group", "key", "layout"}, {"layout"}
-_TABLE, _OBJECTS = {"labels", "group", "key"}, {"labels", "group", "key", "layout"}
+_FILES, _ARRAY = {"labels", "group", "conditions"}, {"layout"}
+_TABLE, _ARRAY_FILE = {*_FILES, "key"}, {*_FILES, "key", "layout"}
+_OBJECTS = {"labels", "group", "key", "layout"}
 
 
 class _Options(TypedDict, total=False):
@@ -42,6 +45,7 @@ class _Options(TypedDict, total=False):
     mode: Mode
     range: tuple[float, float] | None
     labels: str | None
+    conditions: str | Sequence[str] | Mapping[str, Any] | None
     group: str | None
     key: str | None
     layout: Layout
@@ -64,6 +68,7 @@ def open_images(
     fit: Fit = "crop",
     range: tuple[float, float] | None = None,
     labels: str | None = None,
+    conditions: str | Sequence[str] | Mapping[str, Any] | None = None,
     group: str | None = None,
     key: str | None = None,
     layout: Layout = "auto",
@@ -96,6 +101,9 @@ def open_images(
             in the data for floats.
         labels: where the labels are: a CSV with columns ``file`` and ``label``, the name of an array or a column, a
             field of ``.json`` in shards, or an ``.npy`` file for an ``.npy``.
+        conditions: what else a model is told of each image, see `Attribute`: a CSV with a column ``file``, then names of
+            columns, by default all; for arrays ``.npy`` files or names of arrays in the same file, for tables names of
+            columns; for images in Python a dict of values in their order. Numbers are continuous, words are categories.
         group: which images are held out together: "folder", those of one folder; a pattern of the name with one pair of
             parentheses, as in ``patient-([0-9]+)``, those of which it captures the same; else a column of the CSV of
             labels, or the name of groups as ``labels`` names labels. None: as ``dataset.json`` says, if it has groups.
@@ -116,6 +124,10 @@ def open_images(
     (16, 16)
     """
     named = isinstance(source, (str, Path))
+    values = conditions if isinstance(conditions, Mapping) else {}
+    if values and named:
+        raise option_error(OPTION, "by name are for images in Python: for files give a CSV with a column file")
+    columns = [conditions] if isinstance(conditions, str) else [] if values else conditions
     options = Data(
         source=str(source) if named else "",
         resolution=resolution,
@@ -124,12 +136,13 @@ def open_images(
         fit=fit,
         range=range,
         labels=labels,
+        conditions=tuple(columns) if columns else None,
         group=group,
         key=key,
         layout=layout,
         cache=cache,
     )
-    return open_data(options, show=show) if named else _open_object(source, options, show)
+    return open_data(options, show=show) if named else _open_object(source, options, values, show)
 
 
 def open_data(options: Data, *, show: bool = False) -> Images:
@@ -182,18 +195,23 @@ def find_images(options: Data, *, show: bool = False) -> Iterator[Collection]:
         raise InputError(_what_it_is_not(path, source))
 
 
-def _open_object(source: Any, options: Data, show: bool) -> Images:
+def _open_object(source: Any, options: Data, conditions: Mapping[str, Any], show: bool) -> Images:
     options = _checked(options)
     if isinstance(source, torch.Tensor):
         source = array_of(source)
     if isinstance(source, np.ndarray):
         _refuse_unknown(options, "an array", _ARRAY)
-        return read_array(in_memory(source, "the array"), options, show=show)
+        return read_array(in_memory(source, "the array"), options, conditions=conditions, show=show)
     if type(source).__module__.split(".")[0] == "datasets":
         _refuse_unknown(options, "a table", _TABLE)
-        return read_collection(hub.collection_of(source, options), options, show=show)
-    _refuse_unknown(options, "a data set", _OBJECTS)
-    return read_collection(find_in_map_style(source, options, show=show), options, show=show)
+        found = hub.collection_of(source, options)
+    else:
+        _refuse_unknown(options, "a data set", _OBJECTS)
+        found = find_in_map_style(source, options, show=show)
+    if conditions:
+        attributes, notes = attributes_of_rows(conditions, len(found.files), found.source)
+        found = replace(found, attributes=attributes, notes=[*found.notes, *notes])
+    return read_collection(found, options, show=show)
 
 
 def _pair(value: Any) -> Any:
@@ -229,7 +247,7 @@ def _checked(options: Data) -> Data:
 
 
 def _refuse_unknown(options: Data, source: str, known: set[str]) -> None:
-    for name in ("labels", "group", "key", "layout"):
+    for name in ("labels", "conditions", "group", "key", "layout"):
         if name not in known and getattr(options, name) != getattr(Data, name):
             raise option_error(f"data.{name}", f"has no meaning for {source}: leave it out")
 

@@ -24,6 +24,7 @@ class Conditions:
         labels: classes, -1 for "no class".
         augment: numbers that say how each image was augmented, see `Augment`.
         thumbnail: small copies of the whole images, if the denoiser has a ``context``.
+        attributes: the vectors that tell the attributes of the images, see `Attribute`.
 
     >>> two = Conditions(torch.zeros(2, 2, 8, 8), labels=torch.tensor([3, 5]))
     >>> two.select([1]).labels, two.without("labels").labels
@@ -34,6 +35,7 @@ class Conditions:
     labels: Int[Tensor, "n"] | None = None
     augment: Float[Tensor, "n augment_channels"] | None = None
     thumbnail: Float[Tensor, "n c *small_shape"] | None = None
+    attributes: Float[Tensor, "n attribute_channels"] | None = None
 
     def spread(self, images: Shaped[Tensor, "n c *shape"]) -> Conditions:
         """Return the conditions with the coordinates repeated for each of the images, without a copy."""

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patch_diffusion.data.attributes import Attribute
 from patch_diffusion.data.codec import Codec, PixelCodec
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.process import EDM, Process
@@ -37,8 +38,8 @@ class Denoiser(nn.Module):
         network: a callable ``network(x, c_noise, labels)`` that takes ``x`` (n, c + 2, h, w), or (n, c, h, w) if
             ``coords`` is false, or (n, 2 c + 3, h, w) with a ``context``, ``c_noise`` (n,), which is ln(sigma) / 4 for
             the EDM process, and integer ``labels`` (n,) or None, -1 being "no class", and returns (n, c, h, w). Its
-            attributes ``image_channels``, ``num_classes``, ``label_dropout``, ``augment_channels``, ``context`` (a
-            bool) and ``stride`` (a divisor that every height and width must have) are read if it has them, and
+            attributes ``image_channels``, ``num_classes``, ``label_dropout``, ``augment_channels``,
+            ``attribute_channels``, ``context`` (a bool) and ``stride`` (a divisor that every height and width must have) are read if it has them, and
             ``recompute`` (see `patch_diffusion.config.Engine`) is set.
         sigma_data: standard deviation of the data in model space, about ``mean_data``.
         process: noise process, `EDM`, `VE` or `VP`.
@@ -47,6 +48,7 @@ class Denoiser(nn.Module):
             if it is given none. The trainer sets it.
         resolution: shape of the images it is trained on, such as (height, width); the trainer sets it.
         class_names: names of the classes, if they have any; the trainer sets them.
+        columns: what the network is told of an image by name, see `Attribute`; the trainer sets it.
         codec: the codec that maps model space to pixel values and back; the trainer sets it.
         sigma_min, sigma_max: the lowest and highest noise level in sampling; None uses the process' own.
         mean_data: mean of each channel of the data in model space, or one for all; None is 0. Sampling starts from it.
@@ -69,6 +71,7 @@ class Denoiser(nn.Module):
         context: int | None = None,
         resolution: tuple[int, ...] | None = None,
         class_names: tuple[str, ...] = (),
+        columns: tuple[Attribute, ...] = (),
         codec: Codec | None = None,
         sigma_min: float | None = None,
         sigma_max: float | None = None,
@@ -97,6 +100,7 @@ class Denoiser(nn.Module):
         self.context = context
         self.resolution = resolution
         self.class_names = class_names
+        self.columns = columns
         self.codec: Codec = codec or PixelCodec()
         self.sigma_min = sigma_min
         self.sigma_max = sigma_max
@@ -136,6 +140,11 @@ class Denoiser(nn.Module):
     def augment_channels(self) -> int:
         """Length of the augmentation label of an image, which the network is conditioned on; 0 if it is not."""
         return getattr(self.network, "augment_channels", 0)
+
+    @property
+    def attribute_channels(self) -> int:
+        """Length of the vector of attributes that the network is told of an image; 0 if it is told of none."""
+        return getattr(self.network, "attribute_channels", 0)
 
     @property
     def device(self) -> torch.device:
@@ -185,7 +194,9 @@ class Denoiser(nn.Module):
             network_input = torch.cat([network_input, found], dim=1)
             if self.context is not None:
                 network_input = torch.cat([network_input, self._around(conditions.thumbnail, found, noisy)], dim=1)
-        told = (conditions.labels,) if conditions.augment is None else (conditions.labels, conditions.augment)
+        told = [conditions.labels, conditions.augment, conditions.attributes]
+        while len(told) > 1 and told[-1] is None:
+            told.pop()
         denoised = c_skip * noisy + c_out * self.network(network_input, factors.c_noise, *told)
         return denoised if centre is None else centre + denoised
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patch_diffusion.data.images import Images, ImageSet, numbered_as
+from patch_diffusion.data.images import Images, ImageSet, numbered_as, with_columns
 from patch_diffusion.data.small import make_small, small_shape
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
@@ -98,11 +98,12 @@ def losses_of_images(
 
 
 def known_to(model: Denoiser, images: Images) -> Images:
-    """Return images with the labels that the model has for their classes; without any if it knows no classes.
+    """Return images with the labels and attributes as the model knows them; without any that it does not know.
 
     Raises:
-        InputError: an image has a class that the model does not know.
+        InputError: an image has a class or a category that the model does not know.
     """
+    images = with_columns(images, model.columns)
     found = numbered_as(images, model.class_names, model.num_classes)
     if found is None:
         known = ", ".join(model.class_names[:_NAMED]) or f"0 to {model.num_classes - 1}"
@@ -128,5 +129,11 @@ def _batches(
         if shape != images.resolution:
             patch = random_patches(pixels, shape, places=where[slots.start : slots.stop])
             pixels, coords = patch.pixels, patch.coords
-        conditions = Conditions(coords, None if labels is None else to_device(labels, device), thumbnail=thumbnail)
+        told = images.attributes_of(np.asarray(slots, np.int64)) if model.attribute_channels else None
+        conditions = Conditions(
+            coords,
+            None if labels is None else to_device(labels, device),
+            thumbnail=thumbnail,
+            attributes=None if told is None else to_device(told, device),
+        )
         yield range(first + slots.start, first + slots.stop), images.codec.encode(pixels), conditions

@@ -19,10 +19,11 @@ from patch_diffusion.config_dict import (
     option_names,
     to_dict,
 )
+from patch_diffusion.data.attributes import Attribute
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.digest import change_of, digest_of
 from patch_diffusion.data.held_out import hold_out
-from patch_diffusion.data.images import Images, numbered_as, with_codec
+from patch_diffusion.data.images import Images, numbered_as, with_codec, with_columns
 from patch_diffusion.data.latents.codec import LatentCodec, codec_of
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError, did_you_mean
@@ -68,6 +69,8 @@ class ModelFacts(Strict):
     data_digest: dict[str, int | str] = field(default_factory=dict)
     """The digest of the images, see `digest_of`; empty in runs of earlier versions, which do not compare them."""
     rules: tuple[str, ...] = ()
+    attributes: tuple[Attribute, ...] = ()
+    """What the model is told of an image by name, with the categories or the range of the training images."""
 
     @classmethod
     def of(cls, denoiser: Denoiser, images: Images, rules: Collection[str] = RULES) -> ModelFacts:
@@ -87,6 +90,7 @@ class ModelFacts(Strict):
             held_out_below=None if part is None else part.below,
             data_digest=digest_of(images),
             rules=tuple(rules),
+            attributes=images.columns if denoiser.attribute_channels else (),
         )
 
 
@@ -120,6 +124,8 @@ class RunFolder(RunPaths):
         facts = self.read_config()[1]
         if images.options.range is None and images.codec.dtype == facts.codec.get("dtype") == "float32":
             images = with_codec(images, PixelCodec(**facts.codec))
+        if {column.name for column in images.columns} == {column.name for column in facts.attributes}:
+            images = with_columns(images, facts.attributes)
         return numbered_as(images, facts.class_names, facts.num_classes) or images
 
     def rules(self) -> tuple[str, ...]:
@@ -249,6 +255,10 @@ def facts_of(content: Any, where: str) -> ModelFacts:
             "codec has a mean for each channel of the images",
         ),
         (
+            not all(map(_is_whole, facts.attributes)),
+            "attributes have categories, or mean, deviation and range of as many numbers",
+        ),
+        (
             facts.data_digest and not isinstance(facts.data_digest.get("images"), int),
             "data_digest has the number of images",
         ),
@@ -259,11 +269,18 @@ def facts_of(content: Any, where: str) -> ModelFacts:
     return replace(facts, codec=codec.as_dict())
 
 
+def _is_whole(attribute: Attribute) -> bool:
+    """Return True if an attribute has either categories, or all facts of its numbers, and no deviation of 0."""
+    lengths = {len(getattr(attribute, name)) for name in ("mean", "deviation", "lowest", "highest")}
+    numbers = len(lengths) == 1 and lengths != {0} and min(attribute.deviation) > 0
+    return numbers != bool(attribute.categories) and (numbers or lengths == {0})
+
+
 # Options and facts that decide which tensors there are: of the network, the optimizer and the averages.
 _FIXED = {
     *(f"network.{name}" for name in vars(Network()) if name not in ("dropout", "label_dropout")),
     *("patches.coords", "patches.context", "optimizer.kind", "ema.lengths", "noise.levels"),
-    *("image_channels", "num_classes", "parameters", "augment_channels"),
+    *("image_channels", "num_classes", "parameters", "augment_channels", "attributes"),
 }
 
 

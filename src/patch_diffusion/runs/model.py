@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from patch_diffusion.config import Config, Network
+from patch_diffusion.data.attributes import width_of
 from patch_diffusion.data.latents.codec import LatentCodec, codec_of
 from patch_diffusion.denoise.denoiser import Denoiser, place
 from patch_diffusion.denoise.networks.dit import DiT
@@ -37,6 +38,7 @@ def build_network(
     num_classes: int,
     *,
     augment_channels: int = 0,
+    attribute_channels: int = 0,
     coords: bool,
     context: int | None = None,
     most: tuple[float, str] | None = None,
@@ -51,7 +53,7 @@ def build_network(
     for name in given.keys() & (DIT_ONLY if options.kind in STYLES else UNET_ONLY):
         raise option_error(f"network.{name}", f"has no meaning for network.kind {options.kind}: leave it out")
     given |= {"num_classes": num_classes, "augment_channels": augment_channels, "coords": coords}
-    given["context"] = context is not None
+    given |= {"attribute_channels": attribute_channels, "context": context is not None}
     try:
         with _at_most(*most or (math.inf, "any")):
             if options.kind in STYLES:
@@ -157,6 +159,7 @@ def load(
             facts.image_channels,
             facts.num_classes,
             augment_channels=facts.augment_channels,
+            attribute_channels=width_of(facts.attributes),
             coords=config.patches.coords,
             context=config.patches.context,
             most=(num, f"the {num:,} numbers in {weights}"),
@@ -168,6 +171,7 @@ def load(
         codec = codec.decoded_by(os.fspath(vae))
     model = build_denoiser(config, network, facts.sigma_data)
     model.resolution, model.class_names, model.codec = facts.resolution, facts.class_names, codec
+    model.columns = facts.attributes
     restore_weights(network, tensors, str(weights))
     return place(model, choose_device(device)).eval()
 

@@ -68,7 +68,7 @@ def _shape(images: Tensor) -> torch.Size:
 
 def _classes(model: Denoiser, labels: int | Iterable[int] | None, num: int) -> Tensor | None:
     if labels is not None:
-        return to_device(torch.tensor([label for _, label in jobs_of(model, range(num), labels)]), model.device)
+        return to_device(torch.tensor([job.label for job in jobs_of(model, range(num), labels)]), model.device)
     if model.num_classes and not model.label_dropout:
         raise InputError("this model has learned images of a class only: give labels")
     return None

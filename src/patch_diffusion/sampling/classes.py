@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 from patch_diffusion.errors import InputError, decimal, did_you_mean
 
+CLASS = "class"
+"""The name of the class of an image among its conditions."""
+
 _MOST_NAMED = 5  # most classes that an error names
 
 
@@ -20,6 +23,8 @@ def class_place(wanted: int | str, names: Sequence[str], num: int) -> tuple[int,
     Raises:
         InputError: there is no such class.
     """
+    if not num:
+        raise InputError("this model was trained without classes, so its images have none")
     text = str(wanted)
     number = decimal(text) if text.isascii() else None
     if text in names:

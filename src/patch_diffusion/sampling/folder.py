@@ -80,7 +80,7 @@ def write_samples(
     try:
         for num, sample in enumerate(samples, start=1):
             name = class_names[sample.label] if class_names and sample.label is not None else None
-            entry = {"seed": sample.seed, "class": sample.label, "class_name": name, "source": source}
+            entry = {"seed": sample.seed, "class": sample.label, "class_name": name, **sample.told, "source": source}
             more = {"weights": weights or None, "step": step, "ema_length": ema_length}
             entry |= {name: value for name, value in more.items() if value is not None}
             entry["settings"] = sample.settings
@@ -132,17 +132,18 @@ def digest_of(model: Denoiser, guide: str | Denoiser = "class") -> str:
 
 
 def already_there(folder: str | Path, jobs: Iterable[Job], *, settings: Mapping[str, Any], weights: str) -> set[int]:
-    """Return the seeds of those jobs whose pictures are in a folder, of the same class, settings and weights."""
+    """Return the seeds of those jobs whose pictures are in a folder, as they are asked for, from the same weights."""
     folder = Path(folder)
     entries = _entries(folder)
     wanted = json.loads(to_json(settings))
 
-    def is_there(seed: int, label: int | None) -> bool:
-        found = entries.get(seed, {})
-        as_asked = (found.get("class"), found.get("settings"), found.get("weights")) == (label, wanted, weights)
+    def is_there(job: Job) -> bool:
+        found = entries.get(job.seed, {})
+        told = (found.get("class"), found.get("conditions", {}), found.get("settings"), found.get("weights"))
+        as_asked = told == (job.label, job.conditions, wanted, weights)
         return as_asked and (folder / str(found.get("file"))).is_file()
 
-    return {seed for seed, label in jobs if is_there(seed, label)}
+    return {job.seed for job in jobs if is_there(job)}
 
 
 def _entries(folder: Path) -> dict[int, dict[str, Any]]:

@@ -5,33 +5,41 @@ A model with a context samples twice: first the small copy of an image, and then
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import compress, islice
+from itertools import compress, islice, repeat
 from pathlib import Path
-from typing import Annotated as Float, Annotated as Shaped, Annotated as UInt8, Any
+from typing import Annotated as Float, Annotated as Shaped, Annotated as UInt8, Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from patch_diffusion.data.attributes import vectors_of, wanted_of
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.denoise.threads import Shared, sharing
 from patch_diffusion.deprecation import takes_old_keywords
-from patch_diffusion.errors import InputError, NotFiniteError, checked_seeds, whole_number
-from patch_diffusion.sampling.classes import no_place
+from patch_diffusion.errors import InputError, Note, NotFiniteError, checked_seeds, whole_number
+from patch_diffusion.sampling.classes import CLASS, class_place, no_place
 from patch_diffusion.sampling.guidance.guide import check_guidance, guided
 from patch_diffusion.sampling.options import Sampling, View
 from patch_diffusion.sampling.pictures import to_image, visible, write_pixels
 from patch_diffusion.sampling.solvers import wide
 from patch_diffusion.sampling.step import Callback, ConditionalDenoise
 from patch_diffusion.streams import TORCH_SEEDS, generator
+from patch_diffusion.transfer import to_device
 
-Job = tuple[int, int | None]
-"""The seed of an image, and its class or None."""
+
+class Job(NamedTuple):
+    """An image that is asked for: its seed, its class or None, and its conditions by name, see `Attribute`."""
+
+    seed: int
+    label: int | None
+    conditions: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,8 @@ class Sample:
     """A generated image: ``pixels``, the ``seed`` it comes from, its class, and the settings.
 
     The pixels have the dtype of the training images, uint8 for ordinary pictures; they are latents if there is no
-    autoencoder to decode them. ``range`` are the values to display as black and white.
+    autoencoder to decode them. ``range`` are the values to display as black and white, ``conditions`` what the image
+    was asked to be, by name.
 
     >>> sample = Sample(torch.zeros(3, 24, 32, dtype=torch.uint8), seed=7, label=None, settings={})
     >>> sample.image.size, sample.save("pictures").name
@@ -51,6 +60,12 @@ class Sample:
     label: int | None
     settings: dict[str, Any]
     range: tuple[float, float] = (0, 255)
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The conditions as a part of a record of the sample, if there are any."""
+        return {"conditions": dict(self.conditions)} if self.conditions else {}
 
     @property
     def visible(self) -> UInt8[Tensor, "c h w"]:
@@ -67,7 +82,7 @@ class Sample:
 
         A PNG carries ``told`` as its metadata; None: seed, class and settings.
         """
-        usual = {"seed": self.seed, "class": self.label, "settings": self.settings}
+        usual = {"seed": self.seed, "class": self.label, **self.told, "settings": self.settings}
         return write_pixels(self.pixels, Path(folder) / f"{self.seed:06d}", usual if told is None else told)
 
 
@@ -79,6 +94,7 @@ def generate(
     *,
     steps: int | None = None,
     labels: int | Iterable[int] | None = None,
+    conditions: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
 ) -> Iterator[Sample]:
     """Sample whole images, one per seed, batch by batch as they are asked for.
@@ -92,6 +108,8 @@ def generate(
         steps: solver steps, in short for an option of ``sampling``; 18 if neither gives them.
         labels: a class for all, or one per seed: places in the model's ``class_names``, which are counted from 0. None:
             seed k gets class k mod classes if the model has classes.
+        conditions: values by the names of the model's conditions, each for all images or a list of one per seed:
+            numbers, names of categories, vectors; ``class`` is a class by its name or place. Others are not given.
         callback: called with every `Step` of every batch, for a look at the picture as it forms; it is not called with
             the steps that make the small copy.
 
@@ -115,8 +133,10 @@ def generate(
         check_guidance(sampling, model, view, sigmas)
     weaker = model if isinstance(sampling.guide, str) else sampling.guide
     settings = sampling.settings(view, sigmas)
-    jobs = jobs_of(model, seeds, labels)
-    device, centre, queued = model.device, model.centre, model.device.type == "cuda"
+    jobs = jobs_of(model, seeds, labels, conditions)
+    if is_guided and sampling.guide == "class" and not (model.num_classes or conditions):
+        raise InputError("guidance by conditions needs some: give them, or choose another guide", option="guidance")
+    device, centre, columns = model.device, model.centre, model.columns
     levels = sigmas.to(wide(device))  # on the CPU: a solver that looks at one need not wait for the device
 
     def solved(
@@ -125,16 +145,15 @@ def generate(
         noise = partial(noise_of, seeds, (channels, *view.resolution), device, name=name)
         denoise = view.bind(model, conditions)
         if is_guided:
-            denoise = guided(sampling, model, view, conditions, seeds, levels)
+            denoise = guided(sampling, model, view, conditions, seeds, levels, columns)
         start = noise(None) * levels[0]
         return solve(denoise, start + centre(start), levels, noise=noise, callback=callback)
 
     def run() -> Iterator[Sample]:
         waiting = iter(jobs)
         while now := list(islice(waiting, view.images_at_once)):
-            chosen, classes = zip(*now, strict=True)
-            numbers = None if classes[0] is None else torch.tensor(classes).to(device, non_blocking=queued)
-            conditions = Conditions(labels=numbers)
+            chosen = [job.seed for job in now]
+            conditions = conditions_of(model, now)
             # torch divides the work on a single image among all threads by itself.
             alone = len(now) == 1 and view.tile is None and not is_guided
             threads = nullcontext() if alone else sharing(model)
@@ -147,8 +166,8 @@ def generate(
                     conditions = replace(conditions, thumbnail=thumbnail)
                 images = solved(called, view, name, chosen, conditions, callback)
                 made, pixels, shown, broken = decoded(model, images, now)
-            for (seed, label), picture in zip(made, pixels.cpu(), strict=True):
-                yield Sample(picture, seed, label, settings, shown)
+            for job, picture in zip(made, pixels.cpu(), strict=True):
+                yield Sample(picture, job.seed, job.label, settings, shown, job.conditions)
             if broken is not None:
                 raise broken
 
@@ -162,7 +181,7 @@ def decoded(
     try:
         return jobs, *model.codec.decode_with_range(images), None
     except NotFiniteError as error:
-        finite, broken = error.finite, NotFiniteError.of(error.finite, [f"seed {seed}" for seed, _ in jobs])
+        finite, broken = error.finite, NotFiniteError.of(error.finite, [f"seed {job.seed}" for job in jobs])
     if not any(finite):
         raise broken
     return list(compress(jobs, finite)), *model.codec.decode_with_range(images[torch.tensor(finite)]), broken
@@ -184,12 +203,46 @@ def noise_of(
     return drawn.to(device, wide(device), non_blocking=device.type == "cuda")
 
 
-def jobs_of(model: Denoiser, seeds: Iterable[int], labels: int | Iterable[int] | None) -> Iterable[Job]:
+def conditions_of(model: Denoiser, jobs: Sequence[Job]) -> Conditions:
+    """Return the conditions of the images of some jobs, on the model's device."""
+    labels = [job.label for job in jobs]
+    numbers = None if None in labels else to_device(torch.tensor(labels), model.device)
+    wanted = [job.conditions for job in jobs]
+    told = to_device(vectors_of(model.columns, wanted), model.device) if any(wanted) else None
+    return Conditions(labels=numbers, attributes=told)
+
+
+def jobs_of(
+    model: Denoiser,
+    seeds: Iterable[int],
+    labels: int | Iterable[int] | None = None,
+    conditions: Mapping[str, Any] | None = None,
+) -> Iterable[Job]:
     """Return jobs, one per image and without writing out a range of seeds, or raise an InputError at once."""
     chosen = checked_seeds(seeds)
+    conditions = dict(conditions or {})
+    if CLASS in conditions and CLASS not in [column.name for column in model.columns]:
+        if labels is not None:
+            raise InputError("a class is given twice, as a condition and by itself: leave one out")
+        labels = _places_of(conditions.pop(CLASS), model)
+    wanted, notes = wanted_of(model.columns, conditions, len(chosen))
+    for note in notes:
+        warnings.warn(note, Note, stacklevel=3)
+    return map(Job, chosen, _labels(model, chosen, labels), wanted)
+
+
+def _places_of(wanted: Any, model: Denoiser) -> int | list[int]:
+    """Return the place of a class, or of one per image, given by its name or place."""
+    if isinstance(wanted, list | tuple):
+        return [class_place(each, model.class_names, model.num_classes)[0] for each in wanted]
+    return class_place(wanted, model.class_names, model.num_classes)[0]
+
+
+def _labels(model: Denoiser, chosen: Sequence[int], labels: int | Iterable[int] | None) -> Iterable[int | None]:
+    """Return the class of each image, or None, or raise an InputError."""
     classes = model.num_classes
     if labels is None:
-        return ((seed, seed % classes if classes else None) for seed in chosen)
+        return (seed % classes for seed in chosen) if classes else repeat(None)
     if not classes:
         raise InputError("this model was trained without classes, so its images have none")
     given = [whole_number("a class", label) for label in (labels if isinstance(labels, Iterable) else [labels])]
@@ -197,7 +250,7 @@ def jobs_of(model: Denoiser, seeds: Iterable[int], labels: int | Iterable[int] |
         if not 0 <= label < classes:
             raise InputError(no_place(label, model.class_names, classes))
     if not isinstance(labels, Iterable):
-        return ((seed, given[0]) for seed in chosen)
+        return repeat(given[0])
     if len(given) != len(chosen):
         raise InputError(f"{len(chosen)} images need as many labels, not {len(given)}")
-    return zip(chosen, given, strict=True)
+    return given

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Annotated as Float, Annotated as Float64, Any, ClassVar, Literal, get_args
 
 from tyro.conf import arg
+from tyro.constructors import PrimitiveConstructorSpec
 
 from patch_diffusion.errors import (
     Checked,
@@ -63,6 +64,26 @@ def check_schedule(name: str) -> None:
     check_name("schedule", name, SCHEDULE_NAMES)
 
 
+def _parse_scales(words: list[str]) -> float | dict[str, float]:
+    if len(words) == 1 and "=" not in words[0]:
+        return float(words[0])
+    pairs = [word.partition("=") for word in words]
+    if not all(equals for _, equals, _ in pairs):
+        raise ValueError(f"give one scale, or one for each condition, as in class=2 age=1.5, not {' '.join(words)}")
+    return {name: float(scale) for name, _, scale in pairs}
+
+
+# On the command line: --guidance 2, or --guidance class=2 age=1.5
+_SCALES = PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="SCALE",
+    instance_from_str=_parse_scales,
+    is_instance=lambda instance: isinstance(instance, int | float | dict),
+    str_from_instance=lambda scales: (
+        [f"{name}={scale:g}" for name, scale in scales.items()] if isinstance(scales, dict) else [f"{scales:g}"]
+    ),
+)
+
 Coords = Literal["stretch", "extend", "repeat"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -108,12 +129,12 @@ class Sampling(Strict):
     """Standard deviation of the noise that stochastic_heun adds. Default: 1.003."""
     eta: float | None = None
     """Share of fresh noise in each step of ancestral, from 0 to 1. Default: 1."""
-    guidance: float = 1.0
-    """Scale of guidance; 1 is no guidance."""
+    guidance: Annotated[float | dict[str, float], _SCALES] = 1.0
+    """Scale of guidance; 1 is no guidance. Or a scale for each of some conditions, as in class=2 age=1.5."""
     guide: Annotated[Guide, arg(metavar="NAME")] = "class"
-    """Weaker model that guidance steers away from. class: the model without its class label. crops: the model on crops
-    of half the sides, or of others as in crops:1/4. step:400: an earlier checkpoint. ema:0.02: another weight average.
-    Or the folder of another run; in Python also a denoiser."""
+    """Weaker model that guidance steers away from. class: the model without class and conditions. crops: the model on
+    crops of half the sides, or of others as in crops:1/4. step:400: an earlier checkpoint. ema:0.02: another weight
+    average. Or the folder of another run; in Python also a denoiser."""
     guidance_interval: Annotated[tuple[float, float] | None, arg(metavar="LOW HIGH")] = None
     """Noise levels with guidance: those above LOW and up to HIGH. Default: all levels."""
     resolution: Size | None = None
@@ -136,7 +157,12 @@ class Sampling(Strict):
     """Compile the network with torch.compile, once for each image size; this takes minutes at the start."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.guidance, dict):
+            scales = {name: finite_number(f"guidance {name}", scale) for name, scale in self.guidance.items()}
+            object.__setattr__(self, "guidance", scales if any(scale != 1 for scale in scales.values()) else 1.0)
         for name, value in list(vars(self).items()):
+            if isinstance(value, dict):
+                continue
             if name not in _NO_NUMBERS and value is not None:
                 check, several = whole_number if name in _WHOLE else finite_number, isinstance(value, tuple | list)
                 if several and (name not in _PAIRS or len(value) != 2):

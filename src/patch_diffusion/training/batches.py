@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from patch_diffusion.data.attributes import keep_some
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.gather import Windows
 from patch_diffusion.data.images import Images, ImageSet
@@ -77,13 +78,15 @@ class RandomDraws(NamedTuple):
     """The random numbers of all images of a step, drawn at once on the host: ``(num,)``, places ``(num, axes)``.
 
     ``places``: where a patch is cut, in [0, 1) of all positions; ``hidden``: a label is dropped if its number is below
-    the network's label dropout; ``sigma``: noise levels; ``context``: noise of the image's small copy, in [0, 1).
+    the network's label dropout; ``sigma``: noise levels; ``context``: noise of the image's small copy, in [0, 1);
+    ``untold``: ``(num, attributes + 1)``, as ``hidden`` for each attribute by itself, and then for all and the label.
     """
 
     places: Tensor
     hidden: Tensor
     sigma: Tensor
     context: Tensor | None
+    untold: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -169,11 +172,17 @@ class Batches:
         windows = self._windows(images, size, draws.places[chosen])
         small_alone = size.small and self.small is not None
         feed = self.small if small_alone and self.small is not None else self.feed
-        pixels, labels = feed.get(plan.bucket, first, len(slots), windows)
-        labels = labels if self.denoiser.num_classes else None
+        pixels, indices = feed.get(plan.bucket, first, len(slots), windows)
+        labels = images.labels_of(indices) if self.denoiser.num_classes else None
+        attributes = images.attributes_of(indices) if self.denoiser.attribute_channels else None
+        hidden, dropout = draws.hidden[chosen], self.denoiser.label_dropout
+        if attributes is not None and draws.untold is not None:
+            untold = draws.untold[chosen]
+            kept = (untold[:, :-1] >= dropout) & (untold[:, -1:] >= dropout)
+            attributes = to_device(keep_some(attributes, images.columns, kept), device)
+            hidden = torch.minimum(hidden, untold[:, -1])
         if labels is not None:
-            hidden = draws.hidden[chosen] < self.denoiser.label_dropout
-            labels = to_device(labels.masked_fill(hidden, -1), device)
+            labels = to_device(labels.masked_fill(hidden < dropout, -1), device)
 
         altered = small = None
         if windows is not None:  # cut already
@@ -210,7 +219,7 @@ class Batches:
 
         posterior = normal("posterior") if images.codec.posterior else None
         clean = pixels if self.augment.p else images.codec.encode(pixels, posterior)
-        return Batch(clean, sigma, normal("noise"), Conditions(coords, labels, altered, thumbnail))
+        return Batch(clean, sigma, normal("noise"), Conditions(coords, labels, altered, thumbnail, attributes))
 
     def draw(self, plan: Plan) -> RandomDraws:
         """Draw the random numbers of all images of a step."""
@@ -220,7 +229,10 @@ class Batches:
         sigma, context = self.noise.draw(plan.num, generator=generator), None
         if self.schedule.context is not None and not plan.size.small:
             context = torch.rand(plan.num, generator=generator)
-        return RandomDraws(places, hidden, sigma, context)
+        untold = None
+        if self.denoiser.attribute_channels:
+            untold = torch.rand(plan.num, len(self.images.columns) + 1, generator=generator)
+        return RandomDraws(places, hidden, sigma, context, untold)
 
     def _small_shape(self, images: ImageSet) -> Shape:
         assert self.schedule.context is not None

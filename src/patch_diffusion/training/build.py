@@ -10,6 +10,7 @@ from os import PathLike
 import torch
 
 from patch_diffusion.config import Config
+from patch_diffusion.data.attributes import width_of
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.held_out import FEWEST_TO_HOLD_OUT, HELD_OUT, least_held_out
 from patch_diffusion.data.images import Images, refuse_one_value
@@ -56,6 +57,7 @@ def build_trainer(
         images.channels,
         images.num_classes,
         augment_channels=Augment.of(config.data.augment).channels,
+        attribute_channels=width_of(images.columns),
         coords=config.patches.coords,
         context=config.patches.context,
         most=(memory / 4, f"the {memory / 2**30:,.1f} GB of memory here can hold"),

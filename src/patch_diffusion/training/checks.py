@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from patch_diffusion.config import Config, Watch
+from patch_diffusion.data.attributes import width_of
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.latents.folder import LatentSet
@@ -41,6 +42,12 @@ def check_network(denoiser: Denoiser, images: Images, augment: Augment, context:
     if denoiser.mean_data is not None and len(denoiser.mean_data) not in (1, images.channels):
         raise option_error(
             "noise.mean_data", f"has {len(denoiser.mean_data)} numbers, but the images have {images.channels} channels"
+        )
+    if denoiser.attribute_channels not in (0, told := width_of(images.columns)):
+        raise InputError(
+            f"the network is told of attributes by {denoiser.attribute_channels} numbers, but the conditions of the "
+            f"images have {told}: build it with attribute_channels={told}",
+            option="data.conditions",
         )
     if denoiser.num_classes and denoiser.num_classes != images.num_classes:
         raise InputError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from patch_diffusion.data.reading.parallel import progress, results_in_order
 from patch_diffusion.data.reading.pixels import MOST_IN_MEMORY, ArrayPlan, Plan, Read, ReadArray, images_of, read
 from patch_diffusion.data.reading.sizes import Size, choose_sizes, resize_values, resolution_of, too_small
 from patch_diffusion.data.reading.survey import Survey
+from patch_diffusion.data.reading.tables import attributes_of_rows
 from patch_diffusion.errors import InputError, option_error
 
 _LOOKED_AT = 256
@@ -35,8 +36,12 @@ _MOST_EXACT = 2**24
 _FEW_CHANNELS = 4
 
 
-def read_array(stored: StoredArray, options: Data, *, show: bool = False) -> Images:
+def read_array(
+    stored: StoredArray, options: Data, *, conditions: Mapping[str, Any] | None = None, show: bool = False
+) -> Images:
     """Read the images of a stored array into an image set with uint8, uint16 or float32 pixels.
+
+    ``conditions`` are values of attributes by their names, in place of those that are stored with the array.
 
     An array that is memory-mapped, or in memory, in the layout and dtype that training takes is used without a copy.
     Then the value range of integers is taken from a sample of images; floats are scanned once, for their range and for
@@ -61,6 +66,8 @@ def read_array(stored: StoredArray, options: Data, *, show: bool = False) -> Ima
             f"images of {height}x{width} in {stored.source} are too small to enlarge to {target[0]}x{target[1]}"
         )
     notes = _notes(stored, dtype, (height, width), target, options)
+    attributes, more = attributes_of_rows(conditions or stored.conditions, stored.shape[0], stored.source)
+    notes += more
     key = None if stored.identity is None else {"array": stored.identity, "axis": axis, "key": options.key}
 
     mapped, survey = stored.mapped, Survey(name=lambda index: f"image {index:,} of {stored.source}")
@@ -82,7 +89,7 @@ def read_array(stored: StoredArray, options: Data, *, show: bool = False) -> Ima
             key |= {"resolution": target, "fit": options.fit}
         plan = Plan(dtype, [ArrayPlan((channels, *target), stored.shape[0], blocks, keys=keys)], survey)
         found = read(lambda: plan, key, options, often=key is not None)
-    return images_of(found, labels, options, notes, groups)
+    return images_of(found, labels, options, notes, groups, attributes)
 
 
 def channel_axis(shape: tuple[int, ...], layout: Layout, source: str) -> int:

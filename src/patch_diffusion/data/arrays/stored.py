@@ -8,7 +8,7 @@ import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,7 +35,7 @@ class StoredArray:
     """An array of images (n, ...), in a file or in memory.
 
     Calling ``blocks`` yields it, block by block along the first axis. ``labels`` are the labels stored with it, if any,
-    and ``groups`` the groups that were asked for.
+    and ``groups`` and ``conditions`` those that were asked for.
     ``identity`` changes when the file does, and is None for an array in Python. ``mapped`` is the array itself, if it
     is in memory or memory-mapped.
     """
@@ -48,6 +48,7 @@ class StoredArray:
     identity: Any = None
     mapped: NDArray[Any] | None = None
     groups: NDArray[Any] | None = None
+    conditions: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 def is_array(path: Path) -> bool:
@@ -62,7 +63,8 @@ def open_array(path: Path, options: Data) -> Iterator[StoredArray]:
     """Open the array of images in a file, and yield it; the file stays open in the with block. Nothing is unpickled.
 
     Without ``key`` it is the only one that can be images, or ``images``, ``x`` or ``data``; without ``labels`` these
-    are ``labels``, ``y`` or ``label``, if there is one. For an .npy, ``labels`` and ``group`` are paths of others.
+    are ``labels``, ``y`` or ``label``, if there is one. For an .npy, ``labels``, ``group`` and ``conditions`` are paths of
+    others.
 
     Raises:
         InputError: the file is damaged, or lacks an array of this name; the error message lists the existing names.
@@ -88,9 +90,9 @@ def _open_npy(path: Path, options: Data) -> Iterator[StoredArray]:
     found, groups = (
         None if name is None else _map_npy(user_path(name), name) for name in (options.labels, options.group)
     )
-    yield StoredArray(
-        source, array.shape, array.dtype, lambda: _slices(array, source), found, state_of(path), array, groups
-    )
+    conditions = {Path(name).stem: _map_npy(user_path(name), name) for name in options.conditions or ()}
+    own = (found, state_of(path), array, groups, conditions)
+    yield StoredArray(source, array.shape, array.dtype, lambda: _slices(array, source), *own)
 
 
 def _map_npy(path: Path, source: str) -> NDArray[Any]:
@@ -130,10 +132,9 @@ def _open_npz(path: Path, options: Data) -> Iterator[StoredArray]:
             with archive.open(name + ".npy") as stream, damage_named(source):
                 return np.lib.format.read_array(stream, allow_pickle=False)
 
-        found, groups = column(label_name), column(options.group)
-        yield StoredArray(
-            source, shape, dtype, lambda: _guarded(blocks(), source), found, state_of(path), groups=groups
-        )
+        own = (column(label_name), state_of(path), None, column(options.group))
+        conditions = {name: found for name in options.conditions or () if (found := column(name)) is not None}
+        yield StoredArray(source, shape, dtype, lambda: _guarded(blocks(), source), *own, conditions)
 
 
 def _npz_header(archive: zipfile.ZipFile, name: str, source: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -244,13 +245,13 @@ def _chosen(
     """
     chosen, labels = _choose({name: array.shape for name, array in arrays.items()}, options)
     source, array = options.source, arrays[chosen]
+    told = options.conditions or ()
     with damage_named(source):
-        for name in {chosen, labels or chosen, options.group or chosen}:
+        for name in {chosen, labels or chosen, options.group or chosen, *told}:
             _refuse_hollow(arrays[name], sum(path.stat().st_size for path in files_of(arrays[name])))
         values, groups = (None if name is None else np.asarray(arrays[name][:]) for name in (labels, options.group))
-    return StoredArray(
-        source, array.shape, array.dtype, lambda: _slices(array, source), values, identity, groups=groups
-    )
+        own = (values, identity, None, groups, {name: np.asarray(arrays[name][:]) for name in told})
+    return StoredArray(source, array.shape, array.dtype, lambda: _slices(array, source), *own)
 
 
 def _refuse_hollow(array: Any, num_bytes: int) -> None:
@@ -266,7 +267,8 @@ def _choose(shapes: Mapping[str, tuple[int, ...]], options: Data) -> tuple[str, 
     listed = ", ".join(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in sorted(shapes.items()))
     if not shapes:
         raise InputError(f"{source} holds no arrays")
-    for option, name in (("key", key), ("labels", labels), ("group", options.group)):
+    told = [("conditions", name) for name in options.conditions or ()]
+    for option, name in (("key", key), ("labels", labels), ("group", options.group), *told):
         if name is not None and name not in shapes:
             raise InputError(
                 f"{source} has no array '{name}' for data.{option}{did_you_mean(name, shapes)} ({listed})",

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patch_diffusion.config import Data
+from patch_diffusion.data.attributes import Attributes
 from patch_diffusion.data.classes import Labels
 from patch_diffusion.data.files.decode import Header, ImageFile, decode_with_key, quiet, read_headers, reason
 from patch_diffusion.data.files.pixel_type import common_pixel_type
@@ -58,7 +59,7 @@ class Collection:
     ``identity`` is JSON data that changes when the files do; None if that cannot be known. ``headers`` and ``unusable``
     are results of `read_headers`, if there are any already. If ``slow``, decoded images are cached on disk even if they
     are few. ``folders`` are sub-folders that could be classes, if the files have no labels and it was not said whether
-    they are. ``groups`` names the group of each file, if any is known.
+    they are. ``groups`` names the group of each file, if any is known, and ``attributes`` are what else is known of each.
     """
 
     source: str
@@ -71,6 +72,7 @@ class Collection:
     slow: bool = False
     folders: tuple[str, ...] = ()
     groups: Sequence[str] | None = None
+    attributes: Attributes | None = None
 
 
 def read_collection(found: Collection, options: Data, *, show: bool = False) -> Images:
@@ -93,7 +95,7 @@ def read_collection(found: Collection, options: Data, *, show: bool = False) -> 
         notes.append(
             f"there are {len(found.folders)} sub-folders: with --data.classes True their names become class labels"
         )
-    return images_of(pixels, found.labels, options, notes, found.groups)
+    return images_of(pixels, found.labels, options, notes, found.groups, found.attributes)
 
 
 def _plan(found: Collection, options: Data, show: bool) -> Plan:

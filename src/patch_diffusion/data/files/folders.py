@@ -16,12 +16,13 @@ from typing import IO
 from PIL import Image
 
 from patch_diffusion.config import Data
+from patch_diffusion.data.attributes import OPTION, Attributes
 from patch_diffusion.data.classes import Labels
 from patch_diffusion.data.files.collection import Collection, Files
 from patch_diffusion.data.files.decode import NOT_READ, ImageFile
 from patch_diffusion.data.named import no_labels
 from patch_diffusion.data.reading.cache import digest, state_of
-from patch_diffusion.data.reading.damage import damage_named, read_labels
+from patch_diffusion.data.reading.damage import damage_named, read_labels, read_table
 from patch_diffusion.data.reading.groups import groups_of_json, groups_of_names, is_column
 from patch_diffusion.data.reading.labels import (
     LABELS_FILE,
@@ -35,6 +36,7 @@ from patch_diffusion.data.reading.labels import (
     parts_of,
 )
 from patch_diffusion.data.reading.names import HIDDEN, plain, plain_names
+from patch_diffusion.data.reading.tables import attributes_of_csv
 from patch_diffusion.errors import InputError, counted, option_error
 from patch_diffusion.files import user_path
 
@@ -81,12 +83,16 @@ def find_in_folder(path: Path, options: Data) -> Collection:
     images, notes = _images_among(list(names), options)
     found = _Found(images, names, lambda name: (path / name).open("rb"), options)
     labels, folders = _labels(found, notes)
+    attributes = _attributes(found, notes)
     # Files are opened by name, since making a Path first takes a tenth as long as decoding a small image.
     files = Files(
         len(images), lambda index: ImageFile(images[index], partial(open, f"{path}/{names[images[index]]}", "rb"))
     )
     identity = [str(path.resolve()), digest(*((names[name], states[names[name]]) for name in images))]
-    return Collection(options.source, files, labels, notes, identity, folders=folders, groups=_groups(found, notes))
+    groups = _groups(found, notes)
+    return Collection(
+        options.source, files, labels, notes, identity, folders=folders, groups=groups, attributes=attributes
+    )
 
 
 @contextmanager
@@ -114,14 +120,16 @@ def find_in_zip(path: Path, options: Data) -> Iterator[Collection]:
             )
         found = _Found(images, names, archive.open, options)
         labels, folders = _labels(found, notes)
-        groups = _groups(found, notes)
+        groups, attributes = _groups(found, notes), _attributes(found, notes)
         files = Files(
             len(images), lambda index: ImageFile(images[index], partial(_unpacked, archive, names[images[index]]))
         )
         # Earlier versions left these images out, or read them by other names.
         renamed = [names[name] for name in images if names[name] != name or _ending(name) == ".mpo"]
         identity = [*state_of(path), *([digest(*renamed)] if renamed else [])]
-        yield Collection(options.source, files, labels, notes, identity, folders=folders, groups=groups)
+        yield Collection(
+            options.source, files, labels, notes, identity, folders=folders, groups=groups, attributes=attributes
+        )
 
 
 def _unpacked(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
@@ -148,17 +156,13 @@ class _Found:
             stream = self.open_stored(self.names[name])
         return read_labels(stream, source, len(self.images))
 
-    def csv(self) -> bytes:
-        """Return the content of the CSV of labels, which is a path of the user's or a file inside the data set."""
-        labels = self.options.labels
-        assert labels is not None
-        if (path := user_path(labels)).is_file():
-            with damage_named(labels):
-                stream = path.open("rb")
-            return read_labels(stream, labels, len(self.images))
-        if plain(labels) in self.names:
-            return self.read(plain(labels))
-        raise no_labels(labels, self.options.source)
+    def csv(self, file: str, option: str = "data.labels") -> bytes:
+        """Return the content of a CSV, which is a path of the user's or a file inside the data set."""
+        if user_path(file).is_file():
+            return read_table(file, len(self.images))
+        if plain(file) in self.names:
+            return self.read(plain(file))
+        raise no_labels(file, self.options.source, option)
 
     def labels_files(self) -> Iterator[tuple[str, Sequence[str]]]:
         """Yield each ``dataset.json`` in a folder around all images, the outermost first, and the names from there."""
@@ -203,7 +207,8 @@ def _images_among(names: Sequence[str], options: Data) -> tuple[list[str], list[
     images, others = [], []
     for name in visible:
         (images if _ending(name) in endings else others).append(name)
-    known = {folder + LABELS_FILE for folder in folders_around(images)} | {plain(options.labels or "")}
+    known = {folder + LABELS_FILE for folder in folders_around(images)}
+    known |= {plain(file) for file in (options.labels, *(options.conditions or ())[:1]) if file}
     others = [name for name in others if name not in known]
     if not images and not others:
         if names:
@@ -236,7 +241,7 @@ def _labels(found: _Found, notes: list[str]) -> tuple[Labels | None, tuple[str, 
     """Return the labels of images, None if they have none; and the sub-folders that could be classes, if asked for."""
     options, images = found.options, found.images
     if options.labels is not None and options.classes is not False:
-        labels, more_notes = labels_of_csv(found.csv(), images, options.labels)
+        labels, more_notes = labels_of_csv(found.csv(options.labels), images, options.labels)
         notes += more_notes
         return labels, ()
     if options.classes is False:
@@ -273,4 +278,19 @@ def _groups(found: _Found, notes: list[str]) -> list[str] | None:
             f"'{options.group}' is a column of the CSV that data.labels names, and there is none: give one, "
             "or the word folder, or a pattern of the name with parentheses",
         )
-    return column_of_csv(found.csv(), options.group, images, options.labels)[0]
+    return column_of_csv(found.csv(options.labels), options.group, images, options.labels)[0]
+
+
+def _attributes(found: _Found, notes: list[str]) -> Attributes | None:
+    """Return the attributes of images in the CSV of data.conditions; None if there is none."""
+    conditions = found.options.conditions
+    if not conditions:
+        return None
+    file, *columns = conditions
+    if not file.lower().endswith((".csv", ".tsv", ".txt")):
+        raise option_error(
+            OPTION, f"of image files is a CSV with the columns file and others, then the columns to use, not '{file}'"
+        )
+    attributes, more = attributes_of_csv(found.csv(file, OPTION), columns, found.images, file)
+    notes += more
+    return attributes

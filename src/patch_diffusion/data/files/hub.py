@@ -22,6 +22,7 @@ from patch_diffusion.data.reading.cache import digest, state_of
 from patch_diffusion.data.reading.damage import damage_named
 from patch_diffusion.data.reading.groups import groups_of_values
 from patch_diffusion.data.reading.labels import labels_of_values
+from patch_diffusion.data.reading.tables import attributes_of_columns, check_columns
 from patch_diffusion.errors import InputError, about, did_you_mean, need
 from patch_diffusion.files import user_path
 
@@ -83,7 +84,11 @@ def collection_of(table: Any, options: Data, folders: Sequence[Path] | None = No
     stored = [state_of(Path(file["filename"])) for file in table.cache_files]
     # Tables in memory have no files; their fingerprint depends on how they were made, which may not determine the data.
     identity = digest(column, len(table), table._fingerprint, *stored) if stored else None
-    groups = None
+    groups, attributes, notes = None, None, list[str]()
+    if options.conditions:
+        check_columns(options.conditions, list(table.features), source)
+        columns = {name: _values_of(table, name) for name in options.conditions}
+        attributes, notes = attributes_of_columns(columns, source)
     if options.group is not None:
         if options.group not in table.features:
             raise InputError(
@@ -92,7 +97,14 @@ def collection_of(table: Any, options: Data, folders: Sequence[Path] | None = No
                 option="data.group",
             )
         groups = groups_of_values(table.with_format(None)[options.group][:], len(table), source)
-    return Collection(source, files, labels, identity=identity, slow=True, groups=groups)
+    return Collection(source, files, labels, notes, identity, slow=True, groups=groups, attributes=attributes)
+
+
+def _values_of(table: Any, column: str) -> list[Any]:
+    """Return the values of a column, with names of classes in place of their numbers."""
+    values = table.with_format(None)[column][:]
+    names = getattr(table.features[column], "names", None)
+    return [None if value is None else names[value] for value in values] if names else values
 
 
 def _place_and_split(name: str) -> tuple[str, str | None]:

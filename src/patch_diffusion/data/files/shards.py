@@ -21,11 +21,12 @@ from patch_diffusion.data.files.collection import Collection, Files
 from patch_diffusion.data.files.decode import ImageFile
 from patch_diffusion.data.files.folders import image_endings
 from patch_diffusion.data.reading.cache import Found, digest, remember, state_of
-from patch_diffusion.data.reading.damage import damage_named
+from patch_diffusion.data.reading.damage import damage_named, read_table
 from patch_diffusion.data.reading.groups import groups_of_names, is_column
 from patch_diffusion.data.reading.labels import labels_of_values
-from patch_diffusion.data.reading.names import HIDDEN
+from patch_diffusion.data.reading.names import HIDDEN, plain
 from patch_diffusion.data.reading.parallel import results_in_order
+from patch_diffusion.data.reading.tables import attributes_of_csv
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import user_path
 
@@ -80,7 +81,12 @@ def find_in_shards(pattern: str, options: Data, *, show: bool = False) -> Collec
     files = Files(len(index.places), lambda place: ImageFile(name(place), partial(opened, place)))
     labels, groups = _labels(files, index, options), _groups(index, options)
     identity = digest(*states, *(["without hidden files"] if index.hidden else []))
-    return Collection(options.source, files, labels, identity=identity, slow=True, groups=groups)
+    attributes, notes = None, list[str]()
+    if options.conditions:
+        file, *columns = options.conditions
+        names = [plain(name.decode(errors="replace")) for name in index.names.tolist()]
+        attributes, notes = attributes_of_csv(read_table(file, len(names)), columns, names, file)
+    return Collection(options.source, files, labels, notes, identity, slow=True, groups=groups, attributes=attributes)
 
 
 @dataclass(frozen=True)

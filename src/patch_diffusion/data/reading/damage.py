@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from patch_diffusion.errors import InputError
-from patch_diffusion.files import read_at_most
+from patch_diffusion.files import read_at_most, user_path
 
 _MOST_BYTES, _MOST_BYTES_PER_IMAGE = 2**28, 2**10
 """The most bytes of a file of labels: 256 MB, and a line of 1 KB more for each image."""
@@ -35,6 +35,13 @@ def damage_named(source: str | Path, is_wrong: str = "is damaged") -> Iterator[N
         if isinstance(error, OSError) and error.strerror and error.filename is not None:
             raise InputError(f"cannot read {source}: {error.strerror}") from None
         raise InputError(f"{source} {is_wrong}: {words}") from None
+
+
+def read_table(file: str, num_images: int) -> bytes:
+    """Read a CSV of the user's, given by its path; see `read_labels`."""
+    with damage_named(file):
+        stream = user_path(file).open("rb")
+    return read_labels(stream, file, num_images)
 
 
 def read_labels(stream: IO[bytes], source: str | Path, num_images: int) -> bytes:

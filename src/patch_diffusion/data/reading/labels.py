@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +15,13 @@ from numpy.typing import NDArray
 from patch_diffusion.data.classes import Labels, ordered, too_many
 from patch_diffusion.data.reading.damage import damage_named
 from patch_diffusion.data.reading.names import by_names, plain
-from patch_diffusion.errors import InputError, counted
+from patch_diffusion.data.reading.tables import columns_of_csv
+from patch_diffusion.errors import InputError
 
 LABELS_FILE = "dataset.json"
 
 ONE_IMAGE = "one image only"
 """The words of a note on classes of a single image."""
-
-_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as spreadsheets write it
 
 _MOST_NAMED = 5
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}
@@ -153,42 +149,10 @@ def labels_of_csv(content: bytes, names: Sequence[str], source: str) -> tuple[La
 
 
 def column_of_csv(content: bytes, column: str, names: Sequence[str], source: str) -> tuple[list[str], list[str]]:
-    """Return the values of images in a column of a CSV, which has their names in the column ``file``; and notes.
-
-    A missing column, a file with two values and an image without one are errors, which name it.
-    """
-    found: dict[str, str] = {}
-    try:
-        text = content.decode("utf-16" if content.startswith(_UTF_16) else "utf-8-sig")
-    except UnicodeDecodeError:
-        raise InputError(f"{source} is not a CSV of file,{column} in UTF-8: save it as that") from None
-    with damage_named(source, f"is not a CSV of file,{column}"):
-        separator = next((mark for mark in ",;\t" if mark in text.partition("\n")[0]), ",")
-        rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
-        columns = rows.fieldnames or ()
-        for wanted in ("file", column):  # a name in another case counts if it is the only one
-            alike = [name for name in columns if name.strip().casefold() == wanted.casefold()]
-            if wanted not in columns and len(alike) == 1:
-                columns = rows.fieldnames = [wanted if name in alike else name for name in columns]
-        if not {"file", column} <= set(columns):
-            raise InputError(
-                f"the first line of {source} must name the columns file and {column}, not "
-                f"{', '.join(columns)[:200] or 'none'}: commas are between columns"
-            )
-        for row in rows:
-            name, value = plain((row["file"] or "").strip()), (row[column] or "").strip()
-            if not name or not value or value.casefold() == "nan":
-                raise InputError(f"line {rows.line_num} of {source} has no {column if name else 'file'}")
-            if found.setdefault(name, value) != value:
-                raise InputError(f"{source} gives {name} two {column}s, {found[name]} and {value}")
-    own, others, notes = by_names(found, names, source)
-    _refuse_missing(own, names, source, column)
-    if others:
-        notes.append(
-            f"{source} has {column}s for {counted(len(others), 'file')} that the data does not have (first: "
-            f"{others[0]})"
-        )
-    return [own[name] for name in names], notes
+    """Return the values of images in a column of a CSV, see `columns_of_csv`, each of which must have one; and notes."""
+    advice = ", or set data.classes to False" if column == "label" else ""
+    columns, notes = columns_of_csv(content, [column], names, source, may_lack=False, advice=advice)
+    return columns[column], notes
 
 
 def labels_of_values(values: Sequence[Any] | NDArray[Any], name: Callable[[int], str] = "image {:,}".format) -> Labels:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patch_diffusion.config import Data
+from patch_diffusion.data.attributes import Attributes
 from patch_diffusion.data.classes import Labels, occurring
 from patch_diffusion.data.images import ImageBuckets, Images, ImageSet, Keys
 from patch_diffusion.data.keys import keys_of_groups
@@ -134,12 +135,17 @@ def read(make_plan: Callable[[], Plan], key: Mapping[str, Any] | None, options: 
 
 
 def images_of(
-    found: Read, labels: Labels | None, options: Data, notes: list[str], groups: Sequence[str] | None = None
+    found: Read,
+    labels: Labels | None,
+    options: Data,
+    notes: list[str],
+    groups: Sequence[str] | None = None,
+    attributes: Attributes | None = None,
 ) -> Images:
     """Make an image set to train on from decoded pixels: an `ImageSet`, or `ImageBuckets` for several sizes.
 
-    ``labels``, and the names of ``groups``, are those of all images, also of those that could not be read; ``notes``
-    are remarks for the user in addition to those of the reading.
+    ``labels``, the names of ``groups`` and ``attributes`` are those of all images, also of those that could not be read;
+    ``notes`` are remarks for the user in addition to those of the reading.
     """
     dtype, survey = found.facts["dtype"], found.survey
     codec = codec_of(dtype, options.range, survey)
@@ -162,7 +168,9 @@ def images_of(
     for each, own in zip(found.arrays, own_labels, strict=True):
         if len(each.pixels):
             of_size = None if grouped is None else each.own(grouped)
-            sets.append(ImageSet(each.pixels, own, file=each.file, keys=each.keys, groups=of_size, **shared))
+            told = None if attributes is None else attributes.select(each.own(np.arange(len(attributes))))
+            of_each = {"file": each.file, "keys": each.keys, "groups": of_size, "attributes": told}
+            sets.append(ImageSet(each.pixels, own, **of_each, **shared))
     if len(sets) == 1:
         return replace(sets[0], notes=tuple(all_notes))
     return ImageBuckets(tuple(sets), options, tuple(all_notes))

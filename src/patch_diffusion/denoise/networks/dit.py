@@ -37,7 +37,7 @@ class DiT(nn.Module):
         heads: number of attention heads.
         token: side of a token in pixels, which divides height and width. Half the side costs four times as much.
         dropout: probability of dropout at the end of each residual branch.
-        num_classes, label_dropout, augment_channels, context: as for `UNet`.
+        num_classes, label_dropout, augment_channels, attribute_channels, context: as for `UNet`.
         coords: if true, the input has the two coordinate channels; if false, every input counts as a whole image.
 
     >>> network = DiT(image_channels=3, width=32, depth=2, heads=2)
@@ -57,6 +57,7 @@ class DiT(nn.Module):
         num_classes: int = 0,
         label_dropout: float = 0.1,
         augment_channels: int = 0,
+        attribute_channels: int = 0,
         coords: bool = True,
         context: bool = False,
     ) -> None:
@@ -72,8 +73,9 @@ class DiT(nn.Module):
 
         self.image_channels = image_channels
         self.num_classes = num_classes
-        self.label_dropout: float = label_dropout if num_classes else 0.0
+        self.label_dropout: float = label_dropout if num_classes or attribute_channels else 0.0
         self.augment_channels = augment_channels
+        self.attribute_channels = attribute_channels
         self.stride = token
         self.coords = coords
         self.context = context
@@ -105,6 +107,11 @@ class DiT(nn.Module):
         self.embed_augment: nn.Linear | None = (
             nn.Linear(augment_channels, width, bias=False) if augment_channels else None
         )
+        self.embed_attributes: nn.Sequential | None = (
+            nn.Sequential(nn.Linear(attribute_channels, width), nn.SiLU(), nn.Linear(width, width, bias=False))
+            if attribute_channels
+            else None
+        )
         self.blocks: nn.ModuleList = nn.ModuleList([Block(width, heads, dropout) for _ in range(depth)])
         self.last_modulation: nn.Linear = nn.Linear(width, 2 * width)
         self.last: nn.Linear = nn.Linear(width, token_values)
@@ -116,6 +123,7 @@ class DiT(nn.Module):
         c_noise: Float[Tensor, "n"],
         labels: Int[Tensor, "n"] | None = None,
         augment: Float[Tensor, "n augment_channels"] | None = None,
+        attributes: Float[Tensor, "n attribute_channels"] | None = None,
     ) -> Float[Tensor, "n image_channels height width"]:
         """Run the transformer on noisy images; return its raw output. It is called as `UNet.forward` is."""
         height, width = x.shape[-2:]
@@ -130,7 +138,7 @@ class DiT(nn.Module):
         places = _rows(F.avg_pool2d(coords, self.stride))
         tokens = tokens + self.embed_coords(places)
         turn = self.turns(places)[:, None]  # the same for all heads
-        condition = self._condition(c_noise, labels, augment)
+        condition = self._condition(c_noise, labels, augment, attributes)
         for block in self.blocks:
             tokens = self._run(block, tokens, turn, condition)
         scale, shift = self.last_modulation(condition)[:, None].chunk(2, dim=-1)
@@ -143,8 +151,10 @@ class DiT(nn.Module):
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
 
-    def _condition(self, c_noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
-        """Return the sum of the embeddings of noise level, class and augmentation of each sample, (n, width)."""
+    def _condition(
+        self, c_noise: Tensor, labels: Tensor | None, augment: Tensor | None, attributes: Tensor | None
+    ) -> Tensor:
+        """Return the sum of the embeddings of noise level, class, augmentation and attributes, (n, width)."""
         condition = self.embed_noise(c_noise[:, None])
         if self.embed_label is not None:
             if labels is None:
@@ -152,6 +162,8 @@ class DiT(nn.Module):
             condition = condition + self.embed_label(labels.where(labels >= 0, self.num_classes))
         if self.embed_augment is not None and augment is not None:
             condition = condition + self.embed_augment(augment.to(condition))
+        if self.embed_attributes is not None and attributes is not None:
+            condition = condition + self.embed_attributes(attributes.to(condition))
         return F.silu(condition)
 
     def _initialise(self) -> None:

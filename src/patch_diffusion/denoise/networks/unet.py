@@ -67,8 +67,10 @@ class UNet(nn.Module):
         dropout: probability of dropout in the residual blocks.
         kind: "ddpmpp", "ncsnpp" or "adm", see `Style`.
         num_classes: number of classes it is conditioned on; 0 for none.
-        label_dropout: share of the labels that training replaces by "no class", which makes guidance possible.
+        label_dropout: share of the labels, and of each attribute, that training leaves out, which makes guidance
+            possible.
         augment_channels: length of an image's augmentation label (EDM, appendix F.2), see `Augment`; 0 for none.
+        attribute_channels: length of the vector of an image's attributes, see `Attribute`; 0 for none.
         coords: if true, the input has the two coordinate channels.
         context: if true, it has image_channels + 1 more, for a small copy of the whole image, see `Denoiser`.
 
@@ -90,6 +92,7 @@ class UNet(nn.Module):
         num_classes: int = 0,
         label_dropout: float = 0.1,
         augment_channels: int = 0,
+        attribute_channels: int = 0,
         coords: bool = True,
         context: bool = False,
     ) -> None:
@@ -113,8 +116,9 @@ class UNet(nn.Module):
 
         self.image_channels = image_channels
         self.num_classes = num_classes
-        self.label_dropout: float = label_dropout if num_classes else 0.0
+        self.label_dropout: float = label_dropout if num_classes or attribute_channels else 0.0
         self.augment_channels = augment_channels
+        self.attribute_channels = attribute_channels
         self.context = context
         self.recompute: bool = False  # if true, blocks are computed again in the backward pass, to save memory
         self.stride: int = 2 ** (levels - 1)
@@ -136,6 +140,9 @@ class UNet(nn.Module):
         )
         self.embed_augment: nn.Linear | None = (
             nn.Linear(augment_channels, noise_width, bias=False) if augment_channels else None
+        )
+        self.embed_attributes: nn.Linear | None = (
+            nn.Linear(attribute_channels, noise_width, bias=False) if attribute_channels else None
         )
         label_width = embedding_width if style.late_label else noise_width
         self.embed_label: nn.Linear | None = (
@@ -190,6 +197,7 @@ class UNet(nn.Module):
         c_noise: Float[Tensor, "n"],
         labels: Int[Tensor, "n"] | None = None,
         augment: Float[Tensor, "n augment_channels"] | None = None,
+        attributes: Float[Tensor, "n attribute_channels"] | None = None,
     ) -> Float[Tensor, "n image_channels height width"]:
         """Run the U-Net on noisy images; return its raw output, see `Denoiser`.
 
@@ -199,10 +207,11 @@ class UNet(nn.Module):
             c_noise: the noise levels in the form that the network takes.
             labels: classes, -1 for "no class"; None if no image has a class.
             augment: augmentation labels; None means no augmentation, like zeros.
+            attributes: vectors of attributes; None, like zeros, means that none is given.
         """
         if x.shape[-2] % self.stride or x.shape[-1] % self.stride:
             raise ValueError(f"height and width must be multiples of {self.stride}, not {x.shape[-2]} x {x.shape[-1]}")
-        embedding = self._embedding(c_noise, labels, augment)
+        embedding = self._embedding(c_noise, labels, augment, attributes)
         influence = iter(self._influences(embedding))
 
         beside, side = x, iter(self.side)
@@ -242,11 +251,15 @@ class UNet(nn.Module):
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
 
-    def _embedding(self, c_noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
-        """Embed noise level, class and augmentation as one vector for each sample, (n, 4 width)."""
+    def _embedding(
+        self, c_noise: Tensor, labels: Tensor | None, augment: Tensor | None, attributes: Tensor | None
+    ) -> Tensor:
+        """Embed noise level, class, augmentation and attributes as one vector for each sample, (n, 4 width)."""
         embedding = self.embed_noise(c_noise)
         if self.embed_augment is not None and augment is not None:
             embedding = embedding + self.embed_augment(augment.to(embedding))
+        if self.embed_attributes is not None and attributes is not None:
+            embedding = embedding + self.embed_attributes(attributes.to(embedding))
         label = (
             None if self.embed_label is None else self.embed_label(self._one_hot(labels, c_noise.shape[0], embedding))
         )

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import torch
 
-from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.deprecation import takes_old_keywords
 from patch_diffusion.errors import InputError, whole_number
 from patch_diffusion.sampling.bind import check_one_stage
+from patch_diffusion.sampling.classes import CLASS
 from patch_diffusion.sampling.editing.image import pixel_codec
 from patch_diffusion.sampling.editing.measurement import Measurement
-from patch_diffusion.sampling.generate import Sample, decoded, jobs_of, noise_of
+from patch_diffusion.sampling.generate import Sample, conditions_of, decoded, jobs_of, noise_of
 from patch_diffusion.sampling.guidance.guide import check_guidance, guided
 from patch_diffusion.sampling.guidance.posterior import Covariance, posterior
 from patch_diffusion.sampling.options import Sampling
@@ -43,6 +44,7 @@ def edit(
     sampling: Sampling | None = None,
     *,
     label: int | None = None,
+    conditions: Mapping[str, Any] | None = None,
     repeats: int | None = None,
     covariance: Covariance | None = None,
     callback: Callback | None = None,
@@ -59,6 +61,7 @@ def edit(
         sampling: the options, see `Sampling`: 32 steps if they give no number; solver, schedule and resolution are
             fixed here. For an extended image the coordinates "extend" continue those of the image.
         label: class; None is no class, which a model that was always given one refuses.
+        conditions: values by the names of the model's conditions, as for `generate`.
         repeats: how often each step is taken, so that the filled pixels and the known ones come together. None: 1 for
             "network", 4 for "isotropic".
         covariance: "isotropic" or "network", see `posterior`. None: "network" if pixels are known exactly and there are
@@ -91,10 +94,13 @@ def edit(
     sigmas = sampling.sigmas(model)
     if is_guided := sampling.is_guided():
         check_guidance(sampling, model, view, sigmas)
-    chosen = (seed for seed, _ in jobs_of(model, seeds, label))
-    if label is None and model.num_classes and not model.label_dropout:
+    jobs = iter(jobs_of(model, seeds, label, conditions))
+    has_class = label is not None or CLASS in (conditions or {})
+    if not has_class:
+        jobs = (job._replace(label=None) for job in jobs)
+    if not has_class and model.num_classes and not model.label_dropout:
         raise InputError("this model has learned images of a class only: say which this image is of")
-    if label is None and is_guided and sampling.guide == "class":
+    if label is None and not conditions and is_guided and sampling.guide == "class":
         raise InputError("guidance by the class needs one: say which this image is of, or choose another guide")
     weaker = model if isinstance(sampling.guide, str) else sampling.guide
     told = sampling.settings(view, sigmas)
@@ -103,25 +109,25 @@ def edit(
 
     def run() -> Iterator[Sample]:
         levels = sigmas.to(wide(model.device))
-        while now := list(islice(chosen, view.images_at_once)):
-            noise = partial(noise_of, now, known.shape, model.device)
-            labels = None if label is None else torch.full((len(now),), label, device=model.device)
-            conditions = Conditions(labels=labels)
+        while now := list(islice(jobs, view.images_at_once)):
+            chosen = [job.seed for job in now]
+            noise = partial(noise_of, chosen, known.shape, model.device)
+            conditions = conditions_of(model, now)
             called = sampling.called(model)
             denoise = view.bind(called, conditions)
             if is_guided:
-                denoise = guided(sampling, called, view, conditions, now, levels)
+                denoise = guided(sampling, called, view, conditions, chosen, levels, model.columns)
             with evaluating(model), evaluating(weaker), torch.no_grad():
                 towards = _towards(denoise, model, known, covariance)
                 start = noise(None) * levels[0]
                 start = start + model.centre(start)
                 images = resampling(towards, start, levels, noise=noise, callback=callback, repeats=repeats)
-                made, pixels, shown, broken = decoded(model, images, [(seed, label) for seed in now])
-            for (seed, _), picture in zip(made, pixels.cpu(), strict=True):
+                made, pixels, shown, broken = decoded(model, images, now)
+            for job, picture in zip(made, pixels.cpu(), strict=True):
                 if known.kept is not None:
                     original, where = known.kept
                     picture = torch.where(where.cpu(), original.cpu(), picture)
-                yield Sample(picture, seed, label, settings, shown)
+                yield Sample(picture, job.seed, job.label, settings, shown, job.conditions)
             if broken is not None:
                 raise broken
 

@@ -6,6 +6,7 @@ an earlier or smaller network for autoguidance (Karras et al., arXiv 2406.02507)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated as Float
 
 from torch import Tensor
@@ -25,6 +26,21 @@ def extrapolate(denoise: Denoise, weaker: Denoise, scale: float) -> Denoise:
     def guided(noisy: Tensor, sigma: Tensor) -> Tensor:
         without = weaker(noisy, sigma)
         return without + scale * (denoise(noisy, sigma) - without)
+
+    return guided
+
+
+def extrapolate_each(denoise: Denoise, weaker: Mapping[str, Denoise], scales: Mapping[str, float]) -> Denoise:
+    """Return D + sum_i (scale_i - 1) (D - D_i) as a denoise function, where D_i is the function without condition i.
+
+    With one condition it is `extrapolate`. A scale of 1 leaves a condition as it is.
+    """
+    scales = {name: scale for name, scale in scales.items() if scale != 1}
+
+    def guided(noisy: Tensor, sigma: Tensor) -> Tensor:
+        found = denoise(noisy, sigma)
+        steps = [(scale - 1) * (found - weaker[name](noisy, sigma)) for name, scale in scales.items()]
+        return sum(steps, start=found)
 
     return guided
 

@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated as Float, Any
 
+import torch
 from torch import Tensor
 
+from patch_diffusion.data.attributes import Attribute, keep_some
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.threads import Shared
 from patch_diffusion.errors import InputError, about, did_you_mean
 from patch_diffusion.patches.shapes import Shape, patch_shape
+from patch_diffusion.sampling.classes import CLASS
 from patch_diffusion.sampling.guidance.crops import in_crops
-from patch_diffusion.sampling.guidance.extrapolation import check_interval, extrapolate, within
+from patch_diffusion.sampling.guidance.extrapolation import check_interval, extrapolate, extrapolate_each, within
 from patch_diffusion.sampling.options import Sampling, View
 from patch_diffusion.sampling.step import ConditionalDenoise, Denoise
 
@@ -28,6 +31,8 @@ def check_guidance(sampling: Sampling, model: Denoiser, view: View, sigmas: Floa
     guide = sampling.guide
     if sampling.guidance_interval is not None:
         check_interval(sampling.guidance_interval, sigmas)
+    if isinstance(sampling.guidance, dict):
+        _check_scales(sampling, model)
     if isinstance(guide, Denoiser):
         _check_weaker(model, guide, view)
     elif guide == "class":
@@ -47,20 +52,49 @@ def guided(
     conditions: Conditions,
     seeds: Sequence[int],
     sigmas: Float[Tensor, "levels"],
+    columns: Sequence[Attribute],
 ) -> Denoise:
     """Return a function ``denoise(noisy, sigma)`` with the guidance of the options, for images of these seeds."""
-    denoise = view.bind(model, conditions)
+    denoise, scale = view.bind(model, conditions), sampling.guidance
+    if isinstance(scale, dict):
+        weaker = {name: view.bind(model, _without(conditions, name, columns)) for name in scale}
+        found = extrapolate_each(denoise, weaker, scale)
+        return found if sampling.guidance_interval is None else within(found, denoise, *sampling.guidance_interval)
     if isinstance(sampling.guide, Denoiser):
         weaker = view.bind(sampling.called(Shared(sampling.guide)), conditions)
     elif sampling.guide == "class":
-        weaker = view.bind(model, conditions.without("labels"))
+        weaker = view.bind(model, conditions.without("labels").without("attributes"))
     else:
         size = _crop(sampling.guide, view)
         at_once = max(1, view.batch * view.resolution[0] * view.resolution[1] // (size[0] * size[1]))
         conditions = replace(conditions, coords=view.grid)
         weaker = in_crops(model, conditions, size=size, seeds=seeds, sigmas=sigmas, at_once=at_once)
-    found = extrapolate(denoise, weaker, sampling.guidance)
+    found = extrapolate(denoise, weaker, scale)
     return found if sampling.guidance_interval is None else within(found, denoise, *sampling.guidance_interval)
+
+
+def _without(conditions: Conditions, name: str, columns: Sequence[Attribute]) -> Conditions:
+    """Return conditions without the class, or without the attribute of this name."""
+    names = [column.name for column in columns]
+    if name not in names:
+        return conditions.without("labels")
+    if conditions.attributes is None:
+        return conditions
+    kept = torch.tensor([[each != name for each in names]])
+    return replace(conditions, attributes=keep_some(conditions.attributes, columns, kept))
+
+
+def _check_scales(sampling: Sampling, model: Denoiser) -> None:
+    """Raise InputError if a scale of guidance is for something that the model is not told."""
+    if sampling.guide != "class":
+        raise InputError(
+            f"a scale for each condition guides away from the model without it: leave {sampling.guide} out"
+        )
+    known = [column.name for column in model.columns] + [CLASS] * bool(model.num_classes)
+    for name in sampling.guidance if isinstance(sampling.guidance, dict) else ():
+        if name not in known:
+            told = did_you_mean(name, known) if known else ": it has no classes and no conditions"
+            raise InputError(f"the model knows no condition '{name}'{told}", option="guidance")
 
 
 def _crop(guide: str, view: View) -> Shape:
@@ -83,20 +117,21 @@ def _check_crops(model: Denoiser, guide: str, view: View) -> None:
 
 @about("guidance")
 def _check_dropped(model: Denoiser) -> None:
-    if not model.num_classes:
+    if not model.num_classes and not model.columns:
         raise InputError(
             "guidance needs a class-conditional model, and this one has no classes: another guide, such as crops, does "
             "without"
         )
     if not model.label_dropout:
+        what = "their class" if model.num_classes else "their conditions"
         raise InputError(
-            "guidance needs a model that has also learned images without their class, and this one was trained with "
+            f"guidance needs a model that has also learned images without {what}, and this one was trained with "
             "network.label_dropout 0: another guide, such as crops, does without"
         )
 
 
 def _check_weaker(model: Denoiser, weaker: Denoiser, view: View) -> None:
-    for name in ("image_channels", "num_classes", "context"):
+    for name in ("image_channels", "num_classes", "attribute_channels", "context"):
         own, other = getattr(model, name), getattr(weaker, name)
         if own != other:
             raise InputError(f"the guide must be a model of the same images, but its {name} is {other}, not {own}")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from patch_diffusion.config import Config, Network, Patches
+from patch_diffusion.data.attributes import width_of
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.images import Images
 from patch_diffusion.denoise.networks.unet import STYLES
@@ -255,6 +256,7 @@ class _Chooser:
                     self.images.channels,
                     self.images.num_classes,
                     augment_channels=Augment.of(self.config.data.augment).channels,
+                    attribute_channels=width_of(self.images.columns),
                     coords=self.config.patches.coords,
                     context=self.config.patches.context,
                 )

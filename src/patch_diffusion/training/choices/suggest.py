@@ -52,7 +52,7 @@ def suggest(images: Images, base: Config, given: Collection[str] = ()) -> tuple[
     >>> config.patches.sizes
     {'16': 0.6, '8': 0.4}
     """
-    if "network.label_dropout" in given and base.network.label_dropout and not images.num_classes:
+    if "network.label_dropout" in given and base.network.label_dropout and not (images.num_classes or images.columns):
         raise option_error(
             "network.label_dropout",
             "hides classes in training, and these images have none: give --data.classes True if "

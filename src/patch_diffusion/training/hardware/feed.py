@@ -7,7 +7,9 @@ import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from patch_diffusion.data.gather import Gather, Windows, moved
@@ -48,8 +50,10 @@ class Feed:
         self._fits: bool | None = None
         self.reading: str = self._watched[0].name
 
-    def get(self, bucket: int, first: int, count: int, windows: Windows | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return pixels (count, c, h, w) on the device and labels (count,) on the host, from position ``first`` on.
+    def get(
+        self, bucket: int, first: int, count: int, windows: Windows | None = None
+    ) -> tuple[Tensor, NDArray[np.int64]]:
+        """Return pixels (count, c, h, w) on the device and the indices of the images, from position ``first`` on.
 
         Only a window of each image is read and returned if ``windows`` are given.
 
@@ -57,22 +61,22 @@ class Feed:
             InputError: the file can no longer be read, or was cut short.
         """
         images, indices = self._buckets[bucket], self._orders[bucket].indices(first, count)
-        labels, rows = images.labels_of(indices), images.rows(indices)
+        rows = images.rows(indices)
         if self._in_memory:
-            return self._gather[bucket](rows, None, windows), labels
+            return self._gather[bucket](rows, None, windows), indices
         self.reading = self._watched[bucket].name
         try:
             if self._on_device():
                 assert self._resident is not None
                 chosen = to_device(torch.from_numpy(rows), self._device)
-                return moved(lambda pixels: _rows(pixels, chosen, windows), self._resident[bucket]), labels
+                return moved(lambda pixels: _rows(pixels, chosen, windows), self._resident[bucket]), indices
             self._watched[bucket].check()
             gather, out = self._gather[bucket], None
             if self._device.type == "cuda":
                 lying = torch.channels_last if gather.channels_last else torch.contiguous_format
                 shape = (count, images.pixels.shape[1], *(images.resolution if windows is None else windows.size))
                 out = torch.empty(shape, dtype=images.pixels.dtype, pin_memory=True, memory_format=lying)
-            return to_device(gather(rows, out, windows), self._device), labels
+            return to_device(gather(rows, out, windows), self._device), indices
         except OSError as error:
             raise InputError(f"{self.reading} can no longer be read: {error.strerror or error}") from error
 

@@ -106,7 +106,8 @@ def blank_batch(denoiser: Denoiser, channels: int, shape: Shape, num: int, devic
     clean = torch.zeros(num, channels, *shape, device=device)
     labels = torch.zeros(num, dtype=torch.long, device=device) if denoiser.num_classes else None
     altered = torch.zeros(num, denoiser.augment_channels, device=device) if denoiser.augment_channels else None
-    conditions = Conditions(coordinate_grid(*shape, device=device), labels, altered)
+    told = torch.zeros(num, denoiser.attribute_channels, device=device) if denoiser.attribute_channels else None
+    conditions = Conditions(coordinate_grid(*shape, device=device), labels, altered, attributes=told)
     return Batch(clean, torch.ones(num, device=device), clean, conditions)
 
 

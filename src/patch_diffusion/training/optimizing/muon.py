@@ -34,6 +34,9 @@ FEWEST_ROWS = 32
 # Stacks begin at multiples of these numbers, as the fast kernels for products want.
 ALIGNMENT = 64
 
+# The ends of names of linear layers, one column of which is multiplied by a one where an image is told of it.
+_TOLD = ("embed_label", "embed_attributes", "embed_attributes.0")
+
 # Most numbers of sharded matrices that a rank gathers at a time: 256 MB.
 MOST_WHOLE = 2**26
 
@@ -138,7 +141,7 @@ class Muon(torch.optim.AdamW):
 
 
 def class_embeddings(network: nn.Module) -> list[Tensor]:
-    """Return the weights of a network that hold a vector for each class.
+    """Return the weights of a network that hold a vector for each class or category.
 
     Levelled as a matrix, the vector of a class that a batch lacks would move as far as the others. Jordan et al. leave
     embeddings to AdamW, too. `UNet` multiplies its vectors by one-hot labels, which is the same.
@@ -146,7 +149,7 @@ def class_embeddings(network: nn.Module) -> list[Tensor]:
     return [
         module.weight
         for name, module in network.named_modules()
-        if isinstance(module, nn.Embedding) or (isinstance(module, nn.Linear) and name.endswith("embed_label"))
+        if isinstance(module, nn.Embedding) or (isinstance(module, nn.Linear) and name.endswith(_TOLD))
     ]
 
 
