@@ -28,6 +28,7 @@ _FAR = 0.5
 """The distance from the range of the training images, in its widths, beyond which a number is called far outside."""
 
 _NUMBERS = 0.9  # the share of values that are numbers from which a word among them is a mistake
+_MOST_NAMED = 20  # most categories in words
 _FEW_TO_JUDGE = 20  # of fewer images, any numbers may be in order
 
 
@@ -82,6 +83,15 @@ class Attribute(Strict):
             f"{self.name} {first:g} is far outside of the training images, which go from {self.lowest[where]:g} to "
             f"{self.highest[where]:g}"
         )
+
+    def describe(self) -> str:
+        """Return its categories, the range of its numbers, or the length of its vectors, in words."""
+        if self.categories:
+            more = ", ..." if len(self.categories) > _MOST_NAMED else ""
+            return f"{len(self.categories)} categories: {', '.join(self.categories[:_MOST_NAMED])}{more}"
+        if len(self.mean) > 1:
+            return f"vectors of {len(self.mean):,} numbers"
+        return f"{self.lowest[0]:g} to {self.highest[0]:g}, mean {self.mean[0]:.3g}"
 
     def plain(self, row: Sequence[float]) -> Any:
         """Return a row of values as JSON stores it: a number, the name of a category, a list; None if not given."""
@@ -184,7 +194,7 @@ def vectors_of(columns: Sequence[Attribute], wanted: Sequence[Mapping[str, Any]]
 def wanted_of(
     columns: Sequence[Attribute], given: Mapping[str, Any], num: int
 ) -> tuple[Iterable[Mapping[str, Any]], list[str]]:
-    """Return what a user wants of each of ``num`` images, by name and as JSON stores it, and notes on values far outside.
+    """Return what a user wants of each of ``num`` images, by name and as JSON stores it; and notes on far values.
 
     Args:
         columns: the attributes that a model knows.

@@ -101,9 +101,9 @@ def open_images(
             in the data for floats.
         labels: where the labels are: a CSV with columns ``file`` and ``label``, the name of an array or a column, a
             field of ``.json`` in shards, or an ``.npy`` file for an ``.npy``.
-        conditions: what else a model is told of each image, see `Attribute`: a CSV with a column ``file``, then names of
-            columns, by default all; for arrays ``.npy`` files or names of arrays in the same file, for tables names of
-            columns; for images in Python a dict of values in their order. Numbers are continuous, words are categories.
+        conditions: what else a model is told of each image, see `Attribute`: a CSV with a column ``file``, then names
+            of columns, by default all; for arrays ``.npy`` files or names of arrays in the same file, for tables names
+            of columns; for images in Python a dict of values in their order. Numbers are continuous, words categories.
         group: which images are held out together: "folder", those of one folder; a pattern of the name with one pair of
             parentheses, as in ``patient-([0-9]+)``, those of which it captures the same; else a column of the CSV of
             labels, or the name of groups as ``labels`` names labels. None: as ``dataset.json`` says, if it has groups.

@@ -39,8 +39,8 @@ class Denoiser(nn.Module):
             ``coords`` is false, or (n, 2 c + 3, h, w) with a ``context``, ``c_noise`` (n,), which is ln(sigma) / 4 for
             the EDM process, and integer ``labels`` (n,) or None, -1 being "no class", and returns (n, c, h, w). Its
             attributes ``image_channels``, ``num_classes``, ``label_dropout``, ``augment_channels``,
-            ``attribute_channels``, ``context`` (a bool) and ``stride`` (a divisor that every height and width must have) are read if it has them, and
-            ``recompute`` (see `patch_diffusion.config.Engine`) is set.
+            ``attribute_channels``, ``context`` (a bool) and ``stride`` (a divisor that every height and width must
+            have) are read if it has them, and ``recompute`` (see `patch_diffusion.config.Engine`) is set.
         sigma_data: standard deviation of the data in model space, about ``mean_data``.
         process: noise process, `EDM`, `VE` or `VP`.
         coords: if true, the network is given the coordinates.

@@ -137,6 +137,8 @@ def _data(card: Card) -> dict[str, str]:
     if facts.num_classes:
         more = ", ..." if len(facts.class_names) > _CLASSES else ""
         rows["classes"] = f"{facts.num_classes}" + (f": {', '.join(names)}{more}" if names else "")
+    for column in facts.attributes:
+        rows[_plain(column.name)] = _plain(column.describe())
     if card.config.data.held_out:
         rows["held out"] = f"{card.config.data.held_out:.3g} of them"
     return rows
@@ -151,7 +153,13 @@ def _training(card: Card) -> dict[str, str]:
     rows["seed"] = str(config.seed)
     usual = flat_options(Config())
     hidden = ("engine.", "checkpoint", "samples", "log_every", "track", "watchdog", "seed")
-    paths = ("data.source", "data.key", "data.labels", "data.cache")  # they say nothing about what was learned
+    paths = (
+        "data.source",
+        "data.key",
+        "data.labels",
+        "data.conditions",
+        "data.cache",
+    )  # they say nothing about what was learned
     for name, value in flat_options(config).items():
         if value != usual.get(name) and not name.startswith(hidden + paths):
             rows[name] = _plain(str(value))

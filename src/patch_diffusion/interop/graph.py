@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from patch_diffusion.data.latents.codec import LatentCodec
+from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError, need
 from patch_diffusion.files import write_json
@@ -29,9 +31,10 @@ GraphCall = Callable[[tuple[Tensor, ...]], Tensor]
 
 
 class DenoiserGraph(nn.Module):
-    """A denoiser as a module to trace, ``(noisy, sigma[, coords][, labels]) -> denoised``, with the inputs it uses.
+    """A denoiser as a module to trace, from ``noisy, sigma, coords, labels, attributes`` to ``denoised``.
 
-    It takes coords (2, h, w) if the network uses coordinates, and labels (n,), -1 for "no class", if it has classes.
+    It has the inputs that it uses: coords (2, h, w) if the network uses coordinates, labels (n,), -1 for "no class", if
+    it has classes, and attributes (n, width), as `Attribute` encodes them, if it is told of any.
     A graph cannot raise an error, so an image whose label is no class comes out as NaN.
 
     Args:
@@ -46,16 +49,19 @@ class DenoiserGraph(nn.Module):
             "sigma",
             *(["coords"] * model.coords),
             *(["labels"] * bool(model.num_classes)),
+            *(["attributes"] * bool(model.attribute_channels)),
         )
 
     def forward(self, noisy: Tensor, sigma: Tensor, *rest: Tensor) -> Tensor:
         """Denoise images (n, c, h, w) of noise levels sigma (n,)."""
         given = dict(zip(self.inputs[2:], rest, strict=True))
         coords, labels = given.get("coords", noisy.new_zeros(2, 1, 1)), given.get("labels")
+        attributes = given.get("attributes")
         if labels is None:
-            return self.model(noisy, sigma, coords)
+            return self.model(noisy, sigma, Conditions(coords, attributes=attributes))
         known = labels.clamp(-1, self.model.num_classes - 1)
-        return self.model(noisy, sigma, coords, known).where((known == labels)[:, None, None, None], torch.nan)
+        found = self.model(noisy, sigma, Conditions(coords, known, attributes=attributes))
+        return found.where((known == labels)[:, None, None, None], torch.nan)
 
 
 def example(graph: DenoiserGraph, resolution: tuple[int, int], num: int) -> tuple[Tensor, ...]:
@@ -68,6 +74,7 @@ def example(graph: DenoiserGraph, resolution: tuple[int, int], num: int) -> tupl
         "sigma": sigma,
         "coords": coordinate_grid(*resolution),
         "labels": torch.arange(-1, num - 1) % (model.num_classes + 1) - 1,
+        "attributes": torch.randn(num, model.attribute_channels, generator=draws),
     }
     return tuple(inputs[name] for name in graph.inputs)
 
@@ -98,6 +105,8 @@ def write_graph(model: Denoiser, folder: Path, resolution: tuple[int, int], to: 
         "num_classes": model.num_classes,
         "label_range": [-1, model.num_classes - 1],
         "class_names": list(model.class_names),
+        "attribute_channels": model.attribute_channels,
+        "attributes": [asdict(column) for column in model.columns],
         "label_dropout": model.label_dropout,
         "process": model.process.name,
         "sigma_data": model.sigma_data,
@@ -148,6 +157,7 @@ def _traced(graph: DenoiserGraph, resolution: tuple[int, int]) -> torch.export.E
     """Trace a denoiser with two images into a torch.export program for any number of images."""
     batch = torch.export.Dim("batch", min=1)
     dynamic: dict[str, Any] = {"noisy": {0: batch}, "sigma": {0: batch}, "coords": None, "labels": {0: batch}}
+    dynamic["attributes"] = {0: batch}
     noisy, sigma, *rest = (dynamic[name] for name in graph.inputs)
     shapes = (noisy, sigma, tuple(rest)) if rest else (noisy, sigma)
     try:

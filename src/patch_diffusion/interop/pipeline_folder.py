@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ def write_pipeline(model: Denoiser, folder: Path, *, dtype: torch.dtype, setting
         "no_class": model.num_classes if foreign else -1,
         "timestep_scale": foreign.timestep_scale if foreign else 1.0,
         "id2label": {str(number): name for number, name in enumerate(model.class_names)},
+        "attributes": [asdict(column) for column in model.columns],
         "codec": codec,
         "process": model.process.name,
         "mean_data": list(model.mean_data or [0.0]),
@@ -110,6 +112,7 @@ def _write_network(model: Denoiser, folder: Path, dtype: torch.dtype) -> list[st
         "image_channels": model.image_channels,
         "num_classes": model.num_classes,
         "augment_channels": model.augment_channels,
+        "attribute_channels": model.attribute_channels,
         "coords": model.coords,
     }
     options: Any = model.module.settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from patch_diffusion.data.attributes import Attribute
 from patch_diffusion.data.latents.codec import LatentCodec
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.networks.adapters import DiffusersNetwork
@@ -50,6 +51,7 @@ if model["num_classes"] and not -1 <= label < model["num_classes"]:  # the graph
 shape = (1, model["image_channels"], *model["resolution"])
 y, x = (np.linspace(-1, 1, side, dtype=np.float32) if side > 1 else np.zeros(1, np.float32) for side in shape[2:])
 given = {{
+    "attributes": np.zeros((1, model["attribute_channels"]), np.float32),  # none is given
     "coords": np.stack(np.broadcast_arrays(x[None], y[:, None])),
     "labels": np.array([label], np.int64),
 }}
@@ -102,6 +104,9 @@ def pipeline_usage(model: Denoiser, place: str, *, dtype: str) -> str:
         guided = ", `guidance_scale=1.5` strengthens it" if model.label_dropout else ""
         named = repr(model.class_names[0]) if model.class_names else "0"
         classes = f"`class_labels={named}` asks for a class{guided}.\n"
+    if model.columns:
+        wanted = ", ".join(f"{column.name!r}: {_example(column)!r}" for column in model.columns[:3])
+        classes += f"`conditions={{{wanted}}}` says what else the images are to be; what is not named is left open.\n"
     foreign = isinstance(model.network, DiffusersNetwork)
     codec = model.codec
     latents = isinstance(codec, LatentCodec)
@@ -114,6 +119,14 @@ def pipeline_usage(model: Denoiser, place: str, *, dtype: str) -> str:
         classes=classes,
         stride=model.stride,
     )
+
+
+def _example(column: Attribute) -> str | float | list[float]:
+    """Return a value of an attribute: its first category, or its mean."""
+    if column.categories:
+        return column.categories[0]
+    mean = [float(f"{each:.3g}") for each in column.mean]
+    return mean[0] if len(mean) == 1 else mean
 
 
 def graph_usage(model: Denoiser, resolution: tuple[int, int], to: str) -> str:

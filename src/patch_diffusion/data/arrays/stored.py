@@ -63,8 +63,8 @@ def open_array(path: Path, options: Data) -> Iterator[StoredArray]:
     """Open the array of images in a file, and yield it; the file stays open in the with block. Nothing is unpickled.
 
     Without ``key`` it is the only one that can be images, or ``images``, ``x`` or ``data``; without ``labels`` these
-    are ``labels``, ``y`` or ``label``, if there is one. For an .npy, ``labels``, ``group`` and ``conditions`` are paths of
-    others.
+    are ``labels``, ``y`` or ``label``, if there is one. For an .npy, ``labels``, ``group`` and ``conditions`` are paths
+    of others.
 
     Raises:
         InputError: the file is damaged, or lacks an array of this name; the error message lists the existing names.

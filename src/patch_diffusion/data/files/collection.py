@@ -59,7 +59,7 @@ class Collection:
     ``identity`` is JSON data that changes when the files do; None if that cannot be known. ``headers`` and ``unusable``
     are results of `read_headers`, if there are any already. If ``slow``, decoded images are cached on disk even if they
     are few. ``folders`` are sub-folders that could be classes, if the files have no labels and it was not said whether
-    they are. ``groups`` names the group of each file, if any is known, and ``attributes`` are what else is known of each.
+    they are. ``groups`` names the group of each file, if any is known; ``attributes`` are what else is known of it.
     """
 
     source: str

@@ -149,7 +149,7 @@ def labels_of_csv(content: bytes, names: Sequence[str], source: str) -> tuple[La
 
 
 def column_of_csv(content: bytes, column: str, names: Sequence[str], source: str) -> tuple[list[str], list[str]]:
-    """Return the values of images in a column of a CSV, see `columns_of_csv`, each of which must have one; and notes."""
+    """Return the values of images in a column of a CSV, and notes; each image must have one, see `columns_of_csv`."""
     advice = ", or set data.classes to False" if column == "label" else ""
     columns, notes = columns_of_csv(content, [column], names, source, may_lack=False, advice=advice)
     return columns[column], notes

@@ -144,8 +144,8 @@ def images_of(
 ) -> Images:
     """Make an image set to train on from decoded pixels: an `ImageSet`, or `ImageBuckets` for several sizes.
 
-    ``labels``, the names of ``groups`` and ``attributes`` are those of all images, also of those that could not be read;
-    ``notes`` are remarks for the user in addition to those of the reading.
+    ``labels``, the names of ``groups`` and ``attributes`` are those of all images, also of those that could not be
+    read; ``notes`` are remarks for the user in addition to those of the reading.
     """
     dtype, survey = found.facts["dtype"], found.survey
     codec = codec_of(dtype, options.range, survey)

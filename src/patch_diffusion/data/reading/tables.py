@@ -96,7 +96,7 @@ def attributes_of_csv(
 
 
 def attributes_of_rows(columns: Mapping[str, Any], num: int, source: str) -> tuple[Attributes | None, list[str]]:
-    """Return the attributes of ``num`` images whose values are in their order, by name; None of no columns; and notes."""
+    """Return the attributes of ``num`` images whose values, by name, are in their order, None of none; and notes."""
     for name, values in columns.items():
         if len(values) != num:
             raise option_error(OPTION, f"{name} has {len(values):,} values, and {source} has {num:,} images")

@@ -24,7 +24,12 @@ class ExportedNetwork(ModelMixin, ConfigMixin):
         self.network: nn.Module = make(**given)
 
     def forward(
-        self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        class_labels: Tensor | None = None,
+        return_dict: bool = True,
+        attributes: Tensor | None = None,
     ) -> Any:
         """Compute the raw output F (n, image_channels, h, w) of the network, from which preconditioning makes images.
 
@@ -33,9 +38,10 @@ class ExportedNetwork(ModelMixin, ConfigMixin):
             timestep: c_noise of the scheduler's preconditioning (n,).
             class_labels: (n,), -1 for "no class".
             return_dict: whether to return an output of diffusers with F as its ``sample``; else a tuple.
+            attributes: vectors of the attributes of the images, (n, attribute_channels).
         """
         # With weights in half precision, noise levels and coordinates are still turned into waves in float32.
         half = self.dtype in (torch.float16, torch.bfloat16)
         with torch.autocast(sample.device.type, self.dtype) if half else nullcontext():
-            output = self.network(sample, timestep, class_labels)
+            output = self.network(sample, timestep, class_labels, None, attributes)
         return UNet2DOutput(sample=output) if return_dict else (output,)

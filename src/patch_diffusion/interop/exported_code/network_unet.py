@@ -24,6 +24,7 @@ class PatchDiffusionUNet(ExportedNetwork):
         num_classes: int = 0,
         label_dropout: float = 0.1,
         augment_channels: int = 0,
+        attribute_channels: int = 0,
         coords: bool = True,
     ) -> None:
         super().__init__(UNet)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import safetensors.torch  # noqa: F401  # diffusers 0.32 uses it and relies on others to import it
@@ -12,6 +13,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 from PIL import Image
 from torch import Tensor
 
+from patch_diffusion.data.attributes import Attribute, vectors_of, wanted_of
 from patch_diffusion.data.codec import PixelCodec, check_finite
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.errors import InputError, checked_seeds, did_you_mean, finite_number, whole_number
@@ -49,6 +51,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         no_class: the label that stands for "no class".
         timestep_scale: the factor from c_noise to the network's timestep.
         id2label: names of the classes by number, if they have any.
+        attributes: what the model is told of an image by name: see `Attribute`.
         codec: the pixel values that are -1 and 1 in model space; for latents, mean and scale of each channel.
         process: "edm", "ve" or "vp": how the network's inputs and outputs are scaled.
         mean_data: mean of each channel in model space, or one for all, about which it denoises; None: 0.
@@ -75,6 +78,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         codec: Mapping[str, Any] | None = None,
         process: str = "edm",
         mean_data: Sequence[float] | None = None,
+        attributes: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         super().__init__()
         self.register_modules(network=network, scheduler=scheduler, vae=vae)
@@ -92,6 +96,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
             codec=dict(codec or PixelCodec().as_dict()),
             process=process,
             mean_data=list(mean_data or [0.0]),
+            attributes=[dict(each) for each in attributes],
         )
 
     @torch.no_grad()
@@ -112,6 +117,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         guide: str = "class",
         tile: int | tuple[int, int] | None = None,
         overlap: int | None = None,
+        conditions: Mapping[str, Any] | None = None,
         **options: str | float | None,
     ) -> Any:
         """Sample images, all in one batch, which must fit in memory.
@@ -137,6 +143,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
             guide: "class", the model without the class, or "crops", the model on crops, also as in "crops:1/4".
             tile: side, or height and width, of overlapping tiles for images that are too large for the memory.
             overlap: pixels that tiles overlap by; None: a quarter of their side.
+            conditions: values by the names of the model's conditions, each for all images or a list of one for each.
             options: options of the scheduler for this call: solver, schedule, sigma_min, sigma_max, rho, churn,
                 churn_min, churn_max, churn_noise, eta; None: those of its config.
 
@@ -159,7 +166,8 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         overlap = checked_overlap(shape, tile, None if overlap is None else whole_number("overlap", overlap))
         if guidance_scale == 1 and (guidance_interval is not None or guide != "class"):
             raise InputError("guide and guidance_interval are for a guidance_scale other than 1, which is none")
-        if guidance_scale != 1 and guide == "class" and not (config.num_classes and config.label_dropout):
+        columns = [Attribute(**_tuples(each)) for each in config.attributes]
+        if guidance_scale != 1 and guide == "class" and not ((config.num_classes or columns) and config.label_dropout):
             raise InputError("guidance needs a model of classes that was also trained without them, which this is not")
         if guide.partition(":")[0] not in GUIDES:
             raise InputError(f"there is no guide '{guide}' in a pipeline{did_you_mean(guide, GUIDES)}")
@@ -188,17 +196,21 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         grid = extended_grid(shape, own, corner)
         if coords != "extend":
             grid = coordinate_grid(*(tile if coords == "repeat" and tile else shape))
-        conditions = Conditions(grid.to(device), labels)
+        wanted, notes = wanted_of(columns, conditions or {}, num)
+        for note in notes:
+            warnings.warn(note, stacklevel=3)
+        told = to_device(vectors_of(columns, list(islice(wanted, num))), device) if conditions else None
+        known = Conditions(grid.to(device), labels, attributes=told)
         progress: Any = self.progress_bar
         with progress(total=num_inference_steps) as bar:
             if hasattr(scheduler, "solve"):
-                denoise = bound = self._bound(scheduler, conditions, shape, tile, overlap)
+                denoise = bound = self._bound(scheduler, known, shape, tile, overlap)
                 if guidance_scale != 1:
                     if guide == "class":
-                        weaker = self._bound(scheduler, conditions.without("labels"), shape, tile, overlap)
+                        weaker = self._bound(scheduler, _without(known), shape, tile, overlap)
                     else:
                         levels = scheduler.sigmas(num_inference_steps)
-                        weaker = self._crops(scheduler, conditions, guide, shape, tile, chosen or range(num), levels)
+                        weaker = self._crops(scheduler, known, guide, shape, tile, chosen or range(num), levels)
                     denoise = within(extrapolate(bound, weaker, guidance_scale), bound, *interval)
                 start = noise(None)
                 images = scheduler.solve(
@@ -208,7 +220,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
                 raise InputError(f"tiles and crops take the scheduler of the folder, not a {type(scheduler).__name__}")
             else:
                 images = self._by_steps(
-                    scheduler, conditions, guidance_scale, interval, noise(None), num_inference_steps, bar
+                    scheduler, known, guidance_scale, interval, noise(None), num_inference_steps, bar
                 )
         images = self._images(images, output_type)
         self.maybe_free_model_hooks()
@@ -233,7 +245,8 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         if config.coords and conditions.coords is not None:
             scaled = torch.cat([scaled, conditions.coords.expand(len(scaled), -1, -1, -1)], dim=1)
         times = config.timestep_scale * c_noise
-        found = self.network(scaled.to(self.network.dtype), times, class_labels=labels, return_dict=False)
+        more = {} if conditions.attributes is None else {"attributes": conditions.attributes}
+        found = self.network(scaled.to(self.network.dtype), times, class_labels=labels, return_dict=False, **more)
         return found[0].float()
 
     def _centre(self, images: Tensor) -> Tensor:
@@ -309,7 +322,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
             times = time.to(scaled).expand(len(scaled))
             output = self._output(scaled, times, told)
             if guidance != 1 and low < sigma <= high:
-                output = torch.lerp(self._output(scaled, times, told.without("labels")), output, guidance)
+                output = torch.lerp(self._output(scaled, times, _without(told)), output, guidance)
             noisy = scheduler.step(output, time, noisy).prev_sample
             bar.update()
         return noisy + self._centre(noisy)  # such a scheduler's preconditioning knows of no mean
@@ -393,6 +406,14 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         return [Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array) for array in arrays]
 
 
+def _without(conditions: Conditions) -> Conditions:
+    return conditions.without("labels").without("attributes")
+
+
+def _tuples(attribute: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in attribute.items()}
+
+
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     """Return the height and width of a size that may be given as one side."""
     height, width = size if isinstance(size, Sequence) else (size, size)
@@ -408,5 +429,5 @@ PatchDiffusionPipeline.__init__.__annotations__ = {
     "coords": bool,
     **dict.fromkeys(("id2label", "codec"), dict),
     "process": str,
-    "mean_data": list,
+    **dict.fromkeys(("mean_data", "attributes"), list),
 }
