@@ -14,8 +14,9 @@ from image_files import write_shard, write_zip
 from needs import need
 from patch_diffusion.cli import main
 from patch_diffusion.config import Config, Data
-from patch_diffusion.data.attributes import Attribute, Attributes, attribute_of, keep_some, vectors_of, wanted_of
+from patch_diffusion.data.attributes import Attribute, Attributes, keep_some, vectors_of, wanted_of
 from patch_diffusion.data.images import with_columns
+from patch_diffusion.data.reading.attributes import attribute_of
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.errors import InputError, Note
 from patch_diffusion.runs.folder import RunFolder

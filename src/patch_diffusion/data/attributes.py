@@ -10,30 +10,22 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Annotated as Float, Any
+from typing import Annotated as Float, Any, ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from patch_diffusion.data.classes import ordered, refuse_many_classes
 from patch_diffusion.errors import InputError, counted, did_you_mean, option_error
-from patch_diffusion.records import Strict
 from patch_diffusion.transfer import to_device
-
-OPTION = "data.conditions"
 
 _FAR = 0.5
 """The distance from the range of the training images, in its widths, beyond which a number is called far outside."""
 
-_NUMBERS = 0.9  # the share of values that are numbers from which a word among them is a mistake
-_MOST_NAMED = 20  # most categories in words
-_FEW_TO_JUDGE = 20  # of fewer images, any numbers may be in order
+_MOST_IN_WORDS = 20  # categories
 
 
 @dataclass(frozen=True)
-class Attribute(Strict):
+class Attribute:
     """One attribute: its name, and its categories, or the mean, deviation and range of its numbers in training.
 
     >>> age = Attribute("age", mean=(40.0,), deviation=(10.0,), lowest=(20.0,), highest=(60.0,))
@@ -41,6 +33,9 @@ class Attribute(Strict):
     tensor([[1., 1.],
             [0., 0.]])
     """
+
+    # As of `Strict`, which an export does not carry.
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
 
     name: str
     categories: tuple[str, ...] = ()
@@ -87,8 +82,8 @@ class Attribute(Strict):
     def describe(self) -> str:
         """Return its categories, the range of its numbers, or the length of its vectors, in words."""
         if self.categories:
-            more = ", ..." if len(self.categories) > _MOST_NAMED else ""
-            return f"{len(self.categories)} categories: {', '.join(self.categories[:_MOST_NAMED])}{more}"
+            more = ", ..." if len(self.categories) > _MOST_IN_WORDS else ""
+            return f"{len(self.categories)} categories: {', '.join(self.categories[:_MOST_IN_WORDS])}{more}"
         if len(self.mean) > 1:
             return f"vectors of {len(self.mean):,} numbers"
         return f"{self.lowest[0]:g} to {self.highest[0]:g}, mean {self.mean[0]:.3g}"
@@ -108,7 +103,7 @@ class Attribute(Strict):
             if (text := str(wanted).strip()) not in self.categories:
                 raise InputError(f"the condition {self.name} has no '{text}'{did_you_mean(text, self.categories)}")
             return [float(self.categories.index(text))]
-        several = isinstance(wanted, list | tuple | np.ndarray | Tensor)
+        several = isinstance(wanted, list | tuple) or bool(getattr(wanted, "ndim", 0))
         try:
             if isinstance(wanted, str) and len(self.mean) > 1:
                 wanted, several = wanted.split(","), True
@@ -139,17 +134,17 @@ class Attributes:
         names = [column.name for column in self.columns]
         for name in names:
             if names.count(name) > 1:
-                raise option_error(OPTION, f"names {name} twice")
+                raise option_error("data.conditions", f"names {name} twice")
 
     def __len__(self) -> int:
         return len(self.values[0])
 
-    def select(self, rows: NDArray[np.int64]) -> Attributes:
-        """Return the attributes of some of the images."""
-        chosen = torch.from_numpy(rows)
+    def select(self, rows: Any) -> Attributes:
+        """Return the attributes of the images in some rows, an array of their indices."""
+        chosen = torch.as_tensor(rows)
         return Attributes(self.columns, tuple(values[chosen] for values in self.values))
 
-    def encode(self, rows: NDArray[np.int64] | Sequence[int]) -> Float[Tensor, "k width"]:
+    def encode(self, rows: Any) -> Float[Tensor, "k width"]:
         """Return the vectors that tell a network the attributes of the images in these rows."""
         chosen = torch.as_tensor(rows)
         parts = zip(self.columns, self.values, strict=True)
@@ -215,7 +210,7 @@ def wanted_of(
         if column.name not in given:
             continue
         values = given[column.name]
-        if isinstance(values, Tensor | np.ndarray):
+        if hasattr(values, "tolist"):  # an array or a tensor
             values = values.tolist()
         each = isinstance(values, list | tuple) and (len(column.mean) < 2 or isinstance(values[0], list | tuple))
         if each and len(values) != num:
@@ -230,101 +225,6 @@ def wanted_of(
         return {name: value for name, value in chosen.items() if value is not None}
 
     return map(of_image, range(num)) if several else repeat(of_image(0)), notes
-
-
-def attribute_of(name: str, values: Sequence[Any] | NDArray[Any], source: str) -> tuple[Attribute, Tensor, list[str]]:
-    """Make an attribute of the values of all images in a column: its description, its values (n, numbers), and notes.
-
-    Numbers, also as text, are continuous, words are categories, and lists of numbers are vectors. An empty text or None
-    is "not given".
-
-    Raises:
-        InputError: the column has one value only, NaN, a word among numbers, or a word of its own for most images.
-    """
-    array = values if isinstance(values, np.ndarray) and values.dtype.kind in "biuf" else None
-    if array is None and any(isinstance(each, list | tuple | np.ndarray) for each in values):
-        array = _vectors(name, values, source)
-    if array is not None:
-        numbers = torch.from_numpy(np.atleast_2d(array.astype(np.float32).T).T.copy())
-        if not numbers.isfinite().all():
-            row = int((~numbers.isfinite()).any(dim=1).nonzero()[0])
-            raise option_error(OPTION, f"{name}: image {row:,} of {source} has NaN or infinity in it: mend it")
-        return _continuous(name, numbers, source)
-    texts = ["" if each is None else str(each).strip() for each in values]
-    found = [_number(text) for text in texts]
-    given = sum(map(bool, texts))
-    num = sum(number is not None for number in found)
-    if given and num >= _NUMBERS * given:
-        finite = [_finite(text, number, name, source) for text, number in zip(texts, found, strict=True)]
-        return _continuous(name, torch.tensor(finite)[:, None], source)
-    names = ordered(text for text in texts if text)
-    if len(names) < 2:
-        raise _tells_nothing(name, source, *names)
-    try:
-        refuse_many_classes(len(names), given)
-    except InputError:
-        raise option_error(
-            OPTION,
-            f"{name} in {source} has {len(names):,} different words for {given:,} images: it looks like a name of each "
-            "image; leave it out",
-        ) from None
-    places = {text: float(place) for place, text in enumerate(names)}
-    numbers = torch.tensor([places.get(text, math.nan) for text in texts])[:, None]
-    return Attribute(name, categories=tuple(names)), numbers, []
-
-
-def _continuous(name: str, values: Tensor, source: str) -> tuple[Attribute, Tensor, list[str]]:
-    given = values[values.isfinite().all(dim=1)].double()
-    if not len(given) or bool((given == given[0]).all()):
-        raise _tells_nothing(name, source, *[f"{first:g}" for first in given[:1, 0].tolist()])
-    deviation = given.std(dim=0, correction=0)
-    deviation = deviation.where(deviation > 0, 1)  # a constant place of a vector
-    columns = (given.mean(dim=0), deviation, given.amin(dim=0), given.amax(dim=0))
-    mean, spread, lowest, highest = (tuple(map(float, column.tolist())) for column in columns)
-    notes = []
-    if values.shape[1] == 1 and len(given) >= _FEW_TO_JUDGE:
-        steps = given[1:, 0] - given[:-1, 0]
-        if bool((steps == steps[0]).all()):
-            notes.append(f"the condition {name} of {source} numbers the images one by one: it tells nothing of them")
-    return Attribute(name, mean=mean, deviation=spread, lowest=lowest, highest=highest), values.float(), notes
-
-
-def _vectors(name: str, values: Sequence[Any] | NDArray[Any], source: str) -> NDArray[Any]:
-    lengths = {len(each) if isinstance(each, list | tuple | np.ndarray) else 1 for each in values}
-    try:
-        if len(lengths) > 1:
-            raise ValueError
-        return np.array([np.asarray(each, np.float32) for each in values])
-    except (TypeError, ValueError):
-        told = " and ".join(map(str, sorted(lengths)[:3]))
-        raise option_error(
-            OPTION, f"{name} in {source} has vectors of {told} numbers: all need the same length, and numbers only"
-        ) from None
-
-
-def _finite(text: str, number: float | None, name: str, source: str) -> float:
-    if not text:
-        return math.nan
-    if number is None:
-        raise option_error(OPTION, f"{name} in {source} is a column of numbers, but has '{text[:40]}' in it: mend it")
-    if not math.isfinite(number):
-        raise option_error(
-            OPTION,
-            f"{name} in {source} has {text[:40]} in it: give a number, or leave the cell empty if it is not known",
-        )
-    return number
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _tells_nothing(name: str, source: str, only: str = "") -> InputError:
-    what = f"{only} for all images" if only else "no value"
-    return option_error(OPTION, f"{name} in {source} has {what}, which tells no image from another: leave it out")
 
 
 def _translated(own: Attribute, values: Tensor, other: Attribute) -> Tensor:

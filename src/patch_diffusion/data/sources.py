@@ -17,7 +17,6 @@ from patch_diffusion.config import Augment, Cache, Data, Fit, Layout, Mode
 from patch_diffusion.data import digits
 from patch_diffusion.data.arrays.read import read_array
 from patch_diffusion.data.arrays.stored import in_memory, is_array, open_array
-from patch_diffusion.data.attributes import OPTION
 from patch_diffusion.data.files import hub, shards
 from patch_diffusion.data.files.collection import Collection, read_collection
 from patch_diffusion.data.files.folders import find_in_folder, find_in_zip, hint_for, image_endings
@@ -25,9 +24,9 @@ from patch_diffusion.data.files.map_style import array_of, find_in_map_style
 from patch_diffusion.data.images import Images, ImageSet
 from patch_diffusion.data.latents.folder import is_latents, open_latents
 from patch_diffusion.data.named import DIGITS, HUB, check_source, prefix_of
+from patch_diffusion.data.reading.attributes import OPTION, attributes_of_rows
 from patch_diffusion.data.reading.groups import check_group, is_column
 from patch_diffusion.data.reading.sizes import resolution_of
-from patch_diffusion.data.reading.tables import attributes_of_rows
 from patch_diffusion.errors import InputError, option_error
 from patch_diffusion.files import user_path
 

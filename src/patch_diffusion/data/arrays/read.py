@@ -18,13 +18,13 @@ from patch_diffusion.data.classes import Labels
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.keys import keys_of_rows
 from patch_diffusion.data.reading import cache
+from patch_diffusion.data.reading.attributes import attributes_of_rows
 from patch_diffusion.data.reading.groups import groups_of_values
 from patch_diffusion.data.reading.labels import labels_of_values
 from patch_diffusion.data.reading.parallel import progress, results_in_order
 from patch_diffusion.data.reading.pixels import MOST_IN_MEMORY, ArrayPlan, Plan, Read, ReadArray, images_of, read
 from patch_diffusion.data.reading.sizes import Size, choose_sizes, resize_values, resolution_of, too_small
 from patch_diffusion.data.reading.survey import Survey
-from patch_diffusion.data.reading.tables import attributes_of_rows
 from patch_diffusion.errors import InputError, option_error
 
 _LOOKED_AT = 256

@@ -16,11 +16,12 @@ from typing import IO
 from PIL import Image
 
 from patch_diffusion.config import Data
-from patch_diffusion.data.attributes import OPTION, Attributes
+from patch_diffusion.data.attributes import Attributes
 from patch_diffusion.data.classes import Labels
 from patch_diffusion.data.files.collection import Collection, Files
 from patch_diffusion.data.files.decode import NOT_READ, ImageFile
 from patch_diffusion.data.named import no_labels
+from patch_diffusion.data.reading.attributes import OPTION, attributes_of_csv
 from patch_diffusion.data.reading.cache import digest, state_of
 from patch_diffusion.data.reading.damage import damage_named, read_labels, read_table
 from patch_diffusion.data.reading.groups import groups_of_json, groups_of_names, is_column
@@ -36,7 +37,6 @@ from patch_diffusion.data.reading.labels import (
     parts_of,
 )
 from patch_diffusion.data.reading.names import HIDDEN, plain, plain_names
-from patch_diffusion.data.reading.tables import attributes_of_csv
 from patch_diffusion.errors import InputError, counted, option_error
 from patch_diffusion.files import user_path
 

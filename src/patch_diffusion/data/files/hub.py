@@ -18,11 +18,11 @@ from patch_diffusion.data.classes import Labels
 from patch_diffusion.data.files.collection import Collection, Files
 from patch_diffusion.data.files.decode import ImageFile
 from patch_diffusion.data.files.folders import image_endings
+from patch_diffusion.data.reading.attributes import attributes_of_columns, check_columns
 from patch_diffusion.data.reading.cache import digest, state_of
 from patch_diffusion.data.reading.damage import damage_named
 from patch_diffusion.data.reading.groups import groups_of_values
 from patch_diffusion.data.reading.labels import labels_of_values
-from patch_diffusion.data.reading.tables import attributes_of_columns, check_columns
 from patch_diffusion.errors import InputError, about, did_you_mean, need
 from patch_diffusion.files import user_path
 

@@ -20,13 +20,13 @@ from patch_diffusion.data.classes import Labels
 from patch_diffusion.data.files.collection import Collection, Files
 from patch_diffusion.data.files.decode import ImageFile
 from patch_diffusion.data.files.folders import image_endings
+from patch_diffusion.data.reading.attributes import attributes_of_csv
 from patch_diffusion.data.reading.cache import Found, digest, remember, state_of
 from patch_diffusion.data.reading.damage import damage_named, read_table
 from patch_diffusion.data.reading.groups import groups_of_names, is_column
 from patch_diffusion.data.reading.labels import labels_of_values
 from patch_diffusion.data.reading.names import HIDDEN, plain
 from patch_diffusion.data.reading.parallel import results_in_order
-from patch_diffusion.data.reading.tables import attributes_of_csv
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import user_path
 

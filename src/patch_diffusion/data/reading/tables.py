@@ -5,13 +5,11 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from patch_diffusion.data.attributes import OPTION, Attributes, attribute_of
 from patch_diffusion.data.reading.damage import damage_named
 from patch_diffusion.data.reading.names import by_names, plain
-from patch_diffusion.errors import InputError, counted, did_you_mean, option_error
+from patch_diffusion.errors import InputError, counted
 
 FILE = "file"
 
@@ -82,37 +80,3 @@ def columns_of_csv(
             f"{source} has {what}s for {counted(len(others), 'file')} that the data does not have (first: {others[0]})"
         )
     return {each: [own[name][place] for name in names] for place, each in enumerate(wanted)}, notes
-
-
-def attributes_of_csv(
-    content: bytes, wanted: Sequence[str], names: Sequence[str], source: str
-) -> tuple[Attributes, list[str]]:
-    """Return the attributes of images in the columns of a CSV, and notes for the user, see `columns_of_csv`."""
-    columns, notes = columns_of_csv(content, wanted, names, source)
-    if not columns:
-        raise InputError(f"{source} has no column beside {FILE}: add one for each condition", option=OPTION)
-    attributes, more = attributes_of_columns(columns, source)
-    return attributes, [*notes, *more]
-
-
-def attributes_of_rows(columns: Mapping[str, Any], num: int, source: str) -> tuple[Attributes | None, list[str]]:
-    """Return the attributes of ``num`` images whose values, by name, are in their order, None of none; and notes."""
-    for name, values in columns.items():
-        if len(values) != num:
-            raise option_error(OPTION, f"{name} has {len(values):,} values, and {source} has {num:,} images")
-    return attributes_of_columns(columns, source) if columns else (None, [])
-
-
-def attributes_of_columns(columns: Mapping[str, Any], source: str) -> tuple[Attributes, list[str]]:
-    """Return the attributes of images, given the values of all of them by the name of each column; and notes."""
-    found = [attribute_of(name, values, source) for name, values in columns.items()]
-    described = tuple(column for column, _, _ in found)
-    notes = [note for _, _, more in found for note in more]
-    return Attributes(described, tuple(values for _, values, _ in found)), notes
-
-
-def check_columns(wanted: Sequence[str], known: Sequence[str], source: str) -> None:
-    """Raise InputError if one of the wanted columns is not a known one of a table."""
-    for name in wanted:
-        if name not in known:
-            raise InputError(f"{source} has no column '{name}'{did_you_mean(name, known)}", option=OPTION)
