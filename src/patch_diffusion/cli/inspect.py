@@ -83,6 +83,7 @@ class Inspect(Verb):
         """Raise an `InputError` if an option cannot be right."""
         super().check_given()
         check_labels(self.options.data.labels, self.source)
+        check_labels(next(iter(self.options.data.conditions or ()), None), self.source, "data.conditions")
 
     def run(self) -> dict[str, Any]:
         """Inspect the data set and time some steps; print the main points, unless --json prints everything."""

@@ -119,6 +119,7 @@ class Race(Verb):
         """Raise an `InputError` if an option cannot be right."""
         super().check_given()
         check_labels(self.options.data.labels, self.source)
+        check_labels(next(iter(self.options.data.conditions or ()), None), self.source, "data.conditions")
 
     def run(self) -> dict[str, Any]:
         """Run the race (trainings compared at equal time) and print a table, unless --json prints all results."""

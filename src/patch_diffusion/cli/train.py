@@ -70,6 +70,7 @@ class Train(Verb):
         """Raise an `InputError` if an option cannot be right."""
         super().check_given()
         check_labels(self.options.data.labels, self.source)
+        check_labels(next(iter(self.options.data.conditions or ()), None), self.source, "data.conditions")
 
     def run(self) -> dict[str, Any]:
         """Train, and return a description of the run as a dict, which is empty on ranks other than 0."""

@@ -221,6 +221,7 @@ def _facts(config: Config, facts: ModelFacts) -> list[tuple[str, str]]:
         ("data", config.data.source or ("given in Python" if facts.num_images else "unknown, the run was imported")),
         ("images", f"{num}{height} x {width}, {facts.image_channels} {channels}"),
         ("classes", _named(facts.class_names) or f"{facts.num_classes or 'none'}"),
+        *((column.name, column.describe()) for column in facts.attributes),
         ("network", f"{config.network.kind}, {facts.parameters:,} parameters"),
         ("patches", _patches(config)),
         ("standard deviation", f"{facts.sigma_data:.4f} (sigma_data)"),

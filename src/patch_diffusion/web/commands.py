@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ def _words(wanted: Request, chosen: ModelChoice, run: RunFolder) -> list[str]:
     names = () if wanted.label is None else run.read_config()[1].class_names
     label = names[wanted.label] if wanted.label is not None and wanted.label < len(names) else wanted.label
     words += _option("class", label) + _option("ema_length", chosen.ema_length)
+    words += ["--condition", *(f"{name}={value}" for name, value in wanted.conditions.items())] * bool(
+        wanted.conditions
+    )
     for option in fields(wanted.sampling):
         value = getattr(wanted.sampling, option.name)
         words += _option(option.name, value) if value != option.default else []
@@ -59,8 +63,15 @@ def _option(name: str, value: Any) -> list[str]:
         return []
     return [
         f"--{name.replace('_', '-')}",
-        *map(_word, value if isinstance(value, tuple) else [] if value is True else [value]),
+        *map(_word, _values(value)),
     ]
+
+
+def _values(value: Any) -> Iterable[Any]:
+    """Return the words that follow an option: none of a switch, several of a tuple, ``name=value`` of a dict."""
+    if isinstance(value, dict):
+        return [f"{name}={_word(each)}" for name, each in value.items()]
+    return value if isinstance(value, tuple) else [] if value is True else [value]
 
 
 def _word(value: Any) -> str:

@@ -48,7 +48,8 @@ def generate(wanted: SampleRequest, folders: list[RunFolder], models: Models, jo
             resolution = pair(wanted.sampling.resolution) or model.resolution or (1, 1)
             sampling = _options(wanted, chosen, run, models, model, resolution, usual=18)
             report = Reporter(job, column, model, sampling.steps)
-            samples = patch_diffusion.generate(model, wanted.seeds, sampling, labels=wanted.label, callback=report.step)
+            told: dict[str, Any] = {"labels": wanted.label, "conditions": wanted.conditions}
+            samples = patch_diffusion.generate(model, wanted.seeds, sampling, **told, callback=report.step)
             samples = named(samples, sampling.guide, wanted.sampling.guide)
             weights = digest_of(model, sampling.guide)
             report.write(samples, run, chosen, sample_command(wanted, chosen, run), weights)
@@ -75,6 +76,7 @@ def edit(wanted: EditRequest, run: RunFolder, models: Models, job: Job) -> None:
             wanted.seeds,
             sampling,
             label=wanted.label,
+            conditions=wanted.conditions,
             covariance=wanted.covariance,
             callback=reporter.step,
         )

@@ -53,6 +53,8 @@ class Request(Strict):
     """The number of pictures; their seeds count up from the first."""
     label: int | None = None
     """Class. None: seed k of new pictures gets class k mod classes, and an edited image none."""
+    conditions: dict[str, str] = field(default_factory=dict)
+    """Values of the model's conditions by name, for all pictures."""
 
     def __post_init__(self) -> None:
         _within("seed", self.seed, 0, MOST_SEED)

@@ -230,6 +230,7 @@ def _model(config: Config, facts: ModelFacts) -> dict[str, Any]:
         "channels": facts.image_channels,
         "classes": facts.num_classes,
         "class_names": list(facts.class_names),
+        "conditions": {column.name: column.describe() for column in facts.attributes},
         "parameters": facts.parameters,
         "stride": stride(config.network),
         "coords": config.patches.coords,

@@ -48,6 +48,7 @@ class Findings:
         kinds: number of images by bit depth and channels, such as "8 bit RGB".
         class_counts: number of images of each class, over the whole data set; empty without classes.
         folders: number of images in each sub-folder, over the whole data set, if these could be classes and are none.
+        conditions: what is told of the images by name: categories, or the range of numbers, in words.
         unusable: the reasons why files cannot be read, by name.
         nearly_constant: images whose pixels are nearly all of one value.
         equal: groups of images with equal pixels.
@@ -70,6 +71,7 @@ class Findings:
     kinds: dict[str, int]
     class_counts: dict[str, int]
     folders: dict[str, int]
+    conditions: dict[str, str]
     unusable: dict[str, str]
     nearly_constant: list[str]
     equal: list[list[str]]
@@ -178,6 +180,7 @@ def _findings(
         kinds=_counts(_kind(header) for header in headers.values()),
         class_counts=class_counts,
         folders=in_folders if len(in_folders) > 1 else {},
+        conditions={column.name: column.describe() for column in found.attributes.columns} if found.attributes else {},
         unusable={names[index]: why for index, why in sorted(unusable.items())},
         nearly_constant=[names[index] for index in sorted(constant)],
         equal=[[names[indices[place]] for place in group] for group in groups],

@@ -2,7 +2,7 @@
 
 import {address, fetched, follow, request, send, sent} from './ask.js';
 import {Earlier} from './earlier.js';
-import {Choice, GuidanceFields, OtherFields, ViewFields, field, fillClasses, more, nameOf, noModel, numberOf, seedInput, slider, usableRuns} from './models.js';
+import {Choice, ConditionsField, GuidanceFields, OtherFields, ViewFields, field, fillClasses, more, nameOf, noModel, numberOf, seedInput, slider, usableRuns} from './models.js';
 import {element, empty, trouble} from './page.js';
 import {Results} from './results.js';
 import {Settings} from './settings.js';
@@ -29,6 +29,7 @@ export async function showEdit(place, values, signal) {
   const seed = seedInput();
   const pictures = element('input', {type: 'number', min: 1, max: 64, step: 1, value: 4, name: 'pictures', required: true});
   const label = element('select', {name: 'class'});
+  const conditions = new ConditionsField();
   label.addEventListener('change', suit);
   const steps = slider('Steps', 'Each step removes some noise. More take longer.', {min: 1, max: 100, step: 1, value: 32, name: 'steps'});
   const task = element('select', {name: 'task', onchange: () => { stage?.clear(); suit(); }},
@@ -54,7 +55,7 @@ export async function showEdit(place, values, signal) {
     element('div', {className: 'box'}, choice.row),
     element('div', {className: 'box'}, field('Task', task, 'What to do with the image.'), ...Object.values(told).map(input => input.parentElement)),
     element('div', {className: 'box'}, element('div', {className: 'pair'}, field('Seed', seed, 'the same seed, the same picture'), field('Pictures', pictures, 'results to choose from')),
-      field('Class', label, 'What the image shows.'), steps.label, ...guidance.fields,
+      field('Class', label, 'What the image shows.'), conditions.label, steps.label, ...guidance.fields,
       more('Method and tiles', field('Method', way, 'Careful fits better, and takes about five times as long as quick.'), ...view.fields), others.fold), go, hint);
   const problem = element('div');
   const table = element('div');
@@ -155,6 +156,7 @@ export async function showEdit(place, values, signal) {
     const {model} = choice;
     if (stage && fittedTo !== choice.asked.run) { take(stage.blob, fittedAs); return; }
     fillClasses(label, model, model.classless ? 'not said' : 'choose one');
+    conditions.suit([model]);
     guidance.suit([choice], label.value !== '');
     settings?.write();
     view.suit([model]);
@@ -179,7 +181,7 @@ export async function showEdit(place, values, signal) {
     const filled = task.value ? {} : {mask: stage.hasMask ? await stage.maskText() : null,
       extend: stage.extended ? Object.fromEntries(Object.entries(stage.extend).filter(pair => pair[1])) : null};
     const wanted = {model: choice.asked, image: await stage.imageText(), ...(task.value ? restored : filled),
-      seed: Number(seed.value), pictures: Number(pictures.value), label: label.value === '' ? null : Number(label.value),
+      seed: Number(seed.value), pictures: Number(pictures.value), label: label.value === '' ? null : Number(label.value), ...conditions.asked,
       steps: Number(steps.input.value), covariance: way.value || null, ...guidance.asked, ...view.asked, ...others.asked};
     const shown = showing([wanted.model], wanted.pictures);
     results.scrollIntoView({block: 'nearest'});

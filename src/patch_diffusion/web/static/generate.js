@@ -2,7 +2,7 @@
 
 import {request} from './ask.js';
 import {Earlier} from './earlier.js';
-import {Choice, GuidanceFields, OtherFields, ViewFields, field, fillClasses, more, nameOf, noModel, seedInput, slider, usableRuns} from './models.js';
+import {Choice, ConditionsField, GuidanceFields, OtherFields, ViewFields, field, fillClasses, more, nameOf, noModel, seedInput, slider, usableRuns} from './models.js';
 import {element, empty, quoted, trouble} from './page.js';
 import {Results} from './results.js';
 import {Settings} from './settings.js';
@@ -25,6 +25,7 @@ export async function showGenerate(place, values, signal) {
   const seed = seedInput();
   const pictures = element('input', {type: 'number', min: 1, max: 64, step: 1, value: 16, name: 'pictures', required: true});
   const label = element('select', {name: 'class'});
+  const conditions = new ConditionsField();
   const steps = slider('Steps', 'Each step removes some noise. More take longer.', {min: 1, max: 100, step: 1, value: 18, name: 'steps'});
   steps.input.addEventListener('input', () => suit());
   const solver = element('select', {name: 'solver', onchange: () => suit()}, ...Object.entries(SOLVERS).map(([value, text]) => element('option', {value}, text)));
@@ -38,7 +39,7 @@ export async function showGenerate(place, values, signal) {
   const form = element('form', {onsubmit: event => { event.preventDefault(); make(); }},
     element('div', {className: 'box'}, models, element('div', {}, beside)),
     element('div', {className: 'box'}, element('div', {className: 'pair'}, field('Seed', seed, 'the same seed, the same picture'), field('Pictures', pictures, 'how many; seeds count up')),
-      field('Class', label, 'What the pictures show.'), steps.label, field('Solver', solver, 'How noise is removed: Heun for 12 steps or more, DPM-Solver++ 2M for few.'),
+      field('Class', label, 'What the pictures show.'), conditions.label, steps.label, field('Solver', solver, 'How noise is removed: Heun for 12 steps or more, DPM-Solver++ 2M for few.'),
       ...guidance.fields, more('Size and tiles', ...view.fields), others.fold), go);
   const earlier = new Earlier(({models, pictures, job}) => showing(models, pictures).follow(job, signal));
   place.append(element('div', {className: 'work'}, form, element('div', {}, results, earlier.element)));
@@ -75,6 +76,7 @@ export async function showGenerate(place, values, signal) {
     const found = choices.map(choice => choice.model);
     const fewest = found.reduce((a, b) => b.classes < a.classes ? b : a);
     fillClasses(label, fewest, 'all, in turn');
+    conditions.suit(found);
     guidance.suit(choices);
     view.suit(found);
     const few = solver.value.includes('heun') && steps.input.value > 1 && steps.input.value < 5;  // specks
@@ -96,7 +98,7 @@ export async function showGenerate(place, values, signal) {
     go.disabled = true;
     const wanted = {models: choices.map(choice => choice.asked), seed: Number(seed.value), pictures: Number(pictures.value),
       label: label.value === '' ? null : Number(label.value), steps: Number(steps.input.value), solver: solver.value,
-      ...guidance.asked, resolution: view.resolution, ...view.asked, ...others.asked};
+      ...conditions.asked, ...guidance.asked, resolution: view.resolution, ...view.asked, ...others.asked};
     const shown = showing(wanted.models, wanted.pictures);
     results.scrollIntoView({block: 'nearest'});
     try {

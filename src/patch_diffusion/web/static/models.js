@@ -68,6 +68,25 @@ export function fillClasses(select, model, none) {
   select.parentElement.hidden = !model.classes;
 }
 
+// Values of a model's conditions as text, such as age=40 colour=red, with what they can be as its hint.
+export class ConditionsField {
+  constructor() {
+    this.input = element('input', {type: 'text', name: 'conditions', autocomplete: 'off', spellcheck: false});
+    this.label = field('Conditions', this.input, ' ');
+  }
+
+  suit(models) {
+    const told = models.reduce((all, {conditions}) => ({...all, ...conditions}), {});
+    this.label.hidden = !Object.keys(told).length;
+    this.label.lastChild.textContent = `As in name=value, with spaces between: ${Object.entries(told).map(([name, of]) => `${name} (${of})`).join(', ')}.`;
+  }
+
+  get asked() {
+    const words = this.label.hidden ? [] : this.input.value.trim().split(/\s+(?=[^\s=]+=)/).filter(Boolean);
+    return {conditions: Object.fromEntries(words.map(word => [word.split('=', 1)[0], word.slice(word.indexOf('=') + 1)]))};
+  }
+}
+
 let fields = 0;
 
 // An input with its label, and a hint of what it does; it is the parent of the input.
@@ -116,12 +135,12 @@ export class GuidanceFields {
 
   // choices: of the models; labelled: whether they are told a class.
   suit(choices, labelled = true) {
-    const byClass = labelled && choices.every(({model}) => model.classes && model.classless);
+    const byClass = choices.every(({model}) => (labelled && model.classes && model.classless) || Object.keys(model.conditions).length);
     // A model is led away from an earlier one of the same run: steps that all have.
     const earlier = choices.map(({found, step}) => found.checkpoints.filter(each => each < (step ?? found.step)));
     const steps = earlier[0].filter(step => earlier.every(each => each.includes(step)));
     const before = this.guide.value;
-    const guides = [...(byClass ? [['class', 'the model without the class']] : []), ['crops', 'the model on crops, half the sides'], ['crops:1/4', 'the model on crops, a quarter'],
+    const guides = [...(byClass ? [['class', 'the model without class and conditions']] : []), ['crops', 'the model on crops, half the sides'], ['crops:1/4', 'the model on crops, a quarter'],
       ...steps.map(step => [`step:${step}`, `the checkpoint of step ${step.toLocaleString('en')}`])];
     this.guide.replaceChildren(...guides.map(([value, text]) => element('option', {value}, text)));
     if (guides.some(([value]) => value === before)) this.guide.value = before;
