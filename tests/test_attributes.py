@@ -15,10 +15,12 @@ from needs import need
 from patch_diffusion.cli import main
 from patch_diffusion.config import Config, Data
 from patch_diffusion.data.attributes import Attribute, Attributes, keep_some, vectors_of, wanted_of
-from patch_diffusion.data.images import with_columns
 from patch_diffusion.data.reading.attributes import attribute_of
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.errors import InputError, Note
+from patch_diffusion.evaluation.samples import classes_like, conditions_like
+from patch_diffusion.evaluation.stream import stream_of_model
+from patch_diffusion.files import read_tensors, write_tensors
 from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.sampling.options import Sampling
 from refusal import refused
@@ -292,9 +294,9 @@ def test_a_run_stores_them_and_continues(trainer, make_trainer, told_images, tmp
     assert facts.attributes == told_images.columns
     model = pd.load(tmp_path / "run", device="cpu")
     assert model.columns == told_images.columns
-    other = with_columns(told_images, [replace(told_images.columns[0], name="weight"), COLOUR])
+    renamed = Attributes((replace(AGE, name="weight"), COLOUR), told_images.attributes.values)
     with pytest.raises(InputError, match="attributes"):
-        make_trainer(images=replace(told_images, attributes=other.attributes), network=WIDTH).fit(steps=4)
+        make_trainer(images=replace(told_images, attributes=renamed), network=WIDTH).fit(steps=4)
 
 
 def test_samples_are_what_is_asked_for(told_images):
@@ -406,3 +408,67 @@ def test_on_the_command_line(folder, csv, tmp_path, capsys):
 def test_config_and_docs_know_the_option():
     assert Config().data.conditions is None
     assert Data(conditions=("a.csv", "b")).conditions == ("a.csv", "b")
+
+
+def test_samples_that_are_measured_are_told_what_the_images_are(told_images):
+    model = random_model(told_images.columns, num_classes=2)
+    model.codec = told_images.codec
+    conditions, labels = conditions_like(told_images, model, 12, 5), classes_like(told_images, model, 12, 5)
+    assert conditions is not None and labels is not None
+    pairs = {(row % 7, row % 3, row % 2) for row in range(64)}
+    assert {
+        (told["age"], ("blue", "green", "red").index(told["colour"]), label)
+        for told, label in zip(conditions, labels, strict=True)
+    } <= pairs
+    assert conditions_like(replace(told_images, attributes=None), model, 3, 5) is None
+    stream = stream_of_model(model, range(4), conditions=conditions[:4], labels=labels[:4], sampling=Sampling(steps=1))
+    one = next(pd.generate(model, [2], Sampling(steps=1), labels=labels[2], conditions=conditions[2]))
+    assert torch.equal(torch.cat(list(stream.part(0)))[2], one.pixels)
+
+
+@pytest.fixture
+def exported(make_trainer, told_images, tmp_path):
+    """A run with conditions and random weights."""
+    make_trainer("run", WIDTH, images=told_images).fit(steps=1)
+    weights = read_tensors(tmp_path / "run" / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    write_tensors(
+        tmp_path / "run" / "model.safetensors",
+        {name: each + 0.05 * torch.randn(each.shape, generator=generator) for name, each in weights.items()},
+    )
+    return tmp_path / "run"
+
+
+@pytest.mark.slow
+def test_exported_pipelines_are_told_them(exported, tmp_path, code_folder):
+    diffusers = need("diffusers", "hub")
+    pd.export_model(exported, tmp_path / "model")
+    pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "model", trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    model = pd.load(exported, device="cpu")
+    for scale in (1.0, 2.0):
+        for conditions in ({"age": 3, "colour": ["red", "blue"]}, {"colour": "green"}, None):
+            found = pd.generate(model, [0, 1], Sampling(steps=2, guidance=scale), labels=1, conditions=conditions)
+            expected = torch.stack([sample.pixels for sample in found])
+            asked = {"seeds": [0, 1], "class_labels": 1, "conditions": conditions, "guidance_scale": scale}
+            images = pipe(**asked, num_inference_steps=2, output_type="pixels").images
+            assert (images.int() - expected.int()).abs().max() <= 1
+    with pytest.raises(ValueError, match="no condition 'agge'; did you mean 'age'"):
+        pipe(seeds=[0], conditions={"agge": 3})
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "conditions={'age': 2.95, 'colour': 'blue'}" in card
+    assert "| colour | 3 categories: blue, green, red |" in card
+
+
+@pytest.mark.slow
+def test_exported_graphs_take_their_vectors(exported, tmp_path):
+    pd.export_model(exported, tmp_path / "model", to="torch")
+    facts = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert facts["inputs"] == ["noisy", "sigma", "coords", "labels", "attributes"]
+    assert [each["name"] for each in facts["attributes"]] == ["age", "colour"]
+    program = torch.export.load(tmp_path / "model" / "model.pt2").module()
+    model, noisy, coords = pd.load(exported, device="cpu"), torch.randn(3, 1, 8, 8), pd.coordinate_grid(8, 8)
+    labels, told = torch.tensor([0, 1, -1]), torch.randn(3, 6)
+    with torch.no_grad():
+        expected = model(noisy, 1.0, Conditions(coords, labels, attributes=told))
+    assert torch.allclose(program(noisy, torch.ones(3), coords, labels, told), expected, atol=1e-5)

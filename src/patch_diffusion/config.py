@@ -79,9 +79,9 @@ class Data(Strict):
     labels: str | None = None
     """Source of the class labels: a CSV file with a first line file,label, or the name of an array or column."""
     conditions: tuple[str, ...] | None = None
-    """What else to tell the model of each image, so that samples can be asked for by it: a CSV file with a column file,
-    then the columns to use, by default all; or the names of columns of the data, or an .npy of vectors. Numbers are
-    continuous, words are categories."""
+    """Conditions: numbers, words or vectors that the model is told of each image, so that samples can be asked for by
+    them. A CSV file with a column file, then the columns to use, by default all; or columns of the data, or an .npy.
+    Numbers are continuous, words are categories."""
     group: str | None = None
     """Group of each image; a group is held out as a whole. folder: one group for each folder. A pattern with
     parentheses, such as 'patient-([0-9]+)': one for each text that it captures in file names. Else: the name of a

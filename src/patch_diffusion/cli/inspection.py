@@ -48,8 +48,7 @@ def _of_data(findings: Findings) -> Iterator[tuple[str, str]]:
         yield "mean", f"{_shares(findings.means)} (for each channel; {low:g} to {high:g} scaled to 0 to 1)"
         yield "deviation", _shares(findings.deviations)
     yield "classes", _classes(findings.class_counts, findings.folders)
-    for name, told in findings.conditions.items():
-        yield name, told
+    yield from findings.conditions.items()
     yield "unreadable", _named([f"{name} ({why})" for name, why in findings.unusable.items()])
     yield "empty", _named(findings.nearly_constant)
     yield "equal", _named([" = ".join(group[:_NAMED]) + ", ..." * (len(group) > _NAMED) for group in findings.equal])

@@ -84,7 +84,7 @@ class Attribute:
         if self.categories:
             more = ", ..." if len(self.categories) > _MOST_IN_WORDS else ""
             return f"{len(self.categories)} categories: {', '.join(self.categories[:_MOST_IN_WORDS])}{more}"
-        if len(self.mean) > 1:
+        if len(self.mean) != 1:
             return f"vectors of {len(self.mean):,} numbers"
         return f"{self.lowest[0]:g} to {self.highest[0]:g}, mean {self.mean[0]:.3g}"
 
@@ -103,11 +103,12 @@ class Attribute:
             if (text := str(wanted).strip()) not in self.categories:
                 raise InputError(f"the condition {self.name} has no '{text}'{did_you_mean(text, self.categories)}")
             return [float(self.categories.index(text))]
-        several = isinstance(wanted, list | tuple) or bool(getattr(wanted, "ndim", 0))
+        parts: Any = wanted.split(",") if isinstance(wanted, str) and len(self.mean) > 1 else wanted
+        if hasattr(parts, "tolist"):  # an array or a tensor
+            parts = parts.tolist()
+        numbers: Sequence[Any] = parts if isinstance(parts, list | tuple) else [parts]
         try:
-            if isinstance(wanted, str) and len(self.mean) > 1:
-                wanted, several = wanted.split(","), True
-            row = [float(each) for each in (wanted if several else [wanted])]
+            row = [float(each) for each in numbers]
         except (TypeError, ValueError):
             row = [math.nan]
         if len(row) != len(self.mean):
@@ -143,6 +144,12 @@ class Attributes:
         """Return the attributes of the images in some rows, an array of their indices."""
         chosen = torch.as_tensor(rows)
         return Attributes(self.columns, tuple(values[chosen] for values in self.values))
+
+    def named(self, row: int) -> dict[str, Any]:
+        """Return the values of one image by name, as JSON stores them; those that are not given are left out."""
+        pairs = zip(self.columns, self.values, strict=True)
+        found = {column.name: column.plain(values[row].tolist()) for column, values in pairs}
+        return {name: value for name, value in found.items() if value is not None}
 
     def encode(self, rows: Any) -> Float[Tensor, "k width"]:
         """Return the vectors that tell a network the attributes of the images in these rows."""
@@ -212,7 +219,9 @@ def wanted_of(
         values = given[column.name]
         if hasattr(values, "tolist"):  # an array or a tensor
             values = values.tolist()
-        each = isinstance(values, list | tuple) and (len(column.mean) < 2 or isinstance(values[0], list | tuple))
+        rows: Sequence[Any] = values if isinstance(values, list | tuple) else ()
+        nested = any(each is None or isinstance(each, list | tuple) for each in rows)
+        each = isinstance(values, list | tuple) and (len(column.mean) < 2 or nested)
         if each and len(values) != num:
             raise InputError(f"{counted(num, 'image')} need as many values of {column.name}, not {len(values)}")
         several |= each

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from patch_diffusion.data.codec import PixelCodec
@@ -102,11 +103,14 @@ def _stream(subject: Subject, how: SamplesOptions) -> Stream:
         return stream_of_images(subject.pictures, num, seed=seed, batch=how.sampling.batch)
     labels = classes_like(subject.training, model, num, seed)
     seeds = range(seed * num, (seed + 1) * num)
-    stream = stream_of_model(model, seeds, labels=labels, sampling=how.sampling)
-    if not model.num_classes:
-        return stream
-    classes = "seed mod classes" if labels is None else "as frequent as in the data"
-    return replace(stream, settings={**stream.settings, "classes": classes})
+    conditions = conditions_like(subject.training, model, num, seed)
+    stream = stream_of_model(model, seeds, labels=labels, conditions=conditions, sampling=how.sampling)
+    settings = {**stream.settings}
+    if model.num_classes:
+        settings["classes"] = "seed mod classes" if labels is None else "as frequent as in the data"
+    if model.columns:
+        settings["conditions"] = "not given" if conditions is None else "as frequent as in the data"
+    return replace(stream, settings=settings)
 
 
 def classes_like(training: Images | None, model: Denoiser, num: int, seed: int) -> list[int] | None:
@@ -118,6 +122,21 @@ def classes_like(training: Images | None, model: Denoiser, num: int, seed: int) 
     every = torch.cat([each for each in labels if each is not None])
     chosen = torch.randint(len(every), (num,), generator=generator(seed, "classes of samples"))
     return every[chosen].tolist()
+
+
+def conditions_like(training: Images | None, model: Denoiser, num: int, seed: int) -> list[dict[str, Any]] | None:
+    """Return the conditions of ``num`` training images, those of `classes_like`; None unless the model is told any."""
+    told = [] if training is None else [bucket.attributes for bucket in training.buckets]
+    known = [each.known_as(model.columns) for each in told if each is not None]
+    if not known or not model.columns:
+        return None
+    assert training is not None
+    ends = np.cumsum([len(bucket) for bucket in training.buckets])
+    chosen = torch.randint(int(ends[-1]), (num,), generator=generator(seed, "classes of samples")).numpy()
+    which = np.searchsorted(ends, chosen, side="right")
+    inside = chosen - (ends - [len(bucket) for bucket in training.buckets])[which]
+    rows = [training.buckets[place].rows(np.array([row])) for place, row in zip(which, inside, strict=True)]
+    return [known[place].named(int(row[0])) for place, row in zip(which, rows, strict=True)]
 
 
 def pixels_of(images: Images, batch: int) -> Stream:

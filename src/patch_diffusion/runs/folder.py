@@ -70,7 +70,7 @@ class ModelFacts(Strict):
     """The digest of the images, see `digest_of`; empty in runs of earlier versions, which do not compare them."""
     rules: tuple[str, ...] = ()
     attributes: tuple[Attribute, ...] = ()
-    """What the model is told of an image by name, with the categories or the range of the training images."""
+    """Conditions that the model is told of an image, with the categories or the range of the training images."""
 
     @classmethod
     def of(cls, denoiser: Denoiser, images: Images, rules: Collection[str] = RULES) -> ModelFacts:
