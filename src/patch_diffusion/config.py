@@ -18,6 +18,7 @@ Mode = Literal["auto", "L", "RGB", "RGBA", "RGB16"]
 Fit = Literal["crop", "stretch", "bucket", "multiples"]
 Layout = Literal["auto", "channels_first", "channels_last"]
 Cache = Literal["auto", "memory", "disk"]
+Kind = Literal["auto", "image", "labels"]
 
 
 def _parse_shares(words: list[str]) -> dict[str, float]:
@@ -82,6 +83,12 @@ class Data(Strict):
     """Conditions: numbers, words or vectors that the model is told of each image, so that samples can be asked for by
     them. A CSV file with a column file, then the columns to use, by default all; or columns of the data, or an .npy.
     Numbers are continuous, words are categories."""
+    paired: tuple[str, ...] | None = None
+    """Inputs to make images from: a folder, zip, array or column with an image of the same name for each image, as for
+    super-resolution, from one contrast to another, or from label maps. Several inputs: several names."""
+    paired_kind: Kind = "auto"
+    """Kind of the paired inputs. image: pictures or values. labels: maps of categories, as palette images are. auto:
+    labels if all are palette images."""
     group: str | None = None
     """Group of each image; a group is held out as a whole. folder: one group for each folder. A pattern with
     parentheses, such as 'patient-([0-9]+)': one for each text that it captures in file names. Else: the name of a

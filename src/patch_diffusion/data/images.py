@@ -20,6 +20,7 @@ from patch_diffusion.data.classes import occurring, ordered, places_among, refus
 from patch_diffusion.data.codec import DTYPES, Codec, PixelCodec
 from patch_diffusion.data.gather import Gather
 from patch_diffusion.data.keys import keys_of_rows
+from patch_diffusion.data.paired import Paired, PairedInput
 from patch_diffusion.errors import InputError
 
 _MEASURED, _MEASURED_VALUES = 16_384, 2**31
@@ -81,7 +82,8 @@ class ImageSet:
     while it is in use. ``part`` makes this a subset of the images, see `hold_out`. ``mirrored`` is 2 if all images are
     followed by their mirror images in the same order, else 1. ``keys`` are hashes of the images as uint64 (n,), of
     mirrored ones (n/2,), or a function that finds them when they are wanted; None: hashes of ``pixels``. ``groups`` are
-    such hashes of the groups that images belong to. ``attributes`` are what else a model is told of each image.
+    such hashes of the groups that images belong to. ``attributes`` are what else a model is told of each image, and
+    ``paired`` are images that it is shown beside each.
 
     Raises:
         InputError: the pixels or labels have a wrong shape, dtype or value, or there is not one label per image.
@@ -104,6 +106,7 @@ class ImageSet:
     keys: Keys | Callable[[], Keys] | None = None
     groups: NDArray[np.uint64] | None = None
     attributes: Attributes | None = None
+    paired: tuple[Paired, ...] = ()
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.dtype != DTYPES[self.codec.dtype]:
@@ -117,6 +120,11 @@ class ImageSet:
             raise InputError("labels are integers from 0, one per image")
         if self.attributes is not None and len(self.attributes) != len(self.pixels):
             raise InputError(f"{len(self.pixels):,} images cannot have the attributes of {len(self.attributes):,}")
+        for each in self.paired:
+            if len(each.pixels) != len(self.pixels) or each.pixels.shape[2:] != self.pixels.shape[2:]:
+                raise InputError(
+                    f"images {tuple(self.pixels.shape)} cannot have {tuple(each.pixels.shape)} as paired inputs"
+                )
         self._count_classes()
 
     def __len__(self) -> int:
@@ -160,6 +168,31 @@ class ImageSet:
     def columns(self) -> tuple[Attribute, ...]:
         """Descriptions of the attributes of the images; empty if they have none."""
         return () if self.attributes is None else self.attributes.columns
+
+    @property
+    def inputs(self) -> tuple[PairedInput, ...]:
+        """Descriptions of the paired inputs of the images; empty if they have none."""
+        return tuple(each.about for each in self.paired)
+
+    def input_images(self, place: int) -> ImageSet:
+        """Return the images of one paired input as an image set with the same indices."""
+        each = self.paired[place]
+        codec, keys = PixelCodec(**each.about.codec), np.zeros(len(self.pixels) // self.mirrored, np.uint64)
+        return ImageSet(
+            each.pixels,
+            options=self.options,
+            codec=codec,
+            part=self.part,
+            file=each.file,
+            mirrored=self.mirrored,
+            keys=keys,
+        )
+
+    def inputs_given(self, indices: NDArray[np.int64]) -> Tensor:
+        """Return which paired inputs the images with these k indices have, (k, inputs): 1 or 0."""
+        rows = torch.from_numpy(self.rows(indices))
+        there = [torch.ones(len(rows)) if each.there is None else each.there[rows].float() for each in self.paired]
+        return torch.stack(there, dim=1)
 
     @cached_property
     def moments(self) -> Moments:
@@ -250,6 +283,11 @@ class ImageBuckets:
         return self.buckets[0].columns
 
     @property
+    def inputs(self) -> tuple[PairedInput, ...]:
+        """Descriptions of the paired inputs of the images; empty if they have none."""
+        return self.buckets[0].inputs
+
+    @property
     def codec(self) -> Codec:
         """The codec that maps pixels to model space and back."""
         return self.buckets[0].codec
@@ -291,6 +329,17 @@ def with_columns(images: Images, columns: Sequence[Attribute]) -> Images:
     if not isinstance(images, ImageSet):
         return replace(images, buckets=tuple(_with_columns(bucket, columns) for bucket in images.buckets))
     return _with_columns(images, columns)
+
+
+def with_inputs(images: Images, inputs: Sequence[PairedInput]) -> Images:
+    """Return images whose paired inputs have the values and categories that a model knows them by; or none at all."""
+    if not isinstance(images, ImageSet):
+        buckets = [with_inputs(bucket, inputs) for bucket in images.buckets]
+        return replace(images, buckets=tuple(bucket for bucket in buckets if isinstance(bucket, ImageSet)))
+    if not inputs or len(inputs) != len(images.paired):
+        return replace(images, paired=())
+    pairs = zip(images.paired, inputs, strict=True)
+    return replace(images, paired=tuple(each.known_as(about) for each, about in pairs))
 
 
 def with_codec(images: Images, codec: Codec) -> Images:

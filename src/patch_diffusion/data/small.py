@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from patch_diffusion.data.images import ImageSet
 from patch_diffusion.data.latents.folder import LatentSet
+from patch_diffusion.data.paired import PairedInput, small_side
 from patch_diffusion.data.reading import cache
 from patch_diffusion.data.reading.parallel import progress
 from patch_diffusion.data.reading.pixels import ArrayPlan, Plan, read
@@ -63,6 +65,25 @@ def make_small(images: Tensor, shape: tuple[int, ...]) -> Tensor:
         strip = images[..., top : top + rows, :].float()
         small += down[:, top : top + rows] @ (strip @ across.mT)
     return small
+
+
+def small_input(about: PairedInput, pixels: Tensor) -> Tensor:
+    """Return small copies (n, width, h, w) of whole paired inputs (n, c, H, W), as they are shown to a network."""
+    resolution = tuple(pixels.shape[2:])
+    shape = small_shape(small_side(resolution), resolution)
+    if about.categories:
+        return about.encode(F.interpolate(pixels.float(), shape, mode="nearest-exact"))
+    return about.encode(make_small(pixels, shape))
+
+
+def small_inputs(about: PairedInput, images: ImageSet, *, show: bool = False) -> ImageSet:
+    """Return small copies of a paired input of all images, given as an image set, in the same order."""
+    if not about.categories:
+        return small_images(images, small_shape(small_side(images.resolution), images.resolution), show=show)
+    shape = small_shape(small_side(images.resolution), images.resolution)
+    rows = (images.pixels[row : row + 1] for row in range(len(images.pixels)))
+    small = [F.interpolate(row.float(), shape, mode="nearest-exact").to(row.dtype) for row in rows]
+    return replace(images, pixels=torch.cat(small), file=None)
 
 
 def small_images(images: ImageSet, shape: tuple[int, ...], *, show: bool = False) -> ImageSet:

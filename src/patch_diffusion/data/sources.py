@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args, overload
 
@@ -13,14 +14,16 @@ import numpy as np
 import torch
 from typing_extensions import Unpack
 
-from patch_diffusion.config import Augment, Cache, Data, Fit, Layout, Mode
+from patch_diffusion.config import Augment, Cache, Data, Fit, Kind, Layout, Mode
 from patch_diffusion.data import digits
+from patch_diffusion.data.arrays.paired import pair_arrays
 from patch_diffusion.data.arrays.read import read_array
-from patch_diffusion.data.arrays.stored import in_memory, is_array, open_array
+from patch_diffusion.data.arrays.stored import StoredArray, in_memory, is_array, open_array
 from patch_diffusion.data.files import hub, shards
 from patch_diffusion.data.files.collection import Collection, read_collection
 from patch_diffusion.data.files.folders import find_in_folder, find_in_zip, hint_for, image_endings
 from patch_diffusion.data.files.map_style import array_of, find_in_map_style
+from patch_diffusion.data.files.paired import pair
 from patch_diffusion.data.images import Images, ImageSet
 from patch_diffusion.data.latents.folder import is_latents, open_latents
 from patch_diffusion.data.named import DIGITS, HUB, check_source, prefix_of
@@ -31,11 +34,12 @@ from patch_diffusion.errors import InputError, option_error
 from patch_diffusion.files import user_path
 
 _CHOICES = {"mode": get_args(Mode), "fit": get_args(Fit), "layout": get_args(Layout), "cache": get_args(Cache)}
+_CHOICES["paired_kind"] = get_args(Kind)
 
 # Options that have a meaning for some kinds of sources only, by kind.
-_FILES, _ARRAY = {"labels", "group", "conditions"}, {"layout"}
+_FILES, _ARRAY = {"labels", "group", "conditions", "paired", "paired_kind"}, {"layout", "paired_kind"}
 _TABLE, _ARRAY_FILE = {*_FILES, "key"}, {*_FILES, "key", "layout"}
-_OBJECTS = {"labels", "group", "key", "layout"}
+_OBJECTS = {"labels", "group", "key", "layout", "paired_kind"}
 
 
 class _Options(TypedDict, total=False):
@@ -45,6 +49,8 @@ class _Options(TypedDict, total=False):
     range: tuple[float, float] | None
     labels: str | None
     conditions: str | Sequence[str] | Mapping[str, Any] | None
+    paired: Any
+    paired_kind: Kind
     group: str | None
     key: str | None
     layout: Layout
@@ -68,6 +74,8 @@ def open_images(
     range: tuple[float, float] | None = None,
     labels: str | None = None,
     conditions: str | Sequence[str] | Mapping[str, Any] | None = None,
+    paired: Any = None,
+    paired_kind: Kind = "auto",
     group: str | None = None,
     key: str | None = None,
     layout: Layout = "auto",
@@ -102,7 +110,10 @@ def open_images(
             field of ``.json`` in shards, or an ``.npy`` file for an ``.npy``.
         conditions: what else a model is told of each image, see `Attribute`: a CSV with a column ``file``, then names
             of columns, by default all; for arrays ``.npy`` files or names of arrays in the same file, for tables names
-            of columns; for images in Python a dict of values in their order. Numbers are continuous, words categories.
+            of columns; for images in Python a dict of values in their order. Numbers are continuous, words are not.
+        paired: inputs to make images from, of the same names: a folder, a zip, an array, a column of a table, or
+            several; for images in Python an array or a data set of as many images, or a dict of several.
+        paired_kind: "image", "labels" for maps of categories, or "auto": labels if all inputs are palette images.
         group: which images are held out together: "folder", those of one folder; a pattern of the name with one pair of
             parentheses, as in ``patient-([0-9]+)``, those of which it captures the same; else a column of the CSV of
             labels, or the name of groups as ``labels`` names labels. None: as ``dataset.json`` says, if it has groups.
@@ -136,12 +147,19 @@ def open_images(
         range=range,
         labels=labels,
         conditions=tuple(columns) if columns else None,
+        paired=tuple(map(str, by_name)) if (by_name := _names(paired)) else None,
+        paired_kind=paired_kind,
         group=group,
         key=key,
         layout=layout,
         cache=cache,
     )
-    return open_data(options, show=show) if named else _open_object(source, options, values, show)
+    if named:
+        if paired is not None and not by_name:
+            raise option_error("data.paired", "of images in files are named: a folder, a zip or an array")
+        return open_data(options, show=show)
+    others = {} if paired is None or by_name else paired if isinstance(paired, Mapping) else {"input": paired}
+    return _open_object(source, options, values, others, show)
 
 
 def open_data(options: Data, *, show: bool = False) -> Images:
@@ -159,10 +177,59 @@ def open_data(options: Data, *, show: bool = False) -> Images:
         return open_latents(path, classes=options.classes, options=options)
     if prefix_of(source) is None and is_array(path) and path.exists():
         _refuse_unknown(options, source, _ARRAY_FILE)
-        with open_array(path, options) as stored:
-            return read_array(stored, options, show=show)
-    with find_images(options, show=show) as found:
-        return read_collection(found, options, show=show)
+        with open_array(path, options) as stored, ExitStack() as stack:
+            images = read_array(stored, options, show=show)
+            inputs = {
+                Path(name).stem: stack.enter_context(_input_array(name, options)) for name in options.paired or ()
+            }
+            return images if not inputs else pair_arrays(_of_one_size(images), inputs, options, show=show)
+    with find_images(options, show=show) as found, ExitStack() as stack:
+        inputs = [stack.enter_context(_input_files(name, options, show)) for name in options.paired or ()]
+        pairing = partial(pair, own=found, inputs=inputs, options=options, show=show) if inputs else None
+        return read_collection(found, options, pairing, show=show)
+
+
+@contextmanager
+def _input_array(name: str, options: Data) -> Iterator[StoredArray]:
+    """Open the array of a paired input: that of a file, or another one in the file of the images."""
+    path = user_path(name)
+    own = Data(name, key=None) if is_array(path) and path.exists() else Data(options.source, key=name)
+    with ExitStack() as stack:
+        with _of_inputs():
+            stored = stack.enter_context(open_array(user_path(own.source), own))
+        yield stored
+
+
+@contextmanager
+def _input_files(name: str, options: Data, show: bool) -> Iterator[Collection]:
+    """Find the files of a paired input: those of a folder, zip or shards, or a column of the table of the images."""
+    column = options.source.startswith(HUB) and not user_path(name).exists() and prefix_of(name) is None
+    own = Data(options.source if column else name, classes=False, key=name if column else None)
+    with ExitStack() as stack:
+        with _of_inputs():
+            found = stack.enter_context(find_images(own, show=show))
+        yield replace(found, source=name)
+
+
+@contextmanager
+def _of_inputs() -> Iterator[None]:
+    """Say of each `InputError` in the with block that it is about the paired inputs, not about the images."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"data.paired: {error}", option="data.paired") from None
+
+
+def _of_one_size(images: Images) -> ImageSet:
+    assert isinstance(images, ImageSet)  # arrays have one size
+    return images
+
+
+def _names(paired: Any) -> list[str]:
+    """Return paired inputs that are named; none if they are objects of Python."""
+    several = [paired] if isinstance(paired, str | Path) else paired
+    is_named = isinstance(several, list | tuple) and all(isinstance(each, str | Path) for each in several)
+    return list(map(str, several)) if is_named else []
 
 
 @contextmanager
@@ -194,13 +261,17 @@ def find_images(options: Data, *, show: bool = False) -> Iterator[Collection]:
         raise InputError(_what_it_is_not(path, source))
 
 
-def _open_object(source: Any, options: Data, conditions: Mapping[str, Any], show: bool) -> Images:
+def _open_object(
+    source: Any, options: Data, conditions: Mapping[str, Any], inputs: Mapping[str, Any], show: bool
+) -> Images:
     options = _checked(options)
     if isinstance(source, torch.Tensor):
         source = array_of(source)
     if isinstance(source, np.ndarray):
         _refuse_unknown(options, "an array", _ARRAY)
-        return read_array(in_memory(source, "the array"), options, conditions=conditions, show=show)
+        images = read_array(in_memory(source, "the array"), options, conditions=conditions, show=show)
+        arrays = {name: in_memory(_array_of(each, name), name) for name, each in inputs.items()}
+        return pair_arrays(_of_one_size(images), arrays, options, show=show) if arrays else images
     if type(source).__module__.split(".")[0] == "datasets":
         _refuse_unknown(options, "a table", _TABLE)
         found = hub.collection_of(source, options)
@@ -210,7 +281,26 @@ def _open_object(source: Any, options: Data, conditions: Mapping[str, Any], show
     if conditions:
         attributes, notes = attributes_of_rows(conditions, len(found.files), found.source)
         found = replace(found, attributes=attributes, notes=[*found.notes, *notes])
-    return read_collection(found, options, show=show)
+    own = replace(Data(), layout=options.layout)
+    others = [replace(find_in_map_style(each, own, show=show), source=name) for name, each in inputs.items()]
+    for other in others:
+        if len(other.files) != len(found.files):
+            raise option_error(
+                "data.paired",
+                f"{other.source} has {len(other.files):,} images, and there are {len(found.files):,} to make",
+            )
+    pairing = partial(pair, own=found, inputs=others, options=options, show=show) if others else None
+    return read_collection(found, options, pairing, show=show)
+
+
+def _array_of(value: Any, name: str) -> np.ndarray[Any, Any]:
+    """Return a paired input of images in an array, which must be one, too."""
+    value = array_of(value) if isinstance(value, torch.Tensor) else value
+    if not isinstance(value, np.ndarray):
+        raise option_error(
+            "data.paired", f"{name} is a {type(value).__name__}: images in an array have inputs in arrays"
+        )
+    return value
 
 
 def _pair(value: Any) -> Any:
@@ -219,6 +309,10 @@ def _pair(value: Any) -> Any:
 
 def _checked(options: Data) -> Data:
     options = replace(options, resolution=_pair(options.resolution), range=_pair(options.range))
+    if options.paired_kind != "auto" and options.paired is None and options.source:
+        raise option_error(
+            "data.paired_kind", "says what data.paired are, and there are none: give them, or leave it out"
+        )
     for name, choices in _CHOICES.items():
         value = getattr(options, name)
         if value not in choices:
@@ -246,7 +340,7 @@ def _checked(options: Data) -> Data:
 
 
 def _refuse_unknown(options: Data, source: str, known: set[str]) -> None:
-    for name in ("labels", "conditions", "group", "key", "layout"):
+    for name in ("labels", "conditions", "paired", "paired_kind", "group", "key", "layout"):
         if name not in known and getattr(options, name) != getattr(Data, name):
             raise option_error(f"data.{name}", f"has no meaning for {source}: leave it out")
 

@@ -20,7 +20,8 @@ from patch_diffusion.errors import option_error
 BACKEND = "inductor"
 """The compiler of torch that makes kernels of a graph."""
 
-_ATTRIBUTES = ("image_channels", "num_classes", "label_dropout", "augment_channels", "attribute_channels", "stride")
+_ATTRIBUTES = ("image_channels", "num_classes", "label_dropout", "augment_channels", "attribute_channels")
+_ATTRIBUTES += ("paired_channels", "stride")
 _WAYS = 8
 """Graphs of a shape in sampling, at most: with labels or without, with gradients or without, in each number format."""
 

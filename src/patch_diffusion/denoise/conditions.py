@@ -25,6 +25,8 @@ class Conditions:
         augment: numbers that say how each image was augmented, see `Augment`.
         thumbnail: small copies of the whole images, if the denoiser has a ``context``.
         attributes: the vectors that tell the attributes of the images, see `Attribute`.
+        inputs: paired inputs as `shown_as` makes them, for the pixels of the images (n, channels, *shape).
+        around: small copies of the whole paired inputs, see `around_of`.
 
     >>> two = Conditions(torch.zeros(2, 2, 8, 8), labels=torch.tensor([3, 5]))
     >>> two.select([1]).labels, two.without("labels").labels
@@ -36,6 +38,8 @@ class Conditions:
     augment: Float[Tensor, "n augment_channels"] | None = None
     thumbnail: Float[Tensor, "n c *small_shape"] | None = None
     attributes: Float[Tensor, "n attribute_channels"] | None = None
+    inputs: Float[Tensor, "n input_channels *shape"] | None = None
+    around: Float[Tensor, "n around_channels *around_shape"] | None = None
 
     def spread(self, images: Shaped[Tensor, "n c *shape"]) -> Conditions:
         """Return the conditions with the coordinates repeated for each of the images, without a copy."""
@@ -57,6 +61,10 @@ class Conditions:
     def without(self, name: str) -> Conditions:
         """Return the conditions with the one of this name set to None."""
         return replace(self, **{name: None})
+
+    def alone(self) -> Conditions:
+        """Return the conditions without what a user asks for: the class, the attributes and the paired inputs."""
+        return replace(self, labels=None, attributes=None, inputs=None, around=None)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Conditions:
         found = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from patch_diffusion.data.attributes import Attribute
 from patch_diffusion.data.codec import Codec, PixelCodec
+from patch_diffusion.data.paired import PairedInput
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.process import EDM, Process
 from patch_diffusion.errors import InputError, option_error
@@ -39,8 +40,9 @@ class Denoiser(nn.Module):
             ``coords`` is false, or (n, 2 c + 3, h, w) with a ``context``, ``c_noise`` (n,), which is ln(sigma) / 4 for
             the EDM process, and integer ``labels`` (n,) or None, -1 being "no class", and returns (n, c, h, w). Its
             attributes ``image_channels``, ``num_classes``, ``label_dropout``, ``augment_channels``,
-            ``attribute_channels``, ``context`` (a bool) and ``stride`` (a divisor that every height and width must
-            have) are read if it has them, and ``recompute`` (see `patch_diffusion.config.Engine`) is set.
+            ``attribute_channels``, ``paired_channels``, ``context`` (a bool) and ``stride`` (a divisor that every
+            height and width must have) are read if it has them, and ``recompute`` (see `patch_diffusion.config.Engine`)
+            is set.
         sigma_data: standard deviation of the data in model space, about ``mean_data``.
         process: noise process, `EDM`, `VE` or `VP`.
         coords: if true, the network is given the coordinates.
@@ -49,6 +51,7 @@ class Denoiser(nn.Module):
         resolution: shape of the images it is trained on, such as (height, width); the trainer sets it.
         class_names: names of the classes, if they have any; the trainer sets them.
         columns: what the network is told of an image by name, see `Attribute`; the trainer sets it.
+        inputs: the paired inputs that it is shown, see `PairedInput`; the trainer sets them.
         codec: the codec that maps model space to pixel values and back; the trainer sets it.
         sigma_min, sigma_max: the lowest and highest noise level in sampling; None uses the process' own.
         mean_data: mean of each channel of the data in model space, or one for all; None is 0. Sampling starts from it.
@@ -72,6 +75,7 @@ class Denoiser(nn.Module):
         resolution: tuple[int, ...] | None = None,
         class_names: tuple[str, ...] = (),
         columns: tuple[Attribute, ...] = (),
+        inputs: tuple[PairedInput, ...] = (),
         codec: Codec | None = None,
         sigma_min: float | None = None,
         sigma_max: float | None = None,
@@ -101,6 +105,7 @@ class Denoiser(nn.Module):
         self.resolution = resolution
         self.class_names = class_names
         self.columns = columns
+        self.inputs = inputs
         self.codec: Codec = codec or PixelCodec()
         self.sigma_min = sigma_min
         self.sigma_max = sigma_max
@@ -145,6 +150,11 @@ class Denoiser(nn.Module):
     def attribute_channels(self) -> int:
         """Length of the vector of attributes that the network is told of an image; 0 if it is told of none."""
         return getattr(self.network, "attribute_channels", 0)
+
+    @property
+    def paired_channels(self) -> int:
+        """Number of channels by which the network is shown paired inputs; 0 if it is shown none."""
+        return getattr(self.network, "paired_channels", 0)
 
     @property
     def device(self) -> torch.device:
@@ -194,11 +204,24 @@ class Denoiser(nn.Module):
             network_input = torch.cat([network_input, found], dim=1)
             if self.context is not None:
                 network_input = torch.cat([network_input, self._around(conditions.thumbnail, found, noisy)], dim=1)
+        if self.paired_channels:
+            network_input = torch.cat([network_input, self._paired(conditions, noisy)], dim=1)
         told = [conditions.labels, conditions.augment, conditions.attributes]
         while len(told) > 1 and told[-1] is None:
             told.pop()
         denoised = c_skip * noisy + c_out * self.network(network_input, factors.c_noise, *told)
         return denoised if centre is None else centre + denoised
+
+    def _paired(self, conditions: Conditions, noisy: Tensor) -> Tensor:
+        """Return paired inputs and small copies of the whole ones, stretched over the pixels; zeros if not given."""
+        num, _, *shape = noisy.shape
+        if conditions.inputs is None or conditions.around is None:
+            return noisy.new_zeros(num, self.paired_channels, *shape)
+        if tuple(conditions.inputs.shape[2:]) != tuple(shape):
+            raise ValueError(f"inputs {tuple(conditions.inputs.shape)} do not belong to images {tuple(noisy.shape)}")
+        mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(shape)]
+        around = F.interpolate(conditions.around.to(noisy), shape, mode=mode, align_corners=True)
+        return torch.cat([conditions.inputs.to(noisy), around], dim=1).expand(num, *[-1] * (noisy.ndim - 1))
 
     def _around(self, thumbnail: Tensor | None, coords: Tensor, noisy: Tensor) -> Tensor:
         """Return the small whole image sampled at the coordinates, and ones (all zeros if None): (n, c + 1, *shape)."""

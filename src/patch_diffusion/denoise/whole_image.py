@@ -7,10 +7,12 @@ from typing import Annotated as Float64
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from patch_diffusion.data.images import Images, ImageSet, numbered_as, with_columns
-from patch_diffusion.data.small import make_small, small_shape
+from patch_diffusion.data.images import Images, ImageSet, numbered_as, with_columns, with_inputs
+from patch_diffusion.data.paired import around_of, shown_as
+from patch_diffusion.data.small import make_small, small_input, small_shape
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.denoise.objective import denoising_loss
@@ -103,7 +105,7 @@ def known_to(model: Denoiser, images: Images) -> Images:
     Raises:
         InputError: an image has a class or a category that the model does not know.
     """
-    images = with_columns(images, model.columns)
+    images = with_inputs(with_columns(images, model.columns), model.inputs)
     found = numbered_as(images, model.class_names, model.num_classes)
     if found is None:
         known = ", ".join(model.class_names[:_NAMED]) or f"0 to {model.num_classes - 1}"
@@ -123,11 +125,13 @@ def _batches(
         slots = range(start, min(start + batch, num))
         pixels, labels = images.batch(np.asarray(slots, np.int64))
         pixels, coords, thumbnail = to_device(pixels, device), whole, None
+        places = where[slots.start : slots.stop]
+        inputs, around = _inputs(model, images, np.asarray(slots, np.int64), shape, places)
         if model.context is not None:
             small = small_shape(model.context, images.resolution, model.stride)
             thumbnail = make_small(images.codec.encode(pixels), small)
         if shape != images.resolution:
-            patch = random_patches(pixels, shape, places=where[slots.start : slots.stop])
+            patch = random_patches(pixels, shape, places=places)
             pixels, coords = patch.pixels, patch.coords
         told = images.attributes_of(np.asarray(slots, np.int64)) if model.attribute_channels else None
         conditions = Conditions(
@@ -135,5 +139,24 @@ def _batches(
             None if labels is None else to_device(labels, device),
             thumbnail=thumbnail,
             attributes=None if told is None else to_device(told, device),
+            inputs=inputs,
+            around=around,
         )
         yield range(first + slots.start, first + slots.stop), images.codec.encode(pixels), conditions
+
+
+def _inputs(
+    model: Denoiser, images: ImageSet, indices: NDArray[np.int64], shape: tuple[int, ...], places: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the paired inputs of images, or of patches of them, and small copies of the whole ones; None without."""
+    if not model.paired_channels or not images.paired:
+        return None, None
+    given = to_device(images.inputs_given(indices), model.device)
+    shown: list[Tensor] = []
+    small: list[Tensor] = []
+    for place, about in enumerate(images.inputs):
+        pixels = to_device(images.input_images(place).batch(indices)[0], model.device)
+        small.append(small_input(about, pixels))
+        pixels = pixels if shape == images.resolution else random_patches(pixels, shape, places=places).pixels
+        shown.append(about.encode(pixels))
+    return shown_as(shown, given), around_of(small, given)

@@ -23,8 +23,9 @@ from patch_diffusion.data.attributes import Attribute
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.digest import change_of, digest_of
 from patch_diffusion.data.held_out import hold_out
-from patch_diffusion.data.images import Images, numbered_as, with_codec, with_columns
+from patch_diffusion.data.images import Images, numbered_as, with_codec, with_columns, with_inputs
 from patch_diffusion.data.latents.codec import LatentCodec, codec_of
+from patch_diffusion.data.paired import PairedInput
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.files import read_json, user_path, write_json
@@ -71,6 +72,8 @@ class ModelFacts(Strict):
     rules: tuple[str, ...] = ()
     attributes: tuple[Attribute, ...] = ()
     """Conditions that the model is told of an image, with the categories or the range of the training images."""
+    inputs: tuple[PairedInput, ...] = ()
+    """Paired inputs that the model is shown, with their values or categories."""
 
     @classmethod
     def of(cls, denoiser: Denoiser, images: Images, rules: Collection[str] = RULES) -> ModelFacts:
@@ -91,6 +94,7 @@ class ModelFacts(Strict):
             data_digest=digest_of(images),
             rules=tuple(rules),
             attributes=images.columns if denoiser.attribute_channels else (),
+            inputs=images.inputs if denoiser.paired_channels else (),
         )
 
 
@@ -126,6 +130,8 @@ class RunFolder(RunPaths):
             images = with_codec(images, PixelCodec(**facts.codec))
         if {column.name for column in images.columns} == {column.name for column in facts.attributes}:
             images = with_columns(images, facts.attributes)
+        if len(images.inputs) == len(facts.inputs):
+            images = with_inputs(images, facts.inputs)
         return numbered_as(images, facts.class_names, facts.num_classes) or images
 
     def rules(self) -> tuple[str, ...]:
@@ -280,7 +286,7 @@ def _is_whole(attribute: Attribute) -> bool:
 _FIXED = {
     *(f"network.{name}" for name in vars(Network()) if name not in ("dropout", "label_dropout")),
     *("patches.coords", "patches.context", "optimizer.kind", "ema.lengths", "noise.levels"),
-    *("image_channels", "num_classes", "parameters", "augment_channels", "attributes"),
+    *("image_channels", "num_classes", "parameters", "augment_channels", "attributes", "inputs"),
 }
 
 

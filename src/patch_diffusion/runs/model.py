@@ -17,6 +17,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from patch_diffusion.config import Config, Network
 from patch_diffusion.data.attributes import width_of
 from patch_diffusion.data.latents.codec import LatentCodec, codec_of
+from patch_diffusion.data.paired import channels_of
 from patch_diffusion.denoise.denoiser import Denoiser, place
 from patch_diffusion.denoise.networks.dit import DiT
 from patch_diffusion.denoise.networks.unet import STYLES, UNet
@@ -39,6 +40,7 @@ def build_network(
     *,
     augment_channels: int = 0,
     attribute_channels: int = 0,
+    paired_channels: int = 0,
     coords: bool,
     context: int | None = None,
     most: tuple[float, str] | None = None,
@@ -53,7 +55,8 @@ def build_network(
     for name in given.keys() & (DIT_ONLY if options.kind in STYLES else UNET_ONLY):
         raise option_error(f"network.{name}", f"has no meaning for network.kind {options.kind}: leave it out")
     given |= {"num_classes": num_classes, "augment_channels": augment_channels, "coords": coords}
-    given |= {"attribute_channels": attribute_channels, "context": context is not None}
+    given |= {"attribute_channels": attribute_channels, "paired_channels": paired_channels}
+    given["context"] = context is not None
     try:
         with _at_most(*most or (math.inf, "any")):
             if options.kind in STYLES:
@@ -160,6 +163,7 @@ def load(
             facts.num_classes,
             augment_channels=facts.augment_channels,
             attribute_channels=width_of(facts.attributes),
+            paired_channels=channels_of(facts.inputs),
             coords=config.patches.coords,
             context=config.patches.context,
             most=(num, f"the {num:,} numbers in {weights}"),
@@ -171,7 +175,7 @@ def load(
         codec = codec.decoded_by(os.fspath(vae))
     model = build_denoiser(config, network, facts.sigma_data)
     model.resolution, model.class_names, model.codec = facts.resolution, facts.class_names, codec
-    model.columns = facts.attributes
+    model.columns, model.inputs = facts.attributes, facts.inputs
     restore_weights(network, tensors, str(weights))
     return place(model, choose_device(device)).eval()
 

@@ -26,6 +26,7 @@ from patch_diffusion.deprecation import takes_old_keywords
 from patch_diffusion.errors import InputError, Note, NotFiniteError, checked_seeds, whole_number
 from patch_diffusion.sampling.classes import CLASS, class_place, no_place
 from patch_diffusion.sampling.guidance.guide import check_guidance, guided
+from patch_diffusion.sampling.inputs import Inputs, inputs_of, shown
 from patch_diffusion.sampling.options import Sampling, View
 from patch_diffusion.sampling.pictures import to_image, visible, write_pixels
 from patch_diffusion.sampling.solvers import wide
@@ -35,11 +36,12 @@ from patch_diffusion.transfer import to_device
 
 
 class Job(NamedTuple):
-    """An image that is asked for: its seed, its class or None, and its conditions by name, see `Attribute`."""
+    """An image that is asked for: its seed, its class or None, its conditions by name, and its paired inputs."""
 
     seed: int
     label: int | None
     conditions: Mapping[str, Any] = {}
+    paired: Inputs | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ def generate(
     steps: int | None = None,
     labels: int | Iterable[int] | None = None,
     conditions: Mapping[str, Any] | None = None,
+    paired: Any = None,
     callback: Callback | None = None,
 ) -> Iterator[Sample]:
     """Sample whole images, one per seed, batch by batch as they are asked for.
@@ -110,6 +113,8 @@ def generate(
             seed k gets class k mod classes if the model has classes.
         conditions: values by the names of the model's conditions, each for all images or a list of one per seed:
             numbers, names of categories, vectors; ``class`` is a class by its name or place. Others are not given.
+        paired: an input picture for all images of a model of pairs, or a list of one per seed, see `inputs_of`. None:
+            images are made without.
         callback: called with every `Step` of every batch, for a look at the picture as it forms; it is not called with
             the steps that make the small copy.
 
@@ -133,8 +138,12 @@ def generate(
         check_guidance(sampling, model, view, sigmas)
     weaker = model if isinstance(sampling.guide, str) else sampling.guide
     settings = sampling.settings(view, sigmas)
+    seeds = seeds if paired is None else list(seeds)
     jobs = jobs_of(model, seeds, labels, conditions)
-    if is_guided and sampling.guide == "class" and not (model.num_classes or conditions):
+    if paired is not None:
+        given = inputs_of(model, paired, len(list(seeds)), view.resolution)
+        jobs = (job._replace(paired=each) for job, each in zip(jobs, given, strict=True))
+    if is_guided and sampling.guide == "class" and not (model.num_classes or conditions or paired is not None):
         raise InputError("guidance by conditions needs some: give them, or choose another guide", option="guidance")
     device, centre, columns = model.device, model.centre, model.columns
     levels = sigmas.to(wide(device))  # on the CPU: a solver that looks at one need not wait for the device
@@ -209,7 +218,9 @@ def conditions_of(model: Denoiser, jobs: Sequence[Job]) -> Conditions:
     numbers = None if None in labels else to_device(torch.tensor(labels), model.device)
     wanted = [job.conditions for job in jobs]
     told = to_device(vectors_of(model.columns, wanted), model.device) if any(wanted) else None
-    return Conditions(labels=numbers, attributes=told)
+    paired = [job.paired for job in jobs if job.paired is not None]
+    inputs, around = shown(model.inputs, paired, model.device) if paired else (None, None)
+    return Conditions(labels=numbers, attributes=told, inputs=inputs, around=around)
 
 
 def jobs_of(

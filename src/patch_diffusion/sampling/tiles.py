@@ -94,7 +94,7 @@ def in_tiles(
         at_once: the number of tiles that the model is given together.
     """
     height, width = window.shape
-    coords, rest = conditions.coords, conditions.without("coords")
+    coords, rest, inputs = conditions.coords, replace(conditions, coords=None, inputs=None), conditions.inputs
     assert coords is not None
     own, weights_like = coords.shape[-2:] == window.shape, copied_once(window)
 
@@ -111,6 +111,8 @@ def in_tiles(
             pixels = torch.stack([cut(noisy[image], top, left) for image, top, left in group])
             where = coords if own else torch.stack([cut(coords, top, left) for _, top, left in group])
             told = replace(rest.select([image for image, _, _ in group]), coords=where)
+            if inputs is not None:
+                told = replace(told, inputs=torch.stack([cut(inputs[image], top, left) for image, top, left in group]))
             denoised = model(pixels.float(), sigma.float(), told).to(noisy)
             for (image, top, left), tile in zip(group, denoised, strict=True):
                 cut(total[image], top, left).add_(tile * weights)

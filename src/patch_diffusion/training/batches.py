@@ -23,6 +23,7 @@ from patch_diffusion.patches.crop import random_patches
 from patch_diffusion.patches.schedule import PatchSchedule, PatchSize, Shape
 from patch_diffusion.streams import slot_normal, stream_key
 from patch_diffusion.training.hardware.feed import Feed
+from patch_diffusion.training.pairs import PairFeeds
 from patch_diffusion.transfer import to_device
 
 CONTEXT_NOISE = 0.2
@@ -79,7 +80,8 @@ class RandomDraws(NamedTuple):
 
     ``places``: where a patch is cut, in [0, 1) of all positions; ``hidden``: a label is dropped if its number is below
     the network's label dropout; ``sigma``: noise levels; ``context``: noise of the image's small copy, in [0, 1);
-    ``untold``: ``(num, attributes + 1)``, as ``hidden`` for each attribute by itself, and then for all and the label.
+    ``untold``: ``(num, attributes + inputs + 1)``, as ``hidden`` for each attribute and paired input by itself, and
+    then for all of them and the label.
     """
 
     places: Tensor
@@ -131,6 +133,9 @@ class Batches:
             small = [small_images(bucket, self._small_shape(bucket), show=show) for bucket in images.buckets]
             copies = small[0] if isinstance(images, ImageSet) else replace(images, buckets=tuple(small))
             self.small = Feed(copies, orders, self.device)
+        self.pairs: PairFeeds | None = None
+        if self.denoiser.paired_channels:
+            self.pairs = PairFeeds(images, orders, self.device, self.augment, show=show)
 
     def microbatch(self, position: Position) -> Microbatch:
         """Make the microbatch (patches, noise, conditions) at a position of the training, on the device."""
@@ -175,12 +180,24 @@ class Batches:
         pixels, indices = feed.get(plan.bucket, first, len(slots), windows)
         labels = images.labels_of(indices) if self.denoiser.num_classes else None
         attributes = images.attributes_of(indices) if self.denoiser.attribute_channels else None
-        hidden, dropout = draws.hidden[chosen], self.denoiser.label_dropout
-        if attributes is not None and draws.untold is not None:
+        hidden, dropout, inputs, around = draws.hidden[chosen], self.denoiser.label_dropout, None, None
+        if draws.untold is not None:
             untold = draws.untold[chosen]
             kept = (untold[:, :-1] >= dropout) & (untold[:, -1:] >= dropout)
-            attributes = to_device(keep_some(attributes, images.columns, kept), device)
-            hidden = torch.minimum(hidden, untold[:, -1])
+            hidden, num_told = torch.minimum(hidden, untold[:, -1]), len(images.columns)
+            if attributes is not None:
+                attributes = to_device(keep_some(attributes, images.columns, kept[:, :num_told]), device)
+            if self.pairs is not None:
+                inputs, around = self.pairs.get(
+                    plan.bucket,
+                    first,
+                    indices,
+                    kept[:, num_told:],
+                    windows=windows,
+                    places=draws.places[chosen],
+                    shape=size.shape,
+                    step=(self.seed, plan.step, slots),
+                )
         if labels is not None:
             labels = to_device(labels.masked_fill(hidden < dropout, -1), device)
 
@@ -219,7 +236,8 @@ class Batches:
 
         posterior = normal("posterior") if images.codec.posterior else None
         clean = pixels if self.augment.p else images.codec.encode(pixels, posterior)
-        return Batch(clean, sigma, normal("noise"), Conditions(coords, labels, altered, thumbnail, attributes))
+        told = Conditions(coords, labels, altered, thumbnail, attributes, inputs, around)
+        return Batch(clean, sigma, normal("noise"), told)
 
     def draw(self, plan: Plan) -> RandomDraws:
         """Draw the random numbers of all images of a step."""
@@ -229,9 +247,9 @@ class Batches:
         sigma, context = self.noise.draw(plan.num, generator=generator), None
         if self.schedule.context is not None and not plan.size.small:
             context = torch.rand(plan.num, generator=generator)
-        untold = None
-        if self.denoiser.attribute_channels:
-            untold = torch.rand(plan.num, len(self.images.columns) + 1, generator=generator)
+        untold, num = None, len(self.denoiser.columns) + len(self.denoiser.inputs)
+        if num:
+            untold = torch.rand(plan.num, num + 1, generator=generator)
         return RandomDraws(places, hidden, sigma, context, untold)
 
     def _small_shape(self, images: ImageSet) -> Shape:

@@ -14,6 +14,7 @@ from patch_diffusion.data.attributes import width_of
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.held_out import FEWEST_TO_HOLD_OUT, HELD_OUT, least_held_out
 from patch_diffusion.data.images import Images, refuse_one_value
+from patch_diffusion.data.paired import channels_of
 from patch_diffusion.devices import memory_of
 from patch_diffusion.errors import option_error
 from patch_diffusion.files import user_path
@@ -58,6 +59,7 @@ def build_trainer(
         images.num_classes,
         augment_channels=Augment.of(config.data.augment).channels,
         attribute_channels=width_of(images.columns),
+        paired_channels=channels_of(images.inputs),
         coords=config.patches.coords,
         context=config.patches.context,
         most=(memory / 4, f"the {memory / 2**30:,.1f} GB of memory here can hold"),

@@ -7,6 +7,7 @@ from patch_diffusion.data.attributes import width_of
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.latents.folder import LatentSet
+from patch_diffusion.data.paired import channels_of
 from patch_diffusion.denoise.denoiser import NO_PLACES, Denoiser
 from patch_diffusion.errors import InputError, option_error
 
@@ -48,6 +49,17 @@ def check_network(denoiser: Denoiser, images: Images, augment: Augment, context:
             f"the network is told of attributes by {denoiser.attribute_channels} numbers, but the conditions of the "
             f"images have {told}: build it with attribute_channels={told}",
             option="data.conditions",
+        )
+    if denoiser.paired_channels not in (0, shown := channels_of(images.inputs)):
+        raise InputError(
+            f"the network is shown paired inputs by {denoiser.paired_channels} channels, but those of the images have "
+            f"{shown}: build it with paired_channels={shown}",
+            option="data.paired",
+        )
+    if images.inputs and context is not None:
+        raise InputError(
+            "patches.context makes images in two stages, and data.paired are inputs for one: leave one of them out",
+            option="patches.context",
         )
     if denoiser.num_classes and denoiser.num_classes != images.num_classes:
         raise InputError(

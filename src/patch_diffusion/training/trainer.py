@@ -110,6 +110,7 @@ class Trainer:
         denoiser.resolution = images.resolution
         denoiser.class_names = images.class_names if denoiser.num_classes else ()
         denoiser.columns = images.columns if denoiser.attribute_channels else ()
+        denoiser.inputs = images.inputs if denoiser.paired_channels else ()
         denoiser.codec = images.codec
         denoiser.context = self.schedule.context
         self.engine: Engine = Engine(config.engine)

@@ -75,7 +75,11 @@ class Collection:
     attributes: Attributes | None = None
 
 
-def read_collection(found: Collection, options: Data, *, show: bool = False) -> Images:
+Pairing = Callable[[Images, Sequence[NDArray[np.int64]]], Images]
+"""A function that adds paired inputs to images, given the indices of the files of each bucket."""
+
+
+def read_collection(found: Collection, options: Data, pairing: Pairing | None = None, *, show: bool = False) -> Images:
     """Decode all images of a collection to an image set, upright, with equal channels, of one size or in size buckets.
 
     More than 1 % unusable files are an `InputError`, as are several pixel types, or sizes without a resolution.
@@ -95,7 +99,12 @@ def read_collection(found: Collection, options: Data, *, show: bool = False) -> 
         notes.append(
             f"there are {len(found.folders)} sub-folders: with --data.classes True their names become class labels"
         )
-    return images_of(pixels, found.labels, options, notes, found.groups, found.attributes)
+    images = images_of(pixels, found.labels, options, notes, found.groups, found.attributes)
+    if pairing is None:
+        return images
+    every = np.arange(len(found.files))
+    with quiet():
+        return pairing(images, [each.own(every) for each in pixels.arrays if len(each.pixels)])
 
 
 def _plan(found: Collection, options: Data, show: bool) -> Plan:

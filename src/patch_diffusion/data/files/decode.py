@@ -199,6 +199,33 @@ def _decoded(
         return resize_values(_finite(np.stack(channels)), size, fit)
 
 
+def is_palette(file: ImageFile) -> bool:
+    """Return True if the pixels of a file are numbers of colours in a palette, as in label maps."""
+    with _opened(file.open()) as image:
+        return isinstance(image, Image.Image) and image.mode == "P"
+
+
+def decode_labels(file: ImageFile, size: Size, fit: Fit) -> NDArray[np.uint16]:
+    """Decode a label map to its upright numbers (1, h, w), resized by taking the nearest, so that none is made up.
+
+    Raises:
+        InputError: it has several channels, or numbers that are not whole or beyond 16 bits.
+    """
+    with _opened(file.open()) as image:
+        if isinstance(image, StoredTiff):
+            image = image.decoded()
+        values = image if isinstance(image, np.ndarray) else np.asarray(_upright(image))
+    values = values[0] if values.ndim == 3 and len(values) == 1 else values
+    if values.ndim != 2:
+        raise InputError(f"has {values.ndim} axes or several channels, and a label map has one number for each pixel")
+    if values.dtype.kind == "f" and not (values == np.floor(values)).all():
+        raise InputError("has numbers that are not whole, and labels are")
+    if values.min() < 0 or values.max() > 65535:
+        raise InputError(f"has labels from {values.min()} to {values.max()}, beyond 16 bits")
+    nearest = resize(Image.fromarray(values.astype(np.float32)), size, fit, Image.Resampling.NEAREST)
+    return np.asarray(nearest).astype(np.uint16)[None]
+
+
 def reason(error: Exception) -> str:
     """Return a few words that say why a file cannot be used, given the exception that reading it raised."""
     if isinstance(error, Image.UnidentifiedImageError):

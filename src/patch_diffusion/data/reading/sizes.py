@@ -99,14 +99,16 @@ def describe_changes(sizes: Mapping[int, Size], targets: Mapping[int, Size], fit
     return notes
 
 
-def resize(image: Image.Image, size: Size, fit: Fit) -> Image.Image:
+def resize(
+    image: Image.Image, size: Size, fit: Fit, method: Image.Resampling = Image.Resampling.LANCZOS
+) -> Image.Image:
     """Resize an image: stretch it, or else crop it, centred, to the aspect ratio of the size first."""
     height, width = size
     if image.size == (width, height):
         return image
     if fit == "stretch":
-        return image.resize((width, height), Image.Resampling.LANCZOS)
-    return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+        return image.resize((width, height), method)
+    return ImageOps.fit(image, (width, height), method)
 
 
 def resize_values(pixels: NDArray[Any], size: Size | None, fit: Fit) -> NDArray[Any]:

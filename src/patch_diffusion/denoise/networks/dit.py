@@ -37,7 +37,7 @@ class DiT(nn.Module):
         heads: number of attention heads.
         token: side of a token in pixels, which divides height and width. Half the side costs four times as much.
         dropout: probability of dropout at the end of each residual branch.
-        num_classes, label_dropout, augment_channels, attribute_channels, context: as for `UNet`.
+        num_classes, label_dropout, augment_channels, attribute_channels, paired_channels, context: as for `UNet`.
         coords: if true, the input has the two coordinate channels; if false, every input counts as a whole image.
 
     >>> network = DiT(image_channels=3, width=32, depth=2, heads=2)
@@ -58,6 +58,7 @@ class DiT(nn.Module):
         label_dropout: float = 0.1,
         augment_channels: int = 0,
         attribute_channels: int = 0,
+        paired_channels: int = 0,
         coords: bool = True,
         context: bool = False,
     ) -> None:
@@ -73,9 +74,10 @@ class DiT(nn.Module):
 
         self.image_channels = image_channels
         self.num_classes = num_classes
-        self.label_dropout: float = label_dropout if num_classes or attribute_channels else 0.0
+        self.label_dropout: float = label_dropout if num_classes or attribute_channels or paired_channels else 0.0
         self.augment_channels = augment_channels
         self.attribute_channels = attribute_channels
+        self.paired_channels = paired_channels
         self.stride = token
         self.coords = coords
         self.context = context
@@ -94,6 +96,9 @@ class DiT(nn.Module):
         self.first: nn.Linear = nn.Linear(token_values, width)
         self.embed_context: nn.Linear | None = (
             nn.Linear(token_values + token**2, width, bias=False) if context else None
+        )
+        self.embed_paired: nn.Linear | None = (
+            nn.Linear(paired_channels * token**2, width, bias=False) if paired_channels else None
         )
         self.embed_coords: nn.Sequential = nn.Sequential(
             Waves(*COORDINATE_BANDS), nn.Linear(2 * 2 * COORDINATE_BANDS[-1], width)
@@ -133,8 +138,13 @@ class DiT(nn.Module):
         beside = self.image_channels + 2 * self.coords
         coords = x[:, self.image_channels : beside] if self.coords else _whole_grid(height, width, x)
         tokens = self.first(_rows(F.pixel_unshuffle(pixels, self.stride)))
-        if self.embed_context is not None:
-            tokens = tokens + self.embed_context(_rows(F.pixel_unshuffle(x[:, beside:], self.stride)))
+        for embed, channels in (
+            (self.embed_context, self.image_channels + 1),
+            (self.embed_paired, self.paired_channels),
+        ):
+            if embed is not None:
+                tokens = tokens + embed(_rows(F.pixel_unshuffle(x[:, beside : beside + channels], self.stride)))
+                beside += channels
         places = _rows(F.avg_pool2d(coords, self.stride))
         tokens = tokens + self.embed_coords(places)
         turn = self.turns(places)[:, None]  # the same for all heads

@@ -67,10 +67,11 @@ class UNet(nn.Module):
         dropout: probability of dropout in the residual blocks.
         kind: "ddpmpp", "ncsnpp" or "adm", see `Style`.
         num_classes: number of classes it is conditioned on; 0 for none.
-        label_dropout: share of the labels, and of each attribute, that training leaves out, which makes guidance
-            possible.
+        label_dropout: share of the labels, and of each attribute and paired input, that training leaves out, which
+            makes guidance possible.
         augment_channels: length of an image's augmentation label (EDM, appendix F.2), see `Augment`; 0 for none.
         attribute_channels: length of the vector of an image's attributes, see `Attribute`; 0 for none.
+        paired_channels: channels of the input that show paired inputs, see `PairedInput`; 0 for none.
         coords: if true, the input has the two coordinate channels.
         context: if true, it has image_channels + 1 more, for a small copy of the whole image, see `Denoiser`.
 
@@ -93,6 +94,7 @@ class UNet(nn.Module):
         label_dropout: float = 0.1,
         augment_channels: int = 0,
         attribute_channels: int = 0,
+        paired_channels: int = 0,
         coords: bool = True,
         context: bool = False,
     ) -> None:
@@ -116,9 +118,10 @@ class UNet(nn.Module):
 
         self.image_channels = image_channels
         self.num_classes = num_classes
-        self.label_dropout: float = label_dropout if num_classes or attribute_channels else 0.0
+        self.label_dropout: float = label_dropout if num_classes or attribute_channels or paired_channels else 0.0
         self.augment_channels = augment_channels
         self.attribute_channels = attribute_channels
+        self.paired_channels = paired_channels
         self.context = context
         self.recompute: bool = False  # if true, blocks are computed again in the backward pass, to save memory
         self.stride: int = 2 ** (levels - 1)
@@ -158,7 +161,7 @@ class UNet(nn.Module):
             )
 
         channels = width
-        input_channels = image_channels + 2 * coords + (image_channels + 1) * context
+        input_channels = image_channels + 2 * coords + (image_channels + 1) * context + paired_channels
         self.first: nn.Conv2d = nn.Conv2d(input_channels, channels, 3, padding=1)
         self.encoder: nn.ModuleList = nn.ModuleList()
         self.side: nn.ModuleList = nn.ModuleList()
@@ -202,8 +205,8 @@ class UNet(nn.Module):
         """Run the U-Net on noisy images; return its raw output, see `Denoiser`.
 
         Args:
-            x: images, two channels of coordinates, and those of the context if it takes one; height and width are
-                multiples of ``stride``.
+            x: images, two channels of coordinates, and those of the context and of paired inputs if it takes them;
+                height and width are multiples of ``stride``.
             c_noise: the noise levels in the form that the network takes.
             labels: classes, -1 for "no class"; None if no image has a class.
             augment: augmentation labels; None means no augmentation, like zeros.

@@ -63,7 +63,7 @@ def guided(
     if isinstance(sampling.guide, Denoiser):
         weaker = view.bind(sampling.called(Shared(sampling.guide)), conditions)
     elif sampling.guide == "class":
-        weaker = view.bind(model, conditions.without("labels").without("attributes"))
+        weaker = view.bind(model, conditions.alone())
     else:
         size = _crop(sampling.guide, view)
         at_once = max(1, view.batch * view.resolution[0] * view.resolution[1] // (size[0] * size[1]))
@@ -117,7 +117,7 @@ def _check_crops(model: Denoiser, guide: str, view: View) -> None:
 
 @about("guidance")
 def _check_dropped(model: Denoiser) -> None:
-    if not model.num_classes and not model.columns:
+    if not model.num_classes and not model.columns and not model.inputs:
         raise InputError(
             "guidance needs a class-conditional model, and this one has no classes: another guide, such as crops, does "
             "without"
@@ -131,7 +131,7 @@ def _check_dropped(model: Denoiser) -> None:
 
 
 def _check_weaker(model: Denoiser, weaker: Denoiser, view: View) -> None:
-    for name in ("image_channels", "num_classes", "attribute_channels", "context"):
+    for name in ("image_channels", "num_classes", "attribute_channels", "paired_channels", "context"):
         own, other = getattr(model, name), getattr(weaker, name)
         if own != other:
             raise InputError(f"the guide must be a model of the same images, but its {name} is {other}, not {own}")

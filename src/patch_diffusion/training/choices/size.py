@@ -14,6 +14,7 @@ from patch_diffusion.config import Config, Network, Patches
 from patch_diffusion.data.attributes import width_of
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.images import Images
+from patch_diffusion.data.paired import channels_of
 from patch_diffusion.denoise.networks.unet import STYLES
 from patch_diffusion.devices import choose_device, memory_of
 from patch_diffusion.errors import counted
@@ -257,6 +258,7 @@ class _Chooser:
                     self.images.num_classes,
                     augment_channels=Augment.of(self.config.data.augment).channels,
                     attribute_channels=width_of(self.images.columns),
+                    paired_channels=channels_of(self.images.inputs),
                     coords=self.config.patches.coords,
                     context=self.config.patches.context,
                 )
