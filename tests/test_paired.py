@@ -155,7 +155,7 @@ def test_a_condition_whose_pixels_are_coordinates_is_the_coordinates_of_the_crop
         if not augment:
             assert torch.allclose(inputs[:, :2], batch.conditions.coords, atol=1e-6)
             assert torch.equal(inputs[:, 3:6].sum(dim=1), torch.ones_like(inputs[:, 2]))
-            assert torch.allclose(around[:, :2], make_small(grid[: plan.num], (4, 6)), atol=1e-5)
+            assert torch.allclose(around[:, :2], make_small(grid[:1], (4, 6)).expand(plan.num, -1, -1, -1), atol=1e-5)
         sizes.add(plan.size.shape)
         part = batches.make(plan, range(1, 3))
         assert torch.equal(part.conditions.inputs, inputs[1:3]) and torch.equal(part.conditions.around, around[1:3])
