@@ -30,7 +30,10 @@ def test_by_steps_or_images_nothing_is_left_out():
 
 def test_a_race_is_judged_at_the_end_at_least():
     plan, said = judging(20, 500, 1.0, math.inf)
-    assert (plan.moments.times, plan.images) == (1, FEWEST_JUDGES) and said
+    assert (plan.moments.times, plan.images) == (1, FEWEST_JUDGES)
+    assert said.endswith("5% of the training time: losses of 16 held-out images (not 256), once (not 20 times)")
+    later = Judging(judging(20, 500, None, 0.0)[0]).as_before(Judging(plan).as_dict())
+    assert later.loss.moments.times == 1  # also where it goes on
 
 
 def test_a_race_goes_on_with_the_plan_that_it_began_with():

@@ -123,7 +123,7 @@ def test_it_is_kept_where_nothing_is_better():
 
 
 def test_the_best_may_be_outermost():
-    _, found, told, _ = sweep(away_from(rate=1.0, batch=16))
+    _, found, *_ = sweep(away_from(rate=1.0, batch=16))
     assert found["options"] == {RATE: 0.08} and found["outermost"] == [RATE]
 
 

@@ -96,8 +96,10 @@ def judging(asked: int, images: int, minutes: float | None, seconds: float) -> t
     plan = Evaluations({"loss": whole}, 60 * minutes)
     said = plan.plan({}, {"loss": seconds})
     found = plan["loss"]
-    # A race without a judgement would tell nothing.
-    return (found, said) if found.moments.times else (replace(found, moments=Cadence(1), images=FEWEST_JUDGES), said)
+    if not found.moments.times:  # a race without a judgement would tell nothing
+        found = replace(found, moments=_end_of(asked), images=min(images, FEWEST_JUDGES))
+        said = f"evaluation takes more than 5% of the training time: {found.difference(whole)}"
+    return found, said
 
 
 def measuring(times: int, samples: int, minutes: float | None, seconds: float) -> tuple[Evaluation, str]:
@@ -117,6 +119,11 @@ def measuring(times: int, samples: int, minutes: float | None, seconds: float) -
         return whole, ""
     found = whole.thinned(_PLANNED * 60 * minutes)
     if not found.moments.times:
-        found = replace(found, moments=Cadence(times, stride=times), images=min(samples, _FEWEST_SAMPLES))
+        found = replace(found, moments=_end_of(times), images=min(samples, _FEWEST_SAMPLES))
     said = found.difference(whole)
     return found, f"measuring samples may take as long as the training: {said}" if said else ""
+
+
+def _end_of(moments: int) -> Cadence:
+    """Return the last of so many moments."""
+    return Cadence(moments, stride=moments)

@@ -79,10 +79,11 @@ def judges_in_words(judged_by: Mapping[str, Any]) -> str:
             f"the same {judges:,} held-out images choose in the search for settings and judge the race, which favours "
             f"the arm that was tuned: {more}"
         )
-    few = f"; these are few: {more}, or leave out the search with --tune 0" if judges < ENOUGH_JUDGES else ""
+    few = max(judges, judged_by["chosen_by"]) < ENOUGH_JUDGES  # and not by lack of time alone
+    told = f"; these are few: {more}, or leave out the search with --tune 0" if few else ""
     return (
         f"{judged_by['chosen_by']:,} held-out images choose in the search for settings, and {judges:,} others judge "
-        f"the race{few}"
+        f"the race{told}"
     )
 
 
