@@ -101,7 +101,7 @@ def compared(arguments: argparse.Namespace, runs: Path) -> dict[str, Any]:
             reasons[arm] = TRAININGS[arm](arguments, {**job, "result": str(files[arm])}, runs)
     missing = {arm: reason for arm, reason in reasons.items() if reason}
     rows = {arm: row(np.load(file), images, arguments) for arm, file in files.items() if arm not in missing}
-    return {"arms": rows, "not_measured": missing, "to_their_loss": to_their_loss(rows)}
+    return {"arms": rows, "not_measured": missing, "to_their_loss": to_their_loss(rows, arguments.minutes)}
 
 
 def prepared(arguments: argparse.Namespace, runs: Path, images: pd.ImageSet, judges: pd.ImageSet) -> dict[str, Any]:
@@ -235,8 +235,11 @@ def distances(samples: torch.Tensor, images: pd.ImageSet, name: str) -> dict[str
     return {"frechet": FrechetTo(reference.gaussian)(merged(found.moments)), "kernel": kernel}
 
 
-def to_their_loss(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """When our training has the final loss of each other one, and how many times as fast that is; None: never."""
+def to_their_loss(rows: dict[str, dict[str, Any]], minutes: float) -> dict[str, dict[str, Any]]:
+    """When our training has the final loss of each other one, and how many times as fast that is; None: never.
+
+    The minutes are those that were given: what the last step of the other takes beyond them does not count.
+    """
     found: dict[str, dict[str, Any]] = {}
     for arm, other in rows.items():
         if arm == OURS or OURS not in rows:
@@ -244,7 +247,7 @@ def to_their_loss(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         found[arm] = {}
         for kind, end in (("curve", "loss"), ("curve_clipped", "loss_clipped")):
             at = time_to([(time, loss) for time, loss in rows[OURS][kind]], other[end])
-            found[arm][end] = {"minutes": at, "ratio": None if at is None else other["minutes"] / at}
+            found[arm][end] = {"minutes": at, "ratio": None if at is None else minutes / at}
     return found
 
 

@@ -34,7 +34,7 @@ WIDTH, HEIGHT, LEFT, TOP, RIGHT, BELOW = 300, 260, 64, 58, 100, 52
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None, allow_abbrev=False)
     parser.add_argument("--data", required=True)
     parser.add_argument("--resolution", type=int)
     parser.add_argument("--held-out", help="images to judge by, in place of a share of the data")

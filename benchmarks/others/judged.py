@@ -9,6 +9,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def sampled(denoise: Denoise, job: dict[str, Any]) -> np.ndarray:
         num = min(job["batch"], job["samples"] - first)
         images = sigmas[0] * torch.randn(num, *shape, generator=torch.Generator().manual_seed(first))
         with torch.inference_mode():
-            for high, low in zip(sigmas[:-1], sigmas[1:], strict=True):
+            for high, low in pairwise(sigmas):
                 slope = (images - denoise(images, high)) / high
                 ahead = images + (low - high) * slope
                 if low:
@@ -92,8 +93,8 @@ def denoiser_of(predict: Callable[[Tensor, Tensor], Tensor], levels: Tensor, kin
 
     Args:
         predict: from x_t = (x + sigma n) / sqrt(1 + sigma^2) and real-valued time steps to the network's output.
-        levels: the noise level sigma of each time step, sqrt((1 - a) / a) where a is ``alphas_cumprod``. A level between
-            two steps has the time between them, linearly in ln(sigma).
+        levels: the noise level sigma of each time step, sqrt((1 - a) / a) where a is ``alphas_cumprod``. A level
+            between two steps has the time between them, linearly in ln(sigma).
         kind: "noise", or "v" (arXiv 2202.00512), as the output is.
     """
     logs, times = levels.double().clamp(min=1e-12).log().numpy(), np.arange(len(levels))
