@@ -184,6 +184,11 @@ def panel(name: str, about: str, curves: dict[str, list[dict[str, Any]]], minute
         f'<text x="{x:.1f}" y="{TOP + HEIGHT + 20}" text-anchor="middle" fill="#666">{time:.3g}</text>'
         for time, x in places.items()
     ]
+    missed = [time for time in minutes if not any(time == at for found in points.values() for at, _ in found)]
+    parts += [
+        f'<text x="{places[time]:.1f}" y="{TOP + HEIGHT - 8}" text-anchor="middle" fill="#666">not reached</text>'
+        for time in missed
+    ]
     ends = apart({arm: up(found[-1][1]["mean"]) for arm, found in points.items() if found})
     for (arm, found), colour in zip(points.items(), COLOURS, strict=False):
         line = " ".join(f"{places[time]:.1f},{up(each['mean']):.1f}" for time, each in found)
@@ -202,4 +207,7 @@ def panel(name: str, about: str, curves: dict[str, list[dict[str, Any]]], minute
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on")

@@ -98,7 +98,7 @@ def test_a_curve_has_the_range_over_the_seeds():
     assert missed["ratio"]["mean"] is None and "with 1 of 2 seeds" in race_curve.in_words(missed)
     drawn = race_curve.picture([missed, found], "cats & dogs")
     assert drawn.count("<circle") == 1 + 2 * 2 and "4.00 times" in drawn and "cats &amp; dogs" in drawn
-    assert "nan" not in drawn
+    assert "nan" not in drawn and drawn.count("not reached") == 1
 
 
 def test_a_finished_race_is_not_run_again_and_others_are_refused(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from patch_diffusion.config_dict import differences, from_dict
+from patch_diffusion.errors import counted
 from patch_diffusion.races.summary import Content, amount, judges_in_words, length, opponent, rows, sentences
 from patch_diffusion.races.tuning import BATCH, RATE, taken
 from patch_diffusion.runs.chart import Guide, chart, number
@@ -233,10 +234,10 @@ def _circumstances(content: Content) -> list[tuple[str, str]]:
     sigmas = ", ".join(f"{sigma:g}" for sigma in content["judged_by"]["sigmas"])
     judged_by, plan = content["judged_by"], content["plan"]
     times = Cadence(plan["moments"], judged_by.get("stride", 1)).times
-    found.append(("judged", f"{times} times by the loss of {judged_by['images']:,} held-out images"))
+    found.append(("judged", f"{counted(times, 'time')} by the loss of {judged_by['images']:,} held-out images"))
     if "samples" in judged_by:
         often = Cadence(times, judged_by["samples_stride"]).times
-        found.append(("distances", f"measured {often} times, of {judged_by['samples']:,} samples"))
+        found.append(("distances", f"measured {counted(often, 'time')}, of {judged_by['samples']:,} samples"))
     found.append(("noise levels", f"{sigmas} (sigma), with the same noise for all"))
     parameters = dict.fromkeys(f"{num:,}" for num in content["parameters"].values())
     return [*found, ("parameters", " or ".join(parameters))]
