@@ -64,10 +64,11 @@ class Race(Verb):
     seeds: Annotated[str, arg(metavar="0,1,2")] = "0"
     """Seeds, as in 0-2 or 0,1,2; all arms are trained with each."""
     tune: float | None = None
-    """Budget of the search for the batch size and learning rate of the arm whole, in minutes (or steps, images); 0 is
+    """Budget of the search for the learning rate and batch size of the arm whole, in minutes (or steps, images); 0 is
     no search. Default: as much as for one run."""
     tune_all: bool = False
-    """Search the batch size and learning rate of every arm."""
+    """Search the settings of every arm, each with the budget of --tune. Of arms with patches the share of whole images,
+    the patch sizes and the growth are searched, too, unless you gave them."""
     moments: int = 20
     """Number of evaluations of each arm, evenly spaced over the budget."""
     held_out_data: Annotated[DataName | None, arg(metavar="DATA")] = None
