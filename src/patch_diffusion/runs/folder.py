@@ -68,6 +68,8 @@ class ModelFacts(Strict):
     data_digest: dict[str, int | str] = field(default_factory=dict)
     """The digest of the images, see `digest_of`; empty in runs of earlier versions, which do not compare them."""
     rules: tuple[str, ...] = ()
+    parent: dict[str, int | str] = field(default_factory=dict)
+    """The ``run`` that it was tuned from, the ``step`` and a digest of its ``weights``; empty if it is no tuned run."""
 
     @classmethod
     def of(cls, denoiser: Denoiser, images: Images, rules: Collection[str] = RULES) -> ModelFacts:
@@ -194,9 +196,11 @@ class RunFolder(RunPaths):
         return [*said, f"data: {change}"] if change else said
 
     def known_facts(self, facts: ModelFacts) -> ModelFacts:
-        """Return facts without the digest if this is a run of an earlier version, which goes on without one."""
-        unknown = self.is_run() and not self.read_config()[1].data_digest
-        return replace(facts, data_digest={}) if unknown else facts
+        """Return facts with what only the run that is here knows: its parent, and that it has no digest of images."""
+        if not self.is_run():
+            return facts
+        stored = self.read_config()[1]
+        return replace(facts, parent=stored.parent, data_digest=facts.data_digest if stored.data_digest else {})
 
     def hold_out(self, images: Images, share: float, seed: int) -> tuple[Images, Images | None]:
         """Return images to train on, and held-out ones, by the rule of the run if there is one, else see `hold_out`."""
