@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -276,6 +276,18 @@ def _nearest(name: str) -> str:
     allowed = sorted(each for each in {*option_names(), "data_digest"} - _FIXED if not may_change(each))
     inside = [each for each in allowed if each.startswith(f"{name}.")]
     return f"; choose from {', '.join(inside)}" if inside else did_you_mean(name, allowed)
+
+
+def tuned_in_words(few_steps: int, parent: Mapping[str, int | str]) -> str:
+    """Return what a tuned run is made for and which run it was made from, as info, report and model card say it.
+
+    >>> tuned_in_words(2, {"run": "runs/photos", "step": 1200})
+    'for 2 steps of sampling, from photos at step 1,200'
+    """
+    # Only the last part of a path on the training machine means anything to others.
+    name = Path(str(parent.get("run", ""))).name
+    at = f" at step {parent['step']:,}" if "step" in parent and not name.startswith("step-") else ""
+    return f"for {few_steps} step{'s' * (few_steps > 1)} of sampling" + (f", from {name}{at}" if name else "")
 
 
 def step_in(source: Path) -> int | None:

@@ -28,7 +28,7 @@ from patch_diffusion.training.clock import Clock
 from patch_diffusion.training.train import train
 from patch_diffusion.training.trainer import Trainer
 
-RATE = 0.5
+RATE = 0.1
 """The share of the run's own learning rate that tuning begins with, as the weights are good already."""
 
 
@@ -103,6 +103,7 @@ def config_for(parent: RunFolder, steps: int, budget: Budget, asked: Config, nam
     chosen: dict[str, Any] = {
         "noise.p_mean": P_MEAN + math.log(2 * facts.sigma_data),
         "noise.p_std": P_STD,
+        "noise.weight": "process",  # at high levels the loss is tiny and tells little: a learned weight would raise it
         "optimizer.learning_rate": RATE * (stored.optimizer.learning_rate or 0.0),
         "checkpoint_best": False,
         "checkpoint_by": "loss",
