@@ -1,6 +1,7 @@
 """The objective of consistency tuning, beside the exact consistency function of Gaussian data and its own parts."""
 
 import math
+from itertools import pairwise
 
 import torch
 
@@ -14,7 +15,7 @@ MEAN, DEVIATION = 0.3, 0.5
 
 
 class Power(torch.nn.Module):
-    """D(x; t) = MEAN + (x - MEAN) (s^2 / (s^2 + t^2))^p: the ideal denoiser for p = 1, the consistency function for 1/2.
+    """D(x; t) = MEAN + (x - MEAN) (s^2 / (s^2 + t^2))^p: ideal denoiser for p = 1, consistency function for p = 1/2.
 
     The exponent p is interpolated between some noise levels, and begins at 1.
     """
@@ -76,7 +77,7 @@ def test_the_levels_come_together_as_the_budget_is_spent():
         objective.set_spent(spent)
         ratios.append(objective.lower(sigma) / sigma)
     assert (ratios[0] == 0).all()  # r is 0: denoising
-    assert all((after >= before).all() for before, after in zip(ratios, ratios[1:], strict=False))
+    assert all((after >= before).all() for before, after in pairwise(ratios))
     more = 1 + 8 * torch.sigmoid(-sigma)
     torch.testing.assert_close(ratios[3], 1 - CLOSEST * more)
     torch.testing.assert_close(ratios[2], (1 - CLOSEST**0.5 * more).clamp(min=0))

@@ -23,9 +23,9 @@ from patch_diffusion.processes import is_first
 class _Options(Config):
     """The options of training, without those that a tuned run has from the run that it begins with."""
 
-    data: Suppress[Data] = Data()
-    network: Suppress[Network] = Network()
-    noise: Suppress[Noise] = Noise()
+    data: Suppress[Data] = field(default_factory=Data)
+    network: Suppress[Network] = field(default_factory=Network)
+    noise: Suppress[Noise] = field(default_factory=Noise)
     few_steps: Suppress[int | None] = None
     batch_pixels: Suppress[int | None] = None
     seed: Suppress[int] = 0

@@ -89,7 +89,8 @@ def generate(
         model: from `load`, or any `Denoiser`.
         seeds: integers from 0 to 2^63 - 1.
         sampling: the options, see `Sampling`; None: their defaults.
-        steps: solver steps, in short for an option of ``sampling``; 18 if neither gives them, or what the model is tuned for.
+        steps: solver steps, in short for an option of ``sampling``; 18 if neither gives them, or what
+            the model is tuned for.
         labels: a class for all, or one per seed: places in the model's ``class_names``, which are counted from 0. None:
             seed k gets class k mod classes if the model has classes.
         callback: called with every `Step` of every batch, for a look at the picture as it forms; it is not called with

@@ -97,9 +97,7 @@ def exponential_sigmas(
     return _exactly(sigma_min * (sigma_max / sigma_min) ** ((1 - ramp) ** rho), sigma_min, sigma_max)
 
 
-def few_sigmas(
-    steps: int, sigma_min: float, sigma_max: float, sigma_data: float = 0.5
-) -> Float64[Tensor, "{steps}+1"]:
+def few_sigmas(steps: int, sigma_min: float, sigma_max: float, sigma_data: float = 0.5) -> Float64[Tensor, "{steps}+1"]:
     """Return the levels of a few steps, for `consistency`: even in atan(sigma / sigma_data)^p, without sigma_min.
 
     The power p puts the second of two levels from 80 on at 1.64 sigma_data: at 0.82 for images of deviation 0.5, as

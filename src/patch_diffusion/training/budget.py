@@ -95,9 +95,7 @@ class Budget:
         return (wall if by_wall and wall is not None else seen.seconds) / (60 * self.time)
 
 
-def training_flops(
-    denoiser: Denoiser, channels: int, shape: Shape, *, attention: bool = True, passes: int = 3
-) -> int:
+def training_flops(denoiser: Denoiser, channels: int, shape: Shape, *, attention: bool = True, passes: int = 3) -> int:
     """Count the floating-point operations of a training step on one image: those of some forward passes.
 
     Args:

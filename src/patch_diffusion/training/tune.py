@@ -94,8 +94,8 @@ def config_for(parent: RunFolder, steps: int, budget: Budget, asked: Config, nam
     stored, facts = parent.read_config()
     if stored.network.kind == "custom":
         raise InputError(
-            f"the network of {parent.path} is a module of your own: tune it from Python, by a Trainer of a Denoiser with "
-            f"few_steps={steps}"
+            f"the network of {parent.path} is a module of your own: tune it from Python, by a Trainer of a Denoiser "
+            f"with few_steps={steps}"
         )
     if stored.few_steps is not None:
         raise InputError(f"{parent.path} was tuned already: tune the run that it was tuned from")
@@ -113,7 +113,9 @@ def config_for(parent: RunFolder, steps: int, budget: Budget, asked: Config, nam
     for name, value in chosen.items():
         if name not in names:
             group, _, last = name.rpartition(".")
-            config = replace(config, **{group: replace(getattr(config, group), **{last: value})} if group else {last: value})
+            config = replace(
+                config, **{group: replace(getattr(config, group), **{last: value})} if group else {last: value}
+            )
     if config.engine.compile is not False and config.network.dropout:
         raise option_error("engine.compile", "and network.dropout do not go together here: leave engine.compile out")
     return replace(config, few_steps=steps, **vars(budget))
@@ -152,7 +154,11 @@ def _continued(
     """Continue a stopped tuning, which has all that it needs in its own folder."""
     stored, _ = other.read_config()
     if stored.few_steps != steps:
-        what = "an ordinary run" if stored.few_steps is None else f"a run tuned for {stored.few_steps} steps of sampling"
+        what = (
+            "an ordinary run" if stored.few_steps is None else f"a run tuned for {stored.few_steps} steps of sampling"
+        )
         raise InputError(f"{other.path} holds {what}: choose another folder for one tuned for {steps}")
     config = replace(with_options(stored, asked, names), **vars(budget))
-    return train(config, other.path, given={*names, *(name for name, value in vars(budget).items() if value)}, show=show)
+    return train(
+        config, other.path, given={*names, *(name for name, value in vars(budget).items() if value)}, show=show
+    )
