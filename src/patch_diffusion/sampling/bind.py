@@ -63,8 +63,8 @@ def check_denoiser(model: Denoiser) -> None:
     """Raise InputError if a model is made for a few steps of sampling: it no longer estimates a mean of images."""
     if model.few_steps is not None:
         raise InputError(
-            f"this model was tuned for sampling in {model.few_steps} steps and is no denoiser any more: to edit, invert "
-            "or count bits, take the run that it was tuned from"
+            f"this model was tuned for sampling in {model.few_steps} steps and is no denoiser any more: to edit, "
+            "invert or count bits, take the run that it was tuned from"
         )
 
 

@@ -202,7 +202,7 @@ SOLVERS: dict[str, Callable[..., Tensor]] = {
 """The solvers by name, for `Sampling` and ``sample --solver``.
 
 >>> sorted(SOLVERS)[:3]
-['ancestral', 'dpm_solver_2m', 'dpm_solver_3m']
+['ancestral', 'consistency', 'dpm_solver_2m']
 """
 
 
