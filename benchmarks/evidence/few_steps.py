@@ -53,14 +53,15 @@ def main() -> None:
     name = Path(given.data).stem
     resolution = given.resolution or (32 if given.data == CATS else None)
     parent = given.runs / name / "parent"
-    budget = {"minutes": None, "images": given.images} if given.images else {"minutes": given.minutes, "images": None}
-    config = Config(data=Data(given.data, resolution=resolution), samples=0, track=(), **budget)
+    config = Config(data=Data(given.data, resolution=resolution), samples=0, track=(), images=given.images)
+    config = config if given.images else replace(config, minutes=given.minutes)
     pd.train(config, parent)
     rows = measured(parent, PARENT, given)
-    share = {name: None if value is None else type(value)(value * given.share) for name, value in budget.items()}
+    minutes = None if given.images else given.share * given.minutes
+    images = int(given.share * given.images) if given.images else None
     for title, options in TUNINGS.items():
         run = given.runs / name / title.replace(" ", "-")
-        pd.tune(parent, run, steps=given.few_steps, config=replace(options, samples=0), **share)
+        pd.tune(parent, run, steps=given.few_steps, minutes=minutes, images=images, config=replace(options, samples=0))
         found = measured(run, {f"{num} steps" if num > 1 else "1 step": pd.Sampling(steps=num) for num in STEPS}, given)
         rows |= {f"{title}, {label}": row for label, row in found.items()}
     told = {name: (str(value) if isinstance(value, Path) else value) for name, value in vars(given).items()}

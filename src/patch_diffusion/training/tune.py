@@ -101,7 +101,7 @@ def config_for(parent: RunFolder, steps: int, budget: Budget, asked: Config, nam
         raise InputError(f"{parent.path} was tuned already: tune the run that it was tuned from")
     config = with_options(stored, asked, names)
     chosen: dict[str, Any] = {
-        "noise.p_mean": P_MEAN + math.log(2 * facts.sigma_data),
+        "noise.p_mean": round(P_MEAN + math.log(2 * facts.sigma_data), 4),
         "noise.p_std": P_STD,
         "noise.weight": "process",  # at high levels the loss is tiny and tells little: a learned weight would raise it
         "optimizer.learning_rate": RATE * (stored.optimizer.learning_rate or 0.0),
