@@ -21,22 +21,22 @@ from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.objective import Batch, Objective
 
 CLOSEST = 1 / 256
-"""The factor q^-a of the distance between the two levels at the end of the budget: eight halvings (ECT, section 4)."""
+"""The factor q^-a of the distance between the two levels at the end of the budget: eight halvings."""
 
 _MORE, _SHARPNESS = 8.0, 1.0  # k and b of n(t) = 1 + k sigmoid(-b t): low levels keep their r = 0 for longer
 _USUAL = 0.5  # standard deviation of the images that the paper's numbers are for
 _HUBER = 0.03  # c of the pseudo-Huber distance of a root mean square; the published 0.00054 did worse on digits
 
 P_MEAN, P_STD = -1.1, 2.0
-"""Mean and standard deviation of ln(t) in training, for images of deviation 0.5 (ECT, appendix A, CIFAR-10)."""
+"""Mean and standard deviation of ln(t) in training, for images of deviation 0.5, as for CIFAR-10."""
 
 
 class ConsistencyObjective(Objective):
-    """The loss w(t) d(f(x + t n; t), f(x + r n; r)), with no gradient through the second f (ECT, algorithm 1).
+    """The loss w(t) d(f(x + t n; t), f(x + r n; r)), with no gradient through the second f.
 
     The distance d is pseudo-Huber's, sqrt(mean square + c^2) - c, and w(t) = sqrt(1 / t^2 + 1 / sigma_data^2), which
     makes all levels count about equally while r is 0. The second f has the same weights and the same dropout as the
-    first: the paper found a frozen or averaged copy to be worse. So there is nothing to save in a checkpoint, and the
+    first; an averaged copy was found to be worse (iCT, arXiv 2310.14189). So there is nothing to save in a checkpoint, and the
     distance of the levels follows from the spent fraction of the budget alone.
 
     Args:
@@ -61,7 +61,7 @@ class ConsistencyObjective(Objective):
         self.nearness.fill_(CLOSEST ** min(max(spent, 0.0), 1.0))
 
     def lower(self, sigma: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
-        """Return r for each noise level t: r / t = 1 - n(t) / q^a, or 0 where that is below (ECT, equation 13)."""
+        """Return r for each noise level t: r / t = 1 - n(t) / q^a, or 0 where that is below."""
         more = 1 + _MORE * torch.sigmoid(-_SHARPNESS * sigma * (_USUAL / self.denoiser.sigma_data))
         return sigma * (1 - more * self.nearness).clamp(min=0.0)
 

@@ -101,7 +101,7 @@ def few_sigmas(steps: int, sigma_min: float, sigma_max: float, sigma_data: float
     """Return the levels of a few steps, for `consistency`: even in atan(sigma / sigma_data)^p, without sigma_min.
 
     The power p puts the second of two levels from 80 on at 1.64 sigma_data: at 0.82 for images of deviation 0.5, as
-    published (ECT, arXiv 2406.14548, section 5).
+    published (iCT, arXiv 2310.14189, for CIFAR-10).
 
     Args:
         steps, sigma_min, sigma_max: as for `karras_sigmas`, as is the result; sigma_min is the level that one step
