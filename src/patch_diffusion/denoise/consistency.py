@@ -36,8 +36,8 @@ class ConsistencyObjective(Objective):
 
     The distance d is pseudo-Huber's, sqrt(mean square + c^2) - c, and w(t) = sqrt(1 / t^2 + 1 / sigma_data^2), which
     makes all levels count about equally while r is 0. The second f has the same weights and the same dropout as the
-    first; an averaged copy was found to be worse (iCT, arXiv 2310.14189). So there is nothing to save in a checkpoint, and the
-    distance of the levels follows from the spent fraction of the budget alone.
+    first; an averaged copy was found to be worse (iCT, arXiv 2310.14189). So there is nothing to save in a checkpoint,
+    and the distance of the levels follows from the spent fraction of the budget alone.
 
     Args:
         denoiser: the model in training.

@@ -109,7 +109,7 @@ def few_sigmas(steps: int, sigma_min: float, sigma_max: float, sigma_data: float
         sigma_data: standard deviation of the images.
 
     >>> few_sigmas(2, 0.002, 80.0)[1:]
-    tensor([0.8241, 0.0000], dtype=torch.float64)
+    tensor([0.8207, 0.0000], dtype=torch.float64)
     """
     _ramp(steps, sigma_min, sigma_max)
     left = 1 - torch.arange(steps, dtype=torch.float64) / steps
