@@ -87,6 +87,7 @@ VALUES = {
     "watch.samples": (4, "has no effect without watch.metrics"),
     "watch.extractor": ("random", {}),
     "batch": (6, {}),
+    "few_steps": (2, {}),
     "batch_pixels": (10**6, {}),
     "seed": (3, {}),
     "steps": (2, {}),

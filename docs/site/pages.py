@@ -31,6 +31,7 @@ GROUPS = {
         "watching",
         "clusters",
         "sampling",
+        "few-steps",
         "editing",
         "export",
         "serve",

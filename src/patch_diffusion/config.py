@@ -294,6 +294,9 @@ class Config(Strict):
     batch: int | Literal["auto"] = "auto"
     """Batch size, in whole images. Steps on patches use larger batches, see patches.growth. auto: the preset's batch
     size or, without one, a size that suits network, budget and machine; in as many microbatches as memory requires."""
+    few_steps: int | None = None
+    """Number of sampling steps to train the model for, by consistency training: 1, 2 or 4. The command tune does it
+    from a trained model. Default: ordinary training."""
     batch_pixels: int | None = None
     """Limit of the number of pixels in a step. For large images it lowers the preset's batch size and share of
     whole-image steps. It has no effect if you set batch. Default: no limit."""

@@ -83,6 +83,7 @@ def write_pipeline(model: Denoiser, folder: Path, *, dtype: torch.dtype, setting
         "codec": codec,
         "process": model.process.name,
         "mean_data": list(model.mean_data or [0.0]),
+        **({} if model.few_steps is None else {"steps": model.few_steps}),
     }
     write_json(folder / "model_index.json", index)
     return notes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,8 @@ class ModelFacts(Strict):
     rules: tuple[str, ...] = ()
     attributes: tuple[Attribute, ...] = ()
     """Conditions that the model is told of an image, with the categories or the range of the training images."""
+    parent: dict[str, int | str] = field(default_factory=dict)
+    """The ``run`` that it was tuned from, the ``step`` and a digest of its ``weights``; empty if it is no tuned run."""
 
     @classmethod
     def of(cls, denoiser: Denoiser, images: Images, rules: Collection[str] = RULES) -> ModelFacts:
@@ -200,9 +202,11 @@ class RunFolder(RunPaths):
         return [*said, f"data: {change}"] if change else said
 
     def known_facts(self, facts: ModelFacts) -> ModelFacts:
-        """Return facts without the digest if this is a run of an earlier version, which goes on without one."""
-        unknown = self.is_run() and not self.read_config()[1].data_digest
-        return replace(facts, data_digest={}) if unknown else facts
+        """Return facts with what only the run that is here knows: its parent, and that it has no digest of images."""
+        if not self.is_run():
+            return facts
+        stored = self.read_config()[1]
+        return replace(facts, parent=stored.parent, data_digest=facts.data_digest if stored.data_digest else {})
 
     def hold_out(self, images: Images, share: float, seed: int) -> tuple[Images, Images | None]:
         """Return images to train on, and held-out ones, by the rule of the run if there is one, else see `hold_out`."""
@@ -289,6 +293,18 @@ def _nearest(name: str) -> str:
     allowed = sorted(each for each in {*option_names(), "data_digest"} - _FIXED if not may_change(each))
     inside = [each for each in allowed if each.startswith(f"{name}.")]
     return f"; choose from {', '.join(inside)}" if inside else did_you_mean(name, allowed)
+
+
+def tuned_in_words(few_steps: int, parent: Mapping[str, int | str]) -> str:
+    """Return what a tuned run is made for and which run it was made from, as info, report and model card say it.
+
+    >>> tuned_in_words(2, {"run": "runs/photos", "step": 1200})
+    'for 2 steps of sampling, from photos at step 1,200'
+    """
+    # Only the last part of a path on the training machine means anything to others.
+    name = Path(str(parent.get("run", ""))).name
+    at = f" at step {parent['step']:,}" if "step" in parent and not name.startswith("step-") else ""
+    return f"for {few_steps} step{'s' * (few_steps > 1)} of sampling" + (f", from {name}{at}" if name else "")
 
 
 def step_in(source: Path) -> int | None:

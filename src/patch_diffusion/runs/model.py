@@ -102,6 +102,7 @@ def build_denoiser(config: Config, network: nn.Module, sigma_data: float) -> Den
         sigma_max=noise.sigma_max,
         mean_data=noise.mean_data,
         levels=noise.levels,
+        few_steps=config.few_steps,
     )
 
 

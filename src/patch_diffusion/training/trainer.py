@@ -15,6 +15,7 @@ from patch_diffusion.config import BUDGETS, Config, Patches
 from patch_diffusion.config_dict import differences, plain
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.images import Images, numbered_as
+from patch_diffusion.denoise.consistency import ConsistencyObjective
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.objective import DenoisingObjective, NoiseLevels
 from patch_diffusion.errors import InputError
@@ -85,7 +86,7 @@ class Trainer:
         show: bool = True,
         **options: Unpack[TrainerOptions],
     ) -> None:
-        objective = options.pop("objective", DenoisingObjective)
+        objective = options.pop("objective", DenoisingObjective if denoiser.few_steps is None else ConsistencyObjective)
         held_out, meter = options.pop("held_out", None), options.pop("meter", None)
         if meter is not None:
             options["watch"] = meter.options
@@ -137,7 +138,9 @@ class Trainer:
         with explain_out_of_memory(self.demand), self.engine.autocast():
             counted = "counted-attention" in rules
             self.flops: dict[Shape, int] = {
-                size.shape: training_flops(denoiser, images.channels, size.shape, attention=counted)
+                size.shape: training_flops(
+                    denoiser, images.channels, size.shape, attention=counted, passes=self.state.objective.passes
+                )
                 for size in self._sizes
             }
         if config.engine.accumulation == "auto":
