@@ -68,6 +68,8 @@ class ModelFacts(Strict):
     data_digest: dict[str, int | str] = field(default_factory=dict)
     """The digest of the images, see `digest_of`; empty in runs of earlier versions, which do not compare them."""
     rules: tuple[str, ...] = ()
+    carried: tuple[dict[str, str], ...] = ()
+    """The table of what was carried from the model that the option ``start`` names: part, change and how."""
 
     @classmethod
     def of(cls, denoiser: Denoiser, images: Images, rules: Collection[str] = RULES) -> ModelFacts:
@@ -87,6 +89,7 @@ class ModelFacts(Strict):
             held_out_below=None if part is None else part.below,
             data_digest=digest_of(images),
             rules=tuple(rules),
+            carried=tuple(map(dict, denoiser.carried)),
         )
 
 
@@ -160,7 +163,7 @@ class RunFolder(RunPaths):
                 "choose another folder, or go on with these by --allow num_images"
             )
         changed = changed_options(stored, config)
-        of_data = {"held_out_below", "data_digest", *(["num_images"] if stored_facts.data_digest else [])}
+        of_data = {"held_out_below", "data_digest", "carried", *(["num_images"] if stored_facts.data_digest else [])}
         compared = {name: value for name, value in vars(facts).items() if name not in of_data}
         differ = [name for name, value in compared.items() if _differs(value, getattr(stored_facts, name))]
         if fixed := [name for name in changed + differ if name in _FIXED]:
@@ -194,9 +197,15 @@ class RunFolder(RunPaths):
         return [*said, f"data: {change}"] if change else said
 
     def known_facts(self, facts: ModelFacts) -> ModelFacts:
-        """Return facts without the digest if this is a run of an earlier version, which goes on without one."""
-        unknown = self.is_run() and not self.read_config()[1].data_digest
-        return replace(facts, data_digest={}) if unknown else facts
+        """Return facts with the table of the run that is here; without a digest if it has none.
+
+        A run of an earlier version has no digest, and goes on without one.
+        """
+        if not self.is_run():
+            return facts
+        stored = self.read_config()[1]
+        facts = replace(facts, carried=stored.carried)
+        return facts if stored.data_digest else replace(facts, data_digest={})
 
     def hold_out(self, images: Images, share: float, seed: int) -> tuple[Images, Images | None]:
         """Return images to train on, and held-out ones, by the rule of the run if there is one, else see `hold_out`."""
@@ -262,7 +271,7 @@ def facts_of(content: Any, where: str) -> ModelFacts:
 # Options and facts that decide which tensors there are: of the network, the optimizer and the averages.
 _FIXED = {
     *(f"network.{name}" for name in vars(Network()) if name not in ("dropout", "label_dropout")),
-    *("patches.coords", "patches.context", "optimizer.kind", "ema.lengths", "noise.levels"),
+    *("start", "patches.coords", "patches.context", "optimizer.kind", "ema.lengths", "noise.levels"),
     *("image_channels", "num_classes", "parameters", "augment_channels"),
 }
 
