@@ -247,12 +247,13 @@ def _table(
             rows.append(Carried(part, _arrow(_yes(was), _yes(has)), how))
     if before.classes or now.classes:
         kept = len(set(before.classes) & set(now.classes))
-        parts = [f"{kept} carried by name" if class_names or source.class_names else f"{kept} carried by number"]
-        if num_new := len(now.classes) - kept:
-            parts.append(f"{num_new} new, which begin as 'no class'")
-        if lost := len(before.classes) - kept:
-            parts.append(f"{lost} not carried")
-        rows.append(Carried("classes", _arrow(len(before.classes), len(now.classes)), "; ".join(parts)))
+        told = {
+            f"carried by {'name' if class_names or source.class_names else 'number'}": kept,
+            "new, which begin as 'no class'": len(now.classes) - kept,
+            "not carried": len(before.classes) - kept,
+        }
+        how = "; ".join(f"{number} {words}" for words, number in told.items() if number)
+        rows.append(Carried("classes", _arrow(len(before.classes), len(now.classes)), how))
     if source.resolution is not None and resolution is not None:
         shapes = ["x".join(map(str, each)) for each in (source.resolution, resolution)]
         rows.append(Carried("resolution", _arrow(*shapes), "the same weights at every resolution"))
@@ -273,8 +274,9 @@ def table(rows: Iterable[Mapping[str, str]]) -> list[str]:
     """
     lines: list[str] = []
     for row in rows:
-        text = f"{row['part']:<14}{': '.join(filter(None, (row['change'], row['how'])))}"
-        lines += textwrap.wrap(text, 80, subsequent_indent=" " * 14, break_on_hyphens=False)
+        text = ": ".join(filter(None, (row["change"], row["how"])))
+        first, *others = textwrap.wrap(text, 66, break_on_hyphens=False)
+        lines += [f"{row['part']:<14}{first}", *(" " * 14 + other for other in others)]
     return lines
 
 
