@@ -210,6 +210,9 @@ class Optimizer(Strict):
     decay: Literal["cosine", "linear", "constant"] | None = None
     """Shape of the learning rate after warm-up: down to 0 at the end of the budget, or constant. Default: cosine for
     adamw, linear for muon, constant for schedule_free, which takes no other."""
+    only: tuple[str, ...] | None = None
+    """Parts of the network to train, while the others stay as they are: attention, norms, embeddings, first, last,
+    encoder, middle, decoder, or blocks of a dit. Default: all."""
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from patch_diffusion.training.losses import Balance, Losses
 from patch_diffusion.training.optimizing.ema import WeightAverage
 from patch_diffusion.training.optimizing.muon import class_embeddings
 from patch_diffusion.training.optimizing.optimizers import make_average, make_optimizer
+from patch_diffusion.training.optimizing.parts import train_only
 from patch_diffusion.training.optimizing.power_ema import PowerAverage, power_averages
 from patch_diffusion.training.optimizing.schedule_free import ScheduleFreeAverage
 from patch_diffusion.training.watchdog import Watchdog
@@ -114,13 +115,15 @@ class TrainingState:
         self.objective = objective
         self.denoiser: Denoiser = objective.denoiser
         self.network: nn.Module = self.denoiser.module
+        if config.optimizer.only is not None:
+            train_only(self.network, config.optimizer.only)
         # This comes before the weights are sharded, as sharded ones cannot be copied.
         self.average: WeightAverage | ScheduleFreeAverage = make_average(self.denoiser, config.ema, config.optimizer)
         engine.place_average(self.average.denoiser)
         self.module: nn.Module = engine.wrap(objective).train()
         self.scaler: torch.amp.GradScaler = engine.scaler
         self.optimizer: torch.optim.Optimizer = make_optimizer(
-            self.network.parameters(),
+            [parameter for parameter in self.network.parameters() if parameter.requires_grad],
             config.optimizer,
             embeddings=class_embeddings(self.network) if "adam-for-embeddings" in rules else (),
         )
