@@ -178,7 +178,11 @@ def test_help_shows_every_option(run, capsys):
             group_name, _, last = f"--{option.replace('_', '-')}".rpartition(".")
             negated = f"{group_name}.no-{last}"  # a switch that is on
             last = {"start": "--from"}.get(option, last)
-            assert option in ("data.source", "network.unet") or f"{group_name}.{last}".lstrip(".") in text or negated in text, option
+            assert (
+                option in ("data.source", "network.unet")
+                or f"{group_name}.{last}".lstrip(".") in text
+                or negated in text
+            ), option
     assert all(len(line) <= 80 for line in text.splitlines())
 
 

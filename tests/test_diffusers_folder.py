@@ -10,6 +10,7 @@ import patch_diffusion as pd
 from needs import need
 from patch_diffusion.denoise.networks.timestep_unet import TimestepUNet, noise_levels
 from patch_diffusion.interop.diffusers_folder import read_pipeline
+from patch_diffusion.training.optimizing.parts import parts_of
 
 pytestmark = pytest.mark.slow
 diffusers = need("diffusers", "hub")
@@ -171,3 +172,14 @@ def test_a_folder_without_a_network_or_scheduler_is_refused(tmp_path):
         read_pipeline(tmp_path / "a")
     with pytest.raises(pd.InputError, match="holds no network of a pipeline"):
         read_pipeline(tmp_path)
+
+
+def test_parts_of_a_network_to_train_alone():
+    network = pd.DiffusersNetwork(diffusers.UNet2DModel(**{**TINY, "in_channels": 5}))
+    names = {id(weight): name for name, weight in network.named_parameters()}
+    found = {part: {names[id(weight)] for weight in weights} for part, weights in parts_of(network).items()}
+    assert found["first"] == {"unet.conv_in.weight", "unet.conv_in.bias"}
+    assert (
+        "unet.mid_block.attentions.0.to_q.weight" in found["attention"] and "unet.conv_norm_out.bias" in found["norms"]
+    )
+    assert set(found) == {"attention", "norms", "embeddings", "first", "last", "encoder", "middle", "decoder"}

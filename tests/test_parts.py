@@ -46,19 +46,6 @@ def test_parts_of_each_network():
     assert parts_of(torch.nn.Conv2d(1, 1, 1)) == {}
 
 
-@pytest.mark.slow
-def test_parts_of_a_network_of_diffusers():
-    diffusers = need("diffusers", "hub")
-    blocks = {"down_block_types": ["AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D"], "layers_per_block": 1}
-    model = diffusers.UNet2DModel(in_channels=5, block_out_channels=[8], norm_num_groups=4, **blocks)
-    network = pd.DiffusersNetwork(model)
-    names = {id(weight): name for name, weight in network.named_parameters()}
-    found = {part: {names[id(weight)] for weight in weights} for part, weights in parts_of(network).items()}
-    assert found["first"] == {"unet.conv_in.weight", "unet.conv_in.bias"}
-    assert "unet.mid_block.attentions.0.to_q.weight" in found["attention"] and "unet.conv_norm_out.bias" in found["norms"]
-    assert set(found) == {"attention", "norms", "embeddings", "first", "last", "encoder", "middle", "decoder"}
-
-
 def test_unknown_parts_are_refused(make_trainer):
     with refused("optimizer.only", match="names no part 'atention' of this network; did you mean 'attention'"):
         make_trainer(optimizer=Optimizer(only=("norms", "atention")))

@@ -32,11 +32,7 @@ def with_noise(images: Images, config: Config, given: Collection[str]) -> tuple[
     if noise.process != "edm" or not variance > 0:
         return config, []
     reasons: list[str] = []
-    if (
-        "noise.mean_data" not in given
-        and noise.mean_data is None
-        and moments.square > (1 + _LEAST_OFF_CENTRE) * variance
-    ):
+    if noise.mean_data is None and moments.square > (1 + _LEAST_OFF_CENTRE) * variance:
         noise = replace(noise, mean_data=tuple(round(mean, 2) for mean in moments.means))
         reasons.append(
             f"noise.mean_data {' '.join(f'{mean:g}' for mean in noise.mean_data or ())}: the mean of these images is "

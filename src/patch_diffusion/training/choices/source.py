@@ -31,7 +31,7 @@ def with_source(
     """
     has: dict[str, Any] = {"network.kind": None, **{f"network.{name}": None for name in vars(config.network)}}
     has |= {f"network.{name}": value for name, value in model.module.settings.items()}  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
-    mean = None if model.mean_data is None else channel_means(model.mean_data, channels)
+    mean = channel_means(model.mean_data or (0.0,), channels)
     has |= {"noise.process": model.process.name, "noise.sigma_data": model.sigma_data, "noise.mean_data": mean}
     for name, value in has.items():
         group, _, option = name.partition(".")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from patch_diffusion.errors import did_you_mean, option_error
 
@@ -35,7 +36,7 @@ def parts_of(network: nn.Module) -> dict[str, list[nn.Parameter]]:
         for part, words in _WORDS.items():
             if words & set(name.split(".")) or (part == "norms" and isinstance(module, _NORMS)):
                 found.setdefault(part, []).extend(module.parameters(recurse=False))
-    return {part: parameters for part, parameters in found.items() if parameters}
+    return {part: found[part] for part in _WORDS if found.get(part)}
 
 
 def train_only(network: nn.Module, parts: Collection[str]) -> None:
@@ -53,3 +54,18 @@ def train_only(network: nn.Module, parts: Collection[str]) -> None:
     kept = {id(parameter) for part in parts for parameter in known[part]}
     for parameter in network.parameters():
         parameter.requires_grad_(id(parameter) in kept)
+    for module in network.modules():
+        if isinstance(module, nn.GroupNorm) and any(weight.requires_grad for weight in module.parameters()):
+            module.register_forward_pre_hook(_with_gradient)
+
+
+def _with_gradient(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the features that a group norm is given, so that they have a gradient.
+
+    On CPUs, torch 2.13 ends with a segmentation fault where the weights of a group norm have a gradient, and features
+    in channels-last memory have none, as all before them stays as it is.
+    """
+    features, *others = inputs
+    if features.requires_grad or features.device.type != "cpu" or not torch.is_grad_enabled():
+        return inputs
+    return features.detach().requires_grad_(), *others
