@@ -22,7 +22,8 @@ NEW = [
     *("glossary", "licences", "support", "doctor"),
 ]
 REWRITTEN = [
-    *(f"docs/{name}.md" for name in ("data", "runs", "further", "watching", "clusters", "large-images", "serve", "editing")),
+    *(f"docs/{name}.md" for name in ("data", "runs", "watching", "clusters", "large-images", "serve", "editing")),
+    "docs/further.md",
     "docs/evaluation.md",
     "docs/race.md",
     "docs/export.md",
