@@ -119,7 +119,7 @@ def test_learned_variance_and_classes(tmp_path):
     noisy = x * (1 + sigma**2) ** 0.5
     torch.testing.assert_close(denoised(model, noisy, sigma, labels), noisy - sigma * noise, rtol=1e-4, atol=1e-4)
     rows = unet.class_embedding.weight
-    torch.testing.assert_close(model.module.unet.class_embedding.weight[3], rows.mean(dim=0))
+    torch.testing.assert_close(model.module.state_dict()["unet.class_embedding.weight"][3], rows.mean(dim=0))
 
 
 def test_all_in_one_folder(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +33,10 @@ def config(source, **options):
     data = Data(source=str(source), held_out=0.0)
     given = {"batch": 4, "steps": 1, "samples": 0, "track": (), "checkpoints": 1, "engine": Engine(device="cpu")}
     return Config(data=data, **{**given, **options})
+
+
+def settings(model) -> dict[str, Any]:
+    return model.module.settings
 
 
 def weights(model):
@@ -117,7 +122,7 @@ def test_checkpoints_and_averages_by_the_words_of_guides(run):
 def test_step_0_is_the_source(run, tmp_path):
     folder = make_pictures(tmp_path / "grey", 16, "", channels=1)
     source = pd.load(run, device="cpu")
-    options = config(folder, start=str(run), network=Network(**source.module.settings))
+    options = config(folder, start=str(run), network=Network(**settings(source)))
     images = open_data(options.data)
     options, _ = with_source(options, (), source, images.channels)
     trainer = build_trainer(options, images, tmp_path / "new", show=False)
@@ -137,7 +142,7 @@ def test_a_published_file(pictures, tmp_path):
     )
     write_published(tmp_path / "net.pkl", network)
     model = pd.train(config(pictures), tmp_path / "new", start=tmp_path / "net.pkl", show=False)
-    assert model.coords and model.sigma_data == 0.5 and model.module.settings["dropout"] == 0.2
+    assert model.coords and model.sigma_data == 0.5 and settings(model)["dropout"] == 0.2
     (tmp_path / "bad.pkl").write_bytes(b"no network")
     with refused("start"):
         open_start(str(tmp_path / "bad.pkl"))
@@ -160,6 +165,7 @@ def test_a_pipeline_of_diffusers_is_a_run_by_json_alone(pictures, tmp_path):
     model = pd.train(options, tmp_path / "new", start=tmp_path / "pipeline", show=False)
     shutil.rmtree(tmp_path / "pipeline")
     assert isinstance(model.module, TimestepUNet) and model.coords
+    assert not [line for line in (tmp_path / "new" / "log.jsonl").read_text().splitlines() if "WARNING" in line]
     again = pd.load(tmp_path / "new", device="cpu")
     assert torch.equal(weights(again), weights(model))
     (sample,) = pd.generate(again, [0], pd.Sampling(steps=3))
@@ -170,7 +176,7 @@ def test_a_pipeline_of_diffusers_is_a_run_by_json_alone(pictures, tmp_path):
     shutil.rmtree(half / "checkpoints" / "step-00000004")
     assert torch.equal(weights(pd.train(options, half, show=False)), weights(model))
     third = pd.train(config(pictures), tmp_path / "third", start=half, show=False)
-    assert third.module.settings["unet"] == again.module.settings["unet"]
+    assert settings(third)["unet"] == settings(again)["unet"]
     with refused("network.width", match="is 8, but the model of .* has none: leave it out"):
         pd.train(config(pictures, network=Network(width=8)), tmp_path / "no", start=half, show=False)
     broken = json.loads((half / "config.json").read_text())
@@ -194,7 +200,7 @@ def test_options_that_contradict_the_source_are_refused_by_name(run, pictures, t
     assert not (tmp_path / "new").exists()
     free = config(pictures, network=Network(dropout=0.3), patches=Patches(coords=False))
     model = pd.train(free, tmp_path / "new", start=run, show=False)
-    assert model.module.settings["dropout"] == 0.3 and not model.coords
+    assert settings(model)["dropout"] == 0.3 and not model.coords
 
 
 def test_a_network_of_ones_own_and_a_trainer_are_told_where_to_go(make_trainer, tmp_path, images):

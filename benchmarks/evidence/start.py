@@ -22,6 +22,7 @@ from typing import Any
 
 import patch_diffusion as pd
 from patch_diffusion.config import Config, Data
+from patch_diffusion.data.images import Images
 from patch_diffusion.data.sources import open_data
 from patch_diffusion.interop.start import open_start
 from patch_diffusion.runs.folder import RunFolder
@@ -35,7 +36,7 @@ from measuring import circumstances
 SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 
 
-def losses(model: pd.Denoiser, images: pd.ImageSet, most: int) -> dict[float, float]:
+def losses(model: pd.Denoiser, images: Images, most: int) -> dict[float, float]:
     """Return the loss at each noise level, weighted as for a sigma_data of 0.5."""
     found = pd.whole_image_loss(model, images, sigmas=SIGMAS, most=most)
     return {sigma: loss * _weight(sigma, 0.5) / _weight(sigma, model.sigma_data) for sigma, loss in found.items()}
