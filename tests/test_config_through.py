@@ -72,6 +72,7 @@ VALUES = {
     "optimizer.warmup": (0.1, {}),
     "optimizer.decay": ("constant", {}),
     "optimizer.only": (["attention", "norms"], {}),
+    "optimizer.lora": None,  # tests/test_lora.py
     "ema.half_life_images": (1000.0, {}),
     "ema.ramp": (0.1, {}),
     "ema.lengths": ([0.1], {}),

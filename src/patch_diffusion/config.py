@@ -189,6 +189,10 @@ def _check_optimizer(kind: str) -> None:
         check_library("schedulefree", "schedule-free", "optimizer.kind schedule_free")
 
 
+def _check_lora(rank: int) -> None:
+    check_library("peft", "lora", f"optimizer.lora {rank}")
+
+
 @dataclass(frozen=True)
 class Optimizer(Strict):
     """The optimizer and its learning rate schedule."""
@@ -213,6 +217,9 @@ class Optimizer(Strict):
     only: tuple[str, ...] | None = None
     """Parts of the network to train, while the others stay as they are: attention, norms, embeddings, first, last,
     encoder, middle, decoder, or blocks of a dit. Default: all."""
+    lora: Annotated[int | None, Checked(_check_lora)] = None
+    """Rank of low-rank updates (LoRA) to train instead of the weights; the model is saved with them added. It needs the
+    extra lora. Default: train the weights."""
 
 
 @dataclass(frozen=True)
