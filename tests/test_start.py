@@ -228,3 +228,13 @@ def test_the_command(run, pictures, tmp_path, capsys):
     assert main([*words, f"{run}:step:2", "--held-out", "0"]) == 0
     assert RunFolder(tmp_path / "new").read_config()[0].start == f"{run}:step:2"
     assert model_name(f"{run}:step:2").checkpoint == 2
+
+
+def test_a_race_from_the_source_against_scratch(run, tmp_path, capsys):
+    words = ["race", "digits", "--resolution", "8", "--steps", "2", "--batch", "2", "--moments", "1", "--tune", "0"]
+    words += ["--patches.sizes", "1/2=1", "--held-out", "0.5", "--arms", "patches", "scratch"]
+    assert main([*words, "--from", str(run), "--out", str(tmp_path / "race")]) == 0
+    started, scratch = (RunFolder(tmp_path / "race" / f"{arm}-seed0").read_config() for arm in ("patches", "scratch"))
+    assert started[0].network == scratch[0].network and started[0].noise == scratch[0].noise
+    assert started[1].carried and not scratch[1].carried and scratch[0].start is None
+    capsys.readouterr()
