@@ -28,6 +28,7 @@ GROUPS = {
         "large-images",
         "latents",
         "runs",
+        "further",
         "watching",
         "clusters",
         "sampling",

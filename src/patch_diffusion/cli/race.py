@@ -21,7 +21,8 @@ from patch_diffusion.config import Config
 from patch_diffusion.config_dict import flat_options, option_names
 from patch_diffusion.data.named import check_labels
 from patch_diffusion.errors import InputError, did_you_mean, shown
-from patch_diffusion.races.arms import PATCHES, WHOLE, check_arms, whole_images
+from patch_diffusion.races.arms import PATCHES, SCRATCH, WHOLE, check_arms, whole_images
+from patch_diffusion.runs.named import model_name
 
 # A race makes no pictures, saves checkpoints at its own moments, and feeds no trackers, which would take time.
 _WITHOUT_EFFECT = (
@@ -121,6 +122,8 @@ class Race(Verb):
         super().check_given()
         check_labels(self.options.data.labels, self.source)
         check_labels(next(iter(self.options.data.conditions or ()), None), self.source, "data.conditions")
+        if self.options.start is not None:
+            model_name(self.options.start)
 
     def run(self) -> dict[str, Any]:
         """Run the race (trainings compared at equal time) and print a table, unless --json prints all results."""
@@ -190,6 +193,8 @@ def _all_arms(
     if configs[WHOLE].patches.whole == base.patches.whole:
         del configs[PATCHES]  # the options ask for whole images only, so the opponents are the user's own arms
     names = dict.fromkeys(configs, given)
+    if base.start is not None:
+        configs[SCRATCH], names[SCRATCH] = replace(base, start=None), given - {"start"}
     for name, text in own:
         if name in configs or name in (WHOLE, PATCHES):
             hint = "; to race without the usual one, leave it out of --arms" if name in (WHOLE, PATCHES) else ""

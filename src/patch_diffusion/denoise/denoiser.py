@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Annotated as Float, Annotated as Int
@@ -110,6 +110,7 @@ class Denoiser(nn.Module):
         self.sigma_max = sigma_max
         self.mean_data: tuple[float, ...] | None = None if mean_data is None else tuple(map(float, mean_data))
         self.levels: tuple[float, ...] | None = None if levels is None else tuple(map(float, levels))
+        self.carried: tuple[Mapping[str, str], ...] = ()  # the table of what was carried from another model
         centre = None if mean_data is None else torch.tensor(self.mean_data)
         self.register_buffer("_mean_data", centre, persistent=False)
 

@@ -15,6 +15,7 @@ from patch_diffusion.data.images import Images, numbered_as
 from patch_diffusion.data.sources import open_data
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.meter import SampleMeter
+from patch_diffusion.interop.start import open_start
 from patch_diffusion.limits import check_numbers
 from patch_diffusion.presets import with_budget
 from patch_diffusion.processes import started_by_launcher
@@ -23,6 +24,7 @@ from patch_diffusion.races.judging import FEWEST_JUDGES
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.build import build_trainer
 from patch_diffusion.training.choices.size import choose_size
+from patch_diffusion.training.choices.source import with_source
 from patch_diffusion.training.choices.suggest import suggest
 from patch_diffusion.training.optimizing.optimizers import settled
 from patch_diffusion.training.timing import measure_speed
@@ -97,6 +99,7 @@ class RaceSetup:
             _check_alike(apart, images)
         if set(arms) <= stored.keys():
             return cls(arms, images, apart, given=given)
+        arms, given = _with_source(images, arms, given)
         chosen, notes = _sized(images, arms, given)
         for name in arms:
             asked = given.get(name, ())
@@ -153,6 +156,27 @@ class RaceSetup:
         judges, trainer.held_out = self.apart or trainer.held_out, None
         assert judges is not None  # `open` raises an error without held-out images
         return trainer, Judges(*halved(judges)) if self.chooses_apart else Judges(judges, judges)
+
+
+def _with_source(
+    images: Images, arms: Mapping[str, Config], given: Mapping[str, Collection[str]]
+) -> tuple[dict[str, Config], dict[str, Collection[str]]]:
+    """Give arms that train on from a model its network, and all arms its noise, by which their losses are compared."""
+    starts = {arm.start for arm in arms.values() if arm.start is not None}
+    if len(starts) > 1:
+        raise InputError(
+            f"arms train on from {' and '.join(sorted(starts))}: in a race all have one model to start from"
+        )
+    if not starts:
+        return dict(arms), dict(given)
+    model, found, kept = open_start(*starts).model, dict[str, Config](), dict[str, Collection[str]]()
+    for name, arm in arms.items():
+        own = set(given.get(name, ()))
+        found[name], kept[name] = with_source(arm, own, model, images.channels)
+        if arm.start is None:  # it chooses its network as the others do
+            found[name] = replace(found[name], network=arm.network)
+            kept[name] = {each for each in kept[name] if each in own or not each.startswith("network.")}
+    return found, kept
 
 
 def _sized(

@@ -73,6 +73,8 @@ class ModelFacts(Strict):
     """Conditions that the model is told of an image, with the categories or the range of the training images."""
     parent: dict[str, int | str] = field(default_factory=dict)
     """The ``run`` that it was tuned from, the ``step`` and a digest of its ``weights``; empty if it is no tuned run."""
+    carried: tuple[dict[str, str], ...] = ()
+    """The table of what was carried from the model that the option ``start`` names: part, change and how."""
 
     @classmethod
     def of(cls, denoiser: Denoiser, images: Images, rules: Collection[str] = RULES) -> ModelFacts:
@@ -93,6 +95,7 @@ class ModelFacts(Strict):
             data_digest=digest_of(images),
             rules=tuple(rules),
             attributes=images.columns if denoiser.attribute_channels else (),
+            carried=tuple(map(dict, denoiser.carried)),
         )
 
 
@@ -168,7 +171,7 @@ class RunFolder(RunPaths):
                 "choose another folder, or go on with these by --allow num_images"
             )
         changed = changed_options(stored, config)
-        of_data = {"held_out_below", "data_digest", *(["num_images"] if stored_facts.data_digest else [])}
+        of_data = {"held_out_below", "data_digest", "carried", *(["num_images"] if stored_facts.data_digest else [])}
         compared = {name: value for name, value in vars(facts).items() if name not in of_data}
         differ = [name for name, value in compared.items() if _differs(value, getattr(stored_facts, name))]
         if fixed := [name for name in changed + differ if name in _FIXED]:
@@ -202,11 +205,15 @@ class RunFolder(RunPaths):
         return [*said, f"data: {change}"] if change else said
 
     def known_facts(self, facts: ModelFacts) -> ModelFacts:
-        """Return facts with what only the run that is here knows: its parent, and that it has no digest of images."""
+        """Return facts with what only the run that is here knows: parent, table of what was carried, and no digest.
+
+        A run of an earlier version has no digest, and goes on without one.
+        """
         if not self.is_run():
             return facts
         stored = self.read_config()[1]
-        return replace(facts, parent=stored.parent, data_digest=facts.data_digest if stored.data_digest else {})
+        digest = facts.data_digest if stored.data_digest else {}
+        return replace(facts, parent=stored.parent, carried=stored.carried, data_digest=digest)
 
     def hold_out(self, images: Images, share: float, seed: int) -> tuple[Images, Images | None]:
         """Return images to train on, and held-out ones, by the rule of the run if there is one, else see `hold_out`."""
@@ -283,7 +290,7 @@ def _is_whole(attribute: Attribute) -> bool:
 # Options and facts that decide which tensors there are: of the network, the optimizer and the averages.
 _FIXED = {
     *(f"network.{name}" for name in vars(Network()) if name not in ("dropout", "label_dropout")),
-    *("patches.coords", "patches.context", "optimizer.kind", "ema.lengths", "noise.levels"),
+    *("start", "patches.coords", "patches.context", "optimizer.kind", "ema.lengths", "noise.levels"),
     *("image_channels", "num_classes", "parameters", "augment_channels", "attributes"),
 }
 
