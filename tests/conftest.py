@@ -102,7 +102,7 @@ def images():
 def make_trainer(images, tmp_path):
     """``make_trainer(**options)``: a trainer of a tiny network; ``network`` and ``schedule`` are options of theirs."""
 
-    def make(out="run", network=None, schedule=None, images=images, coords=True, **options):
+    def make(out="run", network=None, schedule=None, images=images, coords=True, few_steps=None, **options):
         torch.manual_seed(0)
         settings = {
             "width": 8,
@@ -114,7 +114,8 @@ def make_trainer(images, tmp_path):
         unet = pd.UNet(images.channels, coords=coords, **settings)
         plan = pd.PatchSchedule(**{"sizes": {"1/2": 1.0}, **(schedule or {})})
         options = {"batch": 4, "samples": 0, "checkpoints": 1, "show": False, "track": (), **options}
-        return pd.Trainer(pd.Denoiser(unet, 0.5, coords=coords), images, plan, out=tmp_path / out, **options)
+        denoiser = pd.Denoiser(unet, 0.5, coords=coords, few_steps=few_steps)
+        return pd.Trainer(denoiser, images, plan, out=tmp_path / out, **options)
 
     return make
 

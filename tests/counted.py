@@ -13,14 +13,14 @@ _FORWARD = {each: each.forward for each in (Denoiser, UNet, DiT)}
 _COUNTED = {}
 
 
-def flops_once(denoiser, channels, shape, *, attention=True):
+def flops_once(denoiser, channels, shape, *, attention=True, passes=3):
     """`training_flops`, or what it has counted before for the same."""
     network = denoiser.network
     parts = (denoiser, network)
     if not all(_FORWARD.get(type(part)) is type(part).forward and "forward" not in vars(part) for part in parts):
-        return training_flops(denoiser, channels, shape, attention=attention)
+        return training_flops(denoiser, channels, shape, attention=attention, passes=passes)
     weights = [(name, tensor.shape, tensor.dtype, tensor.device) for name, tensor in network.state_dict().items()]
-    key = str((type(network), network.settings, weights, network.recompute, channels, shape, attention))
+    key = str((type(network), network.settings, weights, network.recompute, channels, shape, attention, passes))
     if key not in _COUNTED:
-        _COUNTED[key] = training_flops(denoiser, channels, shape, attention=attention)
+        _COUNTED[key] = training_flops(denoiser, channels, shape, attention=attention, passes=passes)
     return _COUNTED[key]

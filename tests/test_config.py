@@ -108,6 +108,7 @@ def values_of(kind):
         float: st.floats(allow_nan=False, allow_infinity=False),
         int: st.integers(-(2**63), 2**63 - 1),
         str: st.text(max_size=6),
+        typing.Any: st.one_of(st.booleans(), st.text(max_size=6), st.lists(st.integers(0, 9), max_size=2)),
     }
     return plain[kind] if kind in plain else st.from_type(kind)
 

@@ -64,6 +64,7 @@ VALUES = {
     "network.depth": (2, DIT),
     "network.heads": (2, DIT),
     "network.token": (2, DIT),
+    "network.unet": None,  # tests/test_start.py
     "optimizer.kind": ("muon", {}),
     "optimizer.learning_rate": (2e-3, {}),
     "optimizer.betas": ([0.8, 0.95], {}),
@@ -71,6 +72,8 @@ VALUES = {
     "optimizer.clip": (1.0, {}),
     "optimizer.warmup": (0.1, {}),
     "optimizer.decay": ("constant", {}),
+    "optimizer.only": (["attention", "norms"], {}),
+    "optimizer.lora": None,  # tests/test_lora.py
     "ema.half_life_images": (1000.0, {}),
     "ema.ramp": (0.1, {}),
     "ema.lengths": ([0.1], {}),
@@ -87,7 +90,9 @@ VALUES = {
     "watch.samples": (4, "has no effect without watch.metrics"),
     "watch.extractor": ("random", {}),
     "batch": (6, {}),
+    "few_steps": (2, {}),
     "batch_pixels": (10**6, {}),
+    "start": None,  # tests/test_start.py
     "seed": (3, {}),
     "steps": (2, {}),
     "images": (8, {"steps": None}),

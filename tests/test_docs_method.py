@@ -70,7 +70,7 @@ def test_the_passes_of_sampling():
         calls.append(sigma)
         return torch.zeros_like(noisy)
 
-    steps = pd.Sampling().with_steps(None, usual=18).steps
+    steps = pd.Sampling().settled(pd.Denoiser(lambda x, c_noise, labels: x)).steps
     pd.heun(denoise, torch.ones(1, 1, 2, 2), pd.karras_sigmas(steps, 0.002, 80.0))
     assert f"{steps} steps of Heun's method, which are\n{len(calls)} passes" in PAGE
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from patch_diffusion.cli import main
-from patch_diffusion.races.tuning import BATCHES, RATES
-from patch_diffusion.races.turns import JUDGES, SECONDS_PER_LAP
+from patch_diffusion.races.judging import FEWEST_JUDGES, JUDGES
+from patch_diffusion.races.tuning import LEAST_STEPS, MOST_VALUES, WHOLE_SHARES
+from patch_diffusion.races.turns import SECONDS_PER_LAP
 
 pytestmark = pytest.mark.slow
 
@@ -45,8 +46,8 @@ def test_the_commands(make_folder, tmp_path, monkeypatch, capsys):
 
 
 def test_what_the_page_promises():
-    assert (SECONDS_PER_LAP, JUDGES) == (15, 256)
-    assert (min(BATCHES), max(BATCHES), min(RATES), max(RATES)) == (1 / 4, 2, 1 / 2, 2)
+    assert (SECONDS_PER_LAP, JUDGES, FEWEST_JUDGES) == (15, 256, 16)
+    assert (LEAST_STEPS, MOST_VALUES, WHOLE_SHARES) == (50, 3, (0.1, 0.25, 0.5, 0.75))
 
 
 def test_its_links_lead_somewhere():

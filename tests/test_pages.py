@@ -23,6 +23,7 @@ NEW = [
 ]
 REWRITTEN = [
     *(f"docs/{name}.md" for name in ("data", "runs", "watching", "clusters", "large-images", "serve", "editing")),
+    "docs/further.md",
     "docs/evaluation.md",
     "docs/race.md",
     "docs/export.md",

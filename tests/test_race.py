@@ -13,7 +13,7 @@ import torch
 import patch_diffusion as pd
 from checkpoint_files import read_checkpoint
 from patch_diffusion.config import Config, Data, Network, Noise, Optimizer
-from patch_diffusion.races import race, turns
+from patch_diffusion.races import race, setup, tuning, turns
 from patch_diffusion.races.arms import whole_images
 from patch_diffusion.races.setup import RaceSetup
 from patch_diffusion.training.checkpoints.saving import Checkpoints
@@ -41,6 +41,12 @@ def arms(source):
         steps=6,
     )
     return {"whole": whole_images(patches), "patches": replace(patches, optimizer=Optimizer(learning_rate=5e-3))}
+
+
+@pytest.fixture
+def few_steps(monkeypatch):
+    """A sweep's trials may have a step or more, not 50."""
+    monkeypatch.setattr(tuning, "LEAST_STEPS", 1)
 
 
 def untimed(points):
@@ -143,7 +149,7 @@ def after(num, function):
         ("judgement", 9),
     ],
 )
-def test_a_killed_race_goes_on_as_if_it_had_not_been(arms, whole_race, tmp_path, monkeypatch, place, calls):
+def test_a_killed_race_goes_on_as_if_it_had_not_been(arms, whole_race, tmp_path, monkeypatch, few_steps, place, calls):
     with monkeypatch.context() as patched:
         if place == "judgement":
             counted = after(calls, turns.judgement)
@@ -167,7 +173,9 @@ TUNED = {"moments": 2, "seeds": [0, 1], "tuned": ["whole"], "tune_budget": 6}
 @pytest.fixture(scope="module")
 def whole_race(arms, tmp_path_factory):
     """A race that nothing happened to."""
-    return pd.race(arms, tmp_path_factory.mktemp("whole") / "race", **TUNED)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(tuning, "LEAST_STEPS", 1)
+        return pd.race(arms, tmp_path_factory.mktemp("whole") / "race", **TUNED)
 
 
 @pytest.mark.slow
@@ -276,6 +284,7 @@ def test_judging_adds_a_twentieth_at_most(arms, tmp_path, monkeypatch):
 
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     monkeypatch.setattr(Trainer, "train_step", timed)
+    monkeypatch.setattr("patch_diffusion.races.judging.judgement", judgement)
     monkeypatch.setattr("patch_diffusion.races.turns.judgement", judgement)
     arms = {name: replace(config, steps=None, minutes=1.0) for name, config in arms.items()}
     content = pd.race(arms, tmp_path / "race", moments=10, tell=told.append)
@@ -329,17 +338,19 @@ def test_its_own_time_counts(arms, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_sweep_of_an_arm(arms, tmp_path, monkeypatch):
+def test_the_sweep_of_an_arm(arms, tmp_path, monkeypatch, few_steps):
     """The rate that wins is trained with; the trials are gone, and what they found stays."""
     monkeypatch.setattr(race, "judgement", lambda trainer, judges, most: {1.0: trainer.config.optimizer.learning_rate})
-    content = pd.race(arms, tmp_path / "race", moments=1, tuned=["whole"], tune_budget=10)
-    assert content["tuning"]["whole"]["learning_rate"] == 1.25e-3 and list(content["tuning"]) == ["whole"]
-    assert content["tuning"]["whole"]["outermost"] == ["learning_rate"]
-    trials, *further = content["tuning"]["whole"]["rounds"]
-    assert [len(each["trials"]) for each in further] == [1, 1]
-    assert trials["budget"] == 2 and [each["batch"] for each in trials["trials"]] == [4, 4, 4]
+    told = []
+    content = pd.race(arms, tmp_path / "race", moments=1, tuned=["whole"], tune_budget=10, tell=told.append)
+    found = content["tuning"]["whole"]
+    assert found["options"] == {"optimizer.learning_rate": 2.5e-3} and list(content["tuning"]) == ["whole"]
+    assert found["outermost"] == ["optimizer.learning_rate"] and not found["left_out"]
+    rates = [trial["options"]["optimizer.learning_rate"] for trial in found["trials"]]
+    assert rates == [1e-2, 2e-2, 5e-3, 2.5e-3] and {trial["steps"] for trial in found["trials"]} == {2}
+    assert "tuning whole: 4. 2 steps, optimizer.learning_rate 0.0025: loss 0.0025" in told
     runs = {name: pd.describe(tmp_path / "race" / f"{name}-seed0")["options"] for name in arms}
-    assert runs["whole"]["optimizer"]["learning_rate"] == 1.25e-3 and runs["whole"]["patches"]["coords"] is False
+    assert runs["whole"]["optimizer"]["learning_rate"] == 2.5e-3 and runs["whole"]["patches"]["coords"] is False
     assert sorted(path.name for path in (tmp_path / "race").glob("[!.]*")) == [
         "patches-seed0",
         "race.html",
@@ -349,7 +360,32 @@ def test_the_sweep_of_an_arm(arms, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_sweep_chooses_by_other_images_than_the_race_is_judged_by(arms, tmp_path, monkeypatch):
+def test_patches_are_swept_by_minutes_at_the_speed_that_was_measured_once(arms, tmp_path, monkeypatch, few_steps):
+    """Their options, too, but those that were given; a race that goes on keeps the speed, and trains nothing twice."""
+    monkeypatch.setattr(race, "_speed", lambda images, config: {"overhead": 0.4, "rate": 1e15})
+    monkeypatch.setattr(
+        race, "judgement", lambda trainer, judges, most: {1.0: 1 + abs(trainer.config.patches.whole - 0.25)}
+    )
+    timed = {name: replace(config, steps=None, minutes=0.01) for name, config in arms.items()}
+    given = {"whole": (), "patches": ("patches.sizes",)}
+    asked = {"moments": 1, "tuned": ["patches"], "given": given, "tune_budget": 0.1}
+    found = pd.race(timed, tmp_path / "race", **asked)["tuning"]["patches"]
+    assert found["options"] == {"patches.whole": 0.25}
+    searched = ["optimizer.learning_rate", "batch", "patches.whole", "patches.growth"]
+    assert list(found["trials"][0]["options"]) == searched
+    # 12 trials at most share 90 % of the 6 seconds, of which a step takes 0.4.
+    assert {trial["steps"] for trial in found["trials"]} == {1} and len(found["trials"]) > 6
+    assert pd.describe(tmp_path / "race" / "patches-seed0")["options"]["patches"]["whole"] == 0.25
+    monkeypatch.setattr(race, "_speed", lambda images, config: pytest.fail("measured again"))
+    stored = tmp_path / "race" / "race.json"
+    before = json.loads(stored.read_text())
+    del before["tuning"]["patches"]["options"]  # as if it had been stopped after the last trial
+    stored.write_text(json.dumps(before))
+    assert pd.race(timed, tmp_path / "race", **asked)["tuning"]["patches"] == found
+
+
+@pytest.mark.slow
+def test_a_sweep_chooses_by_other_images_than_the_race_is_judged_by(arms, tmp_path, monkeypatch, few_steps):
     """A race of an earlier version has chosen by its judges, and is judged on by all of them."""
     seen, told = {}, []
 
@@ -364,14 +400,22 @@ def test_a_sweep_chooses_by_other_images_than_the_race_is_judged_by(arms, tmp_pa
     monkeypatch.setattr(race, "judgement", looked("sweep"))
     monkeypatch.setattr(turns, "judgement", looked("race"))
     asked = {"moments": 1, "tuned": ["whole"], "tune_budget": 3}
+    content = pd.race(arms, tmp_path / "few", **asked, tell=told.append)
+    assert seen["sweep"] == seen["race"] and content["judged_by"]["images"] == 20
+    assert told[0].startswith("the same 20 held-out images choose in the search for settings and judge the race")
+    monkeypatch.setattr(setup, "FEWEST_JUDGES", 4)
+    seen.clear()
     content = pd.race(arms, tmp_path / "race", **asked, tell=told.append)
     choose, judge = (len(seen[where]) for where in ("sweep", "race"))
     assert min(choose, judge) > 4 and not seen["sweep"] & seen["race"]
     assert (content["judged_by"]["images"], content["judged_by"]["chosen_by"]) == (judge, choose)
-    assert any(
-        f"only {judge} held-out images judge the race, as the search for settings uses the others" in line
-        for line in told
+    words = (
+        f"{choose} held-out images choose in the search for settings, and {judge} others judge the race; these are few"
     )
+    assert any(line.startswith(words) for line in told)
+    assert words.replace("; these are few", "") in (tmp_path / "race" / "race.html").read_text()
+    monkeypatch.setattr(setup, "FEWEST_JUDGES", 16)  # a race that began with halves goes on with them
+    assert pd.race(arms, tmp_path / "race", **asked)["judged_by"] == content["judged_by"]
     stored = tmp_path / "race" / "race.json"
     before = json.loads(stored.read_text())
     del before["judged_by"]["chosen_by"]

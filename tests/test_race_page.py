@@ -110,6 +110,34 @@ def test_who_is_how_much_faster(make_content, look):
     assert all(len(row) <= 80 for row in table.splitlines())
 
 
+def test_a_sweep_has_a_row_for_each_trial_and_says_what_it_left_out(make_content, look):
+    def trial(share, loss):
+        options = {"optimizer.learning_rate": 0.005, "patches.whole": share, "patches.sizes": {"1/2": 0.6, "1/4": 0.4}}
+        return {"options": options, "steps": 1234, "loss": loss}
+
+    found = {
+        "options": {"patches.whole": 0.25},
+        "trials": [trial(0.5, 0.3), trial(0.25, None)],
+        "outermost": ["patches.whole"],
+        "left_out": "no time was left for some values of batch",
+    }
+    judged_by = {"images": 70, "chosen_by": 80, "sigmas": [0.1], "stride": 4, "samples": 99, "samples_stride": 2}
+    text = look(make_content(tuning={"patches": found}, judged_by=judged_by)).text
+    for words in (
+        "Taken: patches.whole 0.25. It is outermost in patches.whole: what was not tried may be better.",
+        "No time was left for some values of batch.",
+        "optimizer.learning_rate patches.whole patches.sizes steps loss",
+        "0.005 0.5 1/2=0.6 1/4=0.4 1234 0.3000",
+        "0.005 0.25 1/2=0.6 1/4=0.4 1234 -",
+        "80 held-out images choose in the search for settings, and 70 others judge the race.",
+        "2 times by the loss of 70 held-out images",
+        "measured 1 time, of 99 samples",
+    ):
+        assert words in text, (words, text)
+    begun = {"speed": {}, "trials": []}  # nothing is known of it yet
+    assert "Taken" not in look(make_content(tuning={"patches": begun})).text
+
+
 def test_distances_of_samples_are_shown_like_losses(make_content, look):
     content = make_content()
     for found in content["points"].values():

@@ -221,7 +221,7 @@ def test_old_keywords_of_evaluate(model):
 def test_signatures_show_the_new_way_only():
     for function in (pd.generate, pd.edit, pd.evaluate):
         parameters = inspect.signature(function).parameters
-        assert len(parameters) <= 8 and not {"solver", "guidance", "metrics"} & set(parameters)
+        assert len(parameters) <= 9 and not {"solver", "guidance", "metrics"} & set(parameters)
         assert all(each.kind is not inspect.Parameter.VAR_KEYWORD for each in parameters.values())
 
 

@@ -6,7 +6,14 @@ import torch
 import patch_diffusion as pd
 from needs import need
 from patch_diffusion.denoise.process import VP
-from patch_diffusion.sampling.solvers import SCHEDULES, exponential_sigmas, karras_sigmas, ve_sigmas, vp_sigmas
+from patch_diffusion.sampling.solvers import (
+    SCHEDULES,
+    exponential_sigmas,
+    few_sigmas,
+    karras_sigmas,
+    ve_sigmas,
+    vp_sigmas,
+)
 from refusal import refused
 
 ZEROS = torch.zeros(16, dtype=torch.float64)
@@ -16,7 +23,8 @@ ZEROS = torch.zeros(16, dtype=torch.float64)
 def test_every_schedule_falls_from_sigma_max_to_sigma_min_and_zero(name):
     sigmas = SCHEDULES[name](18, 0.002, 80)
     assert sigmas.dtype == torch.float64 and sigmas.shape == (19,)
-    assert sigmas[0].item() == pytest.approx(80) and sigmas[-2].item() == pytest.approx(0.002) and sigmas[-1] == 0
+    assert sigmas[0].item() == pytest.approx(80) and sigmas[-1] == 0
+    assert (sigmas[-2].item() == pytest.approx(0.002)) == (name != "few")
     assert (sigmas.diff() < 0).all()
     model = pd.Denoiser(lambda x, c_noise, labels: x)
     large = pd.Sampling(3, schedule=name, sigma_max=2**70)  # more than torch's whole numbers
@@ -73,4 +81,15 @@ def test_diffusers_has_the_same_levels():
 def test_the_ends_are_exactly_what_was_asked_for(name, low, high):
     for steps in (1, 2, 18):
         sigmas = SCHEDULES[name](steps, low, high)
-        assert sigmas[0] == high and (steps == 1 or sigmas[-2] == low) and sigmas[-1] == 0
+        assert sigmas[0] == high and (steps == 1 or name == "few" or sigmas[-2] == low) and sigmas[-1] == 0
+
+
+def test_few_sigmas():
+    """The second of two levels is the published one; all scale with the images; sigma_min is the one after the last."""
+    assert few_sigmas(2, 0.002, 80)[1].item() == pytest.approx(0.821, rel=0.01)
+    assert few_sigmas(4, 0.002, 80)[2].item() == few_sigmas(2, 0.002, 80)[1].item()
+    torch.testing.assert_close(few_sigmas(3, 0.004, 160, sigma_data=1.0), 2 * few_sigmas(3, 0.002, 80))
+    assert few_sigmas(2, 0.5, 80)[1] > few_sigmas(2, 0.002, 80)[1]
+    narrow, wide = (pd.Denoiser(lambda x, c_noise, labels: x, sigma_data, few_steps=2) for sigma_data in (0.25, 0.5))
+    levels = [pd.Sampling().settled(model).sigmas(model)[1].item() for model in (narrow, wide)]
+    assert levels[0] == pytest.approx(levels[1] / 2, rel=0.01)

@@ -6,7 +6,7 @@ import torch
 
 import patch_diffusion as pd
 from patch_diffusion.denoise.process import PROCESSES
-from patch_diffusion.sampling.solvers import karras_sigmas, options_of
+from patch_diffusion.sampling.solvers import few_sigmas, karras_sigmas, options_of
 from patch_diffusion.sampling.stochastic import SOLVERS
 from refusal import refused
 
@@ -144,6 +144,22 @@ def test_samples_have_the_moments_of_the_data(name, end):
         start = (noisy - noisy.mean()).flatten()
         correlation = torch.dot(start, samples.flatten() - samples.mean()) / (num * start.std() * samples.std())
         assert abs(correlation.item()) < 0.2
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_a_few_steps_of_the_exact_consistency_function_have_the_moments_of_the_data(steps):
+    num = 20_000
+    noise, sigmas = step_noise((num, 1, 1, 1)), few_sigmas(steps, 0.002, 80, DEVIATION)
+    seen = []
+
+    def exact(noisy, sigma):
+        seen.append(noisy.std().item())
+        return gaussian_answer(noisy, sigma, 0)
+
+    samples = SOLVERS["consistency"](exact, MEAN + 80 * noise(0), sigmas, noise=noise)
+    assert seen == pytest.approx([(DEVIATION**2 + sigma**2) ** 0.5 for sigma in sigmas[:-1].tolist()], rel=0.02)
+    assert samples.mean().item() == pytest.approx(MEAN, abs=4 * DEVIATION / num**0.5)
+    assert samples.std().item() == pytest.approx(DEVIATION, abs=4 * DEVIATION / (2 * num) ** 0.5)
 
 
 def test_stochastic_solvers_without_noise_are_the_others():

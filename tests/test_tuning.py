@@ -1,124 +1,168 @@
 import math
-from contextlib import contextmanager
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 
-from patch_diffusion.config import Config, Optimizer
-from patch_diffusion.races.tuning import Candidate, candidates, rounds, tune
+from patch_diffusion.config import Config, Optimizer, Patches
+from patch_diffusion.config_dict import flat_options
+from patch_diffusion.races.tuning import (
+    BATCH,
+    GROWTH,
+    LEAST_STEPS,
+    RATE,
+    SHARE,
+    SIZES,
+    most_trials,
+    searched,
+    taken,
+    tune,
+    with_option,
+)
 
-BASE = Config(batch=16, optimizer=Optimizer(learning_rate=0.01), minutes=30)
+BASE = Config(batch=16, optimizer=Optimizer(learning_rate=0.01), patches=Patches(whole=1.0), minutes=30)
+PATCHES = replace(BASE, patches=Patches(whole=0.25))
 
 
-class Pretender:
-    """In place of a trainer: it tells when it was whose turn."""
-
-    def __init__(self, config, turns):
-        self.config, self._turns = config, turns
-
-    @contextmanager
-    def in_laps(self, **budget):
-        yield lambda until: self._turns.append((self.config.batch, self.config.optimizer.learning_rate, budget, until))
+class Found(NamedTuple):
+    config: Config
+    sweep: dict
+    told: list
+    trained: list
 
 
-def sweep(loss, tmp_path, config=BASE, known=(), budget=36.0):
-    """``tune`` where the loss is a function of batch and rate: what it found, the rounds as told, the turns."""
-    turns, told = [], []
-    chosen, found = tune(
-        config,
-        budget,
-        tmp_path / "tuning",
-        lambda given, out: Pretender(given, turns),
-        lambda trainer: loss(trainer.config.batch, trainer.config.optimizer.learning_rate),
-        known=known,
-        tell=told.append,
+def sweep(loss, config=BASE, budget=30.0, *, each=0.01, slower=1.0, given=(), known=()):
+    """``tune`` where the loss is a function of the options, and a step of a batch of 16 takes so many minutes."""
+    told, trained = [], []
+
+    def cost(config):
+        return each * config.batch / 16 if config.steps is None else 1.0
+
+    def run(config, steps):
+        trained.append((config, steps))
+        return loss(flat_options(config)), 60 * slower * steps * cost(config)
+
+    chosen, found = tune(config, budget, run, cost, given=given, known=known, tell=told.append)
+    return Found(chosen, found, told, trained)
+
+
+def away_from(**best):
+    """A loss with its valley at these values; other options do not matter."""
+    names = {"rate": RATE, "batch": BATCH, "whole": SHARE}
+    return lambda options: sum(math.log(options[names[name]] / value) ** 2 for name, value in best.items())
+
+
+def test_the_best_is_found_and_nothing_else_is_changed():
+    chosen, found, told, _ = sweep(away_from(rate=0.02, batch=8))
+    assert chosen == with_option(replace(BASE, batch=8), RATE, 0.02)
+    assert found["options"] == {RATE: 0.02, BATCH: 8} == taken(found)
+    assert found["trials"] == told and found["outermost"] == [] and found["left_out"] == ""
+    # Along the rate until it is worse, then along the batch: 0.005 and 32 lie on the side that is worse.
+    tried = [(trial["options"][RATE], trial["options"][BATCH]) for trial in told]
+    assert tried == [(0.01, 16), (0.02, 16), (0.04, 16), (0.02, 8), (0.02, 4)]
+
+
+def test_options_of_patches_are_searched_too():
+    def loss(options):
+        return away_from(whole=0.5)(options) + (options[GROWTH] != "area") + (list(options[SIZES]) != ["1/4"])
+
+    chosen, found, told, _ = sweep(loss, PATCHES)
+    assert chosen.patches == replace(PATCHES.patches, whole=0.5, sizes={"1/4": 1.0}, growth="area")
+    assert found["options"] == {SHARE: 0.5, SIZES: {"1/4": 1.0}, GROWTH: "area"}
+    shares = [trial["options"][SHARE] for trial in told]
+    assert list(dict.fromkeys(shares)) == [0.25, 0.1, 0.5, 0.75]  # lower first, and beyond what is better
+    assert len(told) <= most_trials(PATCHES) == 14 and most_trials(BASE) == 7
+
+
+def test_what_is_searched():
+    """Of patches what was not given; by steps no batch, as a larger one would win by seeing more in as many."""
+    assert searched(BASE) == [RATE, BATCH]
+    assert searched(PATCHES, {SHARE, RATE}) == [RATE, BATCH, SIZES, GROWTH]
+    assert searched(replace(PATCHES, minutes=None, images=9)) == [RATE, BATCH]
+    assert searched(replace(PATCHES, minutes=None, steps=9)) == [RATE]
+
+
+@pytest.mark.parametrize("best", [{"rate": 0.01, "batch": 16}, {"rate": 1e-4, "batch": 1}, {"rate": 9, "batch": 999}])
+@pytest.mark.parametrize("slower", [0.5, 1.0, 1.11, 3.0])
+def test_no_sweep_takes_longer_than_asked_for_and_no_trial_has_too_few_steps(best, slower):
+    """If the machine is slower than it was, the trial before may take as much more, and none follows."""
+    for budget in (1.0, 1.2, 3.0, 30.0):
+        _, found, told, _ = sweep(away_from(**best), budget=budget, slower=slower)
+        used = [trial["seconds"] / 60 for trial in told]
+        assert sum(used[:1]) <= budget * max(slower, 1) and (sum(used) <= budget + 1e-3 or len(used) == 1)
+        assert all(trial["steps"] >= LEAST_STEPS for trial in told)
+        assert told or found["left_out"]
+
+
+def test_all_trials_are_equally_long_however_large_their_steps():
+    _, _, told, trained = sweep(away_from(rate=0.01, batch=2), budget=30.0)
+    lengths = [steps * config.batch for config, steps in trained]
+    assert {trial["options"][BATCH] for trial in told} >= {16, 8, 4, 2}
+    assert max(lengths) - min(lengths) <= 16  # a step more or less
+
+
+def test_where_steps_take_long_fewer_settings_are_tried_and_it_is_told():
+    """Of 50 steps of the given settings 3 fit into the minutes."""
+    chosen, found, told, _ = sweep(away_from(rate=0.02, batch=8), budget=10 / 6, each=0.01)
+    assert len(told) == 3 and chosen.optimizer.learning_rate == 0.02 and chosen.batch == 16
+    assert found["left_out"] == "no time was left for some values of batch: each trial takes 50 steps or more"
+    chosen, found, told, _ = sweep(away_from(rate=0.02), budget=1.0, each=0.01)
+    assert chosen == BASE and not told and found["trials"] == [] and found["options"] == {} == taken(found)
+    assert found["left_out"].startswith("no settings were tried, as there is no time for two trainings of 50 steps")
+
+
+def test_a_trial_of_too_few_steps_is_left_out_though_others_have_enough():
+    """Twice the batch would have half of the steps."""
+    _, found, told, _ = sweep(away_from(rate=0.01, batch=32), budget=7 * 0.6 / 0.9)
+    assert 32 not in {trial["options"][BATCH] for trial in told} and "values of batch" in found["left_out"]
+
+
+def test_it_is_kept_where_nothing_is_better():
+    chosen, found, *_ = sweep(lambda options: 0.5, PATCHES)
+    assert chosen == PATCHES and found["outermost"] == [] and found["options"] == {}
+
+
+def test_the_best_may_be_outermost():
+    _, found, *_ = sweep(away_from(rate=1.0, batch=16))
+    assert found["options"] == {RATE: 0.08} and found["outermost"] == [RATE]
+
+
+def test_trials_that_go_wrong_have_lost():
+    def loss(options):
+        return math.nan if options[RATE] > 0.008 else away_from(rate=0.005)(options)
+
+    chosen, _, told, _ = sweep(loss)
+    assert chosen.optimizer.learning_rate == 0.005
+    assert {trial["loss"] for trial in told if trial["options"][RATE] > 0.008} == {None}
+
+
+@pytest.mark.parametrize("stopped_after", [1, 4, 9])
+def test_finished_trials_are_not_run_again(stopped_after):
+    loss = away_from(rate=0.02, batch=8, whole=0.1)
+    chosen, found, told, trained = sweep(loss, PATCHES, slower=1.05)
+    again = sweep(loss, PATCHES, slower=1.05, known=told[:stopped_after])
+    assert again.told == told[stopped_after:] and again.trained == trained[stopped_after:]
+    assert (again.config, again.sweep) == (chosen, found)
+
+
+def test_trials_of_other_settings_do_not_count():
+    *_, told, _ = sweep(away_from(rate=0.02))
+    assert sweep(away_from(rate=0.02), replace(BASE, batch=8), known=told).told[0]["options"][BATCH] == 8
+
+
+def test_what_a_sweep_of_earlier_versions_found():
+    before = {"batch": 4, "learning_rate": 0.00125, "rounds": [], "outermost": []}
+    assert (
+        taken(before) == {BATCH: 4, RATE: 0.00125} and taken({"rounds": []}) is None and taken({"trials": []}) is None
     )
-    return chosen, found, told, turns
 
 
-def away_from(batch, rate):
-    return lambda b, r: math.log(b / batch) ** 2 + math.log(r / rate) ** 2
-
-
-def test_the_best_is_found_and_nothing_else_is_changed(tmp_path):
-    chosen, found, told, _ = sweep(away_from(8, 0.02), tmp_path)
-    assert chosen == replace(BASE, batch=8, optimizer=replace(BASE.optimizer, learning_rate=0.02))
-    assert (found["batch"], found["learning_rate"], found["outermost"]) == (8, 0.02, [])
-    assert found["rounds"] == told
-    # It was the highest rate, so twice of it was tried, too.
-    assert [(each["batch"], each["learning_rate"]) for each in told[-1]["trials"]] == [(8, 0.04)]
-
-
-def test_the_rounds_halve_and_double_and_take_what_was_asked_for(tmp_path):
-    _, _, told, _ = sweep(away_from(8, 0.01), tmp_path, budget=88.0)
-    assert [len(each["trials"]) for each in told] == rounds(12) == [12, 6, 3]
-    assert [each["budget"] for each in told] == pytest.approx([2, 4, 8])
-    _, _, told, _ = sweep(away_from(8, 0.08), tmp_path, budget=88.0)
-    assert [len(each["trials"]) for each in told] == [12, 6, 3, 1, 1]
-    assert sum(each["budget"] * len(each["trials"]) for each in told) == pytest.approx(88)
-
-
-@pytest.mark.parametrize("best", [(8, 0.01), (1, 0.001), (1, 0.08), (64, 0.001), (32, 0.08)])
-def test_no_sweep_takes_more_than_was_asked_for(tmp_path, best):
-    """From a corner of the grid two rounds had two candidates each, of which one was budgeted: 18 % too many."""
-    _, _, told, _ = sweep(away_from(*best), tmp_path, budget=88.0)
-    assert sum(each["budget"] * len(each["trials"]) for each in told) <= 88 * (1 + 1e-9)
-
-
-def test_what_a_sweep_of_earlier_versions_found_stays(tmp_path):
-    _, _, told, _ = sweep(away_from(1, 0.001), tmp_path)
-    later = {"budget": 1.0, "trials": [{"batch": 4, "learning_rate": 0.00125, "loss": 0.0}]}
-    chosen, found, again, turns = sweep(away_from(1, 0.001), tmp_path, known=[*told, later])
-    assert (chosen.batch, chosen.optimizer.learning_rate) == (4, 0.00125)
-    assert found["rounds"] == [*told, later] and again == [] and turns == []
-
-
-def test_trials_take_turns(tmp_path):
-    *_, turns = sweep(away_from(8, 0.01), tmp_path)
-    first_round = [turn for turn in turns if turn[2] == {"minutes": pytest.approx(36 / 44)}]
-    assert len(first_round) == 12 * 8
-    assert [until for *_, until in first_round[:24:12]] == [1 / 8, 2 / 8]
-    assert len({turn[:2] for turn in first_round[:12]}) == 12
-    assert {turn[3] for turn in turns[-3:]} == {1.0}
-
-
-def test_what_was_given_stays_to_the_last_round(tmp_path):
-    _, found, told, _ = sweep(away_from(1, 0.001), tmp_path)
-    for each in told[:3]:
-        assert (16, 0.01) in [(trial["batch"], trial["learning_rate"]) for trial in each["trials"]]
-    # From the grid's corner of 4 and 0.005, a step further out in either, of which the rate gains most.
-    assert (found["batch"], found["learning_rate"], found["outermost"]) == (4, 0.0025, ["learning_rate"])
-
-
-def test_it_is_taken_where_nothing_is_better(tmp_path):
-    chosen, found, *_ = sweep(lambda batch, rate: 0.5, tmp_path)
-    assert chosen == BASE and found["outermost"] == []
-
-
-def test_trials_that_go_wrong_have_lost(tmp_path):
-    def loss(batch, rate):
-        return math.nan if rate > 0.008 else away_from(8, 0.005)(batch, rate)
-
-    chosen, _, told, _ = sweep(loss, tmp_path)
-    assert (chosen.batch, chosen.optimizer.learning_rate) == (8, 0.005)  # half of that is no better
-    assert {trial["loss"] for trial in told[0]["trials"] if trial["learning_rate"] > 0.008} == {None}
-
-
-def test_finished_rounds_are_not_run_again(tmp_path):
-    _, _, told, turns = sweep(away_from(8, 0.02), tmp_path)
-    chosen, found, again, later = sweep(away_from(8, 0.02), tmp_path, known=told[:2])
-    assert again == told[2:] and found["rounds"] == told and chosen.batch == 8
-    assert later == [turn for turn in turns if turn[2] == {"minutes": pytest.approx(4 * 36 / 44)}]
-
-
-def test_of_a_budget_of_steps_the_batch_stays():
-    """A larger one would win by seeing more in as many steps."""
-    found = candidates(replace(BASE, minutes=None, steps=100))
-    assert {each.batch for each in found} == {16} and len(found) == 3
-    assert len(candidates(replace(BASE, minutes=None, images=100))) == 12
+def test_of_a_budget_of_steps_trials_share_the_steps():
+    chosen, found, told, _ = sweep(away_from(rate=0.02), replace(BASE, minutes=None, steps=400), budget=400)
+    assert chosen.optimizer.learning_rate == 0.02 and [trial["steps"] for trial in told] == [100, 100, 100]
+    assert "seconds" not in told[0] and found["outermost"] == []
 
 
 def test_small_batches_are_not_tried_twice():
-    found = candidates(replace(BASE, batch=1))
-    assert found[0] == Candidate(1, 0.01) and sorted({each.batch for each in found}) == [1, 2]
-    assert len(found) == len(set(found)) == 6
+    _, _, told, _ = sweep(away_from(rate=0.01, batch=1), replace(BASE, batch=2))
+    assert [trial["options"][BATCH] for trial in told if trial["options"][RATE] == 0.01] == [2, 1]

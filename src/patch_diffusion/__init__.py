@@ -94,6 +94,7 @@ if TYPE_CHECKING:
         dpm_solver_3m as dpm_solver_3m,
         euler as euler,
         exponential_sigmas as exponential_sigmas,
+        few_sigmas as few_sigmas,
         heun as heun,
         karras_sigmas as karras_sigmas,
         ve_sigmas as ve_sigmas,
@@ -102,11 +103,13 @@ if TYPE_CHECKING:
     from patch_diffusion.sampling.stochastic import (
         SOLVERS as SOLVERS,
         ancestral as ancestral,
+        consistency as consistency,
         euler_maruyama as euler_maruyama,
         stochastic_heun as stochastic_heun,
     )
     from patch_diffusion.training.train import train as train
     from patch_diffusion.training.trainer import Trainer as Trainer
+    from patch_diffusion.training.tune import tune as tune
     from patch_diffusion.web.server import serve as serve
 
 # What the type checker is told above is where the names are.

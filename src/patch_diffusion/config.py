@@ -7,7 +7,7 @@ imports no heavy library, so that ``--help`` is quick. Ranges are checked by the
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -166,9 +166,9 @@ class Noise(Strict):
 class Network(Strict):
     """The architecture of the network."""
 
-    kind: Literal["ddpmpp", "ncsnpp", "adm", "dit", "custom"] = "ddpmpp"
-    """Architecture. ddpmpp, ncsnpp, adm: published U-Nets. dit: a transformer. custom: your own network, only in
-    Python."""
+    kind: Literal["ddpmpp", "ncsnpp", "adm", "dit", "diffusers", "custom"] = "ddpmpp"
+    """Architecture. ddpmpp, ncsnpp, adm: published U-Nets. dit: a transformer. diffusers: the U-Net of a pipeline of
+    diffusers, only with --from. custom: your own network, only in Python."""
     width: int | None = None
     """Number of channels at full resolution, or of each token for dit. Default: chosen for the budget; a preset has its
     own."""
@@ -191,11 +191,17 @@ class Network(Strict):
     """Number of attention heads of a dit. Default: chosen with the width."""
     token: int | None = None
     """Side of a token (patch embedding) of a dit, in pixels. Default: 2."""
+    unet: Annotated[dict[str, Any] | None, tyro.conf.Suppress] = None
+    """The network of network.kind diffusers, see `TimestepUNet`: read from the pipeline by --from."""
 
 
 def _check_optimizer(kind: str) -> None:
     if kind == "schedule_free":
         check_library("schedulefree", "schedule-free", "optimizer.kind schedule_free")
+
+
+def _check_lora(rank: int) -> None:
+    check_library("peft", "lora", f"optimizer.lora {rank}")
 
 
 @dataclass(frozen=True)
@@ -219,6 +225,12 @@ class Optimizer(Strict):
     decay: Literal["cosine", "linear", "constant"] | None = None
     """Shape of the learning rate after warm-up: down to 0 at the end of the budget, or constant. Default: cosine for
     adamw, linear for muon, constant for schedule_free, which takes no other."""
+    only: tuple[str, ...] | None = None
+    """Parts of the network to train, while the others stay as they are: attention, norms, embeddings, first, last,
+    encoder, middle, decoder, or blocks of a dit. Default: all."""
+    lora: Annotated[int | None, Checked(_check_lora)] = None
+    """Rank of low-rank updates (LoRA) to train instead of the weights; the model is saved with them added. It needs the
+    extra lora. Default: train the weights."""
 
 
 @dataclass(frozen=True)
@@ -301,9 +313,15 @@ class Config(Strict):
     batch: int | Literal["auto"] = "auto"
     """Batch size, in whole images. Steps on patches use larger batches, see patches.growth. auto: the preset's batch
     size or, without one, a size that suits network, budget and machine; in as many microbatches as memory requires."""
+    few_steps: int | None = None
+    """Number of sampling steps to train the model for, by consistency training: 1, 2 or 4. The command tune does it
+    from a trained model. Default: ordinary training."""
     batch_pixels: int | None = None
     """Limit of the number of pixels in a step. For large images it lowers the preset's batch size and share of
     whole-image steps. It has no effect if you set batch. Default: no limit."""
+    start: Annotated[str | None, tyro.conf.arg(name="from", metavar="SOURCE")] = None
+    """Model to train on from: a run, one of its checkpoints, or RUN:best, RUN:step:400 or RUN:ema:0.05; a published EDM
+    or Patch-Diffusion file; or a folder of a diffusers pipeline with a UNet2DModel. Default: random weights."""
     seed: int = 0
     """Seed of all random numbers."""
     steps: int | None = None

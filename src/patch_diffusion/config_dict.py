@@ -37,6 +37,10 @@ MAY_CHANGE = {
 OLD_VALUES = {"patches.kind": {"fixed": "stochastic"}}
 
 
+# Options whose values are dicts, and no groups.
+_DICTS = ("sizes", "unet")
+
+
 # Options that runs of earlier versions do not store, where the defaults were others.
 BEFORE = Config(
     noise=Noise(weight="process"),
@@ -201,7 +205,7 @@ def _merge(base: dict[str, Any], options: dict[str, Any], where: str, path: tupl
         name = ".".join((*path, str(key)))
         if key not in base:
             raise InputError(f"{where}: there is no option '{name}'{did_you_mean(str(key), base)}", option=name)
-        is_group = isinstance(base[key], dict) and name != "patches.sizes"
+        is_group = isinstance(base[key], dict) and key not in _DICTS
         if is_group and not isinstance(value, dict):
             raise InputError(f"{where}: {name} is a group of options, not {in_short(value)}", option=name)
         merged[key] = _merge(base[key], value, where, (*path, str(key))) if is_group else value
@@ -210,6 +214,6 @@ def _merge(base: dict[str, Any], options: dict[str, Any], where: str, path: tupl
 
 def flat(options: dict[str, Any], group: str = "") -> dict[str, Any]:
     """Return nested options as one dict by full name ("group.option"); those without a group come last."""
-    groups = {name: value for name, value in options.items() if isinstance(value, dict) and name != "sizes"}
+    groups = {name: value for name, value in options.items() if isinstance(value, dict) and name not in _DICTS}
     found = {name: value for key in groups for name, value in flat(groups[key], f"{group}{key}.").items()}
     return {**found, **{group + name: value for name, value in options.items() if name not in groups}}

@@ -33,6 +33,7 @@ LIMITS: dict[str, tuple[int, int]] = {
     "engine.accumulation": (1, 100_000),
     "watch.samples": (1, 10_000_000),
     "batch": (1, 100_000),
+    "few_steps": (1, 16),
     "minutes": (0, 10_000_000),
     "wall_minutes": (0, 10_000_000),
     "checkpoints": (1, 1_000_000),

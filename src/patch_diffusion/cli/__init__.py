@@ -31,11 +31,12 @@ from patch_diffusion.cli.sample import Sample
 from patch_diffusion.cli.say import say
 from patch_diffusion.cli.serve import Serve
 from patch_diffusion.cli.train import Train
+from patch_diffusion.cli.tune import Tune
 from patch_diffusion.cli.verb import Verb, tell
 from patch_diffusion.errors import InputError, Note, did_you_mean, is_out_of_memory, shown
 from patch_diffusion.processes import is_first, listen
 
-_KINDS = (Train, Sample, Evaluate, Edit, Info, Inspect, Prepare, Race, Import, Export, Serve, Doctor, Completion)
+_KINDS = (Train, Tune, Sample, Evaluate, Edit, Info, Inspect, Prepare, Race, Import, Export, Serve, Doctor, Completion)
 _WITH_PLACE = warnings.showwarning
 VERBS: dict[str, type[Verb]] = {kind.__name__.lower(): kind for kind in _KINDS}
 

@@ -38,8 +38,8 @@ _LARGE = 4  # times as many pixels as in training, above which there is a note
 class _Sampling(Sampling):
     """The options of sampling, without help on those that `edit` refuses."""
 
-    solver: Suppress[str] = "heun"
-    schedule: Suppress[str] = "karras"
+    solver: Suppress[str | None] = None
+    schedule: Suppress[str | None] = None
     churn: Suppress[float | None] = None
     churn_min: Suppress[float | None] = None
     churn_max: Suppress[float | None] = None

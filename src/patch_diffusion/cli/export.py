@@ -42,9 +42,9 @@ class Export(Verb):
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """Number format of the weights in a pipeline. Default: float32."""
     solver: Annotated[str | None, Checked(check_solver), arg(metavar="NAME")] = None
-    """Solver of a pipeline, as for sample. Default: heun."""
+    """Solver of a pipeline, as for sample. Default: heun, or consistency for tuned runs."""
     schedule: Annotated[str | None, Checked(check_schedule), arg(metavar="NAME")] = None
-    """Spacing of the noise levels in a pipeline, as for sample. Default: karras."""
+    """Spacing of the noise levels in a pipeline, as for sample. Default: karras, or few for tuned runs."""
     license: Annotated[str | None, arg(metavar="apache-2.0")] = None
     """Licence under which you publish the model, for the model card."""
     evaluation: Annotated[FilePath | None, arg(metavar="FILE.json")] = None

@@ -142,6 +142,7 @@ def _main_points(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("data", f"{options['data']['source'] or 'given in Python'}, {model['num_images']:,} images"),
         ("images", images),
         ("network", network),
+        *([("tuned", _tuned(options["few_steps"], model["parent"]))] if options["few_steps"] else []),
         ("patches", f"whole {options['patches']['whole']:g}, the rest {sizes} ({options['patches']['kind']})"),
     ]
     if progress:
@@ -157,6 +158,12 @@ def _main_points(found: dict[str, Any]) -> list[tuple[str, str]]:
     if found["pictures"]:
         points.append(("samples", found["pictures"][-1]))
     return points
+
+
+def _tuned(few_steps: int, parent: dict[str, Any]) -> str:
+    from patch_diffusion.runs.folder import tuned_in_words
+
+    return tuned_in_words(few_steps, parent)
 
 
 def _held_out(found: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ Preset = Annotated[
 ]
 """The type of the option ``--preset``."""
 
-_ALIASES = {"resolution": "data.resolution", "held_out": "data.held_out"}
+_ALIASES = {"resolution": "data.resolution", "held_out": "data.held_out", "from": "start"}
 _NAMES = {name: alias for alias, name in _ALIASES.items()}
 
 

@@ -21,7 +21,8 @@ from patch_diffusion.config import Config
 from patch_diffusion.config_dict import flat_options, option_names
 from patch_diffusion.data.named import check_labels
 from patch_diffusion.errors import InputError, did_you_mean, shown
-from patch_diffusion.races.arms import PATCHES, WHOLE, check_arms, whole_images
+from patch_diffusion.races.arms import PATCHES, SCRATCH, WHOLE, check_arms, whole_images
+from patch_diffusion.runs.named import model_name
 
 # A race makes no pictures, saves checkpoints at its own moments, and feeds no trackers, which would take time.
 _WITHOUT_EFFECT = (
@@ -64,10 +65,11 @@ class Race(Verb):
     seeds: Annotated[str, arg(metavar="0,1,2")] = "0"
     """Seeds, as in 0-2 or 0,1,2; all arms are trained with each."""
     tune: float | None = None
-    """Budget of the search for the batch size and learning rate of the arm whole, in minutes (or steps, images); 0 is
+    """Budget of the search for the learning rate and batch size of the arm whole, in minutes (or steps, images); 0 is
     no search. Default: as much as for one run."""
     tune_all: bool = False
-    """Search the batch size and learning rate of every arm."""
+    """Search the settings of every arm, each with the budget of --tune. Of arms with patches the share of whole images,
+    the patch sizes and the growth are searched, too, unless you gave them."""
     moments: int = 20
     """Number of evaluations of each arm, evenly spaced over the budget."""
     held_out_data: Annotated[DataName | None, arg(metavar="DATA")] = None
@@ -120,6 +122,8 @@ class Race(Verb):
         super().check_given()
         check_labels(self.options.data.labels, self.source)
         check_labels(next(iter(self.options.data.conditions or ()), None), self.source, "data.conditions")
+        if self.options.start is not None:
+            model_name(self.options.start)
 
     def run(self) -> dict[str, Any]:
         """Run the race (trainings compared at equal time) and print a table, unless --json prints all results."""
@@ -189,6 +193,8 @@ def _all_arms(
     if configs[WHOLE].patches.whole == base.patches.whole:
         del configs[PATCHES]  # the options ask for whole images only, so the opponents are the user's own arms
     names = dict.fromkeys(configs, given)
+    if base.start is not None:
+        configs[SCRATCH], names[SCRATCH] = replace(base, start=None), given - {"start"}
     for name, text in own:
         if name in configs or name in (WHOLE, PATCHES):
             hint = "; to race without the usual one, leave it out of --arms" if name in (WHOLE, PATCHES) else ""

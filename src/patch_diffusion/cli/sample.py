@@ -78,20 +78,20 @@ class Sample(Verb):
         step = step_in(user_path(self.source))
         model = patch_diffusion.load(self.source, ema_length=self.ema_length, vae=self.vae, device=self.device)
         guide = open_guide(str(self.sampling.guide), self.source, device=self.device)
-        sampling = replace(self.sampling, guide=guide)
+        sampling = replace(self.sampling, guide=guide).settled(model)
         labels = class_number(self.label, model)
         weights = digest_of(model, guide)
         there: set[int] = set()
         if not self.again:
-            asked = sampling.with_steps(None, usual=18)
-            settings = asked.settings(asked.view(model), asked.sigmas(model))
+            settings = sampling.settings(sampling.view(model), sampling.sigmas(model))
             settings |= {} if isinstance(guide, str) else {"guide": self.sampling.guide}
             there = already_there(
                 self.out, jobs_of(model, seeds, labels, conditions), settings=settings, weights=weights
             )
             there -= set(() if self.grid is None else seeds[:MOST_IN_GRID])
         new = [seed for seed in seeds if seed not in there]
-        making = Making(len(new), sampling.steps or 18)
+        assert sampling.steps is not None  # it is settled
+        making = Making(len(new), sampling.steps)
         told = {"labels": labels, "conditions": of_seeds(conditions, seeds, new)}
         samples = patch_diffusion.generate(model, new, sampling, **told, callback=making.step)
         samples = named(samples, guide, self.sampling.guide)

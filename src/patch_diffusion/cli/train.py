@@ -20,6 +20,7 @@ from patch_diffusion.errors import InputError, did_you_mean
 from patch_diffusion.files import user_path
 from patch_diffusion.presets import PRESETS, with_budget
 from patch_diffusion.processes import is_first
+from patch_diffusion.runs.named import model_name
 from patch_diffusion.runs.paths import RunPaths
 
 
@@ -71,6 +72,8 @@ class Train(Verb):
         super().check_given()
         check_labels(self.options.data.labels, self.source)
         check_labels(next(iter(self.options.data.conditions or ()), None), self.source, "data.conditions")
+        if self.options.start is not None and not (self.out and RunPaths(user_path(self.out)).is_run()):
+            model_name(self.options.start)
 
     def run(self) -> dict[str, Any]:
         """Train, and return a description of the run as a dict, which is empty on ranks other than 0."""

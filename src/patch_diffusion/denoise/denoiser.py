@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Annotated as Float, Annotated as Int
@@ -56,6 +56,8 @@ class Denoiser(nn.Module):
         sigma_min, sigma_max: the lowest and highest noise level in sampling; None uses the process' own.
         mean_data: mean of each channel of the data in model space, or one for all; None is 0. Sampling starts from it.
         levels: rising noise levels at which losses are measured; None: those of `SIGMAS`.
+        few_steps: the number of steps of sampling that it is made for by consistency tuning, see `tune`; None: it is an
+            ordinary denoiser.
 
     >>> denoiser = Denoiser(lambda x, c_noise, labels: x[:, :3], sigma_data=0.5)
     >>> denoiser(torch.zeros(2, 3, 8, 8), torch.ones(2), torch.zeros(2, 8, 8)).shape
@@ -81,6 +83,7 @@ class Denoiser(nn.Module):
         sigma_max: float | None = None,
         mean_data: Sequence[float] | None = None,
         levels: Sequence[float] | None = None,
+        few_steps: int | None = None,
     ) -> None:
         super().__init__()
         self.process: Process = process or EDM()
@@ -102,6 +105,7 @@ class Denoiser(nn.Module):
         self.sigma_data: float = float(sigma_data)
         self.coords = coords
         self.context = context
+        self.few_steps: int | None = few_steps
         self.resolution = resolution
         self.class_names = class_names
         self.columns = columns
@@ -111,6 +115,7 @@ class Denoiser(nn.Module):
         self.sigma_max = sigma_max
         self.mean_data: tuple[float, ...] | None = None if mean_data is None else tuple(map(float, mean_data))
         self.levels: tuple[float, ...] | None = None if levels is None else tuple(map(float, levels))
+        self.carried: tuple[Mapping[str, str], ...] = ()  # the table of what was carried from another model
         centre = None if mean_data is None else torch.tensor(self.mean_data)
         self.register_buffer("_mean_data", centre, persistent=False)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Annotated as Float, Annotated as Int, NamedTuple, Protocol
+from typing import Annotated as Float, Annotated as Int, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,14 @@ class Objective(nn.Module):
 
     Args:
         denoiser: the model in training.
+
+    Attributes:
+        passes: the cost of a training step on an image, in forward passes; a backward pass counts as two.
+        denoises: False if the model is not to end as a denoiser, so that its denoising loss says nothing.
     """
+
+    passes: ClassVar[int] = 3
+    denoises: ClassVar[bool] = True
 
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()

@@ -53,6 +53,8 @@ def _lacks(name: str, subject: Subject, num: int, real: Images | None, statistic
     if name in OF_MODELS:
         if subject.model is None:
             return "needs a run, not pictures"
+        if subject.model.few_steps is not None:
+            return "needs a denoiser, and this run was tuned for a few steps of sampling"
         if name == "bits" and subject.model.context is not None:
             return "needs a model without patches.context"
         return "" if subject.held_out is not None else "needs images the model was not trained on: give --held-out DATA"

@@ -111,7 +111,7 @@ def stream_of_model(
     """
     if not isinstance(model.codec, PixelCodec) and not model.codec.can_decode:
         raise InputError("this model makes latents, and its VAE is not there to decode them: give --vae FOLDER")
-    options = (sampling or Sampling()).with_steps(None, usual=18)
+    options = (sampling or Sampling()).settled(model)
     if options.compile:  # here, so that all batches, the last one too, go through one compiled network
         model, options = options.compiled(model)
     batch = options.batch

@@ -13,7 +13,7 @@ from patch_diffusion.config import Config
 from patch_diffusion.config_dict import flat_options
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_json
-from patch_diffusion.runs.folder import ModelFacts, RunFolder
+from patch_diffusion.runs.folder import ModelFacts, RunFolder, tuned_in_words
 from patch_diffusion.runs.history import History, size_in_words
 from patch_diffusion.runs.log import read_log
 from patch_diffusion.version import __version__
@@ -22,6 +22,7 @@ Format = Literal["diffusers", "onnx", "torch"]
 
 _CLASSES = 20  # the most class names that a card lists
 _PAPER = "https://arxiv.org/abs/2304.12526"
+_TUNING = "https://arxiv.org/abs/2406.14548"
 
 
 @dataclass(frozen=True)
@@ -102,12 +103,16 @@ def _sections(card: Card) -> Iterator[str]:
     yield f"## Use\n\n{card.usage}"
     if card.notes:
         yield "\n".join(["Not carried:\n", *(f"- {note}" for note in card.notes), ""])
+    tuned = {}
+    if config.few_steps is not None:
+        tuned["tuned"] = f"{_plain(tuned_in_words(config.few_steps, facts.parent))}, by [consistency tuning]({_TUNING})"
     yield _table(
         "Model",
         {
             "network": f"{config.network.kind}, {facts.parameters:,} parameters",
             "noise": f"{config.noise.process} preconditioning, sigma_data {facts.sigma_data:.4g}"
             + (f" about {' '.join(f'{mean:g}' for mean in middle)}" if (middle := config.noise.mean_data) else ""),
+            **tuned,
             **card.settings,
         },
     )

@@ -15,6 +15,7 @@ from patch_diffusion.data.latents.codec import STANDARD_DEVIATION, LatentCodec
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.networks.adapters import DiffusersNetwork
 from patch_diffusion.denoise.networks.dit import DiT
+from patch_diffusion.denoise.networks.timestep_unet import TimestepUNet
 from patch_diffusion.denoise.networks.unet import UNet
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_json, write_json, write_tensors, write_text
@@ -28,6 +29,7 @@ _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _CLASSES: dict[type, tuple[str, str]] = {
     UNet: ("network_unet", "PatchDiffusionUNet"),
     DiT: ("network_dit", "PatchDiffusionDiT"),
+    TimestepUNet: ("network_timestep", "PatchDiffusionTimestepUNet"),
 }
 
 
@@ -83,6 +85,7 @@ def write_pipeline(model: Denoiser, folder: Path, *, dtype: torch.dtype, setting
         "codec": codec,
         "process": model.process.name,
         "mean_data": list(model.mean_data or [0.0]),
+        **({} if model.few_steps is None else {"steps": model.few_steps}),
     }
     write_json(folder / "model_index.json", index)
     return notes

@@ -6,6 +6,7 @@ from patch_diffusion.data.attributes import Attribute
 from patch_diffusion.data.latents.codec import LatentCodec
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.networks.adapters import DiffusersNetwork
+from patch_diffusion.sampling.options import Sampling
 
 _PIPELINE = """\
 ```python
@@ -22,8 +23,8 @@ be read, and without it the folder does not open. {weights}
 {classes}A seed gives the picture that `patch-diffusion sample` makes of it; `generator=` works too, and
 `height=` and `width=`, multiples of {stride}. It computes in float32, and inside `torch.autocast` as that says. A call
 takes the options of `patch-diffusion sample` by their names: `solver=` (heun, euler, dpm_solver_2m, dpm_solver_3m,
-stochastic_heun, ancestral or euler_maruyama), `schedule=`, `sigma_min=`, `sigma_max=`, `rho=`, `churn=`, `churn_min=`,
-`churn_max=`, `churn_noise=`, `eta=`, `guidance_interval=`, `coords=`. The scheduler holds the solver's defaults:
+stochastic_heun, ancestral, euler_maruyama or consistency), `schedule=`, `sigma_min=`, `sigma_max=`, `rho=`, `churn=`,
+`churn_min=`, `churn_max=`, `churn_noise=`, `eta=`, `guidance_interval=`, `coords=`. The scheduler holds their defaults:
 
 ```python
 pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, solver="dpm_solver_2m")
@@ -32,7 +33,7 @@ pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, solver=
 
 _GRAPH = """\
 `{file}` is the whole denoiser: noisy images (n, {channels}, {height}, {width}) at noise levels sigma (n,) to denoised
-ones, for any n. `config.json` has what a sampler needs to know. By Heun's method, as a file in this folder, which then
+ones, for any n. `config.json` has what a sampler needs to know. {method}, as a file in this folder, which then
 runs from any other:
 
 ```python
@@ -62,6 +63,12 @@ def denoise(noisy, sigma):
 {run}
 
 
+{sampled}
+{decoded}
+```
+"""
+
+_HEUN = """\
 high, low = (model[name] ** (1 / 7) for name in ("sigma_max", "sigma_min"))
 sigmas = [*np.linspace(high, low, 18) ** 7, 0.0]
 mean = np.array(model["mean_data"])[:, None, None]
@@ -71,10 +78,14 @@ for sigma, following in zip(sigmas[:-1], sigmas[1:]):
     ahead = noisy + (following - sigma) * slope
     if following > 0:
         slope = (slope + (ahead - denoise(ahead, following)) / following) / 2
-    noisy = noisy + (following - sigma) * slope
-{decoded}
-```
-"""
+    noisy = noisy + (following - sigma) * slope"""
+
+_CONSISTENCY = """\
+sigmas = {sigmas}
+random = np.random.default_rng(0)
+noisy = np.array(model["mean_data"])[:, None, None] + random.standard_normal(shape) * sigmas[0]
+for sigma, following in zip(sigmas[:-1], sigmas[1:]):
+    noisy = denoise(noisy, sigma) + following * random.standard_normal(shape)"""
 
 _OPENED = {
     "onnx": (
@@ -132,6 +143,10 @@ def _example(column: Attribute) -> str | float | list[float]:
 def graph_usage(model: Denoiser, resolution: tuple[int, int], to: str) -> str:
     """Return markdown that shows how to sample with an exported ONNX file or torch.export program."""
     imports, opened, run = _OPENED[to]
+    method, sampled = "By Heun's method", _HEUN
+    if model.few_steps is not None:
+        levels = [round(level, 4) for level in Sampling().settled(model).sigmas(model).tolist()]
+        method, sampled = f"In {model.few_steps} steps, for which it is tuned", _CONSISTENCY.format(sigmas=levels)
     return _GRAPH.format(
         file={"onnx": "model.onnx", "torch": "model.pt2"}[to],
         channels=model.image_channels,
@@ -140,5 +155,7 @@ def graph_usage(model: Denoiser, resolution: tuple[int, int], to: str) -> str:
         imports=imports,
         opened=opened,
         run=run,
+        method=method,
+        sampled=sampled,
         decoded=_LATENTS if isinstance(model.codec, LatentCodec) else _PIXELS,
     )

@@ -11,8 +11,11 @@ from patch_diffusion.config import BUDGETS, Config
 from patch_diffusion.config_dict import differences, flat_options
 from patch_diffusion.errors import InputError
 
-PATCHES, WHOLE = "patches", "whole"
-"""The names of the two usual configurations (arms) of a race: training on patches, and training on whole images."""
+PATCHES, WHOLE, SCRATCH = "patches", "whole", "scratch"
+"""The names of the usual configurations (arms) of a race: training on patches, and training on whole images.
+
+If these train on from a model, ``scratch`` is training on patches from random weights.
+"""
 
 # All arms share these options, because losses or times could not be compared if they differed.
 _SHARED = (

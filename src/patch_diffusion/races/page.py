@@ -8,18 +8,21 @@ from html import escape
 from typing import Any
 
 from patch_diffusion.config_dict import differences, from_dict
-from patch_diffusion.races.summary import Content, amount, length, opponent, rows, sentences
+from patch_diffusion.errors import counted
+from patch_diffusion.races.summary import Content, amount, judges_in_words, length, opponent, rows, sentences
+from patch_diffusion.races.tuning import BATCH, RATE, taken
 from patch_diffusion.runs.chart import Guide, chart, number
 from patch_diffusion.runs.floor import FLOOR
 from patch_diffusion.runs.history import DISTANCES, TIMES, Curve, Point
 from patch_diffusion.runs.page import option_text, page, table, wide_table
+from patch_diffusion.training.budget import Cadence
 
 _COUNTED = (
     "Only the training time of an arm counts. The clock stops for evaluations on held-out images and for checkpoints, "
     "and no pictures of samples are made. Evaluation adds at most 5 % to a budget in minutes; if it would add more, "
-    "all arms get fewer evaluations, on fewer images. The arms take turns of some seconds, so that other load on the "
-    "machine slows all of them alike. Before its end an arm still has a high learning rate, which makes its loss "
-    "worse. So a ratio is rather too small than too large."
+    "all arms get fewer evaluations, on fewer images. Distances of samples take no longer than the training. The arms "
+    "take turns of some seconds, so that other load on the machine slows all of them alike. Before its end an arm "
+    "still has a high learning rate, which makes its loss worse. So a ratio is rather too small than too large."
 )
 
 
@@ -44,6 +47,9 @@ def _parts(title: str, content: Content) -> Iterator[str]:
         f"{content['judged_by']['images']} whole images that are held out</p>"
     )
     yield "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences(content))
+    if content["tuning"]:
+        judges = judges_in_words(content["judged_by"])
+        yield f'<p class="soft">{escape(judges[0].upper() + judges[1:])}.</p>'
     yield "<h2>Curves <small>means over the seeds, and their range</small></h2>"
     yield f'<div class="charts">{_charts(content)}</div>'
     if content["standings"]["seeds"]:
@@ -106,7 +112,8 @@ def _points(by_seed: Mapping[str, Sequence[Mapping[str, Any]]], content: Content
     moments: dict[int, list[Mapping[str, Any]]] = {}
     for found in by_seed.values():
         for measured in found:
-            moments.setdefault(round(measured["spent"] * content["plan"]["moments"]), []).append(measured)
+            if measure in measured:
+                moments.setdefault(round(measured["spent"] * content["plan"]["moments"]), []).append(measured)
     return [
         Point(
             factor * statistics.fmean(measured[time] for measured in found),
@@ -172,21 +179,41 @@ def _by_seed(content: Content) -> str:
 
 
 def _tuning(found: Mapping[str, Any], unit: str) -> str:
-    """Return an HTML table of a sweep over batch and learning rate: a row per trial, with its loss in each round."""
-    trials: dict[tuple[int, float], list[str]] = {}
-    for number_, each in enumerate(found["rounds"]):
-        for trial in each["trials"]:
-            losses = trials.setdefault((trial["batch"], trial["learning_rate"]), [""] * len(found["rounds"]))
-            losses[number_] = "-" if trial["loss"] is None else f"{trial['loss']:.4f}"
-    head = ["batch", "learning rate", *(f"{length(each['budget'], unit)} each" for each in found["rounds"])]
-    cells = [[str(batch), f"{rate:g}", *losses] for (batch, rate), losses in sorted(trials.items())]
-    if "batch" not in found:
-        return wide_table(head, cells)
-    text = f"Taken: batch {found['batch']}, learning rate {found['learning_rate']:g}."
-    if found["outermost"]:
-        names = " and ".join(found["outermost"]).replace("_", " ")
-        text += f" It is outermost in {names}: what was not tried may be better."
-    return f"<p>{escape(text)}</p>{wide_table(head, cells)}"
+    """Return HTML on a sweep: what it has taken, what it has left out, and a table with a row for each trial."""
+    trials = found["trials"] if "trials" in found else _trials_of_rounds(found["rounds"], unit)
+    names = list(trials[0]["options"]) if trials else []
+    cells = [
+        [
+            *(option_text(trial["options"][name]) for name in names),
+            option_text(trial["steps"]),
+            "-" if trial["loss"] is None else f"{trial['loss']:.4f}",
+        ]
+        for trial in trials
+    ]
+    lines = []
+    if (options := taken(found)) is not None:
+        lines.append("; ".join(f"{name} {option_text(value)}" for name, value in options.items()) or "what was given")
+        lines[0] = f"Taken: {lines[0]}."
+        if found["outermost"]:
+            named = " and ".join(found["outermost"])
+            lines[0] += f" It is outermost in {named}: what was not tried may be better."
+    if found.get("left_out"):
+        lines.append(f"{found['left_out'].capitalize()}.")
+    head = [*names, "steps" if "trials" in found else "length", "loss"]
+    return "".join(f"<p>{escape(line)}</p>" for line in lines) + (wide_table(head, cells) if cells else "")
+
+
+def _trials_of_rounds(rounds: Sequence[Mapping[str, Any]], unit: str) -> list[dict[str, Any]]:
+    """Return the trials of a sweep of an earlier version, which trained all of a round for equally long."""
+    return [
+        {
+            "options": {BATCH: trial["batch"], RATE: trial["learning_rate"]},
+            "steps": length(each["budget"], unit),
+            "loss": trial["loss"],
+        }
+        for each in rounds
+        for trial in each["trials"]
+    ]
 
 
 def _differences(content: Content) -> str:
@@ -205,6 +232,12 @@ def _circumstances(content: Content) -> list[tuple[str, str]]:
             ("versions", versions + (f", commit {each['commit']}" if each["commit"] else "")),
         ]
     sigmas = ", ".join(f"{sigma:g}" for sigma in content["judged_by"]["sigmas"])
+    judged_by, plan = content["judged_by"], content["plan"]
+    times = Cadence(plan["moments"], judged_by.get("stride", 1)).times
+    found.append(("judged", f"{counted(times, 'time')} by the loss of {judged_by['images']:,} held-out images"))
+    if "samples" in judged_by:
+        often = Cadence(times, judged_by["samples_stride"]).times
+        found.append(("distances", f"measured {counted(often, 'time')}, of {judged_by['samples']:,} samples"))
     found.append(("noise levels", f"{sigmas} (sigma), with the same noise for all"))
     parameters = dict.fromkeys(f"{num:,}" for num in content["parameters"].values())
     return [*found, ("parameters", " or ".join(parameters))]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
+import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from os import PathLike
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -16,28 +15,35 @@ from patch_diffusion.config_dict import to_dict
 from patch_diffusion.data.digest import digest_of
 from patch_diffusion.data.images import Images, refuse_ids
 from patch_diffusion.denoise.whole_image import SIGMAS
-from patch_diffusion.errors import InputError, counted
+from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.circumstances import circumstances
 from patch_diffusion.evaluation.linear_floor import linear_floor
 from patch_diffusion.files import user_path
 from patch_diffusion.limits import LARGEST, LIMITS
 from patch_diffusion.races.arms import check_arms
+from patch_diffusion.races.cost import cost_of_steps
+from patch_diffusion.races.judging import (
+    JUDGES,
+    Judging,
+    judgement,
+    judging,
+    measuring,
+    seconds_per_judge,
+    seconds_per_sample,
+)
 from patch_diffusion.races.record import RaceFolder, Record
 from patch_diffusion.races.setup import RaceSetup, budget_of
-from patch_diffusion.races.summary import length
-from patch_diffusion.races.tuning import num_trials, tune
-from patch_diffusion.races.turns import JUDGES, judgement, judging, run_turns, seconds_per_judge
+from patch_diffusion.races.summary import judges_in_words, length, trial_in_words
+from patch_diffusion.races.tuning import most_trials, searched, taken, tune, with_option
+from patch_diffusion.races.turns import run_turns
 from patch_diffusion.records import check_limits
 from patch_diffusion.runs.floor import FLOOR
 from patch_diffusion.runs.lock import locked
 from patch_diffusion.runs.time_spent import clock
-from patch_diffusion.training.budget import Cadence
+from patch_diffusion.training.timing import measure_speed
 from patch_diffusion.training.trainer import Trainer
-from patch_diffusion.training.watching.thinning import Evaluation
 
 Tell = Callable[[str], None]
-
-_ENOUGH_JUDGES = 64
 
 
 def race(
@@ -64,7 +70,7 @@ def race(
             an arm with a smaller budget falls within that budget.
         out: the folder of the race: new or empty, or that of a stopped race of the same arms; more seeds may be given.
         seeds: the random seeds; all arms are trained with each of them, one seed after the other.
-        tuned: names of arms whose batch and learning rate are first tuned by a sweep, see `tune`.
+        tuned: names of arms whose learning rate, batch and options of patches are first tuned by a sweep, see `tune`.
         tune_budget: the budget of each sweep, in the unit of the arms' budgets, minutes, steps or images; None: the
             largest budget of an arm.
         held_out: images to judge the arms by; None: the share ``data.held_out`` of the images, chosen by the seed.
@@ -102,11 +108,12 @@ def race(
     if found is None:
         refuse_ids(setup.images)
     # Races of earlier versions were judged by the images that the sweep chose by, and go on so.
-    if tuned and (found is None or "chosen_by" in found.get("judged_by", {})):
+    if tuned and (setup.can_choose_apart(seeds[0]) if found is None else "chosen_by" in found["judged_by"]):
         setup = replace(setup, chooses_apart=True)
     facts, here, plan_of_judging, said = _facts(setup, seeds[0], folder, moments, found, tell)  # refuses before writing
     folder.check_data(found or {}, facts)
-    for note in [*setup.messages(), *_few(facts["judged_by"]), *([said] if said else [])] if found is None else ():
+    judges = [judges_in_words(facts["judged_by"])] if tuned else []
+    for note in [*setup.messages(), *judges, *said] if found is None else ():
         tell(note)
     folder.path.mkdir(parents=True, exist_ok=True)
     with locked(folder.path):
@@ -121,7 +128,7 @@ def race(
         for number, seed in enumerate(unfinished):
 
             def after(moment: int, number: int = number, seed: int = seed) -> None:
-                times = plan_of_judging.moments.times
+                times = plan_of_judging.loss.moments.times
                 done = number * times + moment
                 each = (time.monotonic() - began) / (done - before) if done > before else 0.0
                 left = each * (len(unfinished) * times - done)
@@ -136,7 +143,7 @@ def _run_seed(
     seed: int,
     setup: RaceSetup,
     folder: RaceFolder,
-    plan: Evaluation,
+    plan: Judging,
     after: Callable[[int], None],
 ) -> None:
     """Train all arms of a race with one seed; the memory of their models is free afterwards."""
@@ -144,24 +151,20 @@ def _run_seed(
     judges = next(iter(built.values()))[1].race  # the same for all arms, because they follow from the seed
     trainers = {name: trainer for name, (trainer, _) in built.items()}
     budgets = {name: budget_of(config) for name, config in settings.items()}
-    run_turns(trainers, judges, budgets, plan, after, setup.meter())
+    meter = None if plan.distances is None else setup.meter(plan.distances.images)
+    run_turns(trainers, judges, budgets, plan, after, meter)
 
 
 def _facts(
     setup: RaceSetup, seed: int, folder: RaceFolder, moments: int, found: Mapping[str, Any] | None, tell: Tell
-) -> tuple[dict[str, Any], dict[str, Any], Evaluation, str]:
+) -> tuple[dict[str, Any], dict[str, Any], Judging, list[str]]:
     """Return what is known before a race begins: facts, hardware, the plan of judging, and what that leaves out.
 
     A race that continues keeps the plan that ``found``, its record, has.
     """
     built = {name: setup.trainer(config, seed, folder.tuning / "none") for name, config in setup.arms.items()}
     trainer, judges = next(iter(built.values()))
-    minutes = setup.extent if setup.unit == "minutes" and found is None else None
-    seconds = 0.0 if minutes is None else max(seconds_per_judge(each, judges.race) for each, _ in built.values())
-    plan, said = judging(moments, len(judges.race), minutes, seconds)
-    if found is not None:
-        before = found["judged_by"]
-        plan = replace(plan, images=before["images"], moments=Cadence(moments, before.get("stride", 1)))
+    plan, said = _planned(setup, [each for each, _ in built.values()], judges.race, moments, found)
     facts = {
         "unit": setup.unit,
         "budget": setup.extent,
@@ -170,18 +173,33 @@ def _facts(
         "data_digest": digest_of(setup.images),
         "judges_digest": {} if setup.apart is None else digest_of(setup.apart),
         "judged_by": {
-            "images": plan.images,
-            "stride": plan.moments.stride,
+            **plan.as_dict(),
             "sigmas": list(trainer.state.denoiser.levels or SIGMAS),
             **({"chosen_by": min(len(judges.sweep), JUDGES)} if setup.chooses_apart else {}),
         },
         "linear_floor": found.get("linear_floor")
         if found is not None
-        else _floor(trainer, judges.race, plan.images, tell),
+        else _floor(trainer, judges.race, plan.loss.images, tell),
         "parameters": {name: trainer.facts.parameters for name, (trainer, _) in built.items()},
         "notes": {name: reasons for name, reasons in setup.notes.items() if reasons},
     }
     return facts, circumstances(trainer.engine.device), plan, said
+
+
+def _planned(
+    setup: RaceSetup, trainers: Sequence[Trainer], judges: Images, moments: int, found: Mapping[str, Any] | None
+) -> tuple[Judging, list[str]]:
+    """Return the plan of judging, by the times of the slowest arm, and sentences on what it leaves out."""
+    minutes = setup.extent if setup.unit == "minutes" and found is None else None
+    seconds = 0.0 if minutes is None else max(seconds_per_judge(each, judges) for each in trainers)
+    loss, said = judging(moments, len(judges), minutes, seconds)
+    watch, samples = next(iter(setup.arms.values())).watch, None
+    more = ""
+    if watch.metrics:
+        seconds = 0.0 if minutes is None else max(map(seconds_per_sample, trainers))
+        samples, more = measuring(loss.moments.times, watch.samples, minutes, seconds)
+    plan = Judging(loss, samples)
+    return plan if found is None else plan.as_before(found["judged_by"]), [each for each in (said, more) if each]
 
 
 def _floor(trainer: Trainer, judges: Images, most: int, tell: Tell) -> dict[str, Any] | None:
@@ -193,47 +211,50 @@ def _floor(trainer: Trainer, judges: Images, most: int, tell: Tell) -> dict[str,
         return None
 
 
-def _few(judged_by: Mapping[str, Any]) -> list[str]:
-    """Return a sentence if a race has few images to judge by beside those that the sweep chooses by, else none."""
-    if "chosen_by" not in judged_by or judged_by["images"] >= _ENOUGH_JUDGES:
-        return []
-    return [
-        f"only {judged_by['images']:,} held-out images judge the race, as the search for settings uses the others: "
-        "hold out more with a larger --held-out, or leave out the search with --tune 0"
-    ]
-
-
 def _tuned(name: str, setup: RaceSetup, record: Record, budget: float, tell: Tell) -> Config:
-    """Return an arm's config with the best batch and learning rate, found by short trainings with the first seed."""
-    seed, known = record.seeds[0], record.rounds(name)
-    if not known:
-        tell(f"tuning {name}: batch size and learning rate, {length(budget, setup.unit)} in total")
-
-    def build(config: Config, out: Path) -> Trainer:
-        return setup.trainer(config, seed, out)[0]
-
-    def judge(trainer: Trainer) -> float:
-        return fmean(judgement(trainer, judges, most).values())
-
-    def told(finished: Mapping[str, Any]) -> None:
-        record.tuned(name, {"rounds": [*record.rounds(name), finished]})
-        tell(f"tuning {name}: {_told(finished, setup.unit)}")
-
-    trainer, (_, judges) = setup.trainer(setup.arms[name], seed, record.folder.tuning / "none")
+    """Return an arm's config with the best settings that are found by short trainings with the first seed."""
+    seed, before, config, given = record.seeds[0], record.tuning(name), setup.arms[name], setup.given.get(name, ())
+    if (options := taken(before)) is not None:
+        for option, value in options.items():
+            config = with_option(config, option, value)
+        return config
+    if not before.get("trials"):
+        options = ", ".join(searched(config, given))
+        tell(f"tuning {name}: {options}; {length(budget, setup.unit)} in total")
+    trials, folder = list(before.get("trials", [])), record.folder.tuning
+    trainer, (_, judges) = setup.trainer(config, seed, folder / "none")
     minutes = budget if setup.unit == "minutes" else None
-    seconds = 0.0 if minutes is None else num_trials(setup.arms[name]) * seconds_per_judge(trainer, judges)
+    speed = before.get("speed") or ({} if minutes is None else _speed(setup.images, config))
+    record.tuned(name, {"speed": speed, "trials": trials})
+    seconds = 0.0 if minutes is None else most_trials(config, given) * seconds_per_judge(trainer, judges)
     most = judging(1, len(judges), minutes, seconds)[0].images
-    config, found = tune(setup.arms[name], budget, record.folder.tuning, build, judge, known=known, tell=told)
-    record.tuned(name, found)
+
+    def run(tried: Config, steps: int) -> tuple[float, float]:
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            # A trial that diverges has merely lost, so the watchdog must not end the sweep.
+            trial = setup.trainer(replace(tried, watchdog="off"), seed, folder / "trial")[0]
+            trial.fit(steps=steps)
+            return fmean(judgement(trial, judges, most).values()), trial.state.counters.seconds
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def told(trial: Mapping[str, Any]) -> None:
+        tell(f"tuning {name}: {trial_in_words(trial, trials)}")
+        trials.append(trial)
+        record.tuned(name, {"speed": speed, "trials": trials})
+
+    cost = cost_of_steps(trainer, config, speed)
+    config, found = tune(config, budget, run, cost, given=given, known=tuple(trials), tell=told)
+    record.tuned(name, {"speed": speed, **found})
+    if found["left_out"]:
+        tell(f"tuning {name}: {found['left_out']}")
     return config
 
 
-def _told(finished: Mapping[str, Any], unit: str) -> str:
-    trials = finished["trials"]
-    best = min(trials, key=lambda trial: math.inf if trial["loss"] is None else trial["loss"])
-    loss = "none learned, best" if best["loss"] is None else f"loss {best['loss']:.4f}"
-    each = f"{counted(len(trials), 'setting')}, {length(finished['budget'], unit)} each"
-    return f"{each}: {loss} with batch {best['batch']}, learning rate {best['learning_rate']:g}"
+def _speed(images: Images, config: Config) -> dict[str, float]:
+    found = measure_speed(images, config)
+    return {"overhead": found.overhead, "rate": found.rate}
 
 
 def _line(points: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], seed: int, spent: float, left: float) -> str:

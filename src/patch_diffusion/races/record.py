@@ -120,9 +120,9 @@ class Record:
             self._content["circumstances"] = [*self._content["circumstances"], circumstances]
         self.write()
 
-    def rounds(self, name: str) -> list[dict[str, Any]]:
-        """Return the finished rounds of an arm's tuning sweep, each as a dict of budget and trials."""
-        return self._content["tuning"].get(name, {}).get("rounds", [])
+    def tuning(self, name: str) -> dict[str, Any]:
+        """Return the results of an arm's tuning sweep so far, an empty dict if there are none."""
+        return self._content["tuning"].get(name, {})
 
     def tuned(self, name: str, found: Mapping[str, Any]) -> None:
         """Store the results of an arm's tuning sweep so far, and write all results."""
@@ -145,7 +145,7 @@ class Record:
         finished = [seed for seed in self.seeds if self.is_finished(seed)]
 
         def curve(name: str, seed: int, measure: str) -> LossCurve:
-            return [(factor * point[time], point[measure]) for point in points[name][seed]]
+            return [(factor * point[time], point[measure]) for point in points[name][seed] if measure in point]
 
         def standings_by(measure: str) -> dict[str, Any]:
             return standings({name: {seed: curve(name, seed, measure) for seed in finished} for name in names})

@@ -10,18 +10,21 @@ from typing import NamedTuple
 
 from patch_diffusion.config import Config, Watch
 from patch_diffusion.config_dict import changed_names, with_options
-from patch_diffusion.data.held_out import HELD_OUT, halved
+from patch_diffusion.data.held_out import HELD_OUT, halved, hold_out
 from patch_diffusion.data.images import Images, numbered_as
 from patch_diffusion.data.sources import open_data
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.meter import SampleMeter
+from patch_diffusion.interop.start import open_start
 from patch_diffusion.limits import check_numbers
 from patch_diffusion.presets import with_budget
 from patch_diffusion.processes import started_by_launcher
 from patch_diffusion.races.arms import PATCHES
+from patch_diffusion.races.judging import FEWEST_JUDGES
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.build import build_trainer
 from patch_diffusion.training.choices.size import choose_size
+from patch_diffusion.training.choices.source import with_source
 from patch_diffusion.training.choices.suggest import suggest
 from patch_diffusion.training.optimizing.optimizers import settled
 from patch_diffusion.training.timing import measure_speed
@@ -46,6 +49,7 @@ class RaceSetup:
         images: the images to train on, and to hold out a share of if ``apart`` is None.
         apart: separate held-out images to judge by.
         notes: for each arm, sentences on options that were changed to suit the images.
+        given: for each arm, the names of the options that were given for it.
         chooses_apart: True if a sweep chooses by other held-out images than those that judge: by half of them each.
     """
 
@@ -53,6 +57,7 @@ class RaceSetup:
     images: Images
     apart: Images | None = None
     notes: Mapping[str, list[str]] = field(default_factory=dict)
+    given: Mapping[str, Collection[str]] = field(default_factory=dict)
     chooses_apart: bool = False
 
     @classmethod
@@ -93,7 +98,8 @@ class RaceSetup:
             apart = numbered_as(apart, images.class_names, images.num_classes) or apart
             _check_alike(apart, images)
         if set(arms) <= stored.keys():
-            return cls(arms, images, apart)
+            return cls(arms, images, apart, given=given)
+        arms, given = _with_source(images, arms, given)
         chosen, notes = _sized(images, arms, given)
         for name in arms:
             asked = given.get(name, ())
@@ -101,7 +107,7 @@ class RaceSetup:
             notes[name] = [*notes.get(name, []), *more]
             if "batch" in asked:
                 chosen[name] = replace(chosen[name], batch_pixels=None)
-        return cls(chosen, images, apart, notes)
+        return cls(chosen, images, apart, notes, given)
 
     @property
     def unit(self) -> str:
@@ -117,10 +123,19 @@ class RaceSetup:
         """Return sentences for the user on the images, and on options that were changed to suit them."""
         return [*self.images.notes, *(f"{name}: {note}" for name, notes in self.notes.items() for note in notes)]
 
-    def meter(self) -> SampleMeter | None:
-        """Return the `SampleMeter` that measures samples of all arms; None if the option ``watch`` has no metrics."""
+    def can_choose_apart(self, seed: int) -> bool:
+        """Return True if there are enough held-out images for the sweep to have some that do not judge."""
+        judges, share = self.apart, next(iter(self.arms.values())).data.held_out
+        if judges is None:
+            judges = hold_out(self.images, share or 0.0, seed)[1]
+        assert judges is not None  # `open` raises an error without held-out images
+        one, other = halved(judges)
+        return one is not other and min(len(one), len(other)) >= FEWEST_JUDGES
+
+    def meter(self, samples: int) -> SampleMeter:
+        """Return the `SampleMeter` that measures so many samples of all arms, by the options ``watch``."""
         config = next(iter(self.arms.values()))
-        return SampleMeter(config.watch, seed=config.seed) if config.watch.metrics else None
+        return SampleMeter(config.watch, samples=samples, seed=config.seed)
 
     def trainer(self, config: Config, seed: int, out: Path) -> tuple[Trainer, Judges]:
         """Return a trainer of one arm, which neither samples nor judges itself, and held-out images to judge it by."""
@@ -141,6 +156,27 @@ class RaceSetup:
         judges, trainer.held_out = self.apart or trainer.held_out, None
         assert judges is not None  # `open` raises an error without held-out images
         return trainer, Judges(*halved(judges)) if self.chooses_apart else Judges(judges, judges)
+
+
+def _with_source(
+    images: Images, arms: Mapping[str, Config], given: Mapping[str, Collection[str]]
+) -> tuple[dict[str, Config], dict[str, Collection[str]]]:
+    """Give arms that train on from a model its network, and all arms its noise, by which their losses are compared."""
+    starts = {arm.start for arm in arms.values() if arm.start is not None}
+    if len(starts) > 1:
+        raise InputError(
+            f"arms train on from {' and '.join(sorted(starts))}: in a race all have one model to start from"
+        )
+    if not starts:
+        return dict(arms), dict(given)
+    model, found, kept = open_start(*starts).model, dict[str, Config](), dict[str, Collection[str]]()
+    for name, arm in arms.items():
+        own = set(given.get(name, ()))
+        found[name], kept[name] = with_source(arm, own, model, images.channels)
+        if arm.start is None:  # it chooses its network as the others do
+            found[name] = replace(found[name], network=arm.network)
+            kept[name] = {each for each in kept[name] if each in own or not each.startswith("network.")}
+    return found, kept
 
 
 def _sized(

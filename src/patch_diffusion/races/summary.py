@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from patch_diffusion.races.arms import WHOLE
 from patch_diffusion.runs.floor import FLOOR
 from patch_diffusion.runs.history import DISTANCES
+from patch_diffusion.runs.page import option_text
 
 Content = Mapping[str, Any]
 """The content of ``race.json``, the results of a race."""
+
+ENOUGH_JUDGES = 64
+"""The number of held-out images below which a race with a sweep says that few judge."""
 
 
 def opponent(content: Content) -> str:
@@ -65,6 +69,32 @@ def sentences(content: Content) -> list[str]:
             ]
             lines.append(f"Seed {seed}: {min(*spent, 1.0):.0%} of the budget is spent.")
     return lines
+
+
+def judges_in_words(judged_by: Mapping[str, Any]) -> str:
+    """Return a sentence on the held-out images that choose in a sweep, and those that judge a race after it."""
+    judges, more = judged_by["images"], "hold out more with a larger --held-out"
+    if "chosen_by" not in judged_by:
+        return (
+            f"the same {judges:,} held-out images choose in the search for settings and judge the race, which favours "
+            f"the arm that was tuned: {more}"
+        )
+    few = max(judges, judged_by["chosen_by"]) < ENOUGH_JUDGES  # and not by lack of time alone
+    told = f"; these are few: {more}, or leave out the search with --tune 0" if few else ""
+    return (
+        f"{judged_by['chosen_by']:,} held-out images choose in the search for settings, and {judges:,} others judge "
+        f"the race{told}"
+    )
+
+
+def trial_in_words(trial: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> str:
+    """Return a phrase on a trial of a sweep, with the options that differ from those of the first trial."""
+    first = before[0]["options"] if before else trial["options"]
+    changed = ", ".join(
+        f"{name} {option_text(value)}" for name, value in trial["options"].items() if first[name] != value
+    )
+    loss = "did not learn" if trial["loss"] is None else f"loss {trial['loss']:.4f}"
+    return f"{len(before) + 1}. {trial['steps']:,} steps, {changed or 'as given'}: {loss}"
 
 
 def amount(value: float | None, unit: str) -> str:

@@ -1,187 +1,241 @@
-"""Tuning of an arm before a race, as a fair opponent: a small sweep finds its best batch size and learning rate.
+"""Tuning of an arm before a race: a small sweep finds its best learning rate, batch size and options of patches.
 
-The sweep is successive halving (Jamieson and Talwalkar, arXiv 1502.07943): all candidates are trained for a short time,
-the better half for twice as long, and so on. Every trial is a complete training whose learning rate falls to its end;
-the trials of a round take turns, so that noise of the machine hits all alike. The given settings stay until the last
-round, and other settings must beat them there. If the best is the outermost candidate, up to two are tried beyond it.
+The sweep looks along one option after the other, from the best settings so far. Every trial is a complete training
+whose learning rate falls to its end. All trials are planned to take equally long, at a speed that is measured once, and
+they count steps: so the clock of a busy machine does not choose. Where there is no time for enough steps in each, fewer
+settings are tried.
 """
 
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, get_args
 
 from patch_diffusion.config import Config
+from patch_diffusion.config_dict import flat_options
+from patch_diffusion.patches.schedule import Growth
+from patch_diffusion.races.cost import Cost
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.optimizing.optimizers import settled
-from patch_diffusion.training.trainer import Trainer
 
-BATCHES, RATES = (1 / 4, 1 / 2, 1, 2), (1 / 2, 1, 2)
-"""The factors on the batch and on the learning rate that are tried, in all combinations."""
+LEAST_STEPS = 50
+"""The fewest steps of a trial. Where there is no time for them, a sweep tries fewer settings."""
 
-_FURTHER = 2  # candidates further out, if the best is outermost
+WHOLE_SHARES = (0.1, 0.25, 0.5, 0.75)
+"""The shares of whole images that are tried, those next to the given one first."""
 
-_TURNS = 8  # the number of turns that each trial of a round takes
+RATE, BATCH, SHARE, SIZES, GROWTH = (
+    "optimizer.learning_rate",
+    "batch",
+    "patches.whole",
+    "patches.sizes",
+    "patches.growth",
+)
 
-Judge = Callable[[Trainer], float]
-"""A function from a trainer to the loss of its averaged model on held-out images."""
+MOST_VALUES = 3
+"""The most values of one option that are tried, besides the given one."""
 
-Build = Callable[[Config, Path], Trainer]
+_ORDERED = (RATE, BATCH, SHARE)
 
+_PLANNED = 0.9  # the part of a sweep's minutes that is planned for, as the speed was measured on a few steps
 
-@dataclass(frozen=True)
-class Candidate:
-    """A batch size and a learning rate to try in a tuning sweep."""
-
-    batch: int
-    learning_rate: float
-
-    def of(self, config: Config) -> Config:
-        """Return a copy of a config with this batch size and learning rate."""
-        optimizer = replace(config.optimizer, learning_rate=self.learning_rate)
-        return replace(config, batch=self.batch, optimizer=optimizer)
+Run = Callable[[Config, int], tuple[float, float]]
+"""A function that trains a config for some steps; it returns the held-out loss, and the seconds of training."""
 
 
-def candidates(config: Config) -> list[Candidate]:
-    """Return all pairs of batch size and learning rate to try for a config, its own pair first.
+def searched(config: Config, given: Collection[str] = ()) -> list[str]:
+    """Return the names of the options that a sweep searches, in order.
 
-    If the budget is in steps, a larger batch would win by seeing more images, so then the batch stays the same.
+    Learning rate and batch size are searched even if they were given. Of patches only what was not given is, and only
+    if the budget is in minutes, as steps and images do not count what patches save. If it is in steps, the batch size
+    stays the same, since a larger one would win by seeing more images.
     """
-    assert isinstance(config.batch, int)
-    batches = (1,) if config.steps is not None else BATCHES
-    usual = settled(config.optimizer).learning_rate
-    assert usual is not None
-    given = Candidate(config.batch, usual)
-    found = [
-        Candidate(max(_parts(config), round(batch * given.batch)), rate * usual) for batch in batches for rate in RATES
-    ]
-    return list(dict.fromkeys([given, *found]))
+    names = {"steps": [RATE], "images": [RATE, BATCH]}.get(Budget.of(config).unit, [RATE, BATCH, SHARE, SIZES, GROWTH])
+    on_patches = config.patches.whole < 1
+    return [name for name in names if name in (RATE, BATCH) or (on_patches and name not in given)]
 
 
-def rounds(num: int) -> list[int]:
-    """Return the number of candidates in each round of a sweep of ``num``, halved until fewer than 4 are left."""
-    found = [num]
-    while found[-1] >= 4:
-        found.append(found[-1] // 2)
-    return found
-
-
-def num_trials(config: Config) -> int:
+def most_trials(config: Config, given: Collection[str] = ()) -> int:
     """Return the number of trainings in a sweep, at most."""
-    return sum(rounds(len(candidates(config)))) + 2 * _FURTHER
+    return 1 + sum(_most_values(config, name) for name in searched(config, given))
 
 
 def tune(
     config: Config,
     budget: float,
-    folder: Path,
-    build: Build,
-    judge: Judge,
+    run: Run,
+    cost: Cost,
     *,
+    given: Collection[str] = (),
     known: Sequence[Mapping[str, Any]] = (),
-    tell: Callable[[Mapping[str, Any]], None] = lambda finished: None,
+    tell: Callable[[Mapping[str, Any]], None] = lambda trial: None,
 ) -> tuple[Config, dict[str, Any]]:
-    """Find the best batch size and learning rate for a config; return the config with them and a dict on the sweep.
+    """Find the best settings for a config; return the config with them and a dict on the sweep.
 
     Args:
         config: the config to tune; the unit of its budget (steps, images or minutes) is that of ``budget``, too.
-        budget: the budget of all trials together, which is kept to but for the last step of each trial.
-        folder: a folder for the trial trainings, removed after each round.
-        build: a function from a config and a run folder to a trainer.
-        judge: a function from a trainer to the held-out loss of its model.
-        known: the rounds that an earlier call finished, as it passed them to ``tell``.
-        tell: a function that is called with each finished round, a dict that JSON can store.
+        budget: the budget of all trials together, which is kept to but for the last trial if the machine is slower
+            than it was when the speed was measured.
+        run: a function that trains a config for some steps.
+        cost: a function from a config to the part of the budget that a step takes.
+        given: names of options that were given for this config.
+        known: the trials that an earlier call finished, as it passed them to ``tell``.
+        tell: a function that is called with each finished trial, a dict that JSON can store.
     """
-    grid = candidates(config)
-    given, sizes = grid[0], rounds(len(grid))
-    last = 2 ** (len(sizes) - 1)  # the length of a trial of the last round, in trials of the first
-    unit = budget / (sum(num * 2**number for number, num in enumerate(sizes)) + _FURTHER * last)
-    finished: list[Mapping[str, Any]] = []
-
-    def run(tried: Sequence[Candidate], length: float) -> Sequence[Mapping[str, Any]]:
-        if len(finished) < len(known):
-            finished.append(known[len(finished)])
-        else:
-            losses = _round([each.of(config) for each in tried], length, folder, build, judge)
-            trials = [{**vars(each), "loss": loss} for each, loss in zip(tried, losses, strict=True)]
-            finished.append({"budget": length, "trials": trials})
-            tell(finished[-1])
-        return finished[-1]["trials"]
-
-    trials = run(grid, unit)
-    for number, num in enumerate(sizes[1:], start=1):
-        trials = run(_best(trials, num, given), unit * 2**number)
-    (best,) = _best(trials, 1)
-    left = _FURTHER
-    # Of a race that is continued all rounds count, of which earlier versions made more.
-    while further := _further_out(best, grid, config)[: max(left, 2 * (len(finished) < len(known)))]:
-        found = run(further, unit * last)
-        trials, grid, left = [*trials, *found], [*grid, *_best(found, len(found))], left - len(found)
-        (best,) = _best(trials, 1)
-    return best.of(config), {**vars(best), "rounds": finished, "outermost": _outermost(best, grid)}
+    config = with_option(config, RATE, settled(config.optimizer).learning_rate)
+    sweep = _Sweep(config, budget, run, cost, given, known, tell)
+    best, names = config, searched(config, given)
+    if sweep.num > 1:
+        loss = sweep.loss(config, "")
+        for name in names:
+            best, loss = _along(best, loss, name, sweep)
+    options = flat_options(best)
+    found = {
+        "options": {name: options[name] for name in names if options[name] != flat_options(config)[name]},
+        "trials": sweep.trials,
+        "outermost": [name for name in _ORDERED if _is_outermost(options, name, sweep.trials)],
+        "left_out": sweep.left_out(),
+    }
+    return best, found
 
 
-def _best(trials: Sequence[Mapping[str, Any]], num: int, given: Candidate | None = None) -> list[Candidate]:
-    """Return the ``num`` candidates of lowest loss in trials of one length, always including ``given`` if not None."""
-    trials = sorted(trials, key=lambda trial: trial["loss"] if trial["loss"] is not None else math.inf)
-    found = [Candidate(trial["batch"], trial["learning_rate"]) for trial in trials]
-    return found[:num] if given is None or given in found[:num] else [*found[: num - 1], given]
+def with_option(config: Config, name: str, value: Any) -> Config:
+    """Return a copy of a config with another value of one option, by its full name.
+
+    >>> with_option(Config(), "patches.whole", 0.25).patches.whole
+    0.25
+    """
+    group, _, option = name.rpartition(".")
+    if not group:
+        return replace(config, **{option: value})
+    return replace(config, **{group: replace(getattr(config, group), **{option: value})})
 
 
-def _outermost(best: Candidate, tried: Sequence[Candidate]) -> list[str]:
-    """Return the names of options whose value in the best candidate is the largest or smallest one tried."""
-    return [
-        name
-        for name in ("batch", "learning_rate")
-        if len(values := sorted({getattr(each, name) for each in tried})) > 1
-        and getattr(best, name) in (values[0], values[-1])
-    ]
+class _Sweep:
+    """The trials of a sweep, as many as there is time for.
+
+    Attributes:
+        num: the number of trials that are planned.
+        trials: those that are finished.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        budget: float,
+        run: Run,
+        cost: Cost,
+        given: Collection[str],
+        known: Sequence[Mapping[str, Any]],
+        tell: Callable[[Mapping[str, Any]], None],
+    ) -> None:
+        self._config, self._budget, self._run, self._cost = config, budget, run, cost
+        self._given, self._known, self._tell = given, known, tell
+        self._timed = Budget.of(config).unit == "minutes"
+        planned = (_PLANNED if self._timed else 1.0) * budget
+        self._asked = most_trials(config, given)
+        self.num: int = min(self._asked, int(planned / (LEAST_STEPS * cost(config)) + 1e-9))
+        self._length = planned / max(self.num, 1)
+        self.trials: list[Mapping[str, Any]] = []
+        self._skipped: dict[str, None] = {}
+
+    def loss(self, tried: Config, name: str) -> float:
+        """Train a config and return its loss, infinity if training diverged or there is no time for the trial.
+
+        ``name`` is the option in which it differs from the best so far.
+        """
+        steps = int(self._length / self._cost(tried) + 1e-9)
+        if not self._has_room() or steps < LEAST_STEPS:
+            self._skipped[name] = None
+            return math.inf
+        options = flat_options(tried)
+        changed = {each: options[each] for each in searched(self._config, self._given)}
+        place = len(self.trials)
+        known = self._known[place] if place < len(self._known) else {}
+        if known.get("options") != changed or known.get("steps") != steps:
+            self._known = self._known[:place]  # of other settings, so those after it are, too
+            loss, seconds = self._run(tried, steps)
+            known = {"options": changed, "steps": steps, "loss": loss if math.isfinite(loss) else None}
+            known |= {"seconds": round(seconds, 3)} if self._timed else {}
+            self._tell(known)
+        self.trials.append(known)
+        return math.inf if known["loss"] is None else known["loss"]
+
+    def left_out(self) -> str:
+        """Return a sentence on what was not tried as there was no time for it; an empty text if all was."""
+        if self.num < 2:
+            needed = f"two trainings of {LEAST_STEPS} steps, the fewest that tell settings apart"
+            return f"no settings were tried, as there is no time for {needed}"
+        if not self._skipped:
+            return ""
+        names = ", ".join(self._skipped)
+        return f"no time was left for some values of {names}: each trial takes {LEAST_STEPS} steps or more"
+
+    def _has_room(self) -> bool:
+        used = sum(trial.get("seconds", 0.0) for trial in self.trials) / 60
+        slower = max(1.0, used / (len(self.trials) * self._length)) if self.trials else 1.0
+        return len(self.trials) < self.num and used + slower * self._length <= self._budget
 
 
-def _further_out(best: Candidate, tried: Sequence[Candidate], config: Config) -> list[Candidate]:
-    """Return new candidates beyond the best one: half or twice each outermost option, the other one unchanged."""
-    found = []
-    for name in _outermost(best, tried):
-        value = getattr(best, name)
-        factor = 2 if value == max(getattr(each, name) for each in tried) else 1 / 2
-        other = replace(best, **{name: factor * value})
-        found.append(replace(other, batch=max(_parts(config), round(other.batch))))
-    return [each for each in found if each not in tried]
+def _along(best: Config, least: float, name: str, sweep: _Sweep) -> tuple[Config, float]:
+    """Return the best config along one option and its loss: the first one, of a loss of ``least``, if none is better.
+
+    Of an option whose values have an order, what follows a better value is tried next, and what lies on the other side
+    only if the first one is no better.
+    """
+    first, left = best, MOST_VALUES
+    for values in _directions(first, name):
+        for value in values[:left]:
+            tried, left = with_option(first, name, value), left - 1
+            loss = sweep.loss(tried, name)
+            if loss < least:
+                best, least = tried, loss
+            elif name in _ORDERED:
+                break
+        if best is not first:
+            break
+    return best, least
+
+
+def _directions(config: Config, name: str) -> Iterator[list[Any]]:
+    """Yield lists of the values of an option to try, of which each begins next to that of the config."""
+    if name in (RATE, BATCH):
+        value, least = flat_options(config)[name], _parts(config)
+        for factor in (2, 1 / 2) if name == RATE else (1 / 2, 2):
+            values = [value * factor**times for times in range(1, MOST_VALUES + 1)]
+            rounded = values if name == RATE else [max(least, round(each)) for each in values]
+            yield [each for each in dict.fromkeys(rounded) if each != value]
+    elif name == SHARE:
+        yield [share for share in reversed(WHOLE_SHARES) if share < config.patches.whole]
+        yield [share for share in WHOLE_SHARES if share > config.patches.whole]
+    elif name == SIZES:
+        yield [{size: 1.0} for size in config.patches.sizes] if len(config.patches.sizes) > 1 else []
+    else:
+        yield [growth for growth in get_args(Growth) if growth != config.patches.growth]
+
+
+def _most_values(config: Config, name: str) -> int:
+    return min(MOST_VALUES, sum(map(len, _directions(config, name))))
+
+
+def _is_outermost(options: Mapping[str, Any], name: str, trials: Sequence[Mapping[str, Any]]) -> bool:
+    """Return True if the best value of an option is the largest or smallest one tried, of several."""
+    values = sorted({trial["options"][name] for trial in trials if name in trial["options"]})
+    return len(values) > 1 and options[name] in (values[0], values[-1])
+
+
+def taken(found: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the options that a finished sweep has chosen, by name, from its dict; None if it is not finished.
+
+    Sweeps of earlier versions searched the batch size and the learning rate, and have both in their dict.
+    """
+    if "batch" in found:
+        return {BATCH: found["batch"], RATE: found["learning_rate"]}
+    return found.get("options")
 
 
 def _parts(config: Config) -> int:
     """Return the smallest possible batch size of a config: one image for each microbatch."""
     return config.engine.accumulation if isinstance(config.engine.accumulation, int) else 1
-
-
-def _round(configs: Sequence[Config], budget: float, folder: Path, build: Build, judge: Judge) -> list[float | None]:
-    """Train one model for each config and return the held-out losses in order, None where training diverged."""
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        with ExitStack() as stack:
-            # A trial that diverges has merely lost, so the watchdog must not end the sweep.
-            trainers = [
-                build(replace(config, watchdog="off"), folder / f"{place}") for place, config in enumerate(configs)
-            ]
-            laps = [
-                stack.enter_context(trainer.in_laps(**_scaled(config, budget)))
-                for trainer, config in zip(trainers, configs, strict=True)
-            ]
-            for turn in range(1, _TURNS + 1):
-                for train_until in laps:
-                    train_until(turn / _TURNS)
-            losses = [judge(trainer) for trainer in trainers]
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return [loss if math.isfinite(loss) else None for loss in losses]
-
-
-def _scaled(config: Config, budget: float) -> dict[str, Any]:
-    """Return the budget of a trial as a dict with one of "steps", "images" and "minutes", as the config has."""
-    unit = Budget.of(config).unit
-    return {unit: budget if unit == "minutes" else max(1, round(budget))}

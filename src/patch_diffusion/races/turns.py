@@ -7,25 +7,19 @@ saved after the same shares of their budgets, which does not count as training t
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from patch_diffusion.data.images import Images
-from patch_diffusion.denoise.whole_image import whole_image_loss
 from patch_diffusion.errors import InputError
 from patch_diffusion.evaluation.meter import SampleMeter
+from patch_diffusion.races.judging import Judging, judgement
 from patch_diffusion.runs.log import read_log
 from patch_diffusion.training.budget import Budget, Cadence
 from patch_diffusion.training.trainer import Trainer
-from patch_diffusion.training.watching.thinning import Evaluation, Evaluations
-
-JUDGES = 256
-"""The maximum number of held-out images by whose loss the arms of a race are judged."""
 
 Measurements = list[dict[str, Any]]
 """The measurements of one arm by rising time: dicts of step, images, seconds, spent, loss, by_noise and, if samples are
@@ -36,44 +30,7 @@ _COUNTS = {"step", "images", "seconds", "spent"}
 SECONDS_PER_LAP = 15.0
 """The longest time that an arm trains before it is the turn of the next arm."""
 
-_TIMED, _FEWEST_JUDGES = 4, 16
-
 _ROUNDED = 1e-6  # the log rounds the spent fraction of a budget
-
-
-def judgement(trainer: Trainer, judges: Images, most: int = JUDGES) -> dict[float, float]:
-    """Return the loss of a trainer's averaged model on whole held-out images, as a dict from noise level to loss."""
-    return whole_image_loss(trainer.state.average.denoiser, judges, most=most)
-
-
-def seconds_per_judge(trainer: Trainer, judges: Images) -> float:
-    """Time the judgement of a trainer's model by a few images, and return the seconds that each takes."""
-    judgement(trainer, judges, 1)
-    began = time.monotonic()
-    judgement(trainer, judges, _TIMED)
-    return (time.monotonic() - began) / _TIMED
-
-
-def judging(asked: int, images: int, minutes: float | None, seconds: float) -> tuple[Evaluation, str]:
-    """Plan how often arms are judged, and by how many images, so that it adds at most 5 % to their training.
-
-    Args:
-        asked: the number of moments.
-        images: the number of held-out images.
-        minutes: the training time of an arm; None: in a race by steps or images nothing is left out.
-        seconds: how long it takes for one image.
-
-    Returns:
-        The plan, and a sentence on what is left out; an empty text if nothing is.
-    """
-    whole = Evaluation("losses of {} held-out images", Cadence(asked), min(images, JUDGES), _FEWEST_JUDGES)
-    if minutes is None:
-        return whole, ""
-    plan = Evaluations({"loss": whole}, 60 * minutes)
-    said = plan.plan({}, {"loss": seconds})
-    found = plan["loss"]
-    # A race without a judgement would tell nothing.
-    return (found, said) if found.moments.times else (replace(found, moments=Cadence(1), images=_FEWEST_JUDGES), said)
 
 
 def read_measurements(log_file: Path) -> Measurements:
@@ -94,7 +51,7 @@ def run_turns(
     trainers: Mapping[str, Trainer],
     judges: Images,
     budgets: Mapping[str, Budget],
-    plan: Evaluation,
+    plan: Judging,
     after: Callable[[int], None] = lambda moment: None,
     meter: SampleMeter | None = None,
 ) -> None:
@@ -106,9 +63,9 @@ def run_turns(
         trainers: the trainer of each arm by name, which neither samples nor judges itself.
         judges: the held-out images that all arms are judged by.
         budgets: the budget of each arm by name. If they differ, a turn is the same fraction of each.
-        plan: when the arms are judged, and by how many images.
+        plan: when the arms are judged, by how many images, and when by samples.
         after: a function that is called after each judging of all arms, with its number from 1.
-        meter: compares samples of all arms with the training images, each time that the arms are judged.
+        meter: compares samples of all arms with the training images, as often as the plan says.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C, once checkpoints of all arms are written.
@@ -120,15 +77,16 @@ def run_turns(
         laps = {name: stack.enter_context(trainer.in_laps(**vars(budgets[name]))) for name, trainer in trainers.items()}
         names, at_work = list(trainers), None
         try:
-            for number, (until, moment) in enumerate(_laps(budgets.values(), plan.moments)):
+            for number, (until, moment) in enumerate(_laps(budgets.values(), plan.loss.moments)):
                 # The order alternates, because one arm may leave the machine warmer for the next.
                 for name in names if number % 2 == 0 else names[::-1]:
                     at_work = name
                     laps[name](until)
                     at_work = None
                 if moment is not None:
+                    of_samples = meter if plan.measures_samples(moment) else None
                     for name, trainer in trainers.items():
-                        _measure(name, trainer, judges, budgets[name], until, plan.images, meter)
+                        _measure(name, trainer, judges, budgets[name], until, plan.loss.images, of_samples)
                     after(moment)
         except InputError as error:
             raise error.reworded(f"arm '{at_work}': {error}" if at_work else str(error)) from None

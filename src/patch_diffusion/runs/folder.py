@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,10 @@ class ModelFacts(Strict):
     """Conditions that the model is told of an image, with the categories or the range of the training images."""
     inputs: tuple[PairedInput, ...] = ()
     """Paired inputs that the model is shown, with their values or categories."""
+    parent: dict[str, int | str] = field(default_factory=dict)
+    """The ``run`` that it was tuned from, the ``step`` and a digest of its ``weights``; empty if it is no tuned run."""
+    carried: tuple[dict[str, str], ...] = ()
+    """The table of what was carried from the model that the option ``start`` names: part, change and how."""
 
     @classmethod
     def of(cls, denoiser: Denoiser, images: Images, rules: Collection[str] = RULES) -> ModelFacts:
@@ -95,6 +99,7 @@ class ModelFacts(Strict):
             rules=tuple(rules),
             attributes=images.columns if denoiser.attribute_channels else (),
             inputs=images.inputs if denoiser.paired_channels else (),
+            carried=tuple(map(dict, denoiser.carried)),
         )
 
 
@@ -172,7 +177,7 @@ class RunFolder(RunPaths):
                 "choose another folder, or go on with these by --allow num_images"
             )
         changed = changed_options(stored, config)
-        of_data = {"held_out_below", "data_digest", *(["num_images"] if stored_facts.data_digest else [])}
+        of_data = {"held_out_below", "data_digest", "carried", *(["num_images"] if stored_facts.data_digest else [])}
         compared = {name: value for name, value in vars(facts).items() if name not in of_data}
         differ = [name for name, value in compared.items() if _differs(value, getattr(stored_facts, name))]
         if fixed := [name for name in changed + differ if name in _FIXED]:
@@ -206,9 +211,15 @@ class RunFolder(RunPaths):
         return [*said, f"data: {change}"] if change else said
 
     def known_facts(self, facts: ModelFacts) -> ModelFacts:
-        """Return facts without the digest if this is a run of an earlier version, which goes on without one."""
-        unknown = self.is_run() and not self.read_config()[1].data_digest
-        return replace(facts, data_digest={}) if unknown else facts
+        """Return facts with what only the run that is here knows: parent, table of what was carried, and no digest.
+
+        A run of an earlier version has no digest, and goes on without one.
+        """
+        if not self.is_run():
+            return facts
+        stored = self.read_config()[1]
+        digest = facts.data_digest if stored.data_digest else {}
+        return replace(facts, parent=stored.parent, carried=stored.carried, data_digest=digest)
 
     def hold_out(self, images: Images, share: float, seed: int) -> tuple[Images, Images | None]:
         """Return images to train on, and held-out ones, by the rule of the run if there is one, else see `hold_out`."""
@@ -285,7 +296,7 @@ def _is_whole(attribute: Attribute) -> bool:
 # Options and facts that decide which tensors there are: of the network, the optimizer and the averages.
 _FIXED = {
     *(f"network.{name}" for name in vars(Network()) if name not in ("dropout", "label_dropout")),
-    *("patches.coords", "patches.context", "optimizer.kind", "ema.lengths", "noise.levels"),
+    *("start", "patches.coords", "patches.context", "optimizer.kind", "ema.lengths", "noise.levels"),
     *("image_channels", "num_classes", "parameters", "augment_channels", "attributes", "inputs"),
 }
 
@@ -295,6 +306,18 @@ def _nearest(name: str) -> str:
     allowed = sorted(each for each in {*option_names(), "data_digest"} - _FIXED if not may_change(each))
     inside = [each for each in allowed if each.startswith(f"{name}.")]
     return f"; choose from {', '.join(inside)}" if inside else did_you_mean(name, allowed)
+
+
+def tuned_in_words(few_steps: int, parent: Mapping[str, int | str]) -> str:
+    """Return what a tuned run is made for and which run it was made from, as info, report and model card say it.
+
+    >>> tuned_in_words(2, {"run": "runs/photos", "step": 1200})
+    'for 2 steps of sampling, from photos at step 1,200'
+    """
+    # Only the last part of a path on the training machine means anything to others.
+    name = Path(str(parent.get("run", ""))).name
+    at = f" at step {parent['step']:,}" if "step" in parent and not name.startswith("step-") else ""
+    return f"for {few_steps} step{'s' * (few_steps > 1)} of sampling" + (f", from {name}{at}" if name else "")
 
 
 def step_in(source: Path) -> int | None:

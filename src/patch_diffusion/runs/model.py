@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import get_ident
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -20,13 +20,14 @@ from patch_diffusion.data.latents.codec import LatentCodec, codec_of
 from patch_diffusion.data.paired import channels_of
 from patch_diffusion.denoise.denoiser import Denoiser, place
 from patch_diffusion.denoise.networks.dit import DiT
+from patch_diffusion.denoise.networks.timestep_unet import TimestepUNet
 from patch_diffusion.denoise.networks.unet import STYLES, UNet
 from patch_diffusion.denoise.process import PROCESSES
 from patch_diffusion.devices import choose_device
-from patch_diffusion.errors import InputError, is_out_of_memory, option_error
+from patch_diffusion.errors import InputError, is_out_of_memory, need, option_error, reason_of
 from patch_diffusion.files import read_tensors, user_path
 from patch_diffusion.runs.averages import average_name, combination, combine
-from patch_diffusion.runs.folder import RunFolder
+from patch_diffusion.runs.folder import ModelFacts, RunFolder
 from patch_diffusion.runs.retention import Seen, read_state, step_of
 
 UNET_ONLY, DIT_ONLY = ("multipliers", "blocks", "attention"), ("depth", "heads", "token")
@@ -45,32 +46,60 @@ def build_network(
     context: int | None = None,
     most: tuple[float, str] | None = None,
 ) -> nn.Module:
-    """Build the `UNet` or `DiT` that the options describe, with random initial weights.
+    """Build the `UNet`, `DiT` or `TimestepUNet` that the options describe, with random initial weights.
 
     With ``most``, a number of parameters and in words what sets it, a network of more is refused before it is made.
     """
     if options.kind == "custom":
         raise InputError("this run's network is a module of your own: give it as network=..., from Python")
     given = {name: value for name, value in vars(options).items() if value is not None and name != "kind"}
-    for name in given.keys() & (DIT_ONLY if options.kind in STYLES else UNET_ONLY):
+    own = {"dit": DIT_ONLY, "diffusers": ("unet",)}.get(options.kind, UNET_ONLY)
+    shared = ("dropout", "label_dropout") if options.kind == "diffusers" else ("width", "dropout", "label_dropout")
+    for name in given.keys() - {*own, *shared}:
         raise option_error(f"network.{name}", f"has no meaning for network.kind {options.kind}: leave it out")
-    given |= {"num_classes": num_classes, "augment_channels": augment_channels, "coords": coords}
-    given |= {"attribute_channels": attribute_channels, "paired_channels": paired_channels}
-    given["context"] = context is not None
+    given |= {"num_classes": num_classes, "coords": coords, "context": context is not None}
+    with _at_most(*most or (math.inf, "any")):
+        if options.kind == "diffusers":
+            for option, channels in (("data.conditions", attribute_channels), ("data.paired", paired_channels)):
+                if channels:
+                    raise option_error(
+                        option, "needs a network that is told of it, and a UNet2DModel is not: leave it out"
+                    )
+            return _timestep_unet(image_channels, augment_channels, given)
+        given |= {"augment_channels": augment_channels, "attribute_channels": attribute_channels}
+        given["paired_channels"] = paired_channels
+        try:
+            return (
+                UNet(image_channels, kind=options.kind, **given)
+                if options.kind in STYLES
+                else DiT(image_channels, **given)
+            )
+        except InputError:
+            raise
+        # The network modules import nothing of the package, so they raise ValueError: "network.width is ...".
+        except ValueError as error:
+            raise option_error(*str(error).split(" ", 1)) from None
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise InputError("the network that the options describe takes more memory than there is") from None
+
+
+def _timestep_unet(image_channels: int, augment_channels: int, given: dict[str, Any]) -> TimestepUNet:
+    """Build the network of a diffusers pipeline; raise an `InputError` with the reason if its description is none."""
+    if "unet" not in given:
+        raise option_error("network.kind", "diffusers is the network of a pipeline of diffusers: give --from FOLDER")
+    if augment_channels:
+        raise option_error(
+            "data.augment.p", "needs a network that is told of it, and a UNet2DModel is not: leave it out"
+        )
+    need("diffusers", "hub", "network.kind diffusers")
     try:
-        with _at_most(*most or (math.inf, "any")):
-            if options.kind in STYLES:
-                return UNet(image_channels, kind=options.kind, **given)
-            return DiT(image_channels, **given)
+        return TimestepUNet(image_channels, **given)
     except InputError:
         raise
-    # The network modules import nothing of the package, so they raise ValueError: "network.width is ...".
-    except ValueError as error:
-        raise option_error(*str(error).split(" ", 1)) from None
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise InputError("the network that the options describe takes more memory than there is") from None
+    except Exception as error:  # whatever diffusers makes of it
+        raise option_error("network.unet", f"describes no UNet2DModel: {reason_of(error)}") from None
 
 
 @contextmanager
@@ -105,6 +134,7 @@ def build_denoiser(config: Config, network: nn.Module, sigma_data: float) -> Den
         sigma_max=noise.sigma_max,
         mean_data=noise.mean_data,
         levels=noise.levels,
+        few_steps=config.few_steps,
     )
 
 
@@ -155,8 +185,32 @@ def load(
             + (f"there are checkpoints of the steps {', '.join(steps)}" if steps else "the run has no checkpoint yet")
         )
     tensors = read_tensors(weights) if ema_length is None else _average(folder, config, weights, ema_length)
+    model = model_of(config, facts, tensors, str(weights), network=network)
+    if vae is not None:
+        if not isinstance(model.codec, LatentCodec):
+            raise InputError(f"{path} holds a model of pixels, which takes no VAE")
+        model.codec = model.codec.decoded_by(os.fspath(vae))
+    return place(model, choose_device(device)).eval()
+
+
+def model_of(
+    config: Config,
+    facts: ModelFacts,
+    weights: dict[str, torch.Tensor],
+    where: str,
+    *,
+    network: nn.Module | None = None,
+) -> Denoiser:
+    """Return the model that options and facts describe, with these weights, on the CPU.
+
+    Args:
+        config, facts: as a run folder holds them.
+        weights: the tensors of the network by name.
+        where: the file that they are from, for errors.
+        network: a module to load the weights into, where the options describe none.
+    """
     if network is None:
-        num = sum(tensor.numel() for tensor in tensors.values())
+        num = sum(tensor.numel() for tensor in weights.values())
         network = build_network(
             config.network,
             facts.image_channels,
@@ -166,18 +220,13 @@ def load(
             paired_channels=channels_of(facts.inputs),
             coords=config.patches.coords,
             context=config.patches.context,
-            most=(num, f"the {num:,} numbers in {weights}"),
+            most=(num, f"the {num:,} numbers in {where}"),
         )
-    codec = codec_of(facts.codec)
-    if vae is not None:
-        if not isinstance(codec, LatentCodec):
-            raise InputError(f"{path} holds a model of pixels, which takes no VAE")
-        codec = codec.decoded_by(os.fspath(vae))
     model = build_denoiser(config, network, facts.sigma_data)
-    model.resolution, model.class_names, model.codec = facts.resolution, facts.class_names, codec
+    model.resolution, model.class_names, model.codec = facts.resolution, facts.class_names, codec_of(facts.codec)
     model.columns, model.inputs = facts.attributes, facts.inputs
-    restore_weights(network, tensors, str(weights))
-    return place(model, choose_device(device)).eval()
+    restore_weights(network, weights, where)
+    return model
 
 
 def _average(folder: RunFolder, config: Config, weights: Path, length: float) -> dict[str, torch.Tensor]:

@@ -146,7 +146,7 @@ def wide_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def option_text(value: Any) -> str:
     """Format the value of a training option as readable text."""
     if isinstance(value, dict):
-        return " ".join(f"{name}={share:g}" for name, share in value.items())
+        return " ".join(f"{name}={option_text(each)}" for name, each in value.items())
     if isinstance(value, list):
         return " ".join(map(option_text, value)) or "none"
     return f"{value:,g}" if isinstance(value, float) else str(value)

@@ -14,7 +14,7 @@ from patch_diffusion.files import check_writable, user_path, write_text
 from patch_diffusion.presets import PRESETS, nearest_preset
 from patch_diffusion.runs.chart import Guide, chart, number
 from patch_diffusion.runs.floor import FLOOR, LinearFloor, read_floor
-from patch_diffusion.runs.folder import ModelFacts, RunFolder
+from patch_diffusion.runs.folder import ModelFacts, RunFolder, tuned_in_words
 from patch_diffusion.runs.history import DISTANCES, ENOUGH_IMAGES, SHARES, Curve, History, shows_few, size_in_words
 from patch_diffusion.runs.page import option_text, page, table
 from patch_diffusion.runs.pictures import as_data, evenly_spaced
@@ -228,6 +228,8 @@ def _facts(config: Config, facts: ModelFacts) -> list[tuple[str, str]]:
         ("batch", f"{option_text(config.batch)} whole images"),
         ("optimizer", f"{config.optimizer.kind}, learning rate {option_text(config.optimizer.learning_rate)}"),
     ]
+    if config.few_steps is not None:
+        rows.append(("tuned", tuned_in_words(config.few_steps, facts.parent)))
     if "low" in facts.codec:
         rows.insert(2, ("values", f"{facts.codec.get('dtype')}, {facts.codec['low']:g} to {facts.codec['high']:g}"))
     elif "kind" in facts.codec:

@@ -34,6 +34,7 @@ def bind_images(
         InputError: the model cannot take the images, labels or coordinates.
     """
     check_one_stage(model)
+    check_denoiser(model)
     num, channels, height, width = _shape(images)
     if channels != (model.image_channels or channels):
         raise InputError(f"this model has images of {model.image_channels} channels, not {channels}")
@@ -55,6 +56,15 @@ def check_one_stage(model: Denoiser) -> None:
         raise InputError(
             "this model was trained with patches.context and makes images in two stages, first a small copy and then "
             "the whole: it can be sampled, but not edited, inverted, counted in bits or exported"
+        )
+
+
+def check_denoiser(model: Denoiser) -> None:
+    """Raise InputError if a model is made for a few steps of sampling: it no longer estimates a mean of images."""
+    if model.few_steps is not None:
+        raise InputError(
+            f"this model was tuned for sampling in {model.few_steps} steps and is no denoiser any more: to edit, "
+            "invert or count bits, take the run that it was tuned from"
         )
 
 

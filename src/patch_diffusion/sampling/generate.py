@@ -108,7 +108,8 @@ def generate(
         model: from `load`, or any `Denoiser`.
         seeds: integers from 0 to 2^63 - 1.
         sampling: the options, see `Sampling`; None: their defaults.
-        steps: solver steps, in short for an option of ``sampling``; 18 if neither gives them.
+        steps: solver steps, in short for an option of ``sampling``; 18 if neither gives them, or what
+            the model is tuned for.
         labels: a class for all, or one per seed: places in the model's ``class_names``, which are counted from 0. None:
             seed k gets class k mod classes if the model has classes.
         conditions: values by the names of the model's conditions, each for all images or a list of one per seed:
@@ -126,7 +127,7 @@ def generate(
     >>> [tuple(sample.pixels.shape) for sample in samples]
     [(1, 16, 16), (1, 16, 16)]
     """
-    sampling = (sampling or Sampling()).with_steps(steps, usual=18)
+    sampling = (sampling or Sampling()).settled(model, steps)
     if sampling.compile:
         model, sampling = sampling.compiled(model)
     view, sigmas = sampling.view(model), sampling.sigmas(model)

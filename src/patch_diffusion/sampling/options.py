@@ -48,9 +48,9 @@ _PAIRS = ("resolution", "tile", "guidance_interval")
 
 SOLVER_NAMES = (
     *("euler", "heun", "dpm_solver_2m", "dpm_solver_3m"),
-    *("euler_maruyama", "stochastic_heun", "ancestral"),
+    *("euler_maruyama", "stochastic_heun", "ancestral", "consistency"),
 )
-SCHEDULE_NAMES = ("karras", "vp", "ve", "exponential")
+SCHEDULE_NAMES = ("karras", "vp", "ve", "exponential", "few")
 """The names of all solvers and schedules, known without their functions."""
 
 
@@ -83,6 +83,7 @@ _SCALES = PrimitiveConstructorSpec(
         [f"{name}={scale:g}" for name, scale in scales.items()] if isinstance(scales, dict) else [f"{scales:g}"]
     ),
 )
+_SOLVER, _SCHEDULE = "heun", "karras"  # of ordinary models
 
 Coords = Literal["stretch", "extend", "repeat"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -105,13 +106,13 @@ class Sampling(Strict):
     __pydantic_config__: ClassVar[dict[str, Any]] = {**Strict.__pydantic_config__, "use_attribute_docstrings": True}
 
     steps: int | None = None
-    """Number of solver steps. Default: 18, or 32 for editing."""
-    solver: Annotated[str, Checked(check_solver), arg(metavar="NAME")] = "heun"
+    """Number of solver steps. Default: 18, or 32 for editing; a tuned run has its own."""
+    solver: Annotated[str | None, Checked(check_solver), arg(metavar="NAME")] = None
     """Solver: euler, heun, dpm_solver_2m or dpm_solver_3m; or one that adds noise at each step and needs more steps:
     stochastic_heun, ancestral or euler_maruyama. heun and stochastic_heun evaluate the network twice in each step, the
-    others once."""
-    schedule: Annotated[str, Checked(check_schedule), arg(metavar="NAME")] = "karras"
-    """Spacing of the noise levels: karras, vp, ve or exponential."""
+    others once. consistency is for tuned runs. Default: heun, or consistency for tuned runs."""
+    schedule: Annotated[str | None, Checked(check_schedule), arg(metavar="NAME")] = None
+    """Spacing of the noise levels: karras, vp, ve, exponential or few. Default: karras, or few for tuned runs."""
     sigma_min: float | None = None
     """Lowest noise level. Default: the model's own."""
     sigma_max: float | None = None
@@ -170,13 +171,20 @@ class Sampling(Strict):
                 found = tuple(check(name, each) for each in value) if several else check(name, value)
                 object.__setattr__(self, name, found)
 
-    def with_steps(self, steps: int | None, usual: int) -> Sampling:
-        """Return the options with a number of steps: their own one, else the given one, else the usual one."""
+    def settled(self, model: Denoiser, steps: int | None = None, *, usual: int = 18) -> Sampling:
+        """Return the options with steps, solver and schedule: their own, else the given, the model's or usual ones."""
         if steps is not None and self.steps is not None and steps != self.steps:
             raise InputError(
                 f"sampling has {self.steps} steps, and steps={steps} is given beside it: leave one out", option="steps"
             )
-        return replace(self, steps=next(each for each in (self.steps, steps, usual) if each is not None))
+        few = model.few_steps
+        solver, schedule = (_SOLVER, _SCHEDULE) if few is None else ("consistency", "few")
+        return replace(
+            self,
+            steps=next(each for each in (self.steps, steps, few, usual) if each is not None),
+            solver=self.solver or solver,
+            schedule=self.schedule or schedule,
+        )
 
     def refuse(self, names: Collection[str], reason: str) -> None:
         """Raise an `InputError` with the reason if one of the named options is not at its default."""
@@ -189,22 +197,27 @@ class Sampling(Strict):
         from patch_diffusion.sampling.solvers import SCHEDULES
 
         options = self._schedule_options()
+        schedule = self.schedule or _SCHEDULE
+        if schedule == "few":
+            options["sigma_data"] = model.sigma_data
         low = model.sigma_min if self.sigma_min is None else self.sigma_min
         high = model.sigma_max if self.sigma_max is None else self.sigma_max
         # As floats, since torch takes no whole numbers of more than 64 bits.
-        return SCHEDULES[self.schedule](self.steps, float(low), float(high), **options)
+        return SCHEDULES[schedule](self.steps, float(low), float(high), **options)
 
     def solver_for(self, model: Denoiser, sigmas: Float[Tensor, "levels"]) -> Callable[..., Tensor]:
         """Return the solver with its options, or raise an `InputError` if one is unknown or out of range."""
-        from patch_diffusion.sampling.solvers import ONLY_NOISE, TOO_FEW
+        from patch_diffusion.sampling.solvers import ONLY_NOISE, TOO_FEW, TUNED, UNTUNED
         from patch_diffusion.sampling.stochastic import SOLVERS
 
-        options = self._solver_options()
-        if "heun" in self.solver and 1 < (self.steps or 1) < TOO_FEW:
-            warnings.warn(ONLY_NOISE.format(self.solver, self.steps), Note, stacklevel=4)
-        if self.solver == "euler_maruyama":
+        options, solver = self._solver_options(), self.solver or _SOLVER
+        if (solver == "consistency") != (model.few_steps is not None):
+            warnings.warn(UNTUNED if model.few_steps is None else TUNED.format(solver), Note, stacklevel=4)
+        elif "heun" in solver and 1 < (self.steps or 1) < TOO_FEW:
+            warnings.warn(ONLY_NOISE.format(solver, self.steps), Note, stacklevel=4)
+        if solver == "euler_maruyama":
             options["process"] = model.process
-        solve = partial(SOLVERS[self.solver], **options)
+        solve = partial(SOLVERS[solver], **options)
         # A single level is no step, so this call only lets the solver check its options.
         solve(lambda noisy, sigma: noisy, sigmas[:1], sigmas[:1], noise=lambda index: sigmas[:1])
         return solve
@@ -261,9 +274,9 @@ class Sampling(Strict):
         """Return the options, with defaults filled in, as a dict that JSON can store; ``samples.json`` holds it."""
         return {
             "steps": self.steps,
-            "solver": self.solver,
+            "solver": self.solver or _SOLVER,
             **self._solver_options(),
-            "schedule": self.schedule,
+            "schedule": self.schedule or _SCHEDULE,
             **self._schedule_options(),
             "guidance": self.guidance,
             **({} if self.guidance == 1 else self._guide_settings()),
@@ -277,14 +290,14 @@ class Sampling(Strict):
     def _schedule_options(self) -> dict[str, Any]:
         from patch_diffusion.sampling.solvers import SCHEDULES, options_of
 
-        return options_of("schedule", self.schedule, SCHEDULES, {"rho": self.rho})
+        return options_of("schedule", self.schedule or _SCHEDULE, SCHEDULES, {"rho": self.rho})
 
     def _solver_options(self) -> dict[str, Any]:
         from patch_diffusion.sampling.solvers import options_of
         from patch_diffusion.sampling.stochastic import SOLVERS
 
         names = ("churn", "churn_min", "churn_max", "churn_noise", "eta")
-        return options_of("solver", self.solver, SOLVERS, {name: getattr(self, name) for name in names})
+        return options_of("solver", self.solver or _SOLVER, SOLVERS, {name: getattr(self, name) for name in names})
 
     def _guide_settings(self) -> dict[str, Any]:
         guide = self.guide if isinstance(self.guide, str) else "model"

@@ -95,13 +95,14 @@ class Budget:
         return (wall if by_wall and wall is not None else seen.seconds) / (60 * self.time)
 
 
-def training_flops(denoiser: Denoiser, channels: int, shape: Shape, *, attention: bool = True) -> int:
-    """Count the floating-point operations of a training step on one image: three times those of the forward pass.
+def training_flops(denoiser: Denoiser, channels: int, shape: Shape, *, attention: bool = True, passes: int = 3) -> int:
+    """Count the floating-point operations of a training step on one image: those of some forward passes.
 
     Args:
         denoiser: the model.
         channels, shape: those of the image.
         attention: false for a run that began when the attention of CPUs was not counted.
+        passes: the forward passes that the step is worth, see `Objective`.
     """
     tensors = {**dict(denoiser.named_parameters()), **dict(denoiser.named_buffers())}
 
@@ -120,8 +121,8 @@ def training_flops(denoiser: Denoiser, channels: int, shape: Shape, *, attention
     if attention and not any(map(is_sharded, tensors.values())):
         # Tensors without values pass in a fraction of the time, but not a network that looks at values.
         with suppress(Exception):
-            return 3 * forward(torch.device("meta"))
-    return 3 * forward(denoiser.device)
+            return passes * forward(torch.device("meta"))
+    return passes * forward(denoiser.device)
 
 
 def _attention_kernels() -> dict[Any, Any]:

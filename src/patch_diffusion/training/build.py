@@ -13,11 +13,14 @@ from patch_diffusion.config import Config
 from patch_diffusion.data.attributes import width_of
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.held_out import FEWEST_TO_HOLD_OUT, HELD_OUT, least_held_out
-from patch_diffusion.data.images import Images, refuse_one_value
+from patch_diffusion.data.images import Images, refuse_one_value, with_columns, with_inputs
 from patch_diffusion.data.paired import channels_of
+from patch_diffusion.denoise.carry import Carried, carry, check_kind
+from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.devices import memory_of
-from patch_diffusion.errors import option_error
+from patch_diffusion.errors import about, option_error
 from patch_diffusion.files import user_path
+from patch_diffusion.interop.start import Start, open_start
 from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.runs.model import build_denoiser, build_network
 from patch_diffusion.streams import stream_key
@@ -31,13 +34,15 @@ def build_trainer(
     images: Images,
     out: str | PathLike[str],
     *,
+    start: Start | None = None,
     allow: Collection[str] = (),
     show: bool = True,
 ) -> Trainer:
-    """Build the trainer that `train` fits, with random initial weights that follow from the seed.
+    """Build the trainer that `train` fits, with random initial weights that follow from the seed, or those of a model.
 
-    Nothing is written before it is fitted. A share ``data.held_out`` of the images is held out. See `Trainer` for the
-    errors.
+    A new run with the option ``start`` gets the weights of that model, which is opened here unless it is given. A run
+    that continues does not read it. Nothing is written before the trainer is fitted. A share ``data.held_out`` of the
+    images is held out. See `Trainer` for the errors.
     """
     run = RunFolder(user_path(out))
     if config.data.group is not None and config.data.held_out == 0 and not run.is_run():
@@ -67,7 +72,35 @@ def build_trainer(
     sigma_data = config.noise.sigma_data
     sigma_data = _sigma_data(images, run, config.noise.mean_data) if sigma_data is None else sigma_data
     denoiser = build_denoiser(config, network, sigma_data)
+    if config.start is not None and not run.is_run():
+        source = start or open_start(config.start)
+        images, held_out = (each and known_as(each, source.model) for each in (images, held_out))
+        assert images is not None
+        begin_from(source, denoiser, images)
     return Trainer(denoiser, images, config, out=out, held_out=held_out, allow=allow, show=show)
+
+
+def known_as(images: Images, model: Denoiser) -> Images:
+    """Return images whose conditions and paired inputs have the scales of a model, if it is told the same."""
+    if {column.name for column in images.columns} == {column.name for column in model.columns}:
+        images = with_columns(images, model.columns)
+    same = [(each.channels, each.categories) for each in images.inputs]
+    return (
+        with_inputs(images, model.inputs)
+        if same == [(each.channels, each.categories) for each in model.inputs]
+        else images
+    )
+
+
+@about("start")
+def begin_from(start: Start, denoiser: Denoiser, images: Images) -> None:
+    """Load the weights of a model into a new one for these images, and note on it what was carried."""
+    check_kind(start.model, images.codec)
+    denoiser.columns, denoiser.inputs = images.columns, images.inputs
+    rows = carry(start.model, denoiser, class_names=images.class_names, resolution=images.resolution)
+    rows = [*start.rows, *rows]
+    rows.append(Carried("optimizer", "", "not carried: its state, the averages and the counters begin anew"))
+    denoiser.carried = tuple(row._asdict() for row in rows)
 
 
 def note_on_few(num: int) -> list[str]:

@@ -91,5 +91,10 @@ def check_watching(config: Config, images: Images, held_out: Images | None, *, c
         raise option_error("checkpoint_by", f"{by} says which checkpoint is the best: add checkpoint_best")
     if by != "loss" and by not in watch.metrics:
         raise option_error("checkpoint_by", f"{by} needs it to be measured: add watch.metrics {by}")
+    if best and by == "loss" and config.few_steps is not None:
+        raise option_error(
+            "checkpoint_best",
+            "needs checkpoint_by kernel and watch.metrics kernel here: a loss does not tell how good few steps are",
+        )
     if best and by == "loss" and held_out is None:
         raise option_error("checkpoint_best", "needs images that are held out: give data.held_out, for example 0.05")

@@ -99,7 +99,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         pictures, minutes = num_pictures(self.state.denoiser), self.budget.time
-        buckets = () if self.held_out is None else self.held_out.buckets
+        buckets = () if self._judged is None else self._judged.buckets
         most = min(MOST_HELD_OUT, max(map(len, buckets), default=0))
         asked = {
             _PICTURES: Evaluation("pictures of {} samples", Cadence(self.config.samples), pictures, pictures // 4),
@@ -108,6 +108,11 @@ class Loop:
             ),
         }
         self._evaluations = Evaluations(asked, None if minutes is None else 60 * minutes)
+
+    @property
+    def _judged(self) -> Images | None:
+        """The held-out images whose denoising loss is measured: none if the model is not to end as a denoiser."""
+        return self.held_out if self.state.objective.denoises else None
 
     def begin(self) -> None:
         """Begin a new run, or restore the newest undamaged checkpoint of a stopped one.
@@ -158,13 +163,13 @@ class Loop:
 
     def _find_floor(self, continues: bool) -> None:
         """Measure the linear floor of a new run with held-out images; read that of one that continues, if it has it."""
-        if continues or self.held_out is None:
+        if continues or self._judged is None:
             self._floor = read_floor(self.run.floor_file)
             return
         progress = self.progress
         with progress.optional("the linear floor"):
             try:
-                self._floor = linear_floor(self.images, self.held_out, noise=self.config.noise, most=MOST_HELD_OUT)
+                self._floor = linear_floor(self.images, self._judged, noise=self.config.noise, most=MOST_HELD_OUT)
                 self._floor.write(self.run.floor_file)
             except InputError as error:
                 progress.note(f"no linear floor is measured: {error}", self.state.counters.step)
@@ -219,7 +224,7 @@ class Loop:
                 marked = extra or keeps.is_due(before, spent)
                 pictured = self._is_due(_PICTURES, before, spent)
                 # Held-out images are evaluated where the budget says, not the clock, so that logs repeat.
-                evaluated = self.held_out is not None and self._is_due(_HELD_OUT, before, spent, marked=extra)
+                evaluated = self._judged is not None and self._is_due(_HELD_OUT, before, spent, marked=extra)
                 if pictured and group.samples_and_saves:
                     self._write_pictures()
                 if measured:
@@ -312,8 +317,8 @@ class Loop:
             seconds = {_PICTURES: 0.0, _HELD_OUT: 0.0}
             with self._evaluating("measuring the time of evaluations", "evaluation"):
                 seconds[_PICTURES] = seconds_per_picture(model)
-                if self.held_out is not None:
-                    seconds[_HELD_OUT] = seconds_per_held_out(model, self.held_out, self.schedule)
+                if self._judged is not None:
+                    seconds[_HELD_OUT] = seconds_per_held_out(model, self._judged, self.schedule)
             note = self._evaluations.plan(state.evaluated, seconds)
         self._evaluations, note = group.broadcast((self._evaluations, note))
         state.evaluated = {name: self._evaluations[name].images for name in (_PICTURES, _HELD_OUT)}
@@ -346,11 +351,11 @@ class Loop:
 
     def _held_out_loss(self, spent: float) -> float | None:
         """Compute and log the loss on held-out images; return its mean, None if there are no such images."""
-        if self.held_out is None or not self.engine.group.samples_and_saves:
+        if self._judged is None or not self.engine.group.samples_and_saves:
             return None
         with self._evaluating("evaluating held-out images", "the loss of held-out images", _HELD_OUT):
             most = self._evaluations[_HELD_OUT].images
-            by_noise, by_size = held_out_losses(self.state.average.denoiser, self.held_out, self.schedule, most)
+            by_noise, by_size = held_out_losses(self.state.average.denoiser, self._judged, self.schedule, most)
             mean = self.progress.log_held_out(self.state.counters, spent, by_noise, by_size)
             self._advise(spent, {f"{sigma:g}": loss for sigma, loss in by_noise.items()})
             return mean

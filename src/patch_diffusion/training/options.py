@@ -26,7 +26,7 @@ class TrainerOptions(TypedDict, total=False):
 
     ``schedule`` replaces ``patches``, ``augment`` replaces ``data.augment``. ``held_out``: images that are not trained
     on, whose loss is logged. ``meter``: function that computes metrics of samples, its options replace ``watch``.
-    ``objective``: function that makes the training objective of the denoiser.
+    ``objective``: function that makes the training objective of the denoiser. Default: by its ``few_steps``.
     """
 
     schedule: Patches
@@ -112,7 +112,12 @@ def reconciled(config: Config, denoiser: Denoiser, images: Images) -> Config:
         levels=denoiser.levels,
     )
     found = replace(
-        config, network=own, data=read, noise=noise, patches=replace(config.patches, coords=denoiser.coords)
+        config,
+        network=own,
+        data=read,
+        noise=noise,
+        patches=replace(config.patches, coords=denoiser.coords),
+        few_steps=denoiser.few_steps,
     )
     before, usual, now = (flat_options(each) for each in (config, Config(), found))
     for name, value in before.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
@@ -26,8 +27,10 @@ from patch_diffusion.training.hardware.engine import Engine
 from patch_diffusion.training.hardware.sharding import part
 from patch_diffusion.training.losses import Balance, Losses
 from patch_diffusion.training.optimizing.ema import WeightAverage
+from patch_diffusion.training.optimizing.lora import add_lora, merge
 from patch_diffusion.training.optimizing.muon import class_embeddings
 from patch_diffusion.training.optimizing.optimizers import make_average, make_optimizer
+from patch_diffusion.training.optimizing.parts import train_only
 from patch_diffusion.training.optimizing.power_ema import PowerAverage, power_averages
 from patch_diffusion.training.optimizing.schedule_free import ScheduleFreeAverage
 from patch_diffusion.training.watchdog import Watchdog
@@ -114,19 +117,27 @@ class TrainingState:
         self.objective = objective
         self.denoiser: Denoiser = objective.denoiser
         self.network: nn.Module = self.denoiser.module
+        if config.optimizer.only is not None and config.optimizer.lora is None:
+            train_only(self.network, config.optimizer.only)
         # This comes before the weights are sharded, as sharded ones cannot be copied.
         self.average: WeightAverage | ScheduleFreeAverage = make_average(self.denoiser, config.ema, config.optimizer)
+        self.averaged: Denoiser = self.denoiser  # its weights go into the averages: with LoRA, those of a plain network
+        if config.optimizer.lora is not None:
+            self.averaged = copy.deepcopy(self.denoiser).requires_grad_(False)
+            add_lora(self.network, config)
         engine.place_average(self.average.denoiser)
         self.module: nn.Module = engine.wrap(objective).train()
+        if self.averaged is not self.denoiser:
+            engine.place_average(self.averaged)
         self.scaler: torch.amp.GradScaler = engine.scaler
         self.optimizer: torch.optim.Optimizer = make_optimizer(
-            self.network.parameters(),
+            [parameter for parameter in self.network.parameters() if parameter.requires_grad],
             config.optimizer,
             embeddings=class_embeddings(self.network) if "adam-for-embeddings" in rules else (),
         )
         if isinstance(self.average, ScheduleFreeAverage):
             self.average.follow(self.optimizer)
-        self.power_averages: dict[str, PowerAverage] = power_averages(self.denoiser, config.ema.lengths)
+        self.power_averages: dict[str, PowerAverage] = power_averages(self.averaged, config.ema.lengths)
         self.counters: Counters = Counters()
         self.copying: Copying = Copying()
         self.watchdog: Watchdog = Watchdog()
@@ -137,8 +148,10 @@ class TrainingState:
 
     def update_averages(self, num_images: int) -> None:
         """Update all weight averages with the weights after a step on ``num_images``."""
+        if self.averaged is not self.denoiser:
+            merge(self.network, self.averaged.module)
         for average in (self.average, *self.power_averages.values()):
-            average.update(self.denoiser, num_images, self.counters.images)
+            average.update(self.averaged, num_images, self.counters.images)
 
     def record(self, result: StepResult, all_reduce_sum: Callable[[Tensor], Tensor]) -> Tensor:
         """Keep the losses of a step for the log and the learned loss weight; return their mean over all ranks."""

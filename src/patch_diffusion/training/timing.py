@@ -36,7 +36,7 @@ def measure_speed(images: Images, config: Config, seconds: float = _SECONDS) -> 
         seconds: the approximate time to spend.
     """
     engine = replace(config.engine, shard=False, accumulation=1, compile=False)
-    quiet = replace(config, engine=engine, watch=Watch(), checkpoint_by="loss", batch_pixels=None)
+    quiet = replace(config, engine=engine, watch=Watch(), checkpoint_by="loss", batch_pixels=None, start=None)
     quiet = replace(quiet, batch=_BATCHES[0] * int(os.environ.get("WORLD_SIZE", "1")))
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(quiet, images, Path(folder) / "run", show=False)

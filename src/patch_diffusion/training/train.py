@@ -14,6 +14,7 @@ from patch_diffusion.data.sources import open_data
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import option_error
 from patch_diffusion.files import user_path
+from patch_diffusion.interop.start import open_start
 from patch_diffusion.limits import check_numbers
 from patch_diffusion.presets import with_budget
 from patch_diffusion.processes import is_first, run_processes, started_by_launcher
@@ -22,6 +23,7 @@ from patch_diffusion.runs.model import load
 from patch_diffusion.training.budget import Budget
 from patch_diffusion.training.build import build_trainer
 from patch_diffusion.training.choices.choose import choose
+from patch_diffusion.training.choices.source import with_source
 from patch_diffusion.training.clock import Clock
 from patch_diffusion.training.timing import measure_speed
 
@@ -30,6 +32,7 @@ def train(
     config: Config,
     out: str | PathLike[str],
     *,
+    start: str | PathLike[str] | None = None,
     given: Collection[str] | None = None,
     allow: Collection[str] = (),
     show: bool = True,
@@ -42,6 +45,8 @@ def train(
     Args:
         config: all options, a budget among them.
         out: the run folder.
+        start: the model to train on from, in place of the option ``start``: a run, "RUN:best" and so on, a published
+            file, or a folder of a diffusers pipeline. Only a new run reads it.
         given: names of the options to take as they are, such as "patches.sizes"; others are chosen to suit images,
             budget and machine, see `choose`, and the log says which and why. None: those that are not at their
             defaults.
@@ -54,6 +59,8 @@ def train(
     >>> train(config, "runs/trained", show=False).resolution
     (16, 16)
     """
+    if start is not None:
+        config, given = replace(config, start=os.fspath(start)), None if given is None else {*given, "start"}
     check_numbers(config)
     processes = config.engine.processes
     if processes is not None and processes < 1:
@@ -81,13 +88,16 @@ def _train(
         if (fit, stored.data.fit) == ("bucket", "multiples"):  # the buckets of an earlier version
             config = replace(config, data=replace(config.data, fit="multiples"))
     config = with_budget(config)
+    start = None if stored is not None or config.start is None else open_start(config.start)
     images = open_data(config.data, show=show)
     if stored is None:
         refuse_ids(images)
+        if start is not None:
+            config, given = with_source(config, given, start.model, images.channels)
         config, reasons = choose(images, config, given, measure=lambda config: measure_speed(images, config))
         images = replace(images, notes=(*images.notes, *reasons))
     elif "batch" in given:
         config = replace(config, batch_pixels=None)
-    trainer = build_trainer(config, images, out, allow=allow, show=show)
+    trainer = build_trainer(config, images, out, start=start, allow=allow, show=show)
     trainer.clock = clock  # it has run since before the images were read
     return trainer.fit(**vars(Budget.of(config)))

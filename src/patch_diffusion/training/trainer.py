@@ -15,9 +15,11 @@ from patch_diffusion.config import BUDGETS, Config, Patches
 from patch_diffusion.config_dict import differences, plain
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.images import Images, numbered_as
+from patch_diffusion.denoise.carry import table
+from patch_diffusion.denoise.consistency import ConsistencyObjective
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.objective import DenoisingObjective, NoiseLevels
-from patch_diffusion.errors import InputError
+from patch_diffusion.errors import InputError, option_error
 from patch_diffusion.evaluation.meter import SampleMeter
 from patch_diffusion.files import check_room, user_path
 from patch_diffusion.limits import check_numbers
@@ -85,7 +87,7 @@ class Trainer:
         show: bool = True,
         **options: Unpack[TrainerOptions],
     ) -> None:
-        objective = options.pop("objective", DenoisingObjective)
+        objective = options.pop("objective", DenoisingObjective if denoiser.few_steps is None else ConsistencyObjective)
         held_out, meter = options.pop("held_out", None), options.pop("meter", None)
         if meter is not None:
             options["watch"] = meter.options
@@ -138,7 +140,9 @@ class Trainer:
         with explain_out_of_memory(self.demand), self.engine.autocast():
             counted = "counted-attention" in rules
             self.flops: dict[Shape, int] = {
-                size.shape: training_flops(denoiser, images.channels, size.shape, attention=counted)
+                size.shape: training_flops(
+                    denoiser, images.channels, size.shape, attention=counted, passes=self.state.objective.passes
+                )
                 for size in self._sizes
             }
         if config.engine.accumulation == "auto":
@@ -167,6 +171,10 @@ class Trainer:
             self.state, self.run, self.engine.group, self.config, self._note, self.progress.optional
         )
         self.changed: list[str] = self.run.check(self.config, self.facts, allow)
+        if self.config.start is not None and not self.facts.carried:
+            raise option_error(
+                "start", "is for train and pd.train: a Trainer trains on from the weights of its denoiser"
+            )
 
     def _labelled(self, images: Images, denoiser: Denoiser) -> Images:
         """Return images with the labels of the run that continues, or of a denoiser that was trained before."""
@@ -232,7 +240,7 @@ class Trainer:
                 self.meter,
                 lambda: explain_out_of_memory(self.demand),
                 (
-                    [self.summary(), *self.images.notes],
+                    [self.summary(), *table(self.facts.carried), *self.images.notes],
                     [f"changed from here on: {change}" for change in self.changed],
                 ),
             )

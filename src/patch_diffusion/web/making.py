@@ -189,7 +189,7 @@ def _options(
     tile, overlap = pair(asked.tile), asked.overlap
     most = at_once(resolution, model.resolution, wanted.pictures, tile=tile, overlap=overlap, backward=backward)
     guide = guide_of(str(asked.guide), weaker)
-    return replace(asked, steps=asked.steps or usual, guide=guide, batch=min(asked.batch, most))
+    return replace(asked, guide=guide, batch=min(asked.batch, most)).settled(model, usual=usual)
 
 
 def _small(pixels: torch.Tensor) -> torch.Tensor:

@@ -237,7 +237,11 @@ def _model(config: Config, facts: ModelFacts) -> dict[str, Any]:
         "ema_lengths": list(config.ema.lengths or ()),
         # Networks drop labels in training unless label_dropout is 0.
         "classless": not facts.num_classes or dropped is None or dropped > 0,
-        "editable": codec.get("dtype") == "uint8" and facts.image_channels in (1, 3, 4) and context is None,
+        "editable": codec.get("dtype") == "uint8"
+        and facts.image_channels in (1, 3, 4)
+        and context is None
+        and config.few_steps is None,
+        "few_steps": config.few_steps,
     }
 
 

@@ -79,6 +79,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         process: str = "edm",
         mean_data: Sequence[float] | None = None,
         attributes: Sequence[Mapping[str, Any]] = (),
+        steps: int = 18,
     ) -> None:
         super().__init__()
         self.register_modules(network=network, scheduler=scheduler, vae=vae)
@@ -97,6 +98,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
             process=process,
             mean_data=list(mean_data or [0.0]),
             attributes=[dict(each) for each in attributes],
+            steps=steps,
         )
 
     @torch.no_grad()
@@ -104,7 +106,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         self,
         batch_size: int = 1,
         class_labels: int | str | Sequence[int | str] | None = None,
-        num_inference_steps: int = 18,
+        num_inference_steps: int | None = None,
         guidance_scale: float = 1.0,
         seeds: int | Sequence[int] | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -127,7 +129,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
             class_labels: a class for all images, or one per image, by name, or by its place from 0 on; so 3 is the
                 class that is named 3, if there is one. None: seed k, or image k if there are no seeds, gets class k mod
                 classes.
-            num_inference_steps: the number of solver steps.
+            num_inference_steps: the number of solver steps; None: 18, or those that the model is tuned for.
             guidance_scale: the scale of guidance away from what the ``guide`` makes; 1 is none.
             seeds: a seed gives the picture that ``patch-diffusion sample`` makes of it, in any batch, also with a
                 solver that adds noise.
@@ -157,7 +159,8 @@ class PatchDiffusionPipeline(DiffusionPipeline):
             whole_number("height", config.height if height is None else height),
             whole_number("width", config.width if width is None else width),
         )
-        num_inference_steps = whole_number("num_inference_steps", num_inference_steps)
+        steps = config.steps if num_inference_steps is None else num_inference_steps
+        num_inference_steps = whole_number("num_inference_steps", steps)
         guidance_scale = finite_number("guidance_scale", guidance_scale)
         tile = None if tile is None else _pair(tile)
         seen = tile or shape
@@ -424,7 +427,7 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
 PatchDiffusionPipeline.__init__.__annotations__ = {
     "network": torch.nn.Module,
     **dict.fromkeys(("scheduler", "vae"), object),
-    **dict.fromkeys(("height", "width", "image_channels", "stride", "num_classes", "no_class"), int),
+    **dict.fromkeys(("height", "width", "image_channels", "stride", "num_classes", "no_class", "steps"), int),
     **dict.fromkeys(("label_dropout", "timestep_scale"), float),
     "coords": bool,
     **dict.fromkeys(("id2label", "codec"), dict),

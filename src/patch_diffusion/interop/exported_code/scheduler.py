@@ -63,6 +63,8 @@ class PatchDiffusionScheduler(SchedulerMixin, ConfigMixin):
         """Return the noise levels of ``steps`` steps from high to low, and then 0, as float64 ``(steps + 1,)``."""
         config: Any = self.config
         options = options_of("schedule", config.schedule, SCHEDULES, {"rho": config.rho})
+        if config.schedule == "few":
+            options["sigma_data"] = config.sigma_data
         return SCHEDULES[config.schedule](steps, config.sigma_min, config.sigma_max, **options)
 
     def solve(

@@ -13,7 +13,7 @@ import torch
 from patch_diffusion.denoise.denoiser import Denoiser, evaluating
 from patch_diffusion.deprecation import takes_old_keywords
 from patch_diffusion.errors import InputError, whole_number
-from patch_diffusion.sampling.bind import check_one_stage
+from patch_diffusion.sampling.bind import check_denoiser, check_one_stage
 from patch_diffusion.sampling.classes import CLASS
 from patch_diffusion.sampling.editing.image import pixel_codec
 from patch_diffusion.sampling.editing.measurement import Measurement
@@ -75,9 +75,11 @@ def edit(
     >>> for sample in edit(model, inpainting(image, mask), seeds=range(4)):  # doctest: +SKIP
     ...     sample.save("pictures")
     """
-    sampling = (sampling or Sampling()).with_steps(None, usual=32)
+    check_denoiser(model)
+    sampling = sampling or Sampling()
     sampling.refuse(OWN_SOLVER, "edit has a solver and a schedule of its own")
     sampling.refuse(["resolution"], "an edited image has the resolution that follows from the image")
+    sampling = sampling.settled(model, usual=32)
     if sampling.compile:
         model, sampling = sampling.compiled(model)
     pixel_codec(model)

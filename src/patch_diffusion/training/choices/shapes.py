@@ -33,6 +33,8 @@ def stride(network: Network) -> int:
         return 2 ** (len(_multipliers(network)) - 1)
     if network.kind == "dit":
         return network.token or _default(DiT, "token")
+    if network.kind == "diffusers" and network.unet is not None:
+        return 2 ** (len(network.unet["model"]["block_out_channels"]) - 1)
     return 1
 
 

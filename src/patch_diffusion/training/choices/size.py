@@ -124,8 +124,8 @@ def choose_size(
 
 
 def networks(network: Network) -> list[Network]:
-    """Return networks from small to large that agree with the options that are not None; none for a custom one."""
-    if network.kind == "custom":
+    """Return networks from small to large that agree with the options that are not None; none of others' networks."""
+    if network.kind in ("custom", "diffusers"):
         return []
     if network.kind in STYLES:
         names, rungs, same = ("width", "blocks"), _U_NETS, SHAPE

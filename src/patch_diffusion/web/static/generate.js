@@ -9,7 +9,7 @@ import {Settings} from './settings.js';
 
 const MOST_MODELS = 4;
 const SOLVERS = {heun: 'Heun', dpm_solver_2m: 'DPM-Solver++ 2M', dpm_solver_3m: 'DPM-Solver++ 3M', euler: 'Euler',
-  stochastic_heun: 'Heun, stochastic', ancestral: 'ancestral'};
+  stochastic_heun: 'Heun, stochastic', ancestral: 'ancestral', consistency: 'consistency, for tuned runs'};
 
 export async function showGenerate(place, values, signal) {
   document.title = 'Generate – patch diffusion';
@@ -43,7 +43,7 @@ export async function showGenerate(place, values, signal) {
       ...guidance.fields, more('Size and tiles', ...view.fields), others.fold), go);
   const earlier = new Earlier(({models, pictures, job}) => showing(models, pictures).follow(job, signal));
   place.append(element('div', {className: 'work'}, form, element('div', {}, results, earlier.element)));
-  let settings = null;
+  let settings = null, tuned = null;  // the number of steps that the models are tuned for
   add();
   settings = new Settings(form);
   while (choices.length < Math.min(values.getAll('run').length, MOST_MODELS)) add();
@@ -71,6 +71,10 @@ export async function showGenerate(place, values, signal) {
     suit();
   }
 
+  function usualSolver() {
+    return tuned === null ? 'heun' : 'consistency';
+  }
+
   function suit() {
     beside.hidden = choices.length >= MOST_MODELS;
     const found = choices.map(choice => choice.model);
@@ -79,6 +83,13 @@ export async function showGenerate(place, values, signal) {
     conditions.suit(found);
     guidance.suit(choices);
     view.suit(found);
+    const own = found.every(model => model.few_steps === found[0].few_steps) ? found[0].few_steps : null;
+    if (own !== tuned) {
+      tuned = own;  // first, as the event below comes back here
+      solver.value = usualSolver();
+      steps.input.value = own ?? 18;
+      steps.input.dispatchEvent(new Event('input'));
+    }
     const few = solver.value.includes('heun') && steps.input.value > 1 && steps.input.value < 5;  // specks
     solver.parentElement.lastChild.classList.toggle('warning', few);
     settings?.write();
@@ -97,7 +108,7 @@ export async function showGenerate(place, values, signal) {
   async function make() {
     go.disabled = true;
     const wanted = {models: choices.map(choice => choice.asked), seed: Number(seed.value), pictures: Number(pictures.value),
-      label: label.value === '' ? null : Number(label.value), steps: Number(steps.input.value), solver: solver.value,
+      label: label.value === '' ? null : Number(label.value), steps: Number(steps.input.value), solver: solver.value === usualSolver() ? null : solver.value,
       ...conditions.asked, ...guidance.asked, resolution: view.resolution, ...view.asked, ...others.asked};
     const shown = showing(wanted.models, wanted.pictures);
     results.scrollIntoView({block: 'nearest'});

@@ -191,8 +191,8 @@ export class OtherFields {
   }
 
   constructor(options) {
-    this.inputs = options.map(([name, {enum: words, type}]) => words
-      ? element('select', {name}, ...words.map(value => element('option', {value}, value)))
+    this.inputs = options.map(([name, {enum: words, type, default: usual}]) => words
+      ? element('select', {name}, ...(usual === null ? [element('option', {value: ''}, 'default')] : []), ...words.map(value => element('option', {value}, value)))
       : type === 'boolean' ? element('input', {type: 'checkbox', name})
       : element('input', {type: 'number', name, step: 'any', placeholder: 'default'}));
     const named = name => name[0].toUpperCase() + name.slice(1).replace('_', ' ');
