@@ -1,10 +1,14 @@
 """Weights carried into a network for other images: it denoises at step 0 as its source does."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import patch_diffusion as pd
 from needs import need
+from patch_diffusion.data.attributes import Attribute
+from patch_diffusion.data.paired import PairedInput
 from patch_diffusion.denoise.carry import carry, channel_means, check_kind, table
 from patch_diffusion.denoise.conditions import Conditions
 
@@ -163,3 +167,31 @@ def test_the_table_has_80_columns():
     lines = table(rows)
     assert max(map(len, lines)) <= 80 and lines[-1] == "noise         b"
     assert "".join(line.strip() for line in lines[:-1]).endswith("xxx: a run")
+
+
+AGE = Attribute("age", mean=(40.0,), deviation=(10.0,), lowest=(20.0,), highest=(60.0,))
+LOW = PairedInput("low", 1, {"dtype": "uint8", "low": 0.0, "high": 255.0})
+
+
+@pytest.mark.parametrize("kind", ["ddpmpp", "ncsnpp", "dit"])
+def test_conditions_and_paired_inputs_begin_without_influence_and_are_carried_if_they_are_the_same(kind):
+    told = {"attributes": torch.randn(3, 2).double(), "inputs": torch.randn(3, 2, 8, 12).double()}
+    told["around"] = torch.randn(3, 1, 2, 3).double()
+    options = {"attribute_channels": 2, "paired_channels": 3}
+    source, target = denoiser(kind), denoiser(kind, seed=5, **options)
+    target.columns, target.inputs = (AGE,), (LOW,)
+    rows = {row.part: row.how for row in carry(source, target)}
+    assert rows["conditions"] == rows["paired inputs"] == "new, with weights of zero"
+    close(denoised(target, noisy(3), **told), denoised(source, noisy(3)))
+    again = denoiser(kind, seed=6, **options)
+    with torch.no_grad():
+        for weight in target.parameters():
+            weight.add_(0.2)
+    again.columns, again.inputs = target.columns, target.inputs
+    assert {row.part: row.how for row in carry(target, again)}["conditions"] == "carried"
+    close(denoised(again, noisy(3), **told), denoised(target, noisy(3), **told))
+    other = denoiser(kind, seed=8, attribute_channels=2, paired_channels=5)
+    other.columns, other.inputs = (replace(AGE, name="weight"),), (replace(LOW, categories=(0, 1)),)
+    carry(target, other)
+    more = {**told, "inputs": torch.randn(3, 3, 8, 12).double(), "around": torch.randn(3, 2, 2, 3).double()}
+    close(denoised(other, noisy(3), **more), denoised(target, noisy(3)))
