@@ -59,6 +59,29 @@ def conditions_and_seeds(
     return chosen, conditions | columns
 
 
+def inputs_and_seeds(paths: Sequence[Path], seeds: Sequence[int]) -> tuple[list[tuple[str | None, ...]], list[int]]:
+    """Return the input files of each picture, and its seed: every input with every seed.
+
+    Args:
+        paths: a file, or a folder of files, for each input of the model. Files of one picture have the same name, but
+            for the ending.
+        seeds: the seeds of the pictures of each input.
+    """
+    found: list[dict[str, str]] = []
+    for path in paths:
+        if not path.exists():
+            raise InputError(f"there is no input at {path}", option="paired")
+        files = sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
+        found.append({each.stem: str(each) for each in files})
+    if len(paths) > 1 and all(len(each) == 1 for each in found):  # single files, which may have any name
+        found = [{next(iter(found[0])): next(iter(each.values()))} for each in found]
+    names = sorted({name for each in found for name in each})
+    if not names:
+        raise InputError(f"{paths[0]} holds no files", option="paired")
+    inputs = [tuple(each.get(name) for each in found) for name in names]
+    return [each for each in inputs for _ in seeds], [seed for _ in inputs for seed in seeds]
+
+
 def of_seeds(conditions: dict[str, Any], seeds: Sequence[int], chosen: Sequence[int]) -> dict[str, Any]:
     """Return the conditions of some of the seeds."""
     places = {seed: place for place, seed in enumerate(seeds)}

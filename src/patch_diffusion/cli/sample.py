@@ -18,9 +18,10 @@ from patch_diffusion.cli.choosing import (
     read_from,
     write_shown,
 )
-from patch_diffusion.cli.conditions import conditions_and_seeds, of_seeds, parse_conditions
+from patch_diffusion.cli.conditions import conditions_and_seeds, inputs_and_seeds, of_seeds, parse_conditions
 from patch_diffusion.cli.making import Making
 from patch_diffusion.cli.verb import FilePath, Json, ModelPath, Seeds, Verb
+from patch_diffusion.errors import option_error
 from patch_diffusion.files import user_path
 from patch_diffusion.sampling.guides import named
 from patch_diffusion.sampling.options import Sampling
@@ -46,6 +47,9 @@ class Sample(Verb):
     Those left out are not given."""
     conditions: Annotated[FilePath | None, arg(metavar="TABLE.csv")] = None
     """CSV file with the conditions of each image in a line, in the order of the seeds, and their names at the top."""
+    paired: Annotated[tuple[Path, ...] | None, arg(metavar="INPUT")] = None
+    """Input pictures, for a run that was trained with --data.paired: a file, or a folder of them, for each of its
+    inputs. Pictures are named as their inputs. Default of --seeds: 0, one picture of each."""
     sampling: Annotated[Sampling, arg(name="")] = field(default_factory=Sampling)
     ema_length: Annotated[float | None, arg(metavar="0.1")] = None
     """Length of the weight average to use, as a share of the training, such as 0.1. It needs a run that was trained
@@ -66,6 +70,10 @@ class Sample(Verb):
         super().check_given()
         check_guide(str(self.sampling.guide))
         parse_conditions(self.condition)
+        if self.paired is not None and self.conditions is not None:
+            raise option_error(
+                "conditions", "are a line for each seed, and --paired has inputs for each: give one of them"
+            )
 
     def run(self) -> dict[str, Any]:
         """Sample the images that are not there yet, write them as pictures, and return their number and paths."""
@@ -74,7 +82,10 @@ class Sample(Verb):
         from patch_diffusion.sampling.generate import jobs_of
 
         seeds, conditions = conditions_and_seeds(self.condition, self.conditions, self.seeds, usual=Sample.seeds)
-        check_places(self.out, seeds, read_from(self.source), grid=self.grid)
+        paired = None
+        if self.paired is not None:
+            paired, seeds = inputs_and_seeds(self.paired, [0] if self.seeds == Sample.seeds else seeds)
+        check_places(self.out, seeds, [*read_from(self.source), *(self.paired or ())], grid=self.grid)
         step = step_in(user_path(self.source))
         model = patch_diffusion.load(self.source, ema_length=self.ema_length, vae=self.vae, device=self.device)
         guide = open_guide(str(self.sampling.guide), self.source, device=self.device)
@@ -82,7 +93,7 @@ class Sample(Verb):
         labels = class_number(self.label, model)
         weights = digest_of(model, guide)
         there: set[int] = set()
-        if not self.again:
+        if not self.again and paired is None:
             settings = sampling.settings(sampling.view(model), sampling.sigmas(model))
             settings |= {} if isinstance(guide, str) else {"guide": self.sampling.guide}
             there = already_there(
@@ -92,7 +103,7 @@ class Sample(Verb):
         new = [seed for seed in seeds if seed not in there]
         assert sampling.steps is not None  # it is settled
         making = Making(len(new), sampling.steps)
-        told = {"labels": labels, "conditions": of_seeds(conditions, seeds, new)}
+        told = {"labels": labels, "conditions": of_seeds(conditions, seeds, new), "paired": paired}
         samples = patch_diffusion.generate(model, new, sampling, **told, callback=making.step)
         samples = named(samples, guide, self.sampling.guide)
         given = {"class_names": model.class_names, "source": str(self.source), "weights": weights, "step": step}

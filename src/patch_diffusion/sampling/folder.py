@@ -74,7 +74,7 @@ def write_samples(
     if grid is not None:
         check_picture(grid)
     _entries(folder)  # raises before anything is made
-    made: set[int] = set()
+    made: set[int | str] = set()
     shown: list[tuple[int, int, Tensor]] = []
     num, total, like = 0, None, None
     try:
@@ -83,11 +83,12 @@ def write_samples(
             entry = {"seed": sample.seed, "class": sample.label, "class_name": name, **sample.told, "source": source}
             more = {"weights": weights or None, "step": step, "ema_length": ema_length}
             entry |= {name: value for name, value in more.items() if value is not None}
+            entry |= {"name": sample.name} if sample.name else {}
             entry["settings"] = sample.settings
             entry = {"file": sample.save(folder, _without_places(entry)).name, **entry}
             with FileLock(folder / _LOCK):
                 append_text(folder / NEW, to_json(entry, lines=False) + "\n")
-            made.add(sample.seed)
+            made.add(sample.name or sample.seed)
             if mean:
                 like = sample.pixels
                 total = like.double() if total is None else total + like
@@ -97,7 +98,10 @@ def write_samples(
         if (folder / NEW).exists():
             with FileLock(folder / _LOCK):
                 entries = _entries(folder)
-                write_json(folder / INDEX, {"samples": [entries[seed] for seed in sorted(entries)]})
+                write_json(
+                    folder / INDEX,
+                    {"samples": [entries[key] for key in sorted(entries, key=lambda key: (isinstance(key, str), key))]},
+                )
                 (folder / NEW).unlink(missing_ok=True)
     if total is not None and like is not None:
         found = total / num
@@ -138,7 +142,7 @@ def already_there(folder: str | Path, jobs: Iterable[Job], *, settings: Mapping[
     wanted = json.loads(to_json(settings))
 
     def is_there(job: Job) -> bool:
-        found = entries.get(job.seed, {})
+        found = entries.get((job.paired.name if job.paired else "") or job.seed, {})
         told = (found.get("class"), found.get("conditions", {}), found.get("settings"), found.get("weights"))
         as_asked = told == (job.label, job.conditions, wanted, weights)
         return as_asked and (folder / str(found.get("file"))).is_file()
@@ -146,8 +150,8 @@ def already_there(folder: str | Path, jobs: Iterable[Job], *, settings: Mapping[
     return {job.seed for job in jobs if is_there(job)}
 
 
-def _entries(folder: Path) -> dict[int, dict[str, Any]]:
-    """Return the entries of a folder's index by seed, and those that are not in it yet; none if there is no index."""
+def _entries(folder: Path) -> dict[int | str, dict[str, Any]]:
+    """Return the entries of a folder's index by name or seed, and those not in it yet; none if there is no index."""
     index, new = folder / INDEX, folder / NEW
     samples = read_json(index).get("samples") if index.exists() else []
     if not isinstance(samples, list) or not all(map(_is_entry, samples)):
@@ -157,7 +161,7 @@ def _entries(folder: Path) -> dict[int, dict[str, Any]]:
     with suppress(FileNotFoundError, NotADirectoryError):
         lines = new.read_text(encoding="utf-8", errors="replace").splitlines()
     samples += [entry for line in lines if _is_entry(entry := _parsed(line))]
-    return {each["seed"]: each for each in samples}
+    return {each.get("name") or each["seed"]: each for each in samples}
 
 
 def _is_entry(value: Any) -> bool:

@@ -50,7 +50,7 @@ class Sample:
 
     The pixels have the dtype of the training images, uint8 for ordinary pictures; they are latents if there is no
     autoencoder to decode them. ``range`` are the values to display as black and white, ``conditions`` what the image
-    was asked to be, by name.
+    was asked to be, by name. ``name`` is that of its file without the ending, if it was made from an input picture.
 
     >>> sample = Sample(torch.zeros(3, 24, 32, dtype=torch.uint8), seed=7, label=None, settings={})
     >>> sample.image.size, sample.save("pictures").name
@@ -63,6 +63,7 @@ class Sample:
     settings: dict[str, Any]
     range: tuple[float, float] = (0, 255)
     conditions: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
 
     @property
     def told(self) -> dict[str, Any]:
@@ -80,12 +81,14 @@ class Sample:
         return to_image(self.visible)
 
     def save(self, folder: str | Path, told: Mapping[str, Any] | None = None) -> Path:
-        """Write ``folder/000000.png``, named by the seed, or ``.npy`` if a PNG cannot hold it; return the path.
+        """Write ``folder/000000.png``, by its name or the seed, or ``.npy`` if a PNG cannot hold it; return the path.
 
         A PNG carries ``told`` as its metadata; None: seed, class and settings.
         """
         usual = {"seed": self.seed, "class": self.label, **self.told, "settings": self.settings}
-        return write_pixels(self.pixels, Path(folder) / f"{self.seed:06d}", usual if told is None else told)
+        return write_pixels(
+            self.pixels, Path(folder) / (self.name or f"{self.seed:06d}"), usual if told is None else told
+        )
 
 
 @takes_old_keywords(sampling=Sampling)
@@ -142,7 +145,7 @@ def generate(
     seeds = seeds if paired is None else list(seeds)
     jobs = jobs_of(model, seeds, labels, conditions)
     if paired is not None:
-        given = inputs_of(model, paired, len(list(seeds)), view.resolution)
+        given = inputs_of(model, paired, list(seeds), view.resolution)
         jobs = (job._replace(paired=each) for job, each in zip(jobs, given, strict=True))
     if is_guided and sampling.guide == "class" and not (model.num_classes or conditions or paired is not None):
         raise InputError("guidance by conditions needs some: give them, or choose another guide", option="guidance")
@@ -177,7 +180,8 @@ def generate(
                 images = solved(called, view, name, chosen, conditions, callback)
                 made, pixels, shown, broken = decoded(model, images, now)
             for job, picture in zip(made, pixels.cpu(), strict=True):
-                yield Sample(picture, job.seed, job.label, settings, shown, job.conditions)
+                name = "" if job.paired is None else job.paired.name
+                yield Sample(picture, job.seed, job.label, settings, shown, job.conditions, name)
             if broken is not None:
                 raise broken
 

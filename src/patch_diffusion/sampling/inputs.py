@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,18 +22,27 @@ from patch_diffusion.files import user_path
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 OPTION = "paired"
 
-Inputs = tuple[Tensor | None, ...]
-"""The pixels (c, h, w) of each input of one image; None of those that are not given."""
+
+class Inputs(NamedTuple):
+    """The paired inputs of one image.
+
+    ``pixels`` are those of each input, (c, h, w), None if it is not given; ``name`` is that of the first file, or empty.
+    """
+
+    pixels: tuple[Tensor | None, ...]
+    name: str = ""
 
 
-def inputs_of(model: Denoiser, paired: Any, num: int, resolution: tuple[int, ...]) -> Sequence[Inputs]:
-    """Return the inputs of ``num`` images: one for all, or a list of one for each.
+def inputs_of(model: Denoiser, paired: Any, seeds: Sequence[int], resolution: tuple[int, ...]) -> Sequence[Inputs]:
+    """Return the inputs of images with these seeds: one for all, or a list of one for each.
+
+    Where several images have the same input, the seed is added to its name.
 
     Args:
         model: a model of pairs.
         paired: a picture as a path, a Pillow image, an array or tensor (c, h, w) or (h, w); for a model of several
             inputs a tuple of these in their order, or a dict by their names, in which an input may be missing or None.
-        num: the number of images.
+        seeds: the seeds of the images.
         resolution: height and width of the images, to which inputs are resized.
 
     Raises:
@@ -40,23 +50,29 @@ def inputs_of(model: Denoiser, paired: Any, num: int, resolution: tuple[int, ...
     """
     if not model.inputs:
         raise InputError("this model was trained without data.paired, so it takes no input images", option=OPTION)
-    if not isinstance(paired, list):
-        one = _read(model.inputs, paired, resolution)
-        return [one] * num
-    if len(paired) != num:
-        raise InputError(f"{num} images need as many inputs, not {len(paired)}", option=OPTION)
-    return [_read(model.inputs, each, resolution) for each in paired]
+    if isinstance(paired, list) and len(paired) != len(seeds):
+        raise InputError(f"{len(seeds)} images need as many inputs, not {len(paired)}", option=OPTION)
+    if isinstance(paired, list):
+        found = [_read(model.inputs, each, resolution) for each in paired]
+    else:
+        found = [_read(model.inputs, paired, resolution)] * len(seeds)
+    times = Counter(each.name for each in found)
+    pairs = zip(found, seeds, strict=True)
+    return [
+        each._replace(name=f"{each.name}-{seed:06d}") if each.name and times[each.name] > 1 else each
+        for each, seed in pairs
+    ]
 
 
 def shown(inputs: Sequence[PairedInput], chosen: Sequence[Inputs], device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the ``inputs`` and ``around`` of `Conditions` for some images."""
-    given = torch.tensor([[float(each is not None) for each in one] for one in chosen], device=device)
+    given = torch.tensor([[float(each is not None) for each in one.pixels] for one in chosen], device=device)
     encoded: list[Tensor] = []
     small: list[Tensor] = []
-    like = next(each for one in chosen for each in one if each is not None)
+    like = next(each for one in chosen for each in one.pixels if each is not None)
     for place, about in enumerate(inputs):
         blank = torch.zeros(about.channels, *like.shape[1:])
-        pixels = torch.stack([_given(one[place], blank) for one in chosen]).to(device)
+        pixels = torch.stack([_given(one.pixels[place], blank) for one in chosen]).to(device)
         encoded.append(about.encode(pixels))
         small.append(small_input(about, pixels))
     return shown_as(encoded, given), around_of(small, given)
@@ -83,7 +99,8 @@ def _read(inputs: Sequence[PairedInput], paired: Any, resolution: tuple[int, ...
     if all(each is None for each in values):
         raise InputError("no input image is given: leave paired out to sample without", option=OPTION)
     pairs = zip(inputs, values, strict=True)
-    return tuple(None if value is None else _pixels(about, value, resolution) for about, value in pairs)
+    pixels = tuple(None if value is None else _pixels(about, value, resolution) for about, value in pairs)
+    return Inputs(pixels, next((Path(value).stem for value in values if isinstance(value, str | Path)), ""))
 
 
 def _pixels(about: PairedInput, value: Any, resolution: tuple[int, ...]) -> Tensor:
