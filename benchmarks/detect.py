@@ -8,8 +8,10 @@ scratches, patches of another image, patches of the same image put elsewhere (pl
 which are reported only. Told is the area under the ROC curve over all pixels of the images with a defect.
 
 The PCA residual has the same smoothing and the same normalisation by place, and as many components as are best on
-defects in other held-out images. ``--plain`` also trains each model without coordinates. ``by_level`` has the figures
-of each level alone, ``largest`` those of the largest level at each pixel in place of the mean.
+defects in other held-out images. ``linear`` is the method itself with the best linear denoiser in place of the model:
+a model whose loss is not below the linear floor finds no more than that. ``--plain`` also trains each model without
+coordinates. ``by_level`` has the figures of each level alone, ``largest`` those of the largest level at each pixel in
+place of the mean.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import json
 import struct
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -176,6 +178,30 @@ def residual(basis: Tensor, mean: Tensor) -> Callable[[Tensor], Tensor]:
     return errors
 
 
+def linear(train: Tensor, levels: Sequence[float]) -> Callable[[Tensor], Tensor]:
+    """A function from images to squared errors (n, levels, h, w) of the best linear denoiser of the training images.
+
+    Beyond the first components all others count as equally strong.
+    """
+    flat = train.flatten(1)
+    mean = flat.mean(dim=0)
+    torch.manual_seed(0)
+    _, values, basis = torch.svd_lowrank(flat - mean, min(1000, len(flat) - 1), niter=2)
+    variances = values.square() / len(flat)
+    rest = ((flat - mean).square().sum() / len(flat) - variances.sum()) / (flat.shape[1] - len(variances))
+
+    def errors(images: Tensor) -> Tensor:
+        found, moved = [], images.flatten(1) - mean
+        along = moved @ basis
+        for square in (level**2 for level in levels):
+            other = square / (rest + square)
+            lost = other * moved + (along * (square / (variances + square) - other)) @ basis.T
+            found.append(lost.view(images.shape).square().mean(dim=1))
+        return torch.stack(found, dim=1)
+
+    return errors
+
+
 def maps_by(
     errors: Callable[[Tensor], Tensor], normal: Tensor, smoothing: tuple[float, ...], deviation: float
 ) -> Callable[[Tensor], Tensor]:
@@ -279,6 +305,10 @@ def one_set(
     result: dict[str, Any] = {"train": len(train), "normal": num, "judged": judged, "intact": len(parts[3])}
     result["pca"] = pca(codec.encode(train), normal, others, defects, options.smoothing, deviation)
     tell(name, "PCA residual", result["pca"])
+    levels = options.levels or levels_of(pd.Denoiser(lambda *_: torch.empty(0), deviation))
+    maps = maps_by(linear(codec.encode(train), levels), normal, options.smoothing, deviation)
+    result["linear"] = figures(maps, defects)["mean"]
+    tell(name, "best linear", result["linear"])
     source = runs / f"{name}.npy"
     np.save(source, train.numpy())
     for way in ("coords", "plain") if given.plain else ("coords",):

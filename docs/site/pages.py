@@ -32,6 +32,7 @@ GROUPS = {
         "clusters",
         "sampling",
         "editing",
+        "detect",
         "export",
         "serve",
     ),
