@@ -152,17 +152,15 @@ def open_detection(
 
     All that may be refused is asked first: then the ordinary images are denoised, which takes long.
     """
-    options = options or DetectionOptions()
-    options.check()
+    how = options or DetectionOptions()
+    how.check()
     reading = reading_for(source)
-    model = (
-        source if isinstance(source, Denoiser) else load(source, device=options.device, ema_length=options.ema_length)
-    )
+    model = source if isinstance(source, Denoiser) else load(source, device=how.device, ema_length=how.ema_length)
     _check_model(model)
 
     def opened(data: Source | Images) -> Named:
         if isinstance(data, str | os.PathLike):
-            return stack.enter_context(of_source(data, model, reading, own_size=options.tiles, show=show))
+            return stack.enter_context(of_source(data, model, reading, own_size=how.tiles, show=show))
         return of_images(data)
 
     looked_at, notes = opened(images), ()
@@ -177,25 +175,25 @@ def open_detection(
                 option="normal",
             )
         ordinary = of_images(held_out)
-    _check_images(model, [looked_at, ordinary], options)
+    _check_images(model, [looked_at, ordinary], how)
     if len(ordinary) < FEWEST:
         raise InputError(
             f"at least {FEWEST} ordinary images are needed, and there are {len(ordinary)}", option="normal"
         )
-    levels = options.levels or levels_of(model)
-    options = replace(options, levels=levels)
-    most = max(FEWEST, _MOST_VALUES // (len(levels) * len(options.smoothing) * _num_values(model, ordinary)))
+    levels = how.levels or levels_of(model)
+    how = replace(how, levels=levels)
+    most = max(FEWEST, _MOST_VALUES // (len(levels) * len(how.smoothing) * _num_values(model, ordinary)))
     if len(ordinary) > most:
         notes += (f"of the {len(ordinary):,} ordinary images the first {most:,} are used",)
         ordinary = ordinary.first(most)
-    rate = rate_for(options.false_alarms, len(ordinary))
-    if options.false_alarms is None and rate > 0.01:
+    rate = rate_for(how.false_alarms, len(ordinary))
+    if how.false_alarms is None and rate > 0.01:
         notes += (
             f"with {counted(len(ordinary), 'ordinary image')} the lowest rate of false alarms is {rate:.3g}: a rate of "
             "0.01 needs 99",
         )
     if (
-        options.tiles
+        how.tiles
         and any(shape != model.resolution for shape in looked_at.shapes)
         and all(shape == model.resolution for shape in ordinary.shapes)
     ):
@@ -203,9 +201,9 @@ def open_detection(
             "the ordinary images are single tiles, so the rate of false alarms is that of a tile: an image of k tiles "
             "has up to k times as many; give ordinary images of the same size as normal",
         )
-    moments, threshold = _calibrated(model, options, ordinary, rate, show)
+    moments, threshold = _calibrated(model, how, ordinary, rate, show)
     settings = {
-        **{name: value for name, value in asdict(options).items() if name != "device"},
+        **{name: value for name, value in asdict(how).items() if name != "device"},
         "false_alarms": rate,
         "threshold": threshold.value,
         "ordinary_images": threshold.images,
@@ -215,7 +213,7 @@ def open_detection(
         "torch": torch.__version__,
     }
     notes = tuple(dict.fromkeys([*notes, *looked_at.notes, *ordinary.notes]))
-    return Detector(model, options, moments, threshold, settings), looked_at, notes
+    return Detector(model, how, moments, threshold, settings), looked_at, notes
 
 
 def _check_model(model: Denoiser) -> None:
@@ -309,9 +307,8 @@ def _assembled(
 ) -> Float32[Tensor, "*shape"]:
     """Return the map of an image of the log errors of its tiles, which are blended where they overlap."""
     first = parts[0][1].shape[1:]
-    like = Ordinary(
-        *(_resized(each, first) for each in (ordinary.mean, ordinary.deviation)), ordinary.low, ordinary.high
-    )
+    mean, deviation = _resized(ordinary.mean, first), _resized(ordinary.deviation, first)
+    like = replace(ordinary, mean=mean, deviation=deviation)
     maps = like.map(torch.stack([logs for _, logs in parts]))
     if len(parts) == 1:
         return maps[0]

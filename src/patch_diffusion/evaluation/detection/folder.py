@@ -9,10 +9,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from patch_diffusion.data.codec import PixelCodec
+from patch_diffusion.data.codec import Codec
 from patch_diffusion.errors import shown
 from patch_diffusion.evaluation.detection.detect import Finding
 from patch_diffusion.evaluation.detection.ordinary import Threshold
@@ -31,7 +32,7 @@ _SMALLEST, _BAR, _GAP = 256, 14, 6
 def write_findings(
     findings: Iterable[Finding],
     folder: Path,
-    codec: PixelCodec,
+    codec: Codec,
     threshold: Threshold,
     settings: Mapping[str, Any],
     notes: Sequence[str] = (),
@@ -67,24 +68,27 @@ def write_findings(
     return result
 
 
-def picture_of(finding: Finding, threshold: float, codec: PixelCodec) -> Image.Image:
+def picture_of(finding: Finding, threshold: float, codec: Codec) -> Image.Image:
     """Return the image, and beside it its map over it, with a scale from 0 to twice the threshold.
 
     What is above the threshold has a red outline. Small images are enlarged by a whole number.
     """
-    image = to_image(visible(finding.pixels, *codec.range)).convert("RGB")
+    low, high = (float(edge) for edge in codec.decode(torch.tensor([[-1.0, 1.0]]))[0])
+    image = to_image(visible(finding.pixels, low, high)).convert("RGB")
     height, width = finding.map.shape
     image = image.crop((0, 0, width, height))  # of channels that are side by side, the first
     scale = max(1, -(-_SMALLEST // max(height, width)))
     limit = max(threshold, 1e-6)
-    share = np.clip(finding.map / (2 * limit), 0, 1)
+    share = np.clip(finding.map.astype(np.float64) / (2 * limit), 0, 1)
     grey = np.asarray(image.convert("L"), np.float64)[..., None]
     opacity = (0.25 + 0.55 * share)[..., None]
     over = Image.fromarray(((1 - opacity) * grey + opacity * _coloured(share)).round().astype(np.uint8))
     large = (width * scale, height * scale)
     over = np.array(over.resize(large, Image.Resampling.NEAREST))
     over[_outline(np.kron(finding.map > threshold, np.ones((scale, scale), bool)))] = _OUTLINE
-    bar = _coloured(np.linspace(1, 0, large[1]))[:, None].repeat(_BAR, axis=1).round().astype(np.uint8)
+    bar = (
+        _coloured(np.linspace(1, 0, large[1], dtype=np.float64))[:, None].repeat(_BAR, axis=1).round().astype(np.uint8)
+    )
     text = f"{2 * limit:.1f}"
     margin = int(ImageDraw.Draw(image).textlength(text)) + 2 * _GAP
     sheet = Image.new("RGB", (2 * large[0] + 2 * _GAP + _BAR + margin, large[1]), "white")
