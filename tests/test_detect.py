@@ -37,6 +37,14 @@ class Halves(pd.Denoiser):
         return DEVIATION**2 / (DEVIATION**2 + level**2)
 
 
+class Watched(Halves):
+    """It remembers the shapes of what it was given, and the coordinates of the corners."""
+
+    def forward(self, noisy, sigma, coords, labels=None):
+        self.seen = {*getattr(self, "seen", ()), (tuple(noisy.shape[2:]), float(coords.coords[0, 0, -1]))}
+        return super().forward(noisy, sigma, coords)
+
+
 class Placeless(Halves):
     """The best denoiser, pixel by pixel, of those who do not know where a pixel is: it is dark or bright."""
 
