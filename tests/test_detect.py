@@ -146,6 +146,9 @@ def test_tiles_of_a_large_image_are_each_a_whole():
     assert with_defect.map.shape == (32, 48) and with_defect.score > 1.5 * intact.score
     assert 19 <= with_defect.place[0] < 25 and 33 <= with_defect.place[1] < 39
     assert any("that of a tile" in note for note in found.notes)
+    watched = known(Watched)
+    pd.detect(watched, large, normal=normal, options=tiled)
+    assert watched.seen == {((16, 16), 1.0)}
     pair = [
         pd.detect(known(Placeless), single, normal=normal, options=options).findings[0] for options in (whole, tiled)
     ]
