@@ -263,6 +263,7 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true", help="also train without coordinates")
     parser.add_argument("--judged", type=int, default=100, help="images with a defect, of each kind")
     parser.add_argument("--normal", type=int, default=500, help="ordinary images, at most half of the held-out ones")
+    parser.add_argument("--intact", type=int, default=400, help="intact images, to count false alarms")
     parser.add_argument("--rate", type=float, default=0.05, help="rate of false alarms to ask for")
     parser.add_argument("--levels", type=float, nargs="+", help="noise levels; default: those of detect")
     parser.add_argument("--noises", type=int, default=pd.DetectionOptions().noises)
@@ -296,7 +297,8 @@ def one_set(
     train, held = pixels
     num = min(given.normal, len(held) // 2)
     judged = min(given.judged, (len(held) - num) // 3)
-    parts = held.split([num, judged, judged, len(held) - num - 2 * judged])
+    intact = min(given.intact, len(held) - num - 2 * judged)
+    parts = held[: num + 2 * judged + intact].split([num, judged, judged, intact])
     codec = pd.ImageSet(train).codec
     normal, for_pca, to_judge = (codec.encode(part) for part in parts[:3])
     others = {kind: planted(for_pca, kind, 1) for kind in KINDS[:3]}

@@ -58,6 +58,10 @@ class Finding:
         alarm: True if the score is above the threshold.
         place: where the largest value is: the row and the column.
         pixels: the pixels (c, h, w) that were looked at.
+
+    >>> finding = detect("runs/photos", "new").findings[0]  # doctest: +SKIP
+    >>> finding.map[finding.place] == finding.score  # doctest: +SKIP
+    True
     """
 
     name: str

@@ -36,7 +36,7 @@ class DetectionOptions:
     """Standard deviations of the Gaussians that smooth the errors, in pixels; the map is the mean over them."""
     tiles: bool = False
     """Look at each image at its own size, in overlapping tiles of the size of the training images. Each tile has the
-    coordinates of a whole image. Default: images are cropped and resized as in training."""
+    coordinates of a whole image. Without it, images are cropped and resized as in training."""
     seed: int = 0
     """Seed of the noise, which is the same for every image."""
     batch: int = 32
