@@ -20,7 +20,7 @@ from patch_diffusion.patches.coords import coordinate_grid
 from patch_diffusion.streams import generator
 from patch_diffusion.transfer import to_device
 
-RATIOS = (0.1, 0.3, 0.8, 2.0)
+RATIOS = (0.2, 0.5, 1.2, 3.0)
 """The default noise levels, in standard deviations of the training images."""
 
 _LEAST = 0.01

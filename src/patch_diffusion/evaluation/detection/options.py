@@ -28,7 +28,7 @@ class DetectionOptions:
     """Share of ordinary images for which an alarm is accepted, above 0 and below 1. A rate of 0.01 needs 99 ordinary
     images. Default: 0.01, or the lowest rate that the number of ordinary images allows."""
     levels: Annotated[tuple[float, ...] | None, arg(metavar="SIGMA ...")] = None
-    """Noise levels at which the images are denoised. Default: 0.1, 0.3, 0.8 and 2 times the standard deviation of the
+    """Noise levels at which the images are denoised. Default: 0.2, 0.5, 1.2 and 3 times the standard deviation of the
     training images."""
     noises: int = 4
     """Number of noises at each level: an even number, as each noise is used with both signs."""
