@@ -54,7 +54,7 @@ def candidates(config: Config) -> list[Candidate]:
     """
     assert isinstance(config.batch, int)
     batches = (1,) if config.steps is not None else BATCHES
-    usual = settled(config.optimizer).learning_rate
+    usual = settled(config.optimizer, config.network.kind).learning_rate
     assert usual is not None
     given = Candidate(config.batch, usual)
     found = [

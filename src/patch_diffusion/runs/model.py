@@ -18,6 +18,7 @@ from patch_diffusion.config import Config, Network
 from patch_diffusion.data.latents.codec import LatentCodec, codec_of
 from patch_diffusion.denoise.denoiser import Denoiser, place
 from patch_diffusion.denoise.networks.dit import DiT
+from patch_diffusion.denoise.networks.edm2 import EDM2UNet
 from patch_diffusion.denoise.networks.unet import STYLES, UNet
 from patch_diffusion.denoise.process import PROCESSES
 from patch_diffusion.devices import choose_device
@@ -26,6 +27,9 @@ from patch_diffusion.files import read_tensors, user_path
 from patch_diffusion.runs.averages import average_name, combination, combine
 from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.runs.retention import Seen, read_state, step_of
+
+U_NETS = (*STYLES, "edm2")
+"""The kinds of networks that are U-Nets."""
 
 UNET_ONLY, DIT_ONLY = ("multipliers", "blocks", "attention"), ("depth", "heads", "token")
 """The names of options of networks that only one class of them has, and that the other refuses."""
@@ -41,14 +45,14 @@ def build_network(
     context: int | None = None,
     most: tuple[float, str] | None = None,
 ) -> nn.Module:
-    """Build the `UNet` or `DiT` that the options describe, with random initial weights.
+    """Build the `UNet`, `EDM2UNet` or `DiT` that the options describe, with random initial weights.
 
     With ``most``, a number of parameters and in words what sets it, a network of more is refused before it is made.
     """
     if options.kind == "custom":
         raise InputError("this run's network is a module of your own: give it as network=..., from Python")
     given = {name: value for name, value in vars(options).items() if value is not None and name != "kind"}
-    for name in given.keys() & (DIT_ONLY if options.kind in STYLES else UNET_ONLY):
+    for name in given.keys() & (DIT_ONLY if options.kind in U_NETS else UNET_ONLY):
         raise option_error(f"network.{name}", f"has no meaning for network.kind {options.kind}: leave it out")
     given |= {"num_classes": num_classes, "augment_channels": augment_channels, "coords": coords}
     given["context"] = context is not None
@@ -56,6 +60,8 @@ def build_network(
         with _at_most(*most or (math.inf, "any")):
             if options.kind in STYLES:
                 return UNet(image_channels, kind=options.kind, **given)
+            if options.kind == "edm2":
+                return EDM2UNet(image_channels, **given)
             return DiT(image_channels, **given)
     except InputError:
         raise

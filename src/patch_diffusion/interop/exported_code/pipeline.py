@@ -50,7 +50,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         timestep_scale: the factor from c_noise to the network's timestep.
         id2label: names of the classes by number, if they have any.
         codec: the pixel values that are -1 and 1 in model space; for latents, mean and scale of each channel.
-        process: "edm", "ve" or "vp": how the network's inputs and outputs are scaled.
+        process: "edm", "ve", "vp" or "x_prediction": how the network's inputs and outputs are scaled.
         mean_data: mean of each channel in model space, or one for all, about which it denoises; None: 0.
     """
 
