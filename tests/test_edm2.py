@@ -173,6 +173,7 @@ def test_ways_to_compute_it_agree():
         torch.testing.assert_close(values, expected, rtol=1e-3, atol=1e-5, msg=lambda text, way=way: f"{way}: {text}")
 
 
+@pytest.mark.scheduled
 def test_it_compiles_as_one_graph():
     network, given = excite(tiny(multipliers=(1,), attention=())), (torch.randn(2, 3, 8, 8), torch.randn(2))
     compiled = torch.compile(network.train(), backend="aot_eager", fullgraph=True, dynamic=False)
