@@ -39,6 +39,7 @@ SMALL = Config(
 )
 HALF = replace(SMALL, steps=2, checkpoints=1)
 SHARED = Engine(device="cpu", threads=1, shard=True)
+NOT_SHARED = ("steps", "engine.shard")  # given, as a run that continues keeps what is not
 IN_PARTS = replace(SHARED, accumulation=2)
 WITH_MUON = replace(SMALL, optimizer=replace(SMALL.optimizer, kind="muon"))
 SCHEDULE_FREE = replace(SMALL, optimizer=replace(SMALL.optimizer, kind="schedule_free"), ema=Ema())
@@ -126,7 +127,7 @@ def two_processes(folder):
         shutil.copytree(folder / "was shared", folder / "to one")
         shutil.copytree(folder / "was shared", folder / "to three")
     trainer.engine.group.barrier()
-    pd.train(SMALL, folder / "was shared", show=False)
+    pd.train(SMALL, folder / "was shared", given=NOT_SHARED, show=False)
 
     muon.MOST_WHOLE = 1000  # so that matrices go through in portions
     pd.train(replace(WITH_MUON, engine=IN_PARTS), folder / "muon", show=False)
@@ -194,7 +195,7 @@ def runs(tmp_path_factory):
         run_processes(2, two_processes, folder)
     run_processes(3, three_processes, folder)
     for name in ("to one", "killed"):
-        pd.train(SMALL, folder / name, show=False)
+        pd.train(SMALL, folder / name, given=NOT_SHARED, show=False)
     return folder
 
 
