@@ -167,7 +167,7 @@ def test_ways_to_compute_it_agree():
     network.recompute = True
     found["recomputed"] = passes(network)
     network.recompute = False
-    network.to(memory_format=torch.channels_last)
+    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     found["channels last"] = passes(network)
     for way, values in found.items():
         torch.testing.assert_close(values, expected, rtol=1e-3, atol=1e-5, msg=lambda text, way=way: f"{way}: {text}")

@@ -19,6 +19,7 @@ from patch_diffusion.files import read_tensors
 from patch_diffusion.processes import run_processes
 from patch_diffusion.training.build import build_trainer
 from patch_diffusion.training.checkpoints import checkpoint
+from patch_diffusion.training.choices.suggest import suggest
 from patch_diffusion.training.hardware.sharding import blocks, shard
 from patch_diffusion.training.optimizing import muon
 
@@ -99,8 +100,8 @@ def two_processes(folder):
     """All runs of two processes, as starting them is what takes the time."""
     first, second = os.environ["RANK"] == "0", os.environ["RANK"] == "1"
 
-    config = replace(SMALL, engine=IN_PARTS, samples=1)
     images = pd.open_images("digits", resolution=8, show=False)
+    config, _ = suggest(images, replace(SMALL, engine=IN_PARTS, samples=1))
     trainer = build_trainer(config, images, folder / "shared", show=False)
     trainer.fit(steps=4)
     moments = [tensor for state in trainer.state.optimizer.state.values() for tensor in state.values() if tensor.ndim]

@@ -7,6 +7,7 @@ Constant factors that the paper has between two layers (of SiLU, and of sums) ar
 is the same and costs nothing.
 """
 
+# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 import math
@@ -181,15 +182,16 @@ class EDM2UNet(nn.Module):
             skipped: 1 if the step changed nothing, so that weights stay as they are to the last bit, else 0; a tensor,
                 for which the host does not wait.
         """
-        weights = [layer.weight for layer in self.modules() if isinstance(layer, UnitConv2d | UnitLinear)]
-        weights = [weight.to_local() if hasattr(weight, "to_local") else weight for weight in weights]  # pyright: ignore
+        layers = [layer for layer in self.modules() if isinstance(layer, UnitConv2d | UnitLinear)]
+        weights: list[Any] = [layer.weight for layer in layers]
+        weights = [weight.to_local() if hasattr(weight, "to_local") else weight for weight in weights]
         factors = []
         for weight in weights:
             norm = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.ndim)), keepdim=True)
             factors.append(math.sqrt(weight.shape[1:].numel()) / norm)
         if skipped is not None:
             factors = [torch.where(skipped > 0, 1.0, factor) for factor in factors]
-        torch._foreach_mul_(weights, factors)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_mul_(weights, factors)
 
     def _influences(self, embedding: Tensor) -> list[Tensor | None]:
         """Return the ``influence`` of each block; None for all where blocks compute their own.
@@ -300,9 +302,8 @@ class Block(nn.Module):
         if not self.decodes:
             x = normalised(x if self.skip is None else self.skip(x))
         h = self.conv0(F.silu(x))
-        if influence is None:
-            influence = self.influence(embedding, self.gain) + 1
-        h = self.conv1(self.dropout(F.silu(h * influence[:, :, None, None])))
+        factors = self.influence(embedding, self.gain) + 1 if influence is None else influence
+        h = self.conv1(self.dropout(F.silu(h * factors[:, :, None, None])))
         if self.decodes and self.skip is not None:
             x = self.skip(x)
         x = torch.add(h, x, alpha=STAYS)
