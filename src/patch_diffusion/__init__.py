@@ -36,9 +36,10 @@ if TYPE_CHECKING:
     from patch_diffusion.denoise.denoiser import Denoiser as Denoiser
     from patch_diffusion.denoise.networks.adapters import DiffusersNetwork as DiffusersNetwork
     from patch_diffusion.denoise.networks.dit import DiT as DiT
+    from patch_diffusion.denoise.networks.edm2 import EDM2UNet as EDM2UNet
     from patch_diffusion.denoise.networks.unet import UNet as UNet
     from patch_diffusion.denoise.objective import NoiseLevels as NoiseLevels, denoising_loss as denoising_loss
-    from patch_diffusion.denoise.process import EDM as EDM, VE as VE, VP as VP
+    from patch_diffusion.denoise.process import EDM as EDM, VE as VE, VP as VP, XPrediction as XPrediction
     from patch_diffusion.denoise.whole_image import whole_image_loss as whole_image_loss
     from patch_diffusion.doctor.diagnose import diagnose as diagnose
     from patch_diffusion.doctor.report import Diagnosis as Diagnosis
