@@ -6,10 +6,11 @@ is in the package, is counted each time. `test_budget.py` tests the counting its
 
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.networks.dit import DiT
+from patch_diffusion.denoise.networks.edm2 import EDM2UNet
 from patch_diffusion.denoise.networks.unet import UNet
 from patch_diffusion.training.budget import training_flops
 
-_FORWARD = {each: each.forward for each in (Denoiser, UNet, DiT)}
+_FORWARD = {each: each.forward for each in (Denoiser, UNet, EDM2UNet, DiT)}
 _COUNTED = {}
 
 

@@ -8,7 +8,7 @@ from patch_diffusion.interop.bundle import bundle
 
 pytestmark = pytest.mark.slow
 
-CARRIED = ("pipeline", "scheduler", "network_unet", "network_dit", "network_timestep")
+CARRIED = ("pipeline", "scheduler", "network_unet", "network_edm2", "network_dit", "network_timestep")
 
 
 @pytest.mark.parametrize("name", CARRIED)

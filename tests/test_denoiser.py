@@ -67,6 +67,7 @@ def test_the_loss_weight_makes_levels_count_alike():
 
 NETWORKS = {
     **{kind: lambda kind=kind: pd.UNet(3, width=16, multipliers=(1, 2), blocks=1, kind=kind) for kind in STYLES},
+    "edm2": lambda: pd.EDM2UNet(3, width=16, multipliers=(1, 2), blocks=1),
     "dit": lambda: pd.DiT(3, width=32, depth=2, heads=2),
 }
 

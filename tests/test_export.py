@@ -150,6 +150,7 @@ CALLS = {
         ),
     ],
     "dit": [(CALL, {}), ({**CALL, "scheduler": {"solver": "euler_maruyama"}}, {"solver": "euler_maruyama"})],
+    "edm2": [(CALL, {})],
     "ncsnpp": [
         (CALL, {}),
         ({**CALL, "scheduler": {"solver": "ancestral", "eta": 0.5}}, {"solver": "ancestral", "eta": 0.5}),
@@ -176,6 +177,9 @@ def runs(tmp_path_factory):
     make_run(folder / "unet", pd.UNet(3, 8, (1, 2), 1, num_classes=2), pictures())
     dit = pd.DiT(3, 32, 2, 2, num_classes=2, augment_channels=9)
     make_run(folder / "dit", dit, pictures(), pd.VP(), augment=Augment(p=0.2))
+    edm2 = pd.EDM2UNet(3, 8, (1, 2), 1, num_classes=2)
+    torch.nn.init.ones_(edm2.last_gain)
+    make_run(folder / "edm2", edm2, pictures(), pd.XPrediction())
     ncsnpp = pd.UNet(2, 8, (1, 2), 1, kind="ncsnpp", coords=False)
     make_run(folder / "ncsnpp", ncsnpp, grey, pd.VE(), coords=False)
     make_run(folder / "unet2d", unet2d(), pictures())
@@ -277,7 +281,7 @@ def test_what_is_in_a_folder(exported):
     folder, results, _ = exported
     shared = ["README.md", "model_index.json", "network/config.json", "network/diffusion_pytorch_model.safetensors"]
     scheduler = ["scheduler/patch_diffusion_scheduler_*.py", "scheduler/scheduler_config.json"]
-    carried = {"unet": "unet", "dit": "dit", "ncsnpp": "unet", "latents": "unet", "unet2d": None}
+    carried = {"unet": "unet", "dit": "dit", "edm2": "edm2", "ncsnpp": "unet", "latents": "unet", "unet2d": None}
     for name, code in carried.items():
         expected = [*shared, *scheduler, "patch_diffusion_pipeline_*.py"]
         expected += [f"network/patch_diffusion_{code}_*.py"] * (code is not None)
@@ -654,7 +658,7 @@ def test_exports_of_other_code_stay_apart_in_one_process(runs, tmp_path, monkeyp
 
 def test_the_code_imports_what_an_old_diffusers_forgets():
     """Version 0.32 uses safetensors.torch and does not import it."""
-    for name in ("pipeline", "network_unet", "network_dit"):
+    for name in ("pipeline", "network_unet", "network_edm2", "network_dit"):
         assert "\nimport safetensors.torch\n" in bundle(f"patch_diffusion.interop.exported_code.{name}")
 
 

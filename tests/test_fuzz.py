@@ -318,6 +318,7 @@ BASES = {
     "sample": "sample RUN --out new --seeds 0-1 --steps 2 --device cpu --json",
     "evaluate": "evaluate RUN --samples 8 --steps 2 --device cpu --json",
     "edit": "edit RUN IMAGE --extend left=4 --out new --steps 2 --device cpu --json",
+    "detect": "detect RUN IMAGE --normal DATA --out new --noises 2 --levels 0.3 --device cpu --json",
     "info": "info RUN --json",
     "inspect": "inspect DATA --no-forecast --engine.device cpu --json",
     "prepare": "prepare DATA new.zip --json",

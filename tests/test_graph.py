@@ -51,6 +51,7 @@ def denoiser(network, **options):
 
 MODELS = {
     "ncsnpp": lambda: denoiser(pd.UNet(2, 8, (1, 2), 1, kind="ncsnpp", coords=False), process=pd.VE(), coords=False),
+    "edm2": lambda: denoiser(pd.EDM2UNet(3, 8, (1, 2), 1), process=pd.XPrediction()),
     "dit": lambda: denoiser(pd.DiT(3, 32, 2, 2, num_classes=3), mean_data=(0.2, -0.6, 0.4)),
 }
 
@@ -67,7 +68,14 @@ def runner(to, path, inputs):
     return lambda given: torch.from_numpy(session.run(None, {name: given[name].numpy() for name in inputs})[0])
 
 
-@pytest.mark.parametrize(("to", "name"), [("onnx", "dit"), ("torch", "ncsnpp")])
+@pytest.mark.parametrize(
+    ("to", "name"),
+    [
+        ("onnx", "dit"),
+        ("torch", "ncsnpp"),
+        *(pytest.param(to, "edm2", marks=pytest.mark.scheduled) for to in ("onnx", "torch")),
+    ],
+)
 def test_any_number_of_images_is_denoised_as_by_the_model(to, name, tmp_path):
     needs(to)
     model = MODELS[name]()

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import patch_diffusion as pd
-from patch_diffusion.denoise.process import EDM, PROCESSES, VE, VP
+from patch_diffusion.denoise.process import EDM, PROCESSES, VE, VP, XPrediction
 
-TIMES = {"edm": (0.002, 80.0), "ve": (0.0004, 1e4), "vp": (1e-3, 1.0)}
+TIMES = {"edm": (0.002, 80.0), "ve": (0.0004, 1e4), "vp": (1e-3, 1.0), "x_prediction": (0.02, 80.0)}
 
 
 def some_times(name, num=9):
@@ -60,11 +60,38 @@ def test_simulated_noise_has_the_stated_moments(name):
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_the_loss_of_the_network_itself_is_weighted_as_published(name):
-    """lambda c_out^2 is the weight of the network's own squared error: 1 for all three (EDM, table 1)."""
+    """lambda c_out^2 is the weight of the network's own squared error: 1 for all but one (EDM, table 1)."""
     process = PROCESSES[name]
     sigma = torch.logspace(-2, 1.9, 7, dtype=torch.float64)
     factors = process.preconditioning(sigma, 0.5)
-    torch.testing.assert_close(process.loss_weight(sigma, 0.5) * factors.c_out**2, torch.ones_like(sigma))
+    found = process.loss_weight(sigma, 0.5) * factors.c_out**2
+    if name == "x_prediction":  # the velocity of an image times 1 / (1 + sigma) and noise times sigma / (1 + sigma)
+        found = found * (sigma / (1 + sigma)).clamp(min=0.05).square() / 0.25
+    torch.testing.assert_close(found, torch.ones_like(sigma))
+
+
+def test_x_prediction_has_the_loss_of_velocity():
+    """In the paper's own terms (JiT, arXiv 2511.13720): z = t x + (1 - t) e, v = x - e, and v' = (x' - z) / (1 - t)."""
+    generator = torch.Generator().manual_seed(0)
+    clean, noise, predicted = torch.randn(3, 5, generator=generator, dtype=torch.float64)
+    t = torch.tensor([0.01, 0.3, 0.5, 0.9, 0.949], dtype=torch.float64)
+    noisy = t * clean + (1 - t) * noise
+    velocity, found = clean - noise, (predicted - noisy) / (1 - t)
+    sigma = (1 - t) / t
+    torch.testing.assert_close(noisy / t, clean + sigma * noise)
+    weighted = XPrediction().loss_weight(sigma, 0.5) * (predicted - clean) ** 2
+    torch.testing.assert_close(weighted, (found - velocity) ** 2)
+    assert XPrediction().loss_weight(torch.tensor(1e-3), 0.5).item() == pytest.approx(400)
+
+
+def test_x_prediction_denoises_gaussian_data_with_a_network_that_knows_the_mean():
+    """The best denoiser of normal data, D = x sigma_data^2 / (sigma^2 + sigma_data^2), is F = c_in x, at all levels."""
+    sigma, noisy = torch.logspace(-2, 2, 7, dtype=torch.float64), torch.linspace(-3, 3, 7, dtype=torch.float64)
+    factors = XPrediction().preconditioning(sigma, 0.4)
+    scale = 0.4 / (sigma**2 + 0.4**2).sqrt()  # which the network tells from the noise level
+    denoised = factors.c_skip * noisy + factors.c_out * scale * factors.c_in * noisy
+    torch.testing.assert_close(denoised, noisy * 0.4**2 / (sigma**2 + 0.4**2))
+    torch.testing.assert_close(factors.c_noise, EDM().preconditioning(sigma, 0.4).c_noise)
 
 
 def test_preconditioning():
@@ -76,6 +103,7 @@ def test_preconditioning():
         (EDM(), (0.2, 0.2**0.5, 1.25**-0.5, 0.0)),
         (VE(), (1.0, 1.0, 1.0, math.log(0.5))),
         (VP(), (1.0, -1.0, 2**-0.5, 999 * time)),
+        (XPrediction(), (0.0, 0.5, 1.25**-0.5, 0.0)),
     ):
         assert [factor.item() for factor in process.preconditioning(one, 0.5)] == pytest.approx(expected)
 
@@ -93,6 +121,8 @@ def test_training_levels():
     logs = {name: process.draw(20_000, generator).double().log() for name, process in PROCESSES.items()}
     assert logs["edm"].mean().item() == pytest.approx(-1.2, abs=0.03)
     assert logs["edm"].std().item() == pytest.approx(1.2, abs=0.03)
+    assert logs["x_prediction"].mean().item() == pytest.approx(0.8, abs=0.02)
+    assert logs["x_prediction"].std().item() == pytest.approx(0.8, abs=0.02)
     uniform = (logs["ve"] - math.log(0.02)) / math.log(100 / 0.02)
     times = VP().time(logs["vp"].exp())
     for values in (uniform, times):

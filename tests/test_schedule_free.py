@@ -192,7 +192,7 @@ def test_the_extra_is_named(monkeypatch):
     ],
 )
 def test_the_decay_that_is_meant_is_stored(make_trainer, kind, decay, expected):
-    options = settled(Optimizer(kind, decay=decay))
+    options = settled(Optimizer(kind, decay=decay), "ddpmpp")
     assert options.decay == expected
     end = {"cosine": 0.0, "linear": 0.0, "constant": options.learning_rate}[expected]
     assert learning_rate(options, 1.0) == pytest.approx(end)

@@ -19,6 +19,7 @@ from patch_diffusion.files import read_tensors
 from patch_diffusion.processes import run_processes
 from patch_diffusion.training.build import build_trainer
 from patch_diffusion.training.checkpoints import checkpoint
+from patch_diffusion.training.choices.suggest import suggest
 from patch_diffusion.training.hardware.sharding import blocks, shard
 from patch_diffusion.training.optimizing import muon
 
@@ -39,9 +40,15 @@ SMALL = Config(
 )
 HALF = replace(SMALL, steps=2, checkpoints=1)
 SHARED = Engine(device="cpu", threads=1, shard=True)
+NOT_SHARED = ("steps", "engine.shard")  # given, as a run that continues keeps what is not
 IN_PARTS = replace(SHARED, accumulation=2)
 WITH_MUON = replace(SMALL, optimizer=replace(SMALL.optimizer, kind="muon"))
 SCHEDULE_FREE = replace(SMALL, optimizer=replace(SMALL.optimizer, kind="schedule_free"), ema=Ema())
+EDM2 = replace(
+    WITH_MUON,
+    network=replace(SMALL.network, kind="edm2"),
+    optimizer=replace(WITH_MUON.optimizer, learning_rate=0.05),
+)
 BF16 = Engine(device="cpu", threads=1, precision="bf16")
 
 
@@ -93,8 +100,8 @@ def two_processes(folder):
     """All runs of two processes, as starting them is what takes the time."""
     first, second = os.environ["RANK"] == "0", os.environ["RANK"] == "1"
 
-    config = replace(SMALL, engine=IN_PARTS, samples=1)
     images = pd.open_images("digits", resolution=8, show=False)
+    config, _ = suggest(images, replace(SMALL, engine=IN_PARTS, samples=1))
     trainer = build_trainer(config, images, folder / "shared", show=False)
     trainer.fit(steps=4)
     moments = [tensor for state in trainer.state.optimizer.state.values() for tensor in state.values() if tensor.ndim]
@@ -121,11 +128,12 @@ def two_processes(folder):
         shutil.copytree(folder / "was shared", folder / "to one")
         shutil.copytree(folder / "was shared", folder / "to three")
     trainer.engine.group.barrier()
-    pd.train(SMALL, folder / "was shared", show=False)
+    pd.train(SMALL, folder / "was shared", given=NOT_SHARED, show=False)
 
     muon.MOST_WHOLE = 1000  # so that matrices go through in portions
     pd.train(replace(WITH_MUON, engine=IN_PARTS), folder / "muon", show=False)
     pd.train(replace(SCHEDULE_FREE, engine=IN_PARTS), folder / "schedule-free", show=False)
+    pd.train(replace(EDM2, engine=IN_PARTS), folder / "edm2", show=False)
     pd.train(replace(SMALL, engine=replace(BF16, shard=True)), folder / "bf16", show=False)
     train_own(folder / "own", SHARED)
 
@@ -181,13 +189,14 @@ def runs(tmp_path_factory):
     pd.train(HALF, folder / "was alone", show=False)
     pd.train(WITH_MUON, folder / "muon alone", show=False)
     pd.train(SCHEDULE_FREE, folder / "schedule-free alone", show=False)
+    pd.train(EDM2, folder / "edm2 alone", show=False)
     pd.train(replace(SMALL, engine=BF16), folder / "bf16 alone", show=False)
     train_own(folder / "own alone", SMALL.engine)
     with pytest.raises(pd.InputError, match="of the run died|another process of this run is gone"):
         run_processes(2, two_processes, folder)
     run_processes(3, three_processes, folder)
     for name in ("to one", "killed"):
-        pd.train(SMALL, folder / name, show=False)
+        pd.train(SMALL, folder / name, given=NOT_SHARED, show=False)
     return folder
 
 
@@ -225,9 +234,9 @@ def assert_equal(found, expected, steps=4, rtol=1e-5):
             torch.testing.assert_close(tensors[key], tensor, rtol=1e-3, atol=rtol)
 
 
-@pytest.mark.parametrize("name", ["shared", "muon", "schedule-free", "own"])
+@pytest.mark.parametrize("name", ["shared", "muon", "schedule-free", "edm2", "own"])
 def test_they_equal_one_process(runs, name):
-    """With accumulation and clipping; each of the optimizers, and a network of one's own."""
+    """With accumulation and clipping; each of the optimizers, weights of fixed norms, and a network of one's own."""
     alone = "alone" if name == "shared" else f"{name} alone"
     assert_equal(runs / name, runs / alone, steps=3 if name == "own" else 4)
 
@@ -332,9 +341,10 @@ def test_bf16_is_that_of_one_process_nearly(runs):
     [
         pd.UNet(3, 32, (1, 2, 4), 2),
         pd.UNet(3, 16, (1, 2), 1, kind="ncsnpp"),
+        pd.EDM2UNet(3, 16, (1, 2), 1),
         pd.DiT(3, 64, 4, 4),
     ],
-    ids=["ddpmpp", "ncsnpp", "dit"],
+    ids=["ddpmpp", "ncsnpp", "edm2", "dit"],
 )
 def test_blocks_hold_most_of_a_network_and_none_too_much(network):
     found = blocks(network)

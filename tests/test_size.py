@@ -80,7 +80,7 @@ def test_fewer_whole_images_of_large_ones():
     assert choose_size(pictures(32), Config(steps=9), (), never)[0].patches.whole == 0.5
 
 
-@pytest.mark.parametrize("kind", ["ddpmpp", "ncsnpp", "adm", "dit"])
+@pytest.mark.parametrize("kind", ["ddpmpp", "ncsnpp", "adm", "edm2", "dit"])
 def test_all_networks_of_a_kind_rise_and_can_be_built(kind):
     ladder = networks(Network(kind=kind))
     sizes = [parameters(Config(network=network)) for network in ladder]

@@ -227,6 +227,12 @@ def test_samples_of_one_colour_are_trouble(make_trainer, monkeypatch):
     assert trainer.state.counters.step == 8 and trainer.state.watchdog.back
 
 
+def test_a_network_that_predicts_the_clean_image_may_begin_with_one_colour():
+    pictures = [torch.full((1, 4, 4), 77)]
+    for process, collapsed in ((pd.EDM(), True), (pd.VP(), True), (pd.XPrediction(), False)):
+        assert evaluation.is_collapsed(pd.Denoiser(torch.nn.Identity(), process=process), pictures) == collapsed
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("watchdog", ["restore", "off"])
 def test_a_last_picture_of_one_colour_is_told_once(make_trainer, monkeypatch, watchdog):

@@ -200,6 +200,7 @@ def all_sizes(trainer: Trainer) -> None:
         for group in trainer.state.optimizer.param_groups:
             group["lr"] = learning_rate(trainer.config.optimizer, spent)
         skipped = trainer.engine.step(trainer.state.optimizer, trainer.config.optimizer.clip)
+        trainer.state.normalise_weights(skipped)
         images = sum(max(1, round(size.num_images(trainer.batches.batch) * size.probability)) for size in sizes)
         trainer.state.average.update(trainer.state.denoiser, images, trainer.state.counters.images)
         trainer.state.losses.add("all", total, trainer.state.losses.zeros(), skipped)

@@ -7,19 +7,13 @@ seconds. A row is written as soon as its training is done, and what the file alr
 """
 
 import argparse
-import json
-import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from trials import RESULTS, SHARED, Arm, Scale, folder_of, measure, train
-
-from patch_diffusion.evaluation.circumstances import circumstances
+from trials import RESULTS, SHARED, Arm, Scale, row_of_trial, write_rows
 
 OUT = RESULTS / "sizes-cpu.json"
 COMMAND = "python benchmarks/evidence/sizes.py --questions widths steps shares depths"
@@ -123,16 +117,7 @@ def main() -> None:
         for data in arguments.data
         for trial in QUESTIONS[question](data, budget)
     ]
-    content = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"rows": []}
-    done = {Trial(**row["trial"]) for row in content["rows"]}
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(arguments.together, spawn, torch.set_num_threads, (1,)) as pool:
-        waiting = [pool.submit(partial(row_of, runs=arguments.runs), each) for each in trials if each not in done]
-        for finished in as_completed(waiting):
-            row = finished.result()
-            content = {"command": COMMAND, **circumstances(torch.device("cpu")), "rows": [*content["rows"], row]}
-            arguments.out.write_text(json.dumps(content, indent=1) + "\n")
-            print("{loss:.4f}  {parameters:>9,} parameters, {images:>8,} images, {trial}".format(**row), flush=True)
+    write_rows(trials, partial(row_of, runs=arguments.runs), arguments.out, COMMAND, arguments.together)
 
 
 def row_of(trial: Trial, runs: Path) -> dict[str, Any]:
@@ -140,20 +125,7 @@ def row_of(trial: Trial, runs: Path) -> dict[str, Any]:
     scale = Scale(
         trial.budget, samples=0, judges=256, together=1, options={"engine": {"threads": 1}}, **DATA[trial.data]
     )
-    told = (trial.arm(), scale, trial.seed, runs)
-    train(told)
-    found = measure(told)
-    facts = json.loads((folder_of(*told) / "config.json").read_text())
-    return {
-        "trial": asdict(trial),
-        "parameters": facts["model"]["parameters"],
-        "steps": found["cost"]["step"],
-        **{name: found["cost"][name] for name in ("images", "flops", "seconds")},
-        "epochs": found["epochs"],
-        "loss": found["loss"]["value"],
-        "interval": found["loss"]["interval"],
-        "loss_by_noise": found["loss_by_noise"],
-    }
+    return row_of_trial(trial, trial.arm(), scale, runs)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import hashlib
 import json
 import multiprocessing
 import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,7 @@ from changes import CHANGES, LastOnWhole, hide_coords
 
 import patch_diffusion as pd
 from patch_diffusion.config_dict import from_dict, to_dict
+from patch_diffusion.denoise.process import EDM
 from patch_diffusion.denoise.whole_image import losses_of_images
 from patch_diffusion.devices import choose_device
 from patch_diffusion.evaluation.circumstances import circumstances
@@ -251,7 +252,12 @@ def measure(trial: tuple[Arm, Scale, int, Path]) -> dict[str, Any]:
     model = pd.load(folder)
     if arm.coords_hidden == "sampling":
         model.module.register_forward_pre_hook(hide_coords)
-    by_noise = losses_of_images(model, held_out, most=scale.judges)
+    by_noise = {
+        # In the weights of EDM, whatever process the model is of; of EDM itself this is a factor of 1.
+        sigma: losses * float(EDM().loss_weight(level, model.sigma_data) / model.loss_weight(level))
+        for sigma, losses in losses_of_images(model, held_out, most=scale.judges).items()
+        for level in (torch.tensor(sigma),)
+    }
     losses = torch.stack(list(by_noise.values())).mean(dim=0)
     distances = {}
     if scale.samples:
@@ -276,6 +282,42 @@ def measure(trial: tuple[Arm, Scale, int, Path]) -> dict[str, Any]:
     }
     kept.write_text(json.dumps({"how": how, "what": found}))
     return found
+
+
+def write_rows(
+    trials: Sequence[Any], row_of: Callable[[Any], dict[str, Any]], out: Path, command: str, together: int
+) -> None:
+    """Train what the file does not have yet, some beside each other on one thread each, and write each row at once.
+
+    ``trials`` are dataclasses that ``row_of`` makes rows of; a row has its trial as a dict.
+    """
+    content = json.loads(out.read_text()) if out.exists() else {"rows": []}
+    done = [row["trial"] for row in content["rows"]]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(together, spawn, torch.set_num_threads, (1,)) as pool:
+        for finished in as_completed([pool.submit(row_of, trial) for trial in trials if asdict(trial) not in done]):
+            row = finished.result()
+            content = {"command": command, **circumstances(torch.device("cpu")), "rows": [*content["rows"], row]}
+            out.write_text(json.dumps(content, indent=1) + "\n")
+            print("{loss:.4f}  {parameters:>9,} parameters, {images:>8,} images, {trial}".format(**row), flush=True)
+
+
+def row_of_trial(trial: Any, arm: Arm, scale: Scale, runs: Path) -> dict[str, Any]:
+    """Train an arm with the seed of a trial, and measure: a row of `write_rows`."""
+    told = (arm, scale, trial.seed, runs)
+    train(told)
+    found = measure(told)
+    facts = json.loads((folder_of(*told) / "config.json").read_text())
+    return {
+        "trial": asdict(trial),
+        "parameters": facts["model"]["parameters"],
+        "steps": found["cost"]["step"],
+        **{name: found["cost"][name] for name in ("images", "flops", "seconds")},
+        "epochs": found["epochs"],
+        "loss": found["loss"]["value"],
+        "interval": found["loss"]["interval"],
+        "loss_by_noise": found["loss_by_noise"],
+    }
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:

@@ -34,6 +34,7 @@ GROUPS = {
         "sampling",
         "few-steps",
         "editing",
+        "detect",
         "export",
         "serve",
     ),

@@ -14,7 +14,7 @@ The names to begin with:
 - Images: `open_images`, `ImageSet`.
 - Training: `train` with a `Config`, or `Trainer` with a `Denoiser` of a `UNet` and a `PatchSchedule` of your own.
 - Using a model: `load`, `generate` with `Sampling`, `edit`, `export_model`.
-- Judging it: `describe`, `evaluate`, `race`.
+- Judging it: `describe`, `evaluate`, `race`. Other images by it: `detect`.
 - Mistakes of the caller: `InputError`, whose message is one sentence.
 
 The public names are imported when they are first used, so that ``import patch_diffusion`` is quick.
@@ -36,13 +36,16 @@ if TYPE_CHECKING:
     from patch_diffusion.denoise.denoiser import Denoiser as Denoiser
     from patch_diffusion.denoise.networks.adapters import DiffusersNetwork as DiffusersNetwork
     from patch_diffusion.denoise.networks.dit import DiT as DiT
+    from patch_diffusion.denoise.networks.edm2 import EDM2UNet as EDM2UNet
     from patch_diffusion.denoise.networks.unet import UNet as UNet
     from patch_diffusion.denoise.objective import NoiseLevels as NoiseLevels, denoising_loss as denoising_loss
-    from patch_diffusion.denoise.process import EDM as EDM, VE as VE, VP as VP
+    from patch_diffusion.denoise.process import EDM as EDM, VE as VE, VP as VP, XPrediction as XPrediction
     from patch_diffusion.denoise.whole_image import whole_image_loss as whole_image_loss
     from patch_diffusion.doctor.diagnose import diagnose as diagnose
     from patch_diffusion.doctor.report import Diagnosis as Diagnosis
     from patch_diffusion.errors import InputError as InputError
+    from patch_diffusion.evaluation.detection.detect import Detection as Detection, Finding as Finding, detect as detect
+    from patch_diffusion.evaluation.detection.options import DetectionOptions as DetectionOptions
     from patch_diffusion.evaluation.distances import (
         frechet_distance as frechet_distance,
         gaussian_of as gaussian_of,

@@ -138,12 +138,13 @@ class Noise(Strict):
 
     p_mean: float | None = None
     """Mean of ln(sigma), the logarithm of the noise level, in training. Default: 0 for edm with the weight learned,
-    else the process's own, -1.2 for edm."""
+    else the process's own, -1.2 for edm, 0.8 for x_prediction."""
     p_std: float | None = None
     """Standard deviation of ln(sigma) in training. Default: 1.6 for edm with the weight learned, else the process's
-    own, 1.2 for edm."""
-    process: Literal["edm", "ve", "vp"] = "edm"
-    """Noise process and preconditioning. edm: EDM. ve: variance exploding. vp: variance preserving."""
+    own, 1.2 for edm, 0.8 for x_prediction."""
+    process: Literal["edm", "ve", "vp", "x_prediction"] = "edm"
+    """Noise process and preconditioning. edm: EDM. ve: variance exploding. vp: variance preserving. x_prediction: the
+    network predicts the clean image, and noise.weight process weights the loss as one of velocity."""
     weight: Literal["process", "learned"] = "learned"
     """Weight of each noise level in the loss. process: as published. learned: all levels contribute equally, as each
     loss is divided by its running mean at that noise level and patch size."""
@@ -166,9 +167,10 @@ class Noise(Strict):
 class Network(Strict):
     """The architecture of the network."""
 
-    kind: Literal["ddpmpp", "ncsnpp", "adm", "dit", "diffusers", "custom"] = "ddpmpp"
-    """Architecture. ddpmpp, ncsnpp, adm: published U-Nets. dit: a transformer. diffusers: the U-Net of a pipeline of
-    diffusers, only with --from. custom: your own network, only in Python."""
+    kind: Literal["ddpmpp", "ncsnpp", "adm", "edm2", "dit", "diffusers", "custom"] = "ddpmpp"
+    """Architecture. ddpmpp, ncsnpp, adm: published U-Nets. edm2: the magnitude-preserving U-Net of EDM2. dit: a
+    transformer. diffusers: the U-Net of a pipeline of diffusers, only with --from. custom: your own network, only in
+    Python."""
     width: int | None = None
     """Number of channels at full resolution, or of each token for dit. Default: chosen for the budget; a preset has its
     own."""
@@ -212,7 +214,7 @@ class Optimizer(Strict):
     """Optimizer. muon: Muon for convolutions and matrices, AdamW for the rest; it learns more from each image.
     schedule_free: AdamW that needs no decay and averages weights itself; it needs the extra schedule-free."""
     learning_rate: float | None = None
-    """Peak learning rate. Default: 0.005 for muon, 0.001 for the others."""
+    """Peak learning rate. Default: 0.005 for muon, 0.001 for the others; for network.kind edm2, 0.05 and 0.01."""
     betas: tuple[float, float] | None = None
     """Decay rates of the two moments of AdamW. The first is also the momentum of Muon, and the interpolation weight of
     schedule_free. Default: 0.95 0.99 for muon, 0.9 0.99 for the others."""

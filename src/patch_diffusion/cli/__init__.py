@@ -18,6 +18,7 @@ from typing import Any
 
 import patch_diffusion
 from patch_diffusion.cli.completion import Completion
+from patch_diffusion.cli.detect import Detect
 from patch_diffusion.cli.doctor import Doctor
 from patch_diffusion.cli.edit import Edit
 from patch_diffusion.cli.evaluate import Evaluate
@@ -36,7 +37,23 @@ from patch_diffusion.cli.verb import Verb, tell
 from patch_diffusion.errors import InputError, Note, did_you_mean, is_out_of_memory, shown
 from patch_diffusion.processes import is_first, listen
 
-_KINDS = (Train, Tune, Sample, Evaluate, Edit, Info, Inspect, Prepare, Race, Import, Export, Serve, Doctor, Completion)
+_KINDS = (
+    Train,
+    Tune,
+    Sample,
+    Evaluate,
+    Edit,
+    Detect,
+    Info,
+    Inspect,
+    Prepare,
+    Race,
+    Import,
+    Export,
+    Serve,
+    Doctor,
+    Completion,
+)
 _WITH_PLACE = warnings.showwarning
 VERBS: dict[str, type[Verb]] = {kind.__name__.lower(): kind for kind in _KINDS}
 

@@ -25,6 +25,7 @@ from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.paired import PairedInput, channels_of
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.networks.dit import DiT
+from patch_diffusion.denoise.networks.edm2 import EDM2UNet
 from patch_diffusion.denoise.networks.timestep_unet import TimestepUNet
 from patch_diffusion.denoise.networks.unet import UNet
 from patch_diffusion.errors import InputError
@@ -94,6 +95,8 @@ def _layout(network: nn.Module) -> _Layout:
             labels_bias=None,
             after=("unet.time_embedding.linear_2.bias", None),
         )
+    if isinstance(network, EDM2UNet):  # weights are divided by their norms, so that no column can be added or left out
+        return _Layout(inputs={}, outputs=(), labels="embed_label.weight", labels_bias=None, after=("", None))
     raise InputError(f"weights are carried between networks of this package, and this is a {type(network).__name__}")
 
 
@@ -122,6 +125,11 @@ def carry(
     """
     layout, before = _layout(source.module), _Facts.of(source, source.class_names)
     now = _Facts.of(target, tuple(class_names) if target.num_classes else ())
+    if isinstance(source.module, EDM2UNet) and before != now:
+        raise InputError(
+            "a network of kind edm2 is trained on with the same channels, coordinates, classes, conditions and "
+            "augmentation only, as its layers are normalised"
+        )
     old, new = source.module.state_dict(), target.module.state_dict()
     carried = {name: tensor for name, tensor in old.items() if name in new and tensor.shape == new[name].shape}
     for name in layout.inputs.keys() & old.keys() & new.keys():

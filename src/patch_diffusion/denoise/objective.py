@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from patch_diffusion.config import Noise
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.denoise.process import PROCESSES, Process
+from patch_diffusion.denoise.process import EDM, PROCESSES, Process
 from patch_diffusion.errors import option_error
 
 
@@ -157,8 +157,10 @@ class NoiseLevels(Noise):
         if self.p_mean is None and self.p_std is None:
             return PROCESSES[self.process].draw(num, generator)
         normal = torch.randn(num, generator=generator, device=None if generator is None else generator.device)
-        p_mean, p_std = -1.2 if self.p_mean is None else self.p_mean, 1.2 if self.p_std is None else self.p_std
-        return (normal * p_std + p_mean).exp()
+        process = PROCESSES[self.process]
+        usual = process if isinstance(process, EDM) else EDM()
+        p_mean = usual.p_mean if self.p_mean is None else self.p_mean
+        return (normal * (usual.p_std if self.p_std is None else self.p_std) + p_mean).exp()
 
 
 def settled_noise(options: Noise) -> Noise:
@@ -170,9 +172,11 @@ def settled_noise(options: Noise) -> Noise:
     >>> settled_noise(Noise(process="edm", weight="learned")).p_std
     1.6
     """
-    if options.process != "edm":
+    process = PROCESSES[options.process]
+    if not isinstance(process, EDM):
         return options
-    p_mean, p_std = (0.0, 1.6) if options.weight == "learned" else (-1.2, 1.2)
+    learned = (options.process, options.weight) == ("edm", "learned")
+    p_mean, p_std = (0.0, 1.6) if learned else (process.p_mean, process.p_std)
     return replace(
         options,
         p_mean=p_mean if options.p_mean is None else options.p_mean,

@@ -169,6 +169,7 @@ def count_step(
             losses = engine.backward(state.module, batch, weights)
             counter.phase = "clip"
             skipped = engine.step(state.optimizer, clip)
+            state.normalise_weights(skipped)
             state.counters.add(size, num, size.shape, 0)
             counter.phase = "averages"
             state.update_averages(num)

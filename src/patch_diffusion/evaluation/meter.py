@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from patch_diffusion.evaluation.extractors.choose import open_extractor
 from patch_diffusion.evaluation.extractors.extractor import Extractor
 from patch_diffusion.evaluation.memorization import CopyCheck, find_copies, rates
 from patch_diffusion.evaluation.reference import Reference, reference_of
-from patch_diffusion.evaluation.samples import classes_like, conditions_like, pixels_of
+from patch_diffusion.evaluation.samples import classes_like, conditions_like, inputs_like, pixels_of
 from patch_diffusion.evaluation.stream import Stream, stream_of_images, stream_of_model
 from patch_diffusion.sampling.options import Sampling
 
@@ -103,7 +103,8 @@ class SampleMeter:
             raise InputError("a meter compares with images: call begin first, as a trainer does")
         num = options.samples
         labels = classes_like(beside.images, model, num, self._seed)
-        told = {"labels": labels, "conditions": conditions_like(beside.images, model, num, self._seed)}
+        told: dict[str, Any] = {"labels": labels, "conditions": conditions_like(beside.images, model, num, self._seed)}
+        told["paired"] = inputs_like(beside.images, model, num, self._seed)
         stream = stream_of_model(model, range(num), **told, sampling=Sampling(batch=self._batch))
         found = collect(stream, beside.extractor, what="samples", moments=beside.frechet is not None)
         numbers: dict[str, float] = {}

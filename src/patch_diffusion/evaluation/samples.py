@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.images import Images, numbered_as
@@ -104,7 +105,8 @@ def _stream(subject: Subject, how: SamplesOptions) -> Stream:
     labels = classes_like(subject.training, model, num, seed)
     seeds = range(seed * num, (seed + 1) * num)
     conditions = conditions_like(subject.training, model, num, seed)
-    stream = stream_of_model(model, seeds, labels=labels, conditions=conditions, sampling=how.sampling)
+    told: dict[str, Any] = {"labels": labels, "conditions": conditions, "sampling": how.sampling}
+    stream = stream_of_model(model, seeds, paired=inputs_like(subject.training, model, num, seed), **told)
     settings = {**stream.settings}
     if model.num_classes:
         settings["classes"] = "seed mod classes" if labels is None else "as frequent as in the data"
@@ -131,12 +133,32 @@ def conditions_like(training: Images | None, model: Denoiser, num: int, seed: in
     if not known or not model.columns:
         return None
     assert training is not None
+    pairs = _like(training, num, seed)
+    return [known[place].named(int(training.buckets[place].rows(index)[0])) for place, index in pairs]
+
+
+def inputs_like(
+    training: Images | None, model: Denoiser, num: int, seed: int
+) -> list[tuple[torch.Tensor | None, ...]] | None:
+    """Return the paired inputs of ``num`` training images, those of `classes_like`; None unless the model takes some."""
+    if training is None or not model.inputs or len(training.inputs) != len(model.inputs):
+        return None
+    found: list[tuple[torch.Tensor | None, ...]] = []
+    for place, index in _like(training, num, seed):
+        bucket = training.buckets[place]
+        given = bucket.inputs_given(index)[0].tolist()
+        pixels = [bucket.input_images(number).batch(index)[0][0] for number in range(len(bucket.paired))]
+        found.append(tuple(each if there else None for each, there in zip(pixels, given, strict=True)))
+    return found
+
+
+def _like(training: Images, num: int, seed: int) -> list[tuple[int, NDArray[np.int64]]]:
+    """Return the bucket of each of the images that `classes_like` draws, and its index there, as an array of one."""
     ends = np.cumsum([len(bucket) for bucket in training.buckets])
     chosen = torch.randint(int(ends[-1]), (num,), generator=generator(seed, "classes of samples")).numpy()
-    which = np.searchsorted(ends, chosen, side="right")
-    inside = chosen - (ends - [len(bucket) for bucket in training.buckets])[which]
-    rows = [training.buckets[place].rows(np.array([row])) for place, row in zip(which, inside, strict=True)]
-    return [known[place].named(int(row[0])) for place, row in zip(which, rows, strict=True)]
+    which = np.searchsorted(ends, chosen, side="right").tolist()
+    begins = (ends - [len(bucket) for bucket in training.buckets]).tolist()
+    return [(place, np.array([row - begins[place]])) for place, row in zip(which, chosen.tolist(), strict=True)]
 
 
 def pixels_of(images: Images, batch: int) -> Stream:

@@ -102,12 +102,13 @@ def stream_of_model(
     *,
     labels: Sequence[int] | None = None,
     conditions: Sequence[Mapping[str, Any]] | None = None,
+    paired: Sequence[Any] | None = None,
     sampling: Sampling | None = None,
 ) -> Stream:
     """Return samples of a model, one per seed, as a stream, which generates them when they are read.
 
     ``labels`` are one per image; None: seed k gets class k mod classes if the model has classes. ``conditions`` are
-    values by name, of each image; None: they are not given.
+    values by name, of each image, ``paired`` the input of each; None: they are not given.
     """
     if not isinstance(model.codec, PixelCodec) and not model.codec.can_decode:
         raise InputError("this model makes latents, and its VAE is not there to decode them: give --vae FOLDER")
@@ -118,9 +119,11 @@ def stream_of_model(
 
     def sampled(places: Sequence[int]) -> list[Tensor]:
         chosen = None if labels is None else [labels[place] for place in places]
-        told = [{} if conditions is None else conditions[place] for place in places]
-        by_name = {column.name: [each.get(column.name) for each in told] for column in model.columns if any(told)}
-        samples = generate(model, [seeds[place] for place in places], options, labels=chosen, conditions=by_name)
+        values = [{} if conditions is None else conditions[place] for place in places]
+        by_name = {column.name: [each.get(column.name) for each in values] for column in model.columns if any(values)}
+        shown = None if paired is None else [paired[place] for place in places]
+        told: dict[str, Any] = {"labels": chosen, "conditions": by_name, "paired": shown}
+        samples = generate(model, [seeds[place] for place in places], options, **told)
         return [to_uint8(sample.pixels, *sample.range) for sample in samples]
 
     def part(number: int) -> list[Tensor]:

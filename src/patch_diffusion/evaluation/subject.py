@@ -66,8 +66,7 @@ def open_subject(
     if not isinstance(source, str | os.PathLike):
         given = _reading_like(source.resolution, source.channels)
         return Subject("images", None, source, opened(data, given, show), opened(held_out, given, show), given)
-    path = user_path(source)
-    folder = RunFolder(path.parent.parent if path.parent.name == "checkpoints" else path)
+    folder = _folder_of(source)
     if not folder.is_run():
         try:
             pictures = open_images(source, show=show)
@@ -81,6 +80,24 @@ def open_subject(
     given = _reading_of(config, facts, own=False)
     outside = own_held_out if held_out is None else opened(held_out, given, show)
     return Subject(str(source), model, None, training, outside, given, tuple(notes))
+
+
+def held_out_of(source: Source, *, show: bool = False) -> tuple[Images | None, tuple[str, ...]]:
+    """Return the images that a run held out of its data (None if it held out none), and notes for the user."""
+    _, held_out, notes = _training(_folder_of(source), None, show)
+    return held_out, tuple(notes)
+
+
+def reading_for(source: Source | Denoiser) -> dict[str, Any]:
+    """Return the arguments of `open_images` that read other images in the shape of those of a run, or of a model."""
+    if isinstance(source, Denoiser):
+        return _reading_like(source.resolution, source.image_channels)
+    return _reading_of(*_folder_of(source).read_config(), own=False)
+
+
+def _folder_of(source: Source) -> RunFolder:
+    path = user_path(source)
+    return RunFolder(path.parent.parent if path.parent.name == "checkpoints" else path)
 
 
 def _training(

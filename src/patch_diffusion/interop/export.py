@@ -96,6 +96,8 @@ def export_model(
         )
     model = load(run, checkpoint=checkpoint, ema_length=ema_length, network=network, vae=vae, device="cpu")
     check_one_stage(model)
+    if model.inputs:
+        raise InputError("a model of paired inputs is not exported yet: its exports would make images without an input")
     if to == "diffusers":
         check_pipeline(model)
     settled = Sampling(solver=solver, schedule=schedule).settled(model)

@@ -15,6 +15,7 @@ from patch_diffusion.data.latents.codec import STANDARD_DEVIATION, LatentCodec
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.networks.adapters import DiffusersNetwork
 from patch_diffusion.denoise.networks.dit import DiT
+from patch_diffusion.denoise.networks.edm2 import EDM2UNet
 from patch_diffusion.denoise.networks.timestep_unet import TimestepUNet
 from patch_diffusion.denoise.networks.unet import UNet
 from patch_diffusion.errors import InputError
@@ -28,6 +29,7 @@ _WEIGHTS = "diffusion_pytorch_model.safetensors"
 # as "dit" for a module of diffusers itself.
 _CLASSES: dict[type, tuple[str, str]] = {
     UNet: ("network_unet", "PatchDiffusionUNet"),
+    EDM2UNet: ("network_edm2", "PatchDiffusionEDM2UNet"),
     DiT: ("network_dit", "PatchDiffusionDiT"),
     TimestepUNet: ("network_timestep", "PatchDiffusionTimestepUNet"),
 }

@@ -195,7 +195,9 @@ def _sized(
             else replace(arm.patches, whole=usual.patches.whole)
         )
         batch = usual.batch if arm.batch == "auto" else arm.batch
-        found[each] = replace(arm, network=network, patches=patches, batch=batch, optimizer=settled(arm.optimizer))
+        found[each] = replace(
+            arm, network=network, patches=patches, batch=batch, optimizer=settled(arm.optimizer, arm.network.kind)
+        )
     return found, {name: reasons}
 
 

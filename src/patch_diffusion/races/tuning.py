@@ -84,7 +84,7 @@ def tune(
         known: the trials that an earlier call finished, as it passed them to ``tell``.
         tell: a function that is called with each finished trial, a dict that JSON can store.
     """
-    config = with_option(config, RATE, settled(config.optimizer).learning_rate)
+    config = with_option(config, RATE, settled(config.optimizer, config.network.kind).learning_rate)
     sweep = _Sweep(config, budget, run, cost, given, known, tell)
     best, names = config, searched(config, given)
     if sweep.num > 1:

@@ -20,6 +20,7 @@ from patch_diffusion.data.latents.codec import LatentCodec, codec_of
 from patch_diffusion.data.paired import channels_of
 from patch_diffusion.denoise.denoiser import Denoiser, place
 from patch_diffusion.denoise.networks.dit import DiT
+from patch_diffusion.denoise.networks.edm2 import EDM2UNet
 from patch_diffusion.denoise.networks.timestep_unet import TimestepUNet
 from patch_diffusion.denoise.networks.unet import STYLES, UNet
 from patch_diffusion.denoise.process import PROCESSES
@@ -29,6 +30,9 @@ from patch_diffusion.files import read_tensors, user_path
 from patch_diffusion.runs.averages import average_name, combination, combine
 from patch_diffusion.runs.folder import ModelFacts, RunFolder
 from patch_diffusion.runs.retention import Seen, read_state, step_of
+
+U_NETS = (*STYLES, "edm2")
+"""The kinds of networks that are U-Nets."""
 
 UNET_ONLY, DIT_ONLY = ("multipliers", "blocks", "attention"), ("depth", "heads", "token")
 """The names of options of networks that only one class of them has, and that the other refuses."""
@@ -46,7 +50,7 @@ def build_network(
     context: int | None = None,
     most: tuple[float, str] | None = None,
 ) -> nn.Module:
-    """Build the `UNet`, `DiT` or `TimestepUNet` that the options describe, with random initial weights.
+    """Build the `UNet`, `EDM2UNet`, `DiT` or `TimestepUNet` of the options, with random initial weights.
 
     With ``most``, a number of parameters and in words what sets it, a network of more is refused before it is made.
     """
@@ -69,11 +73,9 @@ def build_network(
         given |= {"augment_channels": augment_channels, "attribute_channels": attribute_channels}
         given["paired_channels"] = paired_channels
         try:
-            return (
-                UNet(image_channels, kind=options.kind, **given)
-                if options.kind in STYLES
-                else DiT(image_channels, **given)
-            )
+            if options.kind in STYLES:
+                return UNet(image_channels, kind=options.kind, **given)
+            return (EDM2UNet if options.kind == "edm2" else DiT)(image_channels, **given)
         except InputError:
             raise
         # The network modules import nothing of the package, so they raise ValueError: "network.width is ...".

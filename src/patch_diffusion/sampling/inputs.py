@@ -26,7 +26,7 @@ OPTION = "paired"
 class Inputs(NamedTuple):
     """The paired inputs of one image.
 
-    ``pixels`` are those of each input, (c, h, w), None if it is not given; ``name`` is that of the first file, or empty.
+    ``pixels`` are those of each input, (c, h, w), None if it is not given; ``name`` is that of the first file, or "".
     """
 
     pixels: tuple[Tensor | None, ...]

@@ -126,7 +126,7 @@ def reconciled(config: Config, denoiser: Denoiser, images: Images) -> Config:
             raise option_error(
                 name, f"is {value} in the config, but {now[name]} in the {whose} given here: leave it out of the config"
             )
-    found = replace(found, optimizer=settled(found.optimizer), noise=settled_noise(found.noise))
+    found = replace(found, optimizer=settled(found.optimizer, own.kind), noise=settled_noise(found.noise))
     if found.batch == "auto":
         engine = replace(found.engine, accumulation="auto") if found.engine.accumulation == 1 else found.engine
         parameters = sum(weight.numel() for weight in denoiser.module.parameters())

@@ -133,11 +133,16 @@ class TrainingState:
         self.optimizer: torch.optim.Optimizer = make_optimizer(
             [parameter for parameter in self.network.parameters() if parameter.requires_grad],
             config.optimizer,
+            network=config.network.kind,
             embeddings=class_embeddings(self.network) if "adam-for-embeddings" in rules else (),
         )
         if isinstance(self.average, ScheduleFreeAverage):
             self.average.follow(self.optimizer)
         self.power_averages: dict[str, PowerAverage] = power_averages(self.averaged, config.ema.lengths)
+        # Of weights that are averages of others, the mean square is not to be 1.
+        self._normalise_weights: Callable[[Tensor], None] | None = (
+            None if config.optimizer.kind == "schedule_free" else getattr(self.network, "normalise_weights", None)
+        )
         self.counters: Counters = Counters()
         self.copying: Copying = Copying()
         self.watchdog: Watchdog = Watchdog()
@@ -145,6 +150,14 @@ class TrainingState:
         self.evaluated: dict[str, int] = {}
         self.losses: Losses = Losses(engine.device, self.denoiser.levels or SIGMAS)
         self.balance: Balance | None = Balance(self.losses) if config.noise.weight == "learned" else None
+
+    def normalise_weights(self, skipped: Tensor) -> None:
+        """Let the network normalise its weights after a step of the optimizer, if it has a method for that.
+
+        ``skipped`` is 1 if the step changed nothing, see `Engine.step`.
+        """
+        if self._normalise_weights is not None:
+            self._normalise_weights(skipped)
 
     def update_averages(self, num_images: int) -> None:
         """Update all weight averages with the weights after a step on ``num_images``."""

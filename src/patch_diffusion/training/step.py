@@ -57,6 +57,7 @@ class Step:
         for group in state.optimizer.param_groups:
             group["lr"] = state.watchdog.rate * learning_rate(self.optimizer, spent)
         skipped = engine.step(state.optimizer, self.optimizer.clip)
+        state.normalise_weights(skipped)
         state.counters.add(size, num, part.plan.resolution, self.flops[size.shape])
         state.update_averages(num)
         return StepResult(size, num, losses, sigma, skipped)

@@ -25,6 +25,7 @@ class PatchDiffusionDiT(ExportedNetwork):
         label_dropout: float = 0.1,
         augment_channels: int = 0,
         attribute_channels: int = 0,
+        paired_channels: int = 0,
         coords: bool = True,
     ) -> None:
         super().__init__(DiT, without=("kind",))

@@ -53,7 +53,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         id2label: names of the classes by number, if they have any.
         attributes: what the model is told of an image by name: see `Attribute`.
         codec: the pixel values that are -1 and 1 in model space; for latents, mean and scale of each channel.
-        process: "edm", "ve" or "vp": how the network's inputs and outputs are scaled.
+        process: "edm", "ve", "vp" or "x_prediction": how the network's inputs and outputs are scaled.
         mean_data: mean of each channel in model space, or one for all, about which it denoises; None: 0.
     """
 

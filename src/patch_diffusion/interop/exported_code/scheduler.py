@@ -24,7 +24,7 @@ class PatchDiffusionScheduler(SchedulerMixin, ConfigMixin):
     ``EDMDPMSolverMultistepScheduler.from_config(pipe.scheduler.config)``.
 
     Args:
-        process: "edm", "ve" or "vp", the diffusion process of the training.
+        process: "edm", "ve", "vp" or "x_prediction", the noise process of the training.
         sigma_data: standard deviation of the data in model space.
         sigma_min, sigma_max: the lowest and the highest noise level.
         solver, schedule: the names of the solver and the schedule, see ``SOLVERS`` and ``SCHEDULES``.

@@ -10,7 +10,7 @@ from typing import Any
 from patch_diffusion.config import Config
 from patch_diffusion.data.images import Images
 from patch_diffusion.denoise.objective import settled_noise
-from patch_diffusion.denoise.process import EDM
+from patch_diffusion.denoise.process import EDM, PROCESSES
 from patch_diffusion.denoise.whole_image import SIGMAS
 from patch_diffusion.patches.shapes import Shape
 
@@ -29,7 +29,8 @@ def with_noise(images: Images, config: Config, given: Collection[str]) -> tuple[
     noise, moments = settled_noise(config.noise), images.moments
     config = replace(config, noise=noise)
     variance = moments.deviation(moments.means) ** 2
-    if noise.process != "edm" or not variance > 0:
+    process = PROCESSES[noise.process]
+    if not isinstance(process, EDM) or not variance > 0:
         return config, []
     reasons: list[str] = []
     if noise.mean_data is None and moments.square > (1 + _LEAST_OFF_CENTRE) * variance:
@@ -43,11 +44,11 @@ def with_noise(images: Images, config: Config, given: Collection[str]) -> tuple[
     if abs(flatter + larger) < _LEAST_SHIFT:
         return replace(config, noise=noise), reasons
     factor = _short(math.exp(flatter + larger))
-    assert noise.p_mean is not None  # of edm, it is settled
+    assert noise.p_mean is not None  # of these processes, it is settled
     shifted: dict[str, Any] = {
         "p_mean": round(noise.p_mean + math.log(factor), 1),
-        "sigma_max": _short(factor * EDM.sigma_max),
-        "sigma_min": _short(math.exp(flatter) * EDM.sigma_min),
+        "sigma_max": _short(factor * process.sigma_max),
+        "sigma_min": _short(math.exp(flatter) * process.sigma_min),
         "levels": tuple(_short(factor * sigma) for sigma in SIGMAS),
     }
     if abs(flatter) < _LEAST_SHIFT:

@@ -11,11 +11,11 @@ from typing import Any
 
 from patch_diffusion.config import Config, Network, Patches
 from patch_diffusion.denoise.networks.dit import DiT
-from patch_diffusion.denoise.networks.unet import STYLES, UNet
+from patch_diffusion.denoise.networks.unet import UNet
 from patch_diffusion.errors import InputError
 from patch_diffusion.patches.schedule import PatchSchedule
 from patch_diffusion.patches.shapes import Shape, patch_shape
-from patch_diffusion.runs.model import DIT_ONLY, UNET_ONLY
+from patch_diffusion.runs.model import DIT_ONLY, U_NETS, UNET_ONLY
 
 LARGEST_AS_PRESET = 128
 """The square root of the largest image area for which a preset's levels suffice; each doubling adds a level, since the
@@ -29,7 +29,7 @@ _LARGEST_DENOMINATOR = 32
 
 def stride(network: Network) -> int:
     """Return the number by which the height and width of every input of a network must be divisible."""
-    if network.kind in STYLES:
+    if network.kind in U_NETS:
         return 2 ** (len(_multipliers(network)) - 1)
     if network.kind == "dit":
         return network.token or _default(DiT, "token")
@@ -45,12 +45,12 @@ def consistent(network: Network, given: Collection[str]) -> tuple[Network, list[
         return [name for name in names if f"network.{name}" not in given and getattr(network, name) is not None]
 
     reasons: list[str] = []
-    others = free(*(UNET_ONLY if network.kind == "dit" else DIT_ONLY if network.kind in STYLES else ()))
+    others = free(*(UNET_ONLY if network.kind == "dit" else DIT_ONLY if network.kind in U_NETS else ()))
     if others:
         others = sorted({*others, *free("width")})
         network = replace(network, **dict.fromkeys(others))
         reasons.append(f"{', '.join(others)} of the preset are left out: network.kind {network.kind} has others")
-    if network.kind in STYLES and free("attention"):
+    if network.kind in U_NETS and free("attention"):
         lowest = len(_multipliers(network)) - 1
         attention = tuple(sorted({min(level, lowest) for level in network.attention or ()}))
         if attention != network.attention:
@@ -90,7 +90,7 @@ def _multipliers(network: Network) -> tuple[int, ...]:
 
 def networks_for(network: Network, resolutions: Sequence[Shape], given: Collection[str]) -> Iterator[Network]:
     """Yield network options, in order of preference: more levels for large images, as given, fewer levels."""
-    if "network.multipliers" in given or network.kind not in STYLES:
+    if "network.multipliers" in given or network.kind not in U_NETS:
         yield network
         return
     multipliers = _multipliers(network)

@@ -15,12 +15,11 @@ from patch_diffusion.data.attributes import width_of
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.paired import channels_of
-from patch_diffusion.denoise.networks.unet import STYLES
 from patch_diffusion.devices import choose_device, memory_of
 from patch_diffusion.errors import counted
 from patch_diffusion.patches.schedule import PatchSchedule
 from patch_diffusion.patches.shapes import Shape
-from patch_diffusion.runs.model import build_denoiser, build_network
+from patch_diffusion.runs.model import U_NETS, build_denoiser, build_network
 from patch_diffusion.training.budget import Budget, training_flops
 from patch_diffusion.training.choices.law import Worth, operations_worth, rounded, worth
 from patch_diffusion.training.choices.shapes import stride
@@ -108,7 +107,7 @@ def choose_size(
         return config, []
     if len(ladder) == 1 and config.batch != "auto":
         return replace(config, network=ladder[0]), []
-    config = replace(config, optimizer=settled(config.optimizer))
+    config = replace(config, optimizer=settled(config.optimizer, config.network.kind))
     config, whole = _with_whole(images, config, given)
     timed = Budget.of(config).unit == "minutes"
     place = min(len(ladder) - 1, 3 if choose_device(config.engine.device).type == "cpu" else 11)
@@ -127,7 +126,7 @@ def networks(network: Network) -> list[Network]:
     """Return networks from small to large that agree with the options that are not None; none of others' networks."""
     if network.kind in ("custom", "diffusers"):
         return []
-    if network.kind in STYLES:
+    if network.kind in U_NETS:
         names, rungs, same = ("width", "blocks"), _U_NETS, SHAPE
         if network.kind == "adm":  # of which a head of attention has 64 channels
             rungs = tuple(rung for rung in rungs if 4 * rung[0] <= 64 or rung[0] % 16 == 0)
@@ -137,7 +136,7 @@ def networks(network: Network) -> list[Network]:
         names, rungs, same = ("width", "depth", "heads"), _TRANSFORMERS, TOKENS
     network = replace(network, **{name: value for name, value in same.items() if getattr(network, name) is None})
     if network.width is not None:
-        usual = (network.width, 1) if network.kind in STYLES else (network.width, 4, 2)
+        usual = (network.width, 1) if network.kind in U_NETS else (network.width, 4, 2)
         rungs = (usual,)
     found = [
         replace(
@@ -298,7 +297,7 @@ def _reasons(size: Size, images: Images, config: Config, *, timed: bool, chosen:
         buys += " on this machine"
     network, reasons = size.network, []
     if chosen:
-        deep = counted(network.blocks or 1, "block") if network.kind in STYLES else f"{network.depth} layers"
+        deep = counted(network.blocks or 1, "block") if network.kind in U_NETS else f"{network.depth} layers"
         reasons.append(
             f"network.width {network.width} with {deep}: {buys}, for which a network of about "
             f"{float(f'{size.worth.parameters:.2g}'):,.0f} parameters learns most ({size.worth.source})"

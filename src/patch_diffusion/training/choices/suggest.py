@@ -23,6 +23,7 @@ from patch_diffusion.training.choices.shapes import (
     sizes_for_network,
     stride,
 )
+from patch_diffusion.training.optimizing.optimizers import settled
 
 # Latents are trained whole or in halves, as published (Patch Diffusion, arXiv 2304.12526, section 4).
 _SIZES_OF_LATENTS = {"1/2": 1.0}
@@ -59,9 +60,9 @@ def suggest(images: Images, base: Config, given: Collection[str] = ()) -> tuple[
             "their sub-folders are classes, or leave it out",
         )
     network, replaced = consistent(base.network, given)
-    base = replace(base, network=network)
+    base, rate = _learning_rate(replace(base, network=network), given)
     base, reasons = with_noise(images, base, given)
-    reasons = [*replaced, *reasons]
+    reasons = [*replaced, *rate, *reasons]
     resolutions = [bucket.resolution for bucket in images.buckets]
     latents = isinstance(images.codec, LatentCodec) and "patches.sizes" not in given
     wanted = _SIZES_OF_LATENTS if latents else base.patches.sizes
@@ -74,6 +75,18 @@ def suggest(images: Images, base: Config, given: Collection[str] = ()) -> tuple[
             chosen, why = _number_format(chosen, resolutions, given)
             return chosen, reasons + more + why
     return base, reasons
+
+
+def _learning_rate(config: Config, given: Collection[str]) -> tuple[Config, list[str]]:
+    """Replace a preset's learning rate where edm2 was asked for in place of its network; return config and reasons."""
+    optimizer, asked = config.optimizer, "network.kind" in given and "optimizer.learning_rate" not in given
+    if config.network.kind != "edm2" or not asked or optimizer.learning_rate is None:
+        return config, []
+    usual = settled(replace(optimizer, learning_rate=None), config.network.kind)
+    if usual == optimizer:
+        return config, []
+    larger = "the weights of network.kind edm2 are larger than those of the preset"
+    return replace(config, optimizer=usual), [f"optimizer.learning_rate {usual.learning_rate:g}: {larger}"]
 
 
 def _number_format(config: Config, resolutions: Sequence[Shape], given: Collection[str]) -> tuple[Config, list[str]]:

@@ -34,11 +34,15 @@ USUAL: dict[str, Usual] = {
 }
 """The options of each kind of optimizer that are used where none are given."""
 
+RATES_OF_UNIT_WEIGHTS = {"adamw": 1e-2, "muon": 5e-2, "schedule_free": 1e-2}
+"""The learning rates of edm2, whose weights have a standard deviation of 1: about ten times that of others."""
+
 
 def make_optimizer(
     parameters: Iterable[nn.Parameter],
     options: Optimizer,
     *,
+    network: str = "ddpmpp",
     embeddings: Collection[Tensor] = (),
 ) -> torch.optim.Optimizer:
     """Make the optimizer of the kind that the options ask for.
@@ -46,9 +50,10 @@ def make_optimizer(
     Args:
         parameters: the parameters of the network.
         options: see `patch_diffusion.config.Optimizer`.
+        network: the kind of the network, see `patch_diffusion.config.Network`.
         embeddings: matrices among the parameters that Muon leaves to AdamW.
     """
-    options = settled(options)
+    options = settled(options, network)
     assert options.learning_rate is not None and options.betas is not None  # they are settled
     for name, is_right, rule in (
         ("learning_rate", options.learning_rate > 0, "is above 0"),
@@ -95,11 +100,13 @@ def make_average(denoiser: Denoiser, ema: Ema, options: Optimizer) -> WeightAver
     return ScheduleFreeAverage(denoiser)
 
 
-def settled(options: Optimizer) -> Optimizer:
-    """Return the options with those that are not given as is `USUAL` for the kind of optimizer.
+def settled(options: Optimizer, network: str) -> Optimizer:
+    """Return the options with those that are not given as is `USUAL` for the kinds of optimizer and network.
 
-    >>> settled(Optimizer(kind="muon")).learning_rate
+    >>> settled(Optimizer(kind="muon"), "ddpmpp").learning_rate
     0.005
     """
-    usual = USUAL[options.kind]
+    usual = {**USUAL[options.kind]}
+    if network == "edm2":
+        usual["learning_rate"] = RATES_OF_UNIT_WEIGHTS[options.kind]
     return replace(options, **{name: value for name, value in usual.items() if getattr(options, name) is None})

@@ -18,6 +18,7 @@ from torch import Tensor
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.errors import option_error
 from patch_diffusion.runs.averages import average_name, exponent
+from patch_diffusion.training.hardware.sharding import local
 
 
 class PowerAverage:
@@ -42,11 +43,13 @@ class PowerAverage:
     def update(self, denoiser: Denoiser, num_images: int, images_seen: int) -> None:
         """Update the average with ``denoiser``'s weights after a step on ``num_images``, ``images_seen`` in all."""
         share = 1 - (1 - num_images / images_seen) ** (self.gamma + 1)
-        weights = denoiser.module.state_dict()
+        # Of a sharded model, buffers are whole, and torch takes no list of both.
+        weights = {name: local(tensor) for name, tensor in denoiser.module.state_dict().items()}
+        averages = {name: local(tensor) for name, tensor in self.tensors.items()}
         floats = [name for name, tensor in weights.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_([self.tensors[name] for name in floats], [weights[name] for name in floats], share)
+        torch._foreach_lerp_([averages[name] for name in floats], [weights[name] for name in floats], share)
         if others := [name for name in weights if not weights[name].is_floating_point()]:
-            torch._foreach_copy_([self.tensors[name] for name in others], [weights[name] for name in others])
+            torch._foreach_copy_([averages[name] for name in others], [weights[name] for name in others])
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore the average from the tensors of a checkpoint."""

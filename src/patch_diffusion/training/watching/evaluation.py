@@ -42,7 +42,13 @@ def sample_pictures(model: Denoiser, num: int) -> tuple[list[Tensor], int | None
 
 
 def is_collapsed(model: Denoiser, pictures: list[Tensor]) -> bool:
-    """Return True if all sampled pictures are nearly of one colour, or none is finite: training has failed."""
+    """Return True if all sampled pictures are nearly of one colour, or none is finite: training has failed.
+
+    A network that predicts the clean image begins with pictures of one colour, so theirs are no sign of a failure.
+    """
+    lowest = torch.tensor(model.sigma_min)
+    if not model.process.preconditioning(lowest, model.sigma_data).c_skip:
+        return False
     least = COLLAPSED * model.sigma_data * 255 / 2
     return all(picture.float().std() < least for picture in pictures)
 
