@@ -259,12 +259,14 @@ def batches_start():
     return Position(0, 0, {}, 0.0)
 
 
-@pytest.mark.parametrize("network", ["unet", "dit"])
+@pytest.mark.parametrize("network", ["unet", "dit", "edm2"])
 def test_networks_hear_of_them(network):
     torch.manual_seed(0)
-    made = (
-        pd.UNet(1, 8, (1,), 1, attribute_channels=6) if network == "unet" else pd.DiT(1, 16, 1, 1, attribute_channels=6)
-    )
+    made = {
+        "unet": lambda: pd.UNet(1, 8, (1,), 1, attribute_channels=6),
+        "dit": lambda: pd.DiT(1, 16, 1, 1, attribute_channels=6),
+        "edm2": lambda: pd.EDM2UNet(1, 8, (1,), 1, attribute_channels=6),
+    }[network]()
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

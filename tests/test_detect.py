@@ -29,7 +29,7 @@ class Halves(pd.Denoiser):
     image_channels = 1
 
     def forward(self, noisy, sigma, coords, labels=None):
-        mean = SHADE * coords.coords[0].sign()
+        mean = SHADE * coords.coords[0].sign()  # pyright: ignore[reportAttributeAccessIssue]
         return mean + (noisy - mean) * self.kept(sigma)
 
     def kept(self, sigma):

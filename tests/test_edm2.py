@@ -71,7 +71,7 @@ def test_activations_have_a_mean_square_of_1(monkeypatch):
 
 def test_embeddings_have_the_size_of_an_activation():
     network = tiny(width=512, multipliers=(1,), num_classes=5)
-    found = network._embedding(torch.linspace(-1.5, 1, 8), torch.arange(-1, 7).clamp(max=4), None)
+    found = network._embedding(torch.linspace(-1.5, 1, 8), torch.arange(-1, 7).clamp(max=4), None, None)
     assert size_of(found) == pytest.approx(edm2.SILU, rel=0.05)
 
 

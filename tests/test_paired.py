@@ -176,15 +176,15 @@ def test_inputs_are_dropped_by_themselves_and_together(coordinate_images, make_t
     assert 0.25 < np.mean(found) < 0.5
 
 
-@pytest.mark.parametrize("network", ["unet", "dit"])
+@pytest.mark.parametrize("network", ["unet", "dit", "edm2"])
 def test_networks_are_shown_them(coordinate_images, network):
     torch.manual_seed(0)
     channels = channels_of(coordinate_images.inputs)
-    made = (
-        pd.UNet(3, 8, (1,), 1, paired_channels=channels)
-        if network == "unet"
-        else pd.DiT(3, 16, 1, 1, paired_channels=channels)
-    )
+    made = {
+        "unet": lambda: pd.UNet(3, 8, (1,), 1, paired_channels=channels),
+        "dit": lambda: pd.DiT(3, 16, 1, 1, paired_channels=channels),
+        "edm2": lambda: pd.EDM2UNet(3, 8, (1,), 1, paired_channels=channels),
+    }[network]()
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

@@ -140,7 +140,7 @@ def conditions_like(training: Images | None, model: Denoiser, num: int, seed: in
 def inputs_like(
     training: Images | None, model: Denoiser, num: int, seed: int
 ) -> list[tuple[torch.Tensor | None, ...]] | None:
-    """Return the paired inputs of ``num`` training images, those of `classes_like`; None unless the model takes some."""
+    """Return the paired inputs of ``num`` training images, those of `classes_like`; None if the model takes none."""
     if training is None or not model.inputs or len(training.inputs) != len(model.inputs):
         return None
     found: list[tuple[torch.Tensor | None, ...]] = []

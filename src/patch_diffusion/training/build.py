@@ -74,8 +74,8 @@ def build_trainer(
     denoiser = build_denoiser(config, network, sigma_data)
     if config.start is not None and not run.is_run():
         source = start or open_start(config.start)
-        images, held_out = (each and known_as(each, source.model) for each in (images, held_out))
-        assert images is not None
+        images = known_as(images, source.model)
+        held_out = None if held_out is None else known_as(held_out, source.model)
         begin_from(source, denoiser, images)
     return Trainer(denoiser, images, config, out=out, held_out=held_out, allow=allow, show=show)
 
