@@ -28,6 +28,8 @@ VALUES = {
     "data.fit": ("stretch", {"data.source": "PICTURES", "data.resolution": 8}),
     "data.range": ([0.0, 200.0], {"data.source": "ARRAYS"}),
     "data.labels": ("LABELS", {"data.source": "ARRAYS"}),
+    "data.paired": (["ARRAYS"], {"data.source": "ARRAYS"}),
+    "data.paired_kind": ("image", {"data.source": "ARRAYS", "data.paired": ["ARRAYS"]}),
     "data.conditions": (["LABELS"], {"data.source": "ARRAYS"}),
     "data.group": ("LABELS", {"data.source": "ARRAYS", "data.held_out": 0.25}),
     "data.key": ("images", {"data.source": "NPZ"}),
@@ -111,6 +113,9 @@ VALUES = {
 }
 
 
+LISTS = ("data.conditions", "data.paired")
+
+
 @pytest.fixture
 def sources(tmp_path, make_folder):
     pixels = np.random.default_rng(0).integers(0, 200, (40, 1, 16, 16), dtype=np.uint8)
@@ -149,7 +154,7 @@ def test_the_config_that_was_given_is_the_config_that_is_stored(name, tmp_path, 
     )
     given = {name: value} | (others if isinstance(others, dict) else {})
     given = {key: sources.get(each, each) if isinstance(each, str) else each for key, each in given.items()}
-    given = {key: [sources["LABELS"]] if each == ["LABELS"] else each for key, each in given.items()}
+    given = {key: [sources[name] for name in each] if key in LISTS else each for key, each in given.items()}
     config = from_dict(nested(given), base=base)
     if isinstance(others, str):
         with refused(name, others):

@@ -1,4 +1,4 @@
-"""What a network is shown of paired inputs in training: cut by the windows of their images, and augmented like them."""
+"""Paired inputs in training, as a network is shown them: cut by the windows of their images, and augmented like them."""
 
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ class EDM2UNet(nn.Module):
     Args:
         image_channels: channels of the images, in and out.
         width: channels at full resolution, a multiple of 4.
-        multipliers, blocks, dropout, num_classes, label_dropout, augment_channels, attribute_channels, paired_channels,
-            coords, context: as for `UNet`.
+        multipliers, blocks, dropout, num_classes, label_dropout, coords, context: as for `UNet`.
+        augment_channels, attribute_channels, paired_channels: as for `UNet`.
         attention: levels with self-attention in all blocks; None: the level above the lowest. The middle of the network
             always has self-attention.
 
