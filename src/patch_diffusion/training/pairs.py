@@ -1,4 +1,4 @@
-"""Paired inputs in training, as they are shown to a network: cut by the windows of their images, and moved like them."""
+"""Paired inputs in training, as they are shown: cut by the windows of their images, and moved like them."""
 
 from __future__ import annotations
 
