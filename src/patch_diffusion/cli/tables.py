@@ -58,6 +58,12 @@ _NAMES = {
     "nearest_ratio": "nearest / second",
     "nearest_ratio_held_out": "  of held-out images",
     "denoising": "denoising loss",
+    "psnr": "PSNR of single images",
+    "psnr_of_mean": "  of their mean",
+    "ssim": "SSIM of single images",
+    "ssim_of_mean": "  of their mean",
+    "crps": "CRPS",
+    "spread_skill": "spread / skill",
     "bits": "bits per dimension",
 }
 

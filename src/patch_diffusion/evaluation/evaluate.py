@@ -24,6 +24,7 @@ from patch_diffusion.evaluation.extractors.extractor import Extractor
 from patch_diffusion.evaluation.intervals import Measure
 from patch_diffusion.evaluation.metrics import OF_MODELS, possible_metrics
 from patch_diffusion.evaluation.options import EvaluationOptions, known_metrics
+from patch_diffusion.evaluation.paired import paired_measures
 from patch_diffusion.evaluation.reference import is_statistics, read_statistics
 from patch_diffusion.evaluation.samples import SamplesOptions, of_samples
 from patch_diffusion.evaluation.subject import Source, open_subject, opened
@@ -95,6 +96,8 @@ def evaluate(
         raise InputError(f"a batch has at least 1 image, not {sampling.batch}")
     if options.bits_images < 1:
         raise InputError(f"bits are counted of at least 1 image, not {options.bits_images}")
+    if options.members < 2 or options.paired_images < 1:
+        raise InputError("the metric paired takes at least 1 image, and 2 members of each")
     if options.pairs is not None:
         check_sheet(Path(options.pairs))
         if "memorization" not in wanted:
@@ -107,6 +110,8 @@ def evaluate(
     real = subject.training if reference is None else None
     if reference is not None and statistics is None:
         real = opened(reference, subject.reading, show)
+    if options.metrics is None and not (subject.model and subject.model.inputs):
+        wanted -= {"paired"}
     num = options.samples or (SAMPLES if subject.pictures is None else len(subject.pictures))
     wanted, notes = possible_metrics(wanted, subject, num, real, statistics, asked=options.metrics is not None)
     measures: dict[str, Measure] = {}
@@ -120,6 +125,16 @@ def evaluate(
     if subject.model is not None and subject.held_out is not None:
         if "denoising" in wanted:
             measures |= denoising_measures(subject.model, subject.held_out, seed=seed, batch=sampling.batch)
+        if "paired" in wanted:
+            measures |= paired_measures(
+                subject.model,
+                subject.held_out,
+                images=options.paired_images,
+                members=options.members,
+                sampling=sampling,
+                seed=seed,
+                show=show,
+            )
         if "bits" in wanted:
             measures["bits"] = bits_measure(subject.model, subject.held_out, options.bits_images, seed=seed, show=show)
     made_with = {"device": str(device), "version": __version__, "torch": torch.__version__}

@@ -11,8 +11,8 @@ from patch_diffusion.evaluation.distances import Gaussian
 from patch_diffusion.evaluation.options import METRICS
 from patch_diffusion.evaluation.subject import Subject
 
-OF_MODELS = frozenset({"denoising", "bits"})
-"""The metrics that need a model and held-out images, but no samples."""
+OF_MODELS = frozenset({"denoising", "bits", "paired"})
+"""The metrics that need a model and held-out images, and no other samples."""
 
 OF_FEATURES = frozenset({"kernel", "precision", "density"})
 """The metrics that need the features of real images, not only their mean and covariance."""
@@ -53,6 +53,11 @@ def _lacks(name: str, subject: Subject, num: int, real: Images | None, statistic
     if name in OF_MODELS:
         if subject.model is None:
             return "needs a run, not pictures"
+        if name == "paired":
+            if not subject.model.inputs:
+                return "needs a model that was trained with data.paired"
+            has_inputs = subject.held_out is not None and bool(subject.held_out.inputs)
+            return "" if has_inputs else "needs held-out images with their inputs: train with --held-out 0.05"
         if subject.model.few_steps is not None:
             return "needs a denoiser, and this run was tuned for a few steps of sampling"
         if name == "bits" and subject.model.context is not None:

@@ -11,8 +11,9 @@ from tyro.conf import arg
 
 from patch_diffusion.errors import InputError, did_you_mean
 
-METRICS = ("frechet", "kernel", "precision", "density", "memorization", "denoising", "bits")
-"""The names of all metrics; "precision" includes recall, and "density" includes coverage."""
+METRICS = ("frechet", "kernel", "precision", "density", "memorization", "denoising", "paired", "bits")
+"""The names of all metrics; "precision" includes recall, "density" coverage, and "paired" all that pairs are measured
+by."""
 
 DEFAULT_METRICS = METRICS[:-1]
 """The metrics that are measured by default, if their inputs are given: all but "bits", which takes long."""
@@ -28,7 +29,8 @@ class EvaluationOptions:
 
     metrics: Annotated[tuple[str, ...] | None, arg(metavar="NAME ...")] = None
     """Metrics to compute: frechet, kernel, precision (and recall), density (and coverage), memorization, denoising,
-    bits. Default: all that the given images allow, but not bits, which take long."""
+    paired (images made from held-out inputs, against the true ones), bits. Default: all that the given images allow,
+    but not bits, which take long."""
     samples: Annotated[int | None, arg(metavar="N")] = None
     """Number of samples. Published Frechet distances use 50,000. Default: 1,000, or all images of a folder."""
     seed: int = 0
@@ -40,6 +42,10 @@ class EvaluationOptions:
     """Autoencoder to decode latents with, as a folder. Default: the one that made them."""
     bits_images: int = 16
     """Number of held-out images whose bits per dimension are measured."""
+    paired_images: int = 32
+    """Number of held-out images that are made from their inputs, for the metric paired."""
+    members: int = 16
+    """Number of images that are made from each input, for the metric paired."""
     pairs: Annotated[Path | None, arg(metavar="FILE.png")] = None
     """File for a picture of the samples most like copies, each beside its nearest training image."""
     device: str = "auto"
