@@ -30,6 +30,7 @@ CHANGES = {
     "sigma_min": ({}, 0.3),
     "sigma_max": ({}, 9.0),
     "rho": ({}, 3.0),
+    "shift": ({"schedule": "flow"}, 3.0),
     "churn": (CHURN, 1.0),
     "churn_min": (CHURN, 10.0),
     "churn_max": ({"solver": "stochastic_heun"}, 1.0),

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from patch_diffusion.denoise.networks.dit import DiT as DiT
     from patch_diffusion.denoise.networks.unet import UNet as UNet
     from patch_diffusion.denoise.objective import NoiseLevels as NoiseLevels, denoising_loss as denoising_loss
-    from patch_diffusion.denoise.process import EDM as EDM, VE as VE, VP as VP
+    from patch_diffusion.denoise.process import EDM as EDM, VE as VE, VP as VP, Flow as Flow
     from patch_diffusion.denoise.whole_image import whole_image_loss as whole_image_loss
     from patch_diffusion.doctor.diagnose import diagnose as diagnose
     from patch_diffusion.doctor.report import Diagnosis as Diagnosis
@@ -94,6 +94,7 @@ if TYPE_CHECKING:
         dpm_solver_3m as dpm_solver_3m,
         euler as euler,
         exponential_sigmas as exponential_sigmas,
+        flow_sigmas as flow_sigmas,
         heun as heun,
         karras_sigmas as karras_sigmas,
         ve_sigmas as ve_sigmas,

@@ -38,7 +38,8 @@ class _Sampling(Sampling):
     """The options of sampling, without help on those that `edit` refuses."""
 
     solver: Suppress[str] = "heun"
-    schedule: Suppress[str] = "karras"
+    schedule: Suppress[str | None] = None
+    shift: Suppress[float | None] = None
     churn: Suppress[float | None] = None
     churn_min: Suppress[float | None] = None
     churn_max: Suppress[float | None] = None

@@ -78,7 +78,7 @@ class Sample(Verb):
         there: set[int] = set()
         if not self.again:
             asked = sampling.with_steps(None, usual=18)
-            settings = asked.settings(asked.view(model), asked.sigmas(model))
+            settings = asked.settings(model, asked.view(model), asked.sigmas(model))
             settings |= {} if isinstance(guide, str) else {"guide": self.sampling.guide}
             there = already_there(self.out, jobs_of(model, seeds, labels), settings=settings, weights=weights)
             there -= set(() if self.grid is None else seeds[:MOST_IN_GRID])

@@ -31,8 +31,8 @@ pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, solver=
 
 _GRAPH = """\
 `{file}` is the whole denoiser: noisy images (n, {channels}, {height}, {width}) at noise levels sigma (n,) to denoised
-ones, for any n. `config.json` has what a sampler needs to know. By Heun's method, as a file in this folder, which then
-runs from any other:
+ones, for any n. `config.json` has what a sampler needs to know. By {method} method, as a file in this folder, which
+then runs from any other:
 
 ```python
 import json
@@ -60,19 +60,37 @@ def denoise(noisy, sigma):
 {run}
 
 
-high, low = (model[name] ** (1 / 7) for name in ("sigma_max", "sigma_min"))
-sigmas = [*np.linspace(high, low, 18) ** 7, 0.0]
+{levels}
 mean = np.array(model["mean_data"])[:, None, None]
 noisy = mean + np.random.default_rng(0).standard_normal(shape) * sigmas[0]
 for sigma, following in zip(sigmas[:-1], sigmas[1:]):
+{step}
+{decoded}
+```
+"""
+
+_HEUN = {
+    "method": "Heun's",
+    "levels": """\
+high, low = (model[name] ** (1 / 7) for name in ("sigma_max", "sigma_min"))
+sigmas = [*np.linspace(high, low, 18) ** 7, 0.0]""",
+    "step": """\
     slope = (noisy - denoise(noisy, sigma)) / sigma
     ahead = noisy + (following - sigma) * slope
     if following > 0:
         slope = (slope + (ahead - denoise(ahead, following)) / following) / 2
-    noisy = noisy + (following - sigma) * slope
-{decoded}
-```
-"""
+    noisy = noisy + (following - sigma) * slope""",
+}
+_EULER_OF_FLOW = {  # Heun's steps of sigma would be of no use after pure noise
+    "method": "Euler's",
+    "levels": """\
+first, last = (model[name] / (1 + model[name]) for name in ("sigma_max", "sigma_min"))
+times = np.linspace(first, last, 36)
+sigmas = [*(times / (1 - times)), 0.0]""",
+    "step": """\
+    denoised = denoise(noisy, sigma)
+    noisy = denoised + following / sigma * (noisy - denoised)""",
+}
 
 _OPENED = {
     "onnx": (
@@ -127,5 +145,6 @@ def graph_usage(model: Denoiser, resolution: tuple[int, int], to: str) -> str:
         imports=imports,
         opened=opened,
         run=run,
+        **(_EULER_OF_FLOW if model.process.name == "flow" else _HEUN),
         decoded=_LATENTS if isinstance(model.codec, LatentCodec) else _PIXELS,
     )

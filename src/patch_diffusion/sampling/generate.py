@@ -114,7 +114,7 @@ def generate(
     if is_guided := sampling.is_guided():
         check_guidance(sampling, model, view, sigmas)
     weaker = model if isinstance(sampling.guide, str) else sampling.guide
-    settings = sampling.settings(view, sigmas)
+    settings = sampling.settings(model, view, sigmas)
     jobs = jobs_of(model, seeds, labels)
     device, centre, queued = model.device, model.centre, model.device.type == "cuda"
     levels = sigmas.to(wide(device))  # on the CPU: a solver that looks at one need not wait for the device

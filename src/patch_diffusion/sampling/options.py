@@ -49,7 +49,7 @@ SOLVER_NAMES = (
     *("euler", "heun", "dpm_solver_2m", "dpm_solver_3m"),
     *("euler_maruyama", "stochastic_heun", "ancestral"),
 )
-SCHEDULE_NAMES = ("karras", "vp", "ve", "exponential")
+SCHEDULE_NAMES = ("karras", "vp", "ve", "exponential", "flow")
 """The names of all solvers and schedules, known without their functions."""
 
 
@@ -89,8 +89,9 @@ class Sampling(Strict):
     """Solver: euler, heun, dpm_solver_2m or dpm_solver_3m; or one that adds noise at each step and needs more steps:
     stochastic_heun, ancestral or euler_maruyama. heun and stochastic_heun evaluate the network twice in each step, the
     others once."""
-    schedule: Annotated[str, Checked(check_schedule), arg(metavar="NAME")] = "karras"
-    """Spacing of the noise levels: karras, vp, ve or exponential."""
+    schedule: Annotated[str | None, Checked(check_schedule), arg(metavar="NAME")] = None
+    """Spacing of the noise levels: karras, vp, ve, exponential or flow. Default: karras, or flow for models of
+    noise.process flow."""
     sigma_min: float | None = None
     """Lowest noise level. Default: the model's own."""
     sigma_max: float | None = None
@@ -98,6 +99,8 @@ class Sampling(Strict):
     rho: float | None = None
     """Curvature of the schedule; higher values put more steps at low noise levels. Default: 7 for karras, 1 for
     exponential; other schedules have none."""
+    shift: float | None = None
+    """Shift of the schedule flow; above 1 it puts more steps at high noise levels. Default: 1."""
     churn: float | None = None
     """Amount of noise that stochastic_heun adds. Default: 40."""
     churn_min: float | None = None
@@ -162,23 +165,24 @@ class Sampling(Strict):
         """Return the noise levels of a model's solver steps, from high to low and then 0."""
         from patch_diffusion.sampling.solvers import SCHEDULES
 
-        options = self._schedule_options()
+        schedule = self.schedule or model.process.schedule
+        options = self._schedule_options(schedule)
         low = model.sigma_min if self.sigma_min is None else self.sigma_min
         high = model.sigma_max if self.sigma_max is None else self.sigma_max
         # As floats, since torch takes no whole numbers of more than 64 bits.
-        return SCHEDULES[self.schedule](self.steps, float(low), float(high), **options)
+        return SCHEDULES[schedule](self.steps, float(low), float(high), **options)
 
     def solver_for(self, model: Denoiser, sigmas: Float[Tensor, "levels"]) -> Callable[..., Tensor]:
         """Return the solver with its options, or raise an `InputError` if one is unknown or out of range."""
         from patch_diffusion.sampling.solvers import ONLY_NOISE, TOO_FEW
-        from patch_diffusion.sampling.stochastic import SOLVERS
+        from patch_diffusion.sampling.stochastic import OF_EACH
 
         options = self._solver_options()
         if "heun" in self.solver and 1 < (self.steps or 1) < TOO_FEW:
             warnings.warn(ONLY_NOISE.format(self.solver, self.steps), Note, stacklevel=4)
         if self.solver == "euler_maruyama":
             options["process"] = model.process
-        solve = partial(SOLVERS[self.solver], **options)
+        solve = partial(OF_EACH[model.process.name][self.solver], **options)
         # A single level is no step, so this call only lets the solver check its options.
         solve(lambda noisy, sigma: noisy, sigmas[:1], sigmas[:1], noise=lambda index: sigmas[:1])
         return solve
@@ -231,14 +235,15 @@ class Sampling(Strict):
         guide = self.guide if isinstance(self.guide, str) else compiled(self.guide)
         return compiled(model), replace(self, guide=guide)
 
-    def settings(self, view: View, sigmas: Float[Tensor, "levels"]) -> dict[str, Any]:
+    def settings(self, model: Denoiser, view: View, sigmas: Float[Tensor, "levels"]) -> dict[str, Any]:
         """Return the options, with defaults filled in, as a dict that JSON can store; ``samples.json`` holds it."""
+        schedule = self.schedule or model.process.schedule
         return {
             "steps": self.steps,
             "solver": self.solver,
             **self._solver_options(),
-            "schedule": self.schedule,
-            **self._schedule_options(),
+            "schedule": schedule,
+            **self._schedule_options(schedule),
             "guidance": self.guidance,
             **({} if self.guidance == 1 else self._guide_settings()),
             **view.settings,
@@ -248,10 +253,10 @@ class Sampling(Strict):
             "sigma_max": float(sigmas[0]),
         }
 
-    def _schedule_options(self) -> dict[str, Any]:
+    def _schedule_options(self, schedule: str) -> dict[str, Any]:
         from patch_diffusion.sampling.solvers import SCHEDULES, options_of
 
-        return options_of("schedule", self.schedule, SCHEDULES, {"rho": self.rho})
+        return options_of("schedule", schedule, SCHEDULES, {"rho": self.rho, "shift": self.shift})
 
     def _solver_options(self) -> dict[str, Any]:
         from patch_diffusion.sampling.solvers import options_of

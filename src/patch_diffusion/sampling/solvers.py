@@ -20,14 +20,14 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import Annotated as Float, Annotated as Float64, Any
+from typing import Annotated as Float64, Any
 
 import torch
 from torch import Tensor
 
 from patch_diffusion.denoise.process import VP
 from patch_diffusion.errors import InputError, check_name, option_error
-from patch_diffusion.sampling.step import Callback, Denoise, Images, Sigmas, Step, StepNoise
+from patch_diffusion.sampling.step import Callback, Denoise, Images, Level, Sigmas, Step, StepNoise
 
 _MOST_STEPS = 1_000_000
 
@@ -97,6 +97,32 @@ def exponential_sigmas(
     return _exactly(sigma_min * (sigma_max / sigma_min) ** ((1 - ramp) ** rho), sigma_min, sigma_max)
 
 
+def flow_sigmas(steps: int, sigma_min: float, sigma_max: float, shift: float = 1.0) -> Float64[Tensor, "{steps}+1"]:
+    """Return noise levels that are even in the time t = sigma / (1 + sigma) of the process `Flow`, or shifted.
+
+    A shift k multiplies the noise levels of even times, so that t becomes k t / (1 + (k - 1) t): above 1 there are more
+    high levels, as large images need (arXiv 2403.03206, section 5.3.2). diffusers' FlowMatchEulerDiscreteScheduler has
+    the same levels for the same ends.
+
+    Args:
+        steps, sigma_min, sigma_max: as for `karras_sigmas`, as is the result.
+        shift: the factor k, above 0.
+
+    >>> flow_sigmas(3, 1 / 3, 3.0)
+    tensor([3.0000, 1.0000, 0.3333, 0.0000], dtype=torch.float64)
+    """
+    ramp = _ramp(steps, sigma_min, sigma_max)
+    if not shift > 0:
+        raise option_error("shift", f"is a number above 0, not {shift}")
+
+    def even(first: float, last: float) -> Tensor:
+        return first + ramp * (last - first)
+
+    times = even(sigma_max / (shift + sigma_max), sigma_min / (shift + sigma_min))
+    rest = even(shift / (shift + sigma_max), shift / (shift + sigma_min))  # 1 - times, which would round to 0
+    return _exactly(shift * times / rest, sigma_min, sigma_max)
+
+
 TOO_FEW = 5
 """The number of steps below which heun and stochastic_heun make only noise."""
 
@@ -108,6 +134,7 @@ SCHEDULES: dict[str, Callable[..., Tensor]] = {
     "vp": vp_sigmas,
     "ve": ve_sigmas,
     "exponential": exponential_sigmas,
+    "flow": flow_sigmas,
 }
 """The schedules of noise levels by name, for `Sampling` and ``sample --schedule``.
 
@@ -131,8 +158,7 @@ def euler(
     """
     for index, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
         denoised = begin_step(denoise, noisy, sigma, index, callback)
-        slope = (noisy - denoised) / sigma
-        noisy = noisy + (next_sigma - sigma) * slope
+        noisy = denoised + next_sigma / sigma * (noisy - denoised)
     return noisy
 
 
@@ -170,9 +196,7 @@ def begin_step(denoise: Denoise, noisy: Images, sigma: Tensor, index: int, callb
     return denoised
 
 
-def heun_step(
-    denoise: Denoise, noisy: Images, denoised: Images, sigma: Float[Tensor, ""], next_sigma: Float[Tensor, ""]
-) -> Images:
+def heun_step(denoise: Denoise, noisy: Images, denoised: Images, sigma: Level, next_sigma: Level) -> Images:
     """Take an Euler step, then take it again with the mean of the slopes at its two ends."""
     slope = (noisy - denoised) / sigma
     predicted = noisy + (next_sigma - sigma) * slope

@@ -31,7 +31,7 @@ ITERATIONS = {"isotropic": 50, "network": 3}
 REPEATS = {"isotropic": 4, "network": 1}
 """How often each step is taken by default, as measured in LOG.md."""
 
-OWN_SOLVER = ("solver", "schedule", "churn", "churn_min", "churn_max", "churn_noise", "eta")
+OWN_SOLVER = ("solver", "schedule", "shift", "churn", "churn_min", "churn_max", "churn_noise", "eta")
 """The options of sampling that `edit` refuses, as it has a solver and a schedule of its own."""
 
 
@@ -97,7 +97,7 @@ def edit(
     if label is None and is_guided and sampling.guide == "class":
         raise InputError("guidance by the class needs one: say which this image is of, or choose another guide")
     weaker = model if isinstance(sampling.guide, str) else sampling.guide
-    told = sampling.settings(view, sigmas)
+    told = sampling.settings(model, view, sigmas)
     own = {"steps": told.pop("steps"), "repeats": repeats, "covariance": covariance}
     settings = {**known.settings, **own, **{name: told[name] for name in told if name not in OWN_SOLVER}}
 
