@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from patch_diffusion.denoise.networks.unet import UNet as UNet
     from patch_diffusion.denoise.objective import NoiseLevels as NoiseLevels, denoising_loss as denoising_loss
     from patch_diffusion.denoise.process import EDM as EDM, VE as VE, VP as VP, Flow as Flow
+    from patch_diffusion.denoise.velocity import as_flow as as_flow, from_flow as from_flow
     from patch_diffusion.denoise.whole_image import whole_image_loss as whole_image_loss
     from patch_diffusion.doctor.diagnose import diagnose as diagnose
     from patch_diffusion.doctor.report import Diagnosis as Diagnosis
