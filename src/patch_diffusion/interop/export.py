@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from patch_diffusion.denoise.denoiser import Denoiser
-from patch_diffusion.errors import InputError, did_you_mean
+from patch_diffusion.errors import InputError, check_name, did_you_mean
 from patch_diffusion.files import check_room, sync, user_path, write_text
 from patch_diffusion.interop.card import Card, Format, history_until, read_figures
 from patch_diffusion.interop.graph import write_graph
@@ -27,7 +27,7 @@ from patch_diffusion.runs.folder import RunFolder
 from patch_diffusion.runs.model import load
 from patch_diffusion.runs.retention import step_of
 from patch_diffusion.sampling.bind import check_one_stage
-from patch_diffusion.sampling.solvers import SCHEDULES, options_of
+from patch_diffusion.sampling.solvers import SCHEDULES
 from patch_diffusion.sampling.stochastic import SOLVERS
 
 FORMATS = get_args(Format)
@@ -66,7 +66,9 @@ def export_model(
         resolution: side, or height and width; None: that of the training images. It is the default of a pipeline, and
             the only resolution of a graph.
         dtype: "float32", "float16" or "bfloat16", the dtype of a pipeline's stored weights; None: float32.
-        solver, schedule: how a pipeline samples, see `generate`; None: Heun's solver and Karras' schedule.
+        solver, schedule: how a pipeline samples, see `generate`; None: Heun's solver, and Karras'
+            schedule or that of flow. A model of flow matching that samples by euler and flow gets diffusers' own
+            FlowMatchEulerDiscreteScheduler.
         license: the licence for the card, as the hub names it: "apache-2.0", "cc-by-4.0".
         evaluation: a JSON file of figures for the card, such as ``evaluate --json`` writes.
         push_to: OWNER/NAME of a repository to push the folder to.
@@ -84,7 +86,7 @@ def export_model(
     source, place = user_path(run), user_path(out)
     name = place.absolute().name
     folder = RunFolder(source.parent.parent if source.parent.name == "checkpoints" else source)
-    sampler = _check_options(to, vae=vae, dtype=dtype, solver=solver, schedule=schedule)
+    _check_options(to, vae=vae, dtype=dtype, solver=solver, schedule=schedule)
     check_request(place, to, license=license, push_to=push_to, public=public)
     figures = {} if evaluation is None else read_figures(user_path(evaluation))
     config, facts = folder.read_config()
@@ -97,6 +99,7 @@ def export_model(
     check_one_stage(model)
     if to == "diffusers":
         check_pipeline(model)
+    sampler = {"solver": solver or "heun", "schedule": schedule or model.process.schedule}
     model.resolution = shape = _shape(model, resolution)
     weights = DTYPES[dtype or "float32"]
     _check_weights(model, weights)
@@ -128,8 +131,8 @@ def export_model(
     }
 
 
-def _check_options(to: str, **options: Any) -> dict[str, Any]:
-    """Return the solver and schedule of a pipeline; raise InputError if an option is unknown or has no effect."""
+def _check_options(to: str, **options: Any) -> None:
+    """Raise InputError if an option is unknown or has no effect."""
     if to not in FORMATS:
         raise InputError(f"there is no format '{to}' to export to{did_you_mean(to, FORMATS)}")
     for name, value in options.items():
@@ -137,10 +140,9 @@ def _check_options(to: str, **options: Any) -> dict[str, Any]:
             raise InputError(f"{name} has no meaning for {to}, which holds the denoiser alone: leave it out")
     if (dtype := options["dtype"] or "float32") not in DTYPES:
         raise InputError(f"weights are stored in {', '.join(DTYPES)}, not in {dtype}")
-    solver, schedule = options["solver"] or "heun", options["schedule"] or "karras"
-    options_of("solver", solver, SOLVERS, {})
-    options_of("schedule", schedule, SCHEDULES, {})
-    return {"solver": solver, "schedule": schedule}
+    for kind, known in (("solver", SOLVERS), ("schedule", SCHEDULES)):
+        if options[kind] is not None:
+            check_name(kind, options[kind], known)
 
 
 def _check_weights(model: Denoiser, dtype: torch.dtype) -> None:
