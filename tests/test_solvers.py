@@ -13,7 +13,7 @@ from patch_diffusion.sampling.solvers import flow_sigmas, karras_sigmas, options
 from patch_diffusion.sampling.stochastic import OF_EACH, SOLVERS
 from refusal import refused
 
-ORDERS = {"euler": 1, "heun": 2, "dpm_solver_2m": 2, "dpm_solver_3m": 3}
+ORDERS = {"euler": 1, "heun": 2, "dpm_solver_2m": 2, "dpm_solver_3m": 3, "unipc": 3}
 STOCHASTIC = sorted(SOLVERS.keys() - ORDERS)
 MEAN, DEVIATION = 0.3, 0.5
 

@@ -84,6 +84,7 @@ if TYPE_CHECKING:
         super_resolution as super_resolution,
     )
     from patch_diffusion.sampling.encode import decode as decode, encode as encode
+    from patch_diffusion.sampling.fewest import fewest_steps as fewest_steps
     from patch_diffusion.sampling.folder import write_samples as write_samples
     from patch_diffusion.sampling.generate import Sample as Sample, generate as generate
     from patch_diffusion.sampling.likelihood import bits_per_dimension as bits_per_dimension, log_density as log_density
@@ -98,6 +99,7 @@ if TYPE_CHECKING:
         flow_sigmas as flow_sigmas,
         heun as heun,
         karras_sigmas as karras_sigmas,
+        unipc as unipc,
         ve_sigmas as ve_sigmas,
         vp_sigmas as vp_sigmas,
     )

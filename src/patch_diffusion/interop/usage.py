@@ -21,9 +21,9 @@ be read, and without it the folder does not open. {weights}
 {classes}A seed gives the picture that `patch-diffusion sample` makes of it; `generator=` works too, and
 `height=` and `width=`, multiples of {stride}. It computes in float32, and inside `torch.autocast` as that says. A call
 takes the options of `patch-diffusion sample` by their names: `solver=` (heun, euler, dpm_solver_2m, dpm_solver_3m,
-stochastic_heun, ancestral or euler_maruyama), `schedule=`, `sigma_min=`, `sigma_max=`, `rho=`, `shift=`, `churn=`,
-`churn_min=`, `churn_max=`, `churn_noise=`, `eta=`, `guidance_interval=`, `coords=`. The scheduler holds the
-solver's defaults:
+unipc, stochastic_heun, ancestral or euler_maruyama), `schedule=`, `sigma_min=`, `sigma_max=`, `rho=`, `shift=`,
+`churn=`, `churn_min=`, `churn_max=`, `churn_noise=`, `eta=`, `guidance_interval=`, `coords=`. The scheduler holds
+the solver's defaults:
 
 ```python
 pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, solver="dpm_solver_2m")

@@ -46,7 +46,7 @@ _WHOLE = ("steps", "resolution", "tile", "overlap", "batch")
 _PAIRS = ("resolution", "tile", "guidance_interval")
 
 SOLVER_NAMES = (
-    *("euler", "heun", "dpm_solver_2m", "dpm_solver_3m"),
+    *("euler", "heun", "dpm_solver_2m", "dpm_solver_3m", "unipc"),
     *("euler_maruyama", "stochastic_heun", "ancestral"),
 )
 SCHEDULE_NAMES = ("karras", "vp", "ve", "exponential", "flow")
@@ -86,9 +86,9 @@ class Sampling(Strict):
     steps: int | None = None
     """Number of solver steps. Default: 18, or 32 for editing."""
     solver: Annotated[str, Checked(check_solver), arg(metavar="NAME")] = "heun"
-    """Solver: euler, heun, dpm_solver_2m or dpm_solver_3m; or one that adds noise at each step and needs more steps:
-    stochastic_heun, ancestral or euler_maruyama. heun and stochastic_heun evaluate the network twice in each step, the
-    others once."""
+    """Solver: euler, heun, dpm_solver_2m, dpm_solver_3m or unipc; or one that adds noise at each step and needs more
+    steps: stochastic_heun, ancestral or euler_maruyama. heun and stochastic_heun evaluate the network twice in each
+    step, the others once."""
     schedule: Annotated[str | None, Checked(check_schedule), arg(metavar="NAME")] = None
     """Spacing of the noise levels: karras, vp, ve, exponential or flow. Default: karras, or flow for models of
     noise.process flow."""

@@ -275,6 +275,55 @@ def dpm_solver_3m(
     return noisy
 
 
+def unipc(
+    denoise: Denoise, noisy: Images, sigmas: Sigmas, *, noise: StepNoise | None = None, callback: Callback | None = None
+) -> Images:
+    """Solve by UniPC-2, a predictor and a corrector of third order, with one evaluation a step (arXiv 2302.04867).
+
+    A step of h in l = -ln(sigma) is predicted as by `dpm_solver_2m`, which is UniP-2 with B(h) = e^h - 1 for denoised
+    images. D at the predicted image also corrects it (UniC-2): the step is then taken again, with the parabola through
+    the last two D and this one. The first step has a line through two, by its middle. D is not evaluated a second time,
+    so the last step is predicted alone, to 0 by D itself.
+
+    Args:
+        denoise, noisy, sigmas, noise, callback: as for `heun`, as is the result.
+
+    >>> def denoise(noisy, sigma):  # where all data is grey
+    ...     return torch.zeros_like(noisy)
+    >>> unipc(denoise, torch.ones(1, 3, 2, 2), torch.tensor([80.0, 1.0, 0.0])).abs().max()
+    tensor(0.)
+    """
+    known: list[tuple[Tensor, Tensor]] = []  # l and D, the newest first
+    start = noisy  # of the step that was predicted last
+    for index, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
+        denoised = begin_step(denoise, noisy, sigma, index, callback)
+        if next_sigma == 0:
+            return denoised
+        known = [(-sigma.log(), denoised), *known[:2]]
+        if index > 0:
+            noisy = _corrected(start, known)
+        kept, middle = next_sigma / sigma, denoised  # e^-h
+        if index > 0:
+            (now, _), (before, last) = known[:2]
+            middle = denoised - kept.log() / (now - before) / 2 * (denoised - last)
+        start, noisy = noisy, kept * noisy + (1 - kept) * middle
+    return noisy
+
+
+def _corrected(start: Tensor, known: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Take the step from ``start`` to the newest of the known l again, by what D is there, see `dpm_solver_3m`."""
+    (now, denoised), (before, last) = known[:2]
+    h = now - before
+    kept = (-h).exp()
+    if len(known) < 3:
+        return kept * start + (1 - kept) * (last + denoised) / 2
+    earliest, first = known[2]
+    slope = (denoised - last) / h
+    curve = (slope - (last - first) / (before - earliest)) / (now - earliest)
+    slope = slope - curve * h  # where the step begins
+    return kept * start + (1 - kept) * last + (h - (1 - kept)) * slope + (h**2 - 2 * h + 2 * (1 - kept)) * curve
+
+
 def options_of(
     kind: str, name: str, known: Mapping[str, Callable[..., Tensor]], given: Mapping[str, Any]
 ) -> dict[str, Any]:

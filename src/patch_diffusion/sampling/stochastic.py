@@ -15,7 +15,7 @@ from torch import Tensor
 
 from patch_diffusion.denoise.process import EDM, PROCESSES, Process
 from patch_diffusion.errors import InputError, option_error
-from patch_diffusion.sampling.solvers import begin_step, dpm_solver_2m, dpm_solver_3m, euler, heun, heun_step
+from patch_diffusion.sampling.solvers import begin_step, dpm_solver_2m, dpm_solver_3m, euler, heun, heun_step, unipc
 from patch_diffusion.sampling.step import Callback, Denoise, Images, Sigmas, StepNoise
 from patch_diffusion.sampling.straight import flow_heun, flow_heun_step
 
@@ -162,6 +162,7 @@ SOLVERS: dict[str, Callable[..., Tensor]] = {
     "heun": heun,
     "dpm_solver_2m": dpm_solver_2m,
     "dpm_solver_3m": dpm_solver_3m,
+    "unipc": unipc,
     "euler_maruyama": euler_maruyama,
     "stochastic_heun": stochastic_heun,
     "ancestral": ancestral,
@@ -172,6 +173,9 @@ SOLVERS: dict[str, Callable[..., Tensor]] = {
 ['ancestral', 'dpm_solver_2m', 'dpm_solver_3m']
 """
 
+
+STOCHASTIC = ("euler_maruyama", "stochastic_heun", "ancestral")
+"""The names of the solvers that add noise."""
 
 OF_EACH: dict[str, dict[str, Callable[..., Tensor]]] = {
     **dict.fromkeys(PROCESSES, SOLVERS),
