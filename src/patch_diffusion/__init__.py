@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from patch_diffusion.installation import environment as environment
     from patch_diffusion.interop.edm_import import import_model as import_model
     from patch_diffusion.interop.export import export_model as export_model
+    from patch_diffusion.interop.prior import as_prior as as_prior
     from patch_diffusion.patches.coords import coordinate_grid as coordinate_grid
     from patch_diffusion.patches.crop import (
         Patch as Patch,
