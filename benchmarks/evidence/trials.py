@@ -251,7 +251,10 @@ def measure(trial: tuple[Arm, Scale, int, Path]) -> dict[str, Any]:
     model = pd.load(folder)
     if arm.coords_hidden == "sampling":
         model.module.register_forward_pre_hook(hide_coords)
-    by_noise = losses_of_images(model, held_out, most=scale.judges)
+    by_noise = {
+        sigma: each * as_of_edm(model, sigma)
+        for sigma, each in losses_of_images(model, held_out, most=scale.judges).items()
+    }
     losses = torch.stack(list(by_noise.values())).mean(dim=0)
     distances = {}
     if scale.samples:
@@ -276,6 +279,12 @@ def measure(trial: tuple[Arm, Scale, int, Path]) -> dict[str, Any]:
     }
     kept.write_text(json.dumps({"how": how, "what": found}))
     return found
+
+
+def as_of_edm(model: pd.Denoiser, sigma: float) -> float:
+    """The factor that gives a loss at a noise level the weight it has for EDM, by which all processes are compared."""
+    level = torch.tensor(sigma, dtype=torch.float64)
+    return float(pd.EDM().loss_weight(level, model.sigma_data) / model.loss_weight(level))
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:

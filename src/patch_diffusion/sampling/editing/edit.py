@@ -62,7 +62,7 @@ def edit(
         repeats: how often each step is taken, so that the filled pixels and the known ones come together. None: 1 for
             "network", 4 for "isotropic".
         covariance: "isotropic" or "network", see `posterior`. None: "network" if pixels are known exactly and there are
-            no tiles, all of which it would keep in memory; else "isotropic".
+            no tiles, which it computes again in every backward pass to keep few in memory; else "isotropic".
         callback: called with every `Step` of every batch.
 
     Raises:
