@@ -55,7 +55,7 @@ def train(folder: Path, minutes: float) -> None:
     for name, whole in (("patches", 0.25), ("whole", 1.0)):
         options = {"patches": {"whole": whole}, "minutes": minutes, "samples": 0, "checkpoints": 1, "track": []}
         config = from_dict({**options, "data": {"held_out": 0.0}}, base=pd.PRESETS["small"])
-        build_trainer(config, pd.ImageSet(pixels), folder / name, show=False).fit()
+        build_trainer(config, pd.ImageSet(pixels), folder / name, show=False).fit(minutes=minutes)
 
 
 class Gaussian(pd.Denoiser):
