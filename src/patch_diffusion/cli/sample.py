@@ -107,7 +107,7 @@ class Sample(Verb):
             there = already_there(self.out, jobs_of(model, seeds, labels), settings=settings, weights=weights)
             there -= set(() if self.grid is None else seeds[:MOST_IN_GRID])
         new = [seed for seed in seeds if seed not in there]
-        making = Making(len(new), sampling.steps or 18)
+        making = Making(len(new), int(sampling.steps or 18))
         samples = patch_diffusion.generate(model, new, sampling, labels=labels, callback=making.step)
         samples = named(samples, guide, self.sampling.guide)
         samples = (replace(sample, settings={**sample.settings, **more}) for sample in samples)
