@@ -22,8 +22,9 @@ class Gaussian(pd.Denoiser):
 
     image_channels = 1
 
-    def __init__(self, mean, covariance, shape):
-        super().__init__(lambda *_: None, resolution=shape, codec=PixelCodec("float32", -1, 1), sigma_max=20.0)
+    def __init__(self, mean, covariance, shape, **options):
+        options = {"sigma_max": 20.0, "codec": PixelCodec("float32", -1, 1), **options}
+        super().__init__(lambda *_: None, resolution=shape, **options)
         self.mean, self.covariance = mean, covariance
 
     def forward(self, noisy, sigma, conditions):
@@ -55,9 +56,11 @@ MATRIX = torch.tensor([[1.0, 0, 2, 0, 0, 1], [0, 1, 0, 0, -1, 0]])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("noise", [0.0, 0.3])
-def test_samples_are_those_of_the_exact_posterior(gaussian, noise):
+@pytest.mark.parametrize(("noise", "flow"), [(0.0, False), (0.3, False), (0.0, True)])
+def test_samples_are_those_of_the_exact_posterior(gaussian, noise, flow):
     """Of normal data the network's covariance makes no error: mean and covariance of samples are the known ones."""
+    if flow:  # from pure noise
+        gaussian = Gaussian(gaussian.mean, gaussian.covariance, (2, 3), process=pd.Flow(), sigma_max=None)
     measured = torch.tensor([0.7, -0.2])
     known = pd.Measurement(measured, lambda images: images.flatten(1) @ MATRIX.mT, (1, 2, 3), noise)
     samples = pd.edit(gaussian, known, range(1000), pd.Sampling(steps=60, batch=1000), repeats=1, covariance="network")

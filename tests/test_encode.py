@@ -34,7 +34,10 @@ def images():
     return MEAN + DEVIATION * torch.randn(16, *SHAPE, generator=torch.Generator().manual_seed(0))
 
 
-def test_encode_then_decode_gives_the_image(model, images):
+@pytest.mark.parametrize("process", [pd.EDM(), pd.Flow()])
+def test_encode_then_decode_gives_the_image(process, images):
+    """Of flow matching, up to pure noise and back."""
+    model = Gaussian(lambda *_: None, process=process)
     for labels in (None, 2, [0, 1] * 8):
         noise = encode(model, images, labels=labels)
         assert (decode(model, noise, labels=labels) - images).square().mean().sqrt() < 1e-2
@@ -49,6 +52,11 @@ def test_the_noise_is_that_of_the_exact_ode(model, images):
     exact = (MEAN + (images - MEAN) / start * end) / 80
     torch.testing.assert_close(noise, exact.double(), atol=2e-3, rtol=0)
     assert noise.std().item() == pytest.approx(1, abs=0.05)
+
+
+def test_the_noise_of_flow_matching_is_the_standard_score(images):
+    noise = encode(Gaussian(lambda *_: None, process=pd.Flow()), images, steps=128)
+    torch.testing.assert_close(noise, ((images - MEAN) / DEVIATION).double(), atol=5e-3, rtol=5e-3)
 
 
 def test_decode_makes_the_pictures_of_generate(model):

@@ -149,6 +149,13 @@ CALLS = {
             {"solver": "euler", "guidance": 1.7},
         ),
     ],
+    "flow": [
+        (CALL, {}),
+        ({**CALL, "solver": "euler", "shift": 3.0}, {"solver": "euler", "shift": 3.0}),
+        ({**CALL, "solver": "euler_maruyama"}, {"solver": "euler_maruyama"}),
+        ({**CALL, "scheduler": {"class": "FlowMatchEulerDiscreteScheduler"}}, {"solver": "euler"}),
+        ({**CALL, "height": 14, "width": 17, **TILES}, {"resolution": (14, 17), **TILES}),
+    ],
     "dit": [(CALL, {}), ({**CALL, "scheduler": {"solver": "euler_maruyama"}}, {"solver": "euler_maruyama"})],
     "edm2": [(CALL, {})],
     "ncsnpp": [
@@ -168,6 +175,18 @@ OUTPUTS = [{**CALL, "output_type": kind} for kind in ("pixels", "pt", "np")] + [
 ]
 
 
+EULER = [
+    (dict(CALL), {}),
+    ({**CALL, "guidance_scale": 1.7}, {"guidance": 1.7}),
+    (
+        {**CALL, "guidance_scale": 1.7, "guidance_interval": (0.1, 5.0)},
+        {"guidance": 1.7, "guidance_interval": (0.1, 5.0)},
+    ),
+    ({**CALL, "num_inference_steps": 9, "class_labels": [1, 0, 0]}, {"steps": 9, "labels": [1, 0, 0]}),
+]
+"""Calls of a pipeline of flow matching with diffusers' own scheduler, and what is said to `generate` for the same."""
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """A run of each kind of network."""
@@ -183,6 +202,7 @@ def runs(tmp_path_factory):
     ncsnpp = pd.UNet(2, 8, (1, 2), 1, kind="ncsnpp", coords=False)
     make_run(folder / "ncsnpp", ncsnpp, grey, pd.VE(), coords=False)
     make_run(folder / "unet2d", unet2d(), pictures())
+    make_run(folder / "flow", pd.UNet(3, 8, (1, 2), 1, num_classes=2), pictures(), pd.Flow())
     latents = encode_latents(pictures(), make_vae(folder / "vae"), folder / "encoded")
     make_run(folder / "latents", pd.UNet(4, 8, (1, 2), 1, num_classes=2), latents)
     return folder
@@ -227,7 +247,9 @@ def exported(runs, tmp_path_factory):
         )
     pd.export_model(runs / "unet", folder / "half", dtype="float16", solver="euler", schedule="vp", resolution=(4, 8))
     jobs.append({"folder": folder / "half", "calls": [CALL]})
-    names = [*CALLS, "half"]
+    pd.export_model(runs / "flow", folder / "euler", solver="euler")
+    jobs.append({"folder": folder / "euler", "calls": [call for call, _ in EULER]})
+    names = [*CALLS, "half", "euler"]
     return folder, results, dict(zip(names, opened(folder, jobs), strict=True))
 
 
@@ -277,11 +299,24 @@ def test_half_precision_weights_and_other_settings(runs, exported):
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
 
 
+def test_flow_matching_needs_no_scheduler_of_ours(runs, exported):
+    """By Euler's method in even times an exported folder has diffusers' own scheduler, guided or not."""
+    folder, _, found = exported
+    index = json.loads((folder / "euler" / "model_index.json").read_text())
+    assert index["scheduler"] == ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    assert [path.name for path in (folder / "euler" / "scheduler").iterdir()] == ["scheduler_config.json"]
+    model = loaded(runs, "flow")
+    for images, (_, settings) in zip(found["euler"], EULER, strict=True):
+        expected, _ = generated(model, solver="euler", **settings)
+        assert (images - expected).abs().max() < 1e-4
+
+
 def test_what_is_in_a_folder(exported):
     folder, results, _ = exported
     shared = ["README.md", "model_index.json", "network/config.json", "network/diffusion_pytorch_model.safetensors"]
     scheduler = ["scheduler/patch_diffusion_scheduler_*.py", "scheduler/scheduler_config.json"]
-    carried = {"unet": "unet", "dit": "dit", "edm2": "edm2", "ncsnpp": "unet", "latents": "unet", "unet2d": None}
+    carried = {"unet": "unet", "flow": "unet", "dit": "dit", "edm2": "edm2", "ncsnpp": "unet", "latents": "unet"}
+    carried["unet2d"] = None
     for name, code in carried.items():
         expected = [*shared, *scheduler, "patch_diffusion_pipeline_*.py"]
         expected += [f"network/patch_diffusion_{code}_*.py"] * (code is not None)

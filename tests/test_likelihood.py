@@ -103,9 +103,10 @@ def test_an_image_is_solved_to_the_tolerance_whatever_it_is_among():
     assert density(among, 1e-4) == pytest.approx(exact, abs=0.1)
 
 
-def test_bits_per_dimension_of_a_gaussian(model, pixels):
+@pytest.mark.parametrize("process", [pd.EDM(), pd.Flow()])
+def test_bits_per_dimension_of_a_gaussian(process, pixels):
     """Entropy of the data in bits, and the bits of the 8-bit grid: 255 / 2 levels per unit."""
-    bits = bits_per_dimension(model, pixels)
+    bits = bits_per_dimension(Gaussian(lambda *_: None, process=process), pixels)
     entropy = 0.5 * math.log2(2 * math.pi * math.e * DEVIATION**2) + math.log2(255 / 2)
     assert bits.shape == (24,) and bits.mean().item() == pytest.approx(entropy, rel=0.01)
     standard = (PixelCodec().encode(pixels).double() - MEAN) / DEVIATION

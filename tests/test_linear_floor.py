@@ -48,7 +48,7 @@ def closed_form(covariance, sigma, noise):
     return float(weight * (variances * sigma**2 / (variances + sigma**2)).mean())
 
 
-@pytest.mark.parametrize("process", ["edm", "vp"])
+@pytest.mark.parametrize("process", ["edm", "vp", "flow"])
 def test_of_known_moments_it_is_the_closed_form(gaussian, process):
     mean, covariance = gaussian
     noise = Noise(levels=LEVELS, sigma_data=0.4, process=process)

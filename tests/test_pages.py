@@ -356,7 +356,7 @@ def test_the_commands_of_sampling_work(here, capsys):
 def test_the_code_works(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     found = blocks(read("docs/python.md"), "python")
-    assert len(found) == 7
+    assert len(found) == 8
     for number, code in enumerate(found):
         for written, short in SHORTER.items():
             code = code.replace(written, short)

@@ -41,7 +41,7 @@ def test_small_presets_train_and_sample(preset, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("process", ["edm", "ve", "vp"])
+@pytest.mark.parametrize("process", ["edm", "ve", "vp", "flow"])
 def test_every_process_trains_and_is_stored(process, tmp_path):
     base = PRESETS["digits"]
     config = replace(

@@ -281,7 +281,7 @@ def make_model(device):
 
 GUIDED = {"guidance": 2.0, "steps": 2}
 SAMPLINGS = {
-    **{solver: {"solver": solver} for solver in ("euler", "heun", "dpm_solver_2m", "dpm_solver_3m")},
+    **{solver: {"solver": solver} for solver in ("euler", "heun", "dpm_solver_2m", "dpm_solver_3m", "unipc")},
     **{solver: {"solver": solver} for solver in ("euler_maruyama", "stochastic_heun", "ancestral")},
     "class": {**GUIDED, "guidance_interval": (0.1, 90.0)},
     "crops": {**GUIDED, "guide": "crops"},

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import patch_diffusion as pd
-from patch_diffusion.denoise.process import EDM, PROCESSES, VE, VP, XPrediction
+from patch_diffusion.denoise.process import EDM, PROCESSES, VE, VP, Flow, XPrediction
 
 TIMES = {"edm": (0.002, 80.0), "ve": (0.0004, 1e4), "vp": (1e-3, 1.0), "x_prediction": (0.02, 80.0)}
+TIMES["flow"] = (1e-3, 1 - 2.0**-26)
 
 
 def some_times(name, num=9):
@@ -40,6 +41,41 @@ def test_drift_and_diffusion_follow_from_sigma_and_scale(name):
     noisy = torch.linspace(-3, 2, len(times), dtype=torch.float64)
     torch.testing.assert_close(process.drift(noisy, times), noisy * scale_slope / scale)
     torch.testing.assert_close(process.diffusion(times), scale * (2 * derivative(process.sigma, times) * sigma).sqrt())
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_velocity_is_the_slope_of_the_path(name):
+    """Where the denoised image is the clean one, the ODE moves along x_t = s(t) (clean + sigma(t) noise)."""
+    process, times, clean, noise = PROCESSES[name], some_times(name)[1:-1], 0.7, -1.3
+
+    def path(time):
+        return process.scale(time) * (clean + process.sigma(time) * noise)
+
+    noisy, denoised = clean + process.sigma(times) * noise, torch.full_like(times, clean)
+    velocity = process.velocity(noisy, denoised, times)
+    torch.testing.assert_close(velocity, derivative(path, times))
+    torch.testing.assert_close(process.denoised(noisy, velocity, times), denoised)
+
+
+def test_pure_noise_is_a_time_of_flow():
+    """At t = 1 the network is given the noise and 1000, and all that a solver asks for is finite."""
+    given, process = [], Flow()
+    noise = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    sigma = process.sigma(torch.ones(()))
+
+    def network(x, c_noise, labels):
+        given.extend((x, c_noise))
+        return x - 0.25  # the velocity where all data is 0.25
+
+    model = pd.Denoiser(network, coords=False, process=process, mean_data=(0.1,))
+    denoised = model(0.35 + sigma * noise, sigma, pd.coordinate_grid(4, 4))
+    torch.testing.assert_close(given, [noise, torch.full((2,), 1000.0)])
+    torch.testing.assert_close(denoised, torch.full_like(noise, 0.35))
+    assert process.velocity(sigma * noise, denoised, torch.ones(())).isfinite().all()
+    torch.testing.assert_close(process.velocity(sigma * noise, denoised, torch.ones(())), noise - denoised)
+    drift, diffusion = process.reverse(sigma * noise, denoised, torch.ones(()))
+    torch.testing.assert_close(drift, 2 * noise - denoised)
+    assert diffusion.item() == pytest.approx(2**0.5)
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -104,6 +140,7 @@ def test_preconditioning():
         (VE(), (1.0, 1.0, 1.0, math.log(0.5))),
         (VP(), (1.0, -1.0, 2**-0.5, 999 * time)),
         (XPrediction(), (0.0, 0.5, 1.25**-0.5, 0.0)),
+        (Flow(), (0.5, -0.5, 0.5, 500.0)),
     ):
         assert [factor.item() for factor in process.preconditioning(one, 0.5)] == pytest.approx(expected)
 
@@ -123,6 +160,10 @@ def test_training_levels():
     assert logs["edm"].std().item() == pytest.approx(1.2, abs=0.03)
     assert logs["x_prediction"].mean().item() == pytest.approx(0.8, abs=0.02)
     assert logs["x_prediction"].std().item() == pytest.approx(0.8, abs=0.02)
+    assert logs["flow"].mean().item() == pytest.approx(0, abs=0.03)
+    assert logs["flow"].std().item() == pytest.approx(1, abs=0.03)
+    half = pd.NoiseLevels(process="flow", p_std=0.5).draw(20_000, generator=generator).log()
+    assert half.mean().item() == pytest.approx(0, abs=0.02) and half.std().item() == pytest.approx(0.5, abs=0.02)
     uniform = (logs["ve"] - math.log(0.02)) / math.log(100 / 0.02)
     times = VP().time(logs["vp"].exp())
     for values in (uniform, times):

@@ -5,11 +5,12 @@ import torch
 
 import patch_diffusion as pd
 from needs import need
-from patch_diffusion.denoise.process import VP
+from patch_diffusion.denoise.process import VP, Flow
 from patch_diffusion.sampling.solvers import (
     SCHEDULES,
     exponential_sigmas,
     few_sigmas,
+    flow_sigmas,
     karras_sigmas,
     ve_sigmas,
     vp_sigmas,
@@ -63,6 +64,17 @@ def test_exponential_sigmas():
     assert exponential_sigmas(3, 0.002, 80, rho=2)[1].item() == pytest.approx(math.exp(middle))
     with refused("rho"):
         exponential_sigmas(5, 0.1, 1, rho=-1)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_sigmas(shift):
+    """Even times, each then k t / (1 + (k - 1) t) (arXiv 2403.03206, equation 23)."""
+    sigmas = flow_sigmas(18, 0.002, 80, shift)[:-1]
+    even = Flow().time(sigmas / shift)
+    torch.testing.assert_close(even.diff().diff(), ZEROS)
+    torch.testing.assert_close(Flow().time(sigmas), shift * even / (1 + (shift - 1) * even))
+    with refused("shift"):
+        flow_sigmas(5, 0.1, 1, shift=0)
 
 
 @pytest.mark.slow

@@ -1,16 +1,19 @@
 """Oracles: closed-form denoisers, so the exact answers are known."""
 
+from functools import partial
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 
 import patch_diffusion as pd
-from patch_diffusion.denoise.process import PROCESSES
-from patch_diffusion.sampling.solvers import few_sigmas, karras_sigmas, options_of
-from patch_diffusion.sampling.stochastic import SOLVERS
+from patch_diffusion.denoise.process import PROCESSES, Flow
+from patch_diffusion.sampling.solvers import few_sigmas, flow_sigmas, karras_sigmas, options_of
+from patch_diffusion.sampling.stochastic import OF_EACH, SOLVERS
 from refusal import refused
 
-ORDERS = {"euler": 1, "heun": 2, "dpm_solver_2m": 2, "dpm_solver_3m": 3}
+ORDERS = {"euler": 1, "heun": 2, "dpm_solver_2m": 2, "dpm_solver_3m": 3, "unipc": 3}
 STOCHASTIC = sorted(SOLVERS.keys() - ORDERS)
 MEAN, DEVIATION = 0.3, 0.5
 
@@ -126,24 +129,26 @@ def test_the_callback_sees_every_step_once(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("end", [0.0, 0.4])
-@pytest.mark.parametrize("name", ["heun", "stochastic_heun", "ancestral", "edm", "ve", "vp"])
+@pytest.mark.parametrize("name", ["heun", "stochastic_heun", "ancestral", "edm", "ve", "vp", "flow"])
 def test_samples_have_the_moments_of_the_data(name, end):
     """ODE and SDEs have the same marginals at every noise level: here N(MEAN, DEVIATION^2 + end^2)."""
     num, steps = 20_000, 600
     options = {"stochastic_heun": {"churn_noise": 1.0, "churn_min": 0.0}}.get(name, {})
     if name in PROCESSES:
-        name, options = "euler_maruyama", {"process": PROCESSES[name]}
+        options = {"process": PROCESSES[name]}
+    most = 0.45 if name == "flow" else 0.2  # of the noise at the start that is kept; its own SDE has less fresh noise
     noise = step_noise((num, 1, 1, 1), seed=1)
     sigmas = karras_sigmas(steps, end or 0.002, 20)
     noisy = MEAN + (DEVIATION**2 + sigmas[0] ** 2).sqrt() * noise(0)
-    samples = SOLVERS[name](gaussian, noisy, sigmas if end == 0 else sigmas[:-1], noise=noise, **options)
+    solve = SOLVERS["euler_maruyama" if name in PROCESSES else name]
+    samples = solve(gaussian, noisy, sigmas if end == 0 else sigmas[:-1], noise=noise, **options)
     deviation = (DEVIATION**2 + end**2) ** 0.5
     assert samples.mean().item() == pytest.approx(MEAN, abs=4 * deviation / num**0.5)
     assert samples.std().item() == pytest.approx(deviation, abs=4 * deviation / (2 * num) ** 0.5)
     if name != "heun":  # the noise is forgotten
         start = (noisy - noisy.mean()).flatten()
         correlation = torch.dot(start, samples.flatten() - samples.mean()) / (num * start.std() * samples.std())
-        assert abs(correlation.item()) < 0.2
+        assert abs(correlation.item()) < most
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
@@ -173,6 +178,54 @@ def test_stochastic_solvers_without_noise_are_the_others():
         torch.testing.assert_close(
             SOLVERS[name](gaussian, noisy, sigmas, noise=zeros, **options), SOLVERS[plain](gaussian, noisy, sigmas)
         )
+
+
+def of_flow(name):
+    """The solver for models of the process `Flow`."""
+    found = OF_EACH["flow"][name]
+    return partial(found, process=Flow()) if name == "euler_maruyama" else found
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_samples_of_flow_have_the_moments_of_the_data_from_pure_noise(name):
+    num = 20_000
+    noise = step_noise((num, 1, 1, 1), seed=1)
+    options = {"churn_noise": 1.0} if name == "stochastic_heun" else {}
+    sigmas = flow_sigmas(300, Flow.sigma_min, Flow.sigma_max)
+    samples = of_flow(name)(gaussian, sigmas[0] * noise(0), sigmas, noise=noise, **options)
+    assert samples.mean().item() == pytest.approx(MEAN, abs=4 * DEVIATION / num**0.5 + 2e-3)
+    assert samples.std().item() == pytest.approx(DEVIATION, rel=4 / (2 * num) ** 0.5 + 1e-2)
+
+
+@pytest.mark.parametrize("name", ["euler", "heun"])
+def test_pure_noise_is_a_step_of_flow_like_any_other(name):
+    """dx/dt = (x - D) / t of x = (1 - t) clean + t noise, from t = 1, at which nothing but the noise is known."""
+
+    def slope(noisy, time):
+        share = (1 - time) * DEVIATION**2 / ((1 - time) ** 2 * DEVIATION**2 + time**2)
+        return (noisy - MEAN - share * (noisy - (1 - time) * MEAN)) / time
+
+    times = torch.linspace(1, 1e-3, 8, dtype=torch.float64)
+    noise = noisy = images(-3, -1, 0.1, 2)
+    for time, following in pairwise(times):
+        first = slope(noisy, time)
+        second = slope(noisy + (following - time) * first, following) if name == "heun" else first
+        noisy = noisy + (following - time) * (first + second) / 2
+    sigmas = flow_sigmas(8, Flow.sigma_min, Flow.sigma_max)
+    torch.testing.assert_close(Flow().time(sigmas[:-1]), times, rtol=0, atol=2e-8)
+    ends = of_flow(name)(gaussian, MEAN + sigmas[0] * noise, sigmas[:-1])
+    torch.testing.assert_close((1 - times[-1]) * ends, noisy, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_flow_from_pure_noise_in_single_precision(name):
+    """As on devices without float64."""
+    sigmas, noise = flow_sigmas(40, Flow.sigma_min, Flow.sigma_max), images(-3, -1, 0.1, 2)
+    wide, narrow = (
+        of_flow(name)(gaussian, levels[0] * noise.to(levels), levels, noise=lambda index: noise)
+        for levels in (sigmas, sigmas.float())
+    )
+    torch.testing.assert_close(narrow.double(), wide, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(

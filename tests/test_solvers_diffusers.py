@@ -96,6 +96,13 @@ def test_dpm_solver_3m():
 
 
 @pytest.mark.parametrize("denoise", [gaussian, two_points])
+def test_unipc(denoise):
+    """Theirs with its defaults: second order of the predictor, B(h) = e^h - 1, denoised images predicted."""
+    scheduler = diffusers.UniPCMultistepScheduler(prediction_type="sample", final_sigmas_type="zero")
+    check(SOLVERS["unipc"](denoise, NOISY, SIGMAS), solution(scheduler, denoise, denoised_itself, scaled=True))
+
+
+@pytest.mark.parametrize("denoise", [gaussian, two_points])
 def test_ancestral(denoise):
     def draw(generator):
         return lambda index: torch.randn(NOISY.shape, generator=generator).double()

@@ -1,3 +1,4 @@
+import weakref
 from itertools import pairwise
 
 import pytest
@@ -226,3 +227,45 @@ def test_extended_coordinates_are_those_of_training_about_the_middle(height, wid
         line = view.grid[axis].movedim(1 - axis, -1)[0]
         assert float(line.mean()) == pytest.approx(0, abs=1e-5)
         torch.testing.assert_close(line.diff(), torch.full((num - 1,), 2 / max(own - 1, 1)), atol=1e-5, rtol=1e-5)
+
+
+class Held(torch.autograd.Function):
+    """Half of its input, which it keeps for the backward pass; ``now`` and ``most`` count the bytes that are kept."""
+
+    now = most = 0
+
+    @staticmethod
+    def forward(ctx, x):
+        kept = x.detach().numpy().copy()  # its memory is given back when the last tensor on it is gone
+        Held.now += kept.nbytes
+        Held.most = max(Held.most, Held.now)
+        weakref.finalize(kept, Held.freed, kept.nbytes)
+        ctx.save_for_backward(torch.from_numpy(kept))
+        return x / 2
+
+    @staticmethod
+    def freed(size):
+        Held.now -= size
+
+    @staticmethod
+    def backward(ctx, slope):
+        assert ctx.saved_tensors[0].isfinite().all()
+        return slope / 2
+
+
+def test_restoration_of_larger_images_keeps_no_more_of_the_network():
+    """By the network's covariance, whose backward passes go through all tiles: those of one group are kept."""
+
+    def network(x, c_noise, labels):
+        return Held.apply(x)
+
+    network.image_channels = 1
+    model = pd.Denoiser(network, coords=False)
+    peaks = []
+    for side in (16, 48):
+        Held.now = Held.most = 0
+        known = pd.denoising(torch.full((1, side, side), 100, dtype=torch.uint8), noise=25)
+        list(pd.edit(model, known, [0], pd.Sampling(steps=2, tile=8, batch=2), covariance="network"))
+        assert Held.now == 0
+        peaks.append(Held.most)
+    assert peaks[0] == peaks[1] == 2 * 8 * 8 * 4

@@ -22,7 +22,6 @@ from changes import CHANGES, LastOnWhole, hide_coords
 
 import patch_diffusion as pd
 from patch_diffusion.config_dict import from_dict, to_dict
-from patch_diffusion.denoise.process import EDM
 from patch_diffusion.denoise.whole_image import losses_of_images
 from patch_diffusion.devices import choose_device
 from patch_diffusion.evaluation.circumstances import circumstances
@@ -253,10 +252,8 @@ def measure(trial: tuple[Arm, Scale, int, Path]) -> dict[str, Any]:
     if arm.coords_hidden == "sampling":
         model.module.register_forward_pre_hook(hide_coords)
     by_noise = {
-        # In the weights of EDM, whatever process the model is of; of EDM itself this is a factor of 1.
-        sigma: losses * float(EDM().loss_weight(level, model.sigma_data) / model.loss_weight(level))
-        for sigma, losses in losses_of_images(model, held_out, most=scale.judges).items()
-        for level in (torch.tensor(sigma),)
+        sigma: each * as_of_edm(model, sigma)
+        for sigma, each in losses_of_images(model, held_out, most=scale.judges).items()
     }
     losses = torch.stack(list(by_noise.values())).mean(dim=0)
     distances = {}
@@ -318,6 +315,12 @@ def row_of_trial(trial: Any, arm: Arm, scale: Scale, runs: Path) -> dict[str, An
         "interval": found["loss"]["interval"],
         "loss_by_noise": found["loss_by_noise"],
     }
+
+
+def as_of_edm(model: pd.Denoiser, sigma: float) -> float:
+    """The factor that gives a loss at a noise level the weight it has for EDM, by which all processes are compared."""
+    level = torch.tensor(sigma, dtype=torch.float64)
+    return float(pd.EDM().loss_weight(level, model.sigma_data) / model.loss_weight(level))
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:

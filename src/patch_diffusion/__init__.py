@@ -39,7 +39,14 @@ if TYPE_CHECKING:
     from patch_diffusion.denoise.networks.edm2 import EDM2UNet as EDM2UNet
     from patch_diffusion.denoise.networks.unet import UNet as UNet
     from patch_diffusion.denoise.objective import NoiseLevels as NoiseLevels, denoising_loss as denoising_loss
-    from patch_diffusion.denoise.process import EDM as EDM, VE as VE, VP as VP, XPrediction as XPrediction
+    from patch_diffusion.denoise.process import (
+        EDM as EDM,
+        VE as VE,
+        VP as VP,
+        Flow as Flow,
+        XPrediction as XPrediction,
+    )
+    from patch_diffusion.denoise.velocity import as_flow as as_flow, from_flow as from_flow
     from patch_diffusion.denoise.whole_image import whole_image_loss as whole_image_loss
     from patch_diffusion.doctor.diagnose import diagnose as diagnose
     from patch_diffusion.doctor.report import Diagnosis as Diagnosis
@@ -64,6 +71,7 @@ if TYPE_CHECKING:
     from patch_diffusion.installation import environment as environment
     from patch_diffusion.interop.edm_import import import_model as import_model
     from patch_diffusion.interop.export import export_model as export_model
+    from patch_diffusion.interop.prior import as_prior as as_prior
     from patch_diffusion.patches.coords import coordinate_grid as coordinate_grid
     from patch_diffusion.patches.crop import (
         Patch as Patch,
@@ -86,6 +94,7 @@ if TYPE_CHECKING:
         super_resolution as super_resolution,
     )
     from patch_diffusion.sampling.encode import decode as decode, encode as encode
+    from patch_diffusion.sampling.fewest import fewest_steps as fewest_steps
     from patch_diffusion.sampling.folder import write_samples as write_samples
     from patch_diffusion.sampling.generate import Sample as Sample, generate as generate
     from patch_diffusion.sampling.likelihood import bits_per_dimension as bits_per_dimension, log_density as log_density
@@ -98,8 +107,10 @@ if TYPE_CHECKING:
         euler as euler,
         exponential_sigmas as exponential_sigmas,
         few_sigmas as few_sigmas,
+        flow_sigmas as flow_sigmas,
         heun as heun,
         karras_sigmas as karras_sigmas,
+        unipc as unipc,
         ve_sigmas as ve_sigmas,
         vp_sigmas as vp_sigmas,
     )

@@ -138,13 +138,14 @@ class Noise(Strict):
 
     p_mean: float | None = None
     """Mean of ln(sigma), the logarithm of the noise level, in training. Default: 0 for edm with the weight learned,
-    else the process's own, -1.2 for edm, 0.8 for x_prediction."""
+    else the process's own, -1.2 for edm, 0.8 for x_prediction, 0 for flow."""
     p_std: float | None = None
     """Standard deviation of ln(sigma) in training. Default: 1.6 for edm with the weight learned, else the process's
-    own, 1.2 for edm, 0.8 for x_prediction."""
-    process: Literal["edm", "ve", "vp", "x_prediction"] = "edm"
+    own, 1.2 for edm, 0.8 for x_prediction, 1 for flow."""
+    process: Literal["edm", "ve", "vp", "x_prediction", "flow"] = "edm"
     """Noise process and preconditioning. edm: EDM. ve: variance exploding. vp: variance preserving. x_prediction: the
-    network predicts the clean image, and noise.weight process weights the loss as one of velocity."""
+    network predicts the clean image, and noise.weight process weights the loss as one of velocity. flow: flow matching,
+    whose network learns the velocity of straight paths from images to noise."""
     weight: Literal["process", "learned"] = "learned"
     """Weight of each noise level in the loss. process: as published. learned: all levels contribute equally, as each
     loss is divided by its running mean at that noise level and patch size."""
@@ -154,7 +155,7 @@ class Noise(Strict):
     sigma_min: float | None = None
     """Lowest noise level in sampling. Default: the process's own, 0.002 for edm."""
     sigma_max: float | None = None
-    """Highest noise level in sampling. Default: the process's own, 80 for edm."""
+    """Highest noise level in sampling. Default: the process's own, 80 for edm, pure noise for flow."""
     mean_data: tuple[float, ...] | None = None
     """Mean of the images, scaled to [-1, 1]: one number, or one for each channel. It is subtracted from what the
     network sees, and sampling starts from it. Default: 0."""

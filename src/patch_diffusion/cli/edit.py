@@ -40,6 +40,7 @@ class _Sampling(Sampling):
 
     solver: Suppress[str | None] = None
     schedule: Suppress[str | None] = None
+    shift: Suppress[float | None] = None
     churn: Suppress[float | None] = None
     churn_min: Suppress[float | None] = None
     churn_max: Suppress[float | None] = None

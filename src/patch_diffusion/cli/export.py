@@ -44,7 +44,8 @@ class Export(Verb):
     solver: Annotated[str | None, Checked(check_solver), arg(metavar="NAME")] = None
     """Solver of a pipeline, as for sample. Default: heun, or consistency for tuned runs."""
     schedule: Annotated[str | None, Checked(check_schedule), arg(metavar="NAME")] = None
-    """Spacing of the noise levels in a pipeline, as for sample. Default: karras, or few for tuned runs."""
+    """Spacing of the noise levels in a pipeline, as for sample. Default: karras, few for tuned runs, or flow for models
+    of noise.process flow. With --solver euler such a pipeline has diffusers' own FlowMatchEulerDiscreteScheduler."""
     license: Annotated[str | None, arg(metavar="apache-2.0")] = None
     """Licence under which you publish the model, for the model card."""
     evaluation: Annotated[FilePath | None, arg(metavar="FILE.json")] = None

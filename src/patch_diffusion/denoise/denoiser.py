@@ -44,7 +44,7 @@ class Denoiser(nn.Module):
             height and width must have) are read if it has them, and ``recompute`` (see `patch_diffusion.config.Engine`)
             is set.
         sigma_data: standard deviation of the data in model space, about ``mean_data``.
-        process: noise process, `EDM`, `VE`, `VP` or `XPrediction`.
+        process: noise process, `EDM`, `VE`, `VP`, `XPrediction` or `Flow`.
         coords: if true, the network is given the coordinates.
         context: the shorter side of the small copies of whole images that the network is given, see `small_shape`; None
             if it is given none. The trainer sets it.

@@ -129,8 +129,8 @@ class NoiseLevels(Noise):
     """The distribution of noise levels in training: as published for a process, or ln(sigma) ~ N(p_mean, p_std^2).
 
     It holds the options ``noise`` of a config and draws by them. The EDM process has ln(sigma) ~ N(-1.2, 1.2^2) (EDM,
-    arXiv 2206.00364, table 1); these are also the values of ``p_mean`` and ``p_std`` if only the other one is given. A
-    `Trainer` of the EDM process with the learned weight, the default, takes 0 and 1.6 in their place.
+    arXiv 2206.00364, table 1); these are also the values of ``p_mean`` and ``p_std`` if only the other one is given, 0
+    and 1 for flow. A `Trainer` of the EDM process with the learned weight, the default, takes 0 and 1.6 in their place.
 
     Args:
         p_mean, p_std, process, weight, sigma_data, sigma_min, sigma_max, mean_data, levels: see `Noise` in config.py;
@@ -158,9 +158,8 @@ class NoiseLevels(Noise):
             return PROCESSES[self.process].draw(num, generator)
         normal = torch.randn(num, generator=generator, device=None if generator is None else generator.device)
         process = PROCESSES[self.process]
-        usual = process if isinstance(process, EDM) else EDM()
-        p_mean = usual.p_mean if self.p_mean is None else self.p_mean
-        return (normal * (usual.p_std if self.p_std is None else self.p_std) + p_mean).exp()
+        p_mean = process.p_mean if self.p_mean is None else self.p_mean
+        return (normal * (process.p_std if self.p_std is None else self.p_std) + p_mean).exp()
 
 
 def settled_noise(options: Noise) -> Noise:

@@ -4,8 +4,9 @@ A process is a schedule of the noise level sigma(t) and of a scale s(t): the noi
 x_t = s(t) (clean + sigma(t) noise). All else follows (EDM, arXiv 2206.00364, appendix B.1 to B.3):
 
 - drift f(x, t) = x s'(t) / s(t) and diffusion g(t) = s(t) sqrt(2 sigma'(t) sigma(t)) of dx = f dt + g dw;
-- probability-flow ODE dx = [f - g^2 score / 2] dt and reverse SDE dx = [f - g^2 score] dt + g dw,
-  where score = (D(x / s; sigma) - x / s) / (s sigma^2).
+- probability-flow ODE dx = v dt, v = f - g^2 score / 2, where score = (D(x / s; sigma) - x / s) / (s sigma^2);
+- reverse SDE dx = [v - w score / 2] dt + w^(1/2) dw, of the same marginals for any w(t) (arXiv 2303.08797); the time
+  reversal of the forward SDE has w = g^2.
 
 Denoisers, losses and solvers work on the unscaled image x / s at noise level sigma, where all processes are alike: they
 differ in the preconditioning of the network and the noise levels it is trained on (EDM, table 1).
@@ -37,12 +38,17 @@ class Preconditioning(NamedTuple):
 class Process(ABC):
     """A noise process: how images turn into noise over time. Times, noise levels and scales are tensors of any shape.
 
-    ``sigma_min`` and ``sigma_max`` are the lowest and the highest noise level in sampling.
+    ``sigma_min`` and ``sigma_max`` are the lowest and the highest noise level in sampling, and ``schedule`` the name of
+    the schedule that suits the process. ``p_mean`` and ``p_std`` are mean and deviation of ln(sigma) in training where
+    it is normal.
     """
 
     name: ClassVar[ProcessName]
     sigma_min: ClassVar[float]
     sigma_max: ClassVar[float]
+    schedule: ClassVar[str] = "karras"
+    p_mean: ClassVar[float] = -1.2
+    p_std: ClassVar[float] = 1.2
 
     @abstractmethod
     def sigma(self, time: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -63,6 +69,30 @@ class Process(ABC):
     @abstractmethod
     def diffusion(self, time: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return the diffusion coefficient g(t) of the forward SDE."""
+
+    def velocity(
+        self, noisy: Float[Tensor, "*shape"], denoised: Float[Tensor, "*shape"], time: Float[Tensor, "..."]
+    ) -> Float[Tensor, "*shape"]:
+        """Return v = dx/dt of the probability-flow ODE, of unscaled noisy images x / s and denoised ones."""
+        scale, sigma = self.scale(time), self.sigma(time)
+        score = (denoised - noisy) / (scale * sigma.square())
+        return self.drift(scale * noisy, time) - self.diffusion(time).square() / 2 * score
+
+    def denoised(
+        self, noisy: Float[Tensor, "*shape"], velocity: Float[Tensor, "*shape"], time: Float[Tensor, "..."]
+    ) -> Float[Tensor, "*shape"]:
+        """Return the denoised images of unscaled noisy images x / s and their velocity; the inverse of `velocity`."""
+        scale, sigma = self.scale(time), self.sigma(time)
+        score = 2 * (self.drift(scale * noisy, time) - velocity) / self.diffusion(time).square()
+        return noisy + scale * sigma.square() * score
+
+    def reverse(
+        self, noisy: Float[Tensor, "*shape"], denoised: Float[Tensor, "*shape"], time: Float[Tensor, "..."]
+    ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "..."]]:
+        """Return drift and diffusion of the reverse SDE in which `euler_maruyama` steps."""
+        scale, sigma, diffusion = self.scale(time), self.sigma(time), self.diffusion(time)
+        score = (denoised - noisy) / (scale * sigma**2)
+        return self.drift(scale * noisy, time) - diffusion**2 * score, diffusion
 
     @abstractmethod
     def preconditioning(self, sigma: Float[Tensor, "*shape"], sigma_data: float) -> Preconditioning:
@@ -251,7 +281,91 @@ class VP(Process):
         return self.sigma(1 + _uniform(num, generator) * (self.least_time - 1))
 
 
-PROCESSES: dict[str, Process] = {process.name: process for process in (EDM(), VE(), VP(), XPrediction())}
+@dataclass(frozen=True)
+class Flow(Process):
+    """The straight path of flow matching: x_t = (1 - t) clean + t noise, so s(t) = 1 - t and sigma(t) = t / (1 - t).
+
+    It is rectified flow (arXiv 2209.03003), or the conditional optimal-transport path (arXiv 2210.02747) with images at
+    t = 0. The network is given x_t and 1000 t, and learns the velocity noise - clean. Training draws logit-normal times
+    (arXiv 2403.03206, section 3.1): as sigma = t / (1 - t), logit(t) = ln(sigma) ~ N(0, 1).
+
+    Pure noise, t = 1, has an infinite noise level. Here it is 2^26, at which 1 - t is 1.5e-8: in single precision t is
+    1, x_t is the noise, and solvers in double precision round by as little. The mean of the data is subtracted as for
+    other processes, and sigma_data scales nothing.
+
+    >>> Flow().preconditioning(Flow().sigma(torch.tensor(1.0)), sigma_data=0.5).c_noise
+    tensor(1000.)
+    """
+
+    name: ClassVar[ProcessName] = "flow"
+    least_scale: ClassVar[float] = 2.0**-26  # 1 - t of pure noise
+    sigma_min: ClassVar[float] = 0.001 / 0.999  # sigma(1e-3)
+    sigma_max: ClassVar[float] = 2.0**26  # sigma(1)
+    schedule: ClassVar[str] = "flow"
+    p_mean: ClassVar[float] = 0.0
+    p_std: ClassVar[float] = 1.0
+    num_times: ClassVar[int] = 1000  # the network is given t num_times
+
+    @override
+    def sigma(self, time: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return time / self.scale(time)
+
+    @override
+    def time(self, sigma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return sigma / (1 + sigma)
+
+    @override
+    def scale(self, time: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return (1 - time).clamp(min=self.least_scale)
+
+    @override
+    def drift(self, noisy: Float[Tensor, "*shape"], time: Float[Tensor, "..."]) -> Float[Tensor, "*shape"]:
+        return -noisy / self.scale(time)
+
+    @override
+    def diffusion(self, time: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return (2 * time / self.scale(time)).sqrt()
+
+    @override
+    def velocity(
+        self, noisy: Float[Tensor, "*shape"], denoised: Float[Tensor, "*shape"], time: Float[Tensor, "..."]
+    ) -> Float[Tensor, "*shape"]:
+        return (self.scale(time) * noisy - denoised) / time
+
+    @override
+    def denoised(
+        self, noisy: Float[Tensor, "*shape"], velocity: Float[Tensor, "*shape"], time: Float[Tensor, "..."]
+    ) -> Float[Tensor, "*shape"]:
+        return self.scale(time) * noisy - time * velocity
+
+    @override
+    def reverse(
+        self, noisy: Float[Tensor, "*shape"], denoised: Float[Tensor, "*shape"], time: Float[Tensor, "..."]
+    ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "..."]]:
+        """Return drift and diffusion for w = 2 t, since that of the forward SDE, 2 t / (1 - t), is infinite at t = 1.
+
+        As score = -noise / t, they are v + noise = 2 noise - clean and (2 t)^(1/2).
+        """
+        return 2 * (noisy - denoised) / self.sigma(time) - denoised, (2 * time).sqrt()
+
+    @override
+    def preconditioning(self, sigma: Float[Tensor, "*shape"], sigma_data: float) -> Preconditioning:
+        clean = 1 / (1 + sigma)  # 1 - t
+        time = self.time(sigma)
+        return Preconditioning(c_skip=clean, c_out=-time, c_in=clean, c_noise=self.num_times * time)
+
+    @override
+    def loss_weight(self, sigma: Float[Tensor, "*shape"], sigma_data: float) -> Float[Tensor, "*shape"]:
+        """Return 1 / t^2, by which the loss is the squared error of the velocity."""
+        return 1 / self.time(sigma).square()
+
+    @override
+    def draw(self, num: int, generator: torch.Generator | None = None) -> Float[Tensor, "{num}"]:
+        """Draw random noise levels for training, ln(sigma) = logit(t) ~ N(0, 1)."""
+        return (_normal(num, generator) * self.p_std + self.p_mean).exp()
+
+
+PROCESSES: dict[str, Process] = {process.name: process for process in (EDM(), VE(), VP(), XPrediction(), Flow())}
 
 
 def _normal(num: int, generator: torch.Generator | None) -> Tensor:

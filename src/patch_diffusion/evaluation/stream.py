@@ -130,6 +130,6 @@ def stream_of_model(
         return [torch.stack(sampled(range(number * batch, min((number + 1) * batch, len(seeds)))))]
 
     generate(model, [], options)  # raises an error now for options that do not suit the model
-    made_with = options.settings(options.view(model), options.sigmas(model))
+    made_with = options.settings(model, options.view(model), options.sigmas(model))
     settings = {"samples": len(seeds), "seeds": f"{seeds[0]}-{seeds[-1]}", **made_with}
     return Stream(len(seeds), part, sampled, settings, batch)

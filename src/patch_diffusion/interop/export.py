@@ -67,7 +67,8 @@ def export_model(
         resolution: side, or height and width; None: that of the training images. It is the default of a pipeline, and
             the only resolution of a graph.
         dtype: "float32", "float16" or "bfloat16", the dtype of a pipeline's stored weights; None: float32.
-        solver, schedule: how a pipeline samples, see `Sampling`; None: as `generate` does.
+        solver, schedule: how a pipeline samples, see `Sampling`; None: as `generate` does. A model of flow matching
+            that samples by euler and flow gets diffusers' own FlowMatchEulerDiscreteScheduler.
         license: the licence for the card, as the hub names it: "apache-2.0", "cc-by-4.0".
         evaluation: a JSON file of figures for the card, such as ``evaluate --json`` writes.
         push_to: OWNER/NAME of a repository to push the folder to.

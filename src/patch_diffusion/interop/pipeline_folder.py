@@ -21,6 +21,7 @@ from patch_diffusion.denoise.networks.unet import UNet
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import read_json, write_json, write_tensors, write_text
 from patch_diffusion.interop.bundle import bundle
+from patch_diffusion.interop.flow_scheduler import flow_scheduler
 
 _CARRIED = "patch_diffusion.interop.exported_code"
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -53,16 +54,7 @@ def write_pipeline(model: Denoiser, folder: Path, *, dtype: torch.dtype, setting
     """
     check_pipeline(model)
     network = _write_network(model, folder / "network", dtype)
-    scheduler = {
-        "process": model.process.name,
-        "sigma_data": model.sigma_data,
-        "sigma_min": model.sigma_min,
-        "sigma_max": model.sigma_max,
-        **settings,
-    }
-    (folder / "scheduler").mkdir()
-    scheduler_module = _carry("scheduler", folder / "scheduler", "patch_diffusion_scheduler")
-    write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": "PatchDiffusionScheduler", **scheduler})
+    scheduler = _write_scheduler(model, folder / "scheduler", settings)
 
     vae, codec, notes = _write_codec(model, folder / "vae")
     assert model.resolution is not None
@@ -71,7 +63,7 @@ def write_pipeline(model: Denoiser, folder: Path, *, dtype: torch.dtype, setting
     index = {
         "_class_name": [_carry("pipeline", folder, "patch_diffusion_pipeline"), "PatchDiffusionPipeline"],
         "network": network,
-        "scheduler": [scheduler_module, "PatchDiffusionScheduler"],
+        "scheduler": scheduler,
         "vae": vae,
         "height": height,
         "width": width,
@@ -91,6 +83,24 @@ def write_pipeline(model: Denoiser, folder: Path, *, dtype: torch.dtype, setting
     }
     write_json(folder / "model_index.json", index)
     return notes
+
+
+def _write_scheduler(model: Denoiser, folder: Path, settings: dict[str, Any]) -> list[str]:
+    """Write the scheduler, with its code if it is not diffusers' own; return its entry in ``model_index.json``."""
+    folder.mkdir()
+    config, module = flow_scheduler(model, settings), "diffusers"
+    if config is None:
+        module = _carry("scheduler", folder, "patch_diffusion_scheduler")
+        config = {
+            "_class_name": "PatchDiffusionScheduler",
+            "process": model.process.name,
+            "sigma_data": model.sigma_data,
+            "sigma_min": model.sigma_min,
+            "sigma_max": model.sigma_max,
+            **settings,
+        }
+    write_json(folder / "scheduler_config.json", config)
+    return [module, config["_class_name"]]
 
 
 def codec_facts(codec: Codec) -> dict[str, Any]:

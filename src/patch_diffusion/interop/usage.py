@@ -23,8 +23,9 @@ be read, and without it the folder does not open. {weights}
 {classes}A seed gives the picture that `patch-diffusion sample` makes of it; `generator=` works too, and
 `height=` and `width=`, multiples of {stride}. It computes in float32, and inside `torch.autocast` as that says. A call
 takes the options of `patch-diffusion sample` by their names: `solver=` (heun, euler, dpm_solver_2m, dpm_solver_3m,
-stochastic_heun, ancestral, euler_maruyama or consistency), `schedule=`, `sigma_min=`, `sigma_max=`, `rho=`, `churn=`,
-`churn_min=`, `churn_max=`, `churn_noise=`, `eta=`, `guidance_interval=`, `coords=`. The scheduler holds their defaults:
+unipc, stochastic_heun, ancestral, euler_maruyama or consistency), `schedule=`, `sigma_min=`, `sigma_max=`, `rho=`,
+`shift=`, `churn=`, `churn_min=`, `churn_max=`, `churn_noise=`, `eta=`, `guidance_interval=`, `coords=`. The scheduler
+holds their defaults:
 
 ```python
 pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, solver="dpm_solver_2m")
@@ -87,6 +88,17 @@ noisy = np.array(model["mean_data"])[:, None, None] + random.standard_normal(sha
 for sigma, following in zip(sigmas[:-1], sigmas[1:]):
     noisy = denoise(noisy, sigma) + following * random.standard_normal(shape)"""
 
+# Heun's steps of sigma would be of no use after pure noise.
+_EULER_OF_FLOW = """\
+first, last = (model[name] / (1 + model[name]) for name in ("sigma_max", "sigma_min"))
+times = np.linspace(first, last, 36)
+sigmas = [*(times / (1 - times)), 0.0]
+mean = np.array(model["mean_data"])[:, None, None]
+noisy = mean + np.random.default_rng(0).standard_normal(shape) * sigmas[0]
+for sigma, following in zip(sigmas[:-1], sigmas[1:]):
+    denoised = denoise(noisy, sigma)
+    noisy = denoised + following / sigma * (noisy - denoised)"""
+
 _OPENED = {
     "onnx": (
         "import onnxruntime",
@@ -143,7 +155,8 @@ def _example(column: Attribute) -> str | float | list[float]:
 def graph_usage(model: Denoiser, resolution: tuple[int, int], to: str) -> str:
     """Return markdown that shows how to sample with an exported ONNX file or torch.export program."""
     imports, opened, run = _OPENED[to]
-    method, sampled = "By Heun's method", _HEUN
+    is_flow = model.process.name == "flow"
+    method, sampled = ("By Euler's method", _EULER_OF_FLOW) if is_flow else ("By Heun's method", _HEUN)
     if model.few_steps is not None:
         levels = [round(level, 4) for level in Sampling().settled(model).sigmas(model).tolist()]
         method, sampled = f"In {model.few_steps} steps, for which it is tuned", _CONSISTENCY.format(sigmas=levels)

@@ -126,6 +126,8 @@ def _at_most(most: float, why: str) -> Iterator[None]:
 def build_denoiser(config: Config, network: nn.Module, sigma_data: float) -> Denoiser:
     """Build the denoiser that the options describe, around a network, for images of this standard deviation."""
     noise = config.noise
+    if noise.process == "flow" and config.network.kind == "ncsnpp":
+        raise option_error("network.kind", "ncsnpp embeds ln(sigma), not the times of flow: take ddpmpp, adm or dit")
     return Denoiser(
         network,
         sigma_data,

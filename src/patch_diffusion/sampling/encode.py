@@ -17,7 +17,8 @@ from patch_diffusion.denoise.threads import sharing
 from patch_diffusion.errors import InputError
 from patch_diffusion.sampling.bind import bind_images
 from patch_diffusion.sampling.options import Sampling
-from patch_diffusion.sampling.solvers import heun, wide
+from patch_diffusion.sampling.solvers import wide
+from patch_diffusion.sampling.stochastic import OF_EACH
 
 
 def encode(
@@ -29,7 +30,7 @@ def encode(
     steps: int = 64,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
-    rho: float = 7.0,
+    rho: float | None = None,
 ) -> Float[Tensor, "n c h w"]:
     """Return the noise that images come from: (x - mean) / sigma_max after Heun's method up to sigma_max.
 
@@ -43,7 +44,7 @@ def encode(
         labels: a class for all images, or one per image; None is no class.
         coords: (2, h, w) or (n, 2, h, w); None: those of the whole image.
         steps: the number of noise levels, at least 2; the network is evaluated 2 * steps - 2 times.
-        sigma_min, sigma_max, rho: noise levels, see `karras_sigmas`; None: the model's own range.
+        sigma_min, sigma_max, rho: noise levels, see `Sampling`; None: the model's own.
 
     Returns:
         The noise, float64 if the device has it.
@@ -61,7 +62,7 @@ def encode(
     denoise = bind_images(model, images, labels, coords)
     sigmas = Sampling(steps, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho).sigmas(model).to(wide(model.device))
     with evaluating(model), sharing(model), torch.no_grad():
-        noisy = heun(denoise, images.to(model.device, sigmas.dtype), sigmas[:-1].flip(0))
+        noisy = OF_EACH[model.process.name]["heun"](denoise, images.to(model.device, sigmas.dtype), sigmas[:-1].flip(0))
         noise = (noisy - model.centre(noisy)) / sigmas[0]
     check_finite(noise)
     return noise
@@ -76,7 +77,7 @@ def decode(
     steps: int = 64,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
-    rho: float = 7.0,
+    rho: float | None = None,
 ) -> Float[Tensor, "n c h w"]:
     """Return the images in model space that sampling makes of unit-variance noise (n, c, h, w).
 
@@ -94,6 +95,6 @@ def decode(
     sigmas = Sampling(steps, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho).sigmas(model).to(wide(model.device))
     with evaluating(model), sharing(model), torch.no_grad():
         start = noise.to(model.device, sigmas.dtype) * sigmas[0]
-        images = heun(denoise, start + model.centre(start), sigmas)
+        images = OF_EACH[model.process.name]["heun"](denoise, start + model.centre(start), sigmas)
     check_finite(images)
     return images

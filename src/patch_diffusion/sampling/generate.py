@@ -141,7 +141,7 @@ def generate(
     if is_guided := sampling.is_guided():
         check_guidance(sampling, model, view, sigmas)
     weaker = model if isinstance(sampling.guide, str) else sampling.guide
-    settings = sampling.settings(view, sigmas)
+    settings = sampling.settings(model, view, sigmas)
     seeds = seeds if paired is None else list(seeds)
     jobs = jobs_of(model, seeds, labels, conditions)
     if paired is not None:

@@ -47,10 +47,10 @@ _WHOLE = ("steps", "resolution", "tile", "overlap", "batch")
 _PAIRS = ("resolution", "tile", "guidance_interval")
 
 SOLVER_NAMES = (
-    *("euler", "heun", "dpm_solver_2m", "dpm_solver_3m"),
+    *("euler", "heun", "dpm_solver_2m", "dpm_solver_3m", "unipc"),
     *("euler_maruyama", "stochastic_heun", "ancestral", "consistency"),
 )
-SCHEDULE_NAMES = ("karras", "vp", "ve", "exponential", "few")
+SCHEDULE_NAMES = ("karras", "vp", "ve", "exponential", "few", "flow")
 """The names of all solvers and schedules, known without their functions."""
 
 
@@ -83,7 +83,7 @@ _SCALES = PrimitiveConstructorSpec(
         [f"{name}={scale:g}" for name, scale in scales.items()] if isinstance(scales, dict) else [f"{scales:g}"]
     ),
 )
-_SOLVER, _SCHEDULE = "heun", "karras"  # of ordinary models
+_SOLVER = "heun"  # of ordinary models
 
 Coords = Literal["stretch", "extend", "repeat"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -108,11 +108,12 @@ class Sampling(Strict):
     steps: int | None = None
     """Number of solver steps. Default: 18, or 32 for editing; a tuned run has its own."""
     solver: Annotated[str | None, Checked(check_solver), arg(metavar="NAME")] = None
-    """Solver: euler, heun, dpm_solver_2m or dpm_solver_3m; or one that adds noise at each step and needs more steps:
-    stochastic_heun, ancestral or euler_maruyama. heun and stochastic_heun evaluate the network twice in each step, the
-    others once. consistency is for tuned runs. Default: heun, or consistency for tuned runs."""
+    """Solver: euler, heun, dpm_solver_2m, dpm_solver_3m or unipc; or one that adds noise at each step and needs more
+    steps: stochastic_heun, ancestral or euler_maruyama. heun and stochastic_heun evaluate the network twice in each
+    step, the others once. consistency is for tuned runs. Default: heun, or consistency for tuned runs."""
     schedule: Annotated[str | None, Checked(check_schedule), arg(metavar="NAME")] = None
-    """Spacing of the noise levels: karras, vp, ve, exponential or few. Default: karras, or few for tuned runs."""
+    """Spacing of the noise levels: karras, vp, ve, exponential, few or flow. Default: karras, few for tuned runs, or
+    flow for models of noise.process flow."""
     sigma_min: float | None = None
     """Lowest noise level. Default: the model's own."""
     sigma_max: float | None = None
@@ -120,6 +121,8 @@ class Sampling(Strict):
     rho: float | None = None
     """Curvature of the schedule; higher values put more steps at low noise levels. Default: 7 for karras, 1 for
     exponential; other schedules have none."""
+    shift: float | None = None
+    """Shift of the schedule flow; above 1 it puts more steps at high noise levels. Default: 1."""
     churn: float | None = None
     """Amount of noise that stochastic_heun adds. Default: 40."""
     churn_min: float | None = None
@@ -178,12 +181,11 @@ class Sampling(Strict):
                 f"sampling has {self.steps} steps, and steps={steps} is given beside it: leave one out", option="steps"
             )
         few = model.few_steps
-        solver, schedule = (_SOLVER, _SCHEDULE) if few is None else ("consistency", "few")
         return replace(
             self,
             steps=next(each for each in (self.steps, steps, few, usual) if each is not None),
-            solver=self.solver or solver,
-            schedule=self.schedule or schedule,
+            solver=self.solver or (_SOLVER if few is None else "consistency"),
+            schedule=self._schedule(model),
         )
 
     def refuse(self, names: Collection[str], reason: str) -> None:
@@ -196,8 +198,8 @@ class Sampling(Strict):
         """Return the noise levels of a model's solver steps, from high to low and then 0."""
         from patch_diffusion.sampling.solvers import SCHEDULES
 
-        options = self._schedule_options()
-        schedule = self.schedule or _SCHEDULE
+        schedule = self._schedule(model)
+        options = self._schedule_options(schedule)
         if schedule == "few":
             options["sigma_data"] = model.sigma_data
         low = model.sigma_min if self.sigma_min is None else self.sigma_min
@@ -208,7 +210,7 @@ class Sampling(Strict):
     def solver_for(self, model: Denoiser, sigmas: Float[Tensor, "levels"]) -> Callable[..., Tensor]:
         """Return the solver with its options, or raise an `InputError` if one is unknown or out of range."""
         from patch_diffusion.sampling.solvers import ONLY_NOISE, TOO_FEW, TUNED, UNTUNED
-        from patch_diffusion.sampling.stochastic import SOLVERS
+        from patch_diffusion.sampling.stochastic import OF_EACH
 
         options, solver = self._solver_options(), self.solver or _SOLVER
         if (solver == "consistency") != (model.few_steps is not None):
@@ -217,7 +219,7 @@ class Sampling(Strict):
             warnings.warn(ONLY_NOISE.format(solver, self.steps), Note, stacklevel=4)
         if solver == "euler_maruyama":
             options["process"] = model.process
-        solve = partial(SOLVERS[solver], **options)
+        solve = partial(OF_EACH[model.process.name][solver], **options)
         # A single level is no step, so this call only lets the solver check its options.
         solve(lambda noisy, sigma: noisy, sigmas[:1], sigmas[:1], noise=lambda index: sigmas[:1])
         return solve
@@ -270,14 +272,15 @@ class Sampling(Strict):
         guide = self.guide if isinstance(self.guide, str) else compiled(self.guide)
         return compiled(model), replace(self, guide=guide)
 
-    def settings(self, view: View, sigmas: Float[Tensor, "levels"]) -> dict[str, Any]:
+    def settings(self, model: Denoiser, view: View, sigmas: Float[Tensor, "levels"]) -> dict[str, Any]:
         """Return the options, with defaults filled in, as a dict that JSON can store; ``samples.json`` holds it."""
+        schedule = self._schedule(model)
         return {
             "steps": self.steps,
             "solver": self.solver or _SOLVER,
             **self._solver_options(),
-            "schedule": self.schedule or _SCHEDULE,
-            **self._schedule_options(),
+            "schedule": schedule,
+            **self._schedule_options(schedule),
             "guidance": self.guidance,
             **({} if self.guidance == 1 else self._guide_settings()),
             **view.settings,
@@ -287,10 +290,14 @@ class Sampling(Strict):
             "sigma_max": float(sigmas[0]),
         }
 
-    def _schedule_options(self) -> dict[str, Any]:
+    def _schedule(self, model: Denoiser) -> str:
+        """Return the schedule: that of the options, else what suits a tuned model, or the model's process."""
+        return self.schedule or (model.process.schedule if model.few_steps is None else "few")
+
+    def _schedule_options(self, schedule: str) -> dict[str, Any]:
         from patch_diffusion.sampling.solvers import SCHEDULES, options_of
 
-        return options_of("schedule", self.schedule or _SCHEDULE, SCHEDULES, {"rho": self.rho})
+        return options_of("schedule", schedule, SCHEDULES, {"rho": self.rho, "shift": self.shift})
 
     def _solver_options(self) -> dict[str, Any]:
         from patch_diffusion.sampling.solvers import options_of

@@ -20,14 +20,14 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import Annotated as Float, Annotated as Float64, Any
+from typing import Annotated as Float64, Any
 
 import torch
 from torch import Tensor
 
 from patch_diffusion.denoise.process import VP
 from patch_diffusion.errors import InputError, check_name, option_error
-from patch_diffusion.sampling.step import Callback, Denoise, Images, Sigmas, Step, StepNoise
+from patch_diffusion.sampling.step import Callback, Denoise, Images, Level, Sigmas, Step, StepNoise
 
 _MOST_STEPS = 1_000_000
 
@@ -120,6 +120,33 @@ def few_sigmas(steps: int, sigma_min: float, sigma_max: float, sigma_data: float
 
 _TOWARDS_LOW = 0.614
 
+
+def flow_sigmas(steps: int, sigma_min: float, sigma_max: float, shift: float = 1.0) -> Float64[Tensor, "{steps}+1"]:
+    """Return noise levels that are even in the time t = sigma / (1 + sigma) of the process `Flow`, or shifted.
+
+    A shift k multiplies the noise levels of even times, so that t becomes k t / (1 + (k - 1) t): above 1 there are more
+    high levels, as large images need (arXiv 2403.03206, section 5.3.2). diffusers' FlowMatchEulerDiscreteScheduler has
+    the same levels for the same ends.
+
+    Args:
+        steps, sigma_min, sigma_max: as for `karras_sigmas`, as is the result.
+        shift: the factor k, above 0.
+
+    >>> flow_sigmas(3, 1 / 3, 3.0)
+    tensor([3.0000, 1.0000, 0.3333, 0.0000], dtype=torch.float64)
+    """
+    ramp = _ramp(steps, sigma_min, sigma_max)
+    if not shift > 0:
+        raise option_error("shift", f"is a number above 0, not {shift}")
+
+    def even(first: float, last: float) -> Tensor:
+        return first + ramp * (last - first)
+
+    times = even(sigma_max / (shift + sigma_max), sigma_min / (shift + sigma_min))
+    rest = even(shift / (shift + sigma_max), shift / (shift + sigma_min))  # 1 - times, which would round to 0
+    return _exactly(shift * times / rest, sigma_min, sigma_max)
+
+
 TOO_FEW = 5
 """The number of steps below which heun and stochastic_heun make only noise."""
 
@@ -136,6 +163,7 @@ SCHEDULES: dict[str, Callable[..., Tensor]] = {
     "ve": ve_sigmas,
     "exponential": exponential_sigmas,
     "few": few_sigmas,
+    "flow": flow_sigmas,
 }
 """The schedules of noise levels by name, for `Sampling` and ``sample --schedule``.
 
@@ -159,8 +187,7 @@ def euler(
     """
     for index, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
         denoised = begin_step(denoise, noisy, sigma, index, callback)
-        slope = (noisy - denoised) / sigma
-        noisy = noisy + (next_sigma - sigma) * slope
+        noisy = denoised + next_sigma / sigma * (noisy - denoised)
     return noisy
 
 
@@ -198,9 +225,7 @@ def begin_step(denoise: Denoise, noisy: Images, sigma: Tensor, index: int, callb
     return denoised
 
 
-def heun_step(
-    denoise: Denoise, noisy: Images, denoised: Images, sigma: Float[Tensor, ""], next_sigma: Float[Tensor, ""]
-) -> Images:
+def heun_step(denoise: Denoise, noisy: Images, denoised: Images, sigma: Level, next_sigma: Level) -> Images:
     """Take an Euler step, then take it again with the mean of the slopes at its two ends."""
     slope = (noisy - denoised) / sigma
     predicted = noisy + (next_sigma - sigma) * slope
@@ -277,6 +302,55 @@ def dpm_solver_3m(
                 noisy = noisy + (h**2 - 2 * h + 2 * (1 - kept)) * curve
             noisy = noisy + (h - (1 - kept)) * slope
     return noisy
+
+
+def unipc(
+    denoise: Denoise, noisy: Images, sigmas: Sigmas, *, noise: StepNoise | None = None, callback: Callback | None = None
+) -> Images:
+    """Solve by UniPC-2, a predictor and a corrector of third order, with one evaluation a step (arXiv 2302.04867).
+
+    A step of h in l = -ln(sigma) is predicted as by `dpm_solver_2m`, which is UniP-2 with B(h) = e^h - 1 for denoised
+    images. D at the predicted image also corrects it (UniC-2): the step is then taken again, with the parabola through
+    the last two D and this one. The first step has a line through two, by its middle. D is not evaluated a second time,
+    so the last step is predicted alone, to 0 by D itself.
+
+    Args:
+        denoise, noisy, sigmas, noise, callback: as for `heun`, as is the result.
+
+    >>> def denoise(noisy, sigma):  # where all data is grey
+    ...     return torch.zeros_like(noisy)
+    >>> unipc(denoise, torch.ones(1, 3, 2, 2), torch.tensor([80.0, 1.0, 0.0])).abs().max()
+    tensor(0.)
+    """
+    known: list[tuple[Tensor, Tensor]] = []  # l and D, the newest first
+    start = noisy  # of the step that was predicted last
+    for index, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
+        denoised = begin_step(denoise, noisy, sigma, index, callback)
+        if next_sigma == 0:
+            return denoised
+        known = [(-sigma.log(), denoised), *known[:2]]
+        if index > 0:
+            noisy = _corrected(start, known)
+        kept, middle = next_sigma / sigma, denoised  # e^-h
+        if index > 0:
+            (now, _), (before, last) = known[:2]
+            middle = denoised - kept.log() / (now - before) / 2 * (denoised - last)
+        start, noisy = noisy, kept * noisy + (1 - kept) * middle
+    return noisy
+
+
+def _corrected(start: Tensor, known: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Take the step from ``start`` to the newest of the known l again, by what D is there, see `dpm_solver_3m`."""
+    (now, denoised), (before, last) = known[:2]
+    h = now - before
+    kept = (-h).exp()
+    if len(known) < 3:
+        return kept * start + (1 - kept) * (last + denoised) / 2
+    earliest, first = known[2]
+    slope = (denoised - last) / h
+    curve = (slope - (last - first) / (before - earliest)) / (now - earliest)
+    slope = slope - curve * h  # where the step begins
+    return kept * start + (1 - kept) * last + (h - (1 - kept)) * slope + (h**2 - 2 * h + 2 * (1 - kept)) * curve
 
 
 def options_of(

@@ -17,6 +17,9 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 Images = Float[Tensor, "n *shape"]
 """Noisy or denoised images, such as (n, c, h, w)."""
 
+Level = Float[Tensor, ""]
+"""A noise level."""
+
 Sigmas = Float[Tensor, "levels"]
 """The noise levels of a solver, one more than its steps."""
 

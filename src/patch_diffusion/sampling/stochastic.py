@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 from torch import Tensor
 
-from patch_diffusion.denoise.process import EDM, Process
+from patch_diffusion.denoise.process import EDM, PROCESSES, Process
 from patch_diffusion.errors import InputError, option_error
-from patch_diffusion.sampling.solvers import begin_step, dpm_solver_2m, dpm_solver_3m, euler, heun, heun_step
+from patch_diffusion.sampling.solvers import begin_step, dpm_solver_2m, dpm_solver_3m, euler, heun, heun_step, unipc
 from patch_diffusion.sampling.step import Callback, Denoise, Images, Sigmas, StepNoise
+from patch_diffusion.sampling.straight import flow_heun, flow_heun_step
 
 
 def euler_maruyama(
@@ -34,7 +36,7 @@ def euler_maruyama(
 
     Args:
         denoise, noisy, sigmas, noise, callback: as for `ancestral`, as is the result.
-        process: `EDM`, `VE` or `VP`; None: EDM.
+        process: `EDM`, `VE`, `VP` or `Flow`; None: EDM.
 
     Raises:
         InputError: ``noise`` is not given.
@@ -50,14 +52,11 @@ def euler_maruyama(
     times = process.time(sigmas)
     scaled = process.scale(times[0]) * noisy
     for index, (time, next_time) in enumerate(pairwise(times)):
-        sigma, scale = sigmas[index], process.scale(time)
-        noisy = scaled / scale
-        denoised = begin_step(denoise, noisy, sigma, index, callback)
+        noisy = scaled / process.scale(time)
+        denoised = begin_step(denoise, noisy, sigmas[index], index, callback)
         if sigmas[index + 1] == 0:
             return denoised
-        score = (denoised - noisy) / (scale * sigma**2)
-        diffusion = process.diffusion(time)
-        drift = process.drift(scaled, time) - diffusion**2 * score
+        drift, diffusion = process.reverse(noisy, denoised, time)
         scaled = scaled + (next_time - time) * drift + diffusion * (time - next_time).sqrt() * noise(index)
     return scaled / process.scale(times[-1])
 
@@ -73,6 +72,7 @@ def stochastic_heun(
     churn_min: float = 0.05,
     churn_max: float = 50.0,
     churn_noise: float = 1.003,
+    step: Callable[..., Images] = heun_step,
 ) -> Images:
     """Solve by Heun's steps, each from a noise level first raised a little (EDM, arXiv 2206.00364, algorithm 2).
 
@@ -83,6 +83,7 @@ def stochastic_heun(
         churn: S_churn, at least 0: each level is raised by the factor 1 + min(churn / steps, sqrt(2) - 1).
         churn_min, churn_max: S_tmin and S_tmax, the noise levels between which levels are raised.
         churn_noise: S_noise, standard deviation of the fresh noise; a little above 1 makes up for lost detail.
+        step: Heun's step, `heun_step` or `flow_heun_step`.
 
     Raises:
         InputError: ``noise`` is not given, or an option is out of its range.
@@ -105,7 +106,7 @@ def stochastic_heun(
             noisy = noisy + churn_noise * (raised**2 - sigma**2).sqrt() * noise(index)
             sigma = raised
         denoised = begin_step(denoise, noisy, sigma, index, callback)
-        noisy = heun_step(denoise, noisy, denoised, sigma, next_sigma)
+        noisy = step(denoise, noisy, denoised, sigma, next_sigma)
     return noisy
 
 
@@ -194,6 +195,7 @@ SOLVERS: dict[str, Callable[..., Tensor]] = {
     "heun": heun,
     "dpm_solver_2m": dpm_solver_2m,
     "dpm_solver_3m": dpm_solver_3m,
+    "unipc": unipc,
     "euler_maruyama": euler_maruyama,
     "stochastic_heun": stochastic_heun,
     "ancestral": ancestral,
@@ -204,6 +206,16 @@ SOLVERS: dict[str, Callable[..., Tensor]] = {
 >>> sorted(SOLVERS)[:3]
 ['ancestral', 'consistency', 'dpm_solver_2m']
 """
+
+
+STOCHASTIC = ("euler_maruyama", "stochastic_heun", "ancestral", "consistency")
+"""The names of the solvers that add noise."""
+
+OF_EACH: dict[str, dict[str, Callable[..., Tensor]]] = {
+    **dict.fromkeys(PROCESSES, SOLVERS),
+    "flow": SOLVERS | {"heun": flow_heun, "stochastic_heun": partial(stochastic_heun, step=flow_heun_step)},
+}
+"""The solvers of each process, by the names of both."""
 
 
 def _needed(noise: StepNoise | None, solver: str) -> StepNoise:

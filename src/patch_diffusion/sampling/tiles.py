@@ -10,16 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
-from typing import Annotated as Float
+from typing import Annotated as Float, Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from patch_diffusion.denoise.conditions import Conditions
 from patch_diffusion.errors import InputError, option_error
 from patch_diffusion.sampling.step import ConditionalDenoise, Denoise
 from patch_diffusion.transfer import copied_once
+
+_AGAIN: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
 
 Place = tuple[int, int, int]
 """The place of a tile: the index of its image, and the row and column where it begins."""
@@ -113,7 +117,9 @@ def in_tiles(
             told = replace(rest.select([image for image, _, _ in group]), coords=where)
             if inputs is not None:
                 told = replace(told, inputs=torch.stack([cut(inputs[image], top, left) for image, top, left in group]))
-            denoised = model(pixels.float(), sigma.float(), told).to(noisy)
+            # A backward pass through an image computes its tiles again, so that it holds the insides of one group.
+            call = partial(checkpoint, model, **_AGAIN) if pixels.requires_grad else model
+            denoised = call(pixels.float(), sigma.float(), told).to(noisy)
             for (image, top, left), tile in zip(group, denoised, strict=True):
                 cut(total[image], top, left).add_(tile * weights)
                 cut(weight[image], top, left).add_(weights)

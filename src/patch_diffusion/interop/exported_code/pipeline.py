@@ -40,7 +40,8 @@ class PatchDiffusionPipeline(DiffusionPipeline):
 
     Args:
         network: maps scaled noisy images with their coordinates to the raw output of the denoiser.
-        scheduler: preconditioning, noise levels and solver; or one of diffusers' EDM schedulers.
+        scheduler: preconditioning, noise levels and solver; or one of diffusers' EDM schedulers, or for a model of
+            flow matching its FlowMatchEulerDiscreteScheduler.
         vae: the decoder of a model of latents; None if it was not exported.
         height, width: the size of the images, or latents, of the training.
         image_channels: the channels of these images or latents.
@@ -53,7 +54,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
         id2label: names of the classes by number, if they have any.
         attributes: what the model is told of an image by name: see `Attribute`.
         codec: the pixel values that are -1 and 1 in model space; for latents, mean and scale of each channel.
-        process: "edm", "ve", "vp" or "x_prediction": how the network's inputs and outputs are scaled.
+        process: "edm", "ve", "vp", "x_prediction" or "flow": how the network's inputs and outputs are scaled.
         mean_data: mean of each channel in model space, or one for all, about which it denoises; None: 0.
     """
 
@@ -146,7 +147,7 @@ class PatchDiffusionPipeline(DiffusionPipeline):
             tile: side, or height and width, of overlapping tiles for images that are too large for the memory.
             overlap: pixels that tiles overlap by; None: a quarter of their side.
             conditions: values by the names of the model's conditions, each for all images or a list of one for each.
-            options: options of the scheduler for this call: solver, schedule, sigma_min, sigma_max, rho, churn,
+            options: options of the scheduler for this call: solver, schedule, sigma_min, sigma_max, rho, shift, churn,
                 churn_min, churn_max, churn_noise, eta; None: those of its config.
 
         Raises:
@@ -305,24 +306,29 @@ class PatchDiffusionPipeline(DiffusionPipeline):
     def _by_steps(
         self, scheduler: Any, told: Conditions, guidance: float, interval: Any, start: Tensor, steps: int, bar: Any
     ) -> Tensor:
-        """Sample by a scheduler of diffusers for EDM, which has the preconditioning of the "edm" process."""
-        if not hasattr(scheduler, "precondition_noise"):
+        """Sample by a scheduler of diffusers: one for EDM, with its preconditioning, or that of flow matching.
+
+        In the latter "sigma" is the time t, and the noisy images (1 - t) x + t noise are the network's input.
+        """
+        config: Any = self.config
+        flows = type(scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
+        if not flows and not hasattr(scheduler, "precondition_noise"):
             raise InputError(
                 f"a {type(scheduler).__name__} cannot make images of this model: take the scheduler of its folder "
                 "or one of diffusers' EDM schedulers"
             )
-        config: Any = self.config
-        if config.process != "edm":
+        if config.process != (process := "flow" if flows else "edm"):
             raise InputError(
-                f"an {type(scheduler).__name__} scales inputs and outputs as the process 'edm', and this model is "
-                f"of '{config.process}': take the scheduler of its folder"
+                f"an {type(scheduler).__name__} scales inputs and outputs as the process '{process}', and this model "
+                f"is of '{config.process}': take the scheduler of its folder"
             )
         scheduler.set_timesteps(steps, device=start.device)
         noisy = (start * scheduler.sigmas[0]).float()
         low, high = interval
         for time, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
-            scaled = scheduler.scale_model_input(noisy, time)
+            scaled = noisy if flows else scheduler.scale_model_input(noisy, time)
             times = time.to(scaled).expand(len(scaled))
+            sigma = sigma / (1 - sigma) if flows else sigma
             output = self._output(scaled, times, told)
             if guidance != 1 and low < sigma <= high:
                 output = torch.lerp(self._output(scaled, times, _without(told)), output, guidance)

@@ -13,7 +13,7 @@ from torch import Tensor
 from patch_diffusion.denoise.process import PROCESSES, Preconditioning
 from patch_diffusion.sampling.solvers import SCHEDULES, options_of
 from patch_diffusion.sampling.step import Callback, Denoise, StepNoise
-from patch_diffusion.sampling.stochastic import SOLVERS
+from patch_diffusion.sampling.stochastic import OF_EACH
 
 
 class PatchDiffusionScheduler(SchedulerMixin, ConfigMixin):
@@ -24,11 +24,12 @@ class PatchDiffusionScheduler(SchedulerMixin, ConfigMixin):
     ``EDMDPMSolverMultistepScheduler.from_config(pipe.scheduler.config)``.
 
     Args:
-        process: "edm", "ve", "vp" or "x_prediction", the noise process of the training.
+        process: "edm", "ve", "vp", "x_prediction" or "flow", the noise process of the training.
         sigma_data: standard deviation of the data in model space.
         sigma_min, sigma_max: the lowest and the highest noise level.
         solver, schedule: the names of the solver and the schedule, see ``SOLVERS`` and ``SCHEDULES``.
-        rho, churn, churn_min, churn_max, churn_noise, eta: options of solver and schedule; None: their own defaults.
+        rho, shift, churn, churn_min, churn_max, churn_noise, eta: options of solver and schedule; None: their own
+            defaults.
         sigma_schedule, prediction_type: not used here; settings for diffusers' EDM schedulers.
     """
 
@@ -42,6 +43,7 @@ class PatchDiffusionScheduler(SchedulerMixin, ConfigMixin):
         solver: str = "heun",
         schedule: str = "karras",
         rho: float | None = None,
+        shift: float = 1.0,
         churn: float | None = None,
         churn_min: float | None = None,
         churn_max: float | None = None,
@@ -62,7 +64,11 @@ class PatchDiffusionScheduler(SchedulerMixin, ConfigMixin):
     def sigmas(self, steps: int) -> Tensor:
         """Return the noise levels of ``steps`` steps from high to low, and then 0, as float64 ``(steps + 1,)``."""
         config: Any = self.config
-        options = options_of("schedule", config.schedule, SCHEDULES, {"rho": config.rho})
+        given = {
+            "rho": config.rho,
+            "shift": None if config.shift == 1 else config.shift,
+        }  # a number, as diffusers has it
+        options = options_of("schedule", config.schedule, SCHEDULES, given)
         if config.schedule == "few":
             options["sigma_data"] = config.sigma_data
         return SCHEDULES[config.schedule](steps, config.sigma_min, config.sigma_max, **options)
@@ -83,10 +89,11 @@ class PatchDiffusionScheduler(SchedulerMixin, ConfigMixin):
     def _solver(self) -> Any:
         config: Any = self.config
         names = ("churn", "churn_min", "churn_max", "churn_noise", "eta")
-        options = options_of("solver", config.solver, SOLVERS, {name: config[name] for name in names})
+        solvers = OF_EACH[config.process]
+        options = options_of("solver", config.solver, solvers, {name: config[name] for name in names})
         if config.solver == "euler_maruyama":
             options["process"] = PROCESSES[config.process]
-        solve = partial(SOLVERS[config.solver], **options)
+        solve = partial(solvers[config.solver], **options)
         nothing = torch.zeros(1)
         solve(lambda noisy, sigma: noisy, nothing, nothing, noise=lambda index: nothing)  # no step: checks options
         return solve

@@ -32,7 +32,7 @@ ITERATIONS = {"isotropic": 50, "network": 3}
 REPEATS = {"isotropic": 4, "network": 1}
 """How often each step is taken by default, as measured in LOG.md."""
 
-OWN_SOLVER = ("solver", "schedule", "churn", "churn_min", "churn_max", "churn_noise", "eta")
+OWN_SOLVER = ("solver", "schedule", "shift", "churn", "churn_min", "churn_max", "churn_noise", "eta")
 """The options of sampling that `edit` refuses, as it has a solver and a schedule of its own."""
 
 
@@ -65,7 +65,7 @@ def edit(
         repeats: how often each step is taken, so that the filled pixels and the known ones come together. None: 1 for
             "network", 4 for "isotropic".
         covariance: "isotropic" or "network", see `posterior`. None: "network" if pixels are known exactly and there are
-            no tiles, all of which it would keep in memory; else "isotropic".
+            no tiles, which it computes again in every backward pass to keep few in memory; else "isotropic".
         callback: called with every `Step` of every batch.
 
     Raises:
@@ -105,7 +105,7 @@ def edit(
     if label is None and not conditions and is_guided and sampling.guide == "class":
         raise InputError("guidance by the class needs one: say which this image is of, or choose another guide")
     weaker = model if isinstance(sampling.guide, str) else sampling.guide
-    told = sampling.settings(view, sigmas)
+    told = sampling.settings(model, view, sigmas)
     own = {"steps": told.pop("steps"), "repeats": repeats, "covariance": covariance}
     settings = {**known.settings, **own, **{name: told[name] for name in told if name not in OWN_SOLVER}}
 

@@ -8,7 +8,7 @@ import {Results} from './results.js';
 import {Settings} from './settings.js';
 
 const MOST_MODELS = 4;
-const SOLVERS = {heun: 'Heun', dpm_solver_2m: 'DPM-Solver++ 2M', dpm_solver_3m: 'DPM-Solver++ 3M', euler: 'Euler',
+const SOLVERS = {heun: 'Heun', dpm_solver_2m: 'DPM-Solver++ 2M', dpm_solver_3m: 'DPM-Solver++ 3M', unipc: 'UniPC', euler: 'Euler',
   stochastic_heun: 'Heun, stochastic', ancestral: 'ancestral', consistency: 'consistency, for tuned runs'};
 
 export async function showGenerate(place, values, signal) {
