@@ -26,7 +26,8 @@ class Posterior(pd.Denoiser):
 
     def forward(self, noisy, sigma, coords, labels=None):
         sigma = torch.as_tensor(sigma, dtype=noisy.dtype).view(-1, 1, 1, 1)
-        mean = 0.0 if coords.inputs is None else SLOPE * coords.inputs[:, :1].to(noisy)
+        inputs = coords.inputs  # pyright: ignore[reportAttributeAccessIssue]
+        mean = 0.0 if inputs is None else SLOPE * inputs[:, :1].to(noisy)
         return mean + (noisy - mean) * SPREAD**2 / (SPREAD**2 + sigma**2)
 
 

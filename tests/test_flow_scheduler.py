@@ -34,7 +34,7 @@ def test_a_model_of_diffusers_is_sampled_as_by_diffusers(shift, num):
     process, scale, sampling = flow_of({**scheduler.config, "_class_name": "FlowMatchEulerDiscreteScheduler"})
     network = pd.DiffusersNetwork(unet, coords=False, timestep_scale=scale)
     model = pd.Denoiser(network, coords=False, process=process, resolution=(8, 8))
-    torch.testing.assert_close(process.time(sampling.with_steps(6, 18).sigmas(model)).float(), scheduler.sigmas)
+    torch.testing.assert_close(process.time(sampling.settled(model, 6).sigmas(model)).float(), scheduler.sigmas)
     steps = []
     list(pd.generate(model, [3], sampling, steps=6, callback=steps.append))
     torch.testing.assert_close(steps[-1].denoised.float(), images, atol=1e-4, rtol=0)

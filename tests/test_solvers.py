@@ -186,7 +186,7 @@ def of_flow(name):
     return partial(found, process=Flow()) if name == "euler_maruyama" else found
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", sorted(SOLVERS.keys() - {"consistency"}))
 def test_samples_of_flow_have_the_moments_of_the_data_from_pure_noise(name):
     num = 20_000
     noise = step_noise((num, 1, 1, 1), seed=1)

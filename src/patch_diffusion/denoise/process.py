@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-ProcessName = Literal["edm", "ve", "vp", "x_prediction"]
+ProcessName = Literal["edm", "ve", "vp", "x_prediction", "flow"]
 
 
 class Preconditioning(NamedTuple):

@@ -69,10 +69,10 @@ def fewest_steps(
     True
     """
     sampling = sampling or Sampling()
-    sampling = replace(sampling, solver=sampling.settled(model).solver)
-    if sampling.solver in STOCHASTIC:
+    solver = sampling.settled(model).solver or ""
+    if solver in STOCHASTIC:
         raise InputError(
-            f"{sampling.solver} adds noise at each step, so pictures of more steps are other ones: give a number",
+            f"{solver} adds noise at each step, so pictures of more steps are other ones: give a number",
             option="steps",
         )
     if not within > 0:
@@ -88,7 +88,7 @@ def fewest_steps(
 
     tried: list[tuple[int, float]] = []
     for steps in TRIED:
-        if "heun" in sampling.solver and steps < TOO_FEW:
+        if "heun" in solver and steps < TOO_FEW:
             continue
         distance = float((pictures(steps) - pictures(2 * steps)).square().mean().sqrt())
         if distance <= within or steps == TRIED[-1]:

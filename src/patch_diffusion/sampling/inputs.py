@@ -111,7 +111,7 @@ def _pixels(about: PairedInput, value: Any, resolution: tuple[int, ...]) -> Tens
         path = user_path(value)
         if not path.is_file():
             raise InputError(f"there is no file at {path}", option=OPTION)
-        value = np.load(path, allow_pickle=False) if path.suffix.lower() == ".npy" else partial(open, path, "rb")
+        value = np.load(path, allow_pickle=False) if path.suffix.lower() == ".npy" else path
     if isinstance(value, Tensor):
         value = value.detach().cpu().numpy()
     if isinstance(value, np.ndarray):
@@ -120,8 +120,7 @@ def _pixels(about: PairedInput, value: Any, resolution: tuple[int, ...]) -> Tens
             array = array.transpose(2, 0, 1)
         file = ImageFile(name, lambda: array.astype(_dtype(array)))
     else:
-        picture = value
-        file = ImageFile(name, picture if callable(picture) else lambda: picture)
+        file = ImageFile(name, partial(open, value, "rb") if isinstance(value, Path) else partial(_same, value))
     try:
         with quiet():
             if about.categories:
@@ -137,6 +136,10 @@ def _pixels(about: PairedInput, value: Any, resolution: tuple[int, ...]) -> Tens
         )
     _check_values(about, pixels, name)
     return torch.from_numpy(np.array(pixels).astype(np.float32))
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _dtype(array: np.ndarray[Any, Any]) -> str:
