@@ -219,13 +219,15 @@ def noise_of(
 
 def conditions_of(model: Denoiser, jobs: Sequence[Job]) -> Conditions:
     """Return the conditions of the images of some jobs, on the model's device."""
-    labels = [job.label for job in jobs]
-    numbers = None if None in labels else to_device(torch.tensor(labels), model.device)
-    wanted = [job.conditions for job in jobs]
-    told = to_device(vectors_of(model.columns, wanted), model.device) if any(wanted) else None
-    paired = [job.paired for job in jobs if job.paired is not None]
-    inputs, around = shown(model.inputs, paired, model.device) if paired else (None, None)
-    return Conditions(labels=numbers, attributes=told, inputs=inputs, around=around)
+    labels, wanted = [job.label for job in jobs], [job.conditions for job in jobs]
+    queued = model.device.type == "cuda"
+    found = Conditions(labels=None if None in labels else torch.tensor(labels).to(model.device, non_blocking=queued))
+    if any(wanted):
+        found = replace(found, attributes=to_device(vectors_of(model.columns, wanted), model.device))
+    if paired := [job.paired for job in jobs if job.paired is not None]:
+        inputs, around = shown(model.inputs, paired, model.device)
+        found = replace(found, inputs=inputs, around=around)
+    return found
 
 
 def jobs_of(
@@ -236,7 +238,9 @@ def jobs_of(
 ) -> Iterable[Job]:
     """Return jobs, one per image and without writing out a range of seeds, or raise an InputError at once."""
     chosen = checked_seeds(seeds)
-    conditions = dict(conditions or {})
+    if not conditions:
+        return map(Job, chosen, _labels(model, chosen, labels))
+    conditions = dict(conditions)
     if CLASS in conditions and CLASS not in [column.name for column in model.columns]:
         if labels is not None:
             raise InputError("a class is given twice, as a condition and by itself: leave one out")
