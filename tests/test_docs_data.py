@@ -41,6 +41,13 @@ def here(tmp_path, monkeypatch):
         smooth(random, *((70, 80), (60, 120), (90, 64))[index % 3]).save(folder / f"{index:03d}.png")
         names.append(f"{folder.name}/{index:03d}.png")
     (tmp_path / "labels.csv").write_text("file,label\n" + "".join(f"{name},{name[:3]}\n" for name in names))
+    rows = [f"{name},{20 + index},{('red', 'blue')[index % 2]}\n" for index, name in enumerate(names)]
+    (tmp_path / "table.csv").write_text("file,age,colour\n" + "".join(rows))
+    (tmp_path / "wanted.csv").write_text("age,colour\n30,red\n,blue\n")
+    for folder, side, num in (("high", 64, 8), ("low", 16, 8), ("coarse", 16, 1)):
+        (tmp_path / folder).mkdir()
+        for index in range(num):
+            smooth(random, side, side).save(tmp_path / folder / f"{index}.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

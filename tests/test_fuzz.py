@@ -319,6 +319,7 @@ BASES = {
     "evaluate": "evaluate RUN --samples 8 --steps 2 --device cpu --json",
     "edit": "edit RUN IMAGE --extend left=4 --out new --steps 2 --device cpu --json",
     "detect": "detect RUN IMAGE --normal DATA --out new --noises 2 --levels 0.3 --device cpu --json",
+    "tune": f"tune RUN --out new --images 8 --batch 2 {OF_TRAIN} --engine.device cpu --json",
     "info": "info RUN --json",
     "inspect": "inspect DATA --no-forecast --engine.device cpu --json",
     "prepare": "prepare DATA new.zip --json",

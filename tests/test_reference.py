@@ -80,7 +80,7 @@ def denoised(model, height=16, width=16):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("process", CLASSES)
 @pytest.mark.parametrize("coords", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_published_file_becomes_a_run(tmp_path, kind, coords, process):

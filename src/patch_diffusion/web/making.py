@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 ARCHIVE = "pictures.zip"
 _SHEETS = "steps"
+_STEPS_OF_EDITS = 32
 _LARGEST_TILE = 256  # longest side of a picture in the preview sheet of a step
 _LARGE_SHEET = 400_000  # a preview sheet with more pixels is saved as a JPEG
 
@@ -46,7 +47,7 @@ def generate(wanted: SampleRequest, folders: list[RunFolder], models: Models, jo
             job.tell("loading", model=column)
             model = models.load(run, chosen.checkpoint, chosen.ema_length)
             resolution = pair(wanted.sampling.resolution) or model.resolution or (1, 1)
-            sampling = _options(wanted, chosen, run, models, model, resolution, usual=18)
+            sampling = _options(wanted, chosen, run, models, model, resolution).settled(model)
             report = Reporter(job, column, model, sampling.steps)
             told: dict[str, Any] = {"labels": wanted.label, "conditions": wanted.conditions}
             samples = patch_diffusion.generate(model, wanted.seeds, sampling, **told, callback=report.step)
@@ -68,7 +69,8 @@ def edit(wanted: EditRequest, run: RunFolder, models: Models, job: Job) -> None:
         resolution = wanted.task.resolution(image.shape[1], image.shape[2])
         usual = usual_covariance(exactly=wanted.restore is None, tiled=wanted.sampling.tile is not None)
         backward = (wanted.covariance or usual) == "network"
-        sampling = _options(wanted, chosen, run, models, model, resolution, usual=32, backward=backward)
+        sampling = _options(wanted, chosen, run, models, model, resolution, backward=backward)
+        sampling = replace(sampling, steps=sampling.steps or _STEPS_OF_EDITS)
         reporter = Reporter(job, 0, model, sampling.steps)
         samples = patch_diffusion.edit(
             model,
@@ -177,10 +179,9 @@ def _options(
     model: Denoiser,
     resolution: tuple[int, ...],
     *,
-    usual: int,
     backward: bool = False,
 ) -> Sampling:
-    """Return the requested sampling options, with steps, the loaded guide and a batch that fits memory filled in."""
+    """Return the requested sampling options, with the loaded guide and a batch that fits memory filled in."""
 
     def weaker(step: int | None, length: float | None) -> Denoiser:
         return models.load(run, chosen.checkpoint if step is None else step, length)
@@ -189,7 +190,7 @@ def _options(
     tile, overlap = pair(asked.tile), asked.overlap
     most = at_once(resolution, model.resolution, wanted.pictures, tile=tile, overlap=overlap, backward=backward)
     guide = guide_of(str(asked.guide), weaker)
-    return replace(asked, guide=guide, batch=min(asked.batch, most)).settled(model, usual=usual)
+    return replace(asked, guide=guide, batch=min(asked.batch, most))
 
 
 def _small(pixels: torch.Tensor) -> torch.Tensor:

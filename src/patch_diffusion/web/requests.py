@@ -139,7 +139,7 @@ def read_request(kind: type[T], body: bytes) -> T:
         worst: Any = max(error.errors(include_url=False), key=lambda each: len(each["loc"]))
         if isinstance(reason := worst.get("ctx", {}).get("error"), InputError):
             raise reason from None
-        path = [str(part) for part in worst["loc"] if part not in ("sampling", "int") and "[" not in str(part)]
+        path = [str(part) for part in worst["loc"] if part not in ("sampling", "int", "float") and "[" not in str(part)]
         raise InputError(
             f"{'.'.join(path) or 'the request'}: {worst['msg'].lower()}", option=".".join(path) or None
         ) from None
