@@ -37,7 +37,7 @@ def slow(make_trainer, images, time, monkeypatch):
         time[0] += most / 64
         return {0.5: 1.0}, {"8x12": 1.0}
 
-    def sampled(model, num):
+    def sampled(model, num, images):
         time[0] += num / 8
         return [torch.randint(0, 256, (3, 8, 12), dtype=torch.uint8) for _ in range(num)], None
 

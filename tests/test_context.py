@@ -238,14 +238,15 @@ def test_pictures_of_large_images_are_small(make_trainer, monkeypatch):
     monkeypatch.setattr("patch_diffusion.training.watching.evaluation.LARGEST_PICTURE", 8)
     asked = []
 
-    def watched(model, seeds, sampling):
+    def watched(model, seeds, sampling, **told):
+        assert told == {"conditions": {}, "paired": None}
         asked.append(sampling)
         return pd.generate(model, seeds, sampling, steps=1)
 
     monkeypatch.setattr("patch_diffusion.training.watching.evaluation.generate", watched)
     trainer = make_trainer(**OPTIONS)
     trainer.fit(steps=1)
-    sample_pictures(trainer.state.average.denoiser, 2)
+    sample_pictures(trainer.state.average.denoiser, 2, trainer.images)
     assert asked == [pd.Sampling(resolution=(4, 6))]
 
 

@@ -52,7 +52,7 @@ class Broken(Rising):
 
 @pytest.mark.slow
 def test_samples_that_are_not_finite_are_not_measured_and_training_goes_on(make_trainer, monkeypatch):
-    def none(model, num):
+    def none(model, num, images):
         raise NotFiniteError("none is finite")
 
     monkeypatch.setattr("patch_diffusion.training.loop.sample_pictures", none)

@@ -149,6 +149,7 @@ def advise(
     device = choose_device(base.engine.device)
     config = _at_a_resolution(findings, base, given, SIDE_ON_GPU if device.type == "cuda" else SIDE_ON_CPU, reasons)
     warnings = [*_of_classes(findings, config), *_of_files(findings), *_of_few(findings), *_of_flips(findings, config)]
+    warnings += findings.pairs
     refusal = _refusal(findings)
     if findings.problems:
         return Advice(config, reasons, warnings=warnings, refusal=refusal)

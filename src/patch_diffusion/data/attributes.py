@@ -193,6 +193,11 @@ def vectors_of(columns: Sequence[Attribute], wanted: Sequence[Mapping[str, Any]]
     return torch.cat(parts, dim=1)
 
 
+def by_name(columns: Sequence[Attribute], rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return the values of some images as lists by name, None where one is not given; nothing if none is at all."""
+    return {column.name: [row.get(column.name) for row in rows] for column in columns if any(rows)}
+
+
 def wanted_of(
     columns: Sequence[Attribute], given: Mapping[str, Any], num: int
 ) -> tuple[Iterable[Mapping[str, Any]], list[str]]:

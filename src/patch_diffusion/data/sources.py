@@ -183,10 +183,16 @@ def open_data(options: Data, *, show: bool = False) -> Images:
                 Path(name).stem: stack.enter_context(_input_array(name, options)) for name in options.paired or ()
             }
             return images if not inputs else pair_arrays(_of_one_size(images), inputs, options, show=show)
-    with find_images(options, show=show) as found, ExitStack() as stack:
-        inputs = [stack.enter_context(_input_files(name, options, show)) for name in options.paired or ()]
+    with find_images(options, show=show) as found, find_inputs(options, show=show) as inputs:
         pairing = partial(pair, own=found, inputs=inputs, options=options, show=show) if inputs else None
         return read_collection(found, options, pairing, show=show)
+
+
+@contextmanager
+def find_inputs(options: Data, *, show: bool = False) -> Iterator[list[Collection]]:
+    """Find the files of the paired inputs of images in files; yield a collection of each, open in the with block."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(_input_files(name, options, show)) for name in options.paired or ()]
 
 
 @contextmanager

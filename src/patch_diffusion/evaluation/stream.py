@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from patch_diffusion.data.attributes import by_name
 from patch_diffusion.data.codec import PixelCodec
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.order import permute
@@ -119,10 +120,9 @@ def stream_of_model(
 
     def sampled(places: Sequence[int]) -> list[Tensor]:
         chosen = None if labels is None else [labels[place] for place in places]
-        values = [{} if conditions is None else conditions[place] for place in places]
-        by_name = {column.name: [each.get(column.name) for each in values] for column in model.columns if any(values)}
+        values = [] if conditions is None else [conditions[place] for place in places]
         shown = None if paired is None else [paired[place] for place in places]
-        told: dict[str, Any] = {"labels": chosen, "conditions": by_name, "paired": shown}
+        told: dict[str, Any] = {"labels": chosen, "conditions": by_name(model.columns, values), "paired": shown}
         samples = generate(model, [seeds[place] for place in places], options, **told)
         return [to_uint8(sample.pixels, *sample.range) for sample in samples]
 

@@ -342,7 +342,7 @@ class Loop:
         model, step = self.state.average.denoiser, self.state.counters.step
         self.checkpoints.check_folder()
         with self._evaluating("making pictures of samples", "pictures of samples", _PICTURES):
-            pictures, columns = sample_pictures(model, self._evaluations[_PICTURES].images)
+            pictures, columns = sample_pictures(model, self._evaluations[_PICTURES].images, self.images)
             self._collapsed, self._collapsed_at = is_collapsed(model, pictures), step
             if self.engine.group.is_main:
                 with self.progress.optional("pictures of samples"):

@@ -57,7 +57,7 @@ def pair(
     notes: list[str] = []
     names = [file.name for file in own.files]
     for number, found in enumerate(inputs):
-        places, more = _places(names, found, alone=len(inputs) == 1)
+        places, more = places_of(names, found, alone=len(inputs) == 1)
         notes += more
         pixels, about = _read(
             own, found, places, rows, [bucket.resolution for bucket in buckets], options, number, show
@@ -71,7 +71,7 @@ def pair(
     return replace(images, buckets=tuple(buckets), notes=(*images.notes, *notes))
 
 
-def _places(names: Sequence[str], found: Collection, *, alone: bool) -> tuple[NDArray[np.int64], list[str]]:
+def places_of(names: Sequence[str], found: Collection, *, alone: bool) -> tuple[NDArray[np.int64], list[str]]:
     """Return the index of each image's input among the files of a collection, -1 if it has none; and notes."""
     theirs = [file.name for file in found.files]
     known = {name: place for place, name in enumerate(theirs)}

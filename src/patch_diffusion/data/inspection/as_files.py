@@ -16,11 +16,12 @@ from patch_diffusion.data.arrays.stored import is_array
 from patch_diffusion.data.classes import occurring
 from patch_diffusion.data.files.collection import Collection as ImageCollection, read_collection
 from patch_diffusion.data.files.decode import ImageFile, read_header
+from patch_diffusion.data.files.paired import pair
 from patch_diffusion.data.images import Images, ImageSet, numbered_as
 from patch_diffusion.data.latents.folder import is_latents
 from patch_diffusion.data.named import DIGITS, prefix_of
 from patch_diffusion.data.reading.sizes import resolution_of
-from patch_diffusion.data.sources import find_images, open_data
+from patch_diffusion.data.sources import find_images, find_inputs, open_data
 from patch_diffusion.errors import InputError
 from patch_diffusion.files import user_path
 
@@ -53,14 +54,16 @@ def some_images(options: Data, *, without: Collection[str] = (), show: bool = Fa
     """
     if not has_files(options):
         return open_data(options, show=show)
-    with find_images(options, show=show) as found:
+    with find_images(options, show=show) as found, find_inputs(options, show=show) as inputs:
         usable = [index for index, file in enumerate(found.files) if file.name not in without]
         if not usable:
             raise InputError(f"none of the {len(found.files):,} images can be read")
         height, width = resolution_of(options) or read_header(found.files[usable[0]]).size
         most = max(1, min(_SAMPLE_IMAGES, _SAMPLE_BYTES // (4 * height * width)))
         chosen = [usable[place] for place in evenly(len(usable), most)]
-        images = read_collection(_part(found, chosen), replace(options, cache="memory"), show=show)
+        part, kept = _part(found, chosen), replace(options, cache="memory")
+        pairing = partial(pair, own=part, inputs=inputs, options=kept, show=show) if inputs else None
+        images = read_collection(part, kept, pairing, show=show)
         if found.labels is not None:  # classes that have no image here have some in training
             labels, names = occurring(found.labels[0][usable], found.labels[1])
             images = numbered_as(images, names, len(names) or int(labels.max()) + 1) or images
@@ -103,5 +106,6 @@ def _part(found: ImageCollection, chosen: Sequence[int]) -> ImageCollection:
     labels = None if found.labels is None else (found.labels[0][list(chosen)], found.labels[1])
     headers = None if found.headers is None else dict(enumerate(found.headers[index] for index in chosen))
     groups = None if found.groups is None else [found.groups[index] for index in chosen]
-    found = replace(found, groups=groups, headers=headers, unusable={}, identity=None, folders=())
+    told = None if found.attributes is None else found.attributes.select(np.array(chosen))
+    found = replace(found, groups=groups, headers=headers, unusable={}, identity=None, folders=(), attributes=told)
     return replace(found, files=[found.files[index] for index in chosen], labels=labels)

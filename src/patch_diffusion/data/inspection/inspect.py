@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -15,13 +15,15 @@ from patch_diffusion.config import Data
 from patch_diffusion.data.classes import Labels, refuse_many_classes
 from patch_diffusion.data.files.collection import Collection as ImageCollection
 from patch_diffusion.data.files.decode import Header, ImageFile, decode_file, quiet, read_headers, reason
-from patch_diffusion.data.inspection.as_files import evenly, found_images
+from patch_diffusion.data.inspection.as_files import evenly, found_images, has_files
 from patch_diffusion.data.inspection.duplicates import SMALL, Likeness, content_hash, equal_groups, likeness, near_pairs
 from patch_diffusion.data.inspection.grouping import suggest_group
+from patch_diffusion.data.inspection.pairing import check_pairs
 from patch_diffusion.data.inspection.sheet import Thumbnail, check_sheet, thumbnail, write_sheet
 from patch_diffusion.data.named import HUB
 from patch_diffusion.data.reading.labels import folders_of
 from patch_diffusion.data.reading.parallel import in_order
+from patch_diffusion.data.sources import find_inputs
 from patch_diffusion.errors import InputError, counted
 
 MOST_READ = 100_000
@@ -61,6 +63,7 @@ class Findings:
         asymmetry: difference of the mean image from its mirror image, in standard deviations of the pixels.
         asymmetry_by_chance: expected asymmetry if every image were as likely as its mirror image.
         problems: sentences on what the user has to fix before training.
+        pairs: sentences on what may be wrong with paired inputs.
     """
 
     source: str
@@ -84,6 +87,7 @@ class Findings:
     asymmetry: float
     asymmetry_by_chance: float
     problems: list[str]
+    pairs: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the findings as a dict that JSON can store."""
@@ -124,6 +128,7 @@ def inspect_images(
     if sheet is not None:
         check_sheet(Path(sheet))
     with found_images(options, show=show) as (found, problems), quiet():
+        pairs = _pairs(options, found, show)
         files = [found.files[index] for index in evenly(len(found.files), most)]
         headers, unusable = read_headers(files, show=show)
         mode = _mode(options, headers.values())
@@ -135,10 +140,21 @@ def inspect_images(
                 unusable[index] = reason(result)
             else:
                 seen[index] = result
-        findings = _findings(options, found, files, headers, unusable, seen, problems)
+        findings = replace(_findings(options, found, files, headers, unusable, seen, problems), pairs=pairs)
         if sheet is not None:
             write_sheet(sheet, _sections(findings, {file.name: file for file in files}, mode))
     return findings
+
+
+def _pairs(options: Data, found: ImageCollection, show: bool) -> list[str]:
+    """Return what may be wrong with the paired inputs of images in files, in sentences."""
+    if not options.paired or not has_files(options):
+        return []
+    try:
+        with find_inputs(options, show=show) as inputs:
+            return [told for each in inputs for told in check_pairs(found, each, alone=len(inputs) == 1)]
+    except InputError as error:
+        return [str(error)]
 
 
 def _findings(

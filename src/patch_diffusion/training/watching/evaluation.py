@@ -8,10 +8,12 @@ import time
 import torch
 from torch import Tensor
 
+from patch_diffusion.data.attributes import by_name
 from patch_diffusion.data.images import Images
 from patch_diffusion.data.small import small_shape
 from patch_diffusion.denoise.denoiser import Denoiser
 from patch_diffusion.denoise.whole_image import losses_of_images
+from patch_diffusion.evaluation.samples import conditions_like, inputs_like
 from patch_diffusion.patches.schedule import PatchSchedule, Shape
 from patch_diffusion.sampling.generate import generate
 from patch_diffusion.sampling.options import Sampling
@@ -35,9 +37,14 @@ def num_pictures(model: Denoiser) -> int:
     return min(model.num_classes, 10) * 2 or 16
 
 
-def sample_pictures(model: Denoiser, num: int) -> tuple[list[Tensor], int | None]:
-    """Sample ``num`` pictures (c, h, w) from fixed seeds; return them and the number of columns for their grid."""
-    samples = generate(model, range(num), Sampling(resolution=picture_resolution(model)))
+def sample_pictures(model: Denoiser, num: int, images: Images) -> tuple[list[Tensor], int | None]:
+    """Sample ``num`` pictures (c, h, w) from fixed seeds; return them and the number of columns for their grid.
+
+    A model that is told conditions or shown inputs is given those of some of the ``images``, always the same.
+    """
+    told = by_name(model.columns, conditions_like(images, model, num, 0) or [])
+    paired, sampling = inputs_like(images, model, num, 0), Sampling(resolution=picture_resolution(model))
+    samples = generate(model, range(num), sampling, conditions=told, paired=paired)
     return [sample.visible for sample in samples], min(model.num_classes, 10) or None
 
 
