@@ -13,7 +13,7 @@ NUM = 30
 
 @pytest.fixture
 def pairs(tmp_path):
-    """``pairs(shift)``: pictures of blobs, and the same at half the size, moved to the right by pixels of the picture."""
+    """``pairs(shift)``: pictures of blobs, and the same at half the size, moved to the right by some pixels."""
 
     def make(shift=0, swapped=0):
         random = np.random.default_rng(0)

@@ -85,8 +85,8 @@ def _swapped(
     first = int(wrong[0])
     names = pairs[first][0].name, pairs[int(best[first])][0].name
     return [
-        f"{counted(len(wrong), 'image')} of {len(edges):,} that were compared match the input of another one in {source} "
-        f"better than their own (first: {names[0]}, that of {names[1]}): swapped names?"
+        f"{counted(len(wrong), 'image')} of {len(edges):,} that were compared match the input of another one in "
+        f"{source} better than their own (first: {names[0]}, that of {names[1]}): swapped names?"
     ]
 
 
