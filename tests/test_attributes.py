@@ -462,7 +462,7 @@ def test_exported_pipelines_are_told_them(exported, tmp_path, code_folder):
     assert "| colour | 3 categories: blue, green, red |" in card
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_exported_graphs_take_their_vectors(exported, tmp_path):
     pd.export_model(exported, tmp_path / "model", to="torch")
     facts = json.loads((tmp_path / "model" / "config.json").read_text())

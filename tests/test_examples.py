@@ -45,6 +45,7 @@ def test_each_says_what_it_shows_and_how_to_run_it(script):
     assert len(text.splitlines()) <= 100
 
 
+@pytest.mark.scheduled
 def test_photographs_that_are_drawn(here, capsys):
     assert run("photographs", f"--resolution 16 {BRIEF}") == 0
     assert len(list((here / "runs" / "photographs-drawn").iterdir())) == 400

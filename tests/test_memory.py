@@ -126,7 +126,7 @@ def test_the_advice_names_recompute_where_it_helps(make_trainer, monkeypatch):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of a process from /proc")
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_memory_of_an_image_is_what_a_process_takes():
     """Within a quarter, with blocks that are computed again too: what is kept for backward alone was half of it.
 

@@ -54,5 +54,5 @@ def test_missing_inputs_and_other_shapes(pairs, tmp_path, capsys):
     assert any("07.png is 64x64, and its input in" in told for told in inspect_images(options).pairs)
     words = ["inspect", options.source, "--data.paired", *(options.paired or ()), "--no-forecast"]
     assert main([*words]) == 0
-    assert "Training would be refused: 07.png in" in " ".join(capsys.readouterr().out.split())
+    assert "Training would be refused: data.paired 07.png in" in " ".join(capsys.readouterr().out.split())
     assert "there is no data at nowhere" in inspect_images(Data(options.source, paired=("nowhere",))).pairs[0]

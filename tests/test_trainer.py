@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import torch
 import patch_diffusion as pd
 from checkpoint_files import read_checkpoint
 from patch_diffusion.cli import main
-from patch_diffusion.config import Ema, Engine, Noise, Optimizer
+from patch_diffusion.config import Data, Ema, Engine, Noise, Optimizer
 from patch_diffusion.data.augment import Augment
 from patch_diffusion.files import read_tensors, to_json
 from patch_diffusion.runs.folder import RULES, RunFolder
@@ -461,6 +462,16 @@ def test_impossible_budgets(make_trainer, tmp_path, budget):
     with pytest.raises(pd.InputError, match="budget|give one of steps"):
         make_trainer().fit(**budget)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_folder_is_looked_at_before_the_data(tmp_path):
+    """A folder that holds other files is told at once, not after the images are read and the speed is measured."""
+    (tmp_path / "thesis.tex").write_text("")
+    config = pd.Config(data=Data(source="nowhere"), steps=1)
+    with pytest.raises(pd.InputError, match="no run: choose a new or an empty folder"):
+        pd.train(config, tmp_path)
+    with pytest.raises(pd.InputError, match="no race: choose a new or an empty folder"):
+        pd.race({"one": config, "two": replace(config, batch=7)}, tmp_path)
 
 
 @pytest.mark.slow

@@ -508,6 +508,7 @@ def test_a_page_that_is_left_stops_what_it_asked_for(served, tmp_path, leave):
         assert job.state == "stopped" and job.asked_to_stop and not left.errors
 
 
+@pytest.mark.scheduled
 def test_a_killed_browser_leaves_it_standing(browser, served, tmp_path):
     with Browser(tmp_path / "killed") as killed:
         killed.open(f"{served.address}#/generate?run=digits")

@@ -93,6 +93,7 @@ def race(
     if not seeds:
         raise InputError("a race takes at least one seed, and none is given")
     folder = RaceFolder(user_path(out))
+    folder.check_files()  # before the images are read, and speeds are measured
     setup = RaceSetup.open(arms, held_out, given, folder.configs())
     tune_budget = setup.extent if tune_budget is None else tune_budget
     most = LIMITS.get(setup.unit, (0, LARGEST))[1]

@@ -56,6 +56,11 @@ class RaceFolder:
         where = str(self.json_file)
         return {name: from_dict(arm, base=BEFORE, where=where) for name, arm in plan.get("arms", {}).items()}
 
+    def check_files(self) -> None:
+        """Raise InputError if the folder is a file, or holds other files and no race."""
+        if not self.json_file.exists():
+            refuse_occupied(self.path, "race")
+
     def check(self, plan: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any] | None:
         """Return the results of this race in the folder, None if it is new.
 
@@ -63,8 +68,8 @@ class RaceFolder:
             InputError: the folder has other files, a race of other arms or options, or other files where an arm is to
                 be trained with one of the seeds.
         """
+        self.check_files()
         if not self.json_file.exists():
-            refuse_occupied(self.path, "race")
             return None
         found = read_json(self.json_file)
         _check_same(self.path, found.get("plan", {}), plan)

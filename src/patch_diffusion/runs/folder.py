@@ -143,6 +143,14 @@ class RunFolder(RunPaths):
         """Return the names of the rules that a training in this folder follows: those of its run, or all `RULES`."""
         return self.read_config()[1].rules if self.is_run() else RULES
 
+    def check_files(self) -> None:
+        """Raise InputError if the folder is a file, holds other files, or a run that has lost its config.json."""
+        if self.is_run():
+            return
+        if advice := self.lost_config():
+            raise InputError(f"{self.path} holds the checkpoints of a run, but no config.json{advice}")
+        refuse_occupied(self.path, "run")
+
     def check(self, config: Config, facts: ModelFacts, allow: Collection[str] = ()) -> list[str]:
         """Raise InputError if the folder holds other files, or a run whose options, data or network must not differ.
 
@@ -159,10 +167,8 @@ class RunFolder(RunPaths):
             if name not in known:
                 raise InputError(f"there is no option '{name}' to allow{_nearest(name)}")
         facts_of(asdict(facts), str(self.config_file))  # else it would be refused when it is read again
+        self.check_files()
         if not self.is_run():
-            if advice := self.lost_config():
-                raise InputError(f"{self.path} holds the checkpoints of a run, but no config.json{advice}")
-            refuse_occupied(self.path, "run")
             return []
         stored, stored_facts = self.read_config()
         if {"num_images", "data_digest"} & set(allow):  # the number tells of the same change

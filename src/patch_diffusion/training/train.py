@@ -81,6 +81,7 @@ def _train(
             given -= {"batch", "batch_pixels"}
     show = show and is_first()
     run = RunFolder(user_path(out))
+    run.check_files()  # before the images are read, and the speed is measured
     stored = run.read_config()[0] if run.is_run() else None
     if stored is not None:
         fit = config.data.fit

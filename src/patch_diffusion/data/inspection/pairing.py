@@ -1,4 +1,4 @@
-"""What may be wrong with paired images: inputs that are missing, of other shapes, swapped, or shifted against them."""
+"""Faults of paired images: inputs that are missing, of other shapes, swapped, or shifted against them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def check_pairs(own: Collection, found: Collection, *, alone: bool) -> list[str]
         places, notes = places_of(names, found, alone=alone)
     except InputError as error:
         return [str(error)]
-    chosen = np.unique(np.linspace(0, len(names) - 1, min(len(names), MOST_PAIRS)).astype(np.int64))
+    number = min(len(names), MOST_PAIRS)
+    chosen = [each * len(names) // number for each in range(number)]
     pairs = [(own.files[index], found.files[places[index]]) for index in chosen if places[index] >= 0]
     edges: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
     scales: list[float] = []
