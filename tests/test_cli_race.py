@@ -168,7 +168,7 @@ def one_line(text):
         ("race digits --out NEW --arms whole whole", 2, "names 'whole' twice"),
         ("race digits --out NEW --arm few batch=4 --arms few patches --tune 3", 2, "add --tune-all"),
         ("race digits --out NEW --tune-all --tune 0", 2, "leave one of them out"),
-        ("race digits --out NEW --tune -1", 1, "is above 0, and at most 10,000,000 minutes, not -1"),
+        ("race digits --out NEW --tune -1", 1, "the budget of tuning is above 0, not -1"),
         ("race digits --out NEW --seeds 0-x", 1, "not '0-x'"),
         ("race digits --out NEW --moments 0", 1, "moments is at least 1"),
         ("race digits --out NEW --steps 2 --held-out 0", 1, "needs images that are held out"),

@@ -74,9 +74,8 @@ def test_diffusers(here, monkeypatch, capsys, request):
     assert np.abs(np.asarray(changed).astype(int) - np.asarray(expected[0])).max() > 1
 
 
-@pytest.mark.parametrize(
-    ("line", "library"), [pytest.param(COMMANDS[1], "onnx", marks=pytest.mark.scheduled), (COMMANDS[2], "pytorch")]
-)
+@pytest.mark.scheduled
+@pytest.mark.parametrize(("line", "library"), [(COMMANDS[1], "onnx"), (COMMANDS[2], "pytorch")])
 def test_graphs(here, monkeypatch, capsys, line, library):
     """The card's sampler, in NumPy, makes of its noise what Heun's method here makes of it, in whatever folder."""
     for name in ("onnx", "onnxscript", "onnxruntime") if library == "onnx" else ():

@@ -512,7 +512,7 @@ def test_an_interrupt_ends_it(command, monkeypatch):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_the_whole_with_a_tiny_budget(tmp_path, monkeypatch, capsys, secrets):
     """One trial of each part, in processes of their own."""
 

@@ -56,6 +56,7 @@ def test_photographs_that_are_drawn(here, capsys):
     assert capsys.readouterr().out.count("$ patch-diffusion ") == 3
 
 
+@pytest.mark.scheduled
 def test_photographs_of_ones_own(make_folder, here, capsys):
     words = ["--resolution", "16", *BRIEF.split(), "--out", "my runs/mine"]
     assert run("photographs", ["my photos", *words]) == 1

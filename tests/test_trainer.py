@@ -710,7 +710,7 @@ def test_nobody_reads_what_is_said(make_trainer, monkeypatch):
 @pytest.mark.parametrize("what", ["deleted", "moved", "replaced", "without config.json"])
 def test_a_run_folder_that_is_gone_ends_training(make_trainer, monkeypatch, tmp_path, what):
     pictures = [torch.arange(0, 192, 2, dtype=torch.uint8).reshape(1, 8, 12)]
-    monkeypatch.setattr("patch_diffusion.training.loop.sample_pictures", lambda model: (pictures, None))
+    monkeypatch.setattr("patch_diffusion.training.loop.sample_pictures", lambda *_: (pictures, None))
     trainer = make_trainer(checkpoints=4, samples=8)
     step, run = trainer.train_step, trainer.run.path
 

@@ -214,8 +214,8 @@ def test_samples_of_one_colour_are_trouble(make_trainer, monkeypatch):
     trainer = make_trainer(samples=2, checkpoints=4)
     generate = evaluation.generate
 
-    def constant(model, seeds, *others):
-        for sample in generate(model, seeds, *others):
+    def constant(model, seeds, *others, **told):
+        for sample in generate(model, seeds, *others, **told):
             if trainer.state.counters.step == 4 and not trainer.state.watchdog.back:
                 sample = replace(sample, pixels=torch.full_like(sample.pixels, 77))
             yield sample
@@ -238,8 +238,8 @@ def test_a_network_that_predicts_the_clean_image_may_begin_with_one_colour():
 def test_a_last_picture_of_one_colour_is_told_once(make_trainer, monkeypatch, watchdog):
     generate = evaluation.generate
 
-    def constant(model, seeds, *others):
-        for sample in generate(model, seeds, *others):
+    def constant(model, seeds, *others, **told):
+        for sample in generate(model, seeds, *others, **told):
             yield replace(sample, pixels=torch.full_like(sample.pixels, 77))
 
     monkeypatch.setattr(evaluation, "generate", constant)
@@ -252,8 +252,8 @@ def test_a_last_picture_of_one_colour_is_told_once(make_trainer, monkeypatch, wa
 def test_a_picture_of_one_colour_is_told_once_where_nothing_is_done_about_it(make_trainer, monkeypatch):
     generate, trainer = evaluation.generate, make_trainer(samples=2, watchdog="off")
 
-    def constant(model, seeds, *others):
-        for sample in generate(model, seeds, *others):
+    def constant(model, seeds, *others, **told):
+        for sample in generate(model, seeds, *others, **told):
             yield (
                 replace(sample, pixels=torch.full_like(sample.pixels, 77))
                 if trainer.state.counters.step == 4

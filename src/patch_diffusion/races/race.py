@@ -92,13 +92,15 @@ def race(
     check_limits({"moments": moments}, {"moments": (1, 100_000)})
     if not seeds:
         raise InputError("a race takes at least one seed, and none is given")
+    if tune_budget is not None and tune_budget <= 0:
+        raise InputError(f"the budget of tuning is above 0, not {tune_budget:g}")
     folder = RaceFolder(user_path(out))
     folder.check_files()  # before the images are read, and speeds are measured
     setup = RaceSetup.open(arms, held_out, given, folder.configs())
     tune_budget = setup.extent if tune_budget is None else tune_budget
     most = LIMITS.get(setup.unit, (0, LARGEST))[1]
-    if tuned and not 0 < tune_budget <= most:
-        raise InputError(f"the budget of tuning is above 0, and at most {most:,} {setup.unit}, not {tune_budget:g}")
+    if tuned and tune_budget > most:
+        raise InputError(f"the budget of tuning is at most {most:,} {setup.unit}, not {tune_budget:g}")
     plan = {
         "arms": {name: to_dict(config) for name, config in setup.arms.items()},
         "held_out": held_out,
