@@ -92,7 +92,7 @@ def race(
     check_limits({"moments": moments}, {"moments": (1, 100_000)})
     if not seeds:
         raise InputError("a race takes at least one seed, and none is given")
-    if tune_budget is not None and tune_budget <= 0:
+    if tune_budget is not None and not tune_budget > 0:  # as is NaN
         raise InputError(f"the budget of tuning is above 0, not {tune_budget:g}")
     folder = RaceFolder(user_path(out))
     folder.check_files()  # before the images are read, and speeds are measured
