@@ -29,7 +29,7 @@ class Prior(nn.Module):
         if not isinstance(model.codec, PixelCodec):
             raise InputError("this model makes latents, and a prior is of pixels")
         self.model = model
-        self.label = next(iter(jobs_of(model, [0], label)))[1] if label is not None else None
+        self.label: int | None = next(iter(jobs_of(model, [0], label)))[1] if label is not None else None
         if self.label is None and model.num_classes and not model.label_dropout:
             raise InputError("this model has learned images of a class only: give a label")
 
